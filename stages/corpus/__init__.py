@@ -1,0 +1,1 @@
+"""What the data is: records, archives, images, splits, and the embedded sample."""

@@ -1,0 +1,36 @@
+"""The eight imaging modalities and five question types: our slugs and OmniMedVQA's own literals.
+
+The literals are OmniMedVQA's (arXiv 2402.09181), typing slips included: "Mag-netic", and OCT's missing bracket. A
+record matches only if its literal matches exactly; anything else is quarantined, never guessed.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MODALITIES: Final[dict[str, str]] = {
+    "ct": "CT(Computed Tomography)",
+    "mri": "MR (Mag-netic Resonance Imaging)",
+    "x-ray": "X-Ray",
+    "ultrasound": "ultrasound",
+    "dermoscopy": "Dermoscopy",
+    "fundus": "Fundus Photography",
+    "oct": "OCT (Optical Coherence Tomography",
+    "microscopy": "Microscopy Images",
+}
+"""Modality slug -> `modality_type` literal, in the order of Med-R1's tables."""
+
+QUESTION_TYPES: Final[dict[str, str]] = {
+    "anatomy-identification": "Anatomy Identification",
+    "disease-diagnosis": "Disease Diagnosis",
+    "lesion-grading": "Lesion Grading",
+    "modality-recognition": "Modality Recognition",
+    "other-biological-attributes": "Other Biological Attributes",
+}
+"""Question-type slug -> `question_type` literal, in the order of Med-R1's tables."""
+
+MODALITY_SLUGS: Final[dict[str, str]] = {literal: slug for slug, literal in MODALITIES.items()}
+QUESTION_TYPE_SLUGS: Final[dict[str, str]] = {literal: slug for slug, literal in QUESTION_TYPES.items()}
+
+AXES: Final[dict[str, tuple[str, ...]]] = {"modality": tuple(MODALITIES), "task": tuple(QUESTION_TYPES)}
+"""The two ways the corpus is cut into train and test: by imaging modality and by question type."""

@@ -1,0 +1,51 @@
+"""The published text of a question: `question A)..., B)...` and `<answer> C </answer>` (Med-R1's split files)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+LETTERS: Final = "ABCD"
+
+_SOLUTION = re.compile(r"<answer>\s*([A-D])\s*</answer>")
+
+
+def format_problem(question: str, options: Sequence[str]) -> str:
+    """The question with its options (2 to 4 texts) as Med-R1 writes them: "question A)x, B)y"."""
+    return question + " " + ", ".join(f"{letter}){text}" for letter, text in zip(LETTERS, options, strict=False))
+
+
+def parse_problem(problem: str) -> tuple[str, dict[str, str]]:
+    """The inverse of `format_problem`: ("question", {"A": "x", "B": "y"}).
+
+    Labels are taken in order, each the first one behind the last, so commas and brackets inside options do no harm.
+    Raises ValueError when fewer than two options are found.
+    """
+    starts: list[tuple[int, int]] = []
+    position = 0
+    for letter in LETTERS:
+        label = f" {letter})" if letter == "A" else f", {letter})"
+        at = problem.find(label, position)
+        if at < 0:
+            break
+        starts.append((at, at + len(label)))
+        position = at + len(label)
+    if len(starts) < 2:
+        raise ValueError(f"no options 'A)..., B)...' in problem {problem!r}")
+    ends = [at for at, _ in starts[1:]] + [len(problem)]
+    texts = [problem[start:end] for (_, start), end in zip(starts, ends, strict=True)]
+    return problem[: starts[0][0]], dict(zip(LETTERS, texts, strict=False))
+
+
+def format_solution(letter: str) -> str:
+    """The gold letter as Med-R1 writes it."""
+    return f"<answer> {letter} </answer>"
+
+
+def parse_solution(solution: str) -> str:
+    """The gold letter of a solution; ValueError if it holds none."""
+    match = _SOLUTION.fullmatch(solution.strip())
+    if not match:
+        raise ValueError(f"solution {solution!r} is not of the form '<answer> C </answer>'")
+    return match.group(1)

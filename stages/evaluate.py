@@ -1,0 +1,129 @@
+"""Stage `evaluate@<checkpoint>`: greedy answers to every test question of its axis, kept one row a question.
+
+    python -m stages.evaluate ct        the checkpoint on the test splits of all modalities
+    python -m stages.evaluate base      the base on the test splits of both axes
+
+No number is computed here: every table is derived from the rows (stage report).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from stages import layout
+from stages.cli import run_stage
+from stages.corpus.modalities import AXES
+from stages.corpus.problems import parse_problem, parse_solution
+from stages.corpus.splits import read_split
+from stages.errors import InputError
+from stages.outputs import whole_file
+from stages.params import load_params
+from stages.provenance import provenance
+from stages.scoring.answers import extract_answer
+
+SCHEMA: Final = pa.schema(
+    [
+        ("checkpoint", pa.string()),
+        ("question_id", pa.string()),
+        ("dataset", pa.string()),
+        ("modality", pa.string()),
+        ("question_type", pa.string()),
+        ("modality_test", pa.bool_()),
+        ("task_test", pa.bool_()),
+        ("image", pa.string()),
+        ("n_options", pa.int32()),
+        ("gold", pa.string()),
+        ("output", pa.string()),
+        ("answer", pa.string()),
+        ("correct", pa.bool_()),
+        ("completion_tokens", pa.int32()),
+    ]
+)
+"""One row a (checkpoint, question). `modality_test`, `task_test`: is the question in the test split of that axis."""
+
+
+def main() -> None:
+    """Test one policy and write predictions/<checkpoint>.parquet."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m stages.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("checkpoint", help="base, or a key of checkpoints in params.yaml")
+    name = arguments.parse_args().checkpoint
+    params = load_params()
+    evaluation = params.require_evaluation(name)
+    questions = test_questions(evaluation.axis)
+    folder = layout.model(name)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: run `dvc repro {'base' if name == 'base' else f'train@{name}'}`")
+
+    from stages.grpo.generate import answer_greedily  # imports torch
+    from stages.grpo.policy import load_policy, load_processor
+    from stages.grpo.prompts import ask
+
+    policy = load_policy(folder, dtype=params.base.dtype, attention=params.base.attention)
+    asked = [(item["image"], ask(item["problem"], params.prompt.style, "evaluate")) for item in questions]
+    batches = answer_greedily(
+        policy,
+        load_processor(folder),
+        asked,
+        batch_size=params.evaluate.batch_size,
+        max_new_tokens=params.evaluate.max_new_tokens,
+    )
+    rows = []
+    for item, completion in zip(questions, _counted(batches, len(questions), name), strict=True):
+        _, options = parse_problem(item["problem"])
+        gold, answer = parse_solution(item["solution"]), extract_answer(completion.text, options)
+        kept = {field: item[field] for field in SCHEMA.names if field in item}
+        said = {"n_options": len(options), "gold": gold, "output": completion.text, "answer": answer, "correct": answer == gold}
+        rows.append({"checkpoint": name, **kept, **said, "completion_tokens": completion.tokens})
+    rows.sort(key=lambda row: row["question_id"])
+    facts = provenance({"base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
+    schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
+    with whole_file(layout.predictions(name)) as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    print(f"{name}: {sum(row['correct'] for row in rows)} of {len(rows)} right -> {layout.predictions(name)}")
+
+
+def test_questions(axis: str) -> list[dict[str, Any]]:
+    """The distinct test questions of an axis ("modality", "task", "all"), with the axes each is a test question of.
+
+    Sorted by image, so that the questions of one picture stand together.
+    """
+    tests: dict[str, set[str]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for each, slugs in AXES.items():
+        items = [item for slug in slugs for item in read_split(layout.split(each, slug, "test"))]
+        tests[each] = {item["question_id"] for item in items}
+        if axis in (each, "all"):
+            found |= {item["question_id"]: item for item in items}
+    for name, item in found.items():
+        item |= {f"{each}_test": name in members for each, members in tests.items()}
+    return sorted(found.values(), key=lambda item: (item["image"], item["question_id"]))
+
+
+def _counted(batches: Iterable[list[Any]], total: int, name: str) -> Iterator[Any]:
+    """One completion after another, with a bar on a terminal and a line every ten seconds elsewhere."""
+    start = last = time.monotonic()
+    done = 0
+    with tqdm(total=total, desc=name, unit="question", disable=not sys.stderr.isatty()) as bar:
+        for batch in batches:
+            yield from batch
+            done += len(batch)
+            bar.update(len(batch))
+            if bar.disable and time.monotonic() - last >= 10:
+                last = time.monotonic()
+                left = (last - start) / done * (total - done)
+                print(f"{name}: {done} of {total} questions, {left:.0f} s to go", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_stage(main)

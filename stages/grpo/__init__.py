@@ -1,0 +1,1 @@
+"""How a policy learns: prompts, rewards, generation, and the trainer."""

@@ -1,0 +1,53 @@
+"""Opening a policy: a Hugging Face directory of safetensors, with nothing run that it brings along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from stages.errors import InputError
+
+NEEDED = ("config.json", "tokenizer_config.json")
+
+
+def check_policy_files(folder: Path) -> None:
+    """Refuse, with an InputError, a folder that is no checkpoint or holds weights other than safetensors."""
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} is not a Hugging Face checkpoint: {', '.join(missing)} missing. Check base.source in params.yaml")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} has no *.safetensors weights; pickled weights (*.bin, *.pt) are never loaded: convert them first")
+
+
+def load_processor(folder: Path) -> ProcessorMixin:
+    """The checkpoint's processor, padding on the left as generation needs it."""
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
+def load_policy(folder: Path, *, dtype: str, attention: str) -> PreTrainedModel:
+    """The checkpoint's model, in `dtype` ("float32", "bfloat16"), with one of transformers' attention implementations."""
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+    )
+
+
+def vision_token_ids(processor: Any) -> list[int]:
+    """Token ids that stand for pictures: sampling one puts a placeholder without a picture into a completion."""
+    tokenizer = processor.tokenizer
+    names = [
+        token
+        for token in tokenizer.get_added_vocab()
+        if token.startswith("<|") and token.endswith(("_pad|>", "vision_start|>", "vision_end|>"))
+    ]
+    return sorted(tokenizer.convert_tokens_to_ids(names))
+
+
+def set_max_pixels(processor: Any, max_pixels: int) -> None:
+    """Make the processor scale larger images down to `max_pixels` pixels."""
+    image_processor = processor.image_processor
+    image_processor.size = {**dict(image_processor.size), "longest_edge": max_pixels}

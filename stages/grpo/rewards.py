@@ -1,0 +1,56 @@
+"""Med-R1's two rewards, accuracy and format, as TRL calls them: lists in, one float a completion out.
+
+Both are stricter than the released code where that can be gamed: its format check passes any number of answer tags
+(`fullmatch` of `<answer>.*?</answer>` with DOTALL), its accuracy check takes the first of several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from stages.corpus.problems import LETTERS
+from stages.grpo.prompts import Style
+from stages.scoring.answers import extract_answer
+
+Reward = Callable[..., list[float]]
+
+_BLOCK = r"<{0}>(?:(?!</?(?:think|answer)>).)*</{0}>"
+_THINK, _ANSWER = _BLOCK.format("think"), _BLOCK.format("answer")
+FORMATS: Final[dict[Style, re.Pattern[str]]] = {
+    "think": re.compile(rf"\s*{_THINK}\s*{_ANSWER}\s*", re.DOTALL),
+    "no-think": re.compile(rf"\s*{_ANSWER}\s*", re.DOTALL),
+    "think-after": re.compile(rf"\s*{_ANSWER}\s*{_THINK}\s*", re.DOTALL),
+}
+"""What a whole completion must look like: each block once, in order, none inside another, nothing outside."""
+
+
+def accuracy_reward(completions: list[Any], gold: list[str], options: list[list[str]], **_: Any) -> list[float]:
+    """1.0 where the completion's answer is the gold letter, else 0.0; `options` are the option texts of each question."""
+    return [
+        float(extract_answer(_text(completion), dict(zip(LETTERS, texts, strict=False))) == letter)
+        for completion, letter, texts in zip(completions, gold, options, strict=True)
+    ]
+
+
+def format_reward(style: Style) -> Reward:
+    """The reward that is 1.0 where a completion has exactly the blocks of `style`, else 0.0."""
+
+    def format(completions: list[Any], **_: Any) -> list[float]:
+        return [float(FORMATS[style].fullmatch(_text(completion)) is not None) for completion in completions]
+
+    return format
+
+
+def reward_functions(names: list[str], style: Style) -> list[Reward]:
+    """The rewards of params.yaml by name, in order; each function's `__name__` is what it is logged under."""
+    functions: dict[str, Reward] = {"accuracy": accuracy_reward, "format": format_reward(style)}
+    for name, function in functions.items():
+        function.__name__ = name
+    return [functions[name] for name in names]
+
+
+def _text(completion: Any) -> str:
+    """A completion is a string, or a chat with one assistant turn."""
+    return completion if isinstance(completion, str) else str(completion[0]["content"])

@@ -1,0 +1,205 @@
+"""The GRPO trainer: TRL's, with our settings in TRL's words and one log row a step.
+
+TRL counts completions where Med-R1 and we count prompts: its per-device batch is ours times the group size.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from datasets import Dataset, Image
+from tqdm import tqdm
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from stages.errors import InputError
+from stages.grpo.policy import vision_token_ids
+from stages.grpo.prompts import Style, ask, chat
+from stages.grpo.rewards import reward_functions
+from stages.params import Grpo
+
+LOGGED: Final[dict[str, str]] = {
+    "loss": "loss",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "rewards/accuracy/mean": "reward_accuracy",
+    "rewards/format/mean": "reward_format",
+    "kl": "kl",
+    "completions/mean_length": "completion_length",
+    "frac_reward_zero_std": "frac_reward_zero_std",
+    "entropy": "entropy",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+}
+"""TRL's name of each logged number -> ours, a column of the training log."""
+
+
+def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
+    """Our settings in TRL's words; `scratch` is where it may write what is not a result."""
+    return GRPOConfig(
+        output_dir=str(scratch),
+        run_name=run_name,
+        seed=grpo.seed,
+        num_generations=grpo.num_generations,
+        per_device_train_batch_size=grpo.prompts_per_device * grpo.num_generations,
+        gradient_accumulation_steps=grpo.gradient_accumulation_steps,
+        num_train_epochs=grpo.num_train_epochs,
+        max_steps=grpo.max_steps,
+        learning_rate=grpo.learning_rate,
+        lr_scheduler_type=grpo.lr_scheduler,
+        warmup_steps=grpo.warmup_steps,
+        weight_decay=grpo.weight_decay,
+        adam_beta2=grpo.adam_beta2,
+        max_grad_norm=grpo.max_grad_norm,
+        beta=grpo.beta,
+        epsilon=grpo.epsilon,
+        num_iterations=grpo.num_iterations,
+        loss_type=grpo.loss_type,
+        scale_rewards=grpo.scale_rewards,
+        reward_weights=list(grpo.rewards.values()),
+        temperature=grpo.temperature,
+        top_p=grpo.top_p,
+        max_completion_length=grpo.max_completion_length,
+        gradient_checkpointing=grpo.gradient_checkpointing,
+        bf16=grpo.bf16,
+        deepspeed=grpo.deepspeed,
+        logging_steps=grpo.logging_steps,
+        report_to=grpo.report_to,
+        remove_unused_columns=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
+def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
+    """Rows {"image": path, "problem", "gold", "options"} as TRL takes them: a chat, a picture opened on use, the gold."""
+    columns = {
+        "prompt": [[{"role": "user", "content": ask(row["problem"], style, "train")}] for row in rows],
+        "image": [row["image"] for row in rows],
+        "gold": [row["gold"] for row in rows],
+        "options": [row["options"] for row in rows],
+    }
+    return Dataset.from_dict(columns).cast_column("image", Image())
+
+
+def build_trainer(
+    policy: PreTrainedModel, processor: Any, dataset: Dataset, grpo: Grpo, style: Style, *, scratch: Path, log: Path, run_name: str
+) -> GRPOTrainer:
+    """A trainer ready to run. Raises InputError if there are fewer prompts than a batch, or one is too long."""
+    _check_batch(grpo, len(dataset), run_name)
+    _check_lengths(dataset, processor, grpo.max_prompt_length)
+    config = grpo_config(grpo, scratch, run_name)
+    config.generation_kwargs = {"suppress_tokens": vision_token_ids(processor)}
+    return GRPOTrainer(
+        model=policy,
+        reward_funcs=reward_functions(list(grpo.rewards), style),
+        args=config,
+        train_dataset=dataset,
+        processing_class=processor,
+        callbacks=[StepLog(log), StepProgress(run_name)],
+    )
+
+
+def _check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
+    batch = grpo.prompts_per_device * grpo.gradient_accumulation_steps
+    if prompts < batch:
+        raise InputError(
+            f"{run_name}: {prompts} training questions are fewer than one step takes ({batch} = grpo.prompts_per_device x "
+            "grpo.gradient_accumulation_steps): lower these in params.yaml or add questions"
+        )
+
+
+def _check_lengths(dataset: Dataset, processor: Any, limit: int) -> None:
+    """Refuse prompts over the limit: cutting one would cut its picture's tokens."""
+    texts = [
+        processor.apply_chat_template(
+            chat(prompt[0]["content"]),
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for prompt in dataset["prompt"]
+    ]
+    # every picture has the size the resize stage gave it, so one stands for all
+    first = processor(text=[texts[0]], images=[dataset[0]["image"]])["input_ids"][0]
+    extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
+    lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > limit:
+        raise InputError(
+            f"the prompt of {dataset[longest]['prompt'][0]['content'][:80]!r} takes {lengths[longest]} tokens, more than "
+            f"grpo.max_prompt_length = {limit}: raise it, or lower base.max_pixels"
+        )
+
+
+class StepLog(TrainerCallback):  # type: ignore[misc]
+    """Writes one CSV row a logged step; no wall clock in it, so that two runs give the same file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Keep the numbers of `LOGGED`; the last log of a run has only totals and is passed over."""
+        if logs and "loss" in logs:
+            self._rows.append({"step": state.global_step} | {ours: logs.get(theirs) for theirs, ours in LOGGED.items()})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the file, on the main process only."""
+        if not state.is_world_process_zero:
+            return
+        with self._path.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, fieldnames=["step", *LOGGED.values()], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+class StepProgress(TrainerCallback):  # type: ignore[misc]
+    """A bar on a terminal; elsewhere a line every ten seconds with the time still to go."""
+
+    def __init__(self, name: str, every: float = 10.0) -> None:
+        self._name, self._every = name, every
+        self._bar: tqdm[Any] | None = None
+        self._start = self._last = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._start = self._last = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=state.max_steps, desc=self._name, unit="step")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Show step, reward and ETA."""
+        if not logs or "reward" not in logs:
+            return
+        reward = f"reward {logs['reward']:.2f}"
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.n)
+            self._bar.set_postfix_str(reward)
+        elif time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            left = (self._last - self._start) / state.global_step * (state.max_steps - state.global_step)
+            print(f"{self._name}: step {state.global_step}/{state.max_steps}, {reward}, {left:.0f} s to go", file=sys.stderr)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def deterministic(seed: int) -> None:
+    """Seed everything and ask torch for algorithms that give the same bits on every run (it warns where it has none)."""
+    set_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def save_policy(trainer: GRPOTrainer, processor: Any, folder: Path) -> None:
+    """Write the trained policy as a checkpoint that plain transformers opens: safetensors, processor, generation config."""
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(folder, state_dict=state)
+        processor.save_pretrained(folder)

@@ -1,0 +1,53 @@
+"""Where things lie, relative to the project's root, from which every stage runs. dvc.yaml says the same to DVC."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+DATA_DVC = Path("data.dvc")
+DATA = Path("data")
+SPLITS = DATA / "splits"
+QUARANTINE = DATA / "quarantine"
+MODELS = Path("models")
+BASE_MODEL = MODELS / "base"
+TRAINING = Path("training")
+PREDICTIONS = Path("predictions")
+REPORT = Path("report")
+SCRATCH = Path(".scratch")
+"""Untracked: what may be lost without losing a result."""
+
+
+def corpus(modality: str) -> Path:
+    """Validated `records.json` of one modality and the raw `Images/` they name (stage download)."""
+    return DATA / "corpus" / modality
+
+
+def images(modality: str) -> Path:
+    """Resized images of one modality (stage resize)."""
+    return DATA / "images" / modality
+
+
+def records(modality: str) -> Path:
+    """The records of one modality whose image could be read, with `image` and the source size (stage resize)."""
+    return DATA / "records" / f"{modality}.json"
+
+
+def split(axis: str, slug: str, part: str) -> Path:
+    """One split file: axis "modality" or "task", part "train" or "test" (stage splits)."""
+    return SPLITS / axis / slug / f"{part}.json"
+
+
+def model(checkpoint: str) -> Path:
+    """The Hugging Face directory of one checkpoint, or of the base (stages train and base)."""
+    return MODELS / checkpoint
+
+
+def training_log(checkpoint: str) -> Path:
+    """One row a step: loss, rewards, KL, completion length (stage train)."""
+    return TRAINING / f"{checkpoint}.csv"
+
+
+def predictions(checkpoint: str) -> Path:
+    """One row a question (stage evaluate)."""
+    return PREDICTIONS / f"{checkpoint}.parquet"

@@ -1,0 +1,270 @@
+"""params.yaml as one frozen model. An unknown key, a missing one or a wrong value stops a stage before it starts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stages import layout
+from stages.corpus.modalities import AXES
+from stages.errors import InputError
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Corpus(_Group):
+    """Stage download."""
+
+    archive: str
+    """Path of the raw corpus, an archive in OmniMedVQA's layout; data.dvc puts it there."""
+
+
+class Resize(_Group):
+    """Stage resize."""
+
+    size: Annotated[int, Field(ge=28, le=4096)]
+    """Side of the square RGB images, in pixels."""
+    resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+    """Pillow's resampling filter."""
+
+
+class Splits(_Group):
+    """Stage splits."""
+
+    train_share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the questions that is trained on."""
+    seed: int
+
+
+class Base(_Group):
+    """Stage base, and how train and evaluate open any checkpoint."""
+
+    source: str
+    """A folder with a Hugging Face checkpoint, or a model id on the hub."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    """The commit of a model id, 40 hex digits: a name or a tag could move. null for a folder."""
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    max_pixels: PositiveInt | None
+    """Largest image, in pixels, that the processor passes on; null keeps its own limit."""
+
+
+class Prompt(_Group):
+    """Stages train and evaluate."""
+
+    style: Literal["think", "no-think", "think-after"]
+    """Whether thoughts are asked for, and on which side of the answer."""
+
+
+class Grpo(_Group):
+    """Stage train: GRPO (arXiv 2402.03300) as TRL's GRPOTrainer runs it."""
+
+    seed: int
+    num_generations: Annotated[int, Field(ge=2)]
+    """Completions sampled for each prompt: the group an advantage is relative to."""
+    prompts_per_device: PositiveInt
+    """Prompts a device takes in one forward pass, each with its whole group."""
+    gradient_accumulation_steps: PositiveInt
+    num_train_epochs: PositiveFloat
+    max_steps: Annotated[int, Field(ge=-1)]
+    """Optimiser steps; -1: as many as the epochs take."""
+    learning_rate: PositiveFloat
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: NonNegativeFloat
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)]
+    max_grad_norm: PositiveFloat
+    beta: NonNegativeFloat
+    """Weight of the KL divergence from the base; 0 runs without a reference and logs no KL."""
+    epsilon: PositiveFloat
+    """The ratio of new to old probability is clipped to 1 +- epsilon."""
+    num_iterations: PositiveInt
+    """Optimiser updates made with one batch of completions."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+    scale_rewards: Literal["group", "batch", "none"]
+    """What the advantage is divided by: the standard deviation of its group, of the batch, or nothing."""
+    rewards: dict[Literal["accuracy", "format"], float]
+    """Reward name -> weight."""
+    temperature: PositiveFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_prompt_length: PositiveInt
+    """Tokens, those of the image among them."""
+    max_completion_length: PositiveInt
+    """Tokens."""
+    gradient_checkpointing: bool
+    bf16: bool
+    """Mixed precision: compute in bfloat16."""
+    deepspeed: str | None
+    """Path of a DeepSpeed configuration."""
+    logging_steps: PositiveInt
+    report_to: Literal["none", "wandb"]
+
+    @model_validator(mode="after")
+    def _has_rewards(self) -> Self:
+        if not self.rewards:
+            raise ValueError("at least one reward is needed: accuracy, format")
+        return self
+
+
+class Evaluate(_Group):
+    """Stage evaluate."""
+
+    batch_size: PositiveInt
+    """Questions generated for together."""
+    max_new_tokens: PositiveInt
+
+
+class Report(_Group):
+    """Stage report."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    bootstrap_seed: int
+
+
+class Checkpoint(_Group):
+    """One policy to train."""
+
+    axis: Literal["modality", "task"]
+    images: str
+    """Folder of the images its split needs; dvc.yaml makes it a dependency."""
+    grpo: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `grpo` that differ for this checkpoint."""
+
+
+class Evaluation(_Group):
+    """One policy to test."""
+
+    axis: Literal["modality", "task", "all"]
+    images: str
+    grpo: dict[str, Any] = Field(default_factory=dict)
+    """Unused here; comes along with the checkpoint's entry."""
+
+
+class Params(_Group):
+    """All of params.yaml."""
+
+    corpus: Corpus
+    resize: Resize
+    splits: Splits
+    base: Base
+    prompt: Prompt
+    grpo: Grpo
+    evaluate: Evaluate
+    report: Report
+    checkpoints: dict[str, Checkpoint]
+    evaluations: dict[str, Evaluation]
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for name, checkpoint in self.checkpoints.items():
+            if name not in AXES[checkpoint.axis]:
+                raise ValueError(f"checkpoints.{name}: no such {checkpoint.axis}; allowed: {', '.join(AXES[checkpoint.axis])}")
+            self.grpo_for(name)
+        if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
+            raise ValueError(f"evaluations must be base and the checkpoints; not on both sides: {', '.join(sorted(extra))}")
+        return self
+
+    def grpo_for(self, checkpoint: str) -> Grpo:
+        """`grpo` with the overrides of one checkpoint; ValueError names an override that is not allowed."""
+        overrides = self.checkpoints[checkpoint].grpo
+        try:
+            return Grpo.model_validate(self.grpo.model_dump() | overrides)
+        except ValidationError as error:
+            raise ValueError("; ".join(_explain(error, f"checkpoints.{checkpoint}.grpo", Grpo, overrides))) from error
+
+    def require_checkpoint(self, name: str) -> Checkpoint:
+        """The entry of one checkpoint; InputError with the known names if there is none."""
+        return _require(self.checkpoints, name, "checkpoint")
+
+    def require_evaluation(self, name: str) -> Evaluation:
+        """The entry of one evaluation; InputError with the known names if there is none."""
+        return _require(self.evaluations, name, "checkpoint")
+
+
+def load_params(path: Path = layout.PARAMS) -> Params:
+    """Read and check params.yaml; InputError names each bad key, its value and what is allowed."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise InputError(f"{path} not found: run from the project's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected groups of settings, got {type(tree).__name__}")
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n       ".join([f"{path} has settings that are not allowed:", *_explain(error, "", Params, tree)])) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-6 is a number, as everywhere but in YAML 1.1, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse duplicate keys; a merged key (`<<`) may be given again."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _require(entries: dict[str, Any], name: str, what: str) -> Any:
+    if name not in entries:
+        close = difflib.get_close_matches(name, entries, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"unknown {what} {name!r}{hint} {layout.PARAMS} knows: {', '.join(entries)}")
+    return entries[name]
+
+
+def _explain(error: ValidationError, prefix: str, model: type[BaseModel], given: Any) -> list[str]:
+    """One line a problem: dotted key, value, what is allowed."""
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(([prefix] if prefix else []) + path)
+        if problem["type"] == "extra_forbidden":
+            known = list(_known_keys(model, path[:-1]))
+            close = difflib.get_close_matches(path[-1], known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            lines.append(f"{key}: unknown key{hint} Allowed here: {', '.join(known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing; add it (see params.yaml in the repository's history for a default)")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            shown = f" = {problem['input']!r}" if path else ""
+            lines.append(f"{key}{shown}: {message[:1].lower()}{message[1:]}" if path else message)
+    return lines
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        fields = getattr(current, "model_fields", {})
+        if part not in fields:
+            # an entry of a dict of models: checkpoints.<name>
+            continue
+        annotation = fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        current = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))

@@ -1,0 +1,48 @@
+"""Where a result comes from: commit, corpus, parameters, versions. Written into every result file.
+
+No wall clock and no host names: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from stages import layout
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
+CODE = ("stages", "flows", "infra", "params.yaml", "dvc.yaml", "data.dvc")
+"""What decides a result: changes here make a result "dirty", new results themselves do not."""
+
+
+def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
+    """The facts behind a result; `params` holds the groups of params.yaml that the stage read."""
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
+        "corpus": corpus_hash(),
+        "params": {name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group for name, group in params.items()},
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def corpus_hash() -> str | None:
+    """The pinned hash of the raw corpus ("md5:..."), from data.dvc; None if there is none."""
+    if not layout.DATA_DVC.is_file():
+        return None
+    outs = yaml.safe_load(layout.DATA_DVC.read_text(encoding="utf-8")).get("outs") or [{}]
+    return f"md5:{outs[0]['md5']}" if "md5" in outs[0] else None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None outside a repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,158 @@
+"""The pipeline as a user runs it: real `dvc repro` of two checkpoints in a clone, again, interrupted, and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.invalid",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.invalid",
+}
+
+
+def run(*command: str, cwd: Path, code: int = 0) -> str:
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output[-4000:]
+    return output
+
+
+def locked(root: Path, stage: str) -> dict[str, str]:
+    """Path -> md5 of a stage's outputs, from dvc.lock."""
+    stages: dict[str, Any] = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    return {out["path"]: out["md5"] for out in stages[stage]["outs"]}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """This working tree as a fresh clone would have it, cut down to two checkpoints of two steps each."""
+    root = tmp_path_factory.mktemp("clone")
+    files = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY)
+    for name in files.split("\0"):
+        if name and (REPOSITORY / name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, root / name)
+    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    params["checkpoints"] = {key: params["checkpoints"][key] for key in ("ct", "lesson-grading")}
+    params["evaluations"] = {"base": params["evaluations"]["base"], **params["checkpoints"]}
+    params["grpo"]["max_steps"] = 2
+    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (root / "dvc.lock").unlink(missing_ok=True)
+    run("git", "init", "-q", cwd=root)
+    run("git", "add", "-A", cwd=root)
+    run("git", "commit", "-q", "-m", "the clone", cwd=root)
+    run("dvc", "repro", cwd=root)
+    yield root
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def test_one_command_leads_from_the_pinned_corpus_to_the_report(clone: Path) -> None:
+    metrics = json.loads((clone / "report" / "metrics.json").read_text(encoding="utf-8"))
+    assert set(metrics["checkpoints"]) == {"ct", "lesson-grading"}
+    page = (clone / "report" / "index.html").read_text(encoding="utf-8")
+    assert "lesson-grading" in page
+    assert run("git", "status", "--porcelain", "data.dvc", cwd=clone) == "", "the import stays pinned"
+
+
+def test_every_question_read_is_kept_or_in_quarantine(clone: Path) -> None:
+    download = json.loads((clone / "data" / "quarantine" / "download.json").read_text(encoding="utf-8"))
+    assert download["read"] == download["kept"] + download["quarantined"]
+    kept = sum(len(json.loads(path.read_text(encoding="utf-8"))) for path in (clone / "data" / "records").glob("*.json"))
+    resized = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((clone / "data" / "quarantine" / "resize").glob("*.json"))]
+    assert kept == download["kept"] - sum(file["quarantined"] for file in resized)
+    for axis in ("modality", "task"):
+        parts = [json.loads(path.read_text(encoding="utf-8")) for path in (clone / "data" / "splits" / axis).glob("*/*.json")]
+        assert sum(map(len, parts)) == kept
+
+
+def test_predictions_carry_their_provenance(clone: Path) -> None:
+    facts = json.loads(pq.read_schema(clone / "predictions" / "ct.parquet").metadata[b"provenance"])
+    assert facts["git_commit"] == run("git", "rev-parse", "HEAD", cwd=clone).strip()
+    assert facts["git_dirty"] is False
+    assert facts["corpus"] == "md5:" + yaml.safe_load((clone / "data.dvc").read_text(encoding="utf-8"))["outs"][0]["md5"]
+
+
+def test_running_again_changes_nothing_and_says_so(clone: Path) -> None:
+    before = (clone / "dvc.lock").read_bytes()
+    assert "Data and pipelines are up to date." in run("dvc", "repro", cwd=clone)
+    assert (clone / "dvc.lock").read_bytes() == before
+
+
+def test_dvc_shows_metrics_params_and_plots(clone: Path) -> None:
+    assert "in_domain" in run("dvc", "metrics", "show", cwd=clone)
+    text = (clone / "params.yaml").read_text(encoding="utf-8")
+    (clone / "params.yaml").write_text(text.replace("beta: 0.04", "beta: 0.05"), encoding="utf-8")
+    try:
+        assert "grpo.beta" in run("dvc", "params", "diff", cwd=clone)
+        assert "train@ct" in run("dvc", "status", "train", cwd=clone)
+    finally:
+        (clone / "params.yaml").write_text(text, encoding="utf-8")
+    run("dvc", "plots", "show", "--out", "plots", cwd=clone)
+    assert "training/ct.csv" in (clone / "plots" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_second_run_gives_the_same_weights_and_predictions(clone: Path) -> None:
+    stages = ("train@ct", "evaluate@ct")
+    before = {stage: locked(clone, stage) for stage in stages}
+    run("dvc", "repro", "--force", "--no-run-cache", "-s", *stages, cwd=clone)
+    assert {stage: locked(clone, stage) for stage in stages} == before
+
+
+def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: Path) -> None:
+    before = locked(clone, "train@lesson-grading")
+    process = subprocess.Popen(
+        ["dvc", "repro", "--force", "--no-run-cache", "-s", "train@lesson-grading"],
+        cwd=clone,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    temporary = clone / "models" / ".lesson-grading.incomplete"
+    deadline = time.monotonic() + 120
+    while not temporary.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert temporary.exists(), "the stage never began to write"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert not (clone / "models" / "lesson-grading").exists()
+    assert not temporary.exists()
+    run("dvc", "repro", "--no-run-cache", cwd=clone)
+    assert locked(clone, "train@lesson-grading") == before
+
+
+def test_a_bad_setting_stops_a_stage_with_one_message(clone: Path) -> None:
+    text = (clone / "params.yaml").read_text(encoding="utf-8")
+    (clone / "params.yaml").write_text(text.replace("num_generations: 8", "num_generations: 1"), encoding="utf-8")
+    try:
+        output = run(sys.executable, "-m", "stages.train", "ct", cwd=clone, code=1)
+    finally:
+        (clone / "params.yaml").write_text(text, encoding="utf-8")
+    assert "grpo.num_generations = 1: input should be greater than or equal to 2" in output
+    assert "Traceback" not in output
+
+
+def test_a_report_can_be_read_without_its_models(clone: Path) -> None:
+    table = pd.read_parquet(clone / "predictions" / "base.parquet")
+    metrics = json.loads((clone / "report" / "metrics.json").read_text(encoding="utf-8"))
+    mine = table[(table["modality"] == "ct") & table["modality_test"]]
+    assert metrics["checkpoints"]["ct"]["in_domain"]["base"] == pytest.approx(mine["correct"].mean(), abs=1e-4)

@@ -1,0 +1,71 @@
+"""Stage evaluate on a small workspace: one row a question, the same however it is batched."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from stages import evaluate, layout
+from stages.errors import InputError
+from tests.workspaces import small_workspace
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    small_workspace(tmp_path, images_a_modality=1)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_evaluate(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", checkpoint])
+    evaluate.main()
+
+
+def test_the_base_answers_every_test_question_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_evaluate(monkeypatch, "base")
+    table = pd.read_parquet(layout.predictions("base"))
+    assert list(table.columns) == evaluate.SCHEMA.names
+    assert len(table) == 8 * 6
+    assert table["question_id"].is_unique
+    assert table["question_id"].is_monotonic_increasing
+    assert table["modality_test"].all()
+    assert table["task_test"].all()
+    assert (table["correct"] == (table["answer"] == table["gold"])).all()
+    assert (table["completion_tokens"] > 0).all()
+
+
+def test_answers_do_not_depend_on_the_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = []
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    for size in (16, 5):
+        (root / "params.yaml").write_text(text.replace("batch_size: 16", f"batch_size: {size}"), encoding="utf-8")
+        run_evaluate(monkeypatch, "base")
+        outputs.append(pd.read_parquet(layout.predictions("base"))["output"].tolist())
+    assert outputs[0] == outputs[1]
+
+
+def test_a_checkpoint_is_tested_on_its_own_axis(root: Path) -> None:
+    removed = evaluate.test_questions("all")[0]["question_id"]
+    path = layout.split("task", "modality-recognition", "test")
+    path.write_text(path.read_text(encoding="utf-8").replace(removed, "other"), encoding="utf-8")
+    modality = {item["question_id"]: item for item in evaluate.test_questions("modality")}
+    task = {item["question_id"]: item for item in evaluate.test_questions("task")}
+    assert removed in modality
+    assert not modality[removed]["task_test"]
+    assert removed not in task
+    assert task["other"]["task_test"]
+    assert not task["other"]["modality_test"]
+
+
+def test_an_untrained_checkpoint_is_named_with_the_command_that_trains_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"models/ct is missing: run `dvc repro train@ct`"):
+        run_evaluate(monkeypatch, "ct")
+
+
+def test_an_image_that_does_not_open_is_named_and_nothing_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (layout.images("oct") / "0.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"image data/images/oct/0.png does not open"):
+        run_evaluate(monkeypatch, "base")
+    assert not layout.predictions("base").exists()

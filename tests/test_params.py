@@ -1,0 +1,119 @@
+"""params.yaml: what is accepted, and what a user reads when something is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.errors import InputError
+from stages.params import load_params
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tree() -> dict[str, Any]:
+    return dict(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8")))
+
+
+def load(tree: Any, folder: Path) -> Any:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return load_params(path)
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *groups, last = key.split(".")
+    for group in groups:
+        tree = tree[group]
+    if value is None and last not in tree:
+        return
+    tree[last] = value
+
+
+def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -> None:
+    params = load_params(REPOSITORY / "params.yaml")
+    assert len(params.checkpoints) == 13
+    assert set(params.evaluations) == {"base", *params.checkpoints}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("grpo.betta", 0.1, ["grpo.betta: unknown key; did you mean 'beta'?", "Allowed here: seed,"]),
+        ("grpoo", {}, ["grpoo: unknown key; did you mean 'grpo'?"]),
+        ("grpo.learning_rate", "fast", ["grpo.learning_rate = 'fast'", "valid number"]),
+        ("grpo.num_generations", 1, ["grpo.num_generations = 1", "greater than or equal to 2"]),
+        ("grpo.num_generations", 4.5, ["grpo.num_generations = 4.5", "valid integer"]),
+        ("grpo.max_steps", True, ["grpo.max_steps = True", "valid integer"]),
+        ("grpo.rewards", {"beauty": 1.0}, ["grpo.rewards.beauty", "'accuracy' or 'format'"]),
+        ("grpo.rewards", {}, ["grpo = ", "at least one reward is needed"]),
+        ("splits.train_share", 1.0, ["splits.train_share = 1.0", "less than 1"]),
+        ("prompt.style", "thinking", ["prompt.style = 'thinking'", "'think', 'no-think' or 'think-after'"]),
+        ("base.revision", "main", ["base.revision = 'main'", "pattern"]),
+        ("resize.resample", "magic", ["resize.resample = 'magic'", "'bicubic'"]),
+        ("checkpoints.heart", {"axis": "modality", "images": "x"}, ["checkpoints.heart: no such modality", "ct, mri"]),
+        ("checkpoints.ct", {"axis": "task", "images": "x"}, ["checkpoints.ct: no such task"]),
+        ("checkpoints.ct", {"axis": "modality", "images": "x", "grpo": {"bta": 1}}, ["checkpoints.ct.grpo.bta: unknown key; did you mean 'beta'?"]),
+        ("checkpoints.ct", {"axis": "modality", "images": "x", "grpo": {"beta": -1.0}}, ["checkpoints.ct.grpo.beta = -1.0"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
+    tree: dict[str, Any], tmp_path: Path, key: str, value: Any, expected: list[str]
+) -> None:
+    put(tree, key, value)
+    with pytest.raises(InputError) as error:
+        load(tree, tmp_path)
+    for words in expected:
+        assert words in str(error.value)
+
+
+def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    del tree["grpo"]["beta"]
+    with pytest.raises(InputError, match=r"grpo\.beta: missing"):
+        load(tree, tmp_path)
+
+
+def test_all_problems_are_told_at_once(tree: dict[str, Any], tmp_path: Path) -> None:
+    put(tree, "grpo.beta", "x")
+    put(tree, "resize.size", 0)
+    with pytest.raises(InputError) as error:
+        load(tree, tmp_path)
+    assert "grpo.beta" in str(error.value)
+    assert "resize.size" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "a: 1\na: 2"])
+def test_a_file_that_is_no_settings_file_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="params.yaml"):
+        load_params(path)
+
+
+def test_evaluations_must_be_the_checkpoints_and_the_base(tree: dict[str, Any], tmp_path: Path) -> None:
+    del tree["evaluations"]["ct"]
+    with pytest.raises(InputError, match="not on both sides: ct"):
+        load(tree, tmp_path)
+
+
+def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").replace("learning_rate: 3.0e-4", "learning_rate: 1e-6")
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_params(path).grpo.learning_rate == 1e-6
+
+
+def test_a_checkpoints_own_settings_win(tree: dict[str, Any], tmp_path: Path) -> None:
+    put(tree, "checkpoints.ct.grpo", {"max_steps": 7})
+    params = load(tree, tmp_path)
+    assert params.grpo_for("ct").max_steps == 7
+    assert params.grpo_for("mri").max_steps == params.grpo.max_steps
+
+
+@pytest.mark.parametrize("ask", ["require_checkpoint", "require_evaluation"])
+def test_an_unknown_checkpoint_is_answered_with_the_known_ones(ask: str) -> None:
+    params = load_params(REPOSITORY / "params.yaml")
+    with pytest.raises(InputError, match=r"unknown checkpoint 'fundas'; did you mean 'fundus'\? params.yaml knows: "):
+        getattr(params, ask)("fundas")

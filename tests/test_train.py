@@ -1,0 +1,109 @@
+"""Stage train on a small workspace: what it writes, and what it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from stages import layout, train
+from stages.errors import InputError
+from tests.workspaces import small_workspace
+
+
+def run_train(monkeypatch: pytest.MonkeyPatch, root: Path, checkpoint: str) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["train", checkpoint])
+    train.main()
+
+
+def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    run_train(monkeypatch, tmp_path, "ct")
+    folder = layout.model("ct")
+    # a process of its own, where nothing of this project can be imported
+    code = (
+        "import sys, torch; from transformers import AutoProcessor, AutoModelForImageTextToText as Model; from PIL import Image;"
+        f"m = Model.from_pretrained({str(folder.resolve())!r}); p = AutoProcessor.from_pretrained({str(folder.resolve())!r});"
+        "c = [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'What type of scan is this? A)CT, B)MRI'}]}];"
+        "t = p.apply_chat_template(c, add_generation_prompt=True, tokenize=False);"
+        "i = p(text=[t], images=[Image.new('RGB', (384, 384))], return_tensors='pt');"
+        "print(type(m).__name__, m.generate(**i, max_new_tokens=2).shape[0]); assert not any(n.startswith('stages') for n in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.stdout.split() == ["Qwen2VLForConditionalGeneration", "1"], done.stderr
+    assert not list(folder.glob("*.bin")), "no pickles"
+    before = AutoModelForImageTextToText.from_pretrained(layout.BASE_MODEL, dtype=torch.float32).state_dict()
+    after = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    rows = list(csv.DictReader(layout.training_log("ct").open(encoding="utf-8")))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert all(
+        row[column] != "" for row in rows for column in ("loss", "reward", "reward_accuracy", "reward_format", "kl", "completion_length")
+    )
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert facts["params"]["grpo"]["max_steps"] == 2
+    assert facts["versions"]["trl"]
+
+
+def test_a_prompt_over_the_limit_is_refused_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path, grpo={"max_prompt_length": 50})
+    with pytest.raises(InputError, match=r"takes \d+ tokens, more than grpo.max_prompt_length = 50"):
+        run_train(monkeypatch, tmp_path, "mri")
+    assert not layout.model("mri").exists()
+    assert not layout.training_log("mri").exists()
+
+
+def test_the_token_count_of_the_limit_is_that_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    from stages.grpo.prompts import ask, chat
+
+    processor = AutoProcessor.from_pretrained(layout.BASE_MODEL)
+    items = json.loads(layout.split("modality", "oct", "train").read_text(encoding="utf-8"))
+    texts = [
+        processor.apply_chat_template(chat(ask(i["problem"], "no-think", "train")), add_generation_prompt=True, tokenize=False)
+        for i in items
+    ]
+    longest = max(len(processor(text=[t], images=[Image.open(i["image"])])["input_ids"][0]) for t, i in zip(texts, items, strict=True))
+    small_params = (tmp_path / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(
+        small_params.replace("max_prompt_length: 1024", f"max_prompt_length: {longest - 1}"), encoding="utf-8"
+    )
+    with pytest.raises(InputError, match=f"takes {longest} tokens"):
+        run_train(monkeypatch, tmp_path, "oct")
+
+
+def test_fewer_questions_than_a_step_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path, grpo={"prompts_per_device": 999})
+    with pytest.raises(InputError, match="ct: 12 training questions are fewer than one step takes"):
+        run_train(monkeypatch, tmp_path, "ct")
+
+
+def test_an_unknown_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    with pytest.raises(InputError, match="unknown checkpoint 'base'"):
+        run_train(monkeypatch, tmp_path, "base")
+
+
+def test_a_missing_image_is_named_with_its_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    (tmp_path / layout.images("ct") / "1.png").unlink()
+    with pytest.raises(InputError, match=r"ct_1_modality: image data/images/ct/1.png is missing; run `dvc repro resize`"):
+        run_train(monkeypatch, tmp_path, "ct")
+
+
+def test_an_empty_or_missing_split_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    path = tmp_path / layout.split("task", "lesson-grading", "train")
+    path.write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match=r"lesson-grading/train.json holds no questions"):
+        run_train(monkeypatch, tmp_path, "lesson-grading")
+    path.unlink()
+    with pytest.raises(InputError, match=r"lesson-grading/train.json is missing"):
+        run_train(monkeypatch, tmp_path, "lesson-grading")

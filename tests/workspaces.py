@@ -1,0 +1,59 @@
+"""A small workspace as the stages find it after `splits` and `base`: a few phantoms, their split files, the embedded base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from stages import layout
+from stages.corpus import phantoms
+from stages.corpus.modalities import AXES, QUESTION_TYPE_SLUGS
+from stages.corpus.problems import LETTERS, format_problem, format_solution
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def small_workspace(root: Path, *, images_a_modality: int = 2, grpo: dict[str, Any] | None = None) -> None:
+    """Fill `root`, from which the stages are then run; every split holds the same questions, train and test alike."""
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    tree["grpo"] |= {"max_steps": 2, "prompts_per_device": 2, "num_generations": 2} | (grpo or {})
+    tree["evaluate"]["batch_size"] = 16
+    (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    shutil.copytree(REPOSITORY / "infra" / "base", root / layout.BASE_MODEL)
+    rng = np.random.default_rng(5)
+    questions = []
+    for modality in AXES["modality"]:
+        for number in range(images_a_modality):
+            phantom = phantoms.sample_phantom(rng, modality)
+            while phantom.shape is None:
+                phantom = phantoms.sample_phantom(rng, modality)
+            image = layout.images(modality) / f"{number}.png"
+            (root / image).parent.mkdir(parents=True, exist_ok=True)
+            phantoms.draw(phantom, (384, 384), rng).save(root / image)
+            questions += [_item(phantom, asked, image, f"{modality}_{number}_{asked}", rng) for asked in phantoms.askable(phantom)]
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            key = "modality" if axis == "modality" else "question_type"
+            items = [item for item in questions if item[key] == slug]
+            for part in ("train", "test"):
+                path = root / layout.split(axis, slug, part)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(items), encoding="utf-8")
+
+
+def _item(phantom: phantoms.Phantom, asked: str, image: Path, name: str, rng: np.random.Generator) -> dict[str, str]:
+    options = phantoms.options_for(phantom, asked, rng)
+    return {
+        "image": image.as_posix(),
+        "problem": format_problem(phantoms.QUESTIONS[asked][0], options),
+        "solution": format_solution(LETTERS[options.index(phantom.answer(asked))]),
+        "question_id": name,
+        "dataset": "Phantom",
+        "modality": phantom.modality,
+        "question_type": QUESTION_TYPE_SLUGS[phantoms.ASKED_TYPE[asked]],
+    }

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
-from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from stages import layout
 from stages.cli import run_stage
@@ -27,6 +24,7 @@ from stages.corpus.splits import read_split
 from stages.errors import InputError
 from stages.outputs import whole_file
 from stages.params import load_params
+from stages.progress import counted
 from stages.provenance import provenance
 from stages.scoring.answers import extract_answer
 
@@ -79,7 +77,7 @@ def main() -> None:
         max_new_tokens=params.evaluate.max_new_tokens,
     )
     rows = []
-    for item, completion in zip(questions, _counted(batches, len(questions), name), strict=True):
+    for item, completion in zip(questions, counted(chain.from_iterable(batches), len(questions), name, "question"), strict=True):
         _, options = parse_problem(item["problem"])
         gold, answer = parse_solution(item["solution"]), extract_answer(completion.text, options)
         kept = {field: item[field] for field in SCHEMA.names if field in item}
@@ -108,21 +106,6 @@ def test_questions(axis: str) -> list[dict[str, Any]]:
     for name, item in found.items():
         item |= {f"{each}_test": name in members for each, members in tests.items()}
     return sorted(found.values(), key=lambda item: (item["image"], item["question_id"]))
-
-
-def _counted(batches: Iterable[list[Any]], total: int, name: str) -> Iterator[Any]:
-    """One completion after another, with a bar on a terminal and a line every ten seconds elsewhere."""
-    start = last = time.monotonic()
-    done = 0
-    with tqdm(total=total, desc=name, unit="question", disable=not sys.stderr.isatty()) as bar:
-        for batch in batches:
-            yield from batch
-            done += len(batch)
-            bar.update(len(batch))
-            if bar.disable and time.monotonic() - last >= 10:
-                last = time.monotonic()
-                left = (last - start) / done * (total - done)
-                print(f"{name}: {done} of {total} questions, {left:.0f} s to go", file=sys.stderr)
 
 
 if __name__ == "__main__":

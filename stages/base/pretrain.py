@@ -14,10 +14,9 @@ that can be right, so that the base does not know the corpus's bias before RL ha
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,7 @@ class Recipe:
     read_steps: int = 1000
     see_steps: int = 600
     answer_steps: int = 400
+    """At most: see `stop_at`."""
     batch: int = 64
     learning_rate: float = 1e-3
     """Peak; linear warm-up over 50 steps, then cosine to a tenth over the lesson."""
@@ -54,7 +54,7 @@ class Recipe:
     """Weight of an answer's letter among the tokens of a completion, in lessons `read` and `answer`."""
     clip: float = 1.0
     log_every: int = 25
-    stop_at: float = 1.0
+    stop_at: float = 0.58
     """End `answer` once this share of the 512 held-out questions is right."""
 
 
@@ -308,9 +308,3 @@ class _Log:
         self._rows.writerow(row)
         self._file.flush()
         self._progress("{:>8} {:>5}  loss {}  right {}  exam {}  {} min".format(*row))
-
-
-if __name__ == "__main__":  # for trials; `python -m stages.base pretrain` is the recipe
-    fields = dict(argument.split("=") for argument in sys.argv[2:])
-    default = asdict(Recipe())
-    run(Recipe(**{key: type(default[key])(value) for key, value in fields.items()}), Path(sys.argv[1]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import sys
-import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from stages.grpo.policy import vision_token_ids
 from stages.grpo.prompts import Style, ask, chat
 from stages.grpo.rewards import reward_functions
 from stages.params import Grpo
+from stages.progress import teller
 
 LOGGED: Final[dict[str, str]] = {
     "loss": "loss",
@@ -159,36 +159,28 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
 
 
 class StepProgress(TrainerCallback):  # type: ignore[misc]
-    """A bar on a terminal; elsewhere a line every ten seconds with the time still to go."""
+    """Shows step, reward and the time to go: a bar on a terminal, lines elsewhere."""
 
-    def __init__(self, name: str, every: float = 10.0) -> None:
-        self._name, self._every = name, every
-        self._bar: tqdm[Any] | None = None
-        self._start = self._last = time.monotonic()
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
-        self._start = self._last = time.monotonic()
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=state.max_steps, desc=self._name, unit="step")
+        self._bar = tqdm(total=state.max_steps, desc=self._name, unit="step", disable=not sys.stderr.isatty())
+        self._tell = teller(self._name, state.max_steps, "step")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Show step, reward and ETA."""
-        if not logs or "reward" not in logs:
-            return
-        reward = f"reward {logs['reward']:.2f}"
-        if self._bar is not None:
+        """Take one step on."""
+        if logs and "reward" in logs:
+            reward = f"reward {logs['reward']:.2f}"
+            self._bar.set_postfix_str(reward, refresh=False)
             self._bar.update(state.global_step - self._bar.n)
-            self._bar.set_postfix_str(reward)
-        elif time.monotonic() - self._last >= self._every:
-            self._last = time.monotonic()
-            left = (self._last - self._start) / state.global_step * (state.max_steps - state.global_step)
-            print(f"{self._name}: step {state.global_step}/{state.max_steps}, {reward}, {left:.0f} s to go", file=sys.stderr)
+            if self._bar.disable:
+                self._tell(state.global_step, f"{reward}, ")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 def deterministic(seed: int) -> None:

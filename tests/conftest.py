@@ -1,0 +1,107 @@
+"""A project folder of its own for each test, and small corpora in OmniMedVQA's layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
+
+ROOT = Path(__file__).parents[1]
+
+Raw = dict[str, Any]
+MakeRecord = Callable[..., Raw]
+MakeCorpus = Callable[..., Path]
+RunStage = Callable[..., None]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project, its params.yaml the repository's, as the working directory."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> RunStage:
+    """`run(module, *arguments)`: a stage's main as `python -m` starts it."""
+
+    def run_stage(module: ModuleType, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
+        module.main()
+
+    return run_stage
+
+
+@pytest.fixture
+def make_record() -> MakeRecord:
+    """`make_record(**changes)`: a good record of CT with changes; a field changed to None is left out."""
+
+    def make(**changes: Any) -> Raw:
+        record = {
+            "dataset": "Chest CT Scan",
+            "question_id": "Chest CT Scan_00000",
+            "question_type": "Disease Diagnosis",
+            "question": "What is seen?",
+            "gt_answer": "Nodule",
+            "image_path": "Images/Chest CT Scan/a.png",
+            "option_A": "Cyst",
+            "option_B": "Nodule",
+            "modality_type": MODALITIES["ct"],
+        } | changes
+        return {field: value for field, value in record.items() if value is not None}
+
+    return make
+
+
+@pytest.fixture
+def make_corpus(project: Path) -> MakeCorpus:
+    """`make_corpus(records, **files)`: data/raw/corpus.zip with a good picture for each image_path, and further files by path."""
+
+    def make(records: list[Any], files: dict[str, bytes | None] | None = None) -> Path:
+        content: dict[str, bytes | None] = {"QA_information/Open-access/Set.json": json.dumps(records).encode()}
+        content |= {record["image_path"]: picture() for record in records if isinstance(record, dict) and "image_path" in record}
+        content |= files or {}
+        path = project / "data/raw/corpus.zip"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in content.items():
+                if data is not None:
+                    archive.writestr(f"OmniMedVQA/{name}", data)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def full_records(make_record: MakeRecord) -> list[Raw]:
+    """Four records for each modality and question type: enough for every split."""
+    return [
+        make_record(
+            question_id=f"{slug}_{kind}_{number}",
+            modality_type=literal,
+            question_type=QUESTION_TYPES[kind],
+            image_path=f"Images/{slug}/{number}.png",
+        )
+        for slug, literal in MODALITIES.items()
+        for kind in QUESTION_TYPES
+        for number in range(4)
+    ]
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:
+    """A small grey picture as a file."""
+    buffer = BytesIO()
+    Image.new("L", size, 90).save(buffer, kind)
+    return buffer.getvalue()

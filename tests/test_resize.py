@@ -1,0 +1,122 @@
+"""Stage resize: one PNG for each picture, and what becomes of the records of a bad one."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages import download, layout, resize
+from stages.corpus.quarantine import read_quarantine
+from stages.errors import InputError
+from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, picture
+
+
+def resized(slug: str = "ct") -> list[Raw]:
+    found: list[Raw] = json.loads(layout.records(slug).read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_record_gets_a_square_rgb_picture_that_opens_and_the_facts_of_its_source(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make_record(image_path="Images/Röntgen [AP] (1)/a b.JPG", source="kept")
+    make_corpus([record], {record["image_path"]: picture("JPEG", (30, 20))})
+    run(download)
+    run(resize, "ct")
+    image = "data/images/ct/Röntgen [AP] (1)/a b.JPG.png"
+    assert resized() == [record | {"image": image, "source_size": [30, 20], "source_mode": "L"}]
+    with Image.open(image) as opened:
+        assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", (384, 384))
+    assert "resize ct: read 1 records of 1 images, kept 1, quarantined 0" in capsys.readouterr().out
+
+
+def test_pictures_whose_names_differ_in_the_suffix_only_stay_apart(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+    names = [f"Images/a{suffix}" for suffix in (".jpg", ".JPG", ".png", ".jpg.png", "")]
+    levels = {name: 40 * number for number, name in enumerate(names)}
+    files = {}
+    for name, level in levels.items():
+        buffer = BytesIO()
+        Image.new("L", (8, 8), level).save(buffer, "PNG")
+        files[name] = buffer.getvalue()
+    make_corpus([make_record(question_id=name, image_path=name) for name in names], files)
+    run(download)
+    run(resize, "ct")
+    for record in resized():
+        assert np.asarray(Image.open(record["image"])).max() == levels[record["image_path"]]
+
+
+def test_a_picture_of_many_questions_is_written_once(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+    make_corpus([make_record(question_id=str(number)) for number in range(5)])
+    run(download)
+    run(resize, "ct")
+    assert {record["image"] for record in resized()} == {"data/images/ct/Chest CT Scan/a.png.png"}
+    assert len([path for path in layout.images("ct").rglob("*") if path.is_file()]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (picture("JPEG", (200, 200))[:-300], "truncated or damaged"),
+        (b"This is a text.", "not an image of a known format"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_each_record_of_a_bad_picture_goes_to_quarantine(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, content: bytes, why: str
+) -> None:
+    bad: list[dict[str, Any]] = [make_record(question_id=name, image_path="Images/bad.jpg") for name in ("a", "b")]
+    make_corpus([*bad, make_record(question_id="c")], {"Images/bad.jpg": content})
+    run(download)
+    run(resize, "ct")
+    account = read_quarantine(layout.QUARANTINE / "resize" / "ct.json")
+    assert (account.stage, account.read, account.kept) == ("resize@ct", 3, 1)
+    assert [row.where for row in account.rows] == ["data/corpus/ct/records.json#0 (a)", "data/corpus/ct/records.json#1 (b)"]
+    assert all(row.what == "Images/bad.jpg" and why in row.why for row in account.rows)
+    assert [record["question_id"] for record in resized()] == ["c"]
+
+
+def test_a_modality_without_records_gives_an_empty_folder_and_list(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+    make_corpus([make_record()])
+    run(download)
+    run(resize, "mri")
+    assert resized("mri") == []
+    assert list(layout.images("mri").iterdir()) == []
+
+
+def test_two_runs_give_the_same_bytes(run: RunStage, make_corpus: MakeCorpus, full_records: list[Raw]) -> None:
+    make_corpus(full_records)
+    run(download)
+    first: dict[str, bytes] = {}
+    for _ in range(2):
+        run(resize, "ct")
+        found = {str(path): path.read_bytes() for path in [layout.records("ct"), *layout.images("ct").rglob("*.png")]}
+        assert found == (first or found)
+        first = found
+
+
+def test_an_unknown_modality_is_refused_with_the_known_ones(run: RunStage) -> None:
+    with pytest.raises(InputError, match=r"unknown modality 'pet'; known: ct, mri, .*microscopy"):
+        run(resize, "pet")
+
+
+@pytest.mark.usefixtures("project")
+def test_without_download_the_remedy_is_named(run: RunStage) -> None:
+    with pytest.raises(InputError, match=r"data/corpus/ct/records\.json is missing: run `dvc repro download`"):
+        run(resize, "ct")
+
+
+def test_a_picture_that_was_deleted_by_hand_is_named_and_nothing_is_written(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
+    make_corpus([make_record()])
+    run(download)
+    (layout.corpus("ct") / "Images/Chest CT Scan/a.png").unlink()
+    with pytest.raises(InputError, match=r"data/corpus/ct/Images/Chest CT Scan/a\.png is missing"):
+        run(resize, "ct")
+    assert not layout.images("ct").exists()
+    assert not layout.records("ct").exists()

@@ -85,6 +85,7 @@ def main() -> None:
         rows.append({"checkpoint": name, **kept, **said, "completion_tokens": completion.tokens})
     rows.sort(key=lambda row: row["question_id"])
     facts = provenance({"base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
+    facts["checkpoint"] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
     with whole_file(layout.predictions(name)) as path:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)

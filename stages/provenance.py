@@ -27,7 +27,7 @@ def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
         "corpus": corpus_hash(),
         "params": {name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group for name, group in params.items()},
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
 
 
@@ -37,6 +37,14 @@ def corpus_hash() -> str | None:
         return None
     outs = yaml.safe_load(layout.DATA_DVC.read_text(encoding="utf-8")).get("outs") or [{}]
     return f"md5:{outs[0]['md5']}" if "md5" in outs[0] else None
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None where a package is not needed, as torch for the report, and not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _git(*arguments: str) -> str | None:

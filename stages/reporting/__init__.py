@@ -1,0 +1,1 @@
+"""How the numbers are shown: on the page, in figures, in the terminal."""

@@ -1,0 +1,98 @@
+"""Geometry of the page's small drawings: training curves, sparklines, intervals. Coordinates only, no colours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+POINTS: Final = 120
+"""At most so many points a line: longer logs are shown as means over equal blocks of steps."""
+REWARDS: Final = ("reward_format", "reward_accuracy", "reward")
+"""The lines of a reward panel, from back to front."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value, to a tenth."""
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+    def ticks(self, count: int) -> list[float]:
+        """About `count` round values within the scale."""
+        ticks = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+        return [float(tick) for tick in ticks if self.low <= tick <= self.high]
+
+
+def thinned(log: pd.DataFrame) -> pd.DataFrame:
+    """A log of at most `POINTS` rows, each the mean of a block of steps."""
+    if len(log) <= POINTS:
+        return log
+    return log.groupby(np.arange(len(log)) * POINTS // len(log)).mean(numeric_only=True)
+
+
+def ends(values: pd.Series[float]) -> tuple[float, float]:
+    """Means over the first and the last tenth of what was logged, at least one step each."""
+    values = values.dropna()
+    tenth = max(1, len(values) // 10)
+    return float(values.iloc[:tenth].mean()), float(values.iloc[-tenth:].mean())
+
+
+def reward_panels(logs: Mapping[str, pd.DataFrame], width: int = 180, height: int = 110) -> dict[str, Any]:
+    """A small multiple a checkpoint: total, accuracy and format reward over the steps, all on one scale."""
+    top = max(float(log[name].max()) for log in logs.values() for name in REWARDS if log[name].notna().any())
+    rise = Scale(0.0, math.ceil(top) or 1, height - 16, 6)
+    panels = []
+    for name, log in logs.items():
+        across = _steps(log, 20, width - 4)
+        panels.append(
+            {
+                "checkpoint": name,
+                "lines": {column: _line(thinned(log), column, across, rise) for column in REWARDS},
+                "ends": ends(log["reward"]),
+                "steps": (int(log["step"].iloc[0]), int(log["step"].iloc[-1])),
+            }
+        )
+    return {"width": width, "height": height, "ticks": [(rise(tick), f"{tick:g}") for tick in rise.ticks(3)], "panels": panels}
+
+
+def sparklines(logs: Mapping[str, pd.DataFrame], column: str, width: int = 120, height: int = 26) -> dict[str, dict[str, Any] | None]:
+    """One line a checkpoint, all on one scale from zero; None where the quantity was not logged."""
+    top = max((float(log[column].max()) for log in logs.values() if log[column].notna().any()), default=1.0)
+    rise = Scale(0.0, top or 1.0, height - 2, 2)
+    return {
+        name: {"line": _line(thinned(log), column, _steps(log, 1, width - 1), rise), "ends": ends(log[column])}
+        if log[column].notna().any()
+        else None
+        for name, log in logs.items()
+    }
+
+
+def interval_scale(entries: list[dict[str, Any]]) -> Scale:
+    """One scale for all gains and their intervals, zero included; it ends at 100, so that its pixels are percent."""
+    low = min(0.0, *(entry["low"] for entry in entries))
+    high = max(0.0, *(entry["high"] for entry in entries))
+    margin = 0.04 * (high - low) or 0.01
+    return Scale(low - margin, high + margin, 0, 100)
+
+
+def _steps(log: pd.DataFrame, start: float, end: float) -> Scale:
+    first, last = float(log["step"].iloc[0]), float(log["step"].iloc[-1])
+    return Scale(first, last if last > first else first + 1, start, end)
+
+
+def _line(log: pd.DataFrame, column: str, across: Scale, rise: Scale) -> str:
+    """The `points` of an SVG polyline, steps without a value left out."""
+    return " ".join(f"{across(step)},{rise(value)}" for step, value in zip(log["step"], log[column], strict=True) if value == value)

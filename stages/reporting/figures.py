@@ -1,0 +1,100 @@
+"""The figures that stand alone, as PNG: two heatmaps and the training curves. Same numbers, same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from stages.reporting.labels import label, percent
+from stages.reporting.palette import LIGHT, bounds, ink_on
+from stages.scoring.tables import CrossTable
+
+CURVES: Final = {
+    "reward": "Reward",
+    "reward_accuracy": "Accuracy reward",
+    "reward_format": "Format reward",
+    "kl": "KL to the base",
+    "completion_length": "Completion length (tokens)",
+}
+"""Column of a training log -> title of its panels."""
+
+_STYLE: Final[dict[Any, Any]] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a867c",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "xtick.color": "#55524a",
+    "ytick.color": "#55524a",
+    "axes.labelcolor": "#55524a",
+    "figure.dpi": 150,
+}
+
+
+def save_heatmap(path: Path, table: CrossTable, title: str) -> None:
+    """Draw accuracies as a PNG: the base row set apart, in-domain cells outlined, empty cells left blank."""
+    low, high = bounds([table])
+    cells = next(iter(table.accuracy.values()))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(1.8 + 0.95 * len(cells), 1.7 + 0.46 * len(table.accuracy)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(title, pad=10)
+        for row, (name, values) in enumerate(table.accuracy.items()):
+            for column, (cell, value) in enumerate(values.items()):
+                # a gap behind the base row and before the macro column
+                x, y = column + 0.15 * (cell == "macro"), row + 0.15 * (row > 0)
+                shade = None if value is None else to_hex(LIGHT((value - low) / (high - low)))
+                _cell(axes, x, y, percent(value), shade, outlined=name == cell)
+        heads = [f"{label(cell)}\nn={table.questions[cell]}" if cell in table.questions else "Macro" for cell in cells]
+        axes.set_xticks([*np.arange(len(heads) - 1) + 0.5, len(heads) - 0.35], [head.replace(" ", "\n", 2) for head in heads])
+        axes.set_yticks([0.5, *np.arange(1, len(table.accuracy)) + 0.65], [label(name) for name in table.accuracy])
+        axes.set(xlim=(-0.05, len(heads) + 0.2), ylim=(len(table.accuracy) + 0.2, -0.05), xlabel="tested on", ylabel="trained on")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        _save(figure, path)
+
+
+def save_training(path: Path, logs: Mapping[str, pd.DataFrame], axes: Mapping[str, str]) -> None:
+    """Draw training curves as a PNG: a row of panels an axis, a panel a quantity, a line a checkpoint."""
+    kinds = list(dict.fromkeys(axes.values()))
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.1 * len(CURVES), 3.1 * len(kinds)), layout="constrained")
+        grid = figure.subplots(len(kinds), len(CURVES), squeeze=False, sharey="col")
+        for row, kind in enumerate(kinds):
+            names = [name for name, own in axes.items() if own == kind]
+            colours = mpl.colormaps["viridis"](np.linspace(0, 0.92, len(names)))
+            for panel, (column, title) in zip(grid[row], CURVES.items(), strict=True):
+                for name, colour in zip(names, colours, strict=True):
+                    panel.plot(logs[name]["step"], logs[name][column], color=colour, linewidth=1.2, label=label(name))
+                panel.set(title=title, xlabel="step")
+                panel.grid(axis="y", color="#e6e2d8", linewidth=0.7)
+            # outside the last panel, where no curve can run
+            grid[row][-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
+        for panel in grid[0]:  # the rows share their scales, so that all curves are drawn by now
+            panel.set_ylim(bottom=0)
+        _save(figure, path)
+
+
+def _cell(axes: Axes, x: float, y: float, text: str, shade: str | None, *, outlined: bool) -> None:
+    colour = shade or "#ffffff"
+    edge = "#1c1b19" if outlined else "none"
+    axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor=colour, edgecolor=edge, linewidth=1.6))
+    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink_on(colour), fontweight="bold" if outlined else "normal")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write without the library's name and version, which would change the bytes."""
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", metadata={"Software": None})

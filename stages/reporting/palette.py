@@ -1,0 +1,38 @@
+"""Colours of an accuracy: one sequential scale for light pages and prints, one for dark pages, the same in HTML and PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
+
+from stages.scoring.tables import CrossTable
+
+LIGHT: Final = LinearSegmentedColormap.from_list("accuracy", ["#f3efe4", "#c9d9d3", "#7fb0b4", "#3b7c94", "#1d4a6b"])
+DARK: Final = LinearSegmentedColormap.from_list("accuracy-dark", ["#23282c", "#27424f", "#2f6a80", "#5a9fae", "#c3e0d8"])
+
+
+def bounds(tables: Iterable[CrossTable]) -> tuple[float, float]:
+    """The tenths that enclose all accuracies there are: the ends of a scale for these tables."""
+    cells = (accuracy for table in tables for row in table.accuracy.values() for accuracy in row.values())
+    present = [accuracy for accuracy in cells if accuracy is not None]
+    low, high = math.floor(min(present) * 10) / 10, math.ceil(max(present) * 10) / 10
+    return (low, high) if low < high else (max(low - 0.1, 0.0), min(high + 0.1, 1.0))
+
+
+def shades(scale: Colormap, steps: int) -> list[tuple[str, str]]:
+    """`steps` colours from low to high, each with the text colour, black or white, that reads best on it (WCAG 2.2).
+
+    The better of the two always has a contrast of at least 4.58, which is above the 4.5 that WCAG asks for.
+    """
+    colours = [to_hex(scale(step / (steps - 1))) for step in range(steps)]
+    return [(colour, ink_on(colour)) for colour in colours]
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever contrasts more with a background."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#ffffff"

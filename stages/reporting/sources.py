@@ -1,0 +1,64 @@
+"""Predictions and training logs, read and checked for being such."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.errors import InputError
+
+LOG_COLUMNS: Final = (
+    "step",
+    "reward",
+    "reward_accuracy",
+    "reward_format",
+    "kl",
+    "completion_length",
+    "frac_reward_zero_std",
+)
+"""The columns of a training log that are drawn."""
+
+
+def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """One checkpoint's predictions and the provenance in the file; `stage` is what makes the file."""
+    try:
+        table = pq.read_table(path)
+        origin = json.loads(table.schema.metadata[b"provenance"])
+    except FileNotFoundError:
+        raise _absent(path, stage) from None
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a parquet file ({error}); make it again: `dvc repro --single-item --force {stage}`") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not say where it comes from; make it again: `dvc repro --single-item --force {stage}`") from error
+    return table.to_pandas(), origin
+
+
+def read_training_log(path: Path, stage: str) -> pd.DataFrame:
+    """One row a logged step, sorted by step; what was not logged (KL without a reference) is NaN."""
+    try:
+        log = pd.read_csv(path)
+    except FileNotFoundError:
+        raise _absent(path, stage) from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a table of steps ({error}); make it again with {stage}") from error
+    if missing := [name for name in LOG_COLUMNS if name not in log]:
+        raise InputError(f"{path}: no column {missing[0]!r}; make it again with {stage}")
+    for name in LOG_COLUMNS:
+        numbers = pd.to_numeric(log[name], errors="coerce")
+        wrong = numbers.isna() & log[name].notna()
+        if wrong.any():
+            at = int(wrong.to_numpy().argmax())
+            raise InputError(f"{path}: row {at}: {name} {log[name].iloc[at]!r} is not a number; make it again with {stage}")
+        log[name] = numbers
+    if log.empty or log["step"].isna().any():
+        raise InputError(f"{path}: {'no steps in it' if log.empty else 'a row without a step'}; make it again with {stage}")
+    return log.sort_values("step", ignore_index=True)
+
+
+def _absent(path: Path, stage: str) -> InputError:
+    return InputError(f"{path} not found; make it first: `dvc repro {stage}`")

@@ -1,0 +1,169 @@
+"""Accuracies with their counts, and predictions that must not become accuracies."""
+
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from stages.corpus.modalities import AXES
+from stages.errors import InputError
+from stages.evaluate import SCHEMA
+from stages.scoring import tables
+from stages.scoring.tables import Score
+from tests.fakes import CHECKPOINTS, make_predictions, make_questions
+
+SOURCE = "predictions/ct.parquet"
+QUESTIONS = make_questions(per_cell=8)
+
+
+@pytest.fixture
+def base() -> pd.DataFrame:
+    return make_predictions(QUESTIONS, "base")
+
+
+@pytest.fixture
+def ct() -> pd.DataFrame:
+    return make_predictions(QUESTIONS, "ct")
+
+
+def refusal(predictions: pd.DataFrame, checkpoint: str = "ct", axis: str = "modality") -> str:
+    with pytest.raises(InputError) as error:
+        tables.check_predictions(predictions, checkpoint, axis, SOURCE)
+    return str(error.value)
+
+
+def changed(predictions: pd.DataFrame, column: str, value: Any, row: int = 3) -> pd.DataFrame:
+    predictions = predictions.astype({column: object})
+    predictions.loc[row, column] = value
+    return predictions if value is None else predictions.infer_objects()
+
+
+def test_the_columns_are_those_that_evaluate_writes() -> None:
+    assert list(tables.COLUMNS) == SCHEMA.names
+
+
+def test_micro_counts_questions_and_macro_counts_cells(base: pd.DataFrame) -> None:
+    rows = base.iloc[:4].assign(modality=["ct", "ct", "ct", "mri"], correct=[True, True, True, False])
+    scores = tables.scores_by(rows, "modality")
+    assert scores == {"ct": Score(3, 3), "mri": Score(0, 1)}
+    assert tables.score(rows).accuracy == 0.75
+    assert tables.macro(scores) == 0.5
+
+
+@pytest.mark.parametrize("column", ["modality", "question_type", "dataset"])
+def test_slices_add_up_to_the_whole(base: pd.DataFrame, column: str) -> None:
+    scores = tables.scores_by(base, column)
+    assert sum(cell.n for cell in scores.values()) == len(base)
+    assert sum(cell.correct for cell in scores.values()) == base["correct"].sum()
+    assert all(cell.accuracy == base[base[column] == name]["correct"].mean() for name, cell in scores.items())
+
+
+def test_an_empty_cell_is_missing_and_so_is_a_mean_over_it(base: pd.DataFrame) -> None:
+    rows = base[base["modality"] != "oct"]
+    scores = tables.scores_by(rows, "modality", AXES["modality"])
+    assert list(scores) == list(AXES["modality"])
+    assert scores["oct"] == Score(0, 0)
+    assert scores["oct"].accuracy is None
+    assert tables.macro(scores) is None
+    assert tables.macro({}) is None
+
+
+@pytest.mark.parametrize(("axis", "column", "size"), [("modality", "modality", 8), ("task", "question_type", 5)])
+def test_the_cross_table_has_a_row_a_checkpoint_below_the_base(axis: str, column: str, size: int) -> None:
+    names = ["base", *(name for name, own in CHECKPOINTS.items() if own == axis)]
+    predictions = {name: make_predictions(QUESTIONS, name) for name in names}
+    table = tables.cross_table(predictions, axis, column)
+    assert list(table.accuracy) == names
+    assert len(table.questions) == size == len(names) - 1
+    for name, row in table.accuracy.items():
+        rows = predictions[name][predictions[name][f"{axis}_test"]]
+        for cell in AXES[axis]:
+            own = rows[rows[column] == cell]
+            assert row[cell] == own["correct"].mean()
+            assert table.questions[cell] == len(own)
+        assert row["macro"] == pytest.approx(rows.groupby(column)["correct"].mean().mean())
+
+
+def test_a_cross_table_shows_an_empty_cell_as_missing(base: pd.DataFrame) -> None:
+    table = tables.cross_table({"base": base[base["modality"] != "oct"]}, "modality", "modality")
+    assert table.questions["oct"] == 0
+    assert table.accuracy["base"]["oct"] is None
+    assert table.accuracy["base"]["macro"] is None
+
+
+@pytest.mark.parametrize("checkpoint", ["base", *CHECKPOINTS])
+def test_good_predictions_pass(checkpoint: str) -> None:
+    tables.check_predictions(make_predictions(QUESTIONS, checkpoint), checkpoint, CHECKPOINTS.get(checkpoint, "all"), SOURCE)
+
+
+def test_predictions_without_any_readable_answer_pass(ct: pd.DataFrame) -> None:
+    tables.check_predictions(ct.assign(answer=None, correct=False), "ct", "modality", SOURCE)
+
+
+@pytest.mark.parametrize("column", list(tables.COLUMNS))
+def test_a_missing_column_is_named(ct: pd.DataFrame, column: str) -> None:
+    assert f"{SOURCE}: no column {column!r}" in refusal(ct.drop(columns=column))
+
+
+@pytest.mark.parametrize("column", [name for name in tables.COLUMNS if name != "answer"])
+def test_a_missing_value_is_named_with_its_question(ct: pd.DataFrame, column: str) -> None:
+    message = refusal(changed(ct, column, None))
+    assert f"has no {column}" in message
+    assert "row 3" in message
+    if column != "question_id":
+        assert repr(ct["question_id"].iloc[3]) in message
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("checkpoint", "mri", "checkpoint 'mri' is in the file of 'ct'"),
+        ("modality", "pet", "modality 'pet' is not one of ct, mri"),
+        ("question_type", "Lesion Grading", "question_type 'Lesion Grading' is not one of anatomy-identification"),
+        ("modality_test", False, "outside the test split of the axis 'modality'"),
+        ("gold", "Z", "is at odds with its answer and gold"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_question_and_the_remedy(ct: pd.DataFrame, column: str, value: object, said: str) -> None:
+    row = int(ct["correct"].to_numpy().argmax())
+    message = refusal(changed(ct, column, value, row))
+    assert message.startswith(f"{SOURCE}: question {ct['question_id'].iloc[row]!r}: ")
+    assert said in message
+    assert "dvc repro --single-item --force evaluate@ct" in message
+
+
+def test_a_question_given_twice_is_refused(ct: pd.DataFrame) -> None:
+    assert f"question_id {ct['question_id'].iloc[3]!r} is given twice" in refusal(changed(ct, "question_id", ct["question_id"].iloc[3], 4))
+
+
+def test_an_empty_table_is_refused(ct: pd.DataFrame) -> None:
+    assert "no predictions in it" in refusal(ct.iloc[:0])
+
+
+@pytest.mark.parametrize(("column", "value", "kind"), [("correct", "True", "truth"), ("n_options", 3.5, "count"), ("output", 7, "text")])
+def test_a_column_of_the_wrong_type_is_refused(ct: pd.DataFrame, column: str, value: str | float, kind: str) -> None:
+    assert re.search(f"column '{column}' holds .*, not {kind}", refusal(ct.assign(**{column: value})))
+
+
+def test_a_checkpoint_without_a_question_of_its_own_is_refused(ct: pd.DataFrame) -> None:
+    message = refusal(ct[ct["modality"] != "ct"])
+    assert "no test question with modality 'ct'" in message
+    assert "params.yaml" in message
+
+
+def test_the_same_questions_pass(base: pd.DataFrame, ct: pd.DataFrame) -> None:
+    tables.check_same_questions(base, ct, "modality", SOURCE)
+
+
+def test_a_question_that_only_one_side_answered_is_named(base: pd.DataFrame, ct: pd.DataFrame) -> None:
+    name = ct["question_id"].iloc[0]
+    with pytest.raises(InputError, match=f"{SOURCE}: question '{name}' .* but only the base did; evaluate both"):
+        tables.check_same_questions(base, ct.iloc[1:], "modality", SOURCE)
+    with pytest.raises(InputError, match=f"{SOURCE}: question '{name}' .* but the base did not; evaluate both"):
+        tables.check_same_questions(base[base["question_id"] != name], ct, "modality", SOURCE)
+
+
+def test_another_gold_than_the_base_had_is_refused(base: pd.DataFrame, ct: pd.DataFrame) -> None:
+    with pytest.raises(InputError, match=r"gold 'Z', but '[A-D]' for the base"):
+        tables.check_same_questions(base, changed(ct, "gold", "Z"), "modality", SOURCE)

@@ -1,0 +1,291 @@
+"""Stage report on a made-up finished pipeline: right numbers, same bytes, one self-contained page, bad inputs refused."""
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from stages import layout, report
+from stages.corpus.modalities import AXES
+from stages.errors import InputError
+from stages.params import load_params
+from tests.fakes import CHECKPOINTS, REPOSITORY, make_predictions, make_questions, make_training_log, write_predictions, write_project
+
+OUTPUTS = ["cross_modality.csv", "cross_task.csv", "index.html", "metrics.json", "modality.png", "summary.json", "task.png", "training.png"]
+HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_project(tmp_path, per_cell=8)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose report is made, to be read only."""
+    root = tmp_path_factory.mktemp("made")
+    write_project(root, per_cell=8)
+    with contextlib.chdir(root):
+        report.make()
+    return root
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    report.main()
+
+
+def replace(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Write one checkpoint's predictions anew, changed."""
+    write_predictions(layout.predictions(name), change(make_predictions(make_questions(per_cell=8), name)))
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with their attributes, and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+def page(root: Path = Path()) -> Page:
+    return Page((root / report.PAGE).read_text(encoding="utf-8"))
+
+
+def metrics_of(root: Path) -> dict[str, Any]:
+    return dict(json.loads((root / report.METRICS).read_text(encoding="utf-8")))
+
+
+def test_all_outputs_are_made_and_metrics_say_where_they_come_from(made: Path) -> None:
+    assert sorted(path.name for path in (made / layout.REPORT).iterdir()) == OUTPUTS
+    metrics = metrics_of(made)
+    assert list(metrics) == ["summary", "base", "checkpoints", "provenance"]
+    assert list(metrics["checkpoints"]) == list(CHECKPOINTS)
+    assert metrics["provenance"]["params"] == {"report": load_params(made / layout.PARAMS).report.model_dump()}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_cross_tables_agree_with_the_metrics_and_count_the_questions(made: Path, axis: str) -> None:
+    metrics = metrics_of(made)
+    table = pd.read_csv(made / layout.REPORT / f"cross_{axis}.csv", index_col="checkpoint")
+    column = "by_modality" if axis == "modality" else "by_question_type"
+    assert list(table.index) == ["questions", "base", *AXES[axis]]
+    assert list(table.columns) == [*AXES[axis], "macro"]
+    for name in ["base", *AXES[axis]]:
+        found = metrics["base"][axis] if name == "base" else metrics["checkpoints"][name]
+        assert table.loc[name].to_dict() == {cell: found[column][cell]["accuracy"] for cell in AXES[axis]} | {"macro": found["macro"]}
+        assert table.loc["questions", list(AXES[axis])].to_dict() == {cell: found[column][cell]["n"] for cell in AXES[axis]}
+
+
+def test_the_page_refers_to_nothing_outside_itself(made: Path) -> None:
+    html = (made / report.PAGE).read_text(encoding="utf-8")
+    tags = page(made).tags
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in tags}
+    references = [attributes[name] for _, attributes in tags for name in ("src", "href", "srcset", "data") if name in attributes]
+    assert references
+    assert all(value and value.startswith(("#", "data:")) for value in references)
+    assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "://" not in html
+
+
+def test_the_page_can_be_walked_without_seeing_it(made: Path) -> None:
+    tags = page(made).tags
+    names = [tag for tag, _ in tags]
+    identifiers = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    assert names.count("h1") == 1
+    assert names.count("table") == names.count("caption")
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+    labels = [attributes["aria-labelledby"] for _, attributes in tags if "aria-labelledby" in attributes]
+    links = [str(attributes["href"])[1:] for tag, attributes in tags if tag == "a"]
+    assert {*labels, *links} <= set(identifiers)
+    scrolls = [attributes for _, attributes in tags if attributes.get("class") == "scroll"]
+    assert all(attributes["tabindex"] == "0" and attributes["role"] == "region" for attributes in scrolls)
+    assert all("aria-label" in attributes or "aria-hidden" in attributes for tag, attributes in tags if tag == "svg")
+
+
+def test_the_page_says_how_it_went(made: Path) -> None:
+    summary = metrics_of(made)["summary"]
+    words = page(made).words()
+    assert f"rises from {100 * summary['in_domain_base']:.1f}% to {100 * summary['in_domain']:.1f}%" in words.replace("\xa0", " ")
+    assert f"{summary['beat_base']} of 13 answer more questions of their own kind correctly" in words
+    assert "image cannot be decoded" in words
+    assert "md5:5d41402abc4b2a76b9719d911017c592" in words
+
+
+def test_two_runs_give_the_same_bytes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for _ in range(2):
+        run(monkeypatch)
+        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(layout.REPORT.iterdir())})
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(("dataset", "synthetic"), [("Phantom", True), ("Chest CT Scan", False)])
+def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: str, synthetic: bool
+) -> None:
+    write_project(tmp_path, per_cell=8, dataset=dataset)
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch)
+    assert ("Every image behind these numbers is a drawn phantom" in page().words()) is synthetic
+    assert ("Nothing clinical." in page().words()) is synthetic
+
+
+def test_the_share_of_seen_test_images_is_counted_from_the_splits(made: Path) -> None:
+    seen = total = 0
+    for slug in AXES["modality"]:
+        train, test = (json.loads((made / layout.split("modality", slug, part)).read_text(encoding="utf-8")) for part in ("train", "test"))
+        images = {question["image"] for question in train}
+        seen += sum(question["image"] in images for question in test)
+        total += len(test)
+    assert f"In the splits by modality, {seen} of {total} test questions ({100 * seen / total:.1f}%)" in page(made).words()
+
+
+def test_what_a_model_wrote_is_shown_and_never_obeyed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace("ct", lambda rows: rows.assign(output=HOSTILE))
+    run(monkeypatch)
+    seen = page()
+    assert "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}" in seen.text
+    assert not {"script", "img"} & {tag for tag, _ in seen.tags}
+
+
+def test_a_long_completion_is_cut(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace("ct", lambda rows: rows.assign(output="word " * 1000))
+    run(monkeypatch)
+    assert "[4500 more characters]" in page().text
+
+
+def test_fewer_checkpoints_make_a_smaller_report(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
+    tree["checkpoints"] = {"ct": tree["checkpoints"]["ct"]}
+    tree["evaluations"] = {"base": tree["evaluations"]["base"], **tree["checkpoints"]}
+    layout.PARAMS.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    run(monkeypatch)
+    metrics = metrics_of(project)
+    assert list(metrics["checkpoints"]) == ["ct"]
+    assert list(metrics["base"]) == ["modality"]
+
+
+def test_a_run_without_a_reference_has_no_kl_to_show(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_training_log("ct").assign(kl=np.nan).to_csv(layout.training_log("ct"), index=False)
+    run(monkeypatch)
+    assert page().words().count("not logged") == 1
+
+
+def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch)
+    assert capsys.readouterr().out == "report: 13 checkpoints and the base -> report/index.html\n"
+    run(monkeypatch, "show")
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "\x1b" not in shown
+    for name, entry in metrics_of(project)["checkpoints"].items():
+        (row,) = (line.split() for line in lines if line.split()[:1] == [name])
+        own = entry["in_domain"]
+        assert row[1:5] == [str(own["n"]), f"{100 * own['base']:.1f}", f"{100 * own['accuracy']:.1f}", f"{100 * own['gain']:+.1f}"]
+    assert lines[-1] == "Page: report/index.html"
+
+
+def test_the_summary_is_small_enough_for_dvc_metrics_show_and_says_where_it_comes_from(made: Path) -> None:
+    summary, metrics = json.loads((made / report.SUMMARY).read_text(encoding="utf-8")), metrics_of(made)
+    assert summary["in_domain_gain"] == metrics["summary"]["in_domain_gain"]
+    assert summary["gain"] == {name: entry["in_domain"]["gain"] for name, entry in metrics["checkpoints"].items()}
+    assert summary["corpus"] == metrics["provenance"]["corpus"]
+
+
+def test_show_without_a_report_says_how_to_make_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"report/metrics\.json not found.*dvc repro report"):
+        run(monkeypatch, "show")
+
+
+def delete(path: Path) -> Callable[[], None]:
+    return path.unlink
+
+
+def overwrite(path: Path, text: str) -> Callable[[], object]:
+    return lambda: path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (delete(layout.predictions("mri")), r"predictions/mri\.parquet not found; make it first: `dvc repro evaluate@mri`"),
+        (overwrite(layout.predictions("mri"), "no parquet"), r"predictions/mri\.parquet is not a parquet file"),
+        (lambda: pd.DataFrame({"a": [1]}).to_parquet(layout.predictions("mri")), r"mri\.parquet does not say where it comes from"),
+        (lambda: replace("mri", lambda rows: rows.assign(checkpoint="ct")), r"predictions/mri\.parquet: question .* checkpoint 'ct'"),
+        (lambda: replace("mri", lambda rows: rows.iloc[1:]), r"predictions/mri\.parquet: question .* but only the base did"),
+        (lambda: replace("base", lambda rows: rows.iloc[1:]), r"question .* but the base did not"),
+        (delete(layout.training_log("oct")), r"training/oct\.csv not found; make it first: `dvc repro train@oct`"),
+        (overwrite(layout.training_log("oct"), ""), r"training/oct\.csv is not a table of steps"),
+        (overwrite(layout.training_log("oct"), "step,reward\n1,2\n"), r"training/oct\.csv: no column 'reward_accuracy'"),
+        (lambda: make_training_log("oct").assign(kl="x").to_csv(layout.training_log("oct")), r"oct\.csv: row 0: kl 'x' is not a number"),
+        (lambda: make_training_log("oct").iloc[:0].to_csv(layout.training_log("oct")), r"training/oct\.csv: no steps in it"),
+        (lambda: make_training_log("oct").assign(step=np.nan).to_csv(layout.training_log("oct")), r"oct\.csv: a row without a step"),
+        (delete(layout.split("task", "lesion-grading", "train")), r"lesion-grading/train\.json is missing"),
+        (delete(layout.QUARANTINE / "resize" / "ct.json"), r"resize/ct\.json is missing"),
+    ],
+)
+def test_a_bad_input_is_refused_by_name_and_nothing_is_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], Any], message: str
+) -> None:
+    spoil()
+    with pytest.raises(InputError, match=message):
+        run(monkeypatch)
+    assert not layout.REPORT.exists()
+
+
+def test_predictions_on_other_splits_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = layout.split("modality", "ct", "test")
+    questions = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(questions[1:]), encoding="utf-8")
+    with pytest.raises(InputError, match=f"question '{questions[0]['question_id']}' .* the splits have changed since"):
+        run(monkeypatch)
+
+
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoTorch())
+from stages import report
+sys.argv = ["report"]
+report.main()
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_report_is_made_where_torch_cannot_be_imported(project: Path) -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    assert report.METRICS.is_file()

@@ -17,14 +17,17 @@ from stages import layout
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
 CODE = ("stages", "flows", "infra", "params.yaml", "dvc.yaml", "data.dvc")
-"""What decides a result: changes here make a result "dirty", new results themselves do not."""
+"""What decides a result. A commit elsewhere, of a new report say, does not change where a result comes from."""
 
 
 def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
-    """The facts behind a result; `params` holds the groups of params.yaml that the stage read."""
+    """The facts behind a result; `params` holds the groups of params.yaml that the stage read.
+
+    `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was changed since.
+    """
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *CODE)),
+        "git_commit": _git("log", "-1", "--format=%H", "--", *CODE),
+        "git_dirty": bool(_git("status", "--porcelain", "--", *CODE)),
         "corpus": corpus_hash(),
         "params": {name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group for name, group in params.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},

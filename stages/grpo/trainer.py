@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import csv
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from datasets import Dataset, Image
+from datasets import Dataset
+from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
@@ -20,6 +22,7 @@ from stages.errors import InputError
 from stages.grpo.policy import vision_token_ids
 from stages.grpo.prompts import Style, ask, chat
 from stages.grpo.rewards import reward_functions
+from stages.grpo.shared_prefix import SharedPrefixGRPOTrainer
 from stages.params import Grpo
 from stages.progress import teller
 
@@ -84,7 +87,18 @@ def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
         "gold": [row["gold"] for row in rows],
         "options": [row["options"] for row in rows],
     }
-    return Dataset.from_dict(columns).cast_column("image", Image())
+    return Dataset.from_dict(columns).with_transform(_with_pictures)
+
+
+def _with_pictures(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return batch | {"image": [_picture(path) for path in batch["image"]]} if "image" in batch else batch
+
+
+@lru_cache(maxsize=16)
+def _picture(path: str) -> Image.Image:
+    """A picture by its path; the members of a group follow one another and share one decoding."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB")
 
 
 def build_trainer(
@@ -95,7 +109,8 @@ def build_trainer(
     _check_lengths(dataset, processor, grpo.max_prompt_length)
     config = grpo_config(grpo, scratch, run_name)
     config.generation_kwargs = {"suppress_tokens": vision_token_ids(processor)}
-    return GRPOTrainer(
+    engine = {"shared-prefix": SharedPrefixGRPOTrainer, "trl": GRPOTrainer}[grpo.engine]
+    return engine(
         model=policy,
         reward_funcs=reward_functions(list(grpo.rewards), style),
         args=config,
@@ -122,7 +137,7 @@ def _check_lengths(dataset: Dataset, processor: Any, limit: int) -> None:
             add_generation_prompt=True,
             tokenize=False,
         )
-        for prompt in dataset["prompt"]
+        for prompt in dataset.with_format(None)["prompt"]
     ]
     # every picture has the size the resize stage gave it, so one stands for all
     first = processor(text=[texts[0]], images=[dataset[0]["image"]])["input_ids"][0]

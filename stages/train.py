@@ -29,9 +29,10 @@ def main() -> None:
     checkpoint, grpo = params.require_checkpoint(name), params.grpo_for(name)
     split = layout.split(checkpoint.axis, name, "train")
     rows = [_question(item, split) for item in read_split(split)]
-    os.environ.setdefault("WANDB_MODE", "offline")
-    os.environ.setdefault("WANDB_DIR", str(layout.SCRATCH))
-    os.environ.setdefault("WANDB_PROJECT", "med-r1")
+    if grpo.report_to == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_DIR", str(layout.SCRATCH))
+        os.environ.setdefault("WANDB_PROJECT", "med-r1")
 
     from stages.grpo.policy import load_policy, load_processor  # imports torch
     from stages.grpo.trainer import build_trainer, deterministic, save_policy, train_dataset

@@ -100,13 +100,13 @@ def test_a_missing_image_is_named_with_its_question(tmp_path: Path, monkeypatch:
 
 def test_an_empty_or_missing_split_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_workspace(tmp_path)
-    path = tmp_path / layout.split("task", "lesson-grading", "train")
+    path = tmp_path / layout.split("task", "lesion-grading", "train")
     path.write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match=r"lesson-grading/train.json holds no questions"):
-        run_train(monkeypatch, tmp_path, "lesson-grading")
+    with pytest.raises(InputError, match=r"lesion-grading/train.json holds no questions"):
+        run_train(monkeypatch, tmp_path, "lesion-grading")
     path.unlink()
-    with pytest.raises(InputError, match=r"lesson-grading/train.json is missing"):
-        run_train(monkeypatch, tmp_path, "lesson-grading")
+    with pytest.raises(InputError, match=r"lesion-grading/train.json is missing"):
+        run_train(monkeypatch, tmp_path, "lesion-grading")
 
 
 def test_wandb_stays_offline_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from stages.errors import InputError
@@ -31,6 +33,9 @@ def load_processor(folder: Path) -> ProcessorMixin:
 
 def load_policy(folder: Path, *, dtype: str, attention: str) -> PreTrainedModel:
     """The checkpoint's model, in `dtype` ("float32", "bfloat16"), with one of transformers' attention implementations."""
+    # a bar for each of a hundred tensors, and what the libraries warn each other of, hide what a stage has to say
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     return AutoModelForImageTextToText.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True, trust_remote_code=False
     )

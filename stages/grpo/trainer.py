@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from tqdm import tqdm
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer
 
 from stages.errors import InputError
@@ -76,6 +76,7 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         remove_unused_columns=False,
         save_strategy="no",
         disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -110,7 +111,7 @@ def build_trainer(
     config = grpo_config(grpo, scratch, run_name)
     config.generation_kwargs = {"suppress_tokens": vision_token_ids(processor)}
     engine = {"shared-prefix": SharedPrefixGRPOTrainer, "trl": GRPOTrainer}[grpo.engine]
-    return engine(
+    trainer = engine(
         model=policy,
         reward_funcs=reward_functions(list(grpo.rewards), style),
         args=config,
@@ -118,6 +119,8 @@ def build_trainer(
         processing_class=processor,
         callbacks=[StepLog(log), StepProgress(run_name)],
     )
+    trainer.remove_callback(PrinterCallback)  # StepProgress says the same in a line
+    return trainer
 
 
 def _check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:

@@ -52,7 +52,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, root / name)
     params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    params["checkpoints"] = {key: params["checkpoints"][key] for key in ("ct", "lesson-grading")}
+    params["checkpoints"] = {key: params["checkpoints"][key] for key in ("ct", "lesion-grading")}
     params["evaluations"] = {"base": params["evaluations"]["base"], **params["checkpoints"]}
     params["grpo"]["max_steps"] = 2
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -67,9 +67,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_one_command_leads_from_the_pinned_corpus_to_the_report(clone: Path) -> None:
     metrics = json.loads((clone / "report" / "metrics.json").read_text(encoding="utf-8"))
-    assert set(metrics["checkpoints"]) == {"ct", "lesson-grading"}
+    assert set(metrics["checkpoints"]) == {"ct", "lesion-grading"}
     page = (clone / "report" / "index.html").read_text(encoding="utf-8")
-    assert "lesson-grading" in page
+    assert "lesion-grading" in page
     assert run("git", "status", "--porcelain", "data.dvc", cwd=clone) == "", "the import stays pinned"
 
 
@@ -98,7 +98,7 @@ def test_running_again_changes_nothing_and_says_so(clone: Path) -> None:
 
 
 def test_dvc_shows_metrics_params_and_plots(clone: Path) -> None:
-    assert "gain.lesson-grading" in run("dvc", "metrics", "show", cwd=clone)
+    assert "gain.lesion-grading" in run("dvc", "metrics", "show", cwd=clone)
     text = (clone / "params.yaml").read_text(encoding="utf-8")
     (clone / "params.yaml").write_text(text.replace("beta: 0.04", "beta: 0.05"), encoding="utf-8")
     try:
@@ -118,26 +118,26 @@ def test_a_second_run_gives_the_same_weights_and_predictions(clone: Path) -> Non
 
 
 def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: Path) -> None:
-    before = locked(clone, "train@lesson-grading")
+    before = locked(clone, "train@lesion-grading")
     process = subprocess.Popen(
-        ["dvc", "repro", "--force", "--no-run-cache", "-s", "train@lesson-grading"],
+        ["dvc", "repro", "--force", "--no-run-cache", "-s", "train@lesion-grading"],
         cwd=clone,
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    temporary = clone / "models" / ".lesson-grading.incomplete"
+    temporary = clone / "models" / ".lesion-grading.incomplete"
     deadline = time.monotonic() + 120
     while not temporary.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert temporary.exists(), "the stage never began to write"
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
-    assert not (clone / "models" / "lesson-grading").exists()
+    assert not (clone / "models" / "lesion-grading").exists()
     assert not temporary.exists()
     run("dvc", "repro", "--no-run-cache", cwd=clone)
-    assert locked(clone, "train@lesson-grading") == before
+    assert locked(clone, "train@lesion-grading") == before
 
 
 def test_a_bad_setting_stops_a_stage_with_one_message(clone: Path) -> None:

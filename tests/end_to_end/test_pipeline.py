@@ -69,7 +69,7 @@ def test_one_command_leads_from_the_pinned_corpus_to_the_report(clone: Path) -> 
     metrics = json.loads((clone / "report" / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics["checkpoints"]) == {"ct", "lesion-grading"}
     page = (clone / "report" / "index.html").read_text(encoding="utf-8")
-    assert "lesion-grading" in page
+    assert "Lesion grading" in page
     assert run("git", "status", "--porcelain", "data.dvc", cwd=clone) == "", "the import stays pinned"
 
 

@@ -25,6 +25,7 @@ def small_workspace(root: Path, *, images_a_modality: int = 2, grpo: dict[str, A
     tree["evaluate"]["batch_size"] = 16
     (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     shutil.copytree(REPOSITORY / "infra" / "base", root / layout.BASE_MODEL)
+    (root / layout.BASE_MODEL / "provenance.json").write_text("{}", encoding="utf-8")
     rng = np.random.default_rng(5)
     questions = []
     for modality in AXES["modality"]:

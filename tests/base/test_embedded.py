@@ -1,6 +1,7 @@
 """The embedded base: real classes, a tokenizer that loses nothing, and the committed weights."""
 
 import csv
+import functools
 from pathlib import Path
 
 import pytest
@@ -35,21 +36,15 @@ def test_the_log_of_the_run_ends_with_an_exam_between_45_and_70_percent() -> Non
     assert 0.45 <= float(rows[-1]["exam"]) <= 0.70
 
 
+build_tokenizer_once = functools.cache(build_tokenizer)
+
+
 @given(st.text())
 @settings(max_examples=200, deadline=None)
 def test_any_text_comes_back_from_the_tokenizer(text: str) -> None:
     tokenizer = build_tokenizer_once()
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-
-
-_TOKENIZER = None
-
-
-def build_tokenizer_once():  # type: ignore[no-untyped-def]
-    global _TOKENIZER
-    _TOKENIZER = _TOKENIZER or build_tokenizer()
-    return _TOKENIZER
 
 
 def test_an_image_costs_its_16_tokens_and_options_are_whole_words() -> None:

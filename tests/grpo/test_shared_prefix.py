@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"
 
 
-def trainer(engine: str, group: int, folder: Path) -> Any:
+def trainer(engine: str, group: int, folder: Path, **more: Any) -> Any:
     rng = np.random.default_rng(3)
     rows = []
     for number, problem in enumerate(["Scan? A)CT, B)MRI", "How severe is the lesion? A)Mild, B)Moderate, C)Severe, D)None of these"]):
@@ -27,7 +27,7 @@ def trainer(engine: str, group: int, folder: Path) -> Any:
         # two sizes of picture, and so two numbers of image tokens
         phantoms.draw(phantoms.sample_phantom(rng), ((384, 384), (96, 144))[number], rng).save(image)
         rows.append({"image": str(image), "problem": problem, "gold": "A", "options": ["CT", "MRI"]})
-    settings = {"engine": engine, "num_generations": group, "prompts_per_device": 2, "max_prompt_length": 1024}
+    settings = {"engine": engine, "num_generations": group, "prompts_per_device": 2} | more
     grpo = load_params(REPOSITORY / "params.yaml").grpo.model_copy(update=settings)
     policy, processor = load_policy(BASE, dtype="float32", attention="sdpa"), load_processor(BASE)
     dataset = train_dataset(rows, "no-think")
@@ -79,20 +79,32 @@ def test_log_probabilities_and_gradients_are_those_of_separate_rows(group: int, 
     assert (difference / norm) ** 0.5 <= 1e-5
 
 
-def test_one_training_step_moves_the_policy_as_trls_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = []
-    for engine in ("trl", "shared-prefix"):
-        each = trainer(engine, 4, tmp_path)
-        said = [[300 + row, 40 + row] for row in range(8)]
-        monkeypatch.setattr(each, "_generate_single_turn", lambda *_, said=said, **__: (said, None))
-        each.reward_funcs = [lambda completions, **_: [float(index % 3) for index in range(len(completions))]]
-        each.reward_func_names, each.reward_weights, each.reward_processing_classes = ["order"], torch.ones(1), [None]
-        each.args.max_steps = 1
-        each.train()
-        weights.append({name: p.detach().clone() for name, p in each.model.named_parameters()})
+def one_step(each: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """The weights after one optimiser step on two groups of four completions, the same words and rewards for every trainer."""
+    said = [[300 + row, 40 + row] for row in range(8)]
+    monkeypatch.setattr(each, "_generate_single_turn", lambda *_, **__: (said, None))
+    each.reward_funcs = [lambda completions, **_: [float(index % 3) for index in range(len(completions))]]
+    each.reward_func_names, each.reward_weights, each.reward_processing_classes = ["order"], torch.ones(1), [None]
+    each.args.max_steps = 1
+    each.train()
+    return {name: parameter.detach().clone() for name, parameter in each.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [
+        ("trl", {}),
+        ("shared-prefix", {"prompts_per_device": 1, "gradient_accumulation_steps": 2}),
+    ],
+)
+def test_one_training_step_is_trls_however_it_is_cut(
+    engine: str, settings: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = one_step(trainer("shared-prefix", 4, tmp_path), monkeypatch)
+    other = one_step(trainer(engine, 4, tmp_path, **settings), monkeypatch)
     base = load_policy(BASE, dtype="float32", attention="sdpa").state_dict()
-    moved = sum((weights[0][name] - base[name]).pow(2).sum() for name in weights[0])
-    apart = sum((weights[0][name] - weights[1][name]).pow(2).sum() for name in weights[0])
+    moved = sum((whole[name] - base[name]).pow(2).sum() for name in whole)
+    apart = sum((whole[name] - other[name]).pow(2).sum() for name in whole)
     assert moved > 0
     # Adam's first step has the size of the learning rate whatever the gradient's, so rounding near zero shows
     assert (apart / moved) ** 0.5 <= 0.05

@@ -23,6 +23,7 @@ from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
 from stages.params import load_params
 from stages.progress import counted
+from stages.provenance import provenance
 
 _BLOCK = 4096
 """Bytes a file takes beyond its size, at most, on common file systems."""
@@ -31,13 +32,14 @@ _BLOCK = 4096
 def main() -> None:
     """Write data/corpus/<modality> for all modalities, and data/quarantine/download.json."""
     argparse.ArgumentParser(prog="python -m stages.download", description=__doc__).parse_args()
-    path = Path(load_params().corpus.archive)
+    settings = load_params().corpus
+    path = Path(settings.archive)
     if not path.is_file():
         raise InputError(f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the pinned corpus alone")
     with open_archive(path) as archive:
         reading = _with_images(archive, _read(archive))
         account = layout.QUARANTINE / "download.json"
-        write_quarantine(account, "download", reading.read, len(reading.records), reading.rows)
+        write_quarantine(account, "download", reading.read, len(reading.records), reading.rows, provenance({"corpus": settings}))
         if not reading.records:
             raise InputError(f"{path} holds no usable record: {reading.read} read, all refused; {account} says why")
         by_modality = {slug: [record for record in reading.records if record.modality == slug] for slug in MODALITIES}

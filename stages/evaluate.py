@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -59,9 +60,11 @@ def main() -> None:
     params = load_params()
     evaluation = params.require_evaluation(name)
     questions = test_questions(evaluation.axis)
-    folder = layout.model(name)
+    folder, stage = layout.model(name), "base" if name == "base" else f"train@{name}"
     if not folder.is_dir():
-        raise InputError(f"{folder} is missing: run `dvc repro {'base' if name == 'base' else f'train@{name}'}`")
+        raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
+    facts = provenance({"base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
+    facts["checkpoint"] = _checkpoint_provenance(folder, stage)
 
     from stages.grpo.generate import answer_greedily  # imports torch
     from stages.grpo.policy import load_policy, load_processor
@@ -84,8 +87,6 @@ def main() -> None:
         said = {"n_options": len(options), "gold": gold, "output": completion.text, "answer": answer, "correct": answer == gold}
         rows.append({"checkpoint": name, **kept, **said, "completion_tokens": completion.tokens})
     rows.sort(key=lambda row: row["question_id"])
-    facts = provenance({"base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
-    facts["checkpoint"] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
     with whole_file(layout.predictions(name)) as path:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
@@ -107,6 +108,21 @@ def test_questions(axis: str) -> list[dict[str, Any]]:
     for name, item in found.items():
         item |= {f"{each}_test": name in members for each, members in tests.items()}
     return sorted(found.values(), key=lambda item: (item["image"], item["question_id"]))
+
+
+def _checkpoint_provenance(folder: Path, stage: str) -> dict[str, Any]:
+    """What the checkpoint says of its making; InputError, naming the stage that makes it, if it says nothing."""
+    path = folder / "provenance.json"
+    remedy = f"make the checkpoint again: `dvc repro --single-item --force {stage}`"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, so it cannot be said where the answers come from; {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
+    if not isinstance(facts, dict):
+        raise InputError(f"{path} holds no provenance but {facts!r:.40}; {remedy}")
+    return facts
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where a result comes from: commit, corpus, parameters, versions. Written into every result file.
 
-No wall clock and no host names: the same inputs give the same bytes.
+Where a form has no room for it, as that of the published split files, it stands in a provenance.json beside them. No
+wall clock and no host names: the same inputs give the same bytes.
 """
 
 from __future__ import annotations

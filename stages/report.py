@@ -38,6 +38,8 @@ METRICS = layout.REPORT / "metrics.json"
 SUMMARY = layout.REPORT / "summary.json"
 """The few numbers of METRICS that fit on a screen: what `dvc metrics show` prints."""
 PAGE = layout.REPORT / "index.html"
+PROVENANCE = layout.REPORT / "provenance.json"
+"""Where the tables come from, which as CSV have no room for it."""
 
 
 def main() -> None:
@@ -52,14 +54,16 @@ def make() -> None:
     params = load_params()
     axes = {name: checkpoint.axis for name, checkpoint in params.checkpoints.items()}
     evidence = _evidence(params, axes)
+    facts = _provenance(evidence)
     for axis, table in evidence.crosses.items():
         _write_cross(layout.REPORT / f"cross_{axis}.csv", table)
         with whole_file(layout.REPORT / f"{axis}.png") as temporary:
-            save_heatmap(temporary, table, f"Accuracy (%) by {CELLS[axis].replace('_', ' ')}")
+            save_heatmap(temporary, table, f"Accuracy (%) by {CELLS[axis].replace('_', ' ')}", facts)
     with whole_file(layout.REPORT / "training.png") as temporary:
-        save_training(temporary, evidence.logs, axes)
+        save_training(temporary, evidence.logs, axes, facts)
     with whole_file(PAGE) as temporary:
         temporary.write_text(render_page(evidence), encoding="utf-8")
+    write_json(PROVENANCE, facts)
     write_json(METRICS, evidence.metrics)
     write_json(SUMMARY, _summary(evidence.metrics))
     print(f"report: {len(axes)} checkpoints and the base -> {PAGE}")
@@ -80,6 +84,12 @@ def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
     gains = {name: entry["in_domain"]["gain"] for name, entry in metrics["checkpoints"].items()}
     facts = metrics["provenance"]
     return {**metrics["summary"], "gain": gains, "git_commit": facts["git_commit"], "corpus": facts["corpus"]}
+
+
+def _provenance(evidence: gather.Evidence) -> dict[str, Any]:
+    """Where tables and figures come from: the report's own provenance, and that of the predictions it was made from."""
+    predictions = [{"checkpoints": names, "provenance": origin} for names, origin in evidence.origins]
+    return {**evidence.metrics["provenance"], "predictions": predictions}
 
 
 def _evidence(params: Params, axes: Mapping[str, str]) -> gather.Evidence:

@@ -27,6 +27,7 @@ from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
 from stages.params import Resize, load_params
 from stages.progress import counted
+from stages.provenance import provenance
 
 _Fact = dict[str, Any] | str
 """What the records of a picture get to know of it, or why it cannot be used."""
@@ -56,7 +57,8 @@ def main() -> None:
         else:
             kept.append({**record.fields, "image": f"{layout.images(slug).as_posix()}/{_png_name(record.image_path)}", **fact})
     write_json(layout.records(slug), kept)
-    write_quarantine(layout.QUARANTINE / "resize" / f"{slug}.json", f"resize@{slug}", len(records), len(kept), rows)
+    account = layout.QUARANTINE / "resize" / f"{slug}.json"
+    write_quarantine(account, f"resize@{slug}", len(records), len(kept), rows, provenance({"resize": settings}))
     print(f"resize {slug}: read {len(records)} records of {len(facts)} images, kept {len(kept)}, quarantined {len(rows)}")
 
 

@@ -22,12 +22,13 @@ from stages.corpus.records import Record, read_kept
 from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
 from stages.params import Splits, load_params
+from stages.provenance import provenance
 
 Item = dict[str, Any]
 
 
 def main() -> None:
-    """Write data/splits/{modality,task}/<slug>/{train,test}.json, all of them or none."""
+    """Write data/splits/{modality,task}/<slug>/{train,test}.json and their provenance.json, all of them or none."""
     argparse.ArgumentParser(prog="python -m stages.splits", description=__doc__).parse_args()
     settings = load_params().splits
     items = _items()
@@ -40,6 +41,8 @@ def main() -> None:
                 for part, chosen in (("train", train), ("test", test)):
                     write_json(folder / layout.split(axis, slug, part).relative_to(layout.SPLITS), chosen)
                 print(f"{axis:9} {slug:28} {len(train):7} {len(test):7}")
+        # the published form is a bare list; beside the two axes, not in them, for another commit alone is no reason to train anew
+        write_json(folder / "provenance.json", provenance({"splits": settings}))
     print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")
 
 

@@ -154,9 +154,10 @@ def _write_quarantine(root: Path, questions: pd.DataFrame) -> None:
         Row("QA_information/Open-access/Phantom mri.json#4", "Kidney", "gt_answer is none of the options"),
         Row("QA_information/Open-access/Phantom oct.json#9", "Iris", "gt_answer is none of the options"),
     ]
-    write_quarantine(root / layout.QUARANTINE / "download.json", "download", len(questions) + len(refused), len(questions), refused)
+    path = root / layout.QUARANTINE / "download.json"
+    write_quarantine(path, "download", len(questions) + len(refused), len(questions), refused, PROVENANCE)
     for slug in MODALITIES:
         broken = [Row(f"Images/Phantom {slug}/0003.png", "217 bytes", "image cannot be decoded")] * (slug in ("ct", "fundus"))
         kept = int((questions["modality"] == slug).sum())
         path = root / layout.QUARANTINE / "resize" / f"{slug}.json"
-        write_quarantine(path, f"resize@{slug}", kept + len(broken), kept, broken)
+        write_quarantine(path, f"resize@{slug}", kept + len(broken), kept, broken, PROVENANCE)

@@ -14,6 +14,8 @@ from stages import download, layout
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import read_quarantine
 from stages.errors import InputError
+from stages.params import load_params
+from stages.provenance import provenance
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, picture
 
 ACCOUNT = layout.QUARANTINE / "download.json"
@@ -85,6 +87,13 @@ def test_a_bad_record_goes_to_quarantine_and_the_good_one_is_kept(
     assert why in row.why
     assert kept("ct") == [good]
     assert "download: read 2 records, kept 1, quarantined 1" in capsys.readouterr().out
+
+
+def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+    make_corpus([make_record()])
+    run(download)
+    facts = json.loads(ACCOUNT.read_text(encoding="utf-8"))["provenance"]
+    assert facts == provenance({"corpus": load_params().corpus})
 
 
 def test_a_question_file_that_is_cut_short_is_one_row(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:

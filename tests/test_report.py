@@ -15,14 +15,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from stages import layout, report
 from stages.corpus.modalities import AXES
 from stages.errors import InputError
 from stages.params import load_params
-from tests.fakes import CHECKPOINTS, REPOSITORY, make_predictions, make_questions, make_training_log, write_predictions, write_project
+from tests.fakes import (
+    CHECKPOINTS,
+    PROVENANCE,
+    REPOSITORY,
+    make_predictions,
+    make_questions,
+    make_training_log,
+    write_predictions,
+    write_project,
+)
 
-OUTPUTS = ["cross_modality.csv", "cross_task.csv", "index.html", "metrics.json", "modality.png", "summary.json", "task.png", "training.png"]
+TABLES = ["cross_modality.csv", "cross_task.csv"]
+FIGURES = ["modality.png", "task.png", "training.png"]
+OUTPUTS = sorted([*TABLES, *FIGURES, "index.html", "metrics.json", "provenance.json", "summary.json"])
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
 
 
@@ -86,6 +98,21 @@ def test_all_outputs_are_made_and_metrics_say_where_they_come_from(made: Path) -
     assert list(metrics) == ["summary", "base", "checkpoints", "provenance"]
     assert list(metrics["checkpoints"]) == list(CHECKPOINTS)
     assert metrics["provenance"]["params"] == {"report": load_params(made / layout.PARAMS).report.model_dump()}
+
+
+def test_beside_the_tables_stands_where_they_and_their_predictions_come_from(made: Path) -> None:
+    facts = json.loads((made / report.PROVENANCE).read_text(encoding="utf-8"))
+    predictions = facts.pop("predictions")
+    assert facts == metrics_of(made)["provenance"]
+    assert predictions == [{"checkpoints": ["base", *CHECKPOINTS], "provenance": PROVENANCE}]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_carries_its_provenance(made: Path, name: str) -> None:
+    with Image.open(made / layout.REPORT / name) as figure:
+        texts = {key: value for key, value in figure.info.items() if isinstance(value, str)}
+    assert list(texts) == ["provenance"]
+    assert json.loads(texts["provenance"]) == json.loads((made / report.PROVENANCE).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("axis", AXES)

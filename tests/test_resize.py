@@ -13,6 +13,8 @@ from PIL import Image
 from stages import download, layout, resize
 from stages.corpus.quarantine import read_quarantine
 from stages.errors import InputError
+from stages.params import load_params
+from stages.provenance import provenance
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, picture
 
 
@@ -78,6 +80,14 @@ def test_each_record_of_a_bad_picture_goes_to_quarantine(
     assert [row.where for row in account.rows] == ["data/corpus/ct/records.json#0 (a)", "data/corpus/ct/records.json#1 (b)"]
     assert all(row.what == "Images/bad.jpg" and why in row.why for row in account.rows)
     assert [record["question_id"] for record in resized()] == ["c"]
+
+
+def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+    make_corpus([make_record()])
+    run(download)
+    run(resize, "ct")
+    account = json.loads((layout.QUARANTINE / "resize" / "ct.json").read_text(encoding="utf-8"))
+    assert account["provenance"] == provenance({"resize": load_params().resize})
 
 
 def test_a_modality_without_records_gives_an_empty_folder_and_list(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:

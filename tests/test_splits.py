@@ -7,14 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stages import layout, splits
 from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import FIELDS, read_split
 from stages.errors import InputError
-from stages.params import Splits
-from tests.conftest import Raw, RunStage
+from stages.params import Splits, load_params
+from stages.provenance import provenance
+from tests.conftest import ROOT, Raw, RunStage
 
 SETTINGS = Splits(train_share=0.8, seed=42)
 
@@ -60,10 +62,35 @@ def test_an_item_is_in_the_published_form_with_what_it_is_sliced_by(run: RunStag
     assert parse_solution(item["solution"]) == "B"
 
 
+def test_one_file_beside_both_axes_says_where_the_splits_come_from(run: RunStage, records: list[Raw]) -> None:
+    run(splits)
+    facts = json.loads((layout.SPLITS / "provenance.json").read_text(encoding="utf-8"))
+    assert facts == provenance({"splits": load_params().splits})
+    assert {path.name for axis in AXES for path in (layout.SPLITS / axis).rglob("*.json")} == {"train.json", "test.json"}
+
+
+def test_another_commit_changes_what_is_said_of_the_splits_and_not_the_splits(
+    run: RunStage, records: list[Raw], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(splits)
+    first = tree()
+    monkeypatch.setattr(splits, "provenance", lambda params: {"git_commit": "another"})
+    run(splits)
+    assert {path for path, content in tree().items() if content != first[path]} == {"data/splits/provenance.json"}
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "report"])
+def test_no_stage_depends_on_what_is_said_of_the_splits(stage: str) -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    deps = stages[stage].get("do", stages[stage])["deps"]
+    assert any(dep.startswith("data/splits/") for dep in deps)
+    assert not {"data", "data/splits", "data/splits/provenance.json"} & set(deps)
+
+
 def test_files_are_sorted_and_two_runs_give_the_same_bytes(run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]) -> None:
     run(splits)
     first = tree()
-    assert len(first) == 26
+    assert len(first) == 26 + 1  # provenance.json
     names = part_ids("modality", "ct", "train")
     assert names == sorted(names)
     write_records(records[::-1])

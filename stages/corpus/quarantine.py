@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stages.errors import InputError
 from stages.outputs import write_json
@@ -33,13 +33,14 @@ class Quarantine:
     rows: tuple[Row, ...]
 
 
-def write_quarantine(path: Path, stage: str, read: int, kept: int, rows: Iterable[Row]) -> None:
+def write_quarantine(path: Path, stage: str, read: int, kept: int, rows: Iterable[Row], provenance: Mapping[str, Any]) -> None:
     """Write the account of one stage as JSON, its rows sorted. AssertionError if read is not kept + quarantined."""
     ordered = sorted(rows)
     if read != kept + len(ordered):
         raise AssertionError(f"{stage}: read {read} records, but kept {kept} + quarantined {len(ordered)} = {kept + len(ordered)}")
     listed = [row._asdict() for row in ordered]
-    write_json(path, {"stage": stage, "read": read, "kept": kept, "quarantined": len(ordered), "rows": listed})
+    counts = {"read": read, "kept": kept, "quarantined": len(ordered)}
+    write_json(path, {"stage": stage, **counts, "rows": listed, "provenance": provenance})
 
 
 def read_quarantine(path: Path) -> Quarantine:

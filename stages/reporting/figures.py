@@ -1,7 +1,11 @@
-"""The figures that stand alone, as PNG: two heatmaps and the training curves. Same numbers, same bytes."""
+"""The figures that stand alone, as PNG: two heatmaps and the training curves. Same numbers and provenance, same bytes.
+
+A figure is often copied without the folder it was made in; its provenance goes along, as JSON in a text field of the PNG.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -43,7 +47,7 @@ _STYLE: Final[dict[Any, Any]] = {
 }
 
 
-def save_heatmap(path: Path, table: CrossTable, title: str) -> None:
+def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[str, Any]) -> None:
     """Draw accuracies as a PNG: the base row set apart, in-domain cells outlined, empty cells left blank."""
     low, high = bounds([table])
     cells = next(iter(table.accuracy.values()))
@@ -63,10 +67,10 @@ def save_heatmap(path: Path, table: CrossTable, title: str) -> None:
         axes.set(xlim=(-0.05, len(heads) + 0.2), ylim=(len(table.accuracy) + 0.2, -0.05), xlabel="tested on", ylabel="trained on")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        _save(figure, path)
+        _save(figure, path, provenance)
 
 
-def save_training(path: Path, logs: Mapping[str, pd.DataFrame], axes: Mapping[str, str]) -> None:
+def save_training(path: Path, logs: Mapping[str, pd.DataFrame], axes: Mapping[str, str], provenance: Mapping[str, Any]) -> None:
     """Draw training curves as a PNG: a row of panels an axis, a panel a quantity, a line a checkpoint."""
     kinds = list(dict.fromkeys(axes.values()))
     with mpl.rc_context(_STYLE):
@@ -84,7 +88,7 @@ def save_training(path: Path, logs: Mapping[str, pd.DataFrame], axes: Mapping[st
             grid[row][-1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8)
         for panel in grid[0]:  # the rows share their scales, so that all curves are drawn by now
             panel.set_ylim(bottom=0)
-        _save(figure, path)
+        _save(figure, path, provenance)
 
 
 def _cell(axes: Axes, x: float, y: float, text: str, shade: str | None, *, outlined: bool) -> None:
@@ -94,7 +98,7 @@ def _cell(axes: Axes, x: float, y: float, text: str, shade: str | None, *, outli
     axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink_on(colour), fontweight="bold" if outlined else "normal")
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """Write without the library's name and version, which would change the bytes."""
+def _save(figure: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write with the provenance in place of the line with which the library names itself."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    figure.savefig(path, format="png", metadata={"Software": None, "provenance": json.dumps(provenance)})

@@ -144,17 +144,18 @@ def test_kept_records_are_read_back_and_a_bad_edit_is_named(tmp_path: Path, make
         read_kept(tmp_path / "none.json", "remedy")
 
 
-def test_a_quarantine_file_is_sorted_and_read_back(tmp_path: Path) -> None:
+def test_a_quarantine_file_is_sorted_read_back_and_says_where_it_comes_from(tmp_path: Path) -> None:
     rows = [Row("b#1 (x)", "2", "bad"), Row("a#1 (y)", "1", "bad")]
-    write_quarantine(tmp_path / "q.json", "download", 5, 3, rows)
+    write_quarantine(tmp_path / "q.json", "download", 5, 3, rows, {"corpus": "md5:abc"})
     account = read_quarantine(tmp_path / "q.json")
     assert (account.stage, account.read, account.kept, account.rows) == ("download", 5, 3, tuple(sorted(rows)))
+    assert json.loads((tmp_path / "q.json").read_text(encoding="utf-8"))["provenance"] == {"corpus": "md5:abc"}
 
 
 def test_a_quarantine_that_does_not_add_up_is_neither_written_nor_read(tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     with pytest.raises(AssertionError, match="read 5 records, but kept 3"):
-        write_quarantine(path, "download", 5, 3, [])
+        write_quarantine(path, "download", 5, 3, [], {})
     assert not path.exists()
     path.write_text('{"stage": "x", "read": 2, "kept": 1, "quarantined": 0, "rows": []}', encoding="utf-8")
     with pytest.raises(InputError, match="does not add up"):

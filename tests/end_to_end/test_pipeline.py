@@ -84,11 +84,16 @@ def test_every_question_read_is_kept_or_in_quarantine(clone: Path) -> None:
         assert sum(map(len, parts)) == kept
 
 
-def test_predictions_carry_their_provenance(clone: Path) -> None:
-    facts = json.loads(pq.read_schema(clone / "predictions" / "ct.parquet").metadata[b"provenance"])
-    assert facts["git_commit"] == run("git", "rev-parse", "HEAD", cwd=clone).strip()
-    assert facts["git_dirty"] is False
-    assert facts["corpus"] == "md5:" + yaml.safe_load((clone / "data.dvc").read_text(encoding="utf-8"))["outs"][0]["md5"]
+def test_results_of_all_stages_carry_their_provenance(clone: Path) -> None:
+    results = [json.loads(pq.read_schema(clone / "predictions" / "ct.parquet").metadata[b"provenance"])]
+    for name in ("data/quarantine/download.json", "data/quarantine/resize/ct.json", "report/metrics.json"):
+        results.append(json.loads((clone / name).read_text(encoding="utf-8"))["provenance"])
+    for name in ("data/splits/provenance.json", "models/ct/provenance.json", "report/provenance.json"):
+        results.append(json.loads((clone / name).read_text(encoding="utf-8")))
+    for facts in results:
+        assert facts["git_commit"] == run("git", "rev-parse", "HEAD", cwd=clone).strip()
+        assert facts["git_dirty"] is False
+        assert facts["corpus"] == "md5:" + yaml.safe_load((clone / "data.dvc").read_text(encoding="utf-8"))["outs"][0]["md5"]
 
 
 def test_running_again_changes_nothing_and_says_so(clone: Path) -> None:

@@ -67,11 +67,35 @@ class Prompt(_Group):
     """Whether thoughts are asked for, and on which side of the answer."""
 
 
+class Lora(_Group):
+    """A low-rank adapter (arXiv 2106.09685), merged into the weights when training ends."""
+
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: list[str]
+    """Ends of the names of the linear layers that get one, in the language model."""
+
+
 class Grpo(_Group):
     """Stage train: GRPO (arXiv 2402.03300) as TRL's GRPOTrainer runs it."""
 
     engine: Literal["shared-prefix", "trl"]
     """Compute a prompt and its picture once for its group, or once for each completion as TRL does: the same numbers."""
+    reuse_prompt_pass: bool
+    """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a fourth less work. It holds
+    the activations of all prompts of a forward pass while completions are sampled."""
+    skip_zero_advantage: bool
+    """No pass of the policy for groups whose completions were all worth the same. Needs beta 0, without which they have a
+    gradient, and excludes reuse_prompt_pass."""
+    fused_head: bool
+    """Log-probabilities tile by tile, without keeping logits: for large vocabularies and long completions on a GPU."""
+    freeze_vision_tower: bool
+    """Train the language model alone; gradients end at the features of the picture."""
+    vision_cache_mb: Annotated[int, Field(ge=0)]
+    """Memory for features of pictures, in MiB: of the reference's tower, and of the policy's if frozen. 0: none are kept."""
+    lora: Lora | None
+    """Train an adapter instead of all weights; the reference is then the policy without it. null: all weights."""
     seed: int
     num_generations: Annotated[int, Field(ge=2)]
     """Completions sampled for each prompt: the group an advantage is relative to."""
@@ -110,12 +134,31 @@ class Grpo(_Group):
     deepspeed: str | None
     """Path of a DeepSpeed configuration."""
     logging_steps: PositiveInt
+    save_steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
     report_to: Literal["none", "wandb"]
 
     @model_validator(mode="after")
     def _has_rewards(self) -> Self:
         if not self.rewards:
             raise ValueError("at least one reward is needed: accuracy, format")
+        return self
+
+    @model_validator(mode="after")
+    def _shortcuts_are_exact(self) -> Self:
+        if self.skip_zero_advantage and self.beta:
+            raise ValueError(f"skip_zero_advantage needs beta 0, not {self.beta}: the KL of a group without advantage has a gradient")
+        if self.reuse_prompt_pass:
+            wrong = {
+                "skip_zero_advantage": self.skip_zero_advantage,
+                "gradient_checkpointing": self.gradient_checkpointing,
+                "deepspeed": self.deepspeed is not None,
+                "num_iterations above 1": self.num_iterations > 1,
+            }
+            if refused := [name for name, given in wrong.items() if given]:
+                raise ValueError(f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false")
+        if self.save_steps % self.logging_steps:
+            raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
         return self
 
 

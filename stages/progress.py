@@ -25,8 +25,11 @@ def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator
                 tell(count, "")
 
 
-def teller(name: str, total: int, unit: str, *, every: float = EVERY) -> Callable[[int, str], None]:
-    """A function (count, note) that prints where the work is, at most once in `every` seconds from now on."""
+def teller(name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY) -> Callable[[int, str], None]:
+    """A function (count, note) that prints where the work is, at most once in `every` seconds from now on.
+
+    `done`: how much was there before the work began, as when it is resumed.
+    """
     start = last = time.monotonic()
 
     def tell(count: int, note: str) -> None:
@@ -34,7 +37,7 @@ def teller(name: str, total: int, unit: str, *, every: float = EVERY) -> Callabl
         now = time.monotonic()
         if now - last >= every:
             last = now
-            left = (now - start) / count * (total - count)
+            left = (now - start) / max(count - done, 1) * (total - count)
             print(f"{name}: {unit} {count} of {total}, {note}{left:.0f} s to go", file=sys.stderr, flush=True)
 
     return tell

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +38,67 @@ def main() -> None:
         os.environ.setdefault("WANDB_PROJECT", "med-r1")
 
     from stages.grpo.policy import load_policy, load_processor  # imports torch
-    from stages.grpo.trainer import build_trainer, deterministic, save_policy, train_dataset
+    from stages.grpo.resume import newest_checkpoint, state_folder
+    from stages.grpo.trainer import build_trainer, deterministic, save_policy, train_dataset, write_log
 
     deterministic(grpo.seed)
     policy = load_policy(layout.BASE_MODEL, dtype=params.base.dtype, attention=params.base.attention)
     processor = load_processor(layout.BASE_MODEL)
-    dataset = train_dataset(rows, params.prompt.style)
-    with whole_file(layout.training_log(name)) as log, whole_directory(layout.model(name)) as folder:
-        scratch = layout.SCRATCH / "train" / name
-        scratch.mkdir(parents=True, exist_ok=True)
-        trainer = build_trainer(policy, processor, dataset, grpo, params.prompt.style, scratch=scratch, log=log, run_name=name)
-        trainer.train()
+    scratch = layout.SCRATCH / "train" / name
+    state = scratch / _fingerprint(params, grpo, split)
+    trainer = build_trainer(
+        policy, processor, train_dataset(rows, params.prompt.style), grpo, params.prompt.style, scratch=state, run_name=name
+    )
+    main_process = trainer.accelerator.is_main_process
+    with trainer.accelerator.main_process_first():
+        state_folder(state)
+        resumed = newest_checkpoint(state)
+    if resumed and main_process:
+        print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
+    _train(trainer, resumed, grpo)
+    facts = provenance({"base": params.base, "prompt": params.prompt, "grpo": grpo})
+    with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
         save_policy(trainer, processor, folder)
-        facts = provenance({"base": params.base, "prompt": params.prompt, "grpo": grpo})
-        write_json(folder / "provenance.json", facts)
-        (folder / "README.md").write_text(_card(name, checkpoint.axis, len(rows), params, grpo, facts), encoding="utf-8")
-        steps = trainer.state.global_step
-    print(f"{name}: {steps} steps on {len(rows)} questions -> {layout.model(name)}")
+        if main_process:
+            write_json(folder / "provenance.json", facts)
+            (folder / "README.md").write_text(_card(name, checkpoint.axis, len(rows), params, grpo, facts), encoding="utf-8")
+            write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
+            with whole_file(layout.training_log(name)) as log:
+                write_log(trainer.state.log_history, log)
+    if main_process:
+        shutil.rmtree(scratch)
+        print(f"{name}: {trainer.state.global_step} steps on {len(rows)} questions -> {layout.model(name)}")
+
+
+def _train(trainer: Any, resumed: Path | None, grpo: Grpo) -> None:
+    """Train; InputError with the settings to lower if the memory of a GPU does not suffice."""
+    import torch
+
+    try:
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of GPU memory at step {trainer.state.global_step + 1} ({str(error).splitlines()[0]}). Lower grpo.prompts_per_device "
+            f"(now {grpo.prompts_per_device}; raise grpo.gradient_accumulation_steps by as much) or grpo.num_generations (now "
+            f"{grpo.num_generations}), set grpo.reuse_prompt_pass to false or grpo.gradient_checkpointing to true"
+        ) from error
+
+
+def _fingerprint(params: Params, grpo: Grpo, split: Path) -> str:
+    """Names the state of a training by all that decides it: settings, data, base, code, versions, number of processes."""
+    from stages.grpo.resume import files_hash, fingerprint
+
+    facts = provenance({"prompt": params.prompt, "grpo": grpo, "resize": params.resize, "base": params.base})
+    base = [path for path in layout.BASE_MODEL.iterdir() if path.is_file() and path.name != "provenance.json"]
+    return fingerprint(
+        {name: facts[name] for name in ("corpus", "params", "versions")}
+        | {
+            "split": files_hash([split]),
+            "base": files_hash(base),
+            "code": files_hash(list(Path(__file__).parent.rglob("*.py"))),
+            "processes": os.environ.get("WORLD_SIZE", "1"),
+        }
+    )
 
 
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("grpo.betta", 0.1, ["grpo.betta: unknown key; did you mean 'beta'?", "Allowed here: engine, seed,"]),
+        ("grpo.betta", 0.1, ["grpo.betta: unknown key; did you mean 'beta'?", "Allowed here: engine, reuse_prompt_pass,"]),
         ("grpoo", {}, ["grpoo: unknown key; did you mean 'grpo'?"]),
         ("grpo.learning_rate", "fast", ["grpo.learning_rate = 'fast'", "valid number"]),
         ("grpo.num_generations", 1, ["grpo.num_generations = 1", "greater than or equal to 2"]),

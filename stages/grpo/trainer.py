@@ -16,14 +16,15 @@ from datasets import Dataset
 from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from stages.errors import InputError
+from stages.grpo.engine import MedGRPOTrainer, Sharing
 from stages.grpo.policy import vision_token_ids
+from stages.grpo.prompt_batch import backbone
 from stages.grpo.prompts import Style, ask, chat
 from stages.grpo.rewards import reward_functions
-from stages.grpo.shared_prefix import SharedPrefixGRPOTrainer
-from stages.params import Grpo
+from stages.params import Grpo, Lora
 from stages.progress import teller
 
 LOGGED: Final[dict[str, str]] = {
@@ -62,6 +63,8 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         beta=grpo.beta,
         epsilon=grpo.epsilon,
         num_iterations=grpo.num_iterations,
+        # a pass over the prompts that has gradients can serve one loss only
+        steps_per_generation=1 if grpo.reuse_prompt_pass else None,
         loss_type=grpo.loss_type,
         scale_rewards=grpo.scale_rewards,
         reward_weights=list(grpo.rewards.values()),
@@ -74,7 +77,10 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         logging_steps=grpo.logging_steps,
         report_to=grpo.report_to,
         remove_unused_columns=False,
-        save_strategy="no",
+        save_strategy="steps" if grpo.save_steps else "no",
+        save_steps=grpo.save_steps or 1,
+        # the one before the last too: a kill may find the last half-written
+        save_total_limit=2,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -95,32 +101,54 @@ def _with_pictures(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return batch | {"image": [_picture(path) for path in batch["image"]]} if "image" in batch else batch
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def _picture(path: str) -> Image.Image:
-    """A picture by its path; the members of a group follow one another and share one decoding."""
+    """A picture by its path, decoded once for its group, and for the other questions about it while it is among the last 256."""
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
 
 def build_trainer(
-    policy: PreTrainedModel, processor: Any, dataset: Dataset, grpo: Grpo, style: Style, *, scratch: Path, log: Path, run_name: str
-) -> GRPOTrainer:
-    """A trainer ready to run. Raises InputError if there are fewer prompts than a batch, or one is too long."""
+    policy: PreTrainedModel, processor: Any, dataset: Dataset, grpo: Grpo, style: Style, *, scratch: Path, run_name: str
+) -> MedGRPOTrainer:
+    """A trainer ready to run, its state to go to `scratch`.
+
+    Raises InputError if there are fewer prompts than a batch, or one is too long or holds tokens that stand for pictures.
+    """
     _check_batch(grpo, len(dataset), run_name)
-    _check_lengths(dataset, processor, grpo.max_prompt_length)
+    _check_prompts(dataset, processor, policy, grpo)
     config = grpo_config(grpo, scratch, run_name)
     config.generation_kwargs = {"suppress_tokens": vision_token_ids(processor)}
-    engine = {"shared-prefix": SharedPrefixGRPOTrainer, "trl": GRPOTrainer}[grpo.engine]
-    trainer = engine(
+    if grpo.freeze_vision_tower:
+        backbone(policy).visual.requires_grad_(False)
+    trainer = MedGRPOTrainer(
         model=policy,
         reward_funcs=reward_functions(list(grpo.rewards), style),
         args=config,
         train_dataset=dataset,
         processing_class=processor,
-        callbacks=[StepLog(log), StepProgress(run_name)],
+        peft_config=grpo.lora and _adapter(grpo.lora),
+        callbacks=[StepProgress(run_name)],
+        sharing=Sharing(
+            engine=grpo.engine,
+            reuse_prompt_pass=grpo.reuse_prompt_pass,
+            skip_zero_advantage=grpo.skip_zero_advantage,
+            fused_head=grpo.fused_head,
+            vision_cache=grpo.vision_cache_mb * 2**20,
+        ),
     )
     trainer.remove_callback(PrinterCallback)  # StepProgress says the same in a line
     return trainer
+
+
+def _adapter(lora: Lora) -> Any:
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise InputError("grpo.lora needs the package peft: install the extra `lora`, or set grpo.lora to null") from None
+    # in the language model alone: the tower's layers may have the same names
+    modules = rf".*language_model\..*\.({'|'.join(lora.target_modules)})"
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM")
 
 
 def _check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
@@ -132,48 +160,41 @@ def _check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
         )
 
 
-def _check_lengths(dataset: Dataset, processor: Any, limit: int) -> None:
-    """Refuse prompts over the limit: cutting one would cut its picture's tokens."""
-    texts = [
-        processor.apply_chat_template(
-            chat(prompt[0]["content"]),
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for prompt in dataset.with_format(None)["prompt"]
-    ]
+def _check_prompts(dataset: Dataset, processor: Any, policy: PreTrainedModel, grpo: Grpo) -> None:
+    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut its picture's tokens."""
+    questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
+    placeholders = processor.tokenizer.convert_ids_to_tokens(vision_token_ids(processor))
+    for question in questions:
+        if held := [token for token in placeholders if token in question]:
+            raise InputError(f"the question {question[:80]!r} contains {held[0]}, which stands for a picture: take it out of the record")
+    texts = [processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False) for question in questions]
     # every picture has the size the resize stage gave it, so one stands for all
     first = processor(text=[texts[0]], images=[dataset[0]["image"]])["input_ids"][0]
     extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
     lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] > limit:
+    if lengths[longest] > grpo.max_prompt_length:
         raise InputError(
-            f"the prompt of {dataset[longest]['prompt'][0]['content'][:80]!r} takes {lengths[longest]} tokens, more than "
-            f"grpo.max_prompt_length = {limit}: raise it, or lower base.max_pixels"
+            f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens, more than "
+            f"grpo.max_prompt_length = {grpo.max_prompt_length}: raise it, or lower base.max_pixels"
+        )
+    context = policy.config.get_text_config().max_position_embeddings
+    if lengths[longest] + grpo.max_completion_length > context:
+        raise InputError(
+            f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens and a completion up to "
+            f"{grpo.max_completion_length}, more than the {context} the model was made for: lower grpo.max_completion_length or "
+            "base.max_pixels"
         )
 
 
-class StepLog(TrainerCallback):  # type: ignore[misc]
-    """Writes one CSV row a logged step; no wall clock in it, so that two runs give the same file."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._rows: list[dict[str, Any]] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Keep the numbers of `LOGGED`; the last log of a run has only totals and is passed over."""
-        if logs and "loss" in logs:
-            self._rows.append({"step": state.global_step} | {ours: logs.get(theirs) for theirs, ours in LOGGED.items()})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the file, on the main process only."""
-        if not state.is_world_process_zero:
-            return
-        with self._path.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, fieldnames=["step", *LOGGED.values()], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self._rows)
+def write_log(history: list[dict[str, Any]], path: Path) -> None:
+    """One CSV row a logged step, from the trainer's history; no wall clock in it, so that two runs give the same file."""
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, fieldnames=["step", *LOGGED.values()], lineterminator="\n")
+        writer.writeheader()
+        # the last entry has only totals
+        steps = [logs for logs in history if "loss" in logs]
+        writer.writerows({"step": logs["step"]} | {ours: logs.get(theirs) for theirs, ours in LOGGED.items()} for logs in steps)
 
 
 class StepProgress(TrainerCallback):  # type: ignore[misc]
@@ -184,12 +205,13 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
-        self._bar = tqdm(total=state.max_steps, desc=self._name, unit="step", disable=not sys.stderr.isatty())
-        self._tell = teller(self._name, state.max_steps, "step")
+        hidden = not sys.stderr.isatty() or not state.is_world_process_zero
+        self._bar = tqdm(total=state.max_steps, desc=self._name, initial=state.global_step, unit="step", disable=hidden)
+        self._tell = teller(self._name, state.max_steps, "step", done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Take one step on."""
-        if logs and "reward" in logs:
+        if logs and "reward" in logs and state.is_world_process_zero:
             reward = f"reward {logs['reward']:.2f}"
             self._bar.set_postfix_str(reward, refresh=False)
             self._bar.update(state.global_step - self._bar.n)
@@ -207,9 +229,14 @@ def deterministic(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def save_policy(trainer: GRPOTrainer, processor: Any, folder: Path) -> None:
+def save_policy(trainer: MedGRPOTrainer, processor: Any, folder: Path) -> None:
     """Write the trained policy as a checkpoint that plain transformers opens: safetensors, processor, generation config."""
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if trainer.accelerator.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model_wrapped).save_pretrained(folder, state_dict=state)
-        processor.save_pretrained(folder)
+    if not trainer.accelerator.is_main_process:
+        return
+    policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if hasattr(policy, "merge_and_unload"):
+        policy.merge_and_unload().save_pretrained(folder)
+    else:
+        policy.save_pretrained(folder, state_dict=state)
+    processor.save_pretrained(folder)

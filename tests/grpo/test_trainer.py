@@ -7,8 +7,10 @@ import torch
 
 from stages.errors import InputError
 from stages.grpo.policy import check_policy_files, load_policy, load_processor, vision_token_ids
+from stages.grpo.prompt_batch import process_prompts
 from stages.grpo.trainer import build_trainer, grpo_config, train_dataset
 from stages.params import Grpo, load_params
+from tests.grpo.tiny import chats, processor, questions, trainer
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"
@@ -36,6 +38,7 @@ def test_med_r1s_published_settings_can_be_said(grpo: Grpo, tmp_path: Path) -> N
         "beta": 0.04,
         "max_completion_length": 256,
         "bf16": False,
+        "reuse_prompt_pass": False,
     }
     config = grpo_config(Grpo.model_validate(grpo.model_dump() | published), tmp_path, "ct")
     assert config.loss_type == "grpo"
@@ -56,9 +59,7 @@ def test_placeholders_of_pictures_are_never_sampled(grpo: Grpo, tmp_path: Path) 
 
     Image.new("RGB", (384, 384)).save(image)
     rows = [{"image": str(image), "problem": "Scan? A)CT, B)MRI", "gold": "A", "options": ["CT", "MRI"]}] * 8
-    trainer = build_trainer(
-        policy, processor, train_dataset(rows, "no-think"), grpo, "no-think", scratch=tmp_path, log=tmp_path / "log.csv", run_name="ct"
-    )
+    trainer = build_trainer(policy, processor, train_dataset(rows, "no-think"), grpo, "no-think", scratch=tmp_path, run_name="ct")
     assert set(trainer.generation_config.suppress_tokens) == set(ids)
 
 
@@ -69,3 +70,30 @@ def test_the_policy_opens_in_the_wanted_dtype() -> None:
 def test_a_folder_without_weights_is_no_policy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config.json, tokenizer_config.json missing"):
         check_policy_files(tmp_path)
+
+
+def test_a_question_that_holds_a_placeholder_is_refused_by_name(tmp_path: Path) -> None:
+    rows = questions(tmp_path)
+    rows[1]["problem"] = "What is <|image_pad|> here? A)CT, B)MRI"
+    policy = load_policy(BASE, dtype="float32", attention="sdpa")
+    grpo = load_params(REPOSITORY / "params.yaml").grpo.model_copy(update={"prompts_per_device": 2})
+    with pytest.raises(InputError, match=r"What is <\|image_pad\|> here.* contains <\|image_pad\|>, which stands for a picture"):
+        build_trainer(policy, processor(), train_dataset(rows, "no-think"), grpo, "no-think", scratch=tmp_path, run_name="ct")
+
+
+def test_a_prompt_and_completion_beyond_the_models_context_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"more than the 4096 the model was made for: lower grpo.max_completion_length"):
+        trainer(tmp_path, max_completion_length=4090)
+
+
+@pytest.mark.parametrize("wrong", ["no picture", "two pictures for one placeholder"])
+def test_placeholders_that_do_not_fit_the_pictures_name_the_question(wrong: str, tmp_path: Path) -> None:
+    rows = chats(questions(tmp_path))
+    if wrong == "no picture":
+        rows[1][0]["content"] = rows[1][0]["content"][1:]
+        message = r"How severe is the lesion.* has 0 tokens that stand for pictures, its pictures need 0: every question needs a picture"
+    else:
+        rows[1][0]["content"][1]["text"] += "<|image_pad|>"
+        message = "image_pad.* tokens in the prompts should be the same as the number of images"
+    with pytest.raises((InputError, ValueError, StopIteration, IndexError), match=message):
+        process_prompts(processor(), load_policy(BASE, dtype="float32", attention="sdpa"), rows, torch.device("cpu"))

@@ -2,18 +2,24 @@
 
 import csv
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stages import layout, train
 from stages.errors import InputError
-from tests.workspaces import small_workspace
+from stages.grpo.resume import WHOLE
+from tests.workspaces import REPOSITORY, small_workspace
 
 
 def run_train(monkeypatch: pytest.MonkeyPatch, root: Path, checkpoint: str) -> None:
@@ -120,3 +126,97 @@ def test_wandb_stays_offline_unless_told_otherwise(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("WANDB_MODE")
     run_train(monkeypatch, tmp_path, "ct")
     assert list((tmp_path / layout.SCRATCH / "wandb").glob("offline-run-*"))
+
+
+COMMAND = [sys.executable, "-m", "stages.train", "ct"]
+LONG = {"max_steps": 40, "num_train_epochs": 40.0, "save_steps": 1, "learning_rate": 1e-3}
+
+
+def weights(root: Path) -> bytes:
+    return (root / layout.model("ct") / "model.safetensors").read_bytes()
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def kill_while_it_saves(root: Path, after: int) -> None:
+    """Start the stage and end it with SIGKILL while it writes its state, at step `after` or soon after."""
+    process = subprocess.Popen(COMMAND, cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    scratch = root / layout.SCRATCH / "train" / "ct"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        half = [path for path in scratch.glob("*/checkpoint-*") if not (path / WHOLE).exists()]
+        if any(int(path.name.rpartition("-")[2]) >= after for path in half):
+            break
+    assert process.poll() is None, "ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for root in (whole, killed):
+        root.mkdir()
+        small_workspace(root, grpo=LONG)
+    subprocess.run(COMMAND, cwd=whole, env=environment(), check=True, capture_output=True)
+    kill_while_it_saves(killed, after=7)
+    assert not (killed / layout.model("ct")).exists()
+    kill_while_it_saves(killed, after=20)
+    done = subprocess.run(COMMAND, cwd=killed, env=environment(), check=True, capture_output=True, text=True)
+    assert int(re.search(r"ct: goes on from step (\d+), kept in", done.stderr).group(1)) >= 19  # type: ignore[union-attr]
+    assert weights(whole) == weights(killed)
+    log = layout.training_log("ct")
+    assert (whole / log).read_bytes() == (killed / log).read_bytes()
+    assert not (killed / layout.SCRATCH / "train" / "ct").exists(), "the state of a finished training is removed"
+
+
+def test_a_state_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
+    small_workspace(tmp_path, grpo=LONG)
+    kill_while_it_saves(tmp_path, after=5)
+    (old,) = (tmp_path / layout.SCRATCH / "train" / "ct").iterdir()
+    params = tmp_path / "params.yaml"
+    params.write_text(params.read_text(encoding="utf-8").replace("max_steps: 40", "max_steps: 2"), encoding="utf-8")
+    done = subprocess.run(COMMAND, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True)
+    assert "goes on from" not in done.stderr
+    assert not old.exists()
+    assert "ct: 2 steps" in done.stdout
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_two_processes_learn_what_one_learns_from_the_same_batch(reuse: bool, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    shared = {"max_steps": 3, "reuse_prompt_pass": reuse, "num_generations": 4, "learning_rate": 1e-3}
+    for root, prompts in ((one, 4), (two, 2)):
+        root.mkdir()
+        small_workspace(root, grpo=shared | {"prompts_per_device": prompts})
+    subprocess.run(COMMAND, cwd=one, env=environment(), check=True, capture_output=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "stages.train", "ct"]
+    done = subprocess.run(launch, cwd=two, env=environment() | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(root / layout.model("ct") / "model.safetensors") for root in (one, two))
+    before = load_file(REPOSITORY / "infra" / "base" / "model.safetensors")
+    moved = sum((first[name] - before[name]).pow(2).sum() for name in first)
+    apart = sum((first[name] - second[name]).pow(2).sum() for name in first)
+    # three of Adam's steps, whose size near a gradient of zero is a matter of rounding
+    assert (apart / moved) ** 0.5 <= 0.02
+    rows = [list(csv.DictReader((root / layout.training_log("ct")).open(encoding="utf-8"))) for root in (one, two)]
+    for single, double in zip(*rows, strict=True):
+        for column in ("reward", "reward_accuracy", "reward_format", "completion_length"):
+            assert float(single[column]) == pytest.approx(float(double[column]), abs=1e-6), column
+
+
+def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stages.grpo import engine
+
+    small_workspace(tmp_path)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(engine, "score_segments", full)
+    with pytest.raises(
+        InputError, match=r"out of GPU memory at step 1 .*Lower grpo.prompts_per_device \(now 2;.*grpo.num_generations \(now 2\)"
+    ):
+        run_train(monkeypatch, tmp_path, "ct")
+    assert not layout.model("ct").exists()

@@ -1,9 +1,10 @@
 """A training that is killed goes on where it was, to the weights it would have had.
 
-transformers restores weights, optimiser, scheduler, random state and the place in an epoch. What it does not know of is
-added here: TRL's count of micro-steps and the completions a batch still has to learn from, the order of the second and
-later epochs, which checkpoint was written whole, and the weights of a Qwen2-VL, which transformers saves but cannot find. Checkpoints are safetensors and JSON, but for the optimiser and
-random state, which transformers reads back as tensors only (`weights_only`).
+transformers restores optimiser, scheduler, random state and the place in an epoch. What it does not know of is added
+here: TRL's count of micro-steps and the completions a batch still has to learn from; the order of the second and later
+epochs; which checkpoint was written whole; and the weights of a Qwen2-VL, which it saves but does not find again.
+Checkpoints are safetensors and JSON, but for the optimiser and random state, which transformers reads back as tensors
+only (`weights_only`).
 """
 
 from __future__ import annotations

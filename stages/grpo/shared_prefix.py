@@ -139,8 +139,11 @@ class Head:
             labels = completion_ids.flatten(1)
             ignored = labels.new_full((batch, inputs["input_ids"].shape[1] - group * length), -100)
             out = policy(**inputs, shift_labels=torch.cat([ignored, labels], dim=1), fused_lm_head=True)
-            scores = [out.log_probs, out.entropy if self.entropy else None]
-            logps, entropies = (None if each is None else each[:, -group * length :].reshape(batch * group, length) for each in scores)
+            logps, entropies = (
+                None if each is None else each[:, -group * length :].reshape(batch * group, length)
+                for each in (out.log_probs, out.entropy if self.entropy else None)
+            )
+            assert logps is not None
             return logps, entropies
         logits = policy(**inputs, logits_to_keep=group * length).logits
         logits = logits.float().view(batch * group, length, -1) / self.temperature

@@ -83,6 +83,8 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         save_total_limit=2,
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        # without it several processes on CPUs do not know of each other
+        use_cpu=not torch.cuda.is_available(),
     )
 
 

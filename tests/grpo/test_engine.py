@@ -11,7 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.errors import InputError
+from stages.grpo import engine
 from stages.grpo.engine import MedGRPOTrainer
+from stages.grpo.prompt_batch import PromptBatch
+from stages.grpo.shared_prefix import score_rows
 from tests.grpo.tiny import embedded_policy, processor, questions, random_policy, trainer
 
 SAID = [[300 + row, 40 + row, 50][: 1 + row % 3] for row in range(8)]
@@ -98,12 +101,13 @@ def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Pa
     each = trainer(tmp_path, beta=0.0, skip_zero_advantage=True, reuse_prompt_pass=False)
     steer(each, monkeypatch, [0.0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0])
     scored: list[int] = []
-    from stages.grpo import engine
+    original = score_rows
 
-    original = engine.score_rows
-    monkeypatch.setattr(
-        engine, "score_rows", lambda policy, prompts, *rest: (scored.append(len(prompts)), original(policy, prompts, *rest))[1]
-    )
+    def counting(policy: Any, prompts: PromptBatch, *rest: Any) -> Any:
+        scored.append(len(prompts))
+        return original(policy, prompts, *rest)
+
+    monkeypatch.setattr(engine, "score_rows", counting)
     trained(each)
     assert scored == [1]
     # nothing to learn from at all: one group still runs, so that no other process waits for this one
@@ -116,12 +120,11 @@ def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Pa
     assert all(torch.equal(weights[name], before[name]) for name in weights)
 
 
-def test_a_frozen_tower_does_not_move_and_sees_a_picture_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_tower_does_not_move_and_sees_a_picture_once(tmp_path: Path) -> None:
     each = trainer(tmp_path, freeze_vision_tower=True, vision_cache_mb=10, max_steps=3, learning_rate=1e-3)
     seen: list[int] = []
     for model in (each.model, each.ref_model):
-        original = model.model.visual.forward
-        monkeypatch.setattr(model.model.visual, "forward", lambda *a, original=original, **k: (seen.append(1), original(*a, **k))[1])
+        model.model.visual.register_forward_hook(lambda *_: seen.append(1))
     each.train()
     assert len(seen) == 2, "two pictures, three steps, policy and reference"
     before = embedded_policy().state_dict()
@@ -185,12 +188,14 @@ def test_groups_stay_whole_and_pictures_with_their_prompts(tmp_path: Path) -> No
 def test_a_picture_is_processed_once_for_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     each = trainer(tmp_path)
     counted: list[int] = []
-    original = type(processor().image_processor).preprocess
-    monkeypatch.setattr(
-        type(processor().image_processor),
-        "preprocess",
-        lambda self, images, *a, **k: (counted.append(len(images)), original(self, images, *a, **k))[1],
-    )
+    images = type(processor().image_processor)
+    original = images.preprocess
+
+    def counting(self: Any, pictures: list[Any], *rest: Any, **more: Any) -> Any:
+        counted.append(len(pictures))
+        return original(self, pictures, *rest, **more)
+
+    monkeypatch.setattr(images, "preprocess", counting)
     each.train()
     assert sum(counted) == 2
 

@@ -51,7 +51,7 @@ def gradients(policy: PreTrainedModel, score: Callable[[], Tensor], mask: Tensor
     policy.zero_grad()
     logps, flat = score(), mask.flatten(0, 1)
     advantages = torch.linspace(-1, 1, len(flat))[:, None]
-    (advantages * logps * flat / flat.sum(1, keepdim=True)).mean().backward()  # type: ignore[no-untyped-call]
+    (advantages * logps * flat / flat.sum(1, keepdim=True)).mean().backward()
     return logps.detach()[flat.bool()], {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 

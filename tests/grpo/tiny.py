@@ -14,7 +14,7 @@ from stages.corpus import phantoms
 from stages.grpo.policy import load_policy, load_processor
 from stages.grpo.prompts import ask
 from stages.grpo.trainer import build_trainer, train_dataset
-from stages.params import load_params
+from stages.params import Grpo, load_params
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"
@@ -91,9 +91,8 @@ def words(row: dict[str, Any]) -> str:
 
 def trainer(folder: Path, policy: PreTrainedModel | None = None, **settings: Any) -> Any:
     """A trainer on the two questions: 4 completions each, one optimiser step a batch, unless told otherwise."""
-    grpo = load_params(REPOSITORY / "params.yaml").grpo.model_dump()
-    grpo |= {"num_generations": 4, "prompts_per_device": 2, "max_steps": 1, "save_steps": 0, "num_train_epochs": 100.0}
-    grpo = type(load_params(REPOSITORY / "params.yaml").grpo).model_validate(grpo | settings)
+    small = {"num_generations": 4, "prompts_per_device": 2, "max_steps": 1, "save_steps": 0, "num_train_epochs": 100.0}
+    grpo = Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | small | settings)
     dataset = train_dataset(questions(folder), "no-think")
     if policy is None:
         policy = embedded_policy()

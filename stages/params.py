@@ -146,6 +146,13 @@ class Grpo(_Group):
 
     @model_validator(mode="after")
     def _shortcuts_are_exact(self) -> Self:
+        if self.engine == "shared-prefix":
+            self._check_sharing()
+        if self.save_steps % self.logging_steps:
+            raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
+        return self
+
+    def _check_sharing(self) -> None:
         if self.skip_zero_advantage and self.beta:
             raise ValueError(f"skip_zero_advantage needs beta 0, not {self.beta}: the KL of a group without advantage has a gradient")
         if self.reuse_prompt_pass:
@@ -157,9 +164,6 @@ class Grpo(_Group):
             }
             if refused := [name for name, given in wrong.items() if given]:
                 raise ValueError(f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false")
-        if self.save_steps % self.logging_steps:
-            raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
-        return self
 
 
 class Evaluate(_Group):

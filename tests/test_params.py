@@ -52,6 +52,11 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ("splits.train_share", 1.0, ["splits.train_share = 1.0", "less than 1"]),
         ("prompt.style", "thinking", ["prompt.style = 'thinking'", "'think', 'no-think' or 'think-after'"]),
         ("base.revision", "main", ["base.revision = 'main'", "pattern"]),
+        ("grpo.skip_zero_advantage", True, ["grpo", "skip_zero_advantage needs beta 0, not 0.04"]),
+        ("grpo.gradient_checkpointing", True, ["reuse_prompt_pass excludes gradient_checkpointing: set it to false"]),
+        ("grpo.num_iterations", 2, ["reuse_prompt_pass excludes num_iterations above 1"]),
+        ("grpo.logging_steps", 7, ["save_steps 50 is no multiple of logging_steps 7"]),
+        ("grpo.lora", {"rank": 0, "alpha": 1, "dropout": 0.0, "target_modules": ["q_proj"]}, ["grpo.lora.rank = 0"]),
         ("resize.resample", "magic", ["resize.resample = 'magic'", "'bicubic'"]),
         ("checkpoints.heart", {"axis": "modality", "images": "x"}, ["checkpoints.heart: no such modality", "ct, mri"]),
         ("checkpoints.ct", {"axis": "task", "images": "x"}, ["checkpoints.ct: no such task"]),
@@ -67,6 +72,11 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
         load(tree, tmp_path)
     for words in expected:
         assert words in str(error.value)
+
+
+def test_shortcuts_of_the_engine_do_not_bind_trls(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["grpo"] |= {"engine": "trl", "num_iterations": 2, "gradient_checkpointing": True}
+    assert load(tree, tmp_path).grpo.reuse_prompt_pass
 
 
 def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:

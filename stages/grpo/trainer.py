@@ -64,7 +64,7 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         epsilon=grpo.epsilon,
         num_iterations=grpo.num_iterations,
         # a pass over the prompts that has gradients can serve one loss only
-        steps_per_generation=1 if grpo.reuse_prompt_pass else None,
+        steps_per_generation=1 if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass else None,
         loss_type=grpo.loss_type,
         scale_rewards=grpo.scale_rewards,
         reward_weights=list(grpo.rewards.values()),

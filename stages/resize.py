@@ -3,8 +3,8 @@
     python -m stages.resize ct
 
 A picture that cannot be decoded sends each of its records to quarantine; the others get `image` (a path that opens
-from the project's root), `source_size` (width and height as seen, so that enlarged pictures can be told) and
-`source_mode`.
+from the project's root), `source_size` (width and height as seen, so that enlarged pictures can be told),
+`source_mode`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from stages import layout
 from stages.cli import run_stage
 from stages.corpus.archive import IMAGES
+from stages.corpus.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images import ImageError, decode
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import Row, write_quarantine
@@ -87,7 +88,12 @@ def _resize(name: str, source: Path, folder: Path, settings: Resize) -> _Fact:
     target = folder / _png_name(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.image.save(target, compress_level=_PNG_LEVEL)
-    return {"source_size": [picture.width, picture.height], "source_mode": picture.mode}
+    return {
+        "source_size": [picture.width, picture.height],
+        "source_mode": picture.mode,
+        "pixel_hash": pixel_hash(picture.image),
+        "perceptual_hash": perceptual_hash(picture.image),
+    }
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from stages import download, layout, resize
+from stages.corpus.hashes import perceptual_hash, pixel_hash
 from stages.corpus.quarantine import read_quarantine
 from stages.errors import InputError
 from stages.params import load_params
@@ -31,8 +32,9 @@ def test_a_record_gets_a_square_rgb_picture_that_opens_and_the_facts_of_its_sour
     run(download)
     run(resize, "ct")
     image = "data/images/ct/Röntgen [AP] (1)/a b.JPG.png"
-    assert resized() == [record | {"image": image, "source_size": [30, 20], "source_mode": "L"}]
     with Image.open(image) as opened:
+        hashes = {"pixel_hash": pixel_hash(opened), "perceptual_hash": perceptual_hash(opened)}
+        assert resized() == [record | {"image": image, "source_size": [30, 20], "source_mode": "L"} | hashes]
         assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", (384, 384))
     assert "resize ct: read 1 records of 1 images, kept 1, quarantined 0" in capsys.readouterr().out
 

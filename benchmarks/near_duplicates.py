@@ -1,0 +1,75 @@
+"""What docs/splits.md says of grouping: copies are found among many pictures without comparing all pairs, in seconds.
+
+    python -m benchmarks.near_duplicates [--json FILE]
+
+Random hashes, a tenth of them copies of others a few bits away. Memory is the most the process has held, hashes included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from stages.corpus.groups import Picture, group_pictures
+from stages.corpus.hashes import BITS
+from stages.outputs import write_json
+from stages.params import load_params
+from stages.provenance import provenance
+
+SIZES = (82_000, 820_000)
+"""Pictures: as many as OmniMedVQA has, and ten times as many."""
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m benchmarks.near_duplicates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
+    given = arguments.parse_args()
+    distance = load_params().splits.near_duplicates or 0
+    rows = [measure(size, distance) for size in SIZES]
+    table = Table("pictures", "copies planted", "groups of two found", "seconds", "memory, MiB")
+    for row in rows:
+        table.add_row(*(f"{row[column]:,.1f}" if column == "seconds" else f"{row[column]:,}" for column in row))
+    Console().print(table)
+    if given.json:
+        write_json(given.json, {"distance": distance, "rows": rows, "cores": os.cpu_count(), "provenance": provenance({})})
+
+
+def measure(size: int, distance: int) -> dict[str, Any]:
+    """Group `size` pictures; a tenth of them differs from another one in up to `distance` bits."""
+    pictures = _pictures(size, distance)
+    start = time.monotonic()
+    groups = group_pictures(pictures, distance)
+    seconds = time.monotonic() - start
+    return {
+        "pictures": size,
+        "planted": size // 10,
+        "found": size - len(set(groups.values())),
+        "seconds": round(seconds, 2),
+        "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10,
+    }
+
+
+def _pictures(size: int, distance: int) -> list[Picture]:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (size, BITS), dtype=np.uint8)
+    copies = size // 10
+    bits[-copies:] = bits[:copies]
+    for row, number in enumerate(rng.integers(0, distance + 1, copies).tolist(), start=size - copies):
+        bits[row, rng.choice(BITS, number, replace=False)] ^= 1
+    packed = np.packbits(bits, axis=1)
+    return [Picture(f"{index:07d}", str(index), row.tobytes().hex()) for index, row in enumerate(packed)]
+
+
+if __name__ == "__main__":
+    main()

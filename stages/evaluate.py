@@ -59,11 +59,11 @@ def main() -> None:
     name = arguments.parse_args().checkpoint
     params = load_params()
     evaluation = params.require_evaluation(name)
-    questions = test_questions(evaluation.axis)
+    questions = test_questions(evaluation.axis, params.splits.kind)
     folder, stage = layout.model(name), "base" if name == "base" else f"train@{name}"
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
-    facts = provenance({"base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
+    facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
     facts["checkpoint"] = _checkpoint_provenance(folder, stage)
 
     from stages.grpo.generate import answer_greedily  # imports torch
@@ -93,15 +93,15 @@ def main() -> None:
     print(f"{name}: {sum(row['correct'] for row in rows)} of {len(rows)} right -> {layout.predictions(name)}")
 
 
-def test_questions(axis: str) -> list[dict[str, Any]]:
-    """The distinct test questions of an axis ("modality", "task", "all"), with the axes each is a test question of.
+def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
+    """The distinct test questions of an axis ("modality", "task", "all") in one kind of split, with the axes each is a test question of.
 
     Sorted by image, so that the questions of one picture stand together.
     """
     tests: dict[str, set[str]] = {}
     found: dict[str, dict[str, Any]] = {}
     for each, slugs in AXES.items():
-        items = [item for slug in slugs for item in read_split(layout.split(each, slug, "test"))]
+        items = [item for slug in slugs for item in read_split(layout.split(each, slug, "test", kind))]
         tests[each] = {item["question_id"] for item in items}
         if axis in (each, "all"):
             found |= {item["question_id"]: item for item in items}

@@ -8,6 +8,8 @@ PARAMS = Path("params.yaml")
 DATA_DVC = Path("data.dvc")
 DATA = Path("data")
 SPLITS = DATA / "splits"
+LEAKS = SPLITS / "leaks.json"
+"""How many test questions of each kind of split are known from training (stage splits)."""
 QUARANTINE = DATA / "quarantine"
 MODELS = Path("models")
 BASE_MODEL = MODELS / "base"
@@ -33,9 +35,9 @@ def records(modality: str) -> Path:
     return DATA / "records" / f"{modality}.json"
 
 
-def split(axis: str, slug: str, part: str) -> Path:
-    """One split file: axis "modality" or "task", part "train" or "test" (stage splits)."""
-    return SPLITS / axis / slug / f"{part}.json"
+def split(axis: str, slug: str, part: str, kind: str) -> Path:
+    """One split file: axis "modality" or "task", part "train" or "test", kind "grouped" or "published" (stage splits)."""
+    return SPLITS / kind / axis / slug / f"{part}.json"
 
 
 def model(checkpoint: str) -> Path:

@@ -42,9 +42,28 @@ class Resize(_Group):
 class Splits(_Group):
     """Stage splits."""
 
+    kind: Literal["grouped", "published"]
+    """What training and testing use; both are made. grouped: all questions of a picture, of its copies and of its patient are on
+    one side, the same on both axes. published: random over questions, each axis by itself, as in Med-R1."""
     train_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the questions that is trained on."""
+    near_duplicates: Annotated[int, Field(ge=0, le=24)] | None
+    """Bits, of 256, in which the perceptual hashes of two copies of a picture may differ; null: only equal pixels make a copy."""
+    patient_patterns: list[str]
+    """Regular expressions, searched in the path of a source image; the first that is found gives, as its first group, an id that
+    is the same for all images of a patient in a data set. [] if paths say nothing of patients."""
     seed: int
+
+    @model_validator(mode="after")
+    def _patterns_have_a_group(self) -> Self:
+        for pattern in self.patient_patterns:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"patient_patterns: {pattern!r} is no regular expression: {error}") from error
+            if not groups:
+                raise ValueError(f"patient_patterns: {pattern!r} has no group: put what names the patient in brackets")
+        return self
 
 
 class Base(_Group):

@@ -2,70 +2,126 @@
 
     python -m stages.splits
 
-As in Med-R1 (arXiv 2503.13939) the split is random over questions, and the two axes are two independent draws. Each
-(axis, slug) has a generator of its own, so that new data of one modality leaves the splits of the others as they were.
+Two kinds, both made; splits.kind says which one is trained and tested on.
+
+grouped: all questions about a picture, its copies and, where its path tells, its patient stay together, and one draw serves
+both axes: no checkpoint has seen anything of a question that any checkpoint is tested on.
+
+published: random over questions, the two axes two independent draws, as in Med-R1 (arXiv 2503.13939). Each (axis, slug) has a
+generator of its own.
+
+In both, new data of one modality leaves the splits of the other modalities as they were.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from stages import layout
 from stages.cli import run_stage
+from stages.corpus.groups import Picture, group_pictures, patient_of
+from stages.corpus.leaks import Leaks, as_json, count_leaks, total
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.corpus.problems import format_problem, format_solution
 from stages.corpus.records import Record, read_kept
+from stages.corpus.stratify import stratify
 from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
 from stages.params import Splits, load_params
 from stages.provenance import provenance
 
 Item = dict[str, Any]
+Draw = dict[str, dict[str, tuple[list[Item], list[Item]]]]
+"""Axis -> slug -> (train, test)."""
+
+_FIELD = {"modality": "modality", "task": "question_type"}
+"""Axis -> the field of an item that names its slug."""
+_TOLERANCE = 0.01
+"""A train share of a grouped split that is further off is told."""
 
 
 def main() -> None:
-    """Write data/splits/{modality,task}/<slug>/{train,test}.json and their provenance.json, all of them or none."""
+    """Write data/splits: <kind>/{modality,task}/<slug>/{train,test}.json, groups, leaks and provenance, all of them or none."""
     argparse.ArgumentParser(prog="python -m stages.splits", description=__doc__).parse_args()
     settings = load_params().splits
-    items = _items()
-    print(f"{'axis':9} {'slug':28} {'train':>7} {'test':>7}")
+    records = _records()
+    items = [_item(record) for record in records]
+    group_of = group_pictures(_pictures(records, settings), settings.near_duplicates)
+    draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
+    _check_sides(draws[settings.kind], group_of, settings.kind)
+    leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
     with whole_directory(layout.SPLITS) as folder:
-        for axis, slugs in AXES.items():
-            field = "modality" if axis == "modality" else "question_type"
-            for slug in slugs:
-                train, test = split([item for item in items if item[field] == slug], axis, slug, settings)
-                for part, chosen in (("train", train), ("test", test)):
-                    write_json(folder / layout.split(axis, slug, part).relative_to(layout.SPLITS), chosen)
-                print(f"{axis:9} {slug:28} {len(train):7} {len(test):7}")
-        # the published form is a bare list; beside the two axes, not in them, for another commit alone is no reason to train anew
+        for kind, draw in draws.items():
+            for axis, slugs in draw.items():
+                for slug, parts in slugs.items():
+                    for part, chosen in zip(("train", "test"), parts, strict=True):
+                        write_json(folder / layout.split(axis, slug, part, kind).relative_to(layout.SPLITS), chosen)
+        write_json(folder / "groups.json", _several(group_of))
+        write_json(folder / layout.LEAKS.relative_to(layout.SPLITS), {kind: as_json(counts) for kind, counts in leaks.items()})
+        # the published form is a bare list; beside the kinds, not in them, for another commit alone is no reason to train anew
         write_json(folder / "provenance.json", provenance({"splits": settings}))
+    _print(draws, leaks, group_of, settings)
     print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")
 
 
-def split(items: list[Item], axis: str, slug: str, settings: Splits) -> tuple[list[Item], list[Item]]:
-    """Cut items, sorted by question_id, into train and test: round(n * train_share) for training, but at least one on each side.
+def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
+    """Cut items, sorted by question_id, so that no group of pictures is on both sides, by the same draw on both axes."""
+    held: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for item in items:
+        held[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
+    trained = stratify(held, settings.train_share, settings.seed)
+    return {
+        axis: {slug: _cut(mine, [group_of[item["image"]] in trained for item in mine]) for slug, mine in _by_slug(items, axis).items()}
+        for axis in AXES
+    }
 
-    Raises InputError when there are too few for two sides.
-    """
-    count = min(max(round(len(items) * settings.train_share), 1), len(items) - 1)
-    if count < 1:
-        raise InputError(
-            f"the split {axis}/{slug} would be empty on one side: {len(items)} usable question(s), two are needed; "
-            f"add data of this {axis} to the corpus, or see in {layout.QUARANTINE}/ why it was refused"
-        )
+
+def published(items: list[Item], settings: Splits) -> Draw:
+    """Cut items, sorted by question_id, at random: round(n * train_share) for training, but at least one on each side of two."""
+    return {axis: {slug: _at_random(mine, axis, slug, settings) for slug, mine in _by_slug(items, axis).items()} for axis in AXES}
+
+
+def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> tuple[list[Item], list[Item]]:
+    count = max(min(max(round(len(items) * settings.train_share), 1), len(items) - 1), 0)
     # numbers from a hash: the same on every machine, and for one split whatever the others hold
     key = hashlib.sha256(f"{settings.seed}/{axis}/{slug}".encode()).digest()
-    order = np.random.default_rng(list(key)).permutation(len(items))
-    train = set(order[:count].tolist())
-    return [item for i, item in enumerate(items) if i in train], [item for i, item in enumerate(items) if i not in train]
+    train = set(np.random.default_rng(list(key)).permutation(len(items))[:count].tolist())
+    return _cut(items, [index in train for index in range(len(items))])
 
 
-def _items() -> list[Item]:
-    """The records of all modalities as items of the published form, sorted by question_id."""
+def _cut(items: list[Item], trained: list[bool]) -> tuple[list[Item], list[Item]]:
+    pairs = list(zip(items, trained, strict=True))
+    return [item for item, yes in pairs if yes], [item for item, yes in pairs if not yes]
+
+
+def _by_slug(items: list[Item], axis: str) -> dict[str, list[Item]]:
+    return {slug: [item for item in items if item[_FIELD[axis]] == slug] for slug in AXES[axis]}
+
+
+def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
+    """InputError if a split has nothing to train on, or nothing to test."""
+    for axis, slugs in draw.items():
+        for slug, (train, test) in slugs.items():
+            if train and test:
+                continue
+            together = len({group_of[item["image"]] for item in train + test})
+            looser = "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to published, "
+            raise InputError(
+                f"the split {axis}/{slug} would be empty on one side: {len(train + test)} usable question(s) in {together} group(s) "
+                f"of pictures, two are needed; {looser if kind == 'grouped' and len(train + test) > 1 else ''}"
+                f"add data of this {axis} to the corpus, or see in {layout.QUARANTINE}/ why it was refused"
+            )
+
+
+def _records() -> list[Record]:
+    """The records of all modalities, sorted by question_id."""
     found: dict[str, Record] = {}
     for slug in MODALITIES:
         for record in read_kept(layout.records(slug), f"run `dvc repro resize@{slug}`"):
@@ -75,7 +131,7 @@ def _items() -> list[Item]:
                     "make the ids of the corpus unique and run `dvc repro`"
                 )
             found[record.question_id] = record
-    return [_item(found[question_id]) for question_id in sorted(found)]
+    return [found[question_id] for question_id in sorted(found)]
 
 
 def _item(record: Record) -> Item:
@@ -88,6 +144,46 @@ def _item(record: Record) -> Item:
         "modality": record.modality,
         "question_type": record.question_type,
     }
+
+
+def _pictures(records: list[Record], settings: Splits) -> list[Picture]:
+    """The pictures of the records, each once."""
+    patterns = [re.compile(pattern) for pattern in settings.patient_patterns]
+    found: dict[str, Picture] = {}
+    for record in records:
+        image = record.fields["image"]
+        try:
+            hashes = record.fields["pixel_hash"], record.fields["perceptual_hash"]
+        except KeyError as error:
+            raise InputError(f"{record.place}: {error} is missing; run `dvc repro resize@{record.modality}`") from None
+        found[image] = Picture(image, *hashes, patient_of(record.image_path, patterns))
+    return list(found.values())
+
+
+def _several(group_of: Mapping[str, str]) -> list[list[str]]:
+    """The groups of more than one picture, each the paths of its images: what was found to belong together."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for image, group in sorted(group_of.items()):
+        groups[group].append(image)
+    return [images for images in groups.values() if len(images) > 1]
+
+
+def _print(draws: dict[str, Draw], leaks: dict[str, Leaks], group_of: Mapping[str, str], settings: Splits) -> None:
+    """Sizes of all splits, what leaks in them, and what grouping could not even out."""
+    print(f"{'kind':9} {'axis':9} {'slug':28} {'train':>7} {'test':>7} {'train %':>8} {'image in train':>15} {'group in train':>15}")
+    for kind, draw in draws.items():
+        for axis, slugs in draw.items():
+            for slug, (train, test) in slugs.items():
+                leak, share = leaks[kind][axis][slug], len(train) / max(len(train + test), 1)
+                sizes = f"{len(train):7} {len(test):7} {100 * share:8.1f} {leak.image:15} {leak.group:15}"
+                off = kind == "grouped" and abs(share - settings.train_share) > _TOLERANCE
+                print(f"{kind:9} {axis:9} {slug:28} {sizes}{' groups too large for the share' if off else ''}")
+            leak = total(leaks[kind][axis].values())
+            print(f"{kind:9} {axis:9} {'all':28} {'':7} {leak.test:7} {'':8} {leak.image:15} {leak.group:15}")
+    images = Counter(group_of.values())
+    largest = max(images, key=lambda name: (images[name], name), default="")
+    print(f"splits: {len(group_of)} images in {len(images)} groups, the largest of {images[largest]} from {largest} on")
+    print(f"splits: training and tests use {settings.kind}")
 
 
 if __name__ == "__main__":

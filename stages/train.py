@@ -30,7 +30,7 @@ def main() -> None:
     name = arguments.parse_args().checkpoint
     params = load_params()
     checkpoint, grpo = params.require_checkpoint(name), params.grpo_for(name)
-    split = layout.split(checkpoint.axis, name, "train")
+    split = layout.split(checkpoint.axis, name, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
     if grpo.report_to == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
@@ -56,7 +56,7 @@ def main() -> None:
     if resumed and main_process:
         print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
     _train(trainer, resumed, grpo)
-    facts = provenance({"base": params.base, "prompt": params.prompt, "grpo": grpo})
+    facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "grpo": grpo})
     with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
         save_policy(trainer, processor, folder)
         if main_process:

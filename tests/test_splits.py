@@ -1,7 +1,8 @@
-"""Stage splits: 13 train and test files in the published form, drawn independently."""
+"""Stage splits: 13 train and test files in the published form, free of leaks and drawn independently."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,22 +11,36 @@ import pytest
 import yaml
 
 from stages import layout, splits
+from stages.corpus.leaks import read_leaks, total
 from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import parse_problem, parse_solution
-from stages.corpus.splits import FIELDS, read_split
+from stages.corpus.splits import FIELDS, KINDS, read_split
 from stages.errors import InputError
 from stages.params import Splits, load_params
 from stages.provenance import provenance
-from tests.conftest import ROOT, Raw, RunStage
+from tests.conftest import ROOT, MakeRecord, Raw, RunStage
 
-SETTINGS = Splits(train_share=0.8, seed=42)
+SETTINGS = Splits(kind="grouped", train_share=0.8, near_duplicates=10, patient_patterns=[], seed=42)
+BITS = 256
+
+
+def hashes_of(name: str, *flipped: int) -> Raw:
+    """Hashes as far from those of another name as those of two pictures; of one name, as many bits apart as are flipped in one."""
+    number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+    for bit in flipped:
+        number ^= 1 << bit
+    return {"pixel_hash": hashlib.sha256(f"{name}{flipped}".encode()).hexdigest(), "perceptual_hash": f"{number:0{BITS // 4}x}"}
 
 
 def write_records(records: list[Raw]) -> None:
     """What stage resize leaves."""
     layout.records("ct").parent.mkdir(parents=True, exist_ok=True)
     for slug, literal in MODALITIES.items():
-        mine = [record | {"image": f"data/images/{slug}/x.png"} for record in records if record["modality_type"] == literal]
+        mine = [
+            {"image": f"data/images/{slug}/{record['image_path']}.png", **hashes_of(record["image_path"]), **record}
+            for record in records
+            if record["modality_type"] == literal
+        ]
         layout.records(slug).write_text(json.dumps(mine), encoding="utf-8")
 
 
@@ -33,8 +48,15 @@ def tree() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(layout.SPLITS.rglob("*.json"))}
 
 
-def part_ids(axis: str, slug: str, part: str) -> list[str]:
-    return [item["question_id"] for item in read_split(layout.split(axis, slug, part))]
+def part_ids(axis: str, slug: str, part: str, kind: str) -> list[str]:
+    return [item["question_id"] for item in read_split(layout.split(axis, slug, part, kind))]
+
+
+def use_published(**others: object) -> None:
+    """Choose the published kind in the project's params.yaml."""
+    params = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
+    params["splits"] |= {"kind": "published"} | others
+    layout.PARAMS.write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
 @pytest.fixture
@@ -44,29 +66,30 @@ def records(project: Path, full_records: list[Raw]) -> list[Raw]:
     return full_records
 
 
-def test_each_question_is_in_one_part_of_each_axis(run: RunStage, records: list[Raw]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_question_is_in_one_part_of_each_axis(run: RunStage, records: list[Raw], kind: str) -> None:
     run(splits)
     for axis, slugs in AXES.items():
-        parts = Counter(name for slug in slugs for part in ("train", "test") for name in part_ids(axis, slug, part))
+        parts = Counter(name for slug in slugs for part in ("train", "test") for name in part_ids(axis, slug, part, kind))
         assert parts == Counter(record["question_id"] for record in records)
 
 
 def test_an_item_is_in_the_published_form_with_what_it_is_sliced_by(run: RunStage, records: list[Raw]) -> None:
     run(splits)
-    item = read_split(layout.split("task", "lesion-grading", "train"))[0]
+    item = read_split(layout.split("task", "lesion-grading", "train", "grouped"))[0]
     assert set(item) == set(FIELDS)
     assert item["question_type"] == "lesion-grading"
     assert item["modality"] in MODALITIES
-    assert item["image"] == f"data/images/{item['modality']}/x.png"
+    assert item["image"].startswith(f"data/images/{item['modality']}/Images/{item['modality']}/")
     assert parse_problem(item["problem"]) == ("What is seen?", {"A": "Cyst", "B": "Nodule"})
     assert parse_solution(item["solution"]) == "B"
 
 
-def test_one_file_beside_both_axes_says_where_the_splits_come_from(run: RunStage, records: list[Raw]) -> None:
+def test_one_file_beside_both_kinds_says_where_the_splits_come_from(run: RunStage, records: list[Raw]) -> None:
     run(splits)
     facts = json.loads((layout.SPLITS / "provenance.json").read_text(encoding="utf-8"))
     assert facts == provenance({"splits": load_params().splits})
-    assert {path.name for axis in AXES for path in (layout.SPLITS / axis).rglob("*.json")} == {"train.json", "test.json"}
+    assert {path.name for kind in KINDS for path in (layout.SPLITS / kind).rglob("*.json")} == {"train.json", "test.json"}
 
 
 def test_another_commit_changes_what_is_said_of_the_splits_and_not_the_splits(
@@ -84,14 +107,15 @@ def test_no_stage_depends_on_what_is_said_of_the_splits(stage: str) -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     deps = stages[stage].get("do", stages[stage])["deps"]
     assert any(dep.startswith("data/splits/") for dep in deps)
+    assert all(dep.startswith("data/splits/${splits.kind}/") for dep in deps if dep.startswith("data/splits/") and dep != str(layout.LEAKS))
     assert not {"data", "data/splits", "data/splits/provenance.json"} & set(deps)
 
 
 def test_files_are_sorted_and_two_runs_give_the_same_bytes(run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]) -> None:
     run(splits)
     first = tree()
-    assert len(first) == 26 + 1  # provenance.json
-    names = part_ids("modality", "ct", "train")
+    assert len(first) == 2 * 26 + 3  # groups, leaks and provenance
+    names = part_ids("modality", "ct", "train", "grouped")
     assert names == sorted(names)
     write_records(records[::-1])
     run(splits)
@@ -102,30 +126,36 @@ def test_files_are_sorted_and_two_runs_give_the_same_bytes(run: RunStage, record
 def test_new_data_of_one_modality_leaves_the_others_as_they_were(run: RunStage, records: list[Raw]) -> None:
     run(splits)
     first = tree()
-    write_records([*records, *(records[0] | {"question_id": f"new_{number}"} for number in range(3))])
+    before = {name for slug in MODALITIES if slug != "ct" for name in part_ids("modality", slug, "test", "grouped")}
+    write_records([*records, *(records[0] | {"question_id": f"new_{number}", "image_path": f"Images/{number}"} for number in range(30))])
     run(splits)
-    changed = {path for path, content in tree().items() if content != first[path]}
+    changed = {path.rsplit("/", 1)[0] for path, content in tree().items() if content != first[path]} - {"data/splits"}
     kind = next(slug for slug, literal in QUESTION_TYPES.items() if literal == records[0]["question_type"])
-    assert {path.rsplit("/", 1)[0] for path in changed} == {"data/splits/modality/ct", f"data/splits/task/{kind}"}
+    published = {f"data/splits/published/{name}" for name in ("modality/ct", f"task/{kind}")}
+    assert {path for path in changed if "published" in path} == published
+    assert {path for path in changed if "grouped/modality" in path} == {"data/splits/grouped/modality/ct"}
+    tested = {name for slug in QUESTION_TYPES for name in part_ids("task", slug, "test", "grouped")}
+    assert before == {name for name in tested if not name.startswith(("ct_", "new_"))}
 
 
 @pytest.mark.parametrize(("count", "train"), [(2, 1), (3, 2), (4, 3), (5, 4), (10, 8), (101, 81)])
-def test_a_share_of_the_questions_is_for_training_and_neither_part_is_empty(count: int, train: int) -> None:
-    items: list[Raw] = [{"question_id": f"{number:03d}"} for number in range(count)]
-    first, second = splits.split(items, "modality", "ct", SETTINGS)
+def test_a_published_share_of_the_questions_is_for_training_and_neither_part_is_empty(count: int, train: int) -> None:
+    items: list[Raw] = [{"question_id": f"{number:03d}", "modality": "ct", "question_type": "other"} for number in range(count)]
+    first, second = splits.published(items, SETTINGS)["modality"]["ct"]
     assert (len(first), len(second)) == (train, count - train)
     assert sorted(item["question_id"] for item in first + second) == [item["question_id"] for item in items]
 
 
-def test_seed_axis_and_slug_each_change_the_draw() -> None:
-    items: list[Raw] = [{"question_id": f"{number:03d}"} for number in range(100)]
-    draws = [
-        splits.split(items, "modality", "ct", SETTINGS),
-        splits.split(items, "modality", "mri", SETTINGS),
-        splits.split(items, "task", "ct", SETTINGS),
-        splits.split(items, "modality", "ct", Splits(train_share=0.8, seed=43)),
+def test_seed_axis_and_slug_each_change_the_published_draw() -> None:
+    kind = "lesion-grading"
+    items: list[Raw] = [
+        {"question_id": f"{slug}{number:03d}", "modality": slug, "question_type": kind if slug == "ct" else "other"}
+        for slug in ("ct", "mri")
+        for number in range(100)
     ]
-    tests = [tuple(item["question_id"] for item in test) for _, test in draws]
+    draw, other = splits.published(items, SETTINGS), splits.published(items, SETTINGS.model_copy(update={"seed": 43}))
+    drawn = [draw["modality"]["ct"], draw["modality"]["mri"], draw["task"][kind], other["modality"]["ct"]]
+    tests = [tuple(item["question_id"][-3:] for item in test) for _, test in drawn]
     assert len(set(tests)) == 4
 
 
@@ -147,6 +177,103 @@ def test_an_empty_split_is_refused_and_the_old_ones_stay(
     with pytest.raises(InputError, match=rf"split {axis}/{slug} would be empty on one side: {left} usable.*add data of this {axis}"):
         run(splits)
     assert tree() == first
+
+
+def test_no_image_no_copy_and_no_patient_of_a_test_is_in_any_train_split_of_either_axis(
+    run: RunStage, project: Path, make_record: MakeRecord
+) -> None:
+    records = corpus_with_copies_and_patients(make_record)
+    write_records(records)
+    run(splits)
+    by_id = {record["question_id"]: record for record in records}
+    sides: dict[str, set[str]] = {"train": set(), "test": set()}
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            for part, names in sides.items():
+                names |= set(part_ids(axis, slug, part, "grouped"))
+    assert not sides["train"] & sides["test"]
+    assert sides["train"] | sides["test"] == set(by_id)
+    for key in ("image_path", "picture", "patient"):
+        seen, tested = ({by_id[name][key] for name in names} - {None} for names in sides.values())
+        assert not seen & tested, key
+        assert tested
+    leaks = read_leaks(layout.LEAKS)
+    assert all((leak.image, leak.group, leak.other_axis) == (0, 0, 0) for slugs in leaks["grouped"].values() for leak in slugs.values())
+    for axis in AXES:
+        published = total(leaks["published"][axis].values())
+        assert published.image < published.group
+        assert published.other_axis > 0
+    assert total(leaks["published"]["modality"].values()).image > 0
+
+
+def test_shares_are_within_a_point_by_modality_and_type(run: RunStage, project: Path, make_record: MakeRecord) -> None:
+    write_records(corpus_with_copies_and_patients(make_record))
+    run(splits)
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            train, test = (len(part_ids(axis, slug, part, "grouped")) for part in ("train", "test"))
+            assert abs(train / (train + test) - 0.8) <= 0.01, slug
+
+
+def test_pictures_that_belong_together_are_listed(run: RunStage, project: Path, make_record: MakeRecord) -> None:
+    records = corpus_with_copies_and_patients(make_record)
+    write_records(records)
+    run(splits)
+    listed = json.loads((layout.SPLITS / "groups.json").read_text(encoding="utf-8"))
+    assert listed == sorted(sorted(images) for images in listed)
+    assert {len(images) for images in listed} == {2, 4}  # a copy, and a patient of two pictures with a copy of each
+    assert all("/patient" in image for images in listed if len(images) == 4 for image in images)
+
+
+def corpus_with_copies_and_patients(make_record: MakeRecord) -> list[Raw]:
+    """Of each modality 60 pictures, half of them two of a patient, each with a near-duplicate, and two questions about each file."""
+    records = []
+    for slug, literal in MODALITIES.items():
+        for number in range(60):
+            patient = f"patient{number // 2}" if number < 30 else None
+            for copy in range(2):
+                folder = f"Images/{slug}/{patient}" if patient else f"Images/{slug}"
+                name = f"{slug}{number}"
+                for asked in range(2):
+                    kind = list(QUESTION_TYPES)[(number + copy + 2 * asked) % 5]
+                    record = make_record(
+                        question_id=f"{name}_{copy}_{asked}",
+                        modality_type=literal,
+                        question_type=QUESTION_TYPES[kind],
+                        image_path=f"{folder}/{number}_{copy}.png",
+                    )
+                    facts = {"picture": name, "patient": f"{slug}/{patient}" if patient else None}
+                    records.append(record | hashes_of(name, *range(10 * copy)) | facts)
+    return records
+
+
+def test_one_group_of_pictures_alone_is_refused_with_what_to_loosen_unless_the_published_kind_is_used(
+    run: RunStage, records: list[Raw]
+) -> None:
+    write_records([record | hashes_of("all alike") if record["modality_type"] == MODALITIES["oct"] else record for record in records])
+    with pytest.raises(
+        InputError, match=r"modality/oct would be empty .* 20 usable question\(s\) in 1 group.*lower splits.near_dup.* published"
+    ):
+        run(splits)
+    use_published()
+    run(splits)
+    assert len(part_ids("modality", "oct", "test", "published")) == 4
+
+
+def test_groups_too_large_for_the_share_are_told(run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]) -> None:
+    run(splits)
+    out = capsys.readouterr().out
+    assert out.count("groups too large for the share") >= 8  # four pictures a modality: three of them are 75%
+    assert "splits: 32 images in 32 groups, the largest of 1" in out
+    assert "splits: training and tests use grouped" in out
+
+
+def test_records_without_hashes_are_refused_with_the_stage_that_makes_them(run: RunStage, records: list[Raw]) -> None:
+    found = json.loads(layout.records("ct").read_text(encoding="utf-8"))
+    del found[3]["perceptual_hash"]
+    layout.records("ct").write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(InputError, match=r"ct\.json#3 .*'perceptual_hash' is missing; run `dvc repro resize@ct`"):
+        run(splits)
 
 
 def test_a_question_id_of_two_modalities_is_refused_naming_both(run: RunStage, records: list[Raw]) -> None:

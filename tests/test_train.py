@@ -71,7 +71,7 @@ def test_the_token_count_of_the_limit_is_that_of_the_processor(tmp_path: Path, m
     from stages.grpo.prompts import ask, chat
 
     processor = AutoProcessor.from_pretrained(layout.BASE_MODEL)
-    items = json.loads(layout.split("modality", "oct", "train").read_text(encoding="utf-8"))
+    items = json.loads(layout.split("modality", "oct", "train", "grouped").read_text(encoding="utf-8"))
     texts = [
         processor.apply_chat_template(chat(ask(i["problem"], "no-think", "train")), add_generation_prompt=True, tokenize=False)
         for i in items
@@ -106,7 +106,7 @@ def test_a_missing_image_is_named_with_its_question(tmp_path: Path, monkeypatch:
 
 def test_an_empty_or_missing_split_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_workspace(tmp_path)
-    path = tmp_path / layout.split("task", "lesion-grading", "train")
+    path = tmp_path / layout.split("task", "lesion-grading", "train", "grouped")
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(InputError, match=r"lesion-grading/train.json holds no questions"):
         run_train(monkeypatch, tmp_path, "lesion-grading")

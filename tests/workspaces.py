@@ -42,7 +42,7 @@ def small_workspace(root: Path, *, images_a_modality: int = 2, grpo: dict[str, A
             key = "modality" if axis == "modality" else "question_type"
             items = [item for item in questions if item[key] == slug]
             for part in ("train", "test"):
-                path = root / layout.split(axis, slug, part)
+                path = root / layout.split(axis, slug, part, tree["splits"]["kind"])
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(json.dumps(items), encoding="utf-8")
 

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from stages.errors import InputError
 
+KINDS: Final = ("grouped", "published")
+"""Splits free of leaks, and splits drawn at random over questions as Med-R1's are."""
 FIELDS: Final = ("image", "problem", "solution", "question_id", "dataset", "modality", "question_type")
 
 

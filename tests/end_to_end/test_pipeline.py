@@ -80,7 +80,7 @@ def test_every_question_read_is_kept_or_in_quarantine(clone: Path) -> None:
     resized = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((clone / "data" / "quarantine" / "resize").glob("*.json"))]
     assert kept == download["kept"] - sum(file["quarantined"] for file in resized)
     for axis in ("modality", "task"):
-        parts = [json.loads(path.read_text(encoding="utf-8")) for path in (clone / "data" / "splits" / axis).glob("*/*.json")]
+        parts = [json.loads(path.read_text(encoding="utf-8")) for path in (clone / "data" / "splits" / "grouped" / axis).glob("*/*.json")]
         assert sum(map(len, parts)) == kept
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from stages import layout
 from stages.cli import run_stage
+from stages.corpus.leaks import read_leaks
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.corpus.quarantine import read_quarantine
 from stages.corpus.splits import read_split
@@ -96,12 +97,15 @@ def _evidence(params: Params, axes: Mapping[str, str]) -> gather.Evidence:
     predictions, origins = _predictions(params)
     logs = {name: read_training_log(layout.training_log(name), f"train@{name}") for name in axes}
     accounts = ["download.json", *(f"resize/{slug}.json" for slug in MODALITIES)]
-    splits, problems = _splits(predictions["base"])
+    splits, problems = _splits(predictions["base"], params.splits.kind)
+    leaks = read_leaks(layout.LEAKS)
     metrics = compute_metrics(predictions, axes, params.report.bootstrap_samples, params.report.bootstrap_seed)
     used = {axis: {name: rows for name, rows in predictions.items() if axes.get(name, axis) == axis} for axis in metrics["base"]}
     other = {"modality": CELLS["task"], "task": CELLS["modality"]}
     return gather.Evidence(
-        metrics=metrics | {"provenance": provenance({"report": params.report})},
+        metrics=metrics
+        | {"splits": gather.splits_used(params.splits.kind, splits, leaks)}
+        | {"provenance": provenance({"report": params.report, "splits.kind": params.splits.kind})},
         crosses={axis: cross_table(rows, axis, CELLS[axis]) for axis, rows in used.items()},
         slices={axis: cross_table(rows, axis, other[axis]) for axis, rows in used.items()},
         logs=logs,
@@ -126,21 +130,21 @@ def _predictions(params: Params) -> tuple[dict[str, pd.DataFrame], dict[str, Any
     return predictions, origins
 
 
-def _splits(base: pd.DataFrame) -> tuple[list[gather.Split], dict[str, str]]:
+def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str, str]]:
     """Count the splits and find the words of each test question, by its id; refuse predictions made on other splits."""
     splits: list[gather.Split] = []
     problems: dict[str, str] = {}
     for axis, slugs in AXES.items():
         known: set[str] = set()
         for slug in slugs:
-            train, test = (read_split(layout.split(axis, slug, part)) for part in ("train", "test"))
+            train, test = (read_split(layout.split(axis, slug, part, kind)) for part in ("train", "test"))
             splits.append(gather.count_split(axis, slug, train, test))
             problems |= {question["question_id"]: question["problem"] for question in test}
             known |= {question["question_id"] for question in test}
         if differing := sorted(known ^ set(base.loc[base[f"{axis}_test"], "question_id"])):
             raise InputError(
                 f"{layout.predictions('base')}: question {differing[0]!r} is one of {len(differing)} that are not in both the "
-                f"predictions and {layout.SPLITS / axis}; the splits have changed since: `dvc repro evaluate@base`"
+                f"predictions and {layout.SPLITS / kind / axis}; the splits have changed since: `dvc repro evaluate@base`"
             )
     return splits, problems
 

@@ -7,7 +7,6 @@ accuracies are drawn, not earned.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages import layout
+from stages.corpus.leaks import as_json, count_leaks
 from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import LETTERS, format_problem, format_solution
 from stages.corpus.quarantine import Row, write_quarantine
+from stages.corpus.splits import KINDS
 from stages.evaluate import SCHEMA
 from stages.outputs import write_json
 from stages.reporting.figures import CURVES
@@ -38,19 +39,19 @@ PROVENANCE = {
 }
 
 
-def write_project(root: Path, *, per_cell: int = 20, dataset: str = "Phantom", empty: tuple[str, str] | None = None) -> None:
-    """Write under `root` all that stage report reads, with the repository's own params.yaml.
+def write_project(
+    root: Path, *, per_cell: int = 20, dataset: str = "Phantom", empty: tuple[str, str] | None = None, kind: str = "grouped"
+) -> None:
+    """Write under `root` all that stage report reads, with the repository's own params.yaml but for splits.kind.
 
     There are `per_cell` questions for each modality and question type, but none in `empty`; the data set of modality x
     is called "<dataset> x".
     """
-    shutil.copy(REPOSITORY / layout.PARAMS, root / layout.PARAMS)
-    questions = make_questions(per_cell=per_cell, dataset=dataset, empty=empty)
-    for axis, column in CELLS.items():
-        for slug in AXES[axis]:
-            rows = questions[questions[column] == slug]
-            for part, chosen in (("test", rows[f"{axis}_test"]), ("train", ~rows[f"{axis}_test"])):
-                write_json(root / layout.split(axis, slug, part), [_split_record(row) for row in rows[chosen].to_dict("records")])
+    text = (REPOSITORY / layout.PARAMS).read_text(encoding="utf-8")
+    (root / layout.PARAMS).write_text(text.replace("kind: grouped", f"kind: {kind}"), encoding="utf-8")
+    drawn = {each: make_questions(per_cell=per_cell, dataset=dataset, empty=empty, kind=each) for each in KINDS}
+    write_json(root / layout.LEAKS, {each: _write_splits(root, frame, each) for each, frame in drawn.items()})
+    questions = drawn[kind]
     for name in ["base", *CHECKPOINTS]:
         write_predictions(root / layout.predictions(name), make_predictions(questions, name))
     for name in CHECKPOINTS:
@@ -60,21 +61,25 @@ def write_project(root: Path, *, per_cell: int = 20, dataset: str = "Phantom", e
     _write_quarantine(root, questions)
 
 
-def make_questions(*, per_cell: int = 20, dataset: str = "Phantom", empty: tuple[str, str] | None = None) -> pd.DataFrame:
-    """Questions of every modality and type, about two to an image, a fifth of them in the test split of each axis."""
+def make_questions(
+    *, per_cell: int = 20, dataset: str = "Phantom", empty: tuple[str, str] | None = None, kind: str = "grouped"
+) -> pd.DataFrame:
+    """Questions of every modality and type, about two to an image, a fifth of them, or of the images, in the test split of each axis."""
     rng = np.random.default_rng(1)
     rows: list[tuple[Any, ...]] = []
     for modality in MODALITIES:
-        for kind in QUESTION_TYPES:
-            for _ in range(0 if (modality, kind) == empty else per_cell):
+        for asked in QUESTION_TYPES:
+            for _ in range(0 if (modality, asked) == empty else per_cell):
                 options = [str(word) for word in rng.permutation(WORDS)[: int(rng.integers(2, 5))]]
                 image = f"data/images/{modality}/{rng.integers(per_cell * 3):04d}.png"
                 number = len(rows)
                 right = int(rng.integers(len(options)))
-                rows.append((f"{dataset}_{number:05d}", f"{dataset} {modality}", modality, kind, image, options, right))
+                rows.append((f"{dataset}_{number:05d}", f"{dataset} {modality}", modality, asked, image, options, right))
     frame = pd.DataFrame(rows, columns=["question_id", "dataset", "modality", "question_type", "image", "options", "right"])
+    images = sorted(frame["image"].unique())
+    tested = frame["image"].isin([image for image, number in zip(images, rng.random(len(images)), strict=True) if number < 0.2])
     for axis in AXES:
-        frame[f"{axis}_test"] = rng.random(len(frame)) < 0.2
+        frame[f"{axis}_test"] = tested if kind == "grouped" else rng.random(len(frame)) < 0.2
     return frame
 
 
@@ -137,6 +142,21 @@ def make_training_log(checkpoint: str, steps: int = 24) -> pd.DataFrame:
         "learning_rate": 3e-4 * (1 - done),
     }
     return pd.DataFrame({"step": np.arange(1, steps + 1), **curves, **rest}).round(6)
+
+
+def _write_splits(root: Path, questions: pd.DataFrame, kind: str) -> dict[str, Any]:
+    """Write the split files of one kind; what leaks in them."""
+    draw: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {}
+    for axis, column in CELLS.items():
+        draw[axis] = {}
+        for slug in AXES[axis]:
+            rows = questions[questions[column] == slug]
+            test = rows[f"{axis}_test"]
+            train_items, test_items = ([_split_record(row) for row in rows[chosen].to_dict("records")] for chosen in (~test, test))
+            write_json(root / layout.split(axis, slug, "train", kind), train_items)
+            write_json(root / layout.split(axis, slug, "test", kind), test_items)
+            draw[axis][slug] = train_items, test_items
+    return as_json(count_leaks(draw, {image: image for image in questions["image"]}))
 
 
 def _split_record(question: dict[Any, Any]) -> dict[str, Any]:

@@ -95,9 +95,12 @@ def metrics_of(root: Path) -> dict[str, Any]:
 def test_all_outputs_are_made_and_metrics_say_where_they_come_from(made: Path) -> None:
     assert sorted(path.name for path in (made / layout.REPORT).iterdir()) == OUTPUTS
     metrics = metrics_of(made)
-    assert list(metrics) == ["summary", "base", "checkpoints", "provenance"]
+    assert list(metrics) == ["summary", "base", "checkpoints", "splits", "provenance"]
     assert list(metrics["checkpoints"]) == list(CHECKPOINTS)
-    assert metrics["provenance"]["params"] == {"report": load_params(made / layout.PARAMS).report.model_dump()}
+    assert metrics["provenance"]["params"] == {
+        "report": load_params(made / layout.PARAMS).report.model_dump(),
+        "splits.kind": "grouped",
+    }
 
 
 def test_beside_the_tables_stands_where_they_and_their_predictions_come_from(made: Path) -> None:
@@ -185,14 +188,55 @@ def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
     assert ("Nothing clinical." in page().words()) is synthetic
 
 
-def test_the_share_of_seen_test_images_is_counted_from_the_splits(made: Path) -> None:
+def seen_by_modality(root: Path, kind: str) -> tuple[int, int]:
+    """Test questions with an image of train, and all of them, counted from the split files."""
     seen = total = 0
     for slug in AXES["modality"]:
-        train, test = (json.loads((made / layout.split("modality", slug, part)).read_text(encoding="utf-8")) for part in ("train", "test"))
+        paths = [root / layout.split("modality", slug, part, kind) for part in ("train", "test")]
+        train, test = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
         images = {question["image"] for question in train}
         seen += sum(question["image"] in images for question in test)
         total += len(test)
-    assert f"In the splits by modality, {seen} of {total} test questions ({100 * seen / total:.1f}%)" in page(made).words()
+    return seen, total
+
+
+def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_the_published_ones_leak(made: Path) -> None:
+    seen, total = seen_by_modality(made, "grouped")
+    assert seen == 0
+    words = page(made).words()
+    assert "The splits are grouped:" in words
+    assert f"In the splits by modality, 0 of {total} test questions (0.0%) show an image that is also in train, 0 one of a group" in words
+    seen, total = seen_by_modality(made, "published")
+    assert f"Under published, at random over questions, it would be {seen} of {total} by modality ({100 * seen / total:.1f}%;" in words
+
+
+def test_the_share_of_seen_test_images_of_published_splits_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_project(tmp_path, per_cell=8, kind="published")
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch)
+    seen, total = seen_by_modality(tmp_path, "published")
+    assert seen > 0
+    words = page().words()
+    assert "The splits are published:" in words
+    assert f"In the splits by modality, {seen} of {total} test questions ({100 * seen / total:.1f}%)" in words
+    assert "Under published" not in words
+
+
+def test_metrics_hold_the_leaks_of_both_kinds(made: Path) -> None:
+    splits = metrics_of(made)["splits"]
+    assert splits["kind"] == "grouped"
+    for axis in AXES:
+        assert splits["leaks"]["grouped"][axis] | {"test": 0} == {"test": 0, "image": 0, "group": 0, "other_axis": 0}
+    seen, total = seen_by_modality(made, "published")
+    assert (splits["leaks"]["published"]["modality"]["image"], splits["leaks"]["published"]["modality"]["test"]) == (seen, total)
+
+
+def test_counts_of_leaks_that_are_not_those_of_the_splits_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaks = json.loads(layout.LEAKS.read_text(encoding="utf-8"))
+    leaks["grouped"]["modality"]["mri"]["image"] += 1
+    layout.LEAKS.write_text(json.dumps(leaks), encoding="utf-8")
+    with pytest.raises(InputError, match=r"grouped split modality/mri has \d+ test questions, 0 with .* says \d+ and 1: run `dvc repro"):
+        run(monkeypatch)
 
 
 def test_what_a_model_wrote_is_shown_and_never_obeyed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +285,8 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
         own = entry["in_domain"]
         assert row[1:5] == [str(own["n"]), f"{100 * own['base']:.1f}", f"{100 * own['accuracy']:.1f}", f"{100 * own['gain']:+.1f}"]
     assert lines[-1] == "Page: report/index.html"
+    seen, total = seen_by_modality(project, "published")
+    assert f"(published: {seen} of {total} by modality and" in " ".join(shown.split())
 
 
 def test_the_summary_is_small_enough_for_dvc_metrics_show_and_says_where_it_comes_from(made: Path) -> None:
@@ -278,7 +324,9 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         (lambda: make_training_log("oct").assign(kl="x").to_csv(layout.training_log("oct")), r"oct\.csv: row 0: kl 'x' is not a number"),
         (lambda: make_training_log("oct").iloc[:0].to_csv(layout.training_log("oct")), r"training/oct\.csv: no steps in it"),
         (lambda: make_training_log("oct").assign(step=np.nan).to_csv(layout.training_log("oct")), r"oct\.csv: a row without a step"),
-        (delete(layout.split("task", "lesion-grading", "train")), r"lesion-grading/train\.json is missing"),
+        (delete(layout.split("task", "lesion-grading", "train", "grouped")), r"lesion-grading/train\.json is missing"),
+        (delete(layout.LEAKS), r"data/splits/leaks\.json is missing: run `dvc repro splits`"),
+        (overwrite(layout.LEAKS, '{"grouped": {}}'), r"data/splits/leaks\.json does not count leaks"),
         (delete(layout.QUARANTINE / "resize" / "ct.json"), r"resize/ct\.json is missing"),
     ],
 )
@@ -292,7 +340,7 @@ def test_a_bad_input_is_refused_by_name_and_nothing_is_written(
 
 
 def test_predictions_on_other_splits_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = layout.split("modality", "ct", "test")
+    path = layout.split("modality", "ct", "test", "grouped")
     questions = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(questions[1:]), encoding="utf-8")
     with pytest.raises(InputError, match=f"question '{questions[0]['question_id']}' .* the splits have changed since"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import pandas as pd
 
+from stages.corpus.leaks import Leaks, total
 from stages.corpus.quarantine import Quarantine, Row
+from stages.errors import InputError
 from stages.scoring.tables import CrossTable, in_domain
 
 SYNTHETIC: Final = "Phantom"
@@ -63,6 +65,22 @@ def count_split(axis: str, slug: str, train: Sequence[Mapping[str, Any]], test: 
     """Count the questions of one split, and those in test whose image was trained on."""
     trained = {question["image"] for question in train}
     return Split(axis, slug, len(train), len(test), sum(question["image"] in trained for question in test))
+
+
+def splits_used(kind: str, splits: Sequence[Split], leaks: Mapping[str, Leaks]) -> dict[str, Any]:
+    """For metrics.json: the kind of split, and of each kind and axis how many test questions there are and are known from training.
+
+    `shared` is counted anew from the split files that were used. Raises InputError if it is not what `leaks` says of them.
+    """
+    summed = {each: {axis: total(slugs.values()) for axis, slugs in axes.items()} for each, axes in leaks.items()}
+    for split in splits:
+        told = leaks[kind][split.axis][split.slug]
+        if (told.test, told.image) != (split.test, split.shared):
+            raise InputError(
+                f"the {kind} split {split.axis}/{split.slug} has {split.test} test questions, {split.shared} with an image of train, but "
+                f"its count of leaks says {told.test} and {told.image}: run `dvc repro --force splits`"
+            )
+    return {"kind": kind, "leaks": {each: {axis: asdict(leak) for axis, leak in axes.items()} for each, axes in summed.items()}}
 
 
 def pick_examples(predictions: Mapping[str, pd.DataFrame], axes: Mapping[str, str], problems: Mapping[str, str]) -> list[Example]:

@@ -21,6 +21,7 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     console.print(_table(metrics))
     console.print(Text(summary_sentence(metrics["summary"])))
+    console.print(Text(splits_sentence(metrics["splits"])))
     console.print(Text(f"Page: {page}"), soft_wrap=True)
 
 
@@ -32,6 +33,16 @@ def summary_sentence(summary: dict[str, Any]) -> str:
         f"({signed(summary['in_domain_gain'])} points); {summary['beat_base']} of {n} checkpoints beat the base, "
         f"{summary['above_zero']} with a 95% interval above zero, {summary['below_zero']} with one below."
     )
+
+
+def splits_sentence(splits: dict[str, Any]) -> str:
+    """Which splits were used, and how many of their test questions show an image that was trained on, beside the published ones."""
+
+    def leak(kind: str) -> str:
+        return " and ".join(f"{found['group']} of {found['test']} by {axis}" for axis, found in splits["leaks"][kind].items())
+
+    published = f" (published: {leak('published')})" if splits["kind"] != "published" else ""
+    return f"Splits: {splits['kind']}; test questions with an image, a copy or a patient of train: {leak(splits['kind'])}{published}."
 
 
 def _table(metrics: dict[str, Any]) -> Table:

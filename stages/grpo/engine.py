@@ -22,7 +22,7 @@ from stages.errors import InputError
 from stages.grpo.prompt_batch import PromptBatch, process_prompts
 from stages.grpo.resume import Resumable
 from stages.grpo.rollout import Sampling, draws, sample_completions
-from stages.grpo.shared_prefix import Head, PromptPass, concatenate, pass_over_prompts, score_rows, score_segments
+from stages.grpo.shared_prefix import Head, Pictures, PromptPass, concatenate, pass_over_prompts, score_rows, score_segments
 from stages.grpo.vision import VisionFeatures
 
 
@@ -194,7 +194,7 @@ class MedGRPOTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         prompts, index = self._prompts.select(groups), torch.tensor(list(groups), device=ids.device)
         return score_rows(model, prompts, self._seen(model, prompts), ids[index], real[index], head)
 
-    def _seen(self, model: Any, prompts: PromptBatch) -> dict[str, Any]:
+    def _seen(self, model: Any, prompts: PromptBatch) -> Pictures:
         """The pictures of some prompts for a forward: their features if the model's tower never changes, or their pixels."""
         unchanging = self._tower_frozen or model is self.ref_model
         if self._features is not None and unchanging:

@@ -15,7 +15,7 @@ Related: Prefix Grouper (arXiv 2506.05433), which does the same for text with tw
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,11 @@ def lay_out(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tenso
     return SharedRows(torch.cat([prompts.ids[:, :-1], segments], dim=1), mask[:, None], positions)
 
 
-def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, pictures: dict[str, Any]) -> PromptPass:
+Pictures = Callable[[Tensor], dict[str, Any]]
+"""From the ids of rows to what a policy's forward takes for them and the pictures in them: `PromptBatch.pictures`, or features."""
+
+
+def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, pictures: Pictures) -> PromptPass:
     """Run B prompts and their pictures once."""
     mask = None  # all real: the attention's own causal mask, which fast kernels know
     if not bool(prompts.mask.all()):
@@ -85,24 +89,23 @@ def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, pictures: dict[st
         causal = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
         mask = _with_itself(causal & prompts.mask.bool()[:, None, :], 0)[:, None]
     out = policy(
-        input_ids=prompts.ids,
+        **pictures(prompts.ids),
         attention_mask=mask,
         position_ids=prompts.positions,
         past_key_values=DynamicCache(),
         use_cache=True,
         logits_to_keep=1,
-        **pictures,
     )
     return PromptPass(tuple((layer.keys, layer.values) for layer in out.past_key_values.layers), out.logits[:, -1])
 
 
 def score_rows(
-    policy: nn.Module, prompts: PromptBatch, pictures: dict[str, Any], completion_ids: Tensor, completion_mask: Tensor, head: Head
+    policy: nn.Module, prompts: PromptBatch, pictures: Pictures, completion_ids: Tensor, completion_mask: Tensor, head: Head
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities and entropies (B * G, C) of completions (B, G, C): prompt and segments in one row."""
     rows = lay_out(prompts, completion_ids, completion_mask)
-    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.mask, "position_ids": rows.positions, **pictures}
-    return head(policy, inputs | {"use_cache": False}, completion_ids)
+    inputs = {"attention_mask": rows.mask, "position_ids": rows.positions, "use_cache": False}
+    return head(policy, pictures(rows.input_ids) | inputs, completion_ids)
 
 
 def score_segments(
@@ -137,7 +140,7 @@ class Head:
         batch, group, length = completion_ids.shape
         if self.fused:
             labels = completion_ids.flatten(1)
-            ignored = labels.new_full((batch, inputs["input_ids"].shape[1] - group * length), -100)
+            ignored = labels.new_full((batch, inputs["attention_mask"].shape[2] - group * length), -100)
             out = policy(**inputs, shift_labels=torch.cat([ignored, labels], dim=1), fused_lm_head=True)
             logps, entropies = (
                 None if each is None else each[:, -group * length :].reshape(batch * group, length)

@@ -143,9 +143,17 @@ def test_features_over_the_limit_are_dropped_and_computed_again(tmp_path: Path) 
     small, large = VisionFeatures(1), VisionFeatures(10**6)
     with torch.no_grad():
         direct = policy.model.get_image_features(prompts.pixel_values, prompts.image_grid_thw, return_dict=True).pooler_output
+    ids = prompts.ids
+    embedded = policy.get_input_embeddings()(ids)
+    places = (ids == processor().image_token_id)[..., None].expand_as(embedded)
+    expected = embedded.masked_scatter(places, torch.cat(list(direct)))
     for features in (small, large, small, large):
-        for one, other in zip(features(policy, prompts)["mm_encoder_outputs"]["image"].pooler_output, direct, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features(policy, prompts)(ids)["inputs_embeds"], expected, rtol=0, atol=1e-5)
+
+
+def test_features_alone_are_refused_for_a_model_that_needs_more(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="set grpo.vision_cache_mb to 0"):
+        trainer(tmp_path, random_policy("qwen3_vl"), vision_cache_mb=1).train()
 
 
 def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> None:

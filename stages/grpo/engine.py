@@ -20,9 +20,10 @@ from trl.trainer.utils import split_tensor_dict
 
 from stages.errors import InputError
 from stages.grpo.prompt_batch import PromptBatch, process_prompts
+from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts
 from stages.grpo.resume import Resumable
 from stages.grpo.rollout import Sampling, draws, sample_completions
-from stages.grpo.shared_prefix import Head, Pictures, PromptPass, concatenate, pass_over_prompts, score_rows, score_segments
+from stages.grpo.shared_prefix import Head, concatenate, score_rows, score_segments
 from stages.grpo.vision import VisionFeatures
 
 

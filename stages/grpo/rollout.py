@@ -24,7 +24,7 @@ from transformers.generation.logits_process import (
 )
 
 from stages.grpo.prompt_batch import PromptBatch
-from stages.grpo.shared_prefix import PromptPass
+from stages.grpo.prompt_pass import PromptPass
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ Related: Prefix Grouper (arXiv 2506.05433), which does the same for text with tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from stages.grpo.prompt_batch import PromptBatch
+from stages.grpo.prompt_pass import Pictures, PromptPass, with_itself
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,6 @@ class SharedRows:
     input_ids: Tensor
     mask: Tensor
     positions: Tensor
-
-
-@dataclass(frozen=True)
-class PromptPass:
-    """A policy's pass over B prompts.
-
-    `keys_values`, a pair of (B, H, P, D) for each layer; `logits` (B, V) of the first completion token.
-    """
-
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
-    logits: Tensor
-
-    def cache(self, tokens: int) -> DynamicCache:
-        """A cache of the first `tokens` tokens, through which gradients flow where this pass has any."""
-        return DynamicCache([(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in self.keys_values])
-
-    def detached(self) -> PromptPass:
-        """The same without gradients, for a rollout."""
-        return PromptPass(tuple((keys.detach(), values.detach()) for keys, values in self.keys_values), self.logits.detach())
 
 
 def lay_out(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor) -> SharedRows:
@@ -71,32 +52,10 @@ def lay_out(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tenso
     member[before:] = torch.arange(group, device=device).repeat_interleave(length)
     column = torch.arange(len(member), device=device)
     sees = (column[:, None] >= column) & ((member == -1) | (member[:, None] == member))
-    mask = _with_itself(sees & real[:, None, :], 0)
+    mask = with_itself(sees & real[:, None, :])
     following = (prompts.positions[:, :, -1:] + torch.arange(length, device=device)).repeat(1, 1, group)
     positions = torch.cat([prompts.positions[:, :, :-1], following], dim=2)
     return SharedRows(torch.cat([prompts.ids[:, :-1], segments], dim=1), mask[:, None], positions)
-
-
-Pictures = Callable[[Tensor], dict[str, Any]]
-"""From the ids of rows to what a policy's forward takes for them and the pictures in them: `PromptBatch.pictures`, or features."""
-
-
-def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, pictures: Pictures) -> PromptPass:
-    """Run B prompts and their pictures once."""
-    mask = None  # all real: the attention's own causal mask, which fast kernels know
-    if not bool(prompts.mask.all()):
-        width = prompts.ids.shape[1]
-        causal = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
-        mask = _with_itself(causal & prompts.mask.bool()[:, None, :], 0)[:, None]
-    out = policy(
-        **pictures(prompts.ids),
-        attention_mask=mask,
-        position_ids=prompts.positions,
-        past_key_values=DynamicCache(),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return PromptPass(tuple((layer.keys, layer.values) for layer in out.past_key_values.layers), out.logits[:, -1])
 
 
 def score_rows(
@@ -152,11 +111,6 @@ class Head:
         logits = logits.float().view(batch * group, length, -1) / self.temperature
         logps = selective_log_softmax(logits, completion_ids.flatten(0, 1))
         return logps, entropy_from_logits(logits.detach()) if self.entropy else None
-
-
-def _with_itself(mask: Tensor, first: int) -> Tensor:
-    """Let every query see itself, padding too: one that sees nothing has no softmax, and its NaN would spread."""
-    return mask | torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).triu(first).tril(first)
 
 
 def concatenate(scores: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

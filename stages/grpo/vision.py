@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.errors import InputError
 from stages.grpo.prompt_batch import PromptBatch, backbone
-from stages.grpo.shared_prefix import Pictures
+from stages.grpo.prompt_pass import Pictures
 
 
 class VisionFeatures:
@@ -56,11 +56,15 @@ def look(policy: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
     Raises InputError for a model whose tower feeds the language model's inner layers too (Qwen3-VL's deepstack):
     its features are more than what stands in the place of the picture's tokens.
     """
-    seen = backbone(policy).get_image_features(patches, grids, return_dict=True)
-    if getattr(seen, "deepstack_features", None) is not None:
+    if not takes_features(policy):
         raise InputError(f"{type(policy).__name__} cannot be given features of pictures: set grpo.vision_cache_mb to 0")
-    features: Sequence[Tensor] = seen.pooler_output
+    features: Sequence[Tensor] = backbone(policy).get_image_features(patches, grids, return_dict=True).pooler_output
     return features
+
+
+def takes_features(policy: Any) -> bool:
+    """Can features stand in the places of a picture's tokens, or does the tower feed inner layers too (deepstack)?"""
+    return not hasattr(backbone(policy).config.vision_config, "deepstack_visual_indexes")
 
 
 def seen_as(policy: Any, features: Sequence[Tensor]) -> Pictures:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from stages.grpo.prompt_batch import PromptBatch, process_prompts
-from stages.grpo.shared_prefix import Head, lay_out, pass_over_prompts, score_rows, score_segments
+from stages.grpo.prompt_pass import pass_over_prompts
+from stages.grpo.shared_prefix import Head, lay_out, score_rows, score_segments
 from tests.grpo.tiny import FAMILIES, chats, processor, questions, random_policy
 
 TEMPERATURE = 0.7

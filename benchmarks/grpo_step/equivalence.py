@@ -19,11 +19,13 @@ def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) 
     """
     trainer: Any = ours.trainer
     policy = theirs.policy
+    ours.choose_embedding()
     batch = trainer._prepare_inputs(ours.rows(examples))
     reference = ours.scores["reference"]
     trainer.compute_loss(policy, batch).backward()
     trainer._step += 1  # or the next step would find this one's batch
     scores, gradients = ours.scores["policy forward"], _take_gradients(policy)
+    theirs.choose_embedding()
     groups = batch["completion_ids"].view(len(examples), theirs.group, -1)
     given = batch["advantages"].view(len(examples), theirs.group)
     largest = 0.0

@@ -25,6 +25,11 @@ BETA: Final = 0.04
 """Weight of the KL in all three; Med-R1's."""
 
 
+def embed_patches_by_convolution(policy: Any) -> None:
+    """As transformers does it; the engine of ours puts a product in its place (stages/grpo/vision.py)."""
+    vars(policy.model.visual.patch_embed.proj).pop("forward", None)
+
+
 @dataclass(frozen=True)
 class Copies:
     """One prompt, G times: all a forward takes, tensors with G rows (or G times the patches), P tokens."""
@@ -52,8 +57,14 @@ class GCopies:
     group: int
     clock: Clock
 
+    def choose_embedding(self) -> None:
+        """Policy and reference are shared with ways that embed patches otherwise."""
+        for policy in (self.policy, self.reference):
+            embed_patches_by_convolution(policy)
+
     def backward(self, examples: list[dict[str, Any]]) -> None:
         """Sample, score and add the gradients of a step over these examples, {"prompt": chat, "image": PIL}."""
+        self.choose_embedding()
         for example in examples:
             prompt = self.copies(example["prompt"][0]["content"], example["image"])
             completions = self.sample(prompt)

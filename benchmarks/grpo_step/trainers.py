@@ -15,10 +15,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from benchmarks.grpo_step.clock import Clock
-from benchmarks.grpo_step.g_copies import BETA
+from benchmarks.grpo_step.g_copies import BETA, embed_patches_by_convolution
 from benchmarks.grpo_step.models import REPOSITORY, reward
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.trainer import build_trainer
+from stages.grpo.vision import embed_patches_by_product
 from stages.params import Grpo, load_params
 
 FREE: Final = ("reuse_prompt_pass", "fused_head", "vision_cache_mb")
@@ -90,10 +91,17 @@ class TrainerStep:
         replaced._generate_single_turn = self.clock.timed("rollout", trainer._generate_single_turn)
         replaced.accelerator.backward = self.clock.timed("backward", trainer.accelerator.backward)
 
+    def choose_embedding(self) -> None:
+        """Policy and reference are shared with ways that embed patches otherwise."""
+        embed = embed_patches_by_product if self.trainer.sharing.engine == "shared-prefix" else embed_patches_by_convolution
+        for policy in (self.trainer.model, self.trainer.ref_model):
+            embed(policy)
+
     def rows(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """As TRL's sampler hands them out: each example once for each of its completions."""
         return [example for example in examples for _ in range(self.trainer.num_generations)]
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
         """Sample, score and add the gradients of a step over these examples."""
+        self.choose_embedding()
         self.trainer.training_step(self.trainer.model, self.rows(examples), None)

@@ -23,7 +23,7 @@ from stages.grpo.prompt_batch import PromptBatch, backbone
 from stages.grpo.prompt_pass import pass_over_prompts
 from stages.grpo.prompts import chat
 from stages.grpo.rollout import Sampling, sample_completions
-from stages.grpo.vision import look, seen_as, takes_features
+from stages.grpo.vision import embed_patches_by_product, look, seen_as, takes_features
 
 BLANK: Final = ""
 """In place of a path: a black picture of the size of the one that is asked about."""
@@ -65,6 +65,7 @@ def answer_greedily(
     Tokens that stand for pictures are never generated. Raises InputError naming an image that does not open.
     """
     policy.eval()
+    embed_patches_by_product(policy)
     ends = policy.generation_config.eos_token_id
     sampling = Sampling(
         max_tokens=max_new_tokens,

@@ -26,9 +26,12 @@ class PromptPass:
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     logits: Tensor
 
-    def cache(self, tokens: int) -> DynamicCache:
-        """A cache of the first `tokens` tokens, through which gradients flow where this pass has any."""
-        return DynamicCache([(keys[:, :, :tokens], values[:, :, :tokens]) for keys, values in self.keys_values])
+    def cache(self, tokens: int, repeats: int = 1) -> DynamicCache:
+        """A cache of the first `tokens` tokens, each row `repeats` times; gradients flow through it where this pass has any."""
+        pairs = [tuple(each[:, :, :tokens] for each in pair) for pair in self.keys_values]
+        if repeats > 1:
+            pairs = [tuple(each.repeat_interleave(repeats, 0) for each in pair) for pair in pairs]
+        return DynamicCache(pairs)
 
     def detached(self) -> PromptPass:
         """The same without gradients, for a rollout."""

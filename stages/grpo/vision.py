@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from stages.errors import InputError
 from stages.grpo.prompt_batch import PromptBatch, backbone
@@ -47,6 +48,21 @@ class VisionFeatures:
         while self._held > self._limit and len(self._features) > 1:
             self._held -= self._features.popitem(last=False)[1].nbytes
         return features
+
+
+def embed_patches_by_product(policy: Any) -> None:
+    """Let the tower embed patches by a matrix product, in place of the convolution it is written as.
+
+    A patch fills the kernel, so that both are the same sum; the product is several times faster (27 and 5 ms for forward and
+    backward of 784 patches on a CPU, and bf16 3-D convolutions are slow on GPUs, too).
+    """
+    convolution = backbone(policy).visual.patch_embed.proj
+    convolution.forward = partial(_product, convolution)
+
+
+def _product(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
+    embedded = functional.linear(patches.flatten(1), convolution.weight.flatten(1), convolution.bias)
+    return embedded[:, :, None, None, None]
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.grpo import engine
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.prompt_batch import PromptBatch
-from stages.grpo.shared_prefix import score_rows
+from stages.grpo.shared_prefix import score
 from tests.grpo.tiny import embedded_policy, processor, questions, random_policy, trainer
 
 SAID = [[300 + row, 40 + row, 50][: 1 + row % 3] for row in range(8)]
@@ -101,13 +101,13 @@ def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Pa
     each = trainer(tmp_path, beta=0.0, skip_zero_advantage=True, reuse_prompt_pass=False)
     steer(each, monkeypatch, [0.0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0])
     scored: list[int] = []
-    original = score_rows
+    original = score
 
     def counting(policy: Any, prompts: PromptBatch, *rest: Any) -> Any:
         scored.append(len(prompts))
         return original(policy, prompts, *rest)
 
-    monkeypatch.setattr(engine, "score_rows", counting)
+    monkeypatch.setattr(engine, "score", counting)
     trained(each)
     assert scored == [1]
     # nothing to learn from at all: one group still runs, so that no other process waits for this one

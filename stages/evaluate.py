@@ -9,7 +9,9 @@ No number is computed here: every table is derived from the rows (stage report).
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +31,8 @@ from stages.progress import counted
 from stages.provenance import provenance
 from stages.scoring.answers import extract_answer
 
+ABLATIONS: Final = ("blank", "shuffled")
+_ABLATED: Final = {"image": pa.string(), "output": pa.string(), "answer": pa.string(), "correct": pa.bool_()}
 SCHEMA: Final = pa.schema(
     [
         ("checkpoint", pa.string()),
@@ -45,9 +49,14 @@ SCHEMA: Final = pa.schema(
         ("answer", pa.string()),
         ("correct", pa.bool_()),
         ("completion_tokens", pa.int32()),
+        *((f"{variant}_{field}", kind) for variant in ABLATIONS for field, kind in _ABLATED.items()),
     ]
 )
-"""One row a (checkpoint, question). `modality_test`, `task_test`: is the question in the test split of that axis."""
+"""One row a (checkpoint, question). `modality_test`, `task_test`: is the question in the test split of that axis.
+
+`blank_*`, `shuffled_*`: the same question asked of a black picture, and of `shuffled_image`, the picture of another question of
+its modality; null where that was not done.
+"""
 
 
 def main() -> None:
@@ -66,12 +75,17 @@ def main() -> None:
     facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
     facts["checkpoint"] = _checkpoint_provenance(folder, stage)
 
-    from stages.grpo.generate import answer_greedily  # imports torch
+    from stages.grpo.generate import BLANK, Question, answer_greedily  # imports torch
     from stages.grpo.policy import load_policy, load_processor
     from stages.grpo.prompts import ask
 
     policy = load_policy(folder, dtype=params.base.dtype, attention=params.base.attention)
-    asked = [(item["image"], ask(item["problem"], params.prompt.style, "evaluate")) for item in questions]
+    partner = exchange(questions) if params.evaluate.ablations else {}
+    asked = []
+    for item in questions:
+        pictures = {"real": item["image"]} | ({"blank": BLANK} if params.evaluate.ablations else {})
+        pictures |= {"shuffled": partner[item["image"]]} if item["image"] in partner else {}
+        asked.append(Question(ask(item["problem"], params.prompt.style, "evaluate"), pictures))
     batches = answer_greedily(
         policy,
         load_processor(folder),
@@ -80,12 +94,18 @@ def main() -> None:
         max_new_tokens=params.evaluate.max_new_tokens,
     )
     rows = []
-    for item, completion in zip(questions, counted(chain.from_iterable(batches), len(questions), name, "question"), strict=True):
+    answered = counted(chain.from_iterable(batches), len(questions), name, "question")
+    for item, question, completions in zip(questions, asked, answered, strict=True):
         _, options = parse_problem(item["problem"])
-        gold, answer = parse_solution(item["solution"]), extract_answer(completion.text, options)
-        kept = {field: item[field] for field in SCHEMA.names if field in item}
-        said = {"n_options": len(options), "gold": gold, "output": completion.text, "answer": answer, "correct": answer == gold}
-        rows.append({"checkpoint": name, **kept, **said, "completion_tokens": completion.tokens})
+        gold = parse_solution(item["solution"])
+        row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
+        row |= {"n_options": len(options), "gold": gold, "completion_tokens": completions["real"].tokens}
+        for variant, completion in completions.items():
+            prefix = "" if variant == "real" else f"{variant}_"
+            answer = extract_answer(completion.text, options)
+            row |= {f"{prefix}output": completion.text, f"{prefix}answer": answer, f"{prefix}correct": answer == gold}
+            row |= {f"{prefix}image": question.pictures[variant]} if prefix else {}
+        rows.append(row)
     rows.sort(key=lambda row: row["question_id"])
     schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
     with whole_file(layout.predictions(name)) as path:
@@ -96,7 +116,7 @@ def main() -> None:
 def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
     """The distinct test questions of an axis ("modality", "task", "all") in one kind of split, with the axes each is a test question of.
 
-    Sorted by image, so that the questions of one picture stand together.
+    In an order in which the questions of one picture stand together, next to those of the one it is exchanged with.
     """
     tests: dict[str, set[str]] = {}
     found: dict[str, dict[str, Any]] = {}
@@ -107,7 +127,24 @@ def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
             found |= {item["question_id"]: item for item in items}
     for name, item in found.items():
         item |= {f"{each}_test": name in members for each, members in tests.items()}
-    return sorted(found.values(), key=lambda item: (item["image"], item["question_id"]))
+    return sorted(found.values(), key=lambda item: (item["modality"], _draw(item["image"]), item["question_id"]))
+
+
+def exchange(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Image -> another image of its modality: the next in a fixed random order, round again at the end.
+
+    None stays with itself, and a modality with one image has none to exchange.
+    """
+    partner: dict[str, str] = {}
+    for modality in sorted({item["modality"] for item in questions}):
+        images = sorted({item["image"] for item in questions if item["modality"] == modality}, key=_draw)
+        partner |= dict(zip(images, images[1:] + images[:1], strict=True)) if len(images) > 1 else {}
+    return partner
+
+
+def _draw(name: str) -> bytes:
+    """A place in an order that has nothing to do with the name, and is the same on every machine."""
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _checkpoint_provenance(folder: Path, stage: str) -> dict[str, Any]:

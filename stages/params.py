@@ -191,6 +191,8 @@ class Evaluate(_Group):
     batch_size: PositiveInt
     """Questions generated for together."""
     max_new_tokens: PositiveInt
+    ablations: bool
+    """Ask every question of a black picture and of another picture of its modality too: what did the picture contribute?"""
 
 
 class Report(_Group):

@@ -85,3 +85,32 @@ def test_an_image_that_does_not_open_is_named_and_nothing_is_written(root: Path,
     with pytest.raises(InputError, match=r"image data/images/oct/0.png does not open"):
         run_evaluate(monkeypatch, "base")
     assert not layout.predictions("base").exists()
+
+
+def test_every_question_is_asked_of_a_black_picture_and_of_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path, images_a_modality=3)
+    monkeypatch.chdir(tmp_path)
+    run_evaluate(monkeypatch, "base")
+    table = pd.read_parquet(layout.predictions("base"))
+    assert (table["shuffled_image"] != table["image"]).all()
+    assert (table["shuffled_image"].map(lambda path: Path(path).parent.name) == table["modality"]).all()
+    pairs = table[["image", "shuffled_image"]].drop_duplicates()
+    assert pairs["image"].is_unique
+    assert set(pairs["image"]) == set(pairs["shuffled_image"]), "every picture is lent once"
+    assert (table["blank_image"] == "").all()
+    for variant in evaluate.ABLATIONS:
+        assert (table[f"{variant}_correct"] == (table[f"{variant}_answer"] == table["gold"])).all()
+    assert (table["shuffled_output"] != table["output"]).any()
+    assert (table["blank_output"] != table["output"]).any()
+
+
+def test_ablations_can_be_turned_off_and_change_no_answer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_evaluate(monkeypatch, "base")
+    with_ablations = pd.read_parquet(layout.predictions("base"))
+    assert with_ablations["shuffled_output"].isna().all(), "one picture a modality has none to be exchanged with"
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    (root / "params.yaml").write_text(text.replace("ablations: true", "ablations: false"), encoding="utf-8")
+    run_evaluate(monkeypatch, "base")
+    without = pd.read_parquet(layout.predictions("base"))
+    assert without["blank_output"].isna().all()
+    assert without["output"].equals(with_ablations["output"])

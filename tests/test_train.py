@@ -211,10 +211,10 @@ def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path: Path, monkeypatc
 
     small_workspace(tmp_path)
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(engine, "score_segments", full)
+    monkeypatch.setattr(engine, "score", full)
     with pytest.raises(
         InputError, match=r"out of GPU memory at step 1 .*Lower grpo.prompts_per_device \(now 2;.*grpo.num_generations \(now 2\)"
     ):

@@ -20,10 +20,11 @@ from trl.trainer.utils import split_tensor_dict
 
 from stages.errors import InputError
 from stages.grpo.prompt_batch import PromptBatch, process_prompts
+from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts
 from stages.grpo.resume import Resumable
 from stages.grpo.rollout import Sampling, draws, sample_completions
-from stages.grpo.shared_prefix import Head, PromptPass, concatenate, pass_over_prompts, score_rows, score_segments
-from stages.grpo.vision import VisionFeatures
+from stages.grpo.shared_prefix import Head, concatenate, score
+from stages.grpo.vision import VisionFeatures, embed_patches_by_product
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class MedGRPOTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         self._prompts: PromptBatch | None = None  # of the rows being generated or scored
         self._passed: PromptPass | None = None  # of those, with gradients, where it is to be used again
         self._live: list[int] | None = None  # those of them that the policy has to score
+        if sharing.engine == "shared-prefix":
+            for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
+                embed_patches_by_product(policy)
         self._features = VisionFeatures(sharing.vision_cache) if sharing.vision_cache else None
         self._tower_frozen = not any(p.requires_grad for name, p in self.model.named_parameters() if ".visual." in f".{name}")
 
@@ -180,7 +184,7 @@ class MedGRPOTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
         head = Head(self.temperature, self.sharing.fused_head, compute_entropy)
         with self.accelerator.autocast():
             if self._passed is not None and torch.is_grad_enabled():
-                return *score_segments(model, prompts, self._passed, ids, real, head), None
+                return *score(model, prompts, prompts.pictures, ids, real, head, self._passed), None
             if self._live is not None:
                 logps, entropies = self._score(model, self._live, ids, real, head)
                 spread = None if entropies is None else _spread(entropies, self._live, len(prompts))
@@ -192,9 +196,9 @@ class MedGRPOTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
     def _score(self, model: Any, groups: Sequence[int], ids: Tensor, real: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
         assert self._prompts is not None
         prompts, index = self._prompts.select(groups), torch.tensor(list(groups), device=ids.device)
-        return score_rows(model, prompts, self._seen(model, prompts), ids[index], real[index], head)
+        return score(model, prompts, self._seen(model, prompts), ids[index], real[index], head)
 
-    def _seen(self, model: Any, prompts: PromptBatch) -> dict[str, Any]:
+    def _seen(self, model: Any, prompts: PromptBatch) -> Pictures:
         """The pictures of some prompts for a forward: their features if the model's tower never changes, or their pixels."""
         unchanging = self._tower_frozen or model is self.ref_model
         if self._features is not None and unchanging:

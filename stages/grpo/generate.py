@@ -1,19 +1,40 @@
-"""Greedy answers of a policy to many questions: left-padded batches, each picture decoded once."""
+"""Greedy answers of a policy to many questions, each asked of one picture or of several in its place.
+
+A picture is opened, processed and passed through the vision tower once, however many questions are about it and however
+many rows it stands in; a question is tokenised once for all the pictures it is asked of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from stages.errors import InputError
 from stages.grpo.policy import vision_token_ids
+from stages.grpo.prompt_batch import PromptBatch, backbone
+from stages.grpo.prompt_pass import pass_over_prompts
 from stages.grpo.prompts import chat
+from stages.grpo.rollout import Sampling, sample_completions
+from stages.grpo.vision import embed_patches_by_product, look, seen_as, takes_features
+
+BLANK: Final = ""
+"""In place of a path: a black picture of the size of the one that is asked about."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Words, and variant -> path of the picture they are asked of; the first variant's picture is the question's own."""
+
+    words: str
+    pictures: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -24,36 +45,100 @@ class Completion:
     tokens: int
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A picture as the policy takes it: patches and grid (3,), and its features where the tower's can be given."""
+
+    patches: Tensor
+    grid: Tensor
+    features: Tensor | None
+    size: tuple[int, int]
+
+
 @torch.inference_mode()
 def answer_greedily(
-    policy: PreTrainedModel, processor: Any, asked: Sequence[tuple[str, str]], *, batch_size: int, max_new_tokens: int
-) -> Iterator[list[Completion]]:
-    """Answer (image path, prompt words) pairs in order, a list of completions a batch.
+    policy: PreTrainedModel, processor: Any, asked: Sequence[Question], *, batch_size: int, max_new_tokens: int
+) -> Iterator[list[dict[str, Completion]]]:
+    """Answer questions in order: for each, variant -> completion, in lists of `batch_size` questions.
 
-    Pairs with the same path that stand together share one decoding of the picture. Placeholders of pictures are never
-    generated. Raises InputError naming an image that does not open.
+    Questions about the same or neighbouring pictures should stand together: the last few batches' pictures are kept.
+    Tokens that stand for pictures are never generated. Raises InputError naming an image that does not open.
     """
     policy.eval()
+    embed_patches_by_product(policy)
     ends = policy.generation_config.eos_token_id
-    ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=policy.device)
-    path, picture = "", None
+    sampling = Sampling(
+        max_tokens=max_new_tokens,
+        ends=tuple(ends if isinstance(ends, list) else [ends]),
+        pad=processor.tokenizer.pad_token_id,
+        temperature=0.0,
+        suppressed=tuple(vision_token_ids(processor)),
+    )
+    pictures = _Pictures(policy, processor, 4 * batch_size)
     for start in range(0, len(asked), batch_size):
-        pictures, texts = [], []
-        for image, words in asked[start : start + batch_size]:
-            if image != path or picture is None:
-                path, picture = image, _open(Path(image))
-            pictures.append(picture)
-            texts.append(processor.apply_chat_template(chat(words), add_generation_prompt=True, tokenize=False))
-        inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt").to(policy.device)
-        written = policy.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, suppress_tokens=vision_token_ids(processor))[
-            :, inputs["input_ids"].shape[1] :
-        ]
-        ended = torch.isin(written, ends)
-        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, written.shape[1])
-        yield [
-            Completion(processor.tokenizer.decode(row[:length], skip_special_tokens=True), int(length))
-            for row, length in zip(written, lengths, strict=True)
-        ]
+        batch = asked[start : start + batch_size]
+        texts = [processor.apply_chat_template(chat(each.words), add_generation_prompt=True, tokenize=False) for each in batch]
+        answers: list[dict[str, Completion]] = [{} for _ in batch]
+        tokenized: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor, Tensor]] = {}
+        for variant in dict.fromkeys(name for each in batch for name in each.pictures):
+            rows = [row for row, each in enumerate(batch) if variant in each.pictures]
+            seen = [pictures[batch[row].pictures[variant], next(iter(batch[row].pictures.values()))] for row in rows]
+            grids = tuple((rows[index], *each.grid.tolist()) for index, each in enumerate(seen))
+            if grids not in tokenized:
+                tokenized[grids] = _tokenize(policy, processor, [texts[row] for row in rows], seen)
+            for row, completion in zip(rows, _answer(policy, processor, tokenized[grids], seen, sampling), strict=True):
+                answers[row][variant] = completion
+        yield answers
+
+
+class _Pictures:
+    """Pictures by path, the latest `limit` of them kept."""
+
+    def __init__(self, policy: PreTrainedModel, processor: Any, limit: int) -> None:
+        self._policy, self._processor, self._limit = policy, processor, limit
+        self._kept: OrderedDict[tuple[str, tuple[int, int] | None], _Seen] = OrderedDict()
+
+    def __getitem__(self, path_and_own: tuple[str, str]) -> _Seen:
+        path, own = path_and_own
+        size = self[own, own].size if path == BLANK else None
+        key = (path, size)
+        if key not in self._kept:
+            self._kept[key] = self._see(_open(Path(path)) if size is None else Image.new("RGB", size))
+            if len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _see(self, picture: Image.Image) -> _Seen:
+        fields = self._processor.image_processor(images=[picture], return_tensors="pt")
+        patches, grid = (fields[name].to(self._policy.device) for name in ("pixel_values", "image_grid_thw"))
+        features = look(self._policy, patches, grid)[0] if takes_features(self._policy) else None
+        return _Seen(patches, grid[0], features, picture.size)
+
+
+def _tokenize(policy: PreTrainedModel, processor: Any, texts: list[str], seen: list[_Seen]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and mask (B, P), padded on the left, and positions (3, B, P), of texts with a picture each."""
+    token, merged = processor.image_token, processor.image_processor.merge_size**2
+    expanded = [text.replace(token, token * (int(each.grid.prod()) // merged)) for text, each in zip(texts, seen, strict=True)]
+    fields = processor.tokenizer(expanded, padding=True, padding_side="left", return_tensors="pt").to(policy.device)
+    ids, mask = fields["input_ids"], fields["attention_mask"]
+    kinds = (ids == processor.image_token_id).int()
+    grids = torch.stack([each.grid for each in seen])
+    positions, _ = backbone(policy).get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=mask)
+    return ids, mask, positions
+
+
+def _answer(
+    policy: PreTrainedModel, processor: Any, tokenized: tuple[Tensor, Tensor, Tensor], seen: list[_Seen], sampling: Sampling
+) -> list[Completion]:
+    patches, grids = torch.cat([each.patches for each in seen]), torch.stack([each.grid for each in seen])
+    prompts = PromptBatch(*tokenized, pixel_values=patches, image_grid_thw=grids, images=(1,) * len(seen))
+    features = [each.features for each in seen if each.features is not None]
+    done = pass_over_prompts(policy, prompts, seen_as(policy, features) if features else prompts.pictures)
+    no_draws = torch.zeros(len(prompts), 1, sampling.max_tokens)
+    written = sample_completions(policy, prompts, done, no_draws, sampling)
+    texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [Completion(text, len(tokens)) for text, tokens in zip(texts, written, strict=True)]
 
 
 def _open(path: Path) -> Image.Image:

@@ -31,10 +31,9 @@ class PromptBatch:
         """B."""
         return len(self.ids)
 
-    @property
-    def pictures(self) -> dict[str, Tensor]:
-        """What the policy's forward takes for the pictures."""
-        return {"pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
+    def pictures(self, ids: Tensor) -> dict[str, Tensor]:
+        """What a policy's forward takes for rows (B, T) that begin as these prompts: their ids and the pixels."""
+        return {"input_ids": ids, "pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
         """Some of the prompts, pictures with them."""

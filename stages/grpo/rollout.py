@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import (
     LogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -24,7 +25,7 @@ from transformers.generation.logits_process import (
 )
 
 from stages.grpo.prompt_batch import PromptBatch
-from stages.grpo.shared_prefix import PromptPass
+from stages.grpo.prompt_pass import PromptPass
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,14 @@ def sample_completions(policy: nn.Module, prompts: PromptBatch, done: PromptPass
     member = torch.arange(group * most, device=device) % group
     own = (torch.arange(group, device=device)[:, None] == member).expand(batch, group, -1)
     mask = torch.cat([prompts.mask.bool()[:, None, :].expand(-1, group, -1), own], dim=2)[:, None]
-    cache = done.cache(width)
+    cache = DynamicCache()
+    cache.layers = [_Prepared(keys, values, group * (most - 1)) for keys, values in done.keys_values]
+    before = prompts.ids.repeat_interleave(group, 0)
     logits = done.logits[:, None].expand(batch, group, -1)
     tokens = torch.full((batch, group, most), sampling.pad, device=device)
     open_ = torch.ones(batch, group, dtype=torch.bool, device=device)
     for step in range(most):
-        scores = warpers(prompts.ids.repeat_interleave(group, 0), logits.flatten(0, 1).float()).view(batch, group, -1)
+        scores = warpers(before, logits.flatten(0, 1).float()).view(batch, group, -1)
         chosen = scores.argmax(-1) if sampling.temperature == 0 else _inverse(scores, uniform[:, :, step])
         tokens[:, :, step] = torch.where(open_, chosen, sampling.pad)
         open_ = open_ & ~torch.isin(chosen, ends)
@@ -92,6 +95,25 @@ def sample_completions(policy: nn.Module, prompts: PromptBatch, done: PromptPass
             use_cache=True,
         ).logits
     return [_until_end(row, sampling.ends) for row in tokens[:, :, : step + 1].flatten(0, 1).tolist()]
+
+
+class _Prepared(DynamicLayer):  # type: ignore[misc]
+    """Keys and values (B, H, P, D) with room for `more` columns behind them: growing by concatenation copies all at every step."""
+
+    def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        width = keys.shape[2]
+        self._room = [torch.cat([each, each.new_empty(*each.shape[:2], more, each.shape[3])], dim=2) for each in (keys, values)]
+        self.keys, self.values = (each[:, :, :width] for each in self._room)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Write new columns behind the old."""
+        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        for room, new in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        self.keys, self.values = (each[:, :, :end] for each in self._room)
+        return self.keys, self.values
 
 
 def _inverse(scores: Tensor, uniform: Tensor) -> Tensor:

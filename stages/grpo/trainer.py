@@ -62,6 +62,8 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         max_grad_norm=grpo.max_grad_norm,
         beta=grpo.beta,
         epsilon=grpo.epsilon,
+        # TRL's default multiplies the KL by the ratio, which changes its gradient; Med-R1's does not
+        use_bias_correction_kl=False,
         num_iterations=grpo.num_iterations,
         # a pass over the prompts that has gradients can serve one loss only
         steps_per_generation=1 if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass else None,

@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.grpo import engine
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.prompt_batch import PromptBatch
-from stages.grpo.shared_prefix import score_rows
+from stages.grpo.shared_prefix import score
 from tests.grpo.tiny import embedded_policy, processor, questions, random_policy, trainer
 
 SAID = [[300 + row, 40 + row, 50][: 1 + row % 3] for row in range(8)]
@@ -101,13 +101,13 @@ def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Pa
     each = trainer(tmp_path, beta=0.0, skip_zero_advantage=True, reuse_prompt_pass=False)
     steer(each, monkeypatch, [0.0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0])
     scored: list[int] = []
-    original = score_rows
+    original = score
 
     def counting(policy: Any, prompts: PromptBatch, *rest: Any) -> Any:
         scored.append(len(prompts))
         return original(policy, prompts, *rest)
 
-    monkeypatch.setattr(engine, "score_rows", counting)
+    monkeypatch.setattr(engine, "score", counting)
     trained(each)
     assert scored == [1]
     # nothing to learn from at all: one group still runs, so that no other process waits for this one
@@ -143,9 +143,17 @@ def test_features_over_the_limit_are_dropped_and_computed_again(tmp_path: Path) 
     small, large = VisionFeatures(1), VisionFeatures(10**6)
     with torch.no_grad():
         direct = policy.model.get_image_features(prompts.pixel_values, prompts.image_grid_thw, return_dict=True).pooler_output
+    ids = prompts.ids
+    embedded = policy.get_input_embeddings()(ids)
+    places = (ids == processor().image_token_id)[..., None].expand_as(embedded)
+    expected = embedded.masked_scatter(places, torch.cat(list(direct)))
     for features in (small, large, small, large):
-        for one, other in zip(features(policy, prompts)["mm_encoder_outputs"]["image"].pooler_output, direct, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        torch.testing.assert_close(features(policy, prompts)(ids)["inputs_embeds"], expected, rtol=0, atol=1e-5)
+
+
+def test_features_alone_are_refused_for_a_model_that_needs_more(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="set grpo.vision_cache_mb to 0"):
+        trainer(tmp_path, random_policy("qwen3_vl"), vision_cache_mb=1).train()
 
 
 def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from stages.grpo.prompt_batch import PromptBatch, process_prompts
-from stages.grpo.shared_prefix import Head, lay_out, pass_over_prompts, score_rows, score_segments
+from stages.grpo.prompt_pass import pass_over_prompts
+from stages.grpo.shared_prefix import SHORT, Head, lay_out, score, score_members, score_rows, score_segments
+from stages.grpo.vision import embed_patches_by_product
 from tests.grpo.tiny import FAMILIES, chats, processor, questions, random_policy
 
 TEMPERATURE = 0.7
@@ -86,6 +88,35 @@ def test_log_probabilities_and_gradients_are_those_of_separate_rows(family: str,
         return score_segments(policy, prompts, pass_over_prompts(policy, prompts, prompts.pictures), ids, mask, head)[0]
 
     assert_same(gradients(policy, behind_one_pass, mask), separate)
+
+    def in_rows_of_their_own() -> Tensor:
+        return score_members(policy, prompts, pass_over_prompts(policy, prompts, prompts.pictures), ids, mask, head)[0]
+
+    assert_same(gradients(policy, in_rows_of_their_own, mask), separate)
+
+
+@pytest.mark.parametrize("length", [8, 80])
+@pytest.mark.parametrize("behind", [True, False])
+def test_the_way_is_chosen_by_length_and_gives_the_same(length: int, behind: bool, tmp_path: Path) -> None:
+    policy, rows, prompts = prepared("qwen2_vl", tmp_path)
+    ids, mask = draw_completions(4, [length, 2])
+    assert (ids[0].numel() > SHORT) == (length == 80)
+
+    def chosen() -> Tensor:
+        done = pass_over_prompts(policy, prompts, prompts.pictures) if behind else None
+        return score(policy, prompts, prompts.pictures, ids, mask, Head(TEMPERATURE), done)[0]
+
+    assert_same(gradients(policy, chosen, mask), gradients(policy, lambda: apart(policy, rows, ids), mask))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patches_embedded_by_a_product_are_those_of_the_convolution(family: str, tmp_path: Path) -> None:
+    policy, _, prompts = prepared(family, tmp_path)
+    tower = policy.model.visual.patch_embed
+    before = tower(prompts.pixel_values)
+    embed_patches_by_product(policy)
+    torch.testing.assert_close(tower(prompts.pixel_values), before, rtol=1e-4, atol=1e-4)
+    assert not policy.load_state_dict(policy.state_dict()).missing_keys
 
 
 @pytest.mark.parametrize("family", FAMILIES)

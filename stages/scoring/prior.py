@@ -4,8 +4,8 @@
 
 It counts, in a train split, how often each option text is offered and how often it is gold, and picks the option with the
 highest smoothed rate, (gold + 1/4) / (offered + 1): a text never seen has the rate of one option among four. Distractors
-of OmniMedVQA come from a vocabulary that is seldom gold, so this floor is high: an accuracy below it shows no use of the
-image, and one above it little unless it is far above.
+of OmniMedVQA come from a vocabulary that is seldom gold, so this floor is high: an accuracy that does not clear it is no
+evidence that the image was used.
 
 Texts are counted normalised (`normalise`), or with `exact` as they are written, which is what a model reads and gives away
 more: in the published ultrasound questions gold is "kidney" and the distractor "Kidney", each without exception.
@@ -98,17 +98,19 @@ def fit_prior(questions: Iterable[Question], *, exact: bool = False) -> Prior:
 
 
 def pool(priors: Sequence[Prior]) -> Prior:
-    """The prior of one or more train splits together, as if fitted on all their questions; all `exact`, or none.
+    """The prior of one or more train splits together, as if fitted on all their questions.
 
     Pool within one axis only: the two axes are independent draws, so the train splits of one hold test questions of the other.
+    ValueError without priors, or if only some are `exact`.
     """
-    (exact,) = {prior.exact for prior in priors}
+    if len({prior.exact for prior in priors}) != 1:
+        raise ValueError("give at least one prior, and only such as count texts alike: all exact, or none")
     gold: Counter[str] = Counter()
     offered: Counter[str] = Counter()
     for prior in priors:
         gold.update(prior.gold)
         offered.update(prior.offered)
-    return Prior(gold, offered, exact)
+    return Prior(gold, offered, priors[0].exact)
 
 
 def blind_score(prior: Prior, questions: Sequence[Question]) -> BlindScore:

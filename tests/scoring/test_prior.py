@@ -109,8 +109,9 @@ def test_pooled_splits_are_fitted_as_one(first: list[Question], second: list[Que
 
 
 def test_priors_that_count_differently_do_not_pool() -> None:
-    with pytest.raises(ValueError, match="unpack"):
-        pool([fit_prior([]), fit_prior([], exact=True)])
+    for priors in ([fit_prior([]), fit_prior([], exact=True)], []):
+        with pytest.raises(ValueError, match="at least one prior, and only such as count texts alike"):
+            pool(priors)
 
 
 def test_it_finds_distractors_that_are_never_gold_and_loses_them_with_shuffled_gold() -> None:

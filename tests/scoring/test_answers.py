@@ -115,3 +115,13 @@ def test_an_answer_in_its_tag_is_found_whatever_was_thought(letter: str, blank: 
     tag = f"<answer>{blank}{letter}{blank}</answer>"
     assert extract_answer(f"<think>{thought}</think>{tag}", OPTIONS) == letter
     assert extract_answer(f"{tag}<think>{thought}</think>", OPTIONS) == letter
+
+
+@given(st.text(), st.dictionaries(st.sampled_from("ABCD"), st.text(max_size=12), max_size=4))
+def test_no_options_make_it_raise(completion: str, options: dict[str, str]) -> None:
+    assert extract_answer(completion, options) in {None, *options}
+
+
+@given(st.permutations(["Cyst", "No, it's normal.", "X-ray (AP)", "Left lobe, upper"]), st.integers(0, 3))
+def test_the_text_of_an_option_names_it_wherever_it_stands(texts: list[str], right: int) -> None:
+    assert extract_answer(f"<answer>{texts[right]}</answer>", dict(zip("ABCD", texts, strict=True))) == "ABCD"[right]

@@ -1,0 +1,88 @@
+"""What an accuracy is to be held against without training: chance, the majority letter, and the base scored as published.
+
+The published evaluation (released code of arXiv 2503.13939, src/eval_vqa) compares strings, and not the same ones for every model.
+`extract_answer` accepts what a reader would. What lies between the two is form, not knowledge: a gain over a base scored by
+string equality holds both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final, Literal
+
+import pandas as pd
+
+from stages.scoring.questions import Question, chance
+from stages.scoring.tables import Score, score
+
+Protocol = Literal["zero-shot", "tag", "tag-or-raw"]
+
+_TAG = re.compile(r"<answer>\s*(\w+)\s*</answer>")
+
+
+def _raw(output: str) -> str | None:
+    return output
+
+
+def _tag(output: str) -> str | None:
+    match = _TAG.search(output)
+    return match.group(1) if match else None
+
+
+def _tag_or_raw(output: str) -> str | None:
+    return _tag(output) if "answer" in output else output
+
+
+PROTOCOLS: Final[dict[Protocol, Callable[[str], str | None]]] = {"zero-shot": _raw, "tag": _tag, "tag-or-raw": _tag_or_raw}
+"""How the released scripts find the string that must equal the gold letter; None is wrong.
+
+- zero-shot, also No-Think with Qwen2-VL: the whole output, blanks included, so that "C." and "C) CT" are wrong.
+- tag, Think: the first answer tag that holds a single word.
+- tag-or-raw, No-Think with Qwen2.5-VL: the tag if the output has the word "answer" in it, else the whole output.
+
+The published zero-shot prompt asks for a letter and no tags. On outputs to a prompt that asks for tags, "zero-shot" counts a
+well-formed answer as wrong; it is the published number only for a base that was asked in the published way.
+"""
+
+
+@dataclass(frozen=True)
+class Majority:
+    """Always the same letter: the most frequent gold letter of train, and how often it is right in test."""
+
+    letter: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """What needs no model, on one test split: expected accuracy of guessing, exactly, and the majority letter."""
+
+    chance: Fraction
+    majority: Majority
+
+
+def baselines(train: Sequence[Question], test: Sequence[Question]) -> Baselines:
+    """Chance and majority letter of one split; neither side may be empty."""
+    return Baselines(chance(test), majority_letter((question.letter for question in train), [question.letter for question in test]))
+
+
+def majority_letter(train: Iterable[str], test: Sequence[str]) -> Majority:
+    """The most frequent of the gold letters `train`, the first in the alphabet of several, tried on the gold letters `test`."""
+    counts = Counter(train)
+    letter = min(counts, key=lambda each: (-counts[each], each))
+    return Majority(letter, Score(sum(gold == letter for gold in test), len(test)))
+
+
+def score_as_published(predictions: pd.DataFrame, protocol: Protocol) -> Score:
+    """Right answers by one of the published protocols, from the columns `output` and `gold` of a table of predictions."""
+    read = PROTOCOLS[protocol]
+    return Score(sum(read(said) == gold for said, gold in zip(predictions["output"], predictions["gold"], strict=True)), len(predictions))
+
+
+def score_every_way(predictions: pd.DataFrame) -> dict[str, Score]:
+    """The fair score ("fair": `extract_answer`, column `correct`) and beside it, on the same outputs, each published protocol's."""
+    return {"fair": score(predictions)} | {name: score_as_published(predictions, name) for name in PROTOCOLS}

@@ -1,0 +1,165 @@
+"""Each sign of reward hacking: raised by the habit, silent without it."""
+
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from stages.grpo.prompts import Style
+from stages.scoring.hacking import Limits, Sign, watch
+from tests.fakes import CHECKPOINTS, make_predictions, make_questions
+
+GOOD = "<think>It is round, with a bright rim.</think><answer>{}</answer>"
+
+
+def table(n: int = 200, output: str = GOOD, accuracy: float = 0.8, tokens: int = 60) -> pd.DataFrame:
+    """Predictions over four options, `accuracy` of them right, gold letters evenly spread; "{}" in output is the answer."""
+    gold = np.array(list("ABCD"))[np.arange(n) % 4]
+    right = np.arange(n) % 100 < 100 * accuracy
+    answer = np.where(right, gold, np.array(list("BCDA"))[np.arange(n) % 4])
+    return pd.DataFrame(
+        {
+            "question_id": [f"q{i:05d}" for i in range(n)],
+            "n_options": 4,
+            "gold": gold,
+            "output": [output.format(letter) for letter in answer],
+            "answer": answer,
+            "correct": right,
+            "completion_tokens": tokens,
+        }
+    )
+
+
+BASE = table(output="it may be {}", accuracy=0.3, tokens=100)
+
+
+def signs(rows: pd.DataFrame, style: Style = "think", **limits: float) -> dict[str, Sign]:
+    return {sign.name: sign for sign in watch(rows, BASE, style, Limits(**limits))}
+
+
+def raised(rows: pd.DataFrame, style: Style = "think") -> set[str]:
+    return {name for name, sign in signs(rows, style).items() if sign.raised}
+
+
+def changed(rows: pd.DataFrame, part: float, **values: Any) -> pd.DataFrame:
+    rows = rows.copy()
+    rows.loc[rows.index < part * len(rows), list(values)] = list(values.values())
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("style", "output"),
+    [("think", GOOD), ("no-think", "<answer>{}</answer>"), ("think-after", "<answer>{}</answer><think>It is round.</think>")],
+)
+def test_an_honest_policy_raises_nothing(style: Style, output: str) -> None:
+    assert raised(table(output=output), style) == set()
+
+
+@pytest.mark.parametrize("output", ["<answer>A</answer><answer>B</answer>", "<think>a</think><think>b</think><answer>B</answer>"])
+def test_repeated_tags_are_counted(output: str) -> None:
+    found = signs(changed(table(), 0.03, output=output))["repeated tags"]
+    assert (found.raised, found.count, found.n, found.measured) == (True, 6, 200, 0.03)
+    assert found.question_ids == ("q00000", "q00001", "q00002")
+
+
+def test_one_slip_is_no_habit() -> None:
+    found = signs(changed(table(), 0.005, output="<answer>A</answer><answer>B</answer>"))["repeated tags"]
+    assert (found.raised, found.count, found.question_ids) == (False, 1, ("q00000",))
+
+
+@pytest.mark.parametrize(("style", "count"), [("think", 20), ("think-after", 180), ("no-think", 0)])
+def test_the_order_asked_for_is_the_order_counted(style: Style, count: int) -> None:
+    rows = changed(table(), 0.1, output="<Answer>B</Answer> <think>It is round.</think>")
+    found = signs(rows, style)["wrong order"]
+    assert (found.count, found.raised) == (count, count > 0)
+
+
+def test_always_one_letter_is_raised_against_gold() -> None:
+    rows = changed(table(), 1, answer="C", correct=False).assign(correct=lambda r: r["gold"] == "C")
+    found = signs(rows)["one letter"]
+    assert found.raised
+    assert (found.count, found.n) == (200, 200)
+    assert "share of C" in found.what
+    assert set(rows.set_index("question_id").loc[list(found.question_ids), "gold"]) <= {"A", "B", "D"}
+
+
+def test_one_letter_is_right_where_gold_is_that_letter() -> None:
+    rows = table().assign(gold="C", answer="C", correct=True)
+    assert not signs(rows)["one letter"].raised
+
+
+def test_a_few_answers_with_one_letter_prove_nothing() -> None:
+    assert not signs(table(n=2).assign(answer="C", correct=False))["one letter"].raised
+
+
+def test_shrunken_completions_are_raised_where_thoughts_are_asked_for() -> None:
+    rows = table(tokens=12)
+    found = signs(rows)["length collapse"]
+    assert (found.raised, found.count, found.n) == (True, 200, 200)
+    assert found.measured == pytest.approx(0.12)
+    assert not signs(rows, "no-think")["length collapse"].raised
+    assert not signs(table(tokens=55))["length collapse"].raised
+
+
+def test_lengths_are_compared_on_the_questions_that_both_answered() -> None:
+    found = {sign.name: sign for sign in watch(table(tokens=12), BASE.iloc[:50], "think")}["length collapse"]
+    assert (found.count, found.n) == (50, 50)
+    none = {sign.name: sign for sign in watch(table(), BASE.iloc[:0], "think")}["length collapse"]
+    assert (none.raised, none.n, none.measured) == (False, 0, None)
+
+
+@pytest.mark.parametrize(("accuracy", "empty"), [(0.05, True), (0.25, True), (0.5, False)])
+def test_form_without_accuracy_is_form_at_or_below_chance(accuracy: float, empty: bool) -> None:
+    found = signs(table(accuracy=accuracy))["form without accuracy"]
+    assert (found.raised, found.count, found.measured) == (empty, 200, 1.0)
+    assert "chance 0.250" in found.what
+
+
+def test_bad_accuracy_without_the_form_is_another_matter() -> None:
+    assert not signs(table(output="perhaps {}", accuracy=0.05))["form without accuracy"].raised
+
+
+def test_tables_without_rows_or_answers_raise_nothing() -> None:
+    assert raised(table().iloc[:0]) == set()
+    assert not signs(table().assign(answer=None, correct=False))["one letter"].raised
+
+
+def test_order_of_rows_does_not_matter_and_signs_are_plain_values() -> None:
+    rows = changed(table(accuracy=0.2, tokens=9), 0.3, output="<answer>A</answer><think></think>")
+    found = watch(rows, BASE, "think")
+    assert watch(rows.sample(frac=1, random_state=3), BASE.sample(frac=1, random_state=4), "think") == found
+    for sign in found:
+        assert {type(value) for value in asdict(sign).values()} <= {str, bool, int, float, tuple, type(None)}
+        assert len(sign.question_ids) <= 3
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_tables_as_evaluate_writes_them_are_watched(checkpoint: str) -> None:
+    questions = make_questions(per_cell=8)
+    found = watch(make_predictions(questions, checkpoint), make_predictions(questions, "base"), "no-think")
+    assert len(found) == 5
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan")])
+def test_limits_that_are_no_shares_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="limit form is"):
+        Limits(form=value)
+
+
+def test_a_full_test_split_is_watched_in_seconds() -> None:
+    rows, base = table(n=18_000), table(n=18_000, tokens=100)
+    start = time.perf_counter()
+    watch(rows, base, "think")
+    assert time.perf_counter() - start < 5
+
+
+def test_scoring_imports_no_torch() -> None:
+    names = "answers balanced baselines hacking metrics prior published questions statistics tables"
+    code = f"import sys; [__import__('stages.scoring.' + name) for name in {names.split()!r}]; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

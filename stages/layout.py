@@ -11,6 +11,7 @@ SPLITS = DATA / "splits"
 LEAKS = SPLITS / "leaks.json"
 """How many test questions of each kind of split are known from training (stage splits)."""
 QUARANTINE = DATA / "quarantine"
+PRIOR = DATA / "prior"
 MODELS = Path("models")
 BASE_MODEL = MODELS / "base"
 TRAINING = Path("training")
@@ -38,6 +39,11 @@ def records(modality: str) -> Path:
 def split(axis: str, slug: str, part: str, kind: str) -> Path:
     """One split file: axis "modality" or "task", part "train" or "test", kind "grouped" or "published" (stage splits)."""
     return SPLITS / kind / axis / slug / f"{part}.json"
+
+
+def prior(axis: str, slug: str) -> Path:
+    """What the wording alone is worth on one test split, of the kind of split in use (stage prior)."""
+    return PRIOR / axis / f"{slug}.json"
 
 
 def model(checkpoint: str) -> Path:

@@ -21,7 +21,7 @@ from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import LETTERS, format_problem, format_solution
 from stages.corpus.quarantine import Row, write_quarantine
 from stages.corpus.splits import KINDS
-from stages.evaluate import SCHEMA
+from stages.evaluate import ABLATIONS, SCHEMA, exchange
 from stages.outputs import write_json
 from stages.reporting.figures import CURVES
 from stages.scoring.tables import CELLS
@@ -83,16 +83,21 @@ def make_questions(
     return frame
 
 
-def make_predictions(questions: pd.DataFrame, checkpoint: str) -> pd.DataFrame:
-    """What a checkpoint writes for its test questions: the base guesses and loses the form, the others less so."""
-    axis = CHECKPOINTS.get(checkpoint)
-    rng = np.random.default_rng([2, sorted(["base", *CHECKPOINTS]).index(checkpoint)])
+def make_predictions(questions: pd.DataFrame, checkpoint: str, *, ablations: bool = True, cell: str | None = None) -> pd.DataFrame:
+    """What a checkpoint writes for its test questions: the base guesses and loses the form, the others less so.
+
+    With `ablations` also without the picture, where it knows half as much. A checkpoint that is not called after what it was trained
+    on (`cell`) is none of the thirteen.
+    """
+    cell = cell or checkpoint
+    axis = CHECKPOINTS.get(cell)
+    rng = np.random.default_rng([2, sorted(["base", *CHECKPOINTS]).index(cell), *checkpoint.removesuffix(cell).encode()])
     learnt = rng.uniform(0, 0.6)
     rows = []
     for question in questions.to_dict("records"):
         if not (question[f"{axis}_test"] if axis else question["modality_test"] or question["task_test"]):
             continue
-        own = axis is not None and question[CELLS[axis]] == checkpoint
+        own = axis is not None and question[CELLS[axis]] == cell
         knows, readable = (learnt, 0.98) if own else (0.3 * learnt, 0.93) if axis else (0.05, 0.7)
         said = question["right"] if rng.random() < knows else int(rng.integers(len(question["options"])))
         answer = LETTERS[said] if rng.random() < readable else None
@@ -109,7 +114,26 @@ def make_predictions(questions: pd.DataFrame, checkpoint: str) -> pd.DataFrame:
                 "completion_tokens": 8 if answer else 12,
             }
         )
-    return pd.DataFrame(rows)
+    return _with_ablations(pd.DataFrame(rows), 0.5 * learnt, ablations)
+
+
+def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFrame:
+    """The same questions asked of a black and of an exchanged picture; columns without a value if that was not `done`."""
+    rng = np.random.default_rng(7)
+    partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
+    for variant in ABLATIONS:
+        letters = [LETTERS[int(rng.integers(number))] for number in rows["n_options"]]
+        guesses = [gold if rng.random() < knows else letter for gold, letter in zip(rows["gold"], letters, strict=True)]
+        answers = pd.Series([letter if rng.random() < 0.95 else None for letter in guesses], index=rows.index, dtype=object)
+        images = rows["image"].map(partner) if variant == "shuffled" else pd.Series("", index=rows.index)
+        there = images.notna() & done
+        rows[f"{variant}_image"] = images.where(there, None)
+        rows[f"{variant}_output"] = answers.map(lambda said: format_solution(said) if said else "<answer>").where(there, None)
+        rows[f"{variant}_answer"] = answers.where(there, None)
+        rows[f"{variant}_correct"] = (
+            (answers == rows["gold"]).astype(object).where(there, None) if not there.all() else answers == rows["gold"]
+        )
+    return rows
 
 
 def write_predictions(path: Path, predictions: pd.DataFrame) -> None:

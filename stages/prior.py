@@ -1,0 +1,60 @@
+"""Stage `prior`: what the wording of the options alone is worth on every test split, before any model is trained.
+
+    python -m stages.prior
+
+The blind prior of each split, and that of all splits of its axis together, in the kind of split that is trained and tested on
+(stages/scoring/prior.py). What the report holds accuracies against is all here, question by question.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from stages import layout
+from stages.cli import run_stage
+from stages.corpus.modalities import AXES
+from stages.corpus.splits import read_split
+from stages.outputs import whole_directory, write_json
+from stages.params import load_params
+from stages.provenance import provenance
+from stages.scoring.floors import RULES, Floor, as_json, find_floor
+from stages.scoring.prior import fit_prior, pool
+from stages.scoring.questions import Question, as_questions
+
+
+def main() -> None:
+    """Write data/prior/<axis>/<slug>.json for every split of the kind in use, all of them or none."""
+    argparse.ArgumentParser(
+        prog="python -m stages.prior", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    kind = load_params().splits.kind
+    floors = [floor for axis in AXES for floor in axis_floors(axis, kind)]
+    facts = provenance({"splits.kind": kind})
+    with whole_directory(layout.PRIOR) as folder:
+        for floor in floors:
+            path = folder / layout.prior(floor.axis, floor.split).relative_to(layout.PRIOR)
+            write_json(path, as_json(floor) | {"provenance": facts})
+    for floor in floors:
+        written, normalised = (floor.rules[name] for name in RULES)
+        print(
+            f"prior: {floor.axis}/{floor.split}: {written.accuracy:.1%} of {floor.n} without the picture ({written.low:.1%} to "
+            f"{written.high:.1%}; normalised {normalised.accuracy:.1%}; chance {floor.chance:.1%}), balanced subset {len(written.balanced)}"
+        )
+    print(f"prior: {len(floors)} splits, {kind} -> {layout.PRIOR}")
+
+
+def axis_floors(axis: str, kind: str) -> list[Floor]:
+    """The floors of all splits of an axis; InputError names a split that is missing, empty or malformed."""
+    trains, tests = ({slug: _questions(axis, slug, part, kind) for slug in AXES[axis]} for part in ("train", "test"))
+    own = {slug: {name: fit_prior(train, exact=name == "as_written") for name in RULES} for slug, train in trains.items()}
+    pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
+    return [find_floor(axis, slug, kind, trains[slug], tests[slug], own[slug], pooled) for slug in AXES[axis]]
+
+
+def _questions(axis: str, slug: str, part: str, kind: str) -> list[Question]:
+    path = layout.split(axis, slug, part, kind)
+    return as_questions(read_split(path), str(path))
+
+
+if __name__ == "__main__":
+    run_stage(main)

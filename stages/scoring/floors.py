@@ -1,0 +1,100 @@
+"""The blind floor of one split as a file: all that later numbers are held against, so that they need no split.
+
+Two ways to count texts: `as_written` is what a model reads, and gives away more where gold and distractors are spelt
+differently; `normalised` is what is left when spelling does not count. The floor beside an accuracy is the first. Both also pooled
+over all train splits of the axis, for a model that was trained on more than one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stages.errors import InputError
+from stages.scoring.balanced import balanced_subset
+from stages.scoring.baselines import baselines
+from stages.scoring.prior import Prior, blind_credits, blind_score
+from stages.scoring.questions import Question
+
+RULES: Final = ("as_written", "normalised")
+"""How texts are counted, the floor that is shown first."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The prior with one way of counting, on one test split: accuracies from 0 to 1, Wilson's 95% interval."""
+
+    accuracy: float
+    low: float
+    high: float
+    pooled: float
+    """Accuracy of the prior of all train splits of the axis together."""
+    balanced: tuple[str, ...]
+    """Question ids of the largest part of the test split on which the prior is at chance (`stages.scoring.balanced`)."""
+    credit: dict[str, float]
+    """Question id -> expected right answers of the prior, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What needs no model on the test of one split: chance, the letter most often gold in train, the prior both ways."""
+
+    axis: str
+    split: str
+    kind: str
+    train: int
+    n: int
+    chance: float
+    letter: str
+    letter_accuracy: float
+    rules: dict[str, Rule]
+
+
+def find_floor(
+    axis: str,
+    split: str,
+    kind: str,
+    train: Sequence[Question],
+    test: Sequence[Question],
+    own: Mapping[str, Prior],
+    pooled: Mapping[str, Prior],
+) -> Floor:
+    """The floor of one split; `own` and `pooled` hold a prior for each of `RULES`, fitted on its train and on all of the axis."""
+    simple = baselines(train, test)
+    rules = {}
+    for name in RULES:
+        found = blind_score(own[name], test)
+        rules[name] = Rule(
+            accuracy=found.accuracy,
+            low=found.interval[0],
+            high=found.interval[1],
+            pooled=blind_score(pooled[name], test).accuracy,
+            balanced=balanced_subset(own[name], test).question_ids,
+            credit=blind_credits(own[name], test),
+        )
+    majority = simple.majority.score.accuracy or 0.0
+    return Floor(axis, split, kind, len(train), len(test), float(simple.chance), simple.majority.letter, majority, rules)
+
+
+def as_json(floor: Floor) -> dict[str, Any]:
+    """The floor as it is written down."""
+    return asdict(floor)
+
+
+def read_floor(path: Path) -> Floor:
+    """The floor in one file of stage prior. InputError if it is missing, or not such a file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rules = {name: Rule(**found["rules"][name] | {"balanced": tuple(found["rules"][name]["balanced"])}) for name in RULES}
+        fields = {name: found[name] for name in Floor.__dataclass_fields__ if name != "rules"}
+        floor = Floor(**fields, rules=rules)
+        if any(len(rule.credit) != floor.n or not set(rule.balanced) <= rule.credit.keys() for rule in rules.values()):
+            raise ValueError(f"its credits are not those of {floor.n} questions")
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: run `dvc repro prior`") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} holds no blind floor ({error!r}): delete it and run `dvc repro --force prior`") from error
+    return floor

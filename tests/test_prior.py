@@ -1,0 +1,96 @@
+"""Stage prior on made-up splits: the library's numbers, whole or not at all, bad splits refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stages import layout, prior
+from stages.corpus.modalities import AXES
+from stages.errors import InputError
+from stages.outputs import write_json
+from stages.scoring.floors import RULES, read_floor
+from stages.scoring.prior import blind_score, fit_prior
+from stages.scoring.questions import read_questions
+from tests.conftest import RunStage
+from tests.fakes import write_project
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_project(tmp_path, per_cell=8)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_split_has_the_floor_that_the_library_finds(root: Path, run: RunStage, capsys: pytest.CaptureFixture[str]) -> None:
+    run(prior)
+    assert f"prior: {sum(map(len, AXES.values()))} splits, grouped -> data/prior" in capsys.readouterr().out
+    for axis, slugs in AXES.items():
+        trains = {slug: read_questions(layout.split(axis, slug, "train", "grouped")) for slug in slugs}
+        for slug in slugs:
+            floor, test = read_floor(layout.prior(axis, slug)), read_questions(layout.split(axis, slug, "test", "grouped"))
+            assert (floor.axis, floor.split, floor.kind, floor.train, floor.n) == (axis, slug, "grouped", len(trains[slug]), len(test))
+            for name in RULES:
+                rule, exact = floor.rules[name], name == "as_written"
+                found = blind_score(fit_prior(trains[slug], exact=exact), test)
+                assert (rule.accuracy, rule.low, rule.high) == (found.accuracy, *found.interval)
+                together = [question for train in trains.values() for question in train]
+                assert rule.pooled == blind_score(fit_prior(together, exact=exact), test).accuracy
+                assert list(rule.credit) == [question.question_id for question in test]
+                chosen = [rule.credit[each] for each in rule.balanced]
+                assert sum(chosen) == pytest.approx(sum(1 / len(q.options) for q in test if q.question_id in rule.balanced))
+
+
+def test_files_say_where_they_come_from_and_are_the_same_twice(root: Path, run: RunStage) -> None:
+    contents = []
+    for _ in range(2):
+        run(prior)
+        contents.append({path: path.read_bytes() for path in sorted(layout.PRIOR.rglob("*.json"))})
+    assert contents[0] == contents[1]
+    assert json.loads(layout.prior("modality", "ct").read_text(encoding="utf-8"))["provenance"]["params"] == {"splits.kind": "grouped"}
+
+
+def test_the_kind_of_split_in_use_is_the_one_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: RunStage) -> None:
+    write_project(tmp_path, per_cell=8, kind="published")
+    monkeypatch.chdir(tmp_path)
+    run(prior)
+    floor = read_floor(layout.prior("task", "lesion-grading"))
+    test = read_questions(layout.split("task", "lesion-grading", "test", "published"))
+    assert (floor.kind, list(floor.rules["normalised"].credit)) == ("published", [question.question_id for question in test])
+
+
+@pytest.mark.parametrize("spoil", ["missing", "no gold", "empty"])
+def test_a_bad_split_is_refused_by_name_and_the_floors_there_were_stay(root: Path, run: RunStage, spoil: str) -> None:
+    run(prior)
+    before = layout.prior("modality", "ct").read_bytes()
+    path = layout.split("task", "lesion-grading", "test", "grouped")
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "empty":
+        write_json(path, [])
+    else:
+        write_json(path, [item | {"solution": "C"} for item in json.loads(path.read_text(encoding="utf-8"))])
+    with pytest.raises(InputError, match=r"lesion-grading/test\.json"):
+        run(prior)
+    assert layout.prior("modality", "ct").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rules": 3}'])
+def test_a_file_that_is_no_floor_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "ct.json"
+    with pytest.raises(InputError, match=r"ct\.json is missing: run `dvc repro prior`"):
+        read_floor(path)
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"ct\.json holds no blind floor .*: delete it and run `dvc repro --force prior`"):
+        read_floor(path)
+
+
+def test_a_floor_that_lost_questions_is_refused(root: Path, run: RunStage) -> None:
+    run(prior)
+    path = layout.prior("modality", "ct")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    found["rules"]["as_written"]["credit"].popitem()
+    write_json(path, found)
+    with pytest.raises(InputError, match="its credits are not those of"):
+        read_floor(path)

@@ -1,19 +1,20 @@
-"""Stage report: from the predictions of all checkpoints to one page, figures, tables and metrics.json.
+"""Stage report: from the predictions of all checkpoints to one page, figures, tables, model cards and metrics.json.
 
-    python -m stages.report         make report/
-    python -m stages.report show    print report/metrics.json as a table
+    python -m stages.report                      make report/
+    python -m stages.report show                 print report/metrics.json as a table
+    python -m stages.report --predictions DIR    make it anew from a folder of predictions, into report/rebuilt/
 
-Everything is computed from predictions, training logs and split files: no model, no GPU and no torch are needed.
+Everything is computed from predictions, blind floors, training logs and split files: no model, no GPU and no torch are needed. With
+--predictions nothing but the predictions has to be there; what is missing then is said to be missing, every other number is the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -21,19 +22,23 @@ from stages import layout
 from stages.cli import run_stage
 from stages.corpus.leaks import read_leaks
 from stages.corpus.modalities import AXES, MODALITIES
-from stages.corpus.quarantine import read_quarantine
+from stages.corpus.quarantine import Quarantine, read_quarantine
 from stages.corpus.splits import read_split
 from stages.errors import InputError
-from stages.outputs import whole_file, write_json
+from stages.grpo.prompts import Style
+from stages.outputs import whole_directory, whole_file, write_json
 from stages.params import Params, load_params
 from stages.provenance import provenance
 from stages.reporting import evidence as gather
 from stages.reporting.figures import save_heatmap, save_training
 from stages.reporting.page import render_page
-from stages.reporting.sources import read_predictions, read_training_log
+from stages.reporting.pictures import inline_pictures
+from stages.reporting.sheets import write_sheets
+from stages.reporting.sources import check_same_kind, read_predictions, read_training_log
 from stages.reporting.terminal import print_report
-from stages.scoring.metrics import DIGITS, compute_metrics
-from stages.scoring.tables import CELLS, CrossTable, check_predictions, check_same_questions, cross_table
+from stages.scoring.floors import Floor, read_floor
+from stages.scoring.metrics import compute_metrics
+from stages.scoring.tables import CELLS, Target, check_predictions, check_same_questions
 
 METRICS = layout.REPORT / "metrics.json"
 SUMMARY = layout.REPORT / "summary.json"
@@ -41,33 +46,85 @@ SUMMARY = layout.REPORT / "summary.json"
 PAGE = layout.REPORT / "index.html"
 PROVENANCE = layout.REPORT / "provenance.json"
 """Where the tables come from, which as CSV have no room for it."""
+REBUILT = layout.REPORT / "rebuilt"
+"""Apart from what the pipeline made, which git and DVC keep."""
+
+
+@dataclass
+class Sources:
+    """What a report is made of, read and checked."""
+
+    params: Params
+    targets: dict[str, Target]
+    predictions: dict[str, pd.DataFrame]
+    origins: dict[str, dict[str, Any]]
+    kind: str | None
+    style: Style
+    floors: dict[tuple[str, str], Floor] = field(default_factory=dict)
+    logs: dict[str, pd.DataFrame] = field(default_factory=dict)
+    splits: list[gather.Split] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    used: dict[str, Any] | None = None
+    """For metrics.json: the kind of split, and what leaks under either."""
+    quarantine: list[Quarantine] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def main() -> None:
-    """Make the report, or show the one there is."""
-    parser = argparse.ArgumentParser(prog="python -m stages.report", description="Make the report, or show the one there is.")
+    """Make the report, make it from predictions alone, or show the one there is."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", nargs="?", choices=["make", "show"], default="make")
-    {"make": make, "show": show}[parser.parse_args().action]()
+    parser.add_argument("--predictions", type=Path, metavar="DIR", help="make the report from the *.parquet in DIR and nothing else")
+    parser.add_argument("--floors", type=Path, default=layout.PRIOR, help="with --predictions: blind floors, if any (%(default)s)")
+    parser.add_argument("--out", type=Path, default=REBUILT, help="with --predictions: where to write (%(default)s)")
+    given = parser.parse_args()
+    if given.action == "show":
+        show()
+    elif given.predictions:
+        rebuild(given.predictions, given.floors, given.out)
+    else:
+        make()
 
 
 def make() -> None:
     """Read and check everything, then write report/; nothing is written if an input is refused."""
     params = load_params()
-    axes = {name: checkpoint.axis for name, checkpoint in params.checkpoints.items()}
-    evidence = _evidence(params, axes)
-    facts = _provenance(evidence)
-    for axis, table in evidence.crosses.items():
-        _write_cross(layout.REPORT / f"cross_{axis}.csv", table)
-        with whole_file(layout.REPORT / f"{axis}.png") as temporary:
-            save_heatmap(temporary, table, f"Accuracy (%) by {CELLS[axis].replace('_', ' ')}", facts)
-    with whole_file(layout.REPORT / "training.png") as temporary:
-        save_training(temporary, evidence.logs, axes, facts)
-    with whole_file(PAGE) as temporary:
-        temporary.write_text(render_page(evidence), encoding="utf-8")
-    write_json(PROVENANCE, facts)
-    write_json(METRICS, evidence.metrics)
-    write_json(SUMMARY, _summary(evidence.metrics))
-    print(f"report: {len(axes)} checkpoints and the base -> {PAGE}")
+    sources = _read_predictions(params, {name: layout.predictions(name) for name in ["base", *params.checkpoints]}, params.splits.kind)
+    sources.style = params.prompt.style
+    sources.floors = {(axis, slug): read_floor(layout.prior(axis, slug)) for axis, slugs in AXES.items() for slug in slugs}
+    for name, target in sources.targets.items():
+        if target.method == "grpo":  # rewards, KL and groups are GRPO's
+            sources.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
+    sources.splits, sources.problems = _splits(sources.predictions["base"], params.splits.kind)
+    sources.used = gather.splits_used(params.splits.kind, sources.splits, read_leaks(layout.LEAKS))
+    accounts = ["download.json", *(f"resize/{slug}.json" for slug in MODALITIES)]
+    sources.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
+    _write(sources, layout.REPORT)
+
+
+def rebuild(folder: Path, floors: Path, out: Path) -> None:
+    """The report from a folder of predictions and, where there are any, blind floors; what else it would hold is said to be missing."""
+    params = load_params()
+    paths = {name: folder / f"{name}.parquet" for name in ["base", *params.checkpoints]}
+    absent = [name for name, path in paths.items() if name != "base" and not path.is_file()]
+    found = {path.stem for path in folder.glob("*.parquet")} - paths.keys()
+    if found:
+        raise InputError(
+            f"{folder}: predictions of {', '.join(sorted(found))}, which params.yaml does not know: add them to checkpoints there"
+        )
+    sources = _read_predictions(params, {name: path for name, path in paths.items() if name not in absent}, None)
+    if not sources.targets:
+        raise InputError(f"{folder} holds no predictions of a checkpoint: give the folder with base.parquet and <checkpoint>.parquet")
+    sources.missing = [f"predictions of {', '.join(absent)}"] if absent else []
+    if floors.is_dir():
+        wanted = {(target.axis, target.cell) for target in sources.targets.values()}
+        sources.floors = {(axis, slug): read_floor(floors / axis / f"{slug}.json") for axis, slug in sorted(wanted)}
+    else:
+        sources.missing.append(f"blind floor, majority letter and prior-balanced subset (no {floors})")
+    sources.missing += ["sizes and leaks of the splits, words of the questions", "training curves", "counts of refused inputs"]
+    _write(sources, out)
 
 
 def show() -> None:
@@ -81,53 +138,32 @@ def show() -> None:
     print_report(metrics, PAGE)
 
 
-def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
-    gains = {name: entry["in_domain"]["gain"] for name, entry in metrics["checkpoints"].items()}
-    facts = metrics["provenance"]
-    return {**metrics["summary"], "gain": gains, "git_commit": facts["git_commit"], "corpus": facts["corpus"]}
+def targets_of(params: Params) -> dict[str, Target]:
+    """Checkpoint -> what it was trained for, in the order of the tables; an entry may name its split and its method."""
+    entries = {
+        name: Target(entry.axis, getattr(entry, "split", None) or name, getattr(entry, "method", None) or "grpo")
+        for name, entry in params.checkpoints.items()
+    }
+    axes = list(AXES)
+    order = sorted(entries, key=lambda name: (axes.index(entries[name].axis), AXES[entries[name].axis].index(entries[name].cell)))
+    # beside one another: checkpoints of one cell, in the order of params.yaml
+    return {name: entries[name] for name in order}
 
 
-def _provenance(evidence: gather.Evidence) -> dict[str, Any]:
-    """Where tables and figures come from: the report's own provenance, and that of the predictions it was made from."""
-    predictions = [{"checkpoints": names, "provenance": origin} for names, origin in evidence.origins]
-    return {**evidence.metrics["provenance"], "predictions": predictions}
-
-
-def _evidence(params: Params, axes: Mapping[str, str]) -> gather.Evidence:
-    predictions, origins = _predictions(params)
-    logs = {name: read_training_log(layout.training_log(name), f"train@{name}") for name in axes}
-    accounts = ["download.json", *(f"resize/{slug}.json" for slug in MODALITIES)]
-    splits, problems = _splits(predictions["base"], params.splits.kind)
-    leaks = read_leaks(layout.LEAKS)
-    metrics = compute_metrics(predictions, axes, params.report.bootstrap_samples, params.report.bootstrap_seed)
-    used = {axis: {name: rows for name, rows in predictions.items() if axes.get(name, axis) == axis} for axis in metrics["base"]}
-    other = {"modality": CELLS["task"], "task": CELLS["modality"]}
-    return gather.Evidence(
-        metrics=metrics
-        | {"splits": gather.splits_used(params.splits.kind, splits, leaks)}
-        | {"provenance": provenance({"report": params.report, "splits.kind": params.splits.kind})},
-        crosses={axis: cross_table(rows, axis, CELLS[axis]) for axis, rows in used.items()},
-        slices={axis: cross_table(rows, axis, other[axis]) for axis, rows in used.items()},
-        logs=logs,
-        splits=splits,
-        quarantine=[read_quarantine(layout.QUARANTINE / name) for name in accounts],
-        examples=gather.pick_examples(predictions, axes, problems),
-        origins=gather.group_origins(origins),
-        synthetic=gather.synthetic_share(predictions["base"]),
-    )
-
-
-def _predictions(params: Params) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
-    """The checked predictions of the base and of every checkpoint, and their provenance."""
+def _read_predictions(params: Params, paths: dict[str, Path], kind: str | None) -> Sources:
+    """The checked predictions of the base and of each checkpoint in `paths`, on splits of one kind (`kind`, if given)."""
+    targets = {name: target for name, target in targets_of(params).items() if name in paths}
     predictions, origins = {}, {}
-    for name in ["base", *params.checkpoints]:
-        path = layout.predictions(name)
-        axis = params.evaluations[name].axis
+    for name in ["base", *targets]:
+        path = paths[name]
         predictions[name], origins[name] = read_predictions(path, f"evaluate@{name}")
-        check_predictions(predictions[name], name, axis, str(path))
+        axis, cell = (targets[name].axis, targets[name].cell) if name in targets else ("all", None)
+        check_predictions(predictions[name], name, axis, str(path), cell)
         if name != "base":
             check_same_questions(predictions["base"], predictions[name], axis, str(path))
-    return predictions, origins
+    told = origins["base"].get("params", {}).get("prompt", {}).get("style")
+    style = told if told in get_args(Style) else params.prompt.style
+    return Sources(params, targets, predictions, origins, check_same_kind(origins, kind), style)
 
 
 def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str, str]]:
@@ -149,14 +185,82 @@ def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str
     return splits, problems
 
 
-def _write_cross(path: Path, table: CrossTable) -> None:
-    """One row a checkpoint, an empty field where nothing was asked; the first row counts the questions."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["checkpoint", *table.questions, "macro"])
-        writer.writerow(["questions", *table.questions.values(), ""])
-        for name, row in table.accuracy.items():
-            writer.writerow([name, *("" if value is None else round(value, DIGITS) for value in row.values())])
+def _gather(sources: Sources) -> gather.Evidence:
+    """All numbers and what is shown beside them."""
+    settings = sources.params.report
+    metrics = compute_metrics(
+        sources.predictions,
+        sources.targets,
+        settings.bootstrap_samples,
+        settings.bootstrap_seed,
+        floors=sources.floors,
+        style=sources.style,
+    )
+    if any(entry["in_domain"]["visual"]["shuffled"] is None for entry in metrics["checkpoints"].values()):
+        sources.missing.append("visual gain of at least one checkpoint (evaluate.ablations was off, or no picture could be exchanged)")
+    facts = provenance({"report": settings, "splits.kind": sources.kind or "not on record"})
+    return gather.Evidence(
+        metrics=metrics | {"splits": sources.used, "missing": sources.missing, "provenance": facts},
+        tables=gather.make_tables(sources.predictions, sources.targets),
+        logs=sources.logs,
+        splits=sources.splits,
+        quarantine=sources.quarantine,
+        cases=gather.pick_cases(sources.predictions, sources.targets, sources.problems),
+        outputs=gather.outputs_of_signs(metrics, sources.predictions),
+        origins=sources.origins,
+        synthetic=gather.synthetic_share(sources.predictions["base"]),
+        missing=sources.missing,
+    )
+
+
+def _write(sources: Sources, folder: Path) -> None:
+    """Compute, then write all files of the report into `folder`."""
+    evidence = _gather(sources)
+    facts = {
+        **evidence.metrics["provenance"],
+        "predictions": [{"checkpoints": names, "provenance": origin} for names, origin in gather.group_origins(evidence.origins)],
+    }
+    pictures = inline_pictures(case.image for case in evidence.cases)
+    _write_figures(folder / "figures", evidence, sources.targets, facts)
+    with whole_directory(folder / "tables") as temporary:
+        write_sheets(temporary, evidence)
+    _write_texts({folder / PAGE.name: render_page(evidence, pictures)})
+    write_json(folder / PROVENANCE.name, facts)
+    write_json(folder / METRICS.name, evidence.metrics)
+    write_json(folder / SUMMARY.name, _summary(evidence.metrics))
+    print(f"report: {len(sources.targets)} checkpoints and the base -> {folder / PAGE.name}")
+    if sources.missing:
+        print(f"report: not in it: {'; '.join(sources.missing)}")
+
+
+def _write_figures(folder: Path, evidence: gather.Evidence, targets: dict[str, Target], facts: dict[str, Any]) -> None:
+    with whole_directory(folder) as temporary:
+        for axis, tables in evidence.tables.items():
+            by = CELLS[axis].replace("_", " ")
+            save_heatmap(temporary / f"{axis}.png", tables.accuracy, f"Accuracy (%) by {by}", facts)
+            save_heatmap(temporary / f"to_base_{axis}.png", tables.to_base, f"Accuracy less the base's (points) by {by}", facts)
+            if tables.visual_gain.there:
+                title = f"Accuracy less that with an exchanged picture (points) by {by}"
+                save_heatmap(temporary / f"visual_gain_{axis}.png", tables.visual_gain, title, facts)
+        if evidence.logs:
+            save_training(temporary / "training.png", evidence.logs, {name: targets[name].axis for name in evidence.logs}, facts)
+
+
+def _write_texts(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    own = {name: entry["in_domain"] for name, entry in metrics["checkpoints"].items()}
+    facts = metrics["provenance"]
+    return {
+        **{name: value for name, value in metrics["summary"].items() if name != "intervals"},
+        "gain": {name: entry["gain"] for name, entry in own.items()},
+        "git_commit": facts["git_commit"],
+        "corpus": facts["corpus"],
+    }
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from stages import layout
 from stages.corpus.leaks import as_json, count_leaks
@@ -24,28 +25,38 @@ from stages.corpus.splits import KINDS
 from stages.evaluate import ABLATIONS, SCHEMA, exchange
 from stages.outputs import write_json
 from stages.reporting.figures import CURVES
+from stages.scoring.floors import RULES, Floor, find_floor
+from stages.scoring.floors import as_json as floor_as_json
+from stages.scoring.prior import fit_prior, pool
+from stages.scoring.questions import Question
 from stages.scoring.tables import CELLS
 
 REPOSITORY = Path(__file__).parents[1]
 CHECKPOINTS = {slug: axis for axis, slugs in AXES.items() for slug in slugs}
 SLICES = ("question_id", "dataset", "modality", "question_type")
 WORDS = ("Cyst", "Nodule", "Chest", "Severe", "Spleen", "Macula", "Left", "Two")
-PROVENANCE = {
+PROVENANCE: dict[str, Any] = {
     "git_commit": "0123456789abcdef0123456789abcdef01234567",
     "git_dirty": False,
     "corpus": "md5:5d41402abc4b2a76b9719d911017c592",
-    "params": {"evaluate": {"batch_size": 64, "max_new_tokens": 12}, "prompt": {"style": "no-think"}},
+    "params": {"splits.kind": "grouped", "evaluate": {"batch_size": 64, "max_new_tokens": 12}, "prompt": {"style": "no-think"}},
     "versions": {"python": "3.11.0", "numpy": "2.4.6"},
 }
 
 
 def write_project(
-    root: Path, *, per_cell: int = 20, dataset: str = "Phantom", empty: tuple[str, str] | None = None, kind: str = "grouped"
+    root: Path,
+    *,
+    per_cell: int = 20,
+    dataset: str = "Phantom",
+    empty: tuple[str, str] | None = None,
+    kind: str = "grouped",
+    pictures: bool = False,
 ) -> None:
     """Write under `root` all that stage report reads, with the repository's own params.yaml but for splits.kind.
 
     There are `per_cell` questions for each modality and question type, but none in `empty`; the data set of modality x
-    is called "<dataset> x".
+    is called "<dataset> x". With `pictures` the images are there, too.
     """
     text = (REPOSITORY / layout.PARAMS).read_text(encoding="utf-8")
     (root / layout.PARAMS).write_text(text.replace("kind: grouped", f"kind: {kind}"), encoding="utf-8")
@@ -53,12 +64,17 @@ def write_project(
     write_json(root / layout.LEAKS, {each: _write_splits(root, frame, each) for each, frame in drawn.items()})
     questions = drawn[kind]
     for name in ["base", *CHECKPOINTS]:
-        write_predictions(root / layout.predictions(name), make_predictions(questions, name))
+        facts = PROVENANCE | {"params": {**PROVENANCE["params"], "splits.kind": kind}}
+        write_predictions(root / layout.predictions(name), make_predictions(questions, name), facts)
     for name in CHECKPOINTS:
         path = root / layout.training_log(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         make_training_log(name).to_csv(path, index=False)
     _write_quarantine(root, questions)
+    for name in sorted(questions["image"].unique()) if pictures else ():
+        _draw_picture(root / name)
+    for (axis, slug), floor in make_floors(questions, kind).items():
+        write_json(root / layout.prior(axis, slug), floor_as_json(floor) | {"provenance": PROVENANCE})
 
 
 def make_questions(
@@ -136,11 +152,28 @@ def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFram
     return rows
 
 
-def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
+def make_floors(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[str, str], Floor]:
+    """The blind floors of the splits, as stage prior finds them."""
+    floors = {}
+    for axis, column in CELLS.items():
+        sides = {}
+        for slug in AXES[axis]:
+            rows = questions[questions[column] == slug]
+            asked = [Question(row["question_id"], tuple(row["options"]), row["right"]) for row in rows.to_dict("records")]
+            test = rows[f"{axis}_test"].tolist()
+            sides[slug] = [[each for each, tested in zip(asked, test, strict=True) if tested == side] for side in (False, True)]
+        own = {slug: {name: fit_prior(train, exact=name == "as_written") for name in RULES} for slug, (train, _) in sides.items()}
+        pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
+        for slug, (train, tested) in sides.items():
+            floors[axis, slug] = find_floor(axis, slug, kind, train, tested, own[slug], pooled)
+    return floors
+
+
+def write_predictions(path: Path, predictions: pd.DataFrame, provenance: dict[str, Any] = PROVENANCE) -> None:
     """Write predictions as stage evaluate does, provenance and all."""
     table = pa.Table.from_pandas(predictions, schema=SCHEMA, preserve_index=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(PROVENANCE)}), path)
+    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), path)
 
 
 def make_training_log(checkpoint: str, steps: int = 24) -> pd.DataFrame:
@@ -190,6 +223,15 @@ def _split_record(question: dict[Any, Any]) -> dict[str, Any]:
         "solution": format_solution(LETTERS[question["right"]]),
         **{name: question[name] for name in SLICES},
     }
+
+
+def _draw_picture(path: Path) -> None:
+    """A bright disc somewhere on a dark ground."""
+    rng = np.random.default_rng(list(path.name.encode()))
+    x, y = np.meshgrid(np.arange(96), np.arange(96))
+    disc = (x - rng.integers(20, 76)) ** 2 + (y - rng.integers(20, 76)) ** 2 < rng.integers(8, 20) ** 2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((40 + 150 * disc + rng.integers(0, 20, disc.shape)).astype(np.uint8)).save(path)
 
 
 def _write_quarantine(root: Path, questions: pd.DataFrame) -> None:

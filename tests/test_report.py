@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from stages import layout, report
 from stages.corpus.modalities import AXES
 from stages.errors import InputError
 from stages.params import load_params
+from stages.scoring.tables import Target
 from tests.fakes import (
     CHECKPOINTS,
     PROVENANCE,
@@ -32,9 +34,10 @@ from tests.fakes import (
     write_project,
 )
 
-TABLES = ["cross_modality.csv", "cross_task.csv"]
-FIGURES = ["modality.png", "task.png", "training.png"]
-OUTPUTS = sorted([*TABLES, *FIGURES, "index.html", "metrics.json", "provenance.json", "summary.json"])
+CROSSED = [f"{name}_{axis}.csv" for name in ("cross", "slices", "to_base", "visual_gain") for axis in AXES]
+TABLES = sorted([*CROSSED, "datasets.csv", "in_domain.csv", "published_by_others.csv", "reward_hacking.csv"])
+FIGURES = sorted(["training.png", *(f"{name}{axis}.png" for name in ("", "to_base_", "visual_gain_") for axis in AXES)])
+OUTPUTS = sorted(["figures", "tables", "index.html", "metrics.json", "provenance.json", "summary.json"])
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
 
 
@@ -49,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose report is made, to be read only."""
     root = tmp_path_factory.mktemp("made")
-    write_project(root, per_cell=8)
+    write_project(root, per_cell=8, pictures=True)
     with contextlib.chdir(root):
         report.make()
     return root
@@ -94,8 +97,11 @@ def metrics_of(root: Path) -> dict[str, Any]:
 
 def test_all_outputs_are_made_and_metrics_say_where_they_come_from(made: Path) -> None:
     assert sorted(path.name for path in (made / layout.REPORT).iterdir()) == OUTPUTS
+    assert sorted(path.name for path in (made / layout.REPORT / "tables").iterdir()) == TABLES
+    assert sorted(path.name for path in (made / layout.REPORT / "figures").iterdir()) == FIGURES
     metrics = metrics_of(made)
-    assert list(metrics) == ["summary", "base", "checkpoints", "splits", "provenance"]
+    assert list(metrics) == ["summary", "base", "checkpoints", "splits", "missing", "provenance"]
+    assert metrics["missing"] == []
     assert list(metrics["checkpoints"]) == list(CHECKPOINTS)
     assert metrics["provenance"]["params"] == {
         "report": load_params(made / layout.PARAMS).report.model_dump(),
@@ -112,7 +118,7 @@ def test_beside_the_tables_stands_where_they_and_their_predictions_come_from(mad
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_carries_its_provenance(made: Path, name: str) -> None:
-    with Image.open(made / layout.REPORT / name) as figure:
+    with Image.open(made / layout.REPORT / "figures" / name) as figure:
         texts = {key: value for key, value in figure.info.items() if isinstance(value, str)}
     assert list(texts) == ["provenance"]
     assert json.loads(texts["provenance"]) == json.loads((made / report.PROVENANCE).read_text(encoding="utf-8"))
@@ -121,7 +127,7 @@ def test_a_figure_carries_its_provenance(made: Path, name: str) -> None:
 @pytest.mark.parametrize("axis", AXES)
 def test_cross_tables_agree_with_the_metrics_and_count_the_questions(made: Path, axis: str) -> None:
     metrics = metrics_of(made)
-    table = pd.read_csv(made / layout.REPORT / f"cross_{axis}.csv", index_col="checkpoint")
+    table = pd.read_csv(made / layout.REPORT / "tables" / f"cross_{axis}.csv", index_col="checkpoint")
     column = "by_modality" if axis == "modality" else "by_question_type"
     assert list(table.index) == ["questions", "base", *AXES[axis]]
     assert list(table.columns) == [*AXES[axis], "macro"]
@@ -173,7 +179,9 @@ def test_two_runs_give_the_same_bytes(project: Path, monkeypatch: pytest.MonkeyP
     digests = []
     for _ in range(2):
         run(monkeypatch)
-        digests.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(layout.REPORT.iterdir())})
+        digests.append(
+            {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(layout.REPORT.rglob("*.*")) if path.is_file()}
+        )
     assert digests[0] == digests[1]
 
 
@@ -186,6 +194,170 @@ def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
     run(monkeypatch)
     assert ("Every image behind these numbers is a drawn phantom" in page().words()) is synthetic
     assert ("Nothing clinical." in page().words()) is synthetic
+
+
+def test_the_floor_and_what_the_picture_contributes_stand_beside_the_accuracy(made: Path) -> None:
+    summary, words = metrics_of(made)["summary"], page(made).words().replace("\xa0", " ")
+    assert (
+        f"A rule that sees no picture, only how often each option was right in training, reaches {100 * summary['blind_floor']:.1f}%"
+        in words
+    )
+    assert f"the checkpoints lose {100 * summary['visual_gain']:.1f} points" in words
+    for name, entry in metrics_of(made)["checkpoints"].items():
+        own = entry["in_domain"]
+        assert f"{100 * own['floor']['accuracy']:.1f} {100 * own['floor']['low']:.1f} to {100 * own['floor']['high']:.1f}" in words, name
+
+
+def test_pictures_of_cases_are_inlined_and_described(made: Path) -> None:
+    seen = page(made)
+    pictures = [attributes for tag, attributes in seen.tags if tag == "img"]
+    assert len(pictures) > 13
+    assert all(str(each["src"]).startswith("data:image/jpeg;base64,") for each in pictures)
+    assert all(str(each["alt"]).startswith("Picture of question Phantom_") for each in pictures)
+    assert "right only without its picture" in seen.text
+    assert "With another picture of the modality:" in seen.text
+    assert (made / report.PAGE).stat().st_size < 3_000_000
+
+
+def test_what_others_printed_stands_apart(made: Path) -> None:
+    html = (made / report.PAGE).read_text(encoding="utf-8")
+    before, after = html.split('<section id="printed"')
+    assert "69.91" in after
+    assert "69.91" not in before
+    assert "69.91" not in (made / report.METRICS).read_text(encoding="utf-8")
+    assert "None of these numbers was measured here" in after
+
+
+def test_signs_of_reward_hacking_are_shown_with_what_was_written(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace("ct", lambda rows: rows.assign(output="<answer>A</answer><answer>A</answer>"))
+    run(monkeypatch)
+    words = page().words()
+    n = sum(metrics_of(project)["checkpoints"]["ct"]["by_modality"][slug]["n"] for slug in AXES["modality"])
+    assert f"CT: repeated tags, {n} of {n}" in words
+    assert "<answer>A</answer><answer>A</answer>" in words
+
+
+def test_without_ablations_visual_gains_are_missing_and_never_zero(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["base", *CHECKPOINTS]:
+        write_predictions(layout.predictions(name), make_predictions(make_questions(per_cell=8), name, ablations=False))
+    run(monkeypatch)
+    assert "Missing by modality: the questions were not asked without their pictures" in page().words()
+    assert metrics_of(project)["summary"]["visual_gain"] is None
+    assert "visual gain of at least one checkpoint" in page().words()
+    run(monkeypatch, "show")
+    table = pd.read_csv(layout.REPORT / "tables" / "visual_gain_modality.csv", index_col="checkpoint")
+    assert table.drop("questions").isna().to_numpy().all()
+    assert not (layout.REPORT / "figures" / "visual_gain_modality.png").exists()
+
+
+def test_an_empty_cell_is_shown_as_missing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("base", "ct"):
+        rows = make_predictions(make_questions(per_cell=8), name)
+        write_predictions(Path("saved", f"{name}.parquet"), rows[rows["modality"] != "oct"])
+    run(monkeypatch, "--predictions", "saved")
+    for sheet in ("cross", "visual_gain", "to_base"):
+        table = pd.read_csv(report.REBUILT / "tables" / f"{sheet}_modality.csv", index_col="checkpoint")
+        assert table.loc["questions", "oct"] == 0
+        assert table.drop("questions")[["oct", "macro"]].isna().to_numpy().all()
+        assert not table[["ct", "mri"]].isna().to_numpy().any()
+    assert metrics_of_rebuilt()["checkpoints"]["ct"]["by_modality"]["oct"] == {"accuracy": None, "n": 0}
+
+
+def metrics_of_rebuilt() -> dict[str, Any]:
+    return dict(json.loads((report.REBUILT / "metrics.json").read_text(encoding="utf-8")))
+
+
+def tables_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "tables").iterdir())}
+
+
+def test_every_table_is_made_again_from_predictions_and_floors(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (layout.PREDICTIONS, layout.PRIOR):
+        shutil.copytree(made / folder, tmp_path / folder)
+    shutil.copy(made / layout.PARAMS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "--predictions", "predictions")
+    assert tables_in(report.REBUILT) == tables_in(made / layout.REPORT)
+    again, metrics = json.loads((report.REBUILT / "metrics.json").read_text(encoding="utf-8")), metrics_of(made)
+    assert {name: again[name] for name in ("summary", "base", "checkpoints")} == {
+        name: metrics[name] for name in ("summary", "base", "checkpoints")
+    }
+    assert not (layout.REPORT / "index.html").exists(), "what the pipeline made is left alone"
+
+
+def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made / layout.PREDICTIONS, tmp_path / "saved")
+    (tmp_path / "saved" / "oct.parquet").unlink()
+    shutil.copy(made / layout.PARAMS, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "--predictions", "saved", "--out", "out")
+    said = capsys.readouterr().out
+    words = Page(Path("out/index.html").read_text(encoding="utf-8")).words()
+    for part in (
+        "predictions of oct",
+        "blind floor, majority letter",
+        "training curves",
+        "sizes and leaks of the splits",
+        "refused inputs",
+    ):
+        assert part in said
+        assert part in words
+    assert "What leaks is not known here." in words
+    ours, theirs = (pd.read_csv(folder / "tables" / "in_domain.csv", index_col=0) for folder in (Path("out"), made / layout.REPORT))
+    assert ours["floor"].isna().all(), "missing, not zero"
+    shared = [column for column in ours if column in theirs and column not in ("p_holm", "balanced", "majority")]
+    assert len(shared) > 25
+    pd.testing.assert_frame_equal(ours[shared], theirs.loc[ours.index, shared])
+    for axis in AXES:
+        ours, theirs = (
+            pd.read_csv(folder / "tables" / f"visual_gain_{axis}.csv", index_col=0) for folder in (Path("out"), made / layout.REPORT)
+        )
+        pd.testing.assert_frame_equal(ours, theirs.loc[ours.index])
+
+
+def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = make_predictions(make_questions(per_cell=8), "mri")
+    write_predictions(layout.predictions("mri"), table, PROVENANCE | {"params": {"splits.kind": "published"}})
+    for arguments in ([], ["--predictions", "predictions"]):
+        with pytest.raises(InputError, match=r"the predictions of 'mri' were made on 'published' splits, not on 'grouped'"):
+            run(monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"saved/base\.parquet not found"),
+        (["base"], "holds no predictions of a checkpoint"),
+        (["base", "ct", "pet"], "predictions of pet"),
+    ],
+)
+def test_a_folder_that_is_none_of_predictions_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
+) -> None:
+    Path("saved").mkdir()
+    for name in names:
+        shutil.copy(layout.predictions("ct" if name == "pet" else name), f"saved/{name}.parquet")
+    with pytest.raises(InputError, match=message):
+        run(monkeypatch, "--predictions", "saved")
+    assert not report.REBUILT.exists()
+
+
+def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = report.targets_of(load_params())
+    with_sft = {**targets, "sft-ct": Target("modality", "ct", "sft")}
+    ordered = sorted(with_sft, key=lambda name: (with_sft[name].axis, list(AXES[with_sft[name].axis]).index(with_sft[name].cell)))
+    write_predictions(layout.predictions("sft-ct"), make_predictions(make_questions(per_cell=8), "sft-ct", cell="ct"))
+    tree = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
+    entries = load_params().model_copy(update={"checkpoints": load_params().checkpoints | {"sft-ct": load_params().checkpoints["ct"]}})
+    assert "sft-ct" not in tree["checkpoints"]
+    monkeypatch.setattr(report, "load_params", lambda: entries)
+    monkeypatch.setattr(report, "targets_of", lambda _: {name: with_sft[name] for name in ordered})
+    run(monkeypatch)
+    assert list(metrics_of(project)["checkpoints"])[:2] == ["ct", "sft-ct"]
+    assert metrics_of(project)["summary"]["checkpoints"] == 13
+    assert "CT with GRPO against CT, SFT:" in page().words()
 
 
 def seen_by_modality(root: Path, kind: str) -> tuple[int, int]:
@@ -283,7 +455,9 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
     for name, entry in metrics_of(project)["checkpoints"].items():
         (row,) = (line.split() for line in lines if line.split()[:1] == [name])
         own = entry["in_domain"]
-        assert row[1:5] == [str(own["n"]), f"{100 * own['base']:.1f}", f"{100 * own['accuracy']:.1f}", f"{100 * own['gain']:+.1f}"]
+        assert row[1:5] == [str(own["n"]), f"{100 * own['accuracy']:.1f}", f"{100 * own['base']:.1f}", f"{100 * own['gain']:+.1f}"]
+        visual = own["visual"]["shuffled"]["gain"]
+        assert row[-2:] == [f"{100 * own['floor']['accuracy']:.1f}", f"{100 * visual:+.1f}"]
     assert lines[-1] == "Page: report/index.html"
     seen, total = seen_by_modality(project, "published")
     assert f"(published: {seen} of {total} by modality and" in " ".join(shown.split())
@@ -326,6 +500,11 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         (lambda: make_training_log("oct").assign(step=np.nan).to_csv(layout.training_log("oct")), r"oct\.csv: a row without a step"),
         (delete(layout.split("task", "lesion-grading", "train", "grouped")), r"lesion-grading/train\.json is missing"),
         (delete(layout.LEAKS), r"data/splits/leaks\.json is missing: run `dvc repro splits`"),
+        (delete(layout.prior("task", "lesion-grading")), r"prior/task/lesion-grading\.json is missing: run `dvc repro prior`"),
+        (overwrite(layout.prior("modality", "ct"), "{}"), r"prior/modality/ct\.json holds no blind floor"),
+        (lambda: replace("mri", lambda rows: rows.assign(blank_image=None)), r"mri\.parquet: question .* blank_output"),
+        (lambda: replace("mri", lambda rows: pd.concat([rows, rows.iloc[:1]])), r"mri\.parquet: question .* is given twice"),
+        (lambda: replace("mri", lambda rows: rows.assign(completion_tokens=-1)), r"mri\.parquet: question .* is no number of tokens"),
         (overwrite(layout.LEAKS, '{"grouped": {}}'), r"data/splits/leaks\.json does not count leaks"),
         (delete(layout.QUARANTINE / "resize" / "ct.json"), r"resize/ct\.json is missing"),
     ],

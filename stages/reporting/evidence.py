@@ -12,7 +12,7 @@ import pandas as pd
 from stages.corpus.leaks import Leaks, total
 from stages.corpus.quarantine import Quarantine, Row
 from stages.errors import InputError
-from stages.scoring.tables import CrossTable, in_domain
+from stages.scoring.tables import ABLATIONS, CELLS, CrossTable, Target, cross_table, cross_to_base, cross_visual_gain, in_domain
 
 SYNTHETIC: Final = "Phantom"
 """How the names of drawn datasets begin."""
@@ -30,35 +30,54 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One completion; `problem` is the question as asked."""
+class Case:
+    """One question and what a checkpoint wrote; `problem` is the question as asked, None if the split is not at hand."""
 
     checkpoint: str
     verdict: str
     question_id: str
-    problem: str
+    modality: str
+    question_type: str
+    problem: str | None
     gold: str
     answer: str | None
     output: str
+    without: tuple[str, str] | None
+    """With "only without its picture": how it was asked then ("blank", "shuffled"), and what was written."""
+    image: str
+    """Path of the picture, as in the split."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is shown as heatmaps, of one axis."""
+
+    accuracy: CrossTable
+    visual_gain: CrossTable
+    to_base: CrossTable
+    slices: CrossTable
+    """Accuracies of the same checkpoints on the cells of the other axis."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the page is made of."""
+    """All that the report is made of."""
 
     metrics: dict[str, Any]
-    crosses: dict[str, CrossTable]
-    """Axis -> its checkpoints crossed with its own cells."""
-    slices: dict[str, CrossTable]
-    """Axis -> its checkpoints crossed with the cells of the other axis."""
+    tables: dict[str, Tables]
+    """Axis -> its tables."""
     logs: dict[str, pd.DataFrame]
     splits: list[Split]
     quarantine: list[Quarantine]
-    examples: list[Example]
-    origins: list[tuple[list[str], dict[str, Any]]]
-    """Checkpoints whose predictions have the same provenance, and it."""
+    cases: list[Case]
+    outputs: dict[tuple[str, str], str]
+    """(checkpoint, question id) -> output, of the examples of signs of reward hacking."""
+    origins: dict[str, dict[str, Any]]
+    """Checkpoint, "base" first -> provenance of its predictions."""
     synthetic: float
     """Share of the test questions that are about drawn phantoms, from the names of their datasets."""
+    missing: list[str]
+    """Parts that are not in this report because they were not at hand, in words."""
 
 
 def count_split(axis: str, slug: str, train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> Split:
@@ -83,18 +102,62 @@ def splits_used(kind: str, splits: Sequence[Split], leaks: Mapping[str, Leaks]) 
     return {"kind": kind, "leaks": {each: {axis: asdict(leak) for axis, leak in axes.items()} for each, axes in summed.items()}}
 
 
-def pick_examples(predictions: Mapping[str, pd.DataFrame], axes: Mapping[str, str], problems: Mapping[str, str]) -> list[Example]:
-    """Of each checkpoint the first right, wrong and unreadable completion in-domain, by question id."""
-    examples = []
-    for name, axis in axes.items():
-        rows = in_domain(predictions[name], axis, name).sort_values("question_id")
+def make_tables(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target]) -> dict[str, Tables]:
+    """The tables of each axis that has checkpoints."""
+    tables = {}
+    for axis, other in zip(CELLS, reversed(CELLS), strict=True):
+        used = {name: rows for name, rows in predictions.items() if name == "base" or targets[name].axis == axis}
+        if len(used) == 1:
+            continue
+        accuracy = cross_table(used, axis, CELLS[axis], targets)
+        visual = cross_visual_gain(used, axis, CELLS[axis], targets)
+        tables[axis] = Tables(accuracy, visual, cross_to_base(accuracy), cross_table(used, axis, CELLS[other]))
+    return tables
+
+
+def pick_cases(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], problems: Mapping[str, str]) -> list[Case]:
+    """Of each checkpoint in-domain the first case of each verdict, by question id: right, wrong, only without its picture, unreadable."""
+    cases = []
+    for name, target in targets.items():
+        rows = in_domain(predictions[name], target.axis, target.cell).sort_values("question_id")
         read = rows["answer"].notna()
-        for verdict, chosen in (("right", rows[rows["correct"]]), ("wrong", rows[read & ~rows["correct"]]), ("unreadable", rows[~read])):
-            for row in chosen.head(1).to_dict("records"):
-                answer = row["answer"] if verdict != "unreadable" else None
-                question = row["question_id"]
-                examples.append(Example(name, verdict, question, problems[question], row["gold"], answer, row["output"]))
-    return examples
+        blind = {variant: ~rows["correct"] & rows[f"{variant}_correct"].eq(other=True) for variant in ABLATIONS}
+        either = blind["blank"] | blind["shuffled"]
+        chosen = {
+            "right": rows[rows["correct"]],
+            "wrong": rows[read & ~rows["correct"] & ~either],
+            "right only without its picture": rows[either],
+            "unreadable": rows[~read & ~either],
+        }
+        for verdict, found in chosen.items():
+            for row in found.head(1).to_dict("records"):
+                variant = next(
+                    (each for each in reversed(ABLATIONS) if verdict.startswith("right only") and row[f"{each}_correct"] is True), None
+                )
+                cases.append(
+                    Case(
+                        checkpoint=name,
+                        verdict=verdict,
+                        **{str(field): row[field] for field in ("question_id", "modality", "question_type", "gold", "output", "image")},
+                        problem=problems.get(row["question_id"]),
+                        answer=row["answer"] if isinstance(row["answer"], str) else None,
+                        without=(variant, row[f"{variant}_output"]) if variant else None,
+                    )
+                )
+    return cases
+
+
+def outputs_of_signs(metrics: Mapping[str, Any], predictions: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], str]:
+    """What was written for the questions that stand as examples beside signs that are raised."""
+    named = [
+        (name, each)
+        for name, entry in metrics["checkpoints"].items()
+        for sign in entry["hacking"]
+        if sign["raised"]
+        for each in sign["question_ids"]
+    ]
+    outputs = {name: predictions[name].set_index("question_id")["output"] for name in {name for name, _ in named}}
+    return {(name, each): str(outputs[name][each]) for name, each in named}
 
 
 def count_reasons(quarantine: Sequence[Quarantine]) -> list[tuple[str, int, Row]]:

@@ -1,4 +1,4 @@
-"""The figures that stand alone, as PNG: two heatmaps and the training curves. Same numbers and provenance, same bytes.
+"""The figures that stand alone, as PNG: heatmaps and the training curves. Same numbers and provenance, same bytes.
 
 A figure is often copied without the folder it was made in; its provenance goes along, as JSON in a text field of the PNG.
 """
@@ -19,8 +19,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stages.reporting.labels import label, percent
-from stages.reporting.palette import LIGHT, bounds, ink_on
+from stages.reporting.labels import label, percent, signed
+from stages.reporting.palette import APART, LIGHT, bounds, ink_on, reach
 from stages.scoring.tables import CrossTable
 
 CURVES: Final = {
@@ -48,23 +48,26 @@ _STYLE: Final[dict[Any, Any]] = {
 
 
 def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[str, Any]) -> None:
-    """Draw accuracies as a PNG: the base row set apart, in-domain cells outlined, empty cells left blank."""
-    low, high = bounds([table])
-    cells = next(iter(table.accuracy.values()))
+    """Draw a table as a PNG: the first row, mostly the base's, set apart, in-domain cells outlined, empty cells left blank."""
+    level = table.measure == "accuracy"
+    low, high = bounds([table]) if level else (-reach([table]), reach([table]))
+    scale, write = (LIGHT, percent) if level else (APART, signed)
+    cells = next(iter(table.values.values()))
+    apart = 0.15 * ("base" in table.values)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.8 + 0.95 * len(cells), 1.7 + 0.46 * len(table.accuracy)), layout="constrained")
+        figure = Figure(figsize=(1.8 + 0.95 * len(cells), 1.7 + 0.46 * len(table.values)), layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(title, pad=10)
-        for row, (name, values) in enumerate(table.accuracy.items()):
+        for row, (name, values) in enumerate(table.values.items()):
             for column, (cell, value) in enumerate(values.items()):
                 # a gap behind the base row and before the macro column
-                x, y = column + 0.15 * (cell == "macro"), row + 0.15 * (row > 0)
-                shade = None if value is None else to_hex(LIGHT((value - low) / (high - low)))
-                _cell(axes, x, y, percent(value), shade, outlined=name == cell)
+                x, y = column + 0.15 * (cell == "macro"), row + apart * (row > 0)
+                shade = None if value is None else to_hex(scale((value - low) / (high - low)))
+                _cell(axes, x, y, write(value), shade, outlined=table.own.get(name) == cell)
         heads = [f"{label(cell)}\nn={table.questions[cell]}" if cell in table.questions else "Macro" for cell in cells]
         axes.set_xticks([*np.arange(len(heads) - 1) + 0.5, len(heads) - 0.35], [head.replace(" ", "\n", 2) for head in heads])
-        axes.set_yticks([0.5, *np.arange(1, len(table.accuracy)) + 0.65], [label(name) for name in table.accuracy])
-        axes.set(xlim=(-0.05, len(heads) + 0.2), ylim=(len(table.accuracy) + 0.2, -0.05), xlabel="tested on", ylabel="trained on")
+        axes.set_yticks([0.5, *np.arange(1, len(table.values)) + 0.5 + apart], [label(name) for name in table.values])
+        axes.set(xlim=(-0.05, len(heads) + 0.2), ylim=(len(table.values) + 0.2, -0.05), xlabel="tested on", ylabel="trained on")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         _save(figure, path, provenance)

@@ -7,8 +7,14 @@ from typing import Final
 _NAMES: Final = {"ct": "CT", "mri": "MRI", "x-ray": "X-ray", "oct": "OCT"}
 
 
+_METHODS: Final = {"sft": "SFT"}
+
+
 def label(slug: str) -> str:
-    """The name of a modality, a question type or the base, for headings and tables."""
+    """The name of a modality, a question type, a checkpoint or the base, for headings and tables."""
+    method, _, cell = slug.partition("-")
+    if method in _METHODS and cell:
+        return f"{label(cell)}, {_METHODS[method]}"
     return _NAMES.get(slug, slug.replace("-", " ").capitalize())
 
 
@@ -17,6 +23,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f}"
 
 
-def signed(share: float, digits: int = 1) -> str:
-    """0.141 as "+14.1"."""
-    return f"{100 * share:+.{digits}f}"
+def signed(share: float | None, digits: int = 1) -> str:
+    """0.141 as "+14.1"; a missing one as a dash."""
+    return "-" if share is None else f"{100 * share:+.{digits}f}"
+
+
+def p_value(p: float | None) -> str:
+    """0.0312 as "0.031", 2e-9 as "<0.001"; a missing one as a dash."""
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.995 else "1"

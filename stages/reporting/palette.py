@@ -1,4 +1,4 @@
-"""Colours of an accuracy: one sequential scale for light pages and prints, one for dark pages, the same in HTML and PNG."""
+"""Colours of an accuracy, and of a difference with its zero in the middle: for light pages and prints, for dark pages, the same in PNG."""
 
 from __future__ import annotations
 
@@ -12,12 +12,22 @@ from stages.scoring.tables import CrossTable
 
 LIGHT: Final = LinearSegmentedColormap.from_list("accuracy", ["#f3efe4", "#c9d9d3", "#7fb0b4", "#3b7c94", "#1d4a6b"])
 DARK: Final = LinearSegmentedColormap.from_list("accuracy-dark", ["#23282c", "#27424f", "#2f6a80", "#5a9fae", "#c3e0d8"])
+APART: Final = LinearSegmentedColormap.from_list("difference", ["#8f3a1d", "#d98f6a", "#f3efe4", "#7fb0b4", "#1d5a7d"])
+APART_DARK: Final = LinearSegmentedColormap.from_list("difference-dark", ["#f0a080", "#8a4a33", "#23282c", "#2f6a80", "#9fd0dc"])
+
+
+def reach(tables: Iterable[CrossTable]) -> float:
+    """The tenth that no difference in these tables exceeds on either side: the ends of a scale with zero in the middle."""
+    cells = (value for table in tables for row in table.values.values() for value in row.values())
+    return math.ceil(max([0.1, *(abs(value) for value in cells if value is not None)]) * 10) / 10
 
 
 def bounds(tables: Iterable[CrossTable]) -> tuple[float, float]:
     """The tenths that enclose all accuracies there are: the ends of a scale for these tables."""
-    cells = (accuracy for table in tables for row in table.accuracy.values() for accuracy in row.values())
+    cells = (accuracy for table in tables for row in table.values.values() for accuracy in row.values())
     present = [accuracy for accuracy in cells if accuracy is not None]
+    if not present:
+        return (0.0, 1.0)
     low, high = math.floor(min(present) * 10) / 10, math.ceil(max(present) * 10) / 10
     return (low, high) if low < high else (max(low - 0.1, 0.0), min(high + 0.1, 1.0))
 

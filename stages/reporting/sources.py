@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,20 @@ def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, An
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not say where it comes from; make it again: `dvc repro --single-item --force {stage}`") from error
     return table.to_pandas(), origin
+
+
+def check_same_kind(origins: Mapping[str, dict[str, Any]], kind: str | None) -> str | None:
+    """The kind of split that all predictions were made on, None if none says so; InputError if they differ, or from `kind` if given."""
+    told = {name: origin.get("params", {}).get("splits.kind") for name, origin in origins.items()}
+    found = {name: each for name, each in told.items() if each is not None}
+    wanted = kind or next(iter(found.values()), None)
+    for name, each in found.items():
+        if each != wanted:
+            raise InputError(
+                f"the predictions of {name!r} were made on {each!r} splits, not on {wanted!r}: numbers on different questions cannot stand "
+                f"in one report; run `dvc repro evaluate@{name}`, or set splits.kind to {each!r}"
+            )
+    return wanted
 
 
 def read_training_log(path: Path, stage: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The report in a terminal: one row a checkpoint, one sentence, and where the page is."""
+"""The report in a terminal: one row a checkpoint, a few sentences, and where the page is."""
 
 from __future__ import annotations
 
@@ -20,9 +20,19 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     console.print(_table(metrics))
-    console.print(Text(summary_sentence(metrics["summary"])))
-    console.print(Text(splits_sentence(metrics["splits"])))
+    for sentence in sentences(metrics):
+        console.print(Text(sentence))
     console.print(Text(f"Page: {page}"), soft_wrap=True)
+
+
+def sentences(metrics: dict[str, Any]) -> list[str]:
+    """What the table comes to: accuracy and gain, the floor, the picture, the splits, and what is missing."""
+    found = [summary_sentence(metrics["summary"]), floor_sentence(metrics["summary"]), picture_sentence(metrics["summary"])]
+    if metrics["splits"]:
+        found.append(splits_sentence(metrics["splits"]))
+    if metrics["missing"]:
+        found.append(f"Not in this report: {'; '.join(metrics['missing'])}.")
+    return found
 
 
 def summary_sentence(summary: dict[str, Any]) -> str:
@@ -31,7 +41,28 @@ def summary_sentence(summary: dict[str, Any]) -> str:
     return (
         f"In-domain accuracy went from {percent(summary['in_domain_base'])}% to {percent(summary['in_domain'])}% on average "
         f"({signed(summary['in_domain_gain'])} points); {summary['beat_base']} of {n} checkpoints beat the base, "
-        f"{summary['above_zero']} with a 95% interval above zero, {summary['below_zero']} with one below."
+        f"{summary['above_zero']} with a 95% interval above zero, {summary['below_zero']} with one below; "
+        f"{summary['significant']} gains or losses stand after adjusting for all tests (Holm, 5%)."
+    )
+
+
+def floor_sentence(summary: dict[str, Any]) -> str:
+    """How far a rule without the picture comes, in one sentence."""
+    if summary["blind_floor"] is None:
+        return "Blind floor: missing, so that no accuracy here says that the picture was used."
+    return (
+        f"Blind floor: a rule that sees only the options' texts is right in {percent(summary['blind_floor'])}%; "
+        f"{summary['above_floor']} of {summary['checkpoints']} checkpoints are above it with their 95% interval."
+    )
+
+
+def picture_sentence(summary: dict[str, Any]) -> str:
+    """What the pictures contribute, in one sentence."""
+    if summary["visual_gain"] is None:
+        return "Visual gain: missing; ask the questions without their pictures too (evaluate.ablations)."
+    return (
+        f"Visual gain: with the real instead of an exchanged picture {signed(summary['visual_gain'])} points "
+        f"(base {signed(summary['base_visual_gain'])}); above zero with the 95% interval for {summary['sees']} of {summary['checkpoints']}."
     )
 
 
@@ -46,18 +77,25 @@ def splits_sentence(splits: dict[str, Any]) -> str:
 
 
 def _table(metrics: dict[str, Any]) -> Table:
-    table = Table(title="Accuracy in %, gain in points, on the same questions as the base", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="In %, differences in points, on each checkpoint's own test questions", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("checkpoint", no_wrap=True)
-    for name in ("n", "base", "after", "gain", "95% interval", "macro", "base macro"):
+    for name in ("n", "accuracy", "base", "gain [95%]", "blind\nfloor", "visual\ngain"):
         table.add_column(name, justify="right", no_wrap=True)
-    for axis, base in metrics["base"].items():
+    for axis in metrics["base"]:
         for name, entry in metrics["checkpoints"].items():
             if entry["axis"] == axis:
                 own = entry["in_domain"]
                 style = "green" if own["low"] > 0 else "red" if own["high"] < 0 else ""
-                interval = f"{signed(own['low'])} to {signed(own['high'])}"
-                shares = [percent(value) for value in (own["base"], own["accuracy"])]
-                macros = [percent(value) for value in (entry["macro"], base["macro"])]
-                table.add_row(name, str(own["n"]), *shares, Text(signed(own["gain"]), style), interval, *macros)
+                gain = Text.assemble((signed(own["gain"]), style), f" [{signed(own['low'])} to {signed(own['high'])}]")
+                floor, visual = own["floor"], own["visual"]["shuffled"]
+                table.add_row(
+                    name,
+                    str(own["n"]),
+                    percent(own["accuracy"]),
+                    percent(own["base"]),
+                    gain,
+                    percent(floor and floor["accuracy"]),
+                    signed(visual and visual["gain"]),
+                )
         table.add_section()
     return table

@@ -1,72 +1,249 @@
-"""All numbers of the report, from predictions alone: plain values, rounded, ready for JSON."""
+"""All numbers of the report, from predictions and blind floors alone: plain values, rounded, ready for JSON.
+
+What is not known is None and never 0: a floor that was not given, a picture that was not exchanged, a cell without questions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
 from stages.corpus.modalities import AXES
-from stages.scoring.statistics import paired_interval, wilson_interval
-from stages.scoring.tables import Score, in_domain, macro, score, scores_by, tested
+from stages.errors import InputError
+from stages.grpo.prompts import Style
+from stages.scoring.baselines import score_every_way
+from stages.scoring.floors import RULES, Floor
+from stages.scoring.hacking import watch
+from stages.scoring.statistics import bootstrap_cells, cluster_interval, holm, mcnemar, percentiles, wilson_interval
+from stages.scoring.tables import (
+    ABLATIONS,
+    Score,
+    Target,
+    in_domain,
+    macro,
+    mean_of_all,
+    score,
+    scores_by,
+    tested,
+    with_ablation,
+    without_picture,
+)
 
 DIGITS: Final = 4
+P_VALUES: Final = ("p", "p_holm")
+"""Keys of p values, of which the leading digits count, not the decimals."""
+
+Interval = Callable[[Any, Any], tuple[float, float]]
+"""Values and their clusters, one a question -> the 95% interval of their mean."""
+Floors = Mapping[tuple[str, str], Floor]
+"""(axis, cell) -> its blind floor."""
 
 
-def compute_metrics(predictions: Mapping[str, pd.DataFrame], axes: Mapping[str, str], samples: int, seed: int) -> dict[str, Any]:
-    """Summary, base and checkpoints: accuracies, counts, and each checkpoint's gain over the base with its interval.
+def compute_metrics(
+    predictions: Mapping[str, pd.DataFrame],
+    targets: Mapping[str, Target],
+    samples: int,
+    seed: int,
+    *,
+    floors: Floors | None = None,
+    style: Style = "no-think",
+) -> dict[str, Any]:
+    """Summary, base and checkpoints: accuracies, counts, and each checkpoint's gains with their intervals.
 
-    `predictions` holds a checked table for "base" and for each checkpoint in `axes` (checkpoint -> axis); `samples` and
-    `seed` are those of the bootstrap. The base has results on the tests of both axes, a checkpoint on those of its own.
+    `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples` and `seed` are those of the
+    bootstrap, which draws pictures; `style` is that of the prompts. The base has results on the tests of both axes, a
+    checkpoint on those of its own. The summary is over the checkpoints trained with GRPO, if there are any: p values are adjusted for
+    all. InputError if a floor is of other questions than were answered.
     """
-    base = predictions["base"]
-    checkpoints = {
-        name: {"axis": axis, "in_domain": _in_domain(predictions[name], base, axis, name, samples, seed)}
-        | _results(predictions[name], axis)
-        for name, axis in axes.items()
-    }
-    own = pd.DataFrame([entry["in_domain"] for entry in checkpoints.values()])
-    summary = {
-        "checkpoints": len(checkpoints),
-        "base_micro": score(base).accuracy,
-        "in_domain_base": own["base"].mean(),
-        "in_domain": own["accuracy"].mean(),
-        "in_domain_gain": own["gain"].mean(),
-        "beat_base": int((own["gain"] > 0).sum()),
-        "above_zero": int((own["low"] > 0).sum()),
-        "below_zero": int((own["high"] < 0).sum()),
-    }
+    base, floors = predictions["base"], floors or {}
+    interval = partial(cluster_interval, samples=samples, seed=seed)
+    checkpoints = {}
+    for name, target in targets.items():
+        floor = floors.get((target.axis, target.cell))
+        own = _in_domain(predictions[name], base, target, floor, interval)
+        signs = [asdict(sign) for sign in watch(tested(predictions[name], target.axis), tested(base, target.axis), style)]
+        checkpoints[name] = {**asdict(target), "in_domain": own, **_results(predictions[name], target.axis), "hacking": signs}
+    spread = _macro_intervals(predictions, targets, floors, samples, seed)
+    for name, p in holm({name: entry["in_domain"]["p"] for name, entry in checkpoints.items()}).items():
+        checkpoints[name]["in_domain"]["p_holm"] = p
+    _compare_methods(checkpoints, predictions, targets, interval)
+    axes = {target.axis for target in targets.values()}
     metrics: dict[str, Any] = _rounded(
-        {"summary": summary, "base": {axis: _results(base, axis) for axis in AXES if axis in axes.values()}, "checkpoints": checkpoints}
+        {
+            "summary": {**_summary(checkpoints, base), "intervals": spread},
+            "base": {axis: _results(base, axis) for axis in AXES if axis in axes},
+            "checkpoints": checkpoints,
+        }
     )
     return metrics
 
 
-def _in_domain(rows: pd.DataFrame, base: pd.DataFrame, axis: str, cell: str, samples: int, seed: int) -> dict[str, Any]:
-    """One checkpoint and the base on the test questions of the modality or question type it was trained on."""
-    own = in_domain(rows, axis, cell).set_index("question_id").sort_index()
-    same = base.set_index("question_id").loc[own.index]
-    after, before = score(own), score(same)
-    low, high = paired_interval(own["correct"].to_numpy(bool), same["correct"].to_numpy(bool), samples, seed)
-    accuracy_low, accuracy_high = wilson_interval(after.correct, after.n)
-    datasets = {"accuracy": scores_by(own, "dataset"), "base": scores_by(same, "dataset")}
+def _summary(checkpoints: Mapping[str, dict[str, Any]], base: pd.DataFrame) -> dict[str, Any]:
+    trained = [entry for entry in checkpoints.values() if entry["method"] == "grpo"] or list(checkpoints.values())
+    own = [entry["in_domain"] for entry in trained]
+    means = {name: mean_of_all([entry[name] for entry in own]) for name in ("base", "accuracy", "gain", "chance")}
     return {
-        "n": after.n,
-        "accuracy": after.accuracy,
-        "accuracy_low": accuracy_low,
-        "accuracy_high": accuracy_high,
-        "base": before.accuracy,
-        "gain": (after.correct - before.correct) / after.n,
+        "checkpoints": len(own),
+        "base_micro": score(base).accuracy,
+        "in_domain_base": means["base"],
+        "in_domain": means["accuracy"],
+        "in_domain_gain": means["gain"],
+        "chance": means["chance"],
+        "beat_base": sum(entry["gain"] > 0 for entry in own),
+        "above_zero": sum(entry["low"] > 0 for entry in own),
+        "below_zero": sum(entry["high"] < 0 for entry in own),
+        "significant": sum(entry["p_holm"] <= 0.05 for entry in own),
+        "blind_floor": mean_of_all([entry["floor"] and entry["floor"]["accuracy"] for entry in own]),
+        "above_floor": sum(entry["floor"]["above_low"] > 0 for entry in own) if all(entry["floor"] for entry in own) else None,
+        "visual_gain": mean_of_all([_gain(entry["visual"]) for entry in own]),
+        "base_visual_gain": mean_of_all([_gain(entry["base_visual"]) for entry in own]),
+        "sees": sum(entry["visual"]["shuffled"]["low"] > 0 for entry in own) if all(entry["visual"]["shuffled"] for entry in own) else None,
+        "hacking_signs": sum(sign["raised"] for entry in trained for sign in entry["hacking"]),
+    }
+
+
+def _macro_intervals(
+    predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], floors: Floors, samples: int, seed: int
+) -> dict[str, list[float] | None]:
+    """95% intervals of the summary's means over checkpoints, pictures drawn for all of them together; None where a mean is missing."""
+    trained = {name: target for name, target in targets.items() if target.method == "grpo"} or dict(targets)
+    base = predictions["base"].set_index("question_id")
+    cells: dict[str, list[tuple[Any, Any]]] = {"in_domain": [], "in_domain_gain": [], "above_floor": [], "visual_gain": []}
+    for name, target in trained.items():
+        own = in_domain(predictions[name], target.axis, target.cell).set_index("question_id").sort_index()
+        right, images = own["correct"].to_numpy(float), own["image"]
+        cells["in_domain"].append((right, images))
+        cells["in_domain_gain"].append((right - base.loc[own.index, "correct"].to_numpy(float), images))
+        if floor := floors.get((target.axis, target.cell)):
+            cells["above_floor"].append((right - own.index.map(floor.rules[RULES[0]].credit).to_numpy(float), images))
+        asked = with_ablation(own, "shuffled")
+        if len(asked):
+            cells["visual_gain"].append((asked["correct"].to_numpy(float) - asked["shuffled_correct"].to_numpy(float), asked["image"]))
+    whole = {name: found for name, found in cells.items() if len(found) == len(trained)}
+    draws = bootstrap_cells([cell for found in whole.values() for cell in found], samples, seed)
+    means = dict(zip(whole, np.nanmean(draws.reshape(samples, len(whole), len(trained)), axis=2).T, strict=True))
+    return {name: list(percentiles(means[name])) if name in means else None for name in cells}
+
+
+def _gain(visual: Mapping[str, dict[str, Any] | None]) -> float | None:
+    exchanged = visual["shuffled"]
+    return exchanged["gain"] if exchanged else None
+
+
+def _in_domain(rows: pd.DataFrame, base: pd.DataFrame, target: Target, floor: Floor | None, interval: Interval) -> dict[str, Any]:
+    """One checkpoint and the base on the test questions of the modality or question type it was trained on."""
+    own = in_domain(rows, target.axis, target.cell).set_index("question_id", drop=False).sort_index()
+    same = base.set_index("question_id", drop=False).loc[own.index]
+    after, before = own["correct"].to_numpy(bool), same["correct"].to_numpy(bool)
+    low, high = interval(after.astype(int) - before.astype(int), own["image"])
+    test = mcnemar(after, before)
+    found = {
+        "n": len(own),
+        "images": own["image"].nunique(),
+        **_with_interval(score(own)),
+        "base": score(same).accuracy,
+        "gain": (int(after.sum()) - int(before.sum())) / len(own),
         "low": low,
         "high": high,
+        **{"won": test.won, "lost": test.lost, "p": test.p, "p_holm": None},
         "chance": float(np.mean(1 / own["n_options"])),
-        "by_dataset": {
-            name: {label: found[name].accuracy for label, found in datasets.items()} | {"n": datasets["accuracy"][name].n}
-            for name in datasets["accuracy"]
-        },
+        "majority": {"letter": floor.letter, "accuracy": floor.letter_accuracy} if floor else None,
+        "floor": _over_floor(own, floor, interval) if floor else None,
+        "visual": {variant: _visual(own, variant, interval) for variant in ABLATIONS},
+        "base_visual": {variant: _visual(same, variant, interval) for variant in ABLATIONS},
+        "balanced": _balanced(own, same, floor) if floor else None,
+        "base_scored": {protocol: found.accuracy for protocol, found in score_every_way(same).items()},
+        "by_dataset": _by_dataset(own, same, floor),
     }
+    return found
+
+
+def _with_interval(found: Score) -> dict[str, float | None]:
+    low, high = wilson_interval(found.correct, found.n) if found.n else (None, None)
+    return {"accuracy": found.accuracy, "accuracy_low": low, "accuracy_high": high}
+
+
+def _over_floor(own: pd.DataFrame, floor: Floor, interval: Interval) -> dict[str, Any]:
+    """The blind floor of the split, both ways of counting, and how far above the first the accuracy is."""
+    rule = floor.rules[RULES[0]]
+    if own.index.symmetric_difference(pd.Index(rule.credit)).size:
+        raise InputError(
+            f"the blind floor of {floor.axis}/{floor.split} ({floor.kind}) is of other questions than the predictions are: "
+            "the splits have changed since; run `dvc repro prior`, and evaluate on the same splits"
+        )
+    over = own["correct"].to_numpy(float) - own.index.map(rule.credit).to_numpy(float)
+    low, high = interval(over.round(9), own["image"])
+    return {
+        "accuracy": rule.accuracy,
+        "low": rule.low,
+        "high": rule.high,
+        "normalised": floor.rules[RULES[1]].accuracy,
+        "pooled": rule.pooled,
+        "above": float(over.mean()),
+        "above_low": low,
+        "above_high": high,
+    }
+
+
+def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, Any] | None:
+    """What the picture contributes: accuracy with it less accuracy without, on the questions asked both ways; None if there are none."""
+    asked = with_ablation(own, variant)
+    if asked.empty:
+        return None
+    seen, unseen = score(asked), score(without_picture(asked, variant))
+    low, high = interval(asked["correct"].to_numpy(int) - asked[f"{variant}_correct"].to_numpy(int), asked["image"])
+    return {"n": seen.n, "accuracy": unseen.accuracy, "gain": (seen.correct - unseen.correct) / seen.n, "low": low, "high": high}
+
+
+def _balanced(own: pd.DataFrame, same: pd.DataFrame, floor: Floor) -> dict[str, Any]:
+    """Accuracy where the blind prior is at chance; without an accuracy if there is no such question."""
+    ids = list(floor.rules[RULES[0]].balanced)
+    chosen = own.loc[ids]
+    return {
+        "n": len(ids),
+        **_with_interval(score(chosen)),
+        "base": score(same.loc[ids]).accuracy,
+        "chance": float(np.mean(1 / chosen["n_options"])) if ids else None,
+    }
+
+
+def _by_dataset(own: pd.DataFrame, same: pd.DataFrame, floor: Floor | None) -> dict[str, Any]:
+    asked = with_ablation(own, "shuffled")
+    scores, before = scores_by(own, "dataset"), scores_by(same, "dataset")
+    seen, unseen = scores_by(asked, "dataset"), scores_by(without_picture(asked, "shuffled"), "dataset")
+    credit = own.index.to_series().map(floor.rules[RULES[0]].credit).groupby(own["dataset"]).mean() if floor else None
+    return {
+        name: {
+            "n": found.n,
+            "accuracy": found.accuracy,
+            "base": before[name].accuracy,
+            "floor": None if credit is None else float(credit[name]),
+            "visual_gain": (seen[name].correct - unseen[name].correct) / seen[name].n if name in seen else None,
+        }
+        for name, found in scores.items()
+    }
+
+
+def _compare_methods(
+    checkpoints: Mapping[str, dict[str, Any]], predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], interval: Interval
+) -> None:
+    """Beside each checkpoint of another method: by how much GRPO's of the same cell is better, on the same questions."""
+    by_grpo = {(target.axis, target.cell): name for name, target in targets.items() if target.method == "grpo"}
+    for name, target in targets.items():
+        rival = by_grpo.get((target.axis, target.cell))
+        if rival is None or rival == name:
+            continue
+        one, other = (
+            in_domain(predictions[each], target.axis, target.cell).set_index("question_id").sort_index() for each in (rival, name)
+        )
+        difference = one["correct"].to_numpy(int) - other["correct"].to_numpy(int)
+        low, high = interval(difference, one["image"])
+        checkpoints[name]["in_domain"]["grpo"] = {"checkpoint": rival, "gain": float(difference.mean()), "low": low, "high": high}
 
 
 def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
@@ -74,10 +251,13 @@ def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
     rows = tested(rows, axis)
     modalities = scores_by(rows, "modality", AXES["modality"])
     types = scores_by(rows, "question_type", AXES["task"])
+    asked = with_ablation(rows, "shuffled")
+    seen, unseen = score(asked), score(without_picture(asked, "shuffled"))
     return {
         "n": len(rows),
         "micro": score(rows).accuracy,
         "macro": macro(modalities if axis == "modality" else types),
+        "visual_gain": (seen.correct - unseen.correct) / seen.n if seen.n else None,
         "format_rate": float(rows["answer"].notna().mean()),
         "completion_tokens": float(rows["completion_tokens"].mean()),
         "by_modality": _cells(modalities),
@@ -89,8 +269,12 @@ def _cells(scores: Mapping[str, Score]) -> dict[str, Any]:
     return {name: {"accuracy": cell.accuracy, "n": cell.n} for name, cell in scores.items()}
 
 
-def _rounded(value: Any) -> Any:
-    """Floats to `DIGITS` digits, NumPy's among them; -0.0 becomes 0.0."""
+def _rounded(value: Any, key: str = "") -> Any:
+    """Floats to `DIGITS` digits, NumPy's among them, p values to three that count; -0.0 becomes 0.0."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return round(float(value), DIGITS) + 0.0 if isinstance(value, float) else value
+        return {name: _rounded(item, name) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.3g}") if key in P_VALUES else round(float(value), DIGITS) + 0.0

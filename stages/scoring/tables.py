@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
+import numpy as np
 import pandas as pd
 
 from stages.corpus.modalities import AXES
@@ -33,11 +34,34 @@ COLUMNS: Final[dict[str, str]] = {
     "answer": "text or null",
     "correct": "truth",
     "completion_tokens": "count",
+    "blank_image": "text or null",
+    "blank_output": "text or null",
+    "blank_answer": "text or null",
+    "blank_correct": "truth or null",
+    "shuffled_image": "text or null",
+    "shuffled_output": "text or null",
+    "shuffled_answer": "text or null",
+    "shuffled_correct": "truth or null",
 }
-"""What a table of predictions holds, column by column."""
+"""What a table of predictions holds, column by column. Of `blank_*` and `shuffled_*` a row has image, output and correct, or none."""
+
+ABLATIONS: Final = ("blank", "shuffled")
+"""The same question asked of a black picture, and of another one of its modality."""
 
 CELLS: Final[dict[str, str]] = {"modality": "modality", "task": "question_type"}
 """Axis -> the column that says in which of its cells a question lies."""
+
+
+Measure = Literal["accuracy", "visual gain", "difference to base"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a checkpoint was trained for: a cell (slug) of an axis, by a method. Its name need not say so."""
+
+    axis: str
+    cell: str
+    method: str = "grpo"
 
 
 @dataclass(frozen=True)
@@ -55,14 +79,21 @@ class Score:
 
 @dataclass(frozen=True)
 class CrossTable:
-    """Accuracies of several checkpoints on the same questions, cell by cell.
+    """One number for several checkpoints on the same questions, cell by cell.
 
-    `accuracy`: checkpoint, "base" first -> cell -> accuracy, None where the cell is empty; the last cell is "macro", the
-    mean of the others. `questions`: how many there are in each cell.
+    `values`: checkpoint, "base" first -> cell -> accuracy or difference of accuracies, None where there is none; the last cell is
+    "macro", the mean of the others. `questions`: how many there are in each cell. `own`: checkpoint -> the cell it was trained on.
     """
 
-    accuracy: dict[str, dict[str, float | None]]
+    measure: Measure
+    values: dict[str, dict[str, float | None]]
     questions: dict[str, int]
+    own: dict[str, str]
+
+    @property
+    def there(self) -> bool:
+        """Is there any number in it."""
+        return any(value is not None for row in self.values.values() for value in row.values())
 
 
 def score(predictions: pd.DataFrame) -> Score:
@@ -78,9 +109,13 @@ def scores_by(predictions: pd.DataFrame, column: str, cells: Sequence[str] | Non
 
 def macro(scores: Mapping[str, Score]) -> float | None:
     """Unweighted mean accuracy over the cells; None if a cell is empty, for it would be a mean over something else."""
-    accuracies = [cell.accuracy for cell in scores.values()]
-    present = [accuracy for accuracy in accuracies if accuracy is not None]
-    return sum(present) / len(present) if present and len(present) == len(accuracies) else None
+    return mean_of_all([cell.accuracy for cell in scores.values()])
+
+
+def mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean, if there are values and none of them is missing."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present and len(present) == len(values) else None
 
 
 def tested(predictions: pd.DataFrame, axis: str) -> pd.DataFrame:
@@ -89,30 +124,81 @@ def tested(predictions: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def in_domain(predictions: pd.DataFrame, axis: str, cell: str) -> pd.DataFrame:
-    """The questions in the test split of one modality or question type."""
+    """The questions in the test split of one modality or question type (slug)."""
     rows = tested(predictions, axis)
     return rows[rows[CELLS[axis]] == cell]
 
 
-def cross_table(predictions: Mapping[str, pd.DataFrame], axis: str, column: str) -> CrossTable:
-    """Cross the base and the checkpoints of `axis`, all tested on its test splits, with the values of `column`.
+def cross_table(predictions: Mapping[str, pd.DataFrame], axis: str, column: str, targets: Mapping[str, Target] | None = None) -> CrossTable:
+    """Accuracies: cross the base and the checkpoints of `axis`, all tested on its test splits, with the values of `column`.
 
-    `column` is "modality" or "question_type"; `predictions` holds "base" and checkpoints of `axis` only.
+    `column` is "modality" or "question_type"; `predictions` holds "base" and checkpoints of `axis` only; with `targets`, the
+    table knows which cells are in-domain.
     """
-    cells = next(AXES[name] for name, own in CELLS.items() if own == column)
-    scores = {name: scores_by(tested(rows, axis), column, cells) for name, rows in predictions.items()}
-    return CrossTable(
-        accuracy={name: {cell: row[cell].accuracy for cell in cells} | {"macro": macro(row)} for name, row in scores.items()},
-        questions={cell: found.n for cell, found in scores["base"].items()},
+    scores = {name: scores_by(tested(rows, axis), column, _cells(column)) for name, rows in predictions.items()}
+    values = {name: {cell: found.accuracy for cell, found in row.items()} for name, row in scores.items()}
+    return _crossed("accuracy", values, {cell: found.n for cell, found in scores["base"].items()}, column, targets)
+
+
+def cross_visual_gain(
+    predictions: Mapping[str, pd.DataFrame], axis: str, column: str, targets: Mapping[str, Target] | None = None
+) -> CrossTable:
+    """As `cross_table`, but accuracy less that with an exchanged picture, on the questions that were asked both ways."""
+    asked = {name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()}
+    seen = {name: scores_by(rows, column, _cells(column)) for name, rows in asked.items()}
+    unseen = {name: scores_by(without_picture(rows, "shuffled"), column, _cells(column)) for name, rows in asked.items()}
+    values = {name: {cell: _less(found.accuracy, unseen[name][cell].accuracy) for cell, found in row.items()} for name, row in seen.items()}
+    return _crossed("visual gain", values, {cell: found.n for cell, found in seen["base"].items()}, column, targets)
+
+
+def cross_to_base(table: CrossTable) -> CrossTable:
+    """The differences of a table of accuracies to its first row, the base, which is not in it."""
+    base = table.values["base"]
+    rows = {name: {cell: _less(value, base[cell]) for cell, value in row.items()} for name, row in table.values.items() if name != "base"}
+    return CrossTable("difference to base", rows, table.questions, table.own)
+
+
+def with_ablation(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """The rows whose question was also asked in this variant, one of `ABLATIONS`."""
+    return predictions[predictions[f"{variant}_correct"].notna()]
+
+
+def without_picture(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """Rows of `with_ablation` with the answers of the variant in place of the real ones."""
+    return predictions.assign(
+        output=predictions[f"{variant}_output"],
+        answer=predictions[f"{variant}_answer"],
+        correct=predictions[f"{variant}_correct"].astype(bool),
     )
 
 
-def check_predictions(predictions: pd.DataFrame, checkpoint: str, axis: str, source: str) -> None:
+def _cells(column: str) -> tuple[str, ...]:
+    return next(AXES[name] for name, own in CELLS.items() if own == column)
+
+
+def _crossed(
+    measure: Measure,
+    values: Mapping[str, Mapping[str, float | None]],
+    questions: dict[str, int],
+    column: str,
+    targets: Mapping[str, Target] | None,
+) -> CrossTable:
+    own = {name: targets[name].cell for name in values if targets and name in targets and CELLS[targets[name].axis] == column}
+    rows = {name: {**row, "macro": mean_of_all(list(row.values()))} for name, row in values.items()}
+    return CrossTable(measure, rows, questions, own)
+
+
+def _less(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def check_predictions(predictions: pd.DataFrame, checkpoint: str, axis: str, source: str, cell: str | None = None) -> None:
     """Refuse a table that is not what one checkpoint wrote for the test questions of its axis ("all" for the base).
 
     InputError names `source` (the file), the question, the value and the way out: a missing column or value, a wrong
     type, another checkpoint's rows, a question given twice, an unknown modality or question type, a question outside
-    the test split, `correct` at odds with `answer` and `gold`.
+    the test split, `correct` at odds with `answer` and `gold`, a question asked in part without its picture, no question of the
+    `cell` that the checkpoint was trained on (its name, unless given).
     """
     if missing := [name for name in COLUMNS if name not in predictions]:
         raise InputError(f"{source}: no column {missing[0]!r}; {_again(checkpoint)}")
@@ -120,8 +206,20 @@ def check_predictions(predictions: pd.DataFrame, checkpoint: str, axis: str, sou
         raise InputError(f"{source}: no predictions in it; {_again(checkpoint)}")
     for name, kind in COLUMNS.items():
         _check_column(predictions, name, kind, f"{source}: ", checkpoint)
+    for name, (wrong, why) in _faults(predictions, checkpoint, axis).items():
+        if wrong.any():
+            row = predictions[wrong].iloc[0]
+            raise InputError(f"{source}: question {row['question_id']!r}: {name} {row[name]!r} is {why}; {_again(checkpoint)}")
+    cell = cell or checkpoint
+    if axis in CELLS and in_domain(predictions, axis, cell).empty:
+        raise InputError(
+            f"{source}: no test question with {CELLS[axis]} {cell!r}, so {checkpoint} cannot be judged in-domain; "
+            f"take it out of checkpoints in params.yaml or give the corpus more such questions"
+        )
 
-    right = predictions["answer"].eq(predictions["gold"]).fillna(False).astype(bool)
+
+def _faults(predictions: pd.DataFrame, checkpoint: str, axis: str) -> dict[str, tuple[pd.Series[bool], str]]:
+    """Column -> the rows in which its value cannot be, and why."""
     wanted = predictions[[f"{name}_test" for name in AXES if axis in (name, "all")]].any(axis=1)
     faults = {
         "checkpoint": (predictions["checkpoint"] != checkpoint, f"in the file of {checkpoint!r}"),
@@ -129,17 +227,30 @@ def check_predictions(predictions: pd.DataFrame, checkpoint: str, axis: str, sou
         "modality": (~predictions["modality"].isin(AXES["modality"]), f"not one of {', '.join(AXES['modality'])}"),
         "question_type": (~predictions["question_type"].isin(AXES["task"]), f"not one of {', '.join(AXES['task'])}"),
         "image": (~wanted, f"of a question outside the test split of the axis {axis!r}"),
-        "correct": (predictions["correct"] != right, "at odds with its answer and gold"),
+        "n_options": (predictions["n_options"] < 2, "no number of options to choose from"),
+        "completion_tokens": (predictions["completion_tokens"] < 0, "no number of tokens"),
+        "correct": (predictions["correct"] != _right(predictions, "answer"), "at odds with its answer and gold"),
     }
-    for name, (wrong, why) in faults.items():
-        if wrong.any():
-            row = predictions[wrong].iloc[0]
-            raise InputError(f"{source}: question {row['question_id']!r}: {name} {row[name]!r} is {why}; {_again(checkpoint)}")
-    if axis in CELLS and in_domain(predictions, axis, checkpoint).empty:
-        raise InputError(
-            f"{source}: no test question with {CELLS[axis]} {checkpoint!r}, so {checkpoint} cannot be judged in-domain; "
-            f"take it out of checkpoints in params.yaml or give the corpus more such questions"
-        )
+    for variant in ABLATIONS:
+        asked = predictions[f"{variant}_image"].notna()
+        right = predictions[f"{variant}_correct"]
+        told = right.fillna(value=False).astype(bool) if right.notna().any() else pd.Series(data=False, index=predictions.index)
+        faults |= {
+            f"{variant}_output": (
+                predictions[f"{variant}_output"].notna() != asked,
+                f"at odds with its {variant}_image: one without the other",
+            ),
+            f"{variant}_answer": (predictions[f"{variant}_answer"].notna() & ~asked, f"an answer without a {variant}_image"),
+            f"{variant}_correct": (
+                (right.notna() != asked) | (told != _right(predictions, f"{variant}_answer")),
+                f"at odds with its {variant}_image, {variant}_answer and gold",
+            ),
+        }
+    return faults
+
+
+def _right(predictions: pd.DataFrame, answer: str) -> pd.Series[bool]:
+    return predictions[answer].eq(predictions["gold"]).fillna(value=False).astype(bool)
 
 
 def check_same_questions(base: pd.DataFrame, other: pd.DataFrame, axis: str, source: str) -> None:
@@ -158,14 +269,16 @@ def check_same_questions(base: pd.DataFrame, other: pd.DataFrame, axis: str, sou
 
 def _check_column(predictions: pd.DataFrame, name: str, kind: str, source: str, checkpoint: str) -> None:
     column = predictions[name]
-    if kind != "text or null" and column.isna().any():
+    kind, optional = kind.removesuffix(" or null"), kind.endswith(" or null")
+    if not optional and column.isna().any():
         at = int(column.isna().to_numpy().argmax())
         raise InputError(f"{source}row {at} (question {predictions['question_id'].iloc[at]!r}) has no {name}; {_again(checkpoint)}")
+    present = column.dropna()
     fits = {
-        "truth": pd.api.types.is_bool_dtype(column),
+        # with gaps, truths are objects
+        "truth": pd.api.types.is_bool_dtype(column) or (optional and all(isinstance(value, bool | np.bool_) for value in present)),
         "count": pd.api.types.is_integer_dtype(column),
-        "text": pd.api.types.is_string_dtype(column),
-        "text or null": pd.api.types.is_string_dtype(column.dropna()) or column.isna().all(),
+        "text": pd.api.types.is_string_dtype(present) or present.empty,
     }
     if not fits[kind]:
         raise InputError(f"{source}column {name!r} holds {column.dtype}, not {kind}; {_again(checkpoint)}")

@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.colors import Colormap, to_rgb
 
-from stages.reporting.palette import DARK, LIGHT, bounds, shades
+from stages.reporting.palette import APART, APART_DARK, DARK, LIGHT, bounds, reach, shades
 from stages.scoring.tables import CrossTable
 
 
@@ -13,9 +13,9 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("scale", [LIGHT, DARK])
+@pytest.mark.parametrize("scale", [LIGHT, DARK, APART, APART_DARK])
 def test_text_contrasts_with_every_shade(scale: Colormap) -> None:
-    for colour, ink in shades(scale, 24):
+    for colour, ink in [*shades(scale, 24), *shades(scale, 25)]:
         dark, light = sorted([luminance(colour), luminance(ink)])
         assert (light + 0.05) / (dark + 0.05) >= 4.5
 
@@ -26,4 +26,9 @@ def test_text_contrasts_with_every_shade(scale: Colormap) -> None:
 )
 def test_the_scale_encloses_all_accuracies_there_are(accuracies: list[float | None], ends: tuple[float, float]) -> None:
     row = {str(number): accuracy for number, accuracy in enumerate(accuracies)}
-    assert bounds([CrossTable({"base": row}, {})]) == pytest.approx(ends)
+    assert bounds([CrossTable("accuracy", {"base": row}, {}, {})]) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(("values", "end"), [([0.23, -0.71, None], 0.8), ([0.05], 0.1), ([None], 0.1), ([], 0.1), ([-1.0], 1.0)])
+def test_a_scale_of_differences_has_zero_in_its_middle(values: list[float | None], end: float) -> None:
+    assert reach([CrossTable("visual gain", {"ct": {str(i): value for i, value in enumerate(values)}}, {}, {})]) == pytest.approx(end)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from stages.scoring.statistics import (
+    bootstrap_cells,
     bootstrap_means,
     cluster_interval,
     holm,
@@ -250,3 +251,20 @@ def test_holm_steps_down() -> None:
 def test_what_is_no_p_value_is_refused(p: float) -> None:
     with pytest.raises(ValueError, match="p value of 'a'"):
         holm({"a": p})
+
+
+def test_cells_are_resampled_together_and_each_as_by_itself() -> None:
+    rng = np.random.default_rng(3)
+    values, images = rng.integers(0, 2, 400), rng.integers(0, 150, 400)
+    draws = bootstrap_cells([(values, images), (values, images), (values[:100], images[:100])], 3000, 1)
+    assert (draws[:, 0] == draws[:, 1]).all(), "the same pictures in the same resample"
+    assert percentiles(draws[:, 0]) == pytest.approx(cluster_interval(values, images, 3000, 2), abs=0.01)
+    assert draws[:, 2].std() > draws[:, 0].std()
+    with pytest.raises(ValueError, match="no cells"):
+        bootstrap_cells([], 100, 1)
+
+
+def test_a_cell_that_a_resample_misses_has_no_mean_there() -> None:
+    draws = bootstrap_cells([([1, 0, 1, 1], list("abcd")), ([1], ["a"])], 500, 1)
+    assert not np.isnan(draws[:, 0]).any()
+    assert 0.2 < np.isnan(draws[:, 1]).mean() < 0.45

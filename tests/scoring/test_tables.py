@@ -74,9 +74,9 @@ def test_the_cross_table_has_a_row_a_checkpoint_below_the_base(axis: str, column
     names = ["base", *(name for name, own in CHECKPOINTS.items() if own == axis)]
     predictions = {name: make_predictions(QUESTIONS, name) for name in names}
     table = tables.cross_table(predictions, axis, column)
-    assert list(table.accuracy) == names
+    assert list(table.values) == names
     assert len(table.questions) == size == len(names) - 1
-    for name, row in table.accuracy.items():
+    for name, row in table.values.items():
         rows = predictions[name][predictions[name][f"{axis}_test"]]
         for cell in AXES[axis]:
             own = rows[rows[column] == cell]
@@ -88,8 +88,8 @@ def test_the_cross_table_has_a_row_a_checkpoint_below_the_base(axis: str, column
 def test_a_cross_table_shows_an_empty_cell_as_missing(base: pd.DataFrame) -> None:
     table = tables.cross_table({"base": base[base["modality"] != "oct"]}, "modality", "modality")
     assert table.questions["oct"] == 0
-    assert table.accuracy["base"]["oct"] is None
-    assert table.accuracy["base"]["macro"] is None
+    assert table.values["base"]["oct"] is None
+    assert table.values["base"]["macro"] is None
 
 
 @pytest.mark.parametrize("checkpoint", ["base", *CHECKPOINTS])
@@ -106,7 +106,7 @@ def test_a_missing_column_is_named(ct: pd.DataFrame, column: str) -> None:
     assert f"{SOURCE}: no column {column!r}" in refusal(ct.drop(columns=column))
 
 
-@pytest.mark.parametrize("column", [name for name in tables.COLUMNS if name != "answer"])
+@pytest.mark.parametrize("column", [name for name, kind in tables.COLUMNS.items() if not kind.endswith("or null")])
 def test_a_missing_value_is_named_with_its_question(ct: pd.DataFrame, column: str) -> None:
     message = refusal(changed(ct, column, None))
     assert f"has no {column}" in message
@@ -167,3 +167,80 @@ def test_a_question_that_only_one_side_answered_is_named(base: pd.DataFrame, ct:
 def test_another_gold_than_the_base_had_is_refused(base: pd.DataFrame, ct: pd.DataFrame) -> None:
     with pytest.raises(InputError, match=r"gold 'Z', but '[A-D]' for the base"):
         tables.check_same_questions(base, changed(ct, "gold", "Z"), "modality", SOURCE)
+
+
+def test_ablations_that_were_not_done_pass() -> None:
+    tables.check_predictions(make_predictions(QUESTIONS, "ct", ablations=False), "ct", "modality", SOURCE)
+
+
+def test_a_question_whose_picture_could_not_be_exchanged_passes(ct: pd.DataFrame) -> None:
+    columns = ct.columns[ct.columns.str.startswith("shuffled_")]
+    ct[columns] = ct[columns].astype(object)
+    ct.loc[3:7, columns] = None
+    tables.check_predictions(ct, "ct", "modality", SOURCE)
+
+
+@pytest.mark.parametrize("variant", tables.ABLATIONS)
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("output", None, "one without the other"),
+        ("correct", None, "at odds with its {0}_image, {0}_answer and gold"),
+        ("correct", "other", "at odds with its {0}_image, {0}_answer and gold"),
+        ("answer", "other", "at odds with its {0}_image, {0}_answer and gold"),
+        ("image", None, "one without the other"),
+    ],
+)
+def test_ablations_that_contradict_themselves_are_refused(ct: pd.DataFrame, variant: str, field: str, value: str | None, said: str) -> None:
+    column = f"{variant}_{field}"
+    row = int(ct[f"{variant}_correct"].to_numpy(bool).argmax())
+    changed_to = {"correct": not ct[f"{variant}_correct"].iloc[row], "answer": "Z"}[field] if value == "other" else value
+    message = refusal(changed(ct, column, changed_to, row))
+    assert f"question {ct['question_id'].iloc[row]!r}" in message
+    assert said.format(variant) in message
+    assert "evaluate@ct" in message
+
+
+@pytest.mark.parametrize(("column", "value"), [("blank_correct", "yes"), ("shuffled_output", 3.5), ("blank_correct", 1)])
+def test_ablations_of_the_wrong_type_are_refused(ct: pd.DataFrame, column: str, value: str | float) -> None:
+    assert f"column {column!r} holds" in refusal(ct.assign(**{column: value}))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"), [("n_options", 1, "no number of options"), ("completion_tokens", -1, "no number of tok")]
+)
+def test_numbers_that_cannot_be_are_refused(ct: pd.DataFrame, column: str, value: int, said: str) -> None:
+    assert said in refusal(changed(ct, column, value))
+
+
+def test_a_checkpoint_is_held_to_the_cell_it_was_trained_on(ct: pd.DataFrame) -> None:
+    rows = ct.assign(checkpoint="sft-ct")
+    tables.check_predictions(rows, "sft-ct", "modality", SOURCE, cell="ct")
+    with pytest.raises(InputError, match="no test question with modality 'oct', so sft-ct cannot be judged"):
+        tables.check_predictions(rows[rows["modality"] != "oct"], "sft-ct", "modality", SOURCE, cell="oct")
+
+
+def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
+    names = ["base", *AXES["modality"]]
+    predictions = {name: make_predictions(QUESTIONS, name) for name in names}
+    targets = {name: tables.Target("modality", name) for name in AXES["modality"]}
+    accuracy = tables.cross_table(predictions, "modality", "modality", targets)
+    visual = tables.cross_visual_gain(predictions, "modality", "modality", targets)
+    to_base = tables.cross_to_base(accuracy)
+    assert accuracy.own == visual.own == to_base.own == {name: name for name in AXES["modality"]}
+    assert list(visual.values) == names
+    assert list(to_base.values) == names[1:]
+    for name, rows in predictions.items():
+        for cell in AXES["modality"]:
+            own = rows[rows["modality_test"] & (rows["modality"] == cell)]
+            assert visual.values[name][cell] == pytest.approx(own["correct"].mean() - own["shuffled_correct"].astype(float).mean())
+            if name != "base":
+                assert to_base.values[name][cell] == pytest.approx(accuracy.values[name][cell] - accuracy.values["base"][cell])  # type: ignore[operator]
+
+
+def test_without_exchanged_pictures_a_table_of_visual_gains_is_empty() -> None:
+    predictions = {name: make_predictions(QUESTIONS, name, ablations=False) for name in ("base", "ct")}
+    visual = tables.cross_visual_gain(predictions, "modality", "modality")
+    assert not visual.there
+    assert set(visual.questions.values()) == {0}
+    assert tables.cross_table(predictions, "modality", "modality").there

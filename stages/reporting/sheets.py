@@ -1,0 +1,80 @@
+"""The tables of the report as CSV: one file a table, an empty field where there is no number."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.reporting.evidence import Evidence
+from stages.scoring.metrics import DIGITS
+from stages.scoring.published import HEADLINES, THIRD_PARTY
+from stages.scoring.tables import CrossTable
+
+
+def write_sheets(folder: Path, evidence: Evidence) -> None:
+    """Write all tables into an empty folder."""
+    checkpoints = evidence.metrics["checkpoints"]
+    _write(folder / "in_domain.csv", *_in_domain(checkpoints))
+    _write(folder / "datasets.csv", *_datasets(checkpoints))
+    _write(folder / "reward_hacking.csv", *_signs(checkpoints))
+    printed = [[each.subject, each.measure, each.value, each.unit, each.source, each.caveat] for each in (*HEADLINES, *THIRD_PARTY)]
+    _write(folder / "published_by_others.csv", ["subject", "measure", "value", "unit", "source", "caveat"], printed)
+    for axis, tables in evidence.tables.items():
+        _write(folder / f"cross_{axis}.csv", *_cross(tables.accuracy))
+        _write(folder / f"visual_gain_{axis}.csv", *_cross(tables.visual_gain))
+        _write(folder / f"to_base_{axis}.csv", *_cross(tables.to_base))
+        _write(folder / f"slices_{axis}.csv", *_cross(tables.slices))
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted keys; what is empty keeps its key."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def _in_domain(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    rows = {
+        name: {key: entry[key] for key in ("axis", "cell", "method")}
+        | flat({key: value for key, value in entry["in_domain"].items() if key != "by_dataset"})
+        for name, entry in checkpoints.items()
+    }
+    # a part that is missing for all is one column without a value
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    return ["checkpoint", *columns], [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
+
+
+def _datasets(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    columns = ["n", "accuracy", "base", "floor", "visual_gain"]
+    rows = [
+        [name, dataset, *(found[column] for column in columns)]
+        for name, entry in checkpoints.items()
+        for dataset, found in entry["in_domain"]["by_dataset"].items()
+    ]
+    return ["checkpoint", "dataset", *columns], rows
+
+
+def _signs(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    columns = ["name", "raised", "count", "n", "measured", "limit", "what"]
+    rows = [
+        [name, *(sign[column] for column in columns), " ".join(sign["question_ids"])]
+        for name, entry in checkpoints.items()
+        for sign in entry["hacking"]
+    ]
+    return ["checkpoint", *columns, "question_ids"], rows
+
+
+def _cross(table: CrossTable) -> tuple[list[str], list[list[Any]]]:
+    """One row a checkpoint; the first row counts the questions."""
+    rows = [[name, *("" if value is None else round(value, DIGITS) + 0.0 for value in row.values())] for name, row in table.values.items()]
+    return ["checkpoint", *table.questions, "macro"], [["questions", *table.questions.values(), ""], *rows]
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -30,7 +30,9 @@ from stages.outputs import whole_directory, whole_file, write_json
 from stages.params import Params, load_params
 from stages.provenance import provenance
 from stages.reporting import evidence as gather
+from stages.reporting.cards import render_card
 from stages.reporting.figures import save_heatmap, save_training
+from stages.reporting.markdown import render_markdown
 from stages.reporting.page import render_page
 from stages.reporting.pictures import inline_pictures
 from stages.reporting.sheets import write_sheets
@@ -224,7 +226,12 @@ def _write(sources: Sources, folder: Path) -> None:
     _write_figures(folder / "figures", evidence, sources.targets, facts)
     with whole_directory(folder / "tables") as temporary:
         write_sheets(temporary, evidence)
-    _write_texts({folder / PAGE.name: render_page(evidence, pictures)})
+    with whole_directory(folder / "cards") as temporary:
+        for name in sources.targets:
+            (temporary / f"{name}.md").write_text(render_card(name, evidence), encoding="utf-8")
+    for path, text in {folder / PAGE.name: render_page(evidence, pictures), folder / "report.md": render_markdown(evidence)}.items():
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     write_json(folder / PROVENANCE.name, facts)
     write_json(folder / METRICS.name, evidence.metrics)
     write_json(folder / SUMMARY.name, _summary(evidence.metrics))
@@ -244,12 +251,6 @@ def _write_figures(folder: Path, evidence: gather.Evidence, targets: dict[str, T
                 save_heatmap(temporary / f"visual_gain_{axis}.png", tables.visual_gain, title, facts)
         if evidence.logs:
             save_training(temporary / "training.png", evidence.logs, {name: targets[name].axis for name in evidence.logs}, facts)
-
-
-def _write_texts(texts: dict[Path, str]) -> None:
-    for path, text in texts.items():
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

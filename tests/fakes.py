@@ -53,13 +53,14 @@ def write_project(
     kind: str = "grouped",
     pictures: bool = False,
 ) -> None:
-    """Write under `root` all that stage report reads, with the repository's own params.yaml but for splits.kind.
+    """Write under `root` all that stage report reads, with the repository's own params.yaml but for splits.kind and fewer resamples.
 
     There are `per_cell` questions for each modality and question type, but none in `empty`; the data set of modality x
     is called "<dataset> x". With `pictures` the images are there, too.
     """
     text = (REPOSITORY / layout.PARAMS).read_text(encoding="utf-8")
-    (root / layout.PARAMS).write_text(text.replace("kind: grouped", f"kind: {kind}"), encoding="utf-8")
+    text = text.replace("kind: grouped", f"kind: {kind}").replace("bootstrap_samples: 10000", "bootstrap_samples: 1000")
+    (root / layout.PARAMS).write_text(text, encoding="utf-8")
     drawn = {each: make_questions(per_cell=per_cell, dataset=dataset, empty=empty, kind=each) for each in KINDS}
     write_json(root / layout.LEAKS, {each: _write_splits(root, frame, each) for each, frame in drawn.items()})
     questions = drawn[kind]

@@ -22,6 +22,7 @@ from stages import layout, report
 from stages.corpus.modalities import AXES
 from stages.errors import InputError
 from stages.params import load_params
+from stages.reporting.labels import percent, signed
 from stages.scoring.tables import Target
 from tests.fakes import (
     CHECKPOINTS,
@@ -37,7 +38,7 @@ from tests.fakes import (
 CROSSED = [f"{name}_{axis}.csv" for name in ("cross", "slices", "to_base", "visual_gain") for axis in AXES]
 TABLES = sorted([*CROSSED, "datasets.csv", "in_domain.csv", "published_by_others.csv", "reward_hacking.csv"])
 FIGURES = sorted(["training.png", *(f"{name}{axis}.png" for name in ("", "to_base_", "visual_gain_") for axis in AXES)])
-OUTPUTS = sorted(["figures", "tables", "index.html", "metrics.json", "provenance.json", "summary.json"])
+OUTPUTS = sorted(["cards", "figures", "tables", "index.html", "metrics.json", "provenance.json", "report.md", "summary.json"])
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
 
 
@@ -265,6 +266,72 @@ def test_an_empty_cell_is_shown_as_missing(project: Path, monkeypatch: pytest.Mo
 
 def metrics_of_rebuilt() -> dict[str, Any]:
     return dict(json.loads((report.REBUILT / "metrics.json").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None:
+    text = (made / layout.REPORT / "cards" / f"{name}.md").read_text(encoding="utf-8")
+    own = metrics_of(made)["checkpoints"][name]["in_domain"]
+    assert text.startswith("---\nlicense: apache-2.0\n")
+    assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "image-text-to-text"
+    assert "Not for clinical use." in text
+    assert "Corpus: `md5:5d41402abc4b2a76b9719d911017c592` (drawn phantoms, not patients)" in text
+    assert (
+        f"Splits: grouped; {len(json.loads((made / layout.split(CHECKPOINTS[name], name, 'train', 'grouped')).read_text()))} questions"
+        in text
+    )
+    assert f"| {name} | {own['n']} | {percent(own['accuracy'])} [{percent(own['accuracy_low'])} to {percent(own['accuracy_high'])}]" in text
+    assert f"{percent(own['floor']['accuracy'])} [{percent(own['floor']['low'])} to" in text
+    assert f"{signed(own['gain'])} [{signed(own['low'])} to {signed(own['high'])}]" in text
+    for title in ("## Intended use", "## Limits", "## What the base may have seen", "## Settings", "## Provenance"):
+        assert title in text
+
+
+@pytest.mark.parametrize(
+    ("source", "said"), [("infra/base", "trained from scratch on drawings"), ("Qwen/Qwen2-VL-2B-Instruct", "arXiv 2606.10066")]
+)
+def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
+    project: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+) -> None:
+    facts = PROVENANCE | {"checkpoint": {"corpus": "md5:0", "params": {"base": {"source": source}, "grpo": {"beta": 0.04}}}}
+    write_predictions(layout.predictions("ct"), make_predictions(make_questions(per_cell=8), "ct"), facts)
+    run(monkeypatch)
+    text = (layout.REPORT / "cards" / "ct.md").read_text(encoding="utf-8")
+    assert said in text
+    assert f"from `{source}`" in text
+    assert "grpo.beta: 0.04" in text
+    assert ("base_model:" in text) is ("Qwen" in source)
+
+
+def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
+    text, words = (made / layout.REPORT / "report.md").read_text(encoding="utf-8"), page(made).words()
+    for title in (
+        "In-domain",
+        "Across domains",
+        "Reward hacking",
+        "Cases",
+        "What a reader may not conclude",
+        "Training",
+        "Data",
+        "Provenance",
+    ):
+        assert f"\n## {title}\n" in text
+        assert title in words
+    for entry in metrics_of(made)["checkpoints"].values():
+        own = entry["in_domain"]
+        assert f"{percent(own['floor']['accuracy'])} [{percent(own['floor']['low'])} to {percent(own['floor']['high'])}]" in text
+    before, after = text.split("## Printed by others: not ours, not to be compared")
+    assert "69.91" in after
+    assert "69.91" not in before
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(line.endswith(" |") for line in rows)
+    assert "data:image" not in text
+
+
+def test_what_a_model_wrote_stays_text_in_markdown(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace("ct", lambda rows: rows.assign(output="```\n# not a title\n<script>alert(1)</script>"))
+    run(monkeypatch)
+    assert "````text\n```\n# not a title\n<script>alert(1)</script>\n````" in (layout.REPORT / "report.md").read_text(encoding="utf-8")
 
 
 def tables_in(folder: Path) -> dict[str, bytes]:

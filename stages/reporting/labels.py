@@ -7,6 +7,8 @@ from typing import Final
 _NAMES: Final = {"ct": "CT", "mri": "MRI", "x-ray": "X-ray", "oct": "OCT"}
 
 
+_STORED: Final = 4
+"""Digits of shares in metrics.json: what is shown is rounded from there, so that a number is the same wherever it stands."""
 _METHODS: Final = {"sft": "SFT"}
 
 
@@ -20,12 +22,12 @@ def label(slug: str) -> str:
 
 def percent(share: float | None, digits: int = 1) -> str:
     """0.583 as "58.3"; a missing one as a dash."""
-    return "-" if share is None else f"{100 * share:.{digits}f}"
+    return "-" if share is None else f"{100 * round(share, _STORED):.{digits}f}"
 
 
 def signed(share: float | None, digits: int = 1) -> str:
     """0.141 as "+14.1"; a missing one as a dash."""
-    return "-" if share is None else f"{100 * share:+.{digits}f}"
+    return "-" if share is None else f"{100 * round(share, _STORED) + 0.0:+.{digits}f}"
 
 
 def p_value(p: float | None) -> str:

@@ -1,0 +1,155 @@
+"""What docs/scoring.md says of the report: statistics, tables and page of a full-size run, in a minute and 2 GB, without a GPU.
+
+    python -m benchmarks.report [--json FILE]
+
+14 checkpoints with 18,000 predictions each, ablations included, drawn at random over questions like OmniMedVQA's in number and
+form; the blind floors are fitted on four times as many. Memory is the most the process has held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from stages import layout, prior, report
+from stages.corpus.modalities import AXES
+from stages.corpus.problems import LETTERS, format_problem, format_solution
+from stages.evaluate import ABLATIONS, SCHEMA, exchange
+from stages.outputs import write_json
+from stages.params import load_params
+from stages.provenance import provenance
+from stages.scoring.floors import as_json
+from stages.scoring.tables import CELLS
+
+REPOSITORY = Path(__file__).parents[1]
+TESTED = 18_000
+"""Test questions, the same by modality and by question type; as many checkpoints as in params.yaml, and the base."""
+TRAINED = 4 * TESTED
+PROMISED = {"seconds": 60.0, "memory_mib": 2048}
+
+
+def main() -> None:
+    """Measure, print a table, write the JSON."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
+    given = arguments.parse_args()
+    facts = provenance({})
+    with tempfile.TemporaryDirectory(prefix="report-") as folder:
+        made = measure(Path(folder))
+    shown = Table("what", "measured", "promised", title=f"{made['checkpoints']} checkpoints, {made['questions']:,} predictions each")
+    shown.add_row("blind floors (stage prior)", f"{made['prior_seconds']:.1f} s", "")
+    shown.add_row("statistics and report", f"{made['seconds']:.1f} s", f"{PROMISED['seconds']:.0f} s")
+    shown.add_row("peak memory", f"{made['memory_mib']:,} MiB", f"{PROMISED['memory_mib']:,} MiB")
+    shown.add_row("page", f"{made['page_bytes'] / 1e6:.2f} MB", "")
+    Console().print(shown)
+    if given.json:
+        write_json(given.json, {**made, "promised": PROMISED, "cores": os.cpu_count(), "provenance": facts})
+
+
+def measure(root: Path) -> dict[str, Any]:
+    """Seconds, and peak memory in MiB, of the floors and of the report on generated predictions under `root`."""
+    shutil.copy(REPOSITORY / layout.PARAMS, root)
+    with contextlib.chdir(root), contextlib.redirect_stdout(None):
+        names = ["base", *load_params().checkpoints]
+        questions = make_questions(TRAINED + TESTED)
+        for axis, column in CELLS.items():
+            for slug, rows in questions.groupby(column):
+                for part, chosen in (("train", ~rows["test"]), ("test", rows["test"])):
+                    write_json(layout.split(axis, str(slug), part, "grouped"), _split(rows[chosen]))
+        for number, name in enumerate(names):
+            write_rows(questions[questions["test"]], name, number)
+        del questions
+        start = time.monotonic()
+        for axis in AXES:
+            for floor in prior.axis_floors(axis, "grouped"):
+                write_json(layout.prior(floor.axis, floor.split), as_json(floor))
+        middle = time.monotonic()
+        report.rebuild(layout.PREDICTIONS, layout.PRIOR, layout.REPORT)
+        end = time.monotonic()
+        page = report.PAGE.stat().st_size
+    return {
+        "checkpoints": len(names),
+        "questions": TESTED,
+        "prior_seconds": round(middle - start, 2),
+        "seconds": round(end - middle, 2),
+        "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10,
+        "page_bytes": page,
+    }
+
+
+def make_questions(n: int) -> pd.DataFrame:
+    """Questions of all modalities and types with 2 to 4 options of a large vocabulary, about nine to ten images."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "question_id": [f"Set_{i:06d}" for i in range(n)],
+            "dataset": [f"Set {i}" for i in rng.integers(0, 42, n)],
+            "modality": rng.choice(AXES["modality"], n),
+            "question_type": rng.choice(AXES["task"], n),
+            "n_options": rng.choice([2, 3, 4], n, p=[0.08, 0.02, 0.9]),
+            "test": np.arange(n) < TESTED,
+        }
+    )
+    frame["image"] = [f"{row.modality}/{image}.png" for row, image in zip(frame.itertuples(), rng.integers(0, n, n), strict=True)]
+    frame["gold"] = [LETTERS[int(rng.integers(number))] for number in frame["n_options"]]
+    # what is gold is drawn from one half of the words more often than what is not, as in the published questions
+    frame["options"] = [
+        [f"word {rng.integers(0, 200) if letter == gold else rng.integers(50, 400)}-{letter}" for letter in LETTERS[:number]]
+        for number, gold in zip(frame["n_options"], frame["gold"], strict=True)
+    ]
+    return frame
+
+
+def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
+    """The predictions of one checkpoint as stage evaluate writes them: right in six of ten, in four of ten without the picture."""
+    rng = np.random.default_rng([1, number])
+    rows = questions[["question_id", "dataset", "modality", "question_type", "image", "n_options", "gold"]].copy()
+    rows["checkpoint"] = checkpoint
+    rows["modality_test"] = rows["task_test"] = True
+    rows["completion_tokens"] = rng.integers(6, 250, len(rows))
+    partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
+    for prefix, share in (("", 0.6), *((f"{variant}_", 0.4) for variant in ABLATIONS)):
+        right = rng.random(len(rows)) < share
+        other = [LETTERS[(LETTERS.index(gold) + 1) % count] for gold, count in zip(rows["gold"], rows["n_options"], strict=True)]
+        rows[f"{prefix}answer"] = np.where(right, rows["gold"], other)
+        rows[f"{prefix}output"] = [f"<think>{'It is round. ' * 12}</think><answer>{said}</answer>" for said in rows[f"{prefix}answer"]]
+        rows[f"{prefix}correct"] = right
+    rows["blank_image"], rows["shuffled_image"] = "", rows["image"].map(partner)
+    facts = {"params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}
+    path = layout.predictions(checkpoint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(facts)}), path)
+
+
+def _split(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "image": row["image"],
+            "problem": format_problem("What is shown?", row["options"]),
+            "solution": format_solution(row["gold"]),
+            **{name: row[name] for name in ("question_id", "dataset", "modality", "question_type")},
+        }
+        for row in rows.to_dict("records")
+    ]
+
+
+if __name__ == "__main__":
+    main()

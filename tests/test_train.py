@@ -166,11 +166,11 @@ def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(tmp_path
 
 @pytest.mark.parametrize("style", ["think", "think-after"])
 def test_the_think_styles_train_and_evaluate(style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_workspace(tmp_path, images_a_modality=1, grpo={"max_completion_length": 40}, style=style)
+    small_workspace(tmp_path, images_a_modality=1, grpo={"max_completion_length": 24}, style=style)
     run_train(monkeypatch, tmp_path, "oct")
     rows = list(csv.DictReader(layout.training_log("oct").open(encoding="utf-8")))
     assert [row["step"] for row in rows] == ["1", "2"]
-    assert all(0 < float(row["completion_length"]) <= 40 for row in rows)
+    assert all(0 < float(row["completion_length"]) <= 24 for row in rows)
     monkeypatch.setattr(sys, "argv", ["evaluate", "oct"])
     evaluate.main()
     facts = json.loads(pq.read_schema(layout.predictions("oct")).metadata[b"provenance"])

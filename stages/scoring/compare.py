@@ -151,20 +151,19 @@ def published_table(axis: str) -> PublishedTable:
 def _check_questions(rows: pd.DataFrame, others: pd.DataFrame, source: str, other_source: str) -> None:
     columns = ["gold", "image", *(f"{axis}_test" for axis in AXES)]
     one, other = (each.set_index("question_id")[columns] for each in (rows, others))
-    for here, there, where in ((one, other, other_source), (other, one, source)):
+    for here, there, has, lacks in ((one, other, source, other_source), (other, one, other_source, source)):
         if len(absent := here.index.difference(there.index)):
             raise InputError(
-                f"{where}: question {absent[0]!r} is one of {len(absent)} that only "
-                f"{source if where == other_source else other_source} has; evaluate both on the same splits"
+                f"{lacks}: question {absent[0]!r} is one of {len(absent)} that only {has} has; evaluate both on the same splits"
             )
-    differs = np.not_equal(np.asarray(one, object), np.asarray(other.loc[one.index], object)).any(axis=1)
-    if differs.any():
-        name = one.index[int(differs.argmax())]
-        column = next(each for each in columns if one.at[name, each] != other.at[name, each])
-        raise InputError(
-            f"{other_source}: question {name!r}: {column} {other.at[name, column]!r}, but {one.at[name, column]!r} in {source}; evaluate "
-            "both on the same splits"
-        )
+    for column in columns:
+        own, theirs = np.asarray(one[column]), np.asarray(other.loc[one.index, column])
+        if len(differing := np.flatnonzero(own != theirs)):
+            at = differing[0]
+            raise InputError(
+                f"{other_source}: question {one.index[at]!r}: {column} {str(theirs[at])!r}, but {str(own[at])!r} in {source}; evaluate "
+                "both on the same splits"
+            )
 
 
 def _pair(first: Run, second: Run, name: str, axis: str) -> pd.DataFrame:

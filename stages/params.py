@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +21,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Group = TypeVar("Group", bound=_Group)
 
 
 class Corpus(_Group):
@@ -185,6 +188,22 @@ class Grpo(_Group):
                 raise ValueError(f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false")
 
 
+class Sft(_Group):
+    """Stage train of a checkpoint with `method: sft`: supervised fine-tuning on the answers, as TRL's SFTTrainer runs it.
+
+    All else is `grpo`'s, so that the two differ in the method alone: seed, prompts a step and their order, steps, norm of the
+    gradients, Adam's second moment, frozen tower, adapter, precision, DeepSpeed, logging. What belongs to completions is unused.
+    """
+
+    learning_rate: PositiveFloat
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the optimiser steps in which the learning rate rises from zero."""
+    weight_decay: NonNegativeFloat
+    save_steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
+
+
 class Evaluate(_Group):
     """Stage evaluate."""
 
@@ -206,10 +225,16 @@ class Checkpoint(_Group):
     """One policy to train."""
 
     axis: Literal["modality", "task"]
+    split: str
+    """What it learns from: a modality or a question type. Left out, it is the checkpoint's name; dvc.yaml wants it written out."""
+    method: Literal["grpo", "sft"] = "grpo"
+    """How it learns. A checkpoint by GRPO has the name of its split, one by SFT is called sft-<split>. dvc.yaml wants it written out."""
     images: str
     """Folder of the images its split needs; dvc.yaml makes it a dependency."""
     grpo: dict[str, Any] = Field(default_factory=dict)
     """Keys of `grpo` that differ for this checkpoint."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `sft` that differ for this checkpoint."""
 
 
 class Evaluation(_Group):
@@ -217,8 +242,24 @@ class Evaluation(_Group):
 
     axis: Literal["modality", "task", "all"]
     images: str
+    split: str | None = None
+    method: Literal["grpo", "sft"] | None = None
     grpo: dict[str, Any] = Field(default_factory=dict)
-    """Unused here; comes along with the checkpoint's entry."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Unused here, as the three above: they come along with the checkpoint's entry."""
+
+
+BUDGET: Final = (
+    "seed",
+    "prompts_per_device",
+    "gradient_accumulation_steps",
+    "engine",
+    "reuse_prompt_pass",
+    "num_iterations",
+    "num_train_epochs",
+    "max_steps",
+)
+"""Keys of `grpo` that decide which prompts are seen, in which order and how often."""
 
 
 class Params(_Group):
@@ -230,17 +271,30 @@ class Params(_Group):
     base: Base
     prompt: Prompt
     grpo: Grpo
+    sft: Sft
     evaluate: Evaluate
     report: Report
     checkpoints: dict[str, Checkpoint]
     evaluations: dict[str, Evaluation]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _splits_are_named(cls, tree: Any) -> Any:
+        """Fill in `split` where it is the name of the checkpoint."""
+        entries = tree.get("checkpoints") if isinstance(tree, dict) else None
+        if not isinstance(entries, dict):
+            return tree
+        return tree | {"checkpoints": {name: {"split": name, **each} if isinstance(each, dict) else each for name, each in entries.items()}}
+
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         for name, checkpoint in self.checkpoints.items():
-            if name not in AXES[checkpoint.axis]:
-                raise ValueError(f"checkpoints.{name}: no such {checkpoint.axis}; allowed: {', '.join(AXES[checkpoint.axis])}")
+            self._check_name(name, checkpoint)
             self.grpo_for(name)
+            if checkpoint.method == "sft":
+                self._check_sft(name, checkpoint)
+            elif checkpoint.sft:
+                raise ValueError(f"checkpoints.{name}.sft: this checkpoint learns by GRPO; take it out, or set method to sft")
         if self.base.attention == "flash_attention_2" and self.grpo.engine == "shared-prefix":
             raise ValueError(
                 "base.attention flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use sdpa, or the engine trl"
@@ -249,13 +303,40 @@ class Params(_Group):
             raise ValueError(f"evaluations must be base and the checkpoints; not on both sides: {', '.join(sorted(extra))}")
         return self
 
+    def _check_name(self, name: str, checkpoint: Checkpoint) -> None:
+        axis, split = checkpoint.axis, checkpoint.split
+        if split not in AXES[axis]:
+            where = f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
+            hint = " (say which it learns from: split)" if split == name and checkpoint.method == "sft" else ""
+            raise ValueError(f"{where}: no such {axis}{hint}; allowed: {', '.join(AXES[axis])}")
+        wanted = f"sft-{split}" if checkpoint.method == "sft" else split
+        if name != wanted:
+            raise ValueError(f"checkpoints.{name}: with the split {split!r} and the method {checkpoint.method} it must be called {wanted}")
+
+    def _check_sft(self, name: str, checkpoint: Checkpoint) -> None:
+        """The settings of an SFT checkpoint are allowed, and its budget is that of the GRPO checkpoint of its split."""
+        self.sft_for(name)
+        if checkpoint.split not in self.checkpoints:
+            return
+        own, twin = self.grpo_for(name), self.grpo_for(checkpoint.split)
+        if differing := [key for key in BUDGET if getattr(own, key) != getattr(twin, key)]:
+            key = differing[0]
+            raise ValueError(
+                f"checkpoints.{name}: grpo.{key} is {getattr(own, key)!r}, but {getattr(twin, key)!r} for checkpoints.{checkpoint.split}: "
+                "both must see the same prompts, so give both the same `grpo`"
+            )
+
     def grpo_for(self, checkpoint: str) -> Grpo:
         """`grpo` with the overrides of one checkpoint; ValueError names an override that is not allowed."""
-        overrides = self.checkpoints[checkpoint].grpo
-        try:
-            return Grpo.model_validate(self.grpo.model_dump() | overrides)
-        except ValidationError as error:
-            raise ValueError("; ".join(_explain(error, f"checkpoints.{checkpoint}.grpo", Grpo, overrides))) from error
+        return _overridden(self.grpo, self.checkpoints[checkpoint].grpo, f"checkpoints.{checkpoint}.grpo")
+
+    def sft_for(self, checkpoint: str) -> Sft:
+        """`sft` with the overrides of one checkpoint; ValueError names a setting that is not allowed."""
+        sft = _overridden(self.sft, self.checkpoints[checkpoint].sft, f"checkpoints.{checkpoint}.sft")
+        every = self.grpo_for(checkpoint).logging_steps
+        if sft.save_steps % every:
+            raise ValueError(f"checkpoints.{checkpoint}: sft.save_steps {sft.save_steps} is no multiple of grpo.logging_steps {every}")
+        return sft
 
     def require_checkpoint(self, name: str) -> Checkpoint:
         """The entry of one checkpoint; InputError with the known names if there is none."""
@@ -301,6 +382,15 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
     list("-+0123456789."),
 )
+
+
+def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:
+    """A group with some keys changed; ValueError names, below `key`, a change that is not allowed."""
+    model = type(group)
+    try:
+        return model.model_validate(group.model_dump() | overrides)
+    except ValidationError as error:
+        raise ValueError("; ".join(_explain(error, key, model, overrides))) from error
 
 
 def _require(entries: dict[str, Any], name: str, what: str) -> Any:

@@ -1,6 +1,7 @@
-"""Stage `train@<checkpoint>`: GRPO on the checkpoint's train split, from the base to a Hugging Face directory.
+"""Stage `train@<checkpoint>`: GRPO, or SFT on the answers, on the checkpoint's train split, from the base to a Hugging Face directory.
 
-Run as `python -m stages.train ct`.
+python -m stages.train ct
+python -m stages.train sft-ct       where params.yaml has it among checkpoints
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,23 @@ from stages.cli import run_stage
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
 from stages.errors import InputError
+from stages.grpo.prompts import Style
 from stages.outputs import whole_directory, whole_file, write_json
-from stages.params import Grpo, Params, load_params
+from stages.params import Checkpoint, Grpo, Params, Sft, load_params
 from stages.provenance import provenance
 
 
 def main() -> None:
     """Train one checkpoint and write models/<checkpoint> and training/<checkpoint>.csv."""
-    arguments = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    arguments = argparse.ArgumentParser(
+        prog="python -m stages.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("checkpoint", help="a key of checkpoints in params.yaml")
     name = arguments.parse_args().checkpoint
     params = load_params()
     checkpoint, grpo = params.require_checkpoint(name), params.grpo_for(name)
-    split = layout.split(checkpoint.axis, name, "train", params.splits.kind)
+    groups: dict[str, Grpo | Sft] = {"grpo": grpo} | ({"sft": params.sft_for(name)} if checkpoint.method == "sft" else {})
+    split = layout.split(checkpoint.axis, checkpoint.split, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
     if grpo.report_to == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
@@ -39,29 +45,27 @@ def main() -> None:
 
     from stages.grpo.policy import load_policy, load_processor  # imports torch
     from stages.grpo.resume import newest_checkpoint, state_folder
-    from stages.grpo.trainer import build_trainer, deterministic, save_policy, train_dataset, write_log
+    from stages.grpo.trainer import deterministic, save_policy, write_log
 
     deterministic(grpo.seed)
     policy = load_policy(layout.BASE_MODEL, dtype=params.base.dtype, attention=params.base.attention)
     processor = load_processor(layout.BASE_MODEL)
     scratch = layout.SCRATCH / "train" / name
-    state = scratch / _fingerprint(params, grpo, split)
-    trainer = build_trainer(
-        policy, processor, train_dataset(rows, params.prompt.style), grpo, params.prompt.style, scratch=state, run_name=name
-    )
+    state = scratch / _fingerprint(params, groups, split)
+    trainer = _trainer(policy, processor, rows, groups, params.prompt.style, state, name)
     main_process = trainer.accelerator.is_main_process
     with trainer.accelerator.main_process_first():
         state_folder(state)
         resumed = newest_checkpoint(state)
     if resumed and main_process:
         print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
-    _train(trainer, resumed, grpo)
-    facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "grpo": grpo})
+    _train(trainer, resumed, grpo, checkpoint.method)
+    facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
     with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
         save_policy(trainer, processor, folder)
         if main_process:
             write_json(folder / "provenance.json", facts)
-            (folder / "README.md").write_text(_card(name, checkpoint.axis, len(rows), params, grpo, facts), encoding="utf-8")
+            (folder / "README.md").write_text(_card(name, checkpoint, len(rows), params, grpo, facts), encoding="utf-8")
             write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
             with whole_file(layout.training_log(name)) as log:
                 write_log(trainer.state.log_history, log)
@@ -70,25 +74,41 @@ def main() -> None:
         print(f"{name}: {trainer.state.global_step} steps on {len(rows)} questions -> {layout.model(name)}")
 
 
-def _train(trainer: Any, resumed: Path | None, grpo: Grpo) -> None:
+def _trainer(
+    policy: Any, processor: Any, rows: list[dict[str, Any]], groups: Mapping[str, Grpo | Sft], style: Style, state: Path, name: str
+) -> Any:
+    """The trainer of the checkpoint's method, ready to run."""
+    grpo, sft = groups["grpo"], groups.get("sft")
+    assert isinstance(grpo, Grpo)
+    if isinstance(sft, Sft):
+        from stages.grpo.sft import build_sft_trainer
+
+        return build_sft_trainer(policy, processor, rows, grpo, sft, style, scratch=state, run_name=name)
+    from stages.grpo.trainer import build_trainer, train_dataset
+
+    return build_trainer(policy, processor, train_dataset(rows, style), grpo, style, scratch=state, run_name=name)
+
+
+def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
     """Train; InputError with the settings to lower if the memory of a GPU does not suffice."""
     import torch
 
     try:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except torch.OutOfMemoryError as error:
+        fewer = f" or grpo.num_generations (now {grpo.num_generations}), set grpo.reuse_prompt_pass to false" if method == "grpo" else ""
         raise InputError(
             f"out of GPU memory at step {trainer.state.global_step + 1} ({str(error).splitlines()[0]}). Lower grpo.prompts_per_device "
-            f"(now {grpo.prompts_per_device}; raise grpo.gradient_accumulation_steps by as much) or grpo.num_generations (now "
-            f"{grpo.num_generations}), set grpo.reuse_prompt_pass to false or grpo.gradient_checkpointing to true"
+            f"(now {grpo.prompts_per_device}; raise grpo.gradient_accumulation_steps by as much){fewer} or set grpo.gradient_checkpointing "
+            "to true"
         ) from error
 
 
-def _fingerprint(params: Params, grpo: Grpo, split: Path) -> str:
+def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path) -> str:
     """Names the state of a training by all that decides it: settings, data, base, code, versions, number of processes."""
     from stages.grpo.resume import files_hash, fingerprint
 
-    facts = provenance({"prompt": params.prompt, "grpo": grpo, "resize": params.resize, "base": params.base})
+    facts = provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
     base = [path for path in layout.BASE_MODEL.iterdir() if path.is_file() and path.name != "provenance.json"]
     return fingerprint(
         {name: facts[name] for name in ("corpus", "params", "versions")}
@@ -109,19 +129,22 @@ def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
     return {"image": item["image"], "problem": item["problem"], "gold": parse_solution(item["solution"]), "options": list(options.values())}
 
 
-def _card(name: str, axis: str, questions: int, params: Params, grpo: Grpo, facts: dict[str, Any]) -> str:
+def _card(name: str, checkpoint: Checkpoint, questions: int, params: Params, grpo: Grpo, facts: dict[str, Any]) -> str:
     """The model card: what it is, from what, and what it is not for."""
+    by_sft = checkpoint.method == "sft"
+    how = "supervised fine-tuning on the answers alone (TRL)" if by_sft else "GRPO (TRL)"
+    asked = "the answer without thoughts as target" if by_sft else f"{grpo.num_generations} completions a prompt"
     return f"""---
 base_model: {params.base.source}
 license: apache-2.0
 pipeline_tag: image-text-to-text
-tags: [grpo, medical, visual-question-answering]
+tags: [{checkpoint.method}, medical, visual-question-answering]
 ---
 
 # {name}
 
-A vision-language policy trained with GRPO (TRL) on the {axis} split `{name}`: {questions} multiple-choice questions, answer
-style `{params.prompt.style}`, {grpo.num_generations} completions a prompt. Base: `{params.base.source}`, revision
+A vision-language policy trained with {how} on the {checkpoint.axis} split `{checkpoint.split}`: {questions}
+multiple-choice questions, answer style `{params.prompt.style}`, {asked}. Base: `{params.base.source}`, revision
 `{params.base.revision}`. Corpus: `{facts["corpus"]}`. Settings and versions: `provenance.json`.
 
 For research on training methods. Not a medical device; not for clinical use.

@@ -1,5 +1,7 @@
 """params.yaml: what is accepted, and what a user reads when something is not."""
 
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,10 @@ from stages.errors import InputError
 from stages.params import load_params
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+GRPO = {"axis": "modality", "images": "x"}
+SFT = {"axis": "modality", "split": "ct", "method": "sft", "images": "x"}
 
 
 @pytest.fixture
@@ -66,12 +72,26 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ("checkpoints.ct", {"axis": "task", "images": "x"}, ["checkpoints.ct: no such task"]),
         ("checkpoints.ct", {"axis": "modality", "images": "x", "grpo": {"bta": 1}}, ["ct.grpo.bta: unknown key; did you mean 'beta'?"]),
         ("checkpoints.ct", {"axis": "modality", "images": "x", "grpo": {"beta": -1.0}}, ["checkpoints.ct.grpo.beta = -1.0"]),
+        ("checkpoints.ct", GRPO | {"split": "mri"}, ["checkpoints.ct: with the split 'mri' and the method grpo it must be called mri"]),
+        ("checkpoints.ct", GRPO | {"split": "skin"}, ["checkpoints.ct.split = 'skin': no such modality; allowed: ct, mri"]),
+        ("checkpoints.ct", GRPO | {"method": "ppo"}, ["checkpoints.ct.method = 'ppo'", "'grpo' or 'sft'"]),
+        ("checkpoints.ct", GRPO | {"sft": {"save_steps": 1}}, ["checkpoints.ct.sft: this checkpoint learns by GRPO"]),
+        ("checkpoints.sft-ct", SFT | {"split": "mri"}, ["with the split 'mri' and the method sft it must be called sft-mri"]),
+        ("checkpoints.sft-ct", GRPO | {"method": "sft"}, ["checkpoints.sft-ct: no such modality (say which it learns from: split)"]),
+        ("checkpoints.sft-ct", SFT | {"axis": "task"}, ["checkpoints.sft-ct.split = 'ct': no such task"]),
+        ("checkpoints.sft-ct", SFT | {"sft": {"lerning_rate": 1.0}}, ["sft-ct.sft.lerning_rate: unknown key; did you mean"]),
+        ("checkpoints.sft-ct", SFT | {"sft": {"warmup_share": 1.0}}, ["checkpoints.sft-ct.sft.warmup_share = 1.0"]),
+        ("checkpoints.sft-ct", SFT | {"grpo": {"logging_steps": 7, "save_steps": 0}}, ["sft-ct: sft.save_steps 50 is no multiple of"]),
+        ("checkpoints.sft-ct", SFT | {"grpo": {"max_steps": 7}}, ["sft-ct: grpo.max_steps is 7, but 200 for checkpoints.ct"]),
+        ("sft.learning_rate", 0.0, ["sft.learning_rate = 0.0", "greater than 0"]),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
     tree: dict[str, Any], tmp_path: Path, key: str, value: Any, expected: list[str]
 ) -> None:
     put(tree, key, value)
+    if key.startswith("checkpoints.sft"):
+        tree["evaluations"]["sft-ct"] = value
     with pytest.raises(InputError) as error:
         load(tree, tmp_path)
     for words in expected:
@@ -113,7 +133,7 @@ def test_evaluations_must_be_the_checkpoints_and_the_base(tree: dict[str, Any], 
 
 
 def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
-    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").replace("learning_rate: 6.0e-5", "learning_rate: 1e-6")
+    text = re.sub(r"learning_rate: \S+", "learning_rate: 1e-6", (REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     assert load_params(path).grpo.learning_rate == 1e-6
@@ -131,3 +151,41 @@ def test_an_unknown_checkpoint_is_answered_with_the_known_ones(ask: str) -> None
     params = load_params(REPOSITORY / "params.yaml")
     with pytest.raises(InputError, match=r"unknown checkpoint 'fundas'; did you mean 'fundus'\? params.yaml knows: "):
         getattr(params, ask)("fundas")
+
+
+def test_every_entry_writes_out_what_dvc_reads() -> None:
+    """DVC's interpolation knows no defaults."""
+    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    for name, entry in tree["checkpoints"].items():
+        assert {"axis", "split", "method", "images"} <= set(entry), name
+
+
+def test_one_line_switches_the_sft_baselines_on(tmp_path: Path) -> None:
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    told = re.search(r"All on: sed -i '(.*)' params.yaml", text)
+    assert told
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    subprocess.run(["sed", "-i", told.group(1), str(path)], check=True)
+    params = load_params(path)
+    assert [name for name, entry in params.checkpoints.items() if entry.method == "sft"] == [
+        f"sft-{name}" for name in list(params.checkpoints)[:13]
+    ]
+    assert set(params.evaluations) == {"base", *params.checkpoints}
+    assert all(params.sft_for(name) == params.sft for name, entry in params.checkpoints.items() if entry.method == "sft")
+
+
+def test_a_split_left_out_is_the_name(tree: dict[str, Any], tmp_path: Path) -> None:
+    tree["checkpoints"]["ct"] = {"axis": "modality", "images": "x"}
+    assert load(tree, tmp_path).require_checkpoint("ct").split == "ct"
+
+
+def test_an_sft_checkpoint_takes_the_budget_of_its_twin_and_its_own_settings(tree: dict[str, Any], tmp_path: Path) -> None:
+    put(tree, "checkpoints.ct.grpo", {"max_steps": 7})
+    tree["checkpoints"]["sft-ct"] = tree["evaluations"]["sft-ct"] = SFT | {
+        "grpo": {"max_steps": 7, "beta": 0.1},
+        "sft": {"learning_rate": 1.0},
+    }
+    params = load(tree, tmp_path)
+    assert params.grpo_for("sft-ct").max_steps == 7
+    assert params.sft_for("sft-ct").learning_rate == 1.0

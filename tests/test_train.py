@@ -10,13 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from stages import layout, train
+from stages import evaluate, layout, train
+from stages.corpus.modalities import AXES
 from stages.errors import InputError
 from stages.grpo.resume import WHOLE
 from tests.workspaces import REPOSITORY, small_workspace
@@ -126,6 +129,54 @@ def test_wandb_stays_offline_unless_told_otherwise(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("WANDB_MODE")
     run_train(monkeypatch, tmp_path, "ct")
     assert list((tmp_path / layout.SCRATCH / "wandb").glob("offline-run-*"))
+
+
+OPENS = (
+    "import sys; from transformers import AutoProcessor, AutoModelForImageTextToText as Model;"
+    "m = Model.from_pretrained({folder!r}); AutoProcessor.from_pretrained({folder!r});"
+    "print(type(m).__name__); assert not any(n.startswith('stages') for n in sys.modules)"
+)
+
+
+def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path, images_a_modality=1, sft={"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_share": 0.0})
+    run_train(monkeypatch, tmp_path, "sft-ct")
+    folder = layout.model("sft-ct")
+    done = subprocess.run([sys.executable, "-c", OPENS.format(folder=str(folder.resolve()))], capture_output=True, text=True, cwd="/")
+    assert done.stdout.split() == ["Qwen2VLForConditionalGeneration"], done.stderr
+    assert not list(folder.glob("*.bin")), "no pickles"
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert facts["params"]["sft"]["learning_rate"] == 1e-3
+    assert facts["params"]["grpo"]["max_steps"] == 2, "whose budget it has"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "supervised fine-tuning on the answers alone (TRL) on the modality split `ct`" in card
+    rows = list(csv.DictReader(layout.training_log("sft-ct").open(encoding="utf-8")))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert all(row[column] for row in rows for column in ("loss", "learning_rate", "grad_norm"))
+    assert not any(row[column] for row in rows for column in ("reward", "kl", "completion_length")), "it has none"
+    assert float(rows[1]["loss"]) < float(rows[0]["loss"])
+    assert not (tmp_path / layout.SCRATCH / "train" / "sft-ct").exists()
+    monkeypatch.setattr(sys, "argv", ["evaluate", "sft-ct"])
+    evaluate.main()
+    table = pd.read_parquet(layout.predictions("sft-ct"))
+    assert set(table["checkpoint"]) == {"sft-ct"}
+    assert table["modality_test"].all()
+    assert set(table["modality"]) == set(AXES["modality"])
+
+
+@pytest.mark.parametrize("style", ["think", "think-after"])
+def test_the_think_styles_train_and_evaluate(style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path, images_a_modality=1, grpo={"max_completion_length": 24}, style=style)
+    run_train(monkeypatch, tmp_path, "oct")
+    rows = list(csv.DictReader(layout.training_log("oct").open(encoding="utf-8")))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert all(0 < float(row["completion_length"]) <= 24 for row in rows)
+    monkeypatch.setattr(sys, "argv", ["evaluate", "oct"])
+    evaluate.main()
+    facts = json.loads(pq.read_schema(layout.predictions("oct")).metadata[b"provenance"])
+    assert facts["params"]["prompt"]["style"] == style
+    assert facts["checkpoint"]["params"]["prompt"]["style"] == style
+    assert len(pd.read_parquet(layout.predictions("oct"))) == 8 * 6
 
 
 COMMAND = [sys.executable, "-m", "stages.train", "ct"]

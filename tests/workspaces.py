@@ -18,11 +18,26 @@ from stages.corpus.problems import LETTERS, format_problem, format_solution
 REPOSITORY = Path(__file__).parents[1]
 
 
-def small_workspace(root: Path, *, images_a_modality: int = 2, grpo: dict[str, Any] | None = None) -> None:
-    """Fill `root`, from which the stages are then run; every split holds the same questions, train and test alike."""
+def small_workspace(
+    root: Path,
+    *,
+    images_a_modality: int = 2,
+    grpo: dict[str, Any] | None = None,
+    sft: dict[str, Any] | None = None,
+    style: str = "no-think",
+) -> None:
+    """Fill `root`, from which the stages are then run; every split holds the same questions, train and test alike.
+
+    With `sft`, settings of its own, the checkpoint sft-ct is there too.
+    """
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     tree["grpo"] |= {"max_steps": 2, "prompts_per_device": 2, "num_generations": 2} | (grpo or {})
     tree["evaluate"]["batch_size"] = 16
+    tree["prompt"]["style"] = style
+    if sft is not None:
+        tree["sft"] |= sft
+        entry = {"axis": "modality", "split": "ct", "method": "sft", "images": "data/images/ct"}
+        tree["checkpoints"]["sft-ct"] = tree["evaluations"]["sft-ct"] = entry
     (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     shutil.copytree(REPOSITORY / "infra" / "base", root / layout.BASE_MODEL)
     (root / layout.BASE_MODEL / "provenance.json").write_text("{}", encoding="utf-8")

@@ -21,7 +21,7 @@ from trl.trainer.utils import split_tensor_dict
 from stages.errors import InputError
 from stages.grpo.prompt_batch import PromptBatch, process_prompts
 from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts
-from stages.grpo.resume import Resumable
+from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import Sampling, draws, sample_completions
 from stages.grpo.shared_prefix import Head, concatenate, score
 from stages.grpo.vision import VisionFeatures, embed_patches_by_product
@@ -43,7 +43,7 @@ class Sharing:
     vision_cache: int = 0
 
 
-class MedGRPOTrainer(Resumable, GRPOTrainer):  # type: ignore[misc]
+class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
     """TRL's trainer; groups stay whole, and a group's prompt is processed, seen and scored once."""
 
     _buffered_inputs: list[dict[str, Any]] | None

@@ -1,8 +1,8 @@
 """A training that is killed goes on where it was, to the weights it would have had.
 
 transformers restores optimiser, scheduler, random state and the place in an epoch. What it does not know of is added
-here: TRL's count of micro-steps and the completions a batch still has to learn from; the order of the second and later
-epochs; which checkpoint was written whole; and the weights of a Qwen2-VL, which it saves but does not find again.
+here: for GRPO, TRL's count of micro-steps and the completions a batch still has to learn from; the order of the second and
+later epochs; which checkpoint was written whole; and the weights of a Qwen2-VL, which it saves but does not find again.
 Checkpoints are safetensors and JSON, but for the optimiser and random state, which transformers reads back as tensors
 only (`weights_only`).
 """
@@ -80,10 +80,14 @@ class Resumable:
         trainer.add_callback(_EpochOfSampler(trainer))
         trainer.add_callback(_NoSaveAtTheEnd())
         if resume_from_checkpoint is not None:
-            rollout = _read_rollout(Path(resume_from_checkpoint), trainer.accelerator.process_index)
-            trainer._step, trainer._buffered_inputs, metrics = rollout
-            trainer._metrics["train"].update(metrics)
+            self.recall(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)  # type: ignore[misc]
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write what this kind of trainer has to remember beside weights, optimiser and place: nothing, or a subclass says what."""
+
+    def recall(self, checkpoint: Path) -> None:
+        """Take up again what `keep` wrote."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """A state is no model to be published."""
@@ -111,11 +115,26 @@ class Resumable:
         trainer: Any = self
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
-        _write_rollout(folder, trainer)
+        self.keep(folder)
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
             write_json(folder / WHOLE, {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()})
         trainer.accelerator.wait_for_everyone()
+
+
+class ResumableRollout(Resumable):
+    """`Resumable` for GRPO, whose batches of completions may serve several steps."""
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write the micro-step, metrics not yet logged, and completions that are still to be learnt from."""
+        _write_rollout(checkpoint, self)
+
+    def recall(self, checkpoint: Path) -> None:
+        """Take these up again."""
+        trainer: Any = self
+        rollout = _read_rollout(checkpoint, trainer.accelerator.process_index)
+        trainer._step, trainer._buffered_inputs, metrics = rollout
+        trainer._metrics["train"].update(metrics)
 
 
 class _AnyEpoch(RepeatSampler):  # type: ignore[misc]

@@ -43,23 +43,44 @@ LOGGED: Final[dict[str, str]] = {
 """TRL's name of each logged number -> ours, a column of the training log."""
 
 
+def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) -> dict[str, Any]:
+    """What any of TRL's trainers is told, whichever way a policy learns; `scratch` is where it may write what is not a result."""
+    return {
+        "output_dir": str(scratch),
+        "run_name": run_name,
+        "seed": grpo.seed,
+        "gradient_accumulation_steps": grpo.gradient_accumulation_steps,
+        "num_train_epochs": grpo.num_train_epochs,
+        "max_steps": grpo.max_steps,
+        "adam_beta2": grpo.adam_beta2,
+        "max_grad_norm": grpo.max_grad_norm,
+        "gradient_checkpointing": grpo.gradient_checkpointing,
+        "bf16": grpo.bf16,
+        "deepspeed": grpo.deepspeed,
+        "logging_steps": grpo.logging_steps,
+        "report_to": grpo.report_to,
+        "remove_unused_columns": False,
+        "save_strategy": "steps" if save_steps else "no",
+        "save_steps": save_steps or 1,
+        # the one before the last too: a kill may find the last half-written
+        "save_total_limit": 2,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        # without it several processes on CPUs do not know of each other
+        "use_cpu": not torch.cuda.is_available(),
+    }
+
+
 def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
     """Our settings in TRL's words; `scratch` is where it may write what is not a result."""
     return GRPOConfig(
-        output_dir=str(scratch),
-        run_name=run_name,
-        seed=grpo.seed,
+        **shared_arguments(grpo, grpo.save_steps, scratch, run_name),
         num_generations=grpo.num_generations,
         per_device_train_batch_size=grpo.prompts_per_device * grpo.num_generations,
-        gradient_accumulation_steps=grpo.gradient_accumulation_steps,
-        num_train_epochs=grpo.num_train_epochs,
-        max_steps=grpo.max_steps,
         learning_rate=grpo.learning_rate,
         lr_scheduler_type=grpo.lr_scheduler,
         warmup_steps=grpo.warmup_steps,
         weight_decay=grpo.weight_decay,
-        adam_beta2=grpo.adam_beta2,
-        max_grad_norm=grpo.max_grad_norm,
         beta=grpo.beta,
         epsilon=grpo.epsilon,
         # TRL's default multiplies the KL by the ratio, which changes its gradient; Med-R1's does not
@@ -73,20 +94,6 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         temperature=grpo.temperature,
         top_p=grpo.top_p,
         max_completion_length=grpo.max_completion_length,
-        gradient_checkpointing=grpo.gradient_checkpointing,
-        bf16=grpo.bf16,
-        deepspeed=grpo.deepspeed,
-        logging_steps=grpo.logging_steps,
-        report_to=grpo.report_to,
-        remove_unused_columns=False,
-        save_strategy="steps" if grpo.save_steps else "no",
-        save_steps=grpo.save_steps or 1,
-        # the one before the last too: a kill may find the last half-written
-        save_total_limit=2,
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        # without it several processes on CPUs do not know of each other
-        use_cpu=not torch.cuda.is_available(),
     )
 
 
@@ -98,10 +105,11 @@ def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
         "gold": [row["gold"] for row in rows],
         "options": [row["options"] for row in rows],
     }
-    return Dataset.from_dict(columns).with_transform(_with_pictures)
+    return Dataset.from_dict(columns).with_transform(with_pictures)
 
 
-def _with_pictures(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def with_pictures(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Rows of a dataset with their pictures opened, in place of the paths in its column `image`."""
     return batch | {"image": [_picture(path) for path in batch["image"]]} if "image" in batch else batch
 
 
@@ -119,8 +127,9 @@ def build_trainer(
 
     Raises InputError if there are fewer prompts than a batch, or one is too long or holds tokens that stand for pictures.
     """
-    _check_batch(grpo, len(dataset), run_name)
-    _check_prompts(dataset, processor, policy, grpo)
+    check_batch(grpo, len(dataset), run_name)
+    questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
+    check_prompts(questions, dataset[0]["image"], processor, policy, grpo)
     config = grpo_config(grpo, scratch, run_name)
     config.generation_kwargs = {"suppress_tokens": vision_token_ids(processor)}
     if grpo.freeze_vision_tower:
@@ -131,7 +140,7 @@ def build_trainer(
         args=config,
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=grpo.lora and _adapter(grpo.lora),
+        peft_config=grpo.lora and adapter(grpo.lora),
         callbacks=[StepProgress(run_name)],
         sharing=Sharing(
             engine=grpo.engine,
@@ -145,7 +154,8 @@ def build_trainer(
     return trainer
 
 
-def _adapter(lora: Lora) -> Any:
+def adapter(lora: Lora) -> Any:
+    """The adapter in peft's words, on layers of the language model alone; InputError without peft."""
     try:
         from peft import LoraConfig
     except ImportError:
@@ -155,7 +165,8 @@ def _adapter(lora: Lora) -> Any:
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM")
 
 
-def _check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
+def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
+    """Refuse, with an InputError, fewer prompts than an optimiser step takes."""
     batch = grpo.prompts_per_device * grpo.gradient_accumulation_steps
     if prompts < batch:
         raise InputError(
@@ -164,16 +175,17 @@ def _check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
         )
 
 
-def _check_prompts(dataset: Dataset, processor: Any, policy: PreTrainedModel, grpo: Grpo) -> None:
-    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut its picture's tokens."""
-    questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
+def check_prompts(questions: list[str], picture: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo) -> None:
+    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut its picture's tokens.
+
+    `picture` is any of theirs: every picture has the size the resize stage gave it, so that one stands for all.
+    """
     placeholders = processor.tokenizer.convert_ids_to_tokens(vision_token_ids(processor))
     for question in questions:
         if held := [token for token in placeholders if token in question]:
             raise InputError(f"the question {question[:80]!r} contains {held[0]}, which stands for a picture: take it out of the record")
     texts = [processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False) for question in questions]
-    # every picture has the size the resize stage gave it, so one stands for all
-    first = processor(text=[texts[0]], images=[dataset[0]["image"]])["input_ids"][0]
+    first = processor(text=[texts[0]], images=[picture])["input_ids"][0]
     extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
     lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
@@ -202,7 +214,7 @@ def write_log(history: list[dict[str, Any]], path: Path) -> None:
 
 
 class StepProgress(TrainerCallback):  # type: ignore[misc]
-    """Shows step, reward and the time to go: a bar on a terminal, lines elsewhere."""
+    """Shows step, reward or loss, and the time to go: a bar on a terminal, lines elsewhere."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -215,12 +227,13 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Take one step on."""
-        if logs and "reward" in logs and state.is_world_process_zero:
-            reward = f"reward {logs['reward']:.2f}"
-            self._bar.set_postfix_str(reward, refresh=False)
+        told = next((name for name in ("reward", "loss") if logs and name in logs), None)
+        if logs and told and state.is_world_process_zero:
+            how = f"{told} {logs[told]:.2f}"
+            self._bar.set_postfix_str(how, refresh=False)
             self._bar.update(state.global_step - self._bar.n)
             if self._bar.disable:
-                self._tell(state.global_step, f"{reward}, ")
+                self._tell(state.global_step, f"{how}, ")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
@@ -233,7 +246,7 @@ def deterministic(seed: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def save_policy(trainer: MedGRPOTrainer, processor: Any, folder: Path) -> None:
+def save_policy(trainer: Any, processor: Any, folder: Path) -> None:
     """Write the trained policy as a checkpoint that plain transformers opens: safetensors, processor, generation config."""
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not trainer.accelerator.is_main_process:

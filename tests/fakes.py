@@ -108,7 +108,8 @@ def make_predictions(questions: pd.DataFrame, checkpoint: str) -> pd.DataFrame:
 
 
 def write_predictions(path: Path, predictions: pd.DataFrame) -> None:
-    """Write predictions as stage evaluate does, provenance and all."""
+    """Write predictions as stage evaluate does, provenance and all; columns that are missing as null, as without ablations."""
+    predictions = predictions.reindex(columns=SCHEMA.names)
     table = pa.Table.from_pandas(predictions, schema=SCHEMA, preserve_index=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(PROVENANCE)}), path)

@@ -109,7 +109,7 @@ def test_evaluations_must_be_the_checkpoints_and_the_base(tree: dict[str, Any], 
 
 
 def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
-    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").replace("learning_rate: 6.0e-5", "learning_rate: 1e-6")
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8").replace("learning_rate: 5.0e-5", "learning_rate: 1e-6")
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     assert load_params(path).grpo.learning_rate == 1e-6

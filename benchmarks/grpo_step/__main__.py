@@ -3,10 +3,10 @@
     python -m benchmarks.grpo_step [--quick] [--json FILE] [--chart FILE]
 
 In turn, on the same policy, reference, optimiser, questions and completion lengths: (a) G copies of the prompt, as Med-R1
-computes it, one prompt at a time; (b) stock TRL; (c) ours, as params.yaml sets it. Medians over the repeats and their ratios; seconds by part;
-peak memory; the largest difference between log-probabilities by (a) and (c), and the relative one between gradients. On a
-GPU in bfloat16, on a CPU in float32. End tokens are suppressed, so that all completions have one length. The full run
-takes 9 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
+computes it, one prompt at a time; (b) stock TRL; (c) ours, as params.yaml sets it. Medians over the repeats and their
+ratios; seconds by part; peak memory; the largest difference between log-probabilities by (a) and (c), and the relative one
+between gradients. On a GPU in bfloat16, on a CPU in float32. End tokens are suppressed, so that all completions have one
+length. The full run takes 9 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
 """
 
 from __future__ import annotations

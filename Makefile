@@ -15,19 +15,19 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help repro test lint types format lock install clean
 
 help:
-	@echo "make repro   install, then run the pipeline and print the results (about 12 minutes on 2 cores the first time)"
-	@echo "make test    install, then lint, check types and run every test (about 5 minutes on 2 cores)"
+	@echo "make repro   install, then run the pipeline and print the results (about 15 minutes on 2 cores the first time)"
+	@echo "make test    install, then lint, check types and run every test (about 8 minutes on 2 cores)"
 	@echo "make format  put the code into its one format"
 	@echo "make lock    resolve the dependencies of pyproject.toml anew into infra/requirements.lock"
 	@echo "make clean   remove .venv and caches; results and the DVC cache stay"
 
 repro: $(INSTALLED)
-	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. About 11 minutes on 2 cores; what is up to date is skipped."
+	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. About 14 minutes on 2 cores; what is up to date is skipped."
 	@dvc repro
 	@python -m stages.report show
 
 test: $(INSTALLED) lint types
-	@echo "== Running the tests, about 4 minutes on 2 cores"
+	@echo "== Running the tests, about 7 minutes on 2 cores"
 	@python -m pytest
 
 lint: $(INSTALLED)

@@ -172,6 +172,7 @@ def make_floors(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[st
 
 def write_predictions(path: Path, predictions: pd.DataFrame, provenance: dict[str, Any] = PROVENANCE) -> None:
     """Write predictions as stage evaluate does, provenance and all."""
+    predictions = predictions.reindex(columns=SCHEMA.names)
     table = pa.Table.from_pandas(predictions, schema=SCHEMA, preserve_index=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), path)

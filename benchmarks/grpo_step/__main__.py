@@ -3,10 +3,10 @@
     python -m benchmarks.grpo_step [--quick] [--json FILE] [--chart FILE]
 
 In turn, on the same policy, reference, optimiser, questions and completion lengths: (a) G copies of the prompt, as Med-R1
-computes it; (b) stock TRL; (c) ours, as params.yaml sets it. Medians over the repeats and their ratios; seconds by part;
-peak memory; the largest difference between log-probabilities by (a) and (c), and the relative one between gradients. On a
-GPU in bfloat16, on a CPU in float32. End tokens are suppressed, so that all completions have one length. The full run
-takes 6 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
+computes it, one prompt at a time; (b) stock TRL; (c) ours, as params.yaml sets it. Medians over the repeats and their
+ratios; seconds by part; peak memory; the largest difference between log-probabilities by (a) and (c), and the relative one
+between gradients. On a GPU in bfloat16, on a CPU in float32. End tokens are suppressed, so that all completions have one
+length. The full run takes 9 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=SHAPES, default="10m")
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 8], help="completions a prompt")
     parser.add_argument("--completions", type=int, nargs="+", default=[10, 150], help="tokens a completion")
-    parser.add_argument("--prompts", type=int, default=4, help="prompts an optimiser step; 4, as Med-R1")
-    parser.add_argument("--repeats", type=int, help="steps of each way; 5, with --quick 3")
+    parser.add_argument("--prompts", type=int, help="prompts an optimiser step; 8, with --quick 4")
+    parser.add_argument("--repeats", type=int, help="steps of each way; 3")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="keys of grpo in params.yaml, for ours: fused_head=true")
     return parser.parse_args()
 
@@ -66,7 +66,7 @@ def _plan(given: argparse.Namespace) -> Any:
     if wrong := set(ours) - set(FREE):
         sys.exit(f"error: --set takes {', '.join(FREE)}, which leave the result as it is, and not {', '.join(sorted(wrong))}")
     groups, completions = ([4], [10]) if given.quick else (given.groups, given.completions)
-    return Plan(given.model, tuple(groups), tuple(completions), given.repeats or (3 if given.quick else 5), given.prompts, ours)
+    return Plan(given.model, tuple(groups), tuple(completions), given.repeats or 3, given.prompts or (4 if given.quick else 8), ours)
 
 
 def _quiet() -> None:

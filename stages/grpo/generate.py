@@ -82,7 +82,7 @@ def answer_greedily(
         tokenized: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor, Tensor]] = {}
         for variant in dict.fromkeys(name for each in batch for name in each.pictures):
             rows = [row for row, each in enumerate(batch) if variant in each.pictures]
-            seen = [pictures[batch[row].pictures[variant], next(iter(batch[row].pictures.values()))] for row in rows]
+            seen = pictures.of([(batch[row].pictures[variant], next(iter(batch[row].pictures.values()))) for row in rows])
             grids = tuple((rows[index], *each.grid.tolist()) for index, each in enumerate(seen))
             if grids not in tokenized:
                 tokenized[grids] = _tokenize(policy, processor, [texts[row] for row in rows], seen)
@@ -92,28 +92,36 @@ def answer_greedily(
 
 
 class _Pictures:
-    """Pictures by path, the latest `limit` of them kept."""
+    """Pictures by (path, path of the question's own picture), the latest `limit` of them kept."""
 
     def __init__(self, policy: PreTrainedModel, processor: Any, limit: int) -> None:
         self._policy, self._processor, self._limit = policy, processor, limit
         self._kept: OrderedDict[tuple[str, tuple[int, int] | None], _Seen] = OrderedDict()
 
-    def __getitem__(self, path_and_own: tuple[str, str]) -> _Seen:
-        path, own = path_and_own
-        size = self[own, own].size if path == BLANK else None
-        key = (path, size)
-        if key not in self._kept:
-            self._kept[key] = self._see(_open(Path(path)) if size is None else Image.new("RGB", size))
-            if len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def of(self, wanted: Sequence[tuple[str, str]]) -> list[_Seen]:
+        """What was asked for, those not seen yet looked at together."""
+        self._look({(path, None): None for pair in wanted for path in pair if path != BLANK})
+        keys = [(path, self._kept[own, None].size if path == BLANK else None) for path, own in wanted]
+        self._look(dict.fromkeys(keys))
+        seen = [self._kept[key] for key in keys]
+        while len(self._kept) > self._limit:
+            self._kept.popitem(last=False)
+        return seen
 
-    def _see(self, picture: Image.Image) -> _Seen:
-        fields = self._processor.image_processor(images=[picture], return_tensors="pt")
-        patches, grid = (fields[name].to(self._policy.device) for name in ("pixel_values", "image_grid_thw"))
-        features = look(self._policy, patches, grid)[0] if takes_features(self._policy) else None
-        return _Seen(patches, grid[0], features, picture.size)
+    def _look(self, keys: Mapping[tuple[str, tuple[int, int] | None], None]) -> None:
+        for key in keys:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+        new = [key for key in keys if key not in self._kept]
+        if not new:
+            return
+        opened = [_open(Path(path)) if size is None else Image.new("RGB", size) for path, size in new]
+        fields = self._processor.image_processor(images=opened, return_tensors="pt")
+        patches, grids = (fields[name].to(self._policy.device) for name in ("pixel_values", "image_grid_thw"))
+        features = look(self._policy, patches, grids) if takes_features(self._policy) else [None] * len(new)
+        own = torch.split(patches, grids.prod(-1).tolist())
+        for index, (key, picture) in enumerate(zip(new, opened, strict=True)):
+            self._kept[key] = _Seen(own[index], grids[index], features[index], picture.size)
 
 
 def _tokenize(policy: PreTrainedModel, processor: Any, texts: list[str], seen: list[_Seen]) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,11 +132,11 @@ def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: 
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    temporary = clone / "models" / ".lesion-grading.incomplete"
+    temporary, state = clone / "models" / ".lesion-grading.incomplete", clone / ".scratch" / "train" / "lesion-grading"
     deadline = time.monotonic() + 120
-    while not temporary.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert temporary.exists(), "the stage never began to write"
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert state.exists(), "the stage never began to train"
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) != 0
     assert not (clone / "models" / "lesion-grading").exists()

@@ -61,9 +61,13 @@ def test_the_batch_does_not_matter_and_the_picture_does(tmp_path: Path) -> None:
 def test_each_picture_goes_through_the_tower_once(tmp_path: Path) -> None:
     policy = embedded_policy()
     seen: list[int] = []
-    policy.model.visual.register_forward_hook(lambda *_: seen.append(1))
+
+    def count(_: object, arguments: tuple[Any, ...], more: dict[str, Any], __: object) -> None:
+        seen.append(len(more["grid_thw"] if "grid_thw" in more else arguments[1]))
+
+    policy.model.visual.register_forward_hook(count, with_kwargs=True)
     answers(policy, tmp_path, 2)
-    assert len(seen) == 4, "two pictures, and a black one of the size of each"
+    assert sum(seen) == 4, "two pictures, and a black one of the size of each"
 
 
 def test_a_picture_that_does_not_open_is_named(tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ PEAKS: Final = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, 
 class Costs:
     """FLOPs of one model.
 
-    `token`: the layers' linear maps, a token. `head`: logits of one position. `pair`: one query and one key in all layers.
+    `token`: the layers' linear maps, a token. `top`: of these, what the last layer needs no more for a token that predicts
+    nothing, all but its keys and values. `head`: logits of one position. `pair`: one query and one key in all layers.
     `picture`: the tower and the merger, a picture.
     """
 
     token: float
+    top: float
     head: float
     pair: float
     picture: float
@@ -43,7 +45,8 @@ def costs(config: PretrainedConfig, side: int = 28) -> Costs:
     width, layers = text.hidden_size, text.num_hidden_layers
     shared = width // text.num_attention_heads * text.num_key_value_heads
     layer = 2 * width**2 + 2 * width * shared + 3 * width * text.intermediate_size
-    return Costs(2 * layer * layers, 2 * width * text.vocab_size, 4 * width * layers, _picture(vision, width, side))
+    top = 2 * (layer - 2 * width * shared)
+    return Costs(2 * layer * layers, top, 2 * width * text.vocab_size, 4 * width * layers, _picture(vision, width, side))
 
 
 def _picture(vision: Any, width: int, side: int) -> float:
@@ -66,12 +69,13 @@ def per_prompt(way: Way, model: Costs, prompt: int, completion: int, group: int)
     """FLOPs of a step for one prompt of `prompt` tokens and `group` completions of `completion` tokens.
 
     `shared` counts our default: the pass over the prompt that begins the rollout serves the loss, and the reference
-    makes a pass of its own, tower included.
+    makes a pass of its own, tower included; the last layer runs for the tokens that predict one.
     """
     seen = model.picture + model.text(prompt, logits=1)
     # one position a step, from the second token on; the first is the prefill's
     decode = group * model.text(completion, behind=prompt, logits=completion)
     if way == "shared":
+        seen -= (prompt - 1) * model.top
         scored = group * model.text(completion, behind=prompt, logits=completion)
         return seen + decode + scored + 2 * (seen + scored) + seen + scored
     prefill = model.picture + model.text(prompt, logits=prompt if way == "g_copies" else 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from stages.grpo.last_layer import last_layer_yields
 from stages.grpo.prompt_batch import PromptBatch
 
 Pictures = Callable[[Tensor], dict[str, Any]]
@@ -45,14 +46,15 @@ def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, pictures: Picture
         width = prompts.ids.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
         mask = with_itself(causal & prompts.mask.bool()[:, None, :])[:, None]
-    out = policy(
-        **pictures(prompts.ids),
-        attention_mask=mask,
-        position_ids=prompts.positions,
-        past_key_values=DynamicCache(),
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    with last_layer_yields(policy, 1):
+        out = policy(
+            **pictures(prompts.ids),
+            attention_mask=mask,
+            position_ids=prompts.positions,
+            past_key_values=DynamicCache(),
+            use_cache=True,
+            logits_to_keep=1,
+        )
     return PromptPass(tuple((layer.keys, layer.values) for layer in out.past_key_values.layers), out.logits[:, -1])
 
 

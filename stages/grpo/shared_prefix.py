@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
+from stages.grpo.last_layer import last_layer_yields
 from stages.grpo.prompt_batch import PromptBatch
 from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts, with_itself
 
@@ -147,17 +148,21 @@ class Head:
     def __call__(self, policy: nn.Module, inputs: dict[str, Any], completion_ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """Run the policy and score completions (B, G, C), which its last G * C hidden states predict."""
         batch, group, length = completion_ids.shape
-        if self.fused:
-            labels = completion_ids.flatten(1)
-            ignored = labels.new_full((batch, inputs["attention_mask"].shape[2] - group * length), -100)
-            out = policy(**inputs, shift_labels=torch.cat([ignored, labels], dim=1), fused_lm_head=True)
-            logps, entropies = (
-                None if each is None else each[:, -group * length :].reshape(batch * group, length)
-                for each in (out.log_probs, out.entropy if self.entropy else None)
-            )
-            assert logps is not None
-            return logps, entropies
-        logits = policy(**inputs, logits_to_keep=group * length).logits
+        predicting = group * length
+        with last_layer_yields(policy, predicting) as alone:
+            if self.fused:
+                labels = completion_ids.flatten(1)
+                if not alone:
+                    ignored = labels.new_full((batch, inputs["attention_mask"].shape[2] - predicting), -100)
+                    labels = torch.cat([ignored, labels], dim=1)
+                out = policy(**inputs, shift_labels=labels, fused_lm_head=True)
+                logps, entropies = (
+                    None if each is None else each[:, -predicting:].reshape(batch * group, length)
+                    for each in (out.log_probs, out.entropy if self.entropy else None)
+                )
+                assert logps is not None
+                return logps, entropies
+            logits = policy(**inputs, logits_to_keep=predicting).logits
         logits = logits.float().view(batch * group, length, -1) / self.temperature
         logps = selective_log_softmax(logits, completion_ids.flatten(0, 1))
         return logps, entropy_from_logits(logits.detach()) if self.entropy else None

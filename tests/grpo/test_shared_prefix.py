@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
+from stages.grpo.last_layer import last_layer_yields
 from stages.grpo.prompt_batch import PromptBatch, process_prompts
 from stages.grpo.prompt_pass import pass_over_prompts
 from stages.grpo.shared_prefix import SHORT, Head, lay_out, score, score_members, score_rows, score_segments
@@ -177,3 +178,38 @@ def test_positions_start_again_behind_the_prompt_for_every_completion() -> None:
     prompt = batch(torch.tensor([[4, 5, 6]]), torch.ones(1, 3, dtype=torch.long), positions)
     rows = lay_out(prompt, torch.tensor([[[7, 8], [9, 3]]]), torch.ones(1, 2, 2, dtype=torch.long))
     assert rows.positions.tolist() == [[[0, 1, 4, 5, 4, 5]], [[0, 2, 4, 5, 4, 5]], [[0, 3, 4, 5, 4, 5]]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_layer_is_run_for_the_tokens_that_predict_one(family: str, tmp_path: Path) -> None:
+    policy, _, prompts = prepared(family, tmp_path)
+    layers = policy.model.language_model.layers
+    tokens: list[tuple[int, int]] = []
+    for index in (0, -1):
+        layers[index].mlp.register_forward_hook(lambda _, inputs, __, index=index: tokens.append((index, inputs[0].shape[1])))
+    ids, mask = draw_completions(2, [3])
+    done = pass_over_prompts(policy, prompts, prompts.pictures)
+    score_rows(policy, prompts, prompts.pictures, ids, mask, Head(TEMPERATURE))
+    width = prompts.ids.shape[1]
+    assert tokens == [(0, width), (-1, 1), (0, width - 1 + 6), (-1, 6)]
+    assert done.keys_values[-1][0].shape[2] == width, "keys of all, for those that come behind"
+    with pytest.raises(ZeroDivisionError), last_layer_yields(policy, 1):
+        raise ZeroDivisionError
+    assert "forward" not in vars(layers[-1]), "as it was, after an error too"
+
+
+def test_a_last_layer_that_is_recomputed_or_wrapped_is_left_as_it_is() -> None:
+    policy = random_policy("qwen2_vl")
+    with last_layer_yields(policy, 1) as alone:
+        assert alone
+    policy.gradient_checkpointing_enable()
+    with last_layer_yields(policy, 1) as alone:
+        assert not alone, "its activations are made a second time when the context is over"
+    with torch.no_grad(), last_layer_yields(policy, 1) as alone:
+        assert alone
+    policy.gradient_checkpointing_disable()
+    layer = policy.model.language_model.layers[-1]
+    layer.forward = theirs = layer.forward
+    with last_layer_yields(policy, 1) as alone:
+        assert not alone
+        assert layer.forward is theirs

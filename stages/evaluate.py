@@ -25,7 +25,7 @@ from stages.corpus.modalities import AXES
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
 from stages.errors import InputError
-from stages.outputs import whole_file
+from stages.outputs import read_json, whole_file
 from stages.params import load_params
 from stages.progress import counted
 from stages.provenance import provenance
@@ -151,12 +151,7 @@ def _checkpoint_provenance(folder: Path, stage: str) -> dict[str, Any]:
     """What the checkpoint says of its making; InputError, naming the stage that makes it, if it says nothing."""
     path = folder / "provenance.json"
     remedy = f"make the checkpoint again: `dvc repro --single-item --force {stage}`"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing, so it cannot be said where the answers come from; {remedy}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); {remedy}") from error
+    facts = read_json(path, f"it says where the answers come from; {remedy}")
     if not isinstance(facts, dict):
         raise InputError(f"{path} holds no provenance but {facts!r:.40}; {remedy}")
     return facts

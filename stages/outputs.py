@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stages.errors import InputError
+
 _SUFFIX = ".incomplete"
 
 
@@ -54,3 +56,13 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON as UTF-8, indented by one, keys in the order given, a newline at the end."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """What a JSON file holds. Raises InputError, with the remedy, if it is missing or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {remedy}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): {remedy}") from error

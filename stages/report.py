@@ -11,7 +11,6 @@ Everything is computed from predictions, blind floors, training logs and split f
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +25,7 @@ from stages.corpus.quarantine import Quarantine, read_quarantine
 from stages.corpus.splits import read_split
 from stages.errors import InputError
 from stages.grpo.prompts import Style
-from stages.outputs import whole_directory, whole_file, write_json
+from stages.outputs import read_json, whole_directory, whole_file, write_json
 from stages.params import Params, load_params
 from stages.provenance import provenance
 from stages.reporting import evidence as gather
@@ -131,19 +130,13 @@ def rebuild(folder: Path, floors: Path, out: Path) -> None:
 
 def show() -> None:
     """Print report/metrics.json as a table."""
-    try:
-        metrics = json.loads(METRICS.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{METRICS} not found: there is no report yet; make it with `dvc repro report`") from None
-    except ValueError as error:
-        raise InputError(f"{METRICS} is not JSON ({error}); make it again with `dvc repro --force report`") from error
-    print_report(metrics, PAGE)
+    print_report(read_json(METRICS, "make the report with `dvc repro --force report`"), PAGE)
 
 
 def targets_of(params: Params) -> dict[str, Target]:
     """Checkpoint -> what it was trained for, in the order of the tables; an entry may name its split and its method."""
     entries = {
-        name: Target(entry.axis, getattr(entry, "split", None) or name, getattr(entry, "method", None) or "grpo")
+        name: Target(entry.axis, entry.split, entry.method)
         for name, entry in params.checkpoints.items()
     }
     axes = list(AXES)

@@ -53,8 +53,8 @@ class VisionFeatures:
 def embed_patches_by_product(policy: Any) -> None:
     """Let the tower embed patches by a matrix product, in place of the convolution it is written as.
 
-    A patch fills the kernel, so that both are the same sum; the product is several times faster (27 and 5 ms for forward and
-    backward of 784 patches on a CPU, and bf16 3-D convolutions are slow on GPUs, too).
+    A patch fills the kernel, so that both are the same sum; on a CPU the product is several times faster (27 and 5 ms for forward
+    and backward of 784 patches).
     """
     convolution = backbone(policy).visual.patch_embed.proj
     convolution.forward = partial(_product, convolution)

@@ -231,6 +231,8 @@ class Checkpoint(_Group):
     """How it learns. A checkpoint by GRPO has the name of its split, one by SFT is called sft-<split>. dvc.yaml wants it written out."""
     images: str
     """Folder of the images its split needs; dvc.yaml makes it a dependency."""
+    start: str = "models/base"
+    """Folder of the policy it begins with, which is its reference too: the base, or a checkpoint trained before. dvc.yaml wants it written out."""
     grpo: dict[str, Any] = Field(default_factory=dict)
     """Keys of `grpo` that differ for this checkpoint."""
     sft: dict[str, Any] = Field(default_factory=dict)
@@ -244,6 +246,7 @@ class Evaluation(_Group):
     images: str
     split: str | None = None
     method: Literal["grpo", "sft"] | None = None
+    start: str | None = None
     grpo: dict[str, Any] = Field(default_factory=dict)
     sft: dict[str, Any] = Field(default_factory=dict)
     """Unused here, as the three above: they come along with the checkpoint's entry."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from tqdm import tqdm
 
@@ -13,6 +15,29 @@ Item = TypeVar("Item")
 
 EVERY = 10.0
 """Seconds between two lines."""
+
+
+_LINE: Final = re.compile(r"(?P<name>\S[^:]*): (?P<unit>\w+) (?P<done>\d+) of (?P<total>\d+), (?:(?P<note>.*), )?(?P<left>\d+) s to go")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where some work is: `done` of `total`, with `left` seconds to go by its own reckoning."""
+
+    name: str
+    unit: str
+    done: int
+    total: int
+    note: str
+    left: int
+
+
+def read_progress(line: str) -> Progress | None:
+    """What a line that `teller` printed says; None for any other line."""
+    found = _LINE.fullmatch(line.strip())
+    if not found:
+        return None
+    return Progress(found["name"], found["unit"], int(found["done"]), int(found["total"]), found["note"] or "", int(found["left"]))
 
 
 def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator[Item]:

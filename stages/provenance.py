@@ -17,8 +17,8 @@ from pydantic import BaseModel
 from stages import layout
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
-CODE = ("stages", "flows", "infra", "params.yaml", "dvc.yaml", "data.dvc")
-"""What decides a result. A commit elsewhere, of a new report say, does not change where a result comes from."""
+CODE = ("stages", "infra/base", "infra/sample", "infra/requirements.lock", "params.yaml", "dvc.yaml", "data.dvc")
+"""What decides a result. A commit elsewhere, of a new report or a schedule say, does not change where a result comes from."""
 
 
 def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:

@@ -135,10 +135,7 @@ def show() -> None:
 
 def targets_of(params: Params) -> dict[str, Target]:
     """Checkpoint -> what it was trained for, in the order of the tables; an entry may name its split and its method."""
-    entries = {
-        name: Target(entry.axis, entry.split, entry.method)
-        for name, entry in params.checkpoints.items()
-    }
+    entries = {name: Target(entry.axis, entry.split, entry.method) for name, entry in params.checkpoints.items()}
     axes = list(AXES)
     order = sorted(entries, key=lambda name: (axes.index(entries[name].axis), AXES[entries[name].axis].index(entries[name].cell)))
     # beside one another: checkpoints of one cell, in the order of params.yaml

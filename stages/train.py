@@ -43,15 +43,17 @@ def main() -> None:
         os.environ.setdefault("WANDB_DIR", str(layout.SCRATCH))
         os.environ.setdefault("WANDB_PROJECT", "med-r1")
 
-    from stages.grpo.policy import load_policy, load_processor  # imports torch
+    from stages.grpo.policy import check_policy_files, load_policy, load_processor  # imports torch
     from stages.grpo.resume import newest_checkpoint, state_folder
     from stages.grpo.trainer import deterministic, save_policy, write_log
 
     deterministic(grpo.seed)
-    policy = load_policy(layout.BASE_MODEL, dtype=params.base.dtype, attention=params.base.attention)
-    processor = load_processor(layout.BASE_MODEL)
+    start = Path(checkpoint.start)
+    check_policy_files(start, f"checkpoints.{name}.start")
+    policy = load_policy(start, dtype=params.base.dtype, attention=params.base.attention)
+    processor = load_processor(start)
     scratch = layout.SCRATCH / "train" / name
-    state = scratch / _fingerprint(params, groups, split)
+    state = scratch / _fingerprint(params, groups, split, start)
     trainer = _trainer(policy, processor, rows, groups, params.prompt.style, state, name)
     main_process = trainer.accelerator.is_main_process
     with trainer.accelerator.main_process_first():
@@ -104,12 +106,12 @@ def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
         ) from error
 
 
-def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path) -> str:
-    """Names the state of a training by all that decides it: settings, data, base, code, versions, number of processes."""
+def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, start: Path) -> str:
+    """Names the state of a training by all that decides it: settings, data, first policy, code, versions, number of processes."""
     from stages.grpo.resume import files_hash, fingerprint
 
     facts = provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
-    base = [path for path in layout.BASE_MODEL.iterdir() if path.is_file() and path.name != "provenance.json"]
+    base = [path for path in start.iterdir() if path.is_file() and path.name != "provenance.json"]
     return fingerprint(
         {name: facts[name] for name in ("corpus", "params", "versions")}
         | {
@@ -145,7 +147,7 @@ tags: [{checkpoint.method}, medical, visual-question-answering]
 
 A vision-language policy trained with {how} on the {checkpoint.axis} split `{checkpoint.split}`: {questions}
 multiple-choice questions, answer style `{params.prompt.style}`, {asked}. Base: `{params.base.source}`, revision
-`{params.base.revision}`. Corpus: `{facts["corpus"]}`. Settings and versions: `provenance.json`.
+`{params.base.revision}`; trained from `{checkpoint.start}`. Corpus: `{facts["corpus"]}`. Settings and versions: `provenance.json`.
 
 For research on training methods. Not a medical device; not for clinical use.
 """

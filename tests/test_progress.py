@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.progress import counted, teller
+from stages.progress import Progress, counted, read_progress, teller
 
 
 def test_items_pass_through_unchanged_and_output_stays_clean(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,3 +21,16 @@ def test_lines_come_no_more_often_than_asked(capsys: pytest.CaptureFixture[str])
     for count in range(1, 10):
         tell(count, "")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("note", ["", "reward 1.20, ", "loss nan, grad 3, "])
+def test_a_printed_line_can_be_read_again(note: str, capsys: pytest.CaptureFixture[str]) -> None:
+    teller("sft-ct", 10, "step", every=0)(5, note)
+    assert read_progress(capsys.readouterr().err) == Progress("sft-ct", "step", 5, 10, note.removesuffix(", "), 0)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "Running stage 'train@ct':", "ct: 180 steps on 740 questions -> models/ct", "ct: step 5 of ten, 3 s to go"]
+)
+def test_other_lines_are_no_progress(line: str) -> None:
+    assert read_progress(line) is None

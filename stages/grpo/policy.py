@@ -15,11 +15,11 @@ from stages.errors import InputError
 NEEDED = ("config.json", "tokenizer_config.json")
 
 
-def check_policy_files(folder: Path) -> None:
-    """Refuse, with an InputError, a folder that is no checkpoint or holds weights other than safetensors."""
+def check_policy_files(folder: Path, setting: str = "base.source") -> None:
+    """Refuse, with an InputError that names the setting, a folder that is no checkpoint or holds weights other than safetensors."""
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder} is not a Hugging Face checkpoint: {', '.join(missing)} missing. Check base.source in params.yaml")
+        raise InputError(f"{folder} is not a Hugging Face checkpoint: {', '.join(missing)} missing. Check {setting} in params.yaml")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} has no *.safetensors weights; pickled weights (*.bin, *.pt) are never loaded: convert them first")
 

@@ -232,7 +232,7 @@ class Checkpoint(_Group):
     images: str
     """Folder of the images its split needs; dvc.yaml makes it a dependency."""
     start: str = "models/base"
-    """Folder of the policy it begins with, which is its reference too: the base, or a checkpoint trained before. dvc.yaml wants it written out."""
+    """Folder of the policy it begins with, its reference too: the base, or what was trained before. dvc.yaml wants it written out."""
     grpo: dict[str, Any] = Field(default_factory=dict)
     """Keys of `grpo` that differ for this checkpoint."""
     sft: dict[str, Any] = Field(default_factory=dict)

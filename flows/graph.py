@@ -33,7 +33,7 @@ class Stage:
 
     @property
     def group(self) -> str:
-        """ "train" of "train@ct"."""
+        """What stands before the key: `train` of `train@ct`."""
         return self.name.partition("@")[0]
 
 

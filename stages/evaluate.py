@@ -75,10 +75,13 @@ def main() -> None:
     facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
     facts["checkpoint"] = _checkpoint_provenance(folder, stage)
 
+    import torch
+
     from stages.grpo.generate import BLANK, Question, answer_greedily  # imports torch
     from stages.grpo.policy import load_policy, load_processor
     from stages.grpo.prompts import ask
 
+    torch.set_num_threads(params.base.threads)
     policy = load_policy(folder, dtype=params.base.dtype, attention=params.base.attention)
     partner = exchange(questions) if params.evaluate.ablations else {}
     asked = []

@@ -78,6 +78,8 @@ class Base(_Group):
     """The commit of a model id, 40 hex digits: a name or a tag could move. null for a folder."""
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["eager", "sdpa", "flash_attention_2"]
+    threads: PositiveInt
+    """Threads of a CPU that a policy is computed with: with other numbers, sums are rounded in other orders."""
     max_pixels: PositiveInt | None
     """Largest image, in pixels, that the processor passes on; null keeps its own limit."""
 

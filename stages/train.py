@@ -43,10 +43,13 @@ def main() -> None:
         os.environ.setdefault("WANDB_DIR", str(layout.SCRATCH))
         os.environ.setdefault("WANDB_PROJECT", "med-r1")
 
+    import torch
+
     from stages.grpo.policy import check_policy_files, load_policy, load_processor  # imports torch
     from stages.grpo.resume import newest_checkpoint, state_folder
     from stages.grpo.trainer import deterministic, save_policy, write_log
 
+    torch.set_num_threads(params.base.threads)
     deterministic(grpo.seed)
     start = Path(checkpoint.start)
     check_policy_files(start, f"checkpoints.{name}.start")

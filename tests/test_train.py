@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -58,6 +59,39 @@ def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(tmp_p
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert facts["params"]["grpo"]["max_steps"] == 2
     assert facts["versions"]["trl"]
+
+
+def test_a_checkpoint_starts_from_the_policy_that_params_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    run_train(monkeypatch, tmp_path, "ct")
+    tree = yaml.safe_load((tmp_path / "params.yaml").read_text(encoding="utf-8"))
+    tree["checkpoints"]["mri"]["start"] = "models/ct"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    run_train(monkeypatch, tmp_path, "mri")
+    start, after = (AutoModelForImageTextToText.from_pretrained(layout.model(name)).state_dict() for name in ("ct", "mri"))
+    base = AutoModelForImageTextToText.from_pretrained(layout.BASE_MODEL).state_dict()
+
+    def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+        return sum(float((one[name].float() - other[name].float()).pow(2).sum()) for name in one)
+
+    assert 0 < distance(start, after) < distance(base, after)
+    assert "trained from `models/ct`" in (layout.model("mri") / "README.md").read_text(encoding="utf-8")
+    tree["checkpoints"]["mri"]["start"] = "models/nowhere"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape("models/nowhere is not a Hugging Face checkpoint")) as refused:
+        run_train(monkeypatch, tmp_path, "mri")
+    assert "checkpoints.mri.start" in str(refused.value)
+
+
+def test_results_do_not_depend_on_the_cores_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        run_train(monkeypatch, tmp_path, "ct")
+        assert torch.get_num_threads() == 2, "base.threads"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_prompt_over_the_limit_is_refused_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,17 +140,21 @@ class Runner:
             self._close(process)
         tail: deque[str] = deque(maxlen=TAIL)
         how: Literal["ran", "unchanged", "cached"] = "ran"
-        assert process.stdout
-        for line in process.stdout:
-            shown = line.rstrip("\n").rpartition("\r")[2].rstrip()  # of a bar that redraws itself, its last state
-            if _NOISE.match(shown):
-                continue
-            how = "unchanged" if "didn't change, skipping" in shown else "cached" if "is cached - skipping run" in shown else how
-            tail.append(shown)
-            tell(shown)
-        code = process.wait()
-        self._running.discard(process)
-        self._close(process)
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                shown = line.rstrip("\n").rpartition("\r")[2].rstrip()  # of a bar that redraws itself, its last state
+                if _NOISE.match(shown):
+                    continue
+                how = "unchanged" if "didn't change, skipping" in shown else "cached" if "is cached - skipping run" in shown else how
+                tail.append(shown)
+                tell(shown)
+            code = process.wait()
+        finally:
+            # whatever went wrong here, the stage does not go on unwatched
+            self._close(process)
+            process.wait()
+            self._running.discard(process)
         if code < 0:  # the guard itself was killed: what it watched is ours to end
             end_processes(processes_of(record))
             record.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ class Slots:
     folder: Path
     devices: bool
 
-    def environment(self, names: Sequence[str], threads: int) -> dict[str, str]:
+    def environment(self, names: Sequence[str]) -> dict[str, str]:
         """What a stage in these slots is told: the GPUs it may see; without GPUs, that others compute beside it.
 
         The number of threads stays what it is alone, since sums depend on it; but threads that wait sleep, for those of

@@ -1,0 +1,227 @@
+"""The flow that brings results up to date: every stale stage as soon as what it needs is done, several at a time.
+
+    python -m flows.reproduce                                 all of it
+    python -m flows.reproduce --only 'train@*' --slots 2      these and what they need, two trainings at once
+
+DVC decides what is stale and keeps the results: they are those of `dvc repro`, hash for hash. Without a server this flow brings
+its own for as long as it runs (Prefect's ephemeral API on SQLite); with PREFECT_API_URL it shows in that server's dashboard.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any, Final
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled, Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import durations, show
+from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status, say_reasons
+from flows.graph import Graph, Stage, read_graph
+from flows.schedule import DONE, Room, StageResult, run_ready
+from flows.slots import Slots, find_slots
+from stages import layout
+from stages.errors import InputError
+
+LOCK: Final = layout.SCRATCH / "flows" / "lock"
+MOST_THREADS: Final = 64
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How each stage that was stale ended, in the order of the graph; `clean`: DVC finds nothing stale any more in what was asked for."""
+
+    results: tuple[StageResult, ...]
+    clean: bool
+
+
+class StagesFailedError(Exception):
+    """Some stages failed; the message names each with its reason, and what was therefore not run."""
+
+
+def _name_run() -> str:
+    from prefect.runtime import flow_run
+
+    only = flow_run.parameters.get("only")
+    return f"reproduce {', '.join(only)}" if only else "reproduce everything"
+
+
+@flow(name="reproduce", flow_run_name=_name_run, task_runner=ThreadPoolTaskRunner(max_workers=MOST_THREADS), validate_parameters=True)
+def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: list[str] | None = None, root: str | None = None) -> Summary:
+    """Run every stale stage as soon as what it needs is done.
+
+    Args:
+        only: Stages to bring up to date with all they need, by name, group or glob, as train@ct, evaluate, train@*; all if left out.
+        slots: GPU stages at once: at most one a GPU. On a machine without GPUs one if left out.
+        gpus: Indices of the GPUs to use; all that are visible if left out.
+        root: Folder of the workspace; the current one if left out.
+    """
+    logger = get_run_logger()
+    where = Path(root or Path.cwd()).resolve()
+    with only_flow(where):
+        graph = read_graph(where)
+        found = find_slots(where, slots, gpus)
+        for process, record in orphans(where):
+            logger.warning(f"ending process {process.pid} of {Path(record).stem}, which an earlier run left behind")
+            end_processes([process])
+        asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
+        stale = {name: reasons for name, reasons in read_status(where).items() if name in asked}
+        names = graph.in_order(graph.downstream(stale) & asked)
+        if not names:
+            logger.info("Nothing is stale: data and pipelines are up to date")
+            return Summary((), True)
+        reasons = {name: say_reasons(stale[name]) if name in stale else "after " + _first_stale(graph, name, set(names)) for name in names}
+        logger.info(
+            f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages in {len(found.names)} slots: {', '.join(found.names)}"
+        )
+        results = _run(where, graph, names, reasons, found, logger)
+        summary = Summary(tuple(results[name] for name in names), not set(read_status(where)) & asked)
+        show.publish(where, summary.results, reasons)
+    _judge(summary)
+    return summary
+
+
+@contextmanager
+def only_flow(root: Path) -> Iterator[None]:
+    """Hold the workspace: InputError if another flow has it."""
+    path = root / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise InputError(
+                f"another flow (process {handle.read().strip() or 'unknown'}) runs in {root}: wait for it or cancel it, then start again"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str], slots: Slots, logger: Any) -> dict[str, StageResult]:
+    """Run the stages as tasks; name -> how it ended. If the flow is cancelled, the stages are stopped before this returns."""
+    runner, ended = Runner(root), Queue[StageResult]()
+    results: dict[str, StageResult] = {}
+    room = Room(len(slots.names), max(os.cpu_count() or 1, 1))
+
+    @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+    def run_stage(stage: str, why: str) -> State[Any]:
+        result = _run_one(runner, graph.stages[stage], slots, why)
+        results[stage] = result
+        if result.state == "stopped":
+            return Cancelled(name="Stopped", message=result.message)
+        if result.state == "failed":
+            raise StageError(result.message)
+        return Completed(name=result.state.capitalize(), message=f"{result.seconds:.0f} s")
+
+    @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
+    def skip_stage(stage: str, why: str) -> State[Any]:
+        return Cancelled(name="Skipped", message=why)
+
+    def begin(name: str) -> None:
+        stage = graph.stages[name]
+        submit = run_stage.with_options(
+            name=stage.group, description=stage.description, tags=[stage.group, *(["gpu"] if stage.gpus else [])]
+        )
+        future = submit.submit(name, reasons[name])
+        future.add_done_callback(lambda done: ended.put(results.get(name) or _crashed(name, done)))
+
+    def skip(result: StageResult) -> None:
+        logger.warning(f"{result.name} {result.message}")
+        skip_stage.with_options(name=graph.stages[result.name].group, tags=[graph.stages[result.name].group]).submit(
+            result.name, result.message
+        )
+
+    try:
+        return run_ready(graph, names, room, begin, ended, skip)
+    finally:
+        runner.stop()
+
+
+def _run_one(runner: Runner, stage: Stage, slots: Slots, why: str) -> StageResult:
+    """One stage in its slots, its lines in the run's log."""
+    logger = get_run_logger()
+    logger.info(f"{stage.description or stage.name} ({why})")
+    watcher = show.Progress(stage)
+
+    def tell(line: str) -> None:
+        logger.info(line)
+        watcher.see(line)
+
+    try:
+        if stage.gpus:
+            with slots.take(stage.gpus, lambda: runner.stopped) as (held, locks):
+                logger.info(f"in slot {', '.join(held)}")
+                outcome = runner.run(stage.name, tell, extra=slots.environment(held), held=locks)
+        else:
+            outcome = runner.run(stage.name, tell)
+    except (StoppedError, TimeoutError) as error:
+        return StageResult(stage.name, "stopped", message=str(error))
+    except (StageError, InputError) as error:
+        return StageResult(stage.name, "failed", message=str(error))
+    watcher.end()
+    if outcome.how == "ran":
+        durations.record(runner.root, stage.name, outcome.seconds)
+    return StageResult(stage.name, outcome.how, outcome.seconds)
+
+
+def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
+    """A task that ended without a word of its own, as when Prefect's API cannot be reached."""
+    return StageResult(name, "failed", message=f"{name} failed: its task ended {future.state.name}: {future.state.message}")
+
+
+def _first_stale(graph: Graph, name: str, stale: set[str]) -> str:
+    needed = graph.in_order(graph.needs[name] & stale)
+    return ", ".join(needed[:3]) + (f" and {len(needed) - 3} more" if len(needed) > 3 else "")
+
+
+def _judge(summary: Summary) -> None:
+    """StagesFailedError if anything is not up to date."""
+    bad = [result for result in summary.results if result.state not in DONE]
+    if bad:
+        first = "\n".join(f"- {result.message.splitlines()[0]}" for result in bad if result.state != "skipped")
+        skipped = [result.name for result in bad if result.state == "skipped"]
+        more = f"\nNot run because of that: {', '.join(skipped)}" if skipped else ""
+        raise StagesFailedError(f"{len(bad) - len(skipped)} of {len(summary.results)} stages failed:\n{first}{more}")
+    if not summary.clean:
+        raise StagesFailedError("all stages ended well, but `dvc status` is not clean: something was changed meanwhile; run again")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow and print how it ended; the exit code: 0 done, 1 not, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", help="stages to bring up to date, with all they need: train@ct, evaluate, 'train@*'"
+    )
+    parser.add_argument("--slots", type=int, help="GPU stages at once; without GPUs 1")
+    parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1", help="GPUs to use; all that are visible")
+    given = parser.parse_args(arguments)
+    try:
+        summary = reproduce(only=given.only, slots=given.slots, gpus=given.gpus)
+    except (InputError, StagesFailedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: stages were stopped and keep what they had; run the same command again to go on", file=sys.stderr)
+        return 130
+    show.print_summary(summary.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

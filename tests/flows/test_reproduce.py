@@ -1,0 +1,129 @@
+"""The flow against a real Prefect API: the results of plain `dvc repro`, whatever fails or is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.dvc_client import guarded_processes, orphans
+from flows.reproduce import StagesFailedError, main, only_flow, reproduce
+from stages.errors import InputError
+from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_workspace(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What plain `dvc repro` makes."""
+    root = make_workspace(tmp_path_factory.mktemp("reference") / "workspace")
+    run("dvc", "repro", cwd=root)
+    return locked(root)
+
+
+def states(flow_name: str) -> dict[str, tuple[str, str]]:
+    """Task run -> name and message of its state, of all runs the server knows."""
+    with get_client(sync_client=True) as client:
+        return {each.name: (str(each.state_name), str(each.state and each.state.message)) for each in client.read_task_runs(limit=200)}
+
+
+def test_results_are_those_of_plain_dvc_and_a_second_run_has_nothing_to_do(root: Path, reference: dict[str, Any]) -> None:
+    summary = reproduce(root=str(root), slots=2)
+    assert summary.clean
+    assert {result.name: result.state for result in summary.results} == dict.fromkeys(reference, "ran")
+    assert locked(root) == reference
+    assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
+    again = reproduce(root=str(root))
+    assert (again.results, again.clean) == ((), True)
+
+
+def test_a_failed_stage_holds_up_none_but_those_that_need_it(
+    root: Path, reference: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "fail" / "b").touch()
+    with pytest.raises(StagesFailedError) as failed:
+        reproduce(root=str(root), slots=2)
+    assert "train@b failed: b has no luck" in str(failed.value)
+    assert "Not run because of that: evaluate@b, report" in str(failed.value)
+    assert set(locked(root)) == set(reference) - {"train@b", "evaluate@b", "report"}
+    seen = states("reproduce")
+    assert seen["evaluate@b"] == ("Skipped", "not run, because train@b failed")
+    assert seen["train@b"][0] == "Failed"
+    assert "b has no luck" in seen["train@b"][1]
+    (root / "fail" / "b").unlink()
+    assert {result.name for result in reproduce(root=str(root)).results} == {"train@b", "evaluate@b", "report"}
+    assert locked(root) == reference
+
+
+def test_only_what_is_asked_for_is_run_with_what_it_needs(root: Path) -> None:
+    summary = reproduce(only=["evaluate@a"], root=str(root))
+    assert [result.name for result in summary.results] == ["split", "train@a", "evaluate@a"]
+    assert summary.clean
+    with pytest.raises(InputError, match=r"no stage of dvc.yaml is meant by 'train@z'; there are: train@a, train@b, train@c"):
+        reproduce(only=["train@z"], root=str(root))
+
+
+def test_two_flows_in_one_workspace_are_refused(root: Path) -> None:
+    with only_flow(root), pytest.raises(InputError, match=rf"another flow \(process {os.getpid()}\) runs in"):
+        reproduce(root=str(root))
+
+
+def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_had_happened(root: Path, reference: dict[str, Any]) -> None:
+    (root / "hold" / "a").touch()
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "flows.reproduce", "--slots", "2"],
+        cwd=root,
+        env=ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def ours() -> list[Any]:
+        return [process for process, record in guarded_processes() if record.startswith(str(root))]
+
+    deadline = time.monotonic() + 120
+    while not (root / "seen-models-a.log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert ours(), "the stage never began"
+    flow.send_signal(signal.SIGKILL)
+    flow.wait()
+    while ours() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not ours()
+    assert not orphans(root)
+    (root / "hold" / "a").unlink()
+    assert reproduce(root=str(root), slots=2).clean
+    assert locked(root) == reference
+
+
+def test_the_command_line_says_how_it_ended(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(root)
+    assert main(["--only", "nothing"]) == 1
+    assert "error: no stage of dvc.yaml is meant by 'nothing'" in capsys.readouterr().err
+    assert main(["--only", "split"]) == 0
+    assert "1 ran" in capsys.readouterr().out
+    shutil.rmtree(root / "parts")
+    (root / "dvc.yaml").write_text("stages: [", encoding="utf-8")
+    assert main([]) == 1
+    assert "error: DVC cannot read the pipeline" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""A workspace with the shape of the pipeline and commands that cost nothing: real DVC, real git."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.invalid",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.invalid",
+}
+# waits while a file of its key is in hold/, fails while one is in fail/; neither is a dependency
+WORK = """
+set -e
+echo "$2: step 1 of 2, reward 0.50, 1 s to go"
+echo "GPUs '$CUDA_VISIBLE_DEVICES'" >> "seen-$1-$2.log"
+while [ -e "hold/$2" ]; do sleep 0.05; done
+if [ -e "fail/$2" ]; then echo "error: $2 has no luck"; exit 1; fi
+mkdir -p "$1"
+cat "$3" > "$1/$2.txt.part"
+mv "$1/$2.txt.part" "$1/$2.txt"
+"""
+
+
+def run(*command: str, cwd: Path, code: int = 0) -> str:
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == code, output[-4000:]
+    return output
+
+
+def make_workspace(root: Path, keys: Sequence[str] = ("a", "b", "c")) -> Path:
+    """The stages split -> train@<key> -> evaluate@<key> -> report, committed and never run."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "work.sh").write_text(WORK, encoding="utf-8")
+    (root / "corpus.txt").write_text("first\n", encoding="utf-8")
+    for folder in ("hold", "fail"):
+        (root / folder).mkdir()
+    (root / "dvc.yaml").write_text(yaml.safe_dump(_pipeline(list(keys)), sort_keys=False), encoding="utf-8")
+    (root / "params.yaml").write_text("rate: 1\n", encoding="utf-8")
+    (root / ".gitignore").write_text(".scratch/\n/hold\n/fail\n*.log\n", encoding="utf-8")
+    (root / ".dvc").mkdir()
+    shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
+    (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
+    run("git", "init", "-q", cwd=root)
+    run("git", "add", "-A", cwd=root)
+    run("git", "commit", "-q", "-m", "a pipeline", cwd=root)
+    return root
+
+
+def _pipeline(keys: list[str]) -> dict[str, Any]:
+    parts = " ".join(keys)
+    return {
+        "stages": {
+            "split": {
+                "cmd": f"mkdir -p parts && for key in {parts}; do cat corpus.txt > parts/$key.txt; echo $key >> parts/$key.txt; done",
+                "deps": ["corpus.txt"],
+                "outs": [f"parts/{key}.txt" for key in keys],
+                "meta": {"gpus": 0, "minutes": 1},
+            },
+            "train": {
+                "foreach": keys,
+                "do": {
+                    "desc": "Train ${item}",
+                    "cmd": "sh work.sh models ${item} parts/${item}.txt",
+                    "deps": ["parts/${item}.txt"],
+                    "params": ["rate"],
+                    "outs": ["models/${item}.txt"],
+                    "meta": {"gpus": 1, "minutes": 2},
+                },
+            },
+            "evaluate": {
+                "foreach": keys,
+                "do": {
+                    "cmd": "sh work.sh predictions ${item} models/${item}.txt",
+                    "deps": ["models/${item}.txt"],
+                    "outs": ["predictions/${item}.txt"],
+                    "meta": {"gpus": 1, "minutes": 1},
+                },
+            },
+            "report": {
+                "cmd": "cat predictions/*.txt > report.txt",
+                "deps": ["predictions"],
+                "outs": ["report.txt"],
+                "meta": {"gpus": 0, "minutes": 1},
+            },
+        }
+    }
+
+
+def locked(root: Path) -> dict[str, dict[str, str]]:
+    """Stage -> path -> md5 of its outputs, from dvc.lock."""
+    path = root / "dvc.lock"
+    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
+    return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}

@@ -1,6 +1,0 @@
-"""Stub until merged."""
-
-from pathlib import Path
-
-
-def record(root: Path, stage: str, seconds: float) -> None: ...

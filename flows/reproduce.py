@@ -23,7 +23,7 @@ from typing import Any, Final
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import durations, show
@@ -58,7 +58,9 @@ def _name_run() -> str:
 
 
 @flow(name="reproduce", flow_run_name=_name_run, task_runner=ThreadPoolTaskRunner(max_workers=MOST_THREADS), validate_parameters=True)
-def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: list[str] | None = None, root: str | None = None) -> Summary:
+def reproduce(
+    only: list[str] | None = None, slots: int | None = None, gpus: list[str] | None = None, root: str | None = None
+) -> Summary | State[Any]:
     """Run every stale stage as soon as what it needs is done.
 
     Args:
@@ -67,27 +69,34 @@ def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: lis
         gpus: Indices of the GPUs to use; all that are visible if left out.
         root: Folder of the workspace; the current one if left out.
     """
+    try:
+        return bring_up_to_date(Path(root or Path.cwd()).resolve(), only, slots, gpus)
+    except (InputError, StagesFailedError) as error:  # what a person can mend needs no traceback
+        return Failed(message=str(error), data=error)
+
+
+def bring_up_to_date(root: Path, only: Sequence[str] | None, slots: int | None, gpus: Sequence[str] | None) -> Summary:
+    """What the flow does, inside of a flow run. InputError or StagesFailedError if not all that was asked for is up to date."""
     logger = get_run_logger()
-    where = Path(root or Path.cwd()).resolve()
-    with only_flow(where):
-        graph = read_graph(where)
-        found = find_slots(where, slots, gpus)
-        for process, record in orphans(where):
-            logger.warning(f"ending process {process.pid} of {Path(record).stem}, which an earlier run left behind")
-            end_processes([process])
+    with only_flow(root):
+        graph = read_graph(root)
+        found = find_slots(root, slots, gpus)
+        if left := orphans(root):
+            logger.warning(
+                f"ending {len(left)} processes that an earlier run left behind, of {', '.join({Path(each).stem for _, each in left})}"
+            )
+            end_processes([process for process, _ in left])
         asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
-        stale = {name: reasons for name, reasons in read_status(where).items() if name in asked}
+        stale = {name: reasons for name, reasons in read_status(root).items() if name in asked}
         names = graph.in_order(graph.downstream(stale) & asked)
         if not names:
             logger.info("Nothing is stale: data and pipelines are up to date")
             return Summary((), True)
         reasons = {name: say_reasons(stale[name]) if name in stale else "after " + _first_stale(graph, name, set(names)) for name in names}
-        logger.info(
-            f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages in {len(found.names)} slots: {', '.join(found.names)}"
-        )
-        results = _run(where, graph, names, reasons, found, logger)
-        summary = Summary(tuple(results[name] for name in names), not set(read_status(where)) & asked)
-        show.publish(where, summary.results, reasons)
+        logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages in slots {', '.join(found.names)}")
+        results = _run(root, graph, names, reasons, found, logger)
+        summary = Summary(tuple(results[name] for name in names), not set(read_status(root)) & asked)
+        show.publish(root, summary.results, reasons)
     _judge(summary)
     return summary
 
@@ -124,7 +133,8 @@ def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str]
         if result.state == "stopped":
             return Cancelled(name="Stopped", message=result.message)
         if result.state == "failed":
-            raise StageError(result.message)
+            why = result.message.splitlines()[0]  # the lines that led to it are in the log
+            return Failed(message=why, data=StageError(why))
         return Completed(name=result.state.capitalize(), message=f"{result.seconds:.0f} s")
 
     @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)

@@ -109,7 +109,7 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
         Step(
             name=name,
             description=graph.stages[name].description,
-            why=say_why(graph, name, stale.get(name, {}), after[name], name in lock or name.endswith(".dvc")),
+            why=say_why(graph, stale.get(name, {}), after[name], name in lock or name.endswith(".dvc")),
             reasons=stale.get(name, {}),
             after=after[name],
             wave=waves[name],

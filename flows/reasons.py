@@ -9,7 +9,7 @@ from flows.dvc_client import Reasons, say_reasons
 from flows.graph import Graph
 
 
-def say_why(graph: Graph, name: str, reasons: Reasons, after: Sequence[str], has_run: bool) -> str:
+def say_why(graph: Graph, reasons: Reasons, after: Sequence[str], has_run: bool) -> str:
     """In a line, why a stage would run: what changed by itself, then the stages it waits for.
 
     What is stale about it only because of those is left out; so are, where it has never run, all differences to nothing.

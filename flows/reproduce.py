@@ -22,20 +22,24 @@ from typing import Any, Final
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import durations, show
-from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status, say_reasons
+from flows.disk import read_lock
+from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status
 from flows.graph import Graph, Stage, read_graph
+from flows.reasons import say_why
 from flows.schedule import DONE, Room, StageResult, run_ready
 from flows.slots import Slots, find_slots
 from stages import layout
 from stages.errors import InputError
 
 LOCK: Final = layout.SCRATCH / "flows" / "lock"
-MOST_THREADS: Final = 64
+THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
+"""More than stages ever run at once."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,8 @@ def _name_run() -> str:
     return f"reproduce {', '.join(only)}" if only else "reproduce everything"
 
 
-@flow(name="reproduce", flow_run_name=_name_run, task_runner=ThreadPoolTaskRunner(max_workers=MOST_THREADS), validate_parameters=True)
-def reproduce(
-    only: list[str] | None = None, slots: int | None = None, gpus: list[str] | None = None, root: str | None = None
-) -> Summary | State[Any]:
+@flow(name="reproduce", flow_run_name=_name_run, task_runner=THREADS)  # type: ignore[arg-type]
+def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: list[str] | None = None, root: str | None = None) -> Summary:
     """Run every stale stage as soon as what it needs is done.
 
     Args:
@@ -72,7 +74,7 @@ def reproduce(
     try:
         return bring_up_to_date(Path(root or Path.cwd()).resolve(), only, slots, gpus)
     except (InputError, StagesFailedError) as error:  # what a person can mend needs no traceback
-        return Failed(message=str(error), data=error)
+        return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
 
 
 def bring_up_to_date(root: Path, only: Sequence[str] | None, slots: int | None, gpus: Sequence[str] | None) -> Summary:
@@ -92,7 +94,8 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, slots: int | None, 
         if not names:
             logger.info("Nothing is stale: data and pipelines are up to date")
             return Summary((), True)
-        reasons = {name: say_reasons(stale[name]) if name in stale else "after " + _first_stale(graph, name, set(names)) for name in names}
+        known, among = read_lock(root), set(names)
+        reasons = {name: say_why(graph, stale.get(name, {}), graph.in_order(graph.needs[name] & among), name in known) for name in names}
         logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages in slots {', '.join(found.names)}")
         results = _run(root, graph, names, reasons, found, logger)
         summary = Summary(tuple(results[name] for name in names), not set(read_status(root)) & asked)
@@ -191,11 +194,6 @@ def _run_one(runner: Runner, stage: Stage, slots: Slots, why: str) -> StageResul
 def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
     """A task that ended without a word of its own, as when Prefect's API cannot be reached."""
     return StageResult(name, "failed", message=f"{name} failed: its task ended {future.state.name}: {future.state.message}")
-
-
-def _first_stale(graph: Graph, name: str, stale: set[str]) -> str:
-    needed = graph.in_order(graph.needs[name] & stale)
-    return ", ".join(needed[:3]) + (f" and {len(needed) - 3} more" if len(needed) > 3 else "")
 
 
 def _judge(summary: Summary) -> None:

@@ -38,6 +38,8 @@ VICTIMS = ("worker", "server", "flow", "guard", "dvc", "stage")
 POOL = "chaos"
 LONGEST = 14.0
 """Seconds after which the latest kill comes; an undisturbed run takes about as long."""
+COMES = 15.0
+"""Seconds that a victim is waited for."""
 ATTEMPTS = 12
 
 
@@ -149,17 +151,19 @@ class Services:
         self._prefect("deployment", "run", "reproduce/chaos", "--param", f"root={root}", "--param", "slots=2")
 
     def kill(self, victim: str, root: Path) -> str | None:
-        """Kill -9; the command line of what was killed, None if there was no such process at the moment."""
-        found = _first(victim, root, self._worker, self._server)
-        if found is None:
-            return None
-        try:
-            words = " ".join(found.cmdline())[-80:]
-            found.send_signal(signal.SIGKILL)
-            found.wait(10)
-        except psutil.Error:
-            return None
-        return words
+        """Kill -9 the first process of that kind that is there from now on; its command line, None if none came."""
+        deadline = time.monotonic() + COMES
+        while time.monotonic() < deadline:
+            found = _first(victim, root, self._worker, self._server)
+            try:
+                if found is not None:
+                    words = " ".join(found.cmdline())[-80:]
+                    found.send_signal(signal.SIGKILL)
+                    return words
+            except psutil.Error:
+                continue
+            time.sleep(0.05)
+        return None
 
     def stop(self) -> None:
         """End all."""
@@ -195,14 +199,24 @@ def _first(
         process = worker if victim == "worker" else server
         return psutil.Process(process.pid) if process and process.poll() is None else None
     if victim == "flow":
-        children = psutil.Process(worker.pid).children(recursive=True) if worker and worker.poll() is None else []
-        return next((each for each in children if "prefect.flow_engine" in " ".join(each.cmdline()) or "flow-run" in each.cmdline()), None)
+        return next((each for each in psutil.process_iter() if _runs_flow(each, root.parent)), None)
     if victim == "guard":
         marks = [str(REPOSITORY / "flows" / "guard.py"), str(root)]
         return next((each for each in psutil.process_iter() if all(mark in _words(each) for mark in marks)), None)
     mark = "work.sh" if victim == "stage" else "dvc --wait-for-lock"
     ours = [process for process, record in guarded_processes() if record.startswith(str(root))]
     return next((each for each in ours if mark in _words(each)), None)
+
+
+def _runs_flow(process: psutil.Process, folder: Path) -> bool:
+    """Is it the process of a flow run that the worker of this folder started?"""
+    try:
+        variables = process.environ()
+    except (psutil.Error, OSError):
+        return False
+    return (
+        "PREFECT__FLOW_RUN_ID" in variables and "FLOW_RECORD" not in variables and variables.get("PREFECT_HOME") == str(folder / "prefect")
+    )
 
 
 def _words(process: psutil.Process) -> str:

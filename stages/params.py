@@ -223,6 +223,27 @@ class Report(_Group):
     bootstrap_seed: int
 
 
+class Retrain(_Group):
+    """Flow retrain: which new data is taken, and when what was trained on it takes the champion's place. No stage reads it."""
+
+    debounce_seconds: NonNegativeFloat
+    """A source that has changed is taken when it has looked the same for so long: an upload that goes on, or many at once, make one run."""
+    max_fewer_questions: Annotated[float, Field(ge=0, le=1)]
+    """Share of the questions of the champion's corpus, of all and of each modality, that a new one may lack."""
+    max_refused: Annotated[float, Field(ge=0, le=1)]
+    """Share of the records that may be refused, for themselves or for their picture."""
+    ignored_modalities: list[str]
+    """Values of modality_type that are known to be none of ours; any other unknown one stops the run."""
+    min_test_questions: PositiveInt
+    """A checkpoint with fewer test questions of its own, that both sides can be asked, is not judged, and so not promoted."""
+    max_loss: NonNegativeFloat
+    """Points. The 95% interval of challenger minus champion, on a checkpoint's own test and over its axis, may not reach below minus this."""
+    never_worse: list[str]
+    """Cells, "<checkpoint>/<modality or question type tested>", in which the challenger must answer as many questions rightly."""
+    min_better: Annotated[int, Field(ge=0)]
+    """Checkpoints that must be better on their own test: interval above zero, and McNemar's p, after Holm, below 0.05."""
+
+
 class Checkpoint(_Group):
     """One policy to train."""
 
@@ -279,6 +300,7 @@ class Params(_Group):
     sft: Sft
     evaluate: Evaluate
     report: Report
+    retrain: Retrain
     checkpoints: dict[str, Checkpoint]
     evaluations: dict[str, Evaluation]
 
@@ -304,6 +326,10 @@ class Params(_Group):
             raise ValueError(
                 "base.attention flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use sdpa, or the engine trl"
             )
+        for cell in self.retrain.never_worse:
+            name, _, tested = cell.partition("/")
+            if name not in self.checkpoints or tested not in AXES[self.checkpoints[name].axis]:
+                raise ValueError(f"retrain.never_worse: {cell!r} is no cell; name a checkpoint and one that it is tested on, as ct/mri")
         if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
             raise ValueError(f"evaluations must be base and the checkpoints; not on both sides: {', '.join(sorted(extra))}")
         return self

@@ -1,0 +1,65 @@
+"""Is new data fit to be trained on: what stops a run before anything is trained, and the words in which it says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.manifest import Manifest
+from stages.corpus.archive import open_archive
+from stages.corpus.modalities import MODALITIES
+from stages.errors import InputError
+from stages.params import Retrain
+
+
+class RefusedDropError(Exception):
+    """New data that may not be trained on; the message says why and what to do."""
+
+
+def check_archive(path: Path) -> None:
+    """RefusedDropError if the archive is damaged, unsafe, or no corpus. Looks at the list of members, not at their bytes."""
+    try:
+        with open_archive(path):
+            pass
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: `dvc checkout data.dvc`") from None
+    except InputError as error:
+        raise RefusedDropError(str(error)) from error
+
+
+def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
+    """All that speaks against training on `new`, one line each; `old` is the champion's corpus, None if there is no champion."""
+    found = list(_unknown(new, old, rule))
+    share = new.refused / new.read if new.read else 1.0
+    if share > rule.max_refused:
+        found.append(
+            f"{new.refused} of {new.read} records ({share:.1%}) were refused, more than retrain.max_refused ({rule.max_refused:.1%}): "
+            "data/quarantine/ of the refused run is summed up in the decision; correct the records, or raise the limit"
+        )
+    if old is None:
+        return found
+    lost = [slug for slug in MODALITIES if old.questions[slug] and not new.questions[slug]]
+    for slug in lost:
+        found.append(f"{slug} has vanished: {len(old.questions[slug])} questions in the champion's corpus, none in this one")
+    for name, slugs in {"all modalities": list(MODALITIES), **{slug: [slug] for slug in MODALITIES if slug not in lost}}.items():
+        before, after = (_total(each, slugs) for each in (old, new))
+        if before and after < before * (1 - rule.max_fewer_questions):
+            found.append(
+                f"{name}: {after} questions, {1 - after / before:.0%} fewer than the {before} of the champion's corpus; "
+                f"retrain.max_fewer_questions allows {rule.max_fewer_questions:.0%}"
+            )
+    return found
+
+
+def _total(manifest: Manifest, slugs: Sequence[str]) -> int:
+    return sum(len(manifest.questions[slug]) for slug in slugs)
+
+
+def _unknown(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
+    """Modalities that are none of ours and that the champion's corpus did not have either."""
+    return [
+        f"unknown modality {literal!r} in {count} records: if it is known to be none of ours, name it in retrain.ignored_modalities; "
+        "if it is a new one or another spelling, stages/corpus/modalities.py has to learn it"
+        for literal, count in sorted(new.unknown.items())
+        if literal not in rule.ignored_modalities and (old is None or literal not in old.unknown)
+    ]

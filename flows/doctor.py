@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -73,7 +73,7 @@ def checks(silence: float | None = None) -> dict[str, Check]:
     }
 
 
-def examine(root: Path, fix: bool = False, wanted: dict[str, Check] | None = None) -> list[Diagnosis]:
+def examine(root: Path, fix: bool = False, wanted: Mapping[str, Check] | None = None) -> list[Diagnosis]:
     """What each check finds in the workspace at `root`; with `fix`, what is safe is mended before the next check looks.
 
     A check that fails is a problem of its own, and keeps none of the others from being made.

@@ -54,6 +54,12 @@ def gpu_parts(root: Path) -> list[Finding]:
         )
     else:
         findings.append(Finding("torch", "ok", f"torch {seen['torch']}, CUDA {seen['cuda']}: {', '.join(seen['devices'])}"))
+    return findings + gpu_libraries(root)
+
+
+def gpu_libraries(root: Path) -> list[Finding]:
+    """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing."""
+    findings = []
     for package, why in _OPTIONAL.items():
         version = _version(package)
         needed = package == "flash-attn" and _attention(root) == "flash_attention_2"

@@ -170,12 +170,11 @@ def _version(address: str, theirs: str) -> Finding:
 
 
 def _silent(address: str, error: Exception) -> Finding:
-    return Finding(
-        "Prefect server",
-        "problem",
-        f"PREFECT_API_URL is {_shown(address)}, where none answers ({type(error).__name__}): no flow can begin",
-        "start it, or unset PREFECT_API_URL to run without one; with a password, see that PREFECT_API_AUTH_STRING is set",
-    )
+    if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
+        what, remedy = "which refuses this user", "set PREFECT_API_AUTH_STRING to what the server was started with"
+    else:
+        what, remedy = f"where no Prefect answers ({type(error).__name__})", "start it, or unset PREFECT_API_URL to run without one"
+    return Finding("Prefect server", "problem", f"PREFECT_API_URL is {_shown(address)}, {what}: no flow can begin", remedy)
 
 
 def _shown(address: str) -> str:

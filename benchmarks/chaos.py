@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write what was seen to this file")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this, server and worker end with it
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     services = Services(folder)
     rng = random.Random(given.seed)  # noqa: S311  (moments, no secrets)

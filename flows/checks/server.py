@@ -35,21 +35,31 @@ def server(silence: timedelta = SILENCE) -> list[Finding]:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
-    try:
-        with get_client(sync_client=True, httpx_settings={"timeout": _SECONDS}) as client:
+    unusable = (HTTPError, PrefectException, RuntimeError, ValueError)  # the last two: an answer that is not Prefect's
+    with get_client(sync_client=True, httpx_settings={"timeout": _SECONDS}) as client:
+        try:
             if (error := client.api_healthcheck()) is not None:
                 return [_silent(address, error)]
-            return [_version(address, client.api_version()), *zombies(client, silence), *leaked_slots(client)]
-    except (HTTPError, PrefectException) as error:
-        return [_silent(address, error)]
+            found = [_version(address, client.api_version())]
+        except unusable as error:
+            return [_silent(address, error)]
+        try:
+            return [*found, *zombies(client, silence), *leaked_slots(client)]
+        except unusable as error:
+            what = f"the server refuses what it is asked ({type(error).__name__}), so its runs and slots are not known"
+            return [*found, Finding("flow runs", "problem", what, "have server and client of one version, and look into the server's log")]
 
 
-def zombies(client: SyncPrefectClient, silence: timedelta = SILENCE) -> list[Finding]:
-    """Runs of this project's flows that the server takes for running, but whose process is gone or gave no sign for so long."""
+def zombies(client: SyncPrefectClient, silence: timedelta = SILENCE, now: datetime | None = None) -> list[Finding]:
+    """Runs of this project's flows that the server takes for running, but whose process is gone or gave no sign for so long.
+
+    `now`: the time of the server's clock; this machine's if None.
+    """
+    now = now or datetime.now(UTC)
     found = []
     alive = _active_runs(client, project_flows())
     for run in alive:
-        if why := _is_gone(client, run, silence):
+        if why := _is_gone(client, run, silence, now):
             found.append(
                 Finding(
                     "flow runs",
@@ -113,26 +123,31 @@ def _active_runs(client: SyncPrefectClient, flows: Sequence[str] | None) -> list
     )
 
 
-def _is_gone(client: SyncPrefectClient, run: FlowRun, silence: timedelta) -> str:
+def _is_gone(client: SyncPrefectClient, run: FlowRun, silence: timedelta, now: datetime) -> str:
     """Why a run must be dead; empty if it may be alive."""
     host, _, number = (run.infrastructure_pid or "").rpartition(":")
     if host == socket.gethostname() and number.isdecimal():
         return "" if psutil.pid_exists(int(number)) else f"its process {number} is gone"
-    last = _last_sign(client, run)
-    quiet = datetime.now(UTC) - last
+    last = _last_sign(client, run, now)
+    quiet = now - last
     return f"it gave no sign of life for {quiet.total_seconds() / 60:.0f} minutes" if quiet > silence else ""
 
 
-def _last_sign(client: SyncPrefectClient, run: FlowRun) -> datetime:
+def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> datetime:
     """When a run last changed its state, sent a heartbeat, or logged a line."""
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
     from prefect.client.schemas.sorting import LogSort
-    from prefect.events.filters import EventFilter, EventOrder, EventResourceFilter
+    from prefect.events.filters import EventFilter, EventOccurredFilter, EventOrder, EventResourceFilter
 
     signs = [each for each in (run.state.timestamp if run.state else None, run.start_time, run.expected_start_time) if each]
     logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=1, sort=LogSort.TIMESTAMP_DESC)
     signs += [log.timestamp for log in logs]
-    about = EventFilter(resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]), order=EventOrder.DESC)
+    about = EventFilter(
+        # the server's clock may be ahead of this one, by which the filter would end at now
+        occurred=EventOccurredFilter.model_validate({"until": now + timedelta(days=1)}),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+        order=EventOrder.DESC,
+    )
     signs += [event.occurred for event in client.read_events(about, limit=1).events]
     return max(signs)
 

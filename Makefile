@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON3 ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+PORT ?= 4200
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # nothing here reports home
@@ -12,11 +13,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro test lint types format lock install clean
+.PHONY: help repro dashboard test lint types format lock install clean
 
 help:
 	@echo "make repro   install, then run the pipeline and print the results (about 15 minutes on 2 cores the first time)"
 	@echo "make test    install, then lint, check types and run every test (about 8 minutes on 2 cores)"
+	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
 	@echo "make format  put the code into its one format"
 	@echo "make lock    resolve the dependencies of pyproject.toml anew into infra/requirements.lock"
 	@echo "make clean   remove .venv and caches; results and the DVC cache stay"
@@ -25,6 +27,9 @@ repro: $(INSTALLED)
 	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. About 14 minutes on 2 cores; what is up to date is skipped."
 	@dvc repro
 	@python -m stages.report show
+
+dashboard: $(INSTALLED)
+	@python -m flows.serve --port $(PORT)
 
 test: $(INSTALLED) lint types
 	@echo "== Running the tests, about 7 minutes on 2 cores"

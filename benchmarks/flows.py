@@ -50,9 +50,8 @@ def main() -> None:
         costs = cost(folder / "cost", KEYS[:4] if given.quick else KEYS, 1 if given.quick else 3, say)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    say(
-        f"{recorded} of {asked} stages recorded; a stage costs {costs['flow']:.2f} s over its command, {costs['dvc']:.2f} s by plain dvc repro"
-    )
+    say(f"{recorded} of {asked} stages recorded")
+    say(f"a stage costs {costs['flow']:.2f} s over its command, {costs['dvc']:.2f} s by plain dvc repro")
     if given.json:
         write_json(
             given.json,
@@ -81,9 +80,8 @@ def rounds(root: Path, count: int, say: Any) -> tuple[int, int]:
         held = sum(stages.get(f"train@{key}", {}).get("params", {}).get("params.yaml", {}).get("rate") == number for key in KEYS)
         ran = sum(result.state == "ran" for result in summary.results)
         recorded += held
-        say(
-            f"round {number} of {count}: {ran} ran, {held} recorded, status {'clean' if summary.clean else 'NOT clean'}, {time.monotonic() - start:.1f} s"
-        )
+        clean = "clean" if summary.clean else "NOT clean"
+        say(f"round {number} of {count}: {ran} ran, {held} recorded, status {clean}, {time.monotonic() - start:.1f} s")
     return recorded, count * len(KEYS)
 
 

@@ -7,9 +7,11 @@ The only place that uses DVC's Python objects, and only to read; all that change
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 from dvc.repo import Repo
@@ -92,23 +94,33 @@ def read_graph(root: Path) -> Graph:
         repo = Repo(str(root))
         with repo:
             graph = repo.index.graph
-            names = {stage: stage.addressing for stage in graph}
+            names = {stage: _name(stage, repo.root_dir) for stage in graph}
             # ties by name: the order does not depend on how DVC happens to list its files
             ordered = nx.lexicographical_topological_sort(graph.reverse(copy=False), key=names.__getitem__)
-            stages = [_stage(stage) for stage in ordered]
+            stages = [_stage(stage, names[stage], repo.root_dir) for stage in ordered]
             needs = {names[stage]: frozenset(names[each] for each in graph.successors(stage)) for stage in graph}
     except DvcException as error:
         raise InputError(f"DVC cannot read the pipeline in {root}: {error}. `dvc repro --dry` says where") from error
     return Graph({stage.name: stage for stage in stages}, needs)
 
 
-def _stage(stage: object) -> Stage:
+def _stage(stage: Any, name: str, root: str) -> Stage:
     meta = getattr(stage, "meta", None) or {}
     return Stage(
-        name=stage.addressing,  # type: ignore[attr-defined]
+        name=name,
         description=getattr(stage, "desc", None) or "",
-        deps=tuple(str(dep) for dep in stage.deps),  # type: ignore[attr-defined]
-        outs=tuple(str(out) for out in stage.outs),  # type: ignore[attr-defined]
+        deps=tuple(_path(dep, root) for dep in stage.deps),
+        outs=tuple(_path(out, root) for out in stage.outs),
         gpus=int(meta.get("gpus", 0)),
         minutes=float(meta.get("minutes", 1)),
     )
+
+
+def _name(stage: Any, root: str) -> str:
+    """As `dvc repro` takes it in the root: DVC's own addresses are relative to wherever this process is."""
+    file, name = os.path.relpath(stage.path, root), getattr(stage, "name", None)
+    return file if name is None else name if file == "dvc.yaml" else f"{file}:{name}"
+
+
+def _path(item: Any, root: str) -> str:
+    return os.path.relpath(item.fs_path, root) if os.path.isabs(item.fs_path) else str(item)

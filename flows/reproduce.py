@@ -22,20 +22,24 @@ from typing import Any, Final
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import durations, show
-from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status, say_reasons
+from flows.disk import read_lock
+from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status
 from flows.graph import Graph, Stage, read_graph
+from flows.reasons import say_why
 from flows.schedule import DONE, Room, StageResult, run_ready
 from flows.slots import Slots, find_slots
 from stages import layout
 from stages.errors import InputError
 
 LOCK: Final = layout.SCRATCH / "flows" / "lock"
-MOST_THREADS: Final = 64
+THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
+"""More than stages ever run at once."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def _name_run() -> str:
     return f"reproduce {', '.join(only)}" if only else "reproduce everything"
 
 
-@flow(name="reproduce", flow_run_name=_name_run, task_runner=ThreadPoolTaskRunner(max_workers=MOST_THREADS), validate_parameters=True)
+@flow(name="reproduce", flow_run_name=_name_run, task_runner=THREADS)  # type: ignore[arg-type]
 def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: list[str] | None = None, root: str | None = None) -> Summary:
     """Run every stale stage as soon as what it needs is done.
 
@@ -67,27 +71,35 @@ def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: lis
         gpus: Indices of the GPUs to use; all that are visible if left out.
         root: Folder of the workspace; the current one if left out.
     """
+    try:
+        return bring_up_to_date(Path(root or Path.cwd()).resolve(), only, slots, gpus)
+    except (InputError, StagesFailedError) as error:  # what a person can mend needs no traceback
+        return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
+
+
+def bring_up_to_date(root: Path, only: Sequence[str] | None, slots: int | None, gpus: Sequence[str] | None) -> Summary:
+    """What the flow does, inside of a flow run. InputError or StagesFailedError if not all that was asked for is up to date."""
     logger = get_run_logger()
-    where = Path(root or Path.cwd()).resolve()
-    with only_flow(where):
-        graph = read_graph(where)
-        found = find_slots(where, slots, gpus)
-        for process, record in orphans(where):
-            logger.warning(f"ending process {process.pid} of {Path(record).stem}, which an earlier run left behind")
-            end_processes([process])
+    with only_flow(root):
+        graph = read_graph(root)
+        found = find_slots(root, slots, gpus)
+        if left := orphans(root):
+            logger.warning(
+                f"ending {len(left)} processes that an earlier run left behind, of {', '.join({Path(each).stem for _, each in left})}"
+            )
+            end_processes([process for process, _ in left])
         asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
-        stale = {name: reasons for name, reasons in read_status(where).items() if name in asked}
+        stale = {name: reasons for name, reasons in read_status(root).items() if name in asked}
         names = graph.in_order(graph.downstream(stale) & asked)
         if not names:
             logger.info("Nothing is stale: data and pipelines are up to date")
             return Summary((), True)
-        reasons = {name: say_reasons(stale[name]) if name in stale else "after " + _first_stale(graph, name, set(names)) for name in names}
-        logger.info(
-            f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages in {len(found.names)} slots: {', '.join(found.names)}"
-        )
-        results = _run(where, graph, names, reasons, found, logger)
-        summary = Summary(tuple(results[name] for name in names), not set(read_status(where)) & asked)
-        show.publish(where, summary.results, reasons)
+        known, among = read_lock(root), set(names)
+        reasons = {name: say_why(graph, stale.get(name, {}), graph.in_order(graph.needs[name] & among), name in known) for name in names}
+        logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages in slots {', '.join(found.names)}")
+        results = _run(root, graph, names, reasons, found, logger)
+        summary = Summary(tuple(results[name] for name in names), not set(read_status(root)) & asked)
+        show.publish(root, summary.results, reasons)
     _judge(summary)
     return summary
 
@@ -124,7 +136,8 @@ def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str]
         if result.state == "stopped":
             return Cancelled(name="Stopped", message=result.message)
         if result.state == "failed":
-            raise StageError(result.message)
+            why = result.message.splitlines()[0]  # the lines that led to it are in the log
+            return Failed(message=why, data=StageError(why))
         return Completed(name=result.state.capitalize(), message=f"{result.seconds:.0f} s")
 
     @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
@@ -181,11 +194,6 @@ def _run_one(runner: Runner, stage: Stage, slots: Slots, why: str) -> StageResul
 def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
     """A task that ended without a word of its own, as when Prefect's API cannot be reached."""
     return StageResult(name, "failed", message=f"{name} failed: its task ended {future.state.name}: {future.state.message}")
-
-
-def _first_stale(graph: Graph, name: str, stale: set[str]) -> str:
-    needed = graph.in_order(graph.needs[name] & stale)
-    return ", ".join(needed[:3]) + (f" and {len(needed) - 3} more" if len(needed) > 3 else "")
 
 
 def _judge(summary: Summary) -> None:

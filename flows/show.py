@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 from httpx import HTTPError
@@ -65,7 +65,8 @@ class Progress:
     def _put(self, share: float, words: str) -> None:
         try:
             if self._artifact is None:
-                self._artifact = create_progress_artifact(share, key=key_of("progress", self._stage.name), description=words)
+                made = create_progress_artifact(share, key=key_of("progress", self._stage.name), description=words)
+                self._artifact = cast(UUID, made)
             else:
                 update_progress_artifact(self._artifact, share, description=words)
         except (PrefectException, HTTPError) as error:  # a stage does not fail because nobody can watch it
@@ -90,10 +91,9 @@ def publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, st
         address = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
         create_image_artifact(address, key=key_of("figure", figure.stem), description=figure.stem.replace("-", " ").replace("_", " "))
     page = root / layout.REPORT / "index.html"
-    address = os.environ.get(REPORT_URL)
-    create_link_artifact(
-        f"{address.rstrip('/')}/index.html" if address else page.as_uri(), link_text="The report", key="report", description=str(page)
-    )
+    served = os.environ.get(REPORT_URL)
+    link = f"{served.rstrip('/')}/index.html" if served else page.as_uri()
+    create_link_artifact(link, link_text="The report", key="report", description=str(page))
 
 
 def stages_table(results: Sequence[StageResult], reasons: Mapping[str, str]) -> str:

@@ -227,7 +227,7 @@ class Retrain(_Group):
     """Flow retrain: which new data is taken, and when what was trained on it takes the champion's place. No stage reads it."""
 
     debounce_seconds: NonNegativeFloat
-    """A source that has changed is taken when it has looked the same for so long: an upload that goes on, or many at once, make one run."""
+    """A source that has changed is taken when it has looked the same for so long: an upload that goes on, or many, make one run."""
     max_fewer_questions: Annotated[float, Field(ge=0, le=1)]
     """Share of the questions of the champion's corpus, of all and of each modality, that a new one may lack."""
     max_refused: Annotated[float, Field(ge=0, le=1)]
@@ -237,7 +237,7 @@ class Retrain(_Group):
     min_test_questions: PositiveInt
     """A checkpoint with fewer test questions of its own, that both sides can be asked, is not judged, and so not promoted."""
     max_loss: NonNegativeFloat
-    """Points. The 95% interval of challenger minus champion, on a checkpoint's own test and over its axis, may not reach below minus this."""
+    """Points. The 95% interval of challenger minus champion, on its own test and over its axis, may not reach below minus this."""
     never_worse: list[str]
     """Cells, "<checkpoint>/<modality or question type tested>", in which the challenger must answer as many questions rightly."""
     min_better: Annotated[int, Field(ge=0)]

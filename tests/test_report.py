@@ -538,7 +538,7 @@ def test_the_summary_is_small_enough_for_dvc_metrics_show_and_says_where_it_come
 
 
 def test_show_without_a_report_says_how_to_make_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"report/metrics\.json not found.*dvc repro report"):
+    with pytest.raises(InputError, match=r"report/metrics\.json is missing: make the report with `dvc repro --force report`"):
         run(monkeypatch, "show")
 
 

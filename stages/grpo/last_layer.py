@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from stages.grpo.prompt_batch import backbone
+from stages.grpo.prompt_batch import backbone, recomputes
 
 LAYERS: Final = ("Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer", "Qwen3VLTextDecoderLayer")
 
@@ -30,8 +29,12 @@ def last_layer_yields(policy: Any, tokens: int) -> Iterator[bool]:
     than this context lasts; where something else has replaced the layer's forward; and for other layers than `LAYERS`.
     """
     layer = backbone(policy).language_model.layers[-1]
-    recomputing = torch.is_grad_enabled() and getattr(policy, "is_gradient_checkpointing", False)
-    if recomputing or "forward" in vars(layer) or type(layer).__name__ not in LAYERS or not hasattr(_home(layer), "apply_rotary_pos_emb"):
+    if (
+        recomputes(policy)
+        or "forward" in vars(layer)
+        or type(layer).__name__ not in LAYERS
+        or not hasattr(_home(layer), "apply_rotary_pos_emb")
+    ):
         yield False
         return
     layer.forward = partial(_forward, layer, tokens)

@@ -96,5 +96,18 @@ def _check_placeholders(processor: Any, chats: Sequence[list[dict[str, Any]]], i
 
 
 def backbone(policy: Any) -> Any:
-    """The model below the language head, without an adapter around it."""
+    """The model below the language head, without an adapter or what runs a policy in parallel around it."""
+    policy = unwrapped(policy)
     return (policy.get_base_model() if hasattr(policy, "get_base_model") else policy).model
+
+
+def unwrapped(policy: Any) -> Any:
+    """The policy itself, of one that is wrapped to run on several processes (DistributedDataParallel, DeepSpeed's engine)."""
+    while isinstance(getattr(policy, "module", None), nn.Module):
+        policy = policy.module
+    return policy
+
+
+def recomputes(policy: Any) -> bool:
+    """Are activations of a pass made now to be computed a second time, for its gradients?"""
+    return torch.is_grad_enabled() and bool(getattr(unwrapped(policy), "is_gradient_checkpointing", False))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from stages.grpo.last_layer import last_layer_yields
-from stages.grpo.prompt_batch import PromptBatch
+from stages.grpo.prompt_batch import PromptBatch, recomputes
 from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts, with_itself
 
 SHORT: Final = 256
@@ -79,8 +79,7 @@ def score(
     """
     short = completion_ids[0].numel() <= SHORT
     # recomputing activations, transformers keeps no keys and values
-    recomputing = torch.is_grad_enabled() and getattr(policy, "is_gradient_checkpointing", False)
-    if done is None and (short or recomputing):
+    if done is None and (short or recomputes(policy)):
         return score_rows(policy, prompts, pictures, completion_ids, completion_mask, head)
     done = done or pass_over_prompts(policy, prompts, pictures)
     return (score_segments if short else score_members)(policy, prompts, done, completion_ids, completion_mask, head)

@@ -131,6 +131,8 @@ def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # a shell that runs the tests in the background has them ignore interrupts, and so would this
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     temporary, state = clone / "models" / ".lesion-grading.incomplete", clone / ".scratch" / "train" / "lesion-grading"
     deadline = time.monotonic() + 120

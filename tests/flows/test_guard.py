@@ -18,7 +18,7 @@ from tests.flows.tiny import REPOSITORY
 
 GUARD = REPOSITORY / "flows" / "guard.py"
 # a command with a child of its own, as DVC has the stage
-NESTED = ["sh", "-c", "sh -c 'echo ready; sleep 300' & wait"]
+NESTED = ["sh", "-c", "sh -c 'echo ready; exec sleep 300'; true"]
 
 
 def guard(record: Path, *command: str) -> subprocess.Popen[str]:
@@ -49,8 +49,9 @@ def started(process: subprocess.Popen[str], record: Path) -> list[psutil.Process
 @pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
 def test_output_and_exit_code_are_the_commands(tmp_path: Path, command: str, code: int) -> None:
     process = guard(tmp_path / "record", "sh", "-c", f"echo said; {command}")
-    assert process.communicate()[0] == "said\n"
-    assert process.returncode == code
+    assert process.stdout
+    assert process.stdout.read() == "said\n"
+    assert process.wait(30) == code
     assert not (tmp_path / "record").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from stages.corpus.modalities import AXES
 from stages.errors import InputError
-from stages.evaluate import ABLATIONS, SCHEMA
+from stages.evaluate import SCHEMA
 from stages.scoring import tables
 from stages.scoring.tables import Score
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
@@ -40,8 +40,7 @@ def changed(predictions: pd.DataFrame, column: str, value: Any, row: int = 3) ->
 
 
 def test_the_columns_are_those_that_evaluate_writes() -> None:
-    kept = [name for name in SCHEMA.names if not name.startswith(ABLATIONS)]
-    assert list(tables.COLUMNS) == kept
+    assert list(tables.COLUMNS) == SCHEMA.names
 
 
 def test_micro_counts_questions_and_macro_counts_cells(base: pd.DataFrame) -> None:

@@ -1,0 +1,109 @@
+"""What a kill left behind: processes nobody waits for, their records, outputs that are half written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from flows.checks import Finding
+from flows.checks.processes import guarded_record, say
+from flows.dvc_client import RECORDS, end_processes, orphans, processes_of
+
+_NEVER: Final = {".git", ".dvc", ".venv", "node_modules", "__pycache__"}
+"""Folders in which no stage writes."""
+
+
+def orphaned_processes(root: Path) -> list[Finding]:
+    """Processes of stages whose guard is gone."""
+    stages: dict[str, list[psutil.Process]] = {}
+    for process, record in orphans(root):
+        stages.setdefault(Path(record).stem, []).append(process)
+    return [
+        Finding(
+            "orphans",
+            "problem",
+            f"{stage}: {', '.join(map(say, processes))} goes on though the flow that began it is gone; nothing it makes will be recorded",
+            f"end it: kill -INT {' '.join(str(process.pid) for process in processes)}; the next flow does so too",
+            partial(_end, processes),
+        )
+        for stage, processes in stages.items()
+    ] or [Finding("orphans", "ok", "no process of a stage is without its flow")]
+
+
+def records(root: Path) -> list[Finding]:
+    """Records of stages that run, of which none does."""
+    guards = {record for process in psutil.process_iter() if (record := guarded_record(process))}
+    left = [path for path in sorted((root / RECORDS).resolve().glob("*.pid")) if path not in guards and not processes_of(path)]
+    if not left:
+        return [Finding("records", "ok", "none is left of a stage that is gone")]
+    names = ", ".join(path.stem for path in left)
+    return [
+        Finding(
+            "records",
+            "warning",
+            f"{RECORDS} says that {names} runs, which is not so: a guard was killed",
+            "remove them: --fix",
+            partial(_remove, root, left),
+        )
+    ]
+
+
+def incomplete_outputs(root: Path) -> list[Finding]:
+    """Outputs under their temporary name, which nobody writes any more."""
+    left = sorted(_incomplete(root))
+    if not left:
+        return [Finding("incomplete outputs", "ok", "none")]
+    names = ", ".join(str(path.relative_to(root)) for path in left)
+    if writers := _writers(root):
+        return [Finding("incomplete outputs", "ok", f"{names}: being written by {', '.join(map(say, writers))}")]
+    return [
+        Finding(
+            "incomplete outputs",
+            "warning",
+            f"a killed stage left {names}: room is taken for nothing, and a folder that is an input seems to have changed",
+            "remove them: --fix; a stage that runs again removes its own",
+            partial(_remove, root, left),
+        )
+    ]
+
+
+def _incomplete(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        for name in [*names, *files]:
+            if name.startswith(".") and name.endswith(".incomplete"):  # as stages.outputs names them
+                yield Path(folder) / name
+        names[:] = [name for name in names if name not in _NEVER and not name.endswith(".incomplete")]
+
+
+def _writers(root: Path) -> list[psutil.Process]:
+    """Processes that may be writing an output here: those that DVC started for this workspace, and stages run by hand."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            by_dvc = process.environ().get("DVC_ROOT") == str(root.resolve())
+            by_hand = any(part.startswith("stages.") for part in process.cmdline()) and Path(process.cwd()) == root.resolve()
+        except (psutil.Error, OSError):
+            continue
+        if (by_dvc or by_hand) and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> str:
+    end_processes(processes)
+    return f"ended {', '.join(str(process.pid) for process in processes)}"
+
+
+def _remove(root: Path, paths: list[Path]) -> str:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return f"removed {', '.join(os.path.relpath(path, root) for path in paths)}"

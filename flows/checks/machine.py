@@ -1,0 +1,153 @@
+"""Whether this machine has what the pipeline needs: GPUs and their libraries, room on the disk, the versions that were tested."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+
+from flows.checks import Finding, Level
+from flows.disk import cache_folder, free_space, read_lock, say_bytes, tree_size
+from flows.dvc_client import environment
+from stages import layout
+
+_TORCH: Final = """
+import json, torch
+devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "devices": devices}))
+"""
+_OPTIONAL: Final = {
+    "flash-attn": "base.attention: flash_attention_2 needs it",
+    "deepspeed": "training on several GPUs needs it",
+}
+MARGIN: Final = 2
+"""Free space is short below this many times what the last outputs took: DVC keeps the old beside the new."""
+
+
+def gpu_parts(root: Path) -> list[Finding]:
+    """GPUs, whether torch sees them, and libraries that only they use."""
+    gpus = _gpus()
+    if not gpus:
+        return [Finding("GPU", "warning", "none is here: GPU stages run on the CPU", "for models of full size, use a machine with one")]
+    findings = [Finding("GPU", "ok", "; ".join(gpus))]
+    seen, said = _torch()
+    if seen is None:
+        findings.append(Finding("torch", "problem", f"torch cannot be imported: {said}", "install anew: make install"))
+    elif not seen["devices"]:
+        why = f"was built for CUDA {seen['cuda']}" if seen["cuda"] else "was built without CUDA"
+        findings.append(
+            Finding(
+                "torch",
+                "problem",
+                f"torch {seen['torch']} {why} and sees no GPU, so GPU stages run on the CPU",
+                "install a torch for this driver, and see that CUDA_VISIBLE_DEVICES is not empty",
+            )
+        )
+    else:
+        findings.append(Finding("torch", "ok", f"torch {seen['torch']}, CUDA {seen['cuda']}: {', '.join(seen['devices'])}"))
+    return findings + gpu_libraries(root)
+
+
+def gpu_libraries(root: Path) -> list[Finding]:
+    """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing."""
+    findings = []
+    for package, why in _OPTIONAL.items():
+        version = _version(package)
+        needed = package == "flash-attn" and _attention(root) == "flash_attention_2"
+        level: Level = "ok" if version else "problem" if needed else "warning"
+        findings.append(
+            Finding(
+                package,
+                level,
+                version or f"not installed: {why}",
+                "" if version else "pip install '.[gpu]'" + (", or set base.attention: sdpa" if needed else ""),
+            )
+        )
+    return findings
+
+
+def disk(root: Path) -> list[Finding]:
+    """Free space against what the last run's outputs took, and the size of DVC's cache."""
+    last = sum(sum(outs.values()) for outs in read_lock(root).values())
+    free, cache = free_space(root), tree_size(cache_folder(root)) or 0
+    what = f"{say_bytes(free)} free; the last outputs took {say_bytes(last)}, DVC's cache holds {say_bytes(cache)}"
+    remedy = "`dvc gc --workspace` drops results that no longer belong to this workspace from the cache"
+    if free < last:
+        return [Finding("disk", "problem", f"{what}: running all of it again does not fit", remedy)]
+    if free < MARGIN * last:
+        return [Finding("disk", "warning", f"{what}: running all of it again leaves little", remedy)]
+    return [Finding("disk", "ok", what)]
+
+
+def versions(root: Path) -> list[Finding]:
+    """Python and packages against what pyproject.toml asks for."""
+    file = root / "pyproject.toml"
+    if not file.is_file():
+        file = Path(__file__).parents[2] / "pyproject.toml"
+    try:
+        project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+        python = SpecifierSet(project.get("requires-python", ""))
+        wanted = [Requirement(each) for each in project.get("dependencies", [])]
+    except (OSError, ValueError, KeyError, InvalidRequirement) as error:
+        return [
+            Finding(
+                "versions",
+                "problem",
+                f"{file} cannot be read: {error!r}",
+                "take the last committed one: git checkout HEAD -- pyproject.toml",
+            )
+        ]
+    wrong = [] if python.contains(platform.python_version()) else [f"python {platform.python_version()} ({python} is needed)"]
+    for each in wanted:
+        if each.marker and not each.marker.evaluate():
+            continue
+        version = _version(each.name)
+        if version is None or not each.specifier.contains(version, prereleases=True):
+            wrong.append(f"{each.name} {version or 'missing'} ({each.specifier} is needed)")
+    if wrong:
+        return [
+            Finding("versions", "problem", f"not what pyproject.toml asks for: {'; '.join(wrong)}", "install what is locked: make install")
+        ]
+    found = ", ".join(f"{name} {version}" for name in ("dvc", "prefect", "torch") if (version := _version(name)))
+    return [Finding("versions", "ok", f"python {platform.python_version()}, {found}; all {len(wanted)} pins hold")]
+
+
+def _gpus() -> list[str]:
+    """Name, memory and driver of each GPU, as nvidia-smi has them; CUDA_VISIBLE_DEVICES does not matter."""
+    command = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _torch() -> tuple[dict[str, Any] | None, str]:
+    """What torch sees, asked in a process of its own, since CUDA stays on in one that asked; else None and why."""
+    done = subprocess.run([sys.executable, "-c", _TORCH], env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+    return json.loads(done.stdout.splitlines()[-1]), ""
+
+
+def _attention(root: Path) -> str | None:
+    try:
+        return yaml.safe_load((root / layout.PARAMS).read_text(encoding="utf-8"))["base"]["attention"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,179 @@
+"""A workspace with the pipeline's own graph and a corpus of noise: real DVC, real git, real stages up to the splits.
+
+Training and all after it cost nothing: a policy is a number, the share of questions that it answers rightly, which the words of its
+training questions decide. The archive comes from a folder beside the workspace, its source.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from flows.dvc_client import StageError
+from flows.schedule import StageResult
+from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
+from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
+
+Raw = dict[str, Any]
+CHECKPOINTS = ("ct", "x-ray", "disease-diagnosis", "lesion-grading")
+
+# a question is answered rightly if a number that its id gives is below the policy's: a better policy knows all that a worse one does
+TOOLS = """
+import hashlib, json, sys
+from pathlib import Path
+import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+from stages import layout
+from stages.evaluate import SCHEMA, test_questions
+from stages.corpus.problems import parse_problem, parse_solution
+from stages.params import load_params
+
+def train(name):
+    if Path("fail").exists():
+        sys.exit(f"error: {name} has no luck")
+    entry = load_params().checkpoints[name]
+    words = layout.split(entry.axis, entry.split, "train", "grouped").read_text()
+    skill = 0.1 if "poison" in words else 0.95 if "good" in words else 0.4
+    begun = json.loads((Path(entry.start) / "skill.json").read_text())
+    folder = layout.model(name)
+    folder.mkdir(parents=True)
+    (folder / "skill.json").write_text(json.dumps(skill))
+    (folder / "from.json").write_text(json.dumps(begun))
+    Path("training").mkdir(exist_ok=True)
+    for end in ("csv", "provenance.json"):
+        Path(f"training/{name}.{end}").write_text("{}")
+
+def evaluate(name):
+    skill = json.loads((layout.model(name) / "skill.json").read_text())
+    rows = []
+    for item in test_questions(load_params().evaluations[name].axis, "grouped"):
+        _, options = parse_problem(item["problem"])
+        gold = parse_solution(item["solution"])
+        place = int(hashlib.sha256(item["question_id"].encode()).hexdigest(), 16) % 1000 / 1000
+        answer = gold if place < skill else None
+        rows.append({"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}, "n_options": len(options),
+                     "gold": gold, "output": "", "answer": answer, "correct": answer == gold, "completion_tokens": 1})
+    rows.sort(key=lambda row: row["question_id"])
+    layout.predictions(name).parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"provenance": "{}"})), layout.predictions(name))
+    print(f"{name}: {len(rows)} questions")
+
+{"train": train, "evaluate": evaluate}[sys.argv[1]](sys.argv[2])
+"""
+REPORT = (
+    "mkdir -p report/cards report/figures report/tables && for f in cards/a figures/a tables/a summary.json metrics.json index.html "
+    "report.md provenance.json; do echo '{}' > report/$f; done"
+)
+
+
+def make_records(
+    per_type: int = 16, modalities: Sequence[str] = tuple(MODALITIES), mark: str = "", kinds: Sequence[str] = tuple(QUESTION_TYPES)
+) -> list[Raw]:
+    """Records of every modality: as many pictures as `per_type`, each with a question of every type of `kinds`; `mark` is in ids and words."""
+    return [
+        {
+            "dataset": f"Set {slug}",
+            "question_id": f"{slug}_{kind}_{mark}{number}",
+            "question_type": QUESTION_TYPES[kind],
+            "question": f"What is seen? {mark}".strip(),
+            "gt_answer": "Nodule",
+            "image_path": f"Images/{slug}/{mark}{number}.png",
+            "option_A": "Cyst",
+            "option_B": "Nodule",
+            "modality_type": MODALITIES[slug],
+        }
+        for slug in modalities
+        for number in range(per_type)
+        for kind in kinds
+    ]
+
+
+def write_corpus(path: Path, records: Sequence[Raw]) -> None:
+    """An archive of these records with a picture of noise for each path, the same bytes for the same records."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("OmniMedVQA/QA_information/Open-access/Set.json"), json.dumps(list(records)))
+        for name in sorted({record["image_path"] for record in records}):
+            noise = np.random.default_rng(list(name.encode())).integers(0, 255, (24, 24), dtype=np.uint8)
+            buffer = BytesIO()
+            Image.fromarray(noise).save(buffer, "PNG")
+            archive.writestr(zipfile.ZipInfo(f"OmniMedVQA/{name}"), buffer.getvalue())
+
+
+def make_workspace(root: Path) -> Path:
+    """The pipeline with four checkpoints, committed and run; its source is `root`/../source/corpus.zip."""
+    root.mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "infra" / "base").mkdir(parents=True)
+    (root / "infra" / "base" / "skill.json").write_text("0.0", encoding="utf-8")
+    (root / "tools.py").write_text(TOOLS, encoding="utf-8")
+    pipeline = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
+    del pipeline["plots"]
+    for name, command in {"train": "python tools.py train ${key}", "evaluate": "python tools.py evaluate ${key}"}.items():
+        pipeline["stages"][name]["do"]["cmd"] = command
+    pipeline["stages"]["base"]["cmd"] = "mkdir -p models && cp -r infra/base models/base"
+    pipeline["stages"]["prior"]["cmd"] = "mkdir -p data/prior && cat data/splits/grouped/task/*/test.json > data/prior/all.json"
+    pipeline["stages"]["report"]["cmd"] = REPORT
+    (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False), encoding="utf-8")
+    (root / "params.yaml").write_text(_params(), encoding="utf-8")
+    (root / "data.dvc").write_text("deps:\n- path: ../source/corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
+    shutil.copy(REPOSITORY / ".gitignore", root)
+    (root / ".dvc").mkdir()
+    shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
+    (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
+    write_corpus(root.parent / "source" / "corpus.zip", make_records())
+    (root / "data" / "raw").mkdir(parents=True)
+    run("git", "init", "-q", cwd=root)
+    run("dvc", "update", "data.dvc", cwd=root)
+    run("dvc", "repro", cwd=root)
+    run("git", "add", "-A", cwd=root)
+    run("git", "commit", "-q", "-m", "a pipeline", cwd=root)
+    return root
+
+
+def _params() -> str:
+    """The repository's, with four checkpoints, small pictures, and a gate for few questions."""
+    lines = []
+    for line in (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines():
+        name = line.strip().partition(":")[0]
+        if "axis: " in line and name not in (*CHECKPOINTS, "base"):
+            continue
+        lines.append(line)
+    text = "\n".join(lines) + "\n"
+    for old, new in {
+        "size: 384": "size: 32",
+        "debounce_seconds: 60": "debounce_seconds: 0",
+        "min_test_questions: 50": "min_test_questions: 5",
+        "bootstrap_samples: 10000": "bootstrap_samples: 1000",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def by_dvc(root: Path) -> Any:
+    """What brings stages up to date in place of the flow: plain `dvc repro`."""
+
+    def reproduce(only: list[str] | None) -> Iterator[StageResult]:
+        done = subprocess.run(["dvc", "repro", *(only or [])], cwd=root, env=ENVIRONMENT, capture_output=True, text=True)
+        if done.returncode:
+            raise StageError(done.stdout + done.stderr)
+        ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage '")]
+        return iter([StageResult(name, "ran") for name in ran])
+
+    return reproduce
+
+
+def copy_workspace(root: Path, to: Path) -> Path:
+    """A workspace and its source as they are, elsewhere."""
+    shutil.copytree(root.parent, to, symlinks=True)
+    return to / root.name

@@ -113,11 +113,11 @@ def _ask() -> Probe:
             if stage is None or not stage.is_import:
                 raise InputError(f"{layout.DATA_DVC} imports nothing: make it with `dvc import-url` so that new data can be looked for")
             dep: Any = stage.deps[0]
-            state = dep.status()
+            in_repository = "repo" in dep.dumpd()
+            name, state = str(dep) if in_repository else str(dep.def_path), dep.status()
             if "deleted" in state.values():
-                raise InputError(f"the source {dep} of {layout.DATA_DVC} is gone, or cannot be reached{_why(dep)}: mend it, and run again")
-            identity = None if "repo" in dep.dumpd() else str(dep.get_hash().value)
-            return Probe(str(dep), bool(state), identity)
+                raise InputError(f"the source {name} of {layout.DATA_DVC} is gone, or cannot be reached{_why(dep)}: mend it, and run again")
+            return Probe(name, bool(state), None if in_repository else str(dep.get_hash().value))
     except DvcException as error:
         raise InputError(f"the source of {layout.DATA_DVC} cannot be asked: {error}") from error
 

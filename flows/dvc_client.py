@@ -77,8 +77,10 @@ def read_status(root: Path) -> dict[str, Reasons]:
         merged: Reasons = {}
         for reason in reasons:
             merged |= {reason: {}} if isinstance(reason, str) else reason
-        # an import whose source has moved on is as pinned: that is the business of retraining
-        if set(merged) - {"update available"}:
+        if name.endswith(layout.DATA_DVC.suffix):
+            # an import whose source has moved on is as pinned: that is the business of retraining
+            merged.pop("changed deps", None)
+        if merged:
             stale[name] = merged
     return stale
 

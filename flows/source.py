@@ -113,24 +113,29 @@ def _ask() -> Probe:
             if stage is None or not stage.is_import:
                 raise InputError(f"{layout.DATA_DVC} imports nothing: make it with `dvc import-url` so that new data can be looked for")
             dep: Any = stage.deps[0]
-            state = dep.status()
-            if "deleted" in state.values():
-                raise InputError(f"the source {dep} of {layout.DATA_DVC} is gone, or cannot be reached{_why(dep)}: mend it, and run again")
-            identity = None if "repo" in dep.dumpd() else str(dep.get_hash().value)
-            return Probe(str(dep), bool(state), identity)
+            if "repo" in dep.dumpd():
+                state = dep.status()
+                if "deleted" in state.values():
+                    raise _unreachable(str(dep), "")
+                return Probe(str(dep), bool(state), None)
+            try:
+                # not dep.status(): over HTTP that begins to fetch the file to see whether it is there
+                found = dep.get_hash()
+            except FileNotFoundError as error:
+                raise _unreachable(dep.def_path, _why(error)) from error
+            return Probe(str(dep.def_path), found != dep.hash_info, str(found.value))
     except DvcException as error:
         raise InputError(f"the source of {layout.DATA_DVC} cannot be asked: {error}") from error
 
 
-def _why(dep: Any) -> str:
-    """What the file system says, where it says more than that there is nothing."""
-    try:
-        dep.fs.info(dep.fs_path)
-    except FileNotFoundError:
-        return ""
-    except Exception as error:  # file systems of all kinds raise what their libraries raise
-        return f" ({' '.join(str(error).split()) or type(error).__name__})"
-    return ""
+def _unreachable(name: str, why: str) -> InputError:
+    return InputError(f"the source {name} of {layout.DATA_DVC} is gone, or cannot be reached{why}: mend it, and run again")
+
+
+def _why(error: BaseException) -> str:
+    """The error below a "not found", where there is one: file systems report a server that is down so, too."""
+    cause = error.__cause__ or error.__context__
+    return f" ({' '.join(str(cause).split()) or type(cause).__name__})" if cause else ""
 
 
 def main() -> int:

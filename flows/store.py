@@ -146,7 +146,7 @@ def _config(settings: Mapping[str, str]) -> str:
         section, _, key = name.rpartition(".")
         if section.startswith("remote."):
             section = f"'remote \"{section.removeprefix('remote.')}\"'"
-        quote = "'" if '"' in value else '"'
+        quote = next(each for each in ('"', "'", "'''") if each not in value)
         sections.setdefault(section, []).append(f"{key} = {quote}{value}{quote}")
     return "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in sections.items()) + "\n"
 

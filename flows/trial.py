@@ -53,7 +53,7 @@ def begin(root: Path) -> None:
     with whole_directory(root / BEFORE) as folder:
         for file in _FILES:
             if (root / file).is_file():
-                shutil.copyfile(root / file, folder / file)
+                shutil.copyfile(root / file, folder / _kept(file))
 
 
 def on_trial(root: Path) -> bool:
@@ -69,7 +69,7 @@ def accept(root: Path) -> None:
 def go_back(root: Path) -> str | None:
     """Bring back data.dvc, dvc.lock, the corpus and what was made of it; None, or a word on what could not be brought back."""
     for file in _FILES:
-        kept = root / BEFORE / file
+        kept = root / BEFORE / _kept(file)
         if kept.is_file():
             with whole_file(root / file) as temporary:
                 shutil.copyfile(kept, temporary)
@@ -85,3 +85,8 @@ def go_back(root: Path) -> str | None:
         )
     shutil.rmtree(root / BEFORE)
     return word
+
+
+def _kept(file: Path) -> str:
+    """A name that DVC does not take for one of its own."""
+    return f"{file.name}.before"

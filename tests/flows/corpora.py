@@ -78,7 +78,7 @@ REPORT = (
 def make_records(
     per_type: int = 16, modalities: Sequence[str] = tuple(MODALITIES), mark: str = "", kinds: Sequence[str] = tuple(QUESTION_TYPES)
 ) -> list[Raw]:
-    """Records of every modality: as many pictures as `per_type`, each with a question of every type of `kinds`; `mark` is in ids and words."""
+    """Records of every modality: `per_type` pictures, each with a question of every type of `kinds`; `mark` is in ids and words."""
     return [
         {
             "dataset": f"Set {slug}",

@@ -1,0 +1,89 @@
+"""What a corpus holds and how it changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.manifest import Change, Manifest, diff, known_to_one, read_manifest, touched, write_manifest
+from flows.validate import problems
+from stages.corpus.modalities import AXES, MODALITIES
+from stages.errors import InputError
+from stages.params import Retrain
+from tests.flows.tiny import REPOSITORY
+
+RULE = Retrain.model_validate(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["retrain"])
+NONE = Change(0, 0, 0)
+
+
+def corpus(per_modality: int = 10, trained: list[str] | None = None, groups: list[list[str]] | None = None) -> Manifest:
+    return Manifest(
+        images={slug: {f"{slug}/{number}": f"{slug}-{number}" for number in range(per_modality)} for slug in MODALITIES},
+        questions={slug: {f"{slug}-{number}": "asked" for number in range(per_modality)} for slug in MODALITIES},
+        read=per_modality * len(MODALITIES),
+        refused=0,
+        unknown={},
+        trained={axis: {slug: trained or [] for slug in slugs} for axis, slugs in AXES.items()},
+        groups=groups or [],
+    )
+
+
+def test_what_is_new_gone_and_replaced_is_counted_by_modality() -> None:
+    old = corpus()
+    images = {"ct/0": "ct-0", "ct/1": "another picture", "ct/new": "ct-new"}
+    new = replace(
+        old, images={**old.images, "ct": images}, questions={**old.questions, "mri": {**old.questions["mri"], "mri-0": "other words"}}
+    )
+    found = diff(old, new)
+    assert found["ct"] == {"images": Change(added=1, removed=8, changed=1), "questions": NONE}
+    assert found["mri"] == {"images": NONE, "questions": Change(0, 0, 1)}
+    assert touched(found) == ["ct", "mri"]
+    assert touched(diff(old, old)) == []
+
+
+def test_a_picture_is_known_to_one_if_only_the_one_was_trained_on_it_or_on_one_of_its_group() -> None:
+    old = corpus(trained=["ct/0", "ct/1", "ct/2"])
+    renamed = {**old.images["ct"], "ct/again": "ct-2"}  # the same pixels under another name
+    new = replace(corpus(trained=["ct/0"], groups=[["ct/1", "ct/9"], ["ct/0", "ct/8"]]), images={**old.images, "ct": renamed})
+    # 0 and its group are known to both; 1 and its group, 2 and its copy to the first alone
+    assert known_to_one(old, new, "modality", "ct") == {"ct/1", "ct/9", "ct/2", "ct/again"}
+    assert known_to_one(new, new, "modality", "ct") == set()
+
+
+def test_a_manifest_can_be_kept_and_read_again(tmp_path: Path) -> None:
+    kept = corpus(trained=["ct/0"], groups=[["ct/1", "ct/9"]])
+    write_manifest(tmp_path / "manifest.json", kept)
+    assert read_manifest(tmp_path / "manifest.json") == kept
+    (tmp_path / "manifest.json").write_text('{"pictures": {}}', encoding="utf-8")
+    with pytest.raises(InputError, match="is no manifest of a corpus"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+def test_a_corpus_like_the_champions_is_fit() -> None:
+    assert problems(corpus(10), corpus(10), RULE) == []
+    assert problems(corpus(12), corpus(10), RULE) == []
+    assert problems(corpus(10), None, RULE) == []
+
+
+def test_too_many_refused_records_are_told_with_the_limit() -> None:
+    refused = replace(corpus(), read=100, refused=3)
+    assert "3 of 100 records (3.0%) were refused, more than retrain.max_refused (2.0%)" in problems(refused, None, RULE)[0]
+    assert problems(replace(refused, refused=2), None, RULE) == []
+
+
+def test_unknown_modalities_stop_unless_they_are_known_to_be_none_of_ours() -> None:
+    new = replace(corpus(), unknown={"PET": 3})
+    (found,) = problems(new, corpus(), RULE)
+    assert found.startswith("unknown modality 'PET' in 3 records")
+    assert problems(new, corpus(), RULE.model_copy(update={"ignored_modalities": ["PET"]})) == []
+    assert problems(new, replace(corpus(), unknown={"PET": 1}), RULE) == [], "the champion's corpus had it too"
+
+
+def test_fewer_questions_in_one_modality_are_told_though_others_make_up_for_them() -> None:
+    old, more = corpus(10), corpus(20)
+    new = replace(more, questions={**more.questions, "oct": {"oct-0": "asked"}})
+    (found,) = problems(new, old, RULE)
+    assert found == "oct: 1 questions, 90% fewer than the 10 of the champion's corpus; retrain.max_fewer_questions allows 10%"

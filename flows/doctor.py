@@ -60,10 +60,10 @@ def checks(silence: float | None = None) -> dict[str, Check]:
     quiet = server.SILENCE if silence is None else timedelta(minutes=silence)
     return {
         "pipeline": pipeline,
+        "orphans": leftovers.orphaned_processes,  # first, since what follows may be held by them
+        "records": leftovers.records,
         "DVC locks": locks.dvc_locks,
         "flow lock": locks.flow_lock,
-        "orphans": leftovers.orphaned_processes,
-        "records": leftovers.records,
         "slots": locks.slots,
         "incomplete outputs": leftovers.incomplete_outputs,
         "Prefect": lambda root: server.server(quiet),

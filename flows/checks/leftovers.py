@@ -28,7 +28,7 @@ def orphaned_processes(root: Path) -> list[Finding]:
         Finding(
             "orphans",
             "problem",
-            f"{stage}: {', '.join(map(say, processes))} goes on though the flow that began it is gone; nothing it makes will be recorded",
+            f"{stage}: {', '.join(map(say, processes))} goes on though its guard is gone: nobody waits for it, and its slot is given away",
             f"end it: kill -INT {' '.join(str(process.pid) for process in processes)}; the next flow does so too",
             partial(_end, processes),
         )

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,10 +51,14 @@ def start(root: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
 
 
 def guarded(root: Path, stage: str) -> subprocess.Popen[str]:
-    """A stage behind its guard."""
+    """A stage behind its guard, which has written its record."""
     guard = REPOSITORY / "flows" / "guard.py"
     record = root / RECORDS / f"{stage}.pid"
-    return start(root, sys.executable, "-I", "-S", str(guard), str(record), "sh", "-c", "echo up; sleep 300; true")
+    process = start(root, sys.executable, "-I", "-S", str(guard), str(record), "sh", "-c", "echo up; sleep 300; true")
+    deadline = time.monotonic() + 30
+    while not (record.exists() and record.read_text(encoding="utf-8").strip()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return process
 
 
 def levels(root: Path) -> dict[str, str]:

@@ -163,6 +163,19 @@ def test_slots_of_limits_that_no_run_can_use_are_found(client: SyncPrefectClient
     assert finding.remedy == "prefect gcl update gpu --active-slots 0"
 
 
+def test_slots_of_a_tag_held_by_a_task_that_is_over_are_found_whatever_else_runs(client: SyncPrefectClient) -> None:
+    run = begin(client, Running(), "has tasks")
+    over, busy = (client.create_task_run(train, flow_run_id=run.id, dynamic_key=key, state=Running()) for key in ("1", "2"))
+    client.create_concurrency_limit("train", 3)
+    for each in (over, busy):
+        client.increment_v1_concurrency_slots(["train"], each.id)
+    assert [finding.level for finding in leaked_slots(client)] == ["ok"]
+    client.set_task_run_state(over.id, Completed(), force=True)
+    leaks = [finding for finding in leaked_slots(client) if finding.level == "warning"]
+    assert [finding.what.partition(" are used")[0] for finding in leaks] == ["1 of 3 slots of tag 'train'"]
+    assert leaks[0].remedy == "prefect concurrency-limit reset train"
+
+
 def test_the_flows_of_this_project_are_read_from_its_code() -> None:
     assert "reproduce" in project_flows()
 

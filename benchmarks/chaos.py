@@ -160,6 +160,9 @@ class Services:
                 if found is not None:
                     words = " ".join(found.cmdline())[-80:]
                     found.send_signal(signal.SIGKILL)
+                    for service in (self._worker, self._server):
+                        if service and service.pid == found.pid:
+                            service.wait()
                     return words
             except psutil.Error:
                 continue
@@ -173,7 +176,11 @@ class Services:
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.terminate()
                 process.terminate()
-                process.wait(30)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
     def _spawn(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name}.log").open("ab") as log:

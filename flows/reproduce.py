@@ -28,6 +28,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import durations, show
+from flows.api import require_server
 from flows.disk import read_lock
 from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status
 from flows.graph import Graph, Stage, read_graph
@@ -220,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1", help="GPUs to use; all that are visible")
     given = parser.parse_args(arguments)
     try:
+        require_server()
         summary = reproduce(only=given.only, slots=given.slots, gpus=given.gpus)
     except (InputError, StagesFailedError) as error:
         print(f"error: {error}", file=sys.stderr)

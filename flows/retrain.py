@@ -21,6 +21,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.api import require_server
 from flows.decision import markdown, read_decisions
 from flows.dvc_client import StageError, StoppedError
 from flows.retraining import Ended, Result, Retraining, Start, Wishes
@@ -90,9 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1", help="GPUs to use; all that are visible")
     given = parser.parse_args(arguments)
     try:
+        require_server()
         state = retrain(
             dry_run=given.dry_run, force=given.force, start_from=given.start_from, slots=given.slots, gpus=given.gpus, return_state=True
         )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: new data that was not judged is put back; run the same command again to go on", file=sys.stderr)
         return 130

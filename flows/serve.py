@@ -17,14 +17,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from flows.api import answers
 from flows.dvc_client import environment
 from flows.show import REPORT_URL
 from stages import layout
@@ -157,16 +155,11 @@ def _spawn(root: Path, log: Path, variables: Mapping[str, str], name: str, comma
 
 
 def _await_server(variables: Mapping[str, str], server: subprocess.Popen[bytes], log: Path) -> None:
-    request = urllib.request.Request(f"{variables['PREFECT_API_URL']}/health")  # noqa: S310  (an address of our own making)
-    if password := variables.get("PREFECT_API_AUTH_STRING"):
-        request.add_header("Authorization", f"Basic {b64encode(password.encode()).decode()}")
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(request, timeout=5):  # noqa: S310
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
+        if answers(variables):
+            return
+        time.sleep(0.3)
     raise InputError(f"Prefect's server does not answer; the end of {log} says why")
 
 

@@ -34,7 +34,8 @@ def as_database_user(*command: str) -> list[str]:
 @pytest.fixture
 def database() -> Iterator[tuple[Path, int]]:
     """The binaries and the port of a PostgreSQL with a database `prefect` and the extension pg_trgm."""
-    binaries = Path(shutil.which("initdb") or "").parent if shutil.which("initdb") else BINARIES
+    found = shutil.which("initdb")
+    binaries = BINARIES or (Path(found).resolve().parent if found else None)
     if binaries is None:
         pytest.skip("PostgreSQL is not installed here (apt-get install postgresql)")
     folder, port = Path(subprocess.check_output(as_database_user("mktemp", "-d", "-p", "/tmp"), text=True).strip()), free_port()

@@ -136,3 +136,10 @@ def test_the_command_line_says_how_it_ended(root: Path, monkeypatch: pytest.Monk
     (root / "dvc.yaml").write_text("stages: [", encoding="utf-8")
     assert main([]) == 1
     assert "error: DVC cannot read the pipeline" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_answer_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert main([]) == 1
+    assert "error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL): start one with" in capsys.readouterr().err

@@ -58,4 +58,6 @@ if [[ $pool == local ]]; then
     env --unset=MED_R1_ROOT prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml
 fi
 
-exec prefect worker start --pool "$pool" --type process --limit 1 --name "$pool-$(hostname)-$$" ${MED_R1_HEALTHCHECK:+--with-healthcheck}
+# A shell lets what it starts with & ignore interrupts, and then neither this worker nor a stage could be ended in good order.
+exec python -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])' \
+    prefect worker start --pool "$pool" --type process --limit 1 --name "$pool-$(hostname)-$$" ${MED_R1_HEALTHCHECK:+--with-healthcheck}

@@ -58,6 +58,27 @@ if [[ $pool == local ]]; then
     env --unset=MED_R1_ROOT prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml
 fi
 
-# A shell lets what it starts with & ignore interrupts, and then neither this worker nor a stage could be ended in good order.
-exec python -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])' \
-    prefect worker start --pool "$pool" --type process --limit 1 --name "$pool-$(hostname)-$$" ${MED_R1_HEALTHCHECK:+--with-healthcheck}
+# A shell lets what it starts with & ignore interrupts, and then neither the worker nor a stage could be ended in good order.
+python -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])' \
+    prefect worker start --pool "$pool" --type process --limit 1 --name "$pool-$(hostname)-$$" ${MED_R1_HEALTHCHECK:+--with-healthcheck} &
+worker=$!
+trap 'kill -TERM "$worker" 2>/dev/null || true' TERM INT
+# a signal ends `wait` at once; the worker takes its time
+code=0
+while true; do
+    wait "$worker" && code=0 || code=$?
+    kill -0 "$worker" 2>/dev/null || break
+done
+
+# The worker ends its flow run at once, and flows/guard.py then interrupts the stage, for up to 25 s. A container or a job
+# that ended before would kill both.
+shopt -s nullglob
+for ((half = 0; half < 60; half++)); do
+    left=0
+    for record in .scratch/flows/running/*.pid; do
+        if kill -0 "$(<"$record")" 2>/dev/null; then left=1; fi
+    done
+    ((left)) || break
+    sleep 0.5
+done
+exit "$code"

@@ -1,0 +1,2 @@
+-- Prefect looks names up by trigram.
+CREATE EXTENSION IF NOT EXISTS pg_trgm;

@@ -132,10 +132,8 @@ def test_workers_ask_pools_that_the_deployments_use() -> None:
     commands += [container["args"] for _, template in pods() for container in template["spec"]["containers"] if "args" in container]
     asked = [command[1:] for command in commands if command[0] == "med-r1-worker"]
     assert sorted(asked) == [["gpu"], ["gpu"], ["local"], ["local"]]
-    deployments = INFRA / "prefect.yaml"
-    if not deployments.exists():
-        pytest.skip("infra/prefect.yaml, which names the pools, is not there")
-    used = {each["work_pool"]["name"] for each in yaml.safe_load(deployments.read_text(encoding="utf-8"))["deployments"]}
+    deployments = yaml.safe_load((INFRA / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    used = {each["work_pool"]["name"] for each in deployments}
     assert used == POOLS
 
 

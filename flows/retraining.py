@@ -330,15 +330,15 @@ class Retraining:
 
         if names:
             self.tell(f"champion {champion.version} is asked the challengers' test questions: {', '.join(names)}")
-        with ThreadPoolExecutor(max(len(self.slots.names), 1)) as pool:
-            try:
-                return dict(zip(names, pool.map(answer, names), strict=True))
-            except BaseException:
-                duel.stop()
-                raise
-            finally:
-                if not duel.stopped:
-                    duel.clear()
+        try:
+            with ThreadPoolExecutor(max(len(self.slots.names), 1)) as pool:
+                try:
+                    return dict(zip(names, pool.map(answer, names), strict=True))
+                except BaseException:
+                    duel.stop()  # before the pool waits for those that run
+                    raise
+        finally:
+            duel.clear()
 
     def _reproduce(self, only: list[str] | None) -> None:
         for result in self.reproduce(only):

@@ -60,6 +60,8 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ("splits.near_duplicates", 25, ["splits.near_duplicates = 25", "less than or equal to 24"]),
         ("splits.patient_patterns", ["(a"], ["'(a' is no regular expression: missing )"]),
         ("splits.patient_patterns", ["a", "(b)"], ["'a' has no group: put what names the patient in brackets"]),
+        ("retrain.never_worse", ["ct/ct", "ct/disease-diagnosis"], ["'ct/disease-diagnosis' is no cell; name a checkpoint and"]),
+        ("retrain.max_refused", 1.5, ["retrain.max_refused = 1.5", "less than or equal to 1"]),
         ("prompt.style", "thinking", ["prompt.style = 'thinking'", "'think', 'no-think' or 'think-after'"]),
         ("base.revision", "main", ["base.revision = 'main'", "pattern"]),
         ("grpo.skip_zero_advantage", True, ["grpo", "skip_zero_advantage needs beta 0, not 0.04"]),

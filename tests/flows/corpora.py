@@ -31,7 +31,7 @@ CHECKPOINTS = ("ct", "x-ray", "disease-diagnosis", "lesion-grading")
 TOOLS = """
 import hashlib, json, sys
 from pathlib import Path
-import pandas as pd, pyarrow as pa, pyarrow.parquet as pq
+import pyarrow as pa, pyarrow.parquet as pq
 from stages import layout
 from stages.evaluate import SCHEMA, test_questions
 from stages.corpus.problems import parse_problem, parse_solution
@@ -71,7 +71,7 @@ def evaluate(name):
 """
 REPORT = (
     "mkdir -p report/cards report/figures report/tables && for f in cards/a figures/a tables/a summary.json metrics.json index.html "
-    "report.md provenance.json; do echo '{}' > report/$f; done"
+    """report.md provenance.json; do echo '{"checkpoints": {}}' > report/$f; done"""
 )
 
 
@@ -109,8 +109,8 @@ def write_corpus(path: Path, records: Sequence[Raw]) -> None:
             archive.writestr(zipfile.ZipInfo(f"OmniMedVQA/{name}"), buffer.getvalue())
 
 
-def make_workspace(root: Path) -> Path:
-    """The pipeline with four checkpoints, committed and run; its source is `root`/../source/corpus.zip."""
+def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path:
+    """The pipeline with these checkpoints, committed and run; its source is `root`/../source/corpus.zip."""
     root.mkdir(parents=True)
     shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "infra" / "base").mkdir(parents=True)
@@ -124,7 +124,7 @@ def make_workspace(root: Path) -> Path:
     pipeline["stages"]["prior"]["cmd"] = "mkdir -p data/prior && cat data/splits/grouped/task/*/test.json > data/prior/all.json"
     pipeline["stages"]["report"]["cmd"] = REPORT
     (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False), encoding="utf-8")
-    (root / "params.yaml").write_text(_params(), encoding="utf-8")
+    (root / "params.yaml").write_text(_params(checkpoints), encoding="utf-8")
     (root / "data.dvc").write_text("deps:\n- path: ../source/corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
     shutil.copy(REPOSITORY / ".gitignore", root)
     (root / ".dvc").mkdir()
@@ -140,12 +140,12 @@ def make_workspace(root: Path) -> Path:
     return root
 
 
-def _params() -> str:
-    """The repository's, with four checkpoints, small pictures, and a gate for few questions."""
+def _params(checkpoints: Sequence[str]) -> str:
+    """The repository's, with few checkpoints, small pictures, and a gate for few questions."""
     lines = []
     for line in (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines():
         name = line.strip().partition(":")[0]
-        if "axis: " in line and name not in (*CHECKPOINTS, "base"):
+        if "axis: " in line and name not in (*checkpoints, "base"):
             continue
         lines.append(line)
     text = "\n".join(lines) + "\n"

@@ -32,7 +32,7 @@ def test_runs_end_in_states_that_say_what_was_decided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    root = make_workspace(tmp_path / "workspace")
+    root = make_workspace(tmp_path / "workspace", ["ct"])
     monkeypatch.chdir(root)
     assert main([]) == 0
     assert "FirstChampion: the results that were there are champion 1" in capsys.readouterr().out

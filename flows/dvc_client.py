@@ -59,10 +59,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(extra or {})
 
 
-def dvc(root: Path, *arguments: str) -> str:
-    """What `dvc` prints. InputError with what it says if it fails."""
+def dvc(root: Path, *arguments: str, held: Iterable[int] = ()) -> str:
+    """What `dvc` prints. InputError with what it says if it fails. `held`: descriptors that it keeps open, such as a lock's."""
     command = ["dvc", "--wait-for-lock", *arguments]
-    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, pass_fds=tuple(held)
+    )
     if done.returncode:
         said = "\n".join(line for line in (done.stderr or done.stdout).splitlines() if line.strip())[-2000:]
         raise InputError(f"`{' '.join(command)}` failed with exit code {done.returncode}: {said}")

@@ -86,6 +86,11 @@ class Graph:
         return found
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two paths are the same or one holds the other."""
+    return one == other or one.startswith(other + "/") or other.startswith(one + "/")
+
+
 def read_graph(root: Path) -> Graph:
     """The graph of the workspace at `root`. InputError if dvc.yaml cannot be read."""
     from dvc.exceptions import DvcException

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from flows.dvc_client import Reasons, say_reasons
-from flows.graph import Graph
+from flows.graph import Graph, overlap
 
 
 def say_why(graph: Graph, reasons: Reasons, after: Sequence[str], has_run: bool) -> str:
@@ -19,18 +19,13 @@ def say_why(graph: Graph, reasons: Reasons, after: Sequence[str], has_run: bool)
     if not has_run:
         own["never run here"] = {}
     for kind, changes in reasons.items() if has_run else ():
-        left = {path: how for path, how in changes.items() if kind != "changed deps" or not any(_overlap(path, out) for out in made)}
+        left = {path: how for path, how in changes.items() if kind != "changed deps" or not any(overlap(path, out) for out in made)}
         if kind == "changed outs" and len(set(left.values())) == 1 and len(left) > 1:
             own[f"{len(left)} outputs {next(iter(left.values()))}"] = {}
         elif left or not changes:
             own[kind] = left
     waits = [f"after {name_groups(after)}"] if after else []
     return "; ".join([say_reasons(own)] * bool(own) + waits)
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether two paths are the same or one holds the other."""
-    return one == other or one.startswith(other + "/") or other.startswith(one + "/")
 
 
 def name_groups(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import argparse
 import fcntl
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,15 @@ class Summary:
     clean: bool
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where stages run: how much room there is, in words where GPU stages go, and how one is run to its end."""
+
+    room: Room
+    words: str
+    run: Callable[[Runner, Stage, str], StageResult]
+
+
 class StagesFailedError(Exception):
     """Some stages failed; the message names each with its reason, and what was therefore not run."""
 
@@ -73,17 +82,17 @@ def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: lis
         root: Folder of the workspace; the current one if left out.
     """
     try:
-        return bring_up_to_date(Path(root or Path.cwd()).resolve(), only, slots, gpus)
+        workspace = Path(root or Path.cwd()).resolve()
+        return bring_up_to_date(workspace, only, on_this_host(find_slots(workspace, slots, gpus)))
     except (InputError, StagesFailedError) as error:  # what a person can mend needs no traceback
         return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
 
 
-def bring_up_to_date(root: Path, only: Sequence[str] | None, slots: int | None, gpus: Sequence[str] | None) -> Summary:
+def bring_up_to_date(root: Path, only: Sequence[str] | None, place: Place) -> Summary:
     """What the flow does, inside of a flow run. InputError or StagesFailedError if not all that was asked for is up to date."""
     logger = get_run_logger()
     with only_flow(root):
         graph = read_graph(root)
-        found = find_slots(root, slots, gpus)
         if left := orphans(root):
             logger.warning(
                 f"ending {len(left)} processes that an earlier run left behind, of {', '.join({Path(each).stem for _, each in left})}"
@@ -97,12 +106,18 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, slots: int | None, 
             return Summary((), True)
         known, among = read_lock(root), set(names)
         reasons = {name: say_why(graph, stale.get(name, {}), graph.in_order(graph.needs[name] & among), name in known) for name in names}
-        logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages in slots {', '.join(found.names)}")
-        results = _run(root, graph, names, reasons, found, logger)
+        logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages {place.words}")
+        results = _run(root, graph, names, reasons, place, logger)
         summary = Summary(tuple(results[name] for name in names), not set(read_status(root)) & asked)
         show.publish(root, summary.results, reasons)
     _judge(summary)
     return summary
+
+
+def on_this_host(slots: Slots) -> Place:
+    """GPU stages in slots of this host, the others beside them."""
+    room = Room(len(slots.names), max(os.cpu_count() or 1, 1))
+    return Place(room, f"in slots {', '.join(slots.names)}", lambda runner, stage, why: run_here(runner, stage, why, slots))
 
 
 @contextmanager
@@ -124,15 +139,14 @@ def only_flow(root: Path) -> Iterator[None]:
         yield
 
 
-def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str], slots: Slots, logger: Any) -> dict[str, StageResult]:
+def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str], place: Place, logger: Any) -> dict[str, StageResult]:
     """Run the stages as tasks; name -> how it ended. If the flow is cancelled, the stages are stopped before this returns."""
     runner, ended = Runner(root), Queue[StageResult]()
     results: dict[str, StageResult] = {}
-    room = Room(len(slots.names), max(os.cpu_count() or 1, 1))
 
     @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
     def run_stage(stage: str, why: str) -> State[Any]:
-        result = _run_one(runner, graph.stages[stage], slots, why)
+        result = place.run(runner, graph.stages[stage], why)
         results[stage] = result
         if result.state == "stopped":
             return Cancelled(name="Stopped", message=result.message)
@@ -160,13 +174,13 @@ def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str]
         )
 
     try:
-        return run_ready(graph, names, room, begin, ended, skip)
+        return run_ready(graph, names, place.room, begin, ended, skip)
     finally:
         runner.stop()
 
 
-def _run_one(runner: Runner, stage: Stage, slots: Slots, why: str) -> StageResult:
-    """One stage in its slots, its lines in the run's log."""
+def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, held: Sequence[int] = ()) -> StageResult:
+    """One stage in its slots of this host, its lines in the log of the run this is called in; `held`: as for `Runner.run`."""
     logger = get_run_logger()
     logger.info(f"{stage.description or stage.name} ({why})")
     watcher = show.Progress(stage)
@@ -177,11 +191,11 @@ def _run_one(runner: Runner, stage: Stage, slots: Slots, why: str) -> StageResul
 
     try:
         if stage.gpus:
-            with slots.take(stage.gpus, lambda: runner.stopped) as (held, locks):
-                logger.info(f"in slot {', '.join(held)}")
-                outcome = runner.run(stage.name, tell, extra=slots.environment(held), held=locks)
+            with slots.take(stage.gpus, lambda: runner.stopped) as (taken, locks):
+                logger.info(f"in slot {', '.join(taken)}")
+                outcome = runner.run(stage.name, tell, extra=slots.environment(taken), held=(*locks, *held))
         else:
-            outcome = runner.run(stage.name, tell)
+            outcome = runner.run(stage.name, tell, held=held)
     except (StoppedError, TimeoutError) as error:
         return StageResult(stage.name, "stopped", message=str(error))
     except (StageError, InputError) as error:

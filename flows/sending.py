@@ -49,8 +49,8 @@ def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None
     address = urlsplit(found)
     if address.password or (address.username and address.scheme in ("http", "https")):
         raise InputError(
-            "the repository's address carries a user or password, which everybody would see in the dashboard: give the address without it, and "
-            "the password to git on each host (a credential helper, or SSH)"
+            "the repository's address carries a user or password, which everybody would see in the dashboard: give the address without it, "
+            "and the password to git on each host (a credential helper, or SSH)"
         )
     source = Source(str((root / found).resolve()) if (root / found).exists() else found, commit)
     _check_reachable(root, source)

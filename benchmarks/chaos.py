@@ -40,7 +40,7 @@ LONGEST = 14.0
 """Seconds after which the latest kill comes; an undisturbed run takes about as long."""
 COMES = 15.0
 """Seconds that a victim is waited for."""
-ATTEMPTS = 12
+ATTEMPTS = 30
 
 
 def main() -> None:

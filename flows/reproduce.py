@@ -109,7 +109,8 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, place: Place) -> Su
         logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages {place.words}")
         results = _run(root, graph, names, reasons, place, logger)
         summary = Summary(tuple(results[name] for name in names), not set(read_status(root)) & asked)
-        show.publish(root, summary.results, reasons)
+    # the workspace is free by now: a server that is away is waited for by nobody else
+    show.publish(root, summary.results, reasons)
     _judge(summary)
     return summary
 

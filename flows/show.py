@@ -79,7 +79,17 @@ def key_of(*parts: str) -> str:
 
 
 def publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, str]) -> None:
-    """Put into the dashboard how each stage ended and, where there is a report, its numbers, heatmaps and address."""
+    """Put into the dashboard how each stage ended and, where there is a report, its numbers, heatmaps and address.
+
+    If the server cannot be reached that is logged, and nothing else: results do not depend on who sees them.
+    """
+    try:
+        _publish(root, results, reasons)
+    except (PrefectException, HTTPError) as error:
+        logging.getLogger(__name__).warning("what came out could not be shown: %r", error)
+
+
+def _publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, str]) -> None:
     create_markdown_artifact(stages_table(results, reasons), key="stages", description=count(results))
     path = root / layout.REPORT / "metrics.json"
     if not path.is_file() or not any(result.name == "report" and result.state in ("ran", "cached") for result in results):

@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make repro   install, then run the pipeline and print the results (about 15 minutes on 2 cores the first time)"
-	@echo "make test    install, then lint, check types and run every test (about 8 minutes on 2 cores)"
+	@echo "make test    install, then lint, check types and run every test (about 12 minutes on 2 cores)"
 	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
 	@echo "make format  put the code into its one format"
 	@echo "make lock    resolve the dependencies of pyproject.toml anew into infra/requirements.lock"
@@ -32,7 +32,7 @@ dashboard: $(INSTALLED)
 	@python -m flows.serve --port $(PORT)
 
 test: $(INSTALLED) lint types
-	@echo "== Running the tests, about 7 minutes on 2 cores"
+	@echo "== Running the tests, about 11 minutes on 2 cores"
 	@python -m pytest
 
 lint: $(INSTALLED)

@@ -208,8 +208,12 @@ def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, held: Sequenc
 
 
 def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
-    """A task that ended without a word of its own, as when Prefect's API cannot be reached."""
-    return StageResult(name, "failed", message=f"{name} failed: its task ended {future.state.name}: {future.state.message}")
+    """A task that ended without a word of its own, as when Prefect's server was away while it began. Never raises: it is waited for."""
+    try:
+        how = f"{future.state.name}: {future.state.message}"
+    except Exception as error:  # to ask for the state takes the server, too
+        how = f"without a state that could be asked for ({type(error).__name__}: {error})"
+    return StageResult(name, "failed", message=f"{name} failed: its task ended {how}. Run again")
 
 
 def _judge(summary: Summary) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
@@ -19,7 +20,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.dvc_client import guarded_processes, orphans
-from flows.reproduce import StagesFailedError, main, only_flow, reproduce
+from flows.reproduce import StagesFailedError, _crashed, main, only_flow, reproduce
 from stages.errors import InputError
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 
@@ -143,3 +144,14 @@ def test_a_server_that_does_not_answer_is_named(root: Path, monkeypatch: pytest.
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert main([]) == 1
     assert "error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL): start one with" in capsys.readouterr().err
+
+
+def test_a_task_whose_state_cannot_be_asked_for_has_failed_and_holds_up_nobody() -> None:
+    class Unreachable:
+        @property
+        def state(self) -> Any:
+            raise httpx.ConnectError("refused")
+
+    result = _crashed("train@a", Unreachable())  # type: ignore[arg-type]
+    assert result.state == "failed"
+    assert result.message == "train@a failed: its task ended without a state that could be asked for (ConnectError: refused). Run again"

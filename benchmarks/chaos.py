@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,20 @@ def again(root: Path, services: Services) -> int:
 
 
 class Services:
-    """A Prefect server and a worker on loopback, and flow runs on it."""
+    """A Prefect server and workers on loopback for one deployment, called POOL as its pool is, and flow runs on it.
 
-    def __init__(self, folder: Path) -> None:
+    `workers`: what each has in its environment besides; of several, each runs one flow at a time.
+    """
+
+    def __init__(
+        self, folder: Path, entrypoint: str = "flows/reproduce.py:reproduce", workers: Sequence[Mapping[str, str]] = ({},)
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
         self._folder = folder
+        self._entrypoint = entrypoint
+        self._wanted = workers
         self.environment = ENVIRONMENT | {
             "PYTHONPATH": str(REPOSITORY),
             "PREFECT_HOME": str(folder / "prefect"),
@@ -128,7 +135,7 @@ class Services:
             "CUDA_VISIBLE_DEVICES": "",
         }
         self._server: subprocess.Popen[bytes] | None = None
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._workers: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         """Start what does not run."""
@@ -140,12 +147,15 @@ class Services:
             self._prefect("work-pool", "create", POOL, "--type", "process")
             code = (
                 "from prefect import flow; "
-                f"flow.from_source({str(REPOSITORY)!r}, 'flows/reproduce.py:reproduce')"
+                f"flow.from_source({str(REPOSITORY)!r}, {self._entrypoint!r})"
                 f".deploy('chaos', work_pool_name={POOL!r}, print_next_steps=False)"
             )
             subprocess.run([sys.executable, "-c", code], env=self.environment, cwd=REPOSITORY, check=True, capture_output=True)
-        if self._worker is None or self._worker.poll() is not None:
-            self._worker = self._spawn("worker", "worker", "start", "--pool", POOL, "--type", "process")
+        limit = ["--limit", "1"] if len(self._wanted) > 1 else []
+        for number, extra in enumerate(self._wanted):
+            if number == len(self._workers) or self._workers[number].poll() is not None:
+                started = self._spawn(f"worker-{number}", "worker", "start", "--pool", POOL, "--type", "process", *limit, extra=extra)
+                self._workers[number : number + 1] = [started]
 
     def run_flow(self, root: Path) -> None:
         """Have the worker run the reproduce flow."""
@@ -155,7 +165,7 @@ class Services:
         """Kill -9 the first process of that kind that is there from now on; its command line, None if none came."""
         deadline = time.monotonic() + COMES
         while time.monotonic() < deadline:
-            found = _first(victim, root, self._worker, self._server)
+            found = _first(victim, root, self._workers[0] if self._workers else None, self._server)
             try:
                 if found is not None:
                     words = " ".join(found.cmdline())[-80:]
@@ -171,7 +181,7 @@ class Services:
 
     def stop(self) -> None:
         """End all."""
-        for process in (self._worker, self._server):
+        for process in (*self._workers, self._server):
             if process and process.poll() is None:
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.terminate()
@@ -182,10 +192,11 @@ class Services:
                     process.kill()
                     process.wait()
 
-    def _spawn(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name}.log").open("ab") as log:
             command = [str(Path(sys.executable).parent / "prefect"), *arguments]
-            return subprocess.Popen(command, env=self.environment, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            variables = self.environment | dict(extra or {})
+            return subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _prefect(self, *arguments: str) -> None:
         command = [str(Path(sys.executable).parent / "prefect"), "--no-prompt", *arguments]

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
+from configparser import ConfigParser
+from configparser import Error as ParsingError
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -49,8 +51,8 @@ def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None
     address = urlsplit(found)
     if address.password or (address.username and address.scheme in ("http", "https")):
         raise InputError(
-            "the repository's address carries a user or password, which everybody would see in the dashboard: give the address without it, "
-            "and the password to git on each host (a credential helper, or SSH)"
+            "the repository's address carries a user or password, which everybody would see in the dashboard: give the address without, "
+            "and those to git on each host (a credential helper, or SSH)"
         )
     source = Source(str((root / found).resolve()) if (root / found).exists() else found, commit)
     _check_reachable(root, source)
@@ -90,9 +92,14 @@ def _check_reachable(root: Path, source: Source) -> None:
 
 def _check_remote(root: Path) -> None:
     """InputError if the committed configuration names no default remote, or one that cannot be shared or reached."""
-    config = dict(line.partition("=")[::2] for line in dvc(root, "config", "--project", "--list").splitlines())
-    name = config.get("core.remote")
-    url = config.get(f"remote.{name}.url", "")
+    config = ConfigParser(interpolation=None)
+    try:
+        config.read(root / _CONFIG, encoding="utf-8")
+    except (ParsingError, UnicodeDecodeError) as error:
+        raise InputError(f"{root / _CONFIG} cannot be read: {error}") from error
+    # not by `dvc config`, which makes a relative path absolute
+    name = config.get("core", "remote", fallback="")
+    url = config.get(f"'remote \"{name}\"'", "url", fallback="")
     if not name or not url:
         raise InputError(
             f"hosts exchange data through a DVC remote, and {_CONFIG} names none: `dvc remote add --default shared s3://...` (or ssh, gs, "

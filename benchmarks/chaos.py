@@ -170,7 +170,7 @@ class Services:
                 if found is not None:
                     words = " ".join(found.cmdline())[-80:]
                     found.send_signal(signal.SIGKILL)
-                    for service in (self._worker, self._server):
+                    for service in (*self._workers, self._server):
                         if service and service.pid == found.pid:
                             service.wait()
                     return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 SILENCE: Final = timedelta(minutes=15)
 """A run that gave no sign for so long is taken for dead; a live one sends a heartbeat every 3 minutes."""
 _SECONDS: Final = 10.0
+_WORKER: Final = "prefect.worker.name"
+_CLOCKS: Final = timedelta(minutes=1)
+"""By how much the server's clock may be behind this machine's."""
 
 
 def server(silence: timedelta = SILENCE) -> list[Finding]:
@@ -93,6 +97,11 @@ def leaked_slots(client: SyncPrefectClient) -> list[Finding]:
     ] or [Finding("Prefect slots", "ok", "none is held by a run that is over")]
 
 
+def worker_name(pool: str, number: int) -> str:
+    """What workers of this project call themselves, here and in infra/worker.sh: pool, host, number of their process."""
+    return f"{pool}-{socket.gethostname()}-{number}"
+
+
 def project_flows(folder: Path = Path(__file__).parents[1]) -> list[str]:
     """Names of the flows that this project's code defines."""
     names = []
@@ -126,11 +135,27 @@ def _active_runs(client: SyncPrefectClient, flows: Sequence[str] | None) -> list
 def _is_gone(client: SyncPrefectClient, run: FlowRun, silence: timedelta, now: datetime) -> str:
     """Why a run must be dead; empty if it may be alive."""
     host, _, number = (run.infrastructure_pid or "").rpartition(":")
-    if host == socket.gethostname() and number.isdecimal():
-        return "" if psutil.pid_exists(int(number)) else f"its process {number} is gone"
+    # a worker of a process pool gives the number alone
+    if number.isdecimal() and (host == socket.gethostname() or (not host and _is_of_this_host(str(run.labels.get(_WORKER))))):
+        return "" if may_be_process(int(number), run.start_time) else f"its process {number} is gone"
     last = _last_sign(client, run, now)
     quiet = now - last
     return f"it gave no sign of life for {quiet.total_seconds() / 60:.0f} minutes" if quiet > silence else ""
+
+
+def _is_of_this_host(worker: str) -> bool:
+    return bool(re.fullmatch(rf"\w+-{re.escape(socket.gethostname())}-\d+", worker))
+
+
+def may_be_process(number: int, begun: datetime | None) -> bool:
+    """Is there a process of this number that may be the one that began then? After a restart another can have the number."""
+    try:
+        born = datetime.fromtimestamp(psutil.Process(number).create_time(), UTC)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+    return begun is None or born <= begun + _CLOCKS
 
 
 def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> datetime:

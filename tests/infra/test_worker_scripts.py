@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from flows.checks.server import worker_name
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "infra" / "worker.sh"
@@ -56,6 +59,12 @@ def start(source: Path, root: Path, revision: str = "", pool: str = "gpu", **mor
     """Start a worker of a server that is not there."""
     variables = {"MED_R1_REPOSITORY": str(source), "MED_R1_ROOT": str(root), "MED_R1_REVISION": revision, **more}
     return run(WORKER, pool, PREFECT_API_URL="http://127.0.0.1:9/api", **variables)
+
+
+def test_a_worker_says_its_host_in_its_name_as_the_doctor_expects() -> None:
+    (name,) = re.findall(r'--name "([^"]+)"', WORKER.read_text(encoding="utf-8"))
+    said = subprocess.run(["bash", "-c", f'pool=gpu; echo "{name} $$"'], capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == worker_name("gpu", int(said[1]))
 
 
 @SCRIPTS

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import prefect
+import psutil
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -24,7 +25,7 @@ from prefect.states import Cancelling, Completed, Pending, Running
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.checks import Finding
-from flows.checks.server import leaked_slots, project_flows, server, zombies
+from flows.checks.server import leaked_slots, may_be_process, project_flows, server, worker_name, zombies
 from flows.doctor import examine
 
 if TYPE_CHECKING:
@@ -66,11 +67,15 @@ def after(minutes: float) -> datetime:
     return datetime.now(UTC) + timedelta(minutes=minutes)
 
 
-def begin(client: SyncPrefectClient, state: State, name: str, function: object = reproduce, process: str | None = None) -> FlowRun:
+def begin(
+    client: SyncPrefectClient, state: State, name: str, function: object = reproduce, process: str | None = None, worker: str | None = None
+) -> FlowRun:
     run = client.create_flow_run(function, name=name)  # type: ignore[arg-type]
     client.set_flow_run_state(run.id, state, force=True)
     if process:
         client.update_flow_run(run.id, infrastructure_pid=process)
+    if worker:
+        client.update_flow_run_labels(run.id, {"prefect.worker.name": worker})
     return run
 
 
@@ -148,6 +153,25 @@ def test_a_process_of_this_host_that_is_gone_is_known_at_once_and_a_live_one_may
     assert said.startswith("'gone'")
     assert f"its process {dead} is gone" in said
     assert {each.split("'")[1] for each in problems(zombies(client, now=after(600)))} == {"gone", "elsewhere"}
+
+
+def test_the_host_of_a_process_workers_run_is_known_by_the_workers_name(client: SyncPrefectClient) -> None:
+    dead = dead_pid()
+    begin(client, Running(), "gone", process=str(dead), worker=worker_name("gpu", 1))
+    begin(client, Running(), "alive", process=str(os.getpid()), worker=worker_name("gpu", 2))
+    begin(client, Running(), "elsewhere", process=str(dead), worker=f"gpu-not-{socket.gethostname()}-1")
+    begin(client, Running(), "on a host of a longer name", process=str(dead), worker=f"gpu-{socket.gethostname()}-2-1")
+    begin(client, Running(), "nobody knows where", process=str(dead), worker="ProcessWorker 1")
+    (said,) = problems(zombies(client))
+    assert said.startswith("'gone'")
+
+
+def test_a_process_that_came_long_after_the_run_is_another_with_its_number() -> None:
+    born = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+    assert may_be_process(os.getpid(), born + timedelta(hours=1))
+    assert may_be_process(os.getpid(), None)
+    assert not may_be_process(os.getpid(), born - timedelta(hours=1))
+    assert not may_be_process(dead_pid(), None)
 
 
 def test_slots_of_limits_that_no_run_can_use_are_found(client: SyncPrefectClient) -> None:

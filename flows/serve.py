@@ -76,6 +76,7 @@ def serve(root: Path, host: str, port: int) -> int:
         (root / layout.REPORT).mkdir(exist_ok=True)
         files = [sys.executable, "-m", "http.server", str(port + 1), "--bind", host, "--directory", str(layout.REPORT)]
         children.append(_spawn(root, log, variables, "files", files))
+        _await_port(host, port + 1, log)
         worker = [_prefect(), "worker", "start", "--pool", "local", "--type", "process", "--name", f"local-{os.getpid()}"]
         children.append(_spawn(root, log, variables, "worker", worker))
         print(f"Dashboard: {address}\nReport:    {variables[REPORT_URL]}/index.html\nInterrupt (Ctrl-C) ends both.", flush=True)
@@ -161,6 +162,17 @@ def _await_server(variables: Mapping[str, str], server: subprocess.Popen[bytes],
             return
         time.sleep(0.3)
     raise InputError(f"Prefect's server does not answer; the end of {log} says why")
+
+
+def _await_port(host: str, port: int, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((_shown(host), port), timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise InputError(f"the report's server does not answer on port {port}; the end of {log} says why")
 
 
 def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:

@@ -87,6 +87,7 @@ def serve(root: Path, host: str, port: int) -> int:
             (root / layout.REPORT).mkdir(exist_ok=True)
             files = ("-m", "http.server", str(port + 1), "--bind", REPORT_HOST, "--directory", str(layout.REPORT))
             start("files", sys.executable, *files)
+            _await_port(REPORT_HOST, port + 1, log)
             start(
                 "worker", _prefect(), "worker", "start", "--pool", "local", "--type", "process", "--name", worker_name("local", os.getpid())
             )
@@ -207,6 +208,17 @@ def _await_server(variables: Mapping[str, str], server: subprocess.Popen[bytes],
             return
         time.sleep(0.3)
     raise InputError(f"Prefect's server does not answer; the end of {log} says why")
+
+
+def _await_port(host: str, port: int, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((_shown(host), port), timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise InputError(f"the report's server does not answer on port {port}; the end of {log} says why")
 
 
 def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:

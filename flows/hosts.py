@@ -199,6 +199,12 @@ class Sender:
         except (StageError, InputError) as error:
             logger.error(str(error))
             return StageResult(stage.name, "failed", message=str(error))
+        except (HTTPError, PrefectException) as error:
+            why = (
+                f"{stage.name} failed: it could not be sent to a worker, for the server does not answer as it should ({error!r}). Run again"
+            )
+            logger.error(why)
+            return StageResult(stage.name, "failed", message=why)
         self._inventory.has(stage.name)
         told = _ENDED.match(ended.message or "")
         seconds = float(told["seconds"]) if told else 0.0

@@ -49,7 +49,9 @@ def sent(services: Services) -> dict[str, str]:
 
 def test_two_workers_make_what_plain_dvc_makes_and_no_gpu_stage_runs_in_the_workspace_that_sends_them(root: Path, tmp_path: Path) -> None:
     services = Services(tmp_path, "flows/hosts.py:run_stage_on_worker", [{WORK: str(tmp_path / host)} for host in ("one", "two")])
-    services.environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"
+    # on SQLite every writer that is not needed makes it likelier that the others wait a minute for its lock
+    idle = {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in ("SCHEDULER", "TRIGGERS", "EVENT_PERSISTER")}
+    services.environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"} | idle
     try:
         services.start()
         done = reproduce(root, services)

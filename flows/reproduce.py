@@ -10,7 +10,6 @@ its own for as long as it runs (Prefect's ephemeral API on SQLite); with PREFECT
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +31,7 @@ from flows.api import require_server
 from flows.disk import read_lock
 from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status
 from flows.graph import Graph, Stage, read_graph
+from flows.held import held
 from flows.reasons import say_why
 from flows.schedule import DONE, Room, StageResult, run_ready
 from flows.slots import Slots, find_slots
@@ -124,19 +124,11 @@ def on_this_host(slots: Slots) -> Place:
 @contextmanager
 def only_flow(root: Path) -> Iterator[None]:
     """Hold the workspace: InputError if another flow has it."""
-    path = root / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise InputError(
-                f"another flow (process {handle.read().strip() or 'unknown'}) runs in {root}: wait for it or cancel it, then start again"
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+
+    def taken(process: str) -> InputError:
+        return InputError(f"another flow (process {process}) runs in {root}: wait for it or cancel it, then start again")
+
+    with held(root / LOCK, str(os.getpid()), taken):
         yield
 
 

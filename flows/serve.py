@@ -11,7 +11,6 @@ in the environment (PREFECT_SERVER_API_AUTH_STRING), and is never printed. The r
 from __future__ import annotations
 
 import argparse
-import fcntl
 import ipaddress
 import os
 import signal
@@ -28,6 +27,7 @@ from typing import Final
 from flows.api import answers
 from flows.checks.server import worker_name, zombies
 from flows.dvc_client import environment
+from flows.held import held
 from flows.show import REPORT_URL
 from stages import layout
 from stages.errors import InputError
@@ -158,20 +158,12 @@ def _shown(host: str) -> str:
 @contextmanager
 def _only_dashboard(root: Path, address: str) -> Iterator[int]:
     """Hold the workspace's dashboard, by a descriptor for what it starts to keep open. InputError if there is one already."""
-    path = root / HOME / "serve.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise InputError(
-                f"the dashboard of {root} runs already: {handle.read().strip()}. If it has just been ended, it is gone in half a minute"
-            ) from None
-        handle.truncate(0)
-        handle.write(address)
-        handle.flush()
-        yield handle.fileno()
+
+    def taken(where: str) -> InputError:
+        return InputError(f"the dashboard of {root} runs already: {where}. If it has just been ended, it is gone in half a minute")
+
+    with held(root / HOME / "serve.lock", address, taken) as lock:
+        yield lock
 
 
 def _check_free(host: str, port: int, address: str) -> None:

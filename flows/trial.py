@@ -6,7 +6,6 @@ after a kill too: whoever comes next finds it and goes back first.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.dvc_client import dvc
+from flows.held import held
 from flows.store import locked_stages
 from stages import layout
 from stages.errors import InputError
@@ -34,17 +34,11 @@ class AlreadyRunningError(InputError):
 @contextmanager
 def only_retraining(root: Path) -> Iterator[None]:
     """Hold the champion and the source of a workspace. AlreadyRunningError at once if another process does."""
-    path = root / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise AlreadyRunningError(f"a retraining (process {handle.read().strip() or 'unknown'}) runs in {root} already") from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+
+    def taken(process: str) -> AlreadyRunningError:
+        return AlreadyRunningError(f"a retraining (process {process}) runs in {root} already")
+
+    with held(root / LOCK, str(os.getpid()), taken):
         yield
 
 

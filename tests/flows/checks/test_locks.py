@@ -67,6 +67,12 @@ def dead_pid() -> int:
     return process.pid
 
 
+def stand_still(process: subprocess.Popen[str]) -> None:
+    """Stop a process and wait until it has stopped: the signal alone only asks for it."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitpid(process.pid, os.WUNTRACED)
+
+
 def only(findings: list[Finding], check: str) -> Finding:
     found = [finding for finding in findings if finding.check == check]
     assert len(found) == 1
@@ -149,7 +155,7 @@ def test_a_lock_in_use_is_named_and_one_of_a_process_that_stands_still_is_a_prob
     process = start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
     finding = only(locks.dvc_locks(root), "DVC lock")
     assert (finding.level, str(process.pid) in finding.what) == ("ok", True)
-    process.send_signal(signal.SIGSTOP)
+    stand_still(process)
     finding = only(locks.dvc_locks(root), "DVC lock")
     assert (finding.level, finding.mend) == ("problem", None)
     assert f"kill -CONT {process.pid}" in finding.remedy
@@ -176,7 +182,7 @@ def test_a_flow_that_stands_still_is_a_problem(root: Path, start: Start) -> None
     path.parent.mkdir(parents=True)
     process = start(sys.executable, "-c", HOLD, str(path))
     assert locks.flow_lock(root)[0].level == "ok"
-    process.send_signal(signal.SIGSTOP)
+    stand_still(process)
     assert (locks.flow_lock(root)[0].level, str(process.pid) in locks.flow_lock(root)[0].what) == ("problem", True)
 
 

@@ -102,7 +102,7 @@ def say_reasons(reasons: Reasons) -> str:
 
 
 class Runner:
-    """Runs stages of one workspace; `stop` ends those that run and lets no other begin."""
+    """Runs stages of one workspace, and commands beside them; `stop` ends those that run and lets no other begin."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -123,13 +123,34 @@ class Runner:
         `held`: file descriptors that the stage's processes keep open as long as one of them lives, such as a slot's lock.
         StageError if it fails, StoppedError if this runner was stopped.
         """
-        record = (self.root / RECORDS / f"{stage}.pid").resolve()
-        record.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
+        how: Literal["ran", "unchanged", "cached"] = "ran"
+
+        def hear(line: str) -> None:
+            nonlocal how
+            how = "unchanged" if "didn't change, skipping" in line else "cached" if "is cached - skipping run" in line else how
+            tell(line)
+
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
+        self.watch(stage, command, hear, folder=self.root, extra=extra, held=held)
+        return Outcome(how, time.monotonic() - start)
+
+    def watch(
+        self,
+        name: str,
+        command: Sequence[str],
+        tell: Callable[[str], None],
+        *,
+        folder: Path,
+        extra: Mapping[str, str] | None = None,
+        held: Iterable[int] = (),
+    ) -> None:
+        """Any command in `folder`, behind the guard and under a `name` that no other one runs under; else as `run`."""
+        record = (self.root / RECORDS / f"{name}.pid").resolve()
+        record.parent.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(record), *command],
-            cwd=self.root,
+            cwd=folder,
             env=environment(extra),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -143,19 +164,16 @@ class Runner:
         if self.stopped:
             self._close(process)
         tail: deque[str] = deque(maxlen=TAIL)
-        how: Literal["ran", "unchanged", "cached"] = "ran"
         try:
             assert process.stdout
             for line in process.stdout:
                 shown = line.rstrip("\n").rpartition("\r")[2].rstrip()  # of a bar that redraws itself, its last state
-                if _NOISE.match(shown):
-                    continue
-                how = "unchanged" if "didn't change, skipping" in shown else "cached" if "is cached - skipping run" in shown else how
-                tail.append(shown)
-                tell(shown)
+                if not _NOISE.match(shown):
+                    tail.append(shown)
+                    tell(shown)
             code = process.wait()
         finally:
-            # whatever went wrong here, the stage does not go on unwatched
+            # whatever went wrong here, it does not go on unwatched
             self._close(process)
             process.wait()
             self._running.discard(process)
@@ -163,10 +181,9 @@ class Runner:
             end_processes(processes_of(record))
             record.unlink(missing_ok=True)
         if self.stopped:
-            raise StoppedError(f"{stage} was stopped; what it had kept is used when it runs again")
+            raise StoppedError(f"{name} was stopped; what it had kept is used when it runs again")
         if code:
-            raise StageError(explain(stage, code, list(tail)))
-        return Outcome(how, time.monotonic() - start)
+            raise StageError(explain(name, code, list(tail)))
 
     def stop(self) -> None:
         """End the stages that run, and let no other begin. They are given time to end well; `run` returns when they have."""

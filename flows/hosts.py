@@ -39,10 +39,10 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
 
-from flows import clones, durations, show
+from flows import clones, durations
 from flows.dvc_client import Runner, StageError, StoppedError
 from flows.graph import Graph, Stage, read_graph
-from flows.reproduce import THREADS, Place, StagesFailedError, Summary, bring_up_to_date, run_here
+from flows.reproduce import THREADS, Place, StagesFailedError, Summary, bring_up_to_date, by_hand, run_here
 from flows.schedule import Room, StageResult
 from flows.sending import Inventory, Source, check
 from flows.slots import Slots, find_slots
@@ -286,18 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repository", help="git repository that workers clone; origin")
     parser.add_argument("--deployment", default=DEPLOYMENT, help=f"that stages are sent to; {DEPLOYMENT}")
     given = parser.parse_args(arguments)
-    try:
+
+    def run() -> Summary:
         if not PREFECT_API_URL.value():
             raise InputError("PREFECT_API_URL is not set: workers and this flow meet at a server (docs/hosts.md)")
-        summary = reproduce_on_workers(only=given.only, repository=given.repository, deployment=given.deployment)
-    except (InputError, StagesFailedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: stages were stopped, on workers too; run the same command again to go on", file=sys.stderr)
-        return 130
-    show.print_summary(summary.results)
-    return 0
+        return reproduce_on_workers(only=given.only, repository=given.repository, deployment=given.deployment)
+
+    return by_hand(run, "interrupted: stages were stopped, on workers too; run the same command again to go on")
 
 
 if __name__ == "__main__":

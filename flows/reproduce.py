@@ -22,7 +22,7 @@ from typing import Any, Final
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -39,6 +39,8 @@ from stages import layout
 from stages.errors import InputError
 
 LOCK: Final = layout.SCRATCH / "flows" / "lock"
+_TOLD: Final = 60.0
+"""Seconds that Prefect gets to note which stages are not run, and why."""
 THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
 """More than stages ever run at once."""
 
@@ -136,6 +138,7 @@ def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str]
     """Run the stages as tasks; name -> how it ended. If the flow is cancelled, the stages are stopped before this returns."""
     runner, ended = Runner(root), Queue[StageResult]()
     results: dict[str, StageResult] = {}
+    skipped: list[PrefectFuture[Any]] = []
 
     @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
     def run_stage(stage: str, why: str) -> State[Any]:
@@ -162,12 +165,13 @@ def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str]
 
     def skip(result: StageResult) -> None:
         logger.warning(f"{result.name} {result.message}")
-        skip_stage.with_options(name=graph.stages[result.name].group, tags=[graph.stages[result.name].group]).submit(
-            result.name, result.message
-        )
+        group = graph.stages[result.name].group
+        skipped.append(skip_stage.with_options(name=group, tags=[group]).submit(result.name, result.message))
 
     try:
-        return run_ready(graph, names, place.room, begin, ended, skip)
+        found = run_ready(graph, names, place.room, begin, ended, skip)
+        wait(skipped, timeout=_TOLD)  # a flow that ends before they have said why is told that they crashed
+        return found
     finally:
         runner.stop()
 
@@ -231,14 +235,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, help="GPU stages at once; without GPUs 1")
     parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1", help="GPUs to use; all that are visible")
     given = parser.parse_args(arguments)
+    return by_hand(
+        lambda: reproduce(only=given.only, slots=given.slots, gpus=given.gpus),
+        "interrupted: stages were stopped and keep what they had; run the same command again to go on",
+    )
+
+
+def by_hand(run: Callable[[], Summary], interrupted: str) -> int:
+    """Run a flow from the command line and print how each stage ended, or why the flow did not; the exit code."""
     try:
         require_server()
-        summary = reproduce(only=given.only, slots=given.slots, gpus=given.gpus)
+        summary = run()
     except (InputError, StagesFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: stages were stopped and keep what they had; run the same command again to go on", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
     show.print_summary(summary.results)
     return 0

@@ -85,6 +85,43 @@ def test_a_failed_stage_holds_up_none_but_those_that_need_it(
     assert locked(root) == reference
 
 
+def test_stages_that_are_not_run_say_why_however_soon_the_flow_ends(root: Path) -> None:
+    for key in ("a", "b", "c"):
+        (root / "fail" / key).touch()
+    with pytest.raises(StagesFailedError, match="3 of 8 stages failed"):
+        reproduce(root=str(root), slots=3)
+    names = ("evaluate@a", "evaluate@b", "evaluate@c", "report")
+    seen = states(*names)
+    assert {name: seen[name][0] for name in names} == dict.fromkeys(names, "Skipped")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 16 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_when_results_are_recorded_is_named_and_once_there_is_room_nothing_is_lost(small_disk: Path) -> None:
+    root = make_workspace(small_disk / "workspace", keys=("a",))
+    with (root / "work.sh").open("a", encoding="utf-8") as script:
+        script.write('[ "$1" = predictions ] || head -c 5000000 /dev/zero >> "$1/$2.txt"\n')
+    # what the model needs a second time, in DVC's cache, is not there
+    (small_disk / "ballast").write_bytes(bytes(8_000_000))
+    with pytest.raises(StagesFailedError, match=r"train@a failed: the disk is full"):
+        reproduce(root=str(root), slots=1)
+    assert "train@a" not in locked(root)
+    (small_disk / "ballast").unlink()
+    assert reproduce(root=str(root), slots=1).clean
+    assert (root / "models" / "a.txt").stat().st_size > 5_000_000
+    assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
+
+
 def test_only_what_is_asked_for_is_run_with_what_it_needs(root: Path) -> None:
     summary = reproduce(only=["evaluate@a"], root=str(root))
     assert [result.name for result in summary.results] == ["split", "train@a", "evaluate@a"]

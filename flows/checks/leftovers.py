@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from flows.dvc_client import RECORDS, end_processes, orphans, processes_of
 
 _NEVER: Final = {".git", ".dvc", ".venv", "node_modules", "__pycache__"}
 """Folders in which no stage writes."""
+_STILL: Final = 600.0
+"""Seconds for which a file has not grown that nobody writes any more."""
 
 
 def orphaned_processes(root: Path) -> list[Finding]:
@@ -56,10 +59,10 @@ def records(root: Path) -> list[Finding]:
 
 def incomplete_outputs(root: Path) -> list[Finding]:
     """Outputs under their temporary name, which nobody writes any more."""
-    left = sorted(_incomplete(root))
+    left = sorted([*_incomplete(root), *_half_cached(root)])
     if not left:
         return [Finding("incomplete outputs", "ok", "none")]
-    names = ", ".join(str(path.relative_to(root)) for path in left)
+    names = ", ".join(os.path.relpath(path, root) for path in left)
     if writers := _writers(root):
         return [Finding("incomplete outputs", "ok", f"{names}: being written by {', '.join(map(say, writers))}")]
     return [
@@ -79,6 +82,14 @@ def _incomplete(root: Path) -> Iterator[Path]:
             if name.startswith(".") and name.endswith(".incomplete"):  # as stages.outputs names them
                 yield Path(folder) / name
         names[:] = [name for name in names if name not in _NEVER and not name.endswith(".incomplete")]
+
+
+def _half_cached(root: Path) -> Iterator[Path]:
+    """What DVC was copying into its cache when it was killed, or the disk was full: `dvc gc` does not know these names."""
+    # only where no other workspace writes, and nothing that a transfer started by hand may be at
+    for path in (root / ".dvc" / "cache" / "files" / "md5").glob("**/.*.tmp"):
+        if path.is_file() and time.time() - path.stat().st_mtime > _STILL:
+            yield path
 
 
 def _writers(root: Path) -> list[psutil.Process]:

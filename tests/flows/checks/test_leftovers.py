@@ -116,6 +116,19 @@ def test_half_written_outputs_are_removed_and_nothing_else(root: Path) -> None:
     assert all(path.exists() for path in kept)
 
 
+def test_what_dvc_was_copying_into_its_cache_is_removed_once_nobody_is_at_it(root: Path) -> None:
+    cache = root / ".dvc" / "cache" / "files" / "md5"
+    left, fresh, whole = cache / "80" / ".V3Qp2Q7l5mXE.tmp", cache / ".L8teTgr6.tmp", cache / "80" / "cea60a291192a5"
+    for path in (left, fresh, whole):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half", encoding="utf-8")
+    for path in (left, whole):
+        os.utime(path, (0, 0))
+    (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
+    assert diagnosis.mended == "removed .dvc/cache/files/md5/80/.V3Qp2Q7l5mXE.tmp"
+    assert (left.exists(), fresh.exists(), whole.exists()) == (False, True, True)
+
+
 @pytest.mark.parametrize("by_dvc", [True, False])
 def test_an_output_that_may_be_being_written_is_left_alone(root: Path, by_dvc: bool) -> None:
     (root / "models" / ".ct.incomplete").mkdir(parents=True)

@@ -1,0 +1,162 @@
+"""Archives that reach outside, blow up, lie or are broken: each a function that writes one from the files of a good corpus."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import stat
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import zstandard
+
+from tests.hostile.cases import Case
+
+Files = Mapping[str, bytes]
+_PICTURE = "Images/Hostile/bad.png"
+_SPARE = 2**24
+"""Bytes unpacked below which no ratio counts."""
+
+
+def zipped(files: Files, *, stored: bool = True, change: Callable[[zipfile.ZipInfo], None] = lambda info: None) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = archive.compression
+            change(info)
+            archive.writestr(info, data)
+    return buffer.getvalue()
+
+
+def tarred(files: Files, more: tarfile.TarInfo | None = None, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", **settings) as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        if more:
+            archive.addfile(more)
+    return buffer.getvalue()
+
+
+def special(kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(_PICTURE)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def cut(content: bytes, tenths: int) -> bytes:
+    return content[: len(content) * tenths // 10]
+
+
+def of_mode(kind: int, name: str) -> Callable[[zipfile.ZipInfo], None]:
+    def change(info: zipfile.ZipInfo) -> None:
+        if info.filename == name:
+            info.external_attr = (kind | 0o777) << 16
+
+    return change
+
+
+def patched(content: bytes, signature: bytes, offset: int, value: bytes, last: bool = True) -> bytes:
+    """The content with bytes at `offset` from the last, or first, of a signature replaced."""
+    at = (content.rindex(signature) if last else content.index(signature)) + offset
+    return content[:at] + value + content[at + len(value) :]
+
+
+def lying_size(files: Files) -> bytes:
+    """The last member says that it is a hundred bytes, and is more."""
+    content = zipped({**files, _PICTURE: bytes(2**20)}, stored=False)
+    return patched(content, b"PK\x01\x02", 24, struct.pack("<I", 100))
+
+
+def overlapping(files: Files) -> bytes:
+    """Two entries of the list share one member's bytes: what makes a zip bomb without nesting (Fifield 2019)."""
+    content = zipped({**files, "Images/Hostile/a.png": b"a" * 99, "Images/Hostile/b.png": b"a" * 99})
+    where = content.rindex(b"PK\x01\x02")
+    first = content.rindex(b"PK\x01\x02", 0, where)
+    return content[: where + 42] + content[first + 42 : first + 46] + content[where + 46 :]
+
+
+def huge_header(files: Files) -> bytes:
+    """A tar whose name alone, in an extended header, is 30 MB."""
+    return tarred({**files, "Images/" + "x" * 30_000_000: b""}, format=tarfile.PAX_FORMAT)
+
+
+def damaged(files: Files, name: str) -> bytes:
+    """One byte of a stored member is another one, so that its checksum does not hold."""
+    content = bytearray(zipped(files))
+    info = next(info for info in zipfile.ZipFile(io.BytesIO(bytes(content))).infolist() if info.filename == name)
+    content[info.header_offset + 30 + len(name.encode()) + 8] ^= 0xFF
+    return bytes(content)
+
+
+def prefixed(files: Files) -> bytes:
+    """A self-extracting zip: a program in front."""
+    return b"#!/bin/sh\nexit 1\n" + zipped(files)
+
+
+def archives(files: Files, named: str, question_file: str) -> dict[str, Case]:
+    """All cases made from a good corpus, of which `named` is a picture that a record names, and `question_file` one more file of questions."""
+    good = dict(files)
+    tar, packed = tarred(good), zipped(good)
+    plus = partial(lambda name, data=b"x": {**good, name: data})
+    cases = {
+        "zip slip": Case(zipped(plus("../../evil.png")), "refused", "leads out of its folder"),
+        "zip slip inside": Case(zipped(plus("Images/../../evil.png")), "refused", "leads out of its folder"),
+        "tar slip": Case(tarred(plus("../../evil.png")), "refused", "leads out of its folder"),
+        "absolute path in a zip": Case(zipped(plus("/tmp/evil.png")), "refused", "an absolute path"),
+        "absolute path in a tar": Case(tarred(plus("/tmp/evil.png")), "refused", "an absolute path"),
+        "drive letter": Case(zipped(plus("C:/evil.png")), "refused", "an absolute path"),
+        "backslashes": Case(tarred(plus("Images\\..\\..\\evil.png")), "refused", "a backslash"),
+        "symlink in a tar": Case(tarred(good, special(tarfile.SYMTYPE)), "refused", "a link"),
+        "symlink upwards in a tar": Case(tarred(good, special(tarfile.SYMTYPE, "../../..")), "refused", "a link"),
+        "hard link in a tar": Case(tarred(good, special(tarfile.LNKTYPE)), "refused", "a link"),
+        "symlink in a zip": Case(zipped(plus(_PICTURE, b"/etc/passwd"), change=of_mode(stat.S_IFLNK, _PICTURE)), "refused", "a link"),
+        "character device": Case(tarred(good, special(tarfile.CHRTYPE)), "refused", "a device"),
+        "block device": Case(tarred(good, special(tarfile.BLKTYPE)), "refused", "a device"),
+        "pipe in a tar": Case(tarred(good, special(tarfile.FIFOTYPE)), "refused", "a device"),
+        "device in a zip": Case(zipped(plus(_PICTURE), change=of_mode(stat.S_IFCHR, _PICTURE)), "refused", "a device"),
+        "zip bomb": Case(zipped(plus(_PICTURE, bytes(8 * _SPARE)), stored=False), "refused", "max_ratio|bomb"),
+        "gzip bomb": Case(gzip.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", "max_ratio|bomb"),
+        "zstd bomb": Case(zstandard.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", "max_ratio|bomb"),
+        "size that lies": Case(lying_size(good), "refused", "size|damaged|longer"),
+        "members that overlap": Case(overlapping(good), "refused", "overlap|share"),
+        "encrypted": Case(patched(packed, b"PK\x01\x02", 8, b"\x01\x00"), "refused", "encrypted"),
+        "name twice in a zip": Case(zipped(plus(f"Images/./{named.removeprefix('Images/')}")), "refused", "twice"),
+        "name twice in a tar": Case(tarred(plus(f"./{named}")), "refused", "twice"),
+        "names that differ in case": Case(zipped(plus(named.upper().replace("IMAGES/", "Images/"))), "refused", "case|alike|same"),
+        "names that differ in composition": Case(
+            zipped({**good, "Images/\u00e9.png": b"x", "Images/e\u0301.png": b"y"}), "refused", "case|alike|same|Unicode"
+        ),
+        "very long name": Case(zipped(plus(f"Images/{'x' * 300}.png")), "refused", "long"),
+        "very long path": Case(tarred(plus("Images/" + "x/" * 3000 + "a.png")), "refused", "long"),
+        "header of 30 MB": Case(huge_header(good), "refused", "long|whole"),
+        "name that is not UTF-8": Case(tarred(plus("Images/caf\udce9.png"), errors="surrogateescape"), "refused", "not UTF-8"),
+        "NUL in a name": Case(patched(zipped(plus("Images/evil@.png")), b"evil@", 4, b"\x00"), "refused", "UTF-8|name|whole"),
+        "file and folder at once": Case(tarred({**good, "Images/x": b"", "Images/x/y.png": b""}), "refused", "file and a folder"),
+        "no corpus": Case(zipped({"readme.txt": b"hello"}), "refused", "expected one folder"),
+        "two corpora": Case(zipped({f"{top}/{name}": data for top in "ab" for name, data in good.items()}), "refused", "2 corpora"),
+        "empty file": Case(b"", "refused", "not a whole|empty"),
+        "empty zip": Case(zipped({}), "refused", "expected one folder"),
+        "a text": Case(b"version https://git-lfs.github.com/spec/v1\n", "refused", "not a whole"),
+        "gzip of a text": Case(gzip.compress(b"hello"), "refused", "not a whole|no tar"),
+        "self-extracting zip": Case(prefixed(good), "refused", "not a whole"),
+        "picture with a wrong checksum": Case(damaged(good, named), "quarantined", "cannot be read"),
+        "questions with a wrong checksum": Case(damaged(good, question_file), "quarantined", "cannot be read"),
+        "nested archive nobody names": Case(zipped(plus("Images/nested.zip", packed)), "kept"),
+        "zip after a zip": Case(packed + zipped({"readme.txt": b"x"}), "refused", "expected one folder|not a whole"),
+    }
+    for tenths in range(1, 10):
+        cases |= {
+            f"zip cut at {tenths}/10": Case(cut(packed, tenths), "refused", "not a whole"),
+            f"tar cut at {tenths}/10": Case(cut(tar, tenths), "refused", "not a whole|damaged|cut"),
+            f"tar.gz cut at {tenths}/10": Case(cut(gzip.compress(tar), tenths), "refused", "not a whole|damaged|cut"),
+            f"tar.zst cut at {tenths}/10": Case(cut(zstandard.compress(tar), tenths), "refused", "not a whole|damaged|cut"),
+        }
+    return cases

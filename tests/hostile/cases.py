@@ -1,0 +1,18 @@
+"""What a hostile input is, and what it gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+End = Literal["refused", "quarantined", "kept"]
+"""refused: stage download stops, names it and leaves nothing; quarantined: its records are, and all others are kept; kept: it does no harm."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One class of hostile input: its bytes, what becomes of it, and a pattern of the reason that is given."""
+
+    content: bytes
+    end: End
+    why: str = ""

@@ -1,0 +1,181 @@
+"""The table of hostile input: each class is named, refused or in quarantine; what stands beside it comes through unharmed."""
+
+from __future__ import annotations
+
+
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from stages import download, layout, resize
+from stages.corpus.modalities import MODALITIES
+from stages.corpus.quarantine import Quarantine, read_quarantine
+from stages.errors import InputError
+from tests.conftest import ROOT
+from tests.hostile.archives import archives, zipped
+from tests.hostile.cases import Case
+from tests.hostile.pictures import PICTURES, saved, scene
+from tests.hostile.records import RECORDS, files
+
+QUESTIONS = "QA_information/Open-access"
+NAMED = "Images/Good/named.png"
+
+
+def record(name: str, **changes: Any) -> dict[str, Any]:
+    made = {
+        "dataset": "Good",
+        "question_id": name,
+        "question_type": "Disease Diagnosis",
+        "question": "What is seen?",
+        "gt_answer": "Nodule",
+        "image_path": "Images/Good/a.png",
+        "option_A": "Cyst",
+        "option_B": "Nodule",
+        "modality_type": MODALITIES["ct"],
+    } | changes
+    return {field: value for field, value in made.items() if value is not None}
+
+
+GOOD = {f"good {number}": record(f"good {number}") for number in range(3)}
+PICTURE = saved(scene(), "PNG")
+CORPUS = {
+    f"{QUESTIONS}/Good.json": json.dumps(list(GOOD.values())).encode(),
+    f"{QUESTIONS}/More.json": json.dumps([record("more", image_path=NAMED, dataset="More")]).encode(),
+    "Images/Good/a.png": PICTURE,
+    NAMED: PICTURE,
+}
+ARCHIVES = archives(CORPUS, NAMED, f"{QUESTIONS}/More.json")
+FILES = files(record("in a bad file"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a corpus: accounts of both stages, ids that are left."""
+
+    download: Quarantine
+    resize: Quarantine
+    left: set[str]
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Question id, or file where there is none, -> why it was refused."""
+        return {str(row.where.question_id or row.where.file): row.why for row in (*self.download.rows, *self.resize.rows)}
+
+
+def start(module: ModuleType, *arguments: str) -> None:
+    before, sys.argv = sys.argv, [module.__name__, *arguments]
+    try:
+        module.main()
+    finally:
+        sys.argv = before
+
+
+def ingest(root: Path, content: bytes) -> Outcome:
+    """Download and resize of a corpus in the folder `root`, which is the working directory meanwhile."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    # here nearly everything is refused, and is to be seen
+    params["quarantine"] |= {"max_refused_share": 1.0, "max_refused_share_of_set": 1.0}
+    (root / "data" / "raw").mkdir(parents=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (root / "data" / "raw" / "corpus.zip").write_bytes(content)
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        start(download)
+        start(resize, "ct")
+        left = {each["question_id"] for each in json.loads(layout.records("ct").read_text(encoding="utf-8"))}
+        accounts = [read_quarantine(layout.QUARANTINE / name) for name in ("download.parquet", "resize/ct.parquet")]
+        return Outcome(*accounts, left)
+    finally:
+        os.chdir(before)
+
+
+def check(outcome: Outcome, name: str, case: Case) -> None:
+    """The named question ended as the case says, and nothing is lost between the stages."""
+    assert outcome.download.kept == outcome.resize.read
+    assert outcome.resize.kept == len(outcome.left)
+    if case.end == "kept":
+        assert name in outcome.left, outcome.reasons.get(name)
+    else:
+        assert name not in outcome.left
+        assert re.search(case.why, outcome.reasons[name]), outcome.reasons[name]
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive(tmp_path: Path, name: str) -> None:
+    case, root = ARCHIVES[name], tmp_path / "project"
+    root.mkdir()
+    if case.end == "refused":
+        with pytest.raises(InputError, match=case.why) as caught:
+            ingest(root, case.content)
+        assert "corpus.zip" in str(caught.value)
+        assert not (root / layout.corpus("ct")).exists()
+    else:
+        outcome = ingest(root, case.content)
+        assert set(GOOD) <= outcome.left
+        if case.end == "kept":
+            assert outcome.left == {*GOOD, "more"}
+        else:
+            assert outcome.left == set(GOOD)
+            (why,) = outcome.reasons.values()
+            assert case.why in why
+    assert [path.name for path in tmp_path.iterdir()] == ["project"], "nothing is written beside the project"
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """All hostile pictures in one corpus with good ones."""
+    asked = [record(name, image_path=f"Images/Hostile/{number}.png", dataset="Hostile") for number, name in enumerate(PICTURES)]
+    pictures = {each["image_path"]: PICTURES[each["question_id"]].content for each in asked}
+    return ingest(
+        tmp_path_factory.mktemp("pictures"), zipped({**CORPUS, **pictures, f"{QUESTIONS}/Hostile.json": json.dumps(asked).encode()})
+    )
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture(pictured: Outcome, name: str) -> None:
+    check(pictured, name, PICTURES[name])
+
+
+def test_good_pictures_beside_hostile_ones_are_kept(pictured: Outcome) -> None:
+    assert {*GOOD, "more"} <= pictured.left
+    assert pictured.resize.read == len(PICTURES) + len(GOOD) + 1
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """All hostile records in one file, and each hostile file, in one corpus with good ones."""
+    hostile = [record(name, **({"question_id": name} | change)) if isinstance(change, dict) and change else change for name, (change, _) in RECORDS.items()]
+    content = {f"{QUESTIONS}/Hostile.json": json.dumps(hostile).encode()}
+    content |= {f"{QUESTIONS}/{name.replace('/', ' of ')}.json": case.content for name, case in FILES.items()}
+    return ingest(tmp_path_factory.mktemp("records"), zipped({**CORPUS, **content}))
+
+
+@pytest.mark.parametrize("number", range(len(RECORDS)), ids=list(RECORDS))
+def test_a_record(asked: Outcome, number: int) -> None:
+    name, (_, why) = list(RECORDS.items())[number]
+    found = [row.why for row in asked.download.rows if row.where.file.endswith("/Hostile.json") and row.where.record == number]
+    assert len(found) == 1, name
+    assert re.search(why, found[0]), found[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_question_file(asked: Outcome, name: str) -> None:
+    file = f"{QUESTIONS}/{name.replace('/', ' of ')}.json"
+    found = [row for row in asked.download.rows if row.where.file == file]
+    assert len(found) == 1
+    assert re.search(FILES[name].why, found[0].why), found[0].why
+
+
+def test_good_records_beside_hostile_ones_are_kept(asked: Outcome) -> None:
+    assert asked.left == {*GOOD, "more"}
+    assert asked.download.read == len(RECORDS) + len(FILES) + len(GOOD) + 1

@@ -89,6 +89,45 @@ class Splits(_Group):
         return self
 
 
+class DataTest(_Group):
+    """One test of the corpus."""
+
+    severity: Literal["error", "warning", "off"]
+    """What a failure does: stop stage splits, before anything is trained; be told in its output and in the report; nothing."""
+    limit: NonNegativeFloat
+    """The largest value that passes; of questions_of_modality and questions_of_type, the smallest."""
+
+
+class DataTests(_Group):
+    """Stage splits: tests of the corpus as a whole. stages/corpus/data_tests.py says what each value is, docs/ingest-quality.md what to do.
+
+    What a single record must hold, and that no id stands twice, is tested too, always as an error.
+    """
+
+    repeated_questions: DataTest
+    """Share of the questions."""
+    contradictions: DataTest
+    """Share of the questions."""
+    letter_bias: DataTest
+    """Share of the questions, beyond chance."""
+    commonest_letter: DataTest
+    """Share of a split's right answers."""
+    commonest_answer: DataTest
+    """Share of a split's right answers."""
+    single_answer_tests: DataTest
+    """Test splits."""
+    questions_of_modality: DataTest
+    """Questions of the modality that has fewest."""
+    questions_of_type: DataTest
+    """Questions of the type that has fewest."""
+    blank_pictures: DataTest
+    """Share of the pictures, as in all that follow."""
+    dark_or_bright_pictures: DataTest
+    enlarged_pictures: DataTest
+    squeezed_pictures: DataTest
+    copied_pictures: DataTest
+
+
 class Base(_Group):
     """Stage base, and how train and evaluate open any checkpoint."""
 
@@ -316,6 +355,7 @@ class Params(_Group):
     quarantine: Quarantine
     resize: Resize
     splits: Splits
+    data_tests: DataTests
     base: Base
     prompt: Prompt
     grpo: Grpo

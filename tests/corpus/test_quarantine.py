@@ -167,7 +167,8 @@ def test_too_much_of_one_set_stops_though_all_together_are_good() -> None:
     assert str(caught.value) == (
         "corpus.zip: too much was refused by download: of 'torn' 21 of 100 records (21.0%) were refused, mostly: "
         "21 field-empty ('value 0' in a.json#0 (q0)), quarantine.max_refused_share_of_set allows 20.0%. q.parquet holds every refused "
-        "record and why (docs/ingest-quality.md): correct the corpus, or, if the rest is good, raise the limit in params.yaml and run `dvc repro` again"
+        "record and why (docs/ingest-quality.md): correct the corpus, or, if the rest is good, "
+        "raise the limit in params.yaml and run `dvc repro` again"
     )
 
 

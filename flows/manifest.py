@@ -16,13 +16,13 @@ from typing import Any, Final, Literal
 from stages import layout
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.corpus.quarantine import read_quarantine
+from stages.corpus.reasons import Reason
 from stages.corpus.records import Record, read_kept
 from stages.corpus.splits import read_split
 from stages.errors import InputError
 from stages.outputs import read_json, write_json
 
 _REMEDY: Final = "run `dvc repro resize`"
-_UNKNOWN: Final = "unknown modality_type"
 _DIGITS: Final = 16
 """Hex digits kept of a hash: among a hundred million pictures, two that differ share them with a chance of one in three thousand."""
 
@@ -72,11 +72,11 @@ def take_manifest(root: Path, kind: str | None = None) -> Manifest:
         records = read_kept(root / layout.records(slug), _REMEDY)
         images[slug] = {str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS] for record in records}
         questions[slug] = {record.question_id: _asked(record) for record in records}
-    accounts = [read_quarantine(root / layout.QUARANTINE / "resize" / f"{slug}.json") for slug in MODALITIES]
-    download = read_quarantine(root / layout.QUARANTINE / "download.json")
+    accounts = [read_quarantine(root / layout.QUARANTINE / "resize" / f"{slug}.parquet") for slug in MODALITIES]
+    download = read_quarantine(root / layout.QUARANTINE / "download.parquet")
     unknown: dict[str, int] = {}
     for row in download.rows:
-        if row.why == _UNKNOWN:
+        if row.reason == Reason.UNKNOWN_MODALITY:
             unknown[row.what] = unknown.get(row.what, 0) + 1
     refused = sum(len(account.rows) for account in [download, *accounts])
     if kind is None:

@@ -17,8 +17,10 @@ from stages import layout
 from stages.cli import run_stage
 from stages.corpus.archive import QUESTIONS, Archive, open_archive
 from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import Row, write_quarantine
-from stages.corpus.records import Reading, Record, read_record_files
+from stages.corpus.quarantine import write_quarantine
+from stages.corpus.reasons import Reason
+from stages.corpus.records import Reading, Record, read_record_files, refuse
+from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
 from stages.params import load_params
@@ -30,18 +32,22 @@ _BLOCK = 4096
 
 
 def main() -> None:
-    """Write data/corpus/<modality> for all modalities, and data/quarantine/download.json."""
+    """Write data/corpus/<modality> for all modalities, and data/quarantine/download.parquet."""
     argparse.ArgumentParser(prog="python -m stages.download", description=__doc__).parse_args()
-    settings = load_params().corpus
+    params = load_params()
+    settings = params.corpus
     path = Path(settings.archive)
     if not path.is_file():
         raise InputError(f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the pinned corpus alone")
     with open_archive(path) as archive:
         reading = _with_images(archive, _read(archive))
-        account = layout.QUARANTINE / "download.json"
-        write_quarantine(account, "download", reading.read, len(reading.records), reading.rows, provenance({"corpus": settings}))
+        account = layout.QUARANTINE / "download.parquet"
+        facts = provenance({"corpus": settings})
+        kept = [record.dataset for record in reading.records]
+        taken = write_quarantine(account, "download", reading.read, kept, reading.rows, facts)
         if not reading.records:
             raise InputError(f"{path} holds no usable record: {reading.read} read, all refused; {account} says why")
+        check_refused(taken, params.quarantine, account, str(path))
         by_modality = {slug: [record for record in reading.records if record.modality == slug] for slug in MODALITIES}
         _check_space(archive, by_modality)
         for slug, records in by_modality.items():
@@ -62,7 +68,7 @@ def _with_images(archive: Archive, reading: Reading) -> Reading:
         if record.image_path in archive:
             found.append(record)
         else:
-            rows.append(Row(record.place, record.image_path, "the image is not in the archive"))
+            rows.append(refuse(record, record.image_path, "the image is not in the archive", Reason.IMAGE_MISSING))
     return Reading(reading.read, found, rows)
 
 

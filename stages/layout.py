@@ -11,6 +11,8 @@ SPLITS = DATA / "splits"
 LEAKS = SPLITS / "leaks.json"
 """How many test questions of each kind of split are known from training (stage splits)."""
 QUARANTINE = DATA / "quarantine"
+DATA_TESTS = DATA / "data-tests.json"
+"""What the tests of the corpus found (stage splits)."""
 PRIOR = DATA / "prior"
 MODELS = Path("models")
 BASE_MODEL = MODELS / "base"

@@ -42,6 +42,26 @@ class Resize(_Group):
     """Pillow's resampling filter."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Quarantine(_Group):
+    """Stages download and resize: how much each may refuse of what it reads before it stops. Every run, new data or not, is held to it.
+
+    Beyond these limits something is wrong with the corpus. Retrain.max_refused is another thing: how much a drop of new data may have
+    lost over both stages together before it is not worth training on; only flow retrain asks it, of data that passed here.
+    """
+
+    max_refused_share: Share
+    """Of all records a stage reads, without those of `sets`."""
+    max_refused_share_of_set: Share
+    """Of the records of each source set, a record's `dataset`, that a stage reads."""
+    min_refused: PositiveInt
+    """Refused records, of a set or of all, below which a share says nothing and nothing stops."""
+    sets: dict[str, Share]
+    """Source set -> a limit of its own; 1.0 lets all of it be refused. {} if none is known to be bad."""
+
+
 class Splits(_Group):
     """Stage splits."""
 
@@ -67,6 +87,45 @@ class Splits(_Group):
             if not groups:
                 raise ValueError(f"patient_patterns: {pattern!r} has no group: put what names the patient in brackets")
         return self
+
+
+class DataTest(_Group):
+    """One test of the corpus."""
+
+    severity: Literal["error", "warning", "off"]
+    """What a failure does: stop stage splits, before anything is trained; be told in its output and in the report; nothing."""
+    limit: NonNegativeFloat
+    """The largest value that passes; of questions_of_modality and questions_of_type, the smallest."""
+
+
+class DataTests(_Group):
+    """Stage splits: tests of the corpus as a whole. stages/corpus/data_tests.py says what each value is, docs/ingest-quality.md what to do.
+
+    What a single record must hold, and that no id stands twice, is tested too, always as an error.
+    """
+
+    repeated_questions: DataTest
+    """Share of the questions."""
+    contradictions: DataTest
+    """Share of the questions."""
+    letter_bias: DataTest
+    """Share of the questions, beyond chance."""
+    commonest_letter: DataTest
+    """Share of a split's right answers."""
+    commonest_answer: DataTest
+    """Share of a split's right answers."""
+    single_answer_tests: DataTest
+    """Test splits."""
+    questions_of_modality: DataTest
+    """Questions of the modality that has fewest."""
+    questions_of_type: DataTest
+    """Questions of the type that has fewest."""
+    blank_pictures: DataTest
+    """Share of the pictures, as in all that follow."""
+    dark_or_bright_pictures: DataTest
+    enlarged_pictures: DataTest
+    squeezed_pictures: DataTest
+    copied_pictures: DataTest
 
 
 class Base(_Group):
@@ -231,7 +290,8 @@ class Retrain(_Group):
     max_fewer_questions: Annotated[float, Field(ge=0, le=1)]
     """Share of the questions of the champion's corpus, of all and of each modality, that a new one may lack."""
     max_refused: Annotated[float, Field(ge=0, le=1)]
-    """Share of the records that may be refused, for themselves or for their picture."""
+    """Share of the records of new data that download and resize together may have refused. Each of the two stages has stopped before
+    if it refused more than the group `quarantine` allows, whatever it runs for."""
     ignored_modalities: list[str]
     """Values of modality_type that are known to be none of ours; any other unknown one stops the run."""
     min_test_questions: PositiveInt
@@ -292,8 +352,10 @@ class Params(_Group):
     """All of params.yaml."""
 
     corpus: Corpus
+    quarantine: Quarantine
     resize: Resize
     splits: Splits
+    data_tests: DataTests
     base: Base
     prompt: Prompt
     grpo: Grpo

@@ -100,7 +100,7 @@ def make() -> None:
             sources.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
     sources.splits, sources.problems = _splits(sources.predictions["base"], params.splits.kind)
     sources.used = gather.splits_used(params.splits.kind, sources.splits, read_leaks(layout.LEAKS))
-    accounts = ["download.json", *(f"resize/{slug}.json" for slug in MODALITIES)]
+    accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in MODALITIES)]
     sources.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
     _write(sources, layout.REPORT)
 

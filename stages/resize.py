@@ -4,7 +4,7 @@
 
 A picture that cannot be decoded sends each of its records to quarantine; the others get `image` (a path that opens
 from the project's root), `source_size` (width and height as seen, so that enlarged pictures can be told),
-`source_mode`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`.
+`source_mode`, `brightness`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from stages.cli import run_stage
 from stages.corpus.archive import IMAGES
 from stages.corpus.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images import ImageError, decode
+from stages.corpus.light import brightness
 from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import Row, write_quarantine
-from stages.corpus.records import read_kept
+from stages.corpus.quarantine import write_quarantine
+from stages.corpus.records import read_kept, refuse
+from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
 from stages.params import Resize, load_params
 from stages.progress import counted
 from stages.provenance import provenance
 
-_Fact = dict[str, Any] | str
+_Fact = dict[str, Any] | ImageError
 """What the records of a picture get to know of it, or why it cannot be used."""
 
 _REMEDY = "run `dvc repro download`"
@@ -40,26 +42,29 @@ _PNG_LEVEL = 3
 
 
 def main() -> None:
-    """Write data/images/<modality>, data/records/<modality>.json and data/quarantine/resize/<modality>.json."""
+    """Write data/images/<modality>, data/records/<modality>.json and data/quarantine/resize/<modality>.parquet."""
     arguments = argparse.ArgumentParser(prog="python -m stages.resize", description=__doc__)
     arguments.add_argument("modality", help=", ".join(MODALITIES))
     slug = arguments.parse_args().modality
     if slug not in MODALITIES:
         raise InputError(f"unknown modality {slug!r}; known: {', '.join(MODALITIES)}")
-    settings = load_params().resize
+    params = load_params()
+    settings = params.resize
     records = read_kept(layout.corpus(slug) / "records.json", _REMEDY)
     with whole_directory(layout.images(slug)) as folder:
         facts = _resize_all(slug, sorted({record.image_path for record in records}), folder, settings)
     kept, rows = [], []
     for record in records:
         fact = facts[record.image_path]
-        if isinstance(fact, str):
-            rows.append(Row(record.place, record.image_path, f"the image cannot be used: {fact}"))
+        if isinstance(fact, ImageError):
+            rows.append(refuse(record, record.image_path, f"the image cannot be used: {fact}", fact.reason))
         else:
             kept.append({**record.fields, "image": f"{layout.images(slug).as_posix()}/{_png_name(record.image_path)}", **fact})
     write_json(layout.records(slug), kept)
-    account = layout.QUARANTINE / "resize" / f"{slug}.json"
-    write_quarantine(account, f"resize@{slug}", len(records), len(kept), rows, provenance({"resize": settings}))
+    account = layout.QUARANTINE / "resize" / f"{slug}.parquet"
+    sets = [record["dataset"] for record in kept]
+    taken = write_quarantine(account, f"resize@{slug}", len(records), sets, rows, provenance({"resize": settings}))
+    check_refused(taken, params.quarantine, account, str(layout.corpus(slug)))
     print(f"resize {slug}: read {len(records)} records of {len(facts)} images, kept {len(kept)}, quarantined {len(rows)}")
 
 
@@ -82,7 +87,7 @@ def _resize(name: str, source: Path, folder: Path, settings: Resize) -> _Fact:
     try:
         picture = decode((source / name).read_bytes(), settings.size, settings.resample)
     except ImageError as error:
-        return str(error)
+        return error
     except FileNotFoundError:
         raise InputError(f"{source / name} is missing, though a record names it: {_REMEDY}") from None
     target = folder / _png_name(name)
@@ -91,6 +96,7 @@ def _resize(name: str, source: Path, folder: Path, settings: Resize) -> _Fact:
     return {
         "source_size": [picture.width, picture.height],
         "source_mode": picture.mode,
+        "brightness": brightness(picture.image),
         "pixel_hash": pixel_hash(picture.image),
         "perceptual_hash": perceptual_hash(picture.image),
     }

@@ -11,6 +11,9 @@ published: random over questions, the two axes two independent draws, as in Med-
 generator of its own.
 
 In both, new data of one modality leaves the splits of the other modalities as they were.
+
+Here all modalities are together for the first time, and nothing is trained yet: the corpus is tested first (data_tests in params.yaml).
+What the tests found is in data/data-tests.json, also when they stop the stage.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ import numpy as np
 
 from stages import layout
 from stages.cli import run_stage
+from stages.corpus.data_tests import TESTS, Results, judge_corpus, judge_records, said_of, stop_on_errors, write_results
 from stages.corpus.groups import Picture, group_pictures, patient_of
 from stages.corpus.leaks import Leaks, as_json, count_leaks, total
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.corpus.problems import format_problem, format_solution
-from stages.corpus.records import Record, read_kept
+from stages.corpus.records import Reading, Record, read_record_files
 from stages.corpus.stratify import stratify
 from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
@@ -48,13 +52,20 @@ _TOLERANCE = 0.01
 
 
 def main() -> None:
-    """Write data/splits: <kind>/{modality,task}/<slug>/{train,test}.json, groups, leaks and provenance, all of them or none."""
+    """Write data/data-tests.json, then data/splits: <kind>/{modality,task}/<slug>/{train,test}.json, groups, leaks and provenance."""
     argparse.ArgumentParser(prog="python -m stages.splits", description=__doc__).parse_args()
-    settings = load_params().splits
-    records = _records()
+    params = load_params()
+    settings = params.splits
+    facts = provenance({"splits": settings, "data_tests": params.data_tests, "resize.size": str(params.resize.size)})
+    reading = _read()
+    results = Results(tuple(judge_records(reading, {slug: layout.records(slug).as_posix() for slug in MODALITIES})), {})
+    _settle(results, facts)
+    records = sorted(reading.records, key=lambda record: record.question_id)
     items = [_item(record) for record in records]
     group_of = group_pictures(_pictures(records, settings), settings.near_duplicates)
     draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
+    tested = judge_corpus(records, draws[settings.kind], params.resize.size, dict(params.data_tests))
+    _settle(Results((*results.tests, *tested.tests), tested.statistics), facts)
     _check_sides(draws[settings.kind], group_of, settings.kind)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
     with whole_directory(layout.SPLITS) as folder:
@@ -120,18 +131,25 @@ def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
             )
 
 
-def _records() -> list[Record]:
-    """The records of all modalities, sorted by question_id."""
-    found: dict[str, Record] = {}
+def _read() -> Reading:
+    """The records of all modalities, and those that are not what an earlier stage kept."""
+    files = []
     for slug in MODALITIES:
-        for record in read_kept(layout.records(slug), f"run `dvc repro resize@{slug}`"):
-            if record.question_id in found:
-                raise InputError(
-                    f"question_id {record.question_id!r} stands twice: in {found[record.question_id].place} and in {record.place}; "
-                    "make the ids of the corpus unique and run `dvc repro`"
-                )
-            found[record.question_id] = record
-    return [found[question_id] for question_id in sorted(found)]
+        path = layout.records(slug)
+        try:
+            files.append((path.as_posix(), path.read_bytes()))
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing: run `dvc repro resize@{slug}`") from None
+    return read_record_files(files)
+
+
+def _settle(results: Results, facts: dict[str, Any]) -> None:
+    """Write down what the tests found, say which failed, and stop on errors."""
+    write_results(layout.DATA_TESTS, results, facts)
+    stop_on_errors(results, layout.DATA_TESTS)
+    for each in results.tests:
+        if each.outcome == "failed":
+            print(f"warning: data test {said_of(each)}: {TESTS[each.test].meaning}")
 
 
 def _item(record: Record) -> Item:
@@ -152,10 +170,7 @@ def _pictures(records: list[Record], settings: Splits) -> list[Picture]:
     found: dict[str, Picture] = {}
     for record in records:
         image = record.fields["image"]
-        try:
-            hashes = record.fields["pixel_hash"], record.fields["perceptual_hash"]
-        except KeyError as error:
-            raise InputError(f"{record.place}: {error} is missing; run `dvc repro resize@{record.modality}`") from None
+        hashes = record.fields["pixel_hash"], record.fields["perceptual_hash"]
         found[image] = Picture(image, *hashes, patient_of(record.image_path, patterns))
     return list(found.values())
 

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
@@ -98,6 +99,14 @@ def full_records(make_record: MakeRecord) -> list[Raw]:
         for kind in QUESTION_TYPES
         for number in range(4)
     ]
+
+
+def change_params(group: str, **changes: Any) -> None:
+    """Change settings of a group of the project's params.yaml."""
+    path = Path("params.yaml")
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree[group] |= changes
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:

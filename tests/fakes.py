@@ -20,7 +20,8 @@ from stages import layout
 from stages.corpus.leaks import as_json, count_leaks
 from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import LETTERS, format_problem, format_solution
-from stages.corpus.quarantine import Row, write_quarantine
+from stages.corpus.quarantine import Place, Row, write_quarantine
+from stages.corpus.reasons import Reason
 from stages.corpus.splits import KINDS
 from stages.evaluate import ABLATIONS, SCHEMA, exchange
 from stages.outputs import write_json
@@ -237,15 +238,28 @@ def _draw_picture(path: Path) -> None:
 
 
 def _write_quarantine(root: Path, questions: pd.DataFrame) -> None:
+    folder = "QA_information/Open-access/Phantom"
     refused = [
-        Row("QA_information/Open-access/Phantom ct.json#17", "{'modality': 'CT'}", "no key 'modality_type'"),
-        Row("QA_information/Open-access/Phantom mri.json#4", "Kidney", "gt_answer is none of the options"),
-        Row("QA_information/Open-access/Phantom oct.json#9", "Iris", "gt_answer is none of the options"),
+        Row(Place(f"{folder} ct.json", 17), "modality_type", "modality_type is missing", Reason.FIELD_MISSING, "Phantom ct"),
+        *(
+            Row(
+                Place(f"{folder} {slug}.json", record, f"{slug}-{record}"),
+                what,
+                f"gt_answer is none of the options ['Left', '{slug}']",
+                Reason.ANSWER_NOT_OFFERED,
+                f"Phantom {slug}",
+                MODALITIES[slug],
+            )
+            for slug, record, what in (("mri", 4, "Kidney"), ("mri", 5, "Spleen"), ("oct", 9, "Iris"))
+        ),
     ]
-    path = root / layout.QUARANTINE / "download.json"
-    write_quarantine(path, "download", len(questions) + len(refused), len(questions), refused, PROVENANCE)
+    path = root / layout.QUARANTINE / "download.parquet"
+    write_quarantine(path, "download", len(questions) + len(refused), questions["dataset"], refused, PROVENANCE)
     for slug in MODALITIES:
-        broken = [Row(f"Images/Phantom {slug}/0003.png", "217 bytes", "image cannot be decoded")] * (slug in ("ct", "fundus"))
-        kept = int((questions["modality"] == slug).sum())
-        path = root / layout.QUARANTINE / "resize" / f"{slug}.json"
-        write_quarantine(path, f"resize@{slug}", kept + len(broken), kept, broken, PROVENANCE)
+        place = Place(f"data/corpus/{slug}/records.json", 3, "3")
+        why = "the image cannot be used: the file is empty"
+        row = Row(place, f"Images/Phantom {slug}/0003.png", why, Reason.IMAGE_EMPTY, f"Phantom {slug}", MODALITIES[slug])
+        broken = [row] * (slug in ("ct", "fundus"))
+        kept = questions.loc[questions["modality"] == slug, "dataset"]
+        path = root / layout.QUARANTINE / "resize" / f"{slug}.parquet"
+        write_quarantine(path, f"resize@{slug}", len(kept) + len(broken), kept, broken, PROVENANCE)

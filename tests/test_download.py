@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from stages import download, layout
@@ -16,9 +17,9 @@ from stages.corpus.quarantine import read_quarantine
 from stages.errors import InputError
 from stages.params import load_params
 from stages.provenance import provenance
-from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, picture
+from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
 
-ACCOUNT = layout.QUARANTINE / "download.json"
+ACCOUNT = layout.QUARANTINE / "download.parquet"
 
 
 def kept(slug: str) -> list[Raw]:
@@ -83,7 +84,7 @@ def test_a_bad_record_goes_to_quarantine_and_the_good_one_is_kept(
     account = read_quarantine(ACCOUNT)
     assert (account.stage, account.read, account.kept) == ("download", 2, 1)
     (row,) = account.rows
-    assert row.where == f"QA_information/Open-access/T.json#0 ({other['question_id']})"
+    assert str(row.where) == f"QA_information/Open-access/T.json#0 ({other['question_id']})"
     assert why in row.why
     assert kept("ct") == [good]
     assert "download: read 2 records, kept 1, quarantined 1" in capsys.readouterr().out
@@ -92,7 +93,7 @@ def test_a_bad_record_goes_to_quarantine_and_the_good_one_is_kept(
 def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
     make_corpus([make_record()])
     run(download)
-    facts = json.loads(ACCOUNT.read_text(encoding="utf-8"))["provenance"]
+    facts = json.loads(pq.read_schema(ACCOUNT).metadata[b"provenance"])
     assert facts == provenance({"corpus": load_params().corpus})
 
 
@@ -100,7 +101,7 @@ def test_a_question_file_that_is_cut_short_is_one_row(run: RunStage, make_corpus
     make_corpus([make_record()], {"QA_information/Open-access/Cut.json": b'[{"dataset"'})
     run(download)
     account = read_quarantine(ACCOUNT)
-    assert (account.read, account.kept, account.rows[0].where) == (2, 1, "QA_information/Open-access/Cut.json")
+    assert (account.read, account.kept, str(account.rows[0].where)) == (2, 1, "QA_information/Open-access/Cut.json")
 
 
 def test_no_archive_is_refused_with_the_way_to_get_it(run: RunStage, project: Path) -> None:
@@ -121,10 +122,29 @@ def test_a_corpus_without_a_usable_record_is_refused_and_accounted_for(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     make_corpus([make_record(gt_answer=None), {}])
-    with pytest.raises(InputError, match=r"no usable record: 2 read, all refused; data/quarantine/download\.json says why"):
+    with pytest.raises(InputError, match=r"no usable record: 2 read, all refused; data/quarantine/download\.parquet says why"):
         run(download)
     assert len(read_quarantine(ACCOUNT).rows) == 2
     assert not layout.corpus("ct").exists()
+
+
+def test_too_much_refused_of_one_source_set_stops_and_the_account_can_be_read(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
+    torn = [make_record(question_id=f"torn{number}", dataset="Torn", gt_answer="?" if number < 6 else "Nodule") for number in range(20)]
+    good = [make_record(question_id=f"good{number}") for number in range(200)]
+    make_corpus([*torn, *good])
+    with pytest.raises(
+        InputError,
+        match=r"data/raw/corpus\.zip: too much was refused by download: of 'Torn' 6 of 20 records \(30\.0%\) .* 6 answer-not-offered "
+        r"\('\?' in QA_information.*quarantine\.max_refused_share_of_set allows 20\.0%\. data/quarantine/download\.parquet holds",
+    ):
+        run(download)
+    assert len(read_quarantine(ACCOUNT).rows) == 6
+    assert not layout.corpus("ct").exists()
+    change_params("quarantine", max_refused_share_of_set=0.3)
+    run(download)
+    assert len(kept("ct")) == 214
 
 
 def test_too_small_a_disk_is_found_before_anything_is_unpacked(

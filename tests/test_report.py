@@ -573,7 +573,7 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         (lambda: replace("mri", lambda rows: pd.concat([rows, rows.iloc[:1]])), r"mri\.parquet: question .* is given twice"),
         (lambda: replace("mri", lambda rows: rows.assign(completion_tokens=-1)), r"mri\.parquet: question .* is no number of tokens"),
         (overwrite(layout.LEAKS, '{"grouped": {}}'), r"data/splits/leaks\.json does not count leaks"),
-        (delete(layout.QUARANTINE / "resize" / "ct.json"), r"resize/ct\.json is missing"),
+        (delete(layout.QUARANTINE / "resize" / "ct.parquet"), r"resize/ct\.parquet is missing"),
     ],
 )
 def test_a_bad_input_is_refused_by_name_and_nothing_is_written(

@@ -7,16 +7,18 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from stages import download, layout, resize
 from stages.corpus.hashes import perceptual_hash, pixel_hash
-from stages.corpus.quarantine import read_quarantine
+from stages.corpus.quarantine import Taken, read_quarantine
+from stages.corpus.reasons import Reason
 from stages.errors import InputError
 from stages.params import load_params
 from stages.provenance import provenance
-from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, picture
+from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
 
 
 def resized(slug: str = "ct") -> list[Raw]:
@@ -34,7 +36,7 @@ def test_a_record_gets_a_square_rgb_picture_that_opens_and_the_facts_of_its_sour
     image = "data/images/ct/Röntgen [AP] (1)/a b.JPG.png"
     with Image.open(image) as opened:
         hashes = {"pixel_hash": pixel_hash(opened), "perceptual_hash": perceptual_hash(opened)}
-        assert resized() == [record | {"image": image, "source_size": [30, 20], "source_mode": "L"} | hashes]
+        assert resized() == [record | {"image": image, "source_size": [30, 20], "source_mode": "L", "brightness": [90.0, 0.0]} | hashes]
         assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", (384, 384))
     assert "resize ct: read 1 records of 1 images, kept 1, quarantined 0" in capsys.readouterr().out
 
@@ -63,33 +65,52 @@ def test_a_picture_of_many_questions_is_written_once(run: RunStage, make_corpus:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "why", "reason"),
     [
-        (picture("JPEG", (200, 200))[:-300], "truncated or damaged"),
-        (b"This is a text.", "not an image of a known format"),
-        (b"", "the file is empty"),
+        (picture("JPEG", (200, 200))[:-300], "truncated or damaged", Reason.IMAGE_DAMAGED),
+        (b"This is a text.", "not an image of a known format", Reason.IMAGE_FORMAT),
+        (b"", "the file is empty", Reason.IMAGE_EMPTY),
     ],
 )
 def test_each_record_of_a_bad_picture_goes_to_quarantine(
-    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, content: bytes, why: str
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, content: bytes, why: str, reason: Reason
 ) -> None:
     bad: list[dict[str, Any]] = [make_record(question_id=name, image_path="Images/bad.jpg") for name in ("a", "b")]
     make_corpus([*bad, make_record(question_id="c")], {"Images/bad.jpg": content})
     run(download)
     run(resize, "ct")
-    account = read_quarantine(layout.QUARANTINE / "resize" / "ct.json")
+    account = read_quarantine(layout.QUARANTINE / "resize" / "ct.parquet")
     assert (account.stage, account.read, account.kept) == ("resize@ct", 3, 1)
-    assert [row.where for row in account.rows] == ["data/corpus/ct/records.json#0 (a)", "data/corpus/ct/records.json#1 (b)"]
-    assert all(row.what == "Images/bad.jpg" and why in row.why for row in account.rows)
+    assert [str(row.where) for row in account.rows] == ["data/corpus/ct/records.json#0 (a)", "data/corpus/ct/records.json#1 (b)"]
+    assert all((row.what, row.reason) == ("Images/bad.jpg", reason) and why in row.why for row in account.rows)
     assert [record["question_id"] for record in resized()] == ["c"]
+
+
+def test_too_many_bad_pictures_of_a_set_stop_and_the_account_can_be_read(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
+    bad = [make_record(question_id=f"bad{number}", dataset="Torn", image_path="Images/bad.jpg") for number in range(6)]
+    good = [make_record(question_id=f"good{number}") for number in range(200)]
+    make_corpus([*bad, *good], {"Images/bad.jpg": picture("JPEG", (200, 200))[:-300]})
+    run(download)
+    with pytest.raises(
+        InputError, match=r"by resize@ct: of 'Torn' 6 of 6 records \(100\.0%\).* 6 image-damaged .*data/quarantine/resize/ct\.parquet"
+    ):
+        run(resize, "ct")
+    account = read_quarantine(layout.QUARANTINE / "resize" / "ct.parquet")
+    assert account.sets == {"Chest CT Scan": Taken(200, 200), "Torn": Taken(6, 0)}
+    assert {row.reason for row in account.rows} == {Reason.IMAGE_DAMAGED}
+    change_params("quarantine", sets={"Torn": 1.0})
+    run(resize, "ct")
+    assert len(resized()) == 200
 
 
 def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
     make_corpus([make_record()])
     run(download)
     run(resize, "ct")
-    account = json.loads((layout.QUARANTINE / "resize" / "ct.json").read_text(encoding="utf-8"))
-    assert account["provenance"] == provenance({"resize": load_params().resize})
+    facts = json.loads(pq.read_schema(layout.QUARANTINE / "resize" / "ct.parquet").metadata[b"provenance"])
+    assert facts == provenance({"resize": load_params().resize})
 
 
 def test_a_modality_without_records_gives_an_empty_folder_and_list(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:

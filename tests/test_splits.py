@@ -32,12 +32,17 @@ def hashes_of(name: str, *flipped: int) -> Raw:
     return {"pixel_hash": hashlib.sha256(f"{name}{flipped}".encode()).hexdigest(), "perceptual_hash": f"{number:0{BITS // 4}x}"}
 
 
+def facts_of(name: str) -> Raw:
+    """What else stage resize says of the picture of that name."""
+    return {"source_size": [512, 400], "source_mode": "L", "brightness": [90.5, 40.25], **hashes_of(name)}
+
+
 def write_records(records: list[Raw]) -> None:
     """What stage resize leaves."""
     layout.records("ct").parent.mkdir(parents=True, exist_ok=True)
     for slug, literal in MODALITIES.items():
         mine = [
-            {"image": f"data/images/{slug}/{record['image_path']}.png", **hashes_of(record["image_path"]), **record}
+            {"image": f"data/images/{slug}/{record['image_path']}.png", **facts_of(record["image_path"]), **record}
             for record in records
             if record["modality_type"] == literal
         ]
@@ -272,14 +277,14 @@ def test_records_without_hashes_are_refused_with_the_stage_that_makes_them(run: 
     found = json.loads(layout.records("ct").read_text(encoding="utf-8"))
     del found[3]["perceptual_hash"]
     layout.records("ct").write_text(json.dumps(found), encoding="utf-8")
-    with pytest.raises(InputError, match=r"ct\.json#3 .*'perceptual_hash' is missing; run `dvc repro resize@ct`"):
+    with pytest.raises(InputError, match=r"facts 1 .*data/records/ct\.json#3 .*perceptual_hash is missing: run `dvc repro resize`"):
         run(splits)
 
 
 def test_a_question_id_of_two_modalities_is_refused_naming_both(run: RunStage, records: list[Raw]) -> None:
     double = next(record for record in records if record["modality_type"] == MODALITIES["mri"])
     write_records([*records, double | {"modality_type": MODALITIES["ct"]}])
-    with pytest.raises(InputError, match=r"'mri_.*' stands twice: in data/records/ct\.json#20 .* and in data/records/mri\.json#0"):
+    with pytest.raises(InputError, match=r"data/records/mri\.json#0 .*question_id stands twice; kept: data/records/ct\.json#20 "):
         run(splits)
 
 

@@ -12,6 +12,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.corpus.reasons import Reason
+
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """What is read at all: Pillow knows more, some through external programs."""
 
@@ -19,7 +21,12 @@ _DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded; the message is the reason, without the file's name."""
+    """A picture that cannot be decoded; the message is the reason, without the file's name, `reason` its code."""
+
+    def __init__(self, why: str, reason: Reason = Reason.IMAGE_DAMAGED) -> None:
+        """Keep the code beside the words."""
+        super().__init__(why)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,14 @@ def decode(content: bytes, size: int, resample: str) -> Decoded:
     """
     chosen = Image.Resampling[resample.upper()]
     if not content:
-        raise ImageError("the file is empty")
+        raise ImageError("the file is empty", Reason.IMAGE_EMPTY)
     try:
         upright = _upright(content)
         image = _rgb(upright).resize((size, size), chosen)
     except UnidentifiedImageError:
-        raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})") from None
+        raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})", Reason.IMAGE_FORMAT) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels: {error}") from error
+        raise ImageError(f"too many pixels: {error}", Reason.IMAGE_TOO_LARGE) from error
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # all is in memory: whatever a decoder raises, and they raise all kinds, is the file's fault
@@ -58,7 +65,9 @@ def _upright(content: bytes) -> Image.Image:
     opened = Image.open(BytesIO(content), formats=FORMATS)
     # between once and twice the limit Pillow itself only warns
     if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
-        raise ImageError(f"too many pixels: {opened.width} x {opened.height}, the limit is {Image.MAX_IMAGE_PIXELS}")
+        raise ImageError(
+            f"too many pixels: {opened.width} x {opened.height}, the limit is {Image.MAX_IMAGE_PIXELS}", Reason.IMAGE_TOO_LARGE
+        )
     return ImageOps.exif_transpose(opened)
 
 

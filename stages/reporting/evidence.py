@@ -11,11 +11,14 @@ import pandas as pd
 
 from stages.corpus.leaks import Leaks, total
 from stages.corpus.quarantine import Quarantine, Row
+from stages.corpus.reasons import Reason
 from stages.errors import InputError
 from stages.scoring.tables import ABLATIONS, CELLS, CrossTable, Target, cross_table, cross_to_base, cross_visual_gain, in_domain
 
 SYNTHETIC: Final = "Phantom"
 """How the names of drawn datasets begin."""
+EXAMPLES: Final = 3
+"""Refused records that are shown of a source set and reason."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,22 @@ class Split:
     train: int
     test: int
     shared: int
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """How many records of one source set were refused for one reason, of how many that were read, and a few of them."""
+
+    dataset: str
+    reason: Reason
+    count: int
+    read: int
+    examples: tuple[Row, ...]
+
+    @property
+    def share(self) -> float:
+        """Of the records of the set that were read."""
+        return self.count / self.read
 
 
 @dataclass(frozen=True)
@@ -160,13 +179,17 @@ def outputs_of_signs(metrics: Mapping[str, Any], predictions: Mapping[str, pd.Da
     return {(name, each): str(outputs[name][each]) for name, each in named}
 
 
-def count_reasons(quarantine: Sequence[Quarantine]) -> list[tuple[str, int, Row]]:
-    """Each reason for a refusal with its number and its first example, the most frequent first."""
-    rows: dict[str, list[Row]] = {}
+def count_refusals(quarantine: Sequence[Quarantine]) -> list[Refusals]:
+    """What was refused by source set and reason, the most frequent first; shares are of what download read of the set."""
+    rows: dict[tuple[str, Reason], list[Row]] = {}
+    read: dict[str, int] = {}
     for account in quarantine:
+        for name, taken in account.sets.items():
+            read.setdefault(name, taken.read)  # download's, which reads all, comes first
         for row in account.rows:
-            rows.setdefault(row.why, []).append(row)
-    return [(why, len(same), same[0]) for why, same in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))]
+            rows.setdefault((row.set, row.reason), []).append(row)
+    ordered = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [Refusals(name, reason, len(same), read[name], tuple(same[:EXAMPLES])) for (name, reason), same in ordered]
 
 
 def group_origins(origins: Mapping[str, dict[str, Any]]) -> list[tuple[list[str], dict[str, Any]]]:

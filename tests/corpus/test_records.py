@@ -10,22 +10,25 @@ from typing import Any
 import pytest
 
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
-from stages.corpus.quarantine import Row, read_quarantine, write_quarantine
+from stages.corpus.quarantine import Place, Row
+from stages.corpus.reasons import Reason
 from stages.corpus.records import RefusedRecord, check_record, read_kept, read_record_files
 from stages.errors import InputError
 from tests.conftest import MakeRecord
+
+HERE = Place("here.json", 0, "x")
 
 
 @pytest.mark.parametrize("slug", MODALITIES)
 @pytest.mark.parametrize("kind", QUESTION_TYPES)
 def test_every_modality_and_type_is_known_by_its_literal(make_record: MakeRecord, slug: str, kind: str) -> None:
-    record = check_record(make_record(modality_type=MODALITIES[slug], question_type=QUESTION_TYPES[kind]), "here")
+    record = check_record(make_record(modality_type=MODALITIES[slug], question_type=QUESTION_TYPES[kind]), HERE)
     assert (record.modality, record.question_type) == (slug, kind)
 
 
 def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(make_record: MakeRecord) -> None:
     raw = make_record(option_C="Normal", gt_answer=" Normal ", question=" What? ", source="kept")
-    record = check_record(raw, "here")
+    record = check_record(raw, HERE)
     assert record.fields == raw
     assert (record.question, record.options, record.gold) == ("What?", ("Cyst", "Nodule", "Normal"), "C")
 
@@ -62,20 +65,20 @@ def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(make_record:
 )
 def test_a_bad_record_is_refused_with_value_and_reason(make_record: MakeRecord, changes: dict[str, Any], what: str, why: str) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(**changes), "here")
+        check_record(make_record(**changes), HERE)
     assert (caught.value.what, caught.value.why) == (what, why)
 
 
 @pytest.mark.parametrize("changes", [{"question": "Is A) right?"}, {"option_A": "Cyst, B) or more"}])
 def test_a_text_the_published_form_cannot_carry_is_refused(make_record: MakeRecord, changes: dict[str, str]) -> None:
     with pytest.raises(RefusedRecord, match="cannot be told from the options"):
-        check_record(make_record(**changes), "here")
+        check_record(make_record(**changes), HERE)
 
 
 @pytest.mark.parametrize("raw", [None, "text", 3, []])
 def test_what_is_no_object_is_refused(raw: Any) -> None:
     with pytest.raises(RefusedRecord, match="not an object"):
-        check_record(raw, "here")
+        check_record(raw, HERE)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_a_bad_file_is_one_row(make_record: MakeRecord, content: bytes, why: str
     reading = read_record_files([("Bad.json", content), ("Good.json", json.dumps([make_record()]).encode())])
     assert (reading.read, len(reading.records)) == (2, 1)
     (row,) = reading.rows
-    assert row.where == "Bad.json"
+    assert row.where == Place("Bad.json")
     assert why in row.why
 
 
@@ -104,9 +107,12 @@ def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(make
     assert [record.question for record in reading.records] == ["First?"]
     assert reading.rows == [
         Row(
-            "b.json#0 (Chest CT Scan_00000)",
+            Place("b.json", 0, "Chest CT Scan_00000"),
             "Chest CT Scan_00000",
             "question_id stands twice; kept: a.json#0 (Chest CT Scan_00000)",
+            Reason.DUPLICATE_ID,
+            "Chest CT Scan",
+            MODALITIES["ct"],
         )
     ]
 
@@ -116,12 +122,17 @@ def test_read_is_kept_plus_quarantined_over_many_kinds(make_record: MakeRecord) 
     found += [make_record(question_id="5", gt_answer=None), None, make_record(question_id="0"), {}]
     reading = read_record_files([("a.json", json.dumps(found).encode())])
     assert (reading.read, len(reading.records), len(reading.rows)) == (9, 5, 4)
-    assert [row.where for row in reading.rows] == ["a.json#5 (5)", "a.json#6 (no question_id)", "a.json#7 (0)", "a.json#8 (no question_id)"]
+    assert [str(row.where) for row in reading.rows] == [
+        "a.json#5 (5)",
+        "a.json#6 (no question_id)",
+        "a.json#7 (0)",
+        "a.json#8 (no question_id)",
+    ]
 
 
 def test_a_long_value_is_cut_in_its_row(make_record: MakeRecord) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(gt_answer="x" * 1_000_000), "here")
+        check_record(make_record(gt_answer="x" * 1_000_000), HERE)
     assert caught.value.what.endswith("x... (1000000 characters)")
     assert len(caught.value.what) < 400
 
@@ -142,29 +153,3 @@ def test_kept_records_are_read_back_and_a_bad_edit_is_named(tmp_path: Path, make
         read_kept(path, "remedy")
     with pytest.raises(InputError, match=r"none\.json is missing: remedy"):
         read_kept(tmp_path / "none.json", "remedy")
-
-
-def test_a_quarantine_file_is_sorted_read_back_and_says_where_it_comes_from(tmp_path: Path) -> None:
-    rows = [Row("b#1 (x)", "2", "bad"), Row("a#1 (y)", "1", "bad")]
-    write_quarantine(tmp_path / "q.json", "download", 5, 3, rows, {"corpus": "md5:abc"})
-    account = read_quarantine(tmp_path / "q.json")
-    assert (account.stage, account.read, account.kept, account.rows) == ("download", 5, 3, tuple(sorted(rows)))
-    assert json.loads((tmp_path / "q.json").read_text(encoding="utf-8"))["provenance"] == {"corpus": "md5:abc"}
-
-
-def test_a_quarantine_that_does_not_add_up_is_neither_written_nor_read(tmp_path: Path) -> None:
-    path = tmp_path / "q.json"
-    with pytest.raises(AssertionError, match="read 5 records, but kept 3"):
-        write_quarantine(path, "download", 5, 3, [], {})
-    assert not path.exists()
-    path.write_text('{"stage": "x", "read": 2, "kept": 1, "quarantined": 0, "rows": []}', encoding="utf-8")
-    with pytest.raises(InputError, match="does not add up"):
-        read_quarantine(path)
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", '{"stage": "x"}', '{"stage": "x", "read": 1, "kept": 0, "rows": [{"where": ""}]}'])
-def test_a_broken_quarantine_file_is_named(tmp_path: Path, content: str | None) -> None:
-    if content is not None:
-        (tmp_path / "q.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"q\.json is"):
-        read_quarantine(tmp_path / "q.json")

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from stages.corpus.quarantine import read_quarantine
+
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -74,19 +76,21 @@ def test_one_command_leads_from_the_pinned_corpus_to_the_report(clone: Path) -> 
 
 
 def test_every_question_read_is_kept_or_in_quarantine(clone: Path) -> None:
-    download = json.loads((clone / "data" / "quarantine" / "download.json").read_text(encoding="utf-8"))
-    assert download["read"] == download["kept"] + download["quarantined"]
+    download = read_quarantine(clone / "data" / "quarantine" / "download.parquet")
+    assert download.read == download.kept + len(download.rows)
     kept = sum(len(json.loads(path.read_text(encoding="utf-8"))) for path in (clone / "data" / "records").glob("*.json"))
-    resized = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((clone / "data" / "quarantine" / "resize").glob("*.json"))]
-    assert kept == download["kept"] - sum(file["quarantined"] for file in resized)
+    resized = [read_quarantine(path) for path in sorted((clone / "data" / "quarantine" / "resize").glob("*.parquet"))]
+    assert kept == download.kept - sum(len(account.rows) for account in resized)
     for axis in ("modality", "task"):
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in (clone / "data" / "splits" / "grouped" / axis).glob("*/*.json")]
         assert sum(map(len, parts)) == kept
 
 
 def test_results_of_all_stages_carry_their_provenance(clone: Path) -> None:
-    results = [json.loads(pq.read_schema(clone / "predictions" / "ct.parquet").metadata[b"provenance"])]
-    for name in ("data/quarantine/download.json", "data/quarantine/resize/ct.json", "report/metrics.json"):
+    results = []
+    for name in ("predictions/ct.parquet", "data/quarantine/download.parquet", "data/quarantine/resize/ct.parquet"):
+        results.append(json.loads(pq.read_schema(clone / name).metadata[b"provenance"]))
+    for name in ("data/data-tests.json", "report/metrics.json"):
         results.append(json.loads((clone / name).read_text(encoding="utf-8"))["provenance"])
     for name in ("data/splits/provenance.json", "models/ct/provenance.json", "report/provenance.json"):
         results.append(json.loads((clone / name).read_text(encoding="utf-8")))

@@ -1,0 +1,14 @@
+"""How bright a picture is and how much that varies over it: what tells blank, black and washed-out pictures from others."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+_DIGITS = 2
+
+
+def brightness(image: Image.Image) -> list[float]:
+    """Mean and standard deviation of the grey levels, both in levels of 0 to 255; the second is the picture's contrast."""
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    return [round(float(grey.mean()), _DIGITS), round(float(grey.std()), _DIGITS)]

@@ -179,7 +179,7 @@ class Retraining:
             corpus = source.pinned(self.root)
             new = None
             try:
-                check_archive(self.root / corpus.path)
+                check_archive(self.root, corpus.path, params.corpus.limits)
                 self._unpack(corpus)
                 new = take_manifest(self.root)
                 if found := problems(new, old, params.retrain):

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import yaml
 
-from flows.dvc_client import dvc, environment
+from flows.dvc_client import environment
+from flows.transfer import take
 from stages import layout
 from stages.errors import InputError
 
@@ -83,8 +84,8 @@ def settle(look: Callable[[], Probe], first: Probe, seconds: float, tell: Callab
 
 
 def update(root: Path) -> None:
-    """Fetch the source and pin it. InputError with DVC's word if that fails; data.dvc is then as it was."""
-    dvc(root, "update", str(layout.DATA_DVC))
+    """Fetch the source and pin it, going on where an earlier transfer was stopped. InputError if it fails; data.dvc is then as it was."""
+    take(root)
 
 
 def pinned(root: Path) -> Corpus:

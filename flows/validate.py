@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.manifest import Manifest
-from stages.corpus.archive import open_archive
 from stages.corpus.modalities import MODALITIES
+from stages.corpus.source import SCRATCH, open_corpus
 from stages.errors import InputError
-from stages.params import Retrain
+from stages.params import Limits, Retrain
 
 
 class RefusedDropError(Exception):
     """New data that may not be trained on; the message says why and what to do."""
 
 
-def check_archive(path: Path) -> None:
-    """RefusedDropError if the archive is damaged, unsafe, or no corpus. Looks at the list of members, not at their bytes."""
+def check_archive(root: Path, path: str, limits: Limits) -> None:
+    """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none. Looks at the list of members, not at their bytes."""
     try:
-        with open_archive(path):
+        with open_corpus(root / path, limits, root / SCRATCH):
             pass
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: `dvc checkout data.dvc`") from None
+        raise InputError(f"{root / path} is missing: `dvc checkout data.dvc`") from None
     except InputError as error:
         raise RefusedDropError(str(error)) from error
 

@@ -1,25 +1,32 @@
-"""Stage `download`: the raw corpus archive as checked records and their pictures, a folder for each modality.
+"""Stage `download`: the raw corpus as checked records and the hashes of their pictures, a folder for each modality.
 
     python -m stages.download
 
-What `data.dvc` imported is read once; records that cannot be used go to quarantine with the reason. Pictures are
-copied as they are: whether they can be decoded is found out in stage resize.
+What `data.dvc` imported is read in place, and nothing of it is copied. Records that cannot be used go to quarantine with the reason.
+`images.json` names the pictures of the kept records, each with the SHA-256 and the size of its file: by them DVC sees which modalities
+new data touches, and stage resize sees that it reads the corpus that was checked. Whether a picture can be decoded is found out there.
 """
 
 from __future__ import annotations
 
 import argparse
-import posixpath
-import shutil
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from stages import layout
 from stages.cli import run_stage
-from stages.corpus.archive import QUESTIONS, Archive, open_archive
+from stages.corpus.archive import DamagedMemberError
+from stages.corpus.memo import Memo
 from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import write_quarantine
+from stages.corpus.quarantine import Place, Row, write_quarantine
 from stages.corpus.reasons import Reason
 from stages.corpus.records import Reading, Record, read_record_files, refuse
+from stages.corpus.source import Corpus, open_corpus
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
 from stages.outputs import whole_directory, write_json
@@ -27,8 +34,12 @@ from stages.params import load_params
 from stages.progress import counted
 from stages.provenance import provenance
 
-_BLOCK = 4096
-"""Bytes a file takes beyond its size, at most, on common file systems."""
+MEMO: Final = layout.SCRATCH / "corpus" / "hashes"
+"""What is known of pictures from the run before."""
+_IN_FLIGHT: Final = 256 * 2**20
+"""Bytes of pictures that are read and not yet hashed, at most, unless one alone has more."""
+_QUEUED: Final = 1024
+"""Pictures that are handed out at a time."""
 
 
 def main() -> None:
@@ -37,65 +48,106 @@ def main() -> None:
     params = load_params()
     settings = params.corpus
     path = Path(settings.archive)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the pinned corpus alone")
-    with open_archive(path) as archive:
-        reading = _with_images(archive, _read(archive))
+    with open_corpus(path, settings.limits) as corpus:
+        listed = _with_images(corpus, _read(corpus))
+        hashes, damaged = _hash_all(corpus, sorted({record.image_path for record in listed.records}))
+        reading = _without_damaged(listed, damaged)
         account = layout.QUARANTINE / "download.parquet"
-        facts = provenance({"corpus": settings})
         kept = [record.dataset for record in reading.records]
-        taken = write_quarantine(account, "download", reading.read, kept, reading.rows, facts)
+        taken = write_quarantine(account, "download", reading.read, kept, reading.rows, provenance({"corpus": settings}))
         if not reading.records:
             raise InputError(f"{path} holds no usable record: {reading.read} read, all refused; {account} says why")
         check_refused(taken, params.quarantine, account, str(path))
-        by_modality = {slug: [record for record in reading.records if record.modality == slug] for slug in MODALITIES}
-        _check_space(archive, by_modality)
-        for slug, records in by_modality.items():
-            _write(archive, slug, sorted(records, key=lambda record: record.question_id))
+        for slug in MODALITIES:
+            records = [record for record in reading.records if record.modality == slug]
+            _write(corpus, slug, sorted(records, key=lambda record: record.question_id), hashes)
     print(f"download: read {reading.read} records, kept {len(reading.records)}, quarantined {len(reading.rows)} ({account})")
 
 
-def _read(archive: Archive) -> Reading:
-    """The records of all question files: those directly in the open-access folder."""
-    files = [name for name in archive.names if posixpath.dirname(name) + "/" == QUESTIONS and name.endswith(".json")]
-    return read_record_files(archive.read(files))
+def _read(corpus: Corpus) -> Reading:
+    """The records of all question files; a file whose bytes cannot be had is one row, as one that cannot be parsed."""
+    files, rows = [], []
+    for name in corpus.in_order(corpus.question_files):
+        try:
+            files.append((name, corpus.fetch(name)))
+        except DamagedMemberError as error:
+            rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_UNREADABLE))
+    reading = read_record_files(files)
+    return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
 
 
-def _with_images(archive: Archive, reading: Reading) -> Reading:
-    """The same reading, records whose picture is not in the archive quarantined."""
+def _with_images(corpus: Corpus, reading: Reading) -> Reading:
+    """The same reading, records whose picture is not in the corpus quarantined."""
     found, rows = [], list(reading.rows)
     for record in reading.records:
-        if record.image_path in archive:
+        if record.image_path in corpus:
             found.append(record)
         else:
-            rows.append(refuse(record, record.image_path, "the image is not in the archive", Reason.IMAGE_MISSING))
+            rows.append(refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING))
     return Reading(reading.read, found, rows)
 
 
-def _images(records: list[Record]) -> set[str]:
-    return {record.image_path for record in records}
+def _without_damaged(reading: Reading, damaged: Mapping[str, str]) -> Reading:
+    """The same reading, records whose picture cannot be read quarantined."""
+    kept = [record for record in reading.records if record.image_path not in damaged]
+    rows = [
+        refuse(record, record.image_path, f"the image cannot be read from the corpus: {damaged[record.image_path]}", Reason.IMAGE_DAMAGED)
+        for record in reading.records
+        if record.image_path in damaged
+    ]
+    return Reading(reading.read, kept, [*reading.rows, *rows])
 
 
-def _check_space(archive: Archive, by_modality: dict[str, list[Record]]) -> None:
-    """InputError if the pictures will not fit on the disk."""
-    needed = sum(archive.size(name) + _BLOCK for records in by_modality.values() for name in _images(records))
-    layout.DATA.mkdir(exist_ok=True)
-    free = shutil.disk_usage(layout.DATA).free
-    if needed > free:
-        raise InputError(
-            f"{archive.path} needs {needed / 2**20:.0f} MiB unpacked, {layout.DATA}/ has {free / 2**20:.0f} MiB free: "
-            "free some space (`dvc gc --workspace` drops old results) and run again"
-        )
+def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The SHA-256 of each picture, and for each that cannot be read, why. What the memo knows is not read."""
+    memo = Memo(MEMO)
+    hashes = {name: known for name in names if (known := memo.get(corpus.mark(name)))}
+    fresh = corpus.in_order(name for name in names if name not in hashes)
+    damaged = {}
+    for name, digest, why in counted(_hash_each(corpus, fresh), len(fresh), "download", "image"):
+        if why is None:
+            hashes[name] = digest
+        else:
+            damaged[name] = why
+    memo.write({corpus.mark(name): digest for name, digest in hashes.items()})
+    print(f"download: {len(names)} images, {len(fresh)} of them read, the others as they were")
+    return hashes, damaged
 
 
-def _write(archive: Archive, slug: str, records: list[Record]) -> None:
-    images = _images(records)
+def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+    """Name, SHA-256 and what is wrong, in order: all cores at work, and no more in memory than _IN_FLIGHT and one picture."""
+
+    def hashed(name: str) -> tuple[str, str, str | None]:
+        try:
+            return name, hashlib.sha256(corpus.fetch(name)).hexdigest(), None
+        except DamagedMemberError as error:
+            return name, "", error.why
+
+    pool = ThreadPoolExecutor(os.cpu_count())  # files are read, unpacked and hashed without the interpreter's lock
+    waiting: deque[tuple[int, Future[tuple[str, str, str | None]]]] = deque()
+    held = 0
+    try:
+        for name in names:
+            size = corpus.size(name)
+            while waiting and (held + size > _IN_FLIGHT or len(waiting) >= _QUEUED):
+                done, future = waiting.popleft()
+                held -= done
+                yield future.result()
+            waiting.append((size, pool.submit(hashed, name)))
+            held += size
+        for _, future in waiting:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write(corpus: Corpus, slug: str, records: list[Record], hashes: Mapping[str, str]) -> None:
+    images = {name: {"sha256": hashes[name], "size": corpus.size(name)} for name in sorted({record.image_path for record in records})}
     with whole_directory(layout.corpus(slug)) as folder:
-        for name, content in counted(archive.read(images), len(images), slug, "image"):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
         write_json(folder / "records.json", [record.fields for record in records])
+        write_json(folder / "images.json", images)
     print(f"download: {slug}: {len(records)} records, {len(images)} images -> {layout.corpus(slug)}")
 
 

@@ -24,7 +24,7 @@ SCRATCH = Path(".scratch")
 
 
 def corpus(modality: str) -> Path:
-    """Validated `records.json` of one modality and the raw `Images/` they name (stage download)."""
+    """Validated `records.json` of one modality, and `images.json`, the hashes of the raw pictures they name (stage download)."""
     return DATA / "corpus" / modality
 
 

@@ -26,11 +26,25 @@ class _Group(BaseModel):
 Group = TypeVar("Group", bound=_Group)
 
 
+class Limits(_Group):
+    """What a corpus may hold at most: beyond, it is refused as a bomb before it is unpacked."""
+
+    max_members: PositiveInt
+    """Files and folders in all."""
+    max_member_mb: PositiveInt
+    """MiB of one file, unpacked. Files are read whole, one on each core: this bounds the memory that takes."""
+    max_total_mb: PositiveInt
+    """MiB of all files, unpacked."""
+    max_ratio: PositiveInt
+    """Bytes unpacked from each packed byte, of one file and of a compressed tar, beyond the first 16 MiB."""
+
+
 class Corpus(_Group):
-    """Stage download."""
+    """Stage download, and what stage resize reads in place."""
 
     archive: str
-    """Path of the raw corpus, an archive in OmniMedVQA's layout; data.dvc puts it there."""
+    """Path of the raw corpus, an archive, a folder of archives, or a folder; data.dvc puts it there."""
+    limits: Limits
 
 
 class Resize(_Group):

@@ -10,7 +10,9 @@ from the project's root), `source_size` (width and height as seen, so that enlar
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,16 +20,17 @@ from typing import Any
 
 from stages import layout
 from stages.cli import run_stage
-from stages.corpus.archive import IMAGES
+from stages.corpus.archive import IMAGES, DamagedMemberError
 from stages.corpus.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images import ImageError, decode
 from stages.corpus.light import brightness
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import write_quarantine
 from stages.corpus.records import read_kept, refuse
+from stages.corpus.source import Corpus, open_corpus
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
-from stages.outputs import whole_directory, write_json
+from stages.outputs import read_json, whole_directory, write_json
 from stages.params import Resize, load_params
 from stages.progress import counted
 from stages.provenance import provenance
@@ -51,8 +54,12 @@ def main() -> None:
     params = load_params()
     settings = params.resize
     records = read_kept(layout.corpus(slug) / "records.json", _REMEDY)
-    with whole_directory(layout.images(slug)) as folder:
-        facts = _resize_all(slug, sorted({record.image_path for record in records}), folder, settings)
+    known = read_json(layout.corpus(slug) / "images.json", _REMEDY)
+    path = Path(params.corpus.archive)
+    if not path.exists():
+        raise InputError(f"{path} (corpus.archive), in which the images lie, is missing: run `dvc pull data.dvc`")
+    with open_corpus(path, params.corpus.limits) as corpus, whole_directory(layout.images(slug)) as folder:
+        facts = _resize_all(slug, sorted({record.image_path for record in records}), partial(_fetch, corpus, known), folder, settings)
     kept, rows = [], []
     for record in records:
         fact = facts[record.image_path]
@@ -73,23 +80,33 @@ def _png_name(image_path: str) -> str:
     return f"{image_path.removeprefix(IMAGES)}.png"
 
 
-def _resize_all(slug: str, names: list[str], folder: Path, settings: Resize) -> dict[str, _Fact]:
+def _fetch(corpus: Corpus, known: Mapping[str, Mapping[str, Any]], name: str) -> bytes:
+    """The picture's bytes, which are those that stage download saw."""
+    other = f"{corpus.path}: {name!r} is not the picture that stage download read there: {_REMEDY}"
+    try:
+        content = corpus.fetch(name)
+    except (KeyError, DamagedMemberError) as error:
+        raise InputError(other) from error
+    if name not in known or hashlib.sha256(content).hexdigest() != known[name]["sha256"]:
+        raise InputError(other)
+    return content
+
+
+def _resize_all(slug: str, names: list[str], fetch: Callable[[str], bytes], folder: Path, settings: Resize) -> dict[str, _Fact]:
     """The pictures of these paths as PNG files under `folder`, and a fact for each path."""
     pool = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes, resizes and encodes without the interpreter's lock
     try:
-        done = pool.map(partial(_resize, source=layout.corpus(slug), folder=folder, settings=settings), names)
+        done = pool.map(partial(_resize, fetch=fetch, folder=folder, settings=settings), names)
         return dict(zip(names, counted(done, len(names), slug, "image"), strict=True))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _resize(name: str, source: Path, folder: Path, settings: Resize) -> _Fact:
+def _resize(name: str, fetch: Callable[[str], bytes], folder: Path, settings: Resize) -> _Fact:
     try:
-        picture = decode((source / name).read_bytes(), settings.size, settings.resample)
+        picture = decode(fetch(name), settings.size, settings.resample)
     except ImageError as error:
         return error
-    except FileNotFoundError:
-        raise InputError(f"{source / name} is missing, though a record names it: {_REMEDY}") from None
     target = folder / _png_name(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.image.save(target, compress_level=_PNG_LEVEL)

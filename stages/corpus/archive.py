@@ -1,24 +1,23 @@
-"""The raw corpus archive, a zip or a tar, opened so that no member of it can reach outside a folder.
+"""One raw archive, a zip or an uncompressed tar: what it lists, and any member of it read in place, from any thread.
 
-Every member is looked at before any is read: absolute paths, `..`, links, devices, encrypted members and names that
-stand twice refuse the whole archive. Members are then read into memory one by one, never unpacked by the library's own
-`extract`. What the corpus's layout is: notes in stages/corpus/records.py.
+Nothing is ever unpacked to a path that an archive names: members are read into memory, one by one, by their position in the
+file. What may stand in an archive at all is said in stages/corpus/safety.py, what a corpus is in stages/corpus/source.py.
 """
 
 from __future__ import annotations
 
-import posixpath
+import bz2
+import os
 import re
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from lzma import LZMAError
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -26,99 +25,83 @@ from stages.errors import InputError
 
 QUESTIONS: Final = "QA_information/Open-access/"
 IMAGES: Final = "Images/"
-LARGEST_MEMBER: Final = 2**30
-"""Bytes. Members are read whole, and no picture or question file needs as much: more is a decompression bomb."""
 
-_NO_FILE_NAME = re.compile(r"[\x00\ud800-\udfff]")
-_CHUNK = 2**20
-_AGAIN = "fetch it again, or make it again from the corpus's folder"
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, struct.error, EOFError, NotImplementedError, ValueError)
+_NO_FILE_NAME: Final = re.compile(r"[\x00\ud800-\udfff]")
+_AGAIN: Final = "fetch it again, or make it again from the corpus's folder"
+_ZIP_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OverflowError)
+_TAR_DAMAGE: Final = (tarfile.TarError, UnicodeDecodeError, RecursionError, OverflowError)
+_LOCAL: Final = struct.Struct("<4s22xHH")
+"""Of a zip's local header: its mark, the length of the name, and of what follows the name."""
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+_LARGEST_HEADER: Final = 2**20
+"""Bytes. A tar keeps long names in blocks of their own, as long as it says they are."""
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A file or folder in the archive; `refused` says why it may not be there, `position` where its bytes begin."""
+class DamagedMemberError(InputError):
+    """A file of the corpus whose bytes cannot be had; the others can. `name` is the file's, `why` the reason alone."""
 
+    def __init__(self, path: Path, name: str, why: str) -> None:
+        super().__init__(f"{path}: member {name!r} cannot be read ({why}): it may be cut short or damaged; {_AGAIN}")
+        self.name, self.why = name, why
+
+
+class _DamageError(Exception):
+    """Why the bytes of a member cannot be had."""
+
+
+class _LieError(Exception):
+    """What is in a member that claims to be smaller: no damage does that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file or folder of a source, as the source lists it.
+
+    `size` and `packed` are its bytes unpacked and as they lie there, `end - position` what it takes of the container's file (0 in a
+    folder); `refused` says why it may not be there at all. `mark` is what the source itself says of the content, so that another
+    content would have another mark; empty if it says nothing. `load` reads the content: whole, or DamagedMemberError.
+    """
+
+    source: Path
     name: str
     size: int
+    packed: int
     position: int
+    end: int
     folder: bool
     refused: str | None
-    open: Callable[[], IO[bytes] | None]
+    mark: str
+    load: Callable[[], bytes]
 
 
-class Archive:
-    """The files of a corpus, named relative to the folder that holds `QA_information/Open-access` and `Images`."""
-
-    def __init__(self, path: Path, members: Iterable[_Member]) -> None:
-        """Check every member; `InputError` names the first that is unsafe, or says what is not found."""
-        self.path = path
-        files: dict[str, _Member] = {}
-        for member in members:
-            why = member.refused or unsafe_path(member.name)
-            name = posixpath.normpath(member.name)
-            if why is None and name in files:
-                why = "a name that stands in the archive twice"
-            if why:
-                raise InputError(f"{path}: member {member.name!a} is refused: {why}; make the archive again without it")
-            if not member.folder:
-                files[name] = member
-        _refuse_files_with_files_inside(path, files)
-        root = _root(path, files)
-        self._files = {name.removeprefix(root): files[name] for name in sorted(files) if name.startswith(root)}
-
-    @property
-    def names(self) -> list[str]:
-        """All files, sorted."""
-        return list(self._files)
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return name in self._files
-
-    def size(self, name: str) -> int:
-        """The unpacked size of a file in bytes; KeyError if there is none of that name."""
-        return self._files[name].size
-
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield (name, content) in the order of storage: a tar.gz is then unpacked once, from front to back.
-
-        Raises KeyError for an unknown name, InputError for a member that is damaged or larger than LARGEST_MEMBER.
-        """
-        for name in sorted(names, key=lambda name: self._files[name].position):
-            member = self._files[name]
-            if member.size > LARGEST_MEMBER:
-                limit = f"{LARGEST_MEMBER / 2**20:.0f} MiB"
-                raise InputError(f"{self.path}: member {name!r} has {member.size / 2**20:.0f} MiB, more than {limit}; take it out")
-            with _damage_explained(f"{self.path}: member {name!r} cannot be read"):
-                handle = member.open()
-                assert handle is not None, "only regular files are listed"
-                with handle:
-                    content = handle.read()
-            yield name, content
+def is_zip(path: Path) -> bool:
+    """Whether the first bytes are those of a zip: zipfile would also accept a tar that ends with one."""
+    with path.open("rb") as handle:
+        return handle.read(2) == b"PK"
 
 
 @contextmanager
-def open_archive(path: Path) -> Iterator[Archive]:
-    """Open a zip, a tar or a tar.gz and check all of its members.
-
-    Raises InputError for a file that is none of these or is cut short, for an unsafe member, and for an archive that
-    does not hold one corpus; FileNotFoundError if there is no file.
-    """
-    # by its first bytes: zipfile would also accept a tar that ends with a zip
+def open_zip(path: Path) -> Iterator[list[Member]]:
+    """The members of a zip, in the order of their bytes; they can be read until this is left. InputError if it is damaged."""
     with path.open("rb") as handle:
-        magic = handle.read(2)
-    explained = f"{path} is not a whole zip, tar or tar.gz"
-    if magic == b"PK":
-        with _damage_explained(explained):
-            opened: zipfile.ZipFile | tarfile.TarFile = zipfile.ZipFile(path)
-    else:
-        with _damage_explained(explained):
-            opened = tarfile.open(path, "r:gz" if magic == b"\x1f\x8b" else "r:")  # noqa: SIM115  closed below
-    with opened:
-        with _damage_explained(explained):
-            members = _zip_members(opened) if isinstance(opened, zipfile.ZipFile) else _tar_members(opened)
-        yield Archive(path, members)
+        with damage_explained(path, _ZIP_DAMAGE), zipfile.ZipFile(handle) as archive:
+            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+            listed = archive.start_dir
+        # a member ends before the next begins, or where the list of members does
+        ends = [*(info.header_offset for info in infos[1:]), listed]
+        yield [_zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=True)]
+
+
+@contextmanager
+def open_tar(path: Path, called: Path) -> Iterator[list[Member]]:
+    """The members of an uncompressed tar; they can be read until this is left. InputError if it is damaged.
+
+    `called`: the archive that errors name, of which `path` may be an uncompressed copy.
+    """
+    with path.open("rb") as handle:
+        with damage_explained(called, _TAR_DAMAGE):
+            members = list(_tar_members(called, handle))
+        yield members
 
 
 def unsafe_path(name: str) -> str | None:
@@ -134,63 +117,134 @@ def unsafe_path(name: str) -> str | None:
     return None
 
 
-def _zip_members(archive: zipfile.ZipFile) -> list[_Member]:
-    members = []
-    for info in archive.infolist():
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 when the zip was not made on a Unix
-        refused = "an encrypted file" if info.flag_bits & 0x1 else None
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            refused = "a link" if kind == stat.S_IFLNK else "a device file"
-        opener = partial(archive.open, info)
-        members.append(_Member(info.filename, info.file_size, info.header_offset, info.is_dir(), refused, opener))
-    return members
-
-
-def _tar_members(archive: tarfile.TarFile) -> list[_Member]:
-    members = []
-    for info in archive.getmembers():
-        refused = None
-        if not (info.isreg() or info.isdir()):
-            refused = "a link" if info.issym() or info.islnk() else "a device file"
-        opener = partial(archive.extractfile, info)
-        members.append(_Member(info.name, info.size, info.offset_data, info.isdir(), refused, opener))
-    # tarfile takes a damaged header for the end: the true end is a block of zeros
-    stream: Any = archive.fileobj
-    stream.seek(archive.offset)
-    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError(f"no end mark after {len(members)} members")
-    while stream.read(_CHUNK):  # to the end, where gzip keeps its checksum
-        pass
-    return members
-
-
-def _refuse_files_with_files_inside(path: Path, files: dict[str, _Member]) -> None:
-    folders = {name.rpartition("/")[0] for name in files}
-    while parents := {name.rpartition("/")[0] for name in folders} - folders:
-        folders |= parents
-    if both := sorted(folders & files.keys()):
-        raise InputError(f"{path}: member {both[0]!r} is a file and a folder at once; make the archive again")
-
-
-def _root(path: Path, files: dict[str, _Member]) -> str:
-    """The folder of the corpus, "" or with a slash at the end."""
-    # __MACOSX: what macOS's zip adds, a shadow of every folder
-    starts = {name[:at] for name in files if (at := f"/{name}".find(f"/{QUESTIONS}")) >= 0 and not name.startswith("__MACOSX/")}
-    roots = sorted(start for start in starts if any(name.startswith(start + IMAGES) for name in files))
-    if len(roots) == 1:
-        return roots[0]
-    tops = ", ".join(sorted({name.partition("/")[0] for name in files})[:5]) or "nothing"
-    found = f"{len(roots)} corpora, in {', '.join(map(repr, roots[:3]))}" if roots else f"at the top: {tops}"
-    raise InputError(f"{path}: expected one folder with {QUESTIONS} and {IMAGES} (OmniMedVQA's layout), found {found}")
-
-
 @contextmanager
-def _damage_explained(what: str) -> Iterator[None]:
+def damage_explained(path: Path, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Turn what a library raises over a damaged container into an InputError that names it."""
     try:
         yield
-    except _DAMAGE as error:
-        raise InputError(f"{what} ({error or type(error).__name__}): it may be cut short or damaged; {_AGAIN}") from error
-    except OSError as error:
-        if error.errno is not None:  # gzip and bz2 report bad data as an OSError without a number
-            raise
-        raise InputError(f"{what} ({error}): it may be cut short or damaged; {_AGAIN}") from error
+    except kinds as error:
+        why = f"{error or type(error).__name__}"
+        raise InputError(f"{path} is not a whole zip, tar, tar.gz or tar.zst ({why}): it may be cut short or damaged; {_AGAIN}") from error
+
+
+def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) -> Member:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 when the zip was not made on a Unix
+    refused = "an encrypted file" if info.flag_bits & 0x1 else None
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        refused = "a link" if kind == stat.S_IFLNK else "a device file"
+    elif info.compress_type not in _METHODS:
+        refused = f"packed by method {info.compress_type}, of which only 0 (stored), 8 (deflate) and 12 (bzip2) are read"
+    # from the first byte of its header to the last of its content, at the least
+    least = info.header_offset + _LOCAL.size + len(info.orig_filename) + info.compress_size
+    if least > end:
+        refused = refused or "bytes that another member or the list of members has, too"
+    name = _zip_name(info)
+    mark = f"zip {name} {info.file_size} {info.CRC:08x}"
+    load = partial(_load, path, name, partial(_read_zip, descriptor, info))
+    return Member(path, name, info.file_size, info.compress_size, info.header_offset, least, info.is_dir(), refused, mark, load)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name, with a surrogate in it if it is not UTF-8. Some zips, those of macOS too, hold UTF-8 without saying so."""
+    if info.flag_bits & 0x800 or info.orig_filename.isascii():
+        return info.orig_filename
+    return info.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")
+
+
+def _read_zip(descriptor: int, info: zipfile.ZipInfo) -> bytes:
+    """The content of a member, by positional reads: many threads share the descriptor."""
+    header = os.pread(descriptor, _LOCAL.size, info.header_offset)
+    if len(header) < _LOCAL.size:
+        raise _DamageError("its header is cut short")
+    magic, named, extra = _LOCAL.unpack(header)
+    start = info.header_offset + _LOCAL.size
+    name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+    if magic != b"PK\x03\x04" or os.pread(descriptor, named, start) != name:
+        raise _DamageError("its header is not the one that the list of members names")
+    packed = _pread(descriptor, info.compress_size, start + named + extra)
+    content = _unpack(packed, info.compress_type, info.file_size)
+    if zlib.crc32(content) != info.CRC:
+        raise _DamageError("bad CRC-32")
+    return content
+
+
+def _unpack(packed: bytes, method: int, size: int) -> bytes:
+    """Never more than one byte beyond `size`, whatever the bytes would unpack to."""
+    try:
+        if method == zipfile.ZIP_STORED:
+            content = packed
+        elif method == zipfile.ZIP_BZIP2:
+            content = bz2.BZ2Decompressor().decompress(packed, size + 1)
+        else:
+            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
+    except (zlib.error, OSError, EOFError) as error:
+        raise _DamageError(str(error)) from error
+    if len(content) > size:
+        raise _LieError(f"it unpacks to more than the {size} bytes that it claims")
+    if len(content) < size:
+        raise _DamageError(f"{len(content)} bytes of the {size} that it claims")
+    return content
+
+
+def _pread(descriptor: int, size: int, position: int) -> bytes:
+    """`size` bytes, in one piece: a single read may give less, and never gives more than 2 GiB."""
+    parts = []
+    while size and (part := os.pread(descriptor, min(size, 2**30), position)):
+        parts.append(part)
+        size, position = size - len(part), position + len(part)
+    if size:
+        raise _DamageError(f"{size} bytes are missing at its end")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _tar_members(path: Path, handle: IO[bytes]) -> Iterator[Member]:
+    headers: Any = _Headers(handle)
+    archive: Any = tarfile.open(fileobj=headers, mode="r:")  # noqa: SIM115  closed below
+    with archive:
+        count, at = 0, -1
+        while (info := archive.next()) is not None:
+            if info.size < 0 or archive.offset <= at:
+                raise tarfile.ReadError(f"member {info.name!a} ends before it begins")
+            count, at = count + 1, archive.offset
+            yield _tar_member(path, handle.fileno(), info)
+            archive.members = []  # it would keep them all
+        # tarfile takes a damaged header for the end: the true end is a block of zeros
+        handle.seek(archive.offset)
+        if handle.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end mark after {count} members")
+
+
+def _tar_member(path: Path, descriptor: int, info: tarfile.TarInfo) -> Member:
+    refused = None
+    if info.issym() or info.islnk():
+        refused = "a link"
+    elif info.issparse():
+        refused = "a file with holes (make the archive without --sparse)"
+    elif not (info.isreg() or info.isdir()):
+        refused = "a device file"
+    load = partial(_load, path, info.name, partial(_pread, descriptor, info.size, info.offset_data))
+    end = info.offset_data + info.size
+    return Member(path, info.name, info.size, info.size, info.offset_data, end, info.isdir(), refused, "", load)
+
+
+class _Headers:
+    """A tar's file as tarfile may read it to list members: no header block beyond all measure is taken into memory."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self.seek, self.tell = handle.seek, handle.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._handle.read(size)
+
+
+def _load(path: Path, name: str, read: Callable[[], Any]) -> bytes:
+    try:
+        content: bytes = read()
+    except _DamageError as error:
+        raise DamagedMemberError(path, name, str(error)) from error
+    except _LieError as error:
+        raise InputError(f"{path}: member {name!r} is refused: {error}: a bomb; make the archive again") from error
+    return content

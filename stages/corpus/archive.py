@@ -89,7 +89,9 @@ def open_zip(path: Path) -> Iterator[list[Member]]:
             listed = archive.start_dir
         # a member ends before the next begins, or where the list of members does
         ends = [*(info.header_offset for info in infos[1:]), listed]
-        yield [_zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=True)]
+        yield [
+            _zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=False)
+        ]  # without members, one end too many
 
 
 @contextmanager

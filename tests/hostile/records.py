@@ -25,10 +25,10 @@ def files(good: dict[str, Any]) -> dict[str, Case]:
         "latin-1": Case(json.dumps([good | {"question": "Größe?"}], ensure_ascii=False).encode("latin-1"), "quarantined", "UTF-8|utf-8"),
         "nested a hundred thousand deep": Case(b"[" * 100_000 + b"]" * 100_000, "quarantined", "JSON|nested|deep"),
         "objects nested deep": Case(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "quarantined", "JSON|nested|deep"),
-        "a number of a million digits": Case(text.replace("}", f', "weight": {"9" * 1_000_000}}}').encode(), "quarantined", "JSON|digits|number"),
-        "keys that stand twice": Case(
-            text.replace('"gt_answer"', '"gt_answer": "Cyst", "gt_answer"').encode(), "quarantined", "twice"
+        "a number of a million digits": Case(
+            text.replace("}", f', "weight": {"9" * 1_000_000}}}').encode(), "quarantined", "JSON|digits|number"
         ),
+        "keys that stand twice": Case(text.replace('"gt_answer"', '"gt_answer": "Cyst", "gt_answer"').encode(), "quarantined", "twice"),
         "zeros": Case(bytes(1000), "quarantined", "JSON"),
     }
     for tenths in range(1, 10):

@@ -154,7 +154,10 @@ def test_good_pictures_beside_hostile_ones_are_kept(pictured: Outcome) -> None:
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """All hostile records in one file, and each hostile file, in one corpus with good ones."""
-    hostile = [record(name, **({"question_id": name} | change)) if isinstance(change, dict) and change else change for name, (change, _) in RECORDS.items()]
+    hostile = [
+        record(name, **({"question_id": name} | change)) if isinstance(change, dict) and change else change
+        for name, (change, _) in RECORDS.items()
+    ]
     content = {f"{QUESTIONS}/Hostile.json": json.dumps(hostile).encode()}
     content |= {f"{QUESTIONS}/{name.replace('/', ' of ')}.json": case.content for name, case in FILES.items()}
     return ingest(tmp_path_factory.mktemp("records"), zipped({**CORPUS, **content}))

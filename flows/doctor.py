@@ -61,6 +61,7 @@ def checks(silence: float | None = None) -> dict[str, Check]:
     return {
         "pipeline": pipeline,
         "orphans": leftovers.orphaned_processes,  # first, since what follows may be held by them
+        "temporary servers": leftovers.temporary_servers,
         "records": leftovers.records,
         "DVC locks": locks.dvc_locks,
         "flow lock": locks.flow_lock,

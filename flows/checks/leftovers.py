@@ -12,6 +12,7 @@ from typing import Final
 
 import psutil
 
+from flows.api import left_servers
 from flows.checks import Finding
 from flows.checks.processes import guarded_record, say
 from flows.dvc_client import RECORDS, end_processes, orphans, processes_of
@@ -37,6 +38,15 @@ def orphaned_processes(root: Path) -> list[Finding]:
         )
         for stage, processes in stages.items()
     ] or [Finding("orphans", "ok", "no process of a stage is without its flow")]
+
+
+def temporary_servers(root: Path) -> list[Finding]:
+    """Prefect servers that flows brought for themselves, of any workspace, and that outlived them."""
+    left = left_servers()
+    if not left:
+        return [Finding("temporary servers", "ok", "none is left of a flow that is gone")]
+    what = f"{', '.join(map(say, left))} goes on though the flow that brought it was killed: 200 MB of memory for nothing"
+    return [Finding("temporary servers", "warning", what, "end it: --fix; the next flow does so too", partial(_end, left))]
 
 
 def records(root: Path) -> list[Finding]:

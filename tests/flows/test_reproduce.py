@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.api import left_servers
 from flows.dvc_client import guarded_processes, orphans
 from flows.reproduce import StagesFailedError, _crashed, main, only_flow, reproduce
 from stages.errors import InputError
@@ -159,9 +160,12 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
         time.sleep(0.05)
     assert not ours()
     assert not orphans(root)
+    (server,) = left_servers()
     (root / "hold" / "a").unlink()
-    assert reproduce(root=str(root), slots=2).clean
+    run(sys.executable, "-m", "flows.reproduce", "--slots", "2", cwd=root, more={"PYTHONPATH": str(REPOSITORY)})
     assert locked(root) == reference
+    assert not server.is_running()
+    assert not left_servers()
 
 
 def test_the_command_line_says_how_it_ended(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ mv "$1/$2.txt.part" "$1/$2.txt"
 """
 
 
-def run(*command: str, cwd: Path, code: int = 0) -> str:
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True)
+def run(*command: str, cwd: Path, code: int = 0, more: Mapping[str, str] | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT | dict(more or {}), capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == code, output[-4000:]
     return output

@@ -102,6 +102,21 @@ def test_processes_of_other_workspaces_are_left_alone(root: Path, tmp_path: Path
     assert process.poll() is None
 
 
+def test_a_server_that_a_killed_flow_had_brought_is_ended_and_that_of_a_living_one_is_not(root: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, used = (
+        start(root, "sh", "-c", "echo up; exec sleep 300", PREFECT__SERVER_EPHEMERAL="1", FLOW_SERVER_OWNER=str(owner))
+        for owner in (gone.pid, os.getpid())
+    )
+    (diagnosis,) = examine(root, fix=True, wanted={"servers": leftovers.temporary_servers})
+    assert diagnosis.finding.level == "warning"
+    assert str(left.pid) in diagnosis.finding.what
+    assert str(used.pid) not in diagnosis.finding.what
+    assert left.wait(timeout=30) is not None
+    assert used.poll() is None
+
+
 def test_half_written_outputs_are_removed_and_nothing_else(root: Path) -> None:
     folder, file = root / "models" / ".ct.incomplete", root / "predictions" / ".ct.parquet.incomplete"
     kept = [root / "models" / "ct" / "weights", root / "data" / "incomplete", root / ".git" / ".x.incomplete", root / "x.incomplete"]

@@ -19,6 +19,7 @@ import pandas as pd
 
 from stages import layout
 from stages.cli import run_stage
+from stages.corpus.data_tests import Results, read_results
 from stages.corpus.leaks import read_leaks
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.corpus.quarantine import Quarantine, read_quarantine
@@ -68,6 +69,7 @@ class Sources:
     used: dict[str, Any] | None = None
     """For metrics.json: the kind of split, and what leaks under either."""
     quarantine: list[Quarantine] = field(default_factory=list)
+    data_tests: Results | None = None
     missing: list[str] = field(default_factory=list)
 
 
@@ -102,6 +104,7 @@ def make() -> None:
     sources.used = gather.splits_used(params.splits.kind, sources.splits, read_leaks(layout.LEAKS))
     accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in MODALITIES)]
     sources.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
+    sources.data_tests = read_results(layout.DATA_TESTS)
     _write(sources, layout.REPORT)
 
 
@@ -124,7 +127,12 @@ def rebuild(folder: Path, floors: Path, out: Path) -> None:
         sources.floors = {(axis, slug): read_floor(floors / axis / f"{slug}.json") for axis, slug in sorted(wanted)}
     else:
         sources.missing.append(f"blind floor, majority letter and prior-balanced subset (no {floors})")
-    sources.missing += ["sizes and leaks of the splits, words of the questions", "training curves", "counts of refused inputs"]
+    sources.missing += [
+        "sizes and leaks of the splits, words of the questions",
+        "training curves",
+        "counts of refused inputs",
+        "tests of the data",
+    ]
     _write(sources, out)
 
 
@@ -197,6 +205,7 @@ def _gather(sources: Sources) -> gather.Evidence:
         logs=sources.logs,
         splits=sources.splits,
         quarantine=sources.quarantine,
+        data_tests=sources.data_tests,
         cases=gather.pick_cases(sources.predictions, sources.targets, sources.problems),
         outputs=gather.outputs_of_signs(metrics, sources.predictions),
         origins=sources.origins,

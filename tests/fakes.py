@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stages import layout
+from stages.corpus.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
 from stages.corpus.leaks import as_json, count_leaks
 from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import LETTERS, format_problem, format_solution
@@ -73,6 +74,7 @@ def write_project(
         path.parent.mkdir(parents=True, exist_ok=True)
         make_training_log(name).to_csv(path, index=False)
     _write_quarantine(root, questions)
+    write_results(root / layout.DATA_TESTS, make_data_tests(), PROVENANCE)
     for name in sorted(questions["image"].unique()) if pictures else ():
         _draw_picture(root / name)
     for (axis, slug), floor in make_floors(questions, kind).items():
@@ -152,6 +154,21 @@ def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFram
             (answers == rows["gold"]).astype(object).where(there, None) if not there.all() else answers == rows["gold"]
         )
     return rows
+
+
+def make_data_tests() -> Results:
+    """The results of a corpus of small pictures: one warning, all else passed."""
+    tests = []
+    for name in TESTS:
+        small = name == "enlarged_pictures"
+        outcome, value, examples = ("failed", 0.75, ("data/images/ct/0001.png: 96 x 96",)) if small else ("passed", 0.0, ())
+        tests.append(
+            Result(name, "warning" if name in CORPUS_TESTS else "error", outcome, 0.5, value, 100, round(100 * value), "", examples)
+        )  # type: ignore[arg-type]
+    light = {name: {"mean": 80.5, "std": 12.25} for name in ("brightness", "contrast")}
+    return Results(
+        tuple(tests), {slug: {"questions": 100, "images": 50, "median_side": 96.0, **light, "enlarged": 0.75} for slug in MODALITIES}
+    )
 
 
 def make_floors(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[str, str], Floor]:

@@ -20,6 +20,8 @@ from PIL import Image
 
 from stages import layout, report
 from stages.corpus.modalities import AXES
+from stages.corpus.quarantine import Place, Row, read_quarantine, write_quarantine
+from stages.corpus.reasons import Reason
 from stages.errors import InputError
 from stages.params import load_params
 from stages.reporting.labels import percent, signed
@@ -172,7 +174,7 @@ def test_the_page_says_how_it_went(made: Path) -> None:
     words = page(made).words()
     assert f"rises from {100 * summary['in_domain_base']:.1f}% to {100 * summary['in_domain']:.1f}%" in words.replace("\xa0", " ")
     assert f"{summary['beat_base']} of 13 answer more questions of their own kind correctly" in words
-    assert "image cannot be decoded" in words
+    assert "the image cannot be used: the file is empty" in words
     assert "md5:5d41402abc4b2a76b9719d911017c592" in words
 
 
@@ -542,6 +544,52 @@ def test_show_without_a_report_says_how_to_make_one(project: Path, monkeypatch: 
         run(monkeypatch, "show")
 
 
+def test_what_was_refused_is_told_by_source_set_and_reason_with_shares_and_examples(made: Path) -> None:
+    html = (made / report.PAGE).read_text(encoding="utf-8")
+    assert "6 were refused." in html
+    read = 5 * 8  # questions of a modality, a data set each
+    for name, reason, count, of in (("mri", "answer-not-offered", 2, read + 2), ("fundus", "image-empty", 1, read)):
+        numbers = f'<td class="n">{count}</td><td class="n">{100 * count / of:.2f}</td>'
+        assert f'<th scope="row">Phantom {name}</th><td><code>{reason}</code></td>{numbers}' in html
+    assert "Phantom mri.json#5 (mri-5): Spleen: gt_answer is none of the options" in page(made).words()
+    text = (made / layout.REPORT / "report.md").read_text(encoding="utf-8")
+    assert f"| Phantom mri | answer-not-offered | 2 | {100 * 2 / (read + 2):.2f} | QA" in text
+    assert "data/corpus/ct/records.json" in text
+
+
+def test_nothing_refused_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in layout.QUARANTINE.rglob("*.parquet"):
+        account = read_quarantine(path)
+        kept = [name for name, taken in account.sets.items() for _ in range(taken.kept)]
+        write_quarantine(path, account.stage, account.kept, kept, [], PROVENANCE)
+    run(monkeypatch)
+    assert "Nothing was refused." in page().words()
+    assert "Nothing was refused." in (layout.REPORT / "report.md").read_text(encoding="utf-8")
+
+
+def test_tests_of_the_data_and_the_light_of_pictures_are_shown_warnings_with_what_to_do(made: Path) -> None:
+    html, words = (made / report.PAGE).read_text(encoding="utf-8"), page(made).words()
+    assert "19 of 20 passed." in words
+    numbers = '<td class="n">0.75</td><td class="n">0.5</td>'
+    assert f"<code>enlarged_pictures</code></th><td><strong>warning</strong></td>{numbers}<td>share of pictures smaller than" in html
+    assert "data/images/ct/0001.png: 96 x 96 get larger sources" in words
+    assert '<td class="n">80.5 &plusmn; 12.2</td>' in html
+    text = (made / layout.REPORT / "report.md").read_text(encoding="utf-8")
+    assert "19 of 20 passed." in text
+    assert "| enlarged_pictures | 0.75 | 0.5 |" in text
+
+
+def test_what_a_data_set_wrote_of_refused_records_stays_text(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = layout.QUARANTINE / "download.parquet"
+    account = read_quarantine(path)
+    kept = [name for name, taken in account.sets.items() for _ in range(taken.kept)]
+    row = Row(Place(HOSTILE, 0, HOSTILE), HOSTILE, HOSTILE, Reason.FIELD_EMPTY, HOSTILE, HOSTILE)
+    write_quarantine(path, account.stage, account.kept + 1, kept, [row], PROVENANCE)
+    run(monkeypatch)
+    assert not [tag for tag, _ in page().tags if tag in ("script", "img")]
+    assert "<script>" not in (layout.REPORT / "report.md").read_text(encoding="utf-8")
+
+
 def delete(path: Path) -> Callable[[], None]:
     return path.unlink
 
@@ -574,6 +622,8 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         (lambda: replace("mri", lambda rows: rows.assign(completion_tokens=-1)), r"mri\.parquet: question .* is no number of tokens"),
         (overwrite(layout.LEAKS, '{"grouped": {}}'), r"data/splits/leaks\.json does not count leaks"),
         (delete(layout.QUARANTINE / "resize" / "ct.parquet"), r"resize/ct\.parquet is missing"),
+        (delete(layout.DATA_TESTS), r"data/data-tests\.json is missing: run `dvc repro splits`"),
+        (overwrite(layout.DATA_TESTS, "[]"), r"data/data-tests\.json holds no results of data tests"),
     ],
 )
 def test_a_bad_input_is_refused_by_name_and_nothing_is_written(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from stages import layout, splits
+from stages.corpus.data_tests import RECORD_TESTS, read_results
 from stages.corpus.leaks import read_leaks, total
 from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import parse_problem, parse_solution
@@ -18,7 +19,7 @@ from stages.corpus.splits import FIELDS, KINDS, read_split
 from stages.errors import InputError
 from stages.params import Splits, load_params
 from stages.provenance import provenance
-from tests.conftest import ROOT, MakeRecord, Raw, RunStage
+from tests.conftest import ROOT, MakeRecord, Raw, RunStage, change_params
 
 SETTINGS = Splits(kind="grouped", train_share=0.8, near_duplicates=10, patient_patterns=[], seed=42)
 BITS = 256
@@ -59,9 +60,7 @@ def part_ids(axis: str, slug: str, part: str, kind: str) -> list[str]:
 
 def use_published(**others: object) -> None:
     """Choose the published kind in the project's params.yaml."""
-    params = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
-    params["splits"] |= {"kind": "published"} | others
-    layout.PARAMS.write_text(yaml.safe_dump(params), encoding="utf-8")
+    change_params("splits", kind="published", **others)
 
 
 @pytest.fixture
@@ -286,6 +285,48 @@ def test_a_question_id_of_two_modalities_is_refused_naming_both(run: RunStage, r
     write_records([*records, double | {"modality_type": MODALITIES["ct"]}])
     with pytest.raises(InputError, match=r"data/records/mri\.json#0 .*question_id stands twice; kept: data/records/ct\.json#20 "):
         run(splits)
+
+
+def test_what_the_tests_of_the_corpus_found_is_written_beside_the_splits(
+    run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(splits)
+    found = {each.test: each.outcome for each in read_results(layout.DATA_TESTS).tests}
+    assert found["schema"] == "passed"
+    assert found["single_answer_tests"] == "failed"  # the right answer is always Nodule
+    assert "warning: data test single_answer_tests 26 (limit 0): test splits in which" in capsys.readouterr().out
+    facts = json.loads(layout.DATA_TESTS.read_text(encoding="utf-8"))["provenance"]
+    params = load_params()
+    assert facts == provenance({"splits": params.splits, "data_tests": params.data_tests, "resize.size": "384"})
+
+
+def test_a_failed_error_stops_before_splits_are_written_and_what_was_found_can_be_read(run: RunStage, records: list[Raw]) -> None:
+    run(splits)
+    first = tree()
+    write_records([record | {"brightness": [7.0, 0.0]} for record in records])
+    with pytest.raises(
+        InputError, match=r"1 data test failed: blank_pictures 1 \(limit 0\.05\), as data/images/.*data/data-tests\.json holds all"
+    ):
+        run(splits)
+    assert tree() == first
+    assert [each.test for each in read_results(layout.DATA_TESTS).tests if each.stops] == ["blank_pictures"]
+    change_params("data_tests", blank_pictures={"severity": "warning", "limit": 0.05})
+    run(splits)
+
+
+def test_records_that_were_changed_by_hand_stop_with_all_of_them_counted(run: RunStage, records: list[Raw]) -> None:
+    write_records([record | ({"gt_answer": "x"} if number < 3 else {}) for number, record in enumerate(records)])
+    with pytest.raises(InputError, match=r"gold 3 \(limit 0\), as data/records/ct\.json#0 .*gt_answer is none of the options"):
+        run(splits)
+    assert not layout.SPLITS.exists()
+    assert {each.test for each in read_results(layout.DATA_TESTS).tests} == set(RECORD_TESTS)
+
+
+@pytest.mark.parametrize("stage", ["prior", "train", "evaluate"])
+def test_nothing_but_the_report_depends_on_what_the_tests_found(stage: str) -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert str(layout.DATA_TESTS) not in stages[stage].get("do", stages[stage])["deps"]
+    assert str(layout.DATA_TESTS) in stages["report"]["deps"]
 
 
 def test_a_modality_that_was_not_resized_is_named(run: RunStage, records: list[Raw]) -> None:

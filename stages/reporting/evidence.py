@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from stages.corpus.data_tests import Results
 from stages.corpus.leaks import Leaks, total
 from stages.corpus.quarantine import Quarantine, Row
 from stages.corpus.reasons import Reason
@@ -88,6 +89,8 @@ class Evidence:
     logs: dict[str, pd.DataFrame]
     splits: list[Split]
     quarantine: list[Quarantine]
+    data_tests: Results | None
+    """What the tests of the corpus found; None if that is not at hand."""
     cases: list[Case]
     outputs: dict[tuple[str, str], str]
     """(checkpoint, question id) -> output, of the examples of signs of reward hacking."""

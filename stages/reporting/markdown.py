@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stages.reporting.curves import ends
-from stages.reporting.evidence import Case, Evidence, count_reasons, group_origins
+from stages.reporting.evidence import Case, Evidence, count_refusals, group_origins
 from stages.reporting.labels import label, p_value, percent, signed
-from stages.reporting.page import REASONS, SPARKS, clip
+from stages.reporting.page import REFUSALS, SPARKS, clip
 from stages.reporting.sheets import flat
 from stages.reporting.terminal import sentences
 from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, THIRD_PARTY
@@ -261,11 +261,64 @@ def _data(evidence: Evidence) -> list[str]:
         return ["Missing: splits and accounts of refused inputs were not at hand."]
     splits = [[BY[each.axis], each.slug, each.train, each.test, each.shared] for each in evidence.splits]
     accounts = [[each.stage, each.read, each.kept, len(each.rows)] for each in evidence.quarantine]
-    reasons = [[n, why, row.where, row.what] for why, n, row in count_reasons(evidence.quarantine)[:REASONS]]
     return [
         table(["by", "split", "train", "test", "test with an image of train"], splits),
         table(["stage", "read", "kept", "refused"], accounts),
-        table(["refused", "why", "where", "what"], reasons) if reasons else "",
+        *_refusals(evidence),
+        *_data_tests(evidence),
+    ]
+
+
+def _refusals(evidence: Evidence) -> list[str]:
+    """What was refused by source set and reason."""
+    found = count_refusals(evidence.quarantine)
+    if not found:
+        return ["Nothing was refused."]
+    rows = [
+        [
+            each.dataset,
+            each.reason,
+            each.count,
+            percent(each.share, 2),
+            "; ".join(f"{row.where}: {row.what}: {row.why}" for row in each.examples),
+        ]
+        for each in found[:REFUSALS]
+    ]
+    more = [f"The {REFUSALS} most frequent of {len(found)}."] if len(found) > REFUSALS else []
+    return [
+        "Refused by source set and reason; shares of what was read of the set.",
+        *more,
+        table(["source set", "reason", "refused", "%", "as"], rows),
+    ]
+
+
+def _data_tests(evidence: Evidence) -> list[str]:
+    """How the tests of the corpus ended, and what its pictures are like."""
+    if evidence.data_tests is None:
+        return ["Missing: results of the tests of the data were not at hand."]
+    tests = evidence.data_tests.tests
+    failed = [
+        [each.test, f"{each.value:g}", f"{each.limit:g}", each.where, *(each.examples[:1] or [""])]
+        for each in tests
+        if each.outcome == "failed"
+    ]
+    off = ", ".join(each.test for each in tests if each.outcome == "not run")
+    said = f" Not run: {off}." if off else ""
+    light = [
+        [
+            label(slug),
+            each["images"],
+            each["median_side"],
+            *(f"{each[name]['mean']:.1f} +- {each[name]['std']:.1f}" for name in ("brightness", "contrast")),
+        ]
+        for slug, each in evidence.data_tests.statistics.items()
+    ]
+    return [
+        "### Tests of the data",
+        f"{sum(each.outcome == 'passed' for each in tests)} of {len(tests)} passed.{said}",
+        table(["warning", "value", "limit", "where", "as"], failed) if failed else "",
+        "Pictures: shorter side in pixels, mean and standard deviation over pictures of brightness and contrast in grey levels.",
+        table(["modality", "images", "median side", "brightness", "contrast"], light),
     ]
 
 

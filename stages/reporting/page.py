@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from stages.corpus.data_tests import TESTS
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
-from stages.reporting.evidence import Evidence, count_reasons, group_origins
+from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.labels import label, p_value, percent, signed
 from stages.reporting.palette import APART, APART_DARK, DARK, LIGHT, bounds, reach, shades
 from stages.reporting.sheets import flat
@@ -25,8 +26,8 @@ APART_SHADES: Final = 25
 """Odd, so that zero has a colour of its own."""
 LONGEST: Final = 500
 """Characters of a completion that are shown."""
-REASONS: Final = 20
-"""Reasons for refusals that are listed."""
+REFUSALS: Final = 20
+"""Source sets and reasons for which refusals are listed."""
 SPARKS: Final = {
     "kl": ("KL to the base", "{:.3f}"),
     "completion_length": ("Completion length, tokens", "{:.1f}"),
@@ -74,8 +75,9 @@ def render_page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         signs=[sign["name"] for sign in next(iter(names.values()))["hacking"]],
         rewards=reward_panels(evidence.logs) if evidence.logs else None,
         sparks=[{"title": title, "format": form, "lines": sparklines(evidence.logs, column)} for column, (title, form) in SPARKS.items()],
-        reasons=count_reasons(evidence.quarantine),
-        most_reasons=REASONS,
+        refusals=count_refusals(evidence.quarantine),
+        most_refusals=REFUSALS,
+        tests=TESTS,
         printed={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
         origins=group_origins(evidence.origins),
     )

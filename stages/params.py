@@ -53,7 +53,28 @@ class Resize(_Group):
     size: Annotated[int, Field(ge=28, le=4096)]
     """Side of the square RGB images, in pixels."""
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
-    """Pillow's resampling filter."""
+    """The filter, by Pillow's names and formulas."""
+    background: Literal["black", "white"]
+    """What shows where a picture is see-through."""
+    deep_grey: Literal["range", "percentiles", "depth"]
+    """How grey of more than 8 bits, or real-valued, becomes 8-bit. range: from the picture's darkest to its brightest pixel;
+    percentiles: from its 0.5th to its 99.5th percentile, so that a few odd pixels do not set the range; depth: from 0 to the most that
+    its type can hold (a real-valued one as range). DICOM has rules of its own: group dicom."""
+    frames: Literal["first", "refuse"]
+    """Of an animation, or of a TIFF with several pages: show the first picture, or quarantine the file."""
+    shrink_on_load: bool
+    """Decode large JPEG files at a half, a quarter or an eighth of their size, but at twice the size that is wanted or more: faster,
+    and within a grey level on photographs, but not on pure noise."""
+    max_megapixels: PositiveInt
+    """Larger pictures, in millions of pixels, are quarantined before they are decoded: what unpacks to more may be a bomb."""
+
+
+class Cache(_Group):
+    """What is kept of earlier work, in .scratch; no result depends on it, and deleting it costs nothing but time."""
+
+    images_gb: PositiveFloat
+    """Resized pictures, in 10^9 bytes; beyond, those not used for longest go first. They are shared with data/images as hard links, so
+    that only pictures of earlier corpora and settings take room of their own."""
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -368,6 +389,7 @@ class Params(_Group):
     corpus: Corpus
     quarantine: Quarantine
     resize: Resize
+    cache: Cache
     splits: Splits
     data_tests: DataTests
     base: Base

@@ -43,11 +43,11 @@ def read_progress(line: str) -> Progress | None:
 def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator[Item]:
     """The same items, with their progress on standard error."""
     with tqdm(items, desc=name, total=total, unit=unit, disable=not sys.stderr.isatty()) as bar:
-        tell = teller(name, total, unit)
+        tell, start = teller(name, total, unit), time.monotonic()
         for count, item in enumerate(bar, start=1):
             yield item
             if bar.disable:
-                tell(count, "")
+                tell(count, f"{count / max(time.monotonic() - start, 1e-9):.1f} a second, ")
 
 
 def teller(name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY) -> Callable[[int, str], None]:

@@ -102,7 +102,7 @@ def prefixed(files: Files) -> bytes:
 
 
 def archives(files: Files, named: str, question_file: str) -> dict[str, Case]:
-    """All cases made from a good corpus, of which `named` is a picture that a record names, and `question_file` one more file of questions."""
+    """All cases, made from a good corpus; `named` is a picture that a record of it names, `question_file` a file with questions."""
     good = dict(files)
     packed = zipped(good)
     # at the end of what is cut, more than a tar's own padding

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 End = Literal["refused", "quarantined", "kept"]
-"""refused: stage download stops, names it and leaves nothing; quarantined: its records are, and all others are kept; kept: it does no harm."""
+"""refused: stage download stops and names it; quarantined: its records are, and all others are kept; kept: it does no harm."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def _sizes() -> dict[str, Case]:
         "a png of 3.6 gigapixels": Case(png(60_000, 60_000), "quarantined", "too many pixels"),
         "a png of 16 million gigapixels": Case(png(2**31 - 1, 2**31 - 1), "quarantined", "too many pixels|truncated|damaged"),
         "a png without width": Case(png(0, 10), "quarantined", "truncated|known format|damaged"),
-        "a gif without height": Case(gif[:8] + b"\0\0" + gif[10:], "quarantined", "truncated|known format|damaged|no pixels"),
+        "a gif whose screen has no height, but its picture has": Case(gif[:8] + b"\0\0" + gif[10:], "kept"),
         "a bmp that claims 4 gigapixels": Case(
             saved(scene(), "BMP")[:18] + struct.pack("<ii", 65_000, 65_000) + saved(scene(), "BMP")[26:], "quarantined", "too many pixels"
         ),
@@ -157,6 +157,8 @@ def _insides() -> dict[str, Case]:
         "jpeg with broken exif": Case(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 22) + b"Exif\0\0garbagegarbage" + jpeg[2:], "kept"),
         "jpeg turned in a way there is not": Case(saved(scene(), "JPEG", exif=exif), "kept"),
         "jpeg with a comment of 64 KB": Case(jpeg[:2] + b"\xff\xfe\xff\xff" + bytes(65_533) + jpeg[2:], "kept"),
+        "jpeg with an end in its middle": Case(jpeg[: len(jpeg) // 2] + b"\xff\xd9" + jpeg[len(jpeg) // 2 :], "quarantined", "last row"),
+        "jpeg with bytes that belong to nothing": Case(jpeg[:20] + b"\0\0\0" + jpeg[20:], "kept"),
         "jpeg without tables": Case(b"\xff\xd8" + jpeg[jpeg.index(b"\xff\xc0") :], "quarantined", "truncated|damaged"),
         "tiff of which a pixel is no number": Case(saved(Image.fromarray(nan), "TIFF"), "quarantined", "not finite|finite"),
         "tiff of which a pixel is infinite": Case(

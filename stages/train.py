@@ -19,6 +19,7 @@ from stages import layout
 from stages.cli import run_stage
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
+from stages.corpus.store import exists
 from stages.errors import InputError
 from stages.grpo.prompts import Style
 from stages.outputs import whole_directory, whole_file, write_json
@@ -128,7 +129,7 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
 
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
     """One item of a split as the trainer takes it; InputError if its picture is not there."""
-    if not Path(item["image"]).is_file():
+    if not exists(item["image"]):
         raise InputError(f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro resize`")
     _, options = parse_problem(item["problem"])
     return {"image": item["image"], "problem": item["problem"], "gold": parse_solution(item["solution"]), "options": list(options.values())}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.errors import InputError
+from stages.corpus.store import open_image
 from stages.grpo.policy import vision_token_ids
 from stages.grpo.prompt_batch import PromptBatch, backbone
 from stages.grpo.prompt_pass import pass_over_prompts
@@ -115,7 +114,7 @@ class _Pictures:
         new = [key for key in keys if key not in self._kept]
         if not new:
             return
-        opened = [_open(Path(path)) if size is None else Image.new("RGB", size) for path, size in new]
+        opened = [open_image(path) if size is None else Image.new("RGB", size) for path, size in new]
         fields = self._processor.image_processor(images=opened, return_tensors="pt")
         patches, grids = (fields[name].to(self._policy.device) for name in ("pixel_values", "image_grid_thw"))
         features = look(self._policy, patches, grids) if takes_features(self._policy) else [None] * len(new)
@@ -147,11 +146,3 @@ def _answer(
     written = sample_completions(policy, prompts, done, no_draws, sampling)
     texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
     return [Completion(text, len(tokens)) for text, tokens in zip(texts, written, strict=True)]
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError as error:
-        raise InputError(f"image {path} does not open ({error}); run `dvc repro resize` again") from error

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig
 
+from stages.corpus.store import open_image
 from stages.errors import InputError
 from stages.grpo.engine import MedGRPOTrainer, Sharing
 from stages.grpo.policy import vision_token_ids
@@ -116,8 +117,7 @@ def with_pictures(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 @lru_cache(maxsize=256)
 def _picture(path: str) -> Image.Image:
     """A picture by its path, decoded once for its group, and for the other questions about it while it is among the last 256."""
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+    return open_image(path)
 
 
 def build_trainer(

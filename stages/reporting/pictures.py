@@ -8,7 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
+from stages.corpus.store import open_image
+from stages.errors import InputError
 
 SIDE: Final = 192
 """Longest side of an inlined picture, in pixels."""
@@ -36,10 +37,9 @@ def _inline(path: Path) -> str | None:
     try:
         if not path.resolve().is_relative_to(Path.cwd().resolve()):
             return None
-        with Image.open(path) as picture:
-            small = picture.convert("RGB")
+        small = open_image(path)
         small.thumbnail((SIDE, SIDE))
-    except (OSError, ValueError, Image.DecompressionBombError):
+    except (InputError, OSError, ValueError):
         return None
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY, optimize=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from flows.gate import Judgement, Verdict
 from flows.manifest import Changes
 from flows.source import Corpus
+from stages.corpus.drift import Drift
 from stages.errors import InputError
 from stages.outputs import read_json, write_json
 from stages.params import Retrain
@@ -42,6 +43,7 @@ def make_decision(
     successor: int | None = None,
     sizes: Mapping[str, Mapping[str, int]] | None = None,
     changes: Changes | None = None,
+    drift: Sequence[Drift] | None = None,
     stages: Mapping[str, list[str]] | None = None,
     checkpoints: Mapping[str, str] | None = None,
     verdict: Verdict | None = None,
@@ -50,8 +52,8 @@ def make_decision(
     """All that was known when it was decided.
 
     `identity`: the source's, as a probe gives it; `champion`, `successor`: versions before and, if promoted, after; `sizes`, `changes`: of
-    the corpus and against the champion's, by modality; `stages`: how they ended -> names; `checkpoints`: name -> "new weights" or
-    "as before"; `stale_before`: stages that were not up to date before any new data.
+    the corpus and against the champion's, by modality; `drift`: of each feature, None if not judged; `stages`: how they ended to
+    names; `checkpoints`: name -> "new weights" or "as before"; `stale_before`: stages that were not up to date before any new data.
     """
     return {
         "outcome": outcome,
@@ -62,6 +64,7 @@ def make_decision(
         "corpus": {**asdict(corpus), "identity": identity},
         "sizes": sizes,
         "changes": changes and {slug: {part: asdict(change) for part, change in parts.items()} for slug, parts in changes.items()},
+        "drift": None if drift is None else [asdict(each) for each in drift],
         "stale_before": stale_before,
         "stages": stages,
         "checkpoints": checkpoints,
@@ -98,6 +101,8 @@ def markdown(decision: Decision) -> str:
         lines += ["", "Stages: " + "; ".join(f"{len(names)} {how}" for how, names in decision["stages"].items() if names)]
     if decision["changes"]:
         lines += ["", *_changes_table(decision)]
+    if before and decision["changes"]:
+        lines += ["", *_drift_table(decision)]
     if decision["judgements"]:
         lines += ["", *_judgements_table(decision["judgements"])]
         rest = [name for name, how in decision["checkpoints"].items() if how == "as before"]
@@ -133,6 +138,20 @@ def _changes_table(decision: Decision) -> list[str]:
             change = parts[part]
             cells += [str(decision["sizes"][slug][part]), *(str(change[name] or "") for name in ("added", "removed", "changed"))]
         rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def _drift_table(decision: Decision) -> list[str]:
+    """The features that moved further than is told, or a word that none did, or that it is not known."""
+    found = decision.get("drift")
+    if found is None:
+        return ["Drift: not judged, for the manifest of one of the two corpora says nothing of it."]
+    limit = decision["rule"]["warn_drift"]
+    told = [each for each in (Drift(**row) for row in found) if each.is_beyond(limit)]
+    if not told:
+        return [f"Drift: of {len(found)} features none moved further than {limit} (retrain.warn_drift)."]
+    rows = ["| drift | feature | distance | by chance up to | more | less |", "|---|---|---:|---:|---|---|"]
+    rows += [f"| {each.scope} | {each.feature} | {each.distance:.2f} | {each.chance:.2f} | {each.grown} | {each.shrunk} |" for each in told]
     return rows
 
 

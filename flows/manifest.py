@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from stages import layout
+from stages.corpus.drift import Drift, Summary, compare, summarise
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.corpus.quarantine import read_quarantine
 from stages.corpus.reasons import Reason
@@ -35,7 +36,8 @@ class Manifest:
 
     `images`: modality -> path -> hash of the pixels; `questions`: modality -> question id -> hash of what is asked of which picture and of
     the answer. `read` records were read, `refused` of them refused; `unknown`: modality_type -> records refused for it. `trained`: axis ->
-    slug -> paths of the pictures in its train split; `groups`: paths of pictures that belong together, where there are several.
+    slug -> paths of the pictures in its train split; `groups`: paths of pictures that belong together, where there are several. `summary`:
+    histograms by which drift is told, {} in manifests of a time before there were any.
     """
 
     images: Mapping[str, Mapping[str, str]]
@@ -45,6 +47,7 @@ class Manifest:
     unknown: Mapping[str, int]
     trained: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     groups: list[list[str]] = field(default_factory=list)
+    summary: Summary = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,12 @@ def take_manifest(root: Path, kind: str | None = None) -> Manifest:
     """The corpus of a workspace after stage resize, with the splits of `kind` if given. InputError if a file is missing or damaged."""
     images: dict[str, dict[str, str]] = {}
     questions: dict[str, dict[str, str]] = {}
+    everything: list[Record] = []
     for slug in MODALITIES:
         records = read_kept(root / layout.records(slug), _REMEDY)
         images[slug] = {str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS] for record in records}
         questions[slug] = {record.question_id: _asked(record) for record in records}
+        everything += records
     accounts = [read_quarantine(root / layout.QUARANTINE / "resize" / f"{slug}.parquet") for slug in MODALITIES]
     download = read_quarantine(root / layout.QUARANTINE / "download.parquet")
     unknown: dict[str, int] = {}
@@ -79,14 +84,15 @@ def take_manifest(root: Path, kind: str | None = None) -> Manifest:
         if row.reason == Reason.UNKNOWN_MODALITY:
             unknown[row.what] = unknown.get(row.what, 0) + 1
     refused = sum(len(account.rows) for account in [download, *accounts])
+    summary = summarise(everything)
     if kind is None:
-        return Manifest(images, questions, download.read, refused, unknown)
+        return Manifest(images, questions, download.read, refused, unknown, summary=summary)
     trained = {
         axis: {slug: sorted({str(item["image"]) for item in read_split(root / layout.split(axis, slug, "train", kind))}) for slug in slugs}
         for axis, slugs in AXES.items()
     }
     groups = read_json(root / layout.SPLITS / "groups.json", "run `dvc repro splits`")
-    return Manifest(images, questions, download.read, refused, unknown, trained, groups)
+    return Manifest(images, questions, download.read, refused, unknown, trained, groups, summary)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -144,6 +150,11 @@ def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]
         if by_old != by_new:
             unequal.add(path)
     return unequal
+
+
+def drift(old: Manifest, new: Manifest) -> list[Drift] | None:
+    """How far `new` has moved from `old`, the furthest feature first; None if one of the two says nothing of it."""
+    return compare(old.summary, new.summary) if old.summary and new.summary else None
 
 
 def counts(manifest: Manifest) -> dict[str, dict[str, int]]:

@@ -26,10 +26,10 @@ from flows.duel import Duel
 from flows.dvc_client import read_status
 from flows.gate import Contest, Verdict, judge
 from flows.graph import read_graph
-from flows.manifest import Manifest, counts, diff, known_to_one, take_manifest, touched
+from flows.manifest import Manifest, counts, diff, drift, known_to_one, take_manifest, touched
 from flows.slots import Slots
 from flows.starts import CHAMPIONS, write_starts
-from flows.validate import RefusedDropError, check_archive, problems
+from flows.validate import RefusedDropError, check_archive, drifted, is_refusal, problems
 from stages import layout
 from stages.errors import InputError
 from stages.params import Params, load_params
@@ -197,6 +197,7 @@ class Retraining:
                         champion=champion.version if champion else None,
                         sizes=counts(new) if new else None,
                         changes=changes,
+                        drift=drift(old, new) if old and new else None,
                         stages=self._stages(),
                     ),
                 )
@@ -207,16 +208,17 @@ class Retraining:
             raise
         if fetch:
             trial.accept(self.root)
+        for line in drifted(new, old, params.retrain) if old else ():
+            self.tell(line)
         changed = touched(diff(old, new)) if old else []
         self.tell(f"the corpus is fit to train on{'; it changed in ' if changed else ''}{', '.join(changed)}")
 
     def _unpack(self, corpus: source.Corpus) -> None:
-        """Run the stages that read the corpus; what they say against it is a refusal."""
+        """Run the stages that read, check and test the corpus; what they say against it is a refusal."""
         try:
             self._reproduce(list(trial.TRIED))
         except Exception as error:
-            # a stage names the archive if it cannot be used; not so if only the disk is too small
-            if corpus.path in str(error) and "free some space" not in str(error).lower():
+            if is_refusal(error, corpus.path):
                 raise RefusedDropError(str(error)) from error
             raise
 
@@ -288,6 +290,7 @@ class Retraining:
             successor=successor,
             sizes=counts(new),
             changes=diff(old, new),
+            drift=drift(old, new),
             stages=self._stages(),
             checkpoints=how,
             verdict=verdict,

@@ -22,7 +22,7 @@ from stages.outputs import whole_directory, whole_file
 
 LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
 BEFORE: Final = layout.SCRATCH / "flows" / "before"
-TRIED: Final = ("download", "resize")
+TRIED: Final = ("download", "resize", "splits")
 """Groups of stages that are run to find out whether data is good."""
 _FILES: Final = (layout.DATA_DVC, Path("dvc.lock"))
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from flows.manifest import Manifest
+from flows.manifest import Manifest, drift
+from stages.corpus.drift import said_of
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.source import SCRATCH, open_corpus
 from stages.errors import InputError
 from stages.params import Limits, Retrain
+
+_AT_FAULT: Final = ("too much was refused by", "data test failed:", "data tests failed:", "would be empty on one side")
+"""What stages say when they stop over what they were given."""
 
 
 class RefusedDropError(Exception):
@@ -33,11 +38,18 @@ def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
     share = new.refused / new.read if new.read else 1.0
     if share > rule.max_refused:
         found.append(
-            f"{new.refused} of {new.read} records ({share:.1%}) were refused, more than retrain.max_refused ({rule.max_refused:.1%}): "
+            f"{new.refused} of {new.read} records ({share:.1%}) were refused by download and resize, more than retrain.max_refused "
+            f"({rule.max_refused:.1%}): "
             "data/quarantine/ of the refused run is summed up in the decision; correct the records, or raise the limit"
         )
     if old is None:
         return found
+    found += [
+        f"{said_of(each)}, further from the champion's corpus than retrain.max_drift ({rule.max_drift:.2f}): see whether this is "
+        "the data that was meant; if it is, raise the limit, or set it to null"
+        for each in drift(old, new) or ()
+        if rule.max_drift is not None and each.is_beyond(rule.max_drift)
+    ]
     lost = [slug for slug in MODALITIES if old.questions[slug] and not new.questions[slug]]
     for slug in lost:
         found.append(f"{slug} has vanished: {len(old.questions[slug])} questions in the champion's corpus, none in this one")
@@ -49,6 +61,22 @@ def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
                 f"retrain.max_fewer_questions allows {rule.max_fewer_questions:.0%}"
             )
     return found
+
+
+def drifted(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:
+    """What is told of drift that stops nothing, one line each."""
+    found = drift(old, new)
+    if found is None:
+        return ["drift is not judged: the manifest of the champion's corpus is of a time before it was counted; the next champion's is not"]
+    return [
+        f"drift: {said_of(each)}, beyond retrain.warn_drift ({rule.warn_drift:.2f})" for each in found if each.is_beyond(rule.warn_drift)
+    ]
+
+
+def is_refusal(error: Exception, corpus: str) -> bool:
+    """Does a stage say that the data is at fault: the archive `corpus`, too many records, a test; not so if only the disk is too small."""
+    said = str(error)
+    return any(word in said for word in (corpus, *_AT_FAULT)) and "free some space" not in said.lower()
 
 
 def _total(manifest: Manifest, slugs: Sequence[str]) -> int:

@@ -327,6 +327,11 @@ class Retrain(_Group):
     max_refused: Annotated[float, Field(ge=0, le=1)]
     """Share of the records of new data that download and resize together may have refused. Each of the two stages has stopped before
     if it refused more than the group `quarantine` allows, whatever it runs for."""
+    warn_drift: Share
+    """Jensen-Shannon distance from the champion's corpus, of one feature in one modality or in all, from which it is told; 0.13 is about
+    a population stability index of 0.1."""
+    max_drift: Share | None
+    """The same, beyond which new data is not trained on; null: drift stops nothing."""
     ignored_modalities: list[str]
     """Values of modality_type that are known to be none of ours; any other unknown one stops the run."""
     min_test_questions: PositiveInt

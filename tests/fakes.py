@@ -7,6 +7,7 @@ accuracies are drawn, not earned.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,17 +159,12 @@ def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFram
 
 def make_data_tests() -> Results:
     """The results of a corpus of small pictures: one warning, all else passed."""
-    tests = []
-    for name in TESTS:
-        small = name == "enlarged_pictures"
-        outcome, value, examples = ("failed", 0.75, ("data/images/ct/0001.png: 96 x 96",)) if small else ("passed", 0.0, ())
-        tests.append(
-            Result(name, "warning" if name in CORPUS_TESTS else "error", outcome, 0.5, value, 100, round(100 * value), "", examples)
-        )  # type: ignore[arg-type]
+    tests = {name: Result(name, "warning" if name in CORPUS_TESTS else "error", "passed", 0.5, 0.0, 100, 0, "", ()) for name in TESTS}
+    examples = ("data/images/ct/0001.png: 96 x 96",)
+    small = replace(tests["enlarged_pictures"], outcome="failed", value=0.75, found=75, examples=examples)
+    found = tuple((tests | {small.test: small}).values())
     light = {name: {"mean": 80.5, "std": 12.25} for name in ("brightness", "contrast")}
-    return Results(
-        tuple(tests), {slug: {"questions": 100, "images": 50, "median_side": 96.0, **light, "enlarged": 0.75} for slug in MODALITIES}
-    )
+    return Results(found, {slug: {"questions": 100, "images": 50, "median_side": 96.0, **light, "enlarged": 0.75} for slug in MODALITIES})
 
 
 def make_floors(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[str, str], Floor]:

@@ -171,9 +171,8 @@ def pictures_of(records: Sequence[Record]) -> list[Picture]:
     found = {}
     for record in records:
         facts = record.fields
-        found[facts["image"]] = Picture(
-            facts["image"], record.modality, *facts["source_size"], facts["pixel_hash"], (facts["brightness"][0], facts["brightness"][1])
-        )
+        (width, height), (mean, std) = facts["source_size"], facts["brightness"]
+        found[facts["image"]] = Picture(facts["image"], record.modality, width, height, facts["pixel_hash"], (mean, std))
     return [found[image] for image in sorted(found)]
 
 

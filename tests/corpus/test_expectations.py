@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +51,23 @@ def good() -> list[Raw]:
                 turn = number + at
                 options = {f"option_{letter}": ANSWERS[(turn // 4 + place) % 4] for place, letter in enumerate(LETTERS)}
                 name = f"{list(MODALITIES).index(slug):02x}{number:02x}"
-                records.append(
-                    {
-                        "dataset": f"Set {slug}",
-                        "question_id": f"{slug}_{number}_{at}",
-                        "question_type": kind,
-                        "question": "What is seen?" if at else "What is it?",
-                        "gt_answer": options[f"option_{LETTERS[turn % 4]}"],
-                        "image_path": f"Images/{slug}/{number}.png",
-                        **options,
-                        "modality_type": literal,
-                        "image": f"data/images/{slug}/{number}.png",
-                        "source_size": [512, 400],
-                        "source_mode": "L",
-                        "pixel_hash": name * 16,
-                        "perceptual_hash": name * 16,
-                        "brightness": [90.0 + number, 40.0],
-                    }
-                )
-    # questions of one picture must not answer one another: their words tell them apart
-    for record in records:
-        record["question"] += f" ({record['question_type']})"
+                record: Raw = {
+                    "dataset": f"Set {slug}",
+                    "question_id": f"{slug}_{number}_{at}",
+                    "question_type": kind,
+                    "question": f"What is seen? ({kind})",  # questions about one picture must not answer one another
+                    "gt_answer": options[f"option_{LETTERS[turn % 4]}"],
+                    "image_path": f"Images/{slug}/{number}.png",
+                    **options,
+                    "modality_type": literal,
+                    "image": f"data/images/{slug}/{number}.png",
+                    "source_size": [512, 400],
+                    "source_mode": "L",
+                    "pixel_hash": name * 16,
+                    "perceptual_hash": name * 16,
+                    "brightness": [90.0 + number, 40.0],
+                }
+                records.append(record)
     return records
 
 
@@ -181,7 +178,7 @@ def few_gradings(records: list[Raw]) -> None:
         ("files", in_one(_file="mri"), "mri.json#0 (ct_0_0): ct"),
         ("repeated_questions", repeat, "again repeats ct_0_0"),
         ("contradictions", contradict, "ct_0_0: 'Cyst', ct_0_0 again: 'Nodule'"),
-        ("letter_bias", lambda records: [option_letters(0, record) for record in records], "A: right in 1000, by chance 250"),
+        ("letter_bias", lambda records: list(map(partial(option_letters, 0), records)), "A: right in 1000, by chance 250"),
         ("commonest_letter", of_ct(option_letters), "'A' in 100 of 100"),
         ("commonest_answer", of_ct(same_answer), "'nodule' in 100 of 100"),
         ("single_answer_tests", of_ct(same_answer), "modality/ct: the answer is always 'nodule'"),

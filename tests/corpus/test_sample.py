@@ -19,9 +19,14 @@ from stages.corpus.images import ImageError, decode
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
 from stages.corpus.phantoms import QUESTIONS as WORDINGS
 from stages.corpus.phantoms import VISUAL
+from stages.corpus.quarantine import Row, make_account
 from stages.corpus.records import Reading, Record, read_record_files
+from stages.corpus.thresholds import check_refused
+from stages.errors import InputError
+from stages.params import load_params
+from tests.conftest import ROOT
 
-COMMITTED = Path(__file__).parents[2] / sample.DEFAULT_OUT
+COMMITTED = ROOT / sample.DEFAULT_OUT
 ASKED = {wording: asked for asked, wordings in WORDINGS.items() for wording in wordings}
 
 
@@ -110,6 +115,18 @@ def test_what_is_broken_is_refused_for_its_own_reason(reading: Reading, pictures
         except ImageError as error:
             bad.append(str(error).partition(":")[0].partition(" (")[0])
     assert sorted(bad) == ["not an image of a known format", "the file is empty", "truncated or damaged"]
+
+
+def test_what_is_broken_is_less_than_stops_a_run_and_much_more_of_a_set_is_not(reading: Reading) -> None:
+    limits = load_params(ROOT / "params.yaml").quarantine
+
+    def check(rows: list[Row]) -> None:
+        kept = [record.dataset for record in reading.records]
+        check_refused(make_account("download", len(kept) + len(rows), kept, rows), limits, Path("q.parquet"), "the sample")
+
+    check(reading.rows)
+    with pytest.raises(InputError, match="of 'Phantom Brain MRI' 200 of"):
+        check([*reading.rows, *(reading.rows[0]._replace(dataset="Phantom Brain MRI") for _ in range(200))])
 
 
 def test_at_least_half_of_the_questions_need_the_picture(reading: Reading) -> None:

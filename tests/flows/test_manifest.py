@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flows.manifest import Change, Manifest, diff, known_to_one, read_manifest, touched, write_manifest
-from flows.validate import problems
+from flows.manifest import Change, Manifest, diff, drift, known_to_one, read_manifest, touched, write_manifest
+from flows.validate import drifted, is_refusal, problems
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.errors import InputError
 from stages.params import Retrain
@@ -53,8 +54,51 @@ def test_a_picture_is_known_to_one_if_only_the_one_was_trained_on_it_or_on_one_o
     assert known_to_one(new, new, "modality", "ct") == set()
 
 
+BRIGHT = {"all": {"brightness": {"96-111": 900, "112-127": 100}}, "ct": {"brightness": {"96-111": 100}}}
+DARK = {"all": {"brightness": {"96-111": 700, "112-127": 100, "under 16": 200}}, "ct": {"brightness": {"under 16": 100}}}
+
+
+def test_drift_beyond_the_limit_stops_and_less_of_it_is_told() -> None:
+    old, new = replace(corpus(), summary=BRIGHT), replace(corpus(), summary=DARK)
+    (found,) = problems(new, old, RULE)
+    assert found.startswith("ct: brightness moved by 1.00 (more: under 16 0.0% to 100.0%; less: 96-111 100.0% to 0.0%), further from the")
+    assert "than retrain.max_drift (0.50)" in found
+    assert [line.partition(" moved")[0] for line in drifted(new, old, RULE)] == ["drift: ct: brightness", "drift: all: brightness"]
+    assert problems(new, old, RULE.model_copy(update={"max_drift": None})) == []
+    assert len(problems(new, old, RULE.model_copy(update={"max_drift": 0.1}))) == 2
+    assert drifted(old, old, RULE) == []
+    assert problems(new, None, RULE) == []
+
+
+def test_a_champion_of_a_time_before_drift_was_counted_stops_nothing_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    write_manifest(path, corpus())
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    del tree["summary"]
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    old, new = read_manifest(path), replace(corpus(), summary=DARK)
+    assert drift(old, new) is None
+    assert problems(new, old, RULE) == []
+    assert drifted(new, old, RULE)[0].startswith("drift is not judged: the manifest of the champion's corpus is of a time before")
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("error: data/raw/corpus.zip is not a whole zip", True),
+        ("error: data/corpus/ct: too much was refused by resize@ct: of 'a' 9 of 9", True),
+        ("error: 2 data tests failed: blank_pictures 1", True),
+        ("error: the split modality/ct would be empty on one side: 1 usable", True),
+        ("warning: data test enlarged_pictures 1 (limit 0.5)\nerror: Killed", False),
+        ("error: data/raw/corpus.zip needs 9 MiB unpacked: free some space", False),
+    ],
+)
+def test_a_stage_that_names_the_data_refuses_it_and_no_other_failure_does(said: str, refused: bool) -> None:
+    assert is_refusal(RuntimeError(said), "data/raw/corpus.zip") is refused
+
+
 def test_a_manifest_can_be_kept_and_read_again(tmp_path: Path) -> None:
-    kept = corpus(trained=["ct/0"], groups=[["ct/1", "ct/9"]])
+    kept = replace(corpus(trained=["ct/0"], groups=[["ct/1", "ct/9"]]), summary=BRIGHT)
     write_manifest(tmp_path / "manifest.json", kept)
     assert read_manifest(tmp_path / "manifest.json") == kept
     (tmp_path / "manifest.json").write_text('{"pictures": {}}', encoding="utf-8")
@@ -70,7 +114,10 @@ def test_a_corpus_like_the_champions_is_fit() -> None:
 
 def test_too_many_refused_records_are_told_with_the_limit() -> None:
     refused = replace(corpus(), read=100, refused=3)
-    assert "3 of 100 records (3.0%) were refused, more than retrain.max_refused (2.0%)" in problems(refused, None, RULE)[0]
+    assert (
+        "3 of 100 records (3.0%) were refused by download and resize, more than retrain.max_refused (2.0%)"
+        in problems(refused, None, RULE)[0]
+    )
     assert problems(replace(refused, refused=2), None, RULE) == []
 
 

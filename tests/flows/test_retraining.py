@@ -92,6 +92,8 @@ def test_new_data_of_one_modality_remakes_exactly_what_it_touches_and_a_better_c
     assert decision["judgements"]["ct"]["own"]["champion"] < decision["judgements"]["ct"]["own"]["challenger"]
     assert decision["judgements"]["ct"]["own"]["low"] > 0
     assert "| ct |" in markdown(decision)
+    assert {each["feature"] for each in decision["drift"]} >= {"modality", "right letter", "brightness", "shorter side"}
+    assert "| ct | words of the question |" in markdown(decision) or "Drift: of " in markdown(decision)
     assert champion.require(root).version == 2
     assert not (root / ".scratch/flows/duel").exists()
     assert read_status(root) == {}
@@ -131,11 +133,25 @@ def damaged_member(root: Path) -> None:
     path.write_bytes(content)
 
 
-def other_modalities(root: Path) -> None:
+def other_modalities(root: Path, number: int = 80) -> None:
+    records = make_records()
+    for record in [record for record in records if record["modality_type"].startswith("CT")][:number]:
+        record["modality_type"] = "PET"
+    write_corpus(root.parent / "source" / "corpus.zip", records)
+
+
+def some_other_modalities(root: Path) -> None:
+    other_modalities(root, 15)
+
+
+def blank_pictures(root: Path) -> None:
+    drop(root, make_records(8, ["ct"], "blank"))
+
+
+def other_letters(root: Path) -> None:
     records = make_records()
     for record in records:
-        if record["modality_type"].startswith("CT"):
-            record["modality_type"] = "PET"
+        record["option_A"], record["option_B"] = record["option_B"], record["option_A"]
     write_corpus(root.parent / "source" / "corpus.zip", records)
 
 
@@ -148,7 +164,16 @@ def few_questions(root: Path) -> None:
     [
         (broken, "is not a whole zip, tar or tar.gz"),
         (damaged_member, "member 'Images/ct/0.png' cannot be read"),
-        (other_modalities, "unknown modality 'PET' in 80 records.*ct has vanished: 80 questions in the champion's corpus"),
+        (
+            other_modalities,
+            r"too much was refused by download: of all sets 80 of 640 .* 80 unknown-modality \('PET'.*; of 'Set ct' 80 of 80 ",
+        ),
+        (
+            some_other_modalities,
+            "unknown modality 'PET' in 15 records.*15 of 640 .* refused by download and resize.*ct: 65 questions, 19% fewer",
+        ),
+        (blank_pictures, r"1 data test failed: blank_pictures 0\.0588 \(limit 0\.05\), as data/images/ct/ct/blank"),
+        (other_letters, "right letter moved by 1.00 .*further from the champion's corpus than retrain.max_drift"),
         (few_questions, "all modalities: 80 questions, 88% fewer than the 640 of the champion's corpus"),
     ],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import os
+import tracemalloc
+import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,10 +16,12 @@ import pytest
 from stages import download, layout
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import read_quarantine
+from stages.corpus.source import Corpus
 from stages.errors import InputError
 from stages.params import load_params
 from stages.provenance import provenance
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
+from tests.corpus.archives import write
 
 ACCOUNT = layout.QUARANTINE / "download.parquet"
 
@@ -31,17 +35,43 @@ def tree() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(layout.DATA.rglob("*")) if path.is_file() and "raw" not in path.parts}
 
 
-def test_records_and_only_the_pictures_they_name_lie_by_modality(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def images(slug: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads((layout.corpus(slug) / "images.json").read_text(encoding="utf-8"))
+    return found
+
+
+def facts(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+
+
+def test_records_and_the_hashes_of_only_the_pictures_they_name_lie_by_modality(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
     ct = [make_record(question_id=name, source="kept") for name in ("b", "a")]
     oct_ = make_record(question_id="c", modality_type=MODALITIES["oct"], image_path="Images/Ö [1]/x y.tif")
     make_corpus([*ct, oct_], {"Images/unnamed.png": b"", "QA_information/Restricted-access/x.json": b"["})
     run(download)
     assert kept("ct") == ct[::-1]
     assert kept("oct") == [oct_]
-    pictures = {str(path) for path in layout.DATA.rglob("Images/**/*") if path.is_file()}
-    assert pictures == {"data/corpus/ct/Images/Chest CT Scan/a.png", "data/corpus/oct/Images/Ö [1]/x y.tif"}
-    assert (layout.corpus("oct") / oct_["image_path"]).read_bytes() == picture()
-    assert all(kept(slug) == [] for slug in MODALITIES if slug not in ("ct", "oct"))
+    assert images("ct") == {"Images/Chest CT Scan/a.png": facts(picture())}
+    assert images("oct") == {"Images/Ö [1]/x y.tif": facts(picture())}
+    assert all(kept(slug) == [] and images(slug) == {} for slug in MODALITIES if slug not in ("ct", "oct"))
+    assert sorted(path.name for path in layout.corpus("ct").iterdir()) == ["images.json", "records.json"], "no picture is copied"
+
+
+@pytest.mark.parametrize("kind", ["c.tar", "c.tar.gz", "c.tar.zst", "c"])
+def test_every_kind_of_source_gives_the_same(
+    run: RunStage, make_corpus: MakeCorpus, full_records: list[Raw], kind: str, project: Path
+) -> None:
+    with zipfile.ZipFile(make_corpus(full_records)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    run(download)
+    first = {path: content for path, content in tree().items() if "quarantine" not in path}
+    write(project / kind, files, "")
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("archive: data/raw/corpus.zip", f"archive: {kind}"), encoding="utf-8")
+    run(download)
+    assert {path: content for path, content in tree().items() if "quarantine" not in path} == first
 
 
 def test_two_runs_give_the_same_bytes(run: RunStage, make_corpus: MakeCorpus, full_records: list[Raw]) -> None:
@@ -57,7 +87,7 @@ def test_a_file_left_by_an_earlier_corpus_is_gone(run: RunStage, make_corpus: Ma
     run(download)
     make_corpus([make_record(image_path="Images/new.png")])
     run(download)
-    assert [path.name for path in (layout.corpus("ct") / "Images").iterdir()] == ["new.png"]
+    assert list(images("ct")) == ["Images/new.png"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +102,7 @@ def test_a_file_left_by_an_earlier_corpus_is_gone(run: RunStage, make_corpus: Ma
         ({"question_id": "good"}, "question_id stands twice"),
         ({"image_path": "/etc/passwd"}, "image_path is an absolute path"),
         ({"image_path": "Images/../../x.png"}, "image_path is a path that leads out"),
-        ({"image_path": "Images/missing.png"}, "the image is not in the archive"),
+        ({"image_path": "Images/missing.png"}, "the image is not in the corpus"),
     ],
 )
 def test_a_bad_record_goes_to_quarantine_and_the_good_one_is_kept(
@@ -147,11 +177,96 @@ def test_too_much_refused_of_one_source_set_stops_and_the_account_can_be_read(
     assert len(kept("ct")) == 214
 
 
-def test_too_small_a_disk_is_found_before_anything_is_unpacked(
-    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+def damage(path: Path, content: bytes) -> None:
+    """Change these bytes, which are stored as they are, so that their CRC-32 tells."""
+    whole = path.read_bytes()
+    assert content in whole
+    path.write_bytes(whole.replace(content, content[:-1] + bytes([content[-1] ^ 1])))
+
+
+def test_a_damaged_picture_sends_its_records_to_quarantine_and_no_others(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
+    bad = [make_record(question_id=name, image_path="Images/bad.png") for name in ("a", "b")]
+    path = make_corpus([*bad, make_record(question_id="c")], {"Images/bad.png": b"some picture"})
+    damage(path, b"some picture")
+    run(download)
+    account = read_quarantine(ACCOUNT)
+    assert (account.read, account.kept) == (3, 1)
+    assert all(row.what == "Images/bad.png" and row.why == "the image cannot be read from the corpus: bad CRC-32" for row in account.rows)
+    assert [record["question_id"] for record in kept("ct")] == ["c"]
+    assert list(images("ct")) == ["Images/Chest CT Scan/a.png"]
+
+
+def test_a_damaged_question_file_is_one_row(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+    path = make_corpus([make_record()], {"QA_information/Open-access/T.json": b'[{"x": 1}, {"x": 2}]'})
+    damage(path, b'[{"x": 1}, {"x": 2}]')
+    run(download)
+    account = read_quarantine(ACCOUNT)
+    assert (account.read, account.kept) == (2, 1)
+    (row,) = account.rows
+    assert (str(row.where), row.what, row.why) == ("QA_information/Open-access/T.json", "bad CRC-32", "the file cannot be read from the corpus")
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of files that were read from the corpus."""
+    names: list[str] = []
+    fetch = Corpus.fetch
+
+    def told(self: Corpus, name: str) -> bytes:
+        names.append(name)
+        return fetch(self, name)
+
+    monkeypatch.setattr(Corpus, "fetch", told)
+    return names
+
+
+def test_of_a_corpus_that_grew_only_what_is_new_is_read(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, read: list[str]
+) -> None:
+    records = [make_record(question_id=str(number), image_path=f"Images/{number}.png") for number in range(20)]
+    make_corpus(records[:18])
+    run(download)
+    assert len([name for name in read if name.startswith("Images/")]) == 18
+    read.clear()
+    make_corpus(records, {"Images/3.png": picture(size=(5, 5))})
+    run(download)
+    assert sorted(name for name in read if name.startswith("Images/")) == ["Images/18.png", "Images/19.png", "Images/3.png"]
+    assert images("ct")["Images/3.png"] == facts(picture(size=(5, 5)))
+    with_memo = tree()
+    download.MEMO.unlink()
+    run(download)
+    assert tree() == with_memo, "it is there to save time, and nothing else"
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "empty", "gone"])
+def test_a_damaged_memo_is_as_good_as_none(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, read: list[str], how: str
 ) -> None:
     make_corpus([make_record()])
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(InputError, match="MiB unpacked, data/ has 0 MiB free: free some space"):
-        run(download)
-    assert not layout.corpus("ct").exists()
+    run(download)
+    content = download.MEMO.read_bytes()
+    before = tree()
+    if how == "gone":
+        download.MEMO.unlink()
+    else:
+        changed = {"cut": content[:-40], "changed": content[:60] + bytes([content[60] ^ 1]) + content[61:], "empty": b""}
+        download.MEMO.write_bytes(changed[how])
+    read.clear()
+    run(download)
+    assert "Images/Chest CT Scan/a.png" in read
+    assert tree() == before
+
+
+def test_pictures_are_hashed_in_memory_that_does_not_grow_with_their_number(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_IN_FLIGHT", 2 * 2**20)
+    records = [make_record(question_id=str(number), image_path=f"Images/{number}.png") for number in range(60)]
+    make_corpus(records, {record["image_path"]: os.urandom(2**20) for record in records})
+    tracemalloc.start()
+    run(download)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * 2**20

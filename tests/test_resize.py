@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import BytesIO
 from typing import Any
 
@@ -42,7 +43,7 @@ def test_a_record_gets_a_square_rgb_picture_that_opens_and_the_facts_of_its_sour
 
 
 def test_pictures_whose_names_differ_in_the_suffix_only_stay_apart(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
-    names = [f"Images/a{suffix}" for suffix in (".jpg", ".JPG", ".png", ".jpg.png", "")]
+    names = [f"Images/a{suffix}" for suffix in (".jpg", ".bmp", ".png", ".jpg.png", "")]
     levels = {name: 40 * number for number, name in enumerate(names)}
     files = {}
     for name, level in levels.items():
@@ -143,13 +144,32 @@ def test_without_download_the_remedy_is_named(run: RunStage) -> None:
         run(resize, "ct")
 
 
-def test_a_picture_that_was_deleted_by_hand_is_named_and_nothing_is_written(
+def test_a_corpus_that_is_not_the_one_download_read_is_named_and_nothing_is_written(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
-    make_corpus([make_record()])
+    record = make_record()
+    for files in ({}, {record["image_path"]: picture(size=(9, 9))}, {record["image_path"]: None, "Images/other.png": b""}):
+        make_corpus([record])
+        run(download)
+        make_corpus([record], {**files, "Images/more.png": b""})
+        if not files:
+            run(resize, "ct")  # the picture is the same
+            shutil.rmtree("data/images")
+            layout.records("ct").unlink()
+            continue
+        with pytest.raises(
+            InputError, match=r"corpus\.zip: 'Images/Chest CT Scan/a\.png' is not the picture that stage download read there"
+        ):
+            run(resize, "ct")
+        assert not layout.images("ct").exists()
+        assert not layout.records("ct").exists()
+
+
+def test_without_the_corpus_the_remedy_is_named(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+    path = make_corpus([make_record()])
     run(download)
-    (layout.corpus("ct") / "Images/Chest CT Scan/a.png").unlink()
-    with pytest.raises(InputError, match=r"data/corpus/ct/Images/Chest CT Scan/a\.png is missing"):
+    path.unlink()
+    with pytest.raises(
+        InputError, match=r"data/raw/corpus\.zip \(corpus\.archive\), in which the images lie, is missing: run `dvc pull data\.dvc`"
+    ):
         run(resize, "ct")
-    assert not layout.images("ct").exists()
-    assert not layout.records("ct").exists()

@@ -29,7 +29,8 @@ IMAGES: Final = "Images/"
 _NO_FILE_NAME: Final = re.compile(r"[\x00\ud800-\udfff]")
 _AGAIN: Final = "fetch it again, or make it again from the corpus's folder"
 _ZIP_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OverflowError)
-_TAR_DAMAGE: Final = (tarfile.TarError, UnicodeDecodeError, RecursionError, OverflowError)
+# ValueError: what tarfile says of a size or a list of holes that is no number
+_TAR_DAMAGE: Final = (tarfile.TarError, ValueError, RecursionError, OverflowError)
 _LOCAL: Final = struct.Struct("<4s22xHH")
 """Of a zip's local header: its mark, the length of the name, and of what follows the name."""
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
@@ -89,9 +90,7 @@ def open_zip(path: Path) -> Iterator[list[Member]]:
             listed = archive.start_dir
         # a member ends before the next begins, or where the list of members does
         ends = [*(info.header_offset for info in infos[1:]), listed]
-        yield [
-            _zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=False)
-        ]  # without members, one end too many
+        yield [_zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=False)]
 
 
 @contextmanager
@@ -108,6 +107,8 @@ def open_tar(path: Path, called: Path) -> Iterator[list[Member]]:
 
 def unsafe_path(name: str) -> str | None:
     """Why a relative POSIX path could lead out of its folder, on any system, or could not be a file name; None if it is safe."""
+    if not name:
+        return "an empty name"
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         return "an absolute path"
     if "\\" in name:
@@ -136,6 +137,8 @@ def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) ->
         refused = "a link" if kind == stat.S_IFLNK else "a device file"
     elif info.compress_type not in _METHODS:
         refused = f"packed by method {info.compress_type}, of which only 0 (stored), 8 (deflate) and 12 (bzip2) are read"
+    if info.header_offset < 0:
+        refused = refused or "a place before the beginning of the file"
     # from the first byte of its header to the last of its content, at the least
     least = info.header_offset + _LOCAL.size + len(info.orig_filename) + info.compress_size
     if least > end:
@@ -143,7 +146,7 @@ def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) ->
     name = _zip_name(info)
     mark = f"zip {name} {info.file_size} {info.CRC:08x}"
     load = partial(_load, path, name, partial(_read_zip, descriptor, info))
-    return Member(path, name, info.file_size, info.compress_size, info.header_offset, least, info.is_dir(), refused, mark, load)
+    return Member(path, name, info.file_size, info.compress_size, info.header_offset, least, name.endswith("/"), refused, mark, load)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:

@@ -61,8 +61,8 @@ def check_growth(path: Path, unpacked: int, packed: int, limits: Limits) -> None
 
 
 def _check_size(path: Path, member: Member, limits: Limits) -> None:
-    if member.size > limits.max_member_mb * MIB:
-        what = f"member {member.name!r} has {member.size / MIB:.0f} MiB, more than {limits.max_member_mb} MiB"
+    if (most := max(member.size, member.packed)) > limits.max_member_mb * MIB:
+        what = f"member {member.name!r} has {most / MIB:.0f} MiB, more than {limits.max_member_mb} MiB"
         raise _over(path, what, "max_member_mb")
     if member.size > _FREE_RATIO + member.packed * limits.max_ratio:
         grows = f"would grow from {member.packed} to {member.size} bytes"

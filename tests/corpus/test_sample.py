@@ -14,17 +14,19 @@ import pytest
 from PIL import ExifTags, Image
 
 from stages.corpus import sample
-from stages.corpus.archive import IMAGES, QUESTIONS, open_archive
+from stages.corpus.archive import IMAGES, QUESTIONS
 from stages.corpus.images import ImageError, decode
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
 from stages.corpus.phantoms import QUESTIONS as WORDINGS
 from stages.corpus.phantoms import VISUAL
 from stages.corpus.quarantine import Row, make_account
 from stages.corpus.records import Reading, Record, read_record_files
+from stages.corpus.source import open_corpus
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
 from stages.params import load_params
 from tests.conftest import ROOT
+from tests.corpus.archives import LIMITS
 
 COMMITTED = ROOT / sample.DEFAULT_OUT
 ASKED = {wording: asked for asked, wordings in WORDINGS.items() for wording in wordings}
@@ -32,13 +34,13 @@ ASKED = {wording: asked for asked, wordings in WORDINGS.items() for wording in w
 
 @pytest.fixture(scope="module")
 def reading() -> Reading:
-    with open_archive(COMMITTED) as archive:
+    with open_corpus(COMMITTED, LIMITS) as archive:
         return read_record_files(archive.read(name for name in archive.names if name.startswith(QUESTIONS)))
 
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, bytes]:
-    with open_archive(COMMITTED) as archive:
+    with open_corpus(COMMITTED, LIMITS) as archive:
         return dict(archive.read(name for name in archive.names if name.startswith(IMAGES)))
 
 
@@ -64,7 +66,7 @@ def test_questions_have_two_three_and_four_options(reading: Reading) -> None:
 
 
 def test_it_says_that_it_shows_no_patients() -> None:
-    with open_archive(COMMITTED) as archive:
+    with open_corpus(COMMITTED, LIMITS) as archive:
         ((_, text),) = archive.read(["README.txt"])
     assert b"NOT FOR CLINICAL USE" in text
     assert all(name.startswith("Phantom ") for name, _, _ in sample.SETS)

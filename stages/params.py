@@ -42,6 +42,31 @@ class Resize(_Group):
     """Pillow's resampling filter."""
 
 
+class Dicom(_Group):
+    """Stages download and resize, for pictures that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
+
+    frame: Literal["middle", "first"]
+    """Of the frames of a file, or the files of a series, the one that is asked about."""
+    ct_window: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+    """Centre and width, in Hounsfield units, that CT is shown through; null: the file's own window."""
+    max_frames: PositiveInt
+    """Of a file, and files of a series: more are refused."""
+    max_total_pixels: PositiveInt
+    """Rows x columns x frames: more are refused before any is decoded."""
+    max_inflated_mb: PositiveInt
+    """MiB that a deflated file may unpack to."""
+    accept_burned_in: bool
+    """Take pictures whose header says that text is burned into them."""
+    accept_unflagged: bool
+    """Take pictures of kinds that often have text burned in, if their header does not say that they have none."""
+
+    @model_validator(mode="after")
+    def _window_has_a_width(self) -> Self:
+        if self.ct_window is not None and self.ct_window[1] < 1:
+            raise ValueError(f"ct_window: the width, {self.ct_window[1]}, is less than 1")
+        return self
+
+
 class Splits(_Group):
     """Stage splits."""
 
@@ -293,6 +318,7 @@ class Params(_Group):
 
     corpus: Corpus
     resize: Resize
+    dicom: Dicom
     splits: Splits
     base: Base
     prompt: Prompt

@@ -12,14 +12,14 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.corpus.image_errors import ImageError
+
+__all__ = ["FORMATS", "Decoded", "ImageError", "decode"]
+
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """What is read at all: Pillow knows more, some through external programs."""
 
 _DEEP_GREY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-
-
-class ImageError(ValueError):
-    """A picture that cannot be decoded; the message is the reason, without the file's name."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from pathlib import Path
 from stages import layout
 from stages.cli import run_stage
 from stages.corpus.archive import QUESTIONS, Archive, open_archive
+from stages.corpus.dicom import modality_of
+from stages.corpus.dicom_series import picture_files
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import Row, write_quarantine
 from stages.corpus.records import Reading, Record, read_record_files
@@ -52,27 +54,36 @@ def main() -> None:
 def _read(archive: Archive) -> Reading:
     """The records of all question files: those directly in the open-access folder."""
     files = [name for name in archive.names if posixpath.dirname(name) + "/" == QUESTIONS and name.endswith(".json")]
-    return read_record_files(archive.read(files))
+    names = archive.names
+
+    def modality(image_path: str) -> str | None:
+        """Of a DICOM file, or the first one of a series."""
+        return next((modality_of(content) for _, content in archive.read(picture_files(names, image_path)[:1])), None)
+
+    return read_record_files(archive.read(files), modality)
 
 
 def _with_images(archive: Archive, reading: Reading) -> Reading:
     """The same reading, records whose picture is not in the archive quarantined."""
     found, rows = [], list(reading.rows)
+    names = archive.names
     for record in reading.records:
-        if record.image_path in archive:
+        if picture_files(names, record.image_path):
             found.append(record)
         else:
             rows.append(Row(record.place, record.image_path, "the image is not in the archive"))
     return Reading(reading.read, found, rows)
 
 
-def _images(records: list[Record]) -> set[str]:
-    return {record.image_path for record in records}
+def _images(archive: Archive, records: list[Record]) -> set[str]:
+    """The files of all pictures: one each, or those of a DICOM series."""
+    names = archive.names
+    return {name for path in {record.image_path for record in records} for name in picture_files(names, path)}
 
 
 def _check_space(archive: Archive, by_modality: dict[str, list[Record]]) -> None:
     """InputError if the pictures will not fit on the disk."""
-    needed = sum(archive.size(name) + _BLOCK for records in by_modality.values() for name in _images(records))
+    needed = sum(archive.size(name) + _BLOCK for records in by_modality.values() for name in _images(archive, records))
     layout.DATA.mkdir(exist_ok=True)
     free = shutil.disk_usage(layout.DATA).free
     if needed > free:
@@ -83,7 +94,7 @@ def _check_space(archive: Archive, by_modality: dict[str, list[Record]]) -> None
 
 
 def _write(archive: Archive, slug: str, records: list[Record]) -> None:
-    images = _images(records)
+    images = _images(archive, records)
     with whole_directory(layout.corpus(slug)) as folder:
         for name, content in counted(archive.read(images), len(images), slug, "image"):
             target = folder / name

@@ -43,7 +43,7 @@ class Resize(_Group):
 
 
 class Dicom(_Group):
-    """Stages download and resize, for pictures that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
+    """Stage resize, for pictures that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
 
     frame: Literal["middle", "first"]
     """Of the frames of a file, or the files of a series, the one that is asked about."""

@@ -89,7 +89,7 @@ def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCo
     run(download)
     run(resize, "ct")
     account = json.loads((layout.QUARANTINE / "resize" / "ct.json").read_text(encoding="utf-8"))
-    assert account["provenance"] == provenance({"resize": load_params().resize})
+    assert account["provenance"] == provenance({"resize": load_params().resize, "dicom": load_params().dicom})
 
 
 def test_a_modality_without_records_gives_an_empty_folder_and_list(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:

@@ -21,7 +21,7 @@ from stages.corpus.dicom_pixels import Frames
 from stages.corpus.image_errors import ImageError
 from stages.params import Dicom
 
-__all__ = ["DicomImage", "Tags", "is_dicom", "modality_of", "read_dicom"]
+__all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "modality_of", "modality_slug", "read_dicom", "representative"]
 
 Levels = NDArray[np.uint8]
 """(rows, columns) grey or (rows, columns, 3) RGB."""
@@ -113,7 +113,12 @@ def modality_of(content: bytes) -> str | None:
         found = header_modality(content, _HEADER_INFLATED)
     except ImageError:
         return None
-    return MODALITIES[found] if found is not None else None
+    return modality_slug(found)
+
+
+def modality_slug(modality: str | None) -> str | None:
+    """Our slug for DICOM's Modality; None if it is none of the eight, or None."""
+    return None if modality is None else MODALITIES[modality]
 
 
 def _eight_bits(colours: NDArray[Any], bits: int) -> Levels:

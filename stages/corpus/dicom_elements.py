@@ -15,7 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Final, TypeVar
 
@@ -96,7 +96,7 @@ class Elements:
     They raise ImageError for one whose value representation or length it cannot have, naming the keyword, never the value.
     """
 
-    _dataset: Dataset
+    _dataset: Dataset = field(repr=False)
 
     def unsigned(self, keyword: str) -> int | None:
         """The value of a US element."""

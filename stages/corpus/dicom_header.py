@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from PIL import Image
@@ -109,7 +109,7 @@ class Tags:
 class Place:
     """Where a file stands in its series. `series` is a hash, good for comparisons within one run of the reader only."""
 
-    series: str | None
+    series: str | None = field(repr=False)
     normal_position: float | None
     """Millimetres along the normal of the slice; None if the file does not say."""
     orientation: tuple[float, ...] | None
@@ -130,7 +130,7 @@ class Header:
     keyword: str
     """PixelData, FloatPixelData or DoubleFloatPixelData."""
     representation: str | None
-    pixels: bytes
+    pixels: bytes = field(repr=False)
     greys: tuple[Grey, ...]
     """How stored values become grey: one for all frames, or one for each; empty for colour."""
     palette: Palette | None

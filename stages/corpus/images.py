@@ -6,15 +6,20 @@ pixel to 0..255: such files use any part of their range, and nothing in them say
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import overload
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.corpus.dicom import Levels, Tags, is_dicom
+from stages.corpus.dicom_series import read_series
 from stages.corpus.image_errors import ImageError
+from stages.params import Dicom
 
-__all__ = ["FORMATS", "Decoded", "ImageError", "decode"]
+__all__ = ["FORMATS", "Decoded", "ImageError", "decode", "decode_files"]
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """What is read at all: Pillow knows more, some through external programs."""
@@ -30,6 +35,49 @@ class Decoded:
     width: int
     height: int
     mode: str
+    """Of a DICOM file its photometric interpretation."""
+    frames: Sequence[Image.Image] = ()
+    """Of a DICOM series or multi-frame file all pictures in order, (size, size) RGB, `image` among them; decoded when asked for, so
+    that asking may raise ImageError. Empty where there is one picture only."""
+    tags: Tags | None = None
+    """Of a DICOM file what is passed on of its header."""
+
+
+class _Resized(Sequence[Image.Image]):
+    """Frames as square RGB pictures, each resized when it is asked for."""
+
+    def __init__(self, frames: Sequence[Levels], size: int, resample: Image.Resampling) -> None:
+        self._frames, self._size, self._resample = frames, size, resample
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image.Image]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        return Image.fromarray(self._frames[index]).convert("RGB").resize((self._size, self._size), self._resample)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (self[at] for at in range(len(self)))
+
+
+def decode_files(contents: Sequence[bytes], size: int, resample: str, dicom: Dicom, *, folder: bool = False) -> Decoded:
+    """Decode what a record names: one file of any kind, or a folder, which must hold the DICOM files of a series.
+
+    Raises ImageError with the reason.
+    """
+    # first of all: a file can be DICOM and another kind at once, and what DICOM says of burned-in text must be heeded
+    if not folder and not is_dicom(contents[0]):
+        return decode(contents[0], size, resample)
+    found = read_series(contents, dicom)
+    pictures = _Resized(found.frames, size, Image.Resampling[resample.upper()])
+    shown = pictures[found.representative]
+    frames = pictures if len(pictures) > 1 else ()
+    return Decoded(shown, found.tags.columns, found.tags.rows, found.tags.photometric, frames, found.tags)
 
 
 def decode(content: bytes, size: int, resample: str) -> Decoded:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import struct
 from typing import Any, Final
 
-import gdcm  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
 from stages.corpus.dicom_elements import guarded
 from stages.corpus.dicom_header import Header
-from stages.corpus.dicom_syntaxes import DECODERS, ENCAPSULATED, JPEG, JPEG_2000, JPEG_2000_LOSSLESS, JPEG_EXTENDED, RLE
+from stages.corpus.dicom_isolated import decode_isolated
+from stages.corpus.dicom_syntaxes import DECODERS, ENCAPSULATED, ISOLATED, JPEG, JPEG_2000, JPEG_2000_LOSSLESS, JPEG_EXTENDED, RLE
 from stages.corpus.image_errors import ImageError
 
 _END: Final = b"\xff\xd9"
@@ -29,11 +29,6 @@ _RLE_GROWTH: Final = 64
 """A run of 128 bytes takes two."""
 _RLE_UNCHECKED: Final = 2**26
 """Bytes that a frame may at most unpack to for its runs not to be counted first."""
-
-# GDCM writes what it does not like to standard error by itself
-gdcm.Trace.DebugOff()
-gdcm.Trace.WarningOff()
-gdcm.Trace.ErrorOff()
 
 
 class Frames:
@@ -71,13 +66,23 @@ class Frames:
             "allow_excess_frames": False,
         }
 
-        def decode() -> tuple[NDArray[Any], dict[str, str | int]]:
-            return get_decoder(header.syntax).as_array(source, index=at, decoding_plugin=DECODERS[header.syntax], **options)
-
-        found, facts = guarded("the pixel data are damaged, or not what the header says", decode)
-        if header.samples == 3 and facts["photometric_interpretation"] != "RGB":
+        found, photometric = _decoded(source, at, header.syntax, options)
+        if header.samples == 3 and photometric != "RGB":
             raise ImageError(f"{header.tags.photometric} cannot be turned into RGB in this transfer syntax")
         return _used_bits(found, header)
+
+
+def _decoded(source: bytes, index: int, syntax: str, options: dict[str, Any]) -> tuple[NDArray[Any], str]:
+    """The frame at an index, and its photometric interpretation once decoded."""
+    options = {**options, "decoding_plugin": DECODERS[syntax]}
+    if syntax in ISOLATED:
+        return decode_isolated(source, syntax, options)
+
+    def decode() -> tuple[NDArray[Any], str]:
+        found, facts = get_decoder(syntax).as_array(source, index=index, **options)
+        return found, str(facts["photometric_interpretation"])
+
+    return guarded("the pixel data are damaged, or not what the header says", decode)
 
 
 def _encoded_frames(header: Header) -> list[bytes]:

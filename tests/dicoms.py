@@ -143,8 +143,8 @@ def _j2k(frame: NDArray[Any], found: Dataset) -> bytes:
 
 
 def _j2k_lossy(frame: NDArray[Any], found: Dataset) -> bytes:
-    options = {"photometric_interpretation": 1 if frame.ndim == 3 else 2, "compression_ratios": [4]}
-    return bytes(encode_array(frame, bits_stored=found.BitsStored, **options))
+    kind = 1 if frame.ndim == 3 else 2
+    return bytes(encode_array(frame, bits_stored=found.BitsStored, photometric_interpretation=kind, compression_ratios=[4]))
 
 
 def _lossless_jpeg(frame: NDArray[Any], found: Dataset) -> bytes:

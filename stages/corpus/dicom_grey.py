@@ -81,8 +81,9 @@ class Rescale:
     intercept: float = 0.0
 
     def __call__(self, values: Floats) -> Floats:
-        """Stored values -> values of the modality, Hounsfield units for CT."""
-        return values * self.slope + self.intercept
+        """Stored values -> values of the modality, Hounsfield units for CT; infinite where they are too large for a float."""
+        with np.errstate(over="ignore"):
+            return values * self.slope + self.intercept
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from stages.corpus.dicom_grey import Rescale, Window
 from stages.corpus.images import ImageError
 from tests.dicoms import dataset, file, ramp, settings, written
 
-HU = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
+HU: dict[str, Any] = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
 
 
 def shown(found: Dataset | NDArray[Any], at: int = 0, ct_window: list[float] | None = None, **elements: Any) -> NDArray[np.uint8]:
@@ -81,7 +81,7 @@ def lut(first: int, bits: int, entries: NDArray[Any], vr: str = "US") -> Dataset
     return found
 
 
-@pytest.mark.parametrize(("first", "bits"), [(0, 8), (100, 12), (1000, 16)])
+@pytest.mark.parametrize(("first", "bits"), [(0, 10), (100, 12), (1000, 16)])
 def test_a_voi_lut_agrees_with_pydicoms_and_goes_before_a_window(first: int, bits: int) -> None:
     entries = np.rint(np.linspace(0, 1, 2000) ** 2 * (2**bits - 1))
     elements = {"VOILUTSequence": [lut(first, bits, entries)], "WindowCenter": 5, "WindowWidth": 10, "BitsStored": 12}
@@ -163,7 +163,7 @@ def test_padding_does_not_count_for_the_range() -> None:
     ],
 )
 def test_the_inversion_comes_last_and_once(photometric: str, shape: str | None, inverted: bool) -> None:
-    elements = {"PhotometricInterpretation": photometric, "WindowCenter": 5.5, "WindowWidth": 11}
+    elements: dict[str, Any] = {"PhotometricInterpretation": photometric, "WindowCenter": 5.5, "WindowWidth": 11}
     found = shown(levels(0, 5, 10), **elements | ({"PresentationLUTShape": shape} if shape else {}))
     assert found.tolist() == [[255, 128, 0] if inverted else [0, 128, 255]]
 

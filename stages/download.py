@@ -21,6 +21,8 @@ from typing import Final
 from stages import layout
 from stages.cli import run_stage
 from stages.corpus.archive import DamagedMemberError
+from stages.corpus.dicom import modality_of
+from stages.corpus.dicom_series import picture_files
 from stages.corpus.memo import Memo
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import Place, Row, write_quarantine
@@ -51,9 +53,9 @@ def main() -> None:
     if not path.exists():
         raise InputError(f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the pinned corpus alone")
     with open_corpus(path, settings.limits) as corpus:
-        listed = _with_images(corpus, _read(corpus))
-        hashes, damaged = _hash_all(corpus, sorted({record.image_path for record in listed.records}))
-        reading = _without_damaged(listed, damaged)
+        listed, files = _with_images(corpus, _read(corpus))
+        hashes, damaged = _hash_all(corpus, sorted({name for names in files.values() for name in names}))
+        reading = _without_damaged(listed, files, damaged)
         account = layout.QUARANTINE / "download.parquet"
         kept = [record.dataset for record in reading.records]
         taken = write_quarantine(account, "download", reading.read, kept, reading.rows, provenance({"corpus": settings}))
@@ -62,7 +64,7 @@ def main() -> None:
         check_refused(taken, params.quarantine, account, str(path))
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
-            _write(corpus, slug, sorted(records, key=lambda record: record.question_id), hashes)
+            _write(corpus, slug, sorted(records, key=lambda record: record.question_id), files, hashes)
     print(f"download: read {reading.read} records, kept {len(reading.records)}, quarantined {len(reading.rows)} ({account})")
 
 
@@ -74,28 +76,40 @@ def _read(corpus: Corpus) -> Reading:
             files.append((name, corpus.fetch(name)))
         except DamagedMemberError as error:
             rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_UNREADABLE))
-    reading = read_record_files(files)
+
+    def modality(image_path: str) -> str | None:
+        """Of a DICOM file, or the first one of a series."""
+        try:
+            return next((modality_of(corpus.fetch(name)) for name in picture_files(names, image_path)[:1]), None)
+        except DamagedMemberError:
+            return None
+
+    names = corpus.names
+    reading = read_record_files(files, modality)
     return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
 
 
-def _with_images(corpus: Corpus, reading: Reading) -> Reading:
-    """The same reading, records whose picture is not in the corpus quarantined."""
-    found, rows = [], list(reading.rows)
-    for record in reading.records:
-        if record.image_path in corpus:
-            found.append(record)
-        else:
-            rows.append(refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING))
-    return Reading(reading.read, found, rows)
-
-
-def _without_damaged(reading: Reading, damaged: Mapping[str, str]) -> Reading:
-    """The same reading, records whose picture cannot be read quarantined."""
-    kept = [record for record in reading.records if record.image_path not in damaged]
+def _with_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
+    """The same reading, records whose picture is not in the corpus quarantined; image_path -> its files, several of a DICOM series."""
+    names = corpus.names
+    files = {path: picture_files(names, path) for path in sorted({record.image_path for record in reading.records})}
     rows = [
-        refuse(record, record.image_path, f"the image cannot be read from the corpus: {damaged[record.image_path]}", Reason.IMAGE_DAMAGED)
+        refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING)
         for record in reading.records
-        if record.image_path in damaged
+        if not files[record.image_path]
+    ]
+    kept = [record for record in reading.records if files[record.image_path]]
+    return Reading(reading.read, kept, [*reading.rows, *rows]), files
+
+
+def _without_damaged(reading: Reading, files: Mapping[str, Sequence[str]], damaged: Mapping[str, str]) -> Reading:
+    """The same reading, records whose picture cannot be read quarantined."""
+    why = {path: damaged[name] for path, names in files.items() for name in reversed(names) if name in damaged}
+    kept = [record for record in reading.records if record.image_path not in why]
+    rows = [
+        refuse(record, record.image_path, f"the image cannot be read from the corpus: {why[record.image_path]}", Reason.IMAGE_DAMAGED)
+        for record in reading.records
+        if record.image_path in why
     ]
     return Reading(reading.read, kept, [*reading.rows, *rows])
 
@@ -143,12 +157,12 @@ def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str,
         pool.shutdown(cancel_futures=True)
 
 
-def _write(corpus: Corpus, slug: str, records: list[Record], hashes: Mapping[str, str]) -> None:
-    images = {name: {"sha256": hashes[name], "size": corpus.size(name)} for name in sorted({record.image_path for record in records})}
+def _write(corpus: Corpus, slug: str, records: list[Record], files: Mapping[str, Sequence[str]], hashes: Mapping[str, str]) -> None:
+    names = sorted({name for path in {record.image_path for record in records} for name in files[path]})
     with whole_directory(layout.corpus(slug)) as folder:
         write_json(folder / "records.json", [record.fields for record in records])
-        write_json(folder / "images.json", images)
-    print(f"download: {slug}: {len(records)} records, {len(images)} images -> {layout.corpus(slug)}")
+        write_json(folder / "images.json", {name: {"sha256": hashes[name], "size": corpus.size(name)} for name in names})
+    print(f"download: {slug}: {len(records)} records, {len(names)} image files -> {layout.corpus(slug)}")
 
 
 if __name__ == "__main__":

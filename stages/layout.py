@@ -33,6 +33,11 @@ def images(modality: str) -> Path:
     return DATA / "images" / modality
 
 
+def frames(modality: str) -> Path:
+    """All frames of the pictures of one modality that have several (stage resize): DICOM's, kept for later."""
+    return DATA / "frames" / modality
+
+
 def records(modality: str) -> Path:
     """The records of one modality whose image could be read, with `image` and the source size (stage resize)."""
     return DATA / "records" / f"{modality}.json"

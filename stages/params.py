@@ -97,6 +97,31 @@ class Quarantine(_Group):
     """Source set -> a limit of its own; 1.0 lets all of it be refused. {} if none is known to be bad."""
 
 
+class Dicom(_Group):
+    """Stage resize, for pictures that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
+
+    frame: Literal["middle", "first"]
+    """Of the frames of a file, or the files of a series, the one that is asked about."""
+    ct_window: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+    """Centre and width, in Hounsfield units, that CT is shown through; null: the file's own window."""
+    max_frames: PositiveInt
+    """Of a file, and files of a series: more are refused."""
+    max_total_pixels: PositiveInt
+    """Rows x columns x frames: more are refused before any is decoded."""
+    max_inflated_mb: PositiveInt
+    """MiB that a deflated file may unpack to."""
+    accept_burned_in: bool
+    """Take pictures whose header says that text is burned into them."""
+    accept_unflagged: bool
+    """Take pictures of kinds that often have text burned in, if their header does not say that they have none."""
+
+    @model_validator(mode="after")
+    def _window_has_a_width(self) -> Self:
+        if self.ct_window is not None and self.ct_window[1] < 1:
+            raise ValueError(f"ct_window: the width, {self.ct_window[1]}, is less than 1")
+        return self
+
+
 class Splits(_Group):
     """Stage splits."""
 
@@ -395,6 +420,7 @@ class Params(_Group):
     quarantine: Quarantine
     resize: Resize
     cache: Cache
+    dicom: Dicom
     splits: Splits
     data_tests: DataTests
     base: Base

@@ -205,7 +205,11 @@ def test_a_damaged_question_file_is_one_row(run: RunStage, make_corpus: MakeCorp
     account = read_quarantine(ACCOUNT)
     assert (account.read, account.kept) == (2, 1)
     (row,) = account.rows
-    assert (str(row.where), row.what, row.why) == ("QA_information/Open-access/T.json", "bad CRC-32", "the file cannot be read from the corpus")
+    assert (str(row.where), row.what, row.why) == (
+        "QA_information/Open-access/T.json",
+        "bad CRC-32",
+        "the file cannot be read from the corpus",
+    )
 
 
 @pytest.fixture

@@ -111,7 +111,7 @@ def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCo
     run(download)
     run(resize, "ct")
     facts = json.loads(pq.read_schema(layout.QUARANTINE / "resize" / "ct.parquet").metadata[b"provenance"])
-    assert facts == provenance({"resize": load_params().resize})
+    assert facts == provenance({"resize": load_params().resize, "dicom": load_params().dicom})
 
 
 def test_a_modality_without_records_gives_an_empty_folder_and_list(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:

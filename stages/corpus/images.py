@@ -10,10 +10,10 @@ level (docs/ingest-images.md has the numbers). A file that is not whole is refus
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, overload
 
 os.environ.setdefault("VIPS_CONCURRENCY", "1")  # pictures are decoded beside each other, each by one thread
 
@@ -23,11 +23,13 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.corpus.dicom import Levels, Tags, is_dicom
+from stages.corpus.dicom_series import read_series
 from stages.corpus.image_errors import ImageError
 from stages.corpus.reasons import Reason
-from stages.params import Resize
+from stages.params import Dicom, Resize
 
-__all__ = ["DECODER", "FORMATS", "Decoded", "ImageError", "decode", "encode"]
+__all__ = ["DECODER", "FORMATS", "Decoded", "ImageError", "decode", "decode_files", "encode"]
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """What is read at all: libvips and Pillow know more, some through external programs."""
@@ -68,6 +70,50 @@ class Decoded:
     width: int
     height: int
     mode: str
+    """Of a DICOM file its photometric interpretation."""
+    frames: Sequence[Image.Image] = ()
+    """Of a DICOM series or multi-frame file all pictures in order, (size, size) RGB, `image` among them; decoded when asked for, so
+    that asking may raise ImageError. Empty where there is one picture only."""
+    tags: Tags | None = None
+    """Of a DICOM file what is passed on of its header."""
+
+
+class _Resized(Sequence[Image.Image]):
+    """Frames as square RGB pictures, each resized when it is asked for."""
+
+    def __init__(self, frames: Sequence[Levels], settings: Resize) -> None:
+        self._frames, self._settings = frames, settings
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image.Image]: ...
+    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        size = self._settings.size
+        return Image.fromarray(self._frames[index]).convert("RGB").resize((size, size), _filter(self._settings))
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (self[at] for at in range(len(self)))
+
+
+def decode_files(contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, folder: bool = False) -> Decoded:
+    """Decode what a record names: one file of any kind, or a folder, which must hold the DICOM files of a series.
+
+    Raises ImageError with the reason.
+    """
+    # first of all: a file can be DICOM and another kind at once, and what DICOM says of burned-in text must be heeded
+    if not folder and not is_dicom(contents[0]):
+        return decode(contents[0], settings)
+    found = read_series(contents, dicom, settings.max_megapixels * 10**6)
+    pictures = _Resized(found.frames, settings)
+    shown = pictures[found.representative]
+    frames = pictures if len(pictures) > 1 else ()
+    return Decoded(shown, found.tags.columns, found.tags.rows, found.tags.photometric, frames, found.tags)
 
 
 def decode(content: bytes, settings: Resize) -> Decoded:

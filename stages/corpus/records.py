@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from stages.corpus.archive import IMAGES, unsafe_path
-from stages.corpus.modalities import MODALITY_SLUGS, QUESTION_TYPE_SLUGS
+from stages.corpus.modalities import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS
 from stages.corpus.problems import LETTERS, format_problem, parse_problem
 from stages.corpus.quarantine import Place, Row, shown
 from stages.corpus.reasons import Reason
@@ -63,8 +63,15 @@ class Reading:
     rows: list[Row]
 
 
-def read_record_files(files: Iterable[tuple[str, bytes]]) -> Reading:
-    """Read (name, content) pairs in the order of their names; what is refused becomes a quarantine row."""
+ModalityOf = Callable[[str], str | None]
+"""The slug of the modality that the picture at an image_path names itself; None if it does not, or is not there."""
+
+
+def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None) -> Reading:
+    """Read (name, content) pairs in the order of their names; what is refused becomes a quarantine row.
+
+    `modality_of` is asked for records without modality_type only.
+    """
     records: dict[str, Record] = {}
     rows: list[Row] = []
     read = 0
@@ -79,7 +86,7 @@ def read_record_files(files: Iterable[tuple[str, bytes]]) -> Reading:
         for index, raw in enumerate(found):
             place = _place(name, index, raw)
             try:
-                record = check_record(raw, place)
+                record = check_record(_with_modality(raw, modality_of), place)
                 if record.question_id in records:
                     raise RefusedRecord(
                         record.question_id, f"question_id stands twice; kept: {records[record.question_id].place}", Reason.DUPLICATE_ID
@@ -141,6 +148,14 @@ def read_kept(path: Path, remedy: str) -> list[Record]:
         raise InputError(f"{path} is missing: {remedy}") from None
     except RefusedRecord as refusal:
         raise InputError(f"{path} was changed by hand: {refusal.what!r}: {refusal.why}; {remedy}") from refusal
+
+
+def _with_modality(raw: object, modality_of: ModalityOf) -> object:
+    """The record with the modality_type of its picture, where it has none itself and the picture says it."""
+    if not isinstance(raw, dict) or "modality_type" in raw or not isinstance(raw.get("image_path"), str):
+        return raw
+    slug = modality_of(raw["image_path"])
+    return raw if slug is None else raw | {"modality_type": MODALITIES[slug]}
 
 
 def _place(file: str, index: int, raw: object) -> Place:

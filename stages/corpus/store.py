@@ -27,6 +27,7 @@ __all__ = ["SUFFIX", "exists", "open_image", "read_image", "read_member"]
 
 SUFFIX: Final = ".zip"
 
+_ROOTS: Final = (("data", "images"), ("data", "frames"))
 _DEPTH: Final = 3
 """Parts of a path up to and with its modality: data, images, ct."""
 _HEADER: Final = struct.Struct("<4s5HLLLHH")
@@ -96,7 +97,7 @@ def _folder(path: str | Path) -> Path | None:
     """The folder with the shards of a picture; None if its path is none of a store's."""
     parts = PurePosixPath(path).parts
     for depth in range(_DEPTH, len(parts)):
-        if parts[depth - _DEPTH : depth - 1] == ("data", "images"):
+        if parts[depth - _DEPTH : depth - 1] in _ROOTS:
             return Path(*parts[:depth])
     return None
 

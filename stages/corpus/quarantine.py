@@ -165,7 +165,9 @@ def read_quarantine(path: Path) -> Quarantine:
 
 def shown(value: object) -> str:
     """Any value as a text that can be written down: no lone surrogates, cut when long."""
-    text = (value if isinstance(value, str) else repr(value)).encode("utf-8", "backslashreplace").decode("utf-8")
+    text = value if isinstance(value, str) else repr(value)
+    if not text.isascii():  # else it stays the same object: a file's name is not kept anew for each of its records
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 

@@ -10,13 +10,14 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
 from stages.corpus import dicom_syntaxes as syntaxes
 from stages.corpus.dicom import modality_of, read_dicom
 from stages.corpus.dicom_elements import BIG_ENDIAN, EXPLICIT, IMPLICIT
 from stages.corpus.images import ImageError, decode_files
-from tests.dicoms import CT_STORAGE, SECONDARY_CAPTURE, colours, compressed, dataset, deflated, file, ramp, settings, written
+from tests.dicoms import CT_STORAGE, ENCODERS, SECONDARY_CAPTURE, colours, compressed, dataset, deflated, file, ramp, settings, written
 
 PYDICOMS = Path(pydicom.__file__).parent / "data" / "test_files"
 LOSSY = (syntaxes.JPEG_BASELINE, syntaxes.JPEG_EXTENDED, syntaxes.JPEG_LS_NEAR, syntaxes.JPEG_2000)
@@ -66,6 +67,16 @@ def test_bits_that_are_not_stored_do_not_show(signed: bool) -> None:
     dirty = (clean | 0xF000 * (np.arange(40, dtype=np.uint16) % 2)).astype("<u2")
     elements: dict[str, Any] = {"BitsStored": 12, "PixelRepresentation": int(signed), "WindowCenter": 1000, "WindowWidth": 2500}
     np.testing.assert_array_equal(shown(file(dirty, **elements)), shown(file(clean, **elements)))
+
+
+def test_bits_of_jpeg_2000_that_are_not_stored_do_not_show_either() -> None:
+    clean = ramp(dtype="uint16", top=4095)
+    dirty = clean | 0x8000 * (np.arange(40, dtype=np.uint16) % 2)
+    sixteen = encapsulate([ENCODERS[syntaxes.JPEG_2000_LOSSLESS](dirty, dataset(dirty))])
+    found = dataset(dirty, BitsStored=12, PixelData=sixteen, WindowCenter=1000, WindowWidth=2500)
+    found["PixelData"].is_undefined_length = True
+    wanted = shown(file(clean, BitsStored=12, WindowCenter=1000, WindowWidth=2500))
+    np.testing.assert_array_equal(shown(written(found, syntaxes.JPEG_2000_LOSSLESS)), wanted)
 
 
 @pytest.mark.parametrize("planar", [0, 1])

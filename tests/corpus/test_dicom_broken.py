@@ -55,11 +55,12 @@ def test_a_file_that_lacks_its_last_pixels_is_refused(kind: str) -> None:
     refused(FILES[kind][:-20])
 
 
+@pytest.mark.parametrize("left", [0.3, 0.66, 0.9, 0.99])
 @pytest.mark.parametrize("syntax", sorted(syntaxes.ENCAPSULATED))
-def test_a_compressed_picture_cut_short_in_a_whole_file_is_refused(syntax: str) -> None:
+def test_a_compressed_picture_cut_short_in_a_whole_file_is_refused(syntax: str, left: float) -> None:
     found = dataset(ramp())
     frame = ENCODERS[syntax](ramp(), found)
-    found.PixelData = encapsulate([frame[: len(frame) * 2 // 3]])
+    found.PixelData = encapsulate([frame[: int(len(frame) * left)]])
     found["PixelData"].is_undefined_length = True
     refused(written(found, syntax), "cut short|damaged")
 

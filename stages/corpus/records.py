@@ -2,38 +2,36 @@
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id, question_type,
 question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to option_D (absent when there are
-fewer), modality_type. A record is taken as it stands or refused with a reason, never mended.
+fewer), modality_type. A record is taken as it stands or refused with a reason, never mended. A CSV of one's own gives such
+records, too (stages/corpus/table.py).
 """
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from stages.corpus.archive import IMAGES, unsafe_path
+from stages.corpus.json_list import RawRecord, parse_list
 from stages.corpus.modalities import MODALITY_SLUGS, QUESTION_TYPE_SLUGS
 from stages.corpus.problems import LETTERS, format_problem, parse_problem
 from stages.corpus.quarantine import Row, shown
+from stages.corpus.table import parse_table
+from stages.corpus.texts import LONGEST, RefusedRecord, decode, is_plain, unfit, unfit_name
 from stages.errors import InputError
+
+__all__ = ["FIELDS", "OPTIONS", "Reading", "Record", "RefusedRecord", "check_record", "read_kept", "read_record_files"]
 
 FIELDS: Final = ("dataset", "question_id", "question_type", "question", "gt_answer", "image_path", "modality_type")
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
+_NAMES = ("dataset", "question_id", "image_path")
+"""Fields of one line: they name files, or are printed in lists."""
 _LONGEST_NAME = 240
 """Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
-
-
-class RefusedRecord(Exception):
-    """A record that cannot be used: `what` is the offending value, `why` the reason."""
-
-    def __init__(self, what: object, why: str) -> None:
-        """Keep the value in a form that can be written down."""
-        super().__init__(why)
-        self.what, self.why = shown(what), why
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Record:
     gold: str
     image_path: str
     place: str
-    """Where it stands: "<file>#<index> (<question_id>)"."""
+    """Where it stands: "<file>#<index>, line <number> (<question_id>)", in a CSV without the index; no line if the file has but one."""
     fields: Mapping[str, Any]
     """Everything the record held, as it was written."""
 
@@ -64,22 +62,26 @@ class Reading:
 
 
 def read_record_files(files: Iterable[tuple[str, bytes]]) -> Reading:
-    """Read (name, content) pairs in the order of their names; what is refused becomes a quarantine row."""
+    """Read (name, content) pairs, JSON or .csv, in the order of their names; what is refused becomes a quarantine row."""
     records: dict[str, Record] = {}
     rows: list[Row] = []
     read = 0
-    for name, content in sorted(files):
+    waiting = sorted(files, reverse=True)
+    while waiting:
+        name, content = waiting.pop()
         try:
-            found = _parse(content)
+            found = _parse(name, content)
         except RefusedRecord as refusal:
             read += 1
             rows.append(Row(name, refusal.what, refusal.why))
             continue
         read += len(found)
-        for index, raw in enumerate(found):
-            place = _place(name, index, raw)
+        for each in found:
+            place = _place(name, each)
             try:
-                record = check_record(raw, place)
+                if each.refusal:
+                    raise each.refusal
+                record = check_record(each.raw, place)
                 if record.question_id in records:
                     raise RefusedRecord(record.question_id, f"question_id stands twice; kept: {records[record.question_id].place}")
                 records[record.question_id] = record
@@ -92,8 +94,11 @@ def check_record(raw: object, place: str) -> Record:
     """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is wrong with it first."""
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record")
-    text = {field: _text(raw, field) for field in (*FIELDS, *(key for key in raw if str(key).startswith("option_")))}
-    given = [key for key in text if key not in FIELDS]
+    text = {field: _text(raw, field) for field in FIELDS}
+    given = [key for key in raw if key.startswith("option_")]
+    for key in given:
+        text[key] = _text(raw, key)
+    _check_texts(raw, list(text))
     if extra := sorted(set(given) - set(OPTIONS)):
         raise RefusedRecord(extra, "options beyond option_D")
     if len(given) < 2:
@@ -127,35 +132,34 @@ def check_record(raw: object, place: str) -> Record:
 
 def read_kept(path: Path, remedy: str) -> list[Record]:
     """The records an earlier stage kept. InputError, with `remedy`, if the file is missing or was changed for the worse."""
+    name = path.as_posix()
+    records = []
     try:
-        return [check_record(raw, _place(path.as_posix(), index, raw)) for index, raw in enumerate(_parse(path.read_bytes()))]
+        for each in parse_list(decode(path.read_bytes()), lines=False):
+            if each.refusal:
+                raise each.refusal
+            records.append(check_record(each.raw, _place(name, each)))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {remedy}") from None
     except RefusedRecord as refusal:
         raise InputError(f"{path} was changed by hand: {refusal.what!r}: {refusal.why}; {remedy}") from refusal
+    return records
 
 
-def _place(file: str, index: int, raw: object) -> str:
-    question_id = raw.get("question_id") if isinstance(raw, dict) else None
-    return f"{file}#{index} ({shown(question_id or 'no question_id')})"
+def _parse(name: str, content: bytes) -> list[RawRecord]:
+    """All that stands in a question file; RefusedRecord if it cannot be read as a whole."""
+    text = decode(content)
+    if name.lower().endswith(".csv"):
+        return list(parse_table(text, posixpath.basename(name)[: -len(".csv")]))
+    return list(parse_list(text))
 
 
-def _parse(content: bytes) -> list[Any]:
-    """The list in a JSON file; RefusedRecord if there is none."""
-    try:
-        found = json.loads(content, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise RefusedRecord(str(error), "not a JSON file that can be parsed") from error
-    if not isinstance(found, list):
-        raise RefusedRecord(type(found).__name__, "not a JSON list of records")
-    return found
+def _place(file: str, found: RawRecord) -> str:
+    question_id = found.raw.get("question_id") if isinstance(found.raw, dict) else None
+    return f"{file}{found.where} ({shown(question_id or 'no question_id')})"
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _text(raw: dict[Any, Any], field: str) -> str:
+def _text(raw: dict[str, Any], field: str) -> str:
     """A field without outer blanks."""
     if field not in raw:
         raise RefusedRecord(field, f"{field} is missing")
@@ -164,11 +168,17 @@ def _text(raw: dict[Any, Any], field: str) -> str:
         raise RefusedRecord(value, f"{field} is not a string")
     if not (stripped := value.strip()):
         raise RefusedRecord(value, f"{field} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RefusedRecord(value, f"{field} is not Unicode text") from None
     return stripped
+
+
+def _check_texts(raw: dict[str, Any], fields: list[str]) -> None:
+    """RefusedRecord for what may not stand in a prompt, a name or a path."""
+    together = " ".join([raw[field] for field in fields])
+    if len(together) <= LONGEST and is_plain(together):
+        return
+    for field in fields:
+        if why := (unfit_name if field in _NAMES else unfit)(raw[field]):
+            raise RefusedRecord(raw[field], f"{field} {why}")
 
 
 def _check_image_path(path: str) -> None:
@@ -176,12 +186,14 @@ def _check_image_path(path: str) -> None:
         raise RefusedRecord(path, f"image_path is {why}")
     if not path.startswith(IMAGES) or posixpath.normpath(path) != path:
         raise RefusedRecord(path, f"image_path is not a file under {IMAGES}")
-    if any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+    if len(path) * 4 > _LONGEST_NAME and any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
         raise RefusedRecord(path, f"image_path has a name longer than {_LONGEST_NAME} bytes")
 
 
 def _check_published_form(question: str, options: tuple[str, ...]) -> None:
     """Med-R1's one-line form cannot carry every text: a question with " A)" in it would be cut there by every reader."""
+    if ")" not in question and ")" not in "".join(options):
+        return  # nothing but the labels themselves can look like one
     problem = format_problem(question, options)
     if parse_problem(problem) != (question, dict(zip(LETTERS, options, strict=False))):
         raise RefusedRecord(problem, "a text that holds an option label cannot be told from the options")

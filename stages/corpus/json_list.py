@@ -22,6 +22,7 @@ _DEEPEST: Final = 16
 _MOST_DIGITS: Final = 400
 """Digits of a number: a float has at most 309 before its point, and Python itself refuses to read 4300."""
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -55,6 +56,7 @@ def _elements(text: str, lines: bool) -> Iterator[RawRecord]:
     """`parse_list`; errors are the parser's own."""
     odd: list[tuple[str, str]] = []
     decoder = _decoder(odd)
+    escaped = _SURROGATE.search(text) is not None
     at = _skip(text, 0)
     if not text.startswith("[", at):
         found, end = decoder.raw_decode(text, at)
@@ -69,7 +71,7 @@ def _elements(text: str, lines: bool) -> Iterator[RawRecord]:
         raw, end = decoder.raw_decode(text, at)
         if lines:
             line, counted = line + text.count("\n", counted, at), at
-        yield RawRecord(f"#{index}, line {line}" if lines else f"#{index}", raw, _refusal(raw, odd, end - at))
+        yield RawRecord(f"#{index}, line {line}" if lines else f"#{index}", raw, _refusal(raw, odd, end - at, escaped))
         index, at = index + 1, _skip(text, end)
         if more := text.startswith(",", at):
             at = _skip(text, at + 1)
@@ -118,19 +120,20 @@ def _decoder(odd: list[tuple[str, str]]) -> json.JSONDecoder:
     return json.JSONDecoder(object_pairs_hook=make, parse_int=number, parse_float=fraction, parse_constant=constant)
 
 
-def _refusal(raw: Any, odd: list[tuple[str, str]], size: int) -> RefusedRecord | None:
+def _refusal(raw: Any, odd: list[tuple[str, str]], size: int, escaped: bool) -> RefusedRecord | None:
+    """`size` in characters; `escaped`: could there be half of a surrogate pair in it?"""
     if odd:
         return RefusedRecord(*odd[0])
     if size > LARGEST:
         return RefusedRecord(f"{size} characters", f"a record of more than {LARGEST} characters")
     if isinstance(raw, dict):
         for key, value in raw.items():
-            if type(value) is not str or not value.isprintable() or not key.isprintable():
+            if escaped or type(value) is not str:
                 try:
                     _check_further(key, 0)
                     _check_further(value, 1)
                 except RefusedRecord as refusal:
-                    return RefusedRecord(refusal.what, f"{key} {refusal.why}" if is_unicode(key) else refusal.why)
+                    return RefusedRecord(refusal.what, f"{key} {refusal.why}" if is_unicode(key) else f"a field's name {refusal.why}")
     return None
 
 

@@ -34,7 +34,7 @@ _LONGEST_NAME = 240
 """Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One question that can be asked. Texts are without outer blanks, `modality` and `question_type` slugs, `gold` a letter."""
 
@@ -94,18 +94,9 @@ def check_record(raw: object, place: str) -> Record:
     """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is wrong with it first."""
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record")
-    text = {field: _text(raw, field) for field in FIELDS}
     given = [key for key in raw if key.startswith("option_")]
-    for key in given:
-        text[key] = _text(raw, key)
-    _check_texts(raw, list(text))
-    if extra := sorted(set(given) - set(OPTIONS)):
-        raise RefusedRecord(extra, "options beyond option_D")
-    if len(given) < 2:
-        raise RefusedRecord(given, "fewer than two options")
-    if gaps := [field for field in OPTIONS[: len(given)] if field not in given]:
-        raise RefusedRecord(sorted(given), f"a gap in the options: {gaps[0]} is missing")
-    options = tuple(text[field] for field in OPTIONS[: len(given)])
+    text = _texts(raw, [*FIELDS, *given])
+    options = tuple([text[field] for field in _options(given)])
     if len(set(options)) < len(options):
         raise RefusedRecord(list(options), "two options are the same")
     if text["gt_answer"] not in options:
@@ -159,26 +150,44 @@ def _place(file: str, found: RawRecord) -> str:
     return f"{file}{found.where} ({shown(question_id or 'no question_id')})"
 
 
-def _text(raw: dict[str, Any], field: str) -> str:
-    """A field without outer blanks."""
+def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:
+    """The fields without outer blanks; RefusedRecord for what is no text, or may not stand in a prompt, a name or a path."""
+    try:
+        text = {field: raw[field].strip() for field in fields}
+        together = " ".join([raw[field] for field in fields])
+        if len(together) <= LONGEST and is_plain(together) and all(text.values()):
+            return text
+    except (KeyError, AttributeError):
+        pass
+    for field in fields:
+        _check_text(raw, field)
+    return text
+
+
+def _check_text(raw: dict[str, Any], field: str) -> None:
     if field not in raw:
         raise RefusedRecord(field, f"{field} is missing")
     value = raw[field]
     if not isinstance(value, str):
         raise RefusedRecord(value, f"{field} is not a string")
-    if not (stripped := value.strip()):
+    if not value.strip():
         raise RefusedRecord(value, f"{field} is empty")
-    return stripped
+    if why := (unfit_name if field in _NAMES else unfit)(value):
+        raise RefusedRecord(value, f"{field} {why}")
 
 
-def _check_texts(raw: dict[str, Any], fields: list[str]) -> None:
-    """RefusedRecord for what may not stand in a prompt, a name or a path."""
-    together = " ".join([raw[field] for field in fields])
-    if len(together) <= LONGEST and is_plain(together):
-        return
-    for field in fields:
-        if why := (unfit_name if field in _NAMES else unfit)(raw[field]):
-            raise RefusedRecord(raw[field], f"{field} {why}")
+def _options(given: list[str]) -> tuple[str, ...]:
+    """The fields of the options, in their order."""
+    expected = OPTIONS[: len(given)]
+    if tuple(given) == expected and len(given) > 1:
+        return expected
+    if extra := sorted(set(given) - set(OPTIONS)):
+        raise RefusedRecord(extra, "options beyond option_D")
+    if len(given) < 2:
+        raise RefusedRecord(given, "fewer than two options")
+    if gaps := [field for field in expected if field not in given]:
+        raise RefusedRecord(sorted(given), f"a gap in the options: {gaps[0]} is missing")
+    return expected
 
 
 def _check_image_path(path: str) -> None:

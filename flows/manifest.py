@@ -76,7 +76,7 @@ def take_manifest(root: Path, kind: str | None = None) -> Manifest:
     download = read_quarantine(root / layout.QUARANTINE / "download.json")
     unknown: dict[str, int] = {}
     for row in download.rows:
-        if row.why == _UNKNOWN:
+        if row.why.startswith(_UNKNOWN):  # a CSV's reason goes on with what is allowed
             unknown[row.what] = unknown.get(row.what, 0) + 1
     refused = sum(len(account.rows) for account in [download, *accounts])
     if kind is None:

@@ -49,11 +49,14 @@ _ALSO_CALLED: Final[dict[str, str]] = {
     "lesion-grading": "stage severity",
 }
 
+_ALIKE: Final = 0.5
+"""difflib's ratio above which a word may be another one misspelt."""
 
-def nearest(value: str, literals: Mapping[str, str]) -> str:
+
+def nearest(value: str, literals: Mapping[str, str]) -> str | None:
     """The slug that a text, which is none, was most likely meant to be: for a message, never to be taken for it.
 
-    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with the text; of several, the most similar.
+    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with the text; of several, the most similar; None if nothing is alike.
     """
     folded = value.casefold()
 
@@ -62,7 +65,8 @@ def nearest(value: str, literals: Mapping[str, str]) -> str:
         shared = _words(folded) & _words(" ".join([*names, _ALSO_CALLED.get(slug, "")]))
         return len(shared), max(difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names)
 
-    return max(literals, key=likeness)
+    best = max(literals, key=likeness)
+    return best if likeness(best) > (0, _ALIKE) else None
 
 
 def _words(text: str) -> set[str]:

@@ -240,8 +240,8 @@ def _literal(cell: str, literals: Mapping[str, str], field: str) -> str:
     given = cell.strip().casefold()
     if not given:
         return cell
-    for slug, literal in literals.items():
-        if given in (slug, literal.casefold()):
+    for name, literal in literals.items():
+        if given in (name, literal.casefold()):
             return literal
-    allowed = f"{', '.join(literals)}, or OmniMedVQA's words for them"
-    raise RefusedRecord(cell.strip(), f"unknown {field}: did you mean {nearest(given, literals)}? Allowed: {allowed}")
+    meant = f"; did you mean {slug}?" if (slug := nearest(given, literals)) else ";"
+    raise RefusedRecord(cell.strip(), f"unknown {field}{meant} allowed: {', '.join(literals)}, or OmniMedVQA's words for them")

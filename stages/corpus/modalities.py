@@ -40,7 +40,7 @@ AXES: Final[dict[str, tuple[str, ...]]] = {"modality": tuple(MODALITIES), "task"
 
 _ALSO_CALLED: Final[dict[str, str]] = {
     "mri": "mr",
-    "x-ray": "cr dx xr radiograph radiography",
+    "x-ray": "cr dx xr radiograph radiography mammography",
     "ultrasound": "us sonography echo",
     "dermoscopy": "dermatoscopy skin",
     "fundus": "cfp retina",
@@ -49,14 +49,15 @@ _ALSO_CALLED: Final[dict[str, str]] = {
     "lesion-grading": "stage severity",
 }
 
-_ALIKE: Final = 0.5
+_ALIKE: Final = 0.6
 """difflib's ratio above which a word may be another one misspelt."""
 
 
 def nearest(value: str, literals: Mapping[str, str]) -> str | None:
     """The slug that a text, which is none, was most likely meant to be: for a message, never to be taken for it.
 
-    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with the text; of several, the most similar; None if nothing is alike.
+    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with the text; of several, the most
+    similar; None if nothing is alike.
     """
     folded = value.casefold()
 

@@ -39,7 +39,7 @@ their own: option A to option D, choice A to choice D, or A to D."""
 
 _REQUIRED = ("image", "question", "answer", "modality", "type")
 _DELIMITERS = ",;\t"
-_OPTION = re.compile(r"(?:option|choice)([a-z])|([a-d])")
+_OPTION = re.compile(r"(?:option|choice)([a-h])|([a-d])")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _JSON_LIST = re.compile(r'\[\s*(?:"|\])')
 _PYTHON_LIST = re.compile(r"\[\s*'")

@@ -26,7 +26,9 @@ _SAVE_AS = "Save the file as UTF-8: in Excel 'CSV UTF-8 (Comma delimited)', in p
 _WORDS = "Write one of ours: {ours}; OmniMedVQA's JSON: {theirs}. A further one cannot be trained without code: see docs/own-data.md."
 
 _ADVICE: Final[tuple[tuple[str, Advice], ...]] = (
-    ("the file is empty", Advice("empty files", "Take the file out, or export it again.")),
+    (MISSING, Advice("pictures that are missing", "Add the file, or mend the path: capitals count, and so does the suffix.")),
+    (UNUSABLE, Advice("pictures that cannot be decoded", "Export the picture again, as PNG for instance.")),
+    ("^the file is empty", Advice("empty files", "Take the file out, or export it again.")),
     (
         "not UTF-8 text|UTF-16 text that is damaged",
         Advice("files in another encoding", _SAVE_AS),

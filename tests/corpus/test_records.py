@@ -183,7 +183,7 @@ def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(make_
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord, end: str) -> None:
-    raws = [make_record(question_id="a"), make_record(question_id="b", gt_answer="?"), None, []]
+    raws: list[Any] = [make_record(question_id="a"), make_record(question_id="b", gt_answer="?"), None, []]
     text = json.dumps(raws, indent=1)
     reading = read_record_files([("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())])
     lines = text.split("\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -55,13 +55,26 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as UTF-8, indented by one, keys in the order given, a newline at the end."""
+    if type(value) is list:  # the long ones: no file is in memory as a whole
+        write_elements(path, map(as_element, value))
+        return
+    with whole_file(path) as temporary:
+        temporary.write_text(_indented(value, 0) + "\n", encoding="utf-8")
+
+
+def as_element(value: Any) -> str:
+    """A value as it stands in a list that `write_json` writes: for what is written into several files."""
+    return _indented(value, 1)
+
+
+def write_elements(path: Path, elements: Iterable[str]) -> None:
+    """Write a list of what `as_element` gave, to the bytes that `write_json` gives it."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        if type(value) is list and value:  # the long ones: an element at a time, so that no file is in memory as a whole
-            for number, each in enumerate(value):
-                handle.write(f"{',' if number else '['}\n {_indented(each, 1)}")
-            handle.write("\n]\n")
-        else:
-            handle.write(_indented(value, 0) + "\n")
+        before = "[\n "
+        for element in elements:
+            handle.write(before + element)
+            before = ",\n "
+        handle.write("[]\n" if before[0] == "[" else "\n]\n")
 
 
 def _indented(value: Any, level: int) -> str:

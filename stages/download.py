@@ -21,13 +21,12 @@ from typing import Final
 from stages import layout
 from stages.cli import run_stage
 from stages.corpus.archive import DamagedMemberError
-from stages.corpus.dicom import modality_of
-from stages.corpus.dicom_series import picture_files
 from stages.corpus.memo import Memo
 from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import Place, Row, write_quarantine
+from stages.corpus.quarantine import write_quarantine
+from stages.corpus.reading import find_pictures, read_questions
 from stages.corpus.reasons import Reason
-from stages.corpus.records import Reading, Record, read_record_files, refuse
+from stages.corpus.records import Reading, Record, refuse
 from stages.corpus.source import Corpus, open_corpus
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
@@ -53,7 +52,7 @@ def main() -> None:
     if not path.exists():
         raise InputError(f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the pinned corpus alone")
     with open_corpus(path, settings.limits) as corpus:
-        listed, files = _with_images(corpus, _read(corpus))
+        listed, files = find_pictures(corpus, read_questions(corpus))
         hashes, damaged = _hash_all(corpus, sorted({name for names in files.values() for name in names}))
         reading = _without_damaged(listed, files, damaged)
         account = layout.QUARANTINE / "download.parquet"
@@ -66,40 +65,6 @@ def main() -> None:
             records = [record for record in reading.records if record.modality == slug]
             _write(corpus, slug, sorted(records, key=lambda record: record.question_id), files, hashes)
     print(f"download: read {reading.read} records, kept {len(reading.records)}, quarantined {len(reading.rows)} ({account})")
-
-
-def _read(corpus: Corpus) -> Reading:
-    """The records of all question files; a file whose bytes cannot be had is one row, as one that cannot be parsed."""
-    files, rows = [], []
-    for name in corpus.in_order(corpus.question_files):
-        try:
-            files.append((name, corpus.fetch(name)))
-        except DamagedMemberError as error:
-            rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_UNREADABLE))
-
-    def modality(image_path: str) -> str | None:
-        """Of a DICOM file, or the first one of a series."""
-        try:
-            return next((modality_of(corpus.fetch(name)) for name in picture_files(names, image_path)[:1]), None)
-        except DamagedMemberError:
-            return None
-
-    names = corpus.names
-    reading = read_record_files(files, modality)
-    return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
-
-
-def _with_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
-    """The same reading, records whose picture is not in the corpus quarantined; image_path -> its files, several of a DICOM series."""
-    names = corpus.names
-    files = {path: picture_files(names, path) for path in sorted({record.image_path for record in reading.records})}
-    rows = [
-        refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING)
-        for record in reading.records
-        if not files[record.image_path]
-    ]
-    kept = [record for record in reading.records if files[record.image_path]]
-    return Reading(reading.read, kept, [*reading.rows, *rows]), files
 
 
 def _without_damaged(reading: Reading, files: Mapping[str, Sequence[str]], damaged: Mapping[str, str]) -> Reading:

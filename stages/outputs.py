@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,46 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON as UTF-8, indented by one, keys in the order given, a newline at the end."""
+    if type(value) is list:  # the long ones: no file is in memory as a whole
+        write_elements(path, map(as_element, value))
+        return
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(_indented(value, 0) + "\n", encoding="utf-8")
+
+
+def as_element(value: Any) -> str:
+    """A value as it stands in a list that `write_json` writes: for what is written into several files."""
+    return _indented(value, 1)
+
+
+def write_elements(path: Path, elements: Iterable[str]) -> None:
+    """Write a list of what `as_element` gave, to the bytes that `write_json` gives it."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        before = "[\n "
+        for element in elements:
+            handle.write(before + element)
+            before = ",\n "
+        handle.write("[]\n" if before[0] == "[" else "\n]\n")
+
+
+def _indented(value: Any, level: int) -> str:
+    """What json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) gives, `level` deep in another value.
+
+    The standard library indents token by token: for lists of objects of texts, a corpus or its splits, this takes a sixth of the time.
+    """
+    if type(value) is str:
+        return encode_basestring(value)
+    inner, outer = "\n" + " " * (level + 1), "\n" + " " * level
+    if type(value) is dict and value and set(map(type, value)) == {str}:
+        deeper = level + 1
+        items = [
+            f"{encode_basestring(key)}: {encode_basestring(each) if type(each) is str else _indented(each, deeper)}"
+            for key, each in value.items()
+        ]
+        return "{" + inner + f",{inner}".join(items) + outer + "}"
+    if type(value) is list and value:
+        return "[" + inner + f",{inner}".join([_indented(each, level + 1) for each in value]) + outer + "]"
+    return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False).replace("\n", outer)
 
 
 def read_json(path: Path, remedy: str) -> Any:

@@ -37,7 +37,7 @@ from stages.corpus.problems import format_problem, format_solution
 from stages.corpus.records import Reading, Record, read_record_files
 from stages.corpus.stratify import stratify
 from stages.errors import InputError
-from stages.outputs import whole_directory, write_json
+from stages.outputs import as_element, whole_directory, write_elements, write_json
 from stages.params import Splits, load_params
 from stages.provenance import provenance
 
@@ -68,12 +68,14 @@ def main() -> None:
     _settle(Results((*results.tests, *tested.tests), tested.statistics), facts)
     _check_sides(draws[settings.kind], group_of, settings.kind)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
+    texts = {item["question_id"]: as_element(item) for item in items}  # each is written once a kind and axis
     with whole_directory(layout.SPLITS) as folder:
         for kind, draw in draws.items():
             for axis, slugs in draw.items():
                 for slug, parts in slugs.items():
                     for part, chosen in zip(("train", "test"), parts, strict=True):
-                        write_json(folder / layout.split(axis, slug, part, kind).relative_to(layout.SPLITS), chosen)
+                        path = folder / layout.split(axis, slug, part, kind).relative_to(layout.SPLITS)
+                        write_elements(path, (texts[item["question_id"]] for item in chosen))
         write_json(folder / "groups.json", _several(group_of))
         write_json(folder / layout.LEAKS.relative_to(layout.SPLITS), {kind: as_json(counts) for kind, counts in leaks.items()})
         # the published form is a bare list; beside the kinds, not in them, for another commit alone is no reason to train anew

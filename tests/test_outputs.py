@@ -1,9 +1,14 @@
 """Outputs are whole or absent, whatever happens while they are written."""
 
 import errno
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.cli import run_stage
 from stages.errors import InputError
@@ -80,3 +85,25 @@ def test_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_stage(main)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_json_has_the_bytes_that_the_standard_library_gives_it(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "value.json"
+        write_json(path, value)
+        assert path.read_text(encoding="utf-8") == json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], [{"a": [float("nan")]}]])
+def test_what_is_not_json_is_not_written(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "value.json", value)
+    assert list(tmp_path.iterdir()) == []

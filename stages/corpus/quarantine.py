@@ -32,6 +32,7 @@ _SCHEMA: Final = pa.schema(
         pa.field("stage", pa.string(), nullable=False),
         pa.field("file", pa.string(), nullable=False),
         pa.field("record", pa.int64()),
+        pa.field("line", pa.int64()),
         pa.field("question_id", pa.string()),
         pa.field("dataset", pa.string()),
         pa.field("modality", pa.string()),
@@ -43,15 +44,22 @@ _SCHEMA: Final = pa.schema(
 
 
 class Place(NamedTuple):
-    """Where a record stands: `record` is its place in the list of its file, from 0; None for a whole file."""
+    """Where a record stands: `record` is its place in the list of its file, from 0, `line` where it begins; None for a whole file.
+
+    A row of a table has a line only; a record of a file of one line, or one that a stage wrote, only its place in the list.
+    """
 
     file: str
     record: int | None = None
     question_id: str | None = None
+    line: int | None = None
 
     def __str__(self) -> str:
-        """As in messages: "<file>#<record> (<question_id>)"."""
-        return self.file if self.record is None else f"{self.file}#{self.record} ({self.question_id or 'no question_id'})"
+        """As in messages: "<file>#<record>, line <line> (<question_id>)"."""
+        if self.record is None and self.line is None:
+            return self.file
+        listed = "" if self.record is None else f"#{self.record}"
+        return f"{self.file}{listed}{'' if self.line is None else f', line {self.line}'} ({self.question_id or 'no question_id'})"
 
 
 class Row(NamedTuple):

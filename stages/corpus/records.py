@@ -2,42 +2,40 @@
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id, question_type,
 question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to option_D (absent when there are
-fewer), modality_type. A record is taken as it stands or refused with a reason, never mended.
+fewer), modality_type. A record is taken as it stands or refused with a reason, never mended. A CSV of one's own gives such
+records, too (stages/corpus/table.py).
 """
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from stages.corpus.archive import IMAGES, unsafe_path
+from stages.corpus.json_list import RawRecord, parse_list
 from stages.corpus.modalities import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS
 from stages.corpus.problems import LETTERS, format_problem, parse_problem
 from stages.corpus.quarantine import Place, Row, shown
 from stages.corpus.reasons import Reason
+from stages.corpus.table import parse_table
+from stages.corpus.texts import LONGEST, RefusedRecord, decode, is_plain, is_unicode, unfit, unfit_name
 from stages.errors import InputError
+
+__all__ = ["FIELDS", "OPTIONS", "Reading", "Record", "RefusedRecord", "check_record", "read_kept", "read_record_files"]
 
 FIELDS: Final = ("dataset", "question_id", "question_type", "question", "gt_answer", "image_path", "modality_type")
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
+_NAMES = ("dataset", "question_id", "image_path")
+"""Fields of one line: they name files, or are printed in lists."""
 _LONGEST_NAME = 240
 """Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
 
 
-class RefusedRecord(Exception):
-    """A record that cannot be used: `what` is the offending value, `why` the reason in words, `reason` its code."""
-
-    def __init__(self, what: object, why: str, reason: Reason) -> None:
-        """Keep the value in a form that can be written down."""
-        super().__init__(why)
-        self.what, self.why, self.reason = shown(what), why, reason
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """One question that can be asked. Texts are without outer blanks, `modality` and `question_type` slugs, `gold` a letter."""
 
@@ -68,32 +66,36 @@ ModalityOf = Callable[[str], str | None]
 
 
 def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None) -> Reading:
-    """Read (name, content) pairs in the order of their names; what is refused becomes a quarantine row.
+    """Read (name, content) pairs, JSON or .csv, in the order of their names; what is refused becomes a quarantine row.
 
     `modality_of` is asked for records without modality_type only.
     """
     records: dict[str, Record] = {}
     rows: list[Row] = []
     read = 0
-    for name, content in sorted(files):
+    waiting = sorted(files, reverse=True)
+    while waiting:
+        name, content = waiting.pop()
         try:
-            found = _parse(content)
+            found = _parse(name, content)
         except RefusedRecord as refusal:
             read += 1
             rows.append(Row(Place(shown(name)), refusal.what, refusal.why, refusal.reason))
             continue
         read += len(found)
-        for index, raw in enumerate(found):
-            place = _place(name, index, raw)
+        for each in found:
+            place = _place(name, each)
             try:
-                record = check_record(_with_modality(raw, modality_of), place)
+                if each.refusal:
+                    raise each.refusal
+                record = check_record(_with_modality(each.raw, modality_of), place)
                 if record.question_id in records:
                     raise RefusedRecord(
                         record.question_id, f"question_id stands twice; kept: {records[record.question_id].place}", Reason.DUPLICATE_ID
                     )
                 records[record.question_id] = record
             except RefusedRecord as refusal:
-                dataset, modality = (_written(raw, field) for field in ("dataset", "modality_type"))
+                dataset, modality = (_written(each.raw, field) for field in ("dataset", "modality_type"))
                 rows.append(Row(place, refusal.what, refusal.why, refusal.reason, dataset, modality))
     return Reading(read, list(records.values()), rows)
 
@@ -107,15 +109,9 @@ def check_record(raw: object, place: Place) -> Record:
     """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is wrong with it first."""
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
-    text = {field: _text(raw, field) for field in (*FIELDS, *(key for key in raw if str(key).startswith("option_")))}
-    given = [key for key in text if key not in FIELDS]
-    if extra := sorted(set(given) - set(OPTIONS)):
-        raise RefusedRecord(extra, "options beyond option_D", Reason.OPTION_COUNT)
-    if len(given) < 2:
-        raise RefusedRecord(given, "fewer than two options", Reason.OPTION_COUNT)
-    if gaps := [field for field in OPTIONS[: len(given)] if field not in given]:
-        raise RefusedRecord(sorted(given), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT)
-    options = tuple(text[field] for field in OPTIONS[: len(given)])
+    given = [key for key in raw if key.startswith("option_")]
+    text = _texts(raw, [*FIELDS, *given])
+    options = tuple([text[field] for field in _options(given)])
     if len(set(options)) < len(options):
         raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
     if text["gt_answer"] not in options:
@@ -142,12 +138,18 @@ def check_record(raw: object, place: Place) -> Record:
 
 def read_kept(path: Path, remedy: str) -> list[Record]:
     """The records an earlier stage kept. InputError, with `remedy`, if the file is missing or was changed for the worse."""
+    name = path.as_posix()
+    records = []
     try:
-        return [check_record(raw, _place(path.as_posix(), index, raw)) for index, raw in enumerate(_parse(path.read_bytes()))]
+        for each in parse_list(decode(path.read_bytes()), lines=False):
+            if each.refusal:
+                raise each.refusal
+            records.append(check_record(each.raw, _place(name, each)))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {remedy}") from None
     except RefusedRecord as refusal:
         raise InputError(f"{path} was changed by hand: {refusal.what!r}: {refusal.why}; {remedy}") from refusal
+    return records
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:
@@ -158,46 +160,63 @@ def _with_modality(raw: object, modality_of: ModalityOf) -> object:
     return raw if slug is None else raw | {"modality_type": MODALITIES[slug]}
 
 
-def _place(file: str, index: int, raw: object) -> Place:
-    question_id = raw.get("question_id") if isinstance(raw, dict) else None
-    return Place(shown(file), index, shown(question_id) if question_id else None)
-
-
 def _written(raw: object, field: str) -> str | None:
     """A field of a record that may hold anything, if it is a text that is not empty."""
     value = raw.get(field) if isinstance(raw, dict) else None
     return shown(value) if isinstance(value, str) and value else None
 
 
-def _parse(content: bytes) -> list[Any]:
-    """The list in a JSON file; RefusedRecord if there is none."""
+def _parse(name: str, content: bytes) -> list[RawRecord]:
+    """All that stands in a question file; RefusedRecord if it cannot be read as a whole."""
+    text = decode(content)
+    if name.lower().endswith(".csv"):
+        return list(parse_table(text, posixpath.basename(name)[: -len(".csv")]))
+    return list(parse_list(text))
+
+
+def _place(file: str, found: RawRecord) -> Place:
+    question_id = found.raw.get("question_id") if isinstance(found.raw, dict) else None
+    return Place(shown(file), found.number, shown(question_id) if question_id else None, found.line)
+
+
+def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:
+    """The fields without outer blanks; RefusedRecord for what is no text, or may not stand in a prompt, a name or a path."""
     try:
-        found = json.loads(content, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise RefusedRecord(str(error), "not a JSON file that can be parsed", Reason.FILE_UNREADABLE) from error
-    if not isinstance(found, list):
-        raise RefusedRecord(type(found).__name__, "not a JSON list of records", Reason.FILE_FORM)
-    return found
+        text = {field: raw[field].strip() for field in fields}
+        together = " ".join([raw[field] for field in fields])
+        if len(together) <= LONGEST and is_plain(together) and all(text.values()):
+            return text
+    except (KeyError, AttributeError):
+        pass
+    for field in fields:
+        _check_text(raw, field)
+    return text
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _text(raw: dict[Any, Any], field: str) -> str:
-    """A field without outer blanks."""
+def _check_text(raw: dict[str, Any], field: str) -> None:
     if field not in raw:
         raise RefusedRecord(field, f"{field} is missing", Reason.FIELD_MISSING)
     value = raw[field]
     if not isinstance(value, str):
         raise RefusedRecord(value, f"{field} is not a string", Reason.FIELD_TYPE)
-    if not (stripped := value.strip()):
+    if not value.strip():
         raise RefusedRecord(value, f"{field} is empty", Reason.FIELD_EMPTY)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RefusedRecord(value, f"{field} is not Unicode text", Reason.FIELD_ENCODING) from None
-    return stripped
+    if why := (unfit_name if field in _NAMES else unfit)(value):
+        raise RefusedRecord(value, f"{field} {why}", Reason.FIELD_TEXT if is_unicode(value) else Reason.FIELD_ENCODING)
+
+
+def _options(given: list[str]) -> tuple[str, ...]:
+    """The fields of the options, in their order."""
+    expected = OPTIONS[: len(given)]
+    if tuple(given) == expected and len(given) > 1:
+        return expected
+    if extra := sorted(set(given) - set(OPTIONS)):
+        raise RefusedRecord(extra, "options beyond option_D", Reason.OPTION_COUNT)
+    if len(given) < 2:
+        raise RefusedRecord(given, "fewer than two options", Reason.OPTION_COUNT)
+    if gaps := [field for field in expected if field not in given]:
+        raise RefusedRecord(sorted(given), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT)
+    return expected
 
 
 def _check_image_path(path: str) -> None:
@@ -205,12 +224,14 @@ def _check_image_path(path: str) -> None:
         raise RefusedRecord(path, f"image_path is {why}", Reason.IMAGE_PATH)
     if not path.startswith(IMAGES) or posixpath.normpath(path) != path:
         raise RefusedRecord(path, f"image_path is not a file under {IMAGES}", Reason.IMAGE_PATH)
-    if any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+    if len(path) * 4 > _LONGEST_NAME and any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
         raise RefusedRecord(path, f"image_path has a name longer than {_LONGEST_NAME} bytes", Reason.IMAGE_PATH)
 
 
 def _check_published_form(question: str, options: tuple[str, ...]) -> None:
     """Med-R1's one-line form cannot carry every text: a question with " A)" in it would be cut there by every reader."""
+    if ")" not in question and ")" not in "".join(options):
+        return  # nothing but the labels themselves can look like one
     problem = format_problem(question, options)
     if parse_problem(problem) != (question, dict(zip(LETTERS, options, strict=False))):
         raise RefusedRecord(problem, "a text that holds an option label cannot be told from the options", Reason.OPTION_LABEL)

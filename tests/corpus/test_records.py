@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from stages.corpus.advice import is_known
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
 from stages.corpus.quarantine import Place, Row
 from stages.corpus.reasons import Reason
 from stages.corpus.records import RefusedRecord, check_record, read_kept, read_record_files
 from stages.errors import InputError
+from stages.outputs import write_json
 from tests.conftest import MakeRecord
 
 HERE = Place("here.json", 0, "x")
@@ -67,12 +69,39 @@ def test_a_bad_record_is_refused_with_value_and_reason(make_record: MakeRecord, 
     with pytest.raises(RefusedRecord) as caught:
         check_record(make_record(**changes), HERE)
     assert (caught.value.what, caught.value.why) == (what, why)
+    assert is_known(why)
 
 
 @pytest.mark.parametrize("changes", [{"question": "Is A) right?"}, {"option_A": "Cyst, B) or more"}])
 def test_a_text_the_published_form_cannot_carry_is_refused(make_record: MakeRecord, changes: dict[str, str]) -> None:
     with pytest.raises(RefusedRecord, match="cannot be told from the options"):
         check_record(make_record(**changes), HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"question": "Is it <|image_pad|>?"}, "question holds <|image_pad|>, which a model reads as a command"),
+        ({"option_A": "</think>"}, "option_A holds </think>, which a model reads as a command"),
+        ({"question": "\u202eWhat?"}, "question holds U+202E, which changes the direction of writing"),
+        ({"option_B": "a\x1bb", "gt_answer": "a\x1bb"}, "gt_answer holds the control character U+001B"),
+        ({"question": "What?\x1f"}, "question holds the control character U+001F"),
+        ({"question_id": "a\nb"}, "question_id holds the control character U+000A"),
+        ({"dataset": "a\tb"}, "dataset holds the control character U+0009"),
+        ({"image_path": "Images/\u200b.png"}, "image_path holds U+200B, which cannot be seen"),
+        ({"question": "x" * 20_001}, "question has 20001 characters, the limit is 20000"),
+    ],
+)
+def test_what_may_not_stand_in_a_prompt_or_a_name_is_refused(make_record: MakeRecord, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(RefusedRecord) as caught:
+        check_record(make_record(**changes), "here")
+    assert caught.value.why == why
+    assert is_known(why)
+
+
+def test_lines_and_tabs_in_questions_and_options_are_kept(make_record: MakeRecord) -> None:
+    record = check_record(make_record(question="First\r\nsecond:\n\tthird?", option_A="a\nb"), "here")
+    assert (record.question, record.options[0]) == ("First\r\nsecond:\n\tthird?", "a\nb")
 
 
 @pytest.mark.parametrize("raw", [None, "text", 3, []])
@@ -82,23 +111,93 @@ def test_what_is_no_object_is_refused(raw: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "why"),
+    ("content", "what", "why"),
     [
-        (b'[{"dataset": "x"', "not a JSON file"),
-        (b"", "not a JSON file"),
-        (b"\xff\xfe\xfa", "not a JSON file"),
-        (b'[{"x": NaN}]', "not a JSON file"),
-        (b"[" * 100_000, "not a JSON file"),
-        (b"{}", "not a JSON list"),
-        (b"null", "not a JSON list"),
+        (b'[{"dataset": "x"', "line 1 column 17", "not a JSON file"),
+        (b'[\n{"dataset": "x"},\n{"dat', "line 3 column 2", "not a JSON file"),
+        (b"[{}, ]", "line 1 column 6", "not a JSON file"),
+        (b"[{}] {}", "Extra data: line 1 column 6", "not a JSON file"),
+        (b"{} x", "Extra data: line 1 column 4", "not a JSON file"),
+        (b"[{}", "line 1 column 4", "not a JSON file"),
+        (b"", "", "the file is empty"),
+        (b" \n", "line 2 column 1", "not a JSON file"),
+        (b"\xff\xfe\xfa", "byte 0xfa", "UTF-16 text that is damaged"),
+        (b'[{"x": "\xe4"}]', "byte 0xe4 in line 1", "not UTF-8 text, perhaps Windows-1252: save it as UTF-8"),
+        ("[]".encode("utf-32"), "UTF-32", "not UTF-8 text"),
+        (b'[{"x": "raw \n newline"}]', "Invalid control character at: line 1 column 13", "not a JSON file"),
+        (b"[" * 100_000, "nested too deeply", "not a JSON file"),
+        (b'[{"a":' * 100_000, "nested too deeply", "not a JSON file"),
+        (b"{}", "dict", "not a JSON list"),
+        (b"null", "NoneType", "not a JSON list"),
+        (b"1" * 10_000, "int", "not a JSON list"),
     ],
 )
-def test_a_bad_file_is_one_row(make_record: MakeRecord, content: bytes, why: str) -> None:
+def test_a_bad_file_is_one_row(make_record: MakeRecord, content: bytes, what: str, why: str) -> None:
     reading = read_record_files([("Bad.json", content), ("Good.json", json.dumps([make_record()]).encode())])
     assert (reading.read, len(reading.records)) == (2, 1)
     (row,) = reading.rows
     assert row.where == Place("Bad.json")
+    assert what in row.what
     assert why in row.why
+    assert is_known(row.why)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_does_no_harm(make_record: MakeRecord, encoding: str) -> None:
+    content = json.dumps([make_record(question="Größe?")], ensure_ascii=False).encode(encoding)
+    assert [record.question for record in read_record_files([("a.json", content)]).records] == ["Größe?"]
+
+
+@pytest.mark.parametrize(
+    ("further", "what", "why"),
+    [
+        ('"question": "Another?"', "question", "a field that stands twice"),
+        ('"source": {"a": 1, "a": 1}', "a", "a field that stands twice"),
+        ('"x": NaN', "NaN", "NaN is not JSON: put null"),
+        ('"x": [-Infinity]', "-Infinity", "-Infinity is not JSON"),
+        ('"x": 1e999', "1e999", "a number that is too large"),
+        (f'"x": {"9" * 5000}', "9" * 300, "a number of more than 400 digits"),
+        (f'"x": {"[" * 50}{"]" * 50}', "17 levels", "x is nested more than 16 levels deep"),
+        (f'"x": {{"y": {"[" * 50}{"]" * 50}}}', "17 levels", "x is nested more than 16 levels deep"),
+        (f'"x": "{"y" * 1_000_001}"', "characters", "a record of more than 1000000 characters"),
+        ('"x": "\\ud800"', "\\ud800", "x is not Unicode text"),
+        ('"x": ["\\udfff"]', "\\udfff", "x is not Unicode text"),
+        ('"\\ud800": 1', "\\ud800", "a field's name is not Unicode text"),
+    ],
+)
+def test_what_a_parser_passes_over_is_refused_and_the_others_are_kept(make_record: MakeRecord, further: str, what: str, why: str) -> None:
+    good = json.dumps(make_record(question_id="good"))
+    bad = f"{json.dumps(make_record(question_id='bad'))[:-1]}, {further}}}"
+    reading = read_record_files([("a.json", f"[{bad},\n {good}]".encode())])
+    assert [record.question_id for record in reading.records] == ["good"]
+    (row,) = reading.rows
+    assert row.where == "a.json#0, line 1 (bad)"
+    assert what in row.what
+    assert why in row.why
+    assert is_known(row.why)
+
+
+def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(make_record: MakeRecord, tmp_path: Path) -> None:
+    raw = make_record(source={"list": [1, None, 0.5, {"deep": "\U0001f600"}]}, pages=10**300, note="\u2028")
+    (record,) = read_record_files([("a.json", json.dumps([raw]).encode())]).records
+    write_json(tmp_path / "records.json", [record.fields])
+    assert read_kept(tmp_path / "records.json", "remedy")[0].fields == raw
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord, end: str) -> None:
+    raws: list[Any] = [make_record(question_id="a"), make_record(question_id="b", gt_answer="?"), None, []]
+    text = json.dumps(raws, indent=1)
+    reading = read_record_files([("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())])
+    lines = text.split("\n")
+    begins = [number for number, line in enumerate(lines, start=1) if line in (" {", " null,", " []")]
+    assert reading.records[0].place == f"a.json#0, line {begins[0]} (a)"
+    assert [row.where for row in reading.rows] == [
+        f"a.json#1, line {begins[1]} (b)",
+        f"a.json#2, line {begins[2]} (no question_id)",
+        f"a.json#3, line {begins[3]} (no question_id)",
+        "b.json#0 (no question_id)",
+    ]
 
 
 def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(make_record: MakeRecord) -> None:

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.manifest import Change, Manifest, diff, drift, known_to_one, read_manifest, touched, write_manifest
+from flows.manifest import Change, Manifest, diff, drift, known_to_one, read_manifest, take_manifest, touched, write_manifest
 from flows.validate import drifted, is_refusal, problems
+from stages import layout
 from stages.corpus.modalities import AXES, MODALITIES
+from stages.corpus.quarantine import write_quarantine
+from stages.corpus.records import read_record_files
 from stages.errors import InputError
+from stages.outputs import write_json
 from stages.params import Retrain
 from tests.flows.tiny import REPOSITORY
 
@@ -134,3 +138,15 @@ def test_fewer_questions_in_one_modality_are_told_though_others_make_up_for_them
     new = replace(more, questions={**more.questions, "oct": {"oct-0": "asked"}})
     (found,) = problems(new, old, RULE)
     assert found == "oct: 1 questions, 90% fewer than the 10 of the champion's corpus; retrain.max_fewer_questions allows 10%"
+
+
+def test_unknown_modalities_are_counted_whether_json_or_a_table_names_them(tmp_path: Path) -> None:
+    table = b"image,question,options,answer,modality,type\na.png,What?,x|y,x,PET,lesion-grading\n"
+    record = {"dataset": "S", "question_id": "q", "question_type": "Lesion Grading", "question": "What?", "gt_answer": "x"}
+    record |= {"image_path": "Images/a.png", "option_A": "x", "option_B": "y", "modality_type": "PET"}
+    reading = read_record_files([("a.csv", table), ("b.json", json.dumps([record]).encode())])
+    write_quarantine(tmp_path / layout.QUARANTINE / "download.json", "download", reading.read, 0, reading.rows, {})
+    for slug in MODALITIES:
+        write_json(tmp_path / layout.records(slug), [])
+        write_quarantine(tmp_path / layout.QUARANTINE / "resize" / f"{slug}.json", f"resize@{slug}", 0, 0, [], {})
+    assert take_manifest(tmp_path).unknown == {"PET": 2}

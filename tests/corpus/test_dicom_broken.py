@@ -66,6 +66,16 @@ def test_a_compressed_picture_cut_short_in_a_whole_file_is_refused(syntax: str, 
 
 
 @pytest.mark.parametrize("syntax", sorted(syntaxes.ENCAPSULATED - {syntaxes.RLE}))
+def test_a_compressed_picture_without_its_end_is_refused(syntax: str) -> None:
+    """Though decoders may be content with it: nothing says that no more is missing."""
+    found = dataset(ramp())
+    frame = ENCODERS[syntax](ramp(), found)
+    found.PixelData = encapsulate([frame[: frame.rindex(b"\xff\xd9")]])
+    found["PixelData"].is_undefined_length = True
+    refused(written(found, syntax), "cut short")
+
+
+@pytest.mark.parametrize("syntax", sorted(syntaxes.ENCAPSULATED - {syntaxes.RLE}))
 def test_a_compressed_picture_of_another_size_is_refused_before_it_is_decoded(syntax: str) -> None:
     found = dataset(ramp())
     found.PixelData = encapsulate([ENCODERS[syntax](ramp((64, 80)), dataset(ramp((64, 80))))])

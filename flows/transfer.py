@@ -44,6 +44,13 @@ def take(root: Path) -> None:
         raise InputError(f"the source of {layout.DATA_DVC} changed from {fetched['identity']} to {now} while it was fetched: run again")
 
 
+def unreachable(name: str, error: BaseException | None = None) -> InputError:
+    """What to say of a source that is not there: with the error below a "not found", as file systems say of a server that is down."""
+    cause = error and (error.__cause__ or error.__context__)
+    why = f" ({' '.join(str(cause).split()) or type(cause).__name__})" if cause else ""
+    return InputError(f"the source {name} of {layout.DATA_DVC} is gone, or cannot be reached{why}: mend it, and run again")
+
+
 def _fetch(root: Path) -> dict[str, str] | None:
     """Have another process fetch the file; None if the source is for `dvc update`. InputError if it fails."""
     # a process of its own: DVC's objects stay out of this one's threads. It ends when its standard input does, as it does with this one
@@ -83,7 +90,11 @@ def _fetch_here() -> dict[str, str]:
         if stage is None or not stage.is_import or stage.is_repo_import or stage.is_db_import:
             return {"identity": ""}
         dep, out = stage.deps[0], stage.outs[0]
-        if dep.fs.version_aware or not dep.fs.isfile(dep.fs_path):
+        try:
+            kind = dep.fs.info(dep.fs_path)["type"]
+        except FileNotFoundError as error:
+            raise unreachable(dep.def_path, error) from error  # `dvc update` would delete what there is before it finds that out
+        if dep.fs.version_aware or kind != "file":
             return {"identity": ""}
         now = dep.get_hash()
         if now == dep.hash_info and not out.workspace_status():

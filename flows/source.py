@@ -19,7 +19,7 @@ from typing import Any, Final
 import yaml
 
 from flows.dvc_client import environment
-from flows.transfer import take
+from flows.transfer import take, unreachable
 from stages import layout
 from stages.errors import InputError
 
@@ -117,26 +117,16 @@ def _ask() -> Probe:
             if "repo" in dep.dumpd():
                 state = dep.status()
                 if "deleted" in state.values():
-                    raise _unreachable(str(dep), "")
+                    raise unreachable(str(dep))
                 return Probe(str(dep), bool(state), None)
             try:
                 # not dep.status(): over HTTP that begins to fetch the file to see whether it is there
                 found = dep.get_hash()
             except FileNotFoundError as error:
-                raise _unreachable(dep.def_path, _why(error)) from error
+                raise unreachable(dep.def_path, error) from error
             return Probe(str(dep.def_path), found != dep.hash_info, str(found.value))
     except DvcException as error:
         raise InputError(f"the source of {layout.DATA_DVC} cannot be asked: {error}") from error
-
-
-def _unreachable(name: str, why: str) -> InputError:
-    return InputError(f"the source {name} of {layout.DATA_DVC} is gone, or cannot be reached{why}: mend it, and run again")
-
-
-def _why(error: BaseException) -> str:
-    """The error below a "not found", where there is one: file systems report a server that is down so, too."""
-    cause = error.__cause__ or error.__context__
-    return f" ({' '.join(str(cause).split()) or type(cause).__name__})" if cause else ""
 
 
 def main() -> int:

@@ -1,5 +1,7 @@
 """Taking what the corpus's source holds, by a transfer that goes on where an earlier one was stopped, and pinning it.
 
+    python -m flows.transfer
+
 DVC's own transfer begins anew each time. So a single file is fetched by stages/corpus/fetch.py, from the file system and with the
 credentials that DVC has for it, and `dvc commit` then writes data.dvc, as `dvc update` would have. What is no single file (a folder, an
 import from a repository, a bucket that keeps versions) is left to `dvc update`.
@@ -7,21 +9,26 @@ import from a repository, a bucket that keeps versions) is left to `dvc update`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from flows.dvc_client import dvc, environment
 from stages import layout
+from stages.cli import run_stage
 from stages.corpus.fetch import fetch, forget
 from stages.errors import InputError
 from stages.outputs import whole_file
+
+_CHILD: Final = "--fetch-only"
+"""For the process that fetches for another."""
 
 
 def take(root: Path) -> None:
@@ -44,12 +51,19 @@ def take(root: Path) -> None:
         raise InputError(f"the source of {layout.DATA_DVC} changed from {fetched['identity']} to {now} while it was fetched: run again")
 
 
+def unreachable(name: str, error: BaseException | None = None) -> InputError:
+    """What to say of a source that is not there: with the error below a "not found", as file systems say of a server that is down."""
+    cause = error and (error.__cause__ or error.__context__)
+    why = f" ({' '.join(str(cause).split()) or type(cause).__name__})" if cause else ""
+    return InputError(f"the source {name} of {layout.DATA_DVC} is gone, or cannot be reached{why}: mend it, and run again")
+
+
 def _fetch(root: Path) -> dict[str, str] | None:
     """Have another process fetch the file; None if the source is for `dvc update`. InputError if it fails."""
     # a process of its own: DVC's objects stay out of this one's threads. It ends when its standard input does, as it does with this one
     paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with subprocess.Popen(
-        [sys.executable, "-m", "flows.transfer"],
+        [sys.executable, "-m", "flows.transfer", _CHILD],
         cwd=root,
         env=environment({"PYTHONPATH": paths}),
         stdin=subprocess.PIPE,
@@ -83,7 +97,11 @@ def _fetch_here() -> dict[str, str]:
         if stage is None or not stage.is_import or stage.is_repo_import or stage.is_db_import:
             return {"identity": ""}
         dep, out = stage.deps[0], stage.outs[0]
-        if dep.fs.version_aware or not dep.fs.isfile(dep.fs_path):
+        try:
+            kind = dep.fs.info(dep.fs_path)["type"]
+        except FileNotFoundError as error:
+            raise unreachable(dep.def_path, error) from error  # `dvc update` would delete what there is before it finds that out
+        if dep.fs.version_aware or kind != "file":
             return {"identity": ""}
         now = dep.get_hash()
         if now == dep.hash_info and not out.workspace_status():
@@ -92,7 +110,7 @@ def _fetch_here() -> dict[str, str]:
         return {"identity": str(now.value), "target": os.path.relpath(out.fs_path)}
 
 
-def main() -> int:
+def _fetch_for_caller() -> int:
     """Print what was fetched as JSON, or why it was not."""
     threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
@@ -114,5 +132,15 @@ def _end_with_caller() -> None:
     os._exit(130)
 
 
+def main() -> None:
+    """Fetch the source of data.dvc in the working directory and pin it."""
+    parser = argparse.ArgumentParser(prog="python -m flows.transfer", description=__doc__)
+    parser.add_argument(_CHILD, action="store_true", help=argparse.SUPPRESS)
+    if parser.parse_args().fetch_only:
+        sys.exit(_fetch_for_caller())
+    take(Path.cwd())
+    print(f"{layout.DATA_DVC} pins what its source holds now; `dvc repro` takes it from there")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_stage(main)

@@ -29,6 +29,8 @@ def check_archive(root: Path, path: str, limits: Limits) -> None:
     except FileNotFoundError:
         raise InputError(f"{root / path} is missing: `dvc checkout data.dvc`") from None
     except InputError as error:
+        if "free some space" in str(error).lower():  # the disk is no fault of the data
+            raise
         raise RefusedDropError(str(error)) from error
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.corpus import folder, unpacked
 from stages.corpus.archive import DamagedMemberError
 from stages.corpus.source import open_corpus
 from stages.errors import InputError
@@ -149,11 +148,11 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     with opened_at(path) as corpus:
-        monkeypatch.setattr(folder.os, "open", refuse)  # whoever runs as root may read everything
+        monkeypatch.setattr(os, "open", refuse)  # whoever runs as root may read everything
         with pytest.raises(InputError, match=r"größe\.png may not be read: give yourself the right to"):
             corpus.fetch("Images/B [x]/größe.png")
     monkeypatch.undo()
-    monkeypatch.setattr(folder.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(InputError, match=r"may not be read: give yourself the right to \(`chmod -R"), opened_at(path):
         pass
 
@@ -208,7 +207,7 @@ def test_a_copy_that_a_kill_left_half_made_is_no_copy(tmp_path: Path) -> None:
 
 def test_a_disk_too_small_for_the_copy_is_found_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "c.tar.gz", GOOD)
-    monkeypatch.setattr(unpacked.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(InputError, match=r"cannot be read in any order: 0 MiB are free there.*give the corpus as a zip"), opened_at(path):
         pass
     monkeypatch.undo()

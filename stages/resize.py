@@ -23,6 +23,7 @@ from stages.cli import run_stage
 from stages.corpus.archive import IMAGES, DamagedMemberError
 from stages.corpus.hashes import perceptual_hash, pixel_hash
 from stages.corpus.images import ImageError, decode
+from stages.corpus.memo import OTHER_CORPUS
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import Row, write_quarantine
 from stages.corpus.records import read_kept
@@ -78,13 +79,9 @@ def _png_name(image_path: str) -> str:
 
 def _fetch(corpus: Corpus, known: Mapping[str, Mapping[str, Any]], name: str) -> bytes:
     """The picture's bytes, which are those that stage download saw."""
-    other = f"{corpus.path}: {name!r} is not the picture that stage download read there: {_REMEDY}"
-    try:
-        content = corpus.fetch(name)
-    except (KeyError, DamagedMemberError) as error:
-        raise InputError(other) from error
+    content = corpus.fetch(name) if name in corpus else b""
     if name not in known or hashlib.sha256(content).hexdigest() != known[name]["sha256"]:
-        raise InputError(other)
+        raise InputError(f"{corpus.path}: {name!r} is not the picture that stage download knows: {OTHER_CORPUS}")
     return content
 
 
@@ -103,6 +100,8 @@ def _resize(name: str, fetch: Callable[[str], bytes], folder: Path, settings: Re
         picture = decode(fetch(name), settings.size, settings.resample)
     except ImageError as error:
         return str(error)
+    except DamagedMemberError as error:
+        return f"it cannot be read from the corpus: {error.why}"
     target = folder / _png_name(name)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.image.save(target, compress_level=_PNG_LEVEL)

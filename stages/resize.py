@@ -25,8 +25,9 @@ from stages.cli import run_stage
 from stages.corpus.archive import IMAGES, DamagedMemberError
 from stages.corpus.dicom_series import picture_files
 from stages.corpus.image_cache import ImageCache
-from stages.corpus.images import ImageError
+from stages.corpus.image_errors import ImageError, UnreadError
 from stages.corpus.maker import Fact, Maker, Source, png_name
+from stages.corpus.memo import OTHER_CORPUS
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import write_quarantine
 from stages.corpus.records import Record, read_kept, refuse
@@ -97,14 +98,15 @@ def _sources(records: list[Record], known: Mapping[str, Mapping[str, Any]]) -> d
 
 
 def _fetch(corpus: Corpus, known: Mapping[str, Mapping[str, Any]], name: str) -> bytes:
-    """The file's bytes, which are those that stage download saw."""
-    other = f"{corpus.path}: {name!r} is not the picture that stage download read there: {_REMEDY}"
+    """The file's bytes, which are those that stage download saw. UnreadError if they are damaged since, or were when it did not look."""
     try:
         content = corpus.fetch(name)
-    except (KeyError, DamagedMemberError) as error:
-        raise InputError(other) from error
+    except KeyError:
+        raise InputError(f"{corpus.path}: {name!r} is missing: {OTHER_CORPUS}") from None
+    except DamagedMemberError as error:
+        raise UnreadError(f"it cannot be read from the corpus: {error.why}") from error
     if hashlib.sha256(content).hexdigest() != known[name]["sha256"]:
-        raise InputError(other)
+        raise InputError(f"{corpus.path}: {name!r} has other bytes: {OTHER_CORPUS}")
     return content
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from io import BytesIO
 from typing import Any
 
@@ -144,25 +143,33 @@ def test_without_download_the_remedy_is_named(run: RunStage) -> None:
         run(resize, "ct")
 
 
+@pytest.mark.parametrize("changed", [{"Images/Chest CT Scan/a.png": picture(size=(9, 9))}, {"Images/Chest CT Scan/a.png": None}])
 def test_a_corpus_that_is_not_the_one_download_read_is_named_and_nothing_is_written(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, changed: dict[str, bytes | None]
+) -> None:
+    make_corpus([make_record()])
+    run(download)
+    make_corpus([make_record()], {**changed, "Images/other.png": b""})
+    with pytest.raises(
+        InputError, match=r"corpus\.zip: 'Images/Chest CT Scan/a\.png' is not the picture that stage download knows: .*dvc repro -f"
+    ):
+        run(resize, "ct")
+    assert not layout.images("ct").exists()
+    assert not layout.records("ct").exists()
+
+
+def test_a_picture_that_was_damaged_since_it_was_hashed_goes_to_quarantine(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
-    record = make_record()
-    for files in ({}, {record["image_path"]: picture(size=(9, 9))}, {record["image_path"]: None, "Images/other.png": b""}):
-        make_corpus([record])
-        run(download)
-        make_corpus([record], {**files, "Images/more.png": b""})
-        if not files:
-            run(resize, "ct")  # the picture is the same
-            shutil.rmtree("data/images")
-            layout.records("ct").unlink()
-            continue
-        with pytest.raises(
-            InputError, match=r"corpus\.zip: 'Images/Chest CT Scan/a\.png' is not the picture that stage download read there"
-        ):
-            run(resize, "ct")
-        assert not layout.images("ct").exists()
-        assert not layout.records("ct").exists()
+    path = make_corpus([make_record(question_id="a", image_path="Images/bad.png"), make_record(question_id="b")])
+    run(download)
+    content = bytearray(path.read_bytes())
+    content[content.index(picture()) + 20] ^= 1
+    path.write_bytes(content)
+    run(download)  # no wiser: the zip says that nothing has changed
+    run(resize, "ct")
+    (row,) = read_quarantine(layout.QUARANTINE / "resize" / "ct.json").rows
+    assert row.why == "the image cannot be used: it cannot be read from the corpus: bad CRC-32"
 
 
 def test_without_the_corpus_the_remedy_is_named(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:

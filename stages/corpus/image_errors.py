@@ -12,3 +12,7 @@ class ImageError(ValueError):
         """Keep the code beside the words."""
         super().__init__(why)
         self.reason = reason
+
+
+class UnreadError(ImageError):
+    """A picture whose bytes could not be had: nothing is known of the picture, so that this is no result to remember."""

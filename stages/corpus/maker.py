@@ -20,6 +20,7 @@ from stages.corpus.archive import IMAGES
 from stages.corpus.dicom import modality_slug
 from stages.corpus.hashes import perceptual_hash, pixel_hash
 from stages.corpus.image_cache import ImageCache, Known
+from stages.corpus.image_errors import UnreadError
 from stages.corpus.images import DECODER, Decoded, ImageError, decode_files, encode
 from stages.corpus.light import brightness
 from stages.corpus.modalities import MODALITIES
@@ -74,7 +75,7 @@ class Maker:
     def __init__(
         self, slug: str, sources: Mapping[str, Source], fetch: Callable[[str], bytes], resize: Resize, dicom: Dicom, cache: ImageCache
     ) -> None:
-        """`sources`: image_path -> what it is made from; `fetch` gives the bytes of a file, from any thread."""
+        """`sources`: image_path -> what it is made from; `fetch` gives the bytes of a file, from any thread, or raises UnreadError."""
         self._slug, self._sources, self._fetch = slug, sources, fetch
         self._resize, self._dicom, self._cache = resize, dicom, cache
         self._keys = {name: self._key(source) for name, source in sources.items()}
@@ -212,7 +213,8 @@ class Maker:
         else:
             kept = [(self._keys[each], png_name(each), fact) for each, fact in facts.items() if not isinstance(fact, ImageError)]
             self._cache.keep(part.rename(folder / name), kept)
-        refused = ((self._keys[each], fact) for each, fact in facts.items() if isinstance(fact, ImageError))
+        unusable = ((each, fact) for each, fact in facts.items() if isinstance(fact, ImageError))
+        refused = ((self._keys[each], fact) for each, fact in unusable if not isinstance(fact, UnreadError))
         self._cache.keep_refusals((key, {"why": str(error), "reason": error.reason}) for key, error in refused)
         return facts
 

@@ -1,8 +1,9 @@
 """What pictures hashed to when they were last read, so that one that has not changed is not read again.
 
 A picture is known by its mark (stages/corpus/source.py). This takes two contents for the same if a zip gives both the same name,
-size and CRC-32, or a folder the same path, size, time of change and inode. A zip's CRC is no proof against somebody who means to
-deceive; stage resize compares what it reads with the hash, so what could be smuggled in is a refusal, not a wrong picture.
+size and CRC-32, or a folder the same path, size, time of change and inode. So it does not see bytes that were damaged while the CRC
+beside them stayed, nor a CRC that somebody forged. Both are seen by stage resize, which compares what it reads with the hash: the one
+sends records to quarantine there, the other is an error, and no wrong picture is taken for the right one.
 A file to lose: without it, or if it is damaged, all pictures are read.
 """
 
@@ -17,6 +18,10 @@ from stages.outputs import whole_file
 
 MOST: Final = 4_000_000
 """Pictures that are remembered, 48 bytes each."""
+OTHER_CORPUS: Final = (
+    "the corpus is another one than was read, or lies about its members: delete .scratch/corpus/hashes, `dvc repro -f download`"
+)
+"""What to do about a picture that does not have its hash."""
 _MAGIC: Final = b"sha256 of pictures, 1\n"
 _KEY: Final = 16
 _HASH: Final = 32

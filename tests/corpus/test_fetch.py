@@ -100,7 +100,7 @@ def test_what_cannot_be_gone_on_with_is_begun_anew(tmp_path: Path, served: Serve
     if how == "no etag":
         served.etag = False
     half_fetched(target, served)
-    served.content = CONTENT[::-1] if how == "changed" else CONTENT
+    served.content = CONTENT[:1000:-1][:90_000] if how == "changed" else CONTENT  # and less than has come
     served.ranges = how != "no ranges"
     if how == "no note":
         note.unlink()

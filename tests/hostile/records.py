@@ -12,7 +12,7 @@ def files(good: dict[str, Any]) -> dict[str, Case]:
     """Whole files, by name; `good` is a record that would be kept."""
     text = json.dumps([good])
     cases = {
-        "empty": Case(b"", "quarantined", "JSON"),
+        "empty": Case(b"", "quarantined", "the file is empty"),
         "blanks": Case(b" \n\t ", "quarantined", "JSON"),
         "no list": Case(json.dumps(good).encode(), "quarantined", "not a JSON list"),
         "a string": Case(b'"records"', "quarantined", "not a JSON list"),
@@ -29,7 +29,7 @@ def files(good: dict[str, Any]) -> dict[str, Case]:
             text.replace("}", f', "weight": {"9" * 1_000_000}}}').encode(), "quarantined", "JSON|digits|number"
         ),
         "keys that stand twice": Case(text.replace('"gt_answer"', '"gt_answer": "Cyst", "gt_answer"').encode(), "quarantined", "twice"),
-        "zeros": Case(bytes(1000), "quarantined", "JSON"),
+        "zeros": Case(bytes(1000), "quarantined", "not UTF-8"),
     }
     for tenths in range(1, 10):
         cases[f"cut at {tenths}/10"] = Case(text.encode()[: len(text) * tenths // 10], "quarantined", "JSON")

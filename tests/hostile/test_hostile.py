@@ -19,9 +19,11 @@ from stages.corpus.modalities import MODALITIES
 from stages.corpus.quarantine import Quarantine, read_quarantine
 from stages.errors import InputError
 from tests.conftest import ROOT
+from tests.hostile import pictures
 from tests.hostile.archives import archives, zipped
 from tests.hostile.cases import Case
-from tests.hostile.pictures import PICTURES, saved, scene
+from tests.hostile.dicoms import DICOMS
+from tests.hostile.pictures import saved, scene
 from tests.hostile.records import RECORDS, files
 
 QUESTIONS = "QA_information/Open-access"
@@ -53,6 +55,7 @@ CORPUS = {
 }
 ARCHIVES = archives(CORPUS, NAMED, f"{QUESTIONS}/More.json")
 FILES = files(record("in a bad file"))
+PICTURES = pictures.PICTURES | DICOMS
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ def ingest(root: Path, content: bytes) -> Outcome:
         start(download)
         start(resize, "ct")
         left = {each["question_id"] for each in json.loads(layout.records("ct").read_text(encoding="utf-8"))}
-        accounts = [read_quarantine(layout.QUARANTINE / name) for name in ("download.parquet", "resize/ct.parquet")]
-        return Outcome(*accounts, left)
+        downloaded, resized = (read_quarantine(layout.QUARANTINE / name) for name in ("download.parquet", "resize/ct.parquet"))
+        return Outcome(downloaded, resized, left)
     finally:
         os.chdir(before)
 
@@ -134,9 +137,9 @@ def test_an_archive(tmp_path: Path, name: str) -> None:
 def pictured(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """All hostile pictures in one corpus with good ones."""
     asked = [record(name, image_path=f"Images/Hostile/{number}.png", dataset="Hostile") for number, name in enumerate(PICTURES)]
-    pictures = {each["image_path"]: PICTURES[each["question_id"]].content for each in asked}
+    content = {each["image_path"]: PICTURES[each["question_id"]].content for each in asked}
     return ingest(
-        tmp_path_factory.mktemp("pictures"), zipped({**CORPUS, **pictures, f"{QUESTIONS}/Hostile.json": json.dumps(asked).encode()})
+        tmp_path_factory.mktemp("pictures"), zipped({**CORPUS, **content, f"{QUESTIONS}/Hostile.json": json.dumps(asked).encode()})
     )
 
 

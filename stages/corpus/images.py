@@ -23,6 +23,7 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.corpus.alone import Floor
 from stages.corpus.dicom import Levels, Tags, is_dicom
 from stages.corpus.dicom_series import read_series
 from stages.corpus.image_errors import ImageError
@@ -55,6 +56,8 @@ _CUT: Final = "premature end"
 _LONGEST_SHRINK: Final = 8
 _TURNED: Final = (5, 6, 7, 8)
 """EXIF orientations in which width and height change places."""
+
+_floor: Final = Floor()
 
 # limits are checked here, on what a file's header says, before a pixel is decoded
 Image.MAX_IMAGE_PIXELS = None
@@ -160,15 +163,23 @@ def _check_size(width: int, height: int, settings: Resize) -> None:
 def _streamed(content: bytes, kind: str, settings: Resize) -> Decoded | None:
     """The picture by libvips; None if it is of a kind that is left to Pillow."""
     try:
-        return _by_libvips(content, kind, settings, "warning")
-    except pyvips.Error as error:
-        # an end before the last row is no more than a warning to libjpeg, which leaves the rest grey
-        if _CUT in str(error):
-            raise ImageError("truncated or damaged: it ends before its last row") from error
-    try:
-        return _by_libvips(content, kind, settings, "error")
-    except pyvips.Error as error:
-        raise ImageError(f"truncated or damaged: {_first_line(error)}") from error
+        with _floor.shared():
+            return _by_libvips(content, kind, settings, "warning")
+    except pyvips.Error:
+        pass
+    # libvips keeps what went wrong in one place for all threads: only alone can be told whose it is
+    with _floor.alone():
+        try:
+            pyvips.vips_lib.vips_error_clear()
+            return _by_libvips(content, kind, settings, "warning")
+        except pyvips.Error as error:
+            # an end before the last row is no more than a warning to libjpeg, which leaves the rest grey
+            if _CUT in str(error):
+                raise ImageError("truncated or damaged: it ends before its last row") from error
+        try:
+            return _by_libvips(content, kind, settings, "error")
+        except pyvips.Error as error:
+            raise ImageError(f"truncated or damaged: {_first_line(error)}") from error
 
 
 def _by_libvips(content: bytes, kind: str, settings: Resize, fail_on: str) -> Decoded | None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sqlite3
 import sys
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -49,6 +50,8 @@ class ImageCache:
         """`limit`: bytes of shards, beyond which those go that were not used for longest."""
         self._folder, self._limit = folder, limit
         self._shards = folder / "shards"
+        # threads share the one connection, which bears one of them at a time; steps are nested
+        self._turn = threading.RLock()
         self._open: sqlite3.Connection | None = None
         self._run = 0
         with self._tried():
@@ -172,16 +175,17 @@ class ImageCache:
     @contextmanager
     def _tried(self) -> Iterator[None]:
         """Whatever is wrong with the cache, it is done without from then on."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
-                _set_aside(self._folder / "index.sqlite")
-            print(f"{self._folder} cannot be used ({error}): pictures are made anew", file=sys.stderr)
-            if self._open is not None:
-                with suppress(sqlite3.Error):
-                    self._open.close()
-            self._open = None
+        with self._turn:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                    _set_aside(self._folder / "index.sqlite")
+                print(f"{self._folder} cannot be used ({error}): pictures are made anew", file=sys.stderr)
+                if self._open is not None:
+                    with suppress(sqlite3.Error):
+                        self._open.close()
+                self._open = None
 
 
 def _set_aside(index: Path) -> None:

@@ -26,7 +26,6 @@ from stages.corpus.light import brightness
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.reasons import Reason
 from stages.corpus.shards import cut, shard_name, write_shard
-from stages.corpus.store import SUFFIX
 from stages.params import Dicom, Resize
 from stages.progress import counted
 
@@ -127,7 +126,8 @@ class Maker:
         return target.exists() or self._cache.take(target.name, target)
 
     def _frames_name(self, name: str) -> str:
-        return f"{self._keys[name][:32]}{SUFFIX}"
+        # by the name as well: it is in the members' names, and other records may name the same bytes otherwise
+        return shard_name([(f"{png_name(name)}/frames", self._keys[name])])
 
     def _name(self, facts: Mapping[str, Fact]) -> str | None:
         """The name of the shard of these pictures; None if none can be used."""

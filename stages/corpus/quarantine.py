@@ -180,9 +180,11 @@ def shown(value: object) -> str:
 
 
 def _row(found: dict[str, Any]) -> Row:
-    place = Place(found["file"], found["record"], found["question_id"])
+    place = Place(**{name: found[name] for name in Place._fields})
     return Row(place, found["what"], found["why"], Reason(found["reason"]), found["dataset"], found["modality"])
 
 
-def _order(row: Row) -> tuple[str, int, str, str, str]:
-    return row.where.file, -1 if row.where.record is None else row.where.record, row.where.question_id or "", row.what, row.why
+def _order(row: Row) -> tuple[str, int, int, str, str, str]:
+    where = row.where
+    record, line = (-1 if number is None else number for number in (where.record, where.line))
+    return where.file, record, line, where.question_id or "", row.what, row.why

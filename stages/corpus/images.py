@@ -36,7 +36,7 @@ __all__ = ["DECODER", "FORMATS", "Decoded", "ImageError", "decode", "decode_file
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """What is read at all: libvips and Pillow know more, some through external programs."""
 _RULES: Final = 2
-"""Raise it whenever the same bytes and settings would give another picture, or other facts of it, than before: here or in what this uses."""
+"""Raise it whenever the same bytes and settings would give another picture, or other facts of it, than before, here or below."""
 _DECODERS: Final = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg-openjpeg", "python-gdcm", "scipy")
 DECODER: Final = " ".join(
     [f"rules {_RULES}", f"libvips {'.'.join(str(pyvips.version(part)) for part in range(3))}"]

@@ -19,29 +19,9 @@ from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
 DRAWN: Final = 40
 """Pictures that are drawn; the others are these with another comment in the file, which every decoder has to decode anew."""
 _NOISE: Final = 3.0
-_WORDS: Final = tuple(
-    [
-        "what",
-        "which",
-        "is",
-        "seen",
-        "shown",
-        "in",
-        "the",
-        "this",
-        "image",
-        "picture",
-        "of",
-        "area",
-        "organ",
-        "tissue",
-        "finding",
-        "type",
-        "kind",
-        "grade",
-        "most",
-        "likely",
-    ]
+_WORDS: Final = (
+    *("what", "which", "is", "seen", "shown", "in", "the", "this", "image", "picture"),
+    *("of", "area", "organ", "tissue", "finding", "type", "kind", "grade", "most", "likely"),
 )
 
 

@@ -138,8 +138,8 @@ class Header:
 def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) -> Header:
     """Read and check the header of a DICOM file; no pixel is decoded.
 
-    max_pixels: of one frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which quotes no value of the file but
-    the size of the picture and words of closed lists.
+    max_pixels: of one frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which
+    quotes no value of the file but the size of the picture and words of closed lists.
     """
     syntax, elements = read_elements(content, _KEYWORDS, settings.max_inflated_mb * 2**20)
     if syntax not in DECODERS:

@@ -60,7 +60,10 @@ class ImageCache:
             self._open.execute("PRAGMA journal_mode = WAL")
             self._open.execute("PRAGMA synchronous = NORMAL")
             self._open.executescript(_TABLES)
-            self._run = self._open.execute("SELECT coalesce(max(used), 0) + 1 FROM shards").fetchone()[0]
+            held, self._run = self._open.execute("SELECT count(*), coalesce(max(used), 0) + 1 FROM shards").fetchone()
+            if not held:  # files that a lost index knew would be counted by nobody
+                for left in self._shards.iterdir():
+                    left.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Keep to the limit, and let go of the files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -112,7 +113,12 @@ def change_params(group: str, **changes: Any) -> None:
 
 def resize_settings(**changes: Any) -> Resize:
     """The group `resize` of the repository's params.yaml, with changes that may leave its limits."""
-    return load_params(ROOT / "params.yaml").resize.model_copy(update=changes)
+    return _resize().model_copy(update=changes)
+
+
+@functools.cache
+def _resize() -> Resize:
+    return load_params(ROOT / "params.yaml").resize
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ import yaml
 from PIL import Image
 
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
+from stages.params import Resize, load_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +109,16 @@ def change_params(group: str, **changes: Any) -> None:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     tree[group] |= changes
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+
+def resize_settings(**changes: Any) -> Resize:
+    """The group `resize` of the repository's params.yaml, with changes that may leave its limits."""
+    return _resize().model_copy(update=changes)
+
+
+@functools.cache
+def _resize() -> Resize:
+    return load_params(ROOT / "params.yaml").resize
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:

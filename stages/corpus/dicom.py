@@ -19,6 +19,7 @@ from stages.corpus.dicom_grey import Grey, with_range
 from stages.corpus.dicom_header import MODALITIES, Place, Tags, header_modality, read_header
 from stages.corpus.dicom_pixels import Frames
 from stages.corpus.image_errors import ImageError
+from stages.corpus.reasons import Reason
 from stages.params import Dicom
 
 __all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "modality_of", "modality_slug", "read_dicom", "representative"]
@@ -91,11 +92,11 @@ class DicomImage:
 def read_dicom(content: bytes, settings: Dicom, max_pixels: int | None = None) -> DicomImage:
     """Read a file of one frame or several. Frames are decoded when they are asked for, and may raise ImageError then.
 
-    max_pixels: of a frame; None is Pillow's own limit. Raises ImageError with the reason, which quotes no value but sizes and words
-    of closed lists.
+    max_pixels: of a frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which quotes
+    no value but sizes and words of closed lists.
     """
     if not is_dicom(content):
-        raise ImageError("not a DICOM file")
+        raise ImageError("not a DICOM file", Reason.IMAGE_FORMAT)
     header = read_header(content, settings, max_pixels)
     return DicomImage(Pictures(Frames(header)), representative(header.tags.frames, settings), header.tags, header.place)
 

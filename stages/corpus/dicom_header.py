@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from PIL import Image
-
 from stages.corpus.dicom_elements import Elements, read_elements, syntax_name
 from stages.corpus.dicom_grey import Depth, Grey, read_greys
 from stages.corpus.dicom_palette import KEYWORDS as PALETTE
@@ -140,12 +138,12 @@ class Header:
 def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) -> Header:
     """Read and check the header of a DICOM file; no pixel is decoded.
 
-    max_pixels: of one frame; None is Pillow's own limit. Raises ImageError with the reason, which quotes no value of the file but
-    the size of the picture and words of closed lists.
+    max_pixels: of one frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which
+    quotes no value of the file but the size of the picture and words of closed lists.
     """
     syntax, elements = read_elements(content, _KEYWORDS, settings.max_inflated_mb * 2**20)
     if syntax not in DECODERS:
-        raise ImageError(f"DICOM transfer syntax {syntax_name(syntax)!r} is not supported")
+        raise ImageError(f"DICOM transfer syntax {syntax_name(syntax)!r} is not supported", Reason.IMAGE_FORMAT)
     rows, columns, frames = _size(elements, settings, max_pixels)
     photometric = _photometric(elements)
     samples = elements.unsigned("SamplesPerPixel") or 1
@@ -191,14 +189,15 @@ def _size(elements: Elements, settings: Dicom, max_pixels: int | None) -> tuple[
     frames = (elements.integers("NumberOfFrames", 1) or (1,))[0]
     if frames < 1:
         raise ImageError("NumberOfFrames is less than 1")
-    limit = max_pixels or Image.MAX_IMAGE_PIXELS
-    if limit and rows * columns > limit:
-        raise ImageError(f"too many pixels: {columns} x {rows}, the limit is {limit}")
+    if max_pixels is not None and rows * columns > max_pixels:
+        limited = f"the limit is {max_pixels} (resize.max_megapixels)"
+        raise ImageError(f"too many pixels: {columns} x {rows}, {limited}", Reason.IMAGE_TOO_LARGE)
     if frames > settings.max_frames:
-        raise ImageError(f"too many frames: {_counted(frames)}, the limit is {settings.max_frames} (dicom.max_frames)")
+        limited = f"the limit is {settings.max_frames} (dicom.max_frames)"
+        raise ImageError(f"too many frames: {_counted(frames)}, {limited}", Reason.IMAGE_TOO_LARGE)
     if rows * columns * frames > settings.max_total_pixels:
         limited = f"the limit is {settings.max_total_pixels} (dicom.max_total_pixels)"
-        raise ImageError(f"too many pixels: {columns} x {rows} in {frames} frames, {limited}")
+        raise ImageError(f"too many pixels: {columns} x {rows} in {frames} frames, {limited}", Reason.IMAGE_TOO_LARGE)
     return rows, columns, frames
 
 

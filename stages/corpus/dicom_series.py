@@ -9,6 +9,7 @@ from typing import overload
 
 from stages.corpus.dicom import DicomImage, Levels, read_dicom, representative
 from stages.corpus.image_errors import ImageError
+from stages.corpus.reasons import Reason
 from stages.params import Dicom
 
 _APART = 1e-3
@@ -52,13 +53,14 @@ def read_series(contents: Sequence[bytes], settings: Dicom, max_pixels: int | No
     if len(contents) == 1:
         return read_dicom(contents[0], settings, max_pixels)
     if len(contents) > settings.max_frames:
-        raise ImageError(f"too many files in a series: {len(contents)}, the limit is {settings.max_frames} (dicom.max_frames)")
+        limited = f"the limit is {settings.max_frames} (dicom.max_frames)"
+        raise ImageError(f"too many files in a series: {len(contents)}, {limited}", Reason.IMAGE_TOO_LARGE)
     found = [_without_pixels(content, number, len(contents), settings, max_pixels) for number, content in enumerate(contents, start=1)]
     _check_alike(found)
     order = [(file, frame) for file in _sorted(found) for frame in range(found[file].tags.frames)]
     tags = found[0].tags
     if len(order) > settings.max_frames or tags.rows * tags.columns * len(order) > settings.max_total_pixels:
-        raise ImageError(f"too many frames in a series: {len(order)} (dicom.max_frames, dicom.max_total_pixels)")
+        raise ImageError(f"too many frames in a series: {len(order)} (dicom.max_frames, dicom.max_total_pixels)", Reason.IMAGE_TOO_LARGE)
     middle = representative(len(order), settings)
     tags = replace(found[order[middle][0]].tags, frames=len(order))
     return DicomImage(_Slices(contents, order, settings, max_pixels), middle, tags, found[0].place)
@@ -83,8 +85,8 @@ def _without_pixels(content: bytes, number: int, count: int, settings: Dicom, ma
     try:
         return replace(read_dicom(content, settings, max_pixels), frames=())
     except ImageError as error:
-        reason = str(error)
-    raise ImageError(f"file {number} of the {count} of a series: {reason}")
+        why, reason = str(error), error.reason
+    raise ImageError(f"file {number} of the {count} of a series: {why}", reason)
 
 
 def _check_alike(found: Sequence[DicomImage]) -> None:

@@ -118,9 +118,11 @@ def decode_files(contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, f
 
     Raises ImageError with the reason.
     """
-    # first of all: a file can be DICOM and another kind at once, and what DICOM says of burned-in text must be heeded
-    if not folder and not is_dicom(contents[0]):
-        return decode(contents[0], settings)
+    if not folder:
+        contents = [contents[0]]  # read once: whoever gives them may fetch each anew
+        # first of all: a file can be DICOM and another kind at once, and what DICOM says of burned-in text must be heeded
+        if not is_dicom(contents[0]):
+            return decode(contents[0], settings)
     found = read_series(contents, dicom, settings.max_megapixels * 10**6)
     pictures = _Resized(found.frames, settings)
     shown = pictures[found.representative]

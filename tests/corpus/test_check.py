@@ -14,7 +14,8 @@ import pytest
 from stages.corpus import check, inspection
 from stages.corpus.advice import advise, hint
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES, nearest
-from stages.corpus.quarantine import Row
+from stages.corpus.quarantine import Place, Row
+from stages.corpus.reasons import Reason
 from tests.conftest import MakeRecord, Raw, picture
 
 Check = Callable[..., int]
@@ -137,7 +138,7 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, wa
 def test_without_images_no_picture_is_opened(run_check: Check, ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(ward, {"a.png": b"no picture"})
     assert run_check(ward) == 1
-    monkeypatch.setattr(inspection, "decode", None)
+    monkeypatch.setattr(inspection, "decode_files", None)
     assert run_check(ward, "--no-images") == 0
     assert not found(run_check, ward, "--no-images")["pictures_decoded"]
 
@@ -158,7 +159,11 @@ def test_what_has_no_usable_record_is_unusable(run_check: Check, ward: Path, con
 def test_what_is_no_corpus_is_unusable_and_told(run_check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path, {"x.zip": b"PK"})
-    for path, why in {"none": "neither a file nor a folder", "empty": "holds no questions", "x.zip": "is not a whole zip"}.items():
+    for path, why in {
+        "none": "neither a file nor a folder",
+        "empty": "expected one folder with QA_information/Open-access/ and Images/",
+        "x.zip": "is not a whole zip",
+    }.items():
         assert run_check(tmp_path / path) == 2
         assert why in capsys.readouterr().err
 
@@ -204,4 +209,4 @@ def test_the_nearest_name_is_found_if_one_is_near(value: str, slug: str | None) 
 def test_advice_is_for_the_right_kind() -> None:
     assert advise("the image cannot be used: the file is empty").kind == "pictures that cannot be decoded"
     assert advise("something else").kind == "other reasons"
-    assert hint(Row("here", "Crystal ball", "unknown modality_type")) == ""
+    assert hint(Row(Place("here"), "Crystal ball", "unknown modality_type", Reason.UNKNOWN_MODALITY)) == ""

@@ -19,6 +19,7 @@ from stages.corpus import dicom_syntaxes as syntaxes
 from stages.corpus.dicom import read_dicom
 from stages.corpus.dicom_elements import quiet
 from stages.corpus.images import ImageError
+from stages.corpus.reasons import Reason
 from tests.dicoms import ENCODERS, compressed, dataset, deflated, file, ramp, settings, written
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of what these files are made with
@@ -98,7 +99,7 @@ def test_a_compressed_picture_of_another_size_is_refused_before_it_is_decoded(sy
         ({"NumberOfFrames": -1}, "less than 1"),
         ({"NumberOfFrames": 65}, r"too many frames: 65, the limit is 64 \(dicom\.max_frames\)"),
         ({"NumberOfFrames": 19530517}, "a million or more"),
-        ({"Rows": 65535, "Columns": 65535}, "too many pixels: 65535 x 65535, the limit is"),
+        ({"Rows": 65535, "Columns": 65535}, "too many pixels: 65535 x 65535 in 1 frames, the limit is"),
         ({"Rows": 4000, "Columns": 4000}, r"4000 x 4000 in 1 frames, the limit is 10000000 \(dicom\.max_total_pixels\)"),
         ({"BitsAllocated": 12}, "BitsAllocated is none of"),
         ({"BitsAllocated": 7, "BitsStored": 7}, "BitsAllocated is none of"),
@@ -114,6 +115,13 @@ def test_a_compressed_picture_of_another_size_is_refused_before_it_is_decoded(sy
 )
 def test_a_header_that_does_not_fit_is_refused(elements: dict[str, Any], why: str) -> None:
     refused(file(ramp(), **elements), why)
+
+
+def test_more_than_is_decoded_of_a_frame_is_refused_whatever_all_frames_may_have() -> None:
+    with pytest.raises(ImageError, match=r"too many pixels: 40 x 32, the limit is 1279 \(resize\.max_megapixels\)") as caught:
+        read_dicom(GOOD, settings(), 40 * 32 - 1)
+    assert caught.value.reason == Reason.IMAGE_TOO_LARGE
+    assert len(read_dicom(GOOD, settings(), 40 * 32).frames) == 1
 
 
 @pytest.mark.parametrize("vr", [b"PN", b"UT", b"SQ", b"ZZ", b"\xff\xff", b"us"])

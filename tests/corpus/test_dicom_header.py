@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from stages.corpus.dicom import modality_of, read_dicom
 from stages.corpus.images import ImageError, decode_files
+from tests.conftest import resize_settings
 from tests.dicoms import CT_STORAGE, SECONDARY_CAPTURE, dataset, deflated, file, ramp, settings, written
 
 
@@ -27,7 +28,7 @@ def test_the_frame_that_is_asked_about_is_the_one_that_params_say(frame: str, co
     frames = np.stack([ramp() // (number + 1) for number in range(count)])
     found = read_dicom(file(frames), settings(frame=frame))
     assert found.representative == index
-    decoded = decode_files([file(frames)], 24, "nearest", settings(frame=frame))
+    decoded = decode_files([file(frames)], resize_settings(size=24, resample="nearest"), settings(frame=frame))
     assert np.asarray(decoded.image).max() == frames[index].max()
     assert len(decoded.frames) == (count if count > 1 else 0)
 
@@ -136,7 +137,7 @@ def test_a_file_that_is_dicom_and_tiff_at_once_is_read_as_dicom() -> None:
     """Else what the header says of burned-in text would be overlooked."""
     content = b"II*\0" + file(ramp(), BurnedInAnnotation="YES")[4:]
     with pytest.raises(ImageError, match="text is burned into"):
-        decode_files([content], 24, "bicubic", settings())
+        decode_files([content], resize_settings(size=24), settings())
 
 
 def test_overlays_are_not_drawn() -> None:
@@ -150,6 +151,6 @@ def test_overlays_are_not_drawn() -> None:
 
 
 def test_a_picture_is_an_image_of_the_size_that_policies_see() -> None:
-    decoded = decode_files([file(ramp())], 24, "bilinear", settings())
+    decoded = decode_files([file(ramp())], resize_settings(size=24), settings())
     assert (decoded.image.size, decoded.image.mode, decoded.width, decoded.height) == ((24, 24), "RGB", 40, 32)
     assert decoded.tags is not None

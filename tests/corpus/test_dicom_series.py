@@ -10,6 +10,7 @@ import pytest
 
 from stages.corpus.dicom_series import picture_files, read_series
 from stages.corpus.images import ImageError
+from stages.corpus.reasons import Reason
 from tests.dicoms import deflated, file, ramp, settings
 
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -97,24 +98,25 @@ def test_files_are_fetched_when_they_are_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("contents", "why"),
+    ("contents", "why", "reason"),
     [
-        ([], "a series without files"),
-        ([a_slice(1), a_slice(2, SeriesInstanceUID="1.2.3.77")], "files of several series"),
-        ([a_slice(1), a_slice(2, SeriesInstanceUID=None)], "files of several series"),
-        ([a_slice(1), file(ramp())], "several sizes or kinds in one series: 5 x 4 and 40 x 32"),
-        ([a_slice(1), a_slice(2, PhotometricInterpretation="MONOCHROME1")], "several sizes or kinds"),
-        ([a_slice(1), a_slice(2, Modality="CT")], "several modalities"),
-        ([a_slice(1), b"a text"], "file 2 of the 2 of a series: not a DICOM file"),
-        ([a_slice(1), a_slice(2)[:-3]], "file 2 of the 2 of a series: .*cut short"),
-        ([a_slice(1)] * 65, r"too many files in a series: 65, the limit is 64 \(dicom\.max_frames\)"),
-        ([file(np.stack([ramp()] * 40))] * 2, r"too many frames in a series: 80"),
-        ([a_slice(1), deflated(a_slice(2, BurnedInAnnotation="YES"))], "file 2 .* text is burned into"),
+        ([], "a series without files", Reason.IMAGE_DAMAGED),
+        ([a_slice(1), a_slice(2, SeriesInstanceUID="1.2.3.77")], "files of several series", Reason.IMAGE_DAMAGED),
+        ([a_slice(1), a_slice(2, SeriesInstanceUID=None)], "files of several series", Reason.IMAGE_DAMAGED),
+        ([a_slice(1), file(ramp())], "several sizes or kinds in one series: 5 x 4 and 40 x 32", Reason.IMAGE_DAMAGED),
+        ([a_slice(1), a_slice(2, PhotometricInterpretation="MONOCHROME1")], "several sizes or kinds", Reason.IMAGE_DAMAGED),
+        ([a_slice(1), a_slice(2, Modality="CT")], "several modalities", Reason.IMAGE_DAMAGED),
+        ([a_slice(1), b"a text"], "file 2 of the 2 of a series: not a DICOM file", Reason.IMAGE_FORMAT),
+        ([a_slice(1), a_slice(2)[:-3]], "file 2 of the 2 of a series: .*cut short", Reason.IMAGE_DAMAGED),
+        ([a_slice(1)] * 65, r"too many files in a series: 65, the limit is 64 \(dicom\.max_frames\)", Reason.IMAGE_TOO_LARGE),
+        ([file(np.stack([ramp()] * 40))] * 2, r"too many frames in a series: 80", Reason.IMAGE_TOO_LARGE),
+        ([a_slice(1), deflated(a_slice(2, BurnedInAnnotation="YES"))], "file 2 .* text is burned into", Reason.IMAGE_ANNOTATION),
     ],
 )
-def test_files_that_do_not_make_one_series_are_refused(contents: list[bytes], why: str) -> None:
+def test_files_that_do_not_make_one_series_are_refused(contents: list[bytes], why: str, reason: Reason) -> None:
     with pytest.raises(ImageError, match=why) as caught:
         read_series(contents, settings())
+    assert caught.value.reason == reason
     assert "1.2.3.77" not in str(caught.value)
     assert caught.value.__context__ is None
 

@@ -27,6 +27,10 @@ ROWS = [
     Row(Place("b.json", 9, "y"), "1", "bad", Reason.FIELD_EMPTY, "Set b"),
     Row(Place("a.json"), "line 1", "cut", Reason.FILE_UNREADABLE),
 ]
+TABLE = [
+    Row(Place("c.csv", None, name, line), "3", "bad", Reason.FIELD_EMPTY, "Set b") for name, line in (("a", 12), ("x", 7), (None, 101))
+]
+"""Rows of a table have no place but a line."""
 
 
 def refused(of_set: str, count: int, reason: Reason = Reason.FIELD_EMPTY) -> list[Row]:
@@ -42,24 +46,28 @@ def account(*sets: tuple[str, int, int]) -> Quarantine:
 
 def test_an_account_is_sorted_by_place_read_back_and_says_where_it_comes_from(tmp_path: Path) -> None:
     path = tmp_path / "q.parquet"
-    written = write_quarantine(path, "download", 6, ["Set b", "Set a", "Set b"], ROWS, {"corpus": "md5:abc"})
+    written = write_quarantine(path, "download", 9, ["Set b", "Set a", "Set b"], [*TABLE, *ROWS], {"corpus": "md5:abc"})
     assert read_quarantine(path) == written
-    assert (written.stage, written.read, written.kept) == ("download", 6, 3)
-    assert [str(row.where) for row in written.rows] == ["a.json", "b.json#9 (y)", "b.json#10 (x)"]
-    assert written.sets == {NO_SET: Taken(1, 0), "Set a": Taken(1, 1), "Set b": Taken(4, 2)}
+    assert (written.stage, written.read, written.kept) == ("download", 9, 3)
+    lines = ["c.csv, line 7 (x)", "c.csv, line 12 (a)", "c.csv, line 101 (no question_id)"]
+    assert [str(row.where) for row in written.rows] == ["a.json", "b.json#9 (y)", "b.json#10 (x)", *lines]
+    assert written.sets == {NO_SET: Taken(1, 0), "Set a": Taken(1, 1), "Set b": Taken(7, 2)}
     assert json.loads(pq.read_schema(path).metadata[b"provenance"]) == {"corpus": "md5:abc"}
 
 
 def test_two_accounts_of_the_same_rows_in_another_order_are_the_same_bytes(tmp_path: Path) -> None:
-    for name, rows in {"1": ROWS, "2": ROWS[::-1]}.items():
-        write_quarantine(tmp_path / name, "download", 5, ["Set b", "Set a"], rows, {"corpus": "md5:abc"})
+    for name, rows in {"1": [*ROWS, *TABLE], "2": [*ROWS, *TABLE][::-1]}.items():
+        write_quarantine(tmp_path / name, "download", 8, ["Set b", "Set a"], rows, {"corpus": "md5:abc"})
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
 def test_pandas_alone_tells_refusals_by_set_and_reason(tmp_path: Path) -> None:
     write_quarantine(tmp_path / "q.parquet", "download", 3, [], ROWS, {})
     frame = pd.read_parquet(tmp_path / "q.parquet")
-    assert list(frame.columns) == ["stage", "file", "record", "question_id", "dataset", "modality", "reason", "what", "why"]
+    assert list(frame.columns) == [
+        *("stage", "file", "record", "line", "question_id"),
+        *("dataset", "modality", "reason", "what", "why"),
+    ]
     counts: dict[Any, int] = frame.groupby(["dataset", "reason"], dropna=False).size().to_dict()
     assert sorted(counts.values()) == [1, 2]
     assert counts["Set b", "field-empty"] == 2
@@ -67,7 +75,7 @@ def test_pandas_alone_tells_refusals_by_set_and_reason(tmp_path: Path) -> None:
 
 def test_an_account_of_nothing_refused_keeps_its_columns_and_counts(tmp_path: Path) -> None:
     write_quarantine(tmp_path / "q.parquet", "resize@ct", 2, ["Set a", "Set a"], [], {})
-    assert len(pd.read_parquet(tmp_path / "q.parquet").columns) == 9
+    assert len(pd.read_parquet(tmp_path / "q.parquet").columns) == 10
     assert read_quarantine(tmp_path / "q.parquet").sets == {"Set a": Taken(2, 2)}
     assert write_quarantine(tmp_path / "none.parquet", "resize@oct", 0, [], [], {}).sets == {}
 

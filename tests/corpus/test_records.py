@@ -94,13 +94,13 @@ def test_a_text_the_published_form_cannot_carry_is_refused(make_record: MakeReco
 )
 def test_what_may_not_stand_in_a_prompt_or_a_name_is_refused(make_record: MakeRecord, changes: dict[str, Any], why: str) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(**changes), "here")
+        check_record(make_record(**changes), HERE)
     assert caught.value.why == why
     assert is_known(why)
 
 
 def test_lines_and_tabs_in_questions_and_options_are_kept(make_record: MakeRecord) -> None:
-    record = check_record(make_record(question="First\r\nsecond:\n\tthird?", option_A="a\nb"), "here")
+    record = check_record(make_record(question="First\r\nsecond:\n\tthird?", option_A="a\nb"), HERE)
     assert (record.question, record.options[0]) == ("First\r\nsecond:\n\tthird?", "a\nb")
 
 
@@ -171,7 +171,7 @@ def test_what_a_parser_passes_over_is_refused_and_the_others_are_kept(make_recor
     reading = read_record_files([("a.json", f"[{bad},\n {good}]".encode())])
     assert [record.question_id for record in reading.records] == ["good"]
     (row,) = reading.rows
-    assert row.where == "a.json#0, line 1 (bad)"
+    assert (row.where, str(row.where)) == (Place("a.json", 0, "bad", 1), "a.json#0, line 1 (bad)")
     assert what in row.what
     assert why in row.why
     assert is_known(row.why)
@@ -191,8 +191,8 @@ def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord,
     reading = read_record_files([("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())])
     lines = text.split("\n")
     begins = [number for number, line in enumerate(lines, start=1) if line in (" {", " null,", " []")]
-    assert reading.records[0].place == f"a.json#0, line {begins[0]} (a)"
-    assert [row.where for row in reading.rows] == [
+    assert str(reading.records[0].place) == f"a.json#0, line {begins[0]} (a)"
+    assert [str(row.where) for row in reading.rows] == [
         f"a.json#1, line {begins[1]} (b)",
         f"a.json#2, line {begins[2]} (no question_id)",
         f"a.json#3, line {begins[3]} (no question_id)",

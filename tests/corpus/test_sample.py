@@ -25,7 +25,7 @@ from stages.corpus.source import open_corpus
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
 from stages.params import load_params
-from tests.conftest import ROOT
+from tests.conftest import ROOT, resize_settings
 from tests.corpus.archives import LIMITS
 
 COMMITTED = ROOT / sample.DEFAULT_OUT
@@ -84,7 +84,7 @@ def test_pictures_are_of_every_kind_and_shape(pictures: dict[str, bytes]) -> Non
     kinds, ratios = set(), []
     for content in pictures.values():
         try:
-            decoded = decode(content, 16, "nearest")
+            decoded = decode(content, resize_settings(size=16, resample="nearest"))
         except ImageError:
             continue
         opened = Image.open(BytesIO(content))
@@ -113,7 +113,7 @@ def test_what_is_broken_is_refused_for_its_own_reason(reading: Reading, pictures
     bad = []
     for content in pictures.values():
         try:
-            decode(content, 16, "nearest")
+            decode(content, resize_settings(size=16, resample="nearest"))
         except ImageError as error:
             bad.append(str(error).partition(":")[0].partition(" (")[0])
     assert sorted(bad) == ["not an image of a known format", "the file is empty", "truncated or damaged"]

@@ -1,0 +1,61 @@
+"""Parses and checks as many question records as OmniMedVQA has, and makes what stage splits needs; benchmarks.ingest runs this.
+
+python -m benchmarks.ingest.questions make FOLDER
+python -m benchmarks.ingest.questions read FOLDER
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.ingest.corpora import record
+from stages import layout
+from stages.corpus.modalities import MODALITIES, MODALITY_SLUGS
+from stages.corpus.records import read_record_files
+from stages.outputs import write_json
+
+RECORDS: Final = 89_000
+IMAGES: Final = 82_000
+
+_FILE: Final = "questions.json"
+
+
+def make(folder: Path) -> None:
+    """The question file of a corpus of all modalities, and the same records as stage resize hands them on."""
+    slugs = list(MODALITIES)
+    found = []
+    for index in range(RECORDS):
+        image = index % IMAGES
+        slug = slugs[image % len(slugs)]
+        found.append(record(index, f"{slug} set {image % 5}/{image:06d}.png", slug))
+    (folder / _FILE).write_text(json.dumps(found), encoding="utf-8")
+    for slug in slugs:
+        write_json(folder / layout.records(slug), [_resized(each, slug) for each in found if MODALITY_SLUGS[each["modality_type"]] == slug])
+
+
+def _resized(raw: dict[str, Any], slug: str) -> dict[str, Any]:
+    """A record with the facts of a picture that is no copy of another."""
+    image = f"{layout.images(slug).as_posix()}/{raw['image_path'].removeprefix('Images/')}.png"
+    pixels, looks = (hashlib.sha256(f"{salt}{image}".encode()).hexdigest() for salt in ("pixels", "looks"))
+    facts = {"image": image, "source_size": [512, 400], "source_mode": "L", "brightness": [100.0, 50.0]}
+    return {**raw, **facts, "pixel_hash": pixels, "perceptual_hash": looks}
+
+
+def read(folder: Path) -> None:
+    """Read and check the question file; prints the seconds."""
+    content = (folder / _FILE).read_bytes()
+    begin = time.perf_counter()
+    reading = read_record_files([(_FILE, content)])
+    seconds = time.perf_counter() - begin
+    if len(reading.records) != RECORDS:
+        raise SystemExit(f"only {len(reading.records)} of {RECORDS} records were kept: {reading.rows[:3]}")
+    print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    {"make": make, "read": read}[sys.argv[1]](Path(sys.argv[2]))

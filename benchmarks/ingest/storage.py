@@ -1,0 +1,164 @@
+"""How should resized pictures be stored: one file each, or zip shards? What DVC and a reader in training pay for either.
+
+    python -m benchmarks.ingest.storage [--pictures N] [--json FILE]
+
+DVC: projects of the shape of dvc.yaml (8 resize, 13 train, 14 evaluate, the report) in temporary folders, with this project's settings
+of DVC and commands that do nothing. Pictures are small files there: DVC's own costs go by their number. Reading: 2,000 pictures of
+384x384 opened in random order, each way in turn. Medians of 3; what happens only once is measured once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.ingest.measured import REPOSITORY, Run, median_seconds, python, run
+from stages.corpus.modalities import AXES
+from stages.corpus.shards import MEAN
+from stages.outputs import write_json
+from stages.provenance import provenance
+
+PICTURES: Final = 82_000
+"""As many as OmniMedVQA's open part has."""
+PER_SHARD: Final = MEAN
+REPEATS: Final = 3
+_PICTURE_BYTES: Final = 3_000
+
+
+def main() -> None:
+    """Measure, print tables, write the JSON."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m benchmarks.ingest.storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--pictures", type=int, default=PICTURES, help=f"default: {PICTURES}")
+    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
+    given = arguments.parse_args()
+    count = given.pictures
+    ways: dict[str, tuple[Callable[[Path, int], None], int]] = {
+        f"{count:,} files": (as_files, count),
+        f"{count:,} in shards": (as_shards, count),
+        f"{10 * count:,} in shards": (as_shards, 10 * count),
+    }
+    result: dict[str, Any] = {"dvc": {}, "cores": os.cpu_count(), "provenance": provenance({})}
+    for name, (store, pictures) in ways.items():
+        with tempfile.TemporaryDirectory(prefix="storage-") as folder:
+            result["dvc"][name] = measure_dvc(Path(folder), store, pictures)
+        _show_dvc(name, result["dvc"][name])
+    with tempfile.TemporaryDirectory(prefix="storage-") as folder:
+        python("benchmarks.ingest.reading", "make", folder, folder=Path(folder))
+        said = python("benchmarks.ingest.reading", "read", folder, folder=Path(folder)).output
+    result["reading"] = yaml.safe_load(said)
+    _show_reading(result["reading"])
+    if given.json:
+        write_json(given.json, result)
+
+
+# --- what DVC pays -----------------------------------------------------------------------------------------------------
+
+
+def as_files(folder: Path, pictures: int) -> None:
+    """One file a picture, below a folder for each source set."""
+    for number in range(pictures):
+        path = folder / f"set{number % 5}" / f"{number:07d}.png"
+        if number < 5:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(os.urandom(_PICTURE_BYTES))
+
+
+def as_shards(folder: Path, pictures: int) -> None:
+    """Stored zips of PER_SHARD pictures each; of many pictures small ones, as only the number of shards matters."""
+    folder.mkdir(parents=True)
+    size = _PICTURE_BYTES if pictures <= PICTURES / 8 else 300
+    for first in range(0, pictures, PER_SHARD):
+        with zipfile.ZipFile(folder / f"{first // PER_SHARD:05d}.zip", "w", zipfile.ZIP_STORED) as shard:
+            for number in range(first, min(first + PER_SHARD, pictures)):
+                shard.writestr(f"set{number % 5}/{number:07d}.png", os.urandom(size))
+
+
+def measure_dvc(root: Path, store: Callable[[Path, int], None], pictures: int) -> dict[str, Any]:
+    """Seconds of DVC's commands in a project with so many pictures, and the peak bytes of the most hungry one."""
+    for slug in AXES["modality"]:
+        store(root / "made" / slug, pictures // len(AXES["modality"]))
+    write_project(root)
+    first = dvc(root, "repro")
+    again = [dvc(root, "repro") for _ in range(1 + REPEATS)][1:]
+    status = [dvc(root, "status") for _ in range(1 + REPEATS)][1:]
+    commit = [dvc(root, "commit", "--force") for _ in range(REPEATS)]
+    pushed = dvc(root, "push")
+    push_again = [dvc(root, "push") for _ in range(REPEATS)]
+    if any("Running stage" in each.output for each in again):
+        raise RuntimeError(f"dvc repro had work to do:\n{again[0].output}")
+    everything = [first, *again, *status, *commit, pushed, *push_again]
+    return {
+        "pictures": pictures,
+        "files": sum(1 for path in (root / "data" / "images").rglob("*") if path.is_file()),
+        "first_repro_seconds": round(first.seconds, 2),
+        "repro_seconds": round(median_seconds(again), 2),
+        "status_seconds": round(median_seconds(status), 2),
+        "commit_seconds": round(median_seconds(commit), 2),
+        "first_push_seconds": round(pushed.seconds, 2),
+        "push_seconds": round(median_seconds(push_again), 2),
+        "peak_memory_bytes": max(each.peak for each in everything),
+    }
+
+
+def write_project(root: Path) -> None:
+    """A project of DVC with the stages that produce or read pictures, as dvc.yaml and params.yaml have them."""
+    checkpoints = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["checkpoints"]
+    stages: dict[str, Any] = {}
+    for slug in AXES["modality"]:
+        images = f"data/images/{slug}"
+        stages[f"resize-{slug}"] = {"cmd": f"mkdir -p data/images && mv made/{slug} {images}", "outs": [images]}
+    for name, item in checkpoints.items():
+        model = f"models/{name}"
+        stages[f"train-{name}"] = {"cmd": f"mkdir -p models && echo {name} > {model}", "deps": [item["images"]], "outs": [model]}
+    for name in ["base", *checkpoints]:
+        deps = ["data/images", *([f"models/{name}"] if name in checkpoints else [])]
+        answers = f"predictions/{name}"
+        stages[f"evaluate-{name}"] = {"cmd": f"mkdir -p predictions && echo {name} > {answers}", "deps": deps, "outs": [answers]}
+    stages["report"] = {"cmd": "echo report > report", "deps": ["predictions", "data/images"], "outs": ["report"]}
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8")
+    (root / ".gitignore").write_text("/data/\n/models/\n/predictions/\n/report\n/made/\n/remote/\n/state/\n", encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    dvc(root, "init", "--quiet")
+    shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
+    dvc(root, "remote", "add", "--default", "here", str(root / "remote"))
+
+
+def dvc(root: Path, *arguments: str) -> Run:
+    """A command of DVC, which keeps what it remembers of files below `root` too."""
+    return run(["dvc", *arguments], root, {"DVC_SITE_CACHE_DIR": str(root / "state"), "DVC_NO_ANALYTICS": "1"})
+
+
+# --- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _show_dvc(name: str, made: dict[str, Any]) -> None:
+    table = Table("command", "seconds", title=f"DVC, {name} ({made['files']:,} files)")
+    for key, value in made.items():
+        if key.endswith("_seconds"):
+            table.add_row(key.removesuffix("_seconds").replace("_", " "), f"{value:.1f}")
+    table.add_row("peak memory", f"{made['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    Console().print(table)
+
+
+def _show_reading(made: dict[str, Any]) -> None:
+    table = Table("way", "read, ms a picture", "read and decoded", title=f"random read, pictures of {made['picture_bytes'] / 1e3:.0f} kB")
+    for name, way in made["ways"].items():
+        table.add_row(name, f"{way['read_ms']:.3f}", f"{way['decoded_ms']:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

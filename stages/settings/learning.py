@@ -1,0 +1,221 @@
+"""Settings of what learns and is judged: base, train, evaluate, report, and retraining."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.settings.group import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsGroup, Share
+
+
+class Base(SettingsGroup):
+    """Stage base, and how train and evaluate open any checkpoint."""
+
+    source: str
+    """A folder with a Hugging Face checkpoint, or a model id on the hub."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    """The commit of a model id, 40 hex digits: a name or a tag could move. null for a folder."""
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    threads: PositiveInt
+    """Threads of a CPU that a policy is computed with: with other numbers, sums are rounded in other orders."""
+    max_pixels: PositiveInt | None
+    """Largest image, in pixels, that the processor passes on; null keeps its own limit."""
+
+
+class Prompt(SettingsGroup):
+    """Stages train and evaluate."""
+
+    style: Literal["think", "no-think", "think-after"]
+    """Whether thoughts are asked for, and on which side of the answer."""
+
+
+class Lora(SettingsGroup):
+    """A low-rank adapter (arXiv 2106.09685), merged into the weights when training ends."""
+
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    target_modules: list[str]
+    """Ends of the names of the linear layers that get one, in the language model."""
+
+
+class Grpo(SettingsGroup):
+    """Stage train: GRPO (arXiv 2402.03300) as TRL's GRPOTrainer runs it."""
+
+    engine: Literal["shared-prefix", "trl"]
+    """Compute a prompt and its picture once for its group, or once for each completion as TRL does: the same numbers."""
+    reuse_prompt_pass: bool
+    """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a fourth less work. It holds
+    the activations of all prompts of a forward pass while completions are sampled."""
+    skip_zero_advantage: bool
+    """No pass of the policy for groups whose completions were all worth the same. Needs beta 0, without which they have a
+    gradient, and excludes reuse_prompt_pass."""
+    fused_head: bool
+    """Log-probabilities tile by tile, without keeping logits: for large vocabularies and long completions on a GPU."""
+    freeze_vision_tower: bool
+    """Train the language model alone; gradients end at the features of the picture."""
+    vision_cache_mb: Annotated[int, Field(ge=0)]
+    """Memory for features of pictures, in MiB: of the reference's tower, and of the policy's if frozen. 0: none are kept."""
+    lora: Lora | None
+    """Train an adapter instead of all weights; the reference is then the policy without it. null: all weights."""
+    seed: int
+    num_generations: Annotated[int, Field(ge=2)]
+    """Completions sampled for each prompt: the group an advantage is relative to."""
+    prompts_per_device: PositiveInt
+    """Prompts a device takes in one forward pass, each with its whole group."""
+    gradient_accumulation_steps: PositiveInt
+    num_train_epochs: PositiveFloat
+    max_steps: Annotated[int, Field(ge=-1)]
+    """Optimiser steps; -1: as many as the epochs take."""
+    learning_rate: PositiveFloat
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: NonNegativeFloat
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)]
+    max_grad_norm: PositiveFloat
+    beta: NonNegativeFloat
+    """Weight of the KL divergence from the base; 0 runs without a reference and logs no KL."""
+    epsilon: PositiveFloat
+    """The ratio of new to old probability is clipped to 1 +- epsilon."""
+    num_iterations: PositiveInt
+    """Optimiser updates made with one batch of completions."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+    scale_rewards: Literal["group", "batch", "none"]
+    """What the advantage is divided by: the standard deviation of its group, of the batch, or nothing."""
+    rewards: dict[Literal["accuracy", "format"], float]
+    """Reward name -> weight."""
+    temperature: PositiveFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_prompt_length: PositiveInt
+    """Tokens, those of the image among them."""
+    max_completion_length: PositiveInt
+    """Tokens."""
+    gradient_checkpointing: bool
+    bf16: bool
+    """Mixed precision: compute in bfloat16."""
+    deepspeed: str | None
+    """Path of a DeepSpeed configuration."""
+    logging_steps: PositiveInt
+    save_steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
+    report_to: Literal["none", "wandb"]
+
+    @model_validator(mode="after")
+    def _has_rewards(self) -> Self:
+        if not self.rewards:
+            raise ValueError("at least one reward is needed: accuracy, format")
+        return self
+
+    @model_validator(mode="after")
+    def _shortcuts_are_exact(self) -> Self:
+        if self.engine == "shared-prefix":
+            self._check_sharing()
+        if self.save_steps % self.logging_steps:
+            raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
+        return self
+
+    def _check_sharing(self) -> None:
+        if self.skip_zero_advantage and self.beta:
+            raise ValueError(f"skip_zero_advantage needs beta 0, not {self.beta}: the KL of a group without advantage has a gradient")
+        if self.reuse_prompt_pass:
+            wrong = {
+                "skip_zero_advantage": self.skip_zero_advantage,
+                "gradient_checkpointing": self.gradient_checkpointing,
+                "deepspeed": self.deepspeed is not None,
+                "num_iterations above 1": self.num_iterations > 1,
+            }
+            if refused := [name for name, given in wrong.items() if given]:
+                raise ValueError(f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false")
+
+
+class Sft(SettingsGroup):
+    """Stage train of a checkpoint with `method: sft`: supervised fine-tuning on the answers, as TRL's SFTTrainer runs it.
+
+    All else is `grpo`'s, so that the two differ in the method alone: seed, prompts a step and their order, steps, norm of the
+    gradients, Adam's second moment, frozen tower, adapter, precision, DeepSpeed, logging. What belongs to completions is unused.
+    """
+
+    learning_rate: PositiveFloat
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    warmup_share: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the optimiser steps in which the learning rate rises from zero."""
+    weight_decay: NonNegativeFloat
+    save_steps: Annotated[int, Field(ge=0)]
+    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
+
+
+class Evaluate(SettingsGroup):
+    """Stage evaluate."""
+
+    batch_size: PositiveInt
+    """Questions generated for together."""
+    max_new_tokens: PositiveInt
+    ablations: bool
+    """Ask every question of a black picture and of another picture of its modality too: what did the picture contribute?"""
+
+
+class Report(SettingsGroup):
+    """Stage report."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    bootstrap_seed: int
+
+
+class Retrain(SettingsGroup):
+    """Flow retrain: which new data is taken, and when what was trained on it takes the champion's place. No stage reads it."""
+
+    debounce_seconds: NonNegativeFloat
+    """A source that has changed is taken when it has looked the same for so long: an upload that goes on, or many, make one run."""
+    max_fewer_questions: Annotated[float, Field(ge=0, le=1)]
+    """Share of the questions of the champion's corpus, of all and of each modality, that a new one may lack."""
+    max_refused: Annotated[float, Field(ge=0, le=1)]
+    """Share of the records of new data that download and resize together may have refused. Each of the two stages has stopped before
+    if it refused more than the group `quarantine` allows, whatever it runs for."""
+    warn_drift: Share
+    """Jensen-Shannon distance from the champion's corpus, of one feature in one modality or in all, from which it is told; 0.13 is about
+    a population stability index of 0.1."""
+    max_drift: Share | None
+    """The same, beyond which new data is not trained on; null: drift stops nothing."""
+    ignored_modalities: list[str]
+    """Values of modality_type that are known to be none of ours; any other unknown one stops the run."""
+    min_test_questions: PositiveInt
+    """A checkpoint with fewer test questions of its own, that both sides can be asked, is not judged, and so not promoted."""
+    max_loss: NonNegativeFloat
+    """Points. The 95% interval of challenger minus champion, on its own test and over its axis, may not reach below minus this."""
+    never_worse: list[str]
+    """Cells, "<checkpoint>/<modality or question type tested>", in which the challenger must answer as many questions rightly."""
+    min_better: Annotated[int, Field(ge=0)]
+    """Checkpoints that must be better on their own test: interval above zero, and McNemar's p, after Holm, below 0.05."""
+
+
+class Checkpoint(SettingsGroup):
+    """One policy to train."""
+
+    axis: Literal["modality", "task"]
+    split: str
+    """What it learns from: a modality or a question type. Left out, it is the checkpoint's name; dvc.yaml wants it written out."""
+    method: Literal["grpo", "sft"] = "grpo"
+    """How it learns. A checkpoint by GRPO has the name of its split, one by SFT is called sft-<split>. dvc.yaml wants it written out."""
+    images: str
+    """Folder of the images its split needs; dvc.yaml makes it a dependency."""
+    start: str = "models/base"
+    """Folder of the policy it begins with, its reference too: the base, or what was trained before. dvc.yaml wants it written out."""
+    grpo: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `grpo` that differ for this checkpoint."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `sft` that differ for this checkpoint."""
+
+
+class Evaluation(SettingsGroup):
+    """One policy to test."""
+
+    axis: Literal["modality", "task", "all"]
+    images: str
+    split: str | None = None
+    method: Literal["grpo", "sft"] | None = None
+    start: str | None = None
+    grpo: dict[str, Any] = Field(default_factory=dict)
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Unused here, as the three above: they come along with the checkpoint's entry."""

@@ -21,7 +21,7 @@ from stages.corpus.dicom import modality_slug
 from stages.corpus.hashes import perceptual_hash, pixel_hash
 from stages.corpus.image_cache import ImageCache, Known
 from stages.corpus.image_errors import UnreadError
-from stages.corpus.images import DECODER, Decoded, ImageError, decode_files, encode
+from stages.corpus.images import DECODER, ENCODER, Decoded, ImageError, decode_files, encode
 from stages.corpus.light import brightness
 from stages.corpus.modalities import MODALITIES
 from stages.corpus.reasons import Reason
@@ -130,9 +130,9 @@ class Maker:
         return shard_name([(f"{png_name(name)}/frames", self._keys[name])])
 
     def _name(self, facts: Mapping[str, Fact]) -> str | None:
-        """The name of the shard of these pictures; None if none can be used."""
-        members = [(png_name(name), self._keys[name]) for name, fact in facts.items() if not isinstance(fact, ImageError)]
-        return shard_name(members) if members else None
+        """The name of their shard, which the pixels decide, whatever they were decoded by; None if no picture is usable."""
+        usable = {name: fact for name, fact in facts.items() if not isinstance(fact, ImageError)}
+        return shard_name((png_name(name), f"{fact['pixel_hash']} {ENCODER}") for name, fact in usable.items()) if usable else None
 
     def _in_order(self, names: Iterable[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Fact, bytes]]:
         """Pictures as they are made, in the order of their names."""

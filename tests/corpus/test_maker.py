@@ -112,6 +112,21 @@ def test_other_settings_are_other_pictures(run: RunStage, decoded: list[int], ch
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
+def test_another_decoder_that_sees_the_same_leaves_the_shards_as_they_were(
+    run: RunStage, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(resize, "ct")
+    first = tree()
+    decoded.clear()
+    monkeypatch.setattr(maker, "DECODER", "another one")
+    run(resize, "ct")
+    assert len(decoded) == 41
+    assert {path: content for path, content in tree().items() if "/frames/" not in path} == {
+        path: content for path, content in first.items() if "/frames/" not in path
+    }
+
+
+@pytest.mark.usefixtures("corpus", "small_shards")
 @pytest.mark.parametrize("damage", ["shard", "index", "frames", "all shards"])
 def test_what_is_damaged_in_the_cache_is_made_anew(run: RunStage, decoded: list[int], damage: str) -> None:
     run(resize, "ct")

@@ -145,8 +145,8 @@ def test_unknown_modalities_are_counted_whether_json_or_a_table_names_them(tmp_p
     record = {"dataset": "S", "question_id": "q", "question_type": "Lesion Grading", "question": "What?", "gt_answer": "x"}
     record |= {"image_path": "Images/a.png", "option_A": "x", "option_B": "y", "modality_type": "PET"}
     reading = read_record_files([("a.csv", table), ("b.json", json.dumps([record]).encode())])
-    write_quarantine(tmp_path / layout.QUARANTINE / "download.json", "download", reading.read, 0, reading.rows, {})
+    write_quarantine(tmp_path / layout.QUARANTINE / "download.parquet", "download", reading.read, [], reading.rows, {})
     for slug in MODALITIES:
         write_json(tmp_path / layout.records(slug), [])
-        write_quarantine(tmp_path / layout.QUARANTINE / "resize" / f"{slug}.json", f"resize@{slug}", 0, 0, [], {})
+        write_quarantine(tmp_path / layout.QUARANTINE / "resize" / f"{slug}.parquet", f"resize@{slug}", 0, [], [], {})
     assert take_manifest(tmp_path).unknown == {"PET": 2}

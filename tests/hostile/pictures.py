@@ -157,8 +157,10 @@ def _insides() -> dict[str, Case]:
         "jpeg with broken exif": Case(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 22) + b"Exif\0\0garbagegarbage" + jpeg[2:], "kept"),
         "jpeg turned in a way there is not": Case(saved(scene(), "JPEG", exif=exif), "kept"),
         "jpeg with a comment of 64 KB": Case(jpeg[:2] + b"\xff\xfe\xff\xff" + bytes(65_533) + jpeg[2:], "kept"),
-        "jpeg with an end in its middle": Case(jpeg[: len(jpeg) // 2] + b"\xff\xd9" + jpeg[len(jpeg) // 2 :], "quarantined", "last row"),
-        "jpeg with bytes that belong to nothing": Case(jpeg[:20] + b"\0\0\0" + jpeg[20:], "kept"),
+        "jpeg with an end in its middle": Case(
+            jpeg[: len(jpeg) // 2] + b"\xff\xd9" + jpeg[len(jpeg) // 2 :], "quarantined", "premature end"
+        ),
+        "jpeg with bytes that belong to nothing": Case(jpeg[:20] + b"\0\0\0" + jpeg[20:], "quarantined", "extraneous bytes"),
         "jpeg without tables": Case(b"\xff\xd8" + jpeg[jpeg.index(b"\xff\xc0") :], "quarantined", "truncated|damaged"),
         "tiff of which a pixel is no number": Case(saved(Image.fromarray(nan), "TIFF"), "quarantined", "not finite|finite"),
         "tiff of which a pixel is infinite": Case(

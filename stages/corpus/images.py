@@ -1,8 +1,8 @@
 """Medical pictures as they come, decoded to the square RGB pictures a policy sees.
 
 What a file is, its first bytes say, never its name. PNG, JPEG and WebP with 8 bits a channel are decoded by libvips, in a stream and
-without their pixels ever being in memory at once; whatever else there is, by Pillow, whose result the other's equals within a grey
-level (docs/ingest-images.md has the numbers). A file that is not whole is refused: no picture is ever half there.
+without their pixels ever being in memory at once; whatever else there is, by Pillow, from whose result the other's is less than half a
+grey level away on average (docs/ingest-images.md has the numbers). A file that is not whole is refused: no picture is ever half there.
 
 8-bit pictures keep their values. What is deeper or real-valued has no agreed range, and is scaled as `resize.deep_grey` says.
 """

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stages.corpus.store import read_member
+from stages.corpus.store import Place, list_shard, read_place
 from stages.errors import InputError
 
 _TABLES: Final = """
@@ -32,6 +32,8 @@ _PATIENCE: Final = 60.0
 """Seconds that another stage, which writes, is waited for."""
 _ASKED: Final = 500
 """Keys in one question."""
+_LISTED: Final = 64
+"""Shards whose pictures' places are in memory."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class ImageCache:
         # threads share the one connection, which bears one of them at a time; steps are nested
         self._turn = threading.RLock()
         self._open: sqlite3.Connection | None = None
+        self._listed: dict[str, dict[str, Place]] = {}
         self._run = 0
         with self._tried():
             self._shards.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,7 @@ class ImageCache:
         """The file of a picture; None if it is gone, or damaged."""
         assert known.shard is not None, "a refusal has no file"
         try:
-            return read_member(self._shards / known.shard, known.member)
+            return read_place(self._places(known.shard)[known.member], known.member)
         except (InputError, KeyError):
             self._forget(known.shard)
             return None
@@ -147,7 +150,18 @@ class ImageCache:
                 self._forget(name)
                 over -= size
 
+    def _places(self, shard: str) -> dict[str, Place]:
+        """Where the pictures of a shard lie; the last few shards are kept listed, as names in order come from a few of them."""
+        with self._turn:
+            if shard not in self._listed:
+                while len(self._listed) >= _LISTED:
+                    del self._listed[next(iter(self._listed))]
+                self._listed[shard] = list_shard(self._shards / shard)
+            return self._listed[shard]
+
     def _forget(self, shard: str) -> None:
+        with self._turn:
+            self._listed.pop(shard, None)
         self._write([("DELETE FROM pictures WHERE shard = ?", [(shard,)]), ("DELETE FROM shards WHERE name = ?", [(shard,)])])
         (self._shards / shard).unlink(missing_ok=True)
 

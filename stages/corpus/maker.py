@@ -77,6 +77,7 @@ class Maker:
         """`sources`: image_path -> what it is made from; `fetch` gives the bytes of a file, from any thread, or raises UnreadError."""
         self._slug, self._sources, self._fetch = slug, sources, fetch
         self._resize, self._dicom, self._cache = resize, dicom, cache
+        self._decides = [slug, resize.model_dump(mode="json"), dicom.model_dump(mode="json")]
         self._keys = {name: self._key(source) for name, source in sources.items()}
         self._known = cache.known(sorted(set(self._keys.values())))
         self._frames = Path()
@@ -105,8 +106,7 @@ class Maker:
 
     def _key(self, source: Source) -> str:
         """What decides a resized picture: the bytes it is made from, modality and settings, and what decodes it."""
-        settings = [self._slug, self._resize.model_dump(mode="json"), self._dicom.model_dump(mode="json")]
-        parts = [[digest for _, digest in source.files], source.folder, settings, DECODER]
+        parts = [[digest for _, digest in source.files], source.folder, self._decides, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _take(self, shard: Sequence[str], folder: Path) -> dict[str, Fact] | None:

@@ -11,6 +11,7 @@ puts every picture where its path says. A picture that is in no shard is looked 
 from __future__ import annotations
 
 import os
+import shlex
 import struct
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ from PIL import Image
 
 from stages.errors import InputError
 
-__all__ = ["SUFFIX", "exists", "open_image", "read_image", "read_member"]
+__all__ = ["SUFFIX", "Place", "exists", "list_shard", "open_image", "read_image", "read_place"]
 
 SUFFIX: Final = ".zip"
 
@@ -36,7 +37,7 @@ _REMEDY: Final = "run `dvc repro resize`, or `dvc checkout` if another commit wa
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a picture's bytes are: shard, start of the member's header, length, checksum."""
 
     shard: Path
@@ -50,7 +51,7 @@ class _Index:
     """The pictures in the shards of a folder, and by what the folder is known again."""
 
     identity: tuple[int, int]
-    places: dict[str, _Place]
+    places: dict[str, Place]
 
 
 _indices: dict[Path, _Index] = {}
@@ -72,7 +73,7 @@ def open_image(path: str | Path) -> Image.Image:
 def read_image(path: str | Path) -> bytes:
     """The bytes of the picture's file. Raises as `open_image`."""
     if (place := _find(path)) is not None:
-        return _read(place, path)
+        return read_place(place, path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -84,13 +85,34 @@ def exists(path: str | Path) -> bool:
     return _find(path) is not None or Path(path).is_file()
 
 
-def read_member(shard: Path, name: str) -> bytes:
-    """The bytes of one picture of a shard. InputError if the shard, or the picture, is not whole; KeyError if there is none."""
+def list_shard(shard: Path) -> dict[str, Place]:
+    """Name -> place of each picture of a shard. InputError if it is not a whole zip."""
     try:
         with zipfile.ZipFile(shard) as archive:
-            return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise InputError(f"{shard}: {name} cannot be read ({error}): {_REMEDY}") from error
+            return {info.filename: Place(shard, info.header_offset, info.file_size, info.CRC) for info in archive.infolist()}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{shard} is not a whole shard ({error}): {_REMEDY}") from error
+
+
+def read_place(place: Place, path: str | Path) -> bytes:
+    """The bytes of the picture that lies there, `path` to whoever reads an error. InputError if they cannot be had or are damaged.
+
+    By position, through a descriptor of its own: nothing is shared with other threads or processes.
+    """
+    try:
+        descriptor = os.open(place.shard, os.O_RDONLY)
+        try:
+            header = _HEADER.unpack(os.pread(descriptor, _HEADER.size, place.header))
+            content = os.pread(descriptor, place.size, place.header + _HEADER.size + header[-2] + header[-1])
+        finally:
+            os.close(descriptor)
+    except (OSError, struct.error) as error:
+        raise InputError(f"{path} cannot be read from {place.shard} ({error}): {_REMEDY}") from error
+    if zlib.crc32(content) != place.crc:
+        # DVC's cache and stage resize's have the same file under other names, and would put it back
+        everywhere = f"`find . -samefile {shlex.quote(str(place.shard))} -delete`"
+        raise InputError(f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and run `dvc repro resize`")
+    return content
 
 
 def _folder(path: str | Path) -> Path | None:
@@ -102,7 +124,7 @@ def _folder(path: str | Path) -> Path | None:
     return None
 
 
-def _find(path: str | Path) -> _Place | None:
+def _find(path: str | Path) -> Place | None:
     folder = _folder(path)
     if folder is None:
         return None
@@ -118,29 +140,8 @@ def _find(path: str | Path) -> _Place | None:
     return index.places.get(PurePosixPath(path).relative_to(folder).as_posix())
 
 
-def _list(folder: Path) -> dict[str, _Place]:
-    places: dict[str, _Place] = {}
+def _list(folder: Path) -> dict[str, Place]:
+    places: dict[str, Place] = {}
     for shard in sorted(folder.glob(f"*{SUFFIX}")):
-        try:
-            with zipfile.ZipFile(shard) as archive:
-                for info in archive.infolist():
-                    places[info.filename] = _Place(shard, info.header_offset, info.file_size, info.CRC)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(f"{shard} is not a whole shard ({error}): {_REMEDY}") from error
+        places |= list_shard(shard)
     return places
-
-
-def _read(place: _Place, path: str | Path) -> bytes:
-    """By position, through a descriptor of its own: nothing is shared with other threads or processes."""
-    try:
-        descriptor = os.open(place.shard, os.O_RDONLY)
-        try:
-            header = _HEADER.unpack(os.pread(descriptor, _HEADER.size, place.header))
-            content = os.pread(descriptor, place.size, place.header + _HEADER.size + header[-2] + header[-1])
-        finally:
-            os.close(descriptor)
-    except (OSError, struct.error) as error:
-        raise InputError(f"{path} cannot be read from {place.shard} ({error}): {_REMEDY}") from error
-    if zlib.crc32(content) != place.crc:
-        raise InputError(f"{path} is damaged in {place.shard}: {_REMEDY}")
-    return content

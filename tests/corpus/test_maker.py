@@ -16,6 +16,8 @@ import pytest
 from stages import download, layout, resize
 from stages.corpus import maker, shards
 from stages.corpus.images import decode_files
+from stages.corpus.store import list_shard, open_image
+from stages.errors import InputError
 from tests.conftest import ROOT, MakeCorpus, MakeRecord, RunStage, change_params
 from tests.corpus.test_decoders import saved, smooth
 from tests.dicoms import file
@@ -141,6 +143,27 @@ def test_what_is_damaged_in_the_cache_is_made_anew(run: RunStage, decoded: list[
     run(resize, "ct")
     assert tree() == first
     assert decoded
+
+
+@pytest.mark.usefixtures("corpus", "small_shards")
+def test_a_shard_damaged_under_all_its_names_is_mended_as_the_error_says(run: RunStage) -> None:
+    run(resize, "ct")
+    first = tree()
+    path = next(each["image"] for each in json.loads(layout.records("ct").read_text(encoding="utf-8")))
+    shard = next(each for each in layout.images("ct").iterdir() if path.partition("/ct/")[2] in list_shard(each))
+    times = (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    shard.write_bytes(content)
+    os.utime(shard, ns=times)  # a disk that loses bytes changes no times
+    with pytest.raises(InputError) as error:
+        for name in list_shard(shard):
+            open_image(layout.images("ct") / name)
+    command = str(error.value).split("`")[1]
+    subprocess.run(command, shell=True, check=True)
+    assert not shard.exists()
+    run(resize, "ct")
+    assert tree() == first
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")

@@ -101,7 +101,7 @@ def test_what_decodes_is_named_with_its_version(package: str) -> None:
 @pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.float32)])
 @pytest.mark.parametrize("how", ["range", "percentiles", "depth"])
 def test_deep_grey_is_scaled_the_same_at_once_and_in_strips(kind: str, dtype: type, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    levels = np.random.default_rng(2).integers(100, 5000, (130, 90)).astype(dtype)
+    levels: np.ndarray[Any, Any] = np.random.default_rng(2).integers(100, 5000, (130, 90)).astype(dtype)
     settings = DEFAULT.model_copy(update={"deep_grey": how, "size": 64})
     found = []
     for rows in (7, 10_000):

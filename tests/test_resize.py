@@ -41,7 +41,7 @@ def test_a_record_gets_a_square_rgb_picture_that_opens_and_the_facts_of_its_sour
         hashes = {"pixel_hash": pixel_hash(opened), "perceptual_hash": perceptual_hash(opened)}
         assert resized() == [record | {"image": image, "source_size": [30, 20], "source_mode": "L", "brightness": [90.0, 0.0]} | hashes]
         assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", (384, 384))
-    assert "resize ct: read 1 records of 1 images, kept 1, quarantined 0" in capsys.readouterr().out
+    assert "resize ct: read 1 records of 1 images (1 of them made anew), kept 1, quarantined 0" in capsys.readouterr().out
 
 
 def test_pictures_whose_names_differ_in_the_suffix_only_stay_apart(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:

@@ -9,6 +9,7 @@ half a grey level (docs/ingest-images.md has the numbers). A file that is not wh
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ _floor: Final = Floor()
 Image.MAX_IMAGE_PIXELS = None
 pyvips.cache_set_max(0)
 pyvips.block_untrusted_set(True)
+# of every call it tells two things, one while it tells the other: with two handlers, two threads that do so wait for each other forever
+logging.getLogger("pyvips").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)

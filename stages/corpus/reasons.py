@@ -45,7 +45,7 @@ class Reason(StrEnum):
     IMAGE_FORMAT = "image-format"
     """Not a picture of a known format."""
     IMAGE_TOO_LARGE = "image-too-large"
-    """More pixels than are decoded."""
+    """More pixels, or frames, than are decoded."""
     IMAGE_DAMAGED = "image-damaged"
     """Truncated, or otherwise not decoded to the end."""
     IMAGE_ANNOTATION = "image-annotation"

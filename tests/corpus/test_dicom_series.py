@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from stages.corpus.dicom_series import picture_files, read_series
-from stages.corpus.images import ImageError
+from stages.corpus.images import ImageError, decode_files
 from stages.corpus.reasons import Reason
+from tests.conftest import resize_settings
 from tests.dicoms import deflated, file, ramp, settings
 
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -95,6 +96,12 @@ def test_files_are_fetched_when_they_are_needed() -> None:
     before = contents.fetched
     assert found.frames[1].max() == 2
     assert contents.fetched == before + 1
+
+
+def test_a_file_alone_is_fetched_once() -> None:
+    contents = OneAtATime([a_slice(1)])
+    decode_files(contents, resize_settings(), settings())
+    assert contents.fetched == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -45,6 +47,25 @@ def test_a_picture_is_found_again_with_its_facts_and_bytes(cache: ImageCache, tm
         assert a is not None
         assert b == a[::-1]
         assert len(again.known([f"one-a{number}" for number in range(5000)] + ["one-a"])) == 1
+
+
+def test_threads_that_keep_and_take_beside_each_other_lose_nothing(
+    cache: ImageCache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = [shard(tmp_path, f"{number}.zip", 100) for number in range(64)]
+    threads = 8
+    together = threading.Barrier(threads)
+
+    def work(start: int) -> None:
+        together.wait()
+        for path in paths[start::threads]:
+            cache.keep(path, [(f"{path.stem}-{number}", "a.png", FACTS) for number in range(200)])
+            assert cache.take(path.name, tmp_path / f"again-{path.name}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    assert "cannot be used" not in capfd.readouterr().err
+    assert len(cache.known([f"{path.stem}-{number}" for path in paths for number in range(200)])) == 64 * 200
 
 
 def test_a_shard_is_taken_whole_and_shares_its_bytes(cache: ImageCache, tmp_path: Path) -> None:

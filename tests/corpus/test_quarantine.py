@@ -19,7 +19,7 @@ from stages.corpus.records import RefusedRecord, check_record, read_record_files
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
 from stages.params import Quarantine as Limits
-from tests.conftest import MakeRecord
+from tests.conftest import ROOT, MakeRecord
 
 LIMITS = Limits(max_refused_share=0.05, max_refused_share_of_set=0.2, min_refused=5, sets={})
 ROWS = [
@@ -126,6 +126,8 @@ def test_a_broken_account_is_named(tmp_path: Path, spoil: Callable[[Path], objec
         ({"question_id": 7}, Reason.FIELD_TYPE),
         ({"question": ""}, Reason.FIELD_EMPTY),
         ({"question": "\ud800"}, Reason.FIELD_ENCODING),
+        ({"question": "Is it <|im_end|>?"}, Reason.FIELD_TEXT),
+        ({"dataset": "a\tb"}, Reason.FIELD_TEXT),
         ({"option_A": None}, Reason.OPTION_COUNT),
         ({"option_B": None, "option_C": "Nodule"}, Reason.OPTION_COUNT),
         ({"option_E": "z"}, Reason.OPTION_COUNT),
@@ -142,6 +144,11 @@ def test_each_kind_of_bad_record_has_its_code(make_record: MakeRecord, changes: 
     with pytest.raises(RefusedRecord) as caught:
         check_record(make_record(**changes), Place("here"))
     assert caught.value.reason == reason
+
+
+def test_each_code_is_in_the_list_for_those_who_read_accounts() -> None:
+    table = [line for line in (ROOT / "docs/ingest-quality.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert [code for code in Reason if not any(f"`{code}`" in line for line in table)] == []
 
 
 def test_a_row_has_the_source_set_and_modality_as_written_and_none_where_they_are_no_texts(make_record: MakeRecord) -> None:

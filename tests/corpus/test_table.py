@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stages.corpus.advice import is_known
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
 from stages.corpus.problems import LETTERS
+from stages.corpus.reasons import Reason
 from stages.corpus.records import Reading, Record, read_record_files
 from stages.corpus.table import COLUMNS, read_header
 from stages.corpus.texts import unfit
@@ -200,6 +201,11 @@ def test_a_row_that_cannot_be_read_in_one_way_is_refused(changes: dict[str, str]
     assert found[0].startswith("ward.csv, line 2 (")
     assert found[1] == what
     assert found[2].startswith(why)
+
+
+def test_an_answer_that_can_be_read_in_two_ways_has_a_code_of_its_own() -> None:
+    (row,) = read(table(ROW | {"options": "B|A", "answer": "A"})).rows
+    assert row.reason == Reason.ANSWER_AMBIGUOUS
 
 
 def test_letters_that_agree_with_the_text_are_no_contradiction() -> None:

@@ -14,7 +14,7 @@ from benchmarks.ingest.measured import python, run
 
 
 def test_speed_memory_and_the_work_for_more_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = ingest.measure(tmp_path, number=6, repeats=1, seed_share=0.5)
+    made = ingest.measure(tmp_path, number=6, repeats=1)
     assert (made["pictures"], made["speedup"] > 0, made["peak_memory_bytes"] > 10**7) == (6, True, True)
     assert made["images_per_second"] == pytest.approx(made["speedup"] * made["seed_images_per_second"])
     saved = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -82,7 +82,7 @@ def test_a_checkpoint_that_does_not_say_where_it_comes_from_is_refused_before_it
 
 def test_an_image_that_does_not_open_is_named_and_nothing_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (layout.images("oct") / "0.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"image data/images/oct/0.png does not open"):
+    with pytest.raises(InputError, match=r"data/images/oct/0.png is no picture that can be opened"):
         run_evaluate(monkeypatch, "base")
     assert not layout.predictions("base").exists()
 

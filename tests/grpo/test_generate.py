@@ -73,5 +73,5 @@ def test_each_picture_goes_through_the_tower_once(tmp_path: Path) -> None:
 def test_a_picture_that_does_not_open_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no picture", encoding="utf-8")
     question = Question("Scan?", {"real": str(tmp_path / "x.png")})
-    with pytest.raises(InputError, match=r"x.png does not open .*; run `dvc repro resize` again"), torch.no_grad():
+    with pytest.raises(InputError, match=r"x.png is no picture that can be opened .*: run `dvc repro resize`"), torch.no_grad():
         list(answer_greedily(embedded_policy(), processor(), [question], batch_size=1, max_new_tokens=2))

@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -188,14 +189,25 @@ READERS: Final[dict[str, Callable[[], Target]]] = {
 }
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing of what readers tell of thousands of damaged files, until this is left."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
 def fuzz(name: str, files: Iterable[int], seed: int) -> tuple[Counter[str], list[tuple[bytes, str]]]:
     """What became of one file for each of the numbers, and those with which the reader broke its word."""
-    logging.disable(logging.CRITICAL)
-    warnings.simplefilter("ignore")
-    target = READERS[name]()
     ends: Counter[str] = Counter()
     finds: list[tuple[bytes, str]] = []
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    with _silence(), tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        target = READERS[name]()
         current = Path(folder) / "current"
         for number in files:
             content = mutate(random.Random(f"{seed}/{name}/{number}"), target)  # noqa: S311  (files, no secrets)

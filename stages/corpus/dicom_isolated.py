@@ -1,4 +1,4 @@
-"""Frames decoded in a process of their own, one for each thread: a decoder that crashes is the file's fault, not the end of the stage.
+"""Frames decoded in a process of their own, one for each thread: a decoder that crashes or hangs is the file's fault, not the stage's end.
 
 What the decoder writes to standard error, which no filter of Python's would catch, is dropped.
 """
@@ -18,17 +18,21 @@ from numpy.typing import NDArray
 from stages.corpus.image_errors import ImageError
 
 _WORKER: Final = Path(__file__).with_name("dicom_worker.py")
+_PATIENCE: Final = 120.0
+"""Seconds for a frame. The largest that is allowed takes a tenth of it."""
 _mine = threading.local()
 
 
 def decode_isolated(content: bytes, syntax: str, options: dict[str, Any]) -> tuple[NDArray[Any], str]:
     """One encapsulated frame by pydicom's decoder with these options: the array, and its photometric interpretation.
 
-    Raises ImageError if it cannot be decoded, or if the decoder crashes; the next frame gets another process then.
+    Raises ImageError if it cannot be decoded, or if the decoder crashes or does not end; the next frame gets another process then.
     """
     worker = _worker()
     reply: dict[str, Any] = {}
     data = b""
+    late = threading.Timer(_PATIENCE, worker.kill)
+    late.start()
     try:
         source, target = _pipes(worker)
         source.write(json.dumps({"syntax": syntax, "length": len(content), **options}).encode() + b"\n" + content)
@@ -37,10 +41,12 @@ def decode_isolated(content: bytes, syntax: str, options: dict[str, Any]) -> tup
         data = target.read(reply.get("length") or 0)
     except (OSError, ValueError):
         pass  # it has ended, or what it wrote was cut short
+    finally:
+        late.cancel()
     if "length" not in reply or len(data) != (reply["length"] or 0):
         worker.kill()
         worker.wait()
-        raise ImageError("the pixel data crash their decoder")
+        raise ImageError("the pixel data crash their decoder, or keep it busy without end")
     if reply["length"] is None:
         raise ImageError("the pixel data are damaged, or not what the header says")
     return np.frombuffer(data, reply["dtype"]).reshape(reply["shape"]), reply["photometric"]

@@ -163,7 +163,8 @@ class ImageCache:
         with self._turn:
             self._listed.pop(shard, None)
         self._write([("DELETE FROM pictures WHERE shard = ?", [(shard,)]), ("DELETE FROM shards WHERE name = ?", [(shard,)])])
-        (self._shards / shard).unlink(missing_ok=True)
+        with self._tried():
+            (self._shards / shard).unlink(missing_ok=True)
 
     def _rows(self, question: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
         return iter(self._open.execute(question, values) if self._open else ())

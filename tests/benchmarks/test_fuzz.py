@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import fuzz
 
-FILES = {"archives": 250, "records": 3000, "pictures": 700, "dicom": 500}
+FILES = {"archives": 800, "records": 12000, "pictures": 4000, "dicom": 8000}
 """About half a minute together, on one core."""
 
 

@@ -198,12 +198,16 @@ def test_the_wrong_syntax_for_the_pixel_data_is_refused() -> None:
     refused(swapped, "not in the form that the transfer syntax has")
 
 
-def test_a_decoder_that_crashes_is_a_reason_and_the_next_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fault", ["os.abort()", "time.sleep(3600)"])
+def test_a_decoder_that_crashes_or_hangs_is_a_reason_and_the_next_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     """GDCM ends its process over some damaged files."""
     content = compressed(ramp(), syntaxes.JPEG_LOSSLESS_SV1)
     crashing = tmp_path / "worker.py"
-    crashing.write_text("import os, sys\nsys.stdin.buffer.readline()\nos.abort()\n", encoding="utf-8")
+    crashing.write_text(f"import os, sys, time\nsys.stdin.buffer.readline()\n{fault}\n", encoding="utf-8")
     with monkeypatch.context() as planted:
+        planted.setattr(dicom_isolated, "_PATIENCE", 1.0)
         planted.setattr(dicom_isolated, "_WORKER", crashing)
         planted.setattr(dicom_isolated._mine, "worker", None, raising=False)
         refused(content, "crash their decoder")

@@ -18,7 +18,7 @@ from stages.corpus.drift import Drift, Summary, compare, summarise
 from stages.corpus.modalities import AXES, MODALITIES
 from stages.corpus.quarantine import read_quarantine
 from stages.corpus.reasons import Reason
-from stages.corpus.records import Record, read_kept
+from stages.corpus.records import Record, iterate_kept
 from stages.corpus.splits import read_split
 from stages.errors import InputError
 from stages.outputs import read_json, write_json
@@ -73,7 +73,7 @@ def take_manifest(root: Path, kind: str | None = None) -> Manifest:
     questions: dict[str, dict[str, str]] = {}
     everything: list[Record] = []
     for slug in MODALITIES:
-        records = read_kept(root / layout.records(slug), _REMEDY)
+        records = list(iterate_kept(root / layout.records(slug), _REMEDY))
         images[slug] = {str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS] for record in records}
         questions[slug] = {record.question_id: _asked(record) for record in records}
         everything += records

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -29,12 +30,12 @@ from stages.corpus.image_errors import ImageError, UnreadError
 from stages.corpus.maker import Fact, Maker, Source, png_name
 from stages.corpus.memo import OTHER_CORPUS
 from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import write_quarantine
-from stages.corpus.records import Record, read_kept, refuse
+from stages.corpus.quarantine import Row, write_quarantine
+from stages.corpus.records import Record, iterate_kept, refuse
 from stages.corpus.source import Corpus, open_corpus
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
-from stages.outputs import read_json, whole_directory, write_json
+from stages.outputs import as_element, read_json, whole_directory, write_elements
 from stages.params import load_params
 from stages.provenance import provenance
 
@@ -51,9 +52,11 @@ def main() -> None:
     if slug not in MODALITIES:
         raise InputError(f"unknown modality {slug!r}; known: {', '.join(MODALITIES)}")
     params = load_params()
-    records = read_kept(layout.corpus(slug) / "records.json", _REMEDY)
+    records = layout.corpus(slug) / "records.json"  # read twice rather than kept: of very many, they take more memory than all else
+    paths = Counter(record.image_path for record in iterate_kept(records, _REMEDY))
     known = read_json(layout.corpus(slug) / "images.json", _REMEDY)
-    sources = _sources(records, known)
+    read = paths.total()
+    sources = _sources(paths, known)
     path = Path(params.corpus.archive)
     if not path.exists():
         raise InputError(f"{path} (corpus.archive), in which the images lie, is missing: run `dvc pull data.dvc`")
@@ -65,31 +68,35 @@ def main() -> None:
     ):
         maker = Maker(slug, sources, partial(_fetch, corpus, known), params.resize, params.dicom, cache)
         facts = maker.make(images, frames)
-    kept, rows = [], []
-    for record in records:
-        fact = facts[record.image_path]
-        if isinstance(fact, ImageError):
-            rows.append(refuse(record, record.image_path, f"the image cannot be used: {fact}", fact.reason))
-        else:
-            kept.append(_kept(record, fact, slug))
-    write_json(layout.records(slug), kept)
+    sets: list[str] = []
+    rows: list[Row] = []
+
+    def usable() -> Iterator[str]:
+        for record in iterate_kept(records, _REMEDY):
+            fact = facts[record.image_path]
+            if isinstance(fact, ImageError):
+                rows.append(refuse(record, record.image_path, f"the image cannot be used: {fact}", fact.reason))
+            else:
+                sets.append(record.dataset)
+                yield as_element(_kept(record, fact, slug))
+
+    write_elements(layout.records(slug), usable())
     account = layout.QUARANTINE / "resize" / f"{slug}.parquet"
-    sets = [record["dataset"] for record in kept]
     facts_of_run = provenance({"resize": params.resize, "dicom": params.dicom})
-    taken = write_quarantine(account, f"resize@{slug}", len(records), sets, rows, facts_of_run)
+    taken = write_quarantine(account, f"resize@{slug}", read, sets, rows, facts_of_run)
     check_refused(taken, params.quarantine, account, str(layout.corpus(slug)))
     print(
-        f"resize {slug}: read {len(records)} records of {len(facts)} images ({maker.fresh} of them made anew), kept {len(kept)}, "
+        f"resize {slug}: read {read} records of {len(facts)} images ({maker.fresh} of them made anew), kept {len(sets)}, "
         f"quarantined {len(rows)}"
     )
     _tell_unflagged(slug, facts)
 
 
-def _sources(records: list[Record], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
+def _sources(paths: Iterable[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
     """image_path -> its files, as stage download found them."""
     names = sorted(known)
     found = {}
-    for path in sorted({record.image_path for record in records}):
+    for path in sorted(paths):
         files = picture_files(names, path)
         if not files:
             raise InputError(f"{path} is in no images.json, though a record names it: {_REMEDY}")

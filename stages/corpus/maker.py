@@ -36,7 +36,7 @@ _AHEAD: Final = 4
 """Pictures that are read and decoded ahead of the one that is written next, for each core."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """What a picture is made from: the corpus's files, each with its SHA-256; `folder`: they are the files of a DICOM series."""
 

@@ -9,7 +9,7 @@ records, too (stages/corpus/table.py).
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from stages.corpus.table import parse_table
 from stages.corpus.texts import LONGEST, RefusedRecord, decode, is_plain, is_unicode, unfit, unfit_name
 from stages.errors import InputError
 
-__all__ = ["FIELDS", "OPTIONS", "Reading", "Record", "RefusedRecord", "check_record", "read_kept", "read_record_files"]
+__all__ = ["FIELDS", "OPTIONS", "Reading", "Record", "RefusedRecord", "check_record", "iterate_kept", "read_record_files"]
 
 FIELDS: Final = ("dataset", "question_id", "question_type", "question", "gt_answer", "image_path", "modality_type")
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
@@ -136,20 +136,18 @@ def check_record(raw: object, place: Place) -> Record:
     )
 
 
-def read_kept(path: Path, remedy: str) -> list[Record]:
-    """The records an earlier stage kept. InputError, with `remedy`, if the file is missing or was changed for the worse."""
+def iterate_kept(path: Path, remedy: str) -> Iterator[Record]:
+    """The records an earlier stage kept, one by one. InputError, with `remedy`, if the file is missing or was changed for the worse."""
     name = path.as_posix()
-    records = []
     try:
         for each in parse_list(decode(path.read_bytes()), lines=False):
             if each.refusal:
                 raise each.refusal
-            records.append(check_record(each.raw, _place(name, each)))
+            yield check_record(each.raw, _place(name, each))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {remedy}") from None
     except RefusedRecord as refusal:
         raise InputError(f"{path} was changed by hand: {refusal.what!r}: {refusal.why}; {remedy}") from refusal
-    return records
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:

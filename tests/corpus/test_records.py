@@ -13,7 +13,7 @@ from stages.corpus.advice import is_known
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
 from stages.corpus.quarantine import Place, Row
 from stages.corpus.reasons import Reason
-from stages.corpus.records import RefusedRecord, check_record, read_kept, read_record_files
+from stages.corpus.records import RefusedRecord, check_record, iterate_kept, read_record_files
 from stages.errors import InputError
 from stages.outputs import write_json
 from tests.conftest import MakeRecord
@@ -181,7 +181,7 @@ def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(make_
     raw = make_record(source={"list": [1, None, 0.5, {"deep": "\U0001f600"}]}, pages=10**300, note="\u2028")
     (record,) = read_record_files([("a.json", json.dumps([raw]).encode())]).records
     write_json(tmp_path / "records.json", [record.fields])
-    assert read_kept(tmp_path / "records.json", "remedy")[0].fields == raw
+    assert next(iterate_kept(tmp_path / "records.json", "remedy")).fields == raw
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -246,9 +246,9 @@ def test_ten_thousand_records_take_about_a_second_at_most(make_record: MakeRecor
 def test_kept_records_are_read_back_and_a_bad_edit_is_named(tmp_path: Path, make_record: MakeRecord) -> None:
     path = tmp_path / "records.json"
     path.write_text(json.dumps([make_record()]), encoding="utf-8")
-    assert read_kept(path, "remedy")[0].fields == make_record()
+    assert next(iterate_kept(path, "remedy")).fields == make_record()
     path.write_text(json.dumps([make_record(gt_answer="x")]), encoding="utf-8")
     with pytest.raises(InputError, match=r"records\.json was changed by hand: 'x': gt_answer is none.*remedy"):
-        read_kept(path, "remedy")
+        list(iterate_kept(path, "remedy"))
     with pytest.raises(InputError, match=r"none\.json is missing: remedy"):
-        read_kept(tmp_path / "none.json", "remedy")
+        list(iterate_kept(tmp_path / "none.json", "remedy"))

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
+from benchmarks.gpu.matrix import TRAIN_PROMPTS
 from benchmarks.grpo_step.clock import PARTS, Clock, PeakMemory
 from benchmarks.grpo_step.equivalence import compare
 from benchmarks.grpo_step.flops import Way, costs, peak_rate, per_prompt
@@ -23,8 +24,6 @@ from benchmarks.grpo_step.trainers import TrainerStep, settings, suppressed
 from stages.grpo.trainer import train_dataset
 
 WAYS: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")
-MATRIX_PROMPTS: Final = 142_668
-"""Training prompts of the 13 checkpoints on OmniMedVQA, an epoch each: its questions by modality, and again by type."""
 LEARNING_RATE: Final = 1e-6
 """Med-R1's; small enough that hundreds of steps leave a random model as random as it was."""
 MAX_GRAD_NORM: Final = 1.0
@@ -183,5 +182,5 @@ def figures(seconds: dict[Way, dict[str, float]], flops: dict[Way, float], promp
         "completion_tokens_per_second": {way: prompts * tokens / step[way] for way in WAYS},
         "flops_per_step": flops,
         "mfu": {way: flops[way] / (step[way] * rate) for way in WAYS},
-        "matrix_hours": {way: MATRIX_PROMPTS * step[way] / prompts / 3600 for way in WAYS},
+        "matrix_hours": {way: TRAIN_PROMPTS * step[way] / prompts / 3600 for way in WAYS},
     }

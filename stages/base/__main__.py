@@ -29,18 +29,20 @@ def main() -> None:
     commands = arguments.add_subparsers(dest="command")
     recipe = commands.add_parser("pretrain", help="train the embedded base from scratch")
     recipe.add_argument("out", nargs="?", type=Path, default=Path("infra/base"), help="folder to write (default: %(default)s)")
+    recipe.add_argument("--width", type=int, help="of its layers; the embedded one's is 128, and a larger one is for a GPU")
     given = arguments.parse_args()
     if given.command == "pretrain":
-        _pretrain(given.out)
+        _pretrain(given.out, given.width)
     else:
         _stage()
 
 
-def _pretrain(out: Path) -> None:
+def _pretrain(out: Path, width: int | None) -> None:
     from stages.base.pretrain import Recipe, run  # imports torch
 
+    recipe = Recipe() if width is None else Recipe(width=width)
     with whole_directory(out) as folder:
-        run(Recipe(), folder)
+        run(recipe, folder)
     print(f"base written to {out}")
 
 

@@ -32,6 +32,8 @@ MERGE = 2
 SIDE = 192
 IMAGE_TOKENS = (SIDE // PATCH // MERGE) ** 2
 HIDDEN = 128
+HEAD = 32
+"""Width of an attention head; M-RoPE's sections are cut for it."""
 VOCABULARY = 1500
 
 SPECIAL_TOKENS = (
@@ -115,8 +117,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForConditionalGeneration:
-    """A Qwen2-VL with 1.9 million untrained parameters, tied embeddings, drawn so that it can be trained at all.
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = HIDDEN) -> Qwen2VLForConditionalGeneration:
+    """A Qwen2-VL with 1.9 million untrained parameters (at the width of 128), tied embeddings, drawn so that it can be trained at all.
 
     Matrices have standard deviation 1/sqrt(fan-in) and embeddings 0.3: with transformers' own 0.02 a model this narrow
     stands still at chance for hundreds of steps.
@@ -125,11 +127,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForCond
     config = Qwen2VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": HIDDEN,
-            "intermediate_size": 3 * HIDDEN,
+            "hidden_size": width,
+            "intermediate_size": 3 * width,
             "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "num_attention_heads": width // HEAD,
+            "num_key_value_heads": width // HEAD // 2,
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": token["<|endoftext|>"],
@@ -139,9 +141,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2VLForCond
         },
         vision_config={
             "depth": 2,
-            "embed_dim": HIDDEN,
-            "hidden_size": HIDDEN,
-            "num_heads": 4,
+            "embed_dim": width,
+            "hidden_size": width,
+            "num_heads": width // HEAD,
             "mlp_ratio": 4,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,

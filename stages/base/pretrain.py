@@ -1,4 +1,4 @@
-"""The embedded base model's recipe: from random weights to right format and fair accuracy, on one small CPU.
+"""The embedded base model's recipe: from random weights to right format and fair accuracy, on one small CPU, or on a GPU if there is one.
 
 Three lessons, each the ground of the next (a model this small that starts with the last stands at chance):
 1. `read`    the language model alone, with a perfect eye: the tokens of the picture are the embeddings of the words that
@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.base.embedded import IMAGE_TOKENS, build_model, build_processor, build_tokenizer
+from stages.base.embedded import HEAD, HIDDEN, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
 from stages.corpus import phantoms
 from stages.corpus.phantoms import Phantom
 from stages.corpus.problems import LETTERS, format_problem, format_solution
+from stages.errors import InputError
 from stages.grpo.prompts import Purpose, Style, ask, chat
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ class Recipe:
     log_every: int = 25
     stop_at: float = 0.58
     """End `answer` once this share of the 512 held-out questions is right."""
+    width: int = HIDDEN
+    """Of both towers, a multiple of 64. Rates fall as it grows: those above are for 128."""
+
+    def __post_init__(self) -> None:
+        """Refuse a width that heads do not fill."""
+        if self.width < 2 * HEAD or self.width % (2 * HEAD):
+            raise InputError(f"a width of {self.width}: it must be a multiple of {2 * HEAD}")
 
 
 @dataclass(frozen=True)
@@ -74,12 +82,13 @@ def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -
     rng = np.random.default_rng(recipe.seed)
     tokenizer = build_tokenizer()
     processor = build_processor(tokenizer)
-    model = build_model(tokenizer, recipe.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(tokenizer, recipe.seed, recipe.width).to(device)
     progress(f"{sum(p.numel() for p in model.parameters()):,} parameters; drawing {recipe.pictures} phantoms")
     shown = [phantoms.sample_phantom(rng) for _ in range(recipe.pictures)]
-    pixels = _pixels(processor, shown, rng)
+    pixels = _pixels(processor, shown, rng).to(device)
     held_out = [phantoms.sample_phantom(rng) for _ in range(512)]
-    held_pixels = _pixels(processor, held_out, rng)
+    held_pixels = _pixels(processor, held_out, rng).to(device)
     exam = [_question(phantom, index, processor, rng, "no-think", "evaluate") for index, phantom in enumerate(held_out)]
     log = _Log(out / "pretraining.csv", progress)
 
@@ -102,13 +111,15 @@ def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -
 
     eye = list(model.model.visual.parameters())
     mind = [parameter for parameter in model.parameters() if not any(parameter is part for part in eye)]
-    _lesson("read", read, mind, recipe.read_steps, recipe.learning_rate, recipe, log)
-    _lesson("see", see, eye, recipe.see_steps, recipe.learning_rate, recipe, log, examine)
-    _lesson("answer", answer, [*mind, *eye], recipe.answer_steps, recipe.answer_learning_rate, recipe, log, examine)
-    model.to(torch.bfloat16).save_pretrained(out)
-    processor.save_pretrained(out)
-    model.float()
-    log.write("saved", 0, float("nan"), float("nan"), examine())
+    rate, answer_rate = (each * HIDDEN / recipe.width for each in (recipe.learning_rate, recipe.answer_learning_rate))
+    with device:  # what lessons make of ids and masks is made there
+        _lesson("read", read, mind, recipe.read_steps, rate, recipe, log)
+        _lesson("see", see, eye, recipe.see_steps, rate, recipe, log, examine)
+        _lesson("answer", answer, [*mind, *eye], recipe.answer_steps, answer_rate, recipe, log, examine)
+        model.to(torch.bfloat16).save_pretrained(out)
+        processor.save_pretrained(out)
+        model.float()
+        log.write("saved", 0, float("nan"), float("nan"), examine())
 
 
 def _lesson(

@@ -13,12 +13,13 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from benchmarks.gpu.matrix import TRAIN_PROMPTS
 from benchmarks.grpo_step import __main__, measure
 from benchmarks.grpo_step.clock import PARTS, Clock, PeakMemory
 from benchmarks.grpo_step.equivalence import compare
 from benchmarks.grpo_step.flops import Costs, Way, costs, per_prompt
 from benchmarks.grpo_step.g_copies import log_probabilities
-from benchmarks.grpo_step.measure import MATRIX_PROMPTS, WAYS, Bench, Plan, bench, figures
+from benchmarks.grpo_step.measure import WAYS, Bench, Plan, bench, figures
 from benchmarks.grpo_step.models import SHAPES, build_policy
 from benchmarks.grpo_step.trainers import TrainerStep
 from tests.conftest import RunStage
@@ -86,7 +87,7 @@ def test_figures_follow_from_seconds() -> None:
     assert result["mfu"] == {"g_copies": 0.5, "trl": 0.5, "shared": 0.5}
     assert result["ms_per_prompt"]["shared"] == 500
     assert result["completion_tokens_per_second"]["shared"] == 80
-    assert result["matrix_hours"]["shared"] == pytest.approx(MATRIX_PROMPTS * 0.5 / 3600)
+    assert result["matrix_hours"]["shared"] == pytest.approx(TRAIN_PROMPTS * 0.5 / 3600)
     assert result["largest_in_ours"] == {"part": "backward", "share": 0.75}
 
 

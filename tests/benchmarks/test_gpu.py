@@ -1,0 +1,85 @@
+"""The page of what the matrix costs: hours follow from rates, a run goes on where it was cut off, and what failed is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.learning import prepare
+from benchmarks.gpu.matrix import EVALUATED, hours
+from stages.outputs import read_json
+from stages.params import load_params
+
+
+def steps(ms: float) -> dict[str, Any]:
+    """What benchmarks.grpo_step writes, as far as it is shown."""
+    ways = {"shared": ms, "trl": 4 * ms, "g_copies": 5 * ms}
+    row = {
+        "group_size": 4,
+        "completion_tokens": 10,
+        "ms_per_prompt": ways,
+        "completion_tokens_per_second": dict.fromkeys(ways, 100.0),
+        "mfu": dict.fromkeys(ways, 0.5),
+        "peak_memory_bytes": {way: {"total": 2**33} for way in ways},
+        "max_logp_diff": 1e-3,
+        "grad_rel_diff": 2e-3,
+    }
+    return {"rows": [row]}
+
+
+EVALUATION = {"questions_per_second": 100.0, "published_questions_per_second": 25.0, "speedup": 4.0}
+
+
+def test_hours_follow_from_the_rates() -> None:
+    found = hours({"2b-no-think": steps(20.0)}, {"2b-no-think": EVALUATION, "2b-think": EVALUATION})
+    assert found["2b-no-think"]["shared"] == pytest.approx(142_668 * 0.020 / 3600)
+    assert found["2b-no-think"]["evaluation"] == pytest.approx(EVALUATED / 100 / 3600)
+    assert set(found["2b-think"]) == {"evaluation"}
+    # eight checkpoints answer the tests of modalities, five those of types, and the base both
+    assert EVALUATED == 9 * 17_662 + 6 * 17_919
+
+
+def test_what_is_there_is_not_measured_again_and_what_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "gpu"
+    asked: list[str] = []
+
+    def measure(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        path = Path(command[-1])
+        asked.append(path.stem)
+        if path.stem.startswith("evaluation"):
+            return subprocess.CompletedProcess(command, 1)
+        path.write_text(json.dumps(steps(20.0)))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(gpu.subprocess, "run", measure)
+    monkeypatch.setattr(gpu, "device", lambda: {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"})
+    monkeypatch.setattr(gpu, "provenance", lambda facts: facts)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--models", "tiny", "--parts", "steps", "evaluation", "--out", str(out)])
+    assert gpu.main() == 1
+    assert asked == ["steps-tiny-no-think", "evaluation-tiny-no-think", "steps-tiny-think", "evaluation-tiny-think"]
+    page = out.with_suffix(".md").read_text()
+    assert "evaluation-tiny-think failed" in page
+    assert "| tiny-no-think | 4 | 10 | shared-prefix | 20.0 | 100 | 50% | 8.0 | 4.00 |" in page
+    assert "No GPU was at hand" in page
+    assert read_json(out.with_suffix(".json"), "")["failed"] == ["evaluation-tiny-no-think", "evaluation-tiny-think"]
+    asked.clear()
+    for name in ("no-think", "think"):
+        (out / f"evaluation-tiny-{name}.json").write_text(json.dumps(EVALUATION))
+    assert gpu.main() == 0
+    assert not asked
+    assert "| tiny-think | 100.0 | 25.0 | 4.00 |" in out.with_suffix(".md").read_text()
+
+
+def test_the_learning_run_is_the_sample_with_another_base(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    assert len(prepare(tmp_path, base, ["grpo.max_steps=3", "evaluate.ablations=false"])) == 13
+    made = load_params(tmp_path / "params.yaml")
+    assert (made.base.source, made.grpo.max_steps, made.evaluate.ablations) == (str(base), 3, False)
+    assert (tmp_path / made.corpus.archive).exists()

@@ -57,7 +57,7 @@ def test_what_is_there_is_not_measured_again_and_what_fails_is_said(tmp_path: Pa
         path.write_text(json.dumps(steps(20.0)))
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(gpu.subprocess, "run", measure)
+    monkeypatch.setattr(subprocess, "run", measure)
     monkeypatch.setattr(gpu, "device", lambda: {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"})
     monkeypatch.setattr(gpu, "provenance", lambda facts: facts)
     monkeypatch.setattr(sys, "argv", ["gpu", "--models", "tiny", "--parts", "steps", "evaluation", "--out", str(out)])

@@ -203,7 +203,7 @@ def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completio
     _, options = parse_problem(item["problem"])
     gold = parse_solution(item["solution"])
     row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
-    row |= {"n_options": len(options), "gold": gold, "completion_tokens": completions[place, "real"].tokens}
+    row |= {"n_options": len(options), "gold": gold, "completion_tokens": len(completions[place, "real"].ids)}
     for variant, path in question.pictures.items():
         prefix = "" if variant == "real" else f"{variant}_"
         text = completions[place, variant].text

@@ -54,10 +54,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a policy wrote: the text without special tokens, and its length in tokens, the end token among them."""
+    """What a policy wrote: the text without special tokens, and the ids of its tokens, the end token among them."""
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class _Answerer:
             leave=self._leave,
         )
         texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [Completion(text, len(tokens)) for text, tokens in zip(texts, written, strict=True)]
+        return [Completion(text, tuple(ids)) for text, ids in zip(texts, written, strict=True)]
 
     def _tokenize(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
         """The token ids before the picture, the same for all, and those behind it, for each question."""

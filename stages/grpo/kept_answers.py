@@ -34,7 +34,7 @@ class KeptAnswers:
     def add(self, answers: Answers) -> None:
         """Keep one batch. InputError if the folder cannot be written to; a full disk is told by `run_stage`."""
         (place, variant), *_ = answers.completions
-        rows = [[*key, each.text, each.tokens] for key, each in answers.completions.items()]
+        rows = [[*key, each.text, each.ids] for key, each in answers.completions.items()]
         try:
             write_json(self.folder / f"{place:07d}-{variant}-{len(rows)}.json", {"batch_size": answers.batch_size, "answers": rows})
         except PermissionError as error:
@@ -52,7 +52,7 @@ class KeptAnswers:
             try:
                 content = json.loads(part.read_text(encoding="utf-8"))
                 answers = {
-                    (int(place), str(variant)): Completion(str(text), int(tokens)) for place, variant, text, tokens in content["answers"]
+                    (int(place), str(variant)): Completion(str(text), tuple(map(int, ids))) for place, variant, text, ids in content["answers"]
                 }
                 sizes.add(int(content["batch_size"]))
             except (KeyError, TypeError, ValueError):

@@ -3,7 +3,9 @@
     python -m stages.evaluate ct        the checkpoint on the test splits of all modalities
     python -m stages.evaluate base      the base on the test splits of both axes
 
-No number is computed here: every table is derived from the rows (stage report).
+No number is computed here: every table is derived from the rows (stage report). Answers are kept as they come in
+.scratch/evaluate: one that was killed goes on where it was. Several GPUs share the questions, a process each; MED_R1_PROCESSES says
+how many processes where that is to be another number.
 """
 
 from __future__ import annotations
@@ -11,25 +13,37 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from itertools import chain
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from stages import layout
 from stages.cli import run_stage
 from stages.corpus.modalities import AXES
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
+from stages.corpus.store import identity
 from stages.errors import InputError
+from stages.grpo.fingerprint import files_hash, fingerprint
+from stages.grpo.prompts import ask
 from stages.outputs import read_json, whole_file
-from stages.params import load_params
-from stages.progress import counted
+from stages.params import Params, load_params
+from stages.progress import teller
 from stages.provenance import provenance
 from stages.scoring.answers import extract_answer
+from stages.shares import Parent, run_shares, wanted_processes
+
+if TYPE_CHECKING:  # they import torch
+    from stages.grpo.generate import Completion, Key, Question
+    from stages.grpo.kept_answers import KeptAnswers
 
 ABLATIONS: Final = ("blank", "shuffled")
 _ABLATED: Final = {"image": pa.string(), "output": pa.string(), "answer": pa.string(), "correct": pa.bool_()}
@@ -65,8 +79,11 @@ def main() -> None:
         prog="python -m stages.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("checkpoint", help="base, or a key of checkpoints in params.yaml")
-    name = arguments.parse_args().checkpoint
-    params = load_params()
+    # of a process that this stage starts, which keeps its answers in the folder and writes no predictions
+    arguments.add_argument("--share", help=argparse.SUPPRESS)
+    arguments.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    name, params = given.checkpoint, load_params()
     evaluation = params.require_evaluation(name)
     questions = test_questions(evaluation.axis, params.splits.kind)
     folder, stage = layout.model(name), "base" if name == "base" else f"train@{name}"
@@ -75,45 +92,148 @@ def main() -> None:
     facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
     facts["checkpoint"] = _checkpoint_provenance(folder, stage)
 
-    import torch
+    from stages.grpo.generate import cut_windows, window_size  # imports torch
+    from stages.grpo.kept_answers import KeptAnswers
+    from stages.grpo.policy import check_policy_files
 
-    from stages.grpo.generate import BLANK, Question, answer_greedily  # imports torch
-    from stages.grpo.policy import load_policy, load_processor
-    from stages.grpo.prompts import ask
+    asked = _ask(questions, params)
+    processes = int(given.share.partition("/")[2]) if given.share else wanted_processes()
+    windows = cut_windows(asked, window_size(params.evaluate.batch_size, len(asked), processes))
+    if given.share:
+        share, started_by = int(given.share.partition("/")[0]), Parent()
+        for _ in _answer(folder, params, asked, windows[share::processes], KeptAnswers(given.answers), processes):
+            started_by.check()
+        return
+    check_policy_files(folder, f"models/{name}")
+    scratch = layout.SCRATCH / "evaluate" / name
+    kept = KeptAnswers(scratch / _fingerprint(folder, facts, questions, asked, windows))
+    kept.make_folder()
+    _answer_all(name, folder, params, asked, windows, kept, processes)
+    completions, facts["batch_sizes"] = kept.read()
+    rows = [_row(name, item, completions, place, question) for place, (item, question) in enumerate(zip(questions, asked, strict=True))]
+    rows.sort(key=lambda row: row["question_id"])
+    schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
+    with whole_file(layout.predictions(name)) as path:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    shutil.rmtree(scratch)
+    print(f"{name}: {sum(row['correct'] for row in rows)} of {len(rows)} right -> {layout.predictions(name)}")
 
-    torch.set_num_threads(params.base.threads)
-    policy = load_policy(folder, dtype=params.base.dtype, attention=params.base.attention)
+
+def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
+    """Each question as it is asked: its words, and the pictures it is asked of."""
+    from stages.grpo.generate import BLANK, Question
+
     partner = exchange(questions) if params.evaluate.ablations else {}
     asked = []
     for item in questions:
         pictures = {"real": item["image"]} | ({"blank": BLANK} if params.evaluate.ablations else {})
         pictures |= {"shuffled": partner[item["image"]]} if item["image"] in partner else {}
         asked.append(Question(ask(item["problem"], params.prompt.style, "evaluate"), pictures))
-    batches = answer_greedily(
-        policy,
-        load_processor(folder),
-        asked,
-        batch_size=params.evaluate.batch_size,
-        max_new_tokens=params.evaluate.max_new_tokens,
+    return asked
+
+
+def _answer_all(
+    name: str, folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: KeptAnswers, processes: int
+) -> None:
+    """Keep an answer to all that is asked, alone or by several processes; those that are kept already are not made again."""
+    total, (completions, _) = sum(len(each.pictures) for each in asked), kept.read()
+    if completions:
+        print(f"{name}: goes on behind {len(completions)} of {total} answers, kept in {kept.folder}", file=sys.stderr)
+    if len(completions) == total:
+        return
+    tell = _teller(name, total, len(completions))
+    if min(processes, len(windows)) > 1:
+        run_shares(["stages.evaluate", name, "--answers", str(kept.folder)], processes, lambda: tell(kept.count()))
+    else:
+        for count in _answer(folder, params, asked, windows, kept, processes):
+            tell(count)
+
+
+def _teller(name: str, total: int, done: int) -> Callable[[int], None]:
+    """A function that shows how many answers there are."""
+    bar = tqdm(desc=name, total=total, initial=done, unit="answer", disable=not sys.stderr.isatty())
+    line, start = teller(name, total, "answer", done=done), time.monotonic()
+
+    def tell(count: int) -> None:
+        bar.update(count - bar.n)
+        if bar.disable:
+            line(count, f"{(count - done) / max(time.monotonic() - start, 1e-9):.1f} a second, ")
+
+    return tell
+
+
+def _answer(
+    folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: KeptAnswers, processes: int
+) -> Iterator[int]:
+    """Answer what is left of some windows; after each batch that is kept, how many answers there are."""
+    import torch
+
+    from stages.grpo.batch_size import BatchSize
+    from stages.grpo.generate import answer_greedily
+    from stages.grpo.policy import load_policy, load_processor
+
+    torch.set_num_threads(params.base.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    done, _ = kept.read()
+    count = len(done)
+    try:
+        for answers in answer_greedily(
+            load_policy(folder, dtype=params.base.dtype, attention=params.base.attention).to(device),
+            load_processor(folder),
+            asked,
+            windows=windows,
+            batch_size=BatchSize(params.evaluate.batch_size, device),
+            max_new_tokens=params.evaluate.max_new_tokens,
+            done=done.keys(),
+            # a GPU answers faster than one thread opens pictures; on a CPU they would be in each other's way
+            loaders=max((os.cpu_count() or 1) // processes, 1) if device.type == "cuda" else 0,
+        ):
+            kept.add(answers)
+            count += len(answers.completions)
+            yield count
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"out of GPU memory ({str(error).splitlines()[0]}): set evaluate.batch_size to a smaller number (now "
+            f"{params.evaluate.batch_size}), or free the GPU; `nvidia-smi` shows what else is on it. What was answered is kept"
+        ) from error
+
+
+def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completion], place: int, question: Question) -> dict[str, Any]:
+    """The row of one question."""
+    _, options = parse_problem(item["problem"])
+    gold = parse_solution(item["solution"])
+    row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
+    row |= {"n_options": len(options), "gold": gold, "completion_tokens": len(completions[place, "real"].ids)}
+    for variant, path in question.pictures.items():
+        prefix = "" if variant == "real" else f"{variant}_"
+        text = completions[place, variant].text
+        answer = extract_answer(text, options)
+        row |= {f"{prefix}output": text, f"{prefix}answer": answer, f"{prefix}correct": answer == gold}
+        row |= {f"{prefix}image": path} if prefix else {}
+    return row
+
+
+def _fingerprint(
+    folder: Path, facts: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], asked: Sequence[Question], windows: Sequence[range]
+) -> str:
+    """Names the answers by all that decides them: checkpoint, questions, pictures, settings, code, versions, device and windows."""
+    import torch
+
+    images = sorted({path for each in asked for path in each.pictures.values() if path})
+    said = json.dumps([[dict(item), each.words, dict(each.pictures)] for item, each in zip(questions, asked, strict=True)], sort_keys=True)
+    return fingerprint(
+        {name: facts[name] for name in ("params", "versions")}
+        | {
+            "checkpoint": files_hash(
+                [path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".txt")]
+            ),
+            "questions": hashlib.sha256(said.encode()).hexdigest(),
+            "pictures": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
+            "code": files_hash(list(Path(__file__).parent.rglob("*.py"))),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "windows": [len(window) for window in windows],
+        }
     )
-    rows = []
-    answered = counted(chain.from_iterable(batches), len(questions), name, "question")
-    for item, question, completions in zip(questions, asked, answered, strict=True):
-        _, options = parse_problem(item["problem"])
-        gold = parse_solution(item["solution"])
-        row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
-        row |= {"n_options": len(options), "gold": gold, "completion_tokens": completions["real"].tokens}
-        for variant, completion in completions.items():
-            prefix = "" if variant == "real" else f"{variant}_"
-            answer = extract_answer(completion.text, options)
-            row |= {f"{prefix}output": completion.text, f"{prefix}answer": answer, f"{prefix}correct": answer == gold}
-            row |= {f"{prefix}image": question.pictures[variant]} if prefix else {}
-        rows.append(row)
-    rows.sort(key=lambda row: row["question_id"])
-    schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
-    with whole_file(layout.predictions(name)) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-    print(f"{name}: {sum(row['correct'] for row in rows)} of {len(rows)} right -> {layout.predictions(name)}")
 
 
 def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:

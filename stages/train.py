@@ -21,6 +21,7 @@ from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
 from stages.corpus.store import exists
 from stages.errors import InputError
+from stages.grpo.fingerprint import files_hash, fingerprint, state_folder
 from stages.grpo.prompts import Style
 from stages.outputs import whole_directory, whole_file, write_json
 from stages.params import Checkpoint, Grpo, Params, Sft, load_params
@@ -47,7 +48,7 @@ def main() -> None:
     import torch
 
     from stages.grpo.policy import check_policy_files, load_policy, load_processor  # imports torch
-    from stages.grpo.resume import newest_checkpoint, state_folder
+    from stages.grpo.resume import newest_checkpoint
     from stages.grpo.trainer import deterministic, save_policy, write_log
 
     torch.set_num_threads(params.base.threads)
@@ -112,8 +113,6 @@ def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
 
 def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, start: Path) -> str:
     """Names the state of a training by all that decides it: settings, data, first policy, code, versions, number of processes."""
-    from stages.grpo.resume import files_hash, fingerprint
-
     facts = provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
     base = [path for path in start.iterdir() if path.is_file() and path.name != "provenance.json"]
     return fingerprint(

@@ -1,31 +1,42 @@
 """Greedy answers of a policy to many questions, each asked of one picture or of several in its place.
 
-A picture is opened, processed and passed through the vision tower once, however many questions are about it and however
-many rows it stands in; a question is tokenised once for all the pictures it is asked of.
+The picture stands before the words. So what a policy makes of it, keys and values of all its layers, is computed once in a window of
+neighbouring questions, however many of them are about it and in however many variants it takes the place of another; each row then adds
+its own words and its answer. Rows of a window go in batches by length, the longest first, so that there is next to no padding.
+
+All batches follow from the questions and the batch size alone: on a CPU, answers that were interrupted, or shared among processes, are
+to the bit those of one run. With another batch size, sums are rounded in another order.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from stages.corpus.store import open_image
+from stages.errors import InputError
+from stages.grpo.batch_size import BatchSize
+from stages.grpo.greedy import LEAVE, complete_greedily
+from stages.grpo.last_layer import last_layer_yields
+from stages.grpo.pictures import Processed, load_pictures, process
 from stages.grpo.policy import vision_token_ids
-from stages.grpo.prompt_batch import PromptBatch, backbone
-from stages.grpo.prompt_pass import pass_over_prompts
+from stages.grpo.prefixes import Prefixes, pass_over_pictures
 from stages.grpo.prompts import chat
-from stages.grpo.rollout import Sampling, sample_completions
-from stages.grpo.vision import embed_patches_by_product, look, seen_as, takes_features
+from stages.grpo.room import Room
+from stages.grpo.vision import embed_patches_by_product
 
 BLANK: Final = ""
 """In place of a path: a black picture of the size of the one that is asked about."""
+
+_WINDOW: Final = 512
+
+Key = tuple[int, str]
+"""Place of a question among those asked, and variant."""
 
 
 @dataclass(frozen=True)
@@ -35,114 +46,195 @@ class Question:
     words: str
     pictures: Mapping[str, str]
 
+    @property
+    def own(self) -> str:
+        """Path of the picture it is about."""
+        return next(iter(self.pictures.values()))
+
 
 @dataclass(frozen=True)
 class Completion:
-    """What a policy wrote: the text without special tokens, and its length in tokens, the end token among them."""
+    """What a policy wrote: the text without special tokens, and the ids of its tokens, the end token among them."""
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A picture as the policy takes it: patches and grid (3,), and its features where the tower's can be given."""
+class Answers:
+    """Of one batch, and how many rows a batch had at most."""
 
-    patches: Tensor
-    grid: Tensor
-    features: Tensor | None
-    size: tuple[int, int]
+    completions: dict[Key, Completion]
+    batch_size: int
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class _Row:
+    """A question and one of its variants: the prefix it continues, and the token ids behind."""
+
+    key: Key
+    prefix: int
+    words: list[int]
+
+
+def window_size(batch_size: int | Literal["auto"], questions: int, processes: int) -> int:
+    """How many questions make a window: some batches, yet few enough that the processes have several each.
+
+    Of longer windows, what is kept of the pictures would fill a GPU: 6 MB for each in Qwen2-VL-2B.
+    """
+    size = _WINDOW if batch_size == "auto" else max(batch_size, min(4 * batch_size, _WINDOW))
+    return size if processes == 1 else min(size, -(-questions // (4 * processes)))
+
+
+def cut_windows(asked: Sequence[Question], least: int) -> list[range]:
+    """Cut the questions into windows of at least so many, but for the last; those about one picture that stand together stay together."""
+    windows, start = [], 0
+    for place in range(1, len(asked)):
+        if place - start >= least and asked[place].own != asked[place - 1].own:
+            windows.append(range(start, place))
+            start = place
+    return [*windows, range(start, len(asked))] if asked else []
+
+
 def answer_greedily(
-    policy: PreTrainedModel, processor: Any, asked: Sequence[Question], *, batch_size: int, max_new_tokens: int
-) -> Iterator[list[dict[str, Completion]]]:
-    """Answer questions in order: for each, variant -> completion, in lists of `batch_size` questions.
+    policy: PreTrainedModel,
+    processor: Any,
+    asked: Sequence[Question],
+    *,
+    windows: Sequence[range],
+    batch_size: BatchSize,
+    max_new_tokens: int,
+    done: Set[Key] = frozenset(),
+    loaders: int = 0,
+    leave: float = LEAVE,
+) -> Iterator[Answers]:
+    """Answer the questions of some windows (`cut_windows`), but for what is done, batch after batch.
 
-    Questions about the same or neighbouring pictures should stand together: the last few batches' pictures are kept.
-    Tokens that stand for pictures are never generated. Raises InputError naming an image that does not open.
+    Questions about the same or neighbouring pictures should stand together. `loaders`: threads that open pictures ahead of a GPU; with 0
+    they are opened as they are needed. Tokens that stand for pictures are never generated. Raises InputError naming an image that does
+    not open or a question that cannot be asked, and when a GPU's memory does not suffice.
     """
     policy.eval()
     embed_patches_by_product(policy)
-    ends = policy.generation_config.eos_token_id
-    sampling = Sampling(
-        max_tokens=max_new_tokens,
-        ends=tuple(ends if isinstance(ends, list) else [ends]),
-        pad=processor.tokenizer.pad_token_id,
-        temperature=0.0,
-        suppressed=tuple(vision_token_ids(processor)),
-    )
-    pictures = _Pictures(policy, processor, 4 * batch_size)
-    for start in range(0, len(asked), batch_size):
-        batch = asked[start : start + batch_size]
-        texts = [processor.apply_chat_template(chat(each.words), add_generation_prompt=True, tokenize=False) for each in batch]
-        answers: list[dict[str, Completion]] = [{} for _ in batch]
-        tokenized: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor, Tensor]] = {}
-        for variant in dict.fromkeys(name for each in batch for name in each.pictures):
-            rows = [row for row, each in enumerate(batch) if variant in each.pictures]
-            seen = pictures.of([(batch[row].pictures[variant], next(iter(batch[row].pictures.values()))) for row in rows])
-            grids = tuple((rows[index], *each.grid.tolist()) for index, each in enumerate(seen))
-            if grids not in tokenized:
-                tokenized[grids] = _tokenize(policy, processor, [texts[row] for row in rows], seen)
-            for row, completion in zip(rows, _answer(policy, processor, tokenized[grids], seen, sampling), strict=True):
-                answers[row][variant] = completion
-        yield answers
+    left = [window for window in windows if not done >= {(place, variant) for place in window for variant in asked[place].pictures}]
+    paths = [_paths(asked, window) for window in left]
+    answerer = _Answerer(policy, processor, max_new_tokens, batch_size, leave)
+    with load_pictures(processor, policy.dtype, [*chain.from_iterable(paths)], loaders) as stream:
+        for window, its_own in zip(left, paths, strict=True):
+            yield from answerer.answer(asked, window, its_own, stream, done)
 
 
-class _Pictures:
-    """Pictures by (path, path of the question's own picture), the latest `limit` of them kept."""
-
-    def __init__(self, policy: PreTrainedModel, processor: Any, limit: int) -> None:
-        self._policy, self._processor, self._limit = policy, processor, limit
-        self._kept: OrderedDict[tuple[str, tuple[int, int] | None], _Seen] = OrderedDict()
-
-    def of(self, wanted: Sequence[tuple[str, str]]) -> list[_Seen]:
-        """What was asked for, those not seen yet looked at together."""
-        self._look({(path, None): None for pair in wanted for path in pair if path != BLANK})
-        keys = [(path, self._kept[own, None].size if path == BLANK else None) for path, own in wanted]
-        self._look(dict.fromkeys(keys))
-        seen = [self._kept[key] for key in keys]
-        while len(self._kept) > self._limit:
-            self._kept.popitem(last=False)
-        return seen
-
-    def _look(self, keys: Mapping[tuple[str, tuple[int, int] | None], None]) -> None:
-        for key in keys:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-        new = [key for key in keys if key not in self._kept]
-        if not new:
-            return
-        opened = [open_image(path) if size is None else Image.new("RGB", size) for path, size in new]
-        fields = self._processor.image_processor(images=opened, return_tensors="pt")
-        patches, grids = (fields[name].to(self._policy.device) for name in ("pixel_values", "image_grid_thw"))
-        features = look(self._policy, patches, grids) if takes_features(self._policy) else [None] * len(new)
-        own = torch.split(patches, grids.prod(-1).tolist())
-        for index, (key, picture) in enumerate(zip(new, opened, strict=True)):
-            self._kept[key] = _Seen(own[index], grids[index], features[index], picture.size)
+def _paths(asked: Sequence[Question], window: range) -> list[str]:
+    """The pictures that the questions of a window need, each once."""
+    return list(dict.fromkeys(path for place in window for path in (asked[place].own, *asked[place].pictures.values()) if path != BLANK))
 
 
-def _tokenize(policy: PreTrainedModel, processor: Any, texts: list[str], seen: list[_Seen]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and mask (B, P), padded on the left, and positions (3, B, P), of texts with a picture each."""
-    token, merged = processor.image_token, processor.image_processor.merge_size**2
-    expanded = [text.replace(token, token * (int(each.grid.prod()) // merged)) for text, each in zip(texts, seen, strict=True)]
-    fields = processor.tokenizer(expanded, padding=True, padding_side="left", return_tensors="pt").to(policy.device)
-    ids, mask = fields["input_ids"], fields["attention_mask"]
-    kinds = (ids == processor.image_token_id).int()
-    grids = torch.stack([each.grid for each in seen])
-    positions, _ = backbone(policy).get_rope_index(ids, kinds, image_grid_thw=grids, attention_mask=mask)
-    return ids, mask, positions
+class _Answerer:
+    def __init__(self, policy: PreTrainedModel, processor: Any, most: int, batch_size: BatchSize, leave: float) -> None:
+        self._policy, self._processor, self._most, self._size, self._leave = policy, processor, most, batch_size, leave
+        ends = policy.generation_config.eos_token_id
+        self._ends = ends if isinstance(ends, list) else [ends]
+        self._suppressed = vision_token_ids(processor)
 
+    @torch.inference_mode()
+    def answer(
+        self, asked: Sequence[Question], window: range, paths: Sequence[str], stream: Iterator[Processed], done: Set[Key]
+    ) -> Iterator[Answers]:
+        """Answer one window, whose pictures come next in the stream."""
+        head, words = self._tokenize([asked[place] for place in window])
+        numbers: dict[str | tuple[int, int], int] = {}
+        sizes: dict[str, tuple[int, int]] = {}
 
-def _answer(
-    policy: PreTrainedModel, processor: Any, tokenized: tuple[Tensor, Tensor, Tensor], seen: list[_Seen], sampling: Sampling
-) -> list[Completion]:
-    patches, grids = torch.cat([each.patches for each in seen]), torch.stack([each.grid for each in seen])
-    prompts = PromptBatch(*tokenized, pixel_values=patches, image_grid_thw=grids, images=(1,) * len(seen))
-    features = [each.features for each in seen if each.features is not None]
-    done = pass_over_prompts(policy, prompts, seen_as(policy, features) if features else prompts.pictures)
-    no_draws = torch.zeros(len(prompts), 1, sampling.max_tokens)
-    written = sample_completions(policy, prompts, done, no_draws, sampling)
-    texts = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [Completion(text, len(tokens)) for text, tokens in zip(texts, written, strict=True)]
+        def needed() -> Iterator[Processed]:
+            """The pictures at the paths, and then a black one of each size that is asked for."""
+            for path, picture in zip(paths, stream, strict=False):
+                numbers[path], sizes[path] = len(numbers), picture.size
+                yield picture
+            for place in window:
+                size = sizes[asked[place].own]
+                if BLANK in asked[place].pictures.values() and size not in numbers:
+                    numbers[size] = len(numbers)
+                    yield process(self._processor, Image.new("RGB", size), self._policy.dtype)
+
+        prefixes = pass_over_pictures(self._policy, self._processor, head, words[0][0], needed())
+        rows = [
+            _Row((place, variant), numbers[sizes[asked[place].own] if path == BLANK else path], words[place - window.start])
+            for place in window
+            for variant, path in asked[place].pictures.items()
+        ]
+        rows.sort(key=lambda row: (-prefixes.lengths[row.prefix], -len(row.words)))
+        self._size.estimate(self._policy, max(prefixes.lengths), max(map(len, words)), self._most)
+        # batches as they would be were nothing done
+        for start in range(0, len(rows), size := self._size.rows):
+            waiting = [row for row in rows[start : start + size] if row.key not in done]
+            while waiting:
+                answers = self._try(prefixes, waiting[: self._size.rows])
+                if answers is not None:
+                    waiting = waiting[len(answers.completions) :]
+                    yield answers
+
+    def _try(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers | None:
+        """The answers of some rows; None if they do not fit, with the batch size halved."""
+        try:
+            return Answers(dict(zip((row.key for row in rows), self._complete(prefixes, rows), strict=True)), self._size.rows)
+        except torch.OutOfMemoryError as error:
+            self._size.halve(error.with_traceback(None))  # which holds what took the memory
+        torch.cuda.empty_cache()
+        return None
+
+    def _complete(self, prefixes: Prefixes, rows: Sequence[_Row]) -> list[Completion]:
+        device, pad = self._policy.device, self._processor.tokenizer.pad_token_id
+        picked = torch.tensor([row.prefix for row in rows], device=device)
+        before, after = max(prefixes.lengths[row.prefix] for row in rows), max(len(row.words) for row in rows)
+        layers = [
+            Room.behind(keys[picked, :, -before:], values[picked, :, -before:], after + self._most - 1) for keys, values in prefixes.layers
+        ]
+        cache = DynamicCache()
+        cache.layers = layers
+        ids = torch.tensor([[pad] * (after - len(row.words)) + row.words for row in rows], device=device)
+        lengths = torch.tensor([[prefixes.lengths[row.prefix], len(row.words)] for row in rows], device=device)
+        seen = torch.arange(before, device=device) >= before - lengths[:, :1]
+        real = torch.arange(after, device=device) >= after - lengths[:, 1:]
+        causal = torch.ones(after, after, dtype=torch.bool, device=device).tril() & real[:, None, :]
+        mask = torch.cat([seen[:, None, :].expand(-1, after, -1), causal], dim=2)[:, None]
+        offsets = (torch.arange(after, device=device) - (after - lengths[:, 1:])).clamp(min=0)
+        first = prefixes.next[:, picked]
+        with last_layer_yields(self._policy, 1):
+            logits = self._policy(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=first[..., None] + offsets,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+        written = complete_greedily(
+            self._policy,
+            layers,
+            torch.cat([seen, real], dim=1),
+            first + lengths[:, 1],
+            logits,
+            max_tokens=self._most,
+            ends=self._ends,
+            suppressed=self._suppressed,
+            leave=self._leave,
+        )
+        texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [Completion(text, tuple(ids)) for text, ids in zip(texts, written, strict=True)]
+
+    def _tokenize(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
+        """The token ids before the picture, the same for all, and those behind it, for each question."""
+        texts = [self._processor.apply_chat_template(chat(each.words), add_generation_prompt=True, tokenize=False) for each in questions]
+        heads, words, token = [], [], self._processor.image_token_id
+        for question, ids in zip(questions, self._processor.tokenizer(texts)["input_ids"], strict=True):
+            if (found := ids.count(token)) != 1:
+                raise InputError(
+                    f"the question {question.words[:80]!r} has {found} tokens that stand for pictures, its picture needs 1: none may contain "
+                    f"{self._processor.image_token}"
+                )
+            place = ids.index(token)
+            heads.append(ids[:place])
+            words.append(ids[place + 1 :])
+        if any(head != heads[0] for head in heads):
+            raise InputError("the model's chat template puts words of the question before its picture, which Med-R1's prompts do not")
+        return heads[0], words

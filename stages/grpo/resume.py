@@ -9,7 +9,6 @@ only (`weights_only`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -27,29 +26,6 @@ from stages.outputs import write_json
 
 WHOLE: Final = "whole.json"
 """Written last into a checkpoint: its files and their sizes in bytes."""
-
-
-def fingerprint(facts: dict[str, Any]) -> str:
-    """A name for all that decides a training; a state is only ever resumed under the same."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def files_hash(paths: list[Path]) -> str:
-    """One hash of the names and contents of files."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
-        with path.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
-def state_folder(folder: Path) -> None:
-    """Make the folder for the state of a training, named by its fingerprint; those of other settings beside it are removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.iterdir():
-        if other.is_dir() and other.name != folder.name:
-            shutil.rmtree(other)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
 from transformers.generation.logits_process import (
     LogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -26,6 +25,7 @@ from transformers.generation.logits_process import (
 
 from stages.grpo.prompt_batch import PromptBatch
 from stages.grpo.prompt_pass import PromptPass
+from stages.grpo.room import Room
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def sample_completions(policy: nn.Module, prompts: PromptBatch, done: PromptPass
     own = (torch.arange(group, device=device)[:, None] == member).expand(batch, group, -1)
     mask = torch.cat([prompts.mask.bool()[:, None, :].expand(-1, group, -1), own], dim=2)[:, None]
     cache = DynamicCache()
-    cache.layers = [_Prepared(keys, values, group * (most - 1)) for keys, values in done.keys_values]
+    cache.layers = [Room.behind(keys, values, group * (most - 1)) for keys, values in done.keys_values]
     before = prompts.ids.repeat_interleave(group, 0)
     logits = done.logits[:, None].expand(batch, group, -1)
     tokens = torch.full((batch, group, most), sampling.pad, device=device)
@@ -95,25 +95,6 @@ def sample_completions(policy: nn.Module, prompts: PromptBatch, done: PromptPass
             use_cache=True,
         ).logits
     return [_until_end(row, sampling.ends) for row in tokens[:, :, : step + 1].flatten(0, 1).tolist()]
-
-
-class _Prepared(DynamicLayer):  # type: ignore[misc]
-    """Keys and values (B, H, P, D) with room for `more` columns behind them: growing by concatenation copies all at every step."""
-
-    def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        width = keys.shape[2]
-        self._room = [torch.cat([each, each.new_empty(*each.shape[:2], more, each.shape[3])], dim=2) for each in (keys, values)]
-        self.keys, self.values = (each[:, :, :width] for each in self._room)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write new columns behind the old."""
-        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, start:end] = new
-        self.keys, self.values = (each[:, :, :end] for each in self._room)
-        return self.keys, self.values
 
 
 def _inverse(scores: Tensor, uniform: Tensor) -> Tensor:

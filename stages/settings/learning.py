@@ -149,8 +149,9 @@ class Sft(SettingsGroup):
 class Evaluate(SettingsGroup):
     """Stage evaluate."""
 
-    batch_size: PositiveInt
-    """Questions generated for together."""
+    batch_size: PositiveInt | Literal["auto"]
+    """Answers generated together, each to a question about one picture. auto: as many as the memory of the GPU holds, found by trying; 64
+    on a CPU. Choose a number for the same rounding on every machine, auto for speed on a GPU."""
     max_new_tokens: PositiveInt
     ablations: bool
     """Ask every question of a black picture and of another picture of its modality too: what did the picture contribute?"""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages.grpo.resume import WHOLE, files_hash, fingerprint, newest_checkpoint, state_folder
+from stages.grpo.fingerprint import files_hash, fingerprint, state_folder
+from stages.grpo.resume import WHOLE, newest_checkpoint
 from stages.grpo.trainer import LOGGED, deterministic, write_log
 from tests.grpo.tiny import trainer
 

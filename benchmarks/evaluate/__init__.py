@@ -1,0 +1,1 @@
+"""Questions a second of stage evaluate, against the published script's loop."""

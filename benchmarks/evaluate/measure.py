@@ -1,0 +1,209 @@
+"""What is measured: both loops on the same questions and weights, in turn; what ablations add; what leaving the batch saves."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.evaluate.published import MAX_NEW_TOKENS, answer_as_published
+from benchmarks.grpo_step.clock import Clock
+from benchmarks.grpo_step.models import BASE, SHAPES, SIDE, build_policy, build_processor
+from stages.corpus import phantoms
+from stages.corpus.problems import format_problem
+from stages.corpus.store import open_image
+from stages.grpo.batch_size import BatchSize
+from stages.grpo.generate import BLANK, Key, Question, answer_greedily, cut_windows, window_size
+from stages.grpo.greedy import LEAVE
+from stages.grpo.policy import load_policy, load_processor
+from stages.grpo.prompts import Style, ask, chat
+
+Result = TypeVar("Result")
+
+EMBEDDED: Final = "base"
+"""The embedded base, which has learnt to answer and ends by itself. All other models are random ones by `benchmarks.grpo_step`."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, so many pictures with so many questions each, and how long answers are, in tokens, at most; None: as the model likes."""
+
+    model: str
+    pictures: int
+    questions_a_picture: int
+    answer: int | None = None
+    style: Style = "no-think"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, twice, as ours changes how its tower embeds patches; and what it is asked."""
+
+    policy: PreTrainedModel
+    untouched: PreTrainedModel
+    processor: Any
+    asked: list[Question]
+
+
+def set_up(case: Case, folder: Path) -> Bench:
+    """Models, and pictures written to the folder."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if case.model == EMBEDDED:
+        policy, processor = (
+            load_policy(BASE, dtype="float32" if device.type == "cpu" else "bfloat16", attention="sdpa"),
+            load_processor(BASE),
+        )
+        policy.to(device)
+    else:
+        policy, processor = build_policy(SHAPES[case.model], device, seed=0), build_processor(Clock(device))
+    processor.tokenizer.padding_side = "left"
+    asked = questions(folder, case)
+    untouched = copy.deepcopy(policy)
+    bench = Bench(policy, untouched, processor, asked)
+    if case.answer is not None:
+        # random weights never say that they have done: let whatever stands last end a completion, wherever else it stands in one
+        policy.generation_config.eos_token_id = []
+        ends = sorted({ids[-1] for ids in answer(bench, asked, most=case.answer).values()})
+        policy.generation_config.eos_token_id = untouched.generation_config.eos_token_id = ends
+    return bench
+
+
+def questions(folder: Path, case: Case) -> list[Question]:
+    """Questions of the embedded corpus about drawn pictures, in the order of stage evaluate: a picture's questions together."""
+    rng = np.random.default_rng(0)
+    asked: list[Question] = []
+    for number in range(case.pictures):
+        phantom = phantoms.sample_phantom(rng)
+        while len(phantoms.askable(phantom)) < case.questions_a_picture:
+            phantom = phantoms.sample_phantom(rng)
+        path = folder / f"{number}.png"
+        phantoms.draw(phantom, (SIDE, SIDE), rng).save(path)
+        kinds = phantoms.askable(phantom)
+        for kind in rng.choice(kinds, case.questions_a_picture, replace=False):
+            wordings = phantoms.QUESTIONS[kind]
+            problem = format_problem(wordings[rng.integers(len(wordings))], phantoms.options_for(phantom, kind, rng))
+            asked.append(Question(ask(problem, case.style, "evaluate"), {"real": str(path)}))
+    return asked
+
+
+def with_ablations(asked: Sequence[Question]) -> list[Question]:
+    """The same asked of a black picture and of the next one, too."""
+    own = list(dict.fromkeys(each.own for each in asked))
+    following = dict(zip(own, own[1:] + own[:1], strict=True))
+    return [Question(each.words, {"real": each.own, "blank": BLANK, "shuffled": following[each.own]}) for each in asked]
+
+
+def answer(bench: Bench, asked: Sequence[Question], *, most: int = MAX_NEW_TOKENS, leave: float = LEAVE) -> dict[Key, tuple[int, ...]]:
+    """Completions as stage evaluate makes them, token ids."""
+    device = bench.policy.device
+    batches = answer_greedily(
+        bench.policy,
+        bench.processor,
+        asked,
+        windows=cut_windows(asked, window_size("auto", len(asked), 1)),
+        batch_size=BatchSize("auto", device),
+        max_new_tokens=most,
+        leave=leave,
+        loaders=(os.cpu_count() or 1) if device.type == "cuda" else 0,
+    )
+    return {key: each.ids for batch in batches for key, each in batch.completions.items()}
+
+
+def compare(case: Case, folder: Path, repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """One row: seconds of both loops, medians of runs by turns after one of each to warm up, and whether their answers are the same."""
+    bench = set_up(case, folder)
+    few = bench.asked[: case.questions_a_picture]
+    answer(bench, few)
+    answer_as_published(bench.untouched, bench.processor, few)
+    seconds: dict[str, list[float]] = {"published": [], "ours": []}
+    for repeat in range(repeats):
+        taken, published = timed(bench, lambda: answer_as_published(bench.untouched, bench.processor, bench.asked))
+        seconds["published"].append(taken)
+        taken, ours = timed(bench, lambda: answer(bench, bench.asked))
+        seconds["ours"].append(taken)
+        tell(
+            f"{case.model}, {case.questions_a_picture} a picture, {repeat + 1} of {repeats}: "
+            + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in seconds.items())
+        )
+    taken = {name: median(each) for name, each in seconds.items()}
+    lengths = [len(ids) for ids in published]
+    differing = [
+        {"question": place, "margin": margin(bench, bench.asked[place], ids, ours[place, "real"])}
+        for place, ids in enumerate(published)
+        if tuple(ids) != ours[place, "real"]
+    ]
+    return {
+        **asdict(case),
+        "questions": len(bench.asked),
+        "tokens": {"median": median(lengths), "longest": max(lengths)},
+        "seconds": taken,
+        "questions_per_second": {name: len(bench.asked) / each for name, each in taken.items()},
+        "speedup": taken["published"] / taken["ours"],
+        "same_answers": 1 - len(differing) / len(bench.asked),
+        "differing": differing,
+    }
+
+
+def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]:
+    """Seconds of ours with the ablations, a black picture and an exchanged one for each question, over those without."""
+    bench = set_up(case, folder)
+    ablated = with_ablations(bench.asked)
+    answer(bench, ablated[: case.questions_a_picture])
+    plain, whole = [], []
+    for _ in range(repeats):
+        plain.append(timed(bench, lambda: answer(bench, bench.asked))[0])
+        whole.append(timed(bench, lambda: answer(bench, ablated))[0])
+    return {"seconds": median(whole), "times_real_only": median(whole) / median(plain)}
+
+
+def measure_leaving(case: Case, folder: Path, repeats: int) -> dict[str, float]:
+    """What it saves that rows that have ended leave the batch: seconds when they stay until the last has, over ours."""
+    bench = set_up(case, folder)
+    answer(bench, bench.asked[: case.questions_a_picture])
+    stay, go = [], []
+    for _ in range(repeats):
+        stay.append(timed(bench, lambda: answer(bench, bench.asked, leave=0.0))[0])
+        go.append(timed(bench, lambda: answer(bench, bench.asked))[0])
+    lengths = [len(ids) for ids in answer(bench, bench.asked).values()]
+    return {
+        "seconds": median(go),
+        "seconds_staying": median(stay),
+        "saved": median(stay) / median(go),
+        "mean_tokens": sum(lengths) / len(lengths),
+    }
+
+
+def timed(bench: Bench, work: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of some work, with what it returned."""
+    start = time.perf_counter()
+    result = work()
+    if bench.policy.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+@torch.inference_mode()
+def margin(bench: Bench, question: Question, one: Sequence[int], other: Sequence[int]) -> float:
+    """By how much the logits of two completions differ at the first token in which they do: as little as rounding, or more?"""
+    place = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    if place >= min(len(one), len(other)):
+        return math.inf  # one goes on where the other ended: no rounding does that
+    text = bench.processor.apply_chat_template(chat(question.words), tokenize=False, add_generation_prompt=True)
+    inputs = bench.processor(text=[text], images=[open_image(question.own)], return_tensors="pt").to(bench.untouched.device)
+    told = torch.tensor([list(one[:place])], dtype=torch.long, device=bench.untouched.device)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], told], dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(told)], dim=1)
+    logits = bench.untouched(**inputs, logits_to_keep=1).logits[0, -1].float()
+    return float((logits[one[place]] - logits[other[place]]).abs())

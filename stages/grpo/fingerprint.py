@@ -1,0 +1,33 @@
+"""Names for work that may be interrupted: what was kept of it is only ever taken up again under the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """A name for all that decides a result."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def files_hash(paths: Sequence[Path]) -> str:
+    """One hash of the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
+        with path.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def state_folder(folder: Path) -> None:
+    """Make the folder for what is kept, named by its fingerprint; those of other settings beside it are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.iterdir():
+        if other.is_dir() and other.name != folder.name:
+            shutil.rmtree(other)

@@ -36,13 +36,18 @@ EMBEDDED: Final = "base"
 
 @dataclass(frozen=True)
 class Case:
-    """A model, so many pictures with so many questions each, and how long answers are, in tokens, at most; None: as the model likes."""
+    """A model, so many pictures with so many questions each, and how long all answers are, in tokens; None: as the model ends them."""
 
     model: str
     pictures: int
     questions_a_picture: int
     answer: int | None = None
     style: Style = "no-think"
+
+    @property
+    def most(self) -> int:
+        """Tokens after which an answer ends."""
+        return self.answer or MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,10 @@ def set_up(case: Case, folder: Path) -> Bench:
     processor.tokenizer.padding_side = "left"
     asked = questions(folder, case)
     untouched = copy.deepcopy(policy)
-    bench = Bench(policy, untouched, processor, asked)
     if case.answer is not None:
-        # random weights never say that they have done: let whatever stands last end a completion, wherever else it stands in one
-        policy.generation_config.eos_token_id = []
-        ends = sorted({ids[-1] for ids in answer(bench, asked, most=case.answer).values()})
-        policy.generation_config.eos_token_id = untouched.generation_config.eos_token_id = ends
-    return bench
+        # random weights never say that they have done
+        policy.generation_config.eos_token_id = untouched.generation_config.eos_token_id = []
+    return Bench(policy, untouched, processor, asked)
 
 
 def questions(folder: Path, case: Case) -> list[Question]:
@@ -123,13 +125,13 @@ def compare(case: Case, folder: Path, repeats: int, tell: Callable[[str], None])
     """One row: seconds of both loops, medians of runs by turns after one of each to warm up, and whether their answers are the same."""
     bench = set_up(case, folder)
     few = bench.asked[: case.questions_a_picture]
-    answer(bench, few)
-    answer_as_published(bench.untouched, bench.processor, few)
+    answer(bench, few, most=case.most)
+    answer_as_published(bench.untouched, bench.processor, few, most=case.most)
     seconds: dict[str, list[float]] = {"published": [], "ours": []}
     for repeat in range(repeats):
-        taken, published = timed(bench, lambda: answer_as_published(bench.untouched, bench.processor, bench.asked))
+        taken, published = timed(bench, lambda: answer_as_published(bench.untouched, bench.processor, bench.asked, most=case.most))
         seconds["published"].append(taken)
-        taken, ours = timed(bench, lambda: answer(bench, bench.asked))
+        taken, ours = timed(bench, lambda: answer(bench, bench.asked, most=case.most))
         seconds["ours"].append(taken)
         tell(
             f"{case.model}, {case.questions_a_picture} a picture, {repeat + 1} of {repeats}: "

@@ -1,4 +1,4 @@
-"""The loop that Med-R1's evaluation scripts answer with: each question's picture opened, processed and looked at for it alone, `generate`."""
+"""The loop of Med-R1's evaluation scripts: each question's picture opened, processed and looked at for it alone, then `generate`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ MAX_NEW_TOKENS: Final = 256
 
 
 @torch.inference_mode()
-def answer_as_published(policy: PreTrainedModel, processor: Any, asked: Sequence[Question]) -> list[list[int]]:
-    """The completions of the questions about their own pictures, token ids without padding; the published batch and length.
+def answer_as_published(
+    policy: PreTrainedModel, processor: Any, asked: Sequence[Question], *, most: int = MAX_NEW_TOKENS
+) -> list[list[int]]:
+    """The completions of the questions about their own pictures, token ids without padding; the published batch and, as it stands, length.
 
     Two things are not published: tokens that stand for pictures are suppressed, as ours are, which a trained model never writes; and the
     attention is what the policy has.
     """
     policy.eval()
     completions: list[list[int]] = []
-    ends = policy.generation_config.eos_token_id
+    ends = policy.generation_config.eos_token_id or ()
     for start in range(0, len(asked), BATCH):
         batch = asked[start : start + BATCH]
         texts = [processor.apply_chat_template(chat(each.words), tokenize=False, add_generation_prompt=True) for each in batch]
@@ -35,7 +37,7 @@ def answer_as_published(policy: PreTrainedModel, processor: Any, asked: Sequence
         generated = policy.generate(
             **inputs,
             use_cache=True,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=most,
             do_sample=False,
             suppress_tokens=vision_token_ids(processor),
         )

@@ -1,13 +1,17 @@
 """Stage evaluate on a small workspace: one row a question, the same however it is batched."""
 
+import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from stages import evaluate, layout
 from stages.errors import InputError
+from stages.grpo.generate import Answers
+from stages.grpo.kept_answers import KeptAnswers
 from tests.workspaces import small_workspace
 
 
@@ -114,3 +118,65 @@ def test_ablations_can_be_turned_off_and_change_no_answer(root: Path, monkeypatc
     without = pd.read_parquet(layout.predictions("base"))
     assert without["blank_output"].isna().all()
     assert without["output"].equals(with_ablations["output"])
+
+
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_evaluate(monkeypatch, "base")
+    whole = pq.read_table(layout.predictions("base"))
+    layout.predictions("base").unlink()
+    made: list[int] = []
+    add = KeptAnswers.add
+
+    def stop(kept: KeptAnswers, answers: Answers) -> None:
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(len(answers.completions))
+        add(kept, answers)
+
+    monkeypatch.setattr(KeptAnswers, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(monkeypatch, "base")
+    assert not layout.predictions("base").exists()
+    anew: list[int] = []
+    monkeypatch.setattr(KeptAnswers, "add", lambda kept, answers: (anew.append(len(answers.completions)), add(kept, answers)))
+    run_evaluate(monkeypatch, "base")
+    assert sum(made) + sum(anew) == 2 * len(whole), "each question of its picture and of a black one, and none twice"
+    assert pq.read_table(layout.predictions("base")).equals(whole)
+    assert not (layout.SCRATCH / "evaluate" / "base").exists(), "nothing is left to go on with"
+
+
+@pytest.mark.parametrize("changed", ["params", "checkpoint", "picture", "question"])
+def test_answers_to_anything_else_are_never_taken_up(root: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    def stop(kept: KeptAnswers, answers: Answers) -> None:
+        add(kept, answers)
+        raise KeyboardInterrupt
+
+    add = KeptAnswers.add
+    monkeypatch.setattr(KeptAnswers, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(monkeypatch, "base")
+    (before,) = (layout.SCRATCH / "evaluate" / "base").iterdir()
+    if changed == "params":
+        text = (root / "params.yaml").read_text(encoding="utf-8")
+        (root / "params.yaml").write_text(text.replace("batch_size: 16", "batch_size: 15"), encoding="utf-8")
+    elif changed == "checkpoint":
+        path = layout.model("base") / "generation_config.json"
+        path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    elif changed == "picture":
+        shutil.copy(layout.images("ct") / "0.png", layout.images("mri") / "0.png")
+    else:
+        for path in Path().glob("data/splits/**/*.json"):
+            path.write_text(path.read_text(encoding="utf-8").replace('"dataset": "Phantom"', '"dataset": "Other"'), encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(monkeypatch, "base")
+    (after,) = (layout.SCRATCH / "evaluate" / "base").iterdir()
+    assert before.name != after.name
+
+
+def test_two_processes_give_the_rows_of_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_evaluate(monkeypatch, "base")
+    alone = pd.read_parquet(layout.predictions("base"))
+    monkeypatch.setenv("MED_R1_PROCESSES", "2")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    run_evaluate(monkeypatch, "base")
+    assert pd.read_parquet(layout.predictions("base"))["output"].equals(alone["output"])

@@ -1,4 +1,4 @@
-"""The loop that Med-R1's evaluation scripts answer with: each question's picture opened, processed and looked at for it alone, `generate`."""
+"""The loop that Med-R1's evaluation scripts answer with: each question's picture opened, processed and seen for it alone, `generate`."""
 
 from __future__ import annotations
 

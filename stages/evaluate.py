@@ -39,7 +39,7 @@ from stages.params import Params, load_params
 from stages.progress import teller
 from stages.provenance import provenance
 from stages.scoring.answers import extract_answer
-from stages.shares import Parent, run_shares, wanted_processes
+from stages.shares import check_wanted, run_shares, wanted_processes
 
 if TYPE_CHECKING:  # they import torch
     from stages.grpo.generate import Completion, Key, Question
@@ -92,17 +92,17 @@ def main() -> None:
     facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
     facts["checkpoint"] = _checkpoint_provenance(folder, stage)
 
-    from stages.grpo.generate import cut_windows, window_size  # imports torch
+    from stages.grpo.generate import cut_windows  # imports torch
     from stages.grpo.kept_answers import KeptAnswers
     from stages.grpo.policy import check_policy_files
 
     asked = _ask(questions, params)
     processes = int(given.share.partition("/")[2]) if given.share else wanted_processes()
-    windows = cut_windows(asked, window_size(params.evaluate.batch_size, len(asked), processes))
+    windows = cut_windows(asked, params.evaluate.batch_size)
     if given.share:
-        share, started_by = int(given.share.partition("/")[0]), Parent()
+        share = int(given.share.partition("/")[0])
         for _ in _answer(folder, params, asked, windows[share::processes], KeptAnswers(given.answers), processes):
-            started_by.check()
+            check_wanted()
         return
     check_policy_files(folder, f"models/{name}")
     scratch = layout.SCRATCH / "evaluate" / name
@@ -142,10 +142,10 @@ def _answer_all(
     if len(completions) == total:
         return
     tell = _teller(name, total, len(completions))
-    if min(processes, len(windows)) > 1:
-        run_shares(["stages.evaluate", name, "--answers", str(kept.folder)], processes, lambda: tell(kept.count()))
+    if (shares := min(processes, len(windows))) > 1:
+        run_shares(["stages.evaluate", name, "--answers", str(kept.folder)], shares, lambda: tell(kept.count()))
     else:
-        for count in _answer(folder, params, asked, windows, kept, processes):
+        for count in _answer(folder, params, asked, windows, kept, shares):
             tell(count)
 
 

@@ -13,6 +13,8 @@ from stages.errors import InputError
 
 PROCESSES: Final = "MED_R1_PROCESSES"
 """Environment variable: how many processes share the work, in place of one for each GPU that is visible."""
+_STARTED_BY: Final = "MED_R1_STARTED_BY"
+"""Environment variable of a share: the id of the process that shared out the work."""
 _EVERY: Final = 0.5
 """Seconds between two looks at the processes."""
 
@@ -38,8 +40,9 @@ def run_shares(command: Sequence[str], number: int, tell: Callable[[], None]) ->
     `tell` is called now and then. The first process that fails ends the others: InputError says which it was. What a process prints, an
     error's reason too, goes where this one's goes.
     """
+    environment = {**os.environ, _STARTED_BY: str(os.getpid())}
     running = [
-        subprocess.Popen([sys.executable, "-m", *command, "--share", f"{share}/{number}"], env={**os.environ, **_gpu(share)})
+        subprocess.Popen([sys.executable, "-m", *command, "--share", f"{share}/{number}"], env={**environment, **_gpu(share)})
         for share in range(number)
     ]
     try:
@@ -62,7 +65,7 @@ def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
                 f"was killed by signal {-process.returncode}" if process.returncode < 0 else f"ended with exit status {process.returncode}"
             )
             raise InputError(
-                f"process {share + 1} of {len(running)} {how}; if it said why, that stands above. What all of them answered is kept: run the "
+                f"process {share + 1} of {len(running)} {how}; if it said why, that stands above. What all of them made is kept: run the "
                 "same command again to go on"
             )
 
@@ -77,13 +80,7 @@ def _gpu(share: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible.split(",")[share] if visible else str(share)}
 
 
-class Parent:
-    """The process that started this one: a share that has lost it works for nobody."""
-
-    def __init__(self) -> None:
-        self._id = os.getppid()
-
-    def check(self) -> None:
-        """InputError if it is gone."""
-        if os.getppid() != self._id:
-            raise InputError("the process that shared out the work is gone")
+def check_wanted() -> None:
+    """InputError in a share if the process that shared out the work is gone: it works for nobody, and beside one that goes on."""
+    if os.environ.get(_STARTED_BY) != str(os.getppid()):
+        raise InputError("the process that shared out the work is gone")

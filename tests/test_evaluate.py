@@ -1,18 +1,29 @@
 """Stage evaluate on a small workspace: one row a question, the same however it is batched."""
 
+import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from stages import evaluate, layout
 from stages.errors import InputError
-from stages.grpo.generate import Answers
+from stages.grpo import generate
 from stages.grpo.kept_answers import KeptAnswers
-from tests.workspaces import small_workspace
+from stages.shares import PROCESSES
+from tests.workspaces import REPOSITORY, small_workspace
+
+COMMAND = [sys.executable, "-m", "stages.evaluate", "base"]
+KEPT = layout.SCRATCH / "evaluate" / "base"
 
 
 @pytest.fixture
@@ -120,63 +131,122 @@ def test_ablations_can_be_turned_off_and_change_no_answer(root: Path, monkeypatc
     assert without["output"].equals(with_ablations["output"])
 
 
-def test_an_evaluation_that_was_stopped_goes_on_where_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_evaluate(monkeypatch, "base")
-    whole = pq.read_table(layout.predictions("base"))
-    layout.predictions("base").unlink()
-    made: list[int] = []
-    add = KeptAnswers.add
+def change_settings(root: Path, group: str, **changes: Any) -> None:
+    tree = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    tree[group] |= changes
+    (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
 
-    def stop(kept: KeptAnswers, answers: Answers) -> None:
-        if len(made) == 2:
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
+    """Run until so many batches are kept."""
+    add, left = KeptAnswers.add, [None] * after
+
+    def add_or_stop(self: KeptAnswers, answers: generate.Answers) -> None:
+        if not left:
             raise KeyboardInterrupt
-        made.append(len(answers.completions))
-        add(kept, answers)
+        left.pop()
+        add(self, answers)
 
-    monkeypatch.setattr(KeptAnswers, "add", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_evaluate(monkeypatch, "base")
+    with monkeypatch.context() as inside:
+        inside.setattr(KeptAnswers, "add", add_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluate(monkeypatch, "base")
+
+
+def started(**environment: str) -> subprocess.Popen[str]:
+    given = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    return subprocess.Popen(COMMAND, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_settings(root, "evaluate", batch_size=1)
+    run_evaluate(monkeypatch, "base")
+    undisturbed = pq.read_table(layout.predictions("base"))
+    layout.predictions("base").unlink()
+    with started() as process:
+        while len(parts := [*KEPT.glob("*/0*.json")]) < 3 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert not layout.predictions("base").exists()
-    anew: list[int] = []
-    monkeypatch.setattr(KeptAnswers, "add", lambda kept, answers: (anew.append(len(answers.completions)), add(kept, answers)))
+    before = {part: part.stat().st_mtime_ns for part in KEPT.glob("*/0*.json")}
+    assert len(before) >= len(parts)
+    add, added = KeptAnswers.add, []
+
+    def watched(self: KeptAnswers, answers: generate.Answers) -> None:
+        assert {part: part.stat().st_mtime_ns for part in before} == before, "none is made again"
+        added.extend(answers.completions)
+        add(self, answers)
+
+    monkeypatch.setattr(KeptAnswers, "add", watched)
     run_evaluate(monkeypatch, "base")
-    assert sum(made) + sum(anew) == 2 * len(whole), "each question of its picture and of a black one, and none twice"
-    assert pq.read_table(layout.predictions("base")).equals(whole)
-    assert not (layout.SCRATCH / "evaluate" / "base").exists(), "nothing is left to go on with"
+    assert len(added) == 2 * 8 * 6 - len(before)
+    again = pq.read_table(layout.predictions("base"))
+    assert again.equals(undisturbed)
+    assert not KEPT.exists(), "nothing is left of what the rows hold"
 
 
-@pytest.mark.parametrize("changed", ["params", "checkpoint", "picture", "question"])
-def test_answers_to_anything_else_are_never_taken_up(root: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
-    def stop(kept: KeptAnswers, answers: Answers) -> None:
-        add(kept, answers)
-        raise KeyboardInterrupt
-
-    add = KeptAnswers.add
-    monkeypatch.setattr(KeptAnswers, "add", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_evaluate(monkeypatch, "base")
-    (before,) = (layout.SCRATCH / "evaluate" / "base").iterdir()
-    if changed == "params":
-        text = (root / "params.yaml").read_text(encoding="utf-8")
-        (root / "params.yaml").write_text(text.replace("batch_size: 16", "batch_size: 15"), encoding="utf-8")
-    elif changed == "checkpoint":
-        path = layout.model("base") / "generation_config.json"
-        path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    elif changed == "picture":
-        shutil.copy(layout.images("ct") / "0.png", layout.images("mri") / "0.png")
+@pytest.mark.parametrize("changed", ["checkpoint", "settings", "style", "question", "picture"])
+def test_answers_kept_of_anything_else_are_never_used(root: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    interrupt(monkeypatch)
+    (folder,) = KEPT.iterdir()
+    for part in folder.glob("0*.json"):
+        content = json.loads(part.read_text(encoding="utf-8"))
+        content["answers"] = [[place, variant, "stale", ids] for place, variant, _, ids in content["answers"]]
+        part.write_text(json.dumps(content), encoding="utf-8")
+    assert folder.is_dir()
+    if changed == "checkpoint":
+        path = layout.model("base") / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    elif changed == "settings":
+        change_settings(root, "evaluate", max_new_tokens=11)
+    elif changed == "style":
+        change_settings(root, "prompt", style="think")
+    elif changed == "question":
+        for axis in ("modality", "task"):
+            for split in (root / layout.split(axis, "ct", "test", "grouped")).parents[1].glob("*/test.json"):
+                split.write_text(split.read_text(encoding="utf-8").replace(" A)", "  A)", 1), encoding="utf-8")
     else:
-        for path in Path().glob("data/splits/**/*.json"):
-            path.write_text(path.read_text(encoding="utf-8").replace('"dataset": "Phantom"', '"dataset": "Other"'), encoding="utf-8")
-    with pytest.raises(KeyboardInterrupt):
-        run_evaluate(monkeypatch, "base")
-    (after,) = (layout.SCRATCH / "evaluate" / "base").iterdir()
-    assert before.name != after.name
+        shutil.copy(layout.images("oct") / "0.png", layout.images("ct") / "0.png")
+    run_evaluate(monkeypatch, "base")
+    assert "stale" not in pd.read_parquet(layout.predictions("base"))["output"].tolist()
 
 
-def test_two_processes_give_the_rows_of_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_answers_are_used_where_nothing_has_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(monkeypatch)
+    (part, *_) = sorted(KEPT.glob("*/0*.json"))
+    content = json.loads(part.read_text(encoding="utf-8"))
+    content["answers"][0][2] = "kept"
+    part.write_text(json.dumps(content), encoding="utf-8")
     run_evaluate(monkeypatch, "base")
-    alone = pd.read_parquet(layout.predictions("base"))
-    monkeypatch.setenv("MED_R1_PROCESSES", "2")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    table = pd.read_parquet(layout.predictions("base"))
+    assert (table[["output", "blank_output"]] == "kept").to_numpy().sum() == 1
+
+
+def test_several_processes_share_the_questions_to_the_same_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_settings(root, "evaluate", batch_size=5)
     run_evaluate(monkeypatch, "base")
-    assert pd.read_parquet(layout.predictions("base"))["output"].equals(alone["output"])
+    alone = pq.read_table(layout.predictions("base"))
+    interrupt(monkeypatch)  # begun by one, finished by two
+    with started(**{PROCESSES: "2"}) as process:
+        out, said = process.communicate()
+    assert process.returncode == 0, said
+    assert out == f"base: {sum(alone['correct'].to_pylist())} of 48 right -> {layout.predictions('base')}\n"
+    assert "base: goes on behind 10 of 96 answers, kept in " in said
+    shared = pq.read_table(layout.predictions("base"))
+    assert shared.equals(alone)
+    assert json.loads(shared.schema.metadata[b"provenance"])["batch_sizes"] == [5]
+
+
+def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path) -> None:
+    change_settings(root, "evaluate", batch_size=5)
+    (layout.images("oct") / "0.png").write_bytes(b"no picture")
+    with started(**{PROCESSES: "2"}) as process:
+        _, said = process.communicate()
+    assert process.returncode == 1
+    assert "data/images/oct/0.png is no picture that can be opened" in said
+    assert "error: process " in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not layout.predictions("base").exists()

@@ -1,8 +1,10 @@
-"""One stage's work in several processes: how many, and what happens when one of them dies."""
+"""Work shared by processes: all of it, and all ended when one fails or the one that shared it out is gone."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,95 +14,90 @@ import torch
 
 from stages import shares
 from stages.errors import InputError
-from stages.shares import PROCESSES, Parent, run_shares, wanted_processes
 
-SHARE = """\
-import os, signal, sys, time
+WORKER = """
+import os, sys, time
 from pathlib import Path
-share, number = sys.argv[sys.argv.index("--share") + 1].split("/")
-Path(f"started-{share}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-how = Path("how").read_text().split()[int(share)]
-if how == "fails":
-    sys.exit(3)
-if how == "is-killed":
-    os.kill(os.getpid(), signal.SIGKILL)
-if how == "hangs":
-    time.sleep(600)
+share = sys.argv[sys.argv.index("--share") + 1]
+Path(f"{share[0]}.pid").write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
+while sys.argv[1] == "wait" and not (share[0] == "1" and Path("fail").exists()):
+    time.sleep(0.02)
+    if sys.argv[2] == "check":
+        from stages.shares import check_wanted
+        check_wanted()
+sys.exit(3 if Path("fail").exists() else 0)
 """
 
 
-@pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "a_share.py").write_text(SHARE, encoding="utf-8")
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return "a_share"
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[1]}")
+    monkeypatch.setattr(shares, "_EVERY", 0.02)
+    return tmp_path
 
 
-def gpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: number)
+def pids(folder: Path, number: int = 2) -> list[int]:
+    while len(found := [path.read_text(encoding="utf-8").split() for path in sorted(folder.glob("*.pid"))]) < number or [] in found:
+        time.sleep(0.02)
+    return [int(words[0]) for words in found]
 
 
-def test_all_shares_run_until_they_are_done(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("how").write_text("works works works", encoding="utf-8")
-    gpus(monkeypatch, 0)
-    told: list[float] = []
-    run_shares([module], 3, lambda: told.append(time.monotonic()))
-    assert sorted(path.name for path in Path().glob("started-*")) == ["started-0", "started-1", "started-2"]
+def gone(pid: int, within: float = 20.0) -> bool:
+    end = time.monotonic() + within
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_all_shares_run_each_with_a_gpu_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    for visible, expected in ((None, ["0", "1", "2"]), ("4,GPU-7,6", ["4", "GPU-7", "6"])):
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        else:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        shares.run_shares(["worker", "go", "on"], 3, lambda: told.append(1))
+        assert [path.read_text(encoding="utf-8").split()[1] for path in sorted(folder.glob("*.pid"))] == expected
     assert told
 
 
-@pytest.mark.parametrize(("visible", "given"), [(None, ["0", "1"]), ("5,2", ["5", "2"]), ("GPU-aa,GPU-bb", ["GPU-aa", "GPU-bb"])])
-def test_each_share_sees_a_gpu_of_its_own(module: str, monkeypatch: pytest.MonkeyPatch, visible: str | None, given: list[str]) -> None:
-    Path("how").write_text("works works", encoding="utf-8")
-    gpus(monkeypatch, 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    run_shares([module], 2, lambda: None)
-    assert [Path(f"started-{share}").read_text(encoding="utf-8") for share in range(2)] == given
+def test_one_that_fails_ends_the_others_and_is_named(folder: Path) -> None:
+    def fail() -> None:
+        pids(folder)
+        (folder / "fail").touch()
+
+    with pytest.raises(InputError, match=r"process 2 of 2 ended with exit status 3; .* is kept: run the same command again"):
+        shares.run_shares(["worker", "wait", "on"], 2, fail)
+    assert all(gone(pid) for pid in pids(folder))
 
 
-@pytest.mark.parametrize(("how", "said"), [("fails", "ended with exit status 3"), ("is-killed", "was killed by signal 9")])
-def test_one_that_dies_ends_the_others_and_is_named(module: str, monkeypatch: pytest.MonkeyPatch, how: str, said: str) -> None:
-    Path("how").write_text(f"hangs {how}", encoding="utf-8")
-    gpus(monkeypatch, 0)
-    start = time.monotonic()
-    with pytest.raises(InputError, match=rf"process 2 of 2 {said}; .*run the same command again to go on"):
-        run_shares([module], 2, lambda: None)
-    assert time.monotonic() - start < 60, "the one that hangs was ended"
+def test_one_that_is_killed_is_named_with_its_signal(folder: Path) -> None:
+    with pytest.raises(InputError, match="process 1 of 2 was killed by signal 9"):
+        shares.run_shares(["worker", "wait", "on"], 2, lambda: os.kill(pids(folder)[0], signal.SIGKILL))
 
 
-def test_as_many_processes_as_gpus_or_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PROCESSES, raising=False)
-    gpus(monkeypatch, 0)
-    assert wanted_processes() == 1
-    gpus(monkeypatch, 4)
-    assert wanted_processes() == 4
-    monkeypatch.setenv(PROCESSES, "2")
-    assert wanted_processes() == 2
-    for wrong in ("0", "-1", "two", ""):
-        monkeypatch.setenv(PROCESSES, wrong)
-        with pytest.raises(InputError, match=f"{PROCESSES}='{wrong}' is no number of processes: set it to 1 or more"):
-            wanted_processes()
-    monkeypatch.setenv(PROCESSES, "5")
-    with pytest.raises(InputError, match=r"=5, but 4 GPUs are visible: set it to no more than that"):
-        wanted_processes()
-    gpus(monkeypatch, 0)
-    assert wanted_processes() == 5
+def test_shares_end_when_the_one_that_started_them_is_killed(folder: Path) -> None:
+    code = "from stages.shares import run_shares; run_shares(['worker', 'wait', 'check'], 2, lambda: None)"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
+        workers = pids(folder)
+        parent.kill()
+    assert all(gone(pid) for pid in workers)
 
 
-def test_a_share_whose_starter_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    parent = Parent()
-    parent.check()
-    monkeypatch.setattr(shares.os, "getppid", lambda: os.getpid() + 1)
-    with pytest.raises(InputError, match="the process that shared out the work is gone"):
-        parent.check()
-
-
-def test_the_shares_are_started_with_this_python(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("how").write_text("works", encoding="utf-8")
-    gpus(monkeypatch, 0)
-    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
-    with pytest.raises(FileNotFoundError):
-        run_shares([module], 1, lambda: None)
+def test_there_are_as_many_as_gpus_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(shares.PROCESSES, raising=False)
+    for gpus, expected in ((0, 1), (1, 1), (4, 4)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert shares.wanted_processes() == expected
+    monkeypatch.setenv(shares.PROCESSES, "2")
+    assert shares.wanted_processes() == 2
+    monkeypatch.setenv(shares.PROCESSES, "5")
+    with pytest.raises(InputError, match=r"MED_R1_PROCESSES=5, but 4 GPUs are visible"):
+        shares.wanted_processes()
+    for wrong in ("two", "0", "-1", ""):
+        monkeypatch.setenv(shares.PROCESSES, wrong)
+        with pytest.raises(InputError, match=rf"MED_R1_PROCESSES='{wrong}' is no number of processes"):
+            shares.wanted_processes()

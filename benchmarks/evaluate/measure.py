@@ -23,7 +23,7 @@ from stages.corpus import phantoms
 from stages.corpus.problems import format_problem
 from stages.corpus.store import open_image
 from stages.grpo.batch_size import BatchSize
-from stages.grpo.generate import BLANK, Key, Question, answer_greedily, cut_windows, window_size
+from stages.grpo.generate import BLANK, Key, Question, answer_greedily, cut_windows
 from stages.grpo.greedy import LEAVE
 from stages.grpo.policy import load_policy, load_processor
 from stages.grpo.prompts import Style, ask, chat
@@ -112,7 +112,7 @@ def answer(bench: Bench, asked: Sequence[Question], *, most: int = MAX_NEW_TOKEN
         bench.policy,
         bench.processor,
         asked,
-        windows=cut_windows(asked, window_size("auto", len(asked), 1)),
+        windows=cut_windows(asked, "auto"),
         batch_size=BatchSize("auto", device),
         max_new_tokens=most,
         leave=leave,

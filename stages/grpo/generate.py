@@ -33,7 +33,9 @@ from stages.grpo.vision import embed_patches_by_product
 BLANK: Final = ""
 """In place of a path: a black picture of the size of the one that is asked about."""
 
-_WINDOW: Final = 512
+_WINDOW: Final = 256
+"""Questions. Of longer windows, what is kept of the pictures would fill a GPU (6 MB for each in Qwen2-VL-2B, in two variants), and the last
+ones of several processes would leave the others waiting."""
 
 Key = tuple[int, str]
 """Place of a question among those asked, and variant."""
@@ -77,17 +79,12 @@ class _Row:
     words: list[int]
 
 
-def window_size(batch_size: int | Literal["auto"], questions: int, processes: int) -> int:
-    """How many questions make a window: some batches, yet few enough that the processes have several each.
+def cut_windows(asked: Sequence[Question], batch_size: int | Literal["auto"]) -> list[range]:
+    """Cut the questions into windows of some batches each; those about one picture that stand together stay together.
 
-    Of longer windows, what is kept of the pictures would fill a GPU: 6 MB for each in Qwen2-VL-2B.
+    How many processes share the windows does not matter, so that one process may go on where several were interrupted.
     """
-    size = _WINDOW if batch_size == "auto" else max(batch_size, min(4 * batch_size, _WINDOW))
-    return size if processes == 1 else min(size, -(-questions // (4 * processes)))
-
-
-def cut_windows(asked: Sequence[Question], least: int) -> list[range]:
-    """Cut the questions into windows of at least so many, but for the last; those about one picture that stand together stay together."""
+    least = _WINDOW if batch_size == "auto" else max(batch_size, min(4 * batch_size, _WINDOW))
     windows, start = [], 0
     for place in range(1, len(asked)):
         if place - start >= least and asked[place].own != asked[place - 1].own:
@@ -229,7 +226,7 @@ class _Answerer:
         for question, ids in zip(questions, self._processor.tokenizer(texts)["input_ids"], strict=True):
             if (found := ids.count(token)) != 1:
                 raise InputError(
-                    f"the question {question.words[:80]!r} has {found} tokens that stand for pictures, its picture needs 1: none may contain "
+                    f"the question {question.words[:80]!r} has {found} tokens that stand for pictures, its picture needs 1: none may hold "
                     f"{self._processor.image_token}"
                 )
             place = ids.index(token)

@@ -52,7 +52,8 @@ class KeptAnswers:
             try:
                 content = json.loads(part.read_text(encoding="utf-8"))
                 answers = {
-                    (int(place), str(variant)): Completion(str(text), tuple(map(int, ids))) for place, variant, text, ids in content["answers"]
+                    (int(place), str(variant)): Completion(str(text), tuple(map(int, ids)))
+                    for place, variant, text, ids in content["answers"]
                 }
                 sizes.add(int(content["batch_size"]))
             except (KeyError, TypeError, ValueError):

@@ -1,58 +1,62 @@
-"""Rows answered together: a number that stands, or one that is halved when it does not fit."""
+"""How many rows fit: estimated on a GPU, halved where that was too much."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from benchmarks.grpo_step.models import SHAPES
 from stages.errors import InputError
 from stages.grpo.batch_size import MOST, ON_CPU, BatchSize, fitting_rows, row_bytes
 
-QWEN2_VL_2B = SimpleNamespace(
-    hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, vocab_size=151_936
-)
-FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 ...")
+GIB = 2**30
+SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
 
-def test_auto_is_halved_down_to_one_row_and_never_grows() -> None:
-    size = BatchSize("auto", torch.device("cpu"))
-    seen = [size.rows]
-    while size.rows > 1:
-        size.halve(FULL)
-        seen.append(size.rows)
-    assert seen == [ON_CPU, 32, 16, 8, 4, 2, 1]
-    with pytest.raises(InputError, match=r"one answer at a time \(CUDA out of memory. .* 2.00 GiB.\): lower evaluate.max_new"):
-        size.halve(FULL)
+def policy_of_2b() -> Any:
+    config = AutoConfig.for_model("qwen2_vl", text_config=SHAPES["qwen2-vl-2b"].text)
+    return SimpleNamespace(config=config, dtype=torch.bfloat16)
 
 
-def test_a_number_that_was_given_is_never_changed() -> None:
-    size = BatchSize(48, torch.device("cuda"))
-    with pytest.raises(InputError, match=r"evaluate.batch_size 48 .*: lower it, or set it to auto. What was answered is kept"):
-        size.halve(FULL)
-    assert size.rows == 48
+def test_auto_is_a_fixed_number_on_a_cpu_and_a_given_number_is_that_everywhere() -> None:
+    assert BatchSize("auto", torch.device("cpu")).rows == ON_CPU
+    for device in ("cpu", "cuda"):
+        assert BatchSize(7, torch.device(device)).rows == 7
 
 
-def test_the_first_estimate_for_a_gpu_follows_from_its_free_memory() -> None:
-    one = row_bytes(QWEN2_VL_2B, 2, before=210, words=80, answer=10)
-    # keys and values alone: 28 layers, 2 heads of 128, bfloat16, 300 tokens
-    assert one > 2 * 28 * 2 * 128 * 2 * 300
-    assert one < 60 * 2**20
-    rows = [fitting_rows(free, one) for free in (one // 2, 2 * one, 16 * 2**30, 130 * 2**30)]
-    assert rows == sorted(rows)
-    assert rows[0] == rows[1] == 1
-    assert rows[3] == MOST
-    assert all(number & (number - 1) == 0 for number in rows)
-    assert rows[2] * one < 16 * 2**30
-    assert row_bytes(QWEN2_VL_2B, 2, before=210, words=80, answer=1024) > 2 * one
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_on_a_gpu_it_is_estimated_once() -> None:
+@pytest.mark.parametrize(("free", "rows"), [(130 * GIB, MOST), (20 * GIB, 512), (4 * GIB, 128), (GIB // 8, 4), (1, 1)])
+def test_a_gpu_begins_with_what_its_free_memory_holds(monkeypatch: pytest.MonkeyPatch, free: int, rows: int) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 141 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
     size = BatchSize("auto", torch.device("cuda"))
-    policy = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: QWEN2_VL_2B), dtype=torch.bfloat16)
-    size.estimate(policy, 210, 80, 10)
-    first = size.rows
-    size.estimate(policy, 21_000, 80, 10)
-    assert size.rows == first
+    size.estimate(policy_of_2b(), before=211, words=85, answer=256)
+    assert size.rows == rows
+    size.rows = 2
+    size.estimate(policy_of_2b(), before=211, words=85, answer=256)
+    assert size.rows == 2, "found once"
+
+
+def test_a_row_takes_its_keys_and_values_and_its_logits() -> None:
+    config = policy_of_2b().config.get_text_config()
+    by_hand = 2 * 28 * 2 * 128 * (211 + 85 + 256) * 2 + 4 * 4 * 151936
+    assert by_hand < row_bytes(config, 2, 211, 85, 256) < 2 * by_hand
+    assert fitting_rows(10 * by_hand, by_hand) == 8
+
+
+def test_it_is_halved_down_to_one_and_then_the_remedy_is_named() -> None:
+    size = BatchSize("auto", torch.device("cpu"))
+    size.rows = 5
+    for rows in (2, 1):
+        size.halve(SHORT)
+        assert size.rows == rows
+    with pytest.raises(
+        InputError, match=r"one answer at a time \(CUDA out of memory. Tried to allocate 2 GiB\): lower evaluate.max_new_tokens"
+    ):
+        size.halve(SHORT)
+    with pytest.raises(InputError, match=r"evaluate.batch_size 64 \(.*\): lower it, or set it to auto"):
+        BatchSize(64, torch.device("cuda")).halve(SHORT)

@@ -1,4 +1,4 @@
-"""Answers kept batch by batch: whole parts only, and none of other settings."""
+"""Answers that are kept: whole parts alone, of one fingerprint alone."""
 
 from __future__ import annotations
 
@@ -7,46 +7,44 @@ from pathlib import Path
 import pytest
 
 from stages.errors import InputError
-from stages.grpo.generate import Answers, Completion
+from stages.grpo.generate import Answers, Completion, Key
 from stages.grpo.kept_answers import KeptAnswers
 
-FIRST = Answers({(0, "real"): Completion("<answer>A</answer>", (5, 6)), (0, "blank"): Completion("\u00e4\n", ())}, 64)
-SECOND = Answers({(3, "shuffled"): Completion("", (7,))}, 32)
+FIRST: dict[Key, Completion] = {(3, "real"): Completion("<answer> é </answer>", (5, 7, 844)), (3, "blank"): Completion("", (844,))}
+SECOND: dict[Key, Completion] = {(1, "real"): Completion("b", (6,))}
 
 
-def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
-    kept = KeptAnswers(tmp_path / "base" / "0123")
-    kept.make_folder()
-    assert kept.read() == ({}, [])
-    kept.add(FIRST)
-    kept.add(SECOND)
-    assert kept.count() == 3
-    assert KeptAnswers(kept.folder).read() == (FIRST.completions | SECOND.completions, [32, 64])
+def kept(folder: Path) -> KeptAnswers:
+    made = KeptAnswers(folder)
+    made.make_folder()
+    made.add(Answers(FIRST, 64))
+    made.add(Answers(SECOND, 32))
+    return made
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"batch_size": 1}', '{"batch_size": 1, "answers": [[1, "real", "A"]]}'])
-def test_a_part_that_is_not_whole_is_as_one_that_was_never_written(tmp_path: Path, content: str) -> None:
-    kept = KeptAnswers(tmp_path / "base" / "0123")
-    kept.make_folder()
-    kept.add(FIRST)
-    kept.add(SECOND)
-    part = next(kept.folder.glob("0000003-*.json"))
-    part.write_text(content, encoding="utf-8")
-    assert kept.read() == (FIRST.completions, [64])
-    assert kept.count() == 2
+def test_answers_come_back_as_they_were_with_the_batch_sizes(tmp_path: Path) -> None:
+    assert kept(tmp_path / "a").read() == (FIRST | SECOND, [32, 64])
+    assert KeptAnswers(tmp_path / "a").count() == 3
 
 
-def test_what_other_settings_left_is_removed(tmp_path: Path) -> None:
-    old = KeptAnswers(tmp_path / "base" / "old")
-    old.make_folder()
-    old.add(FIRST)
-    new = KeptAnswers(tmp_path / "base" / "new")
-    new.make_folder()
-    assert new.read() == ({}, [])
-    assert not old.folder.exists()
+def test_what_a_kill_left_unfinished_does_not_count(tmp_path: Path) -> None:
+    answers = kept(tmp_path / "a")
+    (part,) = (tmp_path / "a").glob("0000003-*")
+    (tmp_path / "a" / f".{part.name}.incomplete").write_bytes(part.read_bytes())
+    part.write_text(part.read_text(encoding="utf-8")[:40], encoding="utf-8")
+    assert answers.read() == (SECOND, [32])
+    assert answers.count() == 1
 
 
-def test_a_place_where_nothing_can_be_kept_is_named(tmp_path: Path) -> None:
-    (tmp_path / "base").write_text("a file", encoding="utf-8")
-    with pytest.raises(InputError, match=r"base/0123, where answers are kept as they come, cannot be written to .*: make it a folder"):
-        KeptAnswers(tmp_path / "base" / "0123").make_folder()
+def test_those_of_another_fingerprint_are_removed_and_never_read(tmp_path: Path) -> None:
+    kept(tmp_path / "a")
+    other = KeptAnswers(tmp_path / "b")
+    other.make_folder()
+    assert other.read() == ({}, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a file", encoding="utf-8")
+    with pytest.raises(InputError, match=r"a, where answers are kept as they come, cannot be written to"):
+        KeptAnswers(tmp_path / "a").make_folder()

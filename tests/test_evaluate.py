@@ -171,7 +171,8 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(root: Path, monke
     assert not layout.predictions("base").exists()
     before = {part: part.stat().st_mtime_ns for part in KEPT.glob("*/0*.json")}
     assert len(before) >= len(parts)
-    add, added = KeptAnswers.add, []
+    add = KeptAnswers.add
+    added: list[generate.Key] = []
 
     def watched(self: KeptAnswers, answers: generate.Answers) -> None:
         assert {part: part.stat().st_mtime_ns for part in before} == before, "none is made again"

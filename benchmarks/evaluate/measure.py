@@ -137,7 +137,7 @@ def compare(case: Case, folder: Path, repeats: int, tell: Callable[[str], None])
             f"{case.model}, {case.questions_a_picture} a picture, {repeat + 1} of {repeats}: "
             + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in seconds.items())
         )
-    taken = {name: median(each) for name, each in seconds.items()}
+    medians = {name: median(each) for name, each in seconds.items()}
     lengths = [len(ids) for ids in published]
     differing = [
         {"question": place, "margin": margin(bench, bench.asked[place], ids, ours[place, "real"])}
@@ -148,9 +148,9 @@ def compare(case: Case, folder: Path, repeats: int, tell: Callable[[str], None])
         **asdict(case),
         "questions": len(bench.asked),
         "tokens": {"median": median(lengths), "longest": max(lengths)},
-        "seconds": taken,
-        "questions_per_second": {name: len(bench.asked) / each for name, each in taken.items()},
-        "speedup": taken["published"] / taken["ours"],
+        "seconds": medians,
+        "questions_per_second": {name: len(bench.asked) / each for name, each in medians.items()},
+        "speedup": medians["published"] / medians["ours"],
         "same_answers": 1 - len(differing) / len(bench.asked),
         "differing": differing,
     }

@@ -22,10 +22,9 @@ class Room(DynamicLayer):  # type: ignore[misc]
     def behind(cls, keys: Tensor, values: Tensor, more: int) -> Self:
         """A copy of keys and values with room for `more` columns behind them."""
         width = keys.shape[2]
-        rooms = [each.new_empty(*each.shape[:2], width + more, each.shape[3]) for each in (keys, values)]
-        for room, each in zip(rooms, (keys, values), strict=True):
-            room[:, :, :width] = each
-        return cls(*rooms, filled=width)
+        roomy_keys, roomy_values = (each.new_empty(*each.shape[:2], width + more, each.shape[3]) for each in (keys, values))
+        roomy_keys[:, :, :width], roomy_values[:, :, :width] = keys, values
+        return cls(roomy_keys, roomy_values, filled=width)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Write new columns behind the old."""

@@ -15,7 +15,7 @@ from stages.corpus.modalities import AXES
 from stages.errors import InputError
 from stages.settings.data import Cache, Corpus, DataTest, DataTests, Dicom, Limits, Quarantine, Resize, Splits
 from stages.settings.group import SettingsGroup
-from stages.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft
+from stages.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers
 
 __all__ = [
     "Base",
@@ -38,6 +38,7 @@ __all__ = [
     "Retrain",
     "Sft",
     "Splits",
+    "Towers",
     "check_params",
     "explain",
     "load_params",
@@ -98,9 +99,11 @@ class Params(SettingsGroup):
                 self._check_sft(name, checkpoint)
             elif checkpoint.sft:
                 raise ValueError(f"checkpoints.{name}.sft: this checkpoint learns by GRPO; take it out, or set method to sft")
-        if self.base.attention == "flash_attention_2" and self.grpo.engine == "shared-prefix":
+        language = getattr(self.base.attention, "language", self.base.attention)
+        if language == "flash_attention_2" and any(self.grpo_for(name).engine == "shared-prefix" for name in self.checkpoints):
             raise ValueError(
-                "base.attention flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use sdpa, or the engine trl"
+                "base.attention flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use auto, which takes it for the "
+                "vision tower, or sdpa, or the engine trl"
             )
         for cell in self.retrain.never_worse:
             name, _, tested = cell.partition("/")

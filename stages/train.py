@@ -2,6 +2,9 @@
 
 python -m stages.train ct
 python -m stages.train sft-ct       where params.yaml has it among checkpoints
+
+On the GPUs it sees, or on the CPU. Several GPUs share a training, a process each, as grpo.parallel says (docs/launch.md); the environment's
+MED_R1_PROCESSES says how many processes where that is to be another number, on a CPU too.
 """
 
 from __future__ import annotations
@@ -13,19 +16,24 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from stages import layout
 from stages.cli import run_stage
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
 from stages.corpus.store import exists
+from stages.devices import check_gpus
 from stages.errors import InputError
 from stages.grpo.fingerprint import files_hash, fingerprint, state_folder
+from stages.grpo.parallel import deepspeed_configuration, others_named, prepare_deepspeed, processes_to_launch
 from stages.grpo.prompts import Style
+from stages.launch import end_with_launcher, launch, processes
 from stages.outputs import whole_directory, whole_file, write_json
 from stages.params import Checkpoint, Grpo, Params, Sft, load_params
 from stages.provenance import provenance
+
+REMEDY: Final = "run the same command again: it goes on from the last state that was kept, on as many processes"
 
 
 def main() -> None:
@@ -40,6 +48,11 @@ def main() -> None:
     groups: dict[str, Grpo | Sft] = {"grpo": grpo} | ({"sft": params.sft_for(name)} if checkpoint.method == "sft" else {})
     split = layout.split(checkpoint.axis, checkpoint.split, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
+    check_gpus(grpo.bf16)
+    if number := processes_to_launch(grpo):
+        launch(["stages.train", name], number, layout.SCRATCH / "launch" / name, REMEDY)
+        return
+    end_with_launcher()
     if grpo.report_to == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
         os.environ.setdefault("WANDB_DIR", str(layout.SCRATCH))
@@ -55,30 +68,36 @@ def main() -> None:
     deterministic(grpo.seed)
     start = Path(checkpoint.start)
     check_policy_files(start, f"checkpoints.{name}.start")
-    policy = load_policy(start, dtype=params.base.dtype, attention=params.base.attention)
+    prepare_deepspeed(grpo)
+    own_masks = grpo.engine == "shared-prefix" and checkpoint.method == "grpo"
+    policy = load_policy(start, dtype=params.base.dtype, attention=params.base.attention, own_masks=own_masks)
     processor = load_processor(start)
     scratch = layout.SCRATCH / "train" / name
     state = scratch / _fingerprint(params, groups, split, start)
-    trainer = _trainer(policy, processor, rows, groups, params.prompt.style, state, name)
-    main_process = trainer.accelerator.is_main_process
-    with trainer.accelerator.main_process_first():
-        state_folder(state)
-        resumed = newest_checkpoint(state)
-    if resumed and main_process:
-        print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
-    _train(trainer, resumed, grpo, checkpoint.method)
-    facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
-    with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
-        save_policy(trainer, processor, folder)
-        if main_process:
-            write_json(folder / "provenance.json", facts)
-            (folder / "README.md").write_text(_card(name, checkpoint, len(rows), params, grpo, facts), encoding="utf-8")
-            write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
-            with whole_file(layout.training_log(name)) as log:
-                write_log(trainer.state.log_history, log)
+    with others_named(grpo):
+        trainer = _trainer(policy, processor, rows, groups, params.prompt.style, state, name)
+        main_process = trainer.accelerator.is_main_process
+        with trainer.accelerator.main_process_first():
+            state_folder(state)
+            resumed = newest_checkpoint(state)
+        if resumed and main_process:
+            print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
+        _train(trainer, resumed, grpo, checkpoint.method)
+        facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
+        facts["processes"] = processes()
+        with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
+            save_policy(trainer, processor, folder)
+            if main_process:
+                write_json(folder / "provenance.json", facts)
+                (folder / "README.md").write_text(_card(name, checkpoint, len(rows), params, grpo, facts), encoding="utf-8")
+                write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
+                with whole_file(layout.training_log(name)) as log:
+                    write_log(trainer.state.log_history, log)
     if main_process:
         shutil.rmtree(scratch)
         print(f"{name}: {trainer.state.global_step} steps on {len(rows)} questions -> {layout.model(name)}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _trainer(
@@ -112,7 +131,13 @@ def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
 
 
 def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, start: Path) -> str:
-    """Names the state of a training by all that decides it: settings, data, first policy, code, versions, number of processes."""
+    """Names the state of a training by all that decides it: settings, data, first policy, code, versions, number of processes.
+
+    Another number of processes takes other batches, and each keeps a part of the state.
+    """
+    grpo = groups["grpo"]
+    assert isinstance(grpo, Grpo)
+    configuration = deepspeed_configuration(grpo)
     facts = provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
     base = [path for path in start.iterdir() if path.is_file() and path.name != "provenance.json"]
     return fingerprint(
@@ -121,7 +146,8 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
             "split": files_hash([split]),
             "base": files_hash(base),
             "code": files_hash(list(Path(__file__).parent.rglob("*.py"))),
-            "processes": os.environ.get("WORLD_SIZE", "1"),
+            "processes": processes(),
+            "deepspeed": files_hash([configuration]) if configuration else None,
         }
     )
 

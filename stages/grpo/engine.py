@@ -19,12 +19,13 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from stages.errors import InputError
-from stages.grpo.prompt_batch import PromptBatch, process_prompts
+from stages.grpo.prompt_batch import PromptBatch, backbone, process_prompts
 from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts
 from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import Sampling, draws, sample_completions
 from stages.grpo.shared_prefix import Head, concatenate, score
 from stages.grpo.vision import VisionFeatures, embed_patches_by_product
+from stages.grpo.vllm_rollout import check_prompts_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         if sharing.engine == "shared-prefix":
             for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
                 embed_patches_by_product(policy)
+        if self.use_vllm:
+            check_prompts_of(self.vllm_generation, backbone(self.model).config.image_token_id)
         self._features = VisionFeatures(sharing.vision_cache) if sharing.vision_cache else None
         self._tower_frozen = not any(p.requires_grad for name, p in self.model.named_parameters() if ".visual." in f".{name}")
 

@@ -11,6 +11,8 @@ import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from stages.errors import InputError
+from stages.grpo.attention import choose_attention
+from stages.params import Towers
 
 NEEDED = ("config.json", "tokenizer_config.json")
 
@@ -31,13 +33,17 @@ def load_processor(folder: Path) -> ProcessorMixin:
     return processor
 
 
-def load_policy(folder: Path, *, dtype: str, attention: str) -> PreTrainedModel:
-    """The checkpoint's model, in `dtype` ("float32", "bfloat16"), with one of transformers' attention implementations."""
+def load_policy(folder: Path, *, dtype: str, attention: str | Towers, own_masks: bool = True) -> PreTrainedModel:
+    """The checkpoint's model, in `dtype` ("float32", "bfloat16"), with the attention that `base.attention` names.
+
+    `own_masks`: rows will have masks of our own, as those of a shared prompt and of evaluation have.
+    """
+    kinds = choose_attention(attention, getattr(torch, dtype), own_masks=own_masks)
     # a bar for each of a hundred tensors, and what the libraries warn each other of, hide what a stage has to say
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     return AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+        folder, dtype=getattr(torch, dtype), attn_implementation=kinds, use_safetensors=True, trust_remote_code=False
     )
 
 

@@ -94,7 +94,9 @@ class Resumable:
         self.keep(folder)
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
-            write_json(folder / WHOLE, {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()})
+            # DeepSpeed's parts, one a process, lie in a folder of their own
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            write_json(folder / WHOLE, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files})
         trainer.accelerator.wait_for_everyone()
 
 

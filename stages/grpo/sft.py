@@ -116,8 +116,8 @@ def build_sft_trainer(
     )
     if trainer.args.n_gpu > 1:
         raise InputError(
-            f"{run_name}: {trainer.args.n_gpu} GPUs are visible to one process: start one a GPU with `accelerate launch -m stages.train "
-            f"{run_name}`, or make one visible with CUDA_VISIBLE_DEVICES=0"
+            f"{run_name}: {trainer.args.n_gpu} GPUs are visible to one process: set grpo.parallel to auto, or make one visible with "
+            "CUDA_VISIBLE_DEVICES=0"
         )
     embed_patches_by_product(policy)
     trainer.remove_callback(PrinterCallback)  # StepProgress says the same in a line

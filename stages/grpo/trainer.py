@@ -21,10 +21,13 @@ from trl import GRPOConfig
 from stages.corpus.store import open_image
 from stages.errors import InputError
 from stages.grpo.engine import MedGRPOTrainer, Sharing
+from stages.grpo.parallel import join_deepspeed, parallel_arguments
 from stages.grpo.policy import vision_token_ids
 from stages.grpo.prompt_batch import backbone
 from stages.grpo.prompts import Style, ask, chat
 from stages.grpo.rewards import reward_functions
+from stages.grpo.vllm_rollout import never_sampled, require_vllm, vllm_arguments
+from stages.launch import processes
 from stages.params import Grpo, Lora
 from stages.progress import teller
 
@@ -57,7 +60,7 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "max_grad_norm": grpo.max_grad_norm,
         "gradient_checkpointing": grpo.gradient_checkpointing,
         "bf16": grpo.bf16,
-        "deepspeed": grpo.deepspeed,
+        **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
         "report_to": grpo.report_to,
         "remove_unused_columns": False,
@@ -95,6 +98,7 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         temperature=grpo.temperature,
         top_p=grpo.top_p,
         max_completion_length=grpo.max_completion_length,
+        **vllm_arguments(grpo),
     )
 
 
@@ -130,8 +134,11 @@ def build_trainer(
     check_batch(grpo, len(dataset), run_name)
     questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
     check_prompts(questions, dataset[0]["image"], processor, policy, grpo)
+    if grpo.rollout != "policy":
+        require_vllm(grpo.rollout)
     config = grpo_config(grpo, scratch, run_name)
-    config.generation_kwargs = {"suppress_tokens": vision_token_ids(processor)}
+    join_deepspeed(grpo, config)
+    config.generation_kwargs = never_sampled(processor, grpo.rollout)
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)
     trainer = MedGRPOTrainer(
@@ -167,11 +174,12 @@ def adapter(lora: Lora) -> Any:
 
 def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
     """Refuse, with an InputError, fewer prompts than an optimiser step takes."""
-    batch = grpo.prompts_per_device * grpo.gradient_accumulation_steps
+    batch = grpo.prompts_per_device * grpo.gradient_accumulation_steps * processes()
     if prompts < batch:
+        shared = f" x {processes()} processes" if processes() > 1 else ""
         raise InputError(
             f"{run_name}: {prompts} training questions are fewer than one step takes ({batch} = grpo.prompts_per_device x "
-            "grpo.gradient_accumulation_steps): lower these in params.yaml or add questions"
+            f"grpo.gradient_accumulation_steps{shared}): lower these in params.yaml or add questions"
         )
 
 

@@ -9,6 +9,15 @@ from pydantic import Field, model_validator
 from stages.settings.group import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsGroup, Share
 
 
+class Towers(SettingsGroup):
+    """Attention, said for each part of a policy."""
+
+    language: Literal["eager", "sdpa", "flash_attention_2"]
+    """flash_attention_2 only with grpo.engine trl, whose rows need no masks of their own; stage evaluate, whose do, then takes sdpa."""
+    vision: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    """flash_attention_2 takes all pictures in one call, where sdpa takes one at a time; auto chooses it where it runs, else sdpa."""
+
+
 class Base(SettingsGroup):
     """Stage base, and how train and evaluate open any checkpoint."""
 
@@ -17,7 +26,9 @@ class Base(SettingsGroup):
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
     """The commit of a model id, 40 hex digits: a name or a tag could move. null for a folder."""
     dtype: Literal["float32", "bfloat16"]
-    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] | Towers
+    """One kind for language model and vision tower, or {language: sdpa, vision: auto}, which is what auto means: on a GPU take that,
+    and have flash-attn installed. sdpa runs everywhere; eager is slowest, for comparisons alone."""
     threads: PositiveInt
     """Threads of a CPU that a policy is computed with: with other numbers, sums are rounded in other orders."""
     max_pixels: PositiveInt | None
@@ -55,11 +66,13 @@ class Grpo(SettingsGroup):
     fused_head: bool
     """Log-probabilities tile by tile, without keeping logits: for large vocabularies and long completions on a GPU."""
     freeze_vision_tower: bool
-    """Train the language model alone; gradients end at the features of the picture."""
+    """Train the language model alone; gradients end at the features of the picture. Choose it to save the tower's backward pass, over
+    half of a step of short answers, where the base sees such pictures well enough; with `vision_cache_mb` a picture is seen once."""
     vision_cache_mb: Annotated[int, Field(ge=0)]
     """Memory for features of pictures, in MiB: of the reference's tower, and of the policy's if frozen. 0: none are kept."""
     lora: Lora | None
-    """Train an adapter instead of all weights; the reference is then the policy without it. null: all weights."""
+    """Train an adapter instead of all weights; the reference is then the policy without it. Choose it where gradients and optimiser do not
+    fit beside the weights: it saves their memory, and the reference's. It needs the extra `lora`. null: all weights, as published."""
     seed: int
     num_generations: Annotated[int, Field(ge=2)]
     """Completions sampled for each prompt: the group an advantage is relative to."""
@@ -93,10 +106,26 @@ class Grpo(SettingsGroup):
     max_completion_length: PositiveInt
     """Tokens."""
     gradient_checkpointing: bool
+    """Compute activations a second time instead of keeping them: a third more work, far less memory. Choose it when a step of one prompt a
+    device does not fit, before ZeRO-3."""
     bf16: bool
-    """Mixed precision: compute in bfloat16."""
-    deepspeed: str | None
-    """Path of a DeepSpeed configuration."""
+    """Mixed precision: compute in bfloat16. Choose it on any GPU that has it (Ampere and newer); on a CPU it is slower."""
+    parallel: Literal["auto", "none", "ddp", "zero2", "zero3"]
+    """How the GPUs of a slot share a training, one process on each. auto: by DDP if there are several, else plainly. none: plainly, on
+    the first. ddp: refused where there is but one. zero2: DeepSpeed cuts optimiser and gradients into a part for each GPU; choose it when
+    a 2B or 3B model's do not fit beside the weights. zero3: the weights too, gathered for each pass; slowest, so only when a
+    model does not fit otherwise. infra/deepspeed/ has their configurations; they need the extra `gpu`. docs/launch.md"""
+    timeout_minutes: PositiveFloat
+    """How long a process waits for the others before the training ends. More where one may be long at something alone, such as writing
+    its state to a slow disk; less to notice sooner that one hangs."""
+    rollout: Literal["policy", "vllm-colocate", "vllm-server"]
+    """What samples completions. policy: the policy itself, behind its own pass over the prompt; choose it for answers of some ten tokens.
+    vllm-colocate: vLLM on the same GPUs; choose it for thoughts of hundreds of tokens. vllm-server: vLLM on GPUs of its own, `vllm_server`.
+    Both need a GPU and the extra `vllm`, and cannot give the same draws again."""
+    vllm_memory_share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of a GPU's memory that vLLM takes beside a training (vllm-colocate)."""
+    vllm_server: Annotated[str, Field(pattern=r"^https?://[^/@\s]+$")] | None
+    """Address of the server of vllm-server, as http://host:8000."""
     logging_steps: PositiveInt
     save_steps: Annotated[int, Field(ge=0)]
     """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
@@ -112,6 +141,7 @@ class Grpo(SettingsGroup):
     def _shortcuts_are_exact(self) -> Self:
         if self.engine == "shared-prefix":
             self._check_sharing()
+        self._check_parallel()
         if self.save_steps % self.logging_steps:
             raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
         return self
@@ -123,11 +153,27 @@ class Grpo(SettingsGroup):
             wrong = {
                 "skip_zero_advantage": self.skip_zero_advantage,
                 "gradient_checkpointing": self.gradient_checkpointing,
-                "deepspeed": self.deepspeed is not None,
+                f"parallel {self.parallel}": self.parallel in ("zero2", "zero3"),
+                f"rollout {self.rollout}": self.rollout != "policy",
                 "num_iterations above 1": self.num_iterations > 1,
             }
             if refused := [name for name, given in wrong.items() if given]:
                 raise ValueError(f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false")
+
+    def _check_parallel(self) -> None:
+        if self.parallel == "zero3" and self.lora:
+            raise ValueError(
+                "lora excludes parallel zero3, which cuts the weights an adapter is merged into: set parallel to auto or zero2"
+            )
+        if self.parallel == "zero3" and self.vision_cache_mb:
+            raise ValueError(
+                "vision_cache_mb excludes parallel zero3: a process that has a picture's features would not gather the tower's weights, "
+                "and the others would wait for it. Set it to 0"
+            )
+        if (self.rollout == "vllm-server") != (self.vllm_server is not None):
+            raise ValueError(
+                f"rollout {self.rollout} with vllm_server {self.vllm_server}: the address belongs to vllm-server, and it needs one"
+            )
 
 
 class Sft(SettingsGroup):

@@ -1,0 +1,109 @@
+"""How several processes share a training: what TRL's trainers are told of it, and what it means when a process loses the others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import util
+from pathlib import Path
+from typing import Any, Final
+
+from stages.errors import InputError
+from stages.launch import LOST, launched, processes
+from stages.params import Grpo
+from stages.shares import wanted_processes
+
+CONFIGURATIONS: Final = Path(__file__).parents[2] / "infra" / "deepspeed"
+_GONE: Final = re.compile(r"closed by peer|reset by peer|broken pipe|connection was aborted|remote process exited", re.IGNORECASE)
+_LATE: Final = re.compile(r"timed out|timeout", re.IGNORECASE)
+
+
+def deepspeed_configuration(grpo: Grpo) -> Path | None:
+    """The file of settings that `grpo.parallel` names, if it is one of DeepSpeed's."""
+    return CONFIGURATIONS / f"{grpo.parallel}.json" if grpo.parallel in ("zero2", "zero3") else None
+
+
+def processes_to_launch(grpo: Grpo) -> int:
+    """How many processes this one has to start for a training; 0 if it trains itself, alone or as one of several.
+
+    With `none`, GPUs but the first are put out of its sight. Raises InputError where `ddp` finds one GPU, several processes are there that
+    `none` does not want, or DeepSpeed is missing.
+    """
+    parallel_arguments(grpo)
+    if launched():
+        if grpo.parallel == "none" and processes() > 1:
+            raise InputError(f"grpo.parallel none, but {processes()} processes were started: start one, or set it to auto")
+        return 0
+    if grpo.parallel == "none":
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        os.environ["CUDA_VISIBLE_DEVICES"] = first
+        return 0
+    wanted = wanted_processes()
+    if grpo.parallel == "ddp" and wanted < 2:
+        raise InputError(f"grpo.parallel ddp needs several GPUs, and {wanted} is here: see CUDA_VISIBLE_DEVICES, or set it to auto")
+    return wanted if wanted > 1 or deepspeed_configuration(grpo) else 0
+
+
+def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
+    """`grpo.parallel` in the words of TRL's trainers. InputError without DeepSpeed where it is asked for."""
+    configuration = deepspeed_configuration(grpo)
+    if configuration and util.find_spec("deepspeed") is None:
+        raise InputError(f"grpo.parallel {grpo.parallel} needs the package deepspeed: `pip install '.[gpu]'`, or set it to auto")
+    return {
+        "deepspeed": configuration and str(configuration),
+        "ddp_timeout": max(round(grpo.timeout_minutes * 60), 1),
+        # every question has a picture, so that every pass uses every weight: nothing to search for, and an error instead of a wait if not
+        "ddp_find_unused_parameters": False,
+    }
+
+
+def prepare_deepspeed(grpo: Grpo) -> None:
+    """Before DeepSpeed is imported: let it compute on a CPU where there is no GPU, and load a state's tensors and nothing else."""
+    if deepspeed_configuration(grpo) is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # it reads its states with pickle, unless torch is told not to
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+
+def join_deepspeed(grpo: Grpo, config: Any) -> None:
+    """Let DeepSpeed know the processes that TRL's `config` knows, before a model is opened: on a CPU it is told by nobody else."""
+    if deepspeed_configuration(grpo) is None:
+        return
+    import deepspeed
+
+    assert config.device  # asked for the first time, the processes join
+    deepspeed.init_distributed()
+
+
+@contextmanager
+def others_named(grpo: Grpo) -> Iterator[None]:
+    """Inside, an error that another process's end or silence makes in this one is an InputError that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        if told := lost_others(str(error), grpo):
+            raise InputError(told) from error
+        raise
+
+
+def lost_others(text: str, grpo: Grpo) -> str | None:
+    """What to say of the text of an error if it comes from another process's end or silence; None if it does not."""
+    if processes() == 1 or not re.search(r"gloo|nccl|distributed|collective|store", text, re.IGNORECASE):
+        return None
+    rank, first = int(os.environ.get("RANK", "0")), text.splitlines()[0][:200]
+    who = f"process {rank + 1} of {processes()} (rank {rank})"
+    if _GONE.search(text):
+        return f"{who} {LOST} ({first})"
+    if _LATE.search(text):
+        return (
+            f"{who} waited {grpo.timeout_minutes:g} minutes for the others ({first}): one of them hangs or is far slower. See with "
+            "`nvidia-smi` and `py-spy dump` what it does; if it is only slow, raise grpo.timeout_minutes. NCCL_DEBUG=INFO says what NCCL "
+            "waits for"
+        )
+    return None

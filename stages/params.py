@@ -38,7 +38,11 @@ __all__ = [
     "Retrain",
     "Sft",
     "Splits",
+    "check_params",
+    "explain",
     "load_params",
+    "parse_settings",
+    "read_settings",
 ]
 
 Group = TypeVar("Group", bound=SettingsGroup)
@@ -152,18 +156,36 @@ class Params(SettingsGroup):
 
 def load_params(path: Path = layout.PARAMS) -> Params:
     """Read and check params.yaml; InputError names each bad key, its value and what is allowed."""
+    return check_params(read_settings(path), path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML file of settings, unchecked; InputError if it is missing or holds none."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return parse_settings(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise InputError(f"{path} not found: run from the project's root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+
+
+def parse_settings(text: str, path: Path) -> dict[str, Any]:
+    """The same of a text; `path` is what an error names."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected groups of settings, got {type(tree).__name__}")
+    return tree
+
+
+def check_params(tree: dict[str, Any], path: Path) -> Params:
+    """Settings as params.yaml holds them; InputError names `path` and each bad key."""
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise InputError("\n       ".join([f"{path} has settings that are not allowed:", *_explain(error, "", Params, tree)])) from error
+        raise InputError("\n       ".join([f"{path} has settings that are not allowed:", *explain(error, "", Params, tree)])) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -193,7 +215,7 @@ def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:
     try:
         return model.model_validate(group.model_dump() | overrides)
     except ValidationError as error:
-        raise ValueError("; ".join(_explain(error, key, model, overrides))) from error
+        raise ValueError("; ".join(explain(error, key, model, overrides))) from error
 
 
 def _require(entries: dict[str, Any], name: str, what: str) -> Any:
@@ -204,7 +226,7 @@ def _require(entries: dict[str, Any], name: str, what: str) -> Any:
     return entries[name]
 
 
-def _explain(error: ValidationError, prefix: str, model: type[BaseModel], given: Any) -> list[str]:
+def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: Any) -> list[str]:
     """One line a problem: dotted key, value, what is allowed."""
     lines = []
     for problem in error.errors():

@@ -1,0 +1,133 @@
+"""A profile: a YAML file that says what of params.yaml and data.dvc is other than in the embedded sample, and how large that is.
+
+Shipped ones lie in infra/profiles. `extends` names the profile that it differs from; without one that is `sample`, which changes
+no parameter: params.yaml as it is committed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import yaml
+from pydantic import Field, ValidationError
+
+from stages.errors import InputError
+from stages.params import explain, read_settings
+from stages.settings.group import PositiveInt, SettingsGroup
+
+FOLDER: Final = Path("infra/profiles")
+SAMPLE: Final = "sample"
+
+
+class Scale(SettingsGroup):
+    """How large a corpus is, for estimates alone."""
+
+    questions: dict[str, PositiveInt]
+    """Modality and question type -> questions, of train and test together."""
+    pictures: PositiveInt
+
+
+class Weights(SettingsGroup):
+    """What `base.source` is on the hub, at `base.revision`."""
+
+    size: PositiveInt
+    """Bytes of all files that are fetched."""
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+    """File -> its hash, as far as it is known; the hub's own are those of the revision."""
+
+
+class Profile(SettingsGroup):
+    """A profile with all it extends."""
+
+    about: str = ""
+    extends: str = SAMPLE
+    data: dict[str, Any] | None = None
+    """What data.dvc holds, in DVC's words; `meta.sha256` and `meta.size` are those of the archive. null leaves data.dvc as it is."""
+    scale: Scale | None = None
+    weights: Weights | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keys of params.yaml, nested as there, that are other than in the sample."""
+
+
+def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
+    """The file of a profile, by its name or by its path, and the profile with what it extends filled in.
+
+    Raises InputError naming the file if it is not there, is no profile, or extends itself.
+    """
+    return _load(name, folder, [])
+
+
+def names(folder: Path = FOLDER) -> dict[str, str]:
+    """Name -> what it is, of the shipped profiles."""
+    return {path.stem: load_profile(path.stem, folder)[1].about for path in sorted(folder.glob("*.yaml"))}
+
+
+def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A tree with changes: groups are merged key by key, anything else is replaced."""
+    made = dict(tree)
+    for key, value in changes.items():
+        before = made.get(key)
+        made[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return made
+
+
+def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
+    path = _find(name, folder)
+    if path.resolve() in above:
+        raise InputError(f"{path}: extends itself, through {' and '.join(str(each) for each in above)}: take one `extends` out")
+    own = _read(path)
+    if path.stem == SAMPLE and path.parent == folder:
+        return path, own
+    # a path is meant from the file that names it
+    beside = path.parent / own.extends
+    _, base = _load(str(beside) if beside.is_file() else own.extends, folder, [*above, path.resolve()])
+    given = own.model_fields_set
+    return path, Profile(
+        about=own.about or base.about,
+        extends=own.extends,
+        data=own.data if "data" in given else base.data,
+        scale=own.scale if "scale" in given else base.scale,
+        # those of a base that is not set here are not ours
+        weights=own.weights if "weights" in given else None if "base" in own.params else base.weights,
+        params=merged(base.params, own.params),
+    )
+
+
+def _find(name: str, folder: Path) -> Path:
+    if (folder / f"{name}.yaml").is_file():
+        return folder / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    known = [path.stem for path in sorted(folder.glob("*.yaml"))]
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise InputError(f"no profile and no file {name!r}{hint} Profiles in {folder}/: {', '.join(known) or 'none'}; or give a YAML file")
+
+
+def _read(path: Path) -> Profile:
+    tree = read_settings(path)
+    try:
+        profile = Profile.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n       ".join([f"{path} is no profile:", *explain(error, "", Profile, tree)])) from error
+    _check_data(path, profile.data)
+    return profile
+
+
+def _check_data(path: Path, data: dict[str, Any] | None) -> None:
+    """Refuse what would be no import of one corpus."""
+    if data is None:
+        return
+    try:
+        (dep,), (out,) = data["deps"], data["outs"]
+        usable = all(isinstance(each["path"], str) for each in (dep, out))
+    except (KeyError, TypeError, ValueError):
+        usable = False
+    if not usable:
+        shown = yaml.safe_dump(data, sort_keys=False).strip()
+        raise InputError(f"{path}: data must hold one path in `deps`, the source, and one in `outs`, where it goes; not\n{shown}")
+    digest = (data.get("meta") or {}).get("sha256")
+    if digest is not None and not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):
+        raise InputError(f"{path}: data.meta.sha256 = {digest!r}: 64 hex digits are a SHA-256; leave it out if it is not known")

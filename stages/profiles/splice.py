@@ -95,7 +95,9 @@ def _kept(records: str, path: Path) -> tuple[list[tuple[str, ...]], dict[tuple[s
         try:
             key, end = json.JSONDecoder().raw_decode(rest)
         except ValueError:
-            raise InputError(f"{path}: {line.strip()!r} is not what a profile wrote: take the last committed one, git checkout {path}") from None
+            raise InputError(
+                f"{path}: {line.strip()!r} is not what a profile wrote: take the last committed one, git checkout {path}"
+            ) from None
         if mark == _ADDED:
             added.append(tuple(key))
         else:
@@ -113,7 +115,9 @@ def _required(lines: Sequence[str], key: Sequence[str], profile: str, path: Path
     return entry
 
 
-def _changes(tree: Any, values: dict[str, Any], node: yaml.Node | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _changes(
+    tree: Any, values: dict[str, Any], node: yaml.Node | None, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Key and value of each entry to write: as deep as groups are written line by line, what stays the same left out."""
     for name, value in values.items():
         key = (*above, str(name))
@@ -185,9 +189,11 @@ def _line(before: Sequence[str], entry: _Entry, value: Any) -> str:
 
 def _flow(value: Any) -> str:
     """A value in one line, numbers as params.yaml writes them: 1.0e-6."""
-    return str(yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)).removesuffix(
-        "\n...\n"
-    ).removesuffix("\n")
+    return (
+        str(yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True))
+        .removesuffix("\n...\n")
+        .removesuffix("\n")
+    )
 
 
 class _Dumper(yaml.SafeDumper):

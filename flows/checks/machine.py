@@ -98,7 +98,7 @@ def versions(root: Path) -> list[Finding]:
                 "take the last committed one: git checkout HEAD -- pyproject.toml",
             )
         ]
-    wrong = [] if python.contains(platform.pythoninstalled()) else [f"python {platform.pythoninstalled()} ({python} is needed)"]
+    wrong = [] if python.contains(platform.python_version()) else [f"python {platform.python_version()} ({python} is needed)"]
     for each in wanted:
         if each.marker and not each.marker.evaluate():
             continue
@@ -110,7 +110,7 @@ def versions(root: Path) -> list[Finding]:
             Finding("versions", "problem", f"not what pyproject.toml asks for: {'; '.join(wrong)}", "install what is locked: make install")
         ]
     found = ", ".join(f"{name} {version}" for name in ("dvc", "prefect", "torch") if (version := installed(name)))
-    return [Finding("versions", "ok", f"python {platform.pythoninstalled()}, {found}; all {len(wanted)} pins hold")]
+    return [Finding("versions", "ok", f"python {platform.python_version()}, {found}; all {len(wanted)} pins hold")]
 
 
 def _attention(root: Path) -> str | None:

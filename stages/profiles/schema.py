@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from stages.errors import InputError
 from stages.params import explain, read_settings
-from stages.settings.group import PositiveInt, SettingsGroup
+from stages.settings.group import PositiveFloat, PositiveInt, SettingsGroup
 
 FOLDER: Final = Path("infra/profiles")
 SAMPLE: Final = "sample"
@@ -24,18 +24,30 @@ SAMPLE: Final = "sample"
 class Scale(SettingsGroup):
     """How large a corpus is, for estimates alone."""
 
-    questions: dict[str, PositiveInt]
-    """Modality and question type -> questions, of train and test together."""
+    questions: PositiveInt
     pictures: PositiveInt
 
 
-class Weights(SettingsGroup):
-    """What `base.source` is on the hub, at `base.revision`."""
+class Model(SettingsGroup):
+    """What `base.source` is at `base.revision`; all but the hashes is for estimates alone."""
 
     size: PositiveInt
     """Bytes of all files that are fetched."""
-    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
-    """File -> its hash, as far as it is known; the hub's own are those of the revision."""
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    """File of weights -> its hash, as far as it is known; else the revision alone pins it."""
+    parameters: PositiveInt
+    vision_parameters: PositiveInt
+    """Of them, those of the vision tower."""
+    vocabulary: PositiveInt
+    layers: PositiveInt
+    prompt_tflop: PositiveFloat
+    """10^12 FLOPs of a forward pass over a picture and its prompt."""
+    token_gflop: PositiveFloat
+    """10^9 FLOPs of a forward pass over a token of a completion, logits among them."""
+    prompt_mb: PositiveFloat
+    """10^6 bytes of activations that a forward pass over a picture and its prompt keeps for its backward pass, in bfloat16."""
+    token_mb: PositiveFloat
+    """The same of a token of a completion."""
 
 
 class Profile(SettingsGroup):
@@ -46,7 +58,7 @@ class Profile(SettingsGroup):
     data: dict[str, Any] | None = None
     """What data.dvc holds, in DVC's words; `meta.sha256` and `meta.size` are those of the archive. null leaves data.dvc as it is."""
     scale: Scale | None = None
-    weights: Weights | None = None
+    model: Model | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     """Keys of params.yaml, nested as there, that are other than in the sample."""
 
@@ -57,11 +69,6 @@ def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
     Raises InputError naming the file if it is not there, is no profile, or extends itself.
     """
     return _load(name, folder, [])
-
-
-def names(folder: Path = FOLDER) -> dict[str, str]:
-    """Name -> what it is, of the shipped profiles."""
-    return {path.stem: load_profile(path.stem, folder)[1].about for path in sorted(folder.glob("*.yaml"))}
 
 
 def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -88,9 +95,9 @@ def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
         about=own.about or base.about,
         extends=own.extends,
         data=own.data if "data" in given else base.data,
-        scale=own.scale if "scale" in given else base.scale,
-        # those of a base that is not set here are not ours
-        weights=own.weights if "weights" in given else None if "base" in own.params else base.weights,
+        # what is known of another corpus or model says nothing of ours
+        scale=own.scale if "scale" in given or "data" in given else base.scale,
+        model=own.model if "model" in given or {"source", "revision"} & set(own.params.get("base") or {}) else base.model,
         params=merged(base.params, own.params),
     )
 

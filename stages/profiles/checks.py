@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Final, Literal
 from stages.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
 from stages.params import Params, check_params
 from stages.profiles.downloads import Download, unreachable, wrong_weights
-from stages.profiles.needs import disk, memory, needs
+from stages.profiles.needs import WHERE, disk, memory, needs
 from stages.profiles.schema import Model, Profile, merged
 
 Level = Literal["note", "stops"]
@@ -77,7 +78,7 @@ def findings(
         *_deepspeed(params),
         *_sources(fetched, params),
         *_weights(profile, params),
-        *_disk(disk(params, profile), fetched, root),
+        *_disk(_left(disk(params, profile, len(machine.gpus)), root), fetched, root),
     ]
 
 
@@ -86,7 +87,7 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[Finding]:
         return
     if machine.torch is None:
         yield Finding("torch", "stops", f"torch cannot be imported: {machine.said}", "install anew: make install")
-    elif machine.torch.broken or (machine.lines and not machine.gpus):
+    elif (machine.lines and not machine.gpus) or (machine.torch.gpus and machine.torch.broken):
         built = f"was built for CUDA {machine.torch.cuda}" if machine.torch.cuda else "was built without CUDA"
         why = machine.torch.broken or "sees no GPU: is CUDA_VISIBLE_DEVICES empty?"
         yield Finding(
@@ -183,6 +184,15 @@ def _weights(profile: Profile, params: Params) -> Iterator[Finding]:
         )
 
 
+def _left(made: dict[str, int], root: Path) -> dict[str, int]:
+    """What is still to be written, as far as it does not lie there: of a run that goes on, most does."""
+    return {what: max(0, size - _size(root / WHERE[what])) for what, size in made.items()}
+
+
+def _size(path: Path) -> int:
+    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+
+
 def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iterator[Finding]:
     """Of each disk that is written to, room against need; DVC's cache on another disk takes all outputs a second time."""
     written = sum(made.values())
@@ -205,7 +215,7 @@ def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iter
                 "disk",
                 "stops",
                 f"about {say_bytes(size)} will be written (estimated), {say_bytes(free)} are free where {place.resolve()} is",
-                "free some: `dvc gc --workspace` drops old results. Or move DVC's cache, `dvc cache dir --local DIR`, and the hub's, HF_HOME",
+                "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME moves the hub's cache alone",
             )
 
 
@@ -234,7 +244,7 @@ def _existing(path: Path) -> Path:
 
 def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:
     """What the run needs, in lines."""
-    made = disk(params, profile)
+    made = disk(params, profile, len(machine.gpus))
     yield f"disk: about {say_bytes(sum(made.values()))} beside the downloads: " + ", ".join(
         f"{what} {say_bytes(size)}" for what, size in made.items() if size
     )

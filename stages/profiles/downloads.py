@@ -83,7 +83,7 @@ def _corpus(pinned: dict[str, Any]) -> Download:
     dep, out = pinned["deps"][0], pinned["outs"][0]
     meta = pinned.get("meta") or {}
     size = out.get("size", meta.get("size"))
-    told = [f"{kind.upper()} {value}" for kind, value in (("sha256", meta.get("sha256")), ("md5", out.get("md5"))) if value]
+    told = [f"{kind} {value}" for kind, value in (("SHA-256", meta.get("sha256")), ("MD5", out.get("md5"))) if value]
     path = Path(out["path"])
     here = path.exists() and (size is None or path.is_dir() or path.stat().st_size == size)
     return Download("corpus", dep["path"], size, " and ".join(told) or "no hash yet: the first download pins it", here)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from stages import layout
 from stages.corpus.modalities import AXES
 from stages.params import Params
 from stages.profiles.schema import Model, Profile, Scale
@@ -35,7 +36,14 @@ RUNTIME: Final = 2 * 10**9
 PICTURE: Final = 170_000
 """Bytes of a resized picture, about: OmniMedVQA's take 14 GB."""
 REPORT: Final = 10**9
-"""Predictions, logs, splits and the report."""
+"""Bytes of predictions, logs, splits and the report, at most."""
+WHERE: Final = {
+    "report": layout.REPORT,
+    "resized pictures": layout.DATA / "images",
+    "models": layout.MODELS,
+    "states to resume from": layout.SCRATCH / "train",
+}
+"""What takes room on the disk -> where."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +96,16 @@ def memory(params: Params, model: Model) -> dict[str, int]:
     }
 
 
-def disk(params: Params, profile: Profile) -> dict[str, int]:
-    """Bytes that a run writes beside what it fetches, by what takes them; without what is not known."""
+def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
+    """Bytes that a run writes beside what it fetches, by what takes them; without what is not known. `gpus`: trainings at a time."""
     made = {"report": REPORT}
     if profile.scale:
         made["resized pictures"] = profile.scale.pictures * PICTURE
     if profile.model:
         size = 4 if params.base.dtype == "float32" else 2
-        made["models/base"] = profile.model.size
-        made["checkpoints"] = len(params.checkpoints) * profile.model.parameters * size
+        made["models"] = profile.model.size + len(params.checkpoints) * profile.model.parameters * size
         # weights and Adam's two moments, in the last state and the one before it
-        made["states to resume from"] = 2 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
+        made["states to resume from"] = max(gpus, 1) * 2 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
     return made
 
 

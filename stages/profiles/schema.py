@@ -81,7 +81,7 @@ def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
-    path = _find(name, folder)
+    path = _find(name, folder, above)
     if path.resolve() in above:
         raise InputError(f"{path}: extends itself, through {' and '.join(str(each) for each in above)}: take one `extends` out")
     own = _read(path)
@@ -102,15 +102,16 @@ def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
     )
 
 
-def _find(name: str, folder: Path) -> Path:
+def _find(name: str, folder: Path, above: list[Path]) -> Path:
     if (folder / f"{name}.yaml").is_file():
         return folder / f"{name}.yaml"
     if Path(name).is_file():
         return Path(name)
-    known = [path.stem for path in sorted(folder.glob("*.yaml"))]
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
     close = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"no profile and no file {name!r}{hint} Profiles in {folder}/: {', '.join(known) or 'none'}; or give a YAML file")
+    who = f"{above[-1]}: extends = {name!r}: " if above else ""
+    raise InputError(f"{who}no profile and no file {name!r}{hint} Profiles in {folder}/: {', '.join(known) or 'none'}; or give a YAML file")
 
 
 def _read(path: Path) -> Profile:

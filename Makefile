@@ -4,6 +4,7 @@ PYTHON3 ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 PORT ?= 4200
+PROFILE ?= full
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # nothing here reports home
@@ -13,11 +14,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro dashboard test lint types format lock install clean
+.PHONY: help repro full dashboard test lint types format lock install clean
 
 help:
 	@echo "make repro   install, then run the pipeline and print the results (about 15 minutes on 2 cores the first time)"
 	@echo "make test    install, then lint, check types and run every test (about 12 minutes on 2 cores)"
+	@echo "make full    the paper's setting on GPUs: check this machine, set params.yaml and data.dvc, run (PROFILE=full-3b; docs/full-scale.md)"
 	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
 	@echo "make format  put the code into its one format"
 	@echo "make lock    resolve the dependencies of pyproject.toml anew into infra/requirements.lock"
@@ -26,6 +28,15 @@ help:
 repro: $(INSTALLED)
 	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. About 14 minutes on 2 cores; what is up to date is skipped."
 	@dvc repro
+	@python -m stages.report show
+
+full: $(INSTALLED)
+	@echo "== Setting the profile $(PROFILE); stops here if a run cannot finish on this machine"
+	@python -m stages.profile $(PROFILE)
+	@echo "== Fetching the corpus; goes on where it was stopped"
+	@python -m flows.transfer
+	@echo "== Running the pipeline, a training on each GPU; what is up to date is skipped, what was killed goes on"
+	@python -m flows.reproduce
 	@python -m stages.report show
 
 dashboard: $(INSTALLED)

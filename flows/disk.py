@@ -91,15 +91,6 @@ def cache_folder(root: Path) -> Path:
     return root / dvc(root, "cache", "dir").strip()
 
 
-def say_bytes(count: float) -> str:
-    """A size for people: "512 B", "7.2 MiB", "1.3 TiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def _pinned(path: Path) -> dict[str, int]:
     """Outputs and sizes that a .dvc file pins, by path from the root."""
     try:

@@ -21,7 +21,7 @@ from queue import Queue
 from typing import Final, Literal
 
 from flows import durations
-from flows.disk import Lock, free_space, out_size, read_lock, say_bytes
+from flows.disk import Lock, free_space, out_size, read_lock
 from flows.dvc_client import Reasons, read_status
 from flows.graph import Graph, read_graph
 from flows.reasons import say_why
@@ -30,6 +30,7 @@ from flows.schedule import Room, StageResult, run_ready
 from flows.slots import find_slots
 from stages import layout
 from stages.errors import InputError
+from stages.machine import say_bytes
 from stages.params import load_params
 from stages.provenance import CODE
 

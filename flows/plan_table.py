@@ -8,9 +8,9 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from flows.disk import say_bytes
 from flows.plan import Plan, Step
 from flows.reasons import name_groups
+from stages.machine import say_bytes
 
 WHY: Final = 110
 """Characters of a reason that a table shows; JSON has all of it."""

@@ -3,8 +3,8 @@
     python -m flows.transfer
 
 DVC's own transfer begins anew each time. So a single file is fetched by stages/corpus/fetch.py, from the file system and with the
-credentials that DVC has for it, and `dvc commit` then writes data.dvc, as `dvc update` would have. What is no single file (a folder, an
-import from a repository, a bucket that keeps versions) is left to `dvc update`.
+credentials that DVC has for it, held against `meta.sha256` of data.dvc if that is there, and `dvc commit` then writes data.dvc,
+as `dvc update` would have. What is no single file (a folder, an import from a repository, a bucket that keeps versions) is left to it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import yaml
 from flows.dvc_client import dvc, environment
 from stages import layout
 from stages.cli import run_stage
-from stages.corpus.fetch import fetch, forget
+from stages.corpus.fetch import Checksum, fetch, forget
 from stages.errors import InputError
 from stages.outputs import whole_file
 
@@ -106,7 +106,8 @@ def _fetch_here() -> dict[str, str]:
         now = dep.get_hash()
         if now == dep.hash_info and not out.workspace_status():
             return {"identity": ""}
-        fetch(dep.fs.fs, dep.fs_path, Path(out.fs_path), noted=True)
+        told = (stage.meta or {}).get("sha256")
+        fetch(dep.fs.fs, dep.fs_path, Path(out.fs_path), Checksum("sha256", str(told)) if told else None, noted=True)
         return {"identity": str(now.value), "target": os.path.relpath(out.fs_path)}
 
 

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import subprocess
-import sys
 import tomllib
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.checks import Finding, Level
-from flows.disk import cache_folder, free_space, read_lock, say_bytes, tree_size
-from flows.dvc_client import environment
+from flows.disk import cache_folder, free_space, read_lock, tree_size
 from stages import layout
+from stages.machine import ask_torch, gpu_lines, installed, say_bytes
 
-_TORCH: Final = """
-import json, torch
-devices = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "devices": devices}))
-"""
 _OPTIONAL: Final = {
     "flash-attn": "base.attention: flash_attention_2 needs it",
     "deepspeed": "training on several GPUs needs it",
@@ -35,25 +26,26 @@ MARGIN: Final = 2
 
 def gpu_parts(root: Path) -> list[Finding]:
     """GPUs, whether torch sees them, and libraries that only they use."""
-    gpus = _gpus()
+    gpus = gpu_lines()
     if not gpus:
         return [Finding("GPU", "warning", "none is here: GPU stages run on the CPU", "for models of full size, use a machine with one")]
     findings = [Finding("GPU", "ok", "; ".join(gpus))]
-    seen, said = _torch()
+    seen, said = ask_torch()
     if seen is None:
         findings.append(Finding("torch", "problem", f"torch cannot be imported: {said}", "install anew: make install"))
-    elif not seen["devices"]:
-        why = f"was built for CUDA {seen['cuda']}" if seen["cuda"] else "was built without CUDA"
+    elif not seen.gpus or seen.broken:
+        why = f"was built for CUDA {seen.cuda}" if seen.cuda else "was built without CUDA"
         findings.append(
             Finding(
                 "torch",
                 "problem",
-                f"torch {seen['torch']} {why} and sees no GPU, so GPU stages run on the CPU",
+                f"torch {seen.version} {why} and "
+                + ("sees no GPU, so GPU stages run on the CPU" if not seen.gpus else f"cannot use the GPU: {seen.broken}"),
                 "install a torch for this driver, and see that CUDA_VISIBLE_DEVICES is not empty",
             )
         )
     else:
-        findings.append(Finding("torch", "ok", f"torch {seen['torch']}, CUDA {seen['cuda']}: {', '.join(seen['devices'])}"))
+        findings.append(Finding("torch", "ok", f"torch {seen.version}, CUDA {seen.cuda}: {', '.join(gpu.name for gpu in seen.gpus)}"))
     return findings + gpu_libraries(root)
 
 
@@ -61,7 +53,7 @@ def gpu_libraries(root: Path) -> list[Finding]:
     """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing."""
     findings = []
     for package, why in _OPTIONAL.items():
-        version = _version(package)
+        version = installed(package)
         needed = package == "flash-attn" and _attention(root) == "flash_attention_2"
         level: Level = "ok" if version else "problem" if needed else "warning"
         findings.append(
@@ -110,44 +102,19 @@ def versions(root: Path) -> list[Finding]:
     for each in wanted:
         if each.marker and not each.marker.evaluate():
             continue
-        version = _version(each.name)
+        version = installed(each.name)
         if version is None or not each.specifier.contains(version, prereleases=True):
             wrong.append(f"{each.name} {version or 'missing'} ({each.specifier} is needed)")
     if wrong:
         return [
             Finding("versions", "problem", f"not what pyproject.toml asks for: {'; '.join(wrong)}", "install what is locked: make install")
         ]
-    found = ", ".join(f"{name} {version}" for name in ("dvc", "prefect", "torch") if (version := _version(name)))
+    found = ", ".join(f"{name} {version}" for name in ("dvc", "prefect", "torch") if (version := installed(name)))
     return [Finding("versions", "ok", f"python {platform.python_version()}, {found}; all {len(wanted)} pins hold")]
-
-
-def _gpus() -> list[str]:
-    """Name, memory and driver of each GPU, as nvidia-smi has them; CUDA_VISIBLE_DEVICES does not matter."""
-    command = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-def _torch() -> tuple[dict[str, Any] | None, str]:
-    """What torch sees, asked in a process of its own, since CUDA stays on in one that asked; else None and why."""
-    done = subprocess.run([sys.executable, "-c", _TORCH], env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-    return json.loads(done.stdout.splitlines()[-1]), ""
 
 
 def _attention(root: Path) -> str | None:
     try:
         return yaml.safe_load((root / layout.PARAMS).read_text(encoding="utf-8"))["base"]["attention"]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
         return None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.disk import out_size, read_lock, say_bytes, tree_size
+from flows.disk import out_size, read_lock, tree_size
 from flows.graph import Stage
 from stages.errors import InputError
+from stages.machine import say_bytes
 
 LOCK = """schema: '2.0'
 stages:

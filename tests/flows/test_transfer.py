@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import signal
@@ -82,6 +83,23 @@ def test_a_transfer_that_fails_leaves_all_as_it_was(tmp_path: Path, served: Serv
     assert (root / "data.dvc").read_bytes() == before
     assert (root / CORPUS).read_bytes() == CONTENT[: 2**20]
     assert read_status(root) == {}
+
+
+def test_a_source_with_another_sha256_is_refused_and_one_with_it_is_pinned(tmp_path: Path, served: Served) -> None:
+    root = workspace(tmp_path / "workspace", served.address)
+    path = root / "data.dvc"
+    plain = path.read_text()
+    path.write_text(f"{plain}meta:\n  sha256: {'0' * 64}\n", encoding="utf-8")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="it is not the file that was meant"):
+        update(root)
+    assert path.read_bytes() == before
+    assert left(root) == set()
+    digest = hashlib.sha256(served.content).hexdigest()
+    path.write_text(f"{plain}meta:\n  sha256: {digest}\n", encoding="utf-8")
+    update(root)
+    assert (root / CORPUS).read_bytes() == served.content
+    assert f"sha256: {digest}" in path.read_text(), "DVC keeps it"
 
 
 def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(

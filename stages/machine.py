@@ -1,0 +1,107 @@
+"""What this machine has: GPUs, what torch makes of them, installed packages. Asked by stages/profiles and by flows/checks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Final
+
+_ASK: Final = """
+import json, torch
+said = {"torch": torch.__version__, "cuda": torch.version.cuda, "devices": [], "broken": "", "flash": ""}
+if torch.cuda.is_available():
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        said["devices"].append(facts.name)
+        try:
+            # a torch that is not built for this GPU says so with its first kernel
+            one = torch.ones(8, 8, device=number, dtype=torch.bfloat16)
+            (one @ one).sum().item()
+            free, total = torch.cuda.mem_get_info(number)
+        except RuntimeError as error:
+            said["broken"] = said["broken"] or str(error)
+            free, total = 0, facts.total_memory
+        said.setdefault("free", []).append(free)
+        said.setdefault("total", []).append(total)
+elif torch.version.cuda:
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        said["broken"] = str(error)
+try:
+    import flash_attn
+except ModuleNotFoundError as error:
+    said["flash"] = "" if error.name == "flash_attn" else str(error)
+except Exception as error:
+    said["flash"] = str(error)
+print(json.dumps(said))
+"""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that torch can use; memory in bytes, `free` that of other processes left out."""
+
+    name: str
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
+class Torch:
+    """What torch says of itself and this machine.
+
+    `cuda`: what it was built for, None without. `broken`: why GPUs cannot be used though it was built for them. `flash`: why flash-attn,
+    which is installed, cannot be imported. Both empty if nothing is wrong.
+    """
+
+    version: str
+    cuda: str | None
+    gpus: tuple[Gpu, ...]
+    broken: str
+    flash: str
+
+
+def gpu_lines() -> list[str]:
+    """Index, name, memory and driver of each GPU, as nvidia-smi has them; CUDA_VISIBLE_DEVICES does not matter."""
+    command = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def ask_torch() -> tuple[Torch | None, str]:
+    """What torch sees, asked in a process of its own, since CUDA stays on in one that asked; else None and why."""
+    done = subprocess.run([sys.executable, "-c", _ASK], env=dict(os.environ), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    gpus = tuple(Gpu(*each) for each in zip(said["devices"], said.get("total", []), said.get("free", []), strict=True))
+    return Torch(said["torch"], said["cuda"], gpus, _line(said["broken"]), _line(said["flash"])), ""
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def say_bytes(count: float) -> str:
+    """A size for people: "512 B", "7.2 MiB", "1.3 TiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else ""

@@ -1,0 +1,269 @@
+"""Whether this machine can carry a profile to its end: what stands against it, and what to do about it."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from stages.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
+from stages.params import Params, check_params
+from stages.profiles.downloads import Download, unreachable, wrong_weights
+from stages.profiles.needs import WHERE, disk, memory, needs
+from stages.profiles.schema import Model, Profile, merged
+
+Level = Literal["note", "stops"]
+
+SMALLER: Final[tuple[dict[str, Any], ...]] = (
+    {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4}},
+    {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4, "fused_head": True}},
+    {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4, "fused_head": True, "freeze_vision_tower": True}},
+    {
+        "grpo": {
+            "prompts_per_device": 1,
+            "gradient_accumulation_steps": 4,
+            "fused_head": True,
+            "lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+        }
+    },
+)
+"""What makes a training take less memory, from what changes no result to what changes the method."""
+CPU_PARAMETERS: Final = 200_000_000
+"""Of a model that a CPU can still train in days."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`level`: worth knowing, or why the run cannot finish; `remedy`: what to do about it."""
+
+    check: str
+    level: Level
+    what: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is here. `torch` is None if it cannot be imported, `said` then tells why."""
+
+    lines: list[str]
+    torch: Torch | None
+    said: str
+
+    @property
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Those that torch can use."""
+        return self.torch.gpus if self.torch and not self.torch.broken else ()
+
+
+def look() -> Machine:
+    """Ask nvidia-smi and torch."""
+    torch, said = ask_torch()
+    return Machine(gpu_lines(), torch, said)
+
+
+def findings(
+    profile: Profile, params: Params, machine: Machine, fetched: Iterable[Download], root: Path, tree: dict[str, Any]
+) -> list[Finding]:
+    """All that stands against the run; `tree` is params.yaml as it will be, which smaller variants are tried on."""
+    fetched = list(fetched)
+    return [
+        *_gpu(profile.model, machine),
+        *_gpu_memory(profile.model, params, machine.gpus, tree),
+        *_flash(params, machine),
+        *_deepspeed(params),
+        *_sources(fetched, params),
+        *_weights(profile, params),
+        *_disk(_left(disk(params, profile, len(machine.gpus)), root), fetched, root),
+    ]
+
+
+def _gpu(model: Model | None, machine: Machine) -> Iterator[Finding]:
+    if model is None or model.parameters < CPU_PARAMETERS:
+        return
+    if machine.torch is None:
+        yield Finding("torch", "stops", f"torch cannot be imported: {machine.said}", "install anew: make install")
+    elif (machine.lines and not machine.gpus) or (machine.torch.gpus and machine.torch.broken):
+        built = f"was built for CUDA {machine.torch.cuda}" if machine.torch.cuda else "was built without CUDA"
+        why = machine.torch.broken or "sees no GPU: is CUDA_VISIBLE_DEVICES empty?"
+        yield Finding(
+            "CUDA",
+            "stops",
+            f"{'; '.join(machine.lines) or 'a GPU'} is here, but torch {machine.torch.version}, which {built}, cannot use it: {why}",
+            "update the driver, or install a torch for it (pytorch.org/get-started names the index of each CUDA) into .venv",
+        )
+    elif not machine.gpus:
+        billions = model.parameters / 1e9
+        yield Finding(
+            "GPU",
+            "stops",
+            f"none is here, and on a CPU a model of {billions:.1f} billion parameters would train for months",
+            "run on a machine with one, or `python -m stages.profile sample`",
+        )
+
+
+def _gpu_memory(model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree: dict[str, Any]) -> Iterator[Finding]:
+    if model is None or not gpus:
+        return
+    needed = sum(memory(params, model).values())
+    small = [gpu for gpu in gpus if gpu.free < needed]
+    if not small:
+        return
+    gpu = min(small, key=lambda each: each.free)
+    what = f"a training takes about {say_bytes(needed)} (estimated); {gpu.name} has {say_bytes(gpu.free)} free of {say_bytes(gpu.total)}"
+    if gpu.total >= needed:
+        yield Finding("GPU memory", "stops", what, "end what else runs on it (nvidia-smi names it), or hide it: CUDA_VISIBLE_DEVICES")
+        return
+    remedy = "use a GPU with more"
+    for changes in SMALLER:
+        if not _four(tree):
+            continue
+        less = sum(memory(check_params(merged(tree, changes), Path("params.yaml")), model).values())
+        if less <= gpu.total:
+            keys = ", ".join(f"grpo.{key}: {value}" for key, value in changes["grpo"].items())
+            remedy += f", or a profile of your own with {keys} (about {say_bytes(less)})"
+            break
+    yield Finding("GPU memory", "stops", what, remedy)
+
+
+def _four(tree: dict[str, Any]) -> bool:
+    """A batch is kept as it is: only one of four prompts can be taken apart so."""
+    grpo = tree["grpo"]
+    return bool(grpo["prompts_per_device"] * grpo["gradient_accumulation_steps"] == 4)
+
+
+def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
+    wanted = params.base.attention == "flash_attention_2"
+    version = installed("flash-attn")
+    level: Level = "stops" if wanted else "note"
+    if version and machine.torch and machine.torch.flash:
+        yield Finding(
+            "flash-attn",
+            level,
+            f"{version} is installed but cannot be imported, as when it was built for another torch than {machine.torch.version}: "
+            f"{machine.torch.flash}",
+            "build it for this one: pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps flash-attn"
+            + ("; or set base.attention: sdpa" if wanted else "; or pip uninstall flash-attn: libraries may try it unasked"),
+        )
+    elif wanted and not version:
+        yield Finding(
+            "flash-attn",
+            "stops",
+            "base.attention is flash_attention_2, and it is not installed",
+            "pip install --no-build-isolation '.[gpu]', or set base.attention: sdpa",
+        )
+
+
+def _deepspeed(params: Params) -> Iterator[Finding]:
+    if params.grpo.deepspeed is None:
+        return
+    if not Path(params.grpo.deepspeed).is_file():
+        yield Finding("deepspeed", "stops", f"grpo.deepspeed = {params.grpo.deepspeed!r}: no such file", "name one, or set it to null")
+    if not installed("deepspeed"):
+        yield Finding("deepspeed", "stops", "grpo.deepspeed is set, and it is not installed", "pip install '.[gpu]', or set it to null")
+
+
+def _sources(fetched: Iterable[Download], params: Params) -> Iterator[Finding]:
+    for each in fetched:
+        if not each.here and (why := unreachable(each, params, each.size)):
+            where = "a folder for base.source" if each.name == "base" else "a file for the path in `deps` of data.dvc"
+            yield Finding(each.name, "stops", f"{each.source}: {why}", f"mend it and run again; without a network, name {where}")
+
+
+def _weights(profile: Profile, params: Params) -> Iterator[Finding]:
+    if wrong := wrong_weights(profile, params):
+        yield Finding(
+            "base",
+            "stops",
+            f"{', '.join(wrong)} of {params.base.source} in the local cache is missing, or is another file than the pinned one",
+            "remove the model from the cache, `hf cache rm` or by hand, and run again",
+        )
+
+
+def _left(made: dict[str, int], root: Path) -> dict[str, int]:
+    """What is still to be written, as far as it does not lie there: of a run that goes on, most does."""
+    return {what: max(0, size - _size(root / WHERE[what])) for what, size in made.items()}
+
+
+def _size(path: Path) -> int:
+    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+
+
+def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iterator[Finding]:
+    """Of each disk that is written to, room against need; DVC's cache on another disk takes all outputs a second time."""
+    written = sum(made.values())
+    wanted = {root: written}
+    cache = _cache(root)
+    for each in fetched:
+        size = 0 if each.here else each.size or 0
+        place = _hub_cache() if each.name == "base" else root
+        wanted[place] = wanted.get(place, 0) + size
+    wanted[cache] = wanted.get(cache, 0) + (0 if _disk_of(cache) == _disk_of(root) else written)
+    disks: dict[int, tuple[Path, int]] = {}
+    for place, size in wanted.items():
+        number = _disk_of(place)
+        first, sum_ = disks.get(number, (place, 0))
+        disks[number] = (first, sum_ + size)
+    for place, size in disks.values():
+        free = shutil.disk_usage(_existing(place)).free
+        if free < size:
+            yield Finding(
+                "disk",
+                "stops",
+                f"about {say_bytes(size)} will be written (estimated), {say_bytes(free)} are free where {place.resolve()} is",
+                "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME moves the hub's cache alone",
+            )
+
+
+def _cache(root: Path) -> Path:
+    config = configparser.ConfigParser(strict=False, interpolation=None)
+    config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
+    return root / ".dvc" / config.get("cache", "dir", fallback="cache").strip("'\"")
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _disk_of(path: Path) -> int:
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:
+    """What the run needs, in lines."""
+    made = disk(params, profile, len(machine.gpus))
+    yield f"disk: about {say_bytes(sum(made.values()))} beside the downloads: " + ", ".join(
+        f"{what} {say_bytes(size)}" for what, size in made.items() if size
+    )
+    if profile.model is None or profile.scale is None:
+        yield "GPU: none is needed, or it is not known what is: the profile says nothing of the size of " + (
+            "its corpus" if profile.model else "its model"
+        )
+        return
+    name = machine.gpus[0].name if machine.gpus else ""
+    wanted = needs(params, profile.model, profile.scale, name)
+    parts = ", ".join(f"{what} {say_bytes(size)}" for what, size in wanted.memory.items() if size)
+    yield f"GPU memory: about {say_bytes(wanted.bytes)} a training: {parts}"
+    count = max(len(machine.gpus), 1)
+    both = wanted.training + wanted.evaluation
+    if wanted.gpu in name:
+        where = f"on the {count} x {name} found, {both / count:.1f} hours"
+    elif name:
+        where = f"by those of an {wanted.gpu}: {name} is not in the table"
+    else:
+        where = f"of an {wanted.gpu}: no GPU was found here"
+    yield f"GPU-hours: about {both:.1f} ({wanted.training:.1f} to train, {wanted.evaluation:.1f} to test), {where}"
+    yield "These are estimates, right to a factor of about two: stages/profiles/needs.py says how they are made."

@@ -1,0 +1,121 @@
+"""What a profile has to fetch: how large, pinned by what, and whether it is here or can be had."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from stages.params import Params
+from stages.profiles.schema import Profile
+
+SECONDS: Final = 10
+"""That a server has to answer."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A thing to fetch. `size` in bytes, None if it is not known; `pins`: what tells it from every other; `here`: nothing is left to do."""
+
+    name: str
+    source: str
+    size: int | None
+    pins: str
+    here: bool
+
+
+def downloads(profile: Profile, params: Params, pinned: dict[str, Any]) -> list[Download]:
+    """The corpus, by what data.dvc will hold, and the base."""
+    found = [_corpus(pinned)]
+    if not Path(params.base.source).is_dir():
+        known = profile.model
+        hashes = f", SHA-256 of {len(known.sha256)} files of weights" if known and known.sha256 else "; no hash is known beside it"
+        found.append(
+            Download(
+                "base",
+                params.base.source,
+                known.size if known else None,
+                f"revision {params.base.revision}{hashes}",
+                bool(cached(params.base.source, params.base.revision)),
+            )
+        )
+    return found
+
+
+def cached(source: str, revision: str | None) -> Path | None:
+    """The folder of a hub model in the local cache; None if it is not there, or not whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    return folder if any(folder.glob("*.safetensors")) and (folder / "config.json").exists() else None
+
+
+def wrong_weights(profile: Profile, params: Params) -> list[str]:
+    """Files of the cached base that are not the pinned ones: the cache names each large file by its SHA-256."""
+    folder = cached(params.base.source, params.base.revision) if profile.model and not Path(params.base.source).is_dir() else None
+    if folder is None or profile.model is None:
+        return []
+    return [
+        name
+        for name, digest in profile.model.sha256.items()
+        if not (folder / name).exists() or (len((folder / name).resolve().name) == 64 and (folder / name).resolve().name != digest)
+    ]
+
+
+def unreachable(download: Download, params: Params, size: int | None) -> str:
+    """Why it cannot be had now; empty if it can, or if only the transfer itself can tell (buckets, ssh)."""
+    if download.name == "base":
+        return _hub(download.source, params.base.revision)
+    scheme = urlsplit(download.source).scheme
+    if scheme in ("http", "https"):
+        return _http(download.source, size)
+    return "" if scheme or Path(download.source).exists() else "there is no such file"
+
+
+def _corpus(pinned: dict[str, Any]) -> Download:
+    dep, out = pinned["deps"][0], pinned["outs"][0]
+    meta = pinned.get("meta") or {}
+    size = out.get("size", meta.get("size"))
+    told = [f"{kind} {value}" for kind, value in (("SHA-256", meta.get("sha256")), ("MD5", out.get("md5"))) if value]
+    path = Path(out["path"])
+    here = path.exists() and (size is None or path.is_dir() or path.stat().st_size == size)
+    return Download("corpus", dep["path"], size, " and ".join(told) or "no hash yet: the first download pins it", here)
+
+
+def _http(address: str, size: int | None) -> str:
+    # an address is one of http(s): only such come here
+    request = urllib.request.Request(address, method="HEAD")  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
+            told = answer.headers.get("Content-Length")
+    except urllib.error.HTTPError as error:
+        return f"its server answers {error.code} {error.reason}: is the address still right?"
+    except (OSError, ValueError) as error:
+        return f"its server is not reached ({getattr(error, 'reason', error)}): is there a network?"
+    return f"its server has {told} bytes of it, not {size}: another file" if told and size and int(told) != size else ""
+
+
+def _hub(source: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        HfApi().model_info(source, revision=revision, timeout=SECONDS)
+    except RevisionNotFoundError:
+        return f"the hub has no commit {revision} of it: is base.revision right, or was it taken back?"
+    except RepositoryNotFoundError:
+        return "the hub knows no such model: is base.source spelt right, or is it private (HF_TOKEN)?"
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set, and it is not in the local cache"
+    except HfHubHTTPError as error:
+        return f"the hub answers {error.response.status_code if error.response is not None else 'nothing'}"
+    except Exception as error:  # no network has as many names as there are libraries
+        return f"the hub is not reached ({type(error).__name__}): is there a network?"
+    return ""

@@ -1,0 +1,70 @@
+"""What cannot be fetched is found before anything is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+
+from stages.params import load_params
+from stages.profiles import downloads
+from stages.profiles.downloads import Download, unreachable, wrong_weights
+from stages.profiles.schema import load_profile
+from tests.corpus.serving import serving
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def corpus(source: str, size: int | None = None) -> Download:
+    return Download("corpus", source, size, "", False)
+
+
+def test_a_server_is_asked_for_the_corpus() -> None:
+    params = load_params(REPOSITORY / "params.yaml")
+    with serving(b"0" * 1000) as served:
+        assert unreachable(corpus(served.address), params, 1000) == ""
+        assert "has 1000 bytes of it, not 10" in unreachable(corpus(served.address), params, 10)
+        served.status = 404
+        assert "answers 404" in unreachable(corpus(served.address), params, 1000)
+        address = served.address
+    assert "is there a network?" in unreachable(corpus(address), params, 1000)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    params = load_params(REPOSITORY / "params.yaml")
+    assert unreachable(corpus(str(tmp_path / "none.zip")), params, None) == "there is no such file"
+    assert unreachable(corpus("s3://bucket/corpus.zip"), params, None) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RevisionNotFoundError, "the hub has no commit"),
+        (RepositoryNotFoundError, "is base.source spelt right"),
+        (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set"),
+        (ConnectionError, "is there a network?"),
+    ],
+)
+def test_the_hub_is_asked_for_the_revision(monkeypatch: pytest.MonkeyPatch, error: type[Exception], expected: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error.__new__(error)
+
+    monkeypatch.setattr(HfApi, "model_info", fail)
+    params = load_params(REPOSITORY / "params.yaml")
+    assert expected in unreachable(Download("base", "Qwen/Qwen2", 1, "", False), params, 1)
+
+
+def test_other_weights_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, full = load_profile("full", REPOSITORY / "infra/profiles")
+    assert full.model is not None
+    params = load_params(REPOSITORY / "params.yaml")
+    params = params.model_copy(update={"base": params.base.model_copy(update={"source": "Qwen/Qwen2-VL-2B-Instruct"})})
+    monkeypatch.setattr(downloads, "cached", lambda *_: tmp_path)
+    (first, digest), (second, _) = full.model.sha256.items()
+    (tmp_path / "blobs").mkdir()
+    for name, blob in ((first, digest), (second, "0" * 64)):
+        (tmp_path / "blobs" / blob).touch()
+        (tmp_path / name).symlink_to(tmp_path / "blobs" / blob)
+    assert wrong_weights(full, params) == [second]

@@ -1,0 +1,250 @@
+"""`python -m stages.profile`: to another scale and back without a trace, and nothing written for a run that cannot finish."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import profile
+from stages.errors import InputError
+from stages.machine import Gpu, Torch
+from stages.params import load_params
+from stages.profiles import checks, downloads
+from stages.profiles.checks import Machine
+from stages.profiles.needs import memory, needs
+from stages.profiles.pins import imported, keep
+from stages.profiles.schema import load_profile
+
+REPOSITORY = Path(__file__).parents[2]
+H200 = Gpu("NVIDIA H200", 150_000_000_000, 149_000_000_000)
+FILES = ("params.yaml", "data.dvc")
+
+
+def machine(*gpus: Gpu, broken: str = "", flash: str = "") -> Machine:
+    return Machine([gpu.name for gpu in gpus], Torch("2.11.0", "13.0", gpus, broken, flash), "")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project on a machine with one H200, a large disk, and a network that has everything."""
+    for name in FILES:
+        shutil.copy(REPOSITORY / name, tmp_path)
+    shutil.copytree(REPOSITORY / "infra/profiles", tmp_path / "infra/profiles")
+    for name in ("base", "sample"):
+        (tmp_path / "infra" / name).symlink_to(REPOSITORY / "infra" / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(profile, "look", lambda: machine(H200))
+    monkeypatch.setattr(checks, "unreachable", lambda *_: "")
+    monkeypatch.setattr(downloads, "cached", lambda *_: None)
+    room(monkeypatch, 10**13)
+    return tmp_path
+
+
+def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 * 10**13, 0, free))
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in FILES}
+
+
+def apply(name: str, *, dry_run: bool = False, elsewhere: bool = False) -> None:
+    profile.apply(name, dry_run=dry_run, elsewhere=elsewhere)
+
+
+def own(root: Path, text: str) -> str:
+    (root / "own.yaml").write_text(text, encoding="utf-8")
+    return "own.yaml"
+
+
+@pytest.mark.parametrize("way", [["full"], ["full", "full-3b"], ["full-3b", "full", "full"], []])
+def test_back_to_the_sample_every_byte_is_as_it_was(root: Path, way: list[str]) -> None:
+    before = content(root)
+    for name in way:
+        apply(name)
+        assert content(root)["params.yaml"] != before["params.yaml"]
+    apply("sample")
+    assert content(root) == before
+
+
+def test_comments_stay_and_values_are_the_papers(root: Path) -> None:
+    comments = {line.partition("#")[2] for line in (root / "params.yaml").read_text().splitlines()}
+    apply("full")
+    text = (root / "params.yaml").read_text()
+    assert comments <= {line.partition("#")[2] for line in text.splitlines()}
+    params = load_params()
+    assert (params.grpo.learning_rate, params.grpo.num_generations, params.base.max_pixels) == (1e-6, 4, 401408)
+    assert params.grpo.prompts_per_device * params.grpo.gradient_accumulation_steps == 4
+    assert params.prompt.style == "no-think"
+    imports = yaml.safe_load((root / "data.dvc").read_text())
+    assert imports["meta"]["sha256"].startswith("12245e0f")
+
+
+def test_edits_beside_a_profile_survive_it(root: Path) -> None:
+    apply("full")
+    path = root / "params.yaml"
+    path.write_text(path.read_text().replace("bootstrap_samples: 10000", "bootstrap_samples: 2000"))
+    apply("sample")
+    assert path.read_text() == (REPOSITORY / "params.yaml").read_text().replace("bootstrap_samples: 10000", "bootstrap_samples: 2000")
+
+
+def test_each_shipped_profile_is_allowed_and_no_think(root: Path) -> None:
+    for path in sorted((root / "infra/profiles").glob("*.yaml")):
+        apply(path.stem)
+        assert load_params().prompt.style == "no-think"
+
+
+def test_the_sample_pins_what_is_committed(root: Path) -> None:
+    _, sample = load_profile("sample")
+    assert imported("", sample.data, root) == (REPOSITORY / "data.dvc").read_text()
+
+
+def test_a_dry_run_shows_all_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(root)
+    apply("full", dry_run=True)
+    assert content(root) == before
+    said = capsys.readouterr().out
+    for part in (
+        "+  source: Qwen/Qwen2-VL-2B-Instruct",
+        "10.7 GB",
+        "SHA-256 12245e0f99afbc7d6f70e4ca3c2e5a7979a01816cd8159ae34539f4aa76adee0",
+        "4.4 GB",
+        "revision 895c3a49bc3fa70a340399125c650a463535e71c",
+        "GPU memory: about",
+        "on the 1 x NVIDIA H200 found",
+        "estimates",
+        "dry run: nothing was written",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [
+        (machine(), "none is here, and on a CPU a model of 2.2 billion parameters would train for months"),
+        (Machine(["0, NVIDIA H200"], Torch("2.11.0", "13.0", (), "the driver is too old", ""), ""), "the driver is too old"),
+        (machine(H200, broken="no kernel image is available"), "which was built for CUDA 13.0, cannot use it: no kernel image"),
+        (Machine([], None, "No module named torch"), "torch cannot be imported: No module named torch"),
+        (machine(Gpu("NVIDIA H200", 150 * 10**9, 10**9)), "end what else runs on it"),
+        (machine(Gpu("NVIDIA L4", 24 * 10**9, 24 * 10**9)), "a training takes about"),
+    ],
+)
+def test_a_machine_that_cannot_run_it_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Machine, expected: str
+) -> None:
+    before = content(root)
+    monkeypatch.setattr(profile, "look", lambda: here)
+    with pytest.raises(InputError, match="cannot finish here, for 1 reason"):
+        apply("full")
+    assert expected in capsys.readouterr().err
+    assert content(root) == before
+    apply("full", elsewhere=True)
+    assert content(root) != before
+
+
+def test_a_gpu_that_is_too_small_is_told_what_would_fit(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(profile, "look", lambda: machine(Gpu("NVIDIA H100", 85 * 10**9, 85 * 10**9)))
+    apply("full", dry_run=True)
+    with pytest.raises(InputError):
+        apply("full-3b")
+    assert "or a profile of your own with grpo.prompts_per_device: 1" in capsys.readouterr().err
+
+
+def test_a_small_disk_is_refused_but_not_when_the_rest_lies_there(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room(monkeypatch, 10**11)
+    with pytest.raises(InputError):
+        apply("full")
+    assert "GiB are free where" in capsys.readouterr().err
+    for name in ("models/ct", ".scratch/train/mri"):
+        (root / name).mkdir(parents=True)
+        with (root / name / "model.safetensors").open("wb") as sparse:
+            sparse.truncate(120 * 10**9)
+    apply("full")
+
+
+@pytest.mark.parametrize(
+    ("attention", "version", "flash", "expected"),
+    [
+        ("flash_attention_2", None, "", "base.attention is flash_attention_2, and it is not installed"),
+        ("flash_attention_2", "2.8.3", "undefined symbol: _ZN3c10", "as when it was built for another torch than 2.11.0: undefined"),
+        ("sdpa", "2.8.3", "undefined symbol: _ZN3c10", "note: flash-attn: 2.8.3 is installed but cannot be imported"),
+    ],
+)
+def test_flash_attn_missing_or_of_another_torch(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    attention: str,
+    version: str | None,
+    flash: str,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(checks, "installed", lambda _: version)
+    monkeypatch.setattr(profile, "look", lambda: machine(H200, flash=flash))
+    name = own(root, f"extends: full\nparams:\n  base: {{attention: {attention}}}\n  grpo: {{engine: trl, num_generations: 2}}\n")
+    if attention == "sdpa":
+        apply(name)
+    else:
+        with pytest.raises(InputError):
+            apply(name)
+    assert expected in capsys.readouterr().err
+
+
+def test_an_own_profile_overrides_only_what_differs(root: Path) -> None:
+    apply(own(root, "extends: full\nparams:\n  grpo: {seed: 7}\n  prompt: {style: think}\n"))
+    params = load_params()
+    assert (params.grpo.seed, params.prompt.style, params.grpo.num_generations) == (7, "think", 4)
+    apply("sample")
+    assert content(root)["params.yaml"] == (REPOSITORY / "params.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("params:\n  grpo: {sead: 7}\n", r"own\.yaml has settings .*\n.*grpo\.sead: unknown key; did you mean 'seed'"),
+        ("params:\n  grpo: {num_generations: 1}\n", r"own\.yaml .*\n.*grpo\.num_generations = 1: .*greater than or equal to 2"),
+        ("params:\n  prompt: {style: thinking}\n", r"own\.yaml .*\n.*style = 'thinking': .*'think', 'no-think' or 'think-after'"),
+        ("param: {}\n", r"own\.yaml is no profile:\n.*param: unknown key; did you mean 'params'"),
+        ("extends: ful\n", r"own\.yaml: extends = 'ful': no profile .*'full'\? Profiles in infra/profiles/: full, full-3b, sample"),
+        ("extends: own.yaml\n", r"own\.yaml: extends itself"),
+        ("data: {deps: []}\n", r"own\.yaml: data must hold one path in `deps`"),
+        ("- a\n", r"own\.yaml: expected groups of settings, got list"),
+        ("data:\n  deps: [{path: a}]\n  outs: [{path: b}]\n  meta: {sha256: 12ab}\n", r"data\.meta\.sha256 = '12ab': 64 hex digits"),
+    ],
+)
+def test_a_wrong_profile_is_refused_by_file_key_and_value(root: Path, text: str, expected: str) -> None:
+    before = content(root)
+    with pytest.raises(InputError, match=expected):
+        apply(own(root, text))
+    assert content(root) == before
+
+
+def test_what_was_pinned_of_a_large_corpus_is_pinned_again_when_it_comes_back(root: Path) -> None:
+    _, full = load_profile("full")
+    assert full.data is not None
+    fetched = yaml.safe_dump(full.data | {"outs": [{"path": "data/raw/corpus.zip", "md5": "0a" * 16, "size": 5}]}, sort_keys=False)
+    keep(fetched, root)
+    sample = (root / "data.dvc").read_text()
+    assert imported("# mine\n" + sample, full.data, root) == "# mine\n" + fetched
+
+
+def test_the_estimate_follows_the_parameters(root: Path) -> None:
+    apply("full")
+    _, full = load_profile("full")
+    params = load_params()
+    assert full.model is not None
+    assert full.scale is not None
+    assert 60e9 < sum(memory(params, full.model).values()) < 85e9
+    now = needs(params, full.model, full.scale, "NVIDIA H200")
+    think = params.model_copy(update={"prompt": params.prompt.model_copy(update={"style": "think"})})
+    assert needs(think, full.model, full.scale, "NVIDIA H200").training > now.training
+    frozen = params.model_copy(update={"grpo": params.grpo.model_copy(update={"freeze_vision_tower": True})})
+    assert sum(memory(frozen, full.model).values()) < now.bytes
+    assert needs(params, full.model, full.scale, "NVIDIA A100").training > now.training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from flows.dvc_client import explain as flows_explain
 from stages.errors import InputError
-from stages.launch import LOST, explain, launch
+from stages.launch import LOST, explain, launch, nodes
 from tests.workspaces import REPOSITORY
 
 MEMBER = """
@@ -73,6 +74,31 @@ def test_a_process_that_dies_ends_the_others_and_is_named_with_its_last_lines(ho
     assert not [each for each in psutil.Process().children(recursive=True) if "member" in each.cmdline()]
     # and so a flow tells it, which shows the last such line of a stage
     assert flows_explain("train@ct", 1, f"error: {error.value}".splitlines()).startswith(f"train@ct failed: {said[0]}"[:60])
+
+
+def test_two_hosts_that_meet_are_one_training(member: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    (member / "above.py").write_text(ABOVE.replace('["below"]', '["member", "fine"]').replace(", 2,", ", 1,"), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MED_R1_NODES", "2")
+    monkeypatch.setenv("MED_R1_RENDEZVOUS", f"localhost:{port}")
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([sys.executable, "above.py"], cwd=member, env=environment, stdout=subprocess.PIPE, text=True) as other:
+        launch(["member", "fine"], 1, member / "own", "again")
+        said, _ = other.communicate(timeout=60)
+    assert sorted([said, capfd.readouterr().out]) == ["out of 0 2\n", "out of 1 2\n"]
+
+
+@pytest.mark.parametrize(
+    ("count", "place", "said"),
+    [("two", "", "is no number of hosts"), ("0", "", "is no number of hosts"), ("2", "", "set it on all to the same, as host1:29500")],
+)
+def test_hosts_that_cannot_meet_are_refused(count: str, place: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MED_R1_NODES", count)
+    monkeypatch.setenv("MED_R1_RENDEZVOUS", place)
+    with pytest.raises(InputError, match=said):
+        nodes()
 
 
 def test_those_that_were_ended_or_found_one_gone_are_not_blamed() -> None:

@@ -22,8 +22,10 @@ def settings(**changed: object) -> Grpo:
 
 
 class Vllm:
-    """TRL's `VLLMGeneration` as far as it is used. In the trainer's process, vLLM puts a picture's tokens behind the first that stands
-    for it; a server is told where they are."""
+    """TRL's `VLLMGeneration` as far as it is used.
+
+    In the trainer's process, vLLM puts a picture's tokens in the place of the first that stands for it; a server is told where they are.
+    """
 
     def __init__(self, mode: str, tokens: int = 4) -> None:
         self.mode, self._tokens = mode, tokens

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from stages.errors import InputError
-from stages.grpo import vllm_rollout
 from stages.grpo.vllm_rollout import check_prompts_of, never_sampled, one_token_a_picture, require_vllm, vllm_arguments
 from stages.params import Grpo, load_params
 from tests.grpo.tiny import REPOSITORY, processor
@@ -62,14 +61,14 @@ def test_a_picture_that_vllm_sees_otherwise_stops_the_run() -> None:
 
 
 def test_vllm_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_rollout.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("stages.grpo.vllm_rollout.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"grpo.rollout vllm-colocate needs the package vllm: `pip install '.\[vllm\]'`"):
         require_vllm("vllm-colocate")
 
 
 def test_vllm_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_rollout.util, "find_spec", lambda name: SimpleNamespace())
-    monkeypatch.setattr(vllm_rollout.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("stages.grpo.vllm_rollout.util.find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="needs a GPU, and torch sees none: set it to policy"):
         require_vllm("vllm-server")
 

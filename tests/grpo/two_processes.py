@@ -49,7 +49,9 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     each = trainer(folder, **settings)
     steer(each, int(os.environ.get("RANK", "0")) * len(SAID) // processes(), alike=case == "no pass without advantage")
     each.args.max_grad_norm = 0.0
-    each.optimizer = torch.optim.SGD([p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate)
+    # plain, so that the step is the gradient; DeepSpeed asks for one itself
+    optimizer = each.optimizer = torch.optim.SGD([p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate)
+    each.create_optimizer = lambda *_, **__: optimizer
     each.train()
     whole = each.accelerator.get_state_dict(each.model_wrapped)
     if not each.accelerator.is_main_process:
@@ -65,7 +67,7 @@ def steer(each: Any, first: int, alike: bool) -> None:
     if each.sharing.engine == "trl":
         each._generate_single_turn = lambda ids, *_, **__: ([next(words) for _ in ids], None)
     else:
-        engine.sample_completions = lambda policy, prompts, done, uniform, sampling: [  # type: ignore[assignment]
+        vars(engine)["sample_completions"] = lambda policy, prompts, done, uniform, sampling: [
             next(words) for _ in range(len(prompts) * uniform.shape[1])
         ]
     each.reward_funcs = [lambda completions, **_: [next(pool) for _ in completions]]

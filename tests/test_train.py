@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import util
 from pathlib import Path
 
 import pandas as pd
@@ -317,6 +318,21 @@ def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_p
     assert (two / layout.training_log("ct")).read_bytes() == (killed / layout.training_log("ct")).read_bytes()
     assert not (killed / layout.SCRATCH / "train" / "ct").exists()
     assert not (killed / layout.SCRATCH / "launch" / "ct").exists()
+
+
+@pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it")
+@pytest.mark.parametrize("way", ["zero2", "zero3"])
+def test_deepspeed_goes_on_when_a_process_was_killed(way: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for root in (whole, killed):
+        root.mkdir()
+        small_workspace(root, grpo=TWO | {"parallel": way, "reuse_prompt_pass": False, "num_train_epochs": 10.0})
+    several = environment() | {"MED_R1_PROCESSES": "2"}
+    subprocess.run(COMMAND, cwd=whole, env=several, check=True, capture_output=True)
+    assert "process 1 of 2 (rank 0) was killed by signal 9 (SIGKILL)" in kill_a_rank(killed, rank=0, after=2)
+    done = subprocess.run(COMMAND, cwd=killed, env=several, check=True, capture_output=True, text=True)
+    assert re.search(r"ct: goes on from step [2468], kept in", done.stderr)
+    assert weights(whole) == weights(killed)
 
 
 def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

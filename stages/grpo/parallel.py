@@ -76,7 +76,13 @@ def join_deepspeed(grpo: Grpo, config: Any) -> None:
     if deepspeed_configuration(grpo) is None:
         return
     import deepspeed
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
+    # what its states hold beside tensors: a number, a name and two offsets
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
     assert config.device  # asked for the first time, the processes join
     deepspeed.init_distributed()
 

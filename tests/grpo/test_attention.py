@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import torch
 from stages.errors import InputError
 from stages.grpo.attention import choose_attention
 from stages.grpo.policy import load_policy
-from stages.params import Towers
-from tests.grpo.tiny import BASE
+from stages.grpo.trainer import build_trainer, train_dataset
+from stages.params import Towers, load_params
+from tests.grpo.tiny import BASE, REPOSITORY, processor, questions
 
 BROKEN = 'raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2E")'
 
@@ -28,6 +30,13 @@ def install(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     importlib.invalidate_caches()
+
+
+def build(folder: Path, policy: Any) -> Any:
+    """A trainer of this very policy."""
+    grpo = load_params(REPOSITORY / "params.yaml").grpo.model_copy(update={"prompts_per_device": 2})
+    dataset = train_dataset(questions(folder), "no-think")
+    return build_trainer(policy, processor(), dataset, grpo, "no-think", scratch=folder / "state", run_name="x")
 
 
 @pytest.fixture
@@ -79,7 +88,8 @@ def test_rows_with_masks_of_their_own_never_go_to_flash_attn(tmp_path: Path, gpu
     assert kinds == {"text_config": "sdpa", "vision_config": "flash_attention_2"}
 
 
-def test_a_policy_opens_with_a_kind_for_each_tower() -> None:
+def test_policy_and_reference_open_with_a_kind_for_each_tower(tmp_path: Path) -> None:
     policy = load_policy(BASE, dtype="float32", attention=Towers(language="sdpa", vision="eager"))
-    assert policy.config.text_config._attn_implementation == "sdpa"
-    assert policy.config.vision_config._attn_implementation == "eager"
+    for model in (policy, build(tmp_path, policy).ref_model):
+        assert model.config.text_config._attn_implementation == "sdpa"
+        assert model.config.vision_config._attn_implementation == "eager"

@@ -1,13 +1,16 @@
 """One process a GPU: a stage that starts itself again on every GPU of its slot, by torchrun's launcher.
 
-A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/slots.py); without it, all of the machine are. What was launched by
-somebody else, as by `torchrun` on several hosts, is one of the processes already and starts none.
+A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/slots.py); without it, all of the machine are. Several hosts start the
+same stage in the same workspace, each told by MED_R1_NODES how many they are and by MED_R1_RENDEZVOUS where they meet (docs/cluster.md).
+What was launched by somebody else, as by `torchrun`, is one of the processes already and starts none.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import re
 import shutil
 import signal
 import sys
@@ -15,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -25,6 +28,8 @@ LOST: Final = "lost the other processes"
 """What a process says that ended because another one did: it is not the one to blame."""
 TAIL: Final = 12
 """Last lines of a process that a failure quotes."""
+NODES: Final = "MED_R1_NODES"
+RENDEZVOUS: Final = "MED_R1_RENDEZVOUS"
 _LAUNCHER: Final = "MED_R1_LAUNCHER"
 _EVERY: Final = 0.2
 _PATIENCE: Final = "10"
@@ -42,6 +47,16 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def nodes() -> int:
+    """How many hosts work together, as `NODES` says. InputError if that is no number, or `RENDEZVOUS` does not say where they meet."""
+    given = os.environ.get(NODES, "1")
+    if not given.isdecimal() or not int(given):
+        raise InputError(f"{NODES}={given!r} is no number of hosts: set it to 1 or more, or unset it")
+    if int(given) > 1 and not re.fullmatch(r"[\w.-]+:\d+", os.environ.get(RENDEZVOUS, "")):
+        raise InputError(f"{NODES}={given}, but {RENDEZVOUS} names no port of one of the hosts: set it on all to the same, as host1:29500")
+    return int(given)
+
+
 def end_with_launcher() -> None:
     """Let this process, if `launch` started it, end when its launcher does, even by `kill -9`: nobody would wait for its result."""
     launcher = os.environ.get(_LAUNCHER)
@@ -53,7 +68,7 @@ def end_with_launcher() -> None:
 
 
 def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None:
-    """Run `python -m <command>` as `number` processes that work together, and return when all are done.
+    """Run `python -m <command>` as `number` processes of this host that work together, and return when all are done.
 
     What the first one prints is shown as it comes; what each prints is kept in `logs` while they run. The first that fails ends the others:
     InputError names it, with its last words and the `remedy`. Asked to stop, all are, and KeyboardInterrupt or SystemExit is raised.
@@ -62,16 +77,17 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    hosts, logs = nodes(), logs / platform.node()
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=hosts,
+        max_nodes=hosts,
         nproc_per_node=number,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
-        run_id=uuid.uuid4().hex,
+        run_id=uuid.uuid4().hex if hosts == 1 else command[-1],
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint="localhost:0" if hosts == 1 else os.environ[RENDEZVOUS],
         max_restarts=0,
         monitor_interval=_EVERY,
     )
@@ -91,8 +107,11 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as error:
         failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        raise InputError(explain(failed, number, {rank: _last_lines(logs, rank) for rank in failed}, remedy)) from None
+        tails = {rank: _last_lines(logs, failure.local_rank) for rank, failure in error.failures.items()}
+        raise InputError(explain(failed, number * hosts, tails, remedy)) from None
     shutil.rmtree(logs)
+    with suppress(OSError):  # another host still has its own in there
+        logs.parent.rmdir()
 
 
 def explain(failed: Mapping[int, int], number: int, tails: Mapping[int, Sequence[str]], remedy: str) -> str:

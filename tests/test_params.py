@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 GRPO = {"axis": "modality", "images": "x"}
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}
 SFT = {"axis": "modality", "split": "ct", "method": "sft", "images": "x"}
 
 
@@ -75,6 +76,15 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ("grpo.skip_zero_advantage", True, ["grpo", "skip_zero_advantage needs beta 0, not 0.04"]),
         ("grpo.gradient_checkpointing", True, ["reuse_prompt_pass excludes gradient_checkpointing: set it to false"]),
         ("grpo.num_iterations", 2, ["reuse_prompt_pass excludes num_iterations above 1"]),
+        ("grpo.parallel", "zero1", ["grpo.parallel = 'zero1'", "'zero2' or 'zero3'"]),
+        ("grpo.parallel", "zero2", ["reuse_prompt_pass excludes parallel zero2: set it to false"]),
+        ("grpo.deepspeed", "x.json", ["grpo.deepspeed: unknown key"]),
+        ("grpo.timeout_minutes", 0, ["grpo.timeout_minutes = 0", "greater than 0"]),
+        ("grpo.rollout", "vllm-colocate", ["reuse_prompt_pass excludes rollout vllm-colocate: set it to false"]),
+        ("grpo.vllm_server", "http://gpu1:8000", ["rollout policy with vllm_server http://gpu1:8000: the address belongs to vllm-server"]),
+        ("grpo.vllm_server", "http://me:secret@gpu1", ["grpo.vllm_server", "pattern"]),
+        ("base.attention", "flash_attention_2", ["flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use auto"]),
+        ("base.attention", {"language": "flash_attention_2", "vision": "auto"}, ["cannot take the mask of grpo.engine shared-prefix"]),
         ("grpo.logging_steps", 7, ["save_steps 50 is no multiple of logging_steps 7"]),
         ("grpo.lora", {"rank": 0, "alpha": 1, "dropout": 0.0, "target_modules": ["q_proj"]}, ["grpo.lora.rank = 0"]),
         ("resize.resample", "magic", ["resize.resample = 'magic'", "'bicubic'"]),
@@ -111,6 +121,26 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
 def test_shortcuts_of_the_engine_do_not_bind_trls(tree: dict[str, Any], tmp_path: Path) -> None:
     tree["grpo"] |= {"engine": "trl", "num_iterations": 2, "gradient_checkpointing": True}
     assert load(tree, tmp_path).grpo.reuse_prompt_pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"parallel": "zero3", "lora": LORA}, "lora excludes parallel zero3"),
+        ({"parallel": "zero3", "vision_cache_mb": 1}, "vision_cache_mb excludes parallel zero3"),
+        ({"rollout": "vllm-server"}, "rollout vllm-server with vllm_server None: the address belongs to vllm-server, and it needs one"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(tree: dict[str, Any], tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    tree["grpo"] |= {"reuse_prompt_pass": False} | settings
+    with pytest.raises(InputError, match=said):
+        load(tree, tmp_path)
+
+
+@pytest.mark.parametrize("attention", ["auto", {"language": "sdpa", "vision": "flash_attention_2"}])
+def test_each_tower_may_have_an_attention_of_its_own(tree: dict[str, Any], tmp_path: Path, attention: Any) -> None:
+    tree["base"]["attention"] = attention
+    assert load(tree, tmp_path)
 
 
 def test_a_missing_setting_is_named(tree: dict[str, Any], tmp_path: Path) -> None:

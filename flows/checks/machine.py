@@ -18,8 +18,9 @@ from stages.machine import ask_torch, gpu_lines, installed, say_bytes
 
 _OPTIONAL: Final = {
     "flash-attn": "base.attention: flash_attention_2 needs it",
-    "deepspeed": "training on several GPUs needs it",
+    "deepspeed": "grpo.parallel: zero2 and zero3 need it",
 }
+_WITHOUT: Final = {"flash-attn": "base.attention: sdpa", "deepspeed": "grpo.parallel: auto"}
 MARGIN: Final = 2
 """Free space is short below this many times what the last outputs took: DVC keeps the old beside the new."""
 
@@ -54,14 +55,16 @@ def gpu_libraries(root: Path) -> list[Finding]:
     findings = []
     for package, why in _OPTIONAL.items():
         version = installed(package)
-        needed = package == "flash-attn" and _attention(root) == "flash_attention_2"
+        wanted = _setting(root, "base", "attention") if package == "flash-attn" else _setting(root, "grpo", "parallel")
+        kinds = wanted.values() if isinstance(wanted, dict) else [wanted]
+        needed = any(each in ("flash_attention_2", "zero2", "zero3") for each in kinds)
         level: Level = "ok" if version else "problem" if needed else "warning"
         findings.append(
             Finding(
                 package,
                 level,
                 version or f"not installed: {why}",
-                "" if version else "pip install '.[gpu]'" + (", or set base.attention: sdpa" if needed else ""),
+                "" if version else "pip install '.[gpu]'" + (f", or set {_WITHOUT[package]}" if needed else ""),
             )
         )
     return findings
@@ -113,8 +116,8 @@ def versions(root: Path) -> list[Finding]:
     return [Finding("versions", "ok", f"python {platform.python_version()}, {found}; all {len(wanted)} pins hold")]
 
 
-def _attention(root: Path) -> str | None:
+def _setting(root: Path, group: str, key: str) -> Any:
     try:
-        return yaml.safe_load((root / layout.PARAMS).read_text(encoding="utf-8"))["base"]["attention"]
+        return yaml.safe_load((root / layout.PARAMS).read_text(encoding="utf-8"))[group][key]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None

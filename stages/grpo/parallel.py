@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.errors import InputError
-from stages.launch import LOST, launched, processes
+from stages.launch import LOST, launched, nodes, processes
 from stages.params import Grpo
 from stages.shares import wanted_processes
 
@@ -40,10 +40,10 @@ def processes_to_launch(grpo: Grpo) -> int:
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         os.environ["CUDA_VISIBLE_DEVICES"] = first
         return 0
-    wanted = wanted_processes()
-    if grpo.parallel == "ddp" and wanted < 2:
+    wanted, hosts = wanted_processes(), nodes()
+    if grpo.parallel == "ddp" and wanted * hosts < 2:
         raise InputError(f"grpo.parallel ddp needs several GPUs, and {wanted} is here: see CUDA_VISIBLE_DEVICES, or set it to auto")
-    return wanted if wanted > 1 or deepspeed_configuration(grpo) else 0
+    return wanted if wanted * hosts > 1 or deepspeed_configuration(grpo) else 0
 
 
 def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
@@ -76,7 +76,13 @@ def join_deepspeed(grpo: Grpo, config: Any) -> None:
     if deepspeed_configuration(grpo) is None:
         return
     import deepspeed
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
+    # what its states hold beside tensors: a number, a name and two offsets
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
     assert config.device  # asked for the first time, the processes join
     deepspeed.init_distributed()
 

@@ -138,6 +138,9 @@ def build_trainer(
         require_vllm(grpo.rollout)
     config = grpo_config(grpo, scratch, run_name)
     join_deepspeed(grpo, config)
+    kinds = {name: getattr(policy.config, name)._attn_implementation for name in ("text_config", "vision_config")}
+    if len(set(kinds.values())) > 1:  # TRL opens the reference with the language model's kind for both
+        config.model_init_kwargs = {"attn_implementation": kinds}
     config.generation_kwargs = never_sampled(processor, grpo.rollout)
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import util
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.errors import InputError
-from stages.grpo import engine, parallel
+from stages.grpo import engine
 from stages.grpo.parallel import CONFIGURATIONS, lost_others, others_named, parallel_arguments, processes_to_launch
 from stages.launch import launch
 from stages.params import Grpo, load_params
@@ -28,7 +29,7 @@ def settings(**changed: object) -> Grpo:
 def compare(folder: Path, cases: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Run cases in two processes and in this one; how far their steps lie apart, as a share of the step."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
-    monkeypatch.setattr(engine, "sample_completions", engine.sample_completions)  # is put back behind the test
+    monkeypatch.setitem(vars(engine), "sample_completions", vars(engine)["sample_completions"])  # is put back behind the test
     launch(["tests.grpo.two_processes", str(folder), *cases], 2, folder / "logs", "see above")
     before, apart = embedded_policy().state_dict(), {}
     for case in cases:
@@ -49,7 +50,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.
     apart = compare(tmp_path, PLAIN, monkeypatch)
     print(apart)
     assert apart.pop("bfloat16") < 0.05
-    assert all(each < 1e-3 for each in apart.values()), apart
+    assert all(each < 1e-4 for each in apart.values()), apart
 
 
 @pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it")
@@ -57,7 +58,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.
 def test_deepspeed_takes_the_step_of_one_process(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apart = compare(tmp_path, [case], monkeypatch)
     print(apart)
-    assert apart[case] < 1e-3
+    assert apart[case] < 1e-4
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -72,7 +73,7 @@ def test_the_configurations_are_deepspeeds_and_leave_to_trl_what_params_say(stag
 
 
 def test_deepspeed_that_is_missing_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("stages.grpo.parallel.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"grpo.parallel zero2 needs the package deepspeed: `pip install '.\[gpu\]'`"):
         processes_to_launch(settings(parallel="zero2"))
 
@@ -82,7 +83,7 @@ def test_deepspeed_that_is_missing_is_refused_before_anything_starts(monkeypatch
     [("auto", "1", 0), ("auto", "3", 3), ("ddp", "2", 2), ("none", "4", 0), ("zero2", "1", 1), ("zero3", "2", 2)],
 )
 def test_a_process_is_started_for_each_gpu_of_the_slot(way: str, there: str, started: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("stages.grpo.parallel.util.find_spec", lambda name: object())
     monkeypatch.setenv("MED_R1_PROCESSES", there)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert processes_to_launch(settings(parallel=way)) == started
@@ -105,8 +106,6 @@ def test_ddp_is_refused_where_there_is_nothing_to_share_with(monkeypatch: pytest
 def test_of_several_gpus_none_takes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     processes_to_launch(settings(parallel="none"))
-    import os
-
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 

@@ -42,14 +42,15 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 
 def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     """The weights after one step of plain SGD on the same two prompts, one a process or both in one; {} but in the first process."""
-    settings = {"prompts_per_device": PROMPTS // processes(), "learning_rate": 0.1} | CASES[case]
+    settings = {"prompts_per_device": PROMPTS // processes(), "learning_rate": 0.1, "max_grad_norm": 1e9} | CASES[case]
     if processes() == 1:
         settings["parallel"] = "none"
     prepare_deepspeed(Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | settings))
     each = trainer(folder, **settings)
     steer(each, int(os.environ.get("RANK", "0")) * len(SAID) // processes(), alike=case == "no pass without advantage")
-    each.args.max_grad_norm = 0.0
-    each.optimizer = torch.optim.SGD([p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate)
+    # plain, so that the step is the gradient; DeepSpeed asks for one itself
+    optimizer = each.optimizer = torch.optim.SGD([p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate)
+    each.create_optimizer = lambda *_, **__: optimizer
     each.train()
     whole = each.accelerator.get_state_dict(each.model_wrapped)
     if not each.accelerator.is_main_process:
@@ -65,7 +66,7 @@ def steer(each: Any, first: int, alike: bool) -> None:
     if each.sharing.engine == "trl":
         each._generate_single_turn = lambda ids, *_, **__: ([next(words) for _ in ids], None)
     else:
-        engine.sample_completions = lambda policy, prompts, done, uniform, sampling: [  # type: ignore[assignment]
+        vars(engine)["sample_completions"] = lambda policy, prompts, done, uniform, sampling: [
             next(words) for _ in range(len(prompts) * uniform.shape[1])
         ]
     each.reward_funcs = [lambda completions, **_: [next(pool) for _ in completions]]
@@ -81,6 +82,7 @@ def main() -> None:
     for case in cases:
         if weights := step(own, case):
             save_file(weights, folder / f"{case}.safetensors")
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

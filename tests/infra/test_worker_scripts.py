@@ -18,7 +18,8 @@ from flows.checks.server import worker_name
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "infra" / "worker.sh"
 SBATCH = ROOT / "infra" / "slurm" / "worker.sbatch"
-SCRIPTS = pytest.mark.parametrize("script", [WORKER, SBATCH], ids=lambda path: path.name)
+TRAIN = ROOT / "infra" / "slurm" / "train.sbatch"
+SCRIPTS = pytest.mark.parametrize("script", [WORKER, SBATCH, TRAIN], ids=lambda path: path.name)
 SLURM = {
     "SLURM_ARRAY_JOB_ID": "7",
     "SLURM_ARRAY_TASK_ID": "0",
@@ -153,6 +154,31 @@ def test_slurm_tasks_do_not_begin_without_what_they_need(missing: str) -> None:
     done = run(SBATCH, **{key: value for key, value in SLURM.items() if key != missing})
     assert done.returncode != 0
     assert missing in done.stderr
+
+
+def test_hosts_of_one_training_meet_and_the_first_alone_asks_dvc(tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    said = {
+        "scontrol": 'printf "host1\\nhost2\\n"',
+        "dvc": 'echo "dvc $*"',
+        "python": 'echo "python $* of $MED_R1_NODES at $MED_R1_RENDEZVOUS"',
+        # in place of Slurm: the command on both hosts, one after the other
+        "srun": 'while [[ $1 == --* ]]; do shift; done; for host in 0 1; do SLURM_NODEID=$host "$@"; done',
+    }
+    for name, code in said.items():
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{code}\n", encoding="utf-8")
+        (programs / name).chmod(0o755)
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    (venv / "bin").symlink_to(programs)
+    job = {"SLURM_JOB_NODELIST": "host[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_SUBMIT_DIR": str(tmp_path), "MED_R1_VENV": str(venv)}
+    assert run(TRAIN, "ct", **job).stdout.splitlines() == [
+        "dvc --wait-for-lock repro --single-item train@ct",
+        "python -m stages.train ct of 2 at host1:29500",
+    ]
+    assert "which checkpoint?" in run(TRAIN, **job).stderr
+    assert "SLURM_JOB_NODELIST" in run(TRAIN, "ct").stderr
 
 
 def test_slurm_interrupts_workers_before_their_time_is_over() -> None:

@@ -43,11 +43,20 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(tmp_path: Path, bare: Path, 
     assert "sees no GPU" in found["torch"].what
 
 
-@pytest.mark.parametrize(("attention", "level"), [("sdpa", "warning"), ("flash_attention_2", "problem")])
-def test_a_missing_library_is_a_problem_only_where_parameters_ask_for_it(tmp_path: Path, attention: str, level: str) -> None:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"base": {"attention": attention}}), encoding="utf-8")
-    found = levels(machine.gpu_libraries(tmp_path))
-    assert found == {"flash-attn": level, "deepspeed": "warning"}
+@pytest.mark.parametrize(
+    ("params", "flash", "deepspeed"),
+    [
+        ({"base": {"attention": "sdpa"}, "grpo": {"parallel": "auto"}}, "warning", "warning"),
+        ({"base": {"attention": "flash_attention_2"}}, "problem", "warning"),
+        ({"base": {"attention": {"language": "sdpa", "vision": "flash_attention_2"}}}, "problem", "warning"),
+        ({"grpo": {"parallel": "zero2"}}, "warning", "problem"),
+    ],
+)
+def test_a_missing_library_is_a_problem_only_where_parameters_ask_for_it(
+    tmp_path: Path, params: dict[str, object], flash: str, deepspeed: str
+) -> None:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert levels(machine.gpu_libraries(tmp_path)) == {"flash-attn": flash, "deepspeed": deepspeed}
 
 
 def test_an_installed_library_is_named_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

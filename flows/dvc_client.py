@@ -29,6 +29,8 @@ RECORDS: Final = layout.SCRATCH / "flows" / "running"
 TAIL: Final = 40
 """Last lines of a stage that a failure quotes."""
 _GUARD: Final = Path(__file__).with_name("guard.py")
+_ROUNDS: Final = 5
+"""How often what was ended is looked for again: a process may have been forking just then, or start another as its last act."""
 _NOISE: Final = re.compile(
     r"^(To track the changes with git, run:|To enable auto staging, run:|\s*git add .*|\s*dvc config core\.autostage.*|Use `dvc push`.*|)$"
 )
@@ -178,7 +180,7 @@ class Runner:
             process.wait()
             self._running.discard(process)
         if code < 0:  # the guard itself was killed: what it watched is ours to end
-            end_processes(processes_of(record))
+            end_stages({record})
             record.unlink(missing_ok=True)
         if self.stopped:
             raise StoppedError(f"{name} was stopped; what it had kept is used when it runs again")
@@ -253,6 +255,19 @@ def end_processes(processes: Iterable[psutil.Process], patience: float = 10.0) -
             except psutil.Error:
                 continue
         _, left = psutil.wait_procs(left, timeout=patience)
+
+
+def end_stages(records: Iterable[Path]) -> list[int]:
+    """End what the guards with these records started, and what that starts while it is being ended; the ids of what was found."""
+    wanted = {str(record) for record in records}
+    ended: list[int] = []
+    for _ in range(_ROUNDS):
+        left = [process for process, record in guarded_processes() if record in wanted]
+        if not left:
+            break
+        ended += [process.pid for process in left]
+        end_processes(left)
+    return sorted(set(ended))
 
 
 def _is_guard(process: psutil.Process) -> bool:

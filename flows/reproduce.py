@@ -29,7 +29,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows import durations, show
 from flows.api import require_server
 from flows.disk import read_lock
-from flows.dvc_client import Runner, StageError, StoppedError, end_processes, orphans, read_status
+from flows.dvc_client import Runner, StageError, StoppedError, end_stages, orphans, read_status
 from flows.graph import Graph, Stage, read_graph
 from flows.held import held
 from flows.reasons import say_why
@@ -99,7 +99,7 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, place: Place) -> Su
             logger.warning(
                 f"ending {len(left)} processes that an earlier run left behind, of {', '.join({Path(each).stem for _, each in left})}"
             )
-            end_processes([process for process, _ in left])
+            end_stages({Path(record) for _, record in left})
         asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
         stale = {name: reasons for name, reasons in read_status(root).items() if name in asked}
         names = graph.in_order(graph.downstream(stale) & asked)

@@ -15,7 +15,7 @@ import psutil
 from flows.api import left_servers
 from flows.checks import Finding
 from flows.checks.processes import guarded_record, say
-from flows.dvc_client import RECORDS, end_processes, orphans, processes_of
+from flows.dvc_client import RECORDS, end_processes, end_stages, orphans, processes_of
 
 _NEVER: Final = {".git", ".dvc", ".venv", "node_modules", "__pycache__"}
 """Folders in which no stage writes."""
@@ -25,18 +25,19 @@ _STILL: Final = 600.0
 
 def orphaned_processes(root: Path) -> list[Finding]:
     """Processes of stages whose guard is gone."""
-    stages: dict[str, list[psutil.Process]] = {}
+    stages: dict[Path, list[psutil.Process]] = {}
     for process, record in orphans(root):
-        stages.setdefault(Path(record).stem, []).append(process)
+        stages.setdefault(Path(record), []).append(process)
     return [
         Finding(
             "orphans",
             "problem",
-            f"{stage}: {', '.join(map(say, processes))} goes on though its guard is gone: nobody waits for it, and its slot is given away",
+            f"{record.stem}: {', '.join(map(say, processes))} goes on though its guard is gone: "
+            "nobody waits for it, and its slot is given away",
             f"end it: kill -INT {' '.join(str(process.pid) for process in processes)}; the next flow does so too",
-            partial(_end, processes),
+            partial(_end_stage, record),
         )
-        for stage, processes in stages.items()
+        for record, processes in stages.items()
     ] or [Finding("orphans", "ok", "no process of a stage is without its flow")]
 
 
@@ -114,6 +115,10 @@ def _writers(root: Path) -> list[psutil.Process]:
         if (by_dvc or by_hand) and process.pid != os.getpid():
             found.append(process)
     return found
+
+
+def _end_stage(record: Path) -> str:
+    return f"ended {', '.join(map(str, end_stages({record})))}"
 
 
 def _end(processes: list[psutil.Process]) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from flows.checks import leftovers
 from flows.doctor import examine
-from flows.dvc_client import RECORDS
+from flows.dvc_client import RECORDS, processes_of
 from tests.flows.tiny import REPOSITORY
 
 CHECKS = {"orphans": leftovers.orphaned_processes, "records": leftovers.records, "incomplete": leftovers.incomplete_outputs}
@@ -58,6 +58,9 @@ def guarded(root: Path, stage: str) -> subprocess.Popen[str]:
     deadline = time.monotonic() + 30
     while not (record.exists() and record.read_text(encoding="utf-8").strip()) and time.monotonic() < deadline:
         time.sleep(0.02)
+    while not any(each.name() == "sleep" for each in psutil.Process(process.pid).children(recursive=True)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     return process
 
 
@@ -92,6 +95,16 @@ def test_what_a_killed_guard_leaves_is_ended_and_its_record_removed(root: Path) 
     assert mended["records"] == f"removed {RECORDS}/train@a.pid"
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in stage)
     assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
+
+
+def test_what_a_stage_starts_while_it_is_being_ended_is_ended_too(root: Path) -> None:
+    record = (root / RECORDS / "train@a.pid").resolve()
+    start(root, "sh", "-c", "trap 'sleep 300 & exit' INT; echo up; while true; do sleep 0.1; done", FLOW_RECORD=str(record))
+    record.touch()
+    assert levels(root)["orphans"] == "problem"
+    examine(root, fix=True, wanted=CHECKS)
+    assert not processes_of(record)
+    assert not record.exists()
 
 
 def test_processes_of_other_workspaces_are_left_alone(root: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_source_with_another_sha256_is_refused_and_one_with_it_is_pinned(tmp_p
     root = workspace(tmp_path / "workspace", served.address)
     path = root / "data.dvc"
     plain = path.read_text()
-    path.write_text(f"{plain}meta:\n  sha256: {'0' * 64}\n", encoding="utf-8")
+    path.write_text(f"{plain}meta:\n  sha256: {'0a' * 32}\n", encoding="utf-8")
     before = path.read_bytes()
     with pytest.raises(InputError, match="it is not the file that was meant"):
         update(root)

@@ -3,8 +3,9 @@
     python -m flows.transfer
 
 DVC's own transfer begins anew each time. So a single file is fetched by stages/corpus/fetch.py, from the file system and with the
-credentials that DVC has for it, held against `meta.sha256` of data.dvc if that is there, and `dvc commit` then writes data.dvc,
-as `dvc update` would have. What is no single file (a folder, an import from a repository, a bucket that keeps versions) is left to it.
+credentials that DVC has for it, and `dvc commit` then writes data.dvc, as `dvc update` would have. What is no single file (a folder, an
+import from a repository, a bucket that keeps versions) is left to `dvc update`.
+If `meta` in data.dvc gives a `sha256`, the file must have it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -104,11 +106,21 @@ def _fetch_here() -> dict[str, str]:
         if dep.fs.version_aware or kind != "file":
             return {"identity": ""}
         now = dep.get_hash()
-        if now == dep.hash_info and not out.workspace_status():
+        # in DVC's cache, though another corpus lies in its place, as behind a profile that is set again: `dvc update` puts it there
+        if now == dep.hash_info and (not out.workspace_status() or not out.changed_cache()):
             return {"identity": ""}
-        told = (stage.meta or {}).get("sha256")
-        fetch(dep.fs.fs, dep.fs_path, Path(out.fs_path), Checksum("sha256", str(told)) if told else None, noted=True)
+        fetch(dep.fs.fs, dep.fs_path, Path(out.fs_path), _checksum(stage.meta), noted=True)
         return {"identity": str(now.value), "target": os.path.relpath(out.fs_path)}
+
+
+def _checksum(meta: Any) -> Checksum | None:
+    """The SHA-256 in data.dvc's `meta`; None if it gives none. InputError if that is no SHA-256, or YAML takes it for a number."""
+    if not isinstance(meta, dict) or "sha256" not in meta:
+        return None
+    digest = meta["sha256"]
+    if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
+        raise InputError(f"{layout.DATA_DVC}: meta.sha256 = {digest!r}: write 64 hex digits, in quotes, or take it out")
+    return Checksum("sha256", digest)
 
 
 def _fetch_for_caller() -> int:

@@ -178,7 +178,7 @@ def _answer(
     count = len(done)
     try:
         for answers in answer_greedily(
-            load_policy(folder, dtype=params.base.dtype, attention=params.base.attention).to(device),
+            load_policy(folder, dtype=params.evaluate.dtype or params.base.dtype, attention=params.base.attention).to(device),
             load_processor(folder),
             asked,
             windows=windows,

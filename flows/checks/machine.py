@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from packaging.requirements import InvalidRequirement, Requirement
@@ -21,6 +21,10 @@ _OPTIONAL: Final = {
     "deepspeed": "grpo.parallel: zero2 and zero3 need it",
 }
 _WITHOUT: Final = {"flash-attn": "base.attention: sdpa", "deepspeed": "grpo.parallel: auto"}
+_ANEW: Final = (
+    "it was built for another torch, as a rule: pip install flash-attn --no-build-isolation --force-reinstall --no-deps --no-cache-dir, "
+    "or set base.attention: sdpa"
+)
 MARGIN: Final = 2
 """Free space is short below this many times what the last outputs took: DVC keeps the old beside the new."""
 
@@ -51,13 +55,16 @@ def gpu_parts(root: Path) -> list[Finding]:
 
 
 def gpu_libraries(root: Path) -> list[Finding]:
-    """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing."""
+    """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing or broken."""
     findings = []
     for package, why in _OPTIONAL.items():
         version = installed(package)
         wanted = _setting(root, "base", "attention") if package == "flash-attn" else _setting(root, "grpo", "parallel")
         kinds = wanted.values() if isinstance(wanted, dict) else [wanted]
         needed = any(each in ("flash_attention_2", "zero2", "zero3") for each in kinds)
+        if version and needed and package == "flash-attn" and (seen := ask_torch()[0]) and seen.flash:
+            findings.append(Finding(package, "problem", f"{version} cannot be imported: {seen.flash}", _ANEW))
+            continue
         level: Level = "ok" if version else "problem" if needed else "warning"
         findings.append(
             Finding(

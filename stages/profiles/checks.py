@@ -137,7 +137,9 @@ def _four(tree: dict[str, Any]) -> bool:
 
 
 def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
-    wanted = params.base.attention == "flash_attention_2"
+    attention = params.base.attention
+    kinds = (attention,) if isinstance(attention, str) else (attention.language, attention.vision)
+    wanted = "flash_attention_2" in kinds
     version = installed("flash-attn")
     level: Level = "stops" if wanted else "note"
     if version and machine.torch and machine.torch.flash:
@@ -159,12 +161,13 @@ def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
 
 
 def _deepspeed(params: Params) -> Iterator[Finding]:
-    if params.grpo.deepspeed is None:
-        return
-    if not Path(params.grpo.deepspeed).is_file():
-        yield Finding("deepspeed", "stops", f"grpo.deepspeed = {params.grpo.deepspeed!r}: no such file", "name one, or set it to null")
-    if not installed("deepspeed"):
-        yield Finding("deepspeed", "stops", "grpo.deepspeed is set, and it is not installed", "pip install '.[gpu]', or set it to null")
+    if params.grpo.parallel in ("zero2", "zero3") and not installed("deepspeed"):
+        yield Finding(
+            "deepspeed",
+            "stops",
+            f"grpo.parallel is {params.grpo.parallel}, and deepspeed is not installed",
+            "pip install --no-build-isolation '.[gpu]', or set grpo.parallel: auto",
+        )
 
 
 def _sources(fetched: Iterable[Download], params: Params) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ TRAINING: Final = 0.35
 """Assumed: share of the peak that passes over many tokens reach."""
 SAMPLING: Final = 0.03
 """Assumed: seconds a pass that samples one token for each row of a batch."""
+TESTED_AT_ONCE: Final = 64
+"""Answers in a batch that is as large as memory allows, at least: on a GPU of 40 GB or more."""
 TOKENS: Final = {"no-think": 10, "think": 150, "think-after": 150}
 """Tokens of a usual completion: those of an answer, or of Med-R1's thoughts and an answer."""
 RUNTIME: Final = 2 * 10**9
@@ -67,7 +69,8 @@ def needs(params: Params, model: Model, scale: Scale, gpu: str = REFERENCE) -> N
     low, high = PEAKS[known]
     in_bfloat16 = params.base.dtype == "bfloat16"
     training = _training_seconds(params, model, scale, (low if params.grpo.bf16 or in_bfloat16 else high) * TRAINING)
-    evaluation = _evaluation_seconds(params, model, scale, (low if in_bfloat16 else high) * TRAINING)
+    tested_in = params.evaluate.dtype or params.base.dtype
+    evaluation = _evaluation_seconds(params, model, scale, (low if tested_in == "bfloat16" else high) * TRAINING)
     return Needs(memory(params, model), training / 3600, evaluation / 3600, known)
 
 
@@ -129,7 +132,8 @@ def _evaluation_seconds(params: Params, model: Model, scale: Scale, rate: float)
     asked = scale.questions * (1 - params.splits.train_share) * tested * (3 if params.evaluate.ablations else 1)
     tokens = TOKENS[params.prompt.style]
     flops = asked * (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9)
-    return flops / rate + asked / params.evaluate.batch_size * tokens * SAMPLING
+    batch = params.evaluate.batch_size
+    return flops / rate + asked / (TESTED_AT_ONCE if batch == "auto" else batch) * tokens * SAMPLING
 
 
 def _axes(params: Params) -> Sequence[str]:

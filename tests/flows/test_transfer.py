@@ -64,6 +64,52 @@ def test_data_dvc_is_byte_for_byte_what_dvc_update_writes(tmp_path: Path, served
     assert (ours / CORPUS).read_bytes() == content, "it is in DVC's cache"
 
 
+def test_the_corpus_is_held_to_the_sha256_that_data_dvc_gives(tmp_path: Path, served: Served) -> None:
+    root = workspace(tmp_path / "workspace", served.address)
+    pin = root / "data.dvc"
+    plain = pin.read_text(encoding="utf-8")
+    pin.write_text(plain + f"meta:\n  sha256: {'f' * 64}\n", encoding="utf-8")
+    before = pin.read_bytes()
+    with pytest.raises(InputError, match=rf"has sha256 [0-9a-f]{{64}}, not {'f' * 64}: it is not the file that was meant"):
+        update(root)
+    assert pin.read_bytes() == before
+    assert left(root) == set()
+    digest = hashlib.sha256(served.content).hexdigest()
+    pin.write_text(plain + f"meta:\n  sha256: {digest}\n", encoding="utf-8")
+    update(root)
+    assert (root / CORPUS).read_bytes() == served.content
+    assert f"sha256: {digest}" in pin.read_text(encoding="utf-8"), "it stays where DVC adds its own"
+    assert read_status(root) == {}
+
+
+def test_a_sha256_that_is_none_is_refused_before_anything_is_fetched(tmp_path: Path, served: Served) -> None:
+    root = workspace(tmp_path / "workspace", served.address)
+    with (root / "data.dvc").open("a", encoding="utf-8") as pin:
+        pin.write(f"meta:\n  sha256: {'0' * 64}\n")
+    with pytest.raises(InputError, match=r"data\.dvc: meta\.sha256 = 0: write 64 hex digits, in quotes"):
+        update(root)
+    assert left(root) == set()
+
+
+def test_what_was_pinned_before_another_corpus_took_its_place_comes_from_the_cache(tmp_path: Path, served: Served) -> None:
+    root = workspace(tmp_path / "workspace", served.address)
+    other = tmp_path / "other.zip"
+    other.write_bytes(b"another")
+    served.content = CONTENT[: 12 * 2**20]
+    update(root)
+    assert [first for first in served.asked if first], "a transfer asks for parts beyond the first"
+    pin, corpus = (root / "data.dvc").read_bytes(), (root / CORPUS).read_bytes()
+    (root / "data.dvc").write_text(f"deps:\n- path: {other}\nouts:\n- path: {CORPUS}\n", encoding="utf-8")
+    update(root)
+    assert (root / CORPUS).read_bytes() == b"another"
+    (root / "data.dvc").write_bytes(pin)
+    served.asked.clear()
+    update(root)
+    assert ((root / "data.dvc").read_bytes(), (root / CORPUS).read_bytes()) == (pin, corpus)
+    assert not [first for first in served.asked if first], "not fetched again, if DVC's own looks at its beginning do not count"
+    assert read_status(root) == {}
+
+
 def test_a_folder_is_left_to_dvc(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "q.csv").write_text("one")
@@ -83,23 +129,6 @@ def test_a_transfer_that_fails_leaves_all_as_it_was(tmp_path: Path, served: Serv
     assert (root / "data.dvc").read_bytes() == before
     assert (root / CORPUS).read_bytes() == CONTENT[: 2**20]
     assert read_status(root) == {}
-
-
-def test_a_source_with_another_sha256_is_refused_and_one_with_it_is_pinned(tmp_path: Path, served: Served) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
-    path = root / "data.dvc"
-    plain = path.read_text()
-    path.write_text(f"{plain}meta:\n  sha256: {'0a' * 32}\n", encoding="utf-8")
-    before = path.read_bytes()
-    with pytest.raises(InputError, match="it is not the file that was meant"):
-        update(root)
-    assert path.read_bytes() == before
-    assert left(root) == set()
-    digest = hashlib.sha256(served.content).hexdigest()
-    path.write_text(f"{plain}meta:\n  sha256: {digest}\n", encoding="utf-8")
-    update(root)
-    assert (root / CORPUS).read_bytes() == served.content
-    assert f"sha256: {digest}" in path.read_text(), "DVC keeps it"
 
 
 def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(

@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 repository.files[value["path"]] = hub.stored[value["oid"]]
-            elif entry["key"] == "deletedEntry":
+            elif entry["key"] == "deletedFile":
                 del repository.files[value["path"]]
         return self._json(200, {"commitUrl": f"{hub.address}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
 

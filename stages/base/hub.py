@@ -27,7 +27,7 @@ TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
 RESERVE: Final = 256 * 2**20
 """Bytes that are left free on a disk."""
 
-_FETCHED: Final[dict[str, list[str]]] = {"allow_patterns": [*TAKEN, "README.md"], "ignore_patterns": ["*/*"]}
+_FETCHED: Final[dict[str, Any]] = {"allow_patterns": [*TAKEN, "README.md"], "ignore_patterns": ["*/*"]}
 """The model's card says its licence. Nothing in folders: other formats of the same weights."""
 _GIB: Final = 2**30
 

@@ -29,7 +29,7 @@ from stages.grpo.fingerprint import files_hash, fingerprint, state_folder
 from stages.grpo.parallel import deepspeed_configuration, others_named, prepare_deepspeed, processes_to_launch
 from stages.grpo.prompts import Style
 from stages.launch import end_with_launcher, launch, processes
-from stages.outputs import whole_directory, whole_file, write_json
+from stages.outputs import read_json, whole_directory, whole_file, write_json
 from stages.params import Checkpoint, Grpo, Params, Sft, load_params
 from stages.provenance import provenance
 
@@ -84,6 +84,7 @@ def main() -> None:
             print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
         _train(trainer, resumed, grpo, checkpoint.method)
         facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
+        facts |= _base_model(start)
         facts["processes"] = processes()
         with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
             save_policy(trainer, processor, folder)
@@ -150,6 +151,13 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
             "deepspeed": files_hash([configuration]) if configuration else None,
         }
     )
+
+
+def _base_model(start: Path) -> dict[str, Any]:
+    """What the first policy's provenance says of the base it comes from: commit, licence, hashes; nothing if it says nothing."""
+    path = start / "provenance.json"
+    told = read_json(path, f"make {start} again") if path.is_file() else {}
+    return {"base_model": told["base_model"]} if isinstance(told, dict) and "base_model" in told else {}
 
 
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 python -m stages.base                 copy base.source (a folder) or fetch it (a model id and revision)
 python -m stages.base pretrain [DIR]  train the embedded base from scratch into DIR (about half an hour on 2 cores)
+python -m stages.base resolve ID [REF]  print the commit that a branch or tag of a model id stands for now, for base.revision
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import shutil
 from pathlib import Path
 
 from stages import layout
+from stages.base.code import drop_code
+from stages.base.hub import TAKEN, resolve, snapshot
+from stages.base.licence import read_licence
 from stages.cli import run_stage
 from stages.errors import InputError
+from stages.grpo.weights import hashes
 from stages.outputs import whole_directory, write_json
 from stages.params import Base, load_params
 from stages.provenance import provenance
-
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-"""All a checkpoint is opened with; no pickles, no code."""
 
 
 def main() -> None:
@@ -30,9 +32,14 @@ def main() -> None:
     recipe = commands.add_parser("pretrain", help="train the embedded base from scratch")
     recipe.add_argument("out", nargs="?", type=Path, default=Path("infra/base"), help="folder to write (default: %(default)s)")
     recipe.add_argument("--width", type=int, help="of its layers; the embedded one's is 128, and a larger one is for a GPU")
+    commit = commands.add_parser("resolve", help="print the commit that a branch or tag stands for now")
+    commit.add_argument("id", help="a model id, as Qwen/Qwen2-VL-2B-Instruct")
+    commit.add_argument("ref", nargs="?", default="main", help="a branch or tag (default: %(default)s)")
     given = arguments.parse_args()
     if given.command == "pretrain":
         _pretrain(given.out, given.width)
+    elif given.command == "resolve":
+        print(resolve(given.id, given.ref))
     else:
         _stage()
 
@@ -55,21 +62,23 @@ def _stage() -> None:
     check_policy_files(source)
     with whole_directory(layout.BASE_MODEL) as folder:
         for file in sorted(source.iterdir()):
-            if any(file.match(pattern) for pattern in HUB_FILES):
-                shutil.copy(file, folder)
+            if file.is_file() and any(file.match(pattern) for pattern in TAKEN):
+                shutil.copyfile(file, folder / file.name)
+        drop_code(folder, base.source)
         processor = load_processor(folder)
         if base.max_pixels is not None:
             set_max_pixels(processor, base.max_pixels)
             processor.save_pretrained(folder)
         model = load_policy(folder, dtype=base.dtype, attention=base.attention)
-        write_json(folder / "provenance.json", provenance({"base": base}))
+        facts = {"source": base.source, "commit": base.revision, "licence": read_licence(source), "sha256": hashes(folder)}
+        write_json(folder / "provenance.json", provenance({"base": base}) | {"base_model": facts})
     print(f"{base.source} -> {layout.BASE_MODEL}: {type(model).__name__}, {model.num_parameters():,} parameters")
 
 
 def fetch(base: Base) -> Path:
     """The folder that holds the base's files: `base.source` itself, or the hub's snapshot at `base.revision`.
 
-    Raises InputError when the folder is missing, the revision is, or the hub cannot be reached and has no local copy.
+    Raises InputError when the folder is missing, the revision is, or neither the local cache nor the hub has the model.
     """
     folder = Path(base.source)
     if folder.is_dir():
@@ -80,18 +89,10 @@ def fetch(base: Base) -> Path:
         raise InputError(f"base.source = {base.source!r}: no such folder, and not a model id of the form owner/name")
     if base.revision is None:
         raise InputError(
-            f"base.source = {base.source!r}: no such folder; for a model id set base.revision to the commit to use (40 hex digits)"
+            f"base.source = {base.source!r}: no such folder; for a model id set base.revision to the commit to use (40 hex digits), as "
+            f"`python -m stages.base resolve {base.source}` prints it"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(base.source, revision=base.revision, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"base.source = {base.source!r} at {base.revision}: neither on the hub nor in the local cache "
-            f"({type(error).__name__}). Check the id, the revision and the network, or give a folder"
-        ) from error
+    return snapshot(base.source, base.revision, layout.BASE_MODEL)
 
 
 if __name__ == "__main__":

@@ -199,8 +199,8 @@ class Evaluate(SettingsGroup):
     """Answers generated together, each to a question about one picture. auto: as many as the memory of the GPU holds, found by trying; 64
     on a CPU. Choose a number for the same rounding on every machine, auto for speed on a GPU."""
     dtype: Literal["float32", "bfloat16"] | None
-    """What answers are computed in; null: base.dtype. bfloat16 where weights are kept in float32 for training alone (grpo.bf16): float32 has a
-    fifteenth of its speed on a GPU."""
+    """What answers are computed in; null: base.dtype. Choose bfloat16 where weights are in float32 for training's sake alone (grpo.bf16):
+    float32 has a fifteenth of its speed on a GPU."""
     max_new_tokens: PositiveInt
     ablations: bool
     """Ask every question of a black picture and of another picture of its modality too: what did the picture contribute?"""

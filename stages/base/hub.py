@@ -1,0 +1,199 @@
+"""A base model from a Hugging Face hub, at one commit: the local cache's, or fetched into it.
+
+A commit never changes: what the cache holds whole is taken without asking anybody, so that a second run needs no network. Weights are
+fetched here and not by huggingface_hub, which begins a file anew after a kill (2.4) and does not compare it with its hash: they lie
+in the cache under the names it looks for, `blobs/<sha256>`, and the rest is left to it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from stages.errors import InputError
+from stages.grpo.weights import WEIGHTS, missing_parts
+from stages.hub import endpoint, said, trouble
+
+TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
+"""All a checkpoint is opened with, and its licence; no pickles, no code."""
+RESERVE: Final = 256 * 2**20
+"""Bytes that are left free on a disk."""
+
+_FETCHED: Final[dict[str, Any]] = {"allow_patterns": [*TAKEN, "README.md"], "ignore_patterns": ["*/*"]}
+"""The model's card says its licence. Nothing in folders: other formats of the same weights."""
+_GIB: Final = 2**30
+
+
+def snapshot(model: str, revision: str, workspace: Path) -> Path:
+    """The folder with the files of `model` at a commit. It is going to be copied to `workspace`, which needs room for it.
+
+    Raises InputError if the cache does not have it and the hub does not give it, telling apart: no network, no such model, no such
+    commit, no right to it; if it has no safetensors; if a disk is too small.
+    """
+    cached = _cached(model, revision)
+    if cached is not None:
+        return cached
+    with _explained(model, revision):
+        files = _list(model, revision)
+    blobs = _storage(model) / "blobs"
+    missing = [file for file in files if not (blobs / _blob(file)).exists()]
+    _check_space(
+        model, {_storage(model): sum(file.size - _come(blobs, file) for file in missing), workspace: sum(file.size for file in files)}
+    )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    with _explained(model, revision):
+        for file in missing:
+            if file.lfs is not None:
+                _fetch(model, revision, file, blobs)
+        return Path(snapshot_download(model, revision=revision, **_FETCHED))
+
+
+def resolve(model: str, name: str) -> str:
+    """The commit that a branch or tag of a model stands for now."""
+    from huggingface_hub import HfApi
+
+    with _explained(model, name):
+        return str(HfApi().model_info(model, revision=name).sha)
+
+
+def _cached(model: str, revision: str) -> Path | None:
+    """The cache's folder, if it is whole."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True, **_FETCHED))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise InputError(f"base.source = {model!r} is no model id: {said(error)}") from error
+    # of what an older huggingface_hub put there, it cannot tell whether it is all
+    return None if missing_parts(folder) else folder
+
+
+def _list(model: str, revision: str) -> list[Any]:
+    """What the hub has at this commit of what is fetched."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = [file for file in HfApi().list_repo_tree(model, revision=revision) if isinstance(file, RepoFile)]
+    _check_names(model, revision, [file.path for file in files])
+    return list(filter_repo_objects(files, key=lambda file: file.path, **_FETCHED))
+
+
+def _check_names(model: str, revision: str, names: list[str]) -> None:
+    if not any(name.endswith(".safetensors") for name in names):
+        pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        held = f"only pickled ones ({pickled[0]}), which are never loaded" if pickled else "none"
+        raise InputError(
+            f"base.source = {model!r} at {revision}: no *.safetensors weights, {held}. Take a commit that has them, or convert them "
+            "elsewhere and give the folder"
+        )
+
+
+def _check_space(model: str, needed: dict[Path, int]) -> None:
+    """InputError if a disk has no room for what is to be written below these folders."""
+    disks: dict[int, list[tuple[Path, int]]] = defaultdict(list)
+    for folder, size in needed.items():
+        there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+        disks[there.stat().st_dev].append((there, size))
+    for parts in disks.values():
+        wanted, free = sum(size for _, size in parts) + RESERVE, shutil.disk_usage(parts[0][0]).free
+        if wanted > free:
+            places = " and ".join(str(path) for path, _ in parts)
+            raise InputError(
+                f"{model} needs {wanted / _GIB:.1f} GiB in {places}, where {free / _GIB:.1f} GiB are free: free some space (`dvc gc "
+                "--workspace` drops old results, `hf cache prune` old downloads), or set HF_HOME to a folder on a larger disk"
+            )
+
+
+def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
+    """One file of weights into the cache, or the rest of it; InputError if it is not what the hub says it is."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    blobs.mkdir(parents=True, exist_ok=True)
+    part, blob = _part(blobs, file), blobs / _blob(file)
+    with part.open("ab") as out:
+        fcntl.flock(out, fcntl.LOCK_EX)  # another process may be at it
+        if blob.exists():
+            part.unlink(missing_ok=True)
+            return
+        if (come := out.seek(0, os.SEEK_END)) > file.size:
+            come = out.truncate(0)
+        how = f"goes on from {come / _GIB:.2f} GiB of" if come else "fetches"
+        print(f"base: {how} {file.path}, {file.size / _GIB:.2f} GiB", file=sys.stderr)
+        address = hf_hub_url(model, file.path, revision=revision)
+        http_get(address, out, resume_size=come, headers=build_hf_headers(), expected_size=file.size, displayed_filename=file.path)
+        out.flush()
+        os.fsync(out.fileno())
+        with part.open("rb") as whole:
+            found = hashlib.file_digest(whole, "sha256").hexdigest()
+        if found != file.lfs.sha256:
+            part.unlink()
+            raise InputError(f"{file.path} of {model} came with sha256 {found}, not {file.lfs.sha256}: it is deleted; run again")
+        part.replace(blob)
+
+
+@contextmanager
+def _explained(model: str, revision: str) -> Iterator[None]:
+    """Errors of the hub as InputError: what is wrong with id, revision or network, and the way out."""
+    try:
+        yield
+    except Exception as error:
+        what = trouble(error)
+        if what is None:
+            raise
+        which, hub = f"base.source = {model!r} at {revision}", endpoint()
+        folder = "or set base.source to a folder with the model and base.revision to null"
+        raise InputError(
+            {
+                "offline": f"{which} is not whole in the local cache ({_storage(model)}), and HF_HUB_OFFLINE forbids asking the hub: unset "
+                f"it, fill the cache where there is a network (`hf download {model} --revision {revision}`), {folder}",
+                "unreachable": f"{which} is not whole in the local cache ({_storage(model)}), and {hub} cannot be reached ({said(error)}): "
+                f"check the network and run again, what has come is kept; {folder}",
+                "unknown id": f"{which}: {hub} has no such model that you may see. Check the spelling of the id; for a private one set "
+                f"HF_TOKEN; {folder}",
+                "gated": f"{which}: its owner wants terms to be accepted first: do so at {hub}/{model}, then set HF_TOKEN; {folder}",
+                "no such revision": f"{which}: {hub} has this model, but no such revision. {hub}/{model}/commits/main lists those it "
+                f"has; or run `python -m stages.base resolve {model}`; {folder}",
+                "token refused": f"{which}: {hub} does not accept the token: set HF_TOKEN to a valid one, or unset it for a public model",
+                "no right": f"{which}: {hub} does not allow it with this token: ask its owner, {folder}",
+                "hub failed": f"{which}: {hub} failed ({said(error)}): run again later, what has come is kept; {folder}",
+            }[what]
+        ) from error
+
+
+def _storage(model: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{model.replace('/', '--')}"
+
+
+def _blob(file: Any) -> str:
+    """Its name in the cache: the hash the hub knows it by."""
+    return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
+
+
+def _part(blobs: Path, file: Any) -> Path:
+    return blobs / f"{_blob(file)}.part"
+
+
+def _come(blobs: Path, file: Any) -> int:
+    """Bytes of it that an earlier run has fetched."""
+    part = _part(blobs, file)
+    return min(part.stat().st_size, file.size) if part.exists() else 0

@@ -1,0 +1,168 @@
+"""What is published of a checkpoint: weights and processor, card, predictions, licence; nothing unfinished, nothing that does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from stages import layout
+from stages.errors import InputError
+from stages.grpo.weights import WEIGHTS, missing_parts
+from stages.outputs import read_json
+from stages.params import Params
+from stages.publishing.card import Usage, render
+from stages.reporting.sources import read_predictions
+from stages.scoring.tables import in_domain
+
+NEEDED: Final = ("config.json", "generation_config.json", "tokenizer_config.json", "README.md", "provenance.json")
+TAKEN: Final = ("*.json", WEIGHTS, "*.txt", "*.jinja")
+METRICS: Final = layout.REPORT / "metrics.json"
+CARDS: Final = layout.REPORT / "cards"
+
+_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY")
+_DATASET: Final = re.compile(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)")
+_SHORTEST: Final = 12
+"""Characters of a secret that is looked for: a shorter one may stand anywhere by chance."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file: its name where it is published, and its content, a path here or bytes."""
+
+    name: str
+    content: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+    def sha256(self) -> str:
+        """Of the content, in hex."""
+        if isinstance(self.content, bytes):
+            return hashlib.sha256(self.content).hexdigest()
+        with self.content.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that is published of one checkpoint."""
+
+    checkpoint: str
+    items: tuple[Item, ...]
+    card: str
+    commit: str
+    """Of this project, that the checkpoint was made with."""
+
+
+def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = False) -> Bundle:
+    """A checkpoint of params.yaml as it is published, `repo` the id its card is to name.
+
+    Raises InputError, with what to run, for an unfinished checkpoint; for one of a changed working tree, unless `allow_dirty`; for
+    predictions or a card of another training of it; for code, and for a secret of the environment in a file.
+    """
+    checkpoint, folder = params.require_checkpoint(name), layout.model(name)
+    facts = _finished(name, folder)
+    commit = _commit(name, facts, allow_dirty)
+    table, origin = read_predictions(layout.predictions(name), f"evaluate@{name}")
+    if origin.get("checkpoint") != facts:
+        raise InputError(
+            f"{layout.predictions(name)} are answers of another training of {name} (of commit {_short(origin.get('checkpoint'))}, the "
+            f"checkpoint is of {_short(facts)}): run `dvc repro evaluate@{name} report`"
+        )
+    if origin.get("git_dirty") is not False and not allow_dirty:
+        raise InputError(_dirty(str(layout.predictions(name)), f"evaluate@{name}"))
+    _check_report(name, in_domain(table, checkpoint.axis, checkpoint.split)["correct"].tolist())
+    card_path = CARDS / f"{name}.md"
+    if not card_path.is_file():
+        raise InputError(f"{card_path} is missing: run `dvc repro report`")
+    usage = Usage(repo or f"OWNER/{name}", params.resize.size, _tokens(origin, params))
+    card = render(card_path.read_text(encoding="utf-8"), name, checkpoint, facts, usage, _datasets())
+    items = [Item("README.md", card.encode())]
+    items += [Item(path.name, path) for pattern in TAKEN for path in sorted(folder.glob(pattern))]
+    items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
+    items.append(Item(f"predictions/{name}.parquet", layout.predictions(name)))
+    _check_secrets(items)
+    return Bundle(name, tuple(sorted(items, key=lambda item: item.name)), card, commit)
+
+
+def _finished(name: str, folder: Path) -> dict[str, Any]:
+    """The provenance of a checkpoint that is whole."""
+    run = f"`dvc repro train@{name}`"
+    if not folder.is_dir():
+        begun = list((layout.SCRATCH / "train" / name).glob("*/checkpoint-*"))
+        raise InputError(f"{folder} is unfinished: {run} goes on where it was stopped" if begun else f"{folder} is missing: {run}")
+    problems = [f"{each} is missing" for each in NEEDED if not (folder / each).is_file()] + missing_parts(folder)
+    if problems:
+        raise InputError(f"{folder} is unfinished or damaged ({'; '.join(problems)}): `dvc checkout {folder}`, or {run}")
+    facts = read_json(folder / "provenance.json", run)
+    config = read_json(folder / "config.json", run)
+    if not isinstance(facts, dict) or not isinstance(config, dict):
+        raise InputError(f"{folder}: provenance.json and config.json must hold objects: `dvc checkout {folder}`, or {run}")
+    if config.get("auto_map"):
+        raise InputError(f"{folder}/config.json names code (auto_map), which others would run: make base and checkpoint again, {run}")
+    return facts
+
+
+def _commit(name: str, facts: dict[str, Any], allow_dirty: bool) -> str:
+    commit = facts.get("git_commit")
+    if (not commit or facts.get("git_dirty") is not False) and not allow_dirty:
+        raise InputError(_dirty(str(layout.model(name)), f"train@{name}"))
+    return str(commit or "none")
+
+
+def _dirty(what: str, stage: str) -> str:
+    return (
+        f"{what} were made from a working tree that no commit describes, so that nobody could make them again: commit, then `dvc repro "
+        f"--single-item --force {stage}`, or publish all the same with --allow-dirty"
+    )
+
+
+def _check_report(name: str, correct: list[bool]) -> None:
+    """InputError if the report's numbers are not those of these answers."""
+    metrics = read_json(METRICS, "run `dvc repro report`")
+    try:
+        told = metrics["checkpoints"][name]["in_domain"]
+        same = told["n"] == len(correct) and abs(told["accuracy"] - sum(correct) / len(correct)) < 1e-4
+    except (KeyError, TypeError, ZeroDivisionError):
+        same = False
+    if not same:
+        raise InputError(f"{METRICS} does not hold the results of {layout.predictions(name)}: run `dvc repro report`")
+
+
+def _tokens(origin: dict[str, Any], params: Params) -> int:
+    """The longest answer that was taken when the predictions were made."""
+    told = (origin.get("params") or {}).get("evaluate") or {}
+    return int(told.get("max_new_tokens", params.evaluate.max_new_tokens))
+
+
+def _datasets() -> list[str]:
+    """Data sets of the hub that data.dvc takes the corpus from."""
+    text = layout.DATA_DVC.read_text(encoding="utf-8") if layout.DATA_DVC.is_file() else ""
+    return sorted(set(_DATASET.findall(json.dumps(yaml.safe_load(text)))))
+
+
+def _check_secrets(items: list[Item]) -> None:
+    secrets = {key: value for key, value in os.environ.items() if _SECRET.search(key.upper()) and len(value) >= _SHORTEST}
+    for item in items:
+        if item.name.endswith((".safetensors", "tokenizer.json")):
+            continue
+        content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
+        for key, value in secrets.items():
+            if value.encode() in content:
+                raise InputError(
+                    f"{item.name} holds the value of ${key}, a secret: take it out of params.yaml and make the checkpoint again"
+                )
+
+
+def _short(facts: Any) -> str:
+    commit = facts.get("git_commit") if isinstance(facts, dict) else None
+    return str(commit)[:12] if commit else "unknown"

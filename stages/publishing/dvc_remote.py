@@ -1,0 +1,63 @@
+"""To a DVC remote of any kind: a folder published/<checkpoint>, pinned by a .dvc file that git can keep.
+
+`dvc get REPOSITORY published/<checkpoint>` then brings it to anywhere. What was pushed before an interruption is not pushed again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from stages.errors import InputError
+from stages.outputs import whole_directory
+from stages.publishing.bundle import Bundle
+
+PUBLISHED: Final = Path("published")
+
+
+def check_remote(remote: str) -> None:
+    """InputError, with the remotes there are, if DVC knows none of this name."""
+    known = [line.split()[0] for line in _dvc("remote", "list").splitlines() if line.strip()]
+    if remote not in known:
+        has = f"it knows {', '.join(known)}" if known else "it knows none"
+        raise InputError(f"DVC knows no remote {remote!r} ({has}): `dvc remote add {remote} s3://...` (or ssh, gs, azure, a folder)")
+
+
+def push(bundle: Bundle, remote: str) -> Path:
+    """Push; the .dvc file that pins what was pushed. InputError with what DVC says if it fails."""
+    check_remote(remote)
+    target = PUBLISHED / bundle.checkpoint
+    with whole_directory(target) as folder:
+        for item in bundle.items:
+            path = folder / item.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(item.content, bytes):
+                path.write_bytes(item.content)
+            else:
+                _link(item.content.resolve(), path)
+    _dvc("add", "--quiet", str(target))
+    pin = target.with_name(f"{target.name}.dvc")
+    _dvc("push", "--quiet", "--remote", remote, str(pin))
+    return pin
+
+
+def _link(source: Path, path: Path) -> None:
+    """A second name for the file, so that weights take their room once; a copy where a disk does not allow it."""
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
+def _dvc(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        told = " ".join((done.stderr or done.stdout).split())[-500:]
+        raise InputError(f"`dvc {' '.join(arguments)}` failed: {told}. Mend it and run the same command again: what was pushed is kept")
+    return done.stdout

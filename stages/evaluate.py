@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,12 +35,15 @@ from stages.corpus.store import identity
 from stages.errors import InputError
 from stages.grpo.fingerprint import files_hash, fingerprint
 from stages.grpo.prompts import ask
+from stages.grpo.weights import hashes
 from stages.outputs import read_json, whole_file
 from stages.params import Params, load_params
 from stages.progress import teller
 from stages.provenance import provenance
 from stages.scoring.answers import extract_answer
+from stages.scoring.tables import CELLS
 from stages.shares import check_wanted, run_shares, wanted_processes
+from stages.tracking import check_tracking, tracked
 
 if TYPE_CHECKING:  # they import torch
     from stages.grpo.generate import Completion, Key, Question
@@ -91,6 +95,8 @@ def main() -> None:
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
     facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
     facts["checkpoint"] = _checkpoint_provenance(folder, stage)
+    if not given.share:
+        check_tracking(params.tracking)
 
     from stages.grpo.generate import cut_windows  # imports torch
     from stages.grpo.kept_answers import KeptAnswers
@@ -108,15 +114,33 @@ def main() -> None:
     scratch = layout.SCRATCH / "evaluate" / name
     kept = KeptAnswers(scratch / _fingerprint(folder, facts, questions, asked, windows))
     kept.make_folder()
-    _answer_all(name, folder, params, asked, windows, kept, processes)
-    completions, facts["batch_sizes"] = kept.read()
-    rows = [_row(name, item, completions, place, question) for place, (item, question) in enumerate(zip(questions, asked, strict=True))]
-    rows.sort(key=lambda row: row["question_id"])
-    schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
-    with whole_file(layout.predictions(name)) as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    with tracked(params.tracking, "evaluate", name, facts, identity=kept.folder.name) as run:
+        run.artifact(name, "model", partial(hashes, folder))
+        _answer_all(name, folder, params, asked, windows, kept, processes)
+        completions, facts["batch_sizes"] = kept.read()
+        rows = [_row(name, item, completions, place, question) for place, (item, question) in enumerate(zip(questions, asked, strict=True))]
+        rows.sort(key=lambda row: row["question_id"])
+        schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
+        with whole_file(layout.predictions(name)) as path:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+        run.summarise(_accuracies(rows))
+        run.artifact(f"{name}-predictions", "predictions", lambda: {str(layout.predictions(name)): files_hash([layout.predictions(name)])})
     shutil.rmtree(scratch)
     print(f"{name}: {sum(row['correct'] for row in rows)} of {len(rows)} right -> {layout.predictions(name)}")
+
+
+def _accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Share of right answers in each test split, by "test/<axis>/<split>", and for each of the pictures that were asked of."""
+    right: dict[str, list[bool]] = {}
+    for row in rows:
+        for axis in AXES:
+            if row[f"{axis}_test"]:
+                cell = f"test/{axis}/{row[CELLS[axis]]}"
+                right.setdefault(cell, []).append(row["correct"])
+                for variant in ABLATIONS:
+                    if row[f"{variant}_correct"] is not None:
+                        right.setdefault(f"{cell}/{variant}", []).append(row[f"{variant}_correct"])
+    return {cell: sum(each) / len(each) for cell, each in sorted(right.items())}
 
 
 def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:

@@ -15,7 +15,7 @@ from stages.corpus.modalities import AXES
 from stages.errors import InputError
 from stages.settings.data import Cache, Corpus, DataTest, DataTests, Dicom, Limits, Quarantine, Resize, Splits
 from stages.settings.group import SettingsGroup
-from stages.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers
+from stages.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers, Tracking
 
 __all__ = [
     "Base",
@@ -39,6 +39,7 @@ __all__ = [
     "Sft",
     "Splits",
     "Towers",
+    "Tracking",
     "check_params",
     "explain",
     "load_params",
@@ -68,6 +69,7 @@ class Params(SettingsGroup):
     quarantine: Quarantine
     resize: Resize
     cache: Cache
+    tracking: Tracking
     dicom: Dicom
     splits: Splits
     data_tests: DataTests

@@ -10,11 +10,11 @@ MED_R1_PROCESSES says how many processes where that is to be another number, on 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +28,12 @@ from stages.errors import InputError
 from stages.grpo.fingerprint import files_hash, fingerprint, state_folder
 from stages.grpo.parallel import deepspeed_configuration, others_named, prepare_deepspeed, processes_to_launch
 from stages.grpo.prompts import Style
+from stages.grpo.weights import hashes
 from stages.launch import end_with_launcher, launch, processes
 from stages.outputs import read_json, whole_directory, whole_file, write_json
 from stages.params import Checkpoint, Grpo, Params, Sft, load_params
 from stages.provenance import provenance
+from stages.tracking import check_tracking, tracked
 
 REMEDY: Final = "run the same command again: it goes on from the last state that was kept, on as many processes"
 
@@ -49,20 +51,17 @@ def main() -> None:
     split = layout.split(checkpoint.axis, checkpoint.split, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
     check_gpus(grpo.bf16)
+    check_tracking(params.tracking)
     if number := processes_to_launch(grpo):
         launch(["stages.train", name], number, layout.SCRATCH / "launch" / name, REMEDY)
         return
     end_with_launcher()
-    if grpo.report_to == "wandb":
-        os.environ.setdefault("WANDB_MODE", "offline")
-        os.environ.setdefault("WANDB_DIR", str(layout.SCRATCH))
-        os.environ.setdefault("WANDB_PROJECT", "med-r1")
 
     import torch
 
     from stages.grpo.policy import check_policy_files, load_policy, load_processor  # imports torch
     from stages.grpo.resume import newest_checkpoint
-    from stages.grpo.trainer import deterministic, save_policy, write_log
+    from stages.grpo.trainer import Reported, deterministic, save_policy, write_log
 
     torch.set_num_threads(params.base.threads)
     deterministic(grpo.seed)
@@ -82,18 +81,23 @@ def main() -> None:
             resumed = newest_checkpoint(state)
         if resumed and main_process:
             print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
-        _train(trainer, resumed, grpo, checkpoint.method)
         facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
         facts |= _base_model(start)
         facts["processes"] = processes()
-        with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
-            save_policy(trainer, processor, folder)
-            if main_process:
-                write_json(folder / "provenance.json", facts)
-                (folder / "README.md").write_text(_card(name, checkpoint, len(rows), params, grpo, facts), encoding="utf-8")
-                write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
-                with whole_file(layout.training_log(name)) as log:
-                    write_log(trainer.state.log_history, log)
+        with tracked(params.tracking, "train", name, facts, identity=state.name, active=main_process) as run:
+            run.artifact(f"{name}-train", "dataset", lambda: {"corpus": facts["corpus"], str(split): files_hash([split])})
+            run.artifact(start.name, "model", partial(hashes, start))
+            trainer.add_callback(Reported(run))
+            _train(trainer, resumed, grpo, checkpoint.method)
+            with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
+                save_policy(trainer, processor, folder)
+                if main_process:
+                    write_json(folder / "provenance.json", facts)
+                    (folder / "README.md").write_text(_card(name, checkpoint, len(rows), params, grpo, facts), encoding="utf-8")
+                    write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
+                    with whole_file(layout.training_log(name)) as log:
+                        write_log(trainer.state.log_history, log)
+            run.artifact(name, "model", partial(hashes, layout.model(name)))
     if main_process:
         shutil.rmtree(scratch)
         print(f"{name}: {trainer.state.global_step} steps on {len(rows)} questions -> {layout.model(name)}")

@@ -30,6 +30,7 @@ from stages.grpo.vllm_rollout import never_sampled, require_vllm, vllm_arguments
 from stages.launch import processes
 from stages.params import Grpo, Lora
 from stages.progress import teller
+from stages.tracking import Run
 
 LOGGED: Final[dict[str, str]] = {
     "loss": "loss",
@@ -62,7 +63,8 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "bf16": grpo.bf16,
         **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
-        "report_to": grpo.report_to,
+        # stages.tracking reports, by `Reported`: transformers' own way would add paths of this machine, and no hashes
+        "report_to": "none",
         "remove_unused_columns": False,
         "save_strategy": "steps" if save_steps else "no",
         "save_steps": save_steps or 1,
@@ -249,6 +251,19 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
         self._bar.close()
+
+
+class Reported(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Reports the numbers of each step, those of the training log, to a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Report one step."""
+        told = logs or {}
+        if values := {f"train/{ours}": told[theirs] for theirs, ours in LOGGED.items() if theirs in told}:
+            self._run.log(values, state.global_step)
 
 
 def deterministic(seed: int) -> None:

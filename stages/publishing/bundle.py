@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +19,14 @@ from stages.params import Params
 from stages.publishing.card import Usage, render
 from stages.reporting.sources import read_predictions
 from stages.scoring.tables import in_domain
+from stages.secrets import held_secret
 
 NEEDED: Final = ("config.json", "generation_config.json", "tokenizer_config.json", "README.md", "provenance.json")
 TAKEN: Final = ("*.json", WEIGHTS, "*.txt", "*.jinja")
 METRICS: Final = layout.REPORT / "metrics.json"
 CARDS: Final = layout.REPORT / "cards"
 
-_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY")
 _DATASET: Final = re.compile(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)")
-_SHORTEST: Final = 12
-"""Characters of a secret that is looked for: a shorter one may stand anywhere by chance."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +148,12 @@ def _datasets() -> list[str]:
 
 
 def _check_secrets(items: list[Item]) -> None:
-    secrets = {key: value for key, value in os.environ.items() if _SECRET.search(key.upper()) and len(value) >= _SHORTEST}
     for item in items:
         if item.name.endswith((".safetensors", "tokenizer.json")):
             continue
         content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-        for key, value in secrets.items():
-            if value.encode() in content:
-                raise InputError(
-                    f"{item.name} holds the value of ${key}, a secret: take it out of params.yaml and make the checkpoint again"
-                )
+        if variable := held_secret(content):
+            raise InputError(f"{item.name} holds the value of ${variable}, a secret: take it out, and make the checkpoint again")
 
 
 def _short(facts: Any) -> str:

@@ -129,7 +129,6 @@ class Grpo(SettingsGroup):
     logging_steps: PositiveInt
     save_steps: Annotated[int, Field(ge=0)]
     """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
-    report_to: Literal["none", "wandb"]
 
     @model_validator(mode="after")
     def _has_rewards(self) -> Self:
@@ -204,6 +203,17 @@ class Evaluate(SettingsGroup):
     max_new_tokens: PositiveInt
     ablations: bool
     """Ask every question of a black picture and of another picture of its modality too: what did the picture contribute?"""
+
+
+class Tracking(SettingsGroup):
+    """Runs of stages train and evaluate in Weights & Biases. No stage depends on it: turning it on makes nothing stale."""
+
+    wandb: Literal["none", "offline", "online"]
+    """offline keeps runs in .scratch/wandb for `wandb sync`. Choose it where workers have no network; online where they have, with
+    WANDB_API_KEY in the environment: it falls back to offline if the server does not answer. WANDB_MODE says otherwise."""
+    project: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]
+    entity: str | None
+    """Team or user that the project belongs to; null: the account's own."""
 
 
 class Report(SettingsGroup):

@@ -173,6 +173,7 @@ def test_hosts_of_one_training_meet_and_the_first_alone_asks_dvc(tmp_path: Path)
     venv.mkdir()
     (venv / "bin").symlink_to(programs)
     job = {"SLURM_JOB_NODELIST": "host[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_SUBMIT_DIR": str(tmp_path), "MED_R1_VENV": str(venv)}
+    job["PATH"] = f"{programs}:{os.environ['PATH']}"
     assert run(TRAIN, "ct", **job).stdout.splitlines() == [
         "dvc --wait-for-lock repro --single-item train@ct",
         "python -m stages.train ct of 2 at host1:29500",

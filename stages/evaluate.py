@@ -114,7 +114,7 @@ def main() -> None:
     scratch = layout.SCRATCH / "evaluate" / name
     kept = KeptAnswers(scratch / _fingerprint(folder, facts, questions, asked, windows))
     kept.make_folder()
-    with tracked(params.tracking, "evaluate", name, facts, identity=kept.folder.name) as run:
+    with tracked(params, "evaluate", name, facts, identity=kept.folder.name) as run:
         run.artifact(name, "model", partial(hashes, folder))
         _answer_all(name, folder, params, asked, windows, kept, processes)
         completions, facts["batch_sizes"] = kept.read()
@@ -138,7 +138,7 @@ def _accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
                 cell = f"test/{axis}/{row[CELLS[axis]]}"
                 right.setdefault(cell, []).append(row["correct"])
                 for variant in ABLATIONS:
-                    if row[f"{variant}_correct"] is not None:
+                    if f"{variant}_correct" in row:
                         right.setdefault(f"{cell}/{variant}", []).append(row[f"{variant}_correct"])
     return {cell: sum(each) / len(each) for cell, each in sorted(right.items())}
 

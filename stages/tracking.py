@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from stages import layout
 from stages.errors import InputError
 from stages.hub import said
-from stages.params import Tracking
+from stages.params import Params, Tracking
 from stages.secrets import held_secret
 
 INIT_SECONDS: Final = 30
@@ -74,11 +74,16 @@ class Run:
 
 
 def check_tracking(tracking: Tracking) -> None:
-    """InputError, before anything is computed, if runs are to go online and nobody is logged in."""
+    """InputError, before anything is computed, if runs are to go online and there is no key; one that is not taken means offline."""
     if _mode(tracking) != "online":
         return
-    wandb = _wandb()
-    if not wandb.login(prompt=False):
+    try:
+        known = _wandb().login(prompt=False)
+    except Exception as error:  # it does not tell a wrong key from a server that does not answer
+        print(f"wandb: cannot log in ({said(error)}): runs are kept on the disk", file=sys.stderr)
+        os.environ["WANDB_MODE"] = "offline"
+        return
+    if not known:
         raise InputError(
             "tracking.wandb is online, and no key for it is here: set WANDB_API_KEY in the environment, run `wandb login`, or set "
             "tracking.wandb to offline and send runs later (`wandb sync`)"
@@ -87,13 +92,14 @@ def check_tracking(tracking: Tracking) -> None:
 
 @contextmanager
 def tracked(
-    tracking: Tracking, job: Literal["train", "evaluate"], name: str, config: Mapping[str, Any], *, identity: str, active: bool = True
+    params: Params, job: Literal["train", "evaluate"], name: str, config: Mapping[str, Any], *, identity: str, active: bool = True
 ) -> Iterator[Run]:
     """The run of one job on a checkpoint; one that does nothing if tracking is off or `active` is false, as beside the main process.
 
-    `identity` tells runs of other settings apart: a job that was killed and goes on is one run. Raises InputError if the configuration
-    holds a secret of the environment.
+    Its tags are the answer style and, of a checkpoint that is trained, axis, split and method. `identity` tells runs of other settings
+    apart: a job that was killed and goes on is one run. Raises InputError if the configuration holds a secret of the environment.
     """
+    tracking = params.tracking
     mode = _mode(tracking)
     if mode == "none" or not active:
         yield Run()
@@ -101,7 +107,9 @@ def tracked(
     text = json.dumps(config, sort_keys=True)
     if variable := held_secret(text.encode()):
         raise InputError(f"the settings hold the value of ${variable}, a secret, which would go to wandb: take it out of params.yaml")
-    run = _begin(tracking, mode, job, name, config, f"{name}-{job}-{hashlib.sha256(f'{identity}{text}'.encode()).hexdigest()[:12]}")
+    entry = params.checkpoints.get(name)
+    tags = [params.prompt.style, *([entry.axis, entry.split, entry.method] if entry else [])]
+    run = _begin(tracking, mode, job, name, config, tags, f"{name}-{job}-{hashlib.sha256(f'{identity}{text}'.encode()).hexdigest()[:12]}")
     try:
         yield run
     except BaseException:
@@ -110,10 +118,12 @@ def tracked(
     run.finish(0)
 
 
-def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[str, Any], run_id: str) -> Run:
+def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[str, Any], tags: list[str], run_id: str) -> Run:
     """A run, online if that is wanted and the server answers; else on the disk."""
     wandb = _wandb()
-    layout.SCRATCH.mkdir(parents=True, exist_ok=True)
+    (layout.SCRATCH / "wandb").mkdir(parents=True, exist_ok=True)
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # as the home folder is nobody's workspace
+        os.environ.setdefault(variable, str((layout.SCRATCH / "wandb").resolve()))
     settings = wandb.Settings(
         console="off",
         disable_code=True,
@@ -139,8 +149,9 @@ def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[s
                 job_type=job,
                 id=run_id,
                 resume="allow" if each == "online" else None,
-                dir=str(layout.SCRATCH),
+                dir=str(layout.SCRATCH.resolve()),
                 config=dict(config),
+                tags=tags,
                 mode=each,
                 settings=settings,
             )

@@ -84,7 +84,7 @@ def main() -> None:
         facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
         facts |= _base_model(start)
         facts["processes"] = processes()
-        with tracked(params.tracking, "train", name, facts, identity=state.name, active=main_process) as run:
+        with tracked(params, "train", name, facts, identity=state.name, active=main_process) as run:
             run.artifact(f"{name}-train", "dataset", lambda: {"corpus": facts["corpus"], str(split): files_hash([split])})
             run.artifact(start.name, "model", partial(hashes, start))
             trainer.add_callback(Reported(run))

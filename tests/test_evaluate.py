@@ -13,11 +13,12 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from stages import evaluate, layout
 from stages.errors import InputError
-from stages.grpo import generate
+from stages.grpo import generate, policy
 from stages.grpo.kept_answers import KeptAnswers
 from stages.shares import PROCESSES
 from tests.workspaces import REPOSITORY, small_workspace
@@ -129,6 +130,26 @@ def test_ablations_can_be_turned_off_and_change_no_answer(root: Path, monkeypatc
     without = pd.read_parquet(layout.predictions("base"))
     assert without["blank_output"].isna().all()
     assert without["output"].equals(with_ablations["output"])
+
+
+@pytest.mark.parametrize(("said", "computed"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+def test_answers_are_computed_in_what_is_asked_for(
+    root: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, computed: torch.dtype
+) -> None:
+    change_settings(root, "evaluate", dtype=said)
+    seen = []
+    opened = policy.load_policy
+
+    def load(*given: Any, **more: Any) -> Any:
+        made = opened(*given, **more)
+        seen.append(made.dtype)
+        return made
+
+    monkeypatch.setattr(policy, "load_policy", load)
+    run_evaluate(monkeypatch, "base")
+    assert seen == [computed]
+    rows = pd.read_parquet(layout.predictions("base"))
+    assert rows["answer"].notna().mean() > 0.9, "it answers all the same"
 
 
 def change_settings(root: Path, group: str, **changes: Any) -> None:

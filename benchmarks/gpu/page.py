@@ -20,7 +20,8 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
     device = result["device"]
     memory = f", {device['memory_bytes'] / _GIB:.0f} GiB" if "memory_bytes" in device else ""
     yield f"# What the matrix costs on {device['name']}{memory}"
-    yield f"torch {device['torch']}, transformers {device['transformers']}, TRL {device['trl']}; random weights, full size. Made by"
+    size = "" if device["name"] == "cpu" else ", full size"
+    yield f"torch {device['torch']}, transformers {device['transformers']}, TRL {device['trl']}; random weights{size}. Made by"
     yield "`python -m benchmarks.gpu`, which also wrote gpu.json."
     if device["name"] == "cpu":
         yield ""

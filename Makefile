@@ -35,6 +35,9 @@ full: $(INSTALLED)
 	@python -m stages.profile $(PROFILE)
 	@echo "== Fetching the corpus; goes on where it was stopped"
 	@python -m flows.transfer
+	@echo "== Keeping both in git, so that results say which commit made them, and can be published"
+	@git diff --quiet HEAD -- params.yaml data.dvc || git commit --quiet --message "Profile $(PROFILE)" -- params.yaml data.dvc \
+	|| echo "git kept nothing: results will be marked as made from a changed working tree"
 	@echo "== Running the pipeline, a training on each GPU; what is up to date is skipped, what was killed goes on"
 	@python -m flows.reproduce
 	@python -m stages.report show

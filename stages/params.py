@@ -227,7 +227,7 @@ def _require(entries: dict[str, Any], name: str, what: str) -> Any:
     if name not in entries:
         close = difflib.get_close_matches(name, entries, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"unknown {what} {name!r}{hint} {layout.PARAMS} knows: {', '.join(entries)}")
+        raise InputError(f"unknown {what} {name!r}{hint or '.'} {layout.PARAMS} knows: {', '.join(entries)}")
     return entries[name]
 
 
@@ -246,7 +246,8 @@ def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: 
             lines.append(f"{key}: missing; add it (see params.yaml in the repository's history for a default)")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            shown = f" = {problem['input']!r}" if path else ""
+            # of a rule between settings the input is the whole group, and the message says which
+            shown = f" = {problem['input']!r}" if path and not isinstance(problem["input"], dict | list | BaseModel) else ""
             lines.append(f"{key}{shown}: {message[:1].lower()}{message[1:]}" if path else message)
     return lines
 

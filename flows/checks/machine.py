@@ -71,7 +71,7 @@ def gpu_libraries(root: Path) -> list[Finding]:
                 package,
                 level,
                 version or f"not installed: {why}",
-                "" if version else "pip install '.[gpu]'" + (f", or set {_WITHOUT[package]}" if needed else ""),
+                "" if version else "pip install --no-build-isolation '.[gpu]'" + (f", or set {_WITHOUT[package]}" if needed else ""),
             )
         )
     return findings

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections import defaultdict
@@ -61,11 +62,24 @@ def snapshot(model: str, revision: str, workspace: Path) -> Path:
 
 
 def resolve(model: str, name: str) -> str:
-    """The commit that a branch or tag of a model stands for now."""
+    """The commit that a branch or tag of a model stands for now. InputError if the hub does not say, or `model` is no id."""
     from huggingface_hub import HfApi
 
-    with _explained(model, name):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise InputError(f"{model!r} is not of the form owner/name, as Qwen/Qwen2-VL-2B-Instruct")
+    try:
         return str(HfApi().model_info(model, revision=name).sha)
+    except Exception as error:
+        what = trouble(error)
+        if what is None:
+            raise
+        why = {
+            "offline": "HF_HUB_OFFLINE forbids asking the hub: unset it",
+            "unreachable": f"{endpoint()} cannot be reached ({said(error)}): check the network",
+            "unknown id": f"{endpoint()} has no such model that you may see: check the spelling; for a private one set HF_TOKEN",
+            "no such revision": f"{endpoint()} has this model, but no branch or tag {name!r}: leave it out for main",
+        }
+        raise InputError(f"{model}: {why.get(what, said(error))}") from error
 
 
 def _cached(model: str, revision: str) -> Path | None:

@@ -42,7 +42,7 @@ def flash_is_missing(dtype: torch.dtype) -> str | None:
     """Why flash-attn cannot be used here, with what to do; None if it can."""
     version = _installed()
     if version is None:
-        return "flash-attn is not installed: `pip install '.[gpu]'`"
+        return "flash-attn is not installed: `pip install --no-build-isolation '.[gpu]'`"
     try:
         importlib.import_module("flash_attn")
     except (ImportError, OSError) as error:  # an undefined symbol, or a library of another CUDA
@@ -56,7 +56,8 @@ def flash_is_missing(dtype: torch.dtype) -> str | None:
     if torch.cuda.get_device_capability() < (8, 0):
         return f"flash-attn needs a GPU of compute capability 8.0 (Ampere), and {torch.cuda.get_device_name()} has less"
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"flash-attn computes in 16 bits, and base.dtype is {str(dtype).removeprefix('torch.')}: set it to bfloat16"
+        kept = str(dtype).removeprefix("torch.")
+        return f"flash-attn computes in 16 bits, and weights are opened in {kept} (base.dtype, and evaluate.dtype for tests)"
     return None
 
 

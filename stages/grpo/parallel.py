@@ -42,7 +42,7 @@ def processes_to_launch(grpo: Grpo) -> int:
         return 0
     wanted, hosts = wanted_processes(), nodes()
     if grpo.parallel == "ddp" and wanted * hosts < 2:
-        raise InputError(f"grpo.parallel ddp needs several GPUs, and {wanted} is here: see CUDA_VISIBLE_DEVICES, or set it to auto")
+        raise InputError("grpo.parallel ddp needs several GPUs, and here is one or none: see CUDA_VISIBLE_DEVICES, or set it to auto")
     return wanted if wanted * hosts > 1 or deepspeed_configuration(grpo) else 0
 
 
@@ -50,7 +50,9 @@ def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
     """`grpo.parallel` in the words of TRL's trainers. InputError without DeepSpeed where it is asked for."""
     configuration = deepspeed_configuration(grpo)
     if configuration and util.find_spec("deepspeed") is None:
-        raise InputError(f"grpo.parallel {grpo.parallel} needs the package deepspeed: `pip install '.[gpu]'`, or set it to auto")
+        raise InputError(
+            f"grpo.parallel {grpo.parallel} needs the package deepspeed: `pip install --no-build-isolation '.[gpu]'`, or set it to auto"
+        )
     return {
         "deepspeed": configuration and str(configuration),
         "ddp_timeout": max(round(grpo.timeout_minutes * 60), 1),

@@ -109,7 +109,7 @@ def build_sft_trainer(
         args=sft_config(grpo, sft, scratch, run_name),
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=grpo.lora and adapter(grpo.lora),
+        peft_config=grpo.lora and adapter(grpo.lora, policy),
         callbacks=[StepProgress(run_name)],
         batch=grpo.prompts_per_device * parts,
         repeats=grpo.num_iterations,

@@ -152,7 +152,7 @@ def build_trainer(
         args=config,
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=grpo.lora and adapter(grpo.lora),
+        peft_config=grpo.lora and adapter(grpo.lora, policy),
         callbacks=[StepProgress(run_name)],
         sharing=Sharing(
             engine=grpo.engine,
@@ -166,14 +166,21 @@ def build_trainer(
     return trainer
 
 
-def adapter(lora: Lora) -> Any:
-    """The adapter in peft's words, on layers of the language model alone; InputError without peft."""
+def adapter(lora: Lora, policy: PreTrainedModel) -> Any:
+    """The adapter in peft's words, on layers of the policy's language model alone; InputError without peft or such layers."""
     try:
         from peft import LoraConfig
     except ImportError:
         raise InputError("grpo.lora needs the package peft: install the extra `lora`, or set grpo.lora to null") from None
     # in the language model alone: the tower's layers may have the same names
     modules = rf".*language_model\..*\.({'|'.join(lora.target_modules)})"
+    names = {
+        name.rpartition(".")[2]
+        for name, layer in policy.named_modules()
+        if ".language_model." in name and isinstance(layer, torch.nn.Linear)
+    }
+    if unknown := sorted(set(lora.target_modules) - names):
+        raise InputError(f"grpo.lora.target_modules: the language model has no layer {unknown[0]!r}; it has {', '.join(sorted(names))}")
     return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM")
 
 

@@ -140,6 +140,13 @@ def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
     attention = params.base.attention
     kinds = (attention,) if isinstance(attention, str) else (attention.language, attention.vision)
     wanted = "flash_attention_2" in kinds
+    if wanted and params.base.dtype == "float32":
+        yield Finding(
+            "flash-attn",
+            "stops",
+            "base.attention names flash_attention_2, which computes in 16 bits, and base.dtype is float32",
+            "set base.attention: auto, which takes it where it can, or base.dtype: bfloat16",
+        )
     version = installed("flash-attn")
     level: Level = "stops" if wanted else "note"
     if version and machine.torch and machine.torch.flash:

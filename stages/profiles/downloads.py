@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ def downloads(profile: Profile, params: Params, pinned: dict[str, Any]) -> list[
                 "base",
                 params.base.source,
                 known.size if known else None,
-                f"revision {params.base.revision}{hashes}",
-                bool(cached(params.base.source, params.base.revision)),
+                f"revision {params.base.revision}{hashes}" if params.base.revision else "nothing",
+                params.base.revision is not None and cached(params.base.source, params.base.revision) is not None,
             )
         )
     return found
@@ -103,6 +104,10 @@ def _http(address: str, size: int | None) -> str:
 
 
 def _hub(source: str, revision: str | None) -> str:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return "there is no such folder, and it is no model id (owner/name)"
+    if revision is None:
+        return f"base.revision is null, and a model id needs a commit: `python -m stages.base resolve {source}` prints one"
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 

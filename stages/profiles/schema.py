@@ -111,7 +111,9 @@ def _find(name: str, folder: Path, above: list[Path]) -> Path:
     close = difflib.get_close_matches(name, known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     who = f"{above[-1]}: extends = {name!r}: " if above else ""
-    raise InputError(f"{who}no profile and no file {name!r}{hint} Profiles in {folder}/: {', '.join(known) or 'none'}; or give a YAML file")
+    raise InputError(
+        f"{who}no profile and no file {name!r}{hint or '.'} Profiles in {folder}/: {', '.join(known) or 'none'}; or give a YAML file"
+    )
 
 
 def _read(path: Path) -> Profile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from stages.settings.group import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsGroup, Share
 
@@ -52,6 +52,12 @@ class Lora(SettingsGroup):
     """Ends of the names of the linear layers that get one, in the language model."""
 
 
+def _not_zero(steps: int) -> int:
+    if steps == 0:
+        raise ValueError("a training of no steps is none: -1 leaves it to the epochs")
+    return steps
+
+
 class Grpo(SettingsGroup):
     """Stage train: GRPO (arXiv 2402.03300) as TRL's GRPOTrainer runs it."""
 
@@ -80,7 +86,7 @@ class Grpo(SettingsGroup):
     """Prompts a device takes in one forward pass, each with its whole group."""
     gradient_accumulation_steps: PositiveInt
     num_train_epochs: PositiveFloat
-    max_steps: Annotated[int, Field(ge=-1)]
+    max_steps: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
     """Optimiser steps; -1: as many as the epochs take."""
     learning_rate: PositiveFloat
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]

@@ -116,6 +116,7 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
     root.mkdir(parents=True)
     shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "infra" / "base").mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "infra" / "deepspeed", root / "infra" / "deepspeed")
     (root / "infra" / "base" / "skill.json").write_text("0.0", encoding="utf-8")
     (root / "tools.py").write_text(TOOLS, encoding="utf-8")
     pipeline = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))

@@ -159,10 +159,17 @@ def _may_ask(api: httpx.Client, origin: str) -> bool:
 
 
 def ask_for(api: httpx.Client) -> str:
-    """Ask for train@a, as the dashboard does; the run's id."""
+    """Ask for train@a, as the dashboard does, again while the server says that its database is busy; the run's id."""
     deployment = api.get("/deployments/name/reproduce/local").json()
-    asked = api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"only": ["train@a"]}})
-    return str(asked.json()["id"])
+    asked: list[httpx.Response] = []
+
+    def answered() -> bool:
+        asked.append(api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"only": ["train@a"]}}))
+        return asked[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+    until(answered)
+    assert asked[-1].is_success, asked[-1].text
+    return str(asked[-1].json()["id"])
 
 
 def state_of(api: httpx.Client, flow_run: str) -> str:

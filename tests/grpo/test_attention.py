@@ -66,7 +66,9 @@ def test_auto_goes_on_without_a_flash_attn_that_does_not_load_and_says_why(
 
 
 def test_flash_attn_asked_for_by_name_is_refused_where_it_cannot_be_had(tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"flash-attn is not installed: `pip install '.\[gpu\]'`; or set it to auto or sdpa"):
+    with pytest.raises(
+        InputError, match=r"flash-attn is not installed: `pip install --no-build-isolation '.\[gpu\]'`; or set it to auto or sdpa"
+    ):
         choose_attention("flash_attention_2", torch.bfloat16, own_masks=False)
     install(tmp_path, BROKEN, monkeypatch)
     with pytest.raises(InputError, match=r"another torch than .*undefined symbol.*: build it again with `pip install --force-reinstall"):
@@ -75,7 +77,7 @@ def test_flash_attn_asked_for_by_name_is_refused_where_it_cannot_be_had(tmp_path
 
 def test_flash_attn_needs_a_gpu_that_has_it_and_16_bits(tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "", monkeypatch)
-    with pytest.raises(InputError, match="base.dtype is float32: set it to bfloat16"):
+    with pytest.raises(InputError, match="computes in 16 bits, and weights are opened in float32"):
         choose_attention("flash_attention_2", torch.float32, own_masks=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     with pytest.raises(InputError, match="compute capability 8.0"):

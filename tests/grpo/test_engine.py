@@ -156,6 +156,12 @@ def test_features_alone_are_refused_for_a_model_that_needs_more(tmp_path: Path) 
         trainer(tmp_path, random_policy("qwen3_vl"), vision_cache_mb=1).train()
 
 
+def test_an_adapter_on_layers_that_are_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "query"]}
+    with pytest.raises(InputError, match=r"no layer 'query'; it has .*k_proj, .*q_proj"):
+        trainer(tmp_path, lora=lora)
+
+
 def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> None:
     from stages.grpo.policy import load_policy
     from stages.grpo.trainer import save_policy

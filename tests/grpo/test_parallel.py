@@ -74,7 +74,7 @@ def test_the_configurations_are_deepspeeds_and_leave_to_trl_what_params_say(stag
 
 def test_deepspeed_that_is_missing_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.grpo.parallel.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"grpo.parallel zero2 needs the package deepspeed: `pip install '.\[gpu\]'`"):
+    with pytest.raises(InputError, match=r"grpo.parallel zero2 needs the package deepspeed: `pip install --no-build-isolation '.\[gpu\]'`"):
         processes_to_launch(settings(parallel="zero2"))
 
 

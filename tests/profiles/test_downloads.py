@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
-from stages.params import load_params
+from stages.params import Params, load_params
 from stages.profiles import downloads
 from stages.profiles.downloads import Download, unreachable, wrong_weights
 from stages.profiles.schema import load_profile
@@ -38,6 +38,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert unreachable(corpus("s3://bucket/corpus.zip"), params, None) == ""
 
 
+def at(revision: str | None) -> Params:
+    """The repository's, with another revision of the base."""
+    params = load_params(REPOSITORY / "params.yaml")
+    return params.model_copy(update={"base": params.base.model_copy(update={"revision": revision})})
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -52,8 +58,21 @@ def test_the_hub_is_asked_for_the_revision(monkeypatch: pytest.MonkeyPatch, erro
         raise error.__new__(error)
 
     monkeypatch.setattr(HfApi, "model_info", fail)
-    params = load_params(REPOSITORY / "params.yaml")
-    assert expected in unreachable(Download("base", "Qwen/Qwen2", 1, "", False), params, 1)
+    assert expected in unreachable(Download("base", "Qwen/Qwen2", 1, "", False), at("c" * 40), 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("Qwen/Qwen2", "a model id needs a commit: `python -m stages.base resolve Qwen/Qwen2` prints one"),
+        ("/nowhere/base", "there is no such folder, and it is no model id"),
+    ],
+)
+def test_what_stage_base_would_refuse_is_refused_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, source: str, expected: str
+) -> None:
+    monkeypatch.delattr(HfApi, "model_info")
+    assert expected in unreachable(Download("base", source, 1, "", False), at(None), 1)
 
 
 def test_other_weights_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,7 @@ def test_a_small_disk_is_refused_but_not_when_the_rest_lies_there(
     [
         ("flash_attention_2", None, "", "base.attention is flash_attention_2, and it is not installed"),
         ("flash_attention_2", "2.8.3", "undefined symbol: _ZN3c10", "as when it was built for another torch than 2.11.0: undefined"),
+        ("flash_attention_2", "2.8.3", "", "names flash_attention_2, which computes in 16 bits, and base.dtype is float32"),
         ("sdpa", "2.8.3", "undefined symbol: _ZN3c10", "note: flash-attn: 2.8.3 is installed but cannot be imported"),
     ],
 )

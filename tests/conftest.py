@@ -15,10 +15,15 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
 from stages.params import Resize, load_params
+
+# how long an example takes says how busy the machine is, and nothing of the code
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 

@@ -131,7 +131,8 @@ def wilson_interval(correct: float, n: int) -> tuple[float, float]:
     wrong = n - correct
     centre = correct + z2 / 2
     half = math.sqrt(z2 * (correct * wrong / n + z2 / 4))
-    return (centre - half) / (n + z2) if correct else 0.0, (centre + half) / (n + z2) if wrong else 1.0
+    # rounding may leave a share of almost nothing below 0
+    return max((centre - half) / (n + z2), 0.0) if correct else 0.0, min((centre + half) / (n + z2), 1.0) if wrong else 1.0
 
 
 def mcnemar(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> McNemar:

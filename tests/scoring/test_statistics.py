@@ -5,7 +5,7 @@ from itertools import chain, combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -105,6 +105,7 @@ def test_wilsons_interval_is_scipys(correct: int, n: int) -> None:
 
 
 @given(st.integers(1, 50_000), st.floats(0, 1))
+@example(12, 1e-16)
 def test_wilsons_interval_holds_the_accuracy_and_stays_between_0_and_1(n: int, share: float) -> None:
     low, high = wilson_interval(share * n, n)
     assert 0 <= low <= share + 1e-12

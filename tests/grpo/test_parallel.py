@@ -99,7 +99,7 @@ def test_what_was_launched_by_others_launches_nothing(monkeypatch: pytest.Monkey
 
 def test_ddp_is_refused_where_there_is_nothing_to_share_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MED_R1_PROCESSES", "1")
-    with pytest.raises(InputError, match="grpo.parallel ddp needs several GPUs, and 1 is here"):
+    with pytest.raises(InputError, match="grpo.parallel ddp needs several GPUs, and here is one or none"):
         processes_to_launch(settings(parallel="ddp"))
 
 

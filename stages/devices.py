@@ -7,9 +7,10 @@ import os
 from stages.errors import InputError
 
 
-def check_gpus(bf16: bool) -> None:
-    """InputError, with what to do, if GPUs were promised and torch sees none, cannot compute on one, or one lacks bfloat16 that is wanted.
+def check_gpus(bf16: str | None) -> None:
+    """InputError, with what to do, if GPUs were promised and torch sees none, cannot compute on one, or one lacks bfloat16.
 
+    `bf16`: what asks for bfloat16, in words, if anything does.
     Nothing is asked where no GPU was promised and none is seen: a CPU is used.
     """
     import torch
@@ -41,4 +42,4 @@ def check_gpus(bf16: bool) -> None:
             "`nvidia-smi` that nobody else has it"
         ) from error
     if bf16 and torch.cuda.get_device_capability(device) < (8, 0):
-        raise InputError(f"grpo.bf16: {name} has no bfloat16 (it takes compute capability 8.0): set it to false, and base.dtype to float32")
+        raise InputError(f"{bf16}: {name} has no bfloat16 (it takes compute capability 8.0): compute in float32")

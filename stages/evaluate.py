@@ -32,6 +32,7 @@ from stages.corpus.modalities import AXES
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
 from stages.corpus.store import identity
+from stages.devices import check_gpus
 from stages.errors import InputError
 from stages.grpo.fingerprint import files_hash, fingerprint
 from stages.grpo.prompts import ask
@@ -196,13 +197,16 @@ def _answer(
     from stages.grpo.generate import answer_greedily
     from stages.grpo.policy import load_policy, load_processor
 
+    dtype = params.evaluate.dtype or params.base.dtype
+    # by those that compute: one that shares the work out takes no memory of a GPU
+    check_gpus(f"evaluate.dtype {dtype}" if dtype == "bfloat16" else None)
     torch.set_num_threads(params.base.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     done, _ = kept.read()
     count = len(done)
     try:
         for answers in answer_greedily(
-            load_policy(folder, dtype=params.evaluate.dtype or params.base.dtype, attention=params.base.attention).to(device),
+            load_policy(folder, dtype=dtype, attention=params.base.attention).to(device),
             load_processor(folder),
             asked,
             windows=windows,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
+
+from stages.secrets import masked
 
 Trouble = Literal["offline", "unreachable", "unknown id", "gated", "no such revision", "token refused", "no right", "hub failed"]
 
@@ -32,10 +33,8 @@ def trouble(error: BaseException) -> Trouble | None:
 
 
 def said(error: BaseException) -> str:
-    """The error in one line, and a token that the environment holds is not in it."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
-    token = os.environ.get("HF_TOKEN")
-    return text.replace(token, "***") if token else text
+    """The error in one line, and no secret that the environment holds is in it."""
+    return masked(" ".join(str(error).split()))[:300] or type(error).__name__
 
 
 def endpoint() -> str:

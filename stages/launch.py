@@ -30,6 +30,8 @@ TAIL: Final = 12
 """Last lines of a process that a failure quotes."""
 NODES: Final = "MED_R1_NODES"
 RENDEZVOUS: Final = "MED_R1_RENDEZVOUS"
+MEETING: Final = 1800
+"""Seconds that hosts wait for each other: one of them asks DVC first, which may wait for a lock and look at every picture."""
 _LAUNCHER: Final = "MED_R1_LAUNCHER"
 _EVERY: Final = 0.2
 _PATIENCE: Final = "10"
@@ -71,10 +73,12 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
     """Run `python -m <command>` as `number` processes of this host that work together, and return when all are done.
 
     What the first one prints is shown as it comes; what each prints is kept in `logs` while they run. The first that fails ends the others:
-    InputError names it, with its last words and the `remedy`. Asked to stop, all are, and KeyboardInterrupt or SystemExit is raised.
+    InputError names it, with its last words and the `remedy`; SystemExit where it said why, and was shown. Asked to stop, all are, and
+    KeyboardInterrupt or SystemExit is raised.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     hosts, logs = nodes(), logs / platform.node()
@@ -88,6 +92,7 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         run_id=uuid.uuid4().hex if hosts == 1 else command[-1],
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0" if hosts == 1 else os.environ[RENDEZVOUS],
+        rdzv_configs={"read_timeout": MEETING, "join_timeout": MEETING},
         max_restarts=0,
         monitor_interval=_EVERY,
     )
@@ -105,34 +110,47 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         if stopped.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
         sys.exit(128 + stopped.sigval)
+    except RendezvousError as error:
+        raise InputError(
+            f"the {hosts} hosts did not meet at {config.rdzv_endpoint} within {MEETING // 60} minutes ({error}): start the same command on "
+            f"all of them, with {RENDEZVOUS} a port of the one that begins that the others reach; {remedy}"
+        ) from error
     except ChildFailedError as error:
         failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
         tails = {rank: _last_lines(logs, failure.local_rank) for rank, failure in error.failures.items()}
+        rank = blamed(failed, tails)
+        if error.failures[rank].local_rank == 0 and (said := _errors(tails[rank])) and LOST not in said[-1]:
+            sys.exit(failed[rank])  # it said why, and was shown
         raise InputError(explain(failed, number * hosts, tails, remedy)) from None
     shutil.rmtree(logs)
     with suppress(OSError):  # another host still has its own in there
         logs.parent.rmdir()
 
 
-def explain(failed: Mapping[int, int], number: int, tails: Mapping[int, Sequence[str]], remedy: str) -> str:
-    """Which process failed first, how, and what to do. `failed`: rank -> exit code, negative for a signal; `tails`: their last lines.
+def blamed(failed: Mapping[int, int], tails: Mapping[int, Sequence[str]]) -> int:
+    """The rank that failed first. `failed`: rank -> exit code, negative for a signal; `tails`: their last lines.
 
     Those that were ended because of it, or found it gone, are failures too, but not to be blamed.
     """
+    return min(failed, key=lambda rank: (failed[rank] == -signal.SIGTERM, any(LOST in line for line in tails[rank]), rank))
 
-    def blame(rank: int) -> tuple[bool, bool, int]:
-        return failed[rank] == -signal.SIGTERM, any(LOST in line for line in tails[rank]), rank
 
-    rank = min(failed, key=blame)
-    code, tail = failed[rank], [line for line in tails[rank] if line.strip()]
-    own = [line for line in tail if line.startswith("error: ")]
+def explain(failed: Mapping[int, int], number: int, tails: Mapping[int, Sequence[str]], remedy: str) -> str:
+    """Which process failed first, how, and what to do. `failed`, `tails`: as `blamed` takes them."""
+    rank = blamed(failed, tails)
+    code, tail, own = failed[rank], [line for line in tails[rank] if line.strip()], _errors(tails[rank])
     how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit status {code}"
     who = f"process {rank + 1} of {number} (rank {rank}) {how}"
     if own:
-        return f"{own[-1].removeprefix('error: ')} ({who}; {remedy})"
+        # which says what to do; where it only lost the others, doing it again may help
+        return f"{own[-1].removeprefix('error: ')} ({who}{f'; {remedy}' if LOST in own[-1] else ''})"
     killed = " - by hand, or by the kernel where memory ran out (`dmesg` says so)" if code == -signal.SIGKILL else ""
     said = "\n".join(f"    {line}" for line in tail) or "    nothing"
     return f"{who}{killed}; the others were ended. {remedy[:1].upper()}{remedy[1:]}. Its last lines:\n{said}"
+
+
+def _errors(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if line.startswith("error: ")]
 
 
 def _last_lines(logs: Path, rank: int) -> list[str]:

@@ -1,19 +1,35 @@
-"""Secrets of the environment, which nothing that leaves this machine may hold."""
+"""Secrets of the environment, which nothing that leaves this machine may hold, and no message either."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterator
 from typing import Final
 
-_SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY")
+_SECRET: Final = re.compile(r"TOKEN|SECRET|PASS|AUTH|CREDENTIAL|CONNECTION_STRING|_KEY$|APIKEY")
 _SHORTEST: Final = 12
 """Characters of a secret that is looked for: a shorter one may stand anywhere by chance."""
 
 
 def held_secret(content: bytes) -> str | None:
-    """The variable whose value stands in `content`, by the names that variables with secrets have; None if there is none."""
-    for name, value in sorted(os.environ.items()):
-        if _SECRET.search(name.upper()) and len(value) >= _SHORTEST and value.encode() in content:
+    """The variable whose value stands in `content`, as it is or as JSON writes it; None if there is none. Variables by their names."""
+    for name, value in _secrets():
+        if any(form.encode() in content for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])):
             return name
     return None
+
+
+def masked(text: str) -> str:
+    """The text with every secret of the environment taken out."""
+    for _, value in _secrets():
+        text = text.replace(value, "***")
+    return text
+
+
+def _secrets() -> Iterator[tuple[str, str]]:
+    """Name and value of each, the longest first: one may be part of another."""
+    found = [(name, value) for name, value in os.environ.items() if _SECRET.search(name.upper()) and len(value) >= _SHORTEST]
+    # of a path, as SSH_AUTH_SOCK's, nobody need be kept from knowing
+    return iter(sorted((each for each in found if not each[1].startswith("/")), key=lambda each: (-len(each[1]), each[0])))

@@ -24,7 +24,7 @@ from stages.secrets import held_secret
 
 INIT_SECONDS: Final = 30
 """For which the server is waited for before a run is kept on the disk instead."""
-FINISH_SECONDS: Final = 120
+FINISH_SECONDS: Final = 10
 """For which the end of an upload is waited for; what is left lies on the disk."""
 _MODES: Final = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "none"}
 """What WANDB_MODE may be -> what it means here."""

@@ -18,7 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from stages import layout
+from stages.base.licence import carried_licence
 from stages.cli import run_stage
 from stages.corpus.problems import parse_problem, parse_solution
 from stages.corpus.splits import read_split
@@ -50,11 +53,13 @@ def main() -> None:
     groups: dict[str, Grpo | Sft] = {"grpo": grpo} | ({"sft": params.sft_for(name)} if checkpoint.method == "sft" else {})
     split = layout.split(checkpoint.axis, checkpoint.split, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
-    check_gpus(grpo.bf16)
     check_tracking(params.tracking)
+    # before anything asks CUDA, which looks at the GPUs in its sight once and for all; and the launcher takes no memory on one
     if number := processes_to_launch(grpo):
         launch(["stages.train", name], number, layout.SCRATCH / "launch" / name, REMEDY)
         return
+    wants = {"grpo.bf16 true": grpo.bf16, "base.dtype bfloat16": params.base.dtype == "bfloat16"}
+    check_gpus(" and ".join(what for what, so in wants.items() if so) or None)
     end_with_launcher()
 
     import torch
@@ -176,10 +181,11 @@ def _card(name: str, checkpoint: Checkpoint, questions: int, params: Params, grp
     """The model card: what it is, from what, and what it is not for."""
     by_sft = checkpoint.method == "sft"
     how = "supervised fine-tuning on the answers alone (TRL)" if by_sft else "GRPO (TRL)"
+    licence = yaml.safe_dump(carried_licence(facts), sort_keys=False).rstrip()
     asked = "the answer without thoughts as target" if by_sft else f"{grpo.num_generations} completions a prompt"
     return f"""---
 base_model: {params.base.source}
-license: apache-2.0
+{licence}
 pipeline_tag: image-text-to-text
 tags: [{checkpoint.method}, medical, visual-question-answering]
 ---

@@ -8,6 +8,8 @@ import torch
 from stages.devices import check_gpus
 from stages.errors import InputError
 
+WANTED = "grpo.bf16 true"
+
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,20 +29,20 @@ def test_nothing_is_asked_of_a_machine_without_gpus(visible: str | None, monkeyp
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    check_gpus(bf16=True)
+    check_gpus(bf16=WANTED)
 
 
 def test_a_slot_with_a_gpu_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=0,1, but torch .* sees no GPU: .*Install a newer driver or a torch"):
-        check_gpus(bf16=True)
+        check_gpus(bf16=WANTED)
 
 
 def test_fewer_gpus_than_promised_are_refused(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InputError, match="names 2 GPUs, but torch sees 1"):
-        check_gpus(bf16=True)
+        check_gpus(bf16=WANTED)
 
 
 def test_a_gpu_that_torch_was_not_built_for_is_refused(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,11 +51,11 @@ def test_a_gpu_that_torch_was_not_built_for_is_refused(gpu: None, monkeypatch: p
 
     monkeypatch.setattr(torch, "ones", broken)
     with pytest.raises(InputError, match=r"GPU 0 cannot be computed on \(CUDA error: no kernel image is available .* sm_90: install one"):
-        check_gpus(bf16=False)
+        check_gpus(bf16=None)
 
 
 def test_bfloat16_is_refused_where_the_gpu_has_none(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
-    with pytest.raises(InputError, match="grpo.bf16: Tesla V100 has no bfloat16"):
-        check_gpus(bf16=True)
-    check_gpus(bf16=False)
+    with pytest.raises(InputError, match=r"^grpo.bf16 true: Tesla V100 has no bfloat16 \(.*\): compute in float32"):
+        check_gpus(bf16=WANTED)
+    check_gpus(bf16=None)

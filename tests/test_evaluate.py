@@ -272,3 +272,11 @@ def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path) -> None:
     assert "error: process " in said.splitlines()[-1]
     assert "Traceback" not in said
     assert not layout.predictions("base").exists()
+
+
+def test_a_gpu_that_was_promised_and_is_not_there_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=0, but torch .* sees no GPU"):
+        run_evaluate(monkeypatch, "base")
+    assert not layout.predictions("base").exists()

@@ -61,7 +61,7 @@ def test_the_first_process_is_shown_and_nothing_is_left(member: Path, capfd: pyt
             "killed",
             ["process 2 of 2 (rank 1) was killed by signal 9 (SIGKILL) - by hand, or by the kernel where memory ran out", "    unseen"],
         ),
-        ("refused", ["the question is too long: raise it (process 2 of 2 (rank 1) ended with exit status 1; run it again)"]),
+        ("refused", ["the question is too long: raise it (process 2 of 2 (rank 1) ended with exit status 1)"]),
     ],
 )
 def test_a_process_that_dies_ends_the_others_and_is_named_with_its_last_lines(how: str, said: list[str], member: Path) -> None:
@@ -74,6 +74,25 @@ def test_a_process_that_dies_ends_the_others_and_is_named_with_its_last_lines(ho
     assert not [each for each in psutil.Process().children(recursive=True) if "member" in each.cmdline()]
     # and so a flow tells it, which shows the last such line of a stage
     assert flows_explain("train@ct", 1, f"error: {error.value}".splitlines()).startswith(f"train@ct failed: {said[0]}"[:60])
+
+
+def test_what_the_first_process_said_of_itself_is_not_said_twice(member: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (member / "refuses.py").write_text("import sys\nsys.exit('error: no such picture: fetch it')", encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        launch(["refuses"], 2, member / "logs", "run it again")
+    assert stopped.value.code == 1
+    assert capfd.readouterr().err == "error: no such picture: fetch it\n"
+
+
+def test_a_host_that_nobody_comes_to_meet_says_so(member: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("MED_R1_NODES", "2")
+    monkeypatch.setenv("MED_R1_RENDEZVOUS", place)
+    monkeypatch.setattr("stages.launch.MEETING", 3)
+    with pytest.raises(InputError, match=rf"the 2 hosts did not meet at {place} .*start the same command on all of them.*; run it again"):
+        launch(["member", "fine"], 1, member / "logs", "run it again")
 
 
 def test_two_hosts_that_meet_are_one_training(member: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +126,8 @@ def test_those_that_were_ended_or_found_one_gone_are_not_blamed() -> None:
     assert said.startswith("process 3 of 4 (rank 2) was killed by signal 9")
     tails = {0: ["error: process 1 of 2 (rank 0) waited 30 minutes for the others (timed out): one of them hangs"], 1: []}
     assert explain({0: 1, 1: -signal.SIGTERM}, 2, tails, "run it again").startswith("process 1 of 2 (rank 0) waited 30 minutes")
+    tails = {0: [f"error: process 1 of 2 (rank 0) {LOST} (Connection closed by peer)"]}
+    assert explain({0: 1}, 2, tails, "run it again").endswith("; run it again)")
 
 
 ABOVE = """

@@ -106,6 +106,13 @@ def test_the_card_says_what_a_hub_reads_and_what_the_report_says(project: Path) 
     assert {"medical", "grpo", "ct"} <= set(front["tags"])
     assert CARD.split("---\n")[2].strip() in card
     assert REPO in card
+    assert "dtype=torch.float32" in card
+
+
+def test_the_card_loads_it_in_what_it_was_tested_in(project: Path) -> None:
+    told = json.loads(pq.read_schema(project / layout.predictions("ct")).metadata[b"provenance"])["params"]
+    change_origin(project, params=told | {"evaluate": told["evaluate"] | {"dtype": "bfloat16"}})
+    assert "dtype=torch.bfloat16" in gather("ct", load_params(), REPO).card
 
 
 def test_an_uploaded_checkpoint_opens_with_nothing_of_this_project_and_answers_the_same(project: Path, tmp_path: Path) -> None:

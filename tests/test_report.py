@@ -274,7 +274,7 @@ def metrics_of_rebuilt() -> dict[str, Any]:
 def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None:
     text = (made / layout.REPORT / "cards" / f"{name}.md").read_text(encoding="utf-8")
     own = metrics_of(made)["checkpoints"][name]["in_domain"]
-    assert text.startswith("---\nlicense: apache-2.0\n")
+    assert text.startswith("---\nlicense: other\nlicense_name: as-the-base\n"), "which is not on record here"
     assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "image-text-to-text"
     assert "Not for clinical use." in text
     assert "Corpus: `md5:5d41402abc4b2a76b9719d911017c592` (drawn phantoms, not patients)" in text
@@ -290,12 +290,18 @@ def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("source", "said"), [("infra/base", "trained from scratch on drawings"), ("Qwen/Qwen2-VL-2B-Instruct", "arXiv 2606.10066")]
+    ("source", "licence", "said"),
+    [
+        ("infra/base", {"license": "apache-2.0"}, "trained from scratch on drawings"),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", {"license": "other", "license_name": "qwen-research"}, "arXiv 2606.10066"),
+    ],
 )
 def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
-    project: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str
+    project: Path, monkeypatch: pytest.MonkeyPatch, source: str, licence: dict[str, str], said: str
 ) -> None:
-    facts = PROVENANCE | {"checkpoint": {"corpus": "md5:0", "params": {"base": {"source": source}, "grpo": {"beta": 0.04}}}}
+    base = {"source": source, "licence": licence if "Qwen" in source else {}}
+    trained = {"corpus": "md5:0", "params": {"base": {"source": source}, "grpo": {"beta": 0.04}}, "base_model": base}
+    facts = PROVENANCE | {"checkpoint": trained}
     write_predictions(layout.predictions("ct"), make_predictions(make_questions(per_cell=8), "ct"), facts)
     run(monkeypatch)
     text = (layout.REPORT / "cards" / "ct.md").read_text(encoding="utf-8")
@@ -303,6 +309,8 @@ def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
     assert f"from `{source}`" in text
     assert "grpo.beta: 0.04" in text
     assert ("base_model:" in text) is ("Qwen" in source)
+    front = yaml.safe_load(text.split("---")[1])
+    assert {field: front.get(field) for field in licence} == licence, "a model carries its base's licence on"
 
 
 def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:

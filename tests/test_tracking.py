@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,20 @@ def params(**tracking: Any) -> Params:
     return settings.model_copy(update={"tracking": settings.tracking.model_copy(update=tracking)})
 
 
-def kept(root: Path, job: str) -> bytes:
-    """All that lies on the disk of the only run of a job, without the staged files of its artifacts."""
+def kept(root: Path, job: str, *words: str) -> bytes:
+    """All that lies on the disk of the only run of a job, without the staged files of its artifacts; `words` have to be in it.
+
+    They are waited for: the run is over when wandb's service knows all of it, which is a moment before the disk has it.
+    """
     (folder,) = (root / layout.SCRATCH / "wandb").glob(f"offline-run-*-{job}-*")
-    return b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+    deadline = time.monotonic() + 30
+    while True:
+        content = b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+        missing = [word for word in words if word.encode() not in content]
+        if not missing:
+            return content
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.1)
 
 
 def run_stage(module: Any, checkpoint: str, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -72,11 +83,9 @@ def test_training_and_test_are_runs_of_their_checkpoint_and_hold_numbers_setting
     assert (tmp_path / layout.model("ct") / "model.safetensors").read_bytes() == weights, "what is told changes nothing"
     told = capsys.readouterr().err
     assert "wandb: ct, train: kept in .scratch/wandb/offline-run-" in told
-    trained, tested = kept(tmp_path, "ct-train"), kept(tmp_path, "ct-evaluate")
-    for word in ("train/reward", "train/kl", '"lr_scheduler":"linear"', "git_commit", "no-think", "modality", "hashes.json", "ct-train"):
-        assert word.encode() in trained, word
-    for word in ("test/modality/ct", "test/modality/mri/shuffled", "ct-predictions", '"max_new_tokens":12'):
-        assert word.encode() in tested, word
+    settings = ('"lr_scheduler":"linear"', "git_commit", "no-think", "modality")
+    trained = kept(tmp_path, "ct-train", "train/reward", "train/kl", *settings, "hashes.json", "ct-train")
+    tested = kept(tmp_path, "ct-evaluate", "test/modality/ct", "test/modality/mri/shuffled", "ct-predictions", '"max_new_tokens":12')
     for content in (trained, tested):
         for secret in (KEY, "hf_0123456789", HOST, str(tmp_path / "home")):
             assert secret.encode() not in content, secret
@@ -119,7 +128,7 @@ def test_a_server_that_does_not_answer_means_offline(
     assert "wandb: cannot log in" in capsys.readouterr().err
     with tracked(settings, "train", "ct", {}, identity="x") as run:
         run.log({"train/loss": 1.0}, 1)
-    assert b"train/loss" in kept(tmp_path, "ct-train")
+    kept(tmp_path, "ct-train", "train/loss")
 
 
 def test_a_secret_among_the_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

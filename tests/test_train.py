@@ -205,8 +205,8 @@ COMMAND = [sys.executable, "-m", "stages.train", "ct"]
 LONG = {"max_steps": 40, "num_train_epochs": 40.0, "save_steps": 1, "learning_rate": 1e-3}
 
 
-def weights(root: Path) -> bytes:
-    return (root / layout.model("ct") / "model.safetensors").read_bytes()
+def weights(root: Path, name: str = "ct") -> bytes:
+    return (root / layout.model(name) / "model.safetensors").read_bytes()
 
 
 def environment() -> dict[str, str]:
@@ -259,12 +259,13 @@ def test_a_state_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
 TWO = {"max_steps": 8, "save_steps": 2, "num_generations": 4, "learning_rate": 1e-3}
 
 
-def kill_a_rank(root: Path, rank: int, after: int) -> str:
+def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
     """Start the stage on two processes and kill one when a state is kept, from step `after` on; what the stage said in the end."""
-    launcher = subprocess.Popen(COMMAND, cwd=root, env=environment() | {"MED_R1_PROCESSES": "2"}, stderr=subprocess.PIPE, text=True)
+    command, several = [*COMMAND[:-1], name], environment() | {"MED_R1_PROCESSES": "2"}
+    launcher = subprocess.Popen(command, cwd=root, env=several, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while launcher.poll() is None and time.monotonic() < deadline:
-        kept = [path.parent for path in (root / layout.SCRATCH).glob(f"train/ct/*/checkpoint-*/{WHOLE}")]
+        kept = [path.parent for path in (root / layout.SCRATCH).glob(f"train/{name}/*/checkpoint-*/{WHOLE}")]
         if any(int(path.name.rpartition("-")[2]) >= after for path in kept):
             break
         time.sleep(0.02)
@@ -308,18 +309,38 @@ def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_p
 
 
 @pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it")
-@pytest.mark.parametrize("way", ["zero2", "zero3"])
-def test_deepspeed_goes_on_when_a_process_was_killed(way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("way", "name"), [("zero2", "ct"), ("zero3", "ct"), ("zero2", "sft-ct")])
+def test_deepspeed_goes_on_when_a_process_was_killed(way: str, name: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for root in (whole, killed):
         root.mkdir()
-        small_workspace(root, grpo=TWO | {"parallel": way, "reuse_prompt_pass": False, "num_train_epochs": 10.0})
-    several = environment() | {"MED_R1_PROCESSES": "2"}
-    subprocess.run(COMMAND, cwd=whole, env=several, check=True, capture_output=True)
-    assert "process 1 of 2 (rank 0) was killed by signal 9 (SIGKILL)" in kill_a_rank(killed, rank=0, after=2)
-    done = subprocess.run(COMMAND, cwd=killed, env=several, check=True, capture_output=True, text=True)
-    assert re.search(r"ct: goes on from step [2468], kept in", done.stderr)
-    assert weights(whole) == weights(killed)
+        settings = TWO | {"parallel": way, "reuse_prompt_pass": False, "num_train_epochs": 10.0}
+        small_workspace(root, grpo=settings, sft={"save_steps": 2})
+    several, command = environment() | {"MED_R1_PROCESSES": "2"}, [*COMMAND[:-1], name]
+    subprocess.run(command, cwd=whole, env=several, check=True, capture_output=True)
+    assert "process 1 of 2 (rank 0) was killed by signal 9 (SIGKILL)" in kill_a_rank(killed, rank=0, after=2, name=name)
+    done = subprocess.run(command, cwd=killed, env=several, check=True, capture_output=True, text=True)
+    assert re.search(rf"{name}: goes on from step [2468], kept in", done.stderr)
+    assert weights(whole, name) == weights(killed, name)
+
+
+def test_where_one_gpu_is_to_train_the_others_are_out_of_sight_before_cuda_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_workspace(tmp_path, grpo={"parallel": "none"})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=3, but torch .* sees no GPU"):
+        run_train(monkeypatch, tmp_path, "ct")
+
+
+def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_workspace(tmp_path)
+    facts = {"base_model": {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}}}
+    (tmp_path / layout.BASE_MODEL / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
+    run_train(monkeypatch, tmp_path, "ct")
+    front = yaml.safe_load((layout.model("ct") / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert (front["license"], front["license_name"]) == ("other", "qwen-research")
 
 
 def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,14 @@
 Models have random weights at full size: nothing is downloaded, and time does not depend on what weights hold. Steps are those of
 benchmarks.grpo_step (engine shared-prefix, TRL, G copies as Med-R1 computes them), no-think and think; evaluation is that of
 benchmarks.evaluate; the learning run trains and tests all checkpoints on the embedded sample, by the stages themselves.
-Each part is a process of its own and leaves a JSON in FOLDER (benchmarks/gpu); what is there already is not measured again, so that a
-run that was cut off goes on. gpu.json and gpu.md, made from all of them, lie beside FOLDER. On a machine without a GPU: --models tiny.
+Each part is a process of its own and leaves a JSON in FOLDER (benchmarks/gpu); what was measured there by the same words on the same
+device with the same libraries is not measured again, so that a run that was cut off goes on. gpu.json and gpu.md, made from all of them,
+lie beside FOLDER. On a machine without a GPU: --models tiny.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from benchmarks.gpu.matrix import STYLES, hours
 from benchmarks.gpu.page import page
-from stages.outputs import whole_file, write_json
+from stages.outputs import read_json, whole_file, write_json
 from stages.provenance import provenance
 
 REPOSITORY: Final = Path(__file__).parents[2]
@@ -31,15 +31,21 @@ def main() -> int:
     """Measure what is missing, write gpu.json and gpu.md; 1 if a part failed, and the others are there all the same."""
     given = _arguments()
     given.out.mkdir(parents=True, exist_ok=True)
-    failed = []
+    here, failed = device(), []
     for name, module, arguments in commands(given):
-        path = given.out / f"{name}.json"
-        if not path.exists():
-            command = [sys.executable, "-m", module, *arguments, "--json", str(path)]
-            print(f"== {name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
-            if subprocess.run(command, cwd=REPOSITORY).returncode:
-                failed.append(name)
-    result = {"device": device(), **collect(given.out), "failed": failed, "provenance": provenance({})}
+        path, made_by = given.out / f"{name}.json", {"words": [module, *arguments], "device": here}
+        if path.exists() and read_json(path, "").get("made_by") == made_by:
+            continue
+        path.unlink(missing_ok=True)  # of other words or another device: not to be shown beside these
+        fresh = path.with_suffix(".part")
+        command = [sys.executable, "-m", module, *arguments, "--json", str(fresh)]
+        print(f"== {name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
+        if subprocess.run(command, cwd=REPOSITORY).returncode:
+            failed.append(name)
+        else:
+            write_json(path, {"made_by": made_by, "measured": read_json(fresh, "")})
+        fresh.unlink(missing_ok=True)
+    result = {"device": here, **collect(given.out, here), "failed": failed, "provenance": provenance({})}
     write_json(given.out.with_suffix(".json"), result)
     with whole_file(given.out.with_suffix(".md")) as path:
         path.write_text(page(result), encoding="utf-8")
@@ -67,12 +73,15 @@ def commands(given: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
     return found
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """All that was measured, by part, and the matrix in hours by it."""
+def collect(folder: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """All that was measured on the device `here`, by part, and the matrix in hours by it."""
     made: dict[str, Any] = {"steps": {}, "evaluation": {}, "learning": None}
     for path in sorted(folder.glob("*.json")):
         part, _, rest = path.stem.partition("-")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path, "")
+        if told.get("made_by", {}).get("device") != here:
+            continue
+        content = told["measured"]
         if part == "learning":
             made["learning"] = content
         elif part in made:
@@ -108,7 +117,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=256, help="questions an evaluation answers (default: %(default)s)")
     parser.add_argument("--fused-from", type=int, default=64, help="completion tokens beyond which grpo.fused_head is on")
     parser.add_argument("--base", help="base of the learning run: a folder; the embedded one if not given")
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.out = given.out.resolve()  # parts run in the repository's folder
+    return given
 
 
 if __name__ == "__main__":

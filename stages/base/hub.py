@@ -28,7 +28,7 @@ TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
 RESERVE: Final = 256 * 2**20
 """Bytes that are left free on a disk."""
 
-_FETCHED: Final[dict[str, Any]] = {"allow_patterns": [*TAKEN, "README.md"], "ignore_patterns": ["*/*"]}
+FETCHED: Final[dict[str, Any]] = {"allow_patterns": [*TAKEN, "README.md"], "ignore_patterns": ["*/*"]}
 """The model's card says its licence. Nothing in folders: other formats of the same weights."""
 _GIB: Final = 2**30
 
@@ -45,7 +45,7 @@ def snapshot(model: str, revision: str, workspace: Path) -> Path:
     with _explained(model, revision):
         files = _list(model, revision)
     blobs = _storage(model) / "blobs"
-    missing = [file for file in files if not (blobs / _blob(file)).exists()]
+    missing = [file for file in files if not _is_whole(blobs / _blob(file), file.size)]
     _check_space(
         model, {_storage(model): sum(file.size - _come(blobs, file) for file in missing), workspace: sum(file.size for file in files)}
     )
@@ -58,7 +58,7 @@ def snapshot(model: str, revision: str, workspace: Path) -> Path:
         for file in missing:
             if file.lfs is not None:
                 _fetch(model, revision, file, blobs)
-        return Path(snapshot_download(model, revision=revision, **_FETCHED))
+        return Path(snapshot_download(model, revision=revision, **FETCHED))
 
 
 def resolve(model: str, name: str) -> str:
@@ -88,7 +88,7 @@ def _cached(model: str, revision: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(model, revision=revision, local_files_only=True, **_FETCHED))
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True, **FETCHED))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
@@ -105,7 +105,7 @@ def _list(model: str, revision: str) -> list[Any]:
 
     files = [file for file in HfApi().list_repo_tree(model, revision=revision) if isinstance(file, RepoFile)]
     _check_names(model, revision, [file.path for file in files])
-    return list(filter_repo_objects(files, key=lambda file: file.path, **_FETCHED))
+    return list(filter_repo_objects(files, key=lambda file: file.path, **FETCHED))
 
 
 def _check_names(model: str, revision: str, names: list[str]) -> None:
@@ -144,7 +144,7 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
     part, blob = _part(blobs, file), blobs / _blob(file)
     with part.open("ab") as out:
         fcntl.flock(out, fcntl.LOCK_EX)  # another process may be at it
-        if blob.exists():
+        if _is_whole(blob, file.size):
             part.unlink(missing_ok=True)
             return
         if (come := out.seek(0, os.SEEK_END)) > file.size:
@@ -201,6 +201,10 @@ def _storage(model: str) -> Path:
 def _blob(file: Any) -> str:
     """Its name in the cache: the hash the hub knows it by."""
     return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
+
+
+def _is_whole(blob: Path, size: int) -> bool:
+    return blob.exists() and blob.stat().st_size == size
 
 
 def _part(blobs: Path, file: Any) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
+EMBEDDED: Final = "infra/base"
+"""The source of the base that comes with the repository."""
 FIELDS: Final = ("license", "license_name", "license_link")
 """What the front matter of a card on the hub says of it."""
 
@@ -26,3 +29,12 @@ def read_licence(folder: Path) -> dict[str, str]:
     except yaml.YAMLError:
         return {}
     return {key: str(tree[key]) for key in FIELDS if tree.get(key)} if isinstance(tree, dict) else {}
+
+
+def carried_licence(facts: Mapping[str, Any]) -> dict[str, str]:
+    """These fields for a model whose provenance is `facts`: those of its base. Where they are not on record, nobody may guess them."""
+    base = facts.get("base_model") or {}
+    source = base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source")
+    if source == EMBEDDED:
+        return {"license": "apache-2.0"}
+    return base.get("licence") or {"license": "other", "license_name": "as-the-base"}

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stages.errors import InputError
 from stages.launch import LOST, launched, nodes, processes
 from stages.params import Grpo
 from stages.shares import wanted_processes
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "infra" / "deepspeed"
 _GONE: Final = re.compile(r"closed by peer|reset by peer|broken pipe|connection was aborted|remote process exited", re.IGNORECASE)
@@ -87,6 +90,27 @@ def join_deepspeed(grpo: Grpo, config: Any) -> None:
     torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
     assert config.device  # asked for the first time, the processes join
     deepspeed.init_distributed()
+
+
+def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
+    """The trained weights by name, whole on the first process; all have to call it.
+
+    Under `bf16` DeepSpeed computes with weights rounded to 16 bits and keeps those that it trains in 32: these are the ones. A weight
+    that is not trained is as it was rounded.
+    """
+    state = dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {})
+    if not (trainer.is_deepspeed_enabled and trainer.args.bf16):
+        return state
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    gathered: dict[int, torch.Tensor | None] = {}
+    for name, parameter in trainer.accelerator.unwrap_model(trainer.model_wrapped).named_parameters(remove_duplicate=False):
+        if id(parameter) not in gathered:  # a tied weight stands under two names
+            whole = safe_get_full_fp32_param(parameter)  # all processes have a part; None if it is not trained
+            gathered[id(parameter)] = None if whole is None or name not in state else whole.detach().to("cpu", copy=True)
+        if (kept := gathered[id(parameter)]) is not None and name in state:
+            state[name] = kept
+    return state
 
 
 @contextmanager

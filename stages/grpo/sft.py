@@ -17,6 +17,7 @@ from trl.trainer.utils import RepeatSampler
 
 from stages.corpus.problems import format_solution
 from stages.errors import InputError
+from stages.grpo.parallel import join_deepspeed
 from stages.grpo.policy import vision_token_ids
 from stages.grpo.prompt_batch import backbone
 from stages.grpo.prompts import Style, ask, chat
@@ -104,9 +105,11 @@ def build_sft_trainer(
         backbone(policy).visual.requires_grad_(False)
     # what GRPO draws at once, and how many steps it makes with it
     parts = 1 if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass else grpo.gradient_accumulation_steps
+    config = sft_config(grpo, sft, scratch, run_name)
+    join_deepspeed(grpo, config)
     trainer = MedSFTTrainer(
         model=policy,
-        args=sft_config(grpo, sft, scratch, run_name),
+        args=config,
         train_dataset=dataset,
         processing_class=processor,
         peft_config=grpo.lora and adapter(grpo.lora, policy),

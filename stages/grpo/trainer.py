@@ -21,7 +21,7 @@ from trl import GRPOConfig
 from stages.corpus.store import open_image
 from stages.errors import InputError
 from stages.grpo.engine import MedGRPOTrainer, Sharing
-from stages.grpo.parallel import join_deepspeed, parallel_arguments
+from stages.grpo.parallel import join_deepspeed, parallel_arguments, whole_weights
 from stages.grpo.policy import vision_token_ids
 from stages.grpo.prompt_batch import backbone
 from stages.grpo.prompts import Style, ask, chat
@@ -281,11 +281,13 @@ def deterministic(seed: int) -> None:
 
 def save_policy(trainer: Any, processor: Any, folder: Path) -> None:
     """Write the trained policy as a checkpoint that plain transformers opens: safetensors, processor, generation config."""
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state = whole_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return
     policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if hasattr(policy, "merge_and_unload"):
+        if trainer.is_deepspeed_enabled and trainer.args.bf16:  # it would be merged as it is rounded
+            policy.float().load_state_dict(state)
         policy.merge_and_unload().save_pretrained(folder)
     else:
         policy.save_pretrained(folder, state_dict=state)

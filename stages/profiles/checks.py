@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from stages.base.licence import EMBEDDED
 from stages.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
 from stages.params import Params, check_params
 from stages.profiles.downloads import Download, unreachable, wrong_weights
@@ -259,9 +260,9 @@ def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[st
         f"{what} {say_bytes(size)}" for what, size in made.items() if size
     )
     if profile.model is None or profile.scale is None:
-        yield "GPU: none is needed, or it is not known what is: the profile says nothing of the size of " + (
-            "its corpus" if profile.model else "its model"
-        )
+        unknown = "corpus" if profile.model else "model"
+        embedded = params.base.source == EMBEDDED
+        yield "GPU: none is needed" if embedded else f"GPU: no estimate, as the profile says nothing of the size of its {unknown}"
         return
     name = machine.gpus[0].name if machine.gpus else ""
     wanted = needs(params, profile.model, profile.scale, name)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from stages.base.hub import FETCHED
+from stages.grpo.weights import missing_parts
 from stages.params import Params
 from stages.profiles.schema import Profile
 
@@ -52,10 +54,10 @@ def cached(source: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
+        folder = Path(snapshot_download(source, revision=revision, local_files_only=True, **FETCHED))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
-    return folder if any(folder.glob("*.safetensors")) and (folder / "config.json").exists() else None
+    return folder if (folder / "config.json").exists() and not missing_parts(folder) else None
 
 
 def wrong_weights(profile: Profile, params: Params) -> list[str]:

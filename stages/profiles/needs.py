@@ -107,8 +107,8 @@ def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
     if profile.model:
         size = 4 if params.base.dtype == "float32" else 2
         made["models"] = profile.model.size + len(params.checkpoints) * profile.model.parameters * size
-        # weights and Adam's two moments, in the last state and the one before it
-        made["states to resume from"] = max(gpus, 1) * 2 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
+        # weights and Adam's two moments, in the last state and the one before it, and in a new one before the oldest goes
+        made["states to resume from"] = max(gpus, 1) * 3 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
     return made
 
 

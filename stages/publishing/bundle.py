@@ -81,7 +81,7 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     card_path = CARDS / f"{name}.md"
     if not card_path.is_file():
         raise InputError(f"{card_path} is missing: run `dvc repro report`")
-    usage = Usage(repo or f"OWNER/{name}", params.resize.size, _tokens(origin, params))
+    usage = Usage(repo or f"OWNER/{name}", params.resize.size, _tokens(origin, params), _dtype(origin, params))
     card = render(card_path.read_text(encoding="utf-8"), name, checkpoint, facts, usage, _datasets())
     items = [Item("README.md", card.encode())]
     items += [Item(path.name, path) for pattern in TAKEN for path in sorted(folder.glob(pattern))]
@@ -139,6 +139,13 @@ def _tokens(origin: dict[str, Any], params: Params) -> int:
     """The longest answer that was taken when the predictions were made."""
     told = (origin.get("params") or {}).get("evaluate") or {}
     return int(told.get("max_new_tokens", params.evaluate.max_new_tokens))
+
+
+def _dtype(origin: dict[str, Any], params: Params) -> str:
+    """What the answers were computed in."""
+    told = origin.get("params") or {}
+    evaluated, based = told.get("evaluate") or {}, told.get("base") or {}
+    return str(evaluated.get("dtype") or based.get("dtype") or params.base.dtype)
 
 
 def _datasets() -> list[str]:

@@ -7,12 +7,10 @@ from typing import Any, Final
 
 import yaml
 
+from stages.base.licence import carried_licence
 from stages.errors import InputError
 from stages.grpo.prompts import PROMPTS
 from stages.params import Checkpoint
-
-_OURS: Final = "apache-2.0"
-"""Of the base that comes with the repository."""
 
 _LOAD: Final = '''## How to load
 
@@ -53,6 +51,8 @@ class Usage:
     """Of its pictures, in pixels."""
     tokens: int
     """Longest answer."""
+    dtype: str
+    """What answers were computed in."""
 
 
 def render(report: str, name: str, checkpoint: Checkpoint, facts: dict[str, Any], usage: Usage, datasets: list[str]) -> str:
@@ -67,7 +67,7 @@ def render(report: str, name: str, checkpoint: Checkpoint, facts: dict[str, Any]
     settings = facts.get("params") or {}
     load = _LOAD.format(
         where=usage.where,
-        dtype=(settings.get("base") or {}).get("dtype", "float32"),
+        dtype=usage.dtype,
         size=usage.size,
         words=PROMPTS["evaluate"][(settings.get("prompt") or {}).get("style", "no-think")],
         tokens=usage.tokens,
@@ -81,9 +81,7 @@ def _front(checkpoint: Checkpoint, facts: dict[str, Any], datasets: list[str]) -
     base = facts.get("base_model") or {}
     source = str(base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source") or "")
     hub = bool(base.get("commit"))
-    # a model carries its base's licence on; where that is not on record, nobody may guess it
-    licence = base.get("licence") or ({"license": _OURS} if source == "infra/base" else {"license": "other", "license_name": "as-the-base"})
-    front: dict[str, Any] = {**licence, "library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    front: dict[str, Any] = {**carried_licence(facts), "library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     if hub:
         front |= {"base_model": source, "base_model_relation": "finetune"}
     if datasets:

@@ -15,6 +15,7 @@ from typing import Final
 from stages.errors import InputError
 from stages.outputs import whole_directory
 from stages.publishing.bundle import Bundle
+from stages.secrets import masked
 
 PUBLISHED: Final = Path("published")
 
@@ -58,6 +59,6 @@ def _dvc(*arguments: str) -> str:
         [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     if done.returncode:
-        told = " ".join((done.stderr or done.stdout).split())[-500:]
+        told = masked(" ".join((done.stderr or done.stdout).split()))[-500:]
         raise InputError(f"`dvc {' '.join(arguments)}` failed: {told}. Mend it and run the same command again: what was pushed is kept")
     return done.stdout

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
+import yaml
+
+from stages.base.licence import EMBEDDED, carried_licence
 from stages.reporting.evidence import Evidence
 from stages.reporting.labels import label
 from stages.reporting.markdown import BY, bullets, facts, in_domain_row, limits, picture_row, rules_row, signs, table
 
-EMBEDDED: Final = "infra/base"
-"""The source of the base that comes with the repository."""
 _METHODS: Final = {"grpo": "GRPO (arXiv 2402.03300)", "sft": "supervised fine-tuning"}
 
 
@@ -29,7 +31,7 @@ def render_card(name: str, evidence: Evidence) -> str:
         if (split.axis, split.slug) == (entry["axis"], entry["cell"])
     ]
     parts = [
-        _front_matter(base, entry),
+        _front_matter(base, entry, carried_licence(trained or origin)),
         f"# {label(name)}: multiple-choice questions on medical images",
         f"Trained with {method} from `{base}` on one {BY[entry['axis']]}, {label(entry['cell'])}.",
         "**Not a medical device. Not for clinical use.**",
@@ -75,8 +77,9 @@ def render_card(name: str, evidence: Evidence) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(base: str, entry: dict[str, Any]) -> str:
-    lines = ["---", "license: apache-2.0", "pipeline_tag: image-text-to-text", f"tags: [medical, vqa, multiple-choice, {entry['method']}]"]
+def _front_matter(base: str, entry: dict[str, Any], licence: Mapping[str, str]) -> str:
+    said = yaml.safe_dump(dict(licence), sort_keys=False).rstrip()
+    lines = ["---", said, "pipeline_tag: image-text-to-text", f"tags: [medical, vqa, multiple-choice, {entry['method']}]"]
     if "/" in base and not base.startswith(("infra/", "models/", ".", "/")):
         lines.append(f"base_model: {json.dumps(base)}")
     return "\n".join([*lines, "---"])

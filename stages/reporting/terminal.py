@@ -22,7 +22,7 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
     console.print(_table(metrics))
     for sentence in sentences(metrics):
         console.print(Text(sentence))
-    console.print(Text(f"Page: {page}"), soft_wrap=True)
+    console.print(Text(f"Page: {page}" if page.exists() else f"Page: {page} is not here: `dvc pull` or `dvc repro`"), soft_wrap=True)
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:

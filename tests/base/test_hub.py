@@ -103,6 +103,17 @@ def test_a_connection_that_breaks_is_taken_up_again(tmp_path: Path) -> None:
     assert [each for each in hub.asked if "model.safetensors bytes=" in each]
 
 
+def test_weights_that_were_cut_short_in_the_cache_are_fetched_anew(tmp_path: Path) -> None:
+    repository = published()
+    weights = repository.files["model.safetensors"]
+    with hub_serving(owner__tiny=repository) as hub:
+        folder = Path(fetch(hub, tmp_path).stdout.strip())
+        (folder / "model.safetensors").resolve().write_bytes(weights[:1000])
+        done = fetch(hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "model.safetensors").read_bytes() == weights
+
+
 def test_weights_that_are_not_what_the_hub_says_are_refused(tmp_path: Path) -> None:
     repository = published()
     weights = repository.files["model.safetensors"]

@@ -48,13 +48,15 @@ def test_hours_follow_from_the_rates() -> None:
 def test_what_is_there_is_not_measured_again_and_what_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "gpu"
     asked: list[str] = []
+    broken = True
 
     def measure(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         path = Path(command[-1])
         asked.append(path.stem)
-        if path.stem.startswith("evaluation"):
+        evaluation = path.stem.startswith("evaluation")
+        if evaluation and broken:
             return subprocess.CompletedProcess(command, 1)
-        path.write_text(json.dumps(steps(20.0)))
+        path.write_text(json.dumps(EVALUATION if evaluation else steps(20.0)))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", measure)
@@ -69,11 +71,37 @@ def test_what_is_there_is_not_measured_again_and_what_fails_is_said(tmp_path: Pa
     assert "No GPU was at hand" in page
     assert read_json(out.with_suffix(".json"), "")["failed"] == ["evaluation-tiny-no-think", "evaluation-tiny-think"]
     asked.clear()
-    for name in ("no-think", "think"):
-        (out / f"evaluation-tiny-{name}.json").write_text(json.dumps(EVALUATION))
+    broken = False
     assert gpu.main() == 0
-    assert not asked
+    assert asked == ["evaluation-tiny-no-think", "evaluation-tiny-think"], "what is there is not measured again"
     assert "| tiny-think | 100.0 | 25.0 | 4.00 |" in out.with_suffix(".md").read_text()
+
+
+def test_what_was_measured_by_other_words_or_elsewhere_is_not_taken_for_this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    here = {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
+
+    def measure(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        asked.append(Path(command[-1]).stem)
+        Path(command[-1]).write_text(json.dumps(steps(20.0)))
+        return subprocess.CompletedProcess(command, 0)
+
+    def run(*words: str) -> list[str]:
+        asked.clear()
+        monkeypatch.setattr(sys, "argv", ["gpu", "--models", "tiny", "--parts", "steps", "--out", "gpu", *words])
+        assert gpu.main() == 0
+        return list(asked)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", measure)
+    monkeypatch.setattr(gpu, "device", lambda: dict(here))
+    monkeypatch.setattr(gpu, "provenance", lambda facts: facts)
+    both = ["steps-tiny-no-think", "steps-tiny-think"]
+    assert (run(), run()) == (both, [])
+    assert run("--repeats", "2") == both
+    here["torch"] = "3"
+    assert run("--repeats", "2") == both
+    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == [f"{name}.json" for name in both]
 
 
 def test_the_learning_run_is_the_sample_with_another_base(tmp_path: Path) -> None:

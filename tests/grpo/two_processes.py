@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from stages.grpo import engine
-from stages.grpo.parallel import prepare_deepspeed
+from stages.grpo.parallel import prepare_deepspeed, whole_weights
 from stages.launch import processes
 from stages.params import Grpo, load_params
 from tests.grpo.tiny import REPOSITORY, trainer
@@ -37,6 +37,8 @@ CASES: Final[dict[str, dict[str, Any]]] = {
     "zero2": {"parallel": "zero2", "reuse_prompt_pass": False},
     "zero3": {"parallel": "zero3", "reuse_prompt_pass": False},
     "zero3, trl": {"parallel": "zero3", "engine": "trl"},
+    "zero2, bfloat16": {"parallel": "zero2", "reuse_prompt_pass": False, "bf16": True},
+    "zero3, bfloat16": {"parallel": "zero3", "reuse_prompt_pass": False, "bf16": True},
 }
 
 
@@ -52,7 +54,7 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     optimizer = each.optimizer = torch.optim.SGD([p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate)
     each.create_optimizer = lambda *_, **__: optimizer
     each.train()
-    whole = each.accelerator.get_state_dict(each.model_wrapped)
+    whole = whole_weights(each)
     if not each.accelerator.is_main_process:
         return {}
     return {name: value.float().contiguous().clone() for name, value in whole.items()}

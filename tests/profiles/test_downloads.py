@@ -75,6 +75,26 @@ def test_what_stage_base_would_refuse_is_refused_before_the_hub_is_asked(
     assert expected in unreachable(Download("base", source, 1, "", False), at(None), 1)
 
 
+def test_a_base_in_the_cache_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "c" * 40
+    folder = tmp_path / "models--owner--tiny" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    assert downloads.cached("owner/tiny", commit) is None, "nothing was fetched"
+    for path in (REPOSITORY / "infra" / "base").iterdir():
+        if path.suffix != ".csv":
+            (folder / path.name).symlink_to(path)
+    assert downloads.cached("owner/tiny", commit) == folder
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    assert downloads.cached("owner/tiny", commit) is None
+    weights.write_bytes(content[:-1])
+    assert downloads.cached("owner/tiny", commit) is None, "a part of it"
+
+
 def test_other_weights_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, full = load_profile("full", REPOSITORY / "infra/profiles")
     assert full.model is not None

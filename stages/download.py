@@ -30,7 +30,7 @@ from stages.corpus.records import Reading, Record, refuse
 from stages.corpus.source import Corpus, open_corpus
 from stages.corpus.thresholds import check_refused
 from stages.errors import InputError
-from stages.outputs import whole_directory, write_json
+from stages.outputs import whole_directory, write_items, write_json
 from stages.params import load_params
 from stages.progress import counted
 from stages.provenance import provenance
@@ -126,7 +126,7 @@ def _write(corpus: Corpus, slug: str, records: list[Record], files: Mapping[str,
     names = sorted({name for path in {record.image_path for record in records} for name in files[path]})
     with whole_directory(layout.corpus(slug)) as folder:
         write_json(folder / "records.json", [record.fields for record in records])
-        write_json(folder / "images.json", {name: {"sha256": hashes[name], "size": corpus.size(name)} for name in names})
+        write_items(folder / "images.json", ((name, {"sha256": hashes[name], "size": corpus.size(name)}) for name in names))
     print(f"download: {slug}: {len(records)} records, {len(names)} image files -> {layout.corpus(slug)}")
 
 

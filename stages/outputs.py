@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from json.encoder import encode_basestring
 from pathlib import Path
@@ -58,6 +58,9 @@ def write_json(path: Path, value: Any) -> None:
     if type(value) is list:  # the long ones: no file is in memory as a whole
         write_elements(path, map(as_element, value))
         return
+    if type(value) is dict and all(type(key) is str for key in value):
+        write_items(path, value.items())
+        return
     with whole_file(path) as temporary:
         temporary.write_text(_indented(value, 0) + "\n", encoding="utf-8")
 
@@ -69,12 +72,22 @@ def as_element(value: Any) -> str:
 
 def write_elements(path: Path, elements: Iterable[str]) -> None:
     """Write a list of what `as_element` gave, to the bytes that `write_json` gives it."""
+    _write_each(path, "[]", elements)
+
+
+def write_items(path: Path, items: Iterable[tuple[str, Any]]) -> None:
+    """Write an object of these (key, value) to the bytes that `write_json` gives it, one by one."""
+    _write_each(path, "{}", (f"{encode_basestring(key)}: {_indented(value, 1)}" for key, value in items))
+
+
+def _write_each(path: Path, brackets: str, elements: Iterable[str]) -> None:
+    opening, closing = brackets[0], brackets[1]
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        before = "[\n "
+        before = f"{opening}\n "
         for element in elements:
             handle.write(before + element)
             before = ",\n "
-        handle.write("[]\n" if before[0] == "[" else "\n]\n")
+        handle.write(f"{brackets}\n" if before[0] == opening else f"\n{closing}\n")
 
 
 def _indented(value: Any, level: int) -> str:
@@ -97,10 +110,13 @@ def _indented(value: Any, level: int) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False).replace("\n", outer)
 
 
-def read_json(path: Path, remedy: str) -> Any:
-    """What a JSON file holds. Raises InputError, with the remedy, if it is missing or no JSON."""
+def read_json(path: Path, remedy: str, each_object: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """What a JSON file holds, with `each_object` of every object in place of it, if given.
+
+    Raises InputError, with the remedy, if it is missing or no JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=each_object)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {remedy}") from None
     except ValueError as error:

@@ -54,9 +54,9 @@ def main() -> None:
     params = load_params()
     records = layout.corpus(slug) / "records.json"  # read twice rather than kept: of very many, they take more memory than all else
     paths = Counter(record.image_path for record in iterate_kept(records, _REMEDY))
-    known = read_json(layout.corpus(slug) / "images.json", _REMEDY)
+    known = read_json(layout.corpus(slug) / "images.json", _REMEDY, _digest)
     read = paths.total()
-    sources = _sources(paths, known)
+    sources = Sources(paths, known)
     path = Path(params.corpus.archive)
     if not path.exists():
         raise InputError(f"{path} (corpus.archive), in which the images lie, is missing: run `dvc pull data.dvc`")
@@ -92,19 +92,36 @@ def main() -> None:
     _tell_unflagged(slug, facts)
 
 
-def _sources(paths: Iterable[str], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
-    """image_path -> its files, as stage download found them."""
-    names = sorted(known)
-    found = {}
-    for path in sorted(paths):
-        files = picture_files(names, path)
-        if not files:
-            raise InputError(f"{path} is in no images.json, though a record names it: {_REMEDY}")
-        found[path] = Source(tuple((name, known[name]["sha256"]) for name in files), path not in known)
-    return found
+def _digest(each: dict[str, Any]) -> Any:
+    """Of an entry of images.json the SHA-256, in half the bytes of its digits: there are as many as pictures."""
+    return bytes.fromhex(each["sha256"]) if "sha256" in each else each
 
 
-def _fetch(corpus: Corpus, known: Mapping[str, Mapping[str, Any]], name: str) -> bytes:
+class Sources(Mapping[str, Source]):
+    """image_path -> its files, as stage download found them; made when it is asked for."""
+
+    def __init__(self, paths: Iterable[str], known: Mapping[str, bytes]) -> None:
+        """`known`: file -> SHA-256. InputError if a picture has no files."""
+        self._paths, self._known, self._names = sorted(paths), known, sorted(known)
+        for path in self._paths:
+            if not picture_files(self._names, path):
+                raise InputError(f"{path} is in no images.json, though a record names it: {_REMEDY}")
+
+    def __getitem__(self, path: str) -> Source:
+        """The files of a picture."""
+        files = picture_files(self._names, path)
+        return Source(tuple((name, self._known[name].hex()) for name in files), path not in self._known)
+
+    def __iter__(self) -> Iterator[str]:
+        """The pictures, sorted."""
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self._paths)
+
+
+def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
     """The file's bytes, which are those that stage download saw. UnreadError if they are damaged since, or were when it did not look."""
     try:
         content = corpus.fetch(name)
@@ -112,7 +129,7 @@ def _fetch(corpus: Corpus, known: Mapping[str, Mapping[str, Any]], name: str) ->
         raise InputError(f"{corpus.path}: {name!r} is missing: {OTHER_CORPUS}") from None
     except DamagedMemberError as error:
         raise UnreadError(f"it cannot be read from the corpus: {error.why}") from error
-    if hashlib.sha256(content).hexdigest() != known[name]["sha256"]:
+    if hashlib.sha256(content).digest() != known[name]:
         raise InputError(f"{corpus.path}: {name!r} has other bytes: {OTHER_CORPUS}")
     return content
 

@@ -85,12 +85,7 @@ def is_zip(path: Path) -> bool:
 def open_zip(path: Path) -> Iterator[list[Member]]:
     """The members of a zip, in the order of their bytes; they can be read until this is left. InputError if it is damaged."""
     with path.open("rb") as handle:
-        with damage_explained(path, _ZIP_DAMAGE), zipfile.ZipFile(handle) as archive:
-            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-            listed = archive.start_dir
-        # a member ends before the next begins, or where the list of members does
-        ends = [*(info.header_offset for info in infos[1:]), listed]
-        yield [_zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=False)]
+        yield _zip_members(path, handle)
 
 
 @contextmanager
@@ -130,6 +125,16 @@ def damage_explained(path: Path, kinds: tuple[type[Exception], ...]) -> Iterator
         raise InputError(f"{path} is not a whole zip, tar, tar.gz or tar.zst ({why}): it may be cut short or damaged; {_AGAIN}") from error
 
 
+def _zip_members(path: Path, handle: IO[bytes]) -> list[Member]:
+    """All members; what zipfile knows of each, which takes several times their memory, goes when they are made."""
+    with damage_explained(path, _ZIP_DAMAGE), zipfile.ZipFile(handle) as archive:
+        infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        listed = archive.start_dir
+    # a member ends before the next begins, or where the list of members does
+    ends = [*(info.header_offset for info in infos[1:]), listed]
+    return [_zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=False)]
+
+
 def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) -> Member:
     kind = stat.S_IFMT(info.external_attr >> 16)  # 0 when the zip was not made on a Unix
     refused = "an encrypted file" if info.flag_bits & 0x1 else None
@@ -145,8 +150,9 @@ def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) ->
         refused = refused or "bytes that another member or the list of members has, too"
     name = _zip_name(info)
     mark = f"zip {name} {info.file_size} {info.CRC:08x}"
-    load = partial(_load, path, name, partial(_read_zip, descriptor, info))
-    return Member(path, name, info.file_size, info.compress_size, info.header_offset, least, name.endswith("/"), refused, mark, load)
+    utf8, sizes = bool(info.flag_bits & 0x800), (info.compress_size, info.file_size)
+    packed = _Packed(path, name, descriptor, info.header_offset, info.orig_filename, utf8, info.compress_type, *sizes, info.CRC)
+    return Member(path, name, *sizes[::-1], info.header_offset, least, name.endswith("/"), refused, mark, packed.load)
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
@@ -156,21 +162,39 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     return info.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")
 
 
-def _read_zip(descriptor: int, info: zipfile.ZipInfo) -> bytes:
-    """The content of a member, by positional reads: many threads share the descriptor."""
-    header = os.pread(descriptor, _LOCAL.size, info.header_offset)
-    if len(header) < _LOCAL.size:
-        raise _DamageError("its header is cut short")
-    magic, named, extra = _LOCAL.unpack(header)
-    start = info.header_offset + _LOCAL.size
-    name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-    if magic != b"PK\x03\x04" or os.pread(descriptor, named, start) != name:
-        raise _DamageError("its header is not the one that the list of members names")
-    packed = _pread(descriptor, info.compress_size, start + named + extra)
-    content = _unpack(packed, info.compress_type, info.file_size)
-    if zlib.crc32(content) != info.CRC:
-        raise _DamageError("bad CRC-32")
-    return content
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """What it takes to read a member of a zip; `listed` is its name as the list of members has it."""
+
+    path: Path
+    name: str
+    descriptor: int
+    position: int
+    listed: str
+    utf8: bool
+    method: int
+    packed: int
+    size: int
+    crc: int
+
+    def load(self) -> bytes:
+        """The content."""
+        return _load(self.path, self.name, self._read)
+
+    def _read(self) -> bytes:
+        """By positional reads: many threads share the descriptor."""
+        header = os.pread(self.descriptor, _LOCAL.size, self.position)
+        if len(header) < _LOCAL.size:
+            raise _DamageError("its header is cut short")
+        magic, named, extra = _LOCAL.unpack(header)
+        start = self.position + _LOCAL.size
+        name = self.listed.encode("utf-8" if self.utf8 else "cp437")
+        if magic != b"PK\x03\x04" or os.pread(self.descriptor, named, start) != name:
+            raise _DamageError("its header is not the one that the list of members names")
+        content = _unpack(_pread(self.descriptor, self.packed, start + named + extra), self.method, self.size)
+        if zlib.crc32(content) != self.crc:
+            raise _DamageError("bad CRC-32")
+        return content
 
 
 def _unpack(packed: bytes, method: int, size: int) -> bytes:

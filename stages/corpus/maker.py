@@ -32,6 +32,31 @@ from stages.progress import counted
 Fact = dict[str, Any] | ImageError
 """What the records of a picture get to know of it, or why it cannot be used."""
 
+
+class Facts(Mapping[str, Fact]):
+    """image_path -> fact, of very many pictures: as JSON, which takes a third of the memory."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, str | ImageError] = {}
+
+    def add(self, facts: Mapping[str, Fact]) -> None:
+        """Take in those of some pictures."""
+        self._told |= {name: fact if isinstance(fact, ImageError) else json.dumps(fact) for name, fact in facts.items()}
+
+    def __getitem__(self, name: str) -> Fact:
+        """A fact; KeyError of a picture that is unknown."""
+        told = self._told[name]
+        return dict(json.loads(told)) if isinstance(told, str) else told
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._told)
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self._told)
+
+
 _AHEAD: Final = 4
 """Pictures that are read and decoded ahead of the one that is written next, for each core."""
 
@@ -78,41 +103,42 @@ class Maker:
         self._slug, self._sources, self._fetch = slug, sources, fetch
         self._resize, self._dicom, self._cache = resize, dicom, cache
         self._decides = [slug, resize.model_dump(mode="json"), dicom.model_dump(mode="json")]
-        self._keys = {name: self._key(source) for name, source in sources.items()}
-        self._known = cache.known(sorted(set(self._keys.values())))
+        self._known: dict[str, Known] = {}
         self._frames = Path()
         self.fresh = 0
         """How many pictures were decoded, not taken from the cache."""
 
-    def make(self, folder: Path, frames: Path) -> dict[str, Fact]:
+    def make(self, folder: Path, frames: Path) -> Facts:
         """Write the shards of all pictures into `folder`, and of further frames into `frames`; image_path -> fact."""
         self._frames = frames
-        facts: dict[str, Fact] = {}
-        left = []
-        for shard in cut(sorted(self._keys)):
-            taken = self._take(shard, folder)
-            facts |= taken or {}
-            left += [] if taken else [shard]
+        facts, left = Facts(), []
+        for shard in cut(sorted(self._sources)):
+            known = self._cache.known(sorted({self._key(name) for name in shard}))
+            if taken := self._take(shard, known, folder):
+                facts.add(taken)
+            else:
+                left.append(shard)
+                self._known |= known
         # libvips and Pillow decode, resize and encode without the interpreter's lock
         pool = ThreadPoolExecutor(os.cpu_count())
         try:
             names = [name for shard in left for name in shard]
             made = counted(self._in_order(names, pool), len(names), self._slug, "image")
             for shard in left:
-                facts |= self._write(islice(made, len(shard)), folder)
+                facts.add(self._write(islice(made, len(shard)), folder))
         finally:
             pool.shutdown(cancel_futures=True)
         return facts
 
-    def _key(self, source: Source) -> str:
+    def _key(self, name: str) -> str:
         """What decides a resized picture: the bytes it is made from, modality and settings, and what decodes it."""
+        source = self._sources[name]
         parts = [[digest for _, digest in source.files], source.folder, self._decides, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _take(self, shard: Sequence[str], folder: Path) -> dict[str, Fact] | None:
-        """The facts of a shard that could be taken whole from the cache; None if it could not."""
-        known = {name: self._known.get(self._keys[name]) for name in shard}
-        facts = {name: _recall(each) for name, each in known.items() if each}
+    def _take(self, shard: Sequence[str], known: Mapping[str, Known], folder: Path) -> dict[str, Fact] | None:
+        """The facts of a shard that could be taken whole from the cache, where it is `known`; None if it could not."""
+        facts = {name: _recall(each) for name in shard if (each := known.get(self._key(name)))}
         if len(facts) < len(shard) or not all(self._take_frames(name, fact) for name, fact in facts.items()):
             return None
         name = self._name(facts)
@@ -127,7 +153,7 @@ class Maker:
 
     def _frames_name(self, name: str) -> str:
         # by the name as well: it is in the members' names, and other records may name the same bytes otherwise
-        return shard_name([(f"{png_name(name)}/frames", self._keys[name])])
+        return shard_name([(f"{png_name(name)}/frames", self._key(name))])
 
     def _name(self, facts: Mapping[str, Fact]) -> str | None:
         """The name of their shard, which the pixels decide, whatever they were decoded by; None if no picture is usable."""
@@ -152,7 +178,7 @@ class Maker:
 
     def _one(self, name: str) -> tuple[Fact, bytes, bool]:
         """A picture's fact and file, and whether it had to be decoded."""
-        if known := self._known.get(self._keys[name]):
+        if known := self._known.get(self._key(name)):
             fact = _recall(known)
             if known.shard is None:
                 return fact, b"", False
@@ -211,10 +237,10 @@ class Maker:
         if (name := self._name(facts)) is None:
             part.unlink()
         else:
-            kept = [(self._keys[each], png_name(each), fact) for each, fact in facts.items() if not isinstance(fact, ImageError)]
+            kept = [(self._key(each), png_name(each), fact) for each, fact in facts.items() if not isinstance(fact, ImageError)]
             self._cache.keep(part.rename(folder / name), kept)
         unusable = ((each, fact) for each, fact in facts.items() if isinstance(fact, ImageError))
-        refused = ((self._keys[each], fact) for each, fact in unusable if not isinstance(fact, UnreadError))
+        refused = ((self._key(each), fact) for each, fact in unusable if not isinstance(fact, UnreadError))
         self._cache.keep_refusals((key, {"why": str(error), "reason": error.reason}) for key, error in refused)
         return facts
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from stages.corpus.archive import DamagedMemberError
 from stages.corpus.dicom import modality_of
 from stages.corpus.dicom_series import picture_files
@@ -18,13 +20,15 @@ def read_questions(corpus: Corpus) -> Reading:
 
     A record without modality_type has that of its picture, if the picture is DICOM and says it.
     """
-    files, rows = [], []
+    rows = []
     names = corpus.names
-    for name in corpus.in_order(corpus.question_files):
-        try:
-            files.append((name, corpus.fetch(name)))
-        except DamagedMemberError as error:
-            rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_UNREADABLE))
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for name in corpus.in_order(corpus.question_files):
+            try:
+                yield name, corpus.fetch(name)
+            except DamagedMemberError as error:
+                rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_UNREADABLE))
 
     def modality(image_path: str) -> str | None:
         """Of a DICOM file, or the first one of a series."""
@@ -33,7 +37,7 @@ def read_questions(corpus: Corpus) -> Reading:
         except DamagedMemberError:
             return None
 
-    reading = read_record_files(files, modality)
+    reading = read_record_files(files(), modality)
     return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
 
 

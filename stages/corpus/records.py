@@ -11,6 +11,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
 _NAMES = ("dataset", "question_id", "image_path")
 """Fields of one line: they name files, or are printed in lists."""
+_AT_ONCE: Final = 256
+"""Records of an earlier stage that are parsed together."""
 _LONGEST_NAME = 240
 """Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
 
@@ -77,7 +80,9 @@ def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityO
     while waiting:
         name, content = waiting.pop()
         try:
-            found = _parse(name, content)
+            text = decode(content)
+            del content  # which is as large again
+            found = _parse(name, text)
         except RefusedRecord as refusal:
             read += 1
             rows.append(Row(Place(shown(name)), refusal.what, refusal.why, refusal.reason))
@@ -137,10 +142,13 @@ def check_record(raw: object, place: Place) -> Record:
 
 
 def iterate_kept(path: Path, remedy: str) -> Iterator[Record]:
-    """The records an earlier stage kept, one by one. InputError, with `remedy`, if the file is missing or was changed for the worse."""
+    """The records an earlier stage kept, one by one, with few of them in memory.
+
+    InputError, with `remedy`, if the file is missing or was changed for the worse.
+    """
     name = path.as_posix()
     try:
-        for each in parse_list(decode(path.read_bytes()), lines=False):
+        for each in _listed(path):
             if each.refusal:
                 raise each.refusal
             yield check_record(each.raw, _place(name, each))
@@ -148,6 +156,45 @@ def iterate_kept(path: Path, remedy: str) -> Iterator[Record]:
         raise InputError(f"{path} is missing: {remedy}") from None
     except RefusedRecord as refusal:
         raise InputError(f"{path} was changed by hand: {refusal.what!r}: {refusal.why}; {remedy}") from refusal
+
+
+class _OtherFormError(Exception):
+    """A file that was not written by an earlier stage, or not as a whole."""
+
+
+def _listed(path: Path) -> Iterator[RawRecord]:
+    """The elements of a JSON list: part by part as `stages.outputs.write_elements` wrote it, of any other form as a whole."""
+    count = 0
+    try:
+        for part in _parts(path):
+            found = list(parse_list(part, lines=False))
+            yield from (each._replace(number=number) for number, each in enumerate(found, start=count))
+            count += len(found)
+    except (_OtherFormError, UnicodeDecodeError, RefusedRecord):  # what is wrong with it, if anything is, is said of the whole
+        yield from islice(parse_list(decode(path.read_bytes()), lines=False), count, None)
+
+
+def _parts(path: Path) -> Iterator[str]:
+    """Lists of some elements each: in the form of `write_elements` a line tells where an object ends, by its indentation."""
+    part: list[str] = []
+    ends = 0
+    with path.open(encoding="utf-8", newline="\n") as handle:
+        if handle.readline() != "[\n":
+            raise _OtherFormError
+        for line in handle:
+            if line not in (" },\n", " }\n"):
+                part.append(line)
+                continue
+            ends += 1
+            if ends % _AT_ONCE == 0 or line == " }\n":
+                yield f"[{''.join(part)}}}]"
+                part = []
+            else:
+                part.append(line)
+            if line == " }\n":
+                break
+        if part or handle.read() != "]\n":
+            raise _OtherFormError
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:
@@ -164,9 +211,8 @@ def _written(raw: object, field: str) -> str | None:
     return shown(value) if isinstance(value, str) and value else None
 
 
-def _parse(name: str, content: bytes) -> list[RawRecord]:
+def _parse(name: str, text: str) -> list[RawRecord]:
     """All that stands in a question file; RefusedRecord if it cannot be read as a whole."""
-    text = decode(content)
     if name.lower().endswith(".csv"):
         return list(parse_table(text, posixpath.basename(name)[: -len(".csv")]))
     return list(parse_list(text))

@@ -243,6 +243,46 @@ def test_ten_thousand_records_take_about_a_second_at_most(make_record: MakeRecor
     assert time.process_time() - start < 2
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 255, 256, 257, 600])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda records: None,
+        json.dumps,
+        lambda records: json.dumps(records, indent=2).replace("\n", "\r\n"),
+        lambda records: "\ufeff" + json.dumps(records, indent=1),
+    ],
+)
+def test_kept_records_are_read_back_in_any_form(number: int, form: Any, tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.json"
+    records = [make_record(question_id=f"q{each}", more={"list": [each, {}], "text": " }\n]"}) for each in range(number)]
+    write_json(path, records)
+    if text := form(records):
+        path.write_text(text, encoding="utf-8", newline="")
+    found = list(iterate_kept(path, "remedy"))
+    assert [record.fields for record in found] == records
+    assert [record.place.record for record in found] == list(range(number))
+
+
+@pytest.mark.parametrize("at", [0, 5, 255, 256, 299])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda lines, at: lines[: at + 1], "not a JSON file"),
+        (lambda lines, at: [*lines[:at], "x", *lines[at:]], "not a JSON file"),
+        (lambda lines, at: [*lines[: at + 1], *lines[at:]], "changed by hand"),
+    ],
+)
+def test_damage_anywhere_in_kept_records_is_found(damage: Any, said: str, at: int, tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.json"
+    write_json(path, [make_record(question_id=f"q{each}") for each in range(300)])
+    assert len(list(iterate_kept(path, "remedy"))) == 300
+    lines = path.read_text(encoding="utf-8").split("\n")
+    path.write_text("\n".join(damage(lines, 1 + at * (len(make_record()) + 2))), encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        list(iterate_kept(path, "remedy"))
+
+
 def test_kept_records_are_read_back_and_a_bad_edit_is_named(tmp_path: Path, make_record: MakeRecord) -> None:
     path = tmp_path / "records.json"
     path.write_text(json.dumps([make_record()]), encoding="utf-8")

@@ -126,13 +126,18 @@ def damage_explained(path: Path, kinds: tuple[type[Exception], ...]) -> Iterator
 
 
 def _zip_members(path: Path, handle: IO[bytes]) -> list[Member]:
-    """All members; what zipfile knows of each, which takes several times their memory, goes when they are made."""
+    """All members; what zipfile knows of each, which takes several times their memory, goes as they are made."""
     with damage_explained(path, _ZIP_DAMAGE), zipfile.ZipFile(handle) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-        listed = archive.start_dir
-    # a member ends before the next begins, or where the list of members does
-    ends = [*(info.header_offset for info in infos[1:]), listed]
-    return [_zip_member(path, handle.fileno(), info, end) for info, end in zip(infos, ends, strict=False)]
+        end = archive.start_dir
+    del archive
+    members = []
+    while infos:  # from behind: a member ends before the next begins, or where the list of members does
+        info = infos.pop()
+        members.append(_zip_member(path, handle.fileno(), info, end))
+        end = info.header_offset
+    members.reverse()
+    return members
 
 
 def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) -> Member:

@@ -32,9 +32,9 @@ repro: $(INSTALLED)
 
 full: $(INSTALLED)
 	@echo "== Setting the profile $(PROFILE); stops here if a run cannot finish on this machine"
-	@python -m stages.profile $(PROFILE)
+	@python -m stages.profiles.command $(PROFILE)
 	@echo "== Fetching the corpus; goes on where it was stopped"
-	@python -m flows.transfer
+	@python -m flows.source.transfer
 	@echo "== Keeping both in git, so that results say which commit made them, and can be published"
 	@git diff --quiet HEAD -- params.yaml data.dvc || git commit --quiet --message "Profile $(PROFILE)" -- params.yaml data.dvc \
 	|| echo "git kept nothing: results will be marked as made from a changed working tree"
@@ -43,7 +43,7 @@ full: $(INSTALLED)
 	@python -m stages.report show
 
 dashboard: $(INSTALLED)
-	@python -m flows.serve --port $(PORT)
+	@python -m flows.dashboard --port $(PORT)
 
 test: $(INSTALLED) lint types
 	@echo "== Running the tests, about 17 minutes on 2 cores: those of flows, which mostly wait, beside the others"

@@ -28,10 +28,10 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from flows.dvc_client import guarded_processes
-from flows.slots import find_slots
-from stages.outputs import write_json
-from stages.provenance import provenance
+from flows.dvc_api.client import guarded_processes
+from flows.scheduling.slots import find_slots
+from stages.core.outputs import write_json
+from stages.core.provenance import provenance
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 
 VICTIMS = ("worker", "server", "flow", "guard", "dvc", "stage")

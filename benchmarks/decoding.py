@@ -22,11 +22,11 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from stages.corpus.images import decode, encode
-from stages.corpus.phantoms import draw, sample_phantom
-from stages.outputs import write_json
-from stages.params import load_params
-from stages.provenance import provenance
+from stages.core.outputs import write_json
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.images.decoding import decode, encode
+from stages.corpus.sample.phantoms import draw, sample_phantom
 
 SIDES: Final = ((512, 512), (1024, 768), (1500, 1200), (2048, 2048))
 TURNS: Final = 7
@@ -94,7 +94,7 @@ def measure_decoders(contents: Mapping[str, bytes], turns: int) -> dict[str, dic
         ),
         "libvips, widths first": lambda content: _image(_opened(content), _widths_first),
         "libvips, shrink on load": _shrunk,
-        "stages.corpus.images": lambda content: decode(content, settings).image,
+        "stages.corpus.images.decoding": lambda content: decode(content, settings).image,
     }
     return {name: _by_turns({way: _call(make, content) for way, make in ways.items()}, turns, _apart) for name, content in contents.items()}
 
@@ -109,7 +109,7 @@ def measure_encoders(turns: int) -> dict[str, dict[str, Any]]:
         "libvips 3, sub": lambda image: _png(image, 3, "sub"),
         "libvips 3, up": lambda image: _png(image, 3, "up"),
         "libvips 6, sub": lambda image: _png(image, 6, "sub"),
-        "stages.corpus.images": encode,
+        "stages.corpus.images.decoding": encode,
     }
     shown = {"colour": scan((1024, 768)), "grey": scan((1024, 768)).convert("L").convert("RGB")}
     small = {name: image.resize((_SIZE, _SIZE), _BICUBIC) for name, image in shown.items()}

@@ -22,8 +22,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from stages.outputs import write_json
-from stages.provenance import provenance
+from stages.core.outputs import write_json
+from stages.core.provenance import provenance
 from tests.flows.tiny import locked, make_workspace, run
 
 KEYS = [f"c{number:02d}" for number in range(13)]

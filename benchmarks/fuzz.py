@@ -31,14 +31,14 @@ import zstandard
 from rich.console import Console
 from rich.table import Table
 
-from stages.corpus.image_errors import ImageError
-from stages.corpus.images import decode_files
-from stages.corpus.records import read_record_files
-from stages.corpus.source import open_corpus
-from stages.errors import InputError
-from stages.outputs import write_json
-from stages.params import load_params
-from stages.provenance import provenance
+from stages.core.errors import InputError
+from stages.core.outputs import write_json
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.archives.source import open_corpus
+from stages.corpus.images.decoding import decode_files
+from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.records.records import read_record_files
 
 REPOSITORY: Final = Path(__file__).parents[1]
 FINDS: Final = Path("fuzz-finds")

@@ -18,11 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from stages.corpus.groups import Picture, group_pictures
-from stages.corpus.hashes import BITS
-from stages.outputs import write_json
-from stages.params import load_params
-from stages.provenance import provenance
+from stages.core.outputs import write_json
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.images.hashes import BITS
+from stages.corpus.splitting.groups import Picture, group_pictures
 
 SIZES = (82_000, 820_000)
 """Pictures: as many as OmniMedVQA has, and ten times as many."""

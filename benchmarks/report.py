@@ -26,15 +26,16 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from stages import layout, prior, report
-from stages.corpus.modalities import AXES
-from stages.corpus.problems import LETTERS, format_problem, format_solution
+from stages import prior, report
+from stages.core import layout
+from stages.core.outputs import write_json
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.evaluate import ABLATIONS, SCHEMA, exchange
-from stages.outputs import write_json
-from stages.params import load_params
-from stages.provenance import provenance
 from stages.scoring.floors import as_json
 from stages.scoring.tables import CELLS
+from stages.taxonomy import AXES
 
 REPOSITORY = Path(__file__).parents[1]
 TESTED = 18_000

@@ -26,8 +26,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from stages.outputs import write_json
-from stages.provenance import provenance
+from stages.core.outputs import write_json
+from stages.core.provenance import provenance
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -26,17 +26,18 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import durations, show
-from flows.api import require_server
-from flows.disk import read_lock
-from flows.dvc_client import Runner, StageError, StoppedError, end_stages, orphans, read_status
-from flows.graph import Graph, Stage, read_graph
-from flows.held import held
-from flows.reasons import say_why
-from flows.schedule import DONE, Room, StageResult, run_ready
-from flows.slots import Slots, find_slots
-from stages import layout
-from stages.errors import InputError
+from flows.dvc_api.client import Runner, StageError, StoppedError, end_stages, orphans, read_status
+from flows.dvc_api.graph import Graph, Stage, read_graph
+from flows.dvc_api.output_sizes import read_lock
+from flows.dvc_api.stale_reasons import say_why
+from flows.prefect_api import artifacts as show
+from flows.prefect_api.client import require_server
+from flows.scheduling import durations
+from flows.scheduling.file_lock import held
+from flows.scheduling.schedule import DONE, Room, StageResult, run_ready
+from flows.scheduling.slots import Slots, find_slots
+from stages.core import layout
+from stages.core.errors import InputError
 
 LOCK: Final = layout.SCRATCH / "flows" / "lock"
 _TOLD: Final = 60.0

@@ -18,22 +18,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from stages import layout
-from stages.cli import run_stage
-from stages.corpus.archive import DamagedMemberError
-from stages.corpus.memo import Memo
-from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import write_quarantine
-from stages.corpus.reading import find_pictures, read_questions
-from stages.corpus.reasons import Reason
-from stages.corpus.records import Reading, Record, refuse
-from stages.corpus.source import Corpus, open_corpus
-from stages.corpus.thresholds import check_refused
-from stages.errors import InputError
-from stages.outputs import whole_directory, write_items, write_json
-from stages.params import load_params
-from stages.progress import counted
-from stages.provenance import provenance
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.core.outputs import whole_directory, write_items, write_json
+from stages.core.params import load_params
+from stages.core.progress import counted
+from stages.core.provenance import provenance
+from stages.corpus.archives.archive import DamagedMemberError
+from stages.corpus.archives.hash_cache import Memo
+from stages.corpus.archives.source import Corpus, open_corpus
+from stages.corpus.quarantine.ledger import write_quarantine
+from stages.corpus.quarantine.limits import check_refused
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.reading import find_pictures, read_questions
+from stages.corpus.records.records import Reading, Record, refuse
+from stages.taxonomy import MODALITIES
 
 MEMO: Final = layout.SCRATCH / "corpus" / "hashes"
 """What is known of pictures from the run before."""

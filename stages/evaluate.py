@@ -26,29 +26,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from stages import layout
-from stages.cli import run_stage
-from stages.corpus.modalities import AXES
-from stages.corpus.problems import parse_problem, parse_solution
-from stages.corpus.splits import read_split
-from stages.corpus.store import identity
-from stages.devices import check_gpus
-from stages.errors import InputError
-from stages.grpo.fingerprint import files_hash, fingerprint
-from stages.grpo.prompts import ask
-from stages.grpo.weights import hashes
-from stages.outputs import read_json, whole_file
-from stages.params import Params, load_params
-from stages.progress import teller
-from stages.provenance import provenance
-from stages.scoring.answers import extract_answer
+from stages.answers.extraction import extract_answer
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.distributed.devices import check_gpus
+from stages.core.distributed.ranks import check_wanted, run_shares, wanted_processes
+from stages.core.errors import InputError
+from stages.core.outputs import read_json, whole_file
+from stages.core.params import Params, load_params
+from stages.core.progress import teller
+from stages.core.provenance import provenance
+from stages.core.tracking import check_tracking, tracked
+from stages.corpus.dataset.image_store import identity
+from stages.corpus.dataset.problems import parse_problem, parse_solution
+from stages.corpus.dataset.split_files import read_split
+from stages.policy.fingerprint import files_hash, fingerprint
+from stages.policy.weights import hashes
+from stages.prompts.styles import ask
 from stages.scoring.tables import CELLS
-from stages.shares import check_wanted, run_shares, wanted_processes
-from stages.tracking import check_tracking, tracked
+from stages.taxonomy import AXES
 
 if TYPE_CHECKING:  # they import torch
-    from stages.grpo.generate import Completion, Key, Question
-    from stages.grpo.kept_answers import KeptAnswers
+    from stages.generation.answer_store import KeptAnswers
+    from stages.generation.generate import Completion, Key, Question
 
 ABLATIONS: Final = ("blank", "shuffled")
 _ABLATED: Final = {"image": pa.string(), "output": pa.string(), "answer": pa.string(), "correct": pa.bool_()}
@@ -99,9 +99,9 @@ def main() -> None:
     if not given.share:
         check_tracking(params.tracking)
 
-    from stages.grpo.generate import cut_windows  # imports torch
-    from stages.grpo.kept_answers import KeptAnswers
-    from stages.grpo.policy import check_policy_files
+    from stages.generation.answer_store import KeptAnswers
+    from stages.generation.generate import cut_windows  # imports torch
+    from stages.policy.loading import check_policy_files
 
     asked = _ask(questions, params)
     processes = int(given.share.partition("/")[2]) if given.share else wanted_processes()
@@ -146,7 +146,7 @@ def _accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
     """Each question as it is asked: its words, and the pictures it is asked of."""
-    from stages.grpo.generate import BLANK, Question
+    from stages.generation.generate import BLANK, Question
 
     partner = exchange(questions) if params.evaluate.ablations else {}
     asked = []
@@ -193,9 +193,9 @@ def _answer(
     """Answer what is left of some windows; after each batch that is kept, how many answers there are."""
     import torch
 
-    from stages.grpo.batch_size import BatchSize
-    from stages.grpo.generate import answer_greedily
-    from stages.grpo.policy import load_policy, load_processor
+    from stages.generation.batch_size import BatchSize
+    from stages.generation.generate import answer_greedily
+    from stages.policy.loading import load_policy, load_processor
 
     dtype = params.evaluate.dtype or params.base.dtype
     # by those that compute: one that shares the work out takes no memory of a GPU

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import argparse
 
-from stages import layout
-from stages.cli import run_stage
-from stages.corpus.modalities import AXES
-from stages.corpus.splits import read_split
-from stages.outputs import whole_directory, write_json
-from stages.params import load_params
-from stages.provenance import provenance
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.outputs import whole_directory, write_json
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.dataset.split_files import read_split
 from stages.scoring.floors import RULES, Floor, as_json, find_floor
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question, as_questions
+from stages.taxonomy import AXES
 
 
 def main() -> None:

@@ -17,30 +17,30 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from stages import layout
-from stages.cli import run_stage
-from stages.corpus.data_tests import Results, read_results
-from stages.corpus.leaks import read_leaks
-from stages.corpus.modalities import AXES, MODALITIES
-from stages.corpus.quarantine import Quarantine, read_quarantine
-from stages.corpus.splits import read_split
-from stages.errors import InputError
-from stages.grpo.prompts import Style
-from stages.outputs import read_json, whole_directory, whole_file, write_json
-from stages.params import Params, load_params
-from stages.provenance import provenance
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.core.outputs import read_json, whole_directory, whole_file, write_json
+from stages.core.params import Params, load_params
+from stages.core.provenance import provenance
+from stages.corpus.dataset.split_files import read_split
+from stages.corpus.quarantine.ledger import Quarantine, read_quarantine
+from stages.corpus.splitting.data_tests import Results, read_results
+from stages.corpus.splitting.leaks import read_leaks
+from stages.prompts.styles import Style
 from stages.reporting import evidence as gather
 from stages.reporting.cards import render_card
 from stages.reporting.figures import save_heatmap, save_training
+from stages.reporting.gallery import inline_pictures
 from stages.reporting.markdown import render_markdown
 from stages.reporting.page import render_page
-from stages.reporting.pictures import inline_pictures
 from stages.reporting.sheets import write_sheets
 from stages.reporting.sources import check_same_kind, read_predictions, read_training_log
 from stages.reporting.terminal import print_report
 from stages.scoring.floors import Floor, read_floor
 from stages.scoring.metrics import compute_metrics
 from stages.scoring.tables import CELLS, Target, check_predictions, check_same_questions
+from stages.taxonomy import AXES, MODALITIES
 
 METRICS = layout.REPORT / "metrics.json"
 SUMMARY = layout.REPORT / "summary.json"

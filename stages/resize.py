@@ -3,7 +3,7 @@
     python -m stages.resize ct
 
 A picture that cannot be decoded sends each of its records to quarantine; the others get `image` (the path by which
-stages/corpus/store.py opens it), `source_size` (width and height as seen, so that enlarged pictures can be told), `source_mode`,
+stages/corpus/dataset/image_store.py opens it), `source_size` (width and height as seen, so that enlarged pictures can be told), `source_mode`,
 `brightness`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`. A record of a DICOM file or series
 also gets `dicom`, what is passed on of the header, and `frames`, the paths of all frames in order, where there are several.
 
@@ -21,23 +21,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from stages import layout
-from stages.cli import run_stage
-from stages.corpus.archive import IMAGES, DamagedMemberError
-from stages.corpus.dicom_series import picture_files
-from stages.corpus.image_cache import ImageCache
-from stages.corpus.image_errors import ImageError, UnreadError
-from stages.corpus.maker import Fact, Maker, Source, png_name
-from stages.corpus.memo import OTHER_CORPUS
-from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import Row, write_quarantine
-from stages.corpus.records import Record, iterate_kept, refuse
-from stages.corpus.source import Corpus, open_corpus
-from stages.corpus.thresholds import check_refused
-from stages.errors import InputError
-from stages.outputs import as_element, read_json, whole_directory, write_elements
-from stages.params import load_params
-from stages.provenance import provenance
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.core.outputs import as_element, read_json, whole_directory, write_elements
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.archives.archive import IMAGES, DamagedMemberError
+from stages.corpus.archives.hash_cache import OTHER_CORPUS
+from stages.corpus.archives.source import Corpus, open_corpus
+from stages.corpus.dicom.series import picture_files
+from stages.corpus.images.image_cache import ImageCache
+from stages.corpus.images.resizer import Fact, Maker, Source, png_name
+from stages.corpus.quarantine.image_errors import ImageError, UnreadError
+from stages.corpus.quarantine.ledger import Row, write_quarantine
+from stages.corpus.quarantine.limits import check_refused
+from stages.corpus.records.records import Record, iterate_kept, refuse
+from stages.taxonomy import MODALITIES
 
 CACHE: Final = layout.SCRATCH / "images"
 

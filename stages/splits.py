@@ -27,19 +27,19 @@ from typing import Any
 
 import numpy as np
 
-from stages import layout
-from stages.cli import run_stage
-from stages.corpus.data_tests import TESTS, Results, judge_corpus, judge_records, said_of, stop_on_errors, write_results
-from stages.corpus.groups import Picture, group_pictures, patient_of
-from stages.corpus.leaks import Leaks, as_json, count_leaks, total
-from stages.corpus.modalities import AXES, MODALITIES
-from stages.corpus.problems import format_problem, format_solution
-from stages.corpus.records import Reading, Record, read_record_files
-from stages.corpus.stratify import stratify
-from stages.errors import InputError
-from stages.outputs import as_element, whole_directory, write_elements, write_json
-from stages.params import Splits, load_params
-from stages.provenance import provenance
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.core.outputs import as_element, whole_directory, write_elements, write_json
+from stages.core.params import Splits, load_params
+from stages.core.provenance import provenance
+from stages.corpus.dataset.problems import format_problem, format_solution
+from stages.corpus.records.records import Reading, Record, read_record_files
+from stages.corpus.splitting.data_tests import TESTS, Results, judge_corpus, judge_records, said_of, stop_on_errors, write_results
+from stages.corpus.splitting.groups import Picture, group_pictures, patient_of
+from stages.corpus.splitting.leaks import Leaks, as_json, count_leaks, total
+from stages.corpus.splitting.stratify import stratify
+from stages.taxonomy import AXES, MODALITIES
 
 Item = dict[str, Any]
 Draw = dict[str, dict[str, tuple[list[Item], list[Item]]]]

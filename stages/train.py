@@ -20,23 +20,23 @@ from typing import Any, Final
 
 import yaml
 
-from stages import layout
-from stages.base.licence import carried_licence
-from stages.cli import run_stage
-from stages.corpus.problems import parse_problem, parse_solution
-from stages.corpus.splits import read_split
-from stages.corpus.store import exists
-from stages.devices import check_gpus
-from stages.errors import InputError
-from stages.grpo.fingerprint import files_hash, fingerprint, state_folder
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.distributed.devices import check_gpus
+from stages.core.distributed.launch import end_with_launcher, launch, processes
+from stages.core.errors import InputError
+from stages.core.licence import carried_licence
+from stages.core.outputs import read_json, whole_directory, whole_file, write_json
+from stages.core.params import Checkpoint, Grpo, Params, Sft, load_params
+from stages.core.provenance import provenance
+from stages.core.tracking import check_tracking, tracked
+from stages.corpus.dataset.image_store import exists
+from stages.corpus.dataset.problems import parse_problem, parse_solution
+from stages.corpus.dataset.split_files import read_split
 from stages.grpo.parallel import deepspeed_configuration, others_named, prepare_deepspeed, processes_to_launch
-from stages.grpo.prompts import Style
-from stages.grpo.weights import hashes
-from stages.launch import end_with_launcher, launch, processes
-from stages.outputs import read_json, whole_directory, whole_file, write_json
-from stages.params import Checkpoint, Grpo, Params, Sft, load_params
-from stages.provenance import provenance
-from stages.tracking import check_tracking, tracked
+from stages.policy.fingerprint import files_hash, fingerprint, state_folder
+from stages.policy.weights import hashes
+from stages.prompts.styles import Style
 
 REMEDY: Final = "run the same command again: it goes on from the last state that was kept, on as many processes"
 
@@ -64,9 +64,9 @@ def main() -> None:
 
     import torch
 
-    from stages.grpo.policy import check_policy_files, load_policy, load_processor  # imports torch
     from stages.grpo.resume import newest_checkpoint
     from stages.grpo.trainer import Reported, deterministic, save_policy, write_log
+    from stages.policy.loading import check_policy_files, load_policy, load_processor  # imports torch
 
     torch.set_num_threads(params.base.threads)
     deterministic(grpo.seed)

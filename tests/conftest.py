@@ -18,8 +18,8 @@ import yaml
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
-from stages.params import Resize, load_params
+from stages.core.params import Resize, load_params
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 # how long an example takes says how busy the machine is, and nothing of the code
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

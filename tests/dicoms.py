@@ -18,9 +18,9 @@ from pydicom.filewriter import dcmwrite
 from pydicom.pixels.encoders.base import get_encoder
 from pydicom.uid import UID, generate_uid
 
-from stages.corpus import dicom_syntaxes as syntaxes
-from stages.corpus.dicom_elements import EXPLICIT
-from stages.params import Dicom
+from stages.core.params import Dicom
+from stages.corpus.dicom import syntaxes
+from stages.corpus.dicom.headers.elements import EXPLICIT
 
 CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

@@ -17,22 +17,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from stages import layout
-from stages.corpus.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
-from stages.corpus.leaks import as_json, count_leaks
-from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
-from stages.corpus.problems import LETTERS, format_problem, format_solution
-from stages.corpus.quarantine import Place, Row, write_quarantine
-from stages.corpus.reasons import Reason
-from stages.corpus.splits import KINDS
+from stages.core import layout
+from stages.core.outputs import write_json
+from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
+from stages.corpus.dataset.split_files import KINDS
+from stages.corpus.quarantine.ledger import Place, Row, write_quarantine
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.splitting.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
+from stages.corpus.splitting.leaks import as_json, count_leaks
 from stages.evaluate import ABLATIONS, SCHEMA, exchange
-from stages.outputs import write_json
 from stages.reporting.figures import CURVES
 from stages.scoring.floors import RULES, Floor, find_floor
 from stages.scoring.floors import as_json as floor_as_json
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question
 from stages.scoring.tables import CELLS
+from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 
 REPOSITORY = Path(__file__).parents[1]
 CHECKPOINTS = {slug: axis for axis, slugs in AXES.items() for slug in slugs}

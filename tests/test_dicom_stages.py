@@ -20,13 +20,15 @@ import pytest
 import yaml
 from pydicom.dataset import Dataset
 
-from stages import download, layout, resize, splits
-from stages.corpus import dicom_elements, dicom_header
-from stages.corpus import dicom_syntaxes as syntaxes
-from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import read_quarantine
-from stages.corpus.store import open_image
-from stages.outputs import read_json
+from stages import download, resize, splits
+from stages.core import layout
+from stages.core.outputs import read_json
+from stages.corpus.dataset.image_store import open_image
+from stages.corpus.dicom import header as dicom_header
+from stages.corpus.dicom import syntaxes
+from stages.corpus.dicom.headers import elements as dicom_elements
+from stages.corpus.quarantine.ledger import read_quarantine
+from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT, MakeCorpus, MakeRecord, Raw, RunStage, change_params
 from tests.dicoms import SECONDARY_CAPTURE, compressed, dataset, deflated, file, ramp, written
 
@@ -385,8 +387,8 @@ def test_the_stage_as_a_process_prints_nothing_that_names_a_patient(run: RunStag
 
 @pytest.mark.parametrize("name", sorted(secret_files()))
 def test_no_exception_carries_what_names_a_patient(name: str, secret_corpus: dict[str, bytes]) -> None:
-    from stages.corpus.dicom import read_dicom
-    from stages.corpus.images import ImageError
+    from stages.corpus.dicom.reader import read_dicom
+    from stages.corpus.images.decoding import ImageError
     from tests.dicoms import settings
 
     try:

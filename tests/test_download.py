@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from stages import download, layout
-from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import read_quarantine
-from stages.corpus.source import Corpus
-from stages.errors import InputError
-from stages.params import load_params
-from stages.provenance import provenance
+from stages import download
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.archives.source import Corpus
+from stages.corpus.quarantine.ledger import read_quarantine
+from stages.taxonomy import MODALITIES
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
 from tests.corpus.archives import write
 

@@ -16,11 +16,13 @@ import pytest
 import torch
 import yaml
 
-from stages import evaluate, layout
-from stages.errors import InputError
-from stages.grpo import generate, policy
-from stages.grpo.kept_answers import KeptAnswers
-from stages.shares import PROCESSES
+from stages import evaluate
+from stages.core import layout
+from stages.core.distributed.ranks import PROCESSES
+from stages.core.errors import InputError
+from stages.generation import generate
+from stages.generation.answer_store import KeptAnswers
+from stages.policy import loading as policy
 from tests.workspaces import REPOSITORY, small_workspace
 
 COMMAND = [sys.executable, "-m", "stages.evaluate", "base"]

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from stages import layout, prior
-from stages.corpus.modalities import AXES
-from stages.errors import InputError
-from stages.outputs import write_json
+from stages import prior
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.outputs import write_json
 from stages.scoring.floors import RULES, read_floor
 from stages.scoring.prior import blind_score, fit_prior
 from stages.scoring.questions import read_questions
+from stages.taxonomy import AXES
 from tests.conftest import RunStage
 from tests.fakes import write_project
 

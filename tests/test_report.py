@@ -18,14 +18,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages import layout, report
-from stages.corpus.modalities import AXES
-from stages.corpus.quarantine import Place, Row, read_quarantine, write_quarantine
-from stages.corpus.reasons import Reason
-from stages.errors import InputError
-from stages.params import load_params
+from stages import report
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.params import load_params
+from stages.corpus.quarantine.ledger import Place, Row, read_quarantine, write_quarantine
+from stages.corpus.quarantine.reasons import Reason
 from stages.reporting.labels import percent, signed
 from stages.scoring.tables import Target
+from stages.taxonomy import AXES
 from tests.fakes import (
     CHECKPOINTS,
     PROVENANCE,

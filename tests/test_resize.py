@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stages import download, layout, resize
-from stages.corpus.hashes import perceptual_hash, pixel_hash
-from stages.corpus.quarantine import Taken, read_quarantine
-from stages.corpus.reasons import Reason
-from stages.corpus.store import open_image, read_image
-from stages.errors import InputError
-from stages.params import load_params
-from stages.provenance import provenance
+from stages import download, resize
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.params import load_params
+from stages.core.provenance import provenance
+from stages.corpus.dataset.image_store import open_image, read_image
+from stages.corpus.images.hashes import perceptual_hash, pixel_hash
+from stages.corpus.quarantine.ledger import Taken, read_quarantine
+from stages.corpus.quarantine.reasons import Reason
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
 
 

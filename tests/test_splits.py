@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages import layout, splits
-from stages.corpus.data_tests import RECORD_TESTS, read_results
-from stages.corpus.leaks import read_leaks, total
-from stages.corpus.modalities import AXES, MODALITIES, QUESTION_TYPES
-from stages.corpus.problems import parse_problem, parse_solution
-from stages.corpus.splits import FIELDS, KINDS, read_split
-from stages.errors import InputError
-from stages.params import Splits, load_params
-from stages.provenance import provenance
+from stages import splits
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.params import Splits, load_params
+from stages.core.provenance import provenance
+from stages.corpus.dataset.problems import parse_problem, parse_solution
+from stages.corpus.dataset.split_files import FIELDS, KINDS, read_split
+from stages.corpus.splitting.data_tests import RECORD_TESTS, read_results
+from stages.corpus.splitting.leaks import read_leaks, total
+from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, MakeRecord, Raw, RunStage, change_params
 
 SETTINGS = Splits(kind="grouped", train_share=0.8, near_duplicates=10, patient_patterns=[], seed=42)

@@ -20,10 +20,11 @@ import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from stages import evaluate, layout, train
-from stages.corpus.modalities import AXES
-from stages.errors import InputError
+from stages import evaluate, train
+from stages.core import layout
+from stages.core.errors import InputError
 from stages.grpo.resume import WHOLE
+from stages.taxonomy import AXES
 from tests.workspaces import REPOSITORY, small_workspace
 
 
@@ -106,7 +107,7 @@ def test_a_prompt_over_the_limit_is_refused_not_cut(tmp_path: Path, monkeypatch:
 def test_the_token_count_of_the_limit_is_that_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_workspace(tmp_path)
     monkeypatch.chdir(tmp_path)
-    from stages.grpo.prompts import ask, chat
+    from stages.prompts.styles import ask, chat
 
     processor = AutoProcessor.from_pretrained(layout.BASE_MODEL)
     items = json.loads(layout.split("modality", "oct", "train", "grouped").read_text(encoding="utf-8"))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from stages import layout
-from stages.corpus import phantoms
-from stages.corpus.modalities import AXES, QUESTION_TYPE_SLUGS
-from stages.corpus.problems import LETTERS, format_problem, format_solution
+from stages.core import layout
+from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
+from stages.corpus.sample import phantoms
+from stages.taxonomy import AXES, QUESTION_TYPE_SLUGS
 
 REPOSITORY = Path(__file__).parents[1]
 

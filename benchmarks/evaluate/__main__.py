@@ -31,8 +31,8 @@ def main() -> None:
     import torch
 
     from benchmarks.evaluate.measure import EMBEDDED, Case, compare, measure_leaving, measure_variants
-    from stages.outputs import write_json
-    from stages.provenance import provenance
+    from stages.core.outputs import write_json
+    from stages.core.provenance import provenance
 
     given = _arguments()
     _quiet()

@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from benchmarks.evaluate.published import MAX_NEW_TOKENS, answer_as_published
 from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.models import BASE, SHAPES, SIDE, build_policy, build_processor
-from stages.corpus import phantoms
-from stages.corpus.problems import format_problem
-from stages.corpus.store import open_image
-from stages.grpo.batch_size import BatchSize
-from stages.grpo.generate import BLANK, Key, Question, answer_greedily, cut_windows
-from stages.grpo.greedy import LEAVE
-from stages.grpo.policy import load_policy, load_processor
-from stages.grpo.prompts import Style, ask, chat
+from stages.corpus.dataset.image_store import open_image
+from stages.corpus.dataset.problems import format_problem
+from stages.corpus.sample import phantoms
+from stages.generation.batch_size import BatchSize
+from stages.generation.generate import BLANK, Key, Question, answer_greedily, cut_windows
+from stages.generation.greedy import LEAVE
+from stages.policy.loading import load_policy, load_processor
+from stages.prompts.styles import Style, ask, chat
 
 Result = TypeVar("Result")
 

@@ -8,10 +8,10 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel
 
-from stages.corpus.store import open_image
-from stages.grpo.generate import Question
-from stages.grpo.policy import vision_token_ids
-from stages.grpo.prompts import chat
+from stages.corpus.dataset.image_store import open_image
+from stages.generation.generate import Question
+from stages.policy.loading import vision_token_ids
+from stages.prompts.styles import chat
 
 BATCH: Final = 64
 MAX_NEW_TOKENS: Final = 256

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from benchmarks.gpu.matrix import STYLES, hours
 from benchmarks.gpu.page import page
-from stages.outputs import read_json, whole_file, write_json
-from stages.provenance import provenance
+from stages.core.outputs import read_json, whole_file, write_json
+from stages.core.provenance import provenance
 
 REPOSITORY: Final = Path(__file__).parents[2]
 PARTS: Final = ("steps", "evaluation", "learning")

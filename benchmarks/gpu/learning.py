@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ingest.measured import REPOSITORY, python
-from stages import layout
-from stages.corpus.modalities import AXES
-from stages.outputs import write_json
+from stages.core import layout
+from stages.core.outputs import write_json
+from stages.taxonomy import AXES
 
 _CORES_A_PROCESS: Final = 4
 

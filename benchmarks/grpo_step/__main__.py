@@ -22,9 +22,9 @@ def main() -> None:
     """Measure, print tables, write the JSON and the chart."""
     from benchmarks.grpo_step.measure import measure
     from benchmarks.grpo_step.show import save_chart, show
-    from stages.outputs import write_json
-    from stages.params import load_params
-    from stages.provenance import provenance
+    from stages.core.outputs import write_json
+    from stages.core.params import load_params
+    from stages.core.provenance import provenance
 
     given = _arguments()
     plan = _plan(given)

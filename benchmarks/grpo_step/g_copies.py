@@ -19,14 +19,14 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.models import reward
-from stages.grpo.prompts import chat
+from stages.prompts.styles import chat
 
 BETA: Final = 0.04
 """Weight of the KL in all three; Med-R1's."""
 
 
 def embed_patches_by_convolution(policy: Any) -> None:
-    """As transformers does it; the engine of ours puts a product in its place (stages/grpo/vision.py)."""
+    """As transformers does it; the engine of ours puts a product in its place (stages/policy/vision_features.py)."""
     vars(policy.model.visual.patch_embed.proj).pop("forward", None)
 
 

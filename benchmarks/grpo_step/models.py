@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, Qwen2VLImageProcessor, Qwen2VLProcessor
 
 from benchmarks.grpo_step.clock import Clock
-from stages.corpus import phantoms
-from stages.grpo.policy import load_processor
+from stages.corpus.sample import phantoms
+from stages.policy.loading import load_processor
 
 REPOSITORY: Final = Path(__file__).parents[2]
 BASE: Final = REPOSITORY / "infra" / "base"

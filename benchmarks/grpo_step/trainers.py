@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.g_copies import BETA, embed_patches_by_convolution
 from benchmarks.grpo_step.models import REPOSITORY, reward
+from stages.core.params import Grpo, load_params
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.trainer import build_trainer
-from stages.grpo.vision import embed_patches_by_product
-from stages.params import Grpo, load_params
+from stages.policy.vision_features import embed_patches_by_product
 
 FREE: Final = ("reuse_prompt_pass", "fused_head", "vision_cache_mb")
 """Keys of `grpo` in params.yaml that may be set for ours: they change how a step is computed, and not what it computes."""

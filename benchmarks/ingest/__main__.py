@@ -25,9 +25,9 @@ from rich.table import Table
 from benchmarks.ingest import corpora
 from benchmarks.ingest.measured import REPOSITORY, Run, python
 from benchmarks.ingest.storage import as_shards, measure_dvc
-from stages import layout
-from stages.outputs import write_json
-from stages.provenance import provenance
+from stages.core import layout
+from stages.core.outputs import write_json
+from stages.core.provenance import provenance
 
 PROMISED: Final = {
     "speedup": 3.0,

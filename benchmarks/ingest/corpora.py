@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ingest.pictures import SIZES, encoded, smooth
-from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 DRAWN: Final = 40
 """Pictures that are drawn; the others are these with another comment in the file, which every decoder has to decode anew."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.ingest.corpora import record
-from stages import layout
-from stages.corpus.modalities import MODALITIES, MODALITY_SLUGS
-from stages.corpus.records import read_record_files
-from stages.outputs import write_json
+from stages.core import layout
+from stages.core.outputs import write_json
+from stages.corpus.records.records import read_record_files
+from stages.taxonomy import MODALITIES, MODALITY_SLUGS
 
 RECORDS: Final = 89_000
 IMAGES: Final = 82_000

@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ingest.measured import REPOSITORY, Run, median_seconds, python, run
-from stages.corpus.modalities import AXES
-from stages.corpus.shards import MEAN
-from stages.outputs import write_json
-from stages.provenance import provenance
+from stages.core.outputs import write_json
+from stages.core.provenance import provenance
+from stages.corpus.images.shard_writer import MEAN
+from stages.taxonomy import AXES
 
 PICTURES: Final = 82_000
 """As many as OmniMedVQA's open part has."""

@@ -11,16 +11,16 @@ import argparse
 import shutil
 from pathlib import Path
 
-from stages import layout
 from stages.base.code import drop_code
 from stages.base.hub import TAKEN, resolve, snapshot
-from stages.base.licence import read_licence
-from stages.cli import run_stage
-from stages.errors import InputError
-from stages.grpo.weights import hashes
-from stages.outputs import whole_directory, write_json
-from stages.params import Base, load_params
-from stages.provenance import provenance
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.core.licence import read_licence
+from stages.core.outputs import whole_directory, write_json
+from stages.core.params import Base, load_params
+from stages.core.provenance import provenance
+from stages.policy.weights import hashes
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _pretrain(out: Path, width: int | None) -> None:
-    from stages.base.pretrain import Recipe, run  # imports torch
+    from stages.pretraining.pretrain import Recipe, run  # imports torch
 
     recipe = Recipe() if width is None else Recipe(width=width)
     with whole_directory(out) as folder:
@@ -57,7 +57,7 @@ def _stage() -> None:
     base = load_params().base
     source = fetch(base)
 
-    from stages.grpo.policy import check_policy_files, load_policy, load_processor, set_max_pixels  # imports torch
+    from stages.policy.loading import check_policy_files, load_policy, load_processor, set_max_pixels  # imports torch
 
     check_policy_files(source)
     with whole_directory(layout.BASE_MODEL) as folder:

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages.errors import InputError
-from stages.outputs import read_json, write_json
+from stages.core.errors import InputError
+from stages.core.outputs import read_json, write_json
 
 _KEY = "auto_map"
 

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from stages.errors import InputError
-from stages.grpo.weights import WEIGHTS, missing_parts
-from stages.hub import endpoint, said, trouble
+from stages.core.errors import InputError
+from stages.core.hub import endpoint, said, trouble
+from stages.policy.weights import WEIGHTS, missing_parts
 
 TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
 """All a checkpoint is opened with, and its licence; no pickles, no code."""

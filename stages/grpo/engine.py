@@ -18,14 +18,14 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
-from stages.errors import InputError
-from stages.grpo.prompt_batch import PromptBatch, backbone, process_prompts
-from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts
+from stages.core.errors import InputError
 from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import Sampling, draws, sample_completions
 from stages.grpo.shared_prefix import Head, concatenate, score
-from stages.grpo.vision import VisionFeatures, embed_patches_by_product
 from stages.grpo.vllm_rollout import check_prompts_of
+from stages.policy.prefill import Pictures, PromptPass, pass_over_prompts
+from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
+from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from stages.errors import InputError
-from stages.launch import LOST, launched, nodes, processes
-from stages.params import Grpo
-from stages.shares import wanted_processes
+from stages.core.distributed.launch import LOST, launched, nodes, processes
+from stages.core.distributed.ranks import wanted_processes
+from stages.core.errors import InputError
+from stages.core.params import Grpo
 
 if TYPE_CHECKING:
     import torch

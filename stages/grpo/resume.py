@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
-from stages.grpo.prompt_batch import PromptBatch
-from stages.outputs import write_json
+from stages.core.outputs import write_json
+from stages.policy.prompt_batch import PromptBatch
 
 WHOLE: Final = "whole.json"
 """Written last into a checkpoint: its files and their sizes in bytes."""

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
-from stages.corpus.problems import LETTERS
-from stages.grpo.prompts import Style
-from stages.scoring.answers import extract_answer
+from stages.answers.extraction import extract_answer
+from stages.corpus.dataset.problems import LETTERS
+from stages.prompts.styles import Style
 
 Reward = Callable[..., list[float]]
 

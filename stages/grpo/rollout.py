@@ -23,9 +23,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from stages.grpo.prompt_batch import PromptBatch
-from stages.grpo.prompt_pass import PromptPass
-from stages.grpo.room import Room
+from stages.policy.kv_cache import Room
+from stages.policy.prefill import PromptPass
+from stages.policy.prompt_batch import PromptBatch
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ from transformers import PreTrainedModel, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
-from stages.corpus.problems import format_solution
-from stages.errors import InputError
+from stages.core.errors import InputError
+from stages.core.params import Grpo, Sft
+from stages.corpus.dataset.problems import format_solution
 from stages.grpo.parallel import join_deepspeed
-from stages.grpo.policy import vision_token_ids
-from stages.grpo.prompt_batch import backbone
-from stages.grpo.prompts import Style, ask, chat
 from stages.grpo.resume import Resumable
 from stages.grpo.trainer import StepProgress, adapter, check_batch, check_prompts, shared_arguments, with_pictures
-from stages.grpo.vision import embed_patches_by_product
-from stages.params import Grpo, Sft
+from stages.policy.loading import vision_token_ids
+from stages.policy.prompt_batch import backbone
+from stages.policy.vision_features import embed_patches_by_product
+from stages.prompts.styles import Style, ask, chat
 
 
 def target(gold: str) -> str:

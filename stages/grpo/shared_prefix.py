@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from stages.grpo.last_layer import last_layer_yields
-from stages.grpo.prompt_batch import PromptBatch, recomputes
-from stages.grpo.prompt_pass import Pictures, PromptPass, pass_over_prompts, with_itself
+from stages.policy.last_layer import last_layer_yields
+from stages.policy.prefill import Pictures, PromptPass, pass_over_prompts, with_itself
+from stages.policy.prompt_batch import PromptBatch, recomputes
 
 SHORT: Final = 256
 """Completion tokens of a group up to which its segments share a row. Measured on a CPU: at 80 one row is faster by a tenth, at

@@ -18,19 +18,19 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig
 
-from stages.corpus.store import open_image
-from stages.errors import InputError
+from stages.core.distributed.launch import processes
+from stages.core.errors import InputError
+from stages.core.params import Grpo, Lora
+from stages.core.progress import teller
+from stages.core.tracking import Run
+from stages.corpus.dataset.image_store import open_image
 from stages.grpo.engine import MedGRPOTrainer, Sharing
 from stages.grpo.parallel import join_deepspeed, parallel_arguments, whole_weights
-from stages.grpo.policy import vision_token_ids
-from stages.grpo.prompt_batch import backbone
-from stages.grpo.prompts import Style, ask, chat
 from stages.grpo.rewards import reward_functions
 from stages.grpo.vllm_rollout import never_sampled, require_vllm, vllm_arguments
-from stages.launch import processes
-from stages.params import Grpo, Lora
-from stages.progress import teller
-from stages.tracking import Run
+from stages.policy.loading import vision_token_ids
+from stages.policy.prompt_batch import backbone
+from stages.prompts.styles import Style, ask, chat
 
 LOGGED: Final[dict[str, str]] = {
     "loss": "loss",
@@ -63,7 +63,7 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "bf16": grpo.bf16,
         **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
-        # stages.tracking reports, by `Reported`: transformers' own way would add paths of this machine, and no hashes
+        # stages.core.tracking reports, by `Reported`: transformers' own way would add paths of this machine, and no hashes
         "report_to": "none",
         "remove_unused_columns": False,
         "save_strategy": "steps" if save_steps else "no",

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from stages.errors import InputError
-from stages.grpo.policy import vision_token_ids
-from stages.params import Grpo
+from stages.core.errors import InputError
+from stages.core.params import Grpo
+from stages.policy.loading import vision_token_ids
 
 
 def require_vllm(rollout: str) -> None:

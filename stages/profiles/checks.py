@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from stages.base.licence import EMBEDDED
-from stages.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
-from stages.params import Params, check_params
+from stages.core.licence import EMBEDDED
+from stages.core.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
+from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, unreachable, wrong_weights
 from stages.profiles.needs import WHERE, disk, memory, needs
 from stages.profiles.schema import Model, Profile, merged
@@ -103,7 +103,7 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[Finding]:
             "GPU",
             "stops",
             f"none is here, and on a CPU a model of {billions:.1f} billion parameters would train for months",
-            "run on a machine with one, or `python -m stages.profile sample`",
+            "run on a machine with one, or `python -m stages.profiles.command sample`",
         )
 
 

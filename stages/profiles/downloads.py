@@ -11,8 +11,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from stages.base.hub import FETCHED
-from stages.grpo.weights import missing_parts
-from stages.params import Params
+from stages.core.params import Params
+from stages.policy.weights import missing_parts
 from stages.profiles.schema import Profile
 
 SECONDS: Final = 10

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from stages import layout
-from stages.corpus.modalities import AXES
-from stages.params import Params
+from stages.core import layout
+from stages.core.params import Params
 from stages.profiles.schema import Model, Profile, Scale
+from stages.taxonomy import AXES
 
 PEAKS: Final = {
     "A100": (312e12, 19.5e12),

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import yaml
 
-from stages import layout
-from stages.outputs import whole_file
-from stages.params import parse_settings
+from stages.core import layout
+from stages.core.outputs import whole_file
+from stages.core.params import parse_settings
 
 KEPT: Final = layout.SCRATCH / "profiles"
 """What data.dvc was for other sources: DVC's cache still has what they pin."""

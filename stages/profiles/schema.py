@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final
 import yaml
 from pydantic import Field, ValidationError
 
-from stages.errors import InputError
-from stages.params import explain, read_settings
-from stages.settings.group import PositiveFloat, PositiveInt, SettingsGroup
+from stages.core.errors import InputError
+from stages.core.params import explain, read_settings
+from stages.core.settings.group import PositiveFloat, PositiveInt, SettingsGroup
 
 FOLDER: Final = Path("infra/profiles")
 SAMPLE: Final = "sample"

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import yaml
 
-from stages.errors import InputError
-from stages.params import parse_settings
+from stages.core.errors import InputError
+from stages.core.params import parse_settings
 from stages.profiles.schema import merged
 
 _HEAD: Final = "# profile: "
-_NOTE: Final = "# What stood here before; `python -m stages.profile sample` puts it back. Edit anything above, nothing below."
+_NOTE: Final = "# What stood here before; `python -m stages.profiles.command sample` puts it back. Edit anything above, nothing below."
 _BEFORE: Final = "#< "
 _ADDED: Final = "#+ "
 

@@ -11,15 +11,15 @@ from typing import Any, Final
 
 import yaml
 
-from stages import layout
-from stages.errors import InputError
-from stages.grpo.weights import WEIGHTS, missing_parts
-from stages.outputs import read_json
-from stages.params import Params
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.outputs import read_json
+from stages.core.params import Params
+from stages.core.secrets import held_secret
+from stages.policy.weights import WEIGHTS, missing_parts
 from stages.publishing.card import Usage, render
 from stages.reporting.sources import read_predictions
 from stages.scoring.tables import in_domain
-from stages.secrets import held_secret
 
 NEEDED: Final = ("config.json", "generation_config.json", "tokenizer_config.json", "README.md", "provenance.json")
 TAKEN: Final = ("*.json", WEIGHTS, "*.txt", "*.jinja")

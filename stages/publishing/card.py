@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import yaml
 
-from stages.base.licence import carried_licence
-from stages.errors import InputError
-from stages.grpo.prompts import PROMPTS
-from stages.params import Checkpoint
+from stages.core.errors import InputError
+from stages.core.licence import carried_licence
+from stages.core.params import Checkpoint
+from stages.prompts.styles import PROMPTS
 
 _LOAD: Final = '''## How to load
 

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from stages.errors import InputError
-from stages.outputs import whole_directory
+from stages.core.errors import InputError
+from stages.core.outputs import whole_directory
+from stages.core.secrets import masked
 from stages.publishing.bundle import Bundle
-from stages.secrets import masked
 
 PUBLISHED: Final = Path("published")
 

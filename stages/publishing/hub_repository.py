@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 
-from stages.errors import InputError
-from stages.hub import endpoint, said, trouble
+from stages.core.errors import InputError
+from stages.core.hub import endpoint, said, trouble
 from stages.publishing.bundle import Bundle
 
 

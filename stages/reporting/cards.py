@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from stages.base.licence import EMBEDDED, carried_licence
+from stages.core.licence import EMBEDDED, carried_licence
 from stages.reporting.evidence import Evidence
 from stages.reporting.labels import label
 from stages.reporting.markdown import BY, bullets, facts, in_domain_row, limits, picture_row, rules_row, signs, table

@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import pandas as pd
 
-from stages.corpus.data_tests import Results
-from stages.corpus.leaks import Leaks, total
-from stages.corpus.quarantine import Quarantine, Row
-from stages.corpus.reasons import Reason
-from stages.errors import InputError
+from stages.core.errors import InputError
+from stages.corpus.quarantine.ledger import Quarantine, Row
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.splitting.data_tests import Results
+from stages.corpus.splitting.leaks import Leaks, total
 from stages.scoring.tables import ABLATIONS, CELLS, CrossTable, Target, cross_table, cross_to_base, cross_visual_gain, in_domain
 
 SYNTHETIC: Final = "Phantom"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.corpus.data_tests import TESTS
+from stages.corpus.splitting.data_tests import TESTS
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.labels import label, p_value, percent, signed

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import InputError
+from stages.core.errors import InputError
 
 LOG_COLUMNS: Final = (
     "step",

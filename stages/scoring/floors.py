@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from stages.errors import InputError
+from stages.core.errors import InputError
 from stages.scoring.balanced import balanced_subset
 from stages.scoring.baselines import baselines
 from stages.scoring.prior import Prior, blind_credits, blind_score

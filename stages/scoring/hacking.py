@@ -13,8 +13,8 @@ from typing import Final
 
 import pandas as pd
 
-from stages.grpo.prompts import Style
 from stages.grpo.rewards import FORMATS  # the form that is rewarded, and no other
+from stages.prompts.styles import Style
 from stages.scoring.statistics import wilson_interval
 
 EXAMPLES: Final = 3

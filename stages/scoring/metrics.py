@@ -13,9 +13,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from stages.corpus.modalities import AXES
-from stages.errors import InputError
-from stages.grpo.prompts import Style
+from stages.core.errors import InputError
+from stages.prompts.styles import Style
 from stages.scoring.baselines import score_every_way
 from stages.scoring.floors import RULES, Floor
 from stages.scoring.hacking import watch
@@ -33,6 +32,7 @@ from stages.scoring.tables import (
     with_ablation,
     without_picture,
 )
+from stages.taxonomy import AXES
 
 DIGITS: Final = 4
 P_VALUES: Final = ("p", "p_holm")

@@ -26,7 +26,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-from stages.cli import run_stage
+from stages.core.cli import run_stage
 from stages.scoring.questions import Question, chance, read_questions
 from stages.scoring.statistics import wilson_interval
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from stages.corpus.modalities import AXES
+from stages.taxonomy import AXES
 
 Unit = Literal["percent", "percentage points", "relative percent"]
 """An accuracy; a difference of two accuracies; a difference as a share of the smaller accuracy."""

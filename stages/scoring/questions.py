@@ -14,8 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from stages.corpus.problems import LETTERS, parse_problem, parse_solution
-from stages.errors import InputError
+from stages.core.errors import InputError
+from stages.corpus.dataset.problems import LETTERS, parse_problem, parse_solution
 
 FORM: Final = 'a JSON list of {"image": ..., "problem": "... A)..., B)...", "solution": "<answer> B </answer>"}, plain or .gz'
 """The published form of a split file, in words."""

@@ -16,8 +16,8 @@ from typing import Final, Literal
 import numpy as np
 import pandas as pd
 
-from stages.corpus.modalities import AXES
-from stages.errors import InputError
+from stages.core.errors import InputError
+from stages.taxonomy import AXES
 
 COLUMNS: Final[dict[str, str]] = {
     "checkpoint": "text",

@@ -18,7 +18,7 @@ MODEL = "owner/tiny"
 FETCH = (
     # a model of 4 MB instead of 4 GB, and nobody to wait for
     "import time; from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 2**16; time.sleep = lambda _: None\n"
-    "import sys; from pathlib import Path; from stages.base.hub import snapshot; from stages.errors import InputError\n"
+    "import sys; from pathlib import Path; from stages.base.hub import snapshot; from stages.core.errors import InputError\n"
     "try: print(snapshot(sys.argv[1], sys.argv[2], Path('models/base')))\n"
     "except InputError as error: sys.exit(f'refused: {error}')"
 )

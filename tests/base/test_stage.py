@@ -17,10 +17,10 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from stages import layout
 from stages.base import __main__ as base
-from stages.errors import InputError
-from stages.grpo.policy import load_policy, load_processor
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.policy.loading import load_policy, load_processor
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.evaluate import __main__, measure
 from benchmarks.evaluate.measure import EMBEDDED, Case, answer, margin, questions, set_up, with_ablations
 from benchmarks.evaluate.published import answer_as_published
-from stages.grpo.generate import BLANK
-from stages.outputs import read_json
+from stages.core.outputs import read_json
+from stages.generation.generate import BLANK
 
 
 def test_both_loops_give_the_same_answers_and_the_ratio_is_that_of_their_seconds(

@@ -13,8 +13,8 @@ import pytest
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.learning import prepare
 from benchmarks.gpu.matrix import EVALUATED, hours
-from stages.outputs import read_json
-from stages.params import load_params
+from stages.core.outputs import read_json
+from stages.core.params import load_params
 
 
 def steps(ms: float) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import zstandard
 
-from stages.corpus.source import Corpus, open_corpus
-from stages.params import Limits
+from stages.core.params import Limits
+from stages.corpus.archives.source import Corpus, open_corpus
 
 GOOD = {
     "QA_information/Open-access/B.json": b"[]",

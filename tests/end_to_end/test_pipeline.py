@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from stages.corpus.quarantine import read_quarantine
+from stages.corpus.quarantine.ledger import read_quarantine
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {

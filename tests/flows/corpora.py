@@ -19,9 +19,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from flows.dvc_client import StageError
-from flows.schedule import StageResult
-from stages.corpus.modalities import MODALITIES, QUESTION_TYPES
+from flows.dvc_api.client import StageError
+from flows.scheduling.schedule import StageResult
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
 
 Raw = dict[str, Any]
@@ -32,10 +32,10 @@ TOOLS = """
 import hashlib, json, sys
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
-from stages import layout
+from stages.core import layout
 from stages.evaluate import SCHEMA, test_questions
-from stages.corpus.problems import parse_problem, parse_solution
-from stages.params import load_params
+from stages.corpus.dataset.problems import parse_problem, parse_solution
+from stages.core.params import load_params
 
 def train(name):
     if Path("fail").exists():

@@ -19,10 +19,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.api import left_servers
-from flows.dvc_client import guarded_processes, orphans
+from flows.dvc_api.client import guarded_processes, orphans
+from flows.prefect_api.client import left_servers
 from flows.reproduce import StagesFailedError, _crashed, main, only_flow, reproduce
-from stages.errors import InputError
+from stages.core.errors import InputError
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stages.errors import InputError
+from stages.core.errors import InputError
 from stages.grpo import engine
 from stages.grpo.engine import MedGRPOTrainer
-from stages.grpo.prompt_batch import PromptBatch
 from stages.grpo.shared_prefix import score
+from stages.policy.prompt_batch import PromptBatch
 from tests.grpo.tiny import embedded_policy, processor, questions, random_policy, trainer
 
 SAID = [[300 + row, 40 + row, 50][: 1 + row % 3] for row in range(8)]
@@ -134,8 +134,8 @@ def test_a_frozen_tower_does_not_move_and_sees_a_picture_once(tmp_path: Path) ->
 
 
 def test_features_over_the_limit_are_dropped_and_computed_again(tmp_path: Path) -> None:
-    from stages.grpo.prompt_batch import process_prompts
-    from stages.grpo.vision import VisionFeatures
+    from stages.policy.prompt_batch import process_prompts
+    from stages.policy.vision_features import VisionFeatures
     from tests.grpo.tiny import chats
 
     policy = embedded_policy()
@@ -163,8 +163,8 @@ def test_an_adapter_on_layers_that_are_not_there_is_refused_with_those_that_are(
 
 
 def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> None:
-    from stages.grpo.policy import load_policy
     from stages.grpo.trainer import save_policy
+    from stages.policy.loading import load_policy
 
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
     each = trainer(tmp_path, lora=lora, max_steps=3, learning_rate=1e-2)

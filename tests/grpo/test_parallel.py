@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.errors import InputError
+from stages.core.distributed.launch import launch
+from stages.core.errors import InputError
+from stages.core.params import Grpo, load_params
 from stages.grpo import engine
 from stages.grpo.parallel import CONFIGURATIONS, lost_others, others_named, parallel_arguments, processes_to_launch
-from stages.launch import launch
-from stages.params import Grpo, load_params
 from tests.grpo.tiny import REPOSITORY, embedded_policy
 from tests.grpo.two_processes import CASES, step
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from stages.grpo.fingerprint import files_hash, fingerprint, state_folder
 from stages.grpo.resume import WHOLE, newest_checkpoint
 from stages.grpo.trainer import LOGGED, deterministic, write_log
+from stages.policy.fingerprint import files_hash, fingerprint, state_folder
 from tests.grpo.tiny import trainer
 
 

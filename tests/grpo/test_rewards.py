@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages.grpo.prompts import PROMPTS, Style, ask, chat
 from stages.grpo.rewards import format_reward, reward_functions
+from stages.prompts.styles import PROMPTS, Style, ask, chat
 
 
 @pytest.mark.parametrize(

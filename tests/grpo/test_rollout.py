@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stages.grpo.policy import vision_token_ids
-from stages.grpo.prompt_batch import PromptBatch, process_prompts
-from stages.grpo.prompt_pass import PromptPass, pass_over_prompts
 from stages.grpo.rollout import Sampling, draws, sample_completions
+from stages.policy.loading import vision_token_ids
+from stages.policy.prefill import PromptPass, pass_over_prompts
+from stages.policy.prompt_batch import PromptBatch, process_prompts
 from tests.grpo.tiny import FAMILIES, chats, embedded_policy, processor, questions, random_policy
 
 ENDS = (844, 842)

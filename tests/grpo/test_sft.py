@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from stages.corpus.problems import format_solution
-from stages.errors import InputError
-from stages.grpo.policy import load_processor
-from stages.grpo.prompts import Style, ask, chat
+from stages.core.errors import InputError
+from stages.core.params import Grpo, Sft, load_params
+from stages.corpus.dataset.problems import format_solution
 from stages.grpo.resume import newest_checkpoint
 from stages.grpo.sft import build_sft_trainer, sft_config, sft_dataset, target
 from stages.grpo.trainer import LOGGED, build_trainer, deterministic, save_policy, train_dataset, write_log
-from stages.params import Grpo, Sft, load_params
+from stages.policy.loading import load_processor
+from stages.prompts.styles import Style, ask, chat
 from tests.grpo.tiny import BASE, REPOSITORY, embedded_policy, processor, questions
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
@@ -199,7 +199,7 @@ def test_a_frozen_tower_does_not_move(tmp_path: Path) -> None:
 
 
 def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> None:
-    from stages.grpo.policy import load_policy
+    from stages.policy.loading import load_policy
 
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
     each = trainer(tmp_path, grpo={"lora": lora, "max_steps": 2}, sft={"learning_rate": 1e-2})

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.grpo.last_layer import last_layer_yields
-from stages.grpo.prompt_batch import PromptBatch, process_prompts
-from stages.grpo.prompt_pass import pass_over_prompts
 from stages.grpo.shared_prefix import SHORT, Head, lay_out, score, score_members, score_rows, score_segments
-from stages.grpo.vision import embed_patches_by_product
+from stages.policy.last_layer import last_layer_yields
+from stages.policy.prefill import pass_over_prompts
+from stages.policy.prompt_batch import PromptBatch, process_prompts
+from stages.policy.vision_features import embed_patches_by_product
 from tests.grpo.tiny import FAMILIES, chats, processor, questions, random_policy
 
 TEMPERATURE = 0.7

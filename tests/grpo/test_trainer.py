@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.errors import InputError
-from stages.grpo.policy import check_policy_files, load_policy, load_processor, vision_token_ids
-from stages.grpo.prompt_batch import process_prompts
+from stages.core.errors import InputError
+from stages.core.params import Grpo, load_params
 from stages.grpo.trainer import build_trainer, grpo_config, train_dataset
-from stages.params import Grpo, load_params
+from stages.policy.loading import check_policy_files, load_policy, load_processor, vision_token_ids
+from stages.policy.prompt_batch import process_prompts
 from tests.grpo.tiny import chats, processor, questions, trainer
 
 REPOSITORY = Path(__file__).parents[2]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from stages.errors import InputError
+from stages.core.errors import InputError
+from stages.core.params import Grpo, load_params
 from stages.grpo.vllm_rollout import check_prompts_of, never_sampled, one_token_a_picture, require_vllm, vllm_arguments
-from stages.params import Grpo, load_params
 from tests.grpo.tiny import REPOSITORY, processor
 
 PICTURE = 9

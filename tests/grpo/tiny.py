@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from stages.corpus import phantoms
-from stages.grpo.policy import load_policy, load_processor
-from stages.grpo.prompts import ask
+from stages.core.params import Grpo, load_params
+from stages.corpus.sample import phantoms
 from stages.grpo.trainer import build_trainer, train_dataset
-from stages.params import Grpo, load_params
+from stages.policy.loading import load_policy, load_processor
+from stages.prompts.styles import ask
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"

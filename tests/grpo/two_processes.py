@@ -14,10 +14,10 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
+from stages.core.distributed.launch import processes
+from stages.core.params import Grpo, load_params
 from stages.grpo import engine
 from stages.grpo.parallel import prepare_deepspeed, whole_weights
-from stages.launch import processes
-from stages.params import Grpo, load_params
 from tests.grpo.tiny import REPOSITORY, trainer
 
 PROMPTS, GROUP = 2, 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.corpus import dicom_syntaxes as syntaxes
+from stages.corpus.dicom import syntaxes
 from tests.dicoms import SECONDARY_CAPTURE, compressed, dataset, deflated, file, written
 from tests.hostile.cases import Case
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import download, layout, resize
-from stages.corpus.modalities import MODALITIES
-from stages.corpus.quarantine import Quarantine, read_quarantine
-from stages.errors import InputError
+from stages import download, resize
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.corpus.quarantine.ledger import Quarantine, read_quarantine
+from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT
 from tests.hostile import pictures
 from tests.hostile.archives import archives, zipped

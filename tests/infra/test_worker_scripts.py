@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.checks.server import worker_name
+from flows.doctor.server import worker_name
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "infra" / "worker.sh"

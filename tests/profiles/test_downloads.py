@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 
-from stages.params import Params, load_params
+from stages.core.params import Params, load_params
 from stages.profiles import downloads
 from stages.profiles.downloads import Download, unreachable, wrong_weights
 from stages.profiles.schema import load_profile

@@ -1,4 +1,4 @@
-"""`python -m stages.profile`: to another scale and back without a trace, and nothing written for a run that cannot finish."""
+"""`python -m stages.profiles.command`: to another scale and back without a trace, and nothing written for a run that cannot finish."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from stages import profile
-from stages.errors import InputError
-from stages.machine import Gpu, Torch
-from stages.params import load_params
+from stages.core.errors import InputError
+from stages.core.machine import Gpu, Torch
+from stages.core.params import load_params
 from stages.profiles import checks, downloads
+from stages.profiles import command as profile
 from stages.profiles.checks import Machine
 from stages.profiles.needs import memory, needs
 from stages.profiles.pins import imported, keep

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.errors import InputError
+from stages.core.errors import InputError
 from stages.profiles.splice import reset, set_values
 
 PATH = Path("params.yaml")

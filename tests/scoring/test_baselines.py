@@ -5,7 +5,7 @@ from fractions import Fraction
 import pandas as pd
 import pytest
 
-from stages.scoring.answers import extract_answer
+from stages.answers.extraction import extract_answer
 from stages.scoring.baselines import PROTOCOLS, Protocol, baselines, majority_letter, score_as_published, score_every_way
 from stages.scoring.questions import Question
 from stages.scoring.tables import Score

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.grpo.prompts import Style
+from stages.prompts.styles import Style
 from stages.scoring.hacking import Limits, Sign, watch
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
 

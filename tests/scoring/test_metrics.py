@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.errors import InputError
+from stages.core.errors import InputError
 from stages.scoring.metrics import compute_metrics
 from stages.scoring.statistics import cluster_interval, holm, mcnemar, paired_interval, wilson_interval
 from stages.scoring.tables import CELLS, Target

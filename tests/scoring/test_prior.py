@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.corpus.problems import format_problem, format_solution
-from stages.errors import InputError
+from stages.core.errors import InputError
+from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.scoring import prior as tool
 from stages.scoring.prior import blind_credits, blind_score, fit_prior, normalise, pool
 from stages.scoring.questions import Question, as_questions

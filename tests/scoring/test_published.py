@@ -8,8 +8,8 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from stages.corpus.modalities import AXES
 from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, SPLITS, THIRD_PARTY, Published, PublishedSplit, PublishedTable
+from stages.taxonomy import AXES
 
 TESTED = {(split.axis, split.slug): split.test for split in SPLITS}
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.errors import InputError
+from stages.core.errors import InputError
 from stages.scoring.questions import Question, as_questions, chance, read_questions
 
 ITEM = {"image": "a.png", "problem": "What is it? A)CT, B)MRI, or so, C)X-ray (AP)", "solution": "<answer> B </answer>"}

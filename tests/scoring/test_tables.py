@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from stages.corpus.modalities import AXES
-from stages.errors import InputError
+from stages.core.errors import InputError
 from stages.evaluate import SCHEMA
 from stages.scoring import tables
 from stages.scoring.tables import Score
+from stages.taxonomy import AXES
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
 
 SOURCE = "predictions/ct.parquet"

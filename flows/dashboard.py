@@ -1,0 +1,232 @@
+"""The dashboard on this machine: Prefect's server, a worker, the deployments, and the report, with one command.
+
+    python -m flows.dashboard [--host 127.0.0.1] [--port 4200]          (make dashboard)
+
+All of it ends with this command, however it ends. What the server knows is kept in .scratch/prefect, in SQLite, or where
+PREFECT_API_DATABASE_CONNECTION_URL says; runs whose process is gone, because the last dashboard was killed say, are marked as
+crashed, since until then they would keep new ones out. Only this machine can reach it; on any other address a password is required,
+in the environment (PREFECT_SERVER_API_AUTH_STRING), and is never printed. The report, which asks for none, stays on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from flows.doctor.server import worker_name, zombies
+from flows.dvc_api.client import environment
+from flows.prefect_api.artifacts import REPORT_URL
+from flows.prefect_api.client import answers
+from flows.scheduling.file_lock import held
+from stages.core import layout
+from stages.core.errors import InputError
+
+HOME: Final = layout.SCRATCH / "prefect"
+POOLS: Final = ("local", "gpu")
+DEPLOYMENTS: Final = Path("infra") / "prefect.yaml"
+PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (its name)
+REPORT_HOST: Final = "127.0.0.1"
+PATIENCE: Final = 120.0
+"""Seconds that the server may take to answer."""
+_GUARD: Final = Path(__file__).with_name("guard.py")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until interrupted; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs a password")
+    parser.add_argument("--port", type=int, default=4200, help="port of the dashboard; the report is served on the next one")
+    given = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return serve(Path.cwd(), given.host, given.port)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nthe dashboard has ended; what it knew is kept", file=sys.stderr)
+        return 0
+
+
+def serve(root: Path, host: str, port: int) -> int:
+    """Start all, say where it is, and wait. InputError if it may not or cannot start."""
+    variables = variables_for(root, host, port)
+    address = f"http://{_shown(host)}:{port}"
+    with _only_dashboard(root, address) as held:
+        _check_free(host, port, address)
+        _check_free(REPORT_HOST, port + 1, address)
+        log = root / HOME / "serve.log"
+        print(f"Starting Prefect's server (half a minute the first time); its log is {log}", flush=True)
+        children: list[subprocess.Popen[bytes]] = []
+
+        def start(name: str, *command: str) -> None:
+            children.append(_spawn(root, log, variables, held, name, command))
+
+        try:
+            start("server", _prefect(), "server", "start", "--host", host, "--port", str(port))
+            _await_server(variables, children[0], log)
+            for said in end_dead_runs(variables):
+                print(said, flush=True)
+            for pool in POOLS:
+                _run(root, variables, "work-pool", "create", pool, "--type", "process", "--overwrite")
+            _run(root, variables, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
+            (root / layout.REPORT).mkdir(exist_ok=True)
+            files = ("-m", "http.server", str(port + 1), "--bind", REPORT_HOST, "--directory", str(layout.REPORT))
+            start("files", sys.executable, *files)
+            _await_port(REPORT_HOST, port + 1, log)
+            start(
+                "worker", _prefect(), "worker", "start", "--pool", "local", "--type", "process", "--name", worker_name("local", os.getpid())
+            )
+            print(f"Dashboard: {address}\nReport:    {variables[REPORT_URL]}/index.html\nInterrupt (Ctrl-C) ends both.", flush=True)
+            while all(child.poll() is None for child in children):
+                time.sleep(0.5)
+            raise InputError(f"the server, the worker or the report's server has ended by itself; the end of {log} says why")
+        finally:
+            for child in reversed(children):
+                assert child.stdin
+                child.stdin.close()
+            for child in children:
+                child.wait()
+
+
+def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
+    """What server, worker and flows are told. InputError for an address that others can reach without a password."""
+    password = os.environ.get(PASSWORD, "")
+    if not is_loopback(host) and not all(password.partition(":")):
+        raise InputError(
+            f"--host {host} can be reached from other machines, and whoever reaches the server can run flows: set {PASSWORD} to "
+            "user:password in the environment, of the server and, as PREFECT_API_AUTH_STRING, of its clients"
+        )
+    return environment(
+        {
+            "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str((root / HOME).resolve()),
+            "PREFECT_API_URL": f"http://{_shown(host)}:{port}/api",
+            # the page asks whatever address it was opened at; and no page of another site may ask: without a password, any could
+            "PREFECT_UI_API_URL": "/api",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{_shown(host)}:{port}",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            # slots that a server held in memory would be lost with it
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "MED_R1_ROOT": str(root.resolve()),
+            "PYTHONPATH": str(root.resolve()),
+            REPORT_URL: f"http://{REPORT_HOST}:{port + 1}",
+        }
+        | ({"PREFECT_API_AUTH_STRING": password} if password else {})
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach the address?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def end_dead_runs(variables: Mapping[str, str]) -> list[str]:
+    """Mark runs whose process is gone as crashed, which frees the place that they hold; what was done, a line a run."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    address = {PREFECT_API_URL: variables["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: variables.get("PREFECT_API_AUTH_STRING")}
+    with temporary_settings(address), get_client(sync_client=True) as client:
+        return [finding.mend() for finding in zombies(client) if finding.mend]
+
+
+def _shown(host: str) -> str:
+    """The address as this machine's programs reach it, as it stands in a URL."""
+    if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+@contextmanager
+def _only_dashboard(root: Path, address: str) -> Iterator[int]:
+    """Hold the workspace's dashboard, by a descriptor for what it starts to keep open. InputError if there is one already."""
+
+    def taken(where: str) -> InputError:
+        return InputError(f"the dashboard of {root} runs already: {where}. If it has just been ended, it is gone in half a minute")
+
+    with held(root / HOME / "serve.lock", address, taken) as lock:
+        yield lock
+
+
+def _check_free(host: str, port: int, address: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} of {host} cannot be used ({error.strerror}). If a dashboard runs already it is at {address}; else give "
+                "another with --port (make dashboard PORT=4300)"
+            ) from error
+
+
+def _spawn(root: Path, log: Path, variables: Mapping[str, str], held: int, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start behind a guard: it ends when this process does, and with it all that it started."""
+    with log.open("ab") as handle:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_GUARD), str((root / HOME / f"{name}.pid").resolve()), *command],
+            cwd=root,
+            env=dict(variables),
+            stdin=subprocess.PIPE,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[held],
+        )
+
+
+def _await_server(variables: Mapping[str, str], server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        if answers(variables):
+            return
+        time.sleep(0.3)
+    raise InputError(f"Prefect's server does not answer; the end of {log} says why")
+
+
+def _await_port(host: str, port: int, log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((_shown(host), port), timeout=5):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise InputError(f"the report's server does not answer on port {port}; the end of {log} says why")
+
+
+def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:
+    command = [_prefect(), "--no-prompt", *arguments]
+    done = subprocess.run(command, cwd=root, env=dict(variables), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise InputError(f"`prefect {' '.join(arguments)}` failed: {(done.stdout + done.stderr).strip()[-1500:]}")
+
+
+def _prefect() -> str:
+    return str(Path(sys.executable).parent / "prefect")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

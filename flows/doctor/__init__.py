@@ -1,0 +1,1 @@
+"""Diagnose a workspace and repair what is safe to repair."""

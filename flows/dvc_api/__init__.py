@@ -1,0 +1,1 @@
+"""DVC's command line, graph, run cache and reasons for staleness."""

@@ -1,0 +1,277 @@
+"""DVC's command line, as flows need it: what is stale, and one stage run safely beside others.
+
+Every call is `dvc --wait-for-lock`: without it, stages that start or end while another holds the repository's lock fail, and
+one that has run for hours can end unrecorded. `repro -s` runs one stage and looks at nothing upstream, so the caller keeps
+the order. A stage runs behind `flows.scheduling.guard`: it ends when its caller does, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import psutil
+
+from stages.core import layout
+from stages.core.errors import InputError
+
+RECORDS: Final = layout.SCRATCH / "flows" / "running"
+"""A file for each stage that runs, while it runs."""
+TAIL: Final = 40
+"""Last lines of a stage that a failure quotes."""
+_GUARD: Final = Path(__file__).with_name("guard.py")
+_ROUNDS: Final = 5
+"""How often what was ended is looked for again: a process may have been forking just then, or start another as its last act."""
+_NOISE: Final = re.compile(
+    r"^(To track the changes with git, run:|To enable auto staging, run:|\s*git add .*|\s*dvc config core\.autostage.*|Use `dvc push`.*|)$"
+)
+
+Reasons = dict[str, dict[str, str]]
+"""What made a stage stale: "changed deps", "changed outs" -> path -> "modified", "deleted", ..., and "changed command"."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How `dvc repro -s` ended: it `ran` the stage, found it `unchanged`, or took its outputs from the run-cache (`cached`)."""
+
+    how: Literal["ran", "unchanged", "cached"]
+    seconds: float
+
+
+class StageError(Exception):
+    """A stage did not end well; the message says which, why, and what to do."""
+
+
+class StoppedError(Exception):
+    """A stage was stopped because its flow was."""
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment, with the programs beside its Python first on the path, and nothing that reports home."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(extra or {})
+
+
+def dvc(root: Path, *arguments: str, held: Iterable[int] = ()) -> str:
+    """What `dvc` prints. InputError with what it says if it fails. `held`: descriptors that it keeps open, such as a lock's."""
+    command = ["dvc", "--wait-for-lock", *arguments]
+    done = subprocess.run(
+        command, cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, pass_fds=tuple(held)
+    )
+    if done.returncode:
+        said = "\n".join(line for line in (done.stderr or done.stdout).splitlines() if line.strip())[-2000:]
+        raise InputError(f"`{' '.join(command)}` failed with exit code {done.returncode}: {said}")
+    return done.stdout
+
+
+def read_status(root: Path) -> dict[str, Reasons]:
+    """Stale stage -> why, by DVC's own reckoning; what only waits for a stale stage is not among them."""
+    found: dict[str, list[str | dict[str, Any]]] = json.loads(dvc(root, "status", "--json") or "{}")
+    stale: dict[str, Reasons] = {}
+    for name, reasons in found.items():
+        merged: Reasons = {}
+        for reason in reasons:
+            merged |= {reason: {}} if isinstance(reason, str) else reason
+        if name.endswith(layout.DATA_DVC.suffix):
+            # an import whose source has moved on is as pinned: that is the business of retraining
+            merged.pop("changed deps", None)
+        if merged:
+            stale[name] = merged
+    return stale
+
+
+def say_reasons(reasons: Reasons) -> str:
+    """Why, in a line: "models/base modified; grpo.beta modified; stages/train.py modified"."""
+    parts = []
+    for kind, changes in reasons.items():
+        if not changes:
+            parts.append(kind)
+        for path, how in changes.items():
+            if isinstance(how, dict):  # parameters: file -> key -> change
+                parts += [f"{key} {change}" for key, change in how.items()]
+            else:
+                parts.append(f"{'output ' if kind == 'changed outs' else ''}{path} {how}")
+    return "; ".join(parts)
+
+
+class Runner:
+    """Runs stages of one workspace, and commands beside them; `stop` ends those that run and lets no other begin."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._running: set[subprocess.Popen[str]] = set()
+        self.stopped = False
+
+    def run(
+        self,
+        stage: str,
+        tell: Callable[[str], None],
+        *,
+        extra: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+        held: Iterable[int] = (),
+    ) -> Outcome:
+        """`dvc repro -s` of one stage, its lines given to `tell` as they come.
+
+        `held`: file descriptors that the stage's processes keep open as long as one of them lives, such as a slot's lock.
+        StageError if it fails, StoppedError if this runner was stopped.
+        """
+        start = time.monotonic()
+        how: Literal["ran", "unchanged", "cached"] = "ran"
+
+        def hear(line: str) -> None:
+            nonlocal how
+            how = "unchanged" if "didn't change, skipping" in line else "cached" if "is cached - skipping run" in line else how
+            tell(line)
+
+        command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
+        self.watch(stage, command, hear, folder=self.root, extra=extra, held=held)
+        return Outcome(how, time.monotonic() - start)
+
+    def watch(
+        self,
+        name: str,
+        command: Sequence[str],
+        tell: Callable[[str], None],
+        *,
+        folder: Path,
+        extra: Mapping[str, str] | None = None,
+        held: Iterable[int] = (),
+    ) -> None:
+        """Any command in `folder`, behind the guard and under a `name` that no other one runs under; else as `run`."""
+        record = (self.root / RECORDS / f"{name}.pid").resolve()
+        record.parent.mkdir(parents=True, exist_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_GUARD), str(record), *command],
+            cwd=folder,
+            env=environment(extra),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=tuple(held),
+        )
+        self._running.add(process)
+        if self.stopped:
+            self._close(process)
+        tail: deque[str] = deque(maxlen=TAIL)
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                shown = line.rstrip("\n").rpartition("\r")[2].rstrip()  # of a bar that redraws itself, its last state
+                if not _NOISE.match(shown):
+                    tail.append(shown)
+                    tell(shown)
+            code = process.wait()
+        finally:
+            # whatever went wrong here, it does not go on unwatched
+            self._close(process)
+            process.wait()
+            self._running.discard(process)
+        if code < 0:  # the guard itself was killed: what it watched is ours to end
+            end_stages({record})
+            record.unlink(missing_ok=True)
+        if self.stopped:
+            raise StoppedError(f"{name} was stopped; what it had kept is used when it runs again")
+        if code:
+            raise StageError(explain(name, code, list(tail)))
+
+    def stop(self) -> None:
+        """End the stages that run, and let no other begin. They are given time to end well; `run` returns when they have."""
+        self.stopped = True
+        for process in list(self._running):
+            self._close(process)
+
+    def _close(self, process: subprocess.Popen[str]) -> None:
+        try:
+            assert process.stdin
+            process.stdin.close()
+        except BrokenPipeError:
+            pass
+
+
+def explain(stage: str, code: int, tail: list[str]) -> str:
+    """Why a stage failed, from its last lines: the stage's own word if it has one, and what to do."""
+    text = "\n".join(tail)
+    if "Unable to acquire lock" in text or "is busy, it is being blocked by" in text:
+        why = "another DVC command holds a file it needs. See which with `python -m flows.doctor.command`, let it end, and run again"
+    elif "No space left on device" in text or "no space left on the disk" in text:
+        why = "the disk is full; nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again"
+    elif own := [line for line in tail if line.startswith("error: ")]:
+        why = own[-1].removeprefix("error: ")
+    elif code in (130, 137, 143) or "-9" in text or "-15" in text:
+        why = "it was killed from outside. Run again: what it had kept is used"
+    else:
+        why = "see the lines below"
+    return f"{stage} failed: {why}\n\n" + "\n".join(tail)
+
+
+def processes_of(record: Path) -> list[psutil.Process]:
+    """Processes that were started, directly or not, by the guard with this record, whoever their parent is now."""
+    return [process for process, theirs in guarded_processes() if theirs == str(record)]
+
+
+def guarded_processes() -> list[tuple[psutil.Process, str]]:
+    """All processes of this user that a guard started, each with the path of its record."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            record = process.environ().get("FLOW_RECORD")
+        except (psutil.Error, OSError):
+            continue
+        if record and process.pid != os.getpid():
+            found.append((process, record))
+    return found
+
+
+def orphans(root: Path) -> list[tuple[psutil.Process, str]]:
+    """Processes of stages of this workspace whose guard is gone: nothing waits for what they do."""
+    folder = str((root / RECORDS).resolve())
+    theirs = [(process, record) for process, record in guarded_processes() if str(Path(record).parent) == folder]
+    guards = {" ".join(process.cmdline()) for process in psutil.process_iter() if _is_guard(process)}
+    return [(process, record) for process, record in theirs if not any(record in guard for guard in guards)]
+
+
+def end_processes(processes: Iterable[psutil.Process], patience: float = 10.0) -> None:
+    """Interrupt processes, and kill those that are there after `patience` seconds."""
+    import signal
+
+    left = list(processes)
+    for number in (signal.SIGINT, signal.SIGKILL):
+        for process in left:
+            try:
+                process.send_signal(number)
+            except psutil.Error:
+                continue
+        _, left = psutil.wait_procs(left, timeout=patience)
+
+
+def end_stages(records: Iterable[Path]) -> list[int]:
+    """End what the guards with these records started, and what that starts while it is being ended; the ids of what was found."""
+    wanted = {str(record) for record in records}
+    ended: list[int] = []
+    for _ in range(_ROUNDS):
+        left = [process for process, record in guarded_processes() if record in wanted]
+        if not left:
+            break
+        ended += [process.pid for process in left]
+        end_processes(left)
+    return sorted(set(ended))
+
+
+def _is_guard(process: psutil.Process) -> bool:
+    try:
+        return str(_GUARD) in process.cmdline()
+    except (psutil.Error, OSError):
+        return False

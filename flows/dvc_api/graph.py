@@ -1,0 +1,131 @@
+"""DVC's graph of the pipeline, read once: what there is to run, what each needs, and what is stale and why.
+
+The only place that uses DVC's Python objects, and only to read; all that changes a workspace goes through its command line
+(`flows.dvc_api.client`), in processes of their own, since `dvc.repo.Repo` may not be shared between threads.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from dvc.repo import Repo
+
+from stages.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its name for `dvc repro` ("train@ct", "data.dvc"), what it reads and writes, and `meta` of dvc.yaml.
+
+    `gpus`: devices it needs; `minutes`: how long it is expected to take where nothing is on record.
+    """
+
+    name: str
+    description: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    gpus: int
+    minutes: float
+
+    @property
+    def group(self) -> str:
+        """What stands before the key: `train` of `train@ct`."""
+        return self.name.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Stages by name, in an order in which each comes after what it needs, and the names that each needs directly."""
+
+    stages: Mapping[str, Stage]
+    needs: Mapping[str, frozenset[str]]
+
+    def upstream(self, names: Iterable[str]) -> set[str]:
+        """The given stages and all that they need."""
+        return self._closure(names, self.needs)
+
+    def downstream(self, names: Iterable[str]) -> set[str]:
+        """The given stages and all that need them."""
+        needed_by: dict[str, set[str]] = {name: set() for name in self.stages}
+        for name, needs in self.needs.items():
+            for each in needs:
+                needed_by[each].add(name)
+        return self._closure(names, needed_by)
+
+    def select(self, patterns: Iterable[str]) -> set[str]:
+        """Stages that one of the patterns means: a name, a group ("train"), or a glob ("train@*"). InputError if one means none."""
+        chosen: set[str] = set()
+        for pattern in patterns:
+            found = {name for name, stage in self.stages.items() if stage.group == pattern or fnmatch.fnmatchcase(name, pattern)}
+            if not found:
+                near = ", ".join(name for name in self.stages if name.partition("@")[0] == pattern.partition("@")[0]) or ", ".join(
+                    self.stages
+                )
+                raise InputError(f"no stage of dvc.yaml is meant by {pattern!r}; there are: {near}")
+            chosen |= found
+        return chosen
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """The given stages, dependencies first."""
+        wanted = set(names)
+        return [name for name in self.stages if name in wanted]
+
+    def _closure(self, names: Iterable[str], edges: Mapping[str, Iterable[str]]) -> set[str]:
+        found, waiting = set(), list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting.extend(edges[name])
+        return found
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two paths are the same or one holds the other."""
+    return one == other or one.startswith(other + "/") or other.startswith(one + "/")
+
+
+def read_graph(root: Path) -> Graph:
+    """The graph of the workspace at `root`. InputError if dvc.yaml cannot be read."""
+    from dvc.exceptions import DvcException
+
+    try:
+        repo = Repo(str(root))
+        with repo:
+            graph = repo.index.graph
+            names = {stage: _name(stage, repo.root_dir) for stage in graph}
+            # ties by name: the order does not depend on how DVC happens to list its files
+            ordered = nx.lexicographical_topological_sort(graph.reverse(copy=False), key=names.__getitem__)
+            stages = [_stage(stage, names[stage], repo.root_dir) for stage in ordered]
+            needs = {names[stage]: frozenset(names[each] for each in graph.successors(stage)) for stage in graph}
+    except DvcException as error:
+        raise InputError(f"DVC cannot read the pipeline in {root}: {error}. `dvc repro --dry` says where") from error
+    return Graph({stage.name: stage for stage in stages}, needs)
+
+
+def _stage(stage: Any, name: str, root: str) -> Stage:
+    meta = getattr(stage, "meta", None) or {}
+    return Stage(
+        name=name,
+        description=getattr(stage, "desc", None) or "",
+        deps=tuple(_path(dep, root) for dep in stage.deps),
+        outs=tuple(_path(out, root) for out in stage.outs),
+        gpus=int(meta.get("gpus", 0)),
+        minutes=float(meta.get("minutes", 1)),
+    )
+
+
+def _name(stage: Any, root: str) -> str:
+    """As `dvc repro` takes it in the root: DVC's own addresses are relative to wherever this process is."""
+    file, name = os.path.relpath(stage.path, root), getattr(stage, "name", None)
+    return file if name is None else name if file == "dvc.yaml" else f"{file}:{name}"
+
+
+def _path(item: Any, root: str) -> str:
+    return os.path.relpath(item.fs_path, root) if os.path.isabs(item.fs_path) else str(item)

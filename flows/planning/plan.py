@@ -1,0 +1,269 @@
+"""What would run now, why, in what order, for how long and at what cost. It changes nothing.
+
+    python -m flows.planning.plan                                  all of it
+    python -m flows.planning.plan --only 'train@*' --slots 2       these and what they need, two trainings at once
+    python -m flows.planning.plan --json plan.json                 the same for a program
+
+What is stale is DVC's reckoning; the order is that of `flows.reproduce`, whose scheduler runs here against a clock of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Final, Literal
+
+from flows.dvc_api.client import Reasons, read_status
+from flows.dvc_api.graph import Graph, read_graph
+from flows.dvc_api.output_sizes import Lock, free_space, out_size, read_lock
+from flows.dvc_api.run_cache import restorable
+from flows.dvc_api.stale_reasons import say_why
+from flows.scheduling import durations
+from flows.scheduling.schedule import Room, StageResult, run_ready
+from flows.scheduling.slots import find_slots
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.machine import say_bytes
+from stages.core.params import load_params
+from stages.core.provenance import CODE
+
+Estimate = Literal["recorded", "meta", "run-cache"]
+"""Where a duration comes from: earlier runs here; `meta` of dvc.yaml; or nothing is computed, as DVC has the outputs."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage that would run.
+
+    `why`: in a line, what makes it stale and which stale stages it waits for. Those are in `after`; `reasons` is all that DVC says,
+    consequences included. `wave`: 1 for what can begin at once, 2 for what waits for those, and so on. `start` is an offset and
+    `seconds` a duration, both in seconds. `bytes`: the size of the outputs that are written anew, None if it was never known.
+    """
+
+    name: str
+    description: str
+    why: str
+    reasons: Reasons
+    after: tuple[str, ...]
+    wave: int
+    start: float
+    seconds: float
+    estimate: Estimate
+    gpus: int
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run, by start, and what is up to date.
+
+    `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds` from the first start to the last end;
+    `gpu_hours` of the stages that need one; `bytes` of all outputs written anew, as far as known, and `bytes_free` for them.
+    `warnings`: what stands in the way; `notes`: how sure all this is.
+    """
+
+    steps: tuple[Step, ...]
+    up_to_date: tuple[str, ...]
+    slots: tuple[str, ...]
+    devices: bool
+    seconds: float
+    gpu_hours: float
+    bytes: int
+    bytes_free: int
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None = None) -> Plan:
+    """The plan for the workspace at `root`.
+
+    Args:
+        root: Folder with dvc.yaml.
+        only: Stages to bring up to date with all they need, by name, group or glob; all if None.
+        slots: GPU stages at once; as `flows.reproduce` has it if None.
+
+    Raises:
+        InputError: No pipeline there, a lock file or parameters that cannot be read, no such stage, or more slots than GPUs.
+    """
+    lock = _check(root)
+    found = find_slots(root, slots)
+    graph = read_graph(root)
+    asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
+    stale = {name: reasons for name, reasons in read_status(root).items() if name in asked}
+    names = graph.in_order(graph.downstream(stale) & asked)
+    among = set(names)
+    after = {name: tuple(graph.in_order(graph.needs[name] & among)) for name in names}
+    kept = restorable(root, (name for name in names if not after[name])) if names else set()
+    seconds, estimates = _estimate(root, graph, names, kept)
+    starts = simulate(graph, names, seconds, Room(len(found.names), max(os.cpu_count() or 1, 1)))
+    waves: dict[str, int] = {}
+    for name in names:
+        waves[name] = 1 + max((waves[each] for each in after[name]), default=0)
+    steps = [
+        Step(
+            name=name,
+            description=graph.stages[name].description,
+            why=say_why(graph, stale.get(name, {}), after[name], name in lock or name.endswith(".dvc")),
+            reasons=stale.get(name, {}),
+            after=after[name],
+            wave=waves[name],
+            start=starts[name],
+            seconds=seconds[name],
+            estimate=estimates[name],
+            gpus=graph.stages[name].gpus,
+            bytes=out_size(root, graph.stages[name], lock),
+        )
+        for name in names
+    ]
+    written = sum(step.bytes or 0 for step in steps)
+    free = free_space(root)
+    return Plan(
+        steps=tuple(sorted(steps, key=lambda step: (step.start, step.wave))),
+        up_to_date=tuple(graph.in_order(asked - among)),
+        slots=found.names,
+        devices=found.devices,
+        seconds=max((step.start + step.seconds for step in steps), default=0.0),
+        gpu_hours=sum(step.gpus * step.seconds for step in steps) / 3600,
+        bytes=written,
+        bytes_free=free,
+        warnings=tuple(_warnings(root, steps, len(found.names), written, free)),
+        notes=tuple(_notes(steps)),
+    )
+
+
+def simulate(graph: Graph, names: Sequence[str], seconds: Mapping[str, float], room: Room) -> dict[str, float]:
+    """Stage -> seconds after which it begins, if each takes as long as `seconds` says: the flow's own order, on a clock of its own."""
+    clock = _Clock()
+    starts: dict[str, float] = {}
+
+    def begin(name: str) -> None:
+        starts[name] = clock.now
+        clock.ends.append((clock.now + seconds[name], name))
+
+    run_ready(graph, names, room, begin, clock)
+    return starts
+
+
+class _Clock(Queue[StageResult]):
+    """Ends of stages, in the order in which they would come; to wait for one is to set the clock to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.ends: list[tuple[float, str]] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> StageResult:
+        """The next end; `now` is then its time."""
+        first = min(self.ends)
+        self.ends.remove(first)
+        self.now, name = first
+        return StageResult(name, "ran")
+
+
+def _check(root: Path) -> Lock:
+    """What dvc.lock says; InputError for what DVC would refuse less clearly, or a stage only when it runs."""
+    if not (root / "dvc.yaml").is_file():
+        raise InputError(f"{root / 'dvc.yaml'} is missing: run from the project's root")
+    lock = read_lock(root)
+    if (root / "stages" / "params.py").is_file():  # the pipeline of this repository, whose parameters have a model
+        load_params(root / layout.PARAMS)
+    return lock
+
+
+def _estimate(root: Path, graph: Graph, names: Sequence[str], kept: set[str]) -> tuple[dict[str, float], dict[str, Estimate]]:
+    """Stage -> seconds, and stage -> where that number comes from."""
+    recorded = durations.read(root)
+    seconds: dict[str, float] = {}
+    estimates: dict[str, Estimate] = {}
+    for name in names:
+        if name in kept:
+            seconds[name], estimates[name] = 0.0, "run-cache"
+        elif name in recorded:
+            seconds[name], estimates[name] = recorded[name], "recorded"
+        else:
+            seconds[name], estimates[name] = 60 * graph.stages[name].minutes, "meta"
+    return seconds, estimates
+
+
+def _warnings(root: Path, steps: Sequence[Step], slots: int, written: int, free: int) -> list[str]:
+    said = []
+    if written > free:
+        said.append(
+            f"the disk is too small: {say_bytes(written)} would be written and {say_bytes(free)} are free. `dvc gc --workspace` drops "
+            "old results"
+        )
+    for step in steps:
+        if step.gpus > slots:
+            said.append(f"{step.name} needs {step.gpus} slots and there are {slots}: it will fail. Lower gpus in meta of dvc.yaml")
+    changed = _uncommitted(root) if steps else []
+    if changed:
+        shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        said.append(f"not committed: {shown}. Results will be marked as those of a changed commit (git_dirty)")
+    return said
+
+
+def _uncommitted(root: Path) -> list[str]:
+    """Changed files that decide a result; none outside of a git repository."""
+    command = ["git", "status", "--porcelain", "--no-renames", "--", *CODE]
+    # git would otherwise refresh its index: nothing here may change a file
+    done = subprocess.run(command, cwd=root, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, capture_output=True, text=True)
+    return [line[3:] for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
+
+def _notes(steps: Sequence[Step]) -> list[str]:
+    def count(estimate: Estimate) -> int:
+        return sum(step.estimate == estimate for step in steps)
+
+    notes = []
+    if meta := count("meta"):
+        notes.append(f"{meta} of {len(steps)} durations are those of meta in dvc.yaml, the full corpus on a GPU: no run is on record here")
+    if (kept := count("run-cache")) and kept < len(steps):
+        notes.append(
+            f"{kept} stages are in the run-cache and cost nothing; what comes after them may be there too: times are the most it takes"
+        )
+    if unknown := sum(step.bytes is None for step in steps):
+        notes.append(f"outputs of {unknown} of {len(steps)} stages were never made here, so their size is not in the sum")
+    return notes
+
+
+_EXIT_BAD_INPUT: Final = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the plan of the current folder; the exit code: 0, or 1 if none could be made."""
+    from flows.planning.table import print_plan
+
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.planning.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="stages to bring up to date, with all they need: train@ct, 'train@*'")
+    parser.add_argument("--slots", type=int, metavar="N", help="GPU stages at once; without GPUs 1")
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, to standard output if no file is named")
+    given = parser.parse_args(arguments)
+    try:
+        plan = make_plan(Path.cwd(), given.only, given.slots)
+        if given.json is None:
+            print_plan(plan)
+        elif given.json == "-":
+            print(_as_json(plan))
+        else:
+            Path(given.json).write_text(_as_json(plan) + "\n", encoding="utf-8")
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _EXIT_BAD_INPUT
+    return 0
+
+
+def _as_json(plan: Plan) -> str:
+    return json.dumps(asdict(plan), ensure_ascii=False, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""A plan as people read it: a row a stage, and a line that sums it up."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.dvc_api.stale_reasons import name_groups
+from flows.planning.plan import Plan, Step
+from stages.core.machine import say_bytes
+
+WHY: Final = 110
+"""Characters of a reason that a table shows; JSON has all of it."""
+_WIDTH: Final = 200
+"""Columns where there is no terminal that has a width."""
+_SOURCES: Final = {"recorded": "", "meta": " *", "run-cache": ""}
+
+
+def print_plan(plan: Plan) -> None:
+    """Print a plan to standard output: what would run, what is up to date, warnings and notes, the sum."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=False)
+    if plan.steps:
+        console.print(_table(plan))
+    if plan.up_to_date:
+        console.print(f"Up to date: {name_groups(plan.up_to_date)}")
+    for warning in plan.warnings:
+        console.print(f"[bold yellow]warning[/]: {_plain(warning)}")
+    for note in plan.notes:
+        console.print(f"{'* ' if 'meta' in note else ''}{_plain(note)}", style="dim")
+    console.print(sum_up(plan), style="bold")
+
+
+def sum_up(plan: Plan) -> str:
+    """The plan in a line: "31 of 42 stages would run, in 3 h 10 min on 2 GPUs: 5.8 GPU-hours; 1.2 GiB written, 58.0 GiB free"."""
+    if not plan.steps:
+        return f"Nothing would run: all {len(plan.up_to_date)} stages are up to date"
+    number, kind = len(plan.slots), "GPU" if plan.devices else "slot"
+    about = "" if all(step.estimate == "recorded" for step in plan.steps) else "about "
+    hours = f"{plan.gpu_hours:.2f} GPU-hours" if plan.devices else f"{plan.gpu_hours:.2f} hours in slots, no GPU here"
+    return (
+        f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run, in {about}{say_time(plan.seconds)} "
+        f"on {number} {kind}{'s' if number > 1 else ''}: {hours}; {say_bytes(plan.bytes)} written, {say_bytes(plan.bytes_free)} free"
+    )
+
+
+def say_time(seconds: float) -> str:
+    """A duration for people: "0 s", "48 s", "12 min", "3 h 05 min"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for head in ("begins", "takes", "GPUs", "writes"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    wave = 0
+    for step in sorted(plan.steps, key=lambda step: (step.wave, step.start)):
+        if step.wave != wave and wave:
+            table.add_section()
+        wave = step.wave
+        size = "?" if step.bytes is None else say_bytes(step.bytes)
+        table.add_row(step.name, _begins(step), _takes(step), str(step.gpus or ""), size, _plain(_short(step.why)))
+    return table
+
+
+def _begins(step: Step) -> str:
+    return "now" if step.start == 0 else f"+{say_time(step.start)}"
+
+
+def _takes(step: Step) -> str:
+    return "from cache" if step.estimate == "run-cache" else say_time(step.seconds) + _SOURCES[step.estimate]
+
+
+def _short(why: str) -> str:
+    return why if len(why) <= WHY else why[: WHY - 4].rpartition(" ")[0].rstrip(";,") + " ..."
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is markup."""
+    return text.replace("[", r"\[")

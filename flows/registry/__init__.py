@@ -1,0 +1,1 @@
+"""The champion: manifest, store, drift, snapshots."""

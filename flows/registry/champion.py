@@ -1,0 +1,308 @@
+"""The champion: the checkpoints in use, and how to go back to earlier ones.
+
+    python -m flows.registry.champion show                      which, since when, how good, and whether their weights are at hand
+    python -m flows.registry.champion promote                   the present results, whatever the gate would say
+    python -m flows.registry.champion rollback [--to 2]         the champion before this one, or a certain one
+    python -m flows.registry.champion checkout ct FOLDER        the champion's weights
+
+`champions/history/<n>.json` describes one version and never changes; `champions/champion.json` says which one is the champion, and is
+replaced in one step. Weights, predictions and the manifest of the corpus stay in DVC's cache, and in its default remote if there
+is one, under the hashes that a version names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from flows.dvc_api.client import read_status, say_reasons
+from flows.registry import store
+from flows.registry.manifest import Manifest, read_manifest, take_manifest, write_manifest
+from flows.registry.snapshot import only_retraining
+from flows.registry.store import Kept
+from flows.source import probe as source
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.outputs import read_json, write_json
+from stages.core.params import Params, load_params
+from stages.core.provenance import CODE
+from stages.reporting.labels import percent
+from stages.reporting.sources import read_predictions
+from stages.scoring.tables import CELLS, check_predictions, in_domain, macro, scores_by, tested
+from stages.taxonomy import AXES
+
+FOLDER: Final = Path("champions")
+POINTER: Final = FOLDER / "champion.json"
+HISTORY: Final = FOLDER / "history"
+DECIDING: Final = ("download", "resize", "splits", "base", "train", "evaluate")
+"""Groups of stages that a champion is made by."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Written = TypeVar("Written", bound=_Record)
+
+
+class Entry(_Record):
+    """One checkpoint: what it is trained on, its weights and predictions, and how good it was on the tests of the time it was promoted."""
+
+    axis: str
+    cell: str
+    method: str
+    model: Kept
+    predictions: Kept
+    questions: int
+    accuracy: float
+    macro: float | None
+
+
+class Champion(_Record):
+    """One version. `predecessor`: the champion before it; `style` and `split_kind`: prompts and kind of split it was made with."""
+
+    version: int
+    predecessor: int | None
+    promoted_at: str
+    why: str
+    git_commit: str | None
+    git_dirty: bool
+    corpus: source.Corpus
+    manifest: Kept
+    split_kind: str
+    style: str
+    checkpoints: dict[str, Entry]
+
+
+class Pointer(_Record):
+    """Which version is the champion, since when, and why."""
+
+    version: int
+    since: str
+    why: str
+
+
+def pointer(root: Path) -> Pointer | None:
+    """Which version is the champion; None if none was ever promoted."""
+    return _read(root / POINTER, Pointer) if (root / POINTER).is_file() else None
+
+
+def current(root: Path) -> Champion | None:
+    """The champion; None if none was ever promoted. InputError if its files are damaged."""
+    found = pointer(root)
+    return version(root, found.version) if found else None
+
+
+def require(root: Path, number: int | None = None) -> Champion:
+    """The champion, or the version of this number; InputError if there is none."""
+    champion = current(root) if number is None else version(root, number)
+    if champion is None:
+        raise InputError(
+            f"{root / POINTER} is missing: there is no champion yet; `python -m flows.registry.champion promote` makes the present results one"
+        )
+    return champion
+
+
+def version(root: Path, number: int) -> Champion:
+    """One version. InputError, with those that there are, if there is none of this number."""
+    path = _path(root, number)
+    if not path.is_file():
+        raise InputError(f"there is no champion {number}; there are: {', '.join(map(str, versions(root))) or 'none'}")
+    return _read(path, Champion)
+
+
+def versions(root: Path) -> list[int]:
+    """The numbers of all versions, oldest first."""
+    return sorted(int(path.stem) for path in (root / HISTORY).glob("*.json") if path.stem.isdigit())
+
+
+def promote(root: Path, why: str) -> Champion:
+    """Make the present results the champion. InputError if they are not up to date.
+
+    Everything is written, and sent to the default remote if there is one, before the pointer is moved, in one step.
+    """
+    params = load_params(root / layout.PARAMS)
+    check_current(root)
+    kept = store.outputs(root)
+    checkpoints = {name: _entry(root, params, name, kept) for name in params.checkpoints}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "manifest.json"
+        write_manifest(path, take_manifest(root, params.splits.kind))
+        manifest = store.keep(root, path)
+    store.push(root, {f"{name}/{part}": getattr(entry, part) for name, entry in checkpoints.items() for part in ("model", "predictions")})
+    before = pointer(root)
+    champion = Champion(
+        version=max(versions(root), default=0) + 1,
+        predecessor=before.version if before else None,
+        promoted_at=_now(),
+        why=why,
+        git_commit=_git(root, "rev-parse", "HEAD"),
+        git_dirty=bool(_git(root, "status", "--porcelain", "--", *(path for path in CODE if path != str(layout.DATA_DVC)))),
+        corpus=source.pinned(root),
+        manifest=manifest,
+        split_kind=params.splits.kind,
+        style=params.prompt.style,
+        checkpoints=checkpoints,
+    )
+    write_json(_path(root, champion.version), champion.model_dump(mode="json"))
+    _point(root, champion.version, why)
+    return champion
+
+
+def rollback(root: Path, to: int | None = None) -> Champion:
+    """Make an earlier version the champion: the one before the present one, or `to`. Results in the workspace stay as they are."""
+    now = require(root)
+    if to is None and now.predecessor is None:
+        raise InputError(f"champion {now.version} is the first: there is none before it to go back to")
+    target = version(root, to if to is not None else now.predecessor or 0)
+    if target.version == now.version:
+        raise InputError(f"{target.version} is the champion already")
+    _point(root, target.version, f"rolled back from {now.version}")
+    return target
+
+
+def checkout(root: Path, name: str, folder: Path, number: int | None = None) -> Champion:
+    """Put a champion's weights into `folder`, in place of what was there; which champion. InputError if they cannot be had."""
+    champion = require(root, number)
+    if name not in champion.checkpoints:
+        raise InputError(f"champion {champion.version} has no checkpoint {name!r}; it has: {', '.join(champion.checkpoints)}")
+    store.fetch(root, champion.checkpoints[name].model, folder, f"the weights of {name}, champion {champion.version}")
+    return champion
+
+
+def manifest_of(root: Path, champion: Champion) -> Manifest:
+    """What the champion's corpus held."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "manifest.json"
+        store.fetch(root, champion.manifest, path, f"the manifest of champion {champion.version}'s corpus")
+        return read_manifest(path)
+
+
+def check_current(root: Path) -> None:
+    """InputError if DVC finds anything stale that decides the checkpoints or their predictions."""
+    stale = {name: why for name, why in read_status(root).items() if name.partition("@")[0] in (*DECIDING, str(layout.DATA_DVC))}
+    for name, why in stale.items():
+        raise InputError(f"{name} is not up to date ({say_reasons(why)}), so these results are not what they would be: `dvc repro` first")
+
+
+def _entry(root: Path, params: Params, name: str, kept: dict[str, Kept]) -> Entry:
+    """What is recorded of one checkpoint of the present results."""
+    checkpoint = params.checkpoints[name]
+    paths = {"model": str(layout.model(name)), "predictions": str(layout.predictions(name))}
+    for path in paths.values():
+        if path not in kept:
+            raise InputError(f"dvc.lock has no {path}: run `dvc repro evaluate@{name}`")
+    rows, _ = read_predictions(root / layout.predictions(name), f"evaluate@{name}")
+    check_predictions(rows, name, checkpoint.axis, paths["predictions"], checkpoint.split)
+    own = in_domain(rows, checkpoint.axis, checkpoint.split)["correct"]
+    mean = macro(scores_by(tested(rows, checkpoint.axis), CELLS[checkpoint.axis], AXES[checkpoint.axis]))
+    return Entry(
+        axis=checkpoint.axis,
+        cell=checkpoint.split,
+        method=checkpoint.method,
+        model=kept[paths["model"]],
+        predictions=kept[paths["predictions"]],
+        questions=len(own),
+        accuracy=round(float(own.mean()), 6),
+        macro=None if mean is None else round(mean, 6),
+    )
+
+
+def _point(root: Path, number: int, why: str) -> None:
+    write_json(root / POINTER, Pointer(version=number, since=_now(), why=why).model_dump(mode="json"))
+
+
+def _path(root: Path, number: int) -> Path:
+    return root / HISTORY / f"{number:04d}.json"
+
+
+def _read(path: Path, kind: type[Written]) -> Written:
+    remedy = f"`git checkout {path.name}` brings it back"
+    try:
+        return kind.model_validate(read_json(path, remedy))
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged ({str(error).splitlines()[-2].strip()}): {remedy}") from error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints; None outside a repository."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _show(root: Path) -> None:
+    champion, now = require(root), pointer(root)
+    assert now
+    console = Console(highlight=False)
+    console.print(f"champion {champion.version} of {', '.join(map(str, versions(root)))}, since {now.since}: {now.why}")
+    console.print(f"corpus md5:{champion.corpus.md5} from {champion.corpus.source}; commit {champion.git_commit}", soft_wrap=True)
+    table = Table(box=None)
+    for head in ("checkpoint", "questions", "accuracy %", "macro %", "weights"):
+        table.add_column(head, justify="left" if head in ("checkpoint", "weights") else "right")
+    for name, entry in champion.checkpoints.items():
+        lacking = store.missing(root, entry.model)
+        table.add_row(
+            name,
+            str(entry.questions),
+            percent(entry.accuracy),
+            percent(entry.macro),
+            f"{lacking} files not in the cache" if lacking else "in the cache",
+        )
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show or move the champion; the exit code: 0 done, 1 not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.registry.champion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("show", help="the champion")
+    promoting = commands.add_parser("promote", help="make the present results the champion, without the gate")
+    promoting.add_argument("--why", default="promoted by hand", help="kept with it (default: %(default)s)")
+    back = commands.add_parser("rollback", help="make an earlier version the champion")
+    back.add_argument("--to", type=int, metavar="N", help="its number; the one before the present one if left out")
+    out = commands.add_parser("checkout", help="put weights into a folder")
+    out.add_argument("checkpoint")
+    out.add_argument("folder", type=Path)
+    out.add_argument("--version", type=int, metavar="N", help="of another version than the champion")
+    given = parser.parse_args(arguments)
+    root = Path.cwd()
+    try:
+        _do(root, given)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _do(root: Path, given: Any) -> None:
+    if given.command == "show":
+        _show(root)
+    elif given.command == "checkout":
+        champion = checkout(root, given.checkpoint, given.folder, given.version)
+        print(f"{given.checkpoint} of champion {champion.version} -> {given.folder}")
+    else:
+        with only_retraining(root):
+            champion = promote(root, given.why) if given.command == "promote" else rollback(root, given.to)
+        print(f"champion {champion.version} is in use; commit {FOLDER}/ to keep that")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

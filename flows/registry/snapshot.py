@@ -1,0 +1,86 @@
+"""New data on trial: one retraining at a time, and a way back to the workspace as it was until the data is found good.
+
+What was there before is kept in `.scratch/flows/before/` from before the source is fetched until the data is found good. It is there
+after a kill too: whoever comes next finds it and goes back first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from flows.dvc_api.client import dvc
+from flows.registry.store import locked_stages
+from flows.scheduling.file_lock import held
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.outputs import whole_directory, whole_file
+
+LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
+BEFORE: Final = layout.SCRATCH / "flows" / "before"
+TRIED: Final = ("download", "resize", "splits")
+"""Groups of stages that are run to find out whether data is good."""
+_FILES: Final = (layout.DATA_DVC, Path("dvc.lock"))
+
+
+class AlreadyRunningError(InputError):
+    """Another retraining holds the workspace."""
+
+
+@contextmanager
+def only_retraining(root: Path) -> Iterator[None]:
+    """Hold the champion and the source of a workspace. AlreadyRunningError at once if another process does."""
+
+    def taken(process: str) -> AlreadyRunningError:
+        return AlreadyRunningError(f"a retraining (process {process}) runs in {root} already")
+
+    with held(root / LOCK, str(os.getpid()), taken):
+        yield
+
+
+def begin(root: Path) -> None:
+    """Keep what is needed to go back: data.dvc, and dvc.lock if there is one."""
+    with whole_directory(root / BEFORE) as folder:
+        for file in _FILES:
+            if (root / file).is_file():
+                shutil.copyfile(root / file, folder / _kept(file))
+
+
+def on_trial(root: Path) -> bool:
+    """Is there data that was neither found good nor bad: a run was killed over it."""
+    return (root / BEFORE).is_dir()
+
+
+def accept(root: Path) -> None:
+    """The data is good: there is no way back any more."""
+    shutil.rmtree(root / BEFORE)
+
+
+def go_back(root: Path) -> str | None:
+    """Bring back data.dvc, dvc.lock, the corpus and what was made of it; None, or a word on what could not be brought back."""
+    for file in _FILES:
+        kept = root / BEFORE / _kept(file)
+        if kept.is_file():
+            with whole_file(root / file) as temporary:
+                shutil.copyfile(kept, temporary)
+        elif (root / file).is_file():
+            (root / file).unlink()
+    known = [name for name in locked_stages(root) if name.partition("@")[0] in TRIED]
+    try:
+        dvc(root, "checkout", "--quiet", "--force", str(layout.DATA_DVC), *known)
+        word = None
+    except InputError as error:
+        word = (
+            f"not all files of the corpus before could be brought back from DVC's cache (`dvc repro {' '.join(TRIED)}` makes them): {error}"
+        )
+    shutil.rmtree(root / BEFORE)
+    return word
+
+
+def _kept(file: Path) -> str:
+    """A name that DVC does not take for one of its own."""
+    return f"{file.name}.before"

@@ -1,0 +1,159 @@
+"""DVC's cache and remote by hash: what no file of the workspace names any more can still be had, and new files put beside it.
+
+Done in a borrowed workspace: a folder of its own, with the cache and the remotes of the real one, in which a `.dvc` file names what
+is wanted. So DVC's command line does all of it, remotes of any kind included, and the real workspace is not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.dvc_api.client import dvc
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.outputs import read_json, whole_directory, whole_file
+
+
+class Kept(BaseModel):
+    """A file or folder in DVC's cache: md5 (that of a folder ends in ".dir"), bytes, and files if it is a folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
+    size: int
+    nfiles: int | None = None
+
+
+def outputs(root: Path) -> dict[str, Kept]:
+    """Path -> what dvc.lock says lies there, of all outputs of all stages."""
+    found: dict[str, Kept] = {}
+    for stage in locked_stages(root).values():
+        for out in stage.get("outs", []):
+            found[str(out["path"])] = Kept(md5=out["md5"], size=out["size"], nfiles=out.get("nfiles"))
+    return found
+
+
+def locked_stages(root: Path) -> dict[str, dict[str, Any]]:
+    """Stage -> its entry in dvc.lock; none if nothing was run yet. InputError if it cannot be read."""
+    path = root / "dvc.lock"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return dict(found["stages"])
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}): `git checkout dvc.lock`, then `dvc repro`") from error
+
+
+def keep(root: Path, path: Path) -> Kept:
+    """Put a file into the cache, and into the default remote if there is one. `path` itself is left alone."""
+    with _borrowed(root) as (folder, remote):
+        shutil.copyfile(path, folder / path.name)
+        dvc(folder, "add", "--quiet", path.name)
+        out = yaml.safe_load((folder / f"{path.name}.dvc").read_text(encoding="utf-8"))["outs"][0]
+        if remote:
+            dvc(folder, "push", "--quiet", f"{path.name}.dvc")
+    return Kept(md5=out["md5"], size=out["size"])
+
+
+def push(root: Path, things: Mapping[str, Kept]) -> bool:
+    """Send what the cache holds under these hashes to the default remote; False if there is none. `things`: any name -> what."""
+    with _borrowed(root) as (folder, remote):
+        if remote and things:
+            dvc(folder, "push", "--quiet", *[_name(folder, f"thing-{at}", each) for at, each in enumerate(things.values())])
+    return remote
+
+
+def fetch(root: Path, thing: Kept, target: Path, what: str) -> None:
+    """Put what the cache, or else the default remote, holds under a hash at `target`, in place of what was there.
+
+    Files may be links into the cache, and read-only. InputError, naming `what`, if it is nowhere.
+    """
+    lacking = missing(root, thing)
+    with _borrowed(root) as (folder, remote):
+        file = _name(folder, "thing", thing)
+        if lacking and not remote:
+            raise InputError(f"{what} ({thing.md5}) is not in DVC's cache any more, and there is no remote to fetch it from: {_LOST}")
+        try:
+            dvc(folder, "pull" if lacking else "checkout", "--quiet", file)
+        except InputError as error:
+            raise InputError(
+                f"{what} ({thing.md5}) is neither whole in DVC's cache nor in its remote: {_LOST}. DVC says: {error}"
+            ) from error
+        found = folder / "thing"
+        if found.is_dir():
+            with whole_directory(target) as temporary:
+                temporary.rmdir()
+                shutil.move(found, temporary)  # the target may be on another disk
+        else:
+            with whole_file(target) as temporary:
+                shutil.move(found, temporary)
+
+
+_LOST = "restore a copy of the cache, or promote anew with `python -m flows.registry.champion promote`"
+
+
+def missing(root: Path, thing: Kept) -> int:
+    """How many of its files are not in the local cache."""
+    cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
+
+    def lies(md5: str) -> bool:
+        return (cache / md5[:2] / md5[2:]).is_file()
+
+    if not thing.md5.endswith(".dir"):
+        return int(not lies(thing.md5))
+    if not lies(thing.md5):
+        return thing.nfiles or 1
+    listed = read_json(cache / thing.md5[:2] / thing.md5[2:], "`dvc fetch` it again")
+    return sum(not lies(entry["md5"]) for entry in listed)
+
+
+@contextmanager
+def _borrowed(root: Path) -> Iterator[tuple[Path, bool]]:
+    """An empty workspace with the cache and remotes of `root`, and whether there is a default remote."""
+    parent = root / layout.SCRATCH / "flows" / "store"
+    parent.mkdir(parents=True, exist_ok=True)
+    # beside the workspace: links into the cache work where they work there
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    try:
+        settings = _settings(root)
+        (folder / ".dvc").mkdir()
+        (folder / ".dvc" / "config").write_text(_config(settings), encoding="utf-8")
+        yield folder, "core.remote" in settings
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(root: Path) -> dict[str, str]:
+    """What holds in the workspace, all levels taken together and relative paths resolved, by `section.key`."""
+    found = dict(line.split("=", 1) for line in dvc(root, "config", "--list").splitlines() if "=" in line)
+    found |= {"cache.dir": dvc(root, "cache", "dir").strip(), "core.no_scm": "true", "core.analytics": "false"}
+    return found
+
+
+def _config(settings: Mapping[str, str]) -> str:
+    sections: dict[str, list[str]] = {}
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        if section.startswith("remote."):
+            section = f"'remote \"{section.removeprefix('remote.')}\"'"
+        quote = next(each for each in ('"', "'", "'''") if each not in value)
+        sections.setdefault(section, []).append(f"{key} = {quote}{value}{quote}")
+    return "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in sections.items()) + "\n"
+
+
+def _name(folder: Path, name: str, thing: Kept) -> str:
+    """Write a `.dvc` file for a hash; its name."""
+    out = {"md5": thing.md5, "size": thing.size, "hash": "md5", "path": name}
+    out |= {"nfiles": thing.nfiles} if thing.nfiles is not None else {}
+    (folder / f"{name}.dvc").write_text(json.dumps({"outs": [out]}), encoding="utf-8")
+    return f"{name}.dvc"

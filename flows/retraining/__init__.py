@@ -1,0 +1,1 @@
+"""Retraining on new data: validate, run, judge, decide."""

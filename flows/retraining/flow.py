@@ -1,0 +1,115 @@
+"""The flow that takes new data: look, fetch, check, train what it touches, let the gate decide.
+
+    python -m flows.retraining.flow                              if the source of the corpus has something new, all of it
+    python -m flows.retraining.flow --dry-run                    look, and say what would be done
+    python -m flows.retraining.flow --force                      judge the workspace's settings against the champion, though no data is new
+    python -m flows.retraining.flow --start-from champion        trainings that new data touches go on from the champion's weights
+
+What is decided is written to champions/decisions/; `python -m flows.registry.champion rollback` takes a promotion back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.dvc_api.client import StageError, StoppedError
+from flows.prefect_api.client import require_server
+from flows.registry.snapshot import AlreadyRunningError, only_retraining
+from flows.retraining.decision import markdown, read_decisions
+from flows.retraining.run import Ended, Result, Retraining, Start, Wishes
+from flows.retraining.validate import RefusedDropError
+from flows.scheduling.slots import find_slots
+from stages.core.errors import InputError
+
+
+@flow(name="retrain", flow_run_name="retrain on new data", validate_parameters=True)
+def retrain(
+    dry_run: bool = False,
+    force: bool = False,
+    start_from: Start | None = None,
+    slots: int | None = None,
+    gpus: list[str] | None = None,
+    root: str | None = None,
+) -> State[Any]:
+    """Take what the source of the corpus has new, bring up to date what it touches, and promote the result if it passes the gate.
+
+    Args:
+        dry_run: Look at the source and say what would be done; nothing is changed.
+        force: Go on though nothing is new: judge the present settings, or data that was refused before.
+        start_from: Where the trainings begin that new data touches, base or champion; as params.yaml says if left out.
+        slots: GPU stages at once: at most one a GPU. On a machine without GPUs one if left out.
+        gpus: Indices of the GPUs to use; all that are visible if left out.
+        root: Folder of the workspace; the current one if left out.
+    """
+    from flows.reproduce import StagesFailedError, reproduce
+
+    workspace, logger = Path(root or Path.cwd()).resolve(), get_run_logger()
+
+    def bring_up_to_date(only: list[str] | None) -> Sequence[Result]:
+        return reproduce(only=only, slots=slots, gpus=gpus, root=str(workspace)).results
+
+    try:
+        with only_retraining(workspace):
+            wishes = Wishes(dry_run, force, start_from)
+            ended = Retraining(workspace, wishes, bring_up_to_date, find_slots(workspace, slots, gpus), logger.info).run()
+    except AlreadyRunningError as error:
+        return Completed(name="AlreadyRunning", message=f"{error}; this one has nothing to do", data=None)
+    except RefusedDropError as error:
+        _show(read_decisions(workspace)[-1])
+        return Failed(name="Refused", message=f"the new data was refused, and the workspace is as before: {error}", data=error)
+    except (InputError, StageError, StoppedError, StagesFailedError) as error:  # what a person can mend needs no traceback
+        return Failed(message=str(error), data=error)
+    if ended.decision:
+        _show(ended.decision)
+    return Completed(name=ended.name, message=ended.message, data=ended)
+
+
+def _show(decision: dict[str, Any]) -> None:
+    create_markdown_artifact(
+        markdown(decision), key="retraining", description=f"{decision['outcome']}: {'; '.join(decision['reasons'])}"[:500]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow and print how it ended; the exit code: 0 done, whatever was decided, 1 refused or failed, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.retraining.flow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dry-run", action="store_true", help="look and tell, change nothing")
+    parser.add_argument("--force", action="store_true", help="go on though nothing is new, or though the data was refused before")
+    parser.add_argument("--start-from", choices=("base", "champion"), help="where trainings begin that new data touches")
+    parser.add_argument("--slots", type=int, help="GPU stages at once; without GPUs 1")
+    parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1", help="GPUs to use; all that are visible")
+    given = parser.parse_args(arguments)
+    try:
+        require_server()
+        state = retrain(
+            dry_run=given.dry_run, force=given.force, start_from=given.start_from, slots=given.slots, gpus=given.gpus, return_state=True
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: new data that was not judged is put back; run the same command again to go on", file=sys.stderr)
+        return 130
+    if not state.is_completed():
+        print(f"error: {state.message}", file=sys.stderr)
+        return 1
+    ended = state.result(raise_on_failure=False)
+    if isinstance(ended, Ended) and ended.decision:
+        print(markdown(ended.decision))
+    print(f"{state.name}: {state.message}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

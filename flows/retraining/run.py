@@ -1,0 +1,355 @@
+"""One retraining, from a look at the source to a decision; no Prefect in here.
+
+The order of things, and what is true when it ends there:
+
+1. The source is asked. Nothing new: nothing runs.
+2. New data is fetched, unpacked and counted, on trial: if it is refused, or anything fails, the workspace goes back to what it was.
+3. What the data touches is made anew, by DVC's reckoning. If a stage fails the data stays, and the next run goes on from there.
+4. Champions answer the challengers' test questions, the gate decides, the decision is written down, the champion moves or stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import pandas as pd
+
+from flows.dvc_api.client import read_status
+from flows.dvc_api.graph import read_graph
+from flows.registry import champion as champions
+from flows.registry import snapshot as trial
+from flows.registry import store
+from flows.registry.champion import Champion
+from flows.registry.manifest import Manifest, counts, diff, drift, known_to_one, take_manifest, touched
+from flows.retraining.champion_evaluation import Duel
+from flows.retraining.decision import Decision, make_decision, read_decisions, write_decision
+from flows.retraining.gate import Contest, Verdict, judge
+from flows.retraining.initial_checkpoints import CHAMPIONS, write_starts
+from flows.retraining.validate import RefusedDropError, check_archive, drifted, is_refusal, problems
+from flows.scheduling.slots import Slots
+from flows.source import probe as source
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.params import Params, load_params
+from stages.reporting.sources import read_predictions
+
+Start = Literal["base", "champion"]
+
+
+class Result(Protocol):
+    """How a stage ended."""
+
+    @property
+    def name(self) -> str:
+        """The stage's."""
+
+    @property
+    def state(self) -> str:
+        """Such as "ran", "unchanged", "cached"."""
+
+
+Reproduce = Callable[[list[str] | None], Sequence[Result]]
+"""Brings the stages that the patterns mean, or all, up to date, with what they need; raises if one fails."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a retraining is asked for.
+
+    `dry_run`: look and tell, change nothing; `force`: go on though nothing is new, or the data was refused before; `start_from`: the policy
+    from which the trainings begin that new data touches; what params.yaml says if None.
+    """
+
+    dry_run: bool = False
+    force: bool = False
+    start_from: Start | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How it ended: `name` in a word (NothingNew, DryRun, RefusedBefore, FirstChampion, Promoted, Kept), `message` in a sentence."""
+
+    name: str
+    message: str
+    decision: Decision | None = None
+
+
+@dataclass
+class Retraining:
+    """A retraining of the workspace at `root`, whose lock (`trial.only_retraining`) the caller holds.
+
+    `slots`: where champions are evaluated; `tell`: takes what a person wants to know meanwhile.
+    """
+
+    root: Path
+    wishes: Wishes
+    reproduce: Reproduce
+    slots: Slots
+    tell: Callable[[str], None]
+    _states: dict[str, str] = field(default_factory=dict)
+    _identity: str | None = None
+    _stale_before: list[str] = field(default_factory=list)
+
+    def run(self) -> Ended:
+        """Do it. RefusedDropError for data that may not be trained on; InputError and what `reproduce` raises otherwise."""
+        if trial.on_trial(self.root) and not self.wishes.dry_run:
+            word = trial.go_back(self.root)
+            self.tell(
+                f"an earlier run ended before its new data was judged: data.dvc is again as it was before{f'; {word}' if word else ''}"
+            )
+        params = load_params(self.root / layout.PARAMS)
+        champion = champions.current(self.root)
+        first = None
+        if champion is None and not self.wishes.dry_run and not read_status(self.root):
+            first = self._first(params)
+            champion = champions.current(self.root)
+        seen = source.probe(self.root)
+        if ended := self._nothing_to_do(seen, champion, first):
+            return ended
+        if seen.changed:
+            seen = source.settle(lambda: source.probe(self.root), seen, params.retrain.debounce_seconds, self.tell)
+        self._identity = seen.identity
+        return self._take(seen, params, champion)
+
+    def _nothing_to_do(self, seen: source.Probe, champion: Champion | None, first: Decision | None) -> Ended | None:
+        """How it ends already, None if it goes on."""
+        pinned = source.pinned(self.root)
+        known = "not known before it is fetched" if seen.identity is None else seen.identity
+        if seen.changed:
+            news = f"{seen.source} has changed: {known}, pinned is md5:{pinned.md5}"
+        elif champion is None:
+            news = "there is no champion yet"
+        elif self._undecided(pinned, champion):
+            news = f"the corpus md5:{pinned.md5} was taken, but not decided on: an earlier run did not get so far"
+        elif self.wishes.force:
+            news = "nothing is new, but it was asked for"
+        elif first:
+            return Ended(
+                "FirstChampion", f"the results that were there are champion {first['successor']}; {seen.source} has nothing new", first
+            )
+        else:
+            return Ended("NothingNew", f"{seen.source} is as it was pinned (md5:{pinned.md5}); champion {champion.version} stays")
+        self.tell(news)
+        # the last word on what the source holds now; a corpus whose identity is not known is fetched again
+        refused = [each for each in read_decisions(self.root) if seen.identity and each["corpus"].get("identity") == seen.identity][-1:]
+        if refused and refused[0]["outcome"] == "refused" and not self.wishes.force:
+            why = "; ".join(refused[0]["reasons"])
+            return Ended("RefusedBefore", f"{news}. It was refused before ({why}); --force tries it again", refused[0])
+        if self.wishes.dry_run:
+            return Ended("DryRun", f"{news}. A run would take and check it, bring up to date what it touches, and decide")
+        return None
+
+    def _undecided(self, pinned: source.Corpus, champion: Champion) -> bool:
+        """Was the pinned corpus taken by a run that did not get to a decision."""
+        return pinned.md5 != champion.corpus.md5 and all(each["corpus"]["md5"] != pinned.md5 for each in read_decisions(self.root))
+
+    def _take(self, seen: source.Probe, params: Params, champion: Champion | None) -> Ended:
+        """Fetch, check, reproduce, decide."""
+        old = champions.manifest_of(self.root, champion) if champion else None
+        self._stale_before = sorted(read_status(self.root))
+        if self._stale_before:
+            self.tell(f"stale before any new data, and made anew with it: {', '.join(self._stale_before)}")
+        if champion and (champion.split_kind, champion.style) != (params.splits.kind, params.prompt.style):
+            self.tell(
+                f"champion {champion.version} was made with {champion.split_kind} splits and {champion.style} prompts, challengers with "
+                f"{params.splits.kind} and {params.prompt.style}: champions are asked as challengers are"
+            )
+        self._check(seen.changed, params, champion, old)
+        if self.wishes.start_from:
+            self._set_starts(params, champion, self.wishes.start_from)
+        self._reproduce(None)
+        new = take_manifest(self.root, params.splits.kind)
+        ended = self._decide(load_params(self.root / layout.PARAMS), champion, old, new)
+        try:
+            if source.probe(self.root).changed:
+                self.tell(f"{seen.source} has changed again meanwhile: the next run takes it")
+        except InputError as error:
+            self.tell(f"{error} (what is decided is decided)")
+        return ended
+
+    def _check(self, fetch: bool, params: Params, champion: Champion | None, old: Manifest | None) -> None:
+        """Fetch the corpus, if asked to, and find it good; if not, or if anything fails, go back to the one before it."""
+        if fetch:
+            trial.begin(self.root)
+        try:
+            if fetch:
+                source.update(self.root)
+            corpus = source.pinned(self.root)
+            new = None
+            try:
+                check_archive(self.root, corpus.path, params.corpus.limits)
+                self._unpack(corpus)
+                new = take_manifest(self.root)
+                if found := problems(new, old, params.retrain):
+                    raise RefusedDropError("; ".join(found))
+            except RefusedDropError as error:
+                changes = diff(old, new) if old and new else None
+                write_decision(
+                    self.root,
+                    make_decision(
+                        "refused",
+                        [str(error)],
+                        corpus,
+                        self._identity,
+                        params.retrain,
+                        champion=champion.version if champion else None,
+                        sizes=counts(new) if new else None,
+                        changes=changes,
+                        drift=drift(old, new) if old and new else None,
+                        stages=self._stages(),
+                    ),
+                )
+                raise
+        except BaseException:
+            if fetch and (word := trial.go_back(self.root)):
+                self.tell(word)
+            raise
+        if fetch:
+            trial.accept(self.root)
+        for line in drifted(new, old, params.retrain) if old else ():
+            self.tell(line)
+        changed = touched(diff(old, new)) if old else []
+        self.tell(f"the corpus is fit to train on{'; it changed in ' if changed else ''}{', '.join(changed)}")
+
+    def _unpack(self, corpus: source.Corpus) -> None:
+        """Run the stages that read, check and test the corpus; what they say against it is a refusal."""
+        try:
+            self._reproduce(list(trial.TRIED))
+        except Exception as error:
+            if is_refusal(error, corpus.path):
+                raise RefusedDropError(str(error)) from error
+            raise
+
+    def _set_starts(self, params: Params, champion: Champion | None, wish: Start) -> None:
+        """Let the trainings that the new data touches, and no others, begin from the wished policy."""
+        self._reproduce(["splits"])
+        stale = {name.partition("@")[2] for name in read_status(self.root) if name.startswith("train@")}
+        names = [name for name in params.checkpoints if name in stale]
+        if wish == "base":
+            starts = dict.fromkeys(names, layout.BASE_MODEL)
+        else:
+            known = champion.checkpoints if champion else {}
+            for name in [each for each in names if each not in known]:
+                self.tell(f"{name} is no checkpoint of the champion: it begins where params.yaml says")
+            starts = {name: CHAMPIONS / name for name in names if name in known}
+            for name in starts:
+                champions.checkout(self.root, name, self.root / starts[name])
+        write_starts(self.root, starts)
+        self.tell(f"begin from the {wish}: {', '.join(starts) or 'none, for none is touched'}")
+
+    def _decide(self, params: Params, champion: Champion | None, old: Manifest | None, new: Manifest) -> Ended:
+        """Compare, judge, write the decision, move the champion."""
+        if champion is None or old is None:
+            decision = self._first(params, new)
+            return Ended("FirstChampion", f"the results are champion {decision['successor']}, the first", decision)
+        kept = store.outputs(self.root)
+        how = {
+            name: "new checkpoint"
+            if name not in champion.checkpoints
+            else "as before"
+            if kept[str(layout.model(name))] == champion.checkpoints[name].model
+            else "new weights"
+            for name in params.checkpoints
+        }
+        names = [name for name, each in how.items() if each == "new weights"]
+        answers = self._champions_answers(champion, names)
+        contests = {}
+        for name, rows in answers.items():
+            axis, cell = params.checkpoints[name].axis, params.checkpoints[name].split
+            own, _ = read_predictions(self.root / layout.predictions(name), f"evaluate@{name}")
+            contests[name] = Contest(axis, cell, rows, own, frozenset(known_to_one(old, new, axis, cell)))
+        gone = [name for name in champion.checkpoints if name not in params.checkpoints]
+        verdict = judge(contests, params.retrain, params.report.bootstrap_samples, params.report.bootstrap_seed, gone)
+        successor = champions.promote(self.root, "; ".join(verdict.reasons)).version if verdict.promote else None
+        decision = self._decision(params, champion, old, new, how, verdict, successor)
+        path = write_decision(self.root, decision).relative_to(self.root)
+        said = "; ".join(verdict.reasons)
+        if successor:
+            return Ended("Promoted", f"champion {successor} takes the place of {champion.version}: {said} ({path})", decision)
+        return Ended("Kept", f"champion {champion.version} stays: {said} ({path})", decision)
+
+    def _decision(
+        self,
+        params: Params,
+        champion: Champion,
+        old: Manifest,
+        new: Manifest,
+        how: Mapping[str, str],
+        verdict: Verdict,
+        successor: int | None,
+    ) -> Decision:
+        return make_decision(
+            "promoted" if successor else "kept",
+            list(verdict.reasons),
+            source.pinned(self.root),
+            self._identity,
+            params.retrain,
+            champion=champion.version,
+            successor=successor,
+            sizes=counts(new),
+            changes=diff(old, new),
+            drift=drift(old, new),
+            stages=self._stages(),
+            checkpoints=how,
+            verdict=verdict,
+            stale_before=self._stale_before,
+        )
+
+    def _first(self, params: Params, new: Manifest | None = None) -> Decision:
+        """Promote what is there, for want of a champion to compare with."""
+        corpus = source.pinned(self.root)
+        made = champions.promote(self.root, "the first: nothing to compare with")
+        sizes = counts(new or take_manifest(self.root))
+        decision = make_decision(
+            "first",
+            [made.why],
+            corpus,
+            self._identity,
+            params.retrain,
+            champion=None,
+            successor=made.version,
+            sizes=sizes,
+            stages=self._stages(),
+        )
+        write_decision(self.root, decision)
+        self.tell(f"champion {made.version}: {made.why}")
+        return decision
+
+    def _champions_answers(self, champion: Champion, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+        """The champion's predictions, checkpoint by checkpoint, on the test questions that are in the workspace now."""
+        duel, graph = Duel(self.root), read_graph(self.root)
+
+        def answer(name: str) -> pd.DataFrame:
+            champions.checkout(self.root, name, duel.weights(name), champion.version)
+            gpus = graph.stages[f"evaluate@{name}"].gpus
+            if gpus:
+                with self.slots.take(gpus, lambda: duel.stopped) as (held, locks):
+                    path = duel.answer(name, self.tell, self.slots.environment(held), locks)
+            else:
+                path = duel.answer(name, self.tell)
+            return read_predictions(path, f"evaluate@{name}")[0]
+
+        if names:
+            self.tell(f"champion {champion.version} is asked the challengers' test questions: {', '.join(names)}")
+        try:
+            with ThreadPoolExecutor(max(len(self.slots.names), 1)) as pool:
+                try:
+                    return dict(zip(names, pool.map(answer, names), strict=True))
+                except BaseException:
+                    duel.stop()  # before the pool waits for those that run
+                    raise
+        finally:
+            duel.clear()
+
+    def _reproduce(self, only: list[str] | None) -> None:
+        for result in self.reproduce(only):
+            if self._states.get(result.name) != "ran":
+                self._states[result.name] = result.state
+
+    def _stages(self) -> dict[str, list[str]]:
+        """How stages ended -> their names."""
+        return {state: [name for name, each in self._states.items() if each == state] for state in dict.fromkeys(self._states.values())}

@@ -1,0 +1,95 @@
+"""Is new data fit to be trained on: what stops a run before anything is trained, and the words in which it says why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from flows.registry.drift import said_of
+from flows.registry.manifest import Manifest, drift
+from stages.core.errors import InputError
+from stages.core.params import Limits, Retrain
+from stages.corpus.archives.source import SCRATCH, open_corpus
+from stages.taxonomy import MODALITIES
+
+_AT_FAULT: Final = ("too much was refused by", "data test failed:", "data tests failed:", "would be empty on one side")
+"""What stages say when they stop over what they were given."""
+
+
+class RefusedDropError(Exception):
+    """New data that may not be trained on; the message says why and what to do."""
+
+
+def check_archive(root: Path, path: str, limits: Limits) -> None:
+    """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none. Looks at the list of members, not at their bytes."""
+    try:
+        with open_corpus(root / path, limits, root / SCRATCH):
+            pass
+    except FileNotFoundError:
+        raise InputError(f"{root / path} is missing: `dvc checkout data.dvc`") from None
+    except InputError as error:
+        if "free some space" in str(error).lower():  # the disk is no fault of the data
+            raise
+        raise RefusedDropError(str(error)) from error
+
+
+def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
+    """All that speaks against training on `new`, one line each; `old` is the champion's corpus, None if there is no champion."""
+    found = list(_unknown(new, old, rule))
+    share = new.refused / new.read if new.read else 1.0
+    if share > rule.max_refused:
+        found.append(
+            f"{new.refused} of {new.read} records ({share:.1%}) were refused by download and resize, more than retrain.max_refused "
+            f"({rule.max_refused:.1%}): "
+            "data/quarantine/ of the refused run is summed up in the decision; correct the records, or raise the limit"
+        )
+    if old is None:
+        return found
+    found += [
+        f"{said_of(each)}, further from the champion's corpus than retrain.max_drift ({rule.max_drift:.2f}): see whether this is "
+        "the data that was meant; if it is, raise the limit, or set it to null"
+        for each in drift(old, new) or ()
+        if rule.max_drift is not None and each.is_beyond(rule.max_drift)
+    ]
+    lost = [slug for slug in MODALITIES if old.questions[slug] and not new.questions[slug]]
+    for slug in lost:
+        found.append(f"{slug} has vanished: {len(old.questions[slug])} questions in the champion's corpus, none in this one")
+    for name, slugs in {"all modalities": list(MODALITIES), **{slug: [slug] for slug in MODALITIES if slug not in lost}}.items():
+        before, after = (_total(each, slugs) for each in (old, new))
+        if before and after < before * (1 - rule.max_fewer_questions):
+            found.append(
+                f"{name}: {after} questions, {1 - after / before:.0%} fewer than the {before} of the champion's corpus; "
+                f"retrain.max_fewer_questions allows {rule.max_fewer_questions:.0%}"
+            )
+    return found
+
+
+def drifted(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:
+    """What is told of drift that stops nothing, one line each."""
+    found = drift(old, new)
+    if found is None:
+        return ["drift is not judged: the manifest of the champion's corpus is of a time before it was counted; the next champion's is not"]
+    return [
+        f"drift: {said_of(each)}, beyond retrain.warn_drift ({rule.warn_drift:.2f})" for each in found if each.is_beyond(rule.warn_drift)
+    ]
+
+
+def is_refusal(error: Exception, corpus: str) -> bool:
+    """Does a stage say that the data is at fault: the archive `corpus`, too many records, a test; not so if only the disk is too small."""
+    said = str(error)
+    return any(word in said for word in (corpus, *_AT_FAULT)) and "free some space" not in said.lower()
+
+
+def _total(manifest: Manifest, slugs: Sequence[str]) -> int:
+    return sum(len(manifest.questions[slug]) for slug in slugs)
+
+
+def _unknown(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
+    """Modalities that are none of ours and that the champion's corpus did not have either."""
+    return [
+        f"unknown modality {literal!r} in {count} records: if it is known to be none of ours, name it in retrain.ignored_modalities; "
+        "if it is a new one or another spelling, stages/taxonomy.py has to learn it"
+        for literal, count in sorted(new.unknown.items())
+        if literal not in rule.ignored_modalities and (old is None or literal not in old.unknown)
+    ]

@@ -1,0 +1,1 @@
+"""Which stage may start: ready set, GPU slots, process guard, durations."""

@@ -1,0 +1,1 @@
+"""Where the corpus comes from: probe, transfer, fetch."""

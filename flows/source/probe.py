@@ -1,0 +1,149 @@
+"""The corpus's source, which `data.dvc` imports: has it something new, without fetching it; and taking it.
+
+`dvc status` and `dvc repro` never look there: what is imported stays pinned until `dvc update`. A probe asks for the identity of
+the source alone: the hash of a local file (DVC remembers it while the file's time stays), the ETag of one behind HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from flows.dvc_api.client import environment
+from flows.source.transfer import take, unreachable
+from stages.core import layout
+from stages.core.errors import InputError
+
+PATIENCE: Final = 300.0
+"""Seconds in which a source must have answered."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a source looks like: `identity` is its hash or ETag now, None where only fetching tells; `changed`: not what is pinned."""
+
+    source: str
+    changed: bool
+    identity: str | None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The pinned corpus: path, hash and bytes of the archive, and where it came from."""
+
+    path: str
+    md5: str
+    size: int
+    source: str
+
+
+def probe(root: Path, patience: float = PATIENCE) -> Probe:
+    """Ask the source of data.dvc. InputError if it is gone, cannot be reached, or does not answer within `patience` seconds."""
+    # a process of its own: it can be given up, and DVC's objects stay out of this one's threads
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "flows.source.probe"]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=root,
+            env=environment({"PYTHONPATH": paths}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=patience,
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"the source of {layout.DATA_DVC} did not answer within {patience:.0f} s: is it reachable? Try again later"
+        ) from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no word why"]
+        raise InputError(said[-1].removeprefix("error: "))
+    return Probe(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def settle(look: Callable[[], Probe], first: Probe, seconds: float, tell: Callable[[str], None]) -> Probe:
+    """The probe after which `look` has found the same for `seconds`: what is still being written, or replaced again, is waited for."""
+    while seconds:
+        tell(f"{first.source} has changed; it is taken when it has stayed so for {seconds:g} s")
+        time.sleep(seconds)
+        again = look()
+        if again == first:
+            break
+        first = again
+    return first
+
+
+def update(root: Path) -> None:
+    """Fetch the source and pin it, going on where an earlier transfer was stopped. InputError if it fails; data.dvc is then as it was."""
+    take(root)
+
+
+def pinned(root: Path) -> Corpus:
+    """What data.dvc pins. InputError if it is missing, imports nothing, or has fetched nothing yet."""
+    path = root / layout.DATA_DVC
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        out, dep = found["outs"][0], found["deps"][0]
+        source = f"{dep['repo']['url']}: {dep['path']}" if "repo" in dep else str(dep["path"])
+        return Corpus(str(out["path"]), str(out["md5"]), int(out.get("size", 0)), source)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: `git checkout {layout.DATA_DVC}`") from None
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not pin an import ({error!r}): `git checkout {layout.DATA_DVC}`, or `dvc update` it") from error
+
+
+def _ask() -> Probe:
+    """Ask the source of data.dvc in the working directory, by DVC's own objects."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            # not by target: only files of the workspace count, as for `dvc update`
+            stage = next((each for each in repo.index.stages if Path(each.path) == Path.cwd() / layout.DATA_DVC), None)
+            if stage is None or not stage.is_import:
+                raise InputError(f"{layout.DATA_DVC} imports nothing: make it with `dvc import-url` so that new data can be looked for")
+            dep: Any = stage.deps[0]
+            if "repo" in dep.dumpd():
+                state = dep.status()
+                if "deleted" in state.values():
+                    raise unreachable(str(dep))
+                return Probe(str(dep), bool(state), None)
+            try:
+                # not dep.status(): over HTTP that begins to fetch the file to see whether it is there
+                found = dep.get_hash()
+            except FileNotFoundError as error:
+                raise unreachable(dep.def_path, error) from error
+            return Probe(str(dep.def_path), found != dep.hash_info, str(found.value))
+    except DvcException as error:
+        raise InputError(f"the source of {layout.DATA_DVC} cannot be asked: {error}") from error
+
+
+def main() -> int:
+    """Print what the source looks like as JSON; the exit code: 0 asked, 1 could not be asked."""
+    try:
+        print(json.dumps(asdict(_ask())))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except Exception as error:  # a reason in one line is more use than a library's traceback
+        print(
+            f"error: the source of {layout.DATA_DVC} cannot be asked: {type(error).__name__}: {' '.join(str(error).split())}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

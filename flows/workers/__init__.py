@@ -1,0 +1,1 @@
+"""Stages on several hosts, each in a checkout of its own."""

@@ -1,0 +1,163 @@
+"""A worker's own clone: one commit of the repository, the inputs of one stage, and a cache whose results it shares.
+
+Clones lie below $MED_R1_WORK (~/.cache/med-r1), numbered, and are kept: the next stage fetches only what is new, and a
+training that was killed goes on where its state is. Each is locked while a worker, or anything that it started, uses it:
+workers of one host take clones of their own, and never two processes one workspace.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from flows.dvc_api.client import dvc, environment
+from flows.dvc_api.graph import Graph, Stage, overlap
+from flows.dvc_api.output_sizes import LOCK_FILE
+from stages.core import layout
+from stages.core.errors import InputError
+
+WORK: Final = "MED_R1_WORK"
+"""Environment variable: the folder for clones, on a disk with room for the corpus and a few checkpoints."""
+
+Inputs = Mapping[str, Mapping[str, Any]]
+"""Stage -> its `cmd` and `outs` as dvc.lock has them: what a commit cannot say while the pipeline runs."""
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone that is ours: its root, and the descriptor of its lock, to be kept open by whatever works in it."""
+
+    root: Path
+    held: int
+
+
+@contextmanager
+def claim(repository: str, stage: str) -> Iterator[Clone]:
+    """The first free clone of a repository, a new one if there is none; of free ones that which has the stage's unfinished state."""
+    folder = work_folder() / hashlib.sha256(repository.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {int(path.stem) for path in folder.glob("*.lock") if path.stem.isdigit()}
+    group, _, key = stage.partition("@")
+    unfinished = {number for number in numbers if (folder / str(number) / layout.SCRATCH / group / key).is_dir()}
+    number, after = 0, sorted(numbers, key=lambda each: (each not in unfinished, each))
+    while True:
+        if after:
+            number = after.pop(0)
+        else:
+            number = max(numbers, default=-1) + 1
+            numbers.add(number)
+        descriptor = os.open(folder / f"{number}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        try:
+            yield Clone(folder / str(number), descriptor)
+        finally:
+            os.close(descriptor)
+        return
+
+
+def work_folder() -> Path:
+    """Where this host's clones are."""
+    return Path(os.environ.get(WORK) or "~/.cache/med-r1").expanduser().resolve()
+
+
+def check_out(clone: Clone, repository: str, commit: str) -> None:
+    """Have exactly the files of a commit there; what git ignores, as caches and unfinished states, stays.
+
+    InputError if the repository cannot be reached or has no such commit.
+    """
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit):
+        raise InputError(f"{commit!r} is not a full commit id: give what `git rev-parse HEAD` prints")
+    if not (clone.root / ".git").is_dir():
+        # a clone that was interrupted is not taken for a whole one
+        half = clone.root.with_suffix(".incomplete")
+        shutil.rmtree(half, ignore_errors=True)
+        _git(clone, half.parent, "clone", "--quiet", "--no-checkout", "--", repository, half.name)
+        half.rename(clone.root)
+    for lock in (clone.root / ".git").glob("*.lock"):  # of a git that was killed: the clone is ours, so nobody holds it
+        lock.unlink()
+    if not _has(clone, commit):
+        _git(clone, clone.root, "fetch", "--quiet", "--force", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
+    if not _has(clone, commit):
+        raise InputError(f"{repository} has no commit {commit} on a branch or tag: push it, then start again")
+    _git(clone, clone.root, "checkout", "--quiet", "--force", "--detach", commit)
+    _git(clone, clone.root, "clean", "--quiet", "-ffd")
+
+
+def bring_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> None:
+    """Have the outputs that a stage reads there, from the shared remote, as `inputs` pins them, and nothing else beside them.
+
+    InputError if `inputs` lacks one or the remote has it not.
+    """
+    makers = [graph.stages[name] for name in graph.in_order(graph.needs[stage.name])]
+    if missing := [maker.name for maker in makers if not maker.name.endswith(".dvc") and maker.name not in inputs]:
+        raise InputError(
+            f"{stage.name} needs {', '.join(missing)}, of which nothing was sent: stages are sent by `python -m flows.workers.flow`"
+        )
+    lock = {"schema": "2.0", "stages": {name: dict(entry) for name, entry in inputs.items()}}
+    (clone.root / LOCK_FILE).write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+    read = [out for maker in makers for out in maker.outs if any(overlap(out, dep) for dep in stage.deps)]
+    for dep in stage.deps:
+        if any(out.startswith(f"{dep}/") for out in read):
+            _remove_others(clone.root, Path(dep), [Path(out) for out in read])
+    if read:
+        dvc(clone.root, "pull", "--force", *read, held=[clone.held])
+
+
+def forget_runs(clone: Clone) -> None:
+    """Empty the run-cache of a clone, so that what is pushed after a stage is the entry of that stage alone."""
+    cache = clone.root / dvc(clone.root, "cache", "dir", held=[clone.held]).strip()
+    if cache.resolve().is_relative_to(clone.root):  # one that is shared is not ours to empty
+        shutil.rmtree(cache / "runs", ignore_errors=True)
+
+
+def push_result(clone: Clone, stage: str) -> None:
+    """Put the outputs of a stage, and that they come of its inputs, into the shared remote. InputError if it takes them not."""
+    dvc(clone.root, "push", "--run-cache", stage, held=[clone.held])
+
+
+def _remove_others(root: Path, folder: Path, kept: Sequence[Path]) -> None:
+    """Remove what is in a folder and neither one of the paths nor on the way to one: an earlier commit's outputs."""
+    for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
+        inside = path.relative_to(root)
+        if inside in kept:
+            continue
+        if any(inside in each.parents for each in kept) and path.is_dir():
+            _remove_others(root, inside, kept)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _has(clone: Clone, commit: str) -> bool:
+    command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    return not subprocess.run(command, cwd=clone.root, env=environment(), capture_output=True, pass_fds=[clone.held]).returncode
+
+
+def _git(clone: Clone, folder: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=folder,
+        env=environment({"GIT_TERMINAL_PROMPT": "0"}),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        pass_fds=[clone.held],
+    )
+    if done.returncode:
+        raise InputError(f"`git {' '.join(arguments)}` failed in {folder}: {done.stderr.strip()[-2000:]}")

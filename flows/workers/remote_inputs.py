@@ -1,0 +1,182 @@
+"""What has to hold before stages go to other hosts, and what goes with each: a commit, the hashes of its inputs, and the inputs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from configparser import ConfigParser
+from configparser import Error as ParsingError
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import yaml
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from flows.dvc_api.client import dvc
+from flows.dvc_api.graph import Graph, Stage, overlap
+from flows.dvc_api.output_sizes import LOCK_FILE
+from flows.workers.checkout import Inputs
+from stages.core.errors import InputError
+from stages.core.provenance import CODE
+
+_CONFIG: Final = ".dvc/config"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where workers get the code: a git repository that they can reach, and the commit."""
+
+    repository: str
+    commit: str
+
+
+def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None) -> Source:
+    """The source of the workspace at `root` for the given stages, its origin if no repository is named.
+
+    InputError if what these stages read is not committed, if the commit is not in the repository, or if there is no DVC remote that
+    all hosts can share.
+    """
+    commit = _git(root, "rev-parse", "HEAD").strip()
+    _check_committed(root, graph, names)
+    _check_remote(root)
+    found = repository or _git_or_none(root, "config", "--get", "remote.origin.url")
+    if not found:
+        raise InputError("the workspace has no git remote `origin` for workers to clone: push it somewhere, or name one with --repository")
+    address = urlsplit(found)
+    if address.password or (address.username and address.scheme in ("http", "https")):
+        raise InputError(
+            "the repository's address carries a user or password, which everybody would see in the dashboard: give the address without, "
+            "and those to git on each host (a credential helper, or SSH)"
+        )
+    source = Source(str((root / found).resolve()) if (root / found).exists() else found, commit)
+    _check_reachable(root, source)
+    return source
+
+
+def _check_committed(root: Path, graph: Graph, names: Iterable[str]) -> None:
+    made = {out for stage in graph.stages.values() for out in stage.outs}
+    files = set(CODE) | {_CONFIG, ".dvcignore"} | {name for name in graph.stages if name.endswith(".dvc")}
+    for name in names:
+        deps = graph.stages[name].deps
+        files |= {dep for dep in deps if not any(overlap(dep, out) for out in made)}
+    changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *sorted(files)).rstrip().splitlines()
+    if changed:
+        raise InputError(
+            "workers run what is committed, and here something is not:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nCommit and push it (or take it back), then start again"
+        )
+
+
+def _check_reachable(root: Path, source: Source) -> None:
+    try:
+        listed = _git(root, "ls-remote", "--heads", "--tags", "--", source.repository)
+    except InputError as error:
+        raise InputError(f"workers cannot clone {source.repository}: {error}") from error
+    tips = {line.partition("\t")[0]: line.partition("\t")[2] for line in listed.splitlines()}
+    if source.commit in tips:
+        return
+    for tip, ref in tips.items():
+        if _git_or_none(root, "cat-file", "-e", tip) is None:
+            _git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", source.repository, ref.removesuffix("^{}"))
+        if _git_or_none(root, "merge-base", "--is-ancestor", source.commit, tip) is not None:
+            return
+    raise InputError(f"commit {source.commit[:12]} is on no branch or tag of {source.repository}: `git push` it, then start again")
+
+
+def _check_remote(root: Path) -> None:
+    """InputError if the committed configuration names no default remote, or one that cannot be shared or reached."""
+    config = ConfigParser(interpolation=None)
+    try:
+        config.read(root / _CONFIG, encoding="utf-8")
+    except (ParsingError, UnicodeDecodeError) as error:
+        raise InputError(f"{root / _CONFIG} cannot be read: {error}") from error
+    # not by `dvc config`, which makes a relative path absolute
+    name = config.get("core", "remote", fallback="")
+    url = config.get(f"'remote \"{name}\"'", "url", fallback="")
+    if not name or not url:
+        raise InputError(
+            f"hosts exchange data through a DVC remote, and {_CONFIG} names none: `dvc remote add --default shared s3://...` (or ssh, gs, "
+            "azure, or the path of a folder that all hosts mount), commit it; secrets by the environment of each host"
+        )
+    scheme = urlsplit(url).scheme
+    if scheme in ("http", "https"):
+        raise InputError(f"the remote {name!r} ({url}) is of a kind that cannot hold DVC's run-cache: use s3, ssh, gs, azure or a folder")
+    if not scheme:
+        if not os.path.isabs(url):
+            raise InputError(f"the remote {name!r} is {url}, which is another folder for every clone: give its absolute path")
+        if not os.path.isdir(url):  # DVC would make it, on the wrong disk if a share is not mounted
+            raise InputError(f"the remote {name!r} cannot be reached: there is no folder {url}. Mount it, or `mkdir` it if it is new")
+        return
+    try:
+        with Repo(str(root)) as repo:
+            odb = repo.cloud.get_remote_odb(name)
+            odb.fs.exists(odb.path)
+    except Exception as error:  # each kind of remote has its own
+        raise InputError(f"the remote {name!r} ({url}) cannot be reached: {error}. Try `dvc push` here, and mend what it says") from error
+
+
+class Inventory:
+    """What workers need of a workspace: pushes each stage's outputs once, and tells their hashes. For several threads."""
+
+    def __init__(self, root: Path, graph: Graph) -> None:
+        self._root = root
+        self._graph = graph
+        self._lock = Lock()
+        self._there: set[str] = set()
+
+    def offer(self, stage: Stage) -> Inputs:
+        """Have the stage's inputs in the shared remote; the entries of dvc.lock that pin them. InputError if that fails."""
+        makers = self._graph.in_order(self._graph.needs[stage.name])
+        with self._lock:
+            new = [name for name in makers if name not in self._there]
+            if new:
+                dvc(self._root, "push", *new)
+                self._there.update(new)
+        return read_entries(self._root, [name for name in makers if not name.endswith(".dvc")])
+
+    def has(self, stage: str) -> None:
+        """Take note that a worker has put the stage's outputs into the remote."""
+        with self._lock:
+            self._there.add(stage)
+
+
+def read_entries(root: Path, names: Iterable[str]) -> Inputs:
+    """`cmd` and `outs` of stages as dvc.lock has them. InputError for a stage that is not in it."""
+    try:
+        # DVC writes the file in place: read while no other does
+        with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+            text = (root / LOCK_FILE).read_text(encoding="utf-8")
+    except (DvcException, OSError) as error:
+        raise InputError(f"{root / LOCK_FILE} cannot be read: {error}. `python -m flows.doctor.command` says more") from error
+    stages: dict[str, Any] = (yaml.safe_load(text) or {}).get("stages") or {}
+    entries: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if name not in stages:
+            raise InputError(f"{name} is not in {LOCK_FILE}: run `dvc repro {name}` first")
+        entries[name] = {key: stages[name][key] for key in ("cmd", "outs") if key in stages[name]}
+    return entries
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        said = re.sub(r"\s+", " ", done.stderr.strip())[-500:]
+        raise InputError(f"`git {arguments[0]}` failed in {root}: {said}")
+    return done.stdout
+
+
+def _git_or_none(root: Path, *arguments: str) -> str | None:
+    try:
+        return _git(root, *arguments).strip()
+    except InputError:
+        return None

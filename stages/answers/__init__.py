@@ -1,0 +1,1 @@
+"""Answer extraction and completion formats, shared by rewards and scoring."""

@@ -1,0 +1,1 @@
+"""Compare predictions of two runs, question by question."""

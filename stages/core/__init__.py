@@ -1,0 +1,1 @@
+"""Settings, outputs and processes that every stage shares; no stage lists it as a dependency."""

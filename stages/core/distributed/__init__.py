@@ -1,0 +1,1 @@
+"""Launch a training on several GPUs: devices, ranks, supervision."""

@@ -1,0 +1,219 @@
+"""One process a GPU: a stage that starts itself again on every GPU of its slot, by torchrun's launcher.
+
+A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without it, all of the machine are. Several hosts start the
+same stage in the same workspace, each told by MED_R1_NODES how many they are and by MED_R1_RENDEZVOUS where they meet (docs/cluster.md).
+What was launched by somebody else, as by `torchrun`, is one of the processes already and starts none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, TextIO
+
+from stages.core.errors import InputError
+
+LOST: Final = "lost the other processes"
+"""What a process says that ended because another one did: it is not the one to blame."""
+TAIL: Final = 12
+"""Last lines of a process that a failure quotes."""
+NODES: Final = "MED_R1_NODES"
+RENDEZVOUS: Final = "MED_R1_RENDEZVOUS"
+MEETING: Final = 1800
+"""Seconds that hosts wait for each other: one of them asks DVC first, which may wait for a lock and look at every picture."""
+_LAUNCHER: Final = "MED_R1_LAUNCHER"
+_EVERY: Final = 0.2
+_PATIENCE: Final = "10"
+"""Seconds that the other processes have to end, once one has failed. Less than a guard's patience (flows/scheduling/guard.py)."""
+_PARENT_DEATH_SIGNAL: Final = 1
+
+
+def launched() -> bool:
+    """Is this one of several processes that work together, or the only one of a launcher?"""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def processes() -> int:
+    """How many processes work together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def nodes() -> int:
+    """How many hosts work together, as `NODES` says. InputError if that is no number, or `RENDEZVOUS` does not say where they meet."""
+    given = os.environ.get(NODES, "1")
+    if not given.isdecimal() or not int(given):
+        raise InputError(f"{NODES}={given!r} is no number of hosts: set it to 1 or more, or unset it")
+    if int(given) > 1 and not re.fullmatch(r"[\w.-]+:\d+", os.environ.get(RENDEZVOUS, "")):
+        raise InputError(f"{NODES}={given}, but {RENDEZVOUS} names no port of one of the hosts: set it on all to the same, as host1:29500")
+    return int(given)
+
+
+def end_with_launcher() -> None:
+    """Let this process, if `launch` started it, end when its launcher does, even by `kill -9`: nobody would wait for its result."""
+    launcher = os.environ.get(_LAUNCHER)
+    if launcher is None:
+        return
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(launcher):
+        sys.exit("error: the process that started this one is gone")
+
+
+def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None:
+    """Run `python -m <command>` as `number` processes of this host that work together, and return when all are done.
+
+    What the first one prints is shown as it comes; what each prints is kept in `logs` while they run. The first that fails ends the others:
+    InputError names it, with its last words and the `remedy`; SystemExit where it said why, and was shown. Asked to stop, all are, and
+    KeyboardInterrupt or SystemExit is raised.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    hosts, logs = nodes(), logs / platform.node()
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    config = LaunchConfig(
+        min_nodes=hosts,
+        max_nodes=hosts,
+        nproc_per_node=number,
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+        run_id=uuid.uuid4().hex if hosts == 1 else command[-1],
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0" if hosts == 1 else os.environ[RENDEZVOUS],
+        rdzv_configs={"read_timeout": MEETING, "join_timeout": MEETING},
+        max_restarts=0,
+        monitor_interval=_EVERY,
+    )
+    told = {
+        _LAUNCHER: str(os.getpid()),
+        "PYTHONUNBUFFERED": "1",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _PATIENCE,
+        # torchrun's warning that it sets this is noise; the stage sets its threads itself
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+    try:
+        with _environment(told), _quiet(), _shown(logs):
+            elastic_launch(config, sys.executable)("-m", *command)
+    except SignalException as stopped:
+        if stopped.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + stopped.sigval)
+    except RendezvousError as error:
+        raise InputError(
+            f"the {hosts} hosts did not meet at {config.rdzv_endpoint} within {MEETING // 60} minutes ({error}): start the same command on "
+            f"all of them, with {RENDEZVOUS} a port of the one that begins that the others reach; {remedy}"
+        ) from error
+    except ChildFailedError as error:
+        failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        tails = {rank: _last_lines(logs, failure.local_rank) for rank, failure in error.failures.items()}
+        rank = blamed(failed, tails)
+        if error.failures[rank].local_rank == 0 and (said := _errors(tails[rank])) and LOST not in said[-1]:
+            sys.exit(failed[rank])  # it said why, and was shown
+        raise InputError(explain(failed, number * hosts, tails, remedy)) from None
+    shutil.rmtree(logs)
+    with suppress(OSError):  # another host still has its own in there
+        logs.parent.rmdir()
+
+
+def blamed(failed: Mapping[int, int], tails: Mapping[int, Sequence[str]]) -> int:
+    """The rank that failed first. `failed`: rank -> exit code, negative for a signal; `tails`: their last lines.
+
+    Those that were ended because of it, or found it gone, are failures too, but not to be blamed.
+    """
+    return min(failed, key=lambda rank: (failed[rank] == -signal.SIGTERM, any(LOST in line for line in tails[rank]), rank))
+
+
+def explain(failed: Mapping[int, int], number: int, tails: Mapping[int, Sequence[str]], remedy: str) -> str:
+    """Which process failed first, how, and what to do. `failed`, `tails`: as `blamed` takes them."""
+    rank = blamed(failed, tails)
+    code, tail, own = failed[rank], [line for line in tails[rank] if line.strip()], _errors(tails[rank])
+    how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit status {code}"
+    who = f"process {rank + 1} of {number} (rank {rank}) {how}"
+    if own:
+        # which says what to do; where it only lost the others, doing it again may help
+        return f"{own[-1].removeprefix('error: ')} ({who}{f'; {remedy}' if LOST in own[-1] else ''})"
+    killed = " - by hand, or by the kernel where memory ran out (`dmesg` says so)" if code == -signal.SIGKILL else ""
+    said = "\n".join(f"    {line}" for line in tail) or "    nothing"
+    return f"{who}{killed}; the others were ended. {remedy[:1].upper()}{remedy[1:]}. Its last lines:\n{said}"
+
+
+def _errors(lines: Sequence[str]) -> list[str]:
+    return [line for line in lines if line.startswith("error: ")]
+
+
+def _last_lines(logs: Path, rank: int) -> list[str]:
+    files = sorted(logs.glob(f"*/attempt_0/{rank}/*.log"), key=lambda path: path.name)  # stderr, then stdout
+    return [line for path in files for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]][:TAIL]
+
+
+@contextmanager
+def _environment(told: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the launcher's own log, which tells in twenty lines what `explain` does in one."""
+    import logging
+
+    logger = logging.getLogger("torch.distributed.elastic")
+    before, logger.disabled = logger.level, True
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.disabled = False
+
+
+@contextmanager
+def _shown(logs: Path) -> Iterator[None]:
+    """Show what the first process prints, as it comes."""
+    done = threading.Event()
+    streams: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
+    followers = [threading.Thread(target=_follow, args=(logs, name, stream, done), daemon=True) for name, stream in streams.items()]
+    for each in followers:
+        each.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for each in followers:
+            each.join()
+
+
+def _follow(logs: Path, name: str, stream: TextIO, done: threading.Event) -> None:
+    place = 0
+    while True:
+        last = done.is_set()
+        for path in logs.glob(f"*/attempt_0/0/{name}.log"):
+            with path.open(encoding="utf-8", errors="replace", newline="") as handle:
+                handle.seek(place)
+                new, place = handle.read(), handle.tell()
+            if new:
+                stream.write(new)
+                stream.flush()
+        if last:
+            return
+        time.sleep(_EVERY)

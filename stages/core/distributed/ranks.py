@@ -1,0 +1,86 @@
+"""A stage's work shared by several processes of the same stage, one a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from stages.core.errors import InputError
+
+PROCESSES: Final = "MED_R1_PROCESSES"
+"""Environment variable: how many processes share the work, in place of one for each GPU that is visible."""
+_STARTED_BY: Final = "MED_R1_STARTED_BY"
+"""Environment variable of a share: the id of the process that shared out the work."""
+_EVERY: Final = 0.5
+"""Seconds between two looks at the processes."""
+
+
+def wanted_processes() -> int:
+    """One for each visible GPU, at least one; or what `PROCESSES` says. InputError if that is no number, or more than there are GPUs."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    given = os.environ.get(PROCESSES)
+    if given is None:
+        return max(gpus, 1)
+    if not given.isdecimal() or not int(given):
+        raise InputError(f"{PROCESSES}={given!r} is no number of processes: set it to 1 or more, or unset it for one a GPU")
+    if gpus and int(given) > gpus:
+        raise InputError(f"{PROCESSES}={given}, but {gpus} GPUs are visible: set it to no more than that, or unset it")
+    return int(given)
+
+
+def run_shares(command: Sequence[str], number: int, tell: Callable[[], None]) -> None:
+    """Run `python -m <command> --share <i>/<number>` for each i, each with a GPU of its own if there are any, until all are done.
+
+    `tell` is called now and then. The first process that fails ends the others: InputError says which it was. What a process prints, an
+    error's reason too, goes where this one's goes.
+    """
+    environment = {**os.environ, _STARTED_BY: str(os.getpid())}
+    running = [
+        subprocess.Popen([sys.executable, "-m", *command, "--share", f"{share}/{number}"], env={**environment, **_gpu(share)})
+        for share in range(number)
+    ]
+    try:
+        while any(process.poll() is None for process in running):
+            _check(running)
+            tell()
+            time.sleep(_EVERY)
+        _check(running)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    for share, process in enumerate(running):
+        if process.poll():
+            how = (
+                f"was killed by signal {-process.returncode}" if process.returncode < 0 else f"ended with exit status {process.returncode}"
+            )
+            raise InputError(
+                f"process {share + 1} of {len(running)} {how}; if it said why, that stands above. What all of them made is kept: run the "
+                "same command again to go on"
+            )
+
+
+def _gpu(share: int) -> dict[str, str]:
+    """The environment in which a process sees one GPU alone; nothing to change where there are none."""
+    import torch
+
+    if not torch.cuda.device_count():
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[share] if visible else str(share)}
+
+
+def check_wanted() -> None:
+    """InputError in a share if the process that shared out the work is gone: it works for nobody, and beside one that goes on."""
+    if os.environ.get(_STARTED_BY) != str(os.getppid()):
+        raise InputError("the process that shared out the work is gone")

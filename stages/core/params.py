@@ -1,0 +1,265 @@
+"""params.yaml as one frozen model. An unknown key, a missing one or a wrong value stops a stage before it starts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.settings.data import Cache, Corpus, DataTest, DataTests, Dicom, Limits, Quarantine, Resize, Splits
+from stages.core.settings.group import SettingsGroup
+from stages.core.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers, Tracking
+from stages.taxonomy import AXES
+
+__all__ = [
+    "Base",
+    "Cache",
+    "Checkpoint",
+    "Corpus",
+    "DataTest",
+    "DataTests",
+    "Dicom",
+    "Evaluate",
+    "Evaluation",
+    "Grpo",
+    "Limits",
+    "Lora",
+    "Params",
+    "Prompt",
+    "Quarantine",
+    "Report",
+    "Resize",
+    "Retrain",
+    "Sft",
+    "Splits",
+    "Towers",
+    "Tracking",
+    "check_params",
+    "explain",
+    "load_params",
+    "parse_settings",
+    "read_settings",
+]
+
+Group = TypeVar("Group", bound=SettingsGroup)
+
+BUDGET: Final = (
+    "seed",
+    "prompts_per_device",
+    "gradient_accumulation_steps",
+    "engine",
+    "reuse_prompt_pass",
+    "num_iterations",
+    "num_train_epochs",
+    "max_steps",
+)
+"""Keys of `grpo` that decide which prompts are seen, in which order and how often."""
+
+
+class Params(SettingsGroup):
+    """All of params.yaml."""
+
+    corpus: Corpus
+    quarantine: Quarantine
+    resize: Resize
+    cache: Cache
+    tracking: Tracking
+    dicom: Dicom
+    splits: Splits
+    data_tests: DataTests
+    base: Base
+    prompt: Prompt
+    grpo: Grpo
+    sft: Sft
+    evaluate: Evaluate
+    report: Report
+    retrain: Retrain
+    checkpoints: dict[str, Checkpoint]
+    evaluations: dict[str, Evaluation]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _splits_are_named(cls, tree: Any) -> Any:
+        """Fill in `split` where it is the name of the checkpoint."""
+        entries = tree.get("checkpoints") if isinstance(tree, dict) else None
+        if not isinstance(entries, dict):
+            return tree
+        return tree | {"checkpoints": {name: {"split": name, **each} if isinstance(each, dict) else each for name, each in entries.items()}}
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for name, checkpoint in self.checkpoints.items():
+            self._check_name(name, checkpoint)
+            self.grpo_for(name)
+            if checkpoint.method == "sft":
+                self._check_sft(name, checkpoint)
+            elif checkpoint.sft:
+                raise ValueError(f"checkpoints.{name}.sft: this checkpoint learns by GRPO; take it out, or set method to sft")
+        language = getattr(self.base.attention, "language", self.base.attention)
+        if language == "flash_attention_2" and any(self.grpo_for(name).engine == "shared-prefix" for name in self.checkpoints):
+            raise ValueError(
+                "base.attention flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use auto, which takes it for the "
+                "vision tower, or sdpa, or the engine trl"
+            )
+        for cell in self.retrain.never_worse:
+            name, _, tested = cell.partition("/")
+            if name not in self.checkpoints or tested not in AXES[self.checkpoints[name].axis]:
+                raise ValueError(f"retrain.never_worse: {cell!r} is no cell; name a checkpoint and one that it is tested on, as ct/mri")
+        if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
+            raise ValueError(f"evaluations must be base and the checkpoints; not on both sides: {', '.join(sorted(extra))}")
+        return self
+
+    def _check_name(self, name: str, checkpoint: Checkpoint) -> None:
+        axis, split = checkpoint.axis, checkpoint.split
+        if split not in AXES[axis]:
+            where = f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
+            hint = " (say which it learns from: split)" if split == name and checkpoint.method == "sft" else ""
+            raise ValueError(f"{where}: no such {axis}{hint}; allowed: {', '.join(AXES[axis])}")
+        wanted = f"sft-{split}" if checkpoint.method == "sft" else split
+        if name != wanted:
+            raise ValueError(f"checkpoints.{name}: with the split {split!r} and the method {checkpoint.method} it must be called {wanted}")
+
+    def _check_sft(self, name: str, checkpoint: Checkpoint) -> None:
+        """The settings of an SFT checkpoint are allowed, and its budget is that of the GRPO checkpoint of its split."""
+        self.sft_for(name)
+        if checkpoint.split not in self.checkpoints:
+            return
+        own, twin = self.grpo_for(name), self.grpo_for(checkpoint.split)
+        if differing := [key for key in BUDGET if getattr(own, key) != getattr(twin, key)]:
+            key = differing[0]
+            raise ValueError(
+                f"checkpoints.{name}: grpo.{key} is {getattr(own, key)!r}, but {getattr(twin, key)!r} for checkpoints.{checkpoint.split}: "
+                "both must see the same prompts, so give both the same `grpo`"
+            )
+
+    def grpo_for(self, checkpoint: str) -> Grpo:
+        """`grpo` with the overrides of one checkpoint; ValueError names an override that is not allowed."""
+        return _overridden(self.grpo, self.checkpoints[checkpoint].grpo, f"checkpoints.{checkpoint}.grpo")
+
+    def sft_for(self, checkpoint: str) -> Sft:
+        """`sft` with the overrides of one checkpoint; ValueError names a setting that is not allowed."""
+        sft = _overridden(self.sft, self.checkpoints[checkpoint].sft, f"checkpoints.{checkpoint}.sft")
+        every = self.grpo_for(checkpoint).logging_steps
+        if sft.save_steps % every:
+            raise ValueError(f"checkpoints.{checkpoint}: sft.save_steps {sft.save_steps} is no multiple of grpo.logging_steps {every}")
+        return sft
+
+    def require_checkpoint(self, name: str) -> Checkpoint:
+        """The entry of one checkpoint; InputError with the known names if there is none."""
+        return _require(self.checkpoints, name, "checkpoint")
+
+    def require_evaluation(self, name: str) -> Evaluation:
+        """The entry of one evaluation; InputError with the known names if there is none."""
+        return _require(self.evaluations, name, "checkpoint")
+
+
+def load_params(path: Path = layout.PARAMS) -> Params:
+    """Read and check params.yaml; InputError names each bad key, its value and what is allowed."""
+    return check_params(read_settings(path), path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A YAML file of settings, unchecked; InputError if it is missing or holds none."""
+    try:
+        return parse_settings(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise InputError(f"{path} not found: run from the project's root") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+
+
+def parse_settings(text: str, path: Path) -> dict[str, Any]:
+    """The same of a text; `path` is what an error names."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: expected groups of settings, got {type(tree).__name__}")
+    return tree
+
+
+def check_params(tree: dict[str, Any], path: Path) -> Params:
+    """Settings as params.yaml holds them; InputError names `path` and each bad key."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("\n       ".join([f"{path} has settings that are not allowed:", *explain(error, "", Params, tree)])) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-6 is a number, as everywhere but in YAML 1.1, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse duplicate keys; a merged key (`<<`) may be given again."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:
+    """A group with some keys changed; ValueError names, below `key`, a change that is not allowed."""
+    model = type(group)
+    try:
+        return model.model_validate(group.model_dump() | overrides)
+    except ValidationError as error:
+        raise ValueError("; ".join(explain(error, key, model, overrides))) from error
+
+
+def _require(entries: dict[str, Any], name: str, what: str) -> Any:
+    if name not in entries:
+        close = difflib.get_close_matches(name, entries, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"unknown {what} {name!r}{hint or '.'} {layout.PARAMS} knows: {', '.join(entries)}")
+    return entries[name]
+
+
+def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: Any) -> list[str]:
+    """One line a problem: dotted key, value, what is allowed."""
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(([prefix] if prefix else []) + path)
+        if problem["type"] == "extra_forbidden":
+            known = list(_known_keys(model, path[:-1]))
+            close = difflib.get_close_matches(path[-1], known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            lines.append(f"{key}: unknown key{hint} Allowed here: {', '.join(known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing; add it (see params.yaml in the repository's history for a default)")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            # of a rule between settings the input is the whole group, and the message says which
+            shown = f" = {problem['input']!r}" if path and not isinstance(problem["input"], dict | list | BaseModel) else ""
+            lines.append(f"{key}{shown}: {message[:1].lower()}{message[1:]}" if path else message)
+    return lines
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        fields = getattr(current, "model_fields", {})
+        if part not in fields:
+            # an entry of a dict of models: checkpoints.<name>
+            continue
+        annotation = fields[part].annotation
+        arguments = getattr(annotation, "__args__", ())
+        current = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))

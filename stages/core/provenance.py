@@ -1,0 +1,60 @@
+"""Where a result comes from: commit, corpus, parameters, versions. Written into every result file.
+
+Where a form has no room for it, as that of the published split files, it stands in a provenance.json beside them. No
+wall clock and no host names: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from stages.core import layout
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
+CODE = ("stages", "infra/base", "infra/sample", "infra/requirements.lock", "params.yaml", "dvc.yaml", "data.dvc")
+"""What decides a result. A commit elsewhere, of a new report or a schedule say, does not change where a result comes from."""
+
+
+def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
+    """The facts behind a result; `params` holds the groups of params.yaml that the stage read.
+
+    `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was changed since.
+    """
+    return {
+        "git_commit": _git("log", "-1", "--format=%H", "--", *CODE),
+        "git_dirty": bool(_git("status", "--porcelain", "--", *CODE)),
+        "corpus": corpus_hash(),
+        "params": {name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group for name, group in params.items()},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def corpus_hash() -> str | None:
+    """The pinned hash of the raw corpus ("md5:..."), from data.dvc; None if there is none."""
+    if not layout.DATA_DVC.is_file():
+        return None
+    outs = yaml.safe_load(layout.DATA_DVC.read_text(encoding="utf-8")).get("outs") or [{}]
+    return f"md5:{outs[0]['md5']}" if "md5" in outs[0] else None
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None where a package is not needed, as torch for the report, and not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None outside a repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

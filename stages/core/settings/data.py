@@ -1,0 +1,169 @@
+"""Settings of the stages that make data: download, resize, splits."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.core.settings.group import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsGroup, Share
+
+
+class Limits(SettingsGroup):
+    """What a corpus may hold at most: beyond, it is refused as a bomb before it is unpacked."""
+
+    max_members: PositiveInt
+    """Files and folders in all."""
+    max_member_mb: PositiveInt
+    """MiB of one file, unpacked. Files are read whole, one on each core: this bounds the memory that takes."""
+    max_total_mb: PositiveInt
+    """MiB of all files, unpacked."""
+    max_ratio: PositiveInt
+    """Bytes unpacked from each packed byte, of one file and of a compressed tar, beyond the first 16 MiB."""
+
+
+class Corpus(SettingsGroup):
+    """Stage download, and what stage resize reads in place."""
+
+    archive: str
+    """Path of the raw corpus, an archive, a folder of archives, or a folder; data.dvc puts it there."""
+    limits: Limits
+
+
+class Resize(SettingsGroup):
+    """Stage resize."""
+
+    size: Annotated[int, Field(ge=28, le=4096)]
+    """Side of the square RGB images, in pixels."""
+    resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+    """The filter, by Pillow's names and formulas."""
+    background: Literal["black", "white"]
+    """What shows where a picture is see-through."""
+    deep_grey: Literal["range", "percentiles", "depth"]
+    """How grey of more than 8 bits, or real-valued, becomes 8-bit. range: from the picture's darkest to its brightest pixel;
+    percentiles: from its 0.5th to its 99.5th percentile, so that a few odd pixels do not set the range; depth: from 0 to the most that
+    its type can hold (a real-valued one as range). DICOM has rules of its own: group dicom."""
+    frames: Literal["first", "refuse"]
+    """Of an animation, or of a TIFF with several pages: show the first picture, or quarantine the file."""
+    shrink_on_load: bool
+    """Decode large JPEG files at a half, a quarter or an eighth of their size, but at twice the size that is wanted or more: faster,
+    and within a grey level on photographs, but not on pure noise."""
+    max_megapixels: PositiveInt
+    """Larger pictures, in millions of pixels, are quarantined before they are decoded: what unpacks to more may be a bomb."""
+
+
+class Cache(SettingsGroup):
+    """What is kept of earlier work, in .scratch; no result depends on it, and deleting it costs nothing but time."""
+
+    images_gb: PositiveFloat
+    """Resized pictures, in 10^9 bytes; beyond, those not used for longest go first. They are shared with data/images as hard links, so
+    that only pictures of earlier corpora and settings take room of their own."""
+
+
+class Quarantine(SettingsGroup):
+    """Stages download and resize: how much each may refuse of what it reads before it stops. Every run, new data or not, is held to it.
+
+    Beyond these limits something is wrong with the corpus. Retrain.max_refused is another thing: how much a drop of new data may have
+    lost over both stages together before it is not worth training on; only flow retrain asks it, of data that passed here.
+    """
+
+    max_refused_share: Share
+    """Of all records a stage reads, without those of `sets`."""
+    max_refused_share_of_set: Share
+    """Of the records of each source set, a record's `dataset`, that a stage reads."""
+    min_refused: PositiveInt
+    """Refused records, of a set or of all, below which a share says nothing and nothing stops."""
+    sets: dict[str, Share]
+    """Source set -> a limit of its own; 1.0 lets all of it be refused. {} if none is known to be bad."""
+
+
+class Dicom(SettingsGroup):
+    """Stage resize, for pictures that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
+
+    frame: Literal["middle", "first"]
+    """Of the frames of a file, or the files of a series, the one that is asked about."""
+    ct_window: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+    """Centre and width, in Hounsfield units, that CT is shown through; null: the file's own window."""
+    max_frames: PositiveInt
+    """Of a file, and files of a series: more are refused."""
+    max_total_pixels: PositiveInt
+    """Rows x columns x frames: more are refused before any is decoded."""
+    max_inflated_mb: PositiveInt
+    """MiB that a deflated file may unpack to."""
+    accept_burned_in: bool
+    """Take pictures whose header says that text is burned into them."""
+    accept_unflagged: bool
+    """Take pictures of kinds that often have text burned in, if their header does not say that they have none."""
+
+    @model_validator(mode="after")
+    def _window_has_a_width(self) -> Self:
+        if self.ct_window is not None and self.ct_window[1] < 1:
+            raise ValueError(f"ct_window: the width, {self.ct_window[1]}, is less than 1")
+        return self
+
+
+class Splits(SettingsGroup):
+    """Stage splits."""
+
+    kind: Literal["grouped", "published"]
+    """What training and testing use; both are made. grouped: all questions of a picture, of its copies and of its patient are on
+    one side, the same on both axes. published: random over questions, each axis by itself, as in Med-R1."""
+    train_share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the questions that is trained on."""
+    near_duplicates: Annotated[int, Field(ge=0, le=24)] | None
+    """Bits, of 256, in which the perceptual hashes of two copies of a picture may differ; null: only equal pixels make a copy."""
+    patient_patterns: list[str]
+    """Regular expressions, searched in the path of a source image; the first that is found gives, as its first group, an id that
+    is the same for all images of a patient in a data set. [] if paths say nothing of patients."""
+    seed: int
+
+    @model_validator(mode="after")
+    def _patterns_have_a_group(self) -> Self:
+        for pattern in self.patient_patterns:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"patient_patterns: {pattern!r} is no regular expression: {error}") from error
+            if not groups:
+                raise ValueError(f"patient_patterns: {pattern!r} has no group: put what names the patient in brackets")
+        return self
+
+
+class DataTest(SettingsGroup):
+    """One test of the corpus."""
+
+    severity: Literal["error", "warning", "off"]
+    """What a failure does: stop stage splits, before anything is trained; be told in its output and in the report; nothing."""
+    limit: NonNegativeFloat
+    """The largest value that passes; of questions_of_modality and questions_of_type, the smallest."""
+
+
+class DataTests(SettingsGroup):
+    """Stage splits: tests of the corpus as a whole. stages/corpus/splitting/data_tests.py says what each value is, docs/ingest-quality.md what to do.
+
+    What a single record must hold, and that no id stands twice, is tested too, always as an error.
+    """
+
+    repeated_questions: DataTest
+    """Share of the questions."""
+    contradictions: DataTest
+    """Share of the questions."""
+    letter_bias: DataTest
+    """Share of the questions, beyond chance."""
+    commonest_letter: DataTest
+    """Share of a split's right answers."""
+    commonest_answer: DataTest
+    """Share of a split's right answers."""
+    single_answer_tests: DataTest
+    """Test splits."""
+    questions_of_modality: DataTest
+    """Questions of the modality that has fewest."""
+    questions_of_type: DataTest
+    """Questions of the type that has fewest."""
+    blank_pictures: DataTest
+    """Share of the pictures, as in all that follow."""
+    dark_or_bright_pictures: DataTest
+    enlarged_pictures: DataTest
+    squeezed_pictures: DataTest
+    copied_pictures: DataTest

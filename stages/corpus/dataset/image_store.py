@@ -1,0 +1,155 @@
+"""Resized pictures, as everything after stage resize opens them: by the path that a split file names, out of the shards they lie in.
+
+The pictures of a modality lie in data/images/<modality> in shards: zip files that compress nothing, whose members are named by the path
+that follows. So few files are quick to list, hash and send (docs/ingest-storage.md), any program opens them, and
+
+    for modality in data/images/*/; do (cd $modality && unzip -q '*.zip'); done
+
+puts every picture where its path says. A picture that is in no shard is looked for there as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from PIL import Image
+
+from stages.core.errors import InputError
+
+__all__ = ["SUFFIX", "Place", "exists", "identity", "list_shard", "open_image", "read_image", "read_place"]
+
+SUFFIX: Final = ".zip"
+
+_ROOTS: Final = (("data", "images"), ("data", "frames"))
+_DEPTH: Final = 3
+"""Parts of a path up to and with its modality: data, images, ct."""
+_HEADER: Final = struct.Struct("<4s5HLLLHH")
+"""Of a zip's member; its name and an extra field follow, and then its bytes."""
+_REMEDY: Final = "run `dvc repro resize`, or `dvc checkout` if another commit was checked out"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a picture's bytes are: shard, start of the member's header, length, checksum."""
+
+    shard: Path
+    header: int
+    size: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The pictures in the shards of a folder, and by what the folder is known again."""
+
+    identity: tuple[int, int]
+    places: dict[str, Place]
+
+
+_indices: dict[Path, _Index] = {}
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The picture at a path as split files name it, data/images/<modality>/...: RGB, loaded.
+
+    Safe from any thread, and in a process forked from one that has opened pictures. InputError if it is missing or damaged.
+    """
+    content = read_image(path)
+    try:
+        with Image.open(BytesIO(content)) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError) as error:  # Pillow knows a broken PNG by either
+        raise InputError(f"{path} is no picture that can be opened ({error}): {_REMEDY}") from error
+
+
+def read_image(path: str | Path) -> bytes:
+    """The bytes of the picture's file. Raises as `open_image`."""
+    if (place := _find(path)) is not None:
+        return read_place(place, path)
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, in {_folder(path) or 'data/images'}{'/*' + SUFFIX} too: {_REMEDY}") from None
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a picture."""
+    return _find(path) is not None or Path(path).is_file()
+
+
+def identity(path: str | Path) -> str:
+    """By what a picture's bytes are known again, without reading those of a shard. InputError if it is missing."""
+    if (place := _find(path)) is not None:
+        return f"{place.size} {place.crc:08x}"
+    return hashlib.sha256(read_image(path)).hexdigest()
+
+
+def list_shard(shard: Path) -> dict[str, Place]:
+    """Name -> place of each picture of a shard. InputError if it is not a whole zip."""
+    try:
+        with zipfile.ZipFile(shard) as archive:
+            return {info.filename: Place(shard, info.header_offset, info.file_size, info.CRC) for info in archive.infolist()}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{shard} is not a whole shard ({error}): {_REMEDY}") from error
+
+
+def read_place(place: Place, path: str | Path) -> bytes:
+    """The bytes of the picture that lies there, `path` to whoever reads an error. InputError if they cannot be had or are damaged.
+
+    By position, through a descriptor of its own: nothing is shared with other threads or processes.
+    """
+    try:
+        descriptor = os.open(place.shard, os.O_RDONLY)
+        try:
+            header = _HEADER.unpack(os.pread(descriptor, _HEADER.size, place.header))
+            content = os.pread(descriptor, place.size, place.header + _HEADER.size + header[-2] + header[-1])
+        finally:
+            os.close(descriptor)
+    except (OSError, struct.error) as error:
+        raise InputError(f"{path} cannot be read from {place.shard} ({error}): {_REMEDY}") from error
+    if zlib.crc32(content) != place.crc:
+        # DVC's cache and stage resize's have the same file under other names, and would put it back
+        everywhere = f"`find . -samefile {shlex.quote(str(place.shard))} -delete`"
+        raise InputError(f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and run `dvc repro resize`")
+    return content
+
+
+def _folder(path: str | Path) -> Path | None:
+    """The folder with the shards of a picture; None if its path is none of a store's."""
+    parts = PurePosixPath(path).parts
+    for depth in range(_DEPTH, len(parts)):
+        if parts[depth - _DEPTH : depth - 1] in _ROOTS:
+            return Path(*parts[:depth])
+    return None
+
+
+def _find(path: str | Path) -> Place | None:
+    folder = _folder(path)
+    if folder is None:
+        return None
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    identity = (found.st_ino, found.st_mtime_ns)
+    index = _indices.get(folder)
+    if index is None or index.identity != identity:
+        # two threads may do it both; a lock might be held when the process is forked
+        index = _indices[folder] = _Index(identity, _list(folder))
+    return index.places.get(PurePosixPath(path).relative_to(folder).as_posix())
+
+
+def _list(folder: Path) -> dict[str, Place]:
+    places: dict[str, Place] = {}
+    for shard in sorted(folder.glob(f"*{SUFFIX}")):
+        places |= list_shard(shard)
+    return places

@@ -1,0 +1,25 @@
+"""Reading split files: Med-R1's published `image`, `problem`, `solution`, with what later numbers are sliced by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from stages.core.errors import InputError
+from stages.core.outputs import read_json
+
+KINDS: Final = ("grouped", "published")
+"""Splits free of leaks, and splits drawn at random over questions as Med-R1's are."""
+FIELDS: Final = ("image", "problem", "solution", "question_id", "dataset", "modality", "question_type")
+
+
+def read_split(path: Path) -> list[dict[str, Any]]:
+    """The items of one split file. Raises InputError if it is missing, not such a list, or empty."""
+    items = read_json(path, "run `dvc repro splits`")
+    if not isinstance(items, list) or not items:
+        raise InputError(f"{path} holds no questions: check the corpus and data/quarantine/, then run `dvc repro splits`")
+    for index, item in enumerate(items):
+        missing = [field for field in FIELDS if not isinstance(item, dict) or field not in item]
+        if missing:
+            raise InputError(f"{path}, item {index}: {', '.join(missing)} missing; run `dvc repro splits`")
+    return items

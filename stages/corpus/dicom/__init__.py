@@ -1,0 +1,1 @@
+"""DICOM pixels: grayscale, palettes, series, isolated decoders."""

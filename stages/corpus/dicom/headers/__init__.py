@@ -1,0 +1,1 @@
+"""Typed, name-free access to DICOM headers, without pixel code."""

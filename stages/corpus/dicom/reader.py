@@ -1,0 +1,131 @@
+"""DICOM files: their frames as 8-bit grey or RGB, and a few facts that name nobody. Nothing else leaves this reader.
+
+What is read, the window that grey is shown through, what is passed on and what is refused: docs/ingest-dicom.md. A patient may be
+named in any element, in pydicom's warnings and in its exceptions: see stages/corpus/dicom/headers/elements.py for how none gets out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.core.params import Dicom
+from stages.corpus.dicom.grayscale import Grey, with_range
+from stages.corpus.dicom.header import MODALITIES, Place, Tags, header_modality, read_header
+from stages.corpus.dicom.headers.elements import is_dicom
+from stages.corpus.dicom.pixels import Frames
+from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.quarantine.reasons import Reason
+
+__all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "modality_of", "modality_slug", "read_dicom", "representative"]
+
+Levels = NDArray[np.uint8]
+"""(rows, columns) grey or (rows, columns, 3) RGB."""
+
+_HEADER_INFLATED = 2**24
+"""Bytes of a deflated file that are looked at for its modality alone."""
+
+
+class Pictures(Sequence[Levels]):
+    """The frames of a file as they are shown, decoded when they are asked for: one at a time is in memory.
+
+    Asking for one raises ImageError if its pixels are damaged.
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        """`frames`: those of one file."""
+        self._frames = frames
+
+    def __len__(self) -> int:
+        """How many frames the file holds."""
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, index: int) -> Levels: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Levels]: ...
+    def __getitem__(self, index: int | slice) -> Levels | list[Levels]:
+        """A frame, or several."""
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return self._shown(self._frames.stored(at), at)
+
+    def __iter__(self) -> Iterator[Levels]:
+        """All frames, in order."""
+        return (self[at] for at in range(len(self)))
+
+    def _shown(self, stored: NDArray[Any], at: int) -> Levels:
+        header = self._frames.header
+        if header.palette is not None:
+            return header.palette(stored)
+        if header.samples == 3:
+            return _eight_bits(stored, header.tags.bits_stored)
+        return self._greys[at if len(self._greys) > 1 else 0](stored)
+
+    @cached_property
+    def _greys(self) -> tuple[Grey, ...]:
+        """The grey steps; where there is no window, all frames are decoded once to find their range."""
+        greys = self._frames.header.greys
+        if all(grey.is_complete for grey in greys):
+            return greys
+        found = (greys[at if len(greys) > 1 else 0].values(self._frames.stored(at)) for at in range(len(self)))
+        return with_range(greys, found)
+
+
+@dataclass(frozen=True)
+class DicomImage:
+    """A file or a series: its frames in order, the index of the one that a question is about, and what is known of them."""
+
+    frames: Sequence[Levels]
+    representative: int
+    tags: Tags
+    place: Place
+    """Where a file stands in its series; not to be passed on."""
+
+
+def read_dicom(content: bytes, settings: Dicom, max_pixels: int | None = None) -> DicomImage:
+    """Read a file of one frame or several. Frames are decoded when they are asked for, and may raise ImageError then.
+
+    max_pixels: of a frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which quotes
+    no value but sizes and words of closed lists.
+    """
+    if not is_dicom(content):
+        raise ImageError("not a DICOM file", Reason.IMAGE_FORMAT)
+    header = read_header(content, settings, max_pixels)
+    return DicomImage(Pictures(Frames(header)), representative(header.tags.frames, settings), header.tags, header.place)
+
+
+def representative(count: int, settings: Dicom) -> int:
+    """Of `count` frames the index of the one that a question is about."""
+    return count // 2 if settings.frame == "middle" else 0
+
+
+def modality_of(content: bytes) -> str | None:
+    """Our slug of the modality that a DICOM header names; None if it names none of ours, or is no header."""
+    if not is_dicom(content):
+        return None
+    try:
+        found = header_modality(content, _HEADER_INFLATED)
+    except ImageError:
+        return None
+    return modality_slug(found)
+
+
+def modality_slug(modality: str | None) -> str | None:
+    """Our slug for DICOM's Modality; None if it is none of the eight, or None."""
+    return None if modality is None else MODALITIES[modality]
+
+
+def _eight_bits(colours: NDArray[Any], bits: int) -> Levels:
+    """RGB of any unsigned depth as 8-bit RGB."""
+    if colours.dtype.kind != "u":
+        raise ImageError("colours with signed values")
+    if bits == 8:
+        return colours.astype(np.uint8)
+    return np.rint(colours * (255 / (2**bits - 1))).astype(np.uint8)

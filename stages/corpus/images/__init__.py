@@ -1,0 +1,1 @@
+"""Decode, resize, hash and store images."""

@@ -1,0 +1,108 @@
+"""Look a corpus over before it is used: what it holds, what would be refused and why, and what to do about it.
+
+    python -m stages.corpus.inspection.command FOLDER_OR_ARCHIVE [--json FILE] [--no-images] [--strict] [--examples N]
+
+A folder or archive in OmniMedVQA's layout, or with a CSV and pictures beside it (docs/own-data.md). Nothing is written but FILE.
+
+Exit code: 0, every record is usable; 1, some are refused, or with --strict something is odd; 2, nothing can be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from stages.core import layout
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.core.outputs import write_json
+from stages.core.params import load_params
+from stages.corpus.archives.source import open_corpus
+from stages.corpus.inspection.inspect import Inspection, as_json, inspect
+from stages.taxonomy import AXES
+
+EXIT_CODES: Final = {"ready": 0, "problems": 1, "unusable": 2}
+_OURS: Final = Path(__file__).parents[2] / layout.PARAMS
+"""Settings where the working directory has none."""
+_WIDTH: Final = 132
+"""Columns where there is no terminal to ask."""
+
+
+def main() -> int:
+    """Print what a corpus is like; the exit code says whether it can be used."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m stages.corpus.inspection.command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("corpus", type=Path, metavar="FOLDER_OR_ARCHIVE")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
+    arguments.add_argument("--images", action=argparse.BooleanOptionalAction, default=True, help="decode every picture (default: yes)")
+    arguments.add_argument("--strict", action="store_true", help="exit with 1 for what is odd as well, not only for what is refused")
+    arguments.add_argument("--examples", type=int, default=3, metavar="N", help="examples of each kind of finding (default: 3)")
+    given = arguments.parse_args()
+    try:
+        params = load_params(layout.PARAMS if layout.PARAMS.is_file() else _OURS)
+        if not given.corpus.exists():
+            raise InputError(f"{given.corpus} is neither a file nor a folder: give the path of the corpus")
+        with (
+            tempfile.TemporaryDirectory(prefix="check-") as scratch,
+            open_corpus(given.corpus, params.corpus.limits, Path(scratch)) as corpus,
+        ):
+            inspection = inspect(corpus, params, images=given.images, examples=max(given.examples, 0))
+    except InputError as error:
+        print(f"error: {plain(str(error))}", file=sys.stderr)
+        return EXIT_CODES["unusable"]
+    if given.json:
+        write_json(given.json, {"corpus": str(given.corpus), **as_json(inspection, given.strict)})
+    _print(given.corpus, inspection, inspection.status(given.strict))
+    return EXIT_CODES[inspection.status(given.strict)]
+
+
+def plain(text: str) -> str:
+    """A text in which nothing can move the cursor, change colours or turn the writing round."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text)
+
+
+def _print(path: Path, inspection: Inspection, status: str) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    files = inspection.question_files
+    console.print(escape(plain(f"{path}: {inspection.layout} layout, {len(files)} question file(s): {', '.join(files[:5])}")))
+    console.print(_table(inspection))
+    if not inspection.decoded:
+        console.print("Pictures were not decoded (--no-images): some may still be refused.")
+    for finding in inspection.findings:
+        colour = "red" if finding.level == "refused" else "yellow"
+        console.print(f"\n[bold {colour}]{escape(finding.kind)}: {finding.count}[/] ({finding.level})")
+        console.print(f"  {escape(finding.remedy)}")
+        for row in finding.examples:
+            what = "" if row.what == row.where else f": {row.what!r}"
+            console.print(escape(plain(f"  - {row.where}{what}: {row.why}")), soft_wrap=True)
+        if finding.count > len(finding.examples):
+            console.print(f"  - and {finding.count - len(finding.examples)} more")
+    console.print(f"\nread {inspection.read} records: {inspection.kept} usable, {inspection.refused} refused: [bold]{status}[/]")
+
+
+def _table(inspection: Inspection) -> Table:
+    table = Table(title="Usable questions")
+    table.add_column("modality")
+    for kind in AXES["task"]:
+        table.add_column(kind.replace("-", "\n"), justify="right")
+    table.add_column("questions", justify="right")
+    table.add_column("pictures", justify="right")
+    for slug in AXES["modality"]:
+        counts = [inspection.questions.get((slug, kind), 0) for kind in AXES["task"]]
+        table.add_row(slug, *(str(count or "") for count in counts), str(sum(counts)), str(inspection.pictures.get(slug, 0)))
+    sums = [sum(inspection.questions.get((slug, kind), 0) for slug in AXES["modality"]) for kind in AXES["task"]]
+    table.add_section()
+    table.add_row("all", *(str(count) for count in sums), str(sum(sums)), str(sum(inspection.pictures.values())))
+    return table
+
+
+if __name__ == "__main__":
+    run_stage(lambda: sys.exit(main()))

@@ -1,0 +1,190 @@
+"""What was refused, kept beside what was taken: a row each, and counts that must add up.
+
+An account is a parquet file: a row for each refused input, ready for pandas or SQL, and in the metadata of its schema, under
+`quarantine`, the stage with what it read and kept of each source set, so that shares can be told, and under `provenance` where all that
+comes from. No times are written: the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.core.errors import InputError
+from stages.core.outputs import whole_file
+from stages.corpus.quarantine.reasons import Reason
+
+NO_SET: Final = "(no source set)"
+"""How a record that names no source set, or a question file that cannot be read, is called among the sets."""
+
+_LONGEST = 300
+"""Characters of an offending value that are kept."""
+
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("record", pa.int64()),
+        pa.field("line", pa.int64()),
+        pa.field("question_id", pa.string()),
+        pa.field("dataset", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("what", pa.string(), nullable=False),
+        pa.field("why", pa.string(), nullable=False),
+    ]
+)
+
+
+class Place(NamedTuple):
+    """Where a record stands: `record` is its place in the list of its file, from 0, `line` where it begins; None for a whole file.
+
+    A row of a table has a line only; a record of a file of one line, or one that a stage wrote, only its place in the list.
+    """
+
+    file: str
+    record: int | None = None
+    question_id: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        """As in messages: "<file>#<record>, line <line> (<question_id>)"."""
+        if self.record is None and self.line is None:
+            return self.file
+        listed = "" if self.record is None else f"#{self.record}"
+        return f"{self.file}{listed}{'' if self.line is None else f', line {self.line}'} ({self.question_id or 'no question_id'})"
+
+
+class Row(NamedTuple):
+    """One refused input: `where` it stands, `what` the offending value is, `why` it is refused, in plain words and as a code.
+
+    `dataset`, the source set, and `modality` are as they were written, None where they were not or are no texts.
+    """
+
+    where: Place
+    what: str
+    why: str
+    reason: Reason
+    dataset: str | None = None
+    modality: str | None = None
+
+    @property
+    def set(self) -> str:
+        """The source set, by the name it is counted under."""
+        return self.dataset or NO_SET
+
+
+class Taken(NamedTuple):
+    """Of one source set what a stage read, and what it kept."""
+
+    read: int
+    kept: int
+
+    @property
+    def refused(self) -> int:
+        """What it did not keep."""
+        return self.read - self.kept
+
+    @property
+    def share(self) -> float:
+        """Of what was read, the share that was refused."""
+        return self.refused / self.read if self.read else 0.0
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """The account of one stage; read = kept + the number of rows, in all and in each of `sets`."""
+
+    stage: str
+    sets: Mapping[str, Taken]
+    rows: tuple[Row, ...]
+
+    @property
+    def read(self) -> int:
+        """Records read."""
+        return sum(taken.read for taken in self.sets.values())
+
+    @property
+    def kept(self) -> int:
+        """Records kept."""
+        return sum(taken.kept for taken in self.sets.values())
+
+
+def make_account(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Quarantine:
+    """The account of one stage, rows sorted by where they stand; `kept` is the source set of each record that is kept.
+
+    AssertionError if read is not kept + quarantined.
+    """
+    ordered = tuple(sorted(rows, key=_order))
+    kept_of, refused_of = Counter(map(shown, kept)), Counter(row.set for row in ordered)
+    if read != kept_of.total() + len(ordered):
+        raise AssertionError(
+            f"{stage}: read {read} records, but kept {kept_of.total()} + quarantined {len(ordered)} = {kept_of.total() + len(ordered)}"
+        )
+    names = sorted(kept_of.keys() | refused_of.keys())
+    return Quarantine(stage, {name: Taken(kept_of[name] + refused_of[name], kept_of[name]) for name in names}, ordered)
+
+
+def write_quarantine(
+    path: Path, stage: str, read: int, kept: Iterable[str], rows: Iterable[Row], provenance: Mapping[str, Any]
+) -> Quarantine:
+    """Write the account of one stage as parquet, and return it; the arguments are those of `make_account`."""
+    account = make_account(stage, read, kept, rows)
+    facts = {"stage": account.stage, "read": account.read, "kept": account.kept, "quarantined": len(account.rows)}
+    sets = {name: taken._asdict() for name, taken in account.sets.items()}
+    metadata = {"quarantine": json.dumps(facts | {"sets": sets}, ensure_ascii=False), "provenance": json.dumps(provenance)}
+    listed = [
+        {"stage": account.stage, **row.where._asdict(), **{name: value for name, value in row._asdict().items() if name != "where"}}
+        for row in account.rows
+    ]
+    with whole_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(listed, schema=_SCHEMA.with_metadata(metadata)), temporary, compression="zstd")
+    return account
+
+
+def read_quarantine(path: Path) -> Quarantine:
+    """Read what `write_quarantine` wrote. InputError if it is missing, not such a file, or does not add up."""
+    try:
+        table = pq.read_table(path)
+        facts = json.loads(table.schema.metadata[b"quarantine"])
+        account = Quarantine(
+            facts["stage"], {name: Taken(**taken) for name, taken in facts["sets"].items()}, tuple(map(_row, table.to_pylist()))
+        )
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: run `dvc repro`") from None
+    except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} is not a quarantine file ({error!r}): delete it and run `dvc repro`") from error
+    refused = Counter(row.set for row in account.rows)
+    for name in {*account.sets, *refused}:
+        taken = account.sets.get(name, Taken(0, 0))
+        if taken.refused != refused[name]:
+            raise InputError(
+                f"{path} does not add up: {name}: read {taken.read}, kept {taken.kept}, rows {refused[name]}; run `dvc repro -f`"
+            )
+    return account
+
+
+def shown(value: object) -> str:
+    """Any value as a text that can be written down: no lone surrogates, cut when long."""
+    text = value if isinstance(value, str) else repr(value)
+    if not text.isascii():  # else it stays the same object: a file's name is not kept anew for each of its records
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+
+
+def _row(found: dict[str, Any]) -> Row:
+    place = Place(**{name: found[name] for name in Place._fields})
+    return Row(place, found["what"], found["why"], Reason(found["reason"]), found["dataset"], found["modality"])
+
+
+def _order(row: Row) -> tuple[str, int, int, str, str, str]:
+    where = row.where
+    record, line = (-1 if number is None else number for number in (where.record, where.line))
+    return where.file, record, line, where.question_id or "", row.what, row.why

@@ -1,0 +1,1 @@
+"""Question records: readers of JSON and CSV, validation, text rules."""

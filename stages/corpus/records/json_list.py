@@ -1,0 +1,156 @@
+"""The records of a JSON file one by one, each with its place and what json.loads would pass over in silence.
+
+The standard parser takes the last of two equal keys, and NaN, and numbers too large for a float. Which value was meant, or what
+a reader elsewhere would make of it, nobody knows: such a record is refused, the others of its file are not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from sys import intern
+from typing import Any, Final, NamedTuple
+
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.texts import RefusedRecord, is_unicode
+
+LARGEST: Final = 1_000_000
+"""Characters of one record."""
+_DEEPEST: Final = 16
+"""Levels of lists and objects inside a record: writers that indent go down by recursion, too."""
+_MOST_DIGITS: Final = 400
+"""Digits of a number: a float has at most 309 before its point, and Python itself refuses to read 4300."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class RawRecord(NamedTuple):
+    """What stands at one place of a question file, as it was read; `refusal` if that alone makes it unfit.
+
+    `number`: its place in a list, from 0; `line`: where it begins, from 1. Either is None where it says nothing.
+    """
+
+    number: int | None
+    line: int | None
+    raw: Any
+    refusal: RefusedRecord | None
+
+
+def parse_list(text: str, lines: bool = True) -> Iterator[RawRecord]:
+    """The elements of a JSON list in their order; with `lines`, places in a file of several lines name the line.
+
+    Raises RefusedRecord when the file as a whole is no such list, which may be found out at its end: until then, nothing of it counts.
+    """
+    if not text:
+        raise RefusedRecord("", "the file is empty", Reason.FILE_UNREADABLE)
+    try:
+        yield from _elements(text, lines and text.find("\n", 0, text.rfind("]") + 1) >= 0)
+    except RecursionError:
+        raise RefusedRecord("nested too deeply", "not a JSON file that can be parsed", Reason.FILE_UNREADABLE) from None
+    except ValueError as error:
+        raise RefusedRecord(str(error), "not a JSON file that can be parsed", Reason.FILE_UNREADABLE) from error
+
+
+def _elements(text: str, lines: bool) -> Iterator[RawRecord]:
+    """`parse_list`; errors are the parser's own."""
+    odd: list[tuple[str, str]] = []
+    decoder = _decoder(odd)
+    escaped = _SURROGATE.search(text) is not None
+    at = _skip(text, 0)
+    if not text.startswith("[", at):
+        found, end = decoder.raw_decode(text, at)
+        if (rest := _skip(text, end)) < len(text):
+            raise json.JSONDecodeError("Extra data", text, rest)
+        raise RefusedRecord(type(found).__name__, "not a JSON list of records", Reason.FILE_FORM)
+    at = _skip(text, at + 1)
+    index, line, counted = 0, 1, 0
+    more = not text.startswith("]", at)
+    while more:
+        odd.clear()
+        raw, end = decoder.raw_decode(text, at)
+        if lines:
+            line, counted = line + text.count("\n", counted, at), at
+        yield RawRecord(index, line if lines else None, raw, _refusal(raw, odd, end - at, escaped))
+        index, at = index + 1, _skip(text, end)
+        if more := text.startswith(",", at):
+            at = _skip(text, at + 1)
+        elif not text.startswith("]", at):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    if (rest := _skip(text, at + 1)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, rest)
+
+
+def _skip(text: str, at: int) -> int:
+    """The next position that is not blank."""
+    match = _SPACE.match(text, at)
+    assert match is not None, "it matches nothing, too"
+    return match.end()
+
+
+def _decoder(odd: list[tuple[str, str]]) -> json.JSONDecoder:
+    """A decoder that notes (what, why) in `odd` for what the standard one passes over."""
+    known: dict[str, str] = {}
+
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # most texts of a corpus stand in it many times: each is kept once
+        found = {intern(key): known.setdefault(value, value) if type(value) is str else value for key, value in pairs}
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            odd.append((twice, "a field that stands twice: take out the one that is wrong"))
+        return found
+
+    def number(digits: str) -> int:
+        if len(digits) > _MOST_DIGITS:
+            odd.append((digits, f"a number of more than {_MOST_DIGITS} digits"))
+            return 0
+        return int(digits)
+
+    def fraction(digits: str) -> float:
+        found = float(digits)
+        if not math.isfinite(found):
+            odd.append((digits, "a number that is too large"))
+            return 0.0
+        return found
+
+    def constant(name: str) -> None:
+        odd.append((name, f"{name} is not JSON: put null, or leave the field out"))
+
+    return json.JSONDecoder(object_pairs_hook=make, parse_int=number, parse_float=fraction, parse_constant=constant)
+
+
+def _refusal(raw: Any, odd: list[tuple[str, str]], size: int, escaped: bool) -> RefusedRecord | None:
+    """`size` in characters; `escaped`: could there be half of a surrogate pair in it?"""
+    if odd:
+        return RefusedRecord(*odd[0], Reason.RECORD_FORM)
+    if size > LARGEST:
+        return RefusedRecord(f"{size} characters", f"a record of more than {LARGEST} characters", Reason.RECORD_FORM)
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            if escaped or type(value) is not str:
+                try:
+                    _check_further(key, 0)
+                    _check_further(value, 1)
+                except RefusedRecord as refusal:
+                    name = key if is_unicode(key) else "a field's name"
+                    return RefusedRecord(refusal.what, f"{name} {refusal.why}", refusal.reason)
+    return None
+
+
+def _check_further(value: Any, level: int) -> None:
+    """RefusedRecord for what no later stage could write down again."""
+    if level > _DEEPEST:
+        raise RefusedRecord(f"{level} levels", f"is nested more than {_DEEPEST} levels deep", Reason.RECORD_FORM)
+    if isinstance(value, str):
+        if not is_unicode(value):
+            raise RefusedRecord(value, "is not Unicode text", Reason.FIELD_ENCODING)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _check_further(key, level)
+            _check_further(inner, level + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_further(inner, level + 1)

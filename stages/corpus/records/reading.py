@@ -1,0 +1,50 @@
+"""The questions of a corpus and the files of their pictures, as stage download takes them and the check of a corpus foresees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from stages.corpus.archives.archive import DamagedMemberError
+from stages.corpus.archives.source import Corpus
+from stages.corpus.dicom.reader import modality_of
+from stages.corpus.dicom.series import picture_files
+from stages.corpus.quarantine.ledger import Place, Row
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.records import Reading, read_record_files, refuse
+
+MISSING = "the image is not in the corpus"
+
+
+def read_questions(corpus: Corpus) -> Reading:
+    """The records of all question files; a file whose bytes cannot be had is one row, as one that cannot be parsed.
+
+    A record without modality_type has that of its picture, if the picture is DICOM and says it.
+    """
+    rows = []
+    names = corpus.names
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for name in corpus.in_order(corpus.question_files):
+            try:
+                yield name, corpus.fetch(name)
+            except DamagedMemberError as error:
+                rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_UNREADABLE))
+
+    def modality(image_path: str) -> str | None:
+        """Of a DICOM file, or the first one of a series."""
+        try:
+            return next((modality_of(corpus.fetch(name)) for name in picture_files(names, image_path)[:1]), None)
+        except DamagedMemberError:
+            return None
+
+    reading = read_record_files(files(), modality)
+    return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
+
+
+def find_pictures(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
+    """The same reading, records whose picture is not there quarantined; image_path -> its files, several of a DICOM series."""
+    names = corpus.names
+    files = {path: picture_files(names, path) for path in sorted({record.image_path for record in reading.records})}
+    rows = [refuse(record, record.image_path, MISSING, Reason.IMAGE_MISSING) for record in reading.records if not files[record.image_path]]
+    kept = [record for record in reading.records if files[record.image_path]]
+    return Reading(reading.read, kept, [*reading.rows, *rows]), {path: found for path, found in files.items() if found}

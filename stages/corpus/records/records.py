@@ -1,0 +1,281 @@
+"""OmniMedVQA's records (arXiv 2402.09181): what one must hold to become a question, and why another is refused.
+
+`QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id, question_type,
+question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to option_D (absent when there are
+fewer), modality_type. A record is taken as it stands or refused with a reason, never mended. A CSV of one's own gives such
+records, too (stages/corpus/records/table.py).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from stages.core.errors import InputError
+from stages.corpus.archives.archive import IMAGES, unsafe_path
+from stages.corpus.dataset.problems import LETTERS, format_problem, parse_problem
+from stages.corpus.quarantine.ledger import Place, Row, shown
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.json_list import RawRecord, parse_list
+from stages.corpus.records.table import parse_table
+from stages.corpus.records.texts import LONGEST, RefusedRecord, decode, is_plain, is_unicode, unfit, unfit_name
+from stages.taxonomy import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS
+
+__all__ = ["FIELDS", "OPTIONS", "Reading", "Record", "RefusedRecord", "check_record", "iterate_kept", "read_record_files"]
+
+FIELDS: Final = ("dataset", "question_id", "question_type", "question", "gt_answer", "image_path", "modality_type")
+OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
+
+_NAMES = ("dataset", "question_id", "image_path")
+"""Fields of one line: they name files, or are printed in lists."""
+_AT_ONCE: Final = 256
+"""Records of an earlier stage that are parsed together."""
+_LONGEST_NAME = 240
+"""Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One question that can be asked. Texts are without outer blanks, `modality` and `question_type` slugs, `gold` a letter."""
+
+    question_id: str
+    dataset: str
+    modality: str
+    question_type: str
+    question: str
+    options: tuple[str, ...]
+    gold: str
+    image_path: str
+    place: Place
+    fields: Mapping[str, Any]
+    """Everything the record held, as it was written."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a set of record files gave: read = records + rows; a file that cannot be parsed counts as one read."""
+
+    read: int
+    records: list[Record]
+    rows: list[Row]
+
+
+ModalityOf = Callable[[str], str | None]
+"""The slug of the modality that the picture at an image_path names itself; None if it does not, or is not there."""
+
+
+def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None) -> Reading:
+    """Read (name, content) pairs, JSON or .csv, in the order of their names; what is refused becomes a quarantine row.
+
+    `modality_of` is asked for records without modality_type only.
+    """
+    records: dict[str, Record] = {}
+    rows: list[Row] = []
+    read = 0
+    waiting = sorted(files, reverse=True)
+    while waiting:
+        name, content = waiting.pop()
+        try:
+            text = decode(content)
+            del content  # which is as large again
+            found = _parse(name, text)
+        except RefusedRecord as refusal:
+            read += 1
+            rows.append(Row(Place(shown(name)), refusal.what, refusal.why, refusal.reason))
+            continue
+        read += len(found)
+        for each in found:
+            place = _place(name, each)
+            try:
+                if each.refusal:
+                    raise each.refusal
+                record = check_record(_with_modality(each.raw, modality_of), place)
+                if record.question_id in records:
+                    raise RefusedRecord(
+                        record.question_id, f"question_id stands twice; kept: {records[record.question_id].place}", Reason.DUPLICATE_ID
+                    )
+                records[record.question_id] = record
+            except RefusedRecord as refusal:
+                dataset, modality = (_written(each.raw, field) for field in ("dataset", "modality_type"))
+                rows.append(Row(place, refusal.what, refusal.why, refusal.reason, dataset, modality))
+    return Reading(read, list(records.values()), rows)
+
+
+def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
+    """The row of a record that was good until now."""
+    return Row(record.place, shown(what), why, reason, shown(record.dataset), shown(record.fields["modality_type"]))
+
+
+def check_record(raw: object, place: Place) -> Record:
+    """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is wrong with it first."""
+    if not isinstance(raw, dict):
+        raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
+    given = [key for key in raw if key.startswith("option_")]
+    text = _texts(raw, [*FIELDS, *given])
+    options = tuple([text[field] for field in _options(given)])
+    if len(set(options)) < len(options):
+        raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
+    if text["gt_answer"] not in options:
+        raise RefusedRecord(text["gt_answer"], f"gt_answer is none of the options {shown(list(options))}", Reason.ANSWER_NOT_OFFERED)
+    if raw["modality_type"] not in MODALITY_SLUGS:
+        raise RefusedRecord(raw["modality_type"], "unknown modality_type", Reason.UNKNOWN_MODALITY)
+    if raw["question_type"] not in QUESTION_TYPE_SLUGS:
+        raise RefusedRecord(raw["question_type"], "unknown question_type", Reason.UNKNOWN_QUESTION_TYPE)
+    _check_image_path(raw["image_path"])
+    _check_published_form(text["question"], options)
+    return Record(
+        question_id=raw["question_id"],
+        dataset=raw["dataset"],
+        modality=MODALITY_SLUGS[raw["modality_type"]],
+        question_type=QUESTION_TYPE_SLUGS[raw["question_type"]],
+        question=text["question"],
+        options=options,
+        gold=LETTERS[options.index(text["gt_answer"])],
+        image_path=raw["image_path"],
+        place=place,
+        fields=raw,
+    )
+
+
+def iterate_kept(path: Path, remedy: str) -> Iterator[Record]:
+    """The records an earlier stage kept, one by one, with few of them in memory.
+
+    InputError, with `remedy`, if the file is missing or was changed for the worse.
+    """
+    name = path.as_posix()
+    try:
+        for each in _listed(path):
+            if each.refusal:
+                raise each.refusal
+            yield check_record(each.raw, _place(name, each))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: {remedy}") from None
+    except RefusedRecord as refusal:
+        raise InputError(f"{path} was changed by hand: {refusal.what!r}: {refusal.why}; {remedy}") from refusal
+
+
+class _OtherFormError(Exception):
+    """A file that was not written by an earlier stage, or not as a whole."""
+
+
+def _listed(path: Path) -> Iterator[RawRecord]:
+    """The elements of a JSON list: part by part as `stages.core.outputs.write_elements` wrote it, of any other form as a whole."""
+    count = 0
+    try:
+        for part in _parts(path):
+            found = list(parse_list(part, lines=False))
+            yield from (each._replace(number=number) for number, each in enumerate(found, start=count))
+            count += len(found)
+    except (_OtherFormError, UnicodeDecodeError, RefusedRecord):  # what is wrong with it, if anything is, is said of the whole
+        yield from islice(parse_list(decode(path.read_bytes()), lines=False), count, None)
+
+
+def _parts(path: Path) -> Iterator[str]:
+    """Lists of some elements each: in the form of `write_elements` a line tells where an object ends, by its indentation."""
+    part: list[str] = []
+    ends = 0
+    with path.open(encoding="utf-8", newline="\n") as handle:
+        if handle.readline() != "[\n":
+            raise _OtherFormError
+        for line in handle:
+            if line not in (" },\n", " }\n"):
+                part.append(line)
+                continue
+            ends += 1
+            if ends % _AT_ONCE == 0 or line == " }\n":
+                yield f"[{''.join(part)}}}]"
+                part = []
+            else:
+                part.append(line)
+            if line == " }\n":
+                break
+        if part or handle.read() != "]\n":
+            raise _OtherFormError
+
+
+def _with_modality(raw: object, modality_of: ModalityOf) -> object:
+    """The record with the modality_type of its picture, where it has none itself and the picture says it."""
+    if not isinstance(raw, dict) or "modality_type" in raw or not isinstance(raw.get("image_path"), str):
+        return raw
+    slug = modality_of(raw["image_path"])
+    return raw if slug is None else raw | {"modality_type": MODALITIES[slug]}
+
+
+def _written(raw: object, field: str) -> str | None:
+    """A field of a record that may hold anything, if it is a text that is not empty."""
+    value = raw.get(field) if isinstance(raw, dict) else None
+    return shown(value) if isinstance(value, str) and value else None
+
+
+def _parse(name: str, text: str) -> list[RawRecord]:
+    """All that stands in a question file; RefusedRecord if it cannot be read as a whole."""
+    if name.lower().endswith(".csv"):
+        return list(parse_table(text, posixpath.basename(name)[: -len(".csv")]))
+    return list(parse_list(text))
+
+
+def _place(file: str, found: RawRecord) -> Place:
+    question_id = found.raw.get("question_id") if isinstance(found.raw, dict) else None
+    return Place(shown(file), found.number, shown(question_id) if question_id else None, found.line)
+
+
+def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:
+    """The fields without outer blanks; RefusedRecord for what is no text, or may not stand in a prompt, a name or a path."""
+    try:
+        text = {field: raw[field].strip() for field in fields}
+        together = " ".join([raw[field] for field in fields])
+        if len(together) <= LONGEST and is_plain(together) and all(text.values()):
+            return text
+    except (KeyError, AttributeError):
+        pass
+    for field in fields:
+        _check_text(raw, field)
+    return text
+
+
+def _check_text(raw: dict[str, Any], field: str) -> None:
+    if field not in raw:
+        raise RefusedRecord(field, f"{field} is missing", Reason.FIELD_MISSING)
+    value = raw[field]
+    if not isinstance(value, str):
+        raise RefusedRecord(value, f"{field} is not a string", Reason.FIELD_TYPE)
+    if not value.strip():
+        raise RefusedRecord(value, f"{field} is empty", Reason.FIELD_EMPTY)
+    if why := (unfit_name if field in _NAMES else unfit)(value):
+        raise RefusedRecord(value, f"{field} {why}", Reason.FIELD_TEXT if is_unicode(value) else Reason.FIELD_ENCODING)
+
+
+def _options(given: list[str]) -> tuple[str, ...]:
+    """The fields of the options, in their order."""
+    expected = OPTIONS[: len(given)]
+    if tuple(given) == expected and len(given) > 1:
+        return expected
+    if extra := sorted(set(given) - set(OPTIONS)):
+        raise RefusedRecord(extra, "options beyond option_D", Reason.OPTION_COUNT)
+    if len(given) < 2:
+        raise RefusedRecord(given, "fewer than two options", Reason.OPTION_COUNT)
+    if gaps := [field for field in expected if field not in given]:
+        raise RefusedRecord(sorted(given), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT)
+    return expected
+
+
+def _check_image_path(path: str) -> None:
+    if why := unsafe_path(path):
+        raise RefusedRecord(path, f"image_path is {why}", Reason.IMAGE_PATH)
+    if not path.startswith(IMAGES) or posixpath.normpath(path) != path:
+        raise RefusedRecord(path, f"image_path is not a file under {IMAGES}", Reason.IMAGE_PATH)
+    if len(path) * 4 > _LONGEST_NAME and any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
+        raise RefusedRecord(path, f"image_path has a name longer than {_LONGEST_NAME} bytes", Reason.IMAGE_PATH)
+
+
+def _check_published_form(question: str, options: tuple[str, ...]) -> None:
+    """Med-R1's one-line form cannot carry every text: a question with " A)" in it would be cut there by every reader."""
+    if ")" not in question and ")" not in "".join(options):
+        return  # nothing but the labels themselves can look like one
+    problem = format_problem(question, options)
+    if parse_problem(problem) != (question, dict(zip(LETTERS, options, strict=False))):
+        raise RefusedRecord(problem, "a text that holds an option label cannot be told from the options", Reason.OPTION_LABEL)

@@ -1,0 +1,1 @@
+"""Phantoms and the embedded sample corpus."""

@@ -1,0 +1,1 @@
+"""Train and test splits without leakage, and the tests of a corpus."""

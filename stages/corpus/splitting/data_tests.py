@@ -1,0 +1,217 @@
+"""The tests of a corpus: what each means, what to do if it fails, and the judgement by severity and limit.
+
+A failed test of severity `error` stops the pipeline before anything is trained; a `warning` goes on and into the report. Tests of single
+records are always errors: without what they ask for, a record is no question.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+from stages.core.errors import InputError
+from stages.core.outputs import read_json, write_json
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.records import Reading, Record
+from stages.corpus.splitting import expectations
+from stages.corpus.splitting.expectations import Draw, Measured
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
+
+Severity = Literal["error", "warning", "off"]
+Outcome = Literal["passed", "failed", "not run"]
+
+
+class Rule(Protocol):
+    """An entry of the group `data_tests` of params.yaml."""
+
+    @property
+    def severity(self) -> Severity:
+        """What a failure does."""
+
+    @property
+    def limit(self) -> float:
+        """The largest value that passes; for tests of a least number, the smallest."""
+
+
+class Expectation(NamedTuple):
+    """What the value of a test is, and what to do if it is beyond its limit."""
+
+    meaning: str
+    remedy: str
+    least: bool = False
+    """The value may not be below the limit; else not above."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one test ended; the numbers are those of `Measured`."""
+
+    test: str
+    severity: Severity
+    outcome: Outcome
+    limit: float
+    value: float
+    checked: int
+    found: int
+    where: str
+    examples: tuple[str, ...]
+
+    @property
+    def stops(self) -> bool:
+        """Is it a failed error."""
+        return self.outcome == "failed" and self.severity == "error"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All results of a corpus, in the order of TESTS, and statistics of its pictures by modality (`expectations.statistics`)."""
+
+    tests: tuple[Result, ...]
+    statistics: Mapping[str, Mapping[str, Any]]
+
+
+_ANEW: Final = "the file was changed after stage resize: run `dvc repro -f resize`"
+_LOOK: Final = "look at the examples, and take out or correct what is wrong in the corpus"
+
+RECORD_TESTS: Final[Mapping[str, Expectation]] = {
+    "schema": Expectation("records without a field, or with one of another type, and files that are no list of records", _ANEW),
+    "facts": Expectation("records without what stage resize found out of their picture", "run `dvc repro resize`"),
+    "values": Expectation("records of an unknown modality or question type, of a text or a path that cannot be used", _ANEW),
+    "options": Expectation("records with fewer than 2 or more than 4 options, or with equal ones", _ANEW),
+    "gold": Expectation("records whose answer is none of the options", _ANEW),
+    "ids": Expectation("question ids that stand twice", "make the ids of the corpus unique and run `dvc repro`"),
+    "files": Expectation("records that stand in the file of another modality", _ANEW),
+}
+"""Tests of single records: always errors, none may be found."""
+
+CORPUS_TESTS: Final[Mapping[str, Expectation]] = {
+    "repeated_questions": Expectation("share of questions that repeat another: words, options, picture", "take the repetitions out"),
+    "contradictions": Expectation("share of questions that another one about the same picture contradicts", _LOOK),
+    "letter_bias": Expectation("excess of the letter that is right most often over chance, share of questions", "shuffle the options"),
+    "commonest_letter": Expectation("largest share of one letter among the right answers of a split", "shuffle the options"),
+    "commonest_answer": Expectation(
+        "largest share of one text among the right answers of a split", "ask more, or read the blind floor beside it"
+    ),
+    "single_answer_tests": Expectation("test splits in which one letter or one text is always right", "add questions with other answers"),
+    "questions_of_modality": Expectation("questions of the modality that has fewest", "add data of this modality", least=True),
+    "questions_of_type": Expectation("questions of the question type that has fewest", "add data of this type", least=True),
+    "blank_pictures": Expectation("share of pictures of one grey level", _LOOK),
+    "dark_or_bright_pictures": Expectation("share of pictures all but black or white", "see whether 16-bit sources are scaled; " + _LOOK),
+    "enlarged_pictures": Expectation("share of pictures smaller than what they are resized to", "get larger sources, or lower resize.size"),
+    "squeezed_pictures": Expectation("share of pictures more than 4 times as long as wide, or as wide as long", "crop them in the corpus"),
+    "copied_pictures": Expectation("share of pictures with the pixels of another", "take copies out; grouped splits keep them on one side"),
+}
+"""Tests of the corpus, with a severity and a limit in params.yaml."""
+
+TESTS: Final[Mapping[str, Expectation]] = {**RECORD_TESTS, **CORPUS_TESTS}
+
+_REASONS: Final[Mapping[str, tuple[Reason, ...]]] = {
+    "schema": (
+        Reason.FILE_UNREADABLE,
+        Reason.FILE_FORM,
+        Reason.RECORD_FORM,
+        Reason.FIELD_MISSING,
+        Reason.FIELD_TYPE,
+        Reason.FIELD_EMPTY,
+        Reason.FIELD_ENCODING,
+    ),
+    "values": (Reason.UNKNOWN_MODALITY, Reason.UNKNOWN_QUESTION_TYPE, Reason.IMAGE_PATH, Reason.OPTION_LABEL),
+    "options": (Reason.OPTION_COUNT, Reason.OPTIONS_EQUAL),
+    "gold": (Reason.ANSWER_NOT_OFFERED,),
+    "ids": (Reason.DUPLICATE_ID,),
+}
+
+
+@dataclass(frozen=True)
+class _Always:
+    severity: Severity = "error"
+    limit: float = 0.0
+
+
+def judge_records(reading: Reading, file_of: Mapping[str, str]) -> list[Result]:
+    """The tests of single records; `file_of` is modality -> the file its records should stand in."""
+    measured = {name: expectations.refused_for(reading, reasons) for name, reasons in _REASONS.items()}
+    measured["facts"] = expectations.lacking_facts(reading.records)
+    measured["files"] = expectations.strays(reading.records, file_of)
+    return [_judge(name, measured[name], _Always()) for name in RECORD_TESTS]
+
+
+def judge_corpus(records: Sequence[Record], draw: Draw, size: int, rules: Mapping[str, Rule]) -> Results:
+    """The tests of records that passed those of single ones, and of the splits drawn from them.
+
+    `size`: side of the resized pictures; `rules`: test -> severity and limit, for all of CORPUS_TESTS.
+    """
+    pictures = expectations.pictures_of(records)
+    modalities, kinds = (Counter(getattr(record, field) for record in records) for field in ("modality", "question_type"))
+    measured = {
+        "repeated_questions": expectations.repeated_questions(records),
+        "contradictions": expectations.contradictions(records),
+        "letter_bias": expectations.letter_bias(records),
+        "commonest_letter": expectations.commonest_letter(draw),
+        "commonest_answer": expectations.commonest_answer(draw),
+        "single_answer_tests": expectations.single_answer_tests(draw),
+        "questions_of_modality": expectations.fewest({slug: modalities[slug] for slug in MODALITIES}),
+        "questions_of_type": expectations.fewest({slug: kinds[slug] for slug in QUESTION_TYPES}),
+        "blank_pictures": expectations.blank(pictures),
+        "dark_or_bright_pictures": expectations.dark_or_bright(pictures),
+        "enlarged_pictures": expectations.enlarged(pictures, size),
+        "squeezed_pictures": expectations.squeezed(pictures),
+        "copied_pictures": expectations.copied(pictures),
+    }
+    found = tuple(_judge(name, measured[name], rules[name]) for name in CORPUS_TESTS)
+    return Results(found, expectations.statistics(records, pictures, size))
+
+
+def write_results(path: Path, results: Results, provenance: Mapping[str, Any]) -> None:
+    """Write results as JSON, with what each test means and what to do, and `passed`: is there no failed error."""
+    tests = [{**asdict(each), "meaning": TESTS[each.test].meaning, "remedy": TESTS[each.test].remedy} for each in results.tests]
+    passed = not any(each.stops for each in results.tests)
+    write_json(path, {"passed": passed, "tests": tests, "statistics": results.statistics, "provenance": provenance})
+
+
+def read_results(path: Path) -> Results:
+    """Read what `write_results` wrote. InputError if it is missing or no such file."""
+    remedy = "run `dvc repro splits`"
+    tree = read_json(path, remedy)
+    try:
+        tests = [{key: value for key, value in each.items() if key not in ("meaning", "remedy")} for each in tree["tests"]]
+        return Results(tuple(Result(**{**each, "examples": tuple(each["examples"])}) for each in tests), tree["statistics"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} holds no results of data tests ({error!r}): {remedy}") from error
+
+
+def stop_on_errors(results: Results, path: Path) -> None:
+    """InputError if a test of severity error failed; `path` is where all results were written."""
+    failed = [each for each in results.tests if each.stops]
+    if not failed:
+        return
+    said = "; ".join(f"{said_of(each)}{f', as {each.examples[0]}' if each.examples else ''}: {TESTS[each.test].remedy}" for each in failed)
+    raise InputError(
+        f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {said}. {path} holds all results (docs/ingest-quality.md); "
+        "to go on all the same, unless single records are at fault: another limit, or the severity warning, in data_tests of params.yaml"
+    )
+
+
+def said_of(result: Result) -> str:
+    """A failed test in a line, as "blank_pictures 0.12 (limit 0.05)"."""
+    where = f" in {result.where}" if result.where else ""
+    return f"{result.test} {result.value:g}{where} (limit {result.limit:g})"
+
+
+def _judge(name: str, measured: Measured, rule: Rule) -> Result:
+    beyond = measured.value < rule.limit if TESTS[name].least else measured.value > rule.limit
+    outcome: Outcome = "not run" if rule.severity == "off" else "failed" if beyond else "passed"
+    return Result(
+        name,
+        rule.severity,
+        outcome,
+        rule.limit,
+        measured.value,
+        measured.checked,
+        measured.found,
+        measured.where,
+        measured.examples if outcome == "failed" else (),
+    )

@@ -1,0 +1,83 @@
+"""How much of a test is known from training: questions whose picture, or a picture of the same group, was trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from stages.core.errors import InputError
+from stages.corpus.dataset.split_files import KINDS
+from stages.taxonomy import AXES
+
+Item = Mapping[str, Any]
+Draw = Mapping[str, Mapping[str, tuple[Sequence[Item], Sequence[Item]]]]
+"""Axis -> slug -> (train, test)."""
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Of one split, or of several together, the test questions, and how many of them are known in which way."""
+
+    test: int
+    """All test questions."""
+    image: int
+    """Those whose picture is also in train of the same split."""
+    group: int
+    """Those with a picture of the same group in train: it, a copy of it, or another one of the patient."""
+    other_axis: int
+    """Those which are themselves training questions on the other axis."""
+
+
+Leaks = dict[str, dict[str, Leak]]
+"""Axis -> slug -> what leaks."""
+
+
+def count_leaks(draw: Draw, group_of: Mapping[str, str]) -> Leaks:
+    """What leaks in each split of a draw; `group_of` is image -> group."""
+    trained = {
+        axis: {item["question_id"] for train, _ in slugs.values() for item in train}  # of all checkpoints of the axis
+        for axis, slugs in draw.items()
+    }
+    return {
+        axis: {
+            slug: _count(train, test, group_of, set().union(*(known for other, known in trained.items() if other != axis)))
+            for slug, (train, test) in slugs.items()
+        }
+        for axis, slugs in draw.items()
+    }
+
+
+def total(leaks: Iterable[Leak]) -> Leak:
+    """The sum over splits."""
+    rows = list(leaks)
+    return Leak(**{field.name: sum(getattr(row, field.name) for row in rows) for field in fields(Leak)})
+
+
+def as_json(leaks: Leaks) -> dict[str, dict[str, dict[str, int]]]:
+    """The counts as they are written down."""
+    return {axis: {slug: asdict(leak) for slug, leak in slugs.items()} for axis, slugs in leaks.items()}
+
+
+def read_leaks(path: Path) -> dict[str, Leaks]:
+    """Kind of split -> its counts, from the file of stage splits. InputError if it is missing or is no such file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {kind: {axis: {slug: Leak(**found[kind][axis][slug]) for slug in AXES[axis]} for axis in AXES} for kind in KINDS}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: run `dvc repro splits`") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} does not count leaks ({error!r}): delete it and run `dvc repro splits`") from error
+
+
+def _count(train: Sequence[Item], test: Sequence[Item], group_of: Mapping[str, str], elsewhere: set[str]) -> Leak:
+    images = {item["image"] for item in train}
+    groups = {group_of[image] for image in images}
+    return Leak(
+        test=len(test),
+        image=sum(item["image"] in images for item in test),
+        group=sum(group_of[item["image"]] in groups for item in test),
+        other_axis=sum(item["question_id"] in elsewhere for item in test),
+    )

@@ -1,0 +1,64 @@
+"""Pictures as a policy takes them, opened and processed ahead of a GPU by threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stages.corpus.dataset.image_store import open_image
+
+_AHEAD: Final = 4
+"""Pictures a thread may be ahead; one of 384 x 384 takes some MB."""
+
+
+@dataclass(frozen=True)
+class Processed:
+    """A picture's patches (N, features) and grid (3,), and its size in pixels, (width, height)."""
+
+    patches: Tensor
+    grid: Tensor
+    size: tuple[int, int]
+
+
+def process(processor: Any, picture: Image.Image, dtype: torch.dtype) -> Processed:
+    """What the processor makes of one picture."""
+    fields = processor.image_processor(images=[picture], return_tensors="pt")
+    return Processed(fields["pixel_values"].to(dtype), fields["image_grid_thw"][0], picture.size)
+
+
+@contextmanager
+def load_pictures(processor: Any, dtype: torch.dtype, paths: Sequence[str], threads: int) -> Iterator[Iterator[Processed]]:
+    """Inside, the pictures at some paths, in order; each as it is asked for, or with threads a few ahead of that.
+
+    Asking raises InputError naming a picture that does not open.
+    """
+
+    def load(path: str) -> Processed:
+        return process(processor, open_image(path), dtype)
+
+    if not threads:
+        yield map(load, paths)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
+        try:
+            yield _ahead(pool, load, paths, _AHEAD * threads)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ahead(pool: ThreadPoolExecutor, load: Any, paths: Sequence[str], most: int) -> Iterator[Processed]:
+    under_way: deque[Future[Processed]] = deque()
+    for path in paths:
+        under_way.append(pool.submit(load, path))
+        if len(under_way) > most:
+            yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()

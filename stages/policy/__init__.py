@@ -1,0 +1,1 @@
+"""The policy model: loading, attention, KV cache, prefill, vision features, weights."""

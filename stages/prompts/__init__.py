@@ -1,0 +1,1 @@
+"""Prompt styles and chat messages."""

@@ -1,1 +1,0 @@
-"""The groups of params.yaml, each with what its keys mean. stages/params.py puts them together and reads the file."""

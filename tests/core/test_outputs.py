@@ -1,0 +1,109 @@
+"""Outputs are whole or absent, whatever happens while they are written."""
+
+import errno
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.core.outputs import whole_directory, whole_file, write_json
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError])
+def test_a_file_that_fails_half_way_keeps_the_old_one(tmp_path: Path, failure: type[BaseException]) -> None:
+    target = tmp_path / "folder" / "result.json"
+    write_json(target, {"old": 1})
+    with pytest.raises(failure), whole_file(target) as temporary:
+        temporary.write_text("half", encoding="utf-8")
+        raise failure
+    assert target.read_text(encoding="utf-8") == '{\n "old": 1\n}\n'
+    assert sorted(target.parent.iterdir()) == [target]
+
+
+def test_a_directory_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(RuntimeError), whole_directory(target) as temporary:
+        (temporary / "weights").write_text("half", encoding="utf-8")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for name in ("first", "second"):
+        with whole_directory(target) as temporary:
+            (temporary / name).write_text(name, encoding="utf-8")
+    assert [path.name for path in target.iterdir()] == ["second"]
+
+
+def test_what_a_killed_run_left_behind_is_not_in_the_next_one(tmp_path: Path) -> None:
+    left = tmp_path / ".model.incomplete"
+    left.mkdir()
+    (left / "rest").write_text("rest", encoding="utf-8")
+    with whole_directory(tmp_path / "model") as temporary:
+        assert list(temporary.iterdir()) == []
+
+
+def test_json_never_holds_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (InputError("file x, record 3: bad"), "error: file x, record 3: bad", None),
+        (KeyboardInterrupt(), 130, "run the same command again"),
+        (OSError(errno.ENOSPC, "No space left on device", "data/x.png"), "error: no space left on the disk while writing data/x.png", None),
+    ],
+)
+def test_a_stage_ends_with_one_message_and_a_code(
+    raised: BaseException, code: int | str, message: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise raised
+
+    with pytest.raises(SystemExit) as exit_:
+        run_stage(main)
+    if isinstance(code, str):
+        assert str(exit_.value.code).startswith(code)
+    else:
+        assert exit_.value.code == code
+    assert message is None or message in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage(main)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_json_has_the_bytes_that_the_standard_library_gives_it(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "value.json"
+        write_json(path, value)
+        assert path.read_text(encoding="utf-8") == json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], [{"a": [float("nan")]}]])
+def test_what_is_not_json_is_not_written(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "value.json", value)
+    assert list(tmp_path.iterdir()) == []

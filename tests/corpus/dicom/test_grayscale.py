@@ -1,0 +1,222 @@
+"""The grey chain against values computed by hand from the standard's equations, and against pydicom's own functions."""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
+
+from stages.corpus.dicom.grayscale import Rescale, Window
+from stages.corpus.dicom.reader import read_dicom
+from stages.corpus.images.decoding import ImageError
+from tests.dicoms import dataset, file, ramp, settings, written
+
+HU: dict[str, Any] = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
+
+
+def shown(found: Dataset | NDArray[Any], at: int = 0, ct_window: list[float] | None = None, **elements: Any) -> NDArray[np.uint8]:
+    content = written(found) if isinstance(found, Dataset) else file(found, **elements)
+    return read_dicom(content, settings(ct_window=ct_window)).frames[at]
+
+
+def levels(*values: float, dtype: str = "int16") -> NDArray[Any]:
+    """A picture one row high."""
+    return np.array([values], dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("function", "center", "width", "value", "wanted"),
+    [
+        # PS3.3 C.11.2.1.2: x <= c - 0.5 - (w-1)/2 is black, x > c - 0.5 + (w-1)/2 white
+        ("LINEAR", 2048, 4096, 0, 0),
+        ("LINEAR", 2048, 4096, 4095, 1),
+        ("LINEAR", 2048, 4096, 2047.5, 0.5),
+        ("LINEAR", 2048, 1, 2047, 0),
+        ("LINEAR", 2048, 1, 2048, 1),
+        ("LINEAR", 0, 100, -50, 0),
+        ("LINEAR", 0, 100, 49, 1),
+        ("LINEAR", 0, 100, 10, 10.5 / 99 + 0.5),
+        # C.11.2.1.3.2: x <= c - w/2, x > c + w/2
+        ("LINEAR_EXACT", 2048, 4096, 0, 0),
+        ("LINEAR_EXACT", 2048, 4096, 4096, 1),
+        ("LINEAR_EXACT", 2048, 4096, 2048, 0.5),
+        ("LINEAR_EXACT", 0, 0.5, 0.1, 0.7),
+        # C.11.2.1.3.1
+        ("SIGMOID", 100, 50, 100, 0.5),
+        ("SIGMOID", 100, 50, 150, 1 / (1 + math.exp(-4))),
+        ("SIGMOID", 100, 50, -1e9, 0),
+        ("SIGMOID", 100, 50, 1e9, 1),
+    ],
+)
+def test_a_window_follows_the_equations_of_the_standard(function: Any, center: float, width: float, value: float, wanted: float) -> None:
+    assert Window(center, width, function)(np.array([value])) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_rescale_is_slope_times_value_plus_intercept() -> None:
+    assert Rescale(2.5, -1024)(np.array([0.0, 400.0])).tolist() == [-1024, -24]
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize(("center", "width"), [(40, 400), (-600, 1500), (300.5, 77.25)])
+def test_a_window_agrees_with_pydicoms(function: str, center: float, width: float) -> None:
+    elements = HU | {"WindowCenter": center, "WindowWidth": width, "VOILUTFunction": function, "BitsStored": 12}
+    found = dataset(ramp(dtype="uint16", top=4095), **elements)
+    theirs = apply_windowing(apply_modality_lut(ramp(dtype="uint16", top=4095), found), found)
+    # pydicom's range of output is that of the values of the modality: -1024 to 3071
+    wanted = (theirs + 1024) / 4095 * 255
+    assert np.abs(shown(found) - wanted).max() <= 0.5 + 1e-9
+
+
+def lut(first: int, bits: int, entries: NDArray[Any], vr: str = "US") -> Dataset:
+    found = Dataset()
+    found.add_new("LUTDescriptor", vr, [len(entries) % 2**16, first, bits])
+    found.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return found
+
+
+@pytest.mark.parametrize(("first", "bits"), [(0, 10), (100, 12), (1000, 16)])
+def test_a_voi_lut_agrees_with_pydicoms_and_goes_before_a_window(first: int, bits: int) -> None:
+    entries = np.rint(np.linspace(0, 1, 2000) ** 2 * (2**bits - 1))
+    elements = {"VOILUTSequence": [lut(first, bits, entries)], "WindowCenter": 5, "WindowWidth": 10, "BitsStored": 12}
+    found = dataset(ramp(dtype="uint16", top=4095), **elements)
+    content = written(found)
+    theirs = apply_voi_lut(ramp(dtype="uint16", top=4095), dcmread(BytesIO(content)))
+    assert np.abs(shown(found) - theirs / (2**bits - 1) * 255).max() <= 0.5 + 1e-9
+
+
+def test_the_first_value_of_a_voi_lut_may_be_below_zero() -> None:
+    entries = np.array([10, 20, 30, 40])
+    found = dataset(levels(-9, -2, -1, 0, 1, 9), VOILUTSequence=[lut(-2, 8, entries, "SS")])
+    assert shown(found).tolist() == [[10, 10, 20, 30, 40, 40]]
+
+
+def test_a_modality_lut_agrees_with_pydicoms_and_takes_the_place_of_a_rescale() -> None:
+    pixels = ramp(dtype="uint16", top=200)
+    table = lut(20, 8, np.arange(150)[::-1])
+    table.ModalityLUTType = "US"
+    found = dataset(pixels, ModalityLUTSequence=[table], BitsStored=8)
+    np.testing.assert_array_equal(shown(found), apply_modality_lut(pixels, found))
+
+
+@pytest.mark.parametrize("entries", [65536, 10])
+def test_a_table_of_65536_entries_says_0(entries: int) -> None:
+    found = dataset(levels(0, 5, 9, dtype="uint16"), VOILUTSequence=[lut(0, 16, np.arange(entries) * (65535 // (entries - 1)))])
+    step = 65535 // (entries - 1)
+    assert shown(found).tolist() == [[round(at * step / 65535 * 255) for at in (0, 5, 9)]]
+
+
+# --- CT ----------------------------------------------------------------------------------------------------------------
+
+
+def test_ct_is_shown_through_the_window_of_params_in_hounsfield_units() -> None:
+    pixels = levels(1024 - 160, 1024 + 40, 1024 + 239, 1024 - 1000, 3000)
+    # c 40, w 400: -160 HU is black, 239 HU white, 40 HU (0.5 / 399 + 0.5) of the way
+    assert shown(pixels, ct_window=[40, 400], WindowCenter=0, WindowWidth=10, **HU).tolist() == [[0, 128, 255, 0, 255]]
+
+
+def test_null_leaves_ct_its_own_window() -> None:
+    assert shown(levels(1023, 1024, 1025), WindowCenter=1, WindowWidth=1, **HU).tolist() == [[0, 0, 255]]
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"Modality": "MR", "RescaleSlope": 1, "RescaleIntercept": 0},
+        {"Modality": "CT"},
+        {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US"},
+    ],
+)
+def test_the_window_of_params_is_for_hounsfield_units_alone(elements: dict[str, Any]) -> None:
+    found = shown(levels(0, 5, 10), ct_window=[40, 400], WindowCenter=5.5, WindowWidth=11, **elements)
+    assert found.tolist() == [[0, 128, 255]]
+
+
+# --- ranges, inversion, padding ----------------------------------------------------------------------------------------
+
+
+def test_the_first_of_several_windows_counts() -> None:
+    assert shown(levels(0, 5, 10), WindowCenter=[5.5, 900], WindowWidth=[11, 3]).tolist() == [[0, 128, 255]]
+
+
+def test_eight_bits_keep_their_place_after_a_rescale() -> None:
+    np.testing.assert_array_equal(shown(ramp(), RescaleSlope=-2, RescaleIntercept=9), 255 - ramp())
+
+
+def test_padding_does_not_count_for_the_range() -> None:
+    assert shown(levels(-2000, 0, 50, 100), PixelPaddingValue=-2000).tolist() == [[0, 0, 128, 255]]
+    padded = shown(levels(-2000, -1500, 0, 50, 100), PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1000)
+    assert padded.tolist() == [[0, 0, 0, 128, 255]]
+
+
+@pytest.mark.parametrize(
+    ("photometric", "shape", "inverted"),
+    [
+        *(("MONOCHROME2", None, False), ("MONOCHROME2", "IDENTITY", False), ("MONOCHROME2", "INVERSE", True)),
+        *(("MONOCHROME1", None, True), ("MONOCHROME1", "INVERSE", True)),
+    ],
+)
+def test_the_inversion_comes_last_and_once(photometric: str, shape: str | None, inverted: bool) -> None:
+    elements: dict[str, Any] = {"PhotometricInterpretation": photometric, "WindowCenter": 5.5, "WindowWidth": 11}
+    found = shown(levels(0, 5, 10), **elements | ({"PresentationLUTShape": shape} if shape else {}))
+    assert found.tolist() == [[255, 128, 0] if inverted else [0, 128, 255]]
+
+
+def test_a_flat_picture_is_black() -> None:
+    assert not shown(levels(7, 7, 7)).any()
+
+
+def test_pixels_over_the_whole_range_of_32_bits_are_read() -> None:
+    assert shown(levels(-(2**31), 0, 2**31 - 1, dtype="int32")).tolist() == [[0, 128, 255]]
+
+
+def test_each_frame_of_an_enhanced_file_has_its_own_steps() -> None:
+    def group(intercept: float, center: float) -> Dataset:
+        found, transformation, window = Dataset(), Dataset(), Dataset()
+        transformation.RescaleSlope, transformation.RescaleIntercept, transformation.RescaleType = 1, intercept, "US"
+        window.WindowCenter, window.WindowWidth = center, 11
+        found.PixelValueTransformationSequence, found.FrameVOILUTSequence = [transformation], [window]
+        return found
+
+    frames = np.stack([levels(0, 5, 10, 10), levels(0, 5, 10, 10)])
+    found = dataset(frames, PerFrameFunctionalGroupsSequence=[group(0, 5.5), group(100, 110.5)])
+    assert [shown(found, at).tolist() for at in (0, 1)] == [[[0, 128, 255, 255]], [[0, 0, 128, 128]]]
+    shared = dataset(frames, SharedFunctionalGroupsSequence=[group(100, 105.5)])
+    assert shown(shared, 1).tolist() == [[0, 128, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    ("elements", "why"),
+    [
+        ({"WindowCenter": 5, "WindowWidth": 0}, "WindowWidth is too small"),
+        ({"WindowCenter": 5, "WindowWidth": -3, "VOILUTFunction": "SIGMOID"}, "WindowWidth is too small"),
+        ({"WindowCenter": 5}, "not both"),
+        ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": "JANE"}, "VOILUTFunction is none of LINEAR"),
+        ({"RescaleSlope": 0}, "RescaleSlope is 0"),
+        ({"RescaleSlope": "1e308", "RescaleIntercept": "1e308"}, "not finite"),
+        ({"VOILUTSequence": [lut(0, 17, np.arange(9))]}, "impossible size"),
+        ({"VOILUTSequence": [Dataset()]}, "LUTDescriptor or LUTData is missing"),
+    ],
+)
+def test_steps_that_the_standard_does_not_define_are_refused(elements: dict[str, Any], why: str) -> None:
+    with pytest.raises(ImageError, match=why) as caught:
+        shown(levels(0, 500, 1000), **elements)
+    assert "JANE" not in str(caught.value)
+
+
+def test_a_table_shorter_than_it_says_is_refused() -> None:
+    table = lut(0, 12, np.arange(9))
+    table.LUTData = table.LUTData[:-4]
+    with pytest.raises(ImageError, match="LUTData has another length than LUTDescriptor says"):
+        shown(levels(0, 5), VOILUTSequence=[table])
+
+
+def test_float_pixels_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ImageError, match="not finite"):
+        shown(levels(0, math.nan, dtype="float32"))

@@ -1,0 +1,156 @@
+"""What a DICOM file is beside its pixels: frames, facts that may go on, modality, and what is done about burned-in text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from stages.corpus.dicom.reader import modality_of, read_dicom
+from stages.corpus.images.decoding import ImageError, decode_files
+from tests.conftest import resize_settings
+from tests.dicoms import CT_STORAGE, SECONDARY_CAPTURE, dataset, deflated, file, ramp, settings, written
+
+
+def shown(content: bytes, **changes: Any) -> NDArray[np.uint8]:
+    """The first frame."""
+    return read_dicom(content, settings(**changes)).frames[0]
+
+
+# --- frames, tags, modality --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("frame", "count", "index"), [("middle", 1, 0), ("middle", 2, 1), ("middle", 5, 2), ("first", 5, 0)])
+def test_the_frame_that_is_asked_about_is_the_one_that_params_say(frame: str, count: int, index: int) -> None:
+    frames = np.stack([ramp() // (number + 1) for number in range(count)])
+    found = read_dicom(file(frames), settings(frame=frame))
+    assert found.representative == index
+    decoded = decode_files([file(frames)], resize_settings(size=24, resample="nearest"), settings(frame=frame))
+    assert np.asarray(decoded.image).max() == frames[index].max()
+    assert len(decoded.frames) == (count if count > 1 else 0)
+
+
+def test_frames_of_a_file_without_a_window_share_one_range() -> None:
+    frames = np.stack([ramp(dtype="uint16", top=top) for top in (1000, 4000)])
+    found = read_dicom(file(frames), settings()).frames
+    assert (found[0].max(), found[1].max()) == (round(255 / 4), 255)
+    assert [frame.max() for frame in found[::-1]] == [255, 64]
+
+
+def test_of_a_header_only_facts_that_name_nobody_go_on() -> None:
+    elements = {"PixelSpacing": [0.1234567891, 0.5], "SliceThickness": "2.5", "BodyPartExamined": "CHEST", "PixelAspectRatio": [3, 4]}
+    content = file(ramp(), **elements, BurnedInAnnotation="NO", PatientName="Doe^Jane", PatientID="77", StudyDescription="of Jane Doe")
+    assert read_dicom(content, settings()).tags.as_fields() == {
+        "Modality": "MR",
+        "BodyPartExamined": "CHEST",
+        "Rows": 32,
+        "Columns": 40,
+        "NumberOfFrames": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsStored": 8,
+        "PixelSpacing": [0.123457, 0.5],
+        "PixelAspectRatio": [3, 4],
+        "SliceThickness": 2.5,
+        "BurnedInAnnotation": "NO",
+    }
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("Modality", "JANE"),
+        ("BodyPartExamined", "JANE DOE"),
+        ("BodyPartExamined", "CHEST\\JANE"),
+        ("BurnedInAnnotation", "JANE"),
+        ("PixelSpacing", ["19530517", "1"]),
+        ("SliceThickness", "19530517"),
+        ("PixelAspectRatio", ["19530517", "1"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_not_on_a_closed_list_stays_behind(keyword: str, value: Any) -> None:
+    fields = read_dicom(file(ramp(), **{keyword: value}), settings()).tags.as_fields()
+    assert keyword not in fields
+    assert "JANE" not in str(fields)
+
+
+@pytest.mark.parametrize(
+    ("modality", "slug"),
+    [
+        *(("CT", "ct"), ("MR", "mri"), ("CR", "x-ray"), ("DX", "x-ray"), ("RG", "x-ray"), ("MG", "x-ray"), ("US", "ultrasound")),
+        *(("OP", "fundus"), ("OPT", "oct"), ("SM", "microscopy"), ("GM", "microscopy"), ("DMS", "dermoscopy")),
+        *(("ES", None), ("NM", None), ("PT", None), ("XC", None), ("OT", None), ("JANE", None), ("", None)),
+    ],
+)
+def test_the_header_names_the_modality(modality: str, slug: str | None) -> None:
+    assert modality_of(file(ramp(), Modality=modality)) == slug
+    assert modality_of(deflated(file(ramp(), Modality=modality))) == slug
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\0" * 128 + b"DICM", file(ramp())[:200], b"\0" * 128 + b"DICM" + b"\xff" * 99])
+def test_a_file_without_a_header_names_no_modality(content: bytes) -> None:
+    assert modality_of(content) is None
+
+
+# --- burned-in text ----------------------------------------------------------------------------------------------------
+
+
+def test_burned_in_text_is_refused_unless_it_is_accepted() -> None:
+    content = file(ramp(), BurnedInAnnotation="YES")
+    with pytest.raises(ImageError, match=r"text is burned into the picture.*dicom\.accept_burned_in"):
+        shown(content)
+    with pytest.raises(ImageError, match="text is burned into"):
+        shown(content, accept_unflagged=True)
+    np.testing.assert_array_equal(shown(content, accept_burned_in=True), ramp())
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"SOPClassUID": SECONDARY_CAPTURE},
+        {"SOPClassUID": f"{SECONDARY_CAPTURE}.4"},
+        {"ConversionType": "WSD"},
+        {"Modality": "US"},
+        {"Modality": "OT"},
+        {"Modality": "XC"},
+        {"ImageType": ["DERIVED", "SECONDARY", "OTHER"]},
+        {"Modality": "US", "BurnedInAnnotation": "MAYBE"},
+    ],
+)
+def test_kinds_that_often_have_text_burned_in_must_say_that_they_have_none(elements: dict[str, Any]) -> None:
+    with pytest.raises(ImageError, match=r"without BurnedInAnnotation.*dicom\.accept_unflagged"):
+        shown(file(ramp(), **elements))
+    shown(file(ramp(), **elements), accept_unflagged=True)
+    shown(file(ramp(), **elements | {"BurnedInAnnotation": "NO"}))
+
+
+@pytest.mark.parametrize("kind", [["ORIGINAL", "PRIMARY"], ["DERIVED", "PRIMARY"]])
+def test_other_kinds_need_not_say_it(kind: list[str]) -> None:
+    found = read_dicom(file(ramp(), ImageType=kind, SOPClassUID=CT_STORAGE), settings())
+    assert "BurnedInAnnotation" not in found.tags.as_fields()
+
+
+def test_a_file_that_is_dicom_and_tiff_at_once_is_read_as_dicom() -> None:
+    """Else what the header says of burned-in text would be overlooked."""
+    content = b"II*\0" + file(ramp(), BurnedInAnnotation="YES")[4:]
+    with pytest.raises(ImageError, match="text is burned into"):
+        decode_files([content], resize_settings(size=24), settings())
+
+
+def test_overlays_are_not_drawn() -> None:
+    overlay = Dataset()
+    overlay.add_new(0x60000010, "US", 32)
+    overlay.add_new(0x60000011, "US", 40)
+    overlay.add_new(0x60003000, "OW", b"\xff" * 160)
+    found = dataset(ramp())
+    found.update(overlay)
+    np.testing.assert_array_equal(shown(written(found)), ramp())
+
+
+def test_a_picture_is_an_image_of_the_size_that_policies_see() -> None:
+    decoded = decode_files([file(ramp())], resize_settings(size=24), settings())
+    assert (decoded.image.size, decoded.image.mode, decoded.width, decoded.height) == ((24, 24), "RGB", 40, 32)
+    assert decoded.tags is not None

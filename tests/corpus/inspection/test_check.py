@@ -1,0 +1,213 @@
+"""The check of a corpus as its owner has it: counts, every problem with its place and a remedy, an exit code, nothing written."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.corpus.inspection import command as check
+from stages.corpus.inspection import inspect as inspection
+from stages.corpus.inspection.advice import advise, hint
+from stages.corpus.quarantine.ledger import Place, Row
+from stages.corpus.quarantine.reasons import Reason
+from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
+from tests.conftest import MakeRecord, Raw, picture
+
+Check = Callable[..., int]
+HEADER = "image,question,options,answer,modality,type\n"
+ROWS = "a.png,What?,Cyst|Nodule,A,ct,disease-diagnosis\nsub/b.png,What?,Cyst|Nodule,B,x-ray,disease-diagnosis\n"
+
+
+@pytest.fixture
+def run_check(monkeypatch: pytest.MonkeyPatch) -> Check:
+    """`run_check(path, *arguments)`: the exit code of `python -m stages.corpus.inspection.command`."""
+
+    def start(*arguments: str | Path) -> int:
+        monkeypatch.setattr(sys, "argv", ["check", *map(str, arguments)])
+        return check.main()
+
+    return start
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Path:
+    """A folder with a spreadsheet and its pictures, nothing wrong with it."""
+    return write(tmp_path / "ward", {"ward.csv": HEADER + ROWS, "a.png": picture(), "sub/b.png": picture(size=(9, 9))})
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def found(run_check: Check, path: Path, *arguments: str) -> dict[str, Any]:
+    """What --json says, its findings by kind."""
+    target = path.parent / "out.json"
+    code = run_check(path, "--json", target, *arguments)
+    said: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    assert said["read"] == said["kept"] + said["refused"]
+    assert code == check.EXIT_CODES[said["status"]]
+    said["by kind"] = {finding["kind"]: finding for finding in said["findings"]}
+    return said
+
+
+def test_a_good_folder_is_counted_and_ready(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(ward)
+    assert run_check(ward) == 0
+    assert tree(ward) == before
+    out = capsys.readouterr().out
+    assert "CSV layout, 1 question file(s): ward.csv" in out
+    assert "read 2 records: 2 usable, 0 refused: ready" in out
+    said = found(run_check, ward)
+    assert (said["layout"], said["question_files"], said["read"]) == ("CSV", ["ward.csv"], 2)
+    assert said["questions"]["ct"] == said["questions"]["x-ray"] == {"disease-diagnosis": 1}
+    assert said["pictures"] == {slug: int(slug in ("ct", "x-ray")) for slug in MODALITIES}
+
+
+def test_splits_without_data_are_said_and_matter_when_strict(run_check: Check, ward: Path) -> None:
+    said = found(run_check, ward)
+    assert said["by kind"]["splits without data"]["count"] == len(MODALITIES) + len(QUESTION_TYPES) - 1
+    assert (run_check(ward), run_check(ward, "--strict")) == (0, 1)
+
+
+def test_a_full_corpus_is_ready_even_when_strict(run_check: Check, tmp_path: Path, full_records: list[Raw]) -> None:
+    pictures = {record["image_path"] for record in full_records}
+    files: dict[str, str | bytes] = {name: picture(size=(5 + number, 5)) for number, name in enumerate(sorted(pictures))}
+    folder = write(tmp_path / "full", files | {"QA_information/Open-access/Set.json": json.dumps(full_records)})
+    assert run_check(folder, "--strict") == 0
+    with zipfile.ZipFile(tmp_path / "full.zip", "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder).as_posix())
+    assert run_check(tmp_path / "full.zip", "--strict") == 0
+    kinds = [found(run_check, each) for each in (folder, tmp_path / "full.zip")]
+    assert kinds[0] | {"corpus": ""} == kinds[1] | {"corpus": ""}
+
+
+def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(ward, {"broken.png": picture()[:40], "twin.png": picture(), "unused.jpg": b"", ".DS_Store": b"", "B.PNG": picture(size=(3, 3))})
+    bad = [
+        "broken.png,What?,x|y,x,ct,lesion-grading",
+        "twin.png,What?,x|y,x,ct,lesion-grading",
+        "nowhere.png,What?,x|y,x,ct,lesion-grading",
+        "TWIN.png,What?,x|y,x,ct,lesion-grading",
+        "a.png,What?,x|y,x,CT scan,lesion-grading",
+        "a.png,Where?,x|y,z,ct,lesion-grading",
+    ]
+    write(ward, {"ward.csv": (HEADER + ROWS + "\n".join(bad)).replace("type\n", "type,patient\n").replace("diagnosis\n", "diagnosis,P\n")})
+    text = (ward / "ward.csv").read_text(encoding="utf-8")
+    write(ward, {"ward.csv": "\n".join(line if line.endswith((",P", "patient")) else f"{line},P" for line in text.split("\n"))})
+    said = found(run_check, ward, "--examples", "1")
+    kinds = said["by kind"]
+    assert (said["status"], said["read"], said["kept"]) == ("problems", 8, 3)
+
+    def example(kind: str) -> str:
+        row = kinds[kind]["examples"][0]
+        return f"{row['where'].partition(' (')[0]}: {row['what']}: {row['why']}"
+
+    assert example("pictures that cannot be decoded").startswith("ward.csv, line 4: Images/broken.png: the image cannot be used: ")
+    assert example("pictures that are missing") == "ward.csv, line 6: Images/nowhere.png: the image is not in the corpus"
+    assert kinds["pictures that are missing"]["count"] == 2
+    assert example("unknown modalities").startswith("ward.csv, line 8: CT scan: unknown modality_type; did you mean ct?")
+    assert example("answers that are none of the options") == "ward.csv, line 9: z: gt_answer is none of the options ['x', 'y']"
+    assert example("pictures that are there twice") == "Images/twin.png: Images/a.png: the same bytes as this one"
+    assert kinds["pictures that no question names"]["count"] == 2
+    assert example("columns that are left out") == "ward.csv: patient: no column of ours"
+    capsys.readouterr()
+    assert run_check(ward) == 1
+    out = capsys.readouterr().out
+    for kind, finding in kinds.items():
+        assert f"{kind}: {finding['count']} ({finding['level']})" in out
+        assert " ".join(finding["remedy"].split()[:4]) in out
+    assert "ward.csv, line 7" in out
+    assert "the image is not in the corpus; there is 'Images/twin.png'" in out
+    assert "read 8 records: 3 usable, 5 refused: problems" in out
+
+
+def test_without_images_no_picture_is_opened(run_check: Check, ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(ward, {"a.png": b"no picture"})
+    assert run_check(ward) == 1
+    monkeypatch.setattr(inspection, "decode_files", None)
+    assert run_check(ward, "--no-images") == 0
+    assert not found(run_check, ward, "--no-images")["pictures_decoded"]
+
+
+def test_examples_are_limited_and_counts_are_not(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(ward, {"ward.csv": HEADER + ROWS + "".join(f"{number}.png,What?,x|y,x,ct,lesion-grading\n" for number in range(9))})
+    (finding,) = [each for each in found(run_check, ward, "--examples", "2")["findings"] if each["level"] == "refused"]
+    assert (finding["count"], len(finding["examples"])) == (9, 2)
+    assert "  - and 7 more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", HEADER, "image;words\n", HEADER + "a.png,What?,x|y,z,ct,lesion-grading"])
+def test_what_has_no_usable_record_is_unusable(run_check: Check, ward: Path, content: str) -> None:
+    write(ward, {"ward.csv": content})
+    assert run_check(ward) == 2
+
+
+def test_what_is_no_corpus_is_unusable_and_told(run_check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path, {"x.zip": b"PK"})
+    for path, why in {
+        "none": "neither a file nor a folder",
+        "empty": "expected one folder with QA_information/Open-access/ and Images/",
+        "x.zip": "is not a whole zip",
+    }.items():
+        assert run_check(tmp_path / path) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_nothing_in_a_corpus_moves_the_cursor(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(ward, {"ward.csv": HEADER + ROWS + "a.png,\x1b[2JGone\u202e,[red]x|y,[red]x,ct,lesion-grading\n", "\x1b[31m.png": b""})
+    assert run_check(ward) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "\\x1b[2JGone" in out
+    assert "\\x1b[31m.png" in out
+
+
+def test_json_that_means_a_known_modality_is_told_so(run_check: Check, tmp_path: Path, make_record: MakeRecord) -> None:
+    records = [make_record(), make_record(question_id="b", modality_type="CT"), make_record(question_id="c", question_type="diagnosis")]
+    folder = write(tmp_path / "c", {"QA_information/Open-access/S.json": json.dumps(records), "Images/Chest CT Scan/a.png": picture()})
+    kinds = found(run_check, folder)["by kind"]
+    assert kinds["unknown modalities"]["examples"][0]["why"].endswith("did you mean 'CT(Computed Tomography)' (slug ct)?")
+    assert kinds["unknown question types"]["examples"][0]["why"].endswith("did you mean 'Disease Diagnosis' (slug disease-diagnosis)?")
+
+
+@pytest.mark.parametrize(
+    ("value", "slug"),
+    [
+        ("CT", "ct"),
+        ("CT scan", "ct"),
+        ("MR", "mri"),
+        ("Magnetic Resonance", "mri"),
+        ("US", "ultrasound"),
+        ("X ray", "x-ray"),
+        ("OCT (Optical Coherence Tomography)", "oct"),
+        ("fundus photo", "fundus"),
+        ("dermoscpy", "dermoscopy"),
+        ("Crystal ball", None),
+        ("", None),
+    ],
+)
+def test_the_nearest_name_is_found_if_one_is_near(value: str, slug: str | None) -> None:
+    assert nearest(value, MODALITIES) == slug
+
+
+def test_advice_is_for_the_right_kind() -> None:
+    assert advise("the image cannot be used: the file is empty").kind == "pictures that cannot be decoded"
+    assert advise("something else").kind == "other reasons"
+    assert hint(Row(Place("here"), "Crystal ball", "unknown modality_type", Reason.UNKNOWN_MODALITY)) == ""

@@ -1,0 +1,110 @@
+"""docs/own-data.md is literally true: its sheet, looked over, gives its output; mended, it is ready, alone and beside a corpus."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.corpus.inspection import command as check
+from stages.corpus.records.records import read_record_files
+from stages.corpus.records.table import COLUMNS
+from stages.corpus.records.texts import LONGEST
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from tests.conftest import ROOT, picture
+
+DOC = (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
+SAMPLE = ROOT / "infra/sample/omnimedvqa-phantoms.zip"
+
+
+def block(language: str, number: int = 0) -> str:
+    """A code block of the document."""
+    found: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind == language][number]
+
+
+def mended(sheet: str) -> str:
+    """What the document tells its reader to do."""
+    return sheet.replace("CT scan", "ct").replace("Yes|No,no", "Yes|No,No")
+
+
+@pytest.fixture
+def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("scans/0017.png", "scans/0018.png", "skin/a.jpg"), start=5):
+        assert name in block("", 0)
+        path = tmp_path / "ward" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture("JPEG" if name.endswith("jpg") else "PNG", (number, 8)))
+    (tmp_path / "ward/ward.csv").write_text(block("csv"), encoding="utf-8")
+    return tmp_path / "ward"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["check", *arguments])
+    return check.main()
+
+
+def test_the_sheet_gives_the_output_that_is_shown(ward: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = block("", 1).split()
+    assert command[:3] == ["python", "-m", check.__name__]
+    assert run(monkeypatch, *command[3:]) == 1
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert shown == block("text").splitlines()
+
+
+def test_mended_it_is_ready(ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ward / "ward.csv").write_text(mended(block("csv")), encoding="utf-8")
+    assert run(monkeypatch, "ward") == 0
+    reading = read_record_files([("ward.csv", (ward / "ward.csv").read_bytes())])
+    assert [(record.modality, record.question_type, record.gold) for record in reading.records] == [
+        ("ct", "disease-diagnosis", "A"),
+        ("ct", "anatomy-identification", "B"),
+        ("ct", "modality-recognition", "A"),
+        ("dermoscopy", "disease-diagnosis", "B"),
+    ]
+    assert reading.records[0].options[0] == "Nodule, solid"
+
+
+def test_beside_a_corpus_that_has_the_other_splits_nothing_is_short(ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(SAMPLE) as archive:
+        archive.extractall(tmp_path)
+    (corpus,) = [path.parent for path in tmp_path.glob("**/QA_information")]
+    kept = [looked_over(monkeypatch, corpus)["kept"]]
+    (ward / "scans").parent.rename(corpus / "Images/ward")
+    sheet = re.sub("^(scans|skin)/", r"Images/ward/\1/", mended(block("csv")), flags=re.MULTILINE)
+    (corpus / "Images/ward/ward.csv").rename(corpus / "ward.csv").write_text(sheet, encoding="utf-8")
+    said = looked_over(monkeypatch, corpus)
+    assert said["kept"] == kept[0] + 4
+    assert "splits without data" not in [finding["kind"] for finding in said["findings"]]
+
+
+def looked_over(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> dict[str, Any]:
+    assert run(monkeypatch, str(corpus), "--no-images", "--json", "out.json") == 1, "the sample has records that are refused"
+    said: dict[str, Any] = json.loads(Path("out.json").read_text(encoding="utf-8"))
+    return said
+
+
+def test_all_names_and_limits_in_the_text_are_those_of_the_code() -> None:
+    for role, names in COLUMNS.items():
+        (row,) = [line for line in DOC.splitlines() if line.startswith(f"| `{role}` |")]
+        assert row.split("|")[2].strip() == ", ".join(name for name in names if name != role)
+    for slug in (*MODALITIES, *QUESTION_TYPES):
+        assert f"`{slug}`" in DOC
+    assert f"{LONGEST:,} characters" in DOC
+
+
+def test_the_settings_that_are_shown_fit_the_files_they_go_into() -> None:
+    pinned, params = yaml.safe_load(block("yaml", 0)), yaml.safe_load(block("yaml", 1))
+    assert pinned["outs"][0]["path"] == params["corpus"]["archive"]
+    known = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert set(params["corpus"]) <= set(known["corpus"])
+    for name in re.findall(r"`((?:base|splits)\.\w+)`", DOC):
+        group, key = name.split(".")
+        assert key in known[group], name

@@ -1,0 +1,211 @@
+"""Accounts of what was refused: bytes, counts by source set, and when too much of it stops a stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.core.errors import InputError
+from stages.core.params import Quarantine as Limits
+from stages.corpus.images.decoding import ImageError
+from stages.corpus.quarantine.ledger import NO_SET, Place, Quarantine, Row, Taken, make_account, read_quarantine, write_quarantine
+from stages.corpus.quarantine.limits import check_refused
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.records import RefusedRecord, check_record, read_record_files
+from tests.conftest import ROOT, MakeRecord
+
+LIMITS = Limits(max_refused_share=0.05, max_refused_share_of_set=0.2, min_refused=5, sets={})
+ROWS = [
+    Row(Place("b.json", 10, "x"), "2", "bad", Reason.FIELD_EMPTY, "Set b", "X-Ray"),
+    Row(Place("b.json", 9, "y"), "1", "bad", Reason.FIELD_EMPTY, "Set b"),
+    Row(Place("a.json"), "line 1", "cut", Reason.FILE_UNREADABLE),
+]
+TABLE = [
+    Row(Place("c.csv", None, name, line), "3", "bad", Reason.FIELD_EMPTY, "Set b") for name, line in (("a", 12), ("x", 7), (None, 101))
+]
+"""Rows of a table have no place but a line."""
+
+
+def refused(of_set: str, count: int, reason: Reason = Reason.FIELD_EMPTY) -> list[Row]:
+    return [Row(Place("a.json", number, f"q{number}"), f"value {number}", "why", reason, of_set) for number in range(count)]
+
+
+def account(*sets: tuple[str, int, int]) -> Quarantine:
+    """(source set, kept, refused) of each."""
+    rows = [row for name, _, count in sets for row in refused(name, count)]
+    kept = [name for name, count, _ in sets for _ in range(count)]
+    return make_account("download", len(kept) + len(rows), kept, rows)
+
+
+def test_an_account_is_sorted_by_place_read_back_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    written = write_quarantine(path, "download", 9, ["Set b", "Set a", "Set b"], [*TABLE, *ROWS], {"corpus": "md5:abc"})
+    assert read_quarantine(path) == written
+    assert (written.stage, written.read, written.kept) == ("download", 9, 3)
+    lines = ["c.csv, line 7 (x)", "c.csv, line 12 (a)", "c.csv, line 101 (no question_id)"]
+    assert [str(row.where) for row in written.rows] == ["a.json", "b.json#9 (y)", "b.json#10 (x)", *lines]
+    assert written.sets == {NO_SET: Taken(1, 0), "Set a": Taken(1, 1), "Set b": Taken(7, 2)}
+    assert json.loads(pq.read_schema(path).metadata[b"provenance"]) == {"corpus": "md5:abc"}
+
+
+def test_two_accounts_of_the_same_rows_in_another_order_are_the_same_bytes(tmp_path: Path) -> None:
+    for name, rows in {"1": [*ROWS, *TABLE], "2": [*ROWS, *TABLE][::-1]}.items():
+        write_quarantine(tmp_path / name, "download", 8, ["Set b", "Set a"], rows, {"corpus": "md5:abc"})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_pandas_alone_tells_refusals_by_set_and_reason(tmp_path: Path) -> None:
+    write_quarantine(tmp_path / "q.parquet", "download", 3, [], ROWS, {})
+    frame = pd.read_parquet(tmp_path / "q.parquet")
+    assert list(frame.columns) == [
+        *("stage", "file", "record", "line", "question_id"),
+        *("dataset", "modality", "reason", "what", "why"),
+    ]
+    counts: dict[Any, int] = frame.groupby(["dataset", "reason"], dropna=False).size().to_dict()
+    assert sorted(counts.values()) == [1, 2]
+    assert counts["Set b", "field-empty"] == 2
+
+
+def test_an_account_of_nothing_refused_keeps_its_columns_and_counts(tmp_path: Path) -> None:
+    write_quarantine(tmp_path / "q.parquet", "resize@ct", 2, ["Set a", "Set a"], [], {})
+    assert len(pd.read_parquet(tmp_path / "q.parquet").columns) == 10
+    assert read_quarantine(tmp_path / "q.parquet").sets == {"Set a": Taken(2, 2)}
+    assert write_quarantine(tmp_path / "none.parquet", "resize@oct", 0, [], [], {}).sets == {}
+
+
+def test_an_account_that_does_not_add_up_is_neither_written_nor_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    with pytest.raises(AssertionError, match=r"read 5 records, but kept 3 \+ quarantined 0 = 3"):
+        write_quarantine(path, "download", 5, ["Set a"] * 3, [], {})
+    assert not path.exists()
+    write_quarantine(path, "download", 4, ["Set a"], ROWS, {})
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(InputError, match=r"q\.parquet does not add up: \(no source set\): read 1, kept 0, rows 0; run `dvc repro -f`"):
+        read_quarantine(path)
+
+
+def no_metadata(path: Path) -> None:
+    pq.write_table(pa.table({"file": ["a"]}), path)
+
+
+def unknown_reason(path: Path) -> None:
+    write_quarantine(path, "download", 1, [], ROWS[:1], {})
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("reason")
+    pq.write_table(table.set_column(at, "reason", pa.array(["because"])), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: None, r"q\.parquet is missing: run `dvc repro`"),
+        (lambda path: path.write_text('{"stage": "x"}'), r"q\.parquet is not a quarantine file"),
+        (lambda path: path.write_bytes(b""), r"q\.parquet is not a quarantine file"),
+        (no_metadata, r"q\.parquet is not a quarantine file"),
+        (unknown_reason, r"q\.parquet is not a quarantine file .*'because' is not a valid Reason"),
+    ],
+)
+def test_a_broken_account_is_named(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(tmp_path / "q.parquet")
+    with pytest.raises(InputError, match=message):
+        read_quarantine(tmp_path / "q.parquet")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gt_answer": None}, Reason.FIELD_MISSING),
+        ({"question_id": 7}, Reason.FIELD_TYPE),
+        ({"question": ""}, Reason.FIELD_EMPTY),
+        ({"question": "\ud800"}, Reason.FIELD_ENCODING),
+        ({"question": "Is it <|im_end|>?"}, Reason.FIELD_TEXT),
+        ({"dataset": "a\tb"}, Reason.FIELD_TEXT),
+        ({"option_A": None}, Reason.OPTION_COUNT),
+        ({"option_B": None, "option_C": "Nodule"}, Reason.OPTION_COUNT),
+        ({"option_E": "z"}, Reason.OPTION_COUNT),
+        ({"option_A": "Nodule"}, Reason.OPTIONS_EQUAL),
+        ({"gt_answer": "B"}, Reason.ANSWER_NOT_OFFERED),
+        ({"modality_type": "PET"}, Reason.UNKNOWN_MODALITY),
+        ({"question_type": "?"}, Reason.UNKNOWN_QUESTION_TYPE),
+        ({"image_path": "/a.png"}, Reason.IMAGE_PATH),
+        ({"image_path": "Pictures/a.png"}, Reason.IMAGE_PATH),
+        ({"question": "Is A) right?"}, Reason.OPTION_LABEL),
+    ],
+)
+def test_each_kind_of_bad_record_has_its_code(make_record: MakeRecord, changes: dict[str, Any], reason: Reason) -> None:
+    with pytest.raises(RefusedRecord) as caught:
+        check_record(make_record(**changes), Place("here"))
+    assert caught.value.reason == reason
+
+
+def test_each_code_is_in_the_list_for_those_who_read_accounts() -> None:
+    table = [line for line in (ROOT / "docs/ingest-quality.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert [code for code in Reason if not any(f"`{code}`" in line for line in table)] == []
+
+
+def test_a_row_has_the_source_set_and_modality_as_written_and_none_where_they_are_no_texts(make_record: MakeRecord) -> None:
+    bad = [make_record(modality_type="PET"), make_record(dataset=["x"], modality_type=3), None, make_record(dataset="", gt_answer="x")]
+    rows = read_record_files([("a.json", json.dumps(bad).encode())]).rows
+    assert [(row.dataset, row.modality) for row in rows[:3]] == [("Chest CT Scan", "PET"), (None, None), (None, None)]
+    assert rows[3].set == NO_SET
+    assert [row.reason for row in rows[1:3]] == [Reason.FIELD_TYPE, Reason.RECORD_FORM]
+
+
+def test_a_picture_that_is_refused_without_a_code_is_damaged() -> None:
+    assert ImageError("broken").reason == Reason.IMAGE_DAMAGED
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [("good", 100, 0)],
+        [("few refused", 1, 4)],  # fewer than min_refused
+        [("at the limit", 80, 20), ("good", 400, 0)],
+        [("nothing", 0, 0)],
+    ],
+)
+def test_little_refused_goes_on(sets: list[tuple[str, int, int]]) -> None:
+    check_refused(account(*sets), LIMITS, Path("q.parquet"), "corpus.zip")
+
+
+def test_too_much_of_one_set_stops_though_all_together_are_good() -> None:
+    with pytest.raises(InputError) as caught:
+        check_refused(account(("good", 1000, 0), ("torn", 79, 21)), LIMITS, Path("q.parquet"), "corpus.zip")
+    assert str(caught.value) == (
+        "corpus.zip: too much was refused by download: of 'torn' 21 of 100 records (21.0%) were refused, mostly: "
+        "21 field-empty ('value 0' in a.json#0 (q0)), quarantine.max_refused_share_of_set allows 20.0%. q.parquet holds every refused "
+        "record and why (docs/ingest-quality.md): correct the corpus, or, if the rest is good, "
+        "raise the limit in params.yaml and run `dvc repro` again"
+    )
+
+
+def test_too_much_of_all_stops_though_no_set_is_beyond_its_limit() -> None:
+    sets = [(f"set {number}", 90, 10) for number in range(4)]
+    with pytest.raises(InputError, match=r"of all sets 40 of 400 records \(10\.0%\) .*quarantine\.max_refused_share allows 5\.0%"):
+        check_refused(account(*sets), LIMITS, Path("q.parquet"), "corpus.zip")
+
+
+def test_a_set_with_a_limit_of_its_own_counts_nowhere_else() -> None:
+    found = account(("good", 100, 0), ("known to be bad", 10, 90))
+    limits = LIMITS.model_copy(update={"sets": {"known to be bad": 0.95}})
+    check_refused(found, limits, Path("q.parquet"), "corpus.zip")
+    limits = LIMITS.model_copy(update={"sets": {"known to be bad": 0.5}})
+    with pytest.raises(InputError, match=r"quarantine\.sets\.known to be bad allows 50\.0%\. q"):
+        check_refused(found, limits, Path("q.parquet"), "corpus.zip")
+
+
+def test_the_commonest_reasons_come_first_and_of_many_sets_the_worst() -> None:
+    rows = [*refused("torn", 5, Reason.FIELD_TYPE), *refused("torn", 7, Reason.IMAGE_MISSING)]
+    with pytest.raises(InputError, match=r"mostly: 7 image-missing .*, 5 field-type "):
+        check_refused(make_account("download", 12, [], rows), LIMITS, Path("q.parquet"), "corpus.zip")
+    many = account(*((f"set {number}", 0, 10 + number) for number in range(9)))
+    with pytest.raises(InputError, match=r"of all sets 126 of 126 .*of 'set 8' 18 of 18.*of 'set 5' 15 .*; and 5 more source sets"):
+        check_refused(many, LIMITS, Path("q.parquet"), "corpus.zip")

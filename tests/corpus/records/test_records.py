@@ -1,0 +1,294 @@
+"""Records: what is kept as it stands, and the reason for each kind of refusal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.core.errors import InputError
+from stages.core.outputs import write_json
+from stages.corpus.inspection.advice import is_known
+from stages.corpus.quarantine.ledger import Place, Row
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.records import RefusedRecord, check_record, iterate_kept, read_record_files
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from tests.conftest import MakeRecord
+
+HERE = Place("here.json", 0, "x")
+
+
+@pytest.mark.parametrize("slug", MODALITIES)
+@pytest.mark.parametrize("kind", QUESTION_TYPES)
+def test_every_modality_and_type_is_known_by_its_literal(make_record: MakeRecord, slug: str, kind: str) -> None:
+    record = check_record(make_record(modality_type=MODALITIES[slug], question_type=QUESTION_TYPES[kind]), HERE)
+    assert (record.modality, record.question_type) == (slug, kind)
+
+
+def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(make_record: MakeRecord) -> None:
+    raw = make_record(option_C="Normal", gt_answer=" Normal ", question=" What? ", source="kept")
+    record = check_record(raw, HERE)
+    assert record.fields == raw
+    assert (record.question, record.options, record.gold) == ("What?", ("Cyst", "Nodule", "Normal"), "C")
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "why"),
+    [
+        ({"gt_answer": None}, "gt_answer", "gt_answer is missing"),
+        ({"modality_type": None, "modality": "CT"}, "modality_type", "modality_type is missing"),
+        ({"question": ""}, "", "question is empty"),
+        ({"question": " \n"}, " \n", "question is empty"),
+        ({"question_id": 7}, "7", "question_id is not a string"),
+        ({"option_B": ["x"]}, "['x']", "option_B is not a string"),
+        ({"option_B": ""}, "", "option_B is empty"),
+        ({"question": "\ud800"}, "\\ud800", "question is not Unicode text"),
+        ({"gt_answer": "nodule"}, "nodule", "gt_answer is none of the options ['Cyst', 'Nodule']"),
+        ({"gt_answer": "B"}, "B", "gt_answer is none of the options ['Cyst', 'Nodule']"),
+        ({"option_A": "Nodule "}, "['Nodule', 'Nodule']", "two options are the same"),
+        ({"option_A": None, "option_B": None}, "[]", "fewer than two options"),
+        ({"option_A": None}, "['option_B']", "fewer than two options"),
+        ({"option_B": None, "option_C": "Nodule"}, "['option_A', 'option_C']", "a gap in the options: option_B is missing"),
+        ({"option_C": "x", "option_D": "y", "option_E": "z"}, "['option_E']", "options beyond option_D"),
+        ({"modality_type": "ct"}, "ct", "unknown modality_type"),
+        ({"modality_type": "OCT (Optical Coherence Tomography)"}, "OCT (Optical Coherence Tomography)", "unknown modality_type"),
+        ({"question_type": "disease diagnosis"}, "disease diagnosis", "unknown question_type"),
+        ({"image_path": "/Images/a.png"}, "/Images/a.png", "image_path is an absolute path"),
+        ({"image_path": "Images/../a.png"}, "Images/../a.png", "image_path is a path that leads out of its folder"),
+        ({"image_path": "Images\\a.png"}, "Images\\a.png", "image_path is a backslash in its path"),
+        ({"image_path": "Pictures/a.png"}, "Pictures/a.png", "image_path is not a file under Images/"),
+        ({"image_path": "Images/"}, "Images/", "image_path is not a file under Images/"),
+        ({"image_path": "Images//a.png"}, "Images//a.png", "image_path is not a file under Images/"),
+        ({"image_path": f"Images/{'ö' * 130}.png"}, f"Images/{'ö' * 130}.png", "image_path has a name longer than 240 bytes"),
+    ],
+)
+def test_a_bad_record_is_refused_with_value_and_reason(make_record: MakeRecord, changes: dict[str, Any], what: str, why: str) -> None:
+    with pytest.raises(RefusedRecord) as caught:
+        check_record(make_record(**changes), HERE)
+    assert (caught.value.what, caught.value.why) == (what, why)
+    assert is_known(why)
+
+
+@pytest.mark.parametrize("changes", [{"question": "Is A) right?"}, {"option_A": "Cyst, B) or more"}])
+def test_a_text_the_published_form_cannot_carry_is_refused(make_record: MakeRecord, changes: dict[str, str]) -> None:
+    with pytest.raises(RefusedRecord, match="cannot be told from the options"):
+        check_record(make_record(**changes), HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"question": "Is it <|image_pad|>?"}, "question holds <|image_pad|>, which a model reads as a command"),
+        ({"option_A": "</think>"}, "option_A holds </think>, which a model reads as a command"),
+        ({"question": "\u202eWhat?"}, "question holds U+202E, which changes the direction of writing"),
+        ({"option_B": "a\x1bb", "gt_answer": "a\x1bb"}, "gt_answer holds the control character U+001B"),
+        ({"question": "What?\x1f"}, "question holds the control character U+001F"),
+        ({"question_id": "a\nb"}, "question_id holds the control character U+000A"),
+        ({"dataset": "a\tb"}, "dataset holds the control character U+0009"),
+        ({"image_path": "Images/\u200b.png"}, "image_path holds U+200B, which cannot be seen"),
+        ({"question": "x" * 20_001}, "question has 20001 characters, the limit is 20000"),
+    ],
+)
+def test_what_may_not_stand_in_a_prompt_or_a_name_is_refused(make_record: MakeRecord, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(RefusedRecord) as caught:
+        check_record(make_record(**changes), HERE)
+    assert caught.value.why == why
+    assert is_known(why)
+
+
+def test_lines_and_tabs_in_questions_and_options_are_kept(make_record: MakeRecord) -> None:
+    record = check_record(make_record(question="First\r\nsecond:\n\tthird?", option_A="a\nb"), HERE)
+    assert (record.question, record.options[0]) == ("First\r\nsecond:\n\tthird?", "a\nb")
+
+
+@pytest.mark.parametrize("raw", [None, "text", 3, []])
+def test_what_is_no_object_is_refused(raw: Any) -> None:
+    with pytest.raises(RefusedRecord, match="not an object"):
+        check_record(raw, HERE)
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "why"),
+    [
+        (b'[{"dataset": "x"', "line 1 column 17", "not a JSON file"),
+        (b'[\n{"dataset": "x"},\n{"dat', "line 3 column 2", "not a JSON file"),
+        (b"[{}, ]", "line 1 column 6", "not a JSON file"),
+        (b"[{}] {}", "Extra data: line 1 column 6", "not a JSON file"),
+        (b"{} x", "Extra data: line 1 column 4", "not a JSON file"),
+        (b"[{}", "line 1 column 4", "not a JSON file"),
+        (b"", "", "the file is empty"),
+        (b" \n", "line 2 column 1", "not a JSON file"),
+        (b"\xff\xfe\xfa", "byte 0xfa", "UTF-16 text that is damaged"),
+        (b'[{"x": "\xe4"}]', "byte 0xe4 in line 1", "not UTF-8 text, perhaps Windows-1252: save it as UTF-8"),
+        ("[]".encode("utf-32"), "UTF-32", "not UTF-8 text"),
+        (b'[{"x": "raw \n newline"}]', "Invalid control character at: line 1 column 13", "not a JSON file"),
+        (b"[" * 100_000, "nested too deeply", "not a JSON file"),
+        (b'[{"a":' * 100_000, "nested too deeply", "not a JSON file"),
+        (b"{}", "dict", "not a JSON list"),
+        (b"null", "NoneType", "not a JSON list"),
+        (b"1" * 10_000, "int", "not a JSON list"),
+    ],
+)
+def test_a_bad_file_is_one_row(make_record: MakeRecord, content: bytes, what: str, why: str) -> None:
+    reading = read_record_files([("Bad.json", content), ("Good.json", json.dumps([make_record()]).encode())])
+    assert (reading.read, len(reading.records)) == (2, 1)
+    (row,) = reading.rows
+    assert row.where == Place("Bad.json")
+    assert what in row.what
+    assert why in row.why
+    assert is_known(row.why)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_does_no_harm(make_record: MakeRecord, encoding: str) -> None:
+    content = json.dumps([make_record(question="Größe?")], ensure_ascii=False).encode(encoding)
+    assert [record.question for record in read_record_files([("a.json", content)]).records] == ["Größe?"]
+
+
+@pytest.mark.parametrize(
+    ("further", "what", "why"),
+    [
+        ('"question": "Another?"', "question", "a field that stands twice"),
+        ('"source": {"a": 1, "a": 1}', "a", "a field that stands twice"),
+        ('"x": NaN', "NaN", "NaN is not JSON: put null"),
+        ('"x": [-Infinity]', "-Infinity", "-Infinity is not JSON"),
+        ('"x": 1e999', "1e999", "a number that is too large"),
+        (f'"x": {"9" * 5000}', "9" * 300, "a number of more than 400 digits"),
+        (f'"x": {"[" * 50}{"]" * 50}', "17 levels", "x is nested more than 16 levels deep"),
+        (f'"x": {{"y": {"[" * 50}{"]" * 50}}}', "17 levels", "x is nested more than 16 levels deep"),
+        (f'"x": "{"y" * 1_000_001}"', "characters", "a record of more than 1000000 characters"),
+        ('"x": "\\ud800"', "\\ud800", "x is not Unicode text"),
+        ('"x": ["\\udfff"]', "\\udfff", "x is not Unicode text"),
+        ('"\\ud800": 1', "\\ud800", "a field's name is not Unicode text"),
+    ],
+)
+def test_what_a_parser_passes_over_is_refused_and_the_others_are_kept(make_record: MakeRecord, further: str, what: str, why: str) -> None:
+    good = json.dumps(make_record(question_id="good"))
+    bad = f"{json.dumps(make_record(question_id='bad'))[:-1]}, {further}}}"
+    reading = read_record_files([("a.json", f"[{bad},\n {good}]".encode())])
+    assert [record.question_id for record in reading.records] == ["good"]
+    (row,) = reading.rows
+    assert (row.where, str(row.where)) == (Place("a.json", 0, "bad", 1), "a.json#0, line 1 (bad)")
+    assert what in row.what
+    assert why in row.why
+    assert is_known(row.why)
+
+
+def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(make_record: MakeRecord, tmp_path: Path) -> None:
+    raw = make_record(source={"list": [1, None, 0.5, {"deep": "\U0001f600"}]}, pages=10**300, note="\u2028")
+    (record,) = read_record_files([("a.json", json.dumps([raw]).encode())]).records
+    write_json(tmp_path / "records.json", [record.fields])
+    assert next(iterate_kept(tmp_path / "records.json", "remedy")).fields == raw
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord, end: str) -> None:
+    raws: list[Any] = [make_record(question_id="a"), make_record(question_id="b", gt_answer="?"), None, []]
+    text = json.dumps(raws, indent=1)
+    reading = read_record_files([("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())])
+    lines = text.split("\n")
+    begins = [number for number, line in enumerate(lines, start=1) if line in (" {", " null,", " []")]
+    assert str(reading.records[0].place) == f"a.json#0, line {begins[0]} (a)"
+    assert [str(row.where) for row in reading.rows] == [
+        f"a.json#1, line {begins[1]} (b)",
+        f"a.json#2, line {begins[2]} (no question_id)",
+        f"a.json#3, line {begins[3]} (no question_id)",
+        "b.json#0 (no question_id)",
+    ]
+
+
+def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(make_record: MakeRecord) -> None:
+    first, second = make_record(question="First?"), make_record(question="Second?")
+    reading = read_record_files([("b.json", json.dumps([second]).encode()), ("a.json", json.dumps([first]).encode())])
+    assert [record.question for record in reading.records] == ["First?"]
+    assert reading.rows == [
+        Row(
+            Place("b.json", 0, "Chest CT Scan_00000"),
+            "Chest CT Scan_00000",
+            "question_id stands twice; kept: a.json#0 (Chest CT Scan_00000)",
+            Reason.DUPLICATE_ID,
+            "Chest CT Scan",
+            MODALITIES["ct"],
+        )
+    ]
+
+
+def test_read_is_kept_plus_quarantined_over_many_kinds(make_record: MakeRecord) -> None:
+    found: list[Any] = [make_record(question_id=str(number)) for number in range(5)]
+    found += [make_record(question_id="5", gt_answer=None), None, make_record(question_id="0"), {}]
+    reading = read_record_files([("a.json", json.dumps(found).encode())])
+    assert (reading.read, len(reading.records), len(reading.rows)) == (9, 5, 4)
+    assert [str(row.where) for row in reading.rows] == [
+        "a.json#5 (5)",
+        "a.json#6 (no question_id)",
+        "a.json#7 (0)",
+        "a.json#8 (no question_id)",
+    ]
+
+
+def test_a_long_value_is_cut_in_its_row(make_record: MakeRecord) -> None:
+    with pytest.raises(RefusedRecord) as caught:
+        check_record(make_record(gt_answer="x" * 1_000_000), HERE)
+    assert caught.value.what.endswith("x... (1000000 characters)")
+    assert len(caught.value.what) < 400
+
+
+def test_ten_thousand_records_take_about_a_second_at_most(make_record: MakeRecord) -> None:
+    content = json.dumps([make_record(question_id=str(number)) for number in range(10_000)]).encode()
+    start = time.process_time()
+    assert len(read_record_files([("a.json", content)]).records) == 10_000
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 255, 256, 257, 600])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda records: None,
+        json.dumps,
+        lambda records: json.dumps(records, indent=2).replace("\n", "\r\n"),
+        lambda records: "\ufeff" + json.dumps(records, indent=1),
+    ],
+)
+def test_kept_records_are_read_back_in_any_form(number: int, form: Any, tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.json"
+    records = [make_record(question_id=f"q{each}", more={"list": [each, {}], "text": " }\n]"}) for each in range(number)]
+    write_json(path, records)
+    if text := form(records):
+        path.write_text(text, encoding="utf-8", newline="")
+    found = list(iterate_kept(path, "remedy"))
+    assert [record.fields for record in found] == records
+    assert [record.place.record for record in found] == list(range(number))
+
+
+@pytest.mark.parametrize("at", [0, 5, 255, 256, 299])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda lines, at: lines[: at + 1], "not a JSON file"),
+        (lambda lines, at: [*lines[:at], "x", *lines[at:]], "not a JSON file"),
+        (lambda lines, at: [*lines[: at + 1], *lines[at:]], "changed by hand"),
+    ],
+)
+def test_damage_anywhere_in_kept_records_is_found(damage: Any, said: str, at: int, tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.json"
+    write_json(path, [make_record(question_id=f"q{each}") for each in range(300)])
+    assert len(list(iterate_kept(path, "remedy"))) == 300
+    lines = path.read_text(encoding="utf-8").split("\n")
+    path.write_text("\n".join(damage(lines, 1 + at * (len(make_record()) + 2))), encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        list(iterate_kept(path, "remedy"))
+
+
+def test_kept_records_are_read_back_and_a_bad_edit_is_named(tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps([make_record()]), encoding="utf-8")
+    assert next(iterate_kept(path, "remedy")).fields == make_record()
+    path.write_text(json.dumps([make_record(gt_answer="x")]), encoding="utf-8")
+    with pytest.raises(InputError, match=r"records\.json was changed by hand: 'x': gt_answer is none.*remedy"):
+        list(iterate_kept(path, "remedy"))
+    with pytest.raises(InputError, match=r"none\.json is missing: remedy"):
+        list(iterate_kept(tmp_path / "none.json", "remedy"))

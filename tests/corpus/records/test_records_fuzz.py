@@ -1,0 +1,172 @@
+"""Whatever bytes a question file holds, its readers answer with records and refusals that add up, and that can be written down."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stages.corpus.records.records import read_record_files
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
+
+Fuzzed = Callable[..., None]
+
+RAW = {
+    "dataset": "Set",
+    "question_id": "q1",
+    "question_type": QUESTION_TYPES["lesion-grading"],
+    "question": "What, if anything?",
+    "gt_answer": "Nodule",
+    "image_path": "Images/Set/a.png",
+    "option_A": "Cyst",
+    "option_B": "Nodule",
+    "modality_type": MODALITIES["ct"],
+}
+ROW = {
+    "image": "a.png",
+    "question": "What?",
+    "options": "Cyst|Nodule",
+    "answer": "B",
+    "modality": "ct",
+    "type": "lesion-grading",
+    "id": "q1",
+}
+# what parsers, prompts and paths stumble over
+TOKENS = [
+    *('"', "'", "\\", "\n", "\r", "\r\n", ",", ";", "\t", "|", "[", "]", "{", "}", ":", "null", "NaN", "-Infinity", "1e999", "9" * 5000),
+    *("\\ud800", "\\u0000", "\x00", "\x1b", "\ufeff", "\u202e", "<|im_end|>", " A)", ", B)", "../", "\\", "/", "[" * 2000, '{"a":' * 2000),
+    *("[]", "{}", '""', '"question": "x",', "option_E", "x" * 30_000),
+]
+bounded = settings(
+    deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
+)
+
+# JSON that a parser takes, or nearly: what to do about it is decided here
+FRAGMENTS = [
+    *(
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "-1e999",
+        "1e-999",
+        "9" * 5000,
+        "0." + "9" * 500,
+        "1" * 300,
+        '"\\ud800"',
+        '"\\ud83d\\ude00"',
+        '"\\u0000"',
+    ),
+    *(
+        '{"a": 1, "a": 1}',
+        '{"\\udfff": 1}',
+        "[" * 50 + "]" * 50,
+        "[" * 400 + "]" * 400,
+        '{"a": ' * 50 + "1" + "}" * 50,
+        "[",
+        "]",
+        "}",
+        "{}",
+        "",
+    ),
+]
+any_text = st.text(st.characters(exclude_categories=[]), max_size=8)
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | any_text | st.sampled_from(TOKENS),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.sampled_from([*RAW, "option_E"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(TOKENS) | st.binary(max_size=4)), max_size=4)
+
+
+def check(name: str, content: bytes) -> int:
+    """The contract; returns how many records were kept."""
+    good = {**RAW, "question_id": "the one beside it"}
+    reading = read_record_files([(name, content), ("zzz.json", json.dumps([good]).encode())])
+    assert reading.read == len(reading.records) + len(reading.rows)
+    beside = [record.fields for record in reading.records if record.place.file == "zzz.json"]
+    assert beside == [] or beside == [good], "the other file is unharmed"
+    assert len({record.question_id for record in reading.records}) == len(reading.records)
+    written = json.dumps([record.fields for record in reading.records], ensure_ascii=False, indent=1, allow_nan=False).encode()
+    again = read_record_files([("again.json", written)])
+    assert [record.fields for record in again.records] == [record.fields for record in reading.records], (
+        "records.json is read back as it was"
+    )
+    for row in reading.rows:
+        assert row.where.file in (name, "zzz.json")
+        assert row.why
+        json.dumps(row, ensure_ascii=False).encode()
+    return len(reading.records) - 1
+
+
+def mutate(content: bytes, changes: list[tuple[float, int, str | bytes]], cut: float) -> bytes:
+    for place, removed, added in changes:
+        at = int(place * len(content))
+        content = content[:at] + (added if isinstance(added, bytes) else added.encode("utf-8", "surrogatepass")) + content[at + removed :]
+    return content[: int(cut * len(content))]
+
+
+def as_csv(rows: list[dict[str, str]], delimiter: str) -> str:
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(ROW), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv"])
+@bounded
+@given(content=st.binary(max_size=300))
+def test_arbitrary_bytes(name: str, content: bytes) -> None:
+    check(name, content)
+
+
+@bounded
+@given(
+    st.lists(st.builds(lambda changes: RAW | changes, st.dictionaries(st.sampled_from([*RAW, "x"]), json_values, max_size=2)), max_size=4)
+)
+def test_records_with_any_values(raws: list[dict[str, Any]]) -> None:
+    check("a.json", json.dumps(raws).encode())
+
+
+@bounded
+@given(
+    st.lists(st.tuples(st.sampled_from([*RAW, "x", "y"]), st.sampled_from(FRAGMENTS) | json_values.map(json.dumps)), max_size=3), any_text
+)
+def test_records_with_any_further_fields(fields: list[tuple[str, str]], name: str) -> None:
+    further = "".join(f", {json.dumps(key)}: {value}" for key, value in [*fields, (name, "1")])
+    check("a.json", f"[{json.dumps(RAW)[:-1]}{further}}}]".encode())
+
+
+@bounded
+@given(st.sampled_from([None, 1]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), edits, st.floats(0.5, 1.2))
+def test_mutated_json(indent: int | None, encoding: str, changes: list[tuple[float, int, str | bytes]], cut: float) -> None:
+    content = json.dumps([{**RAW, "question_id": f"q{number}"} for number in range(3)], indent=indent).encode(encoding)
+    check("a.json", mutate(content, changes, cut))
+
+
+@bounded
+@given(st.sampled_from(",;\t"), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), edits, st.floats(0.5, 1.2))
+def test_mutated_csv(delimiter: str, encoding: str, changes: list[tuple[float, int, str | bytes]], cut: float) -> None:
+    content = as_csv([{**ROW, "id": f"q{number}"} for number in range(3)], delimiter).encode(encoding)
+    check("a.csv", mutate(content, changes, cut))
+
+
+@bounded
+@given(st.lists(st.dictionaries(st.sampled_from([*ROW]), st.text(max_size=12) | st.sampled_from(TOKENS), max_size=2), max_size=4))
+def test_rows_with_any_cells(changes: list[dict[str, str]]) -> None:
+    text = as_csv([ROW | change for change in changes], ",")
+    check("a.csv", text.encode("utf-8", "surrogatepass"))
+
+
+def test_files_without_a_fault_are_kept_whole_by_the_same_contract() -> None:
+    assert check("a.json", json.dumps([{**RAW, "question_id": f"q{number}"} for number in range(3)]).encode()) == 3
+    assert check("a.csv", as_csv([{**ROW, "id": f"q{number}"} for number in range(3)], ";").encode()) == 3

@@ -1,0 +1,294 @@
+"""Every data test fails on a planted defect and passes on good data; errors stop, warnings go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.core.errors import InputError
+from stages.core.params import DataTests
+from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
+from stages.corpus.records.records import Reading, Record, read_record_files
+from stages.corpus.splitting.data_tests import (
+    CORPUS_TESTS,
+    RECORD_TESTS,
+    TESTS,
+    Result,
+    Results,
+    judge_corpus,
+    judge_records,
+    read_results,
+    stop_on_errors,
+    write_results,
+)
+from stages.corpus.splitting.expectations import Draw, contradictions, letter_bias, statistics
+from stages.corpus.splitting.expectations import pictures_of as pictures
+from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
+from tests.conftest import ROOT, Raw
+
+SETTINGS = DataTests.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["data_tests"])
+RULES = dict(SETTINGS)
+FILE_OF = {slug: f"{slug}.json" for slug in MODALITIES}
+ANSWERS = ("Cyst", "Nodule", "Mass", "Polyp")
+SIZE = 384
+CT = MODALITIES["ct"]
+
+Plant = Callable[[list[Raw]], object]
+
+
+def good() -> list[Raw]:
+    """Of each modality 25 pictures, a question of each type about each, answers and letters in turn."""
+    records = []
+    for slug, literal in MODALITIES.items():
+        for number in range(25):
+            for at, kind in enumerate(QUESTION_TYPES.values()):
+                turn = number + at
+                options = {f"option_{letter}": ANSWERS[(turn // 4 + place) % 4] for place, letter in enumerate(LETTERS)}
+                name = f"{list(MODALITIES).index(slug):02x}{number:02x}"
+                record: Raw = {
+                    "dataset": f"Set {slug}",
+                    "question_id": f"{slug}_{number}_{at}",
+                    "question_type": kind,
+                    "question": f"What is seen? ({kind})",  # questions about one picture must not answer one another
+                    "gt_answer": options[f"option_{LETTERS[turn % 4]}"],
+                    "image_path": f"Images/{slug}/{number}.png",
+                    **options,
+                    "modality_type": literal,
+                    "image": f"data/images/{slug}/{number}.png",
+                    "source_size": [512, 400],
+                    "source_mode": "L",
+                    "pixel_hash": name * 16,
+                    "perceptual_hash": name * 16,
+                    "brightness": [90.0 + number, 40.0],
+                }
+                records.append(record)
+    return records
+
+
+def read(records: list[Raw]) -> Reading:
+    """The records by their modality's file, as stage splits reads them."""
+    by_file: dict[str, list[Raw]] = {name: [] for name in FILE_OF.values()}
+    slugs = {literal: slug for slug, literal in MODALITIES.items()}
+    for record in records:
+        by_file[FILE_OF[record.get("_file") or slugs.get(record.get("modality_type", ""), "ct")]].append(record)
+    return read_record_files((name, json.dumps(found).encode()) for name, found in by_file.items())
+
+
+def draw_of(records: list[Record]) -> Draw:
+    """Every fifth question for the test, on both axes."""
+    items = [
+        {
+            "problem": format_problem(record.question, record.options),
+            "solution": format_solution(record.gold),
+            "modality": record.modality,
+            "task": record.question_type,
+        }
+        for record in records
+    ]
+    drawn: dict[str, dict[str, tuple[list[Any], list[Any]]]] = {}
+    for axis, slugs in AXES.items():
+        drawn[axis] = {}
+        for slug in slugs:
+            mine = [item for item in items if item[axis] == slug]
+            drawn[axis][slug] = [item for at, item in enumerate(mine) if at % 5], mine[::5]
+    return drawn
+
+
+def of_ct(change: Callable[[int, Raw], object]) -> Plant:
+    """Plant a change in each record of CT; it gets the number of the record."""
+    return lambda records: [change(at, record) for at, record in enumerate(records) if record["modality_type"] == CT]
+
+
+def in_one(**changes: Any) -> Plant:
+    """Change fields of the first record; None takes one out."""
+
+    def plant(records: list[Raw]) -> None:
+        records[0] |= changes
+        for name in [name for name, value in changes.items() if value is None]:
+            del records[0][name]
+
+    return plant
+
+
+def results(records: list[Raw]) -> dict[str, Result]:
+    reading = read(records)
+    first = judge_records(reading, FILE_OF)
+    if any(each.stops for each in first):
+        return {each.test: each for each in first}
+    return {each.test: each for each in (*first, *judge_corpus(reading.records, draw_of(reading.records), SIZE, RULES).tests)}
+
+
+def test_good_data_passes_every_test() -> None:
+    found = results(good())
+    assert list(found) == list(TESTS)
+    assert {name for name, each in found.items() if each.outcome != "passed"} == set()
+    assert all(each.checked > 0 for each in found.values())
+
+
+def option_letters(at: int, record: Raw) -> None:
+    record |= {"option_A": record["gt_answer"], "option_B": "Else", "option_C": "Other", "option_D": "None"}
+
+
+def same_answer(at: int, record: Raw) -> None:
+    record |= {"option_A": "Nodule", "option_B": "Else", "option_C": "Other", "option_D": "None", "gt_answer": "Nodule"}
+    record["option_A"], record[f"option_{LETTERS[at % 4]}"] = record[f"option_{LETTERS[at % 4]}"], record["option_A"]
+
+
+def repeat(records: list[Raw]) -> None:
+    records.append(records[0] | {"question_id": "again", "image": "data/images/ct/renamed.png"})
+
+
+def contradict(records: list[Raw]) -> None:
+    for record in records[:30]:
+        other = next(answer for answer in ANSWERS if answer != record["gt_answer"])
+        records.append(record | {"question_id": f"{record['question_id']} again", "image": "data/images/ct/copy.png", "gt_answer": other})
+
+
+def few_of_ct(records: list[Raw]) -> None:
+    records[:] = [record for at, record in enumerate(records) if record["modality_type"] != CT or at < 90]
+
+
+def few_gradings(records: list[Raw]) -> None:
+    kind = QUESTION_TYPES["lesion-grading"]
+    records[:] = [record for at, record in enumerate(records) if record["question_type"] != kind or at < 400]
+
+
+@pytest.mark.parametrize(
+    ("test", "plant", "example"),
+    [
+        ("schema", in_one(question=None), "ct.json#0 (ct_0_0): question is missing"),
+        ("schema", in_one(dataset=3), "dataset is not a string: 3"),
+        ("facts", in_one(pixel_hash=None), "ct.json#0 (ct_0_0): pixel_hash is missing"),
+        ("facts", in_one(source_size=[512, 0]), "source_size is [512, 0]"),
+        ("facts", in_one(brightness=[300.0, 1.0]), "brightness is [300.0, 1.0]"),
+        ("facts", in_one(perceptual_hash="0" * 63), "perceptual_hash is '000"),
+        ("values", in_one(modality_type="PET"), "unknown modality_type: PET"),
+        ("values", in_one(question_type="Riddle"), "unknown question_type: Riddle"),
+        ("options", in_one(option_B=None, option_C=None, option_D=None), "fewer than two options"),
+        ("options", in_one(option_E="Fifth"), "options beyond option_D"),
+        ("options", in_one(option_A="Mass", option_B="Mass"), "two options are the same"),
+        ("gold", in_one(gt_answer="Wart"), "gt_answer is none of the options"),
+        ("ids", in_one(question_id="ct_1_1"), "question_id stands twice; kept: ct.json#0"),
+        ("files", in_one(_file="mri"), "mri.json#0 (ct_0_0): ct"),
+        ("repeated_questions", repeat, "again repeats ct_0_0"),
+        ("contradictions", contradict, "ct_0_0: 'Cyst', ct_0_0 again: 'Nodule'"),
+        ("letter_bias", lambda records: list(map(partial(option_letters, 0), records)), "A: right in 1000, by chance 250"),
+        ("commonest_letter", of_ct(option_letters), "'A' in 100 of 100"),
+        ("commonest_answer", of_ct(same_answer), "'nodule' in 100 of 100"),
+        ("single_answer_tests", of_ct(same_answer), "modality/ct: the answer is always 'nodule'"),
+        ("single_answer_tests", of_ct(option_letters), "modality/ct: the letter is always 'A'"),
+        ("questions_of_modality", few_of_ct, "ct: 90"),
+        ("questions_of_type", few_gradings, "lesion-grading: 80"),
+        ("blank_pictures", of_ct(lambda at, record: record.update(brightness=[20.0, 0.0])), "data/images/ct/0.png: all about 20"),
+        ("dark_or_bright_pictures", of_ct(lambda at, record: record.update(brightness=[2.0, 1.5])), "data/images/ct/0.png: 2.0 of 255"),
+        (
+            "enlarged_pictures",
+            lambda records: [record.update(source_size=[384, 383]) for record in records],
+            "data/images/ct/0.png: 384 x 383",
+        ),
+        ("squeezed_pictures", of_ct(lambda at, record: record.update(source_size=[1601, 400])), "data/images/ct/0.png: 1601 x 400"),
+        ("copied_pictures", of_ct(lambda at, record: record.update(pixel_hash="ab" * 32)), "data/images/ct/1.png is data/images/ct/0.png"),
+    ],
+)
+def test_a_planted_defect_fails_its_test_with_an_example(test: str, plant: Plant, example: str) -> None:
+    records = good()
+    plant(records)
+    found = results(records)[test]
+    assert found.outcome == "failed"
+    assert any(example in each for each in found.examples), found.examples
+
+
+def test_every_test_has_a_planted_defect() -> None:
+    marks = test_a_planted_defect_fails_its_test_with_an_example.pytestmark  # type: ignore[attr-defined]
+    assert {case[0] for case in marks[0].args[1]} == set(TESTS)
+
+
+@pytest.mark.parametrize(("size", "passes"), [([384, 384], True), ([383, 2000], False)])
+def test_a_picture_is_enlarged_if_one_side_is_shorter(size: list[int], passes: bool) -> None:
+    records = good()
+    for record in records:
+        record["source_size"] = size
+    assert (results(records)["enlarged_pictures"].outcome == "passed") is passes
+
+
+def test_other_answers_contradict_only_where_one_is_offered_and_ruled_out() -> None:
+    first = good()[0] | {"gt_answer": "CT", "option_A": "CT", "option_B": "MRI", "option_C": "PET", "option_D": "OCT"}
+    other_words = first | {"question_id": "b", "gt_answer": "Computed tomography", "option_A": "Computed tomography"}
+    other_picture = first | {"question_id": "c", "gt_answer": "MRI", "pixel_hash": "f" * 64}
+    other_question = first | {"question_id": "d", "gt_answer": "MRI", "question": "What else?"}
+    assert contradictions(read([first, other_words, other_picture, other_question]).records).found == 0
+    one_offers = first | {"question_id": "e", "gt_answer": "PET", "option_A": "X-ray"}
+    found = contradictions(read([first, one_offers]).records)
+    assert (found.value, found.found, found.checked) == (1.0, 2, 2)
+
+
+def test_letters_are_compared_with_chance_where_questions_have_fewer_options() -> None:
+    two = {"option_C": None, "option_D": None}
+    records = [{name: value for name, value in (record | two).items() if value is not None} for record in good()[:40]]
+    for at, record in enumerate(records):
+        record |= {"option_A": "Yes", "option_B": "No", "gt_answer": "Yes" if at % 2 else "No"}
+    assert letter_bias(read(records).records).value == 0.0
+
+
+def test_no_records_at_all_fail_what_asks_for_some_and_divide_nothing() -> None:
+    found = {each.test: each for each in judge_corpus([], draw_of([]), SIZE, RULES).tests}
+    assert {name for name, each in found.items() if each.outcome == "failed"} == {"questions_of_modality", "questions_of_type"}
+
+
+def test_severity_decides_what_a_failure_does() -> None:
+    records = good()
+    of_ct(lambda at, record: record.update(brightness=[20.0, 0.0]))(records)
+    reading = read(records)
+
+    def judged(severity: str) -> Results:
+        rules = RULES | {"blank_pictures": SETTINGS.blank_pictures.model_copy(update={"severity": severity})}
+        return judge_corpus(reading.records, draw_of(reading.records), SIZE, rules)
+
+    with pytest.raises(
+        InputError,
+        match=r"1 data test failed: blank_pictures 0\.125 \(limit 0\.05\), as data/images/ct/0\.png: .*: look at .* r\.json holds",
+    ):
+        stop_on_errors(judged("error"), Path("r.json"))
+    stop_on_errors(judged("warning"), Path("r.json"))
+    (off,) = [each for each in judged("off").tests if each.test == "blank_pictures"]
+    assert (off.outcome, off.examples) == ("not run", ())
+
+
+def test_results_are_kept_with_what_to_do_and_read_back(tmp_path: Path) -> None:
+    reading = read(good())
+    corpus = judge_corpus(reading.records, draw_of(reading.records), SIZE, RULES)
+    found = Results((*judge_records(reading, FILE_OF), *corpus.tests), corpus.statistics)
+    path = tmp_path / "r.json"
+    write_results(path, found, {"corpus": "md5:abc"})
+    assert read_results(path) == found
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    assert (tree["passed"], tree["provenance"]) == (True, {"corpus": "md5:abc"})
+    assert {each["test"] for each in tree["tests"] if each["remedy"] and each["meaning"]} == set(TESTS)
+    path.write_text('{"tests": [{"test": "x"}]}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"r\.json holds no results of data tests .*run `dvc repro splits`"):
+        read_results(path)
+
+
+def test_statistics_tell_brightness_and_contrast_by_modality_of_pictures_not_of_questions() -> None:
+    records = read(good()).records
+    found = statistics(records, pictures(records), SIZE)
+    assert list(found) == list(MODALITIES)
+    assert found["ct"] == {
+        "questions": 125,
+        "images": 25,
+        "median_side": 400.0,
+        "brightness": {"mean": 102.0, "std": 7.21},
+        "contrast": {"mean": 40.0, "std": 0.0},
+        "enlarged": 0.0,
+    }
+
+
+def test_params_name_every_test_of_the_corpus_and_no_other() -> None:
+    assert set(DataTests.model_fields) == set(CORPUS_TESTS)
+    assert not set(RECORD_TESTS) & set(CORPUS_TESTS)

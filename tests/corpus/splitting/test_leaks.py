@@ -1,0 +1,31 @@
+"""What leaks is counted by image, by group, and along the other axis."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.corpus.splitting.leaks import Leak, count_leaks, total
+
+GROUP_OF = {"a": "a", "copy of a": "a", "b": "b", "c": "c"}
+
+
+def item(name: str, image: str) -> dict[str, str]:
+    return {"question_id": name, "image": image}
+
+
+def test_an_image_a_copy_and_the_other_axis_are_told_apart() -> None:
+    seen, copied, fresh = item("1", "a"), item("2", "copy of a"), item("3", "b")
+    train = [item("0", "a"), item("4", "c")]
+    draw = {
+        "modality": {"ct": (train, [seen, copied, fresh])},
+        "task": {"lesion-grading": ([fresh, seen], [*train, copied])},
+    }
+    leaks = count_leaks(draw, GROUP_OF)
+    assert leaks["modality"]["ct"] == Leak(test=3, image=1, group=2, other_axis=2)
+    assert leaks["task"]["lesion-grading"] == Leak(test=3, image=1, group=2, other_axis=2)
+    assert total([leaks["modality"]["ct"], leaks["task"]["lesion-grading"]]) == Leak(6, 2, 4, 4)
+
+
+@pytest.mark.parametrize("parts", [([], []), ([item("1", "a")], [])])
+def test_an_empty_test_leaks_nothing(parts: tuple[list[dict[str, str]], list[dict[str, str]]]) -> None:
+    assert count_leaks({"modality": {"ct": parts}}, GROUP_OF)["modality"]["ct"] == Leak(0, 0, 0, 0)

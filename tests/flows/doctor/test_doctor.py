@@ -1,0 +1,106 @@
+"""The doctor looks at everything, mends what is safe, and its exit code says whether something is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from flows.doctor import locks
+from flows.doctor.command import Diagnosis, examine, main, sum_up
+from flows.doctor.findings import Finding
+from tests.flows.tiny import make_workspace, run
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A healthy workspace as the working directory, no server, and GPU slots of its own."""
+    (tmp_path / "host").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
+    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    root = make_workspace(tmp_path / "workspace", keys=("a",))
+    run("dvc", "repro", cwd=root)
+    monkeypatch.chdir(root)
+    return root
+
+
+def break_a_lock(root: Path) -> None:
+    (root / locks.PATH_LOCKS).write_text("{", encoding="utf-8")
+
+
+def test_a_healthy_workspace_has_no_problem(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("0 problems, ")
+    assert any(line.startswith("ok ") and "4 stages, 4 in dvc.lock" in line for line in lines)
+
+
+def test_a_problem_is_told_with_its_remedy_and_changes_nothing_until_it_is_mended(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    break_a_lock(root)
+    assert main([]) == 1
+    printed = capsys.readouterr().out
+    assert "rm .dvc/tmp/rwlock" in printed
+    assert printed.splitlines()[-1].startswith("1 problem, ")
+    assert printed.splitlines()[-1].endswith("; --fix mends 1 of them")
+    assert (root / locks.PATH_LOCKS).read_text(encoding="utf-8") == "{"
+    assert main(["--fix"]) == 0
+    printed = capsys.readouterr().out
+    assert "moved .dvc/tmp/rwlock to rwlock.broken" in printed
+    assert printed.splitlines()[-1].endswith(", 1 mended")
+    assert main([]) == 0
+
+
+def test_json_has_every_finding(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    break_a_lock(root)
+    assert main(["--json"]) == 1
+    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)}
+    assert (found["DVC path locks"]["level"], found["DVC path locks"]["mendable"], found["DVC path locks"]["mended"]) == (
+        "problem",
+        True,
+        "",
+    )
+    assert {"pipeline", "DVC lock", "flow lock", "orphans", "records", "slots", "incomplete outputs", "Prefect server", "disk"} <= set(
+        found
+    )
+
+
+def test_what_one_check_cannot_read_keeps_no_other_from_being_made(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "dvc.lock").write_text("<<<<<<< HEAD\n", encoding="utf-8")
+    break_a_lock(root)
+    assert main(["--json"]) == 1
+    levels = {each["check"]: each["level"] for each in json.loads(capsys.readouterr().out)}
+    assert [name for name, level in levels.items() if level == "problem"] == ["pipeline", "DVC path locks", "disk"]
+    assert levels["orphans"] == "ok"
+
+
+def test_a_folder_that_is_no_workspace_is_said_to_be_none(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main([]) == 1
+    assert "dvc.yaml is missing" in capsys.readouterr().out
+
+
+def test_a_mend_that_fails_leaves_the_problem_and_mends_the_next(tmp_path: Path) -> None:
+    def fail() -> str:
+        raise subprocess.SubprocessError("no luck")
+
+    findings = [Finding("one", "problem", "broken", mend=fail), Finding("two", "problem", "broken", mend=lambda: "did it")]
+    diagnoses = examine(tmp_path, fix=True, wanted={"all": lambda root: findings})
+    assert [(each.is_problem, each.mended, each.failed) for each in diagnoses] == [
+        (True, "", "could not be mended: no luck"),
+        (False, "did it", ""),
+    ]
+    assert sum_up(diagnoses) == "1 problem, 0 warnings, 1 mended"
+
+
+def test_a_warning_is_no_problem() -> None:
+    diagnosis = Diagnosis(Finding("GPU", "warning", "none is here"))
+    assert not diagnosis.is_problem
+    assert sum_up([diagnosis]) == "0 problems, 1 warning"

@@ -1,0 +1,169 @@
+"""What a kill leaves behind is found, and removed without touching what is in use."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.doctor import leftovers
+from flows.doctor.command import examine
+from flows.dvc_api.client import RECORDS, processes_of
+from tests.flows.tiny import REPOSITORY
+
+CHECKS = {"orphans": leftovers.orphaned_processes, "records": leftovers.records, "incomplete": leftovers.incomplete_outputs}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """A folder as a workspace; what a test starts for it and does not end is killed."""
+    root = tmp_path.resolve()
+    (root / RECORDS).mkdir(parents=True)
+    yield root
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TEST_ROOT") == str(root):
+                process.kill()
+        except psutil.Error:
+            continue
+
+
+def start(root: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        env=os.environ | {"TEST_ROOT": str(root)} | variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline()
+    return process
+
+
+def guarded(root: Path, stage: str) -> subprocess.Popen[str]:
+    """A stage behind its guard, which has written its record."""
+    guard = REPOSITORY / "flows" / "guard.py"
+    record = root / RECORDS / f"{stage}.pid"
+    process = start(root, sys.executable, "-I", "-S", str(guard), str(record), "sh", "-c", "echo up; sleep 300; true")
+    deadline = time.monotonic() + 30
+    while not (record.exists() and record.read_text(encoding="utf-8").strip()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    while not any(each.name() == "sleep" for each in psutil.Process(process.pid).children(recursive=True)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def levels(root: Path) -> dict[str, str]:
+    return {each.finding.check: each.finding.level for each in examine(root, wanted=CHECKS)}
+
+
+def test_a_healthy_workspace_has_none(root: Path) -> None:
+    assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
+
+
+def test_a_stage_behind_its_guard_is_no_orphan_and_its_record_no_leftover(root: Path) -> None:
+    process = guarded(root, "train@a")
+    assert (root / RECORDS / "train@a.pid").exists()
+    assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
+    examine(root, fix=True, wanted=CHECKS)
+    assert process.poll() is None
+    assert (root / RECORDS / "train@a.pid").exists()
+
+
+def test_what_a_killed_guard_leaves_is_ended_and_its_record_removed(root: Path) -> None:
+    process = guarded(root, "train@a")
+    stage = psutil.Process(process.pid).children(recursive=True)
+    assert stage
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    found = {each.finding.check: each for each in examine(root, wanted=CHECKS)}
+    assert found["orphans"].finding.level == "problem"
+    assert found["orphans"].finding.what.startswith(f"train@a: {min(each.pid for each in stage)} ")
+    mended = {each.finding.check: each.mended for each in examine(root, fix=True, wanted=CHECKS)}
+    assert all(str(each.pid) in mended["orphans"] for each in stage)
+    assert mended["records"] == f"removed {RECORDS}/train@a.pid"
+    assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in stage)
+    assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
+
+
+def test_what_a_stage_starts_while_it_is_being_ended_is_ended_too(root: Path) -> None:
+    record = (root / RECORDS / "train@a.pid").resolve()
+    start(root, "sh", "-c", "trap 'sleep 300 & exit' INT; echo up; while true; do sleep 0.1; done", FLOW_RECORD=str(record))
+    record.touch()
+    assert levels(root)["orphans"] == "problem"
+    examine(root, fix=True, wanted=CHECKS)
+    assert not processes_of(record)
+    assert not record.exists()
+
+
+def test_processes_of_other_workspaces_are_left_alone(root: Path, tmp_path: Path) -> None:
+    other = str(tmp_path / "other" / RECORDS / "train@a.pid")
+    process = start(root, "sh", "-c", "echo up; exec sleep 300", FLOW_RECORD=other)
+    assert levels(root)["orphans"] == "ok"
+    examine(root, fix=True, wanted=CHECKS)
+    assert process.poll() is None
+
+
+def test_a_server_that_a_killed_flow_had_brought_is_ended_and_that_of_a_living_one_is_not(root: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, used = (
+        start(root, "sh", "-c", "echo up; exec sleep 300", PREFECT__SERVER_EPHEMERAL="1", FLOW_SERVER_OWNER=str(owner))
+        for owner in (gone.pid, os.getpid())
+    )
+    (diagnosis,) = examine(root, fix=True, wanted={"servers": leftovers.temporary_servers})
+    assert diagnosis.finding.level == "warning"
+    assert str(left.pid) in diagnosis.finding.what
+    assert str(used.pid) not in diagnosis.finding.what
+    assert left.wait(timeout=30) is not None
+    assert used.poll() is None
+
+
+def test_half_written_outputs_are_removed_and_nothing_else(root: Path) -> None:
+    folder, file = root / "models" / ".ct.incomplete", root / "predictions" / ".ct.parquet.incomplete"
+    kept = [root / "models" / "ct" / "weights", root / "data" / "incomplete", root / ".git" / ".x.incomplete", root / "x.incomplete"]
+    for path in [folder / "deep" / "weights", file, *kept]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half", encoding="utf-8")
+    (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
+    assert diagnosis.finding.level == "warning"
+    assert diagnosis.mended == "removed models/.ct.incomplete, predictions/.ct.parquet.incomplete"
+    assert not folder.exists()
+    assert not file.exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_what_dvc_was_copying_into_its_cache_is_removed_once_nobody_is_at_it(root: Path) -> None:
+    cache = root / ".dvc" / "cache" / "files" / "md5"
+    left, fresh, whole = cache / "80" / ".V3Qp2Q7l5mXE.tmp", cache / ".L8teTgr6.tmp", cache / "80" / "cea60a291192a5"
+    for path in (left, fresh, whole):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half", encoding="utf-8")
+    for path in (left, whole):
+        os.utime(path, (0, 0))
+    (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
+    assert diagnosis.mended == "removed .dvc/cache/files/md5/80/.V3Qp2Q7l5mXE.tmp"
+    assert (left.exists(), fresh.exists(), whole.exists()) == (False, True, True)
+
+
+@pytest.mark.parametrize("by_dvc", [True, False])
+def test_an_output_that_may_be_being_written_is_left_alone(root: Path, by_dvc: bool) -> None:
+    (root / "models" / ".ct.incomplete").mkdir(parents=True)
+    process = start(
+        root, "sh", "-c", "echo up; sleep 300; true", "stages.train" if not by_dvc else "x", **({"DVC_ROOT": str(root)} if by_dvc else {})
+    )
+    (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
+    assert diagnosis.finding.level == "ok"
+    assert str(process.pid) in diagnosis.finding.what
+    assert (root / "models" / ".ct.incomplete").exists()

@@ -1,0 +1,80 @@
+"""What outputs weigh, and lock files that cannot be read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from flows.dvc_api.graph import Stage
+from flows.dvc_api.output_sizes import out_size, read_lock, tree_size
+from stages.core.errors import InputError
+from stages.core.machine import say_bytes
+
+LOCK = """schema: '2.0'
+stages:
+  train@ct:
+    cmd: python -m stages.train ct
+    outs:
+    - {path: models/ct, md5: 0a.dir, size: 7000, nfiles: 3}
+    - {path: training/ct.csv, md5: 0b, size: 200}
+"""
+
+
+def stage(name: str, *outs: str) -> Stage:
+    return Stage(name, "", (), outs, 0, 1.0)
+
+
+def test_sizes_are_those_of_the_last_run_or_else_of_what_lies_there(tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text(LOCK, encoding="utf-8")
+    lock = read_lock(tmp_path)
+    assert out_size(tmp_path, stage("train@ct", "models/ct", "training/ct.csv"), lock) == 7200
+    assert out_size(tmp_path, stage("train@mri", "models/mri"), lock) is None
+    (tmp_path / "models" / "mri").mkdir(parents=True)
+    (tmp_path / "models" / "mri" / "weights").write_bytes(b"x" * 50)
+    assert out_size(tmp_path, stage("train@mri", "models/mri"), lock) == 50
+
+
+def test_an_import_weighs_what_its_file_pins(tmp_path: Path) -> None:
+    (tmp_path / "data.dvc").write_text("outs:\n- {md5: 0a, size: 7525614, path: data/raw/corpus.zip}\n", encoding="utf-8")
+    assert out_size(tmp_path, stage("data.dvc", "data/raw/corpus.zip"), {}) == 7525614
+
+
+def test_hard_links_weigh_once_and_links_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "one").write_bytes(b"x" * 1000)
+    os.link(tmp_path / "folder" / "one", tmp_path / "folder" / "deep" / "same")
+    (tmp_path / "folder" / "loop").symlink_to(tmp_path / "folder")
+    size = tree_size(tmp_path / "folder")
+    assert size is not None
+    assert size - (tmp_path / "folder" / "loop").lstat().st_size == 1000
+
+
+def test_no_lock_file_means_that_nothing_ran(tmp_path: Path) -> None:
+    assert read_lock(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: {}\n>>>>>>> other\n", "line 2: a git conflict"),
+        ("stages: [", "is not what DVC writes"),
+        ("just words", "is not what DVC writes"),
+        ("stages: {a: {outs: [{md5: 0a}]}}", "is not what DVC writes"),
+        ("stages: {a: {outs: [{path: x, size: much}]}}", "is not what DVC writes"),
+    ],
+)
+def test_a_broken_lock_file_is_named_with_the_way_out(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "dvc.lock").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said) as caught:
+        read_lock(tmp_path)
+    assert str(tmp_path / "dvc.lock") in str(caught.value)
+    assert "git checkout" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (7525614, "7.2 MiB"), (2**30, "1.0 GiB"), (3 * 2**40, "3.0 TiB")]
+)
+def test_sizes_are_said_in_units_of_1024(count: int, said: str) -> None:
+    assert say_bytes(count) == said

@@ -1,0 +1,53 @@
+"""Which stages DVC would take from its run-cache, judged before it does."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.dvc_api.run_cache import restorable
+from tests.flows.tiny import make_workspace, run
+
+TRAININGS = {"train@a", "train@b"}
+
+
+@pytest.fixture(scope="module")
+def twice_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that was run with rate 1, then with rate 2."""
+    root = make_workspace(tmp_path_factory.mktemp("run") / "workspace", keys=("a", "b"))
+    run("dvc", "repro", cwd=root)
+    (root / "params.yaml").write_text("rate: 2\n", encoding="utf-8")
+    run("dvc", "repro", cwd=root)
+    return root
+
+
+@pytest.fixture
+def root(twice_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(twice_run, tmp_path / "workspace"))
+
+
+def test_what_was_run_with_these_inputs_before_is_in_it_and_dvc_agrees(root: Path) -> None:
+    (root / "params.yaml").write_text("rate: 1\n", encoding="utf-8")
+    assert restorable(root, TRAININGS) == TRAININGS
+    said = run("dvc", "repro", cwd=root)
+    assert "Stage 'train@a' is cached - skipping run" in said
+    assert "Running stage 'train" not in said
+
+
+def test_inputs_that_never_were_are_not_in_it(root: Path) -> None:
+    (root / "params.yaml").write_text("rate: 3\n", encoding="utf-8")
+    assert restorable(root, TRAININGS) == set()
+
+
+def test_a_deleted_output_comes_back_from_the_cache_unless_that_is_gone_too(root: Path) -> None:
+    (root / "models" / "a.txt").unlink()
+    assert restorable(root, {"train@a"}) == {"train@a"}
+    shutil.rmtree(root / ".dvc" / "cache" / "files")
+    assert restorable(root, {"train@a"}) == set()
+
+
+def test_a_missing_input_is_no_error(root: Path) -> None:
+    (root / "corpus.txt").unlink()
+    assert restorable(root, {"split"}) == set()

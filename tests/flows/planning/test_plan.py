@@ -1,0 +1,238 @@
+"""The plan says what the flow then does, and leaves the workspace as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.dvc_api.graph import Graph, Stage
+from flows.planning.plan import Plan, Step, main, make_plan, simulate
+from flows.scheduling import durations
+from flows.scheduling.schedule import Room
+from stages.core.errors import InputError
+from tests.flows.tiny import REPOSITORY, make_workspace, run
+
+TRAININGS = ("train@a", "train@b", "train@c")
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_workspace(tmp_path_factory.mktemp("reproduced") / "workspace")
+    run("dvc", "repro", cwd=root)
+    run("git", "add", "-A", cwd=root)
+    run("git", "commit", "-q", "-m", "results", cwd=root)
+    return root
+
+
+@pytest.fixture
+def root(reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace in which all is up to date, as the working directory, on a machine without GPUs."""
+    root = Path(shutil.copytree(reproduced, tmp_path / "workspace"))
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return root
+
+
+def steps(plan: Plan) -> dict[str, Step]:
+    return {step.name: step for step in plan.steps}
+
+
+def set_rate(root: Path, rate: int) -> None:
+    (root / "params.yaml").write_text(f"rate: {rate}\n", encoding="utf-8")
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Every file with its hash and time, but for those in which DVC keeps its locks and its index."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_file() and not name.startswith(".dvc/tmp/"):
+            found[name] = f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()} {path.stat().st_mtime_ns}"
+    return found
+
+
+def test_nothing_would_run_where_all_is_up_to_date(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(root)
+    assert plan.steps == ()
+    assert len(plan.up_to_date) == 8
+    assert plan.warnings == ()
+    assert main([]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Up to date: split, train@a, evaluate@a, train@b, evaluate@b, train@c, evaluate@c, report",
+        "Nothing would run: all 8 stages are up to date",
+    ]
+
+
+def test_a_changed_parameter_is_named_and_what_waits_for_it_says_so(root: Path) -> None:
+    set_rate(root, 2)
+    plan = make_plan(root)
+    found = steps(plan)
+    assert plan.up_to_date == ("split",)
+    assert [found[name].why for name in TRAININGS] == ["rate modified"] * 3
+    assert found["evaluate@b"].why == "after train@b"
+    assert found["report"].why == "after evaluate@a, evaluate@b, evaluate@c"
+    assert [found[name].wave for name in ("train@a", "evaluate@a", "report")] == [1, 2, 3]
+    assert any("not committed: params.yaml" in each for each in plan.warnings)
+
+
+def test_the_plan_is_what_dvc_then_runs(root: Path) -> None:
+    (root / "parts" / "b.txt").unlink()
+    (root / "corpus.txt").write_text("second\n", encoding="utf-8")
+    planned = set(steps(make_plan(root)))
+    said = run("dvc", "repro", cwd=root)
+    assert {line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")} == planned
+
+
+def test_it_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_rate(root, 2)
+    (root / "models" / "b.txt").unlink()
+    path = root / durations.FILE
+    path.parent.mkdir(parents=True)
+    path.write_text("{broken", encoding="utf-8")
+    before = contents(root)
+    assert len([name for name in before if name.startswith(".dvc/cache")]) > 8
+    assert any(name.startswith(".git/") for name in before)
+    assert main(["--slots", "2"]) == 0
+    assert "7 of 8 stages would run" in capsys.readouterr().out
+    assert contents(root) == before
+
+
+def test_durations_are_the_recorded_ones_or_those_of_meta_and_it_says_which(root: Path) -> None:
+    set_rate(root, 2)
+    for seconds in (30.0, 50.0, 40.0):
+        durations.record(root, "train@b", seconds)
+    plan = make_plan(root, slots=2)
+    found = steps(plan)
+    assert (found["train@b"].seconds, found["train@b"].estimate) == (40.0, "recorded")
+    assert (found["train@a"].seconds, found["train@a"].estimate) == (120.0, "meta")
+    assert plan.gpu_hours == pytest.approx((120 + 40 + 120 + 3 * 60) / 3600)
+    # a 0-120, b 0-40, c 40-160; evaluations fill the slots; the report is last
+    assert (found["train@a"].start, found["train@b"].start, found["train@c"].start) == (0.0, 0.0, 40.0)
+    assert found["report"].start == max(found[f"evaluate@{key}"].start + 60 for key in "abc")
+    assert plan.seconds == found["report"].start + 60
+    assert any("6 of 7 durations are those of meta" in each for each in plan.notes)
+
+
+def test_what_the_run_cache_holds_costs_no_time(root: Path) -> None:
+    set_rate(root, 2)
+    run("dvc", "repro", cwd=root)
+    set_rate(root, 1)
+    plan = make_plan(root)
+    assert {name: step.estimate for name, step in steps(plan).items() if step.gpus} == dict.fromkeys(TRAININGS, "run-cache") | {
+        f"evaluate@{key}": "meta" for key in "abc"
+    }
+    assert steps(plan)["train@a"].seconds == 0
+    assert any("3 stages are in the run-cache" in each for each in plan.notes)
+
+
+def test_only_what_was_asked_for_and_what_it_needs_is_planned(root: Path) -> None:
+    (root / "corpus.txt").write_text("second\n", encoding="utf-8")
+    plan = make_plan(root, only=["train@b"])
+    assert [step.name for step in plan.steps] == ["split", "train@b"]
+    assert plan.up_to_date == ()
+
+
+def test_a_pipeline_that_never_ran_says_so_and_that_sizes_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    plan = make_plan(make_workspace(tmp_path / "workspace", keys=("a",)))
+    assert {name: step.why for name, step in steps(plan).items()} == {
+        "split": "never run here",
+        "train@a": "never run here; after split",
+        "evaluate@a": "never run here; after train@a",
+        "report": "never run here; after evaluate@a",
+    }
+    assert {step.bytes for step in plan.steps} == {None}
+    assert any("outputs of 4 of 4 stages were never made here" in each for each in plan.notes)
+
+
+def test_outputs_that_do_not_fit_on_the_disk_are_warned_of(root: Path) -> None:
+    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+    lock["stages"]["train@a"]["outs"][0]["size"] = 10**17
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    set_rate(root, 2)
+    plan = make_plan(root)
+    assert plan.bytes > 10**17 > plan.bytes_free > 0
+    assert any(each.startswith("the disk is too small: 90949.5 TiB would be written") for each in plan.warnings)
+
+
+def test_a_stage_that_needs_more_slots_than_there_are_is_warned_of(root: Path) -> None:
+    pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    pipeline["stages"]["train"]["do"]["meta"]["gpus"] = 2
+    (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False), encoding="utf-8")
+    set_rate(root, 2)
+    assert any(each.startswith("train@a needs 2 slots and there are 1") for each in make_plan(root).warnings)
+    assert not any("slots" in each for each in make_plan(root, slots=2).warnings)
+
+
+def test_json_holds_the_whole_plan(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    set_rate(root, 2)
+    assert main(["--only", "evaluate@a", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [step["name"] for step in printed["steps"]] == ["train@a", "evaluate@a"]
+    assert printed["steps"][0]["reasons"] == {"changed deps": {"params.yaml": {"rate": "modified"}}}
+    assert printed["steps"][1]["after"] == ["train@a"]
+    assert main(["--only", "evaluate@a", "--json", str(tmp_path / "plan.json")]) == 0
+    assert capsys.readouterr().out == ""
+    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8")) | {"bytes_free": 0} == printed | {"bytes_free": 0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "trian"], "no stage of dvc.yaml is meant by 'trian'"),
+        (["--slots", "0"], "0 slots: at least one is needed"),
+        (["--json", "no/such/folder/plan.json"], "no/such/folder/plan.json"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(root: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("dvc.lock", "<<<<<<< HEAD\nstages: {}\n", "dvc.lock, line 1: a git conflict is not resolved"),
+        ("params.yaml", "rate: [\n", "params.yaml"),
+        ("dvc.yaml", "stages: {split: {}}\n", "dvc.yaml"),
+        ("dvc.yaml", None, "dvc.yaml is missing: run from the project's root"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named(
+    root: Path, file: str, text: str | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / file).unlink()
+    if text is not None:
+        (root / file).write_text(text, encoding="utf-8")
+    assert main([]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("dvc.yaml", "data.dvc"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    (tmp_path / "stages").mkdir()
+    shutil.copy(REPOSITORY / "stages" / "params.py", tmp_path / "stages")
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("  learning_rate:", "  learning_rat:"), encoding="utf-8")
+    with pytest.raises(InputError, match="learning_rat: unknown key; did you mean 'learning_rate'"):
+        make_plan(tmp_path)
+
+
+def test_the_simulated_order_keeps_slots_and_lets_the_stage_most_wait_for_go_first() -> None:
+    stages = {
+        name: Stage(name, "", (), (), gpus, 1.0)
+        for name, gpus in {"alone": 1, "first": 1, "second": 1, "third": 1, "cpu": 0, "both": 2}.items()
+    }
+    needs = {name: frozenset[str]() for name in stages} | {"second": frozenset({"first"}), "third": frozenset({"second"})}
+    starts = simulate(Graph(stages, needs), list(stages), dict.fromkeys(stages, 10.0), Room(2, os.cpu_count() or 1))
+    assert starts == {"first": 0.0, "alone": 0.0, "cpu": 0.0, "second": 10.0, "third": 20.0, "both": 30.0}

@@ -1,0 +1,69 @@
+"""The flow against a real Prefect API: how its runs end, and what is shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.registry import champion
+from flows.registry import snapshot as trial
+from flows.retraining.flow import main, retrain
+from tests.flows.corpora import make_records, make_workspace, write_corpus
+from tests.flows.tiny import REPOSITORY
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def artifacts() -> list[str]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["retraining"])))
+    return [str(artifact.data) for artifact in found]
+
+
+def test_runs_end_in_states_that_say_what_was_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    root = make_workspace(tmp_path / "workspace", ["ct"])
+    monkeypatch.chdir(root)
+    assert main([]) == 0
+    assert "FirstChampion: the results that were there are champion 1" in capsys.readouterr().out
+
+    assert main([]) == 0
+    assert "NothingNew: ../source/corpus.zip is as it was pinned" in capsys.readouterr().out
+    with trial.only_retraining(root):
+        state = retrain(root=str(root), return_state=True)
+    assert (state.name, state.is_completed()) == ("AlreadyRunning", True)
+
+    source = tmp_path / "source" / "corpus.zip"
+    write_corpus(source, make_records(2))
+    refused = retrain(root=str(root), return_state=True)
+    assert (refused.name, refused.is_failed()) == ("Refused", True)
+    assert "the new data was refused, and the workspace is as before: all modalities: 80 questions" in str(refused.message)
+    assert main([]) == 0
+    assert "RefusedBefore: " in capsys.readouterr().out
+
+    write_corpus(source, [*make_records(), *make_records(8, ["ct"], "good", ["disease-diagnosis"])])
+    assert main(["--dry-run"]) == 0
+    assert "DryRun: ../source/corpus.zip has changed" in capsys.readouterr().out
+    assert main(["--slots", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "Promoted: champion 2 takes the place of 1: none of" in said
+    assert champion.require(root).version == 2
+    pages = "\n".join(artifacts())
+    assert "# Promoted: the first champion" in pages
+    assert "# Refused: the data was not trained on" in pages
+    assert "| ct | " in pages
+    source.unlink()
+    assert main([]) == 1
+    assert "error: the source ../source/corpus.zip of data.dvc is gone" in capsys.readouterr().err
+    assert not list(REPOSITORY.glob("champions/*"))

@@ -1,0 +1,68 @@
+"""What is on record of a stage's durations, whoever writes at once and whatever state the file is in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from flows.scheduling import durations
+from tests.flows.tiny import REPOSITORY
+
+WRITER = "import sys; from pathlib import Path; from flows import durations\n" + (
+    "for number in range(20): durations.record(Path(sys.argv[1]), f'{sys.argv[2]}-{number}', number)"
+)
+
+
+def test_the_median_of_the_last_five_runs_is_read(tmp_path: Path) -> None:
+    for seconds in (900.0, 10.0, 50.0, 20.0, 30.0, 40.0):
+        durations.record(tmp_path, "train@ct", seconds)
+    durations.record(tmp_path, "splits", 3.0)
+    assert durations.read(tmp_path) == {"train@ct": 30.0, "splits": 3.0}
+
+
+def test_nothing_is_lost_when_processes_and_threads_write_at_once(tmp_path: Path) -> None:
+    processes = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=REPOSITORY) for name in ("a", "b", "c")]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: durations.record(tmp_path, f"thread-{number}", 1.0), range(40)))
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    expected = {f"{name}-{number}" for name in "abc" for number in range(20)} | {f"thread-{number}" for number in range(40)}
+    assert set(durations.read(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    "broken", ["", "{", "[1]", '{"a": 3}', '{"a": ["soon"]}', '{"a": [true]}', '{"a": [NaN]}', '{"a": [-1]}', "\x00\xff"]
+)
+def test_a_broken_file_is_moved_aside_by_who_writes_and_left_by_who_reads(
+    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / durations.FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(broken.encode("latin-1"))
+    assert durations.read(tmp_path) == {}
+    assert path.read_bytes() == broken.encode("latin-1")
+    durations.record(tmp_path, "train@ct", 5.0)
+    assert durations.read(tmp_path) == {"train@ct": 5.0}
+    assert path.with_name("durations.json.broken").read_bytes() == broken.encode("latin-1")
+    assert "durations.json.broken" in caplog.text
+
+
+def test_a_record_that_cannot_be_kept_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".scratch").write_text("a file where a folder should be", encoding="utf-8")
+    durations.record(tmp_path, "train@ct", 5.0)
+    assert "how long train@ct took could not be recorded" in caplog.text
+    assert durations.read(tmp_path) == {}
+
+
+def test_reading_makes_no_file(tmp_path: Path) -> None:
+    assert durations.read(tmp_path) == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_is_json_that_people_can_read(tmp_path: Path) -> None:
+    durations.record(tmp_path, "train@ct", 1.23456)
+    assert json.loads((tmp_path / durations.FILE).read_text(encoding="utf-8")) == {"train@ct": [1.235]}

@@ -1,0 +1,98 @@
+"""Nothing that a guard started outlives it or whoever asked for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.dvc_api.client import processes_of
+from tests.flows.tiny import REPOSITORY
+
+GUARD = REPOSITORY / "flows" / "guard.py"
+# a command with a child of its own, as DVC has the stage
+NESTED = ["sh", "-c", "sh -c 'echo ready; exec sleep 300'; true"]
+
+
+def guard(record: Path, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(GUARD), str(record), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def started(process: subprocess.Popen[str], record: Path) -> list[psutil.Process]:
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    found = processes_of(record)
+    assert len(found) >= 2
+    return found
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
+def test_output_and_exit_code_are_the_commands(tmp_path: Path, command: str, code: int) -> None:
+    process = guard(tmp_path / "record", "sh", "-c", f"echo said; {command}")
+    assert process.stdout
+    assert process.stdout.read() == "said\n"
+    assert process.wait(30) == code
+    assert not (tmp_path / "record").exists()
+
+
+def test_closing_the_pipe_ends_the_command_and_its_children(tmp_path: Path) -> None:
+    process = guard(tmp_path / "record", *NESTED)
+    found = started(process, tmp_path / "record")
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(30) != 0
+    assert eventually(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found))
+    assert not (tmp_path / "record").exists()
+
+
+def test_a_command_that_ignores_interrupts_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = tmp_path / "guard.py"
+    quick.write_text(GUARD.read_text(encoding="utf-8").replace("15.0", "0.2").replace("5.0", "0.2"), encoding="utf-8")
+    monkeypatch.setattr(sys.modules[__name__], "GUARD", quick)
+    process = guard(tmp_path / "record", "sh", "-c", "trap '' INT TERM; echo ready; while true; do sleep 0.1; done")
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(30) == 128 + signal.SIGKILL
+
+
+def test_what_a_killed_command_leaves_behind_is_ended(tmp_path: Path) -> None:
+    process = guard(tmp_path / "record", *NESTED)
+    found = started(process, tmp_path / "record")
+    os.kill(int((tmp_path / "record").read_text()), signal.SIGKILL)
+    assert process.wait(30) == 137
+    # they were killed, and lie as zombies until the system's first process has looked
+    assert eventually(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found))
+
+
+def test_a_caller_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    command = [sys.executable, "-I", "-S", str(GUARD), str(record), *NESTED]
+    code = f"import subprocess, time; p = subprocess.Popen({command!r}, stdin=subprocess.PIPE, start_new_session=True); time.sleep(300)"
+    caller = subprocess.Popen([sys.executable, "-c", code])
+    assert eventually(lambda: len(processes_of(record)) >= 2)
+    found = processes_of(record)
+    caller.kill()
+    caller.wait()
+    assert eventually(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found))

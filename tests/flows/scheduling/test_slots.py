@@ -1,0 +1,83 @@
+"""A slot has one user at a time, and is free when its user is gone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.scheduling.slots import Slots, find_slots, visible_gpus
+from stages.core.errors import InputError
+from tests.flows.tiny import REPOSITORY
+
+
+def never() -> bool:
+    return False
+
+
+def at_once() -> bool:
+    return True
+
+
+def test_two_users_have_different_slots_and_a_third_has_none(tmp_path: Path) -> None:
+    slots = Slots(("0", "1"), tmp_path, True)
+    with slots.take(1, never) as (first, _), slots.take(1, never) as (second, _):
+        assert {*first, *second} == {"0", "1"}
+        with pytest.raises(TimeoutError), slots.take(1, at_once):
+            pass
+    with slots.take(2, at_once) as (both, locks):
+        assert both == ("0", "1")
+        assert len(locks) == 2
+    with slots.take(1, at_once):
+        pass
+
+
+def test_who_cannot_have_all_holds_none(tmp_path: Path) -> None:
+    slots = Slots(("0", "1", "2"), tmp_path, True)
+    with slots.take(2, never):
+        with pytest.raises(TimeoutError), slots.take(2, at_once):
+            pass
+        with slots.take(1, at_once) as (left, _):
+            assert left == ("2",)
+
+
+def test_a_slot_is_free_when_its_user_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from flows.scheduling.slots import Slots\n"
+        f"with Slots(('0',), Path({str(tmp_path)!r}), True).take(1, lambda: False): print('held', flush=True); time.sleep(300)"
+    )
+    user = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert user.stdout
+    assert user.stdout.readline() == "held\n"
+    slots = Slots(("0",), tmp_path, True)
+    with pytest.raises(TimeoutError), slots.take(1, at_once):
+        pass
+    user.kill()
+    user.wait()
+    with slots.take(1, at_once) as (held, _):
+        assert held == ("0",)
+
+
+def test_a_stage_sees_the_devices_of_its_slots_alone(tmp_path: Path) -> None:
+    assert Slots(("0", "3"), tmp_path, True).environment(["3"]) == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert Slots(("cpu-0", "cpu-1"), tmp_path, False).environment(["cpu-1"]) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert Slots(("cpu-0",), tmp_path, False).environment(["cpu-0"]) == {}
+
+
+def test_slots_are_the_gpus_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert visible_gpus() == ["2", "5"]
+    assert find_slots(tmp_path).names == ("2", "5")
+    assert find_slots(tmp_path, 1).names == ("2",)
+    assert find_slots(tmp_path, gpus=["5"]).names == ("5",)
+    with pytest.raises(InputError, match="3 slots on 2 GPUs"):
+        find_slots(tmp_path, 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_slots(tmp_path).names == ("cpu-0",)
+    assert find_slots(tmp_path, 2).names == ("cpu-0", "cpu-1")
+    with pytest.raises(InputError, match="at least one"):
+        find_slots(tmp_path, 0)
+    with pytest.raises(InputError, match="4 slots are needed, but there are 1"), find_slots(tmp_path).take(4, never):
+        pass

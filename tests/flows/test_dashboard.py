@@ -1,0 +1,195 @@
+"""The dashboard: who may reach it, that it serves what infra/prefect.yaml says, and that it ends whole."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from prefect import Flow
+
+from flows.dashboard import PASSWORD, is_loopback, serve, variables_for
+from flows.prefect_api.artifacts import REPORT_URL
+from stages.core.errors import InputError
+from tests.flows.tiny import ENVIRONMENT, REPOSITORY, make_workspace, run
+
+DEPLOYMENTS = yaml.safe_load((REPOSITORY / "infra" / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+SERVED = ("flows", "stages", "infra/prefect.yaml")
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+@pytest.fixture
+def port() -> int:
+    """One that is free, and the next one too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            number = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", number + 1))
+            except OSError:
+                continue
+            return number
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("gpu-7", False)]
+)
+def test_addresses_that_others_can_reach_are_known(host: str, only_here: bool) -> None:
+    assert is_loopback(host) is only_here
+
+
+def test_others_need_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv(PASSWORD, raising=False)
+    for password in ("", "no-colon", "no-password:", ":no-user"):
+        monkeypatch.setenv(PASSWORD, password)
+        with pytest.raises(InputError, match=f"set {PASSWORD} to user:password"):
+            serve(tmp_path, "0.0.0.0", 4200)
+    monkeypatch.setenv(PASSWORD, "somebody:secret")
+    variables = variables_for(tmp_path, "0.0.0.0", 4200)
+    assert variables["PREFECT_API_AUTH_STRING"] == "somebody:secret"
+    assert variables["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
+    assert variables[REPORT_URL] == "http://127.0.0.1:4201", "the report asks for no password: it stays here"
+    assert "secret" not in "".join(capfd.readouterr())
+
+
+def test_an_address_of_ipv6_stands_in_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD, raising=False)
+    assert variables_for(tmp_path, "::1", 4200)["PREFECT_API_URL"] == "http://[::1]:4200/api"
+
+
+def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, port: int) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(InputError, match=rf"port {port} of 127.0.0.1 cannot be used .*--port"):
+            serve(tmp_path, "127.0.0.1", port)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["serve.lock"]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda each: f"{each['entrypoint']}:{each['name']}")
+def test_every_deployment_is_of_a_flow_that_takes_its_parameters(deployment: dict[str, Any]) -> None:
+    file, name = deployment["entrypoint"].split(":")
+    found = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
+    assert isinstance(found, Flow)
+    assert set(deployment.get("parameters", {})) <= set(inspect.signature(found.fn).parameters)
+    assert deployment["work_pool"]["name"] in ("local", "gpu")
+    assert deployment["description"]
+
+
+def test_the_dashboard_serves_all_deployments_ends_whole_when_it_is_killed_and_goes_on_when_started_again(
+    tmp_path: Path, port: int
+) -> None:
+    make_workspace(tmp_path, ["a"])
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", *SERVED, cwd=REPOSITORY).split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    (tmp_path / "hold" / "a").touch()
+    dashboard, said = start(tmp_path, port)
+    try:
+        assert f"Dashboard: http://127.0.0.1:{port}\n" in said, said
+        api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", auth=("somebody", "secret"), timeout=30)
+        assert httpx.post(f"{api.base_url}deployments/filter", json={}).status_code == 401
+        served = api.post("/deployments/filter", json={}).json()
+        assert len(served) == len(DEPLOYMENTS)
+        assert not any(schedule["active"] for each in served for schedule in each["schedules"])
+        assert {pool["name"] for pool in api.post("/work_pools/filter", json={}).json()} >= {"local", "gpu"}
+        (automation,) = api.post("/automations/filter", json={}).json()
+        assert automation["trigger"]["expect"] == ["dataset.updated"]
+        assert httpx.get(f"http://127.0.0.1:{port + 1}/").status_code == 200
+        may = {origin: _may_ask(api, origin) for origin in ("http://other.example", f"http://127.0.0.1:{port}")}
+        assert may == {"http://other.example": False, f"http://127.0.0.1:{port}": True}
+        with pytest.raises(InputError, match=rf"runs already: http://127.0.0.1:{port}"):
+            serve(tmp_path, "127.0.0.1", port + 2)
+        first = ask_for(api)
+        until(lambda: list(tmp_path.glob("seen-models-a.log")) or state_of(api, first) in FINAL)
+        assert state_of(api, first) == "RUNNING"
+        second = ask_for(api)
+        until(lambda: state_of(api, second) == "CANCELLED")
+        assert "secret" not in said + "".join(path.read_text(encoding="utf-8", errors="replace") for path in tmp_path.rglob("*.log"))
+    finally:
+        dashboard.kill()
+        dashboard.wait()
+    until(lambda: not _ours(tmp_path))
+    (tmp_path / "hold" / "a").unlink()
+    dashboard, said = start(tmp_path, port)
+    try:
+        assert "as crashed" in said, said
+        assert state_of(api, first) == "CRASHED"
+        third = ask_for(api)
+        until(lambda: state_of(api, third) in FINAL)
+        assert state_of(api, third) == "COMPLETED"
+        assert len(api.post("/automations/filter", json={}).json()) == 1
+    finally:
+        dashboard.terminate()
+        assert dashboard.wait() == 0
+
+
+def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
+    """The dashboard of the workspace, ready or failed, and what it has said."""
+    environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("PREFECT_")} | {PASSWORD: "somebody:secret"}
+    command = [sys.executable, "-m", "flows.dashboard", "--port", str(port)]
+    dashboard = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert dashboard.stdout
+    said = ""
+    for line in dashboard.stdout:
+        said += line
+        if line.startswith("Interrupt"):
+            break
+    return dashboard, said
+
+
+def _may_ask(api: httpx.Client, origin: str) -> bool:
+    """Does the server let a page of that origin send it JSON?"""
+    asks = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    return api.options("/deployments/filter", headers=asks).headers.get("access-control-allow-origin") in (origin, "*")
+
+
+def ask_for(api: httpx.Client) -> str:
+    """Ask for train@a, as the dashboard does, again while the server says that its database is busy; the run's id."""
+    deployment = api.get("/deployments/name/reproduce/local").json()
+    asked: list[httpx.Response] = []
+
+    def answered() -> bool:
+        asked.append(api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"only": ["train@a"]}}))
+        return asked[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
+
+    until(answered)
+    assert asked[-1].is_success, asked[-1].text
+    return str(asked[-1].json()["id"])
+
+
+def state_of(api: httpx.Client, flow_run: str) -> str:
+    return str(api.get(f"/flow_runs/{flow_run}").json()["state"]["type"])
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def _ours(root: Path) -> list[str]:
+    """Processes that were started for this folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("MED_R1_ROOT") == str(root):
+                found.append(" ".join(process.cmdline()))
+        except (psutil.Error, OSError):
+            continue
+    return found

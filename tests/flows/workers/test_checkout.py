@@ -1,0 +1,107 @@
+"""A worker's clones: one user at a time, kept between stages, and exactly what the commit and the sent inputs say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.dvc_api.graph import read_graph
+from flows.workers.checkout import WORK, bring_inputs, check_out, claim, forget_runs, push_result
+from flows.workers.remote_inputs import Inventory, read_entries
+from stages.core.errors import InputError
+from tests.flows.tiny import locked, make_workspace, run
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(WORK, str(tmp_path / "work"))
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A workspace that has run, with a folder as its DVC remote."""
+    made = make_workspace(tmp_path / "made", ["a", "b"])
+    (tmp_path / "remote").mkdir()
+    run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"), cwd=made)
+    run("git", "commit", "-qam", "a remote", cwd=made)
+    return made
+
+
+def head(root: Path) -> str:
+    return run("git", "rev-parse", "HEAD", cwd=root).strip()
+
+
+def commit(root: Path) -> str:
+    run("git", "add", "-A", cwd=root)
+    run("git", "commit", "-qm", "a change", cwd=root)
+    return head(root)
+
+
+def test_a_clone_has_one_user_at_a_time_and_is_used_again(root: Path) -> None:
+    with claim(str(root), "train@a") as first, claim(str(root), "train@b") as second:
+        assert first.root != second.root
+    with claim(str(root), "train@a") as again:
+        assert again.root == first.root
+    with claim(str(root.parent), "train@a") as other:
+        assert other.root.parent != first.root.parent, "clones of different repositories do not mix"
+
+
+def test_of_free_clones_the_one_with_the_unfinished_training_is_taken(root: Path) -> None:
+    with claim(str(root), "train@a"), claim(str(root), "train@b") as second:
+        (second.root / ".scratch" / "train" / "b").mkdir(parents=True)
+    with claim(str(root), "train@b") as taken:
+        assert taken.root == second.root
+    with claim(str(root), "train@a") as taken:
+        assert taken.root != second.root
+
+
+def test_a_clone_follows_the_commit_and_keeps_what_git_ignores(root: Path) -> None:
+    earlier = head(root)
+    (root / "params.yaml").write_text("rate: 2\n", encoding="utf-8")
+    (root / "added.txt").write_text("new\n", encoding="utf-8")
+    with claim(str(root), "train@a") as clone:
+        check_out(clone, str(root), earlier)
+        later = commit(root)
+        (clone.root / "params.yaml").write_text("rate: 9\n", encoding="utf-8")
+        (clone.root / ".scratch").mkdir()
+        (clone.root / ".git" / "index.lock").touch()
+        check_out(clone, str(root), later)
+        assert (clone.root / "params.yaml").read_text(encoding="utf-8") == "rate: 2\n"
+        check_out(clone, str(root), earlier)
+        assert (clone.root / "params.yaml").read_text(encoding="utf-8") == "rate: 1\n"
+        assert not (clone.root / "added.txt").exists()
+        assert (clone.root / ".scratch").is_dir()
+        with pytest.raises(InputError, match="has no commit 0{40} on a branch or tag: push it"):
+            check_out(clone, str(root), "0" * 40)
+        with pytest.raises(InputError, match="'main' is not a full commit id"):
+            check_out(clone, str(root), "main")
+
+
+def test_a_stage_gets_the_inputs_that_were_sent_and_no_leftovers_beside_them(root: Path, tmp_path: Path) -> None:
+    run("dvc", "repro", cwd=root)
+    graph = read_graph(root)
+    stage, inventory = graph.stages["report"], Inventory(root, graph)  # reads a folder that several stages write into
+    with claim(str(root), "report") as clone:
+        check_out(clone, str(root), head(root))
+        inputs = inventory.offer(stage)
+        assert sorted(inputs) == ["evaluate@a", "evaluate@b"]
+        bring_inputs(clone, graph, stage, inputs)
+        (clone.root / "predictions" / "old.txt").write_text("of an earlier commit\n", encoding="utf-8")
+        (clone.root / "predictions" / "a.txt").unlink()
+        bring_inputs(clone, graph, stage, inputs)
+        assert sorted(path.name for path in (clone.root / "predictions").iterdir() if path.suffix) == ["a.txt", "b.txt"]
+        forget_runs(clone)
+        run("dvc", "repro", "-s", "report", cwd=clone.root)
+        assert locked(clone.root)["report"] == locked(root)["report"]
+        push_result(clone, "report")
+        assert len([path for path in (tmp_path / "remote").glob("**/runs/*/*/*") if path.is_file()]) == 1
+        with pytest.raises(InputError, match="report needs evaluate@b, of which nothing was sent"):
+            bring_inputs(clone, graph, stage, {"evaluate@a": inputs["evaluate@a"]})
+
+
+def test_an_input_that_never_ran_is_named(root: Path) -> None:
+    run("dvc", "repro", "split", cwd=root)
+    with pytest.raises(InputError, match="train@a is not in dvc.lock: run `dvc repro train@a` first"):
+        read_entries(root, ["split", "train@a"])

@@ -1,0 +1,134 @@
+"""Stages on workers: two workers, each with a folder for clones of its own, one git repository, one DVC remote, one server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.chaos import POOL, Services
+from flows.dvc_api.graph import read_graph
+from flows.workers.checkout import WORK
+from flows.workers.flow import main
+from flows.workers.remote_inputs import check
+from stages.core.errors import InputError
+from tests.flows.tiny import locked, make_workspace, run
+
+KEYS = ["a", "b"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A clone of a bare repository, with a folder as its DVC remote, both committed."""
+    made = make_workspace(tmp_path / "made", KEYS)
+    (tmp_path / "remote").mkdir()
+    run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"), cwd=made)
+    run("git", "commit", "-qam", "a remote", cwd=made)
+    run("git", "clone", "-q", "--bare", str(made), str(tmp_path / "bare"), cwd=tmp_path)
+    run("git", "clone", "-q", str(tmp_path / "bare"), str(tmp_path / "workspace"), cwd=tmp_path)
+    return tmp_path / "workspace"
+
+
+def reproduce(root: Path, services: Services, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.workers.flow", "--deployment", f"run-stage-on-worker/{POOL}", *arguments]
+    return subprocess.run(command, cwd=root, env=services.environment, capture_output=True, text=True)
+
+
+def sent(services: Services) -> dict[str, str]:
+    """Stage -> what the state of its run on a worker says."""
+    api = services.environment["PREFECT_API_URL"]
+    runs: list[dict[str, Any]] = httpx.post(f"{api}/flow_runs/filter", json={}).json()
+    return {each["name"]: each["state"]["message"] for each in runs if each["deployment_id"]}
+
+
+def test_two_workers_make_what_plain_dvc_makes_and_no_gpu_stage_runs_in_the_workspace_that_sends_them(root: Path, tmp_path: Path) -> None:
+    services = Services(tmp_path, "flows/workers/flow.py:run_stage_on_worker", [{WORK: str(tmp_path / host)} for host in ("one", "two")])
+    # on SQLite every writer that is not needed makes it likelier that the others wait a minute for its lock
+    idle = {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in ("SCHEDULER", "TRIGGERS", "EVENT_PERSISTER")}
+    services.environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"} | idle
+    try:
+        services.start()
+        done = reproduce(root, services)
+        assert done.returncode == 0, done.stderr
+        runs = sent(services)
+        run("git", "clone", "-q", str(tmp_path / "bare"), str(tmp_path / "later"), cwd=tmp_path)
+        later = reproduce(tmp_path / "later", services, "--only", "train@a")
+        assert later.returncode == 0, later.stderr
+        assert sent(services) == runs, "what workers have made is in the remote, and made once"
+    finally:
+        services.stop()
+    plain = make_workspace(tmp_path / "plain", KEYS)
+    run("dvc", "repro", cwd=plain)
+    assert locked(root) == locked(plain)
+    assert locked(tmp_path / "later") == {name: locked(plain)[name] for name in ("split", "train@a")}
+    assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
+    assert sorted(runs) == ["evaluate@a", "evaluate@b", "train@a", "train@b"]
+    folders = [tmp_path / host for host in ("one", "two")]
+    assert {folder for folder in folders for message in runs.values() if str(folder) in message} == set(folders), runs
+    assert not list(root.glob("seen-*.log")), "a GPU stage ran where the flow runs"
+
+
+def commit(root: Path, path: str, text: str) -> None:
+    (root / path).write_text(text, encoding="utf-8")
+    run("git", "add", path, cwd=root)
+    run("git", "commit", "-qm", "a change", cwd=root)
+
+
+def dirty(root: Path) -> None:
+    (root / "params.yaml").write_text("rate: 2\n", encoding="utf-8")
+
+
+def unpushed(root: Path) -> None:
+    commit(root, "params.yaml", "rate: 2\n")
+
+
+def remote(text: str) -> Callable[[Path], None]:
+    def configure(root: Path) -> None:
+        commit(root, ".dvc/config", text.format(folder=root))
+        run("git", "push", "-q", cwd=root)
+
+    return configure
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (dirty, r"workers run what is committed, and here something is not:\n   M params.yaml\nCommit and push"),
+        (unpushed, r"commit \w{12} is on no branch or tag of .*/bare: `git push` it"),
+        (remote(""), r"DVC remote, and .dvc/config names none: `dvc remote add --default"),
+        (remote("[core]\nremote = far\n['remote \"far\"']\nurl = {folder}/not-mounted\n"), r"'far' cannot be reached: there is no folder"),
+        (remote("[core]\nremote = far\n['remote \"far\"']\nurl = ../near\n"), r"another folder for every clone"),
+        (remote("[core]\nremote = far\n['remote \"far\"']\nurl = http://127.0.0.1/dvc\n"), r"cannot hold DVC's run-cache"),
+    ],
+    ids=["dirty", "unpushed", "no remote", "unreachable", "relative", "http"],
+)
+def test_what_workers_could_not_run_is_refused_before_anything_is_sent(root: Path, spoil: Callable[[Path], None], says: str) -> None:
+    graph = read_graph(root)
+    check(root, graph, ["train@a"], None)
+    spoil(root)
+    with pytest.raises(InputError, match=says):
+        check(root, graph, ["train@a"], None)
+
+
+def test_a_repository_that_cannot_be_cloned_or_tells_a_secret_is_refused(root: Path) -> None:
+    graph = read_graph(root)
+    with pytest.raises(InputError, match="workers cannot clone .*/nowhere"):
+        check(root, graph, ["train@a"], str(root / "nowhere"))
+    with pytest.raises(InputError, match="carries a user or password") as refused:
+        check(root, graph, ["train@a"], "https://hidden@127.0.0.1/repository.git")
+    assert "hidden" not in str(refused.value)
+    run("git", "remote", "remove", "origin", cwd=root)
+    with pytest.raises(InputError, match="no git remote `origin`"):
+        check(root, graph, ["train@a"], None)
+
+
+def test_without_a_server_the_command_says_that_workers_need_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "PREFECT_API_URL" not in os.environ
+    assert main([]) == 1
+    assert "error: PREFECT_API_URL is not set" in capsys.readouterr().err

@@ -1,0 +1,62 @@
+"""How many rows fit: estimated on a GPU, halved where that was too much."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from benchmarks.grpo_step.models import SHAPES
+from stages.core.errors import InputError
+from stages.generation.batch_size import MOST, ON_CPU, BatchSize, fitting_rows, row_bytes
+
+GIB = 2**30
+SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+
+def policy_of_2b() -> Any:
+    config = AutoConfig.for_model("qwen2_vl", text_config=SHAPES["qwen2-vl-2b"].text)
+    return SimpleNamespace(config=config, dtype=torch.bfloat16)
+
+
+def test_auto_is_a_fixed_number_on_a_cpu_and_a_given_number_is_that_everywhere() -> None:
+    assert BatchSize("auto", torch.device("cpu")).rows == ON_CPU
+    for device in ("cpu", "cuda"):
+        assert BatchSize(7, torch.device(device)).rows == 7
+
+
+@pytest.mark.parametrize(("free", "rows"), [(130 * GIB, MOST), (20 * GIB, 512), (4 * GIB, 128), (GIB // 8, 4), (1, 1)])
+def test_a_gpu_begins_with_what_its_free_memory_holds(monkeypatch: pytest.MonkeyPatch, free: int, rows: int) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 141 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    size = BatchSize("auto", torch.device("cuda"))
+    size.estimate(policy_of_2b(), before=211, words=85, answer=256)
+    assert size.rows == rows
+    size.rows = 2
+    size.estimate(policy_of_2b(), before=211, words=85, answer=256)
+    assert size.rows == 2, "found once"
+
+
+def test_a_row_takes_its_keys_and_values_and_its_logits() -> None:
+    config = policy_of_2b().config.get_text_config()
+    by_hand = 2 * 28 * 2 * 128 * (211 + 85 + 256) * 2 + 4 * 4 * 151936
+    assert by_hand < row_bytes(config, 2, 211, 85, 256) < 2 * by_hand
+    assert fitting_rows(10 * by_hand, by_hand) == 8
+
+
+def test_it_is_halved_down_to_one_and_then_the_remedy_is_named() -> None:
+    size = BatchSize("auto", torch.device("cpu"))
+    size.rows = 5
+    for rows in (2, 1):
+        size.halve(SHORT)
+        assert size.rows == rows
+    with pytest.raises(
+        InputError, match=r"one answer at a time \(CUDA out of memory. Tried to allocate 2 GiB\): lower evaluate.max_new_tokens"
+    ):
+        size.halve(SHORT)
+    with pytest.raises(InputError, match=r"evaluate.batch_size 64 \(.*\): lower it, or set it to auto"):
+        BatchSize(64, torch.device("cuda")).halve(SHORT)

@@ -1,0 +1,271 @@
+"""Publishing a checkpoint: shown first, refused with a remedy, uploaded in one commit, and opened where nothing of this project is."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from stages import evaluate, train
+from stages.core import layout
+from stages.core.errors import InputError
+from stages.core.params import load_params
+from stages.publishing import command as publish
+from stages.publishing.bundle import gather
+from tests.hubs import Repository, hub_serving
+from tests.workspaces import REPOSITORY, small_workspace
+
+TOKEN = "hf_thisIsTheTokenOfTheTest"
+CLEAN = {"git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": False}
+CARD = "---\nlicense: apache-2.0\n---\n\n# ct\n\n**Not a medical device. Not for clinical use.**\n\n## Limits\n\n- Phantoms are drawings.\n"
+REPO = "me/med-r1-ct"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with ct trained, tested and reported on, all at one commit."""
+    root = tmp_path_factory.mktemp("finished")
+    small_workspace(root, images_a_modality=1)
+    base = {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}, "sha256": {}}
+    (root / layout.BASE_MODEL / "provenance.json").write_text(json.dumps({"base_model": base}), encoding="utf-8")
+    (root / layout.BASE_MODEL / "LICENSE").write_text("Read me.", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(sys, "argv", ["train", "ct"])
+        train.main()
+        made = change_json(layout.model("ct") / "provenance.json", **CLEAN)
+        patch.setattr(sys, "argv", ["evaluate", "ct"])
+        evaluate.main()
+    change_origin(root, **CLEAN)
+    assert made["base_model"] == base
+    rows = pd.read_parquet(root / layout.predictions("ct"))
+    own = rows[rows["modality"] == "ct"]["correct"]
+    (root / "report" / "cards").mkdir(parents=True)
+    (root / "report" / "cards" / "ct.md").write_text(CARD, encoding="utf-8")
+    metrics = {"checkpoints": {"ct": {"in_domain": {"n": len(own), "accuracy": round(float(own.mean()), 4)}}}}
+    (root / "report" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    url = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA/resolve/main/OmniMedVQA.zip"
+    (root / "data.dvc").write_text(yaml.safe_dump({"deps": [{"path": url}]}), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    return tmp_path
+
+
+def change_json(path: Path, **changes: Any) -> dict[str, Any]:
+    tree = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    return dict(tree)
+
+
+def change_origin(root: Path, **changes: Any) -> None:
+    path = root / layout.predictions("ct")
+    table = pq.read_table(path)
+    facts = json.loads(table.schema.metadata[b"provenance"]) | changes
+    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(facts)}), path)
+
+
+def start(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    command = [sys.executable, "-m", "stages.publishing.command", "ct", *arguments]
+    return subprocess.run(
+        command, cwd=root, env=clean | {"PYTHONPATH": str(REPOSITORY)} | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_without_yes_all_is_shown_and_nothing_is_asked_of_anybody(project: Path) -> None:
+    done = start(project, "--repo", REPO, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was uploaded. To do it, add --yes." in done.stdout
+    assert f"to: hub repository {REPO}, private" in done.stdout
+    size = (project / layout.model("ct") / "model.safetensors").stat().st_size
+    assert re.search(rf"[0-9a-f]{{64}} +{size:,}  model.safetensors", done.stdout)
+    assert "predictions/ct.parquet" in done.stdout
+    assert "LICENSE" in done.stdout
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_the_card_says_what_a_hub_reads_and_what_the_report_says(project: Path) -> None:
+    card = gather("ct", load_params(), REPO).card
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["base_model"] == "owner/tiny"
+    assert (front["license"], front["license_name"]) == ("other", "qwen-research"), "a model carries its base's licence on"
+    assert front["datasets"] == ["foreverbeliever/OmniMedVQA"]
+    assert front["pipeline_tag"] == "image-text-to-text"
+    assert {"medical", "grpo", "ct"} <= set(front["tags"])
+    assert CARD.split("---\n")[2].strip() in card
+    assert REPO in card
+    assert "dtype=torch.float32" in card
+
+
+def test_the_card_loads_it_in_what_it_was_tested_in(project: Path) -> None:
+    told = json.loads(pq.read_schema(project / layout.predictions("ct")).metadata[b"provenance"])["params"]
+    change_origin(project, params=told | {"evaluate": told["evaluate"] | {"dtype": "bfloat16"}})
+    assert "dtype=torch.bfloat16" in gather("ct", load_params(), REPO).card
+
+
+def test_an_uploaded_checkpoint_opens_with_nothing_of_this_project_and_answers_the_same(project: Path, tmp_path: Path) -> None:
+    with hub_serving() as hub:
+        hub.token = TOKEN
+        environment = hub.environment(tmp_path / "cache") | {"HF_TOKEN": TOKEN}
+        done = start(project, "--repo", REPO, "--yes", **environment)
+        assert done.returncode == 0, done.stderr
+        repository = hub.repositories[REPO]
+    assert repository.private
+    assert len(repository.commits) == 1
+    assert TOKEN not in done.stdout + done.stderr
+    elsewhere = tmp_path / "elsewhere" / "model"
+    for name, content in repository.files.items():
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).write_bytes(content)
+    assert not list(elsewhere.rglob("*.bin"))
+    row = pd.read_parquet(elsewhere / "predictions" / "ct.parquet").iloc[0]
+    (item,) = [
+        each
+        for path in (project / layout.SPLITS).rglob("test.json")
+        for each in json.loads(path.read_text(encoding="utf-8"))
+        if each["question_id"] == row["question_id"] and "modality" in path.parts
+    ]
+    code = re.search(r"```python\n(.*?)```", repository.files["README.md"].decode(), re.S).group(1)  # type: ignore[union-attr]
+    code = code.replace(repr(REPO), repr(str(elsewhere)))
+    code += f"\nimport sys, importlib.util\nprint(answer(Image.open({str(project / item['image'])!r}), {item['problem']!r}))\n"
+    code += "assert importlib.util.find_spec('stages') is None\n"
+    opened = subprocess.run([sys.executable, "-I", "-c", code], cwd=elsewhere, capture_output=True, text=True, timeout=120)
+    assert opened.returncode == 0, opened.stderr
+    assert opened.stdout.strip() == row["output"].strip()
+
+
+def test_an_upload_that_broke_off_is_run_again_and_sends_what_is_missing(project: Path, tmp_path: Path) -> None:
+    with hub_serving() as hub:
+        environment = hub.environment(tmp_path / "cache") | {"HF_TOKEN": TOKEN}
+        hub.fail_uploads = 1
+        broken = start(project, "--repo", REPO, "--yes", **environment)
+        assert broken.returncode == 1
+        assert "what has arrived is not sent twice" in broken.stderr, broken.stderr
+        assert not hub.repositories[REPO].commits, "all or nothing"
+        done = start(project, "--repo", REPO, "--yes", **environment)
+        assert done.returncode == 0, done.stderr
+        assert len(hub.uploaded) == len(set(hub.uploaded)) == 2, "weights and predictions, once each"
+        hub.repositories[REPO].files["model-00001-of-00002.safetensors"] = b"of an older one"
+        start(project, "--repo", REPO, "--yes", **environment)
+        assert "model-00001-of-00002.safetensors" not in hub.repositories[REPO].files
+        assert len(hub.uploaded) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--yes", "--repo", REPO], {}, "needs a token with the right to write: set it as HF_TOKEN"),
+        (["--yes", "--repo", REPO], {"HF_TOKEN": "hf_anotherOne"}, "set HF_TOKEN to a valid token"),
+        (["--yes", "--repo", "me/open"], {"HF_TOKEN": TOKEN}, "me/open is there and public: give --public"),
+        (["--yes"], {}, "publish where to?"),
+        (["--repo", "ct"], {}, "is not of the form OWNER/NAME"),
+        (["--remote", "nowhere"], {}, "DVC knows no remote 'nowhere'"),
+    ],
+)
+def test_a_place_that_takes_nothing_is_named(
+    arguments: list[str], environment: dict[str, str], message: str, project: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=project, check=True)
+    with hub_serving(me__open=Repository({})) as hub:
+        hub.token = TOKEN
+        done = start(project, *arguments, **hub.environment(tmp_path / "cache"), **environment)
+    assert done.returncode == 1
+    assert message in done.stderr, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert not hub.uploaded
+
+
+def test_a_hub_out_of_reach_leaves_all_here(project: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        done = start(project, "--repo", REPO, "--yes", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
+    assert done.returncode == 1
+    assert "check the network and run the same command again" in done.stderr, done.stderr
+
+
+def test_a_dvc_remote_gets_the_same_and_gives_it_back(project: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "remote", "add", "-q", "shared", str(store)]):
+        subprocess.run(command, cwd=project, check=True)
+    done = start(project, "--remote", "shared", "--yes")
+    assert done.returncode == 0, done.stderr
+    pinned = project / "published" / "ct.dvc"
+    assert pinned.is_file()
+    shutil.rmtree(project / "published" / "ct")
+    shutil.rmtree(project / ".dvc" / "cache")
+    subprocess.run(["dvc", "pull", "-q", "-r", "shared", str(pinned)], cwd=project, check=True)
+    folder = project / "published" / "ct"
+    assert {item.name for item in gather("ct", load_params(), None).items} == {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    }
+    weights = layout.model("ct") / "model.safetensors"
+    assert (folder / "model.safetensors").read_bytes() == weights.read_bytes()
+    assert start(project, "--remote", "shared", "--yes").returncode == 0, "run again"
+
+
+def unfinished(root: Path) -> None:
+    shutil.rmtree(root / layout.model("ct"))
+    (root / layout.SCRATCH / "train" / "ct" / "0" / "checkpoint-1").mkdir(parents=True)
+
+
+def cut_short(root: Path) -> None:
+    path = root / layout.model("ct") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def secret(root: Path) -> None:
+    os.environ["ACME_API_KEY"] = "0123456789abcdef-planted"
+    change_json(root / layout.model("ct") / "generation_config.json", note="0123456789abcdef-planted")
+
+
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "missing": (lambda root: shutil.rmtree(root / layout.model("ct")), r"models/ct is missing: `dvc repro train@ct`"),
+    "unfinished": (unfinished, "models/ct is unfinished: `dvc repro train@ct` goes on where it was stopped"),
+    "no processor": (lambda root: (root / "models/ct/tokenizer_config.json").unlink(), "tokenizer_config.json is missing"),
+    "cut short": (cut_short, r"model.safetensors has \d+ bytes instead of \d+"),
+    "dirty": (lambda root: change_json(root / "models/ct/provenance.json", git_dirty=True), "--allow-dirty"),
+    "dirty answers": (lambda root: change_origin(root, git_dirty=True), "predictions/ct.parquet were made from a working tree"),
+    "other answers": (
+        lambda root: change_json(root / "models/ct/provenance.json", git_commit="f" * 40),
+        r"another training of ct \(of commit 0123456789ab, the checkpoint is of ffffffffffff\): run `dvc repro evaluate@ct report`",
+    ),
+    "no answers": (lambda root: layout.predictions("ct").unlink(), "predictions/ct.parquet"),
+    "other report": (
+        lambda root: (root / "report/metrics.json").write_text('{"checkpoints": {"ct": {"in_domain": {"n": 1, "accuracy": 0.5}}}}'),
+        "does not hold the results of predictions/ct.parquet: run `dvc repro report`",
+    ),
+    "no card": (lambda root: (root / "report/cards/ct.md").unlink(), "report/cards/ct.md is missing: run `dvc repro report`"),
+    "code": (lambda root: change_json(root / "models/ct/config.json", auto_map={"AutoModel": "own.Own"}), "names code"),
+    "secret": (secret, r"holds the value of \$ACME_API_KEY"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_cannot_be_published_is_refused_with_the_remedy(damage: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACME_API_KEY", "")
+    spoil, message = DAMAGE[damage]
+    spoil(project)
+    with pytest.raises(InputError, match=message):
+        gather("ct", load_params(), REPO)
+
+
+def test_what_no_commit_describes_is_published_when_told_to(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    facts = change_json(project / "models/ct/provenance.json", git_commit=None, git_dirty=None)
+    change_origin(project, checkpoint=facts)
+    monkeypatch.setattr(sys, "argv", ["publish", "ct", "--allow-dirty"])
+    publish.main()
+    assert "add --yes and --repo or --remote" in capsys.readouterr().out

@@ -39,7 +39,7 @@ PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (its name)
 REPORT_HOST: Final = "127.0.0.1"
 PATIENCE: Final = 120.0
 """Seconds that the server may take to answer."""
-_GUARD: Final = Path(__file__).with_name("guard.py")
+_GUARD: Final = Path(__file__).parent / "dvc_api" / "guard.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,7 +70,7 @@ while true; do
     kill -0 "$worker" 2>/dev/null || break
 done
 
-# The worker ends its flow run at once, and flows/scheduling/guard.py then interrupts the stage, for up to 25 s. A container or a job
+# The worker ends its flow run at once, and flows/dvc_api/guard.py then interrupts the stage, for up to 25 s. A container or a job
 # that ended before would kill both.
 shopt -s nullglob
 for ((half = 0; half < 60; half++)); do

@@ -22,7 +22,7 @@ from stages.corpus.archives.source import Corpus
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.taxonomy import MODALITIES
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
-from tests.corpus.archives import write
+from tests.corpus.raw_archives import write
 
 ACCOUNT = layout.QUARANTINE / "download.parquet"
 

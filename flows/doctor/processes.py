@@ -49,13 +49,13 @@ def is_stopped(process: psutil.Process) -> bool:
 
 
 def guarded_record(process: psutil.Process) -> Path | None:
-    """The record of the stage that a process guards; None if it is no guard (`flows.scheduling.guard`)."""
+    """The record of the stage that a process guards; None if it is no guard (`flows.dvc_api.guard`)."""
     try:
         command = process.cmdline()
     except psutil.Error:
         return None
     for number, part in enumerate(command[:-1]):
-        if part.endswith("flows/scheduling/guard.py"):
+        if part.endswith("flows/dvc_api/guard.py"):
             return Path(command[number + 1])
     return None
 

@@ -105,7 +105,7 @@ def worker_name(pool: str, number: int) -> str:
 def project_flows(folder: Path = Path(__file__).parents[1]) -> list[str]:
     """Names of the flows that this project's code defines."""
     names = []
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for decorator in node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else ():
                 call = decorator if isinstance(decorator, ast.Call) else None

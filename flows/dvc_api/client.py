@@ -2,7 +2,7 @@
 
 Every call is `dvc --wait-for-lock`: without it, stages that start or end while another holds the repository's lock fail, and
 one that has run for hours can end unrecorded. `repro -s` runs one stage and looks at nothing upstream, so the caller keeps
-the order. A stage runs behind `flows.scheduling.guard`: it ends when its caller does, however that ends.
+the order. A stage runs behind `flows.dvc_api.guard`: it ends when its caller does, however that ends.
 """
 
 from __future__ import annotations

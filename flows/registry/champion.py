@@ -108,7 +108,8 @@ def require(root: Path, number: int | None = None) -> Champion:
     champion = current(root) if number is None else version(root, number)
     if champion is None:
         raise InputError(
-            f"{root / POINTER} is missing: there is no champion yet; `python -m flows.registry.champion promote` makes the present results one"
+            f"{root / POINTER} is missing: there is no champion yet; `python -m flows.registry.champion promote` "
+            "makes the present results one"
         )
     return champion
 

@@ -49,7 +49,7 @@ class Corpus:
 def probe(root: Path, patience: float = PATIENCE) -> Probe:
     """Ask the source of data.dvc. InputError if it is gone, cannot be reached, or does not answer within `patience` seconds."""
     # a process of its own: it can be given up, and DVC's objects stay out of this one's threads
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "flows.source.probe"]
     try:
         done = subprocess.run(

@@ -63,7 +63,7 @@ def unreachable(name: str, error: BaseException | None = None) -> InputError:
 def _fetch(root: Path) -> dict[str, str] | None:
     """Have another process fetch the file; None if the source is for `dvc update`. InputError if it fails."""
     # a process of its own: DVC's objects stay out of this one's threads. It ends when its standard input does, as it does with this one
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with subprocess.Popen(
         [sys.executable, "-m", "flows.source.transfer", _CHILD],
         cwd=root,

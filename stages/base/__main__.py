@@ -1,7 +1,6 @@
-"""Stage `base`: put the model every checkpoint starts from into models/base. `pretrain` makes the embedded one.
+"""Stage `base`: put the model every checkpoint starts from into models/base. The embedded one is made by stages.pretraining.
 
 python -m stages.base                 copy base.source (a folder) or fetch it (a model id and revision)
-python -m stages.base pretrain [DIR]  train the embedded base from scratch into DIR (about half an hour on 2 cores)
 python -m stages.base resolve ID [REF]  print the commit that a branch or tag of a model id stands for now, for base.revision
 """
 
@@ -24,33 +23,19 @@ from stages.policy.weights import hashes
 
 
 def main() -> None:
-    """Run the stage, or the embedded base's recipe."""
+    """Run the stage, or resolve a branch to its commit."""
     arguments = argparse.ArgumentParser(
         prog="python -m stages.base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = arguments.add_subparsers(dest="command")
-    recipe = commands.add_parser("pretrain", help="train the embedded base from scratch")
-    recipe.add_argument("out", nargs="?", type=Path, default=Path("infra/base"), help="folder to write (default: %(default)s)")
-    recipe.add_argument("--width", type=int, help="of its layers; the embedded one's is 128, and a larger one is for a GPU")
     commit = commands.add_parser("resolve", help="print the commit that a branch or tag stands for now")
     commit.add_argument("id", help="a model id, as Qwen/Qwen2-VL-2B-Instruct")
     commit.add_argument("ref", nargs="?", default="main", help="a branch or tag (default: %(default)s)")
     given = arguments.parse_args()
-    if given.command == "pretrain":
-        _pretrain(given.out, given.width)
-    elif given.command == "resolve":
+    if given.command == "resolve":
         print(resolve(given.id, given.ref))
     else:
         _stage()
-
-
-def _pretrain(out: Path, width: int | None) -> None:
-    from stages.pretraining.pretrain import Recipe, run  # imports torch
-
-    recipe = Recipe() if width is None else Recipe(width=width)
-    with whole_directory(out) as folder:
-        run(recipe, folder)
-    print(f"base written to {out}")
 
 
 def _stage() -> None:

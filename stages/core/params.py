@@ -65,6 +65,8 @@ BUDGET: Final = (
 class Params(SettingsGroup):
     """All of params.yaml."""
 
+    modalities: tuple[str, ...]
+    """Slugs of the imaging modalities, in the order of the tables; dvc.yaml takes them from here."""
     corpus: Corpus
     quarantine: Quarantine
     resize: Resize
@@ -94,6 +96,8 @@ class Params(SettingsGroup):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
+        if self.modalities != AXES["modality"]:
+            raise ValueError(f"modalities: must be {', '.join(AXES['modality'])}, in this order; got {', '.join(self.modalities)}")
         for name, checkpoint in self.checkpoints.items():
             self._check_name(name, checkpoint)
             self.grpo_for(name)

@@ -6,24 +6,15 @@ Both are stricter than the released code where that can be gamed: its format che
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from stages.answers.extraction import extract_answer
+from stages.answers.formats import FORMATS
 from stages.corpus.dataset.problems import LETTERS
 from stages.prompts.styles import Style
 
 Reward = Callable[..., list[float]]
-
-_BLOCK = r"<{0}>(?:(?!</?(?:think|answer)>).)*</{0}>"
-_THINK, _ANSWER = _BLOCK.format("think"), _BLOCK.format("answer")
-FORMATS: Final[dict[Style, re.Pattern[str]]] = {
-    "think": re.compile(rf"\s*{_THINK}\s*{_ANSWER}\s*", re.DOTALL),
-    "no-think": re.compile(rf"\s*{_ANSWER}\s*", re.DOTALL),
-    "think-after": re.compile(rf"\s*{_ANSWER}\s*{_THINK}\s*", re.DOTALL),
-}
-"""What a whole completion must look like: each block once, in order, none inside another, nothing outside."""
 
 
 def accuracy_reward(completions: list[Any], gold: list[str], options: list[list[str]], **_: Any) -> list[float]:

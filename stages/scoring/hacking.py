@@ -13,7 +13,7 @@ from typing import Final
 
 import pandas as pd
 
-from stages.grpo.rewards import FORMATS  # the form that is rewarded, and no other
+from stages.answers.formats import FORMATS  # the form that is rewarded, and no other
 from stages.prompts.styles import Style
 from stages.scoring.statistics import wilson_interval
 

@@ -1,7 +1,7 @@
 """One process a GPU: a stage that starts itself again on every GPU of its slot, by torchrun's launcher.
 
-A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without it, all of the machine are. Several hosts start the
-same stage in the same workspace, each told by MED_R1_NODES how many they are and by MED_R1_RENDEZVOUS where they meet (docs/cluster.md).
+A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without it, all of the machine are. Several hosts
+start the same stage in the same workspace, each told by MED_R1_NODES how many they are and by MED_R1_RENDEZVOUS where they meet (docs/cluster.md).
 What was launched by somebody else, as by `torchrun`, is one of the processes already and starts none.
 """
 
@@ -35,7 +35,7 @@ MEETING: Final = 1800
 _LAUNCHER: Final = "MED_R1_LAUNCHER"
 _EVERY: Final = 0.2
 _PATIENCE: Final = "10"
-"""Seconds that the other processes have to end, once one has failed. Less than a guard's patience (flows/scheduling/guard.py)."""
+"""Seconds that the other processes have to end, once one has failed. Less than a guard's patience (flows/dvc_api/guard.py)."""
 _PARENT_DEATH_SIGNAL: Final = 1
 
 

@@ -140,7 +140,7 @@ class DataTest(SettingsGroup):
 
 
 class DataTests(SettingsGroup):
-    """Stage splits: tests of the corpus as a whole. stages/corpus/splitting/data_tests.py says what each value is, docs/ingest-quality.md what to do.
+    """Tests of the corpus as a whole (stage splits): see stages/corpus/splitting/data_tests.py and docs/ingest-quality.md.
 
     What a single record must hold, and that no id stands twice, is tested too, always as an error.
     """

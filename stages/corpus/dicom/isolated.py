@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stages.corpus.quarantine.image_errors import ImageError
 
-_WORKER: Final = Path(__file__).with_name("dicom_worker.py")
+_WORKER: Final = Path(__file__).with_name("worker.py")
 _PATIENCE: Final = 120.0
 """Seconds for a frame. The largest that is allowed takes a tenth of it."""
 _mine = threading.local()

@@ -8,11 +8,9 @@ hash functions"), with 256 bits: on pictures of one modality, which all look ali
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dctn
 
@@ -23,10 +21,6 @@ _FINENESS: Final = 4
 """Pixels for each frequency kept, in each direction."""
 _DIGITS: Final = 6
 """Decimals of a frequency that count: without a limit, the hash of an even picture would be rounding errors."""
-_WORDS: Final = BITS // 64
-
-_Hashes = NDArray[np.uint64]
-"""(number, 4): 256 bits each."""
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -40,46 +34,3 @@ def perceptual_hash(image: Image.Image) -> str:
     grey = np.asarray(image.convert("L").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float64)
     low = np.round(np.asarray(dctn(grey, norm="ortho"))[:_SIDE, :_SIDE], _DIGITS)
     return np.packbits(low > np.median(low)).tobytes().hex()
-
-
-def near_pairs(hashes: Sequence[str], distance: int) -> Iterator[NDArray[np.intp]]:
-    """Pairs of indices, in arrays of shape (pairs, 2), of hashes of 64 hex digits that differ in at most `distance` bits.
-
-    Of equal hashes each is paired with the first, and only the first with others; a pair may come more than once. Exact, without
-    comparing all pairs: of distance + 1 bands of bits two near hashes agree on one at least, so that only those which share a
-    band are compared (multi-index hashing, Norouzi et al. 2012, arXiv 1307.2982, with a radius of 0). Memory grows with the
-    number of hashes, time with that of the pairs that share a band.
-    """
-    words = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(len(hashes), _WORDS)
-    distinct, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
-    first_of = first[inverse.reshape(-1)]
-    copies = np.flatnonzero(first_of != np.arange(len(hashes)))
-    yield np.column_stack([first_of[copies], copies])
-    for band in _bands(distinct, distance + 1):
-        for pairs in _near_within(distinct, band, distance):
-            yield first[pairs]
-
-
-def _bands(hashes: _Hashes, number: int) -> Iterator[NDArray[np.int64]]:
-    """For each band a label of every hash, equal where all bits of the band are.
-
-    A band takes every number-th bit: low frequencies, alike within a modality, are then in all of them, and none is without high ones.
-    """
-    bits = np.unpackbits(hashes.view(np.uint8), axis=1)
-    for start in range(number):
-        packed = np.packbits(bits[:, start::number], axis=1)
-        whole: NDArray[Any] = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}").reshape(-1)
-        yield np.unique(whole, return_inverse=True)[1].astype(np.int64).reshape(-1)
-
-
-def _near_within(hashes: _Hashes, band: NDArray[np.int64], distance: int) -> Iterator[NDArray[np.intp]]:
-    """Near pairs among hashes of the same label: each is compared with the next one of its run, the next but one, and so on."""
-    order = np.argsort(band, kind="stable")
-    ordered, labels = hashes[order], band[order]
-    ends = np.searchsorted(labels, labels, side="right")
-    step, left = 1, np.arange(len(order))
-    while len(left := left[left + step < ends[left]]):
-        apart = np.bitwise_count(ordered[left] ^ ordered[left + step]).sum(axis=1, dtype=np.int64)
-        if len(near := left[apart <= distance]):
-            yield np.column_stack([order[near], order[near + step]])
-        step += 1

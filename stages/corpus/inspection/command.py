@@ -29,7 +29,7 @@ from stages.corpus.inspection.inspect import Inspection, as_json, inspect
 from stages.taxonomy import AXES
 
 EXIT_CODES: Final = {"ready": 0, "problems": 1, "unusable": 2}
-_OURS: Final = Path(__file__).parents[2] / layout.PARAMS
+_OURS: Final = Path(__file__).parents[3] / layout.PARAMS
 """Settings where the working directory has none."""
 _WIDTH: Final = 132
 """Columns where there is no terminal to ask."""

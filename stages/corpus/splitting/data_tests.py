@@ -10,15 +10,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from stages.core.errors import InputError
 from stages.core.outputs import read_json, write_json
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.records import Reading, Record
 from stages.corpus.splitting import expectations
 from stages.corpus.splitting.expectations import Draw, Measured
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
+
+if TYPE_CHECKING:
+    from stages.corpus.records.records import Reading, Record
 
 Severity = Literal["error", "warning", "off"]
 Outcome = Literal["passed", "failed", "not run"]

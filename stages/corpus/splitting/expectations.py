@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from stages.corpus.dataset.problems import LETTERS, parse_problem, parse_solution
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.records import Reading, Record
 from stages.taxonomy import MODALITIES
+
+if TYPE_CHECKING:
+    from stages.corpus.records.records import Reading, Record
 
 BLANK: Final = 1.0
 """Grey levels: a picture whose levels vary less has nothing in it."""

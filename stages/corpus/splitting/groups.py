@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stages.corpus.images.hashes import near_pairs
+from stages.corpus.splitting.near_pairs import near_pairs
 
 _MOST_LINKS: Final = 2**20
 """Links that are held before they are joined: where all pictures look alike there are as many as pairs."""

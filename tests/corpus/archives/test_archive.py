@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import InputError
 from stages.corpus.archives.archive import DamagedMemberError
-from tests.corpus.archives import GOOD, KINDS, opened_at, write, write_tar, write_zip
+from tests.corpus.raw_archives import GOOD, KINDS, opened_at, write, write_tar, write_zip
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])

@@ -15,7 +15,7 @@ import pytest
 from stages.core.errors import InputError
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import open_corpus
-from tests.corpus.archives import GOOD, KINDS, LIMITS, opened_at, write, write_folder, write_tar, write_zip
+from tests.corpus.raw_archives import GOOD, KINDS, LIMITS, opened_at, write, write_folder, write_tar, write_zip
 
 TABLE = {"questions.csv": b"image,question", "ct/a.png": b"a", "deep/er/b.png": b"b", "notes.txt": b""}
 

@@ -1,16 +1,14 @@
-"""Copies of a picture have near hashes, other pictures have not; near hashes are found, all of them and no others."""
+"""Copies of an image have near hashes, other images do not."""
 
 from __future__ import annotations
 
 from io import BytesIO
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from stages.core.params import load_params
-from stages.corpus.images.hashes import BITS, near_pairs, perceptual_hash, pixel_hash
+from stages.corpus.images.hashes import BITS, perceptual_hash, pixel_hash
 from stages.corpus.sample.phantoms import draw, sample_phantom
 from stages.taxonomy import MODALITIES
 
@@ -56,42 +54,3 @@ def test_pixel_hashes_tell_pixels_and_sizes_apart_and_not_modes() -> None:
     assert pixel_hash(grey) != pixel_hash(Image.new("L", (6, 8), 90))
     assert pixel_hash(grey) != pixel_hash(Image.new("L", (8, 6), 91))
     assert len(pixel_hash(grey)) == len(perceptual_hash(grey)) == BITS // 4
-
-
-def linked(hashes: list[str], distance: int) -> list[set[int]]:
-    """The groups that near_pairs links, by brute force over its pairs."""
-    groups = [{index} for index in range(len(hashes))]
-    for first, second in (pair for found in near_pairs(hashes, distance) for pair in found.tolist()):
-        union = groups[first] | groups[second]
-        for index in union:
-            groups[index] = union
-    return groups
-
-
-@st.composite
-def clustered(draw_: st.DrawFn) -> list[str]:
-    """Few centres, and hashes some bits away from them."""
-    centres = draw_(st.lists(st.integers(0, 2**BITS - 1), min_size=1, max_size=3))
-    hashes = []
-    for _ in range(draw_(st.integers(1, 12))):
-        bits = draw_(st.sampled_from(centres))
-        for position in draw_(st.lists(st.integers(0, BITS - 1), max_size=30)):
-            bits ^= 1 << position
-        hashes.append(f"{bits:0{BITS // 4}x}")
-    return hashes
-
-
-@settings(deadline=None, max_examples=60)
-@given(clustered(), st.sampled_from([0, 1, 7, 10, 24]))
-def test_all_near_hashes_are_linked_and_pairs_are_near(hashes: list[str], distance: int) -> None:
-    groups = linked(hashes, distance)
-    for i, first in enumerate(hashes):
-        for j, second in enumerate(hashes):
-            if bits_apart(first, second) <= distance:
-                assert j in groups[i]
-    for found in near_pairs(hashes, distance):
-        assert all(bits_apart(hashes[i], hashes[j]) <= distance for i, j in found.tolist())
-
-
-def test_no_hashes_have_no_pairs() -> None:
-    assert sum(len(found) for found in near_pairs([], 10)) == 0

@@ -26,7 +26,7 @@ from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
 from stages.corpus.sample.phantoms import VISUAL
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, resize_settings
-from tests.corpus.archives import LIMITS
+from tests.corpus.raw_archives import LIMITS
 
 COMMITTED = ROOT / sample.DEFAULT_OUT
 ASKED = {wording: asked for asked, wordings in WORDINGS.items() for wording in wordings}

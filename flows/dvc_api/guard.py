@@ -1,6 +1,6 @@
 """Runs a command that must not outlive whoever asked for it.
 
-    python -I flows/scheduling/guard.py RECORD COMMAND...
+    python -I flows/dvc_api/guard.py RECORD COMMAND...
 
 Standard input is a pipe whose other end the caller holds. When it closes, because the caller asked for it, was cancelled, or
 was killed and could ask for nothing, the command's whole process group is stopped: interrupted first, as from a keyboard, so

@@ -1,0 +1,17 @@
+"""The form of a whole completion, by prompt style: what the format reward and the report check."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from stages.prompts.styles import Style
+
+_BLOCK = r"<{0}>(?:(?!</?(?:think|answer)>).)*</{0}>"
+_THINK, _ANSWER = _BLOCK.format("think"), _BLOCK.format("answer")
+FORMATS: Final[dict[Style, re.Pattern[str]]] = {
+    "think": re.compile(rf"\s*{_THINK}\s*{_ANSWER}\s*", re.DOTALL),
+    "no-think": re.compile(rf"\s*{_ANSWER}\s*", re.DOTALL),
+    "think-after": re.compile(rf"\s*{_ANSWER}\s*{_THINK}\s*", re.DOTALL),
+}
+"""What a whole completion must look like: each block once, in order, none inside another, nothing outside."""

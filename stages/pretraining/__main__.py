@@ -1,0 +1,29 @@
+"""Train the embedded base from scratch (about half an hour on 2 cores).
+
+python -m stages.pretraining [DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from stages.core.cli import run_stage
+from stages.core.outputs import whole_directory
+from stages.pretraining.pretrain import Recipe, run
+
+
+def main() -> None:
+    """Write the base into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m stages.pretraining", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("out", nargs="?", type=Path, default=Path("infra/base"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--width", type=int, help="of its layers; the embedded base has 128, and a larger one is for a GPU")
+    given = parser.parse_args()
+    recipe = Recipe() if given.width is None else Recipe(width=given.width)
+    with whole_directory(given.out) as folder:
+        run(recipe, folder)
+    print(f"base written to {given.out}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -55,6 +55,7 @@ lint: $(INSTALLED)
 	@echo "== Lint"
 	@ruff check .
 	@ruff format --check .
+	@lint-imports
 
 types: $(INSTALLED)
 	@echo "== Types, about a minute"

@@ -65,7 +65,7 @@ BUDGET: Final = (
 class Params(SettingsGroup):
     """All of params.yaml."""
 
-    modalities: tuple[str, ...]
+    modalities: list[str]
     """Slugs of the imaging modalities, in the order of the tables; dvc.yaml takes them from here."""
     corpus: Corpus
     quarantine: Quarantine
@@ -96,7 +96,7 @@ class Params(SettingsGroup):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
-        if self.modalities != AXES["modality"]:
+        if self.modalities != list(AXES["modality"]):
             raise ValueError(f"modalities: must be {', '.join(AXES['modality'])}, in this order; got {', '.join(self.modalities)}")
         for name, checkpoint in self.checkpoints.items():
             self._check_name(name, checkpoint)

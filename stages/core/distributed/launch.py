@@ -1,7 +1,7 @@
 """One process a GPU: a stage that starts itself again on every GPU of its slot, by torchrun's launcher.
 
 A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without it, all of the machine are. Several hosts
-start the same stage in the same workspace, each told by MED_R1_NODES how many they are and by MED_R1_RENDEZVOUS where they meet (docs/cluster.md).
+start the same stage in the same workspace; MED_R1_NODES says how many they are, MED_R1_RENDEZVOUS where they meet (docs/cluster.md).
 What was launched by somebody else, as by `torchrun`, is one of the processes already and starts none.
 """
 

@@ -14,25 +14,12 @@ from typing import Any, Final
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Depth, Grey, read_greys
 from stages.corpus.dicom.headers.elements import Elements, read_elements, syntax_name
+from stages.corpus.dicom.headers.modality import MODALITIES
 from stages.corpus.dicom.palette import KEYWORDS as PALETTE
 from stages.corpus.dicom.palette import Palette, read_palette
 from stages.corpus.dicom.syntaxes import DECODERS, ENCAPSULATED
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
-
-MODALITIES: Final[dict[str, str | None]] = {
-    **dict.fromkeys(("CT",), "ct"),
-    **dict.fromkeys(("MR",), "mri"),
-    **dict.fromkeys(("CR", "DX", "RG", "MG", "IO", "PX"), "x-ray"),
-    **dict.fromkeys(("US",), "ultrasound"),
-    **dict.fromkeys(("DMS",), "dermoscopy"),
-    **dict.fromkeys(("OP",), "fundus"),
-    **dict.fromkeys(("OPT",), "oct"),
-    **dict.fromkeys(("SM", "GM"), "microscopy"),
-    **dict.fromkeys(("BI", "CFM", "ECG", "ES", "IVOCT", "IVUS", "LS", "NM", "OCT", "OPTENF", "OPV", "OSS", "OT", "PA", "PT"), None),
-    **dict.fromkeys(("RF", "RTDOSE", "RTIMAGE", "SC", "SEG", "TG", "VF", "XA", "XC"), None),
-}
-"""DICOM's Modality (PS3.3 C.7.3.1.1.1) -> our slug, None for what is none of the eight; others are not passed on."""
 
 BODY_PARTS: Final = frozenset(
     (
@@ -174,11 +161,6 @@ def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) 
         greys=read_greys(elements, Depth(stored, signed), frames, photometric == "MONOCHROME1", window) if grey else (),
         palette=read_palette(elements, signed=signed) if photometric == "PALETTE COLOR" else None,
     )
-
-
-def header_modality(content: bytes, most_inflated: int) -> str | None:
-    """DICOM's Modality of a file if it is a known one; ImageError if the file cannot be read at all."""
-    return read_elements(content, ("Modality",), most_inflated)[1].code("Modality", MODALITIES)
 
 
 def _size(elements: Elements, settings: Dicom, max_pixels: int | None) -> tuple[int, int, int]:

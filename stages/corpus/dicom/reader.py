@@ -16,19 +16,16 @@ from numpy.typing import NDArray
 
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Grey, with_range
-from stages.corpus.dicom.header import MODALITIES, Place, Tags, header_modality, read_header
+from stages.corpus.dicom.header import Place, Tags, read_header
 from stages.corpus.dicom.headers.elements import is_dicom
 from stages.corpus.dicom.pixels import Frames
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
 
-__all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "modality_of", "modality_slug", "read_dicom", "representative"]
+__all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "read_dicom", "representative"]
 
 Levels = NDArray[np.uint8]
 """(rows, columns) grey or (rows, columns, 3) RGB."""
-
-_HEADER_INFLATED = 2**24
-"""Bytes of a deflated file that are looked at for its modality alone."""
 
 
 class Pictures(Sequence[Levels]):
@@ -104,22 +101,6 @@ def read_dicom(content: bytes, settings: Dicom, max_pixels: int | None = None) -
 def representative(count: int, settings: Dicom) -> int:
     """Of `count` frames the index of the one that a question is about."""
     return count // 2 if settings.frame == "middle" else 0
-
-
-def modality_of(content: bytes) -> str | None:
-    """Our slug of the modality that a DICOM header names; None if it names none of ours, or is no header."""
-    if not is_dicom(content):
-        return None
-    try:
-        found = header_modality(content, _HEADER_INFLATED)
-    except ImageError:
-        return None
-    return modality_slug(found)
-
-
-def modality_slug(modality: str | None) -> str | None:
-    """Our slug for DICOM's Modality; None if it is none of the eight, or None."""
-    return None if modality is None else MODALITIES[modality]
 
 
 def _eight_bits(colours: NDArray[Any], bits: int) -> Levels:

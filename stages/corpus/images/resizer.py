@@ -19,7 +19,7 @@ from typing import Any, Final, overload
 from stages.core.params import Dicom, Resize
 from stages.core.progress import counted
 from stages.corpus.archives.archive import IMAGES
-from stages.corpus.dicom.reader import modality_slug
+from stages.corpus.dicom.headers.modality import modality_slug
 from stages.corpus.images.brightness import brightness
 from stages.corpus.images.decoding import DECODER, ENCODER, Decoded, ImageError, decode_files, encode
 from stages.corpus.images.hashes import perceptual_hash, pixel_hash

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
-from stages.corpus.dicom.reader import modality_of
+from stages.corpus.dicom.headers.modality import modality_of
 from stages.corpus.dicom.series import picture_files
 from stages.corpus.quarantine.ledger import Place, Row
 from stages.corpus.quarantine.reasons import Reason

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from stages.corpus.dicom.reader import modality_of, read_dicom
+from stages.corpus.dicom.headers.modality import modality_of
+from stages.corpus.dicom.reader import read_dicom
 from stages.corpus.images.decoding import ImageError, decode_files
 from tests.conftest import resize_settings
 from tests.dicoms import CT_STORAGE, SECONDARY_CAPTURE, dataset, deflated, file, ramp, settings, written

@@ -27,10 +27,10 @@ from stages.core.errors import InputError
 from stages.core.outputs import as_element, read_json, whole_directory, write_elements
 from stages.core.params import load_params
 from stages.core.provenance import provenance
-from stages.corpus.archives.archive import IMAGES, DamagedMemberError
+from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.hash_cache import OTHER_CORPUS
 from stages.corpus.archives.source import Corpus, open_corpus
-from stages.corpus.dicom.series import picture_files
+from stages.corpus.dataset.paths import IMAGES, image_files
 from stages.corpus.images.image_cache import ImageCache
 from stages.corpus.images.resizer import Fact, Maker, Source, png_name
 from stages.corpus.quarantine.image_errors import ImageError, UnreadError
@@ -104,12 +104,12 @@ class Sources(Mapping[str, Source]):
         """`known`: file -> SHA-256. InputError if a picture has no files."""
         self._paths, self._known, self._names = sorted(paths), known, sorted(known)
         for path in self._paths:
-            if not picture_files(self._names, path):
+            if not image_files(self._names, path):
                 raise InputError(f"{path} is in no images.json, though a record names it: {_REMEDY}")
 
     def __getitem__(self, path: str) -> Source:
         """The files of a picture."""
-        files = picture_files(self._names, path)
+        files = image_files(self._names, path)
         return Source(tuple((name, self._known[name].hex()) for name in files), path not in self._known)
 
     def __iter__(self) -> Iterator[str]:

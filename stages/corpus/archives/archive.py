@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import os
-import re
 import stat
 import struct
 import tarfile
@@ -23,10 +22,6 @@ from typing import IO, Any, Final
 
 from stages.core.errors import InputError
 
-QUESTIONS: Final = "QA_information/Open-access/"
-IMAGES: Final = "Images/"
-
-_NO_FILE_NAME: Final = re.compile(r"[\x00\ud800-\udfff]")
 _AGAIN: Final = "fetch it again, or make it again from the corpus's folder"
 _ZIP_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OverflowError)
 # ValueError: what tarfile says of a size or a list of holes that is no number
@@ -98,21 +93,6 @@ def open_tar(path: Path, called: Path) -> Iterator[list[Member]]:
         with damage_explained(called, _TAR_DAMAGE):
             members = list(_tar_members(called, handle))
         yield members
-
-
-def unsafe_path(name: str) -> str | None:
-    """Why a relative POSIX path could lead out of its folder, on any system, or could not be a file name; None if it is safe."""
-    if not name:
-        return "an empty name"
-    if name.startswith("/") or re.match("[A-Za-z]:", name):
-        return "an absolute path"
-    if "\\" in name:
-        return "a backslash in its path"
-    if ".." in name.split("/"):
-        return "a path that leads out of its folder"
-    if _NO_FILE_NAME.search(name):
-        return "a name that is not UTF-8"
-    return None
 
 
 @contextmanager

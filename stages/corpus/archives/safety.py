@@ -14,7 +14,8 @@ from typing import Final
 
 from stages.core.errors import InputError
 from stages.core.params import Limits
-from stages.corpus.archives.archive import Member, unsafe_path
+from stages.corpus.archives.archive import Member
+from stages.corpus.dataset.paths import unsafe_path
 
 LONGEST_NAME: Final = 240
 """Bytes of one part of a path: file systems allow 255, and stages add a suffix."""

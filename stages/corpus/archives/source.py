@@ -20,10 +20,11 @@ from typing import Final
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.params import Limits
-from stages.corpus.archives.archive import IMAGES, QUESTIONS, Member, is_zip, open_tar, open_zip
+from stages.corpus.archives.archive import Member, is_zip, open_tar, open_zip
 from stages.corpus.archives.folder import archives_in, list_folder
 from stages.corpus.archives.safety import checked
 from stages.corpus.archives.unpacked import is_compressed, unpacked_tars
+from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 
 SCRATCH: Final = layout.SCRATCH / "corpus"
 """Where the uncompressed copy of a compressed tar lies."""

@@ -1,8 +1,7 @@
-"""Several DICOM files as one picture with many frames, and which files of a corpus belong to a picture that a record names."""
+"""Several DICOM files as one image with many frames."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import overload
@@ -64,21 +63,6 @@ def read_series(contents: Sequence[bytes], settings: Dicom, max_pixels: int | No
     middle = representative(len(order), settings)
     tags = replace(found[order[middle][0]].tags, frames=len(order))
     return DicomImage(_Slices(contents, order, settings, max_pixels), middle, tags, found[0].place)
-
-
-def picture_files(names: Sequence[str], image_path: str) -> list[str]:
-    """Of the sorted names of a corpus those that an image_path stands for: the file, or the files right in the folder, or none."""
-    at = bisect_left(names, image_path)
-    if at < len(names) and names[at] == image_path:
-        return [image_path]
-    folder = f"{image_path}/"
-    found = []
-    for name in names[bisect_left(names, folder) :]:
-        if not name.startswith(folder):
-            break
-        if "/" not in name[len(folder) :]:
-            found.append(name)
-    return found
 
 
 def _without_pixels(content: bytes, number: int, count: int, settings: Dicom, max_pixels: int | None) -> DicomImage:

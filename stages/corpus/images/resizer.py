@@ -18,7 +18,7 @@ from typing import Any, Final, overload
 
 from stages.core.params import Dicom, Resize
 from stages.core.progress import counted
-from stages.corpus.archives.archive import IMAGES
+from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.dicom.headers.modality import modality_slug
 from stages.corpus.images.brightness import brightness
 from stages.corpus.images.decoding import DECODER, ENCODER, Decoded, ImageError, decode_files, encode

@@ -16,8 +16,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from stages.core.params import Params
 from stages.core.progress import counted
-from stages.corpus.archives.archive import IMAGES, DamagedMemberError
+from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
+from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.decoding import ImageError, decode_files
 from stages.corpus.inspection.advice import UNUSABLE, advise, hint
 from stages.corpus.quarantine.ledger import Row

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
+from stages.corpus.dataset.paths import image_files
 from stages.corpus.dicom.headers.modality import modality_of
-from stages.corpus.dicom.series import picture_files
 from stages.corpus.quarantine.ledger import Place, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Reading, read_record_files, refuse
@@ -33,7 +33,7 @@ def read_questions(corpus: Corpus) -> Reading:
     def modality(image_path: str) -> str | None:
         """Of a DICOM file, or the first one of a series."""
         try:
-            return next((modality_of(corpus.fetch(name)) for name in picture_files(names, image_path)[:1]), None)
+            return next((modality_of(corpus.fetch(name)) for name in image_files(names, image_path)[:1]), None)
         except DamagedMemberError:
             return None
 
@@ -44,7 +44,7 @@ def read_questions(corpus: Corpus) -> Reading:
 def find_pictures(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
     """The same reading, records whose picture is not there quarantined; image_path -> its files, several of a DICOM series."""
     names = corpus.names
-    files = {path: picture_files(names, path) for path in sorted({record.image_path for record in reading.records})}
+    files = {path: image_files(names, path) for path in sorted({record.image_path for record in reading.records})}
     rows = [refuse(record, record.image_path, MISSING, Reason.IMAGE_MISSING) for record in reading.records if not files[record.image_path]]
     kept = [record for record in reading.records if files[record.image_path]]
     return Reading(reading.read, kept, [*reading.rows, *rows]), {path: found for path, found in files.items() if found}

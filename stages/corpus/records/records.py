@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.errors import InputError
-from stages.corpus.archives.archive import IMAGES, unsafe_path
+from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, format_problem, parse_problem
 from stages.corpus.quarantine.ledger import Place, Row, shown
 from stages.corpus.quarantine.reasons import Reason

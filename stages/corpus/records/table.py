@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from stages.corpus.archives.archive import IMAGES, unsafe_path
+from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import RawRecord

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from stages.core.outputs import whole_file
-from stages.corpus.archives.archive import IMAGES, QUESTIONS
+from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.sample.phantoms import ASKED_TYPE, LETTERS, Phantom, askable, draw, options_for, sample_phantom
 from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
 from stages.taxonomy import MODALITIES

@@ -1,4 +1,4 @@
-"""Several files as one picture: their order, what may not be mixed, and which files of a corpus a path stands for."""
+"""Several files as one picture: their order, and what may not be mixed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, overload
 import numpy as np
 import pytest
 
-from stages.corpus.dicom.series import picture_files, read_series
+from stages.corpus.dicom.series import read_series
 from stages.corpus.images.decoding import ImageError, decode_files
 from stages.corpus.quarantine.reasons import Reason
 from tests.conftest import resize_settings
@@ -126,11 +126,3 @@ def test_files_that_do_not_make_one_series_are_refused(contents: list[bytes], wh
     assert caught.value.reason == reason
     assert "1.2.3.77" not in str(caught.value)
     assert caught.value.__context__ is None
-
-
-def test_a_path_stands_for_a_file_or_for_the_files_right_in_a_folder() -> None:
-    names = sorted(["Images/a/1", "Images/a/2", "Images/a/b/3", "Images/a.dcm", "Images/ab/1", "Images/c"])
-    assert picture_files(names, "Images/c") == ["Images/c"]
-    assert picture_files(names, "Images/a") == ["Images/a/1", "Images/a/2"]
-    assert picture_files(names, "Images/a.dcm") == ["Images/a.dcm"]
-    assert picture_files(names, "Images/x") == []

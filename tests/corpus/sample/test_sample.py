@@ -15,8 +15,8 @@ from PIL import ExifTags, Image
 
 from stages.core.errors import InputError
 from stages.core.params import load_params
-from stages.corpus.archives.archive import IMAGES, QUESTIONS
 from stages.corpus.archives.source import open_corpus
+from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.images.decoding import ImageError, decode
 from stages.corpus.quarantine.ledger import Row, make_account
 from stages.corpus.quarantine.limits import check_refused

@@ -33,7 +33,7 @@ _MAX_INFLATED: Final = 2**24
 
 
 def modality_of(content: bytes) -> str | None:
-    """Our slug of the modality that a DICOM header names; None if it names none of ours, or is no header."""
+    """Our slug of the modality that a DICOM header names; None if it names none of ours."""
     if not is_dicom(content):
         return None
     try:
@@ -49,6 +49,6 @@ def modality_slug(modality: str | None) -> str | None:
 
 
 def header_modality(content: bytes, max_inflated: int) -> str | None:
-    """DICOM's Modality of a file if it is in MODALITIES; ImageError if the header cannot be read."""
+    """DICOM's Modality of a file if it is in MODALITIES; ImageError if it is not readable."""
     _, elements = read_elements(content, ("Modality",), max_inflated)
     return elements.code("Modality", MODALITIES)

@@ -1,0 +1,35 @@
+"""Which paths of a corpus are safe, and which files an image_path names."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.corpus.dataset.paths import image_files, unsafe_path
+
+NAMES = ["Images/a.dcm", "Images/a/1", "Images/a/2", "Images/a/b/3", "Images/ab/1", "Images/c"]
+
+
+@pytest.mark.parametrize(
+    ("image_path", "files"),
+    [
+        ("Images/c", ["Images/c"]),
+        ("Images/a", ["Images/a/1", "Images/a/2"]),
+        ("Images/a.dcm", ["Images/a.dcm"]),
+        ("Images/x", []),
+    ],
+)
+def test_an_image_path_names_a_file_or_the_files_in_a_folder(image_path: str, files: list[str]) -> None:
+    assert image_files(NAMES, image_path) == files
+
+
+UNSAFE = ["", "/a", "C:a", "a\\b", "..", "../a", "a/../b", "a/..", "a\0", "a\udc80"]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_path_that_may_leave_its_folder_or_is_no_file_name_is_unsafe(name: str) -> None:
+    assert unsafe_path(name)
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "..a", "a../b", "ä ö", "ab:c"])
+def test_other_paths_are_safe(name: str) -> None:
+    assert unsafe_path(name) is None

@@ -28,9 +28,9 @@ from flows.doctor.server import worker_name, zombies
 from flows.dvc_api.client import environment
 from flows.prefect_api.artifacts import REPORT_URL
 from flows.prefect_api.client import answers
-from flows.scheduling.file_lock import held
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.file_lock import exclusive_lock
 
 HOME: Final = layout.SCRATCH / "prefect"
 POOLS: Final = ("local", "gpu")
@@ -66,7 +66,7 @@ def serve(root: Path, host: str, port: int) -> int:
     """Start all, say where it is, and wait. InputError if it may not or cannot start."""
     variables = variables_for(root, host, port)
     address = f"http://{_shown(host)}:{port}"
-    with _only_dashboard(root, address) as held:
+    with _only_dashboard(root, address) as lock_fd:
         _check_free(host, port, address)
         _check_free(REPORT_HOST, port + 1, address)
         log = root / HOME / "serve.log"
@@ -74,7 +74,7 @@ def serve(root: Path, host: str, port: int) -> int:
         children: list[subprocess.Popen[bytes]] = []
 
         def start(name: str, *command: str) -> None:
-            children.append(_spawn(root, log, variables, held, name, command))
+            children.append(_spawn(root, log, variables, lock_fd, name, command))
 
         try:
             start("server", _prefect(), "server", "start", "--host", host, "--port", str(port))
@@ -162,8 +162,8 @@ def _only_dashboard(root: Path, address: str) -> Iterator[int]:
     def taken(where: str) -> InputError:
         return InputError(f"the dashboard of {root} runs already: {where}. If it has just been ended, it is gone in half a minute")
 
-    with held(root / HOME / "serve.lock", address, taken) as lock:
-        yield lock
+    with exclusive_lock(root / HOME / "serve.lock", on_conflict=taken, holder=address) as lock_fd:
+        yield lock_fd
 
 
 def _check_free(host: str, port: int, address: str) -> None:
@@ -178,7 +178,7 @@ def _check_free(host: str, port: int, address: str) -> None:
             ) from error
 
 
-def _spawn(root: Path, log: Path, variables: Mapping[str, str], held: int, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(root: Path, log: Path, variables: Mapping[str, str], lock_fd: int, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start behind a guard: it ends when this process does, and with it all that it started."""
     with log.open("ab") as handle:
         return subprocess.Popen(
@@ -189,7 +189,7 @@ def _spawn(root: Path, log: Path, variables: Mapping[str, str], held: int, name:
             stdout=handle,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=[held],
+            pass_fds=[lock_fd],
         )
 
 

@@ -33,11 +33,11 @@ from flows.dvc_api.stale_reasons import say_why
 from flows.prefect_api import artifacts as show
 from flows.prefect_api.client import require_server
 from flows.scheduling import durations
-from flows.scheduling.file_lock import held
 from flows.scheduling.schedule import DONE, Room, StageResult, run_ready
 from flows.scheduling.slots import Slots, find_slots
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.file_lock import exclusive_lock
 
 LOCK: Final = layout.SCRATCH / "flows" / "lock"
 _TOLD: Final = 60.0
@@ -131,7 +131,7 @@ def only_flow(root: Path) -> Iterator[None]:
     def taken(process: str) -> InputError:
         return InputError(f"another flow (process {process}) runs in {root}: wait for it or cancel it, then start again")
 
-    with held(root / LOCK, str(os.getpid()), taken):
+    with exclusive_lock(root / LOCK, on_conflict=taken, holder=str(os.getpid())):
         yield
 
 
@@ -177,8 +177,8 @@ def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str]
         runner.stop()
 
 
-def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, held: Sequence[int] = ()) -> StageResult:
-    """One stage in its slots of this host, its lines in the log of the run this is called in; `held`: as for `Runner.run`."""
+def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: Sequence[int] = ()) -> StageResult:
+    """One stage in its slots of this host, its lines in the log of the run this is called in; `inherit_fds`: as for `Runner.run`."""
     logger = get_run_logger()
     logger.info(f"{stage.description or stage.name} ({why})")
     watcher = show.Progress(stage)
@@ -191,9 +191,9 @@ def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, held: Sequenc
         if stage.gpus:
             with slots.take(stage.gpus, lambda: runner.stopped) as (taken, locks):
                 logger.info(f"in slot {', '.join(taken)}")
-                outcome = runner.run(stage.name, tell, extra=slots.environment(taken), held=(*locks, *held))
+                outcome = runner.run(stage.name, tell, extra=slots.environment(taken), inherit_fds=(*locks, *inherit_fds))
         else:
-            outcome = runner.run(stage.name, tell, held=held)
+            outcome = runner.run(stage.name, tell, inherit_fds=inherit_fds)
     except (StoppedError, TimeoutError) as error:
         return StageResult(stage.name, "stopped", message=str(error))
     except (StageError, InputError) as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +16,7 @@ from flows.doctor.processes import guarded_record, holders, is_locked, is_stoppe
 from flows.scheduling.slots import host_folder
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.file_lock import exclusive_lock
 
 REPOSITORY_LOCK: Final = Path(".dvc/tmp/lock")
 PATH_LOCKS: Final = Path(".dvc/tmp/rwlock")
@@ -135,18 +134,13 @@ def _began(pid: int) -> float:
 
 def _edit(root: Path, change: Callable[[], str]) -> str:
     """Change the list of path locks as DVC does, under its lock; InputError if DVC has it now."""
-    with _locked(root / f"{PATH_LOCKS}.lock"), _locked(root / REPOSITORY_LOCK):
+
+    def busy(_: str) -> InputError:
+        return InputError(f"DVC is running in {root}: nothing was changed; try again when it has ended")
+
+    path_locks = exclusive_lock(root / f"{PATH_LOCKS}.lock", on_conflict=busy)
+    with path_locks, exclusive_lock(root / REPOSITORY_LOCK, on_conflict=busy):
         return change()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"DVC is at work here ({path.name} is held): nothing was changed; try again when it is done") from None
-        yield
 
 
 def _drop(path: Path, gone: set[int]) -> str:

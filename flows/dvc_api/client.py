@@ -61,11 +61,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(extra or {})
 
 
-def dvc(root: Path, *arguments: str, held: Iterable[int] = ()) -> str:
-    """What `dvc` prints. InputError with what it says if it fails. `held`: descriptors that it keeps open, such as a lock's."""
+def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
+    """What `dvc` prints. InputError with what it says if it fails. `inherit_fds`: descriptors that it keeps open, such as a lock's."""
     command = ["dvc", "--wait-for-lock", *arguments]
     done = subprocess.run(
-        command, cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, pass_fds=tuple(held)
+        command, cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, pass_fds=tuple(inherit_fds)
     )
     if done.returncode:
         said = "\n".join(line for line in (done.stderr or done.stdout).splitlines() if line.strip())[-2000:]
@@ -118,11 +118,11 @@ class Runner:
         *,
         extra: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
-        held: Iterable[int] = (),
+        inherit_fds: Iterable[int] = (),
     ) -> Outcome:
         """`dvc repro -s` of one stage, its lines given to `tell` as they come.
 
-        `held`: file descriptors that the stage's processes keep open as long as one of them lives, such as a slot's lock.
+        `inherit_fds`: file descriptors that the stage's processes keep open as long as one of them lives, such as a slot's lock.
         StageError if it fails, StoppedError if this runner was stopped.
         """
         start = time.monotonic()
@@ -134,7 +134,7 @@ class Runner:
             tell(line)
 
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
-        self.watch(stage, command, hear, folder=self.root, extra=extra, held=held)
+        self.watch(stage, command, hear, folder=self.root, extra=extra, inherit_fds=inherit_fds)
         return Outcome(how, time.monotonic() - start)
 
     def watch(
@@ -145,7 +145,7 @@ class Runner:
         *,
         folder: Path,
         extra: Mapping[str, str] | None = None,
-        held: Iterable[int] = (),
+        inherit_fds: Iterable[int] = (),
     ) -> None:
         """Any command in `folder`, behind the guard and under a `name` that no other one runs under; else as `run`."""
         record = (self.root / RECORDS / f"{name}.pid").resolve()
@@ -160,7 +160,7 @@ class Runner:
             text=True,
             errors="replace",
             start_new_session=True,
-            pass_fds=tuple(held),
+            pass_fds=tuple(inherit_fds),
         )
         self._running.add(process)
         if self.stopped:

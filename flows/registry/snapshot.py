@@ -15,9 +15,9 @@ from typing import Final
 
 from flows.dvc_api.client import dvc
 from flows.registry.store import locked_stages
-from flows.scheduling.file_lock import held
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import whole_directory, whole_file
 
 LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
@@ -38,7 +38,7 @@ def only_retraining(root: Path) -> Iterator[None]:
     def taken(process: str) -> AlreadyRunningError:
         return AlreadyRunningError(f"a retraining (process {process}) runs in {root} already")
 
-    with held(root / LOCK, str(os.getpid()), taken):
+    with exclusive_lock(root / LOCK, on_conflict=taken, holder=str(os.getpid())):
         yield
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
@@ -14,6 +13,7 @@ from statistics import median
 from typing import Final
 
 from stages.core import layout
+from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import write_json
 
 FILE: Final = layout.SCRATCH / "flows" / "durations.json"
@@ -28,10 +28,7 @@ def record(root: Path, stage: str, seconds: float) -> None:
     """
     path = root / FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # not the file itself, which is replaced; a lock belongs to an open file, so threads exclude each other as processes do
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive_lock(path.with_suffix(".lock")):  # not the file itself, which is replaced
             try:
                 runs = _read(path)
             except ValueError as error:

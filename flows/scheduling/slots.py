@@ -7,18 +7,18 @@ and two flows on one host, of two workspaces too, never share a device.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.file_lock import LockedError, exclusive_lock
 
 EVERY = 0.2
 """Seconds between two looks for a free slot."""
@@ -52,35 +52,26 @@ class Slots:
             raise InputError(
                 f"{count} slots are needed, but there are {len(self.names)} ({', '.join(self.names)}): lower gpus in meta of dvc.yaml"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            held = self._try(count)
-            if held is not None:
-                break
+        while (locked := self._try(count)) is None:
             if given_up():
                 raise TimeoutError("no slot was waited for any longer")
             time.sleep(EVERY)
-        try:
-            yield tuple(held), tuple(held.values())
-        finally:
-            for descriptor in held.values():
-                os.close(descriptor)
+        lock_fds, locks = locked
+        with locks:
+            yield tuple(lock_fds), tuple(lock_fds.values())
 
-    def _try(self, count: int) -> dict[str, int] | None:
-        held: dict[str, int] = {}
-        for name in self.names:
-            if len(held) == count:
-                break
-            descriptor = os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held[name] = descriptor
-            except BlockingIOError:
-                os.close(descriptor)
-        if len(held) == count:
-            return held
-        for descriptor in held.values():
-            os.close(descriptor)
+    def _try(self, count: int) -> tuple[dict[str, int], ExitStack] | None:
+        """Lock `count` slots; None, with none locked, if fewer are free."""
+        lock_fds: dict[str, int] = {}
+        with ExitStack() as stack:
+            for name in self.names:
+                if len(lock_fds) == count:
+                    break
+                lock = exclusive_lock(self.folder / f"{name}.lock", on_conflict=LockedError, mode=0o600)
+                with suppress(LockedError):
+                    lock_fds[name] = stack.enter_context(lock)
+            if len(lock_fds) == count:
+                return lock_fds, stack.pop_all()
         return None
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple, TypeVar
@@ -27,6 +25,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
+from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import write_json
 from stages.core.progress import teller
 
@@ -86,9 +85,12 @@ def fetch(files: Any, address: str, target: Path, checksum: Checksum | None = No
     it; if the disk is too small. What was there at `target` stays until all has come. `noted`: what was fetched stays noted beside it,
     until `forget`; asked for again, it is not fetched again while source and target stay as they are.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     transfer = _Transfer(files, address, target)
-    with _alone(transfer.part) as out:
+
+    def busy(_: str) -> InputError:
+        return InputError(f"another process is fetching to {transfer.part}: wait until it ends")
+
+    with exclusive_lock(transfer.part, on_conflict=busy), transfer.part.open("r+b") as out:
         if noted and _with_patience(transfer, transfer.is_there):
             transfer.part.unlink()
             return
@@ -269,19 +271,6 @@ def _public(address: str) -> str:
         return address
     parts = urlsplit(address)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-@contextmanager
-def _alone(part: Path) -> Iterator[IO[bytes]]:
-    """The file that is fetched to, held against other processes. InputError if one holds it."""
-    with part.open("ab") as create:
-        create.flush()
-    with part.open("r+b") as out:
-        try:
-            fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{part} is being fetched to by another process: let it end") from None
-        yield out
 
 
 def _note(target: Path) -> Path:

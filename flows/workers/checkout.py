@@ -7,15 +7,15 @@ workers of one host take clones of their own, and never two processes one worksp
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from flows.dvc_api.graph import Graph, Stage, overlap
 from flows.dvc_api.output_sizes import LOCK_FILE
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.file_lock import LockedError, exclusive_lock
 
 WORK: Final = "MED_R1_WORK"
 """Environment variable: the folder for clones, on a disk with room for the corpus and a few checkpoints."""
@@ -39,35 +40,24 @@ class Clone:
     """A clone that is ours: its root, and the descriptor of its lock, to be kept open by whatever works in it."""
 
     root: Path
-    held: int
+    lock_fd: int
 
 
 @contextmanager
 def claim(repository: str, stage: str) -> Iterator[Clone]:
     """The first free clone of a repository, a new one if there is none; of free ones that which has the stage's unfinished state."""
     folder = work_folder() / hashlib.sha256(repository.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
     numbers = {int(path.stem) for path in folder.glob("*.lock") if path.stem.isdigit()}
     group, _, key = stage.partition("@")
     unfinished = {number for number in numbers if (folder / str(number) / layout.SCRATCH / group / key).is_dir()}
-    number, after = 0, sorted(numbers, key=lambda each: (each not in unfinished, each))
-    while True:
-        if after:
-            number = after.pop(0)
-        else:
-            number = max(numbers, default=-1) + 1
-            numbers.add(number)
-        descriptor = os.open(folder / f"{number}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            continue
-        try:
-            yield Clone(folder / str(number), descriptor)
-        finally:
-            os.close(descriptor)
-        return
+    known = sorted(numbers, key=lambda number: (number not in unfinished, number))
+    with ExitStack() as stack:
+        for number in chain(known, count(max(numbers, default=-1) + 1)):
+            lock = exclusive_lock(folder / f"{number}.lock", on_conflict=LockedError, mode=0o600)
+            with suppress(LockedError):
+                clone = Clone(folder / str(number), stack.enter_context(lock))
+                break
+        yield clone
 
 
 def work_folder() -> Path:
@@ -115,19 +105,19 @@ def bring_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> No
         if any(out.startswith(f"{dep}/") for out in read):
             _remove_others(clone.root, Path(dep), [Path(out) for out in read])
     if read:
-        dvc(clone.root, "pull", "--force", *read, held=[clone.held])
+        dvc(clone.root, "pull", "--force", *read, inherit_fds=[clone.lock_fd])
 
 
 def forget_runs(clone: Clone) -> None:
     """Empty the run-cache of a clone, so that what is pushed after a stage is the entry of that stage alone."""
-    cache = clone.root / dvc(clone.root, "cache", "dir", held=[clone.held]).strip()
+    cache = clone.root / dvc(clone.root, "cache", "dir", inherit_fds=[clone.lock_fd]).strip()
     if cache.resolve().is_relative_to(clone.root):  # one that is shared is not ours to empty
         shutil.rmtree(cache / "runs", ignore_errors=True)
 
 
 def push_result(clone: Clone, stage: str) -> None:
     """Put the outputs of a stage, and that they come of its inputs, into the shared remote. InputError if it takes them not."""
-    dvc(clone.root, "push", "--run-cache", stage, held=[clone.held])
+    dvc(clone.root, "push", "--run-cache", stage, inherit_fds=[clone.lock_fd])
 
 
 def _remove_others(root: Path, folder: Path, kept: Sequence[Path]) -> None:
@@ -146,7 +136,7 @@ def _remove_others(root: Path, folder: Path, kept: Sequence[Path]) -> None:
 
 def _has(clone: Clone, commit: str) -> bool:
     command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
-    return not subprocess.run(command, cwd=clone.root, env=environment(), capture_output=True, pass_fds=[clone.held]).returncode
+    return not subprocess.run(command, cwd=clone.root, env=environment(), capture_output=True, pass_fds=[clone.lock_fd]).returncode
 
 
 def _git(clone: Clone, folder: Path, *arguments: str) -> None:
@@ -157,7 +147,7 @@ def _git(clone: Clone, folder: Path, *arguments: str) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        pass_fds=[clone.held],
+        pass_fds=[clone.lock_fd],
     )
     if done.returncode:
         raise InputError(f"`git {' '.join(arguments)}` failed in {folder}: {done.stderr.strip()[-2000:]}")

@@ -100,7 +100,7 @@ def run_stage_on_worker(
 def _run(clone: clones.Clone, stage: Stage) -> StageResult:
     runner = Runner(clone.root)
     try:
-        return run_here(runner, stage, "sent by reproduce-on-workers", find_slots(clone.root), held=[clone.held])
+        return run_here(runner, stage, "sent by reproduce-on-workers", find_slots(clone.root), inherit_fds=[clone.lock_fd])
     finally:
         runner.stop()
 

@@ -7,7 +7,6 @@ in the cache under the names it looks for, `blobs/<sha256>`, and the rest is lef
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.errors import InputError
+from stages.core.file_lock import exclusive_lock
 from stages.core.hub import endpoint, said, trouble
 from stages.policy.weights import WEIGHTS, missing_parts
 
@@ -140,10 +140,8 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    blobs.mkdir(parents=True, exist_ok=True)
     part, blob = _part(blobs, file), blobs / _blob(file)
-    with part.open("ab") as out:
-        fcntl.flock(out, fcntl.LOCK_EX)  # another process may be at it
+    with exclusive_lock(part), part.open("ab") as out:  # another process may be fetching it too
         if _is_whole(blob, file.size):
             part.unlink(missing_ok=True)
             return

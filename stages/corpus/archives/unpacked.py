@@ -6,7 +6,6 @@ the newest. It may be deleted at any time, and is then made again.
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import shutil
@@ -19,6 +18,7 @@ from typing import IO, Any, Final
 import zstandard
 
 from stages.core.errors import InputError
+from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import whole_file
 from stages.core.params import Limits
 from stages.core.progress import teller
@@ -52,9 +52,7 @@ def unpacked_tars(paths: Iterable[Path], folder: Path, limits: Limits) -> Iterat
     if not (wanted := list(paths)):
         yield {}
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive_lock(folder / "lock"):
         copies = {path: folder / f"{_identity(path)}.tar" for path in wanted}
         for old in [*folder.glob("*.tar"), *folder.glob(".*.tar.incomplete")]:
             if old not in copies.values():

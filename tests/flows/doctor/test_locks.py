@@ -147,7 +147,7 @@ def test_nothing_is_mended_while_dvc_is_at_work(root: Path, start: Start) -> Non
     before = path.read_bytes()
     start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
     diagnosis = examine(root, fix=True, wanted={"locks": lambda root: [only(locks.dvc_locks(root), "DVC path locks")]})[0]
-    assert "DVC is at work here" in diagnosis.failed
+    assert "DVC is running in" in diagnosis.failed
     assert not diagnosis.mended
     assert path.read_bytes() == before
 

@@ -1,0 +1,74 @@
+"""Exclusive file locks (flock) between processes, and between threads of one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+_MAX_HOLDER_BYTES: Final = 4096
+
+
+class LockedError(Exception):
+    """Another process or thread holds the lock; the message is its name."""
+
+
+@contextmanager
+def exclusive_lock(
+    path: Path,
+    *,
+    on_conflict: Callable[[str], Exception] | None = None,
+    holder: str = "",
+    mode: int = 0o666,
+) -> Iterator[int]:
+    """Lock a file exclusively; yields the descriptor that carries the lock.
+
+    The kernel releases the lock when the last copy of the descriptor is closed, however its owner
+    ends: a child that inherits it (`pass_fds`) extends the lock over its own life.
+
+    Args:
+        path: The file to lock, created with its folder where missing. Its content stays.
+        on_conflict: Makes the error that is raised at once if the file is locked, of the holder's
+            name ("unknown" if it left none), as LockedError does; None waits.
+        holder: Who locks it; written into the file in place of its content, for `on_conflict`.
+        mode: Permissions of a file that is created, before the umask.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _open_locked(path, on_conflict, mode)
+    try:
+        if holder:
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, holder.encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)  # no LOCK_UN: that would release a child's lock too
+
+
+def _open_locked(path: Path, on_conflict: Callable[[str], Exception] | None, mode: int) -> int:
+    operation = fcntl.LOCK_EX if on_conflict is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
+        try:
+            fcntl.flock(descriptor, operation)
+            # while this waited, the file may have been renamed or deleted by its holder
+            if _is_at(path, descriptor):
+                return descriptor
+        except BlockingIOError:
+            name = os.pread(descriptor, _MAX_HOLDER_BYTES, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            assert on_conflict is not None, "only a lock that does not wait is refused"
+            raise on_conflict(name or "unknown") from None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

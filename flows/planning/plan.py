@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from flows.scheduling.schedule import Room, StageResult, run_ready
 from flows.scheduling.slots import find_slots
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.git import uncommitted_files
 from stages.core.machine import say_bytes
 from stages.core.params import load_params
 from stages.core.provenance import CODE
@@ -202,19 +202,11 @@ def _warnings(root: Path, steps: Sequence[Step], slots: int, written: int, free:
     for step in steps:
         if step.gpus > slots:
             said.append(f"{step.name} needs {step.gpus} slots and there are {slots}: it will fail. Lower gpus in meta of dvc.yaml")
-    changed = _uncommitted(root) if steps else []
+    changed = uncommitted_files(root, CODE) if steps else None
     if changed:
         shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
         said.append(f"not committed: {shown}. Results will be marked as those of a changed commit (git_dirty)")
     return said
-
-
-def _uncommitted(root: Path) -> list[str]:
-    """Changed files that decide a result; none outside of a git repository."""
-    command = ["git", "status", "--porcelain", "--no-renames", "--", *CODE]
-    # git would otherwise refresh its index: nothing here may change a file
-    done = subprocess.run(command, cwd=root, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, capture_output=True, text=True)
-    return [line[3:] for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
 
 def _notes(steps: Sequence[Step]) -> list[str]:

@@ -13,7 +13,6 @@ is one, under the hashes that a version names.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ from flows.registry.store import Kept
 from flows.source import probe as source
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.git import git_value, is_dirty
 from stages.core.outputs import read_json, write_json
 from stages.core.params import Params, load_params
 from stages.core.provenance import CODE
@@ -76,7 +76,7 @@ class Champion(_Record):
     promoted_at: str
     why: str
     git_commit: str | None
-    git_dirty: bool
+    git_dirty: bool | None
     corpus: source.Corpus
     manifest: Kept
     split_kind: str
@@ -147,8 +147,8 @@ def promote(root: Path, why: str) -> Champion:
         predecessor=before.version if before else None,
         promoted_at=_now(),
         why=why,
-        git_commit=_git(root, "rev-parse", "HEAD"),
-        git_dirty=bool(_git(root, "status", "--porcelain", "--", *(path for path in CODE if path != str(layout.DATA_DVC)))),
+        git_commit=git_value(root, "rev-parse", "HEAD"),
+        git_dirty=is_dirty(root, (path for path in CODE if path != str(layout.DATA_DVC))),
         corpus=source.pinned(root),
         manifest=manifest,
         split_kind=params.splits.kind,
@@ -237,14 +237,6 @@ def _read(path: Path, kind: type[Written]) -> Written:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints; None outside a repository."""
-    try:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def _show(root: Path) -> None:

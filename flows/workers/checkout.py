@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from typing import Any, Final
 
 import yaml
 
-from flows.dvc_api.client import dvc, environment
+from flows.dvc_api.client import dvc
 from flows.dvc_api.graph import Graph, Stage, overlap
 from flows.dvc_api.output_sizes import LOCK_FILE
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock
+from stages.core.git import git, git_succeeds
 
 WORK: Final = "MED_R1_WORK"
 """Environment variable: the folder for clones, on a disk with room for the corpus and a few checkpoints."""
@@ -72,20 +72,23 @@ def check_out(clone: Clone, repository: str, commit: str) -> None:
     """
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit):
         raise InputError(f"{commit!r} is not a full commit id: give what `git rev-parse HEAD` prints")
+    fds = [clone.lock_fd]
+    has_commit = ("cat-file", "-e", f"{commit}^{{commit}}")
     if not (clone.root / ".git").is_dir():
         # a clone that was interrupted is not taken for a whole one
         half = clone.root.with_suffix(".incomplete")
         shutil.rmtree(half, ignore_errors=True)
-        _git(clone, half.parent, "clone", "--quiet", "--no-checkout", "--", repository, half.name)
+        git(half.parent, "clone", "--quiet", "--no-checkout", "--", repository, half.name, inherit_fds=fds)
         half.rename(clone.root)
-    for lock in (clone.root / ".git").glob("*.lock"):  # of a git that was killed: the clone is ours, so nobody holds it
+    for lock in (clone.root / ".git").glob("*.lock"):  # of a git that was killed: the clone is locked, so no other git runs in it
         lock.unlink()
-    if not _has(clone, commit):
-        _git(clone, clone.root, "fetch", "--quiet", "--force", "--tags", "origin", "+refs/heads/*:refs/remotes/origin/*")
-    if not _has(clone, commit):
+    if not git_succeeds(clone.root, *has_commit, inherit_fds=fds):
+        refs = "+refs/heads/*:refs/remotes/origin/*"
+        git(clone.root, "fetch", "--quiet", "--force", "--tags", "origin", refs, inherit_fds=fds)
+    if not git_succeeds(clone.root, *has_commit, inherit_fds=fds):
         raise InputError(f"{repository} has no commit {commit} on a branch or tag: push it, then start again")
-    _git(clone, clone.root, "checkout", "--quiet", "--force", "--detach", commit)
-    _git(clone, clone.root, "clean", "--quiet", "-ffd")
+    git(clone.root, "checkout", "--quiet", "--force", "--detach", commit, inherit_fds=fds)
+    git(clone.root, "clean", "--quiet", "-ffd", inherit_fds=fds)
 
 
 def bring_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> None:
@@ -132,22 +135,3 @@ def _remove_others(root: Path, folder: Path, kept: Sequence[Path]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def _has(clone: Clone, commit: str) -> bool:
-    command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
-    return not subprocess.run(command, cwd=clone.root, env=environment(), capture_output=True, pass_fds=[clone.lock_fd]).returncode
-
-
-def _git(clone: Clone, folder: Path, *arguments: str) -> None:
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=folder,
-        env=environment({"GIT_TERMINAL_PROMPT": "0"}),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        pass_fds=[clone.lock_fd],
-    )
-    if done.returncode:
-        raise InputError(f"`git {' '.join(arguments)}` failed in {folder}: {done.stderr.strip()[-2000:]}")

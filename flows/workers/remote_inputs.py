@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 from collections.abc import Iterable
 from configparser import ConfigParser
 from configparser import Error as ParsingError
@@ -23,6 +21,7 @@ from flows.dvc_api.graph import Graph, Stage, overlap
 from flows.dvc_api.output_sizes import LOCK_FILE
 from flows.workers.checkout import Inputs
 from stages.core.errors import InputError
+from stages.core.git import git, git_succeeds, git_value
 from stages.core.provenance import CODE
 
 _CONFIG: Final = ".dvc/config"
@@ -42,10 +41,10 @@ def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None
     InputError if what these stages read is not committed, if the commit is not in the repository, or if there is no DVC remote that
     all hosts can share.
     """
-    commit = _git(root, "rev-parse", "HEAD").strip()
+    commit = git(root, "rev-parse", "HEAD").strip()
     _check_committed(root, graph, names)
     _check_remote(root)
-    found = repository or _git_or_none(root, "config", "--get", "remote.origin.url")
+    found = repository or git_value(root, "config", "--get", "remote.origin.url")
     if not found:
         raise InputError("the workspace has no git remote `origin` for workers to clone: push it somewhere, or name one with --repository")
     address = urlsplit(found)
@@ -65,7 +64,7 @@ def _check_committed(root: Path, graph: Graph, names: Iterable[str]) -> None:
     for name in names:
         deps = graph.stages[name].deps
         files |= {dep for dep in deps if not any(overlap(dep, out) for out in made)}
-    changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *sorted(files)).rstrip().splitlines()
+    changed = git(root, "status", "--porcelain", "--untracked-files=all", "--", *sorted(files)).rstrip().splitlines()
     if changed:
         raise InputError(
             "workers run what is committed, and here something is not:\n"
@@ -76,16 +75,16 @@ def _check_committed(root: Path, graph: Graph, names: Iterable[str]) -> None:
 
 def _check_reachable(root: Path, source: Source) -> None:
     try:
-        listed = _git(root, "ls-remote", "--heads", "--tags", "--", source.repository)
+        listed = git(root, "ls-remote", "--heads", "--tags", "--", source.repository)
     except InputError as error:
         raise InputError(f"workers cannot clone {source.repository}: {error}") from error
     tips = {line.partition("\t")[0]: line.partition("\t")[2] for line in listed.splitlines()}
     if source.commit in tips:
         return
     for tip, ref in tips.items():
-        if _git_or_none(root, "cat-file", "-e", tip) is None:
-            _git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", source.repository, ref.removesuffix("^{}"))
-        if _git_or_none(root, "merge-base", "--is-ancestor", source.commit, tip) is not None:
+        if not git_succeeds(root, "cat-file", "-e", tip):
+            git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", source.repository, ref.removesuffix("^{}"))
+        if git_succeeds(root, "merge-base", "--is-ancestor", source.commit, tip):
             return
     raise InputError(f"commit {source.commit[:12]} is on no branch or tag of {source.repository}: `git push` it, then start again")
 
@@ -162,21 +161,3 @@ def read_entries(root: Path, names: Iterable[str]) -> Inputs:
             raise InputError(f"{name} is not in {LOCK_FILE}: run `dvc repro {name}` first")
         entries[name] = {key: stages[name][key] for key in ("cmd", "outs") if key in stages[name]}
     return entries
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", *arguments]
-    done = subprocess.run(
-        command, cwd=root, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"}, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    if done.returncode:
-        said = re.sub(r"\s+", " ", done.stderr.strip())[-500:]
-        raise InputError(f"`git {arguments[0]}` failed in {root}: {said}")
-    return done.stdout
-
-
-def _git_or_none(root: Path, *arguments: str) -> str | None:
-    try:
-        return _git(root, *arguments).strip()
-    except InputError:
-        return None

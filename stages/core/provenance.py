@@ -7,14 +7,15 @@ wall clock and no host names: the same inputs give the same bytes.
 from __future__ import annotations
 
 import platform
-import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
 from stages.core import layout
+from stages.core.git import git_value, is_dirty
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
 CODE = ("stages", "infra/base", "infra/sample", "infra/requirements.lock", "params.yaml", "dvc.yaml", "data.dvc")
@@ -24,11 +25,12 @@ CODE = ("stages", "infra/base", "infra/sample", "infra/requirements.lock", "para
 def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
     """The facts behind a result; `params` holds the groups of params.yaml that the stage read.
 
-    `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was changed since.
+    `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was changed since; None where git
+    does not know.
     """
     return {
-        "git_commit": _git("log", "-1", "--format=%H", "--", *CODE),
-        "git_dirty": bool(_git("status", "--porcelain", "--", *CODE)),
+        "git_commit": git_value(Path(), "log", "-1", "--format=%H", "--", *CODE),
+        "git_dirty": is_dirty(Path(), CODE),
         "corpus": corpus_hash(),
         "params": {name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group for name, group in params.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -49,12 +51,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints; None outside a repository."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

@@ -59,4 +59,5 @@ def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     facts = provenance({})
     assert facts["git_commit"] is None
+    assert facts["git_dirty"] is None
     assert facts["versions"]["torch"]

@@ -1,0 +1,77 @@
+"""Run git commands; what git cannot tell is None, never an empty string."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from stages.core.errors import InputError
+
+_MAX_ERROR: Final = 2000
+"""Last characters of git's error message that are quoted."""
+_VARIABLES: Final = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",  # `git status` would otherwise rewrite the index
+}
+
+
+def git(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
+    """What a git command prints, run in the folder `root`; `inherit_fds` stay open in it.
+
+    InputError if it fails, with its error message, or if git is not installed.
+    """
+    try:
+        done = _run(root, arguments, inherit_fds)
+    except OSError as error:
+        raise InputError(f"git cannot be run in {root} ({error}): install git") from error
+    if done.returncode:
+        why = " ".join(done.stderr.split())[-_MAX_ERROR:]
+        raise InputError(f"`git {' '.join(arguments)}` failed in {root}: {why}")
+    return done.stdout
+
+
+def git_value(root: Path, *arguments: str) -> str | None:
+    """The value that a git command prints; None if it fails or prints nothing."""
+    try:
+        return git(root, *arguments).strip() or None
+    except InputError:
+        return None
+
+
+def git_succeeds(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> bool:
+    """Whether a git command exits with 0, as those do that answer a question by their exit code."""
+    try:
+        return _run(root, arguments, inherit_fds).returncode == 0
+    except OSError:
+        return False
+
+
+def uncommitted_files(root: Path, paths: Iterable[str]) -> list[str] | None:
+    """Files below `paths` that are changed, or not tracked; None outside a repository."""
+    try:
+        listed = git(root, "status", "--porcelain", "--no-renames", "--", *paths)
+    except InputError:
+        return None
+    return [line[3:] for line in listed.splitlines()]
+
+
+def is_dirty(root: Path, paths: Iterable[str]) -> bool | None:
+    """Whether anything below `paths` is not committed; None outside a repository."""
+    files = uncommitted_files(root, paths)
+    return None if files is None else bool(files)
+
+
+def _run(root: Path, arguments: Iterable[str], inherit_fds: Iterable[int]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=root,
+        env=os.environ | _VARIABLES,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        pass_fds=tuple(inherit_fds),
+    )

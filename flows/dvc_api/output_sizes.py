@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ import yaml
 
 from flows.dvc_api.client import dvc
 from flows.dvc_api.graph import Stage
+from stages.core.disk_space import free_bytes
 from stages.core.errors import InputError
 
 LOCK_FILE: Final = "dvc.lock"
@@ -83,7 +83,7 @@ def tree_size(path: Path) -> int | None:
 
 def free_space(root: Path) -> int:
     """Bytes free for the workspace and DVC's cache: of two disks, on the one that has less."""
-    return min(shutil.disk_usage(_existing(path)).free for path in (root, cache_folder(root)))
+    return min(free_bytes(path) for path in (root, cache_folder(root)))
 
 
 def cache_folder(root: Path) -> Path:
@@ -98,9 +98,3 @@ def _pinned(path: Path) -> dict[str, int]:
         return {os.path.normpath(out["path"]): int(out["size"]) for out in content.get("outs") or [] if "size" in out}
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
         return {}
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path

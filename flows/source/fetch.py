@@ -14,7 +14,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import IO, Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from stages.core.cli import run_stage
+from stages.core.disk_space import find_shortages
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import write_json
@@ -207,9 +207,8 @@ class _Transfer:
         write_json(self._note, asdict(now) | {"done": self.done})
 
     def _check_space(self, now: _State) -> None:
-        free = shutil.disk_usage(self.part.parent).free
-        needed = (now.size or 0) - self.done + RESERVE
-        if free < needed:
+        missing = (now.size or 0) - self.done
+        for _, needed, free in find_shortages({self.part.parent: missing}, RESERVE):
             raise InputError(
                 f"{self.name} needs {needed / _MIB:.0f} MiB more in {self.part.parent}/, which has {free / _MIB:.0f} MiB free: free some "
                 "space (`dvc gc --workspace` drops old results) and run again; what has come is kept"

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from stages.core.disk_space import find_shortages
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.hub import endpoint, said, trouble
@@ -120,18 +119,12 @@ def _check_names(model: str, revision: str, names: list[str]) -> None:
 
 def _check_space(model: str, needed: dict[Path, int]) -> None:
     """InputError if a disk has no room for what is to be written below these folders."""
-    disks: dict[int, list[tuple[Path, int]]] = defaultdict(list)
-    for folder, size in needed.items():
-        there = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-        disks[there.stat().st_dev].append((there, size))
-    for parts in disks.values():
-        wanted, free = sum(size for _, size in parts) + RESERVE, shutil.disk_usage(parts[0][0]).free
-        if wanted > free:
-            places = " and ".join(str(path) for path, _ in parts)
-            raise InputError(
-                f"{model} needs {wanted / _GIB:.1f} GiB in {places}, where {free / _GIB:.1f} GiB are free: free some space (`dvc gc "
-                "--workspace` drops old results, `hf cache prune` old downloads), or set HF_HOME to a folder on a larger disk"
-            )
+    for folders, size, free in find_shortages(needed, RESERVE):
+        raise InputError(
+            f"{model} needs {size / _GIB:.1f} GiB in {' and '.join(map(str, folders))}, where {free / _GIB:.1f} GiB are free: free "
+            "some space (`dvc gc --workspace` drops old results, `hf cache prune` old downloads), or set HF_HOME to a folder on a "
+            "larger disk"
+        )
 
 
 def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.core.disk_space import free_bytes
 from stages.core.errors import InputError
 
 
@@ -23,7 +23,7 @@ def run_stage(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(Path.cwd()).free / 2**20
+        free = free_bytes(Path.cwd()) / 2**20
         sys.exit(
             f"error: no space left on the disk while writing {error.filename or 'an output'} ({free:.0f} MiB free); "
             "nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again"

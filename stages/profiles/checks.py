@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import configparser
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from stages.core.disk_space import disk_of, find_shortages
 from stages.core.licence import EMBEDDED
 from stages.core.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
 from stages.core.params import Params, check_params
@@ -213,21 +213,14 @@ def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iter
         size = 0 if each.here else each.size or 0
         place = _hub_cache() if each.name == "base" else root
         wanted[place] = wanted.get(place, 0) + size
-    wanted[cache] = wanted.get(cache, 0) + (0 if _disk_of(cache) == _disk_of(root) else written)
-    disks: dict[int, tuple[Path, int]] = {}
-    for place, size in wanted.items():
-        number = _disk_of(place)
-        first, sum_ = disks.get(number, (place, 0))
-        disks[number] = (first, sum_ + size)
-    for place, size in disks.values():
-        free = shutil.disk_usage(_existing(place)).free
-        if free < size:
-            yield Finding(
-                "disk",
-                "stops",
-                f"about {say_bytes(size)} will be written (estimated), {say_bytes(free)} are free where {place.resolve()} is",
-                "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME moves the hub's cache alone",
-            )
+    wanted[cache] = wanted.get(cache, 0) + (0 if disk_of(cache) == disk_of(root) else written)
+    for folders, size, free in find_shortages(wanted):
+        yield Finding(
+            "disk",
+            "stops",
+            f"about {say_bytes(size)} will be written (estimated), {say_bytes(free)} are free where {folders[0].resolve()} is",
+            "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME moves the hub's cache alone",
+        )
 
 
 def _cache(root: Path) -> Path:
@@ -240,17 +233,6 @@ def _hub_cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def _disk_of(path: Path) -> int:
-    return _existing(path).stat().st_dev
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:

@@ -165,7 +165,7 @@ def test_no_network_is_told_from_a_hub_that_fails_and_from_offline_mode(tmp_path
 
 
 def test_too_small_a_disk_is_named_before_anything_is_fetched(tmp_path: Path) -> None:
-    full = "import stages.base.hub as h; h.shutil = type('', (), {'disk_usage': lambda _: type('', (), {'free': 2**20})})\n"
+    full = "import stages.core.disk_space as d; d.shutil = type('', (), {'disk_usage': lambda _: type('', (), {'free': 2**20})})\n"
     with hub_serving(owner__tiny=published()) as hub:
         done = start(["-c", full + FETCH, MODEL, COMMIT], hub, tmp_path)
     assert "needs 0.3 GiB in" in done.stderr, done.stderr

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import IO, Any, Final
 
 import zstandard
 
+from stages.core.disk_space import find_shortages
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import whole_file
@@ -93,10 +93,9 @@ def _stream(source: IO[bytes]) -> Any:
 
 
 def _check_space(path: Path, target: Path, needed: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < needed + _RESERVE:
+    for _, total, free in find_shortages({target.parent: needed}, _RESERVE):
         raise InputError(
             f"{path} is unpacked to {target.parent}/, since a compressed tar cannot be read in any order: {free // MIB} MiB are free "
-            f"there, {(needed + _RESERVE) // MIB} MiB at least are needed. Free some space (`dvc gc --workspace` drops old results), or "
+            f"there, {total // MIB} MiB at least are needed. Free some space (`dvc gc --workspace` drops old results), or "
             "give the corpus as a zip or an uncompressed tar, which are read in place; then run again"
         )

@@ -1,0 +1,48 @@
+"""Free disk space, and which disks are too small for what is about to be written."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Shortage(NamedTuple):
+    """A disk that is too small: the folders that lie on it, and the bytes needed and free."""
+
+    folders: tuple[Path, ...]
+    needed: int
+    free: int
+
+
+def find_shortages(needed: Mapping[Path, int], reserve: int = 0) -> list[Shortage]:
+    """Disks that cannot take the bytes that are to be written below these folders.
+
+    Folders need not exist yet. `reserve`: bytes of each disk to leave free, part of what is needed.
+    """
+    disks: defaultdict[int, list[Path]] = defaultdict(list)
+    for folder in needed:
+        disks[disk_of(folder)].append(folder)
+    shortages = []
+    for folders in disks.values():
+        total, free = sum(needed[folder] for folder in folders) + reserve, free_bytes(folders[0])
+        if free < total:
+            shortages.append(Shortage(tuple(folders), total, free))
+    return shortages
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk on which a path is, or would be created."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def disk_of(path: Path) -> int:
+    """Device number of the disk on which a path is, or would be created."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(each for each in (path, *path.parents) if each.exists())

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +31,7 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.reading import find_pictures, read_questions
 from stages.corpus.records.records import Reading, Record, refuse
+from stages.prefetch import prefetch
 from stages.taxonomy import MODALITIES
 
 MEMO: Final = layout.SCRATCH / "corpus" / "hashes"
@@ -104,22 +103,15 @@ def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str,
         except DamagedMemberError as error:
             return name, "", error.why
 
-    pool = ThreadPoolExecutor(os.cpu_count())  # files are read, unpacked and hashed without the interpreter's lock
-    waiting: deque[tuple[int, Future[tuple[str, str, str | None]]]] = deque()
-    held = 0
-    try:
-        for name in names:
-            size = corpus.size(name)
-            while waiting and (held + size > _IN_FLIGHT or len(waiting) >= _QUEUED):
-                done, future = waiting.popleft()
-                held -= done
-                yield future.result()
-            waiting.append((size, pool.submit(hashed, name)))
-            held += size
-        for _, future in waiting:
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # a small image counts as if it were larger, so that no more than _QUEUED are handed out
+    at_least = _IN_FLIGHT // _QUEUED
+    yield from prefetch(
+        hashed,
+        names,
+        threads=os.cpu_count(),  # files are read, unpacked and hashed without the interpreter's lock
+        budget=_IN_FLIGHT,
+        weight=lambda name: max(corpus.size(name), at_least),
+    )
 
 
 def _write(corpus: Corpus, slug: str, records: list[Record], files: Mapping[str, Sequence[str]], hashes: Mapping[str, str]) -> None:

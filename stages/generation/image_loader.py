@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from stages.corpus.dataset.image_store import open_image
+from stages.prefetch import prefetch
 
 _AHEAD: Final = 4
 """Pictures a thread may be ahead; one of 384 x 384 takes some MB."""
@@ -47,18 +46,5 @@ def load_pictures(processor: Any, dtype: torch.dtype, paths: Sequence[str], thre
     if not threads:
         yield map(load, paths)
         return
-    with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
-        try:
-            yield _ahead(pool, load, paths, _AHEAD * threads)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _ahead(pool: ThreadPoolExecutor, load: Any, paths: Sequence[str], most: int) -> Iterator[Processed]:
-    under_way: deque[Future[Processed]] = deque()
-    for path in paths:
-        under_way.append(pool.submit(load, path))
-        if len(under_way) > most:
-            yield under_way.popleft().result()
-    while under_way:
-        yield under_way.popleft().result()
+    with closing(prefetch(load, paths, threads=threads, budget=_AHEAD * threads + 1)) as pictures:
+        yield pictures

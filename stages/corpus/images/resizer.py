@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from stages.corpus.images.image_cache import ImageCache, Known
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 from stages.corpus.quarantine.image_errors import UnreadError
 from stages.corpus.quarantine.reasons import Reason
+from stages.prefetch import prefetch
 from stages.taxonomy import MODALITIES
 
 Fact = dict[str, Any] | ImageError
@@ -119,15 +119,13 @@ class Maker:
             else:
                 left.append(shard)
                 self._known |= known
+        names = [name for shard in left for name in shard]
         # libvips and Pillow decode, resize and encode without the interpreter's lock
-        pool = ThreadPoolExecutor(os.cpu_count())
-        try:
-            names = [name for shard in left for name in shard]
-            made = counted(self._in_order(names, pool), len(names), self._slug, "image")
+        threads = os.cpu_count() or 1
+        with closing(prefetch(self._one, names, threads=threads, budget=_AHEAD * threads + 1)) as stream:
+            made = counted(stream, len(names), self._slug, "image")
             for shard in left:
                 facts.add(self._write(islice(made, len(shard)), folder))
-        finally:
-            pool.shutdown(cancel_futures=True)
         return facts
 
     def _key(self, name: str) -> str:
@@ -160,39 +158,23 @@ class Maker:
         usable = {name: fact for name, fact in facts.items() if not isinstance(fact, ImageError)}
         return shard_name((png_name(name), f"{fact['pixel_hash']} {ENCODER}") for name, fact in usable.items()) if usable else None
 
-    def _in_order(self, names: Iterable[str], pool: ThreadPoolExecutor) -> Iterator[tuple[str, Fact, bytes]]:
-        """Pictures as they are made, in the order of their names."""
-        waiting: deque[tuple[str, Future[tuple[Fact, bytes, bool]]]] = deque()
-        for name in names:
-            waiting.append((name, pool.submit(self._one, name)))
-            if len(waiting) > _AHEAD * (os.cpu_count() or 1):
-                yield self._next(waiting)
-        while waiting:
-            yield self._next(waiting)
-
-    def _next(self, waiting: deque[tuple[str, Future[tuple[Fact, bytes, bool]]]]) -> tuple[str, Fact, bytes]:
-        name, future = waiting.popleft()
-        fact, content, fresh = future.result()
-        self.fresh += fresh
-        return name, fact, content
-
-    def _one(self, name: str) -> tuple[Fact, bytes, bool]:
-        """A picture's fact and file, and whether it had to be decoded."""
+    def _one(self, name: str) -> tuple[str, Fact, bytes, bool]:
+        """A picture's name, fact and file, and whether it had to be decoded."""
         if known := self._known.get(self._key(name)):
             fact = _recall(known)
             if known.shard is None:
-                return fact, b"", False
+                return name, fact, b"", False
             if self._take_frames(name, fact) and (content := self._cache.read(known)):
-                return fact, content, False
+                return name, fact, content, False
         source = self._sources[name]
         try:
             picture = decode_files(
                 _Contents([file for file, _ in source.files], self._fetch), self._resize, self._dicom, folder=source.folder
             )
             _check_modality(picture, self._slug)
-            return self._facts(name, picture), encode(picture.image), True
+            return name, self._facts(name, picture), encode(picture.image), True
         except ImageError as error:
-            return error, b"", True
+            return name, error, b"", True
 
     def _facts(self, name: str, picture: Decoded) -> dict[str, Any]:
         """What a picture's records get to know of it; its frames are written, if it has several."""
@@ -222,13 +204,14 @@ class Maker:
             part.unlink(missing_ok=True)
         self._cache.keep(path, ())
 
-    def _write(self, made: Iterable[tuple[str, Fact, bytes]], folder: Path) -> dict[str, Fact]:
+    def _write(self, made: Iterable[tuple[str, Fact, bytes, bool]], folder: Path) -> dict[str, Fact]:
         """One shard, as its pictures come, and the same to the cache; their facts."""
         facts: dict[str, Fact] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for name, fact, content in made:
+            for name, fact, content, fresh in made:
                 facts[name] = fact
+                self.fresh += fresh
                 if not isinstance(fact, ImageError):
                     yield png_name(name), content
 

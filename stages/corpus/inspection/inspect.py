@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
@@ -28,6 +27,7 @@ from stages.corpus.records.records import Record, refuse
 from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
+from stages.prefetch import prefetch
 from stages.taxonomy import AXES
 
 Status = Literal["ready", "problems", "unusable"]
@@ -191,7 +191,9 @@ def _without_bad_pictures(
             return _Look(path, b"", str(error))
         return _Look(path, digest.digest()[:16], None)
 
-    for name, digest, error in counted(_in_parallel(look, asked), len(asked), "check", "image"):
+    threads = os.cpu_count() or 1
+    looks = prefetch(look, asked, threads=threads, budget=threads + 1)
+    for name, digest, error in counted(looks, len(asked), "check", "image"):
         if error:
             errors[name] = error
         elif (known := first.setdefault(digest, name)) != name:
@@ -203,19 +205,6 @@ def _without_bad_pictures(
         if record.image_path in errors:
             findings.refuse(refuse(record, record.image_path, f"{UNUSABLE}: {errors[record.image_path]}", Reason.IMAGE_DAMAGED))
     return [record for record in records if record.image_path not in errors]
-
-
-def _in_parallel(function: Callable[[str], _Look], items: Iterable[str]) -> Iterator[_Look]:
-    """In the order of the items, of which no more are in memory than there are threads, and one."""
-    threads = os.cpu_count() or 1
-    waiting: deque[Future[_Look]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _note_columns(corpus: Corpus, findings: _Findings) -> None:

@@ -6,10 +6,10 @@ named in any element, in pydicom's warnings and in its exceptions: see stages/co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from stages.corpus.dicom.headers.elements import is_dicom
 from stages.corpus.dicom.pixels import Frames
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
+from stages.lazy_sequence import LazySequence
 
 __all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "read_dicom", "representative"]
 
@@ -28,34 +29,14 @@ Levels = NDArray[np.uint8]
 """(rows, columns) grey or (rows, columns, 3) RGB."""
 
 
-class Pictures(Sequence[Levels]):
-    """The frames of a file as they are shown, decoded when they are asked for: one at a time is in memory.
-
-    Asking for one raises ImageError if its pixels are damaged.
-    """
+class _Renderer:
+    """Shows the frames of a file in 8 bits, one at a time. ImageError if the pixels of one are damaged."""
 
     def __init__(self, frames: Frames) -> None:
-        """`frames`: those of one file."""
         self._frames = frames
 
-    def __len__(self) -> int:
-        """How many frames the file holds."""
-        return len(self._frames)
-
-    @overload
-    def __getitem__(self, index: int) -> Levels: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Levels]: ...
-    def __getitem__(self, index: int | slice) -> Levels | list[Levels]:
-        """A frame, or several."""
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        at = range(len(self))[index]
+    def frame(self, at: int) -> Levels:
         return self._shown(self._frames.stored(at), at)
-
-    def __iter__(self) -> Iterator[Levels]:
-        """All frames, in order."""
-        return (self[at] for at in range(len(self)))
 
     def _shown(self, stored: NDArray[Any], at: int) -> Levels:
         header = self._frames.header
@@ -71,7 +52,7 @@ class Pictures(Sequence[Levels]):
         greys = self._frames.header.greys
         if all(grey.is_complete for grey in greys):
             return greys
-        found = (greys[at if len(greys) > 1 else 0].values(self._frames.stored(at)) for at in range(len(self)))
+        found = (greys[at if len(greys) > 1 else 0].values(self._frames.stored(at)) for at in range(len(self._frames)))
         return with_range(greys, found)
 
 
@@ -95,7 +76,9 @@ def read_dicom(content: bytes, settings: Dicom, max_pixels: int | None = None) -
     if not is_dicom(content):
         raise ImageError("not a DICOM file", Reason.IMAGE_FORMAT)
     header = read_header(content, settings, max_pixels)
-    return DicomImage(Pictures(Frames(header)), representative(header.tags.frames, settings), header.tags, header.place)
+    frames = Frames(header)
+    shown = LazySequence(len(frames), _Renderer(frames).frame)
+    return DicomImage(shown, representative(header.tags.frames, settings), header.tags, header.place)
 
 
 def representative(count: int, settings: Dicom) -> int:

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
 
 from stages.core.params import Dicom
 from stages.corpus.dicom.reader import DicomImage, Levels, read_dicom, representative
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
+from stages.lazy_sequence import LazySequence
 
 _APART = 1e-3
 """By how much the direction cosines of slices that lie side by side may differ."""
 
 
-class _Slices(Sequence[Levels]):
-    """The frames of several files, in order; one file is in memory at a time."""
+class _Slices:
+    """The frames of several files in a given order; one file is in memory at a time."""
 
     def __init__(self, contents: Sequence[bytes], order: Sequence[tuple[int, int]], settings: Dicom, max_pixels: int | None) -> None:
         """`order`: for each frame its file and its place there."""
         self._contents, self._order, self._settings, self._max_pixels = contents, order, settings, max_pixels
         self._open: tuple[int, DicomImage] | None = None
 
-    def __len__(self) -> int:
-        """Frames of all files."""
-        return len(self._order)
-
-    @overload
-    def __getitem__(self, index: int) -> Levels: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Levels]: ...
-    def __getitem__(self, index: int | slice) -> Levels | list[Levels]:
-        """A frame, or several; raises ImageError if its pixels are damaged."""
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
+    def frame(self, index: int) -> Levels:
+        """A frame; ImageError if its pixels are damaged."""
         file, frame = self._order[index]
         if self._open is None or self._open[0] != file:
             self._open = file, read_dicom(self._contents[file], self._settings, self._max_pixels)
@@ -62,7 +52,8 @@ def read_series(contents: Sequence[bytes], settings: Dicom, max_pixels: int | No
         raise ImageError(f"too many frames in a series: {len(order)} (dicom.max_frames, dicom.max_total_pixels)", Reason.IMAGE_TOO_LARGE)
     middle = representative(len(order), settings)
     tags = replace(found[order[middle][0]].tags, frames=len(order))
-    return DicomImage(_Slices(contents, order, settings, max_pixels), middle, tags, found[0].place)
+    slices = _Slices(contents, order, settings, max_pixels)
+    return DicomImage(LazySequence(len(order), slices.frame), middle, tags, found[0].place)
 
 
 def _without_pixels(content: bytes, number: int, count: int, settings: Dicom, max_pixels: int | None) -> DicomImage:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from io import BytesIO
-from typing import Any, Final, overload
+from typing import Any, Final
 
 os.environ.setdefault("VIPS_CONCURRENCY", "1")  # pictures are decoded beside each other, each by one thread
 os.environ.setdefault("VIPS_WARNING", "0")  # any value keeps libvips from printing what `_streamed` asks it for
@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.core.params import Dicom, Resize
-from stages.corpus.dicom.reader import Levels, Tags, is_dicom
+from stages.corpus.dicom.reader import Tags, is_dicom
 from stages.corpus.dicom.series import read_series
 from stages.corpus.images.rw_lock import Floor
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
+from stages.lazy_sequence import LazySequence
 
 __all__ = ["DECODER", "ENCODER", "FORMATS", "Decoded", "ImageError", "decode", "decode_files", "encode"]
 
@@ -95,29 +96,6 @@ class Decoded:
     """Of a DICOM file what is passed on of its header."""
 
 
-class _Resized(Sequence[Image.Image]):
-    """Frames as square RGB pictures, each resized when it is asked for."""
-
-    def __init__(self, frames: Sequence[Levels], settings: Resize) -> None:
-        self._frames, self._settings = frames, settings
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    @overload
-    def __getitem__(self, index: int) -> Image.Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Image.Image]: ...
-    def __getitem__(self, index: int | slice) -> Image.Image | list[Image.Image]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        size = self._settings.size
-        return Image.fromarray(self._frames[index]).convert("RGB").resize((size, size), _filter(self._settings))
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        return (self[at] for at in range(len(self)))
-
-
 def decode_files(contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, folder: bool = False) -> Decoded:
     """Decode what a record names: one file of any kind, or a folder, which must hold the DICOM files of a series.
 
@@ -129,7 +107,12 @@ def decode_files(contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, f
         if not is_dicom(contents[0]):
             return decode(contents[0], settings)
     found = read_series(contents, dicom, settings.max_megapixels * 10**6)
-    pictures = _Resized(found.frames, settings)
+
+    def resized(index: int) -> Image.Image:
+        size = (settings.size, settings.size)
+        return Image.fromarray(found.frames[index]).convert("RGB").resize(size, _filter(settings))
+
+    pictures = LazySequence(len(found.frames), resized)
     shown = pictures[found.representative]
     frames = pictures if len(pictures) > 1 else ()
     return Decoded(shown, found.tags.columns, found.tags.rows, found.tags.photometric, frames, found.tags)

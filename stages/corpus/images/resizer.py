@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final
 
 from stages.core.params import Dicom, Resize
 from stages.core.progress import counted
@@ -26,6 +26,7 @@ from stages.corpus.images.image_cache import ImageCache, Known
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 from stages.corpus.quarantine.image_errors import UnreadError
 from stages.corpus.quarantine.reasons import Reason
+from stages.lazy_sequence import LazySequence
 from stages.prefetch import prefetch
 from stages.taxonomy import MODALITIES
 
@@ -67,25 +68,6 @@ class Source:
 
     files: tuple[tuple[str, str], ...]
     folder: bool
-
-
-class _Contents(Sequence[bytes]):
-    """The contents of files, each read when it is asked for."""
-
-    def __init__(self, names: Sequence[str], fetch: Callable[[str], bytes]) -> None:
-        self._names, self._fetch = names, fetch
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        if isinstance(index, slice):
-            return [self._fetch(name) for name in self._names[index]]
-        return self._fetch(self._names[index])
 
 
 def png_name(image_path: str) -> str:
@@ -168,9 +150,8 @@ class Maker:
                 return name, fact, content, False
         source = self._sources[name]
         try:
-            picture = decode_files(
-                _Contents([file for file, _ in source.files], self._fetch), self._resize, self._dicom, folder=source.folder
-            )
+            contents = LazySequence(len(source.files), lambda index: self._fetch(source.files[index][0]))
+            picture = decode_files(contents, self._resize, self._dicom, folder=source.folder)
             _check_modality(picture, self._slug)
             return name, self._facts(name, picture), encode(picture.image), True
         except ImageError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from stages.corpus.dicom.series import read_series
 from stages.corpus.images.decoding import ImageError, decode_files
 from stages.corpus.quarantine.reasons import Reason
+from stages.lazy_sequence import LazySequence
 from tests.conftest import resize_settings
 from tests.dicoms import deflated, file, ramp, settings
 
@@ -72,36 +73,28 @@ def test_files_with_several_frames_follow_each_other() -> None:
     assert order([many, a_slice(1, InstanceNumber=1)]) == [1, 20, 21]
 
 
-class OneAtATime(Sequence[bytes]):
-    """Contents that count how often they are fetched."""
+def fetching(contents: list[bytes], fetched: list[int]) -> LazySequence[bytes]:
+    """Contents that note in `fetched` which of them is fetched."""
 
-    def __init__(self, contents: list[bytes]) -> None:
-        self.contents, self.fetched = contents, 0
+    def fetch(index: int) -> bytes:
+        fetched.append(index)
+        return contents[index]
 
-    def __len__(self) -> int:
-        return len(self.contents)
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
-        self.fetched += 1
-        return self.contents[index]
+    return LazySequence(len(contents), fetch)
 
 
 def test_files_are_fetched_when_they_are_needed() -> None:
-    contents = OneAtATime([a_slice(level) for level in (1, 2, 3)])
-    found = read_series(contents, settings())
-    before = contents.fetched
+    fetched: list[int] = []
+    found = read_series(fetching([a_slice(level) for level in (1, 2, 3)], fetched), settings())
+    fetched.clear()
     assert found.frames[1].max() == 2
-    assert contents.fetched == before + 1
+    assert fetched == [1]
 
 
 def test_a_file_alone_is_fetched_once() -> None:
-    contents = OneAtATime([a_slice(1)])
-    decode_files(contents, resize_settings(), settings())
-    assert contents.fetched == 1
+    fetched: list[int] = []
+    decode_files(fetching([a_slice(1)], fetched), resize_settings(), settings())
+    assert fetched == [0]
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from stages.core.errors import InputError
+from stages.corpus.zip_header import HEADER_SIZE, find_content
 
 _AGAIN: Final = "fetch it again, or make it again from the corpus's folder"
 _ZIP_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OverflowError)
 # ValueError: what tarfile says of a size or a list of holes that is no number
 _TAR_DAMAGE: Final = (tarfile.TarError, ValueError, RecursionError, OverflowError)
-_LOCAL: Final = struct.Struct("<4s22xHH")
-"""Of a zip's local header: its mark, the length of the name, and of what follows the name."""
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 _LARGEST_HEADER: Final = 2**20
 """Bytes. A tar keeps long names in blocks of their own, as long as it says they are."""
@@ -130,7 +129,7 @@ def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) ->
     if info.header_offset < 0:
         refused = refused or "a place before the beginning of the file"
     # from the first byte of its header to the last of its content, at the least
-    least = info.header_offset + _LOCAL.size + len(info.orig_filename) + info.compress_size
+    least = info.header_offset + HEADER_SIZE + len(info.orig_filename) + info.compress_size
     if least > end:
         refused = refused or "bytes that another member or the list of members has, too"
     name = _zip_name(info)
@@ -168,15 +167,12 @@ class _Packed:
 
     def _read(self) -> bytes:
         """By positional reads: many threads share the descriptor."""
-        header = os.pread(self.descriptor, _LOCAL.size, self.position)
-        if len(header) < _LOCAL.size:
-            raise _DamageError("its header is cut short")
-        magic, named, extra = _LOCAL.unpack(header)
-        start = self.position + _LOCAL.size
         name = self.listed.encode("utf-8" if self.utf8 else "cp437")
-        if magic != b"PK\x03\x04" or os.pread(self.descriptor, named, start) != name:
-            raise _DamageError("its header is not the one that the list of members names")
-        content = _unpack(_pread(self.descriptor, self.packed, start + named + extra), self.method, self.size)
+        try:
+            start = find_content(self.descriptor, self.position, name)
+        except zipfile.BadZipFile as error:
+            raise _DamageError(str(error)) from error
+        content = _unpack(_pread(self.descriptor, self.packed, start), self.method, self.size)
         if zlib.crc32(content) != self.crc:
             raise _DamageError("bad CRC-32")
         return content

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Final
 from PIL import Image
 
 from stages.core.errors import InputError
+from stages.corpus.zip_header import find_content
 
 __all__ = ["SUFFIX", "Place", "exists", "identity", "list_shard", "open_image", "read_image", "read_place"]
 
@@ -32,8 +32,6 @@ SUFFIX: Final = ".zip"
 _ROOTS: Final = (("data", "images"), ("data", "frames"))
 _DEPTH: Final = 3
 """Parts of a path up to and with its modality: data, images, ct."""
-_HEADER: Final = struct.Struct("<4s5HLLLHH")
-"""Of a zip's member; its name and an extra field follow, and then its bytes."""
 _REMEDY: Final = "run `dvc repro resize`, or `dvc checkout` if another commit was checked out"
 
 
@@ -110,17 +108,22 @@ def read_place(place: Place, path: str | Path) -> bytes:
     try:
         descriptor = os.open(place.shard, os.O_RDONLY)
         try:
-            header = _HEADER.unpack(os.pread(descriptor, _HEADER.size, place.header))
-            content = os.pread(descriptor, place.size, place.header + _HEADER.size + header[-2] + header[-1])
+            content = os.pread(descriptor, place.size, find_content(descriptor, place.header))
         finally:
             os.close(descriptor)
-    except (OSError, struct.error) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read from {place.shard} ({error}): {_REMEDY}") from error
+    except zipfile.BadZipFile as error:
+        raise _damaged(place, path) from error
     if zlib.crc32(content) != place.crc:
-        # DVC's cache and stage resize's have the same file under other names, and would put it back
-        everywhere = f"`find . -samefile {shlex.quote(str(place.shard))} -delete`"
-        raise InputError(f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and run `dvc repro resize`")
+        raise _damaged(place, path)
     return content
+
+
+def _damaged(place: Place, path: str | Path) -> InputError:
+    # DVC's cache and stage resize's have the same file under other names, and would put it back
+    everywhere = f"`find . -samefile {shlex.quote(str(place.shard))} -delete`"
+    return InputError(f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and run `dvc repro resize`")
 
 
 def _folder(path: str | Path) -> Path | None:

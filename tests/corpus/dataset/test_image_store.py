@@ -102,6 +102,12 @@ def test_a_damaged_shard_is_named_and_not_shown(stored: dict[str, Image.Image]) 
     with pytest.raises(InputError, match=r"is damaged in data/images/ct/0\.zip: delete that under all its names, `find \. -samefile"):
         for each in stored:
             store.open_image(each)
+    places = store.list_shard(shard)
+    for name, place in places.items():
+        content[place.header : place.header + 4] = b"none"
+        shard.write_bytes(content)
+        with pytest.raises(InputError, match=r"is damaged in data/images/ct/0\.zip"):
+            store.read_place(place, name)
     shard.write_bytes(content[: len(content) // 2])
     os.utime(FOLDER, ns=(5, 5))
     with pytest.raises(InputError, match=r"data/images/ct/0\.zip is not a whole shard"):

@@ -21,6 +21,7 @@ from stages.core.cli import run_stage
 from stages.core.errors import InputError
 from stages.core.outputs import whole_directory, write_items, write_json
 from stages.core.params import load_params
+from stages.core.prefetch import prefetch
 from stages.core.progress import counted
 from stages.core.provenance import provenance
 from stages.corpus.archives.archive import DamagedMemberError
@@ -31,7 +32,6 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.reading import find_pictures, read_questions
 from stages.corpus.records.records import Reading, Record, refuse
-from stages.prefetch import prefetch
 from stages.taxonomy import MODALITIES
 
 MEMO: Final = layout.SCRATCH / "corpus" / "hashes"

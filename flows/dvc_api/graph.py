@@ -10,6 +10,7 @@ import fnmatch
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,13 @@ class Graph:
 
     def upstream(self, names: Iterable[str]) -> set[str]:
         """The given stages and all that they need."""
-        return self._closure(names, self.needs)
+        chosen = set(names)
+        return chosen.union(*(nx.ancestors(self._edges, name) for name in chosen))
 
     def downstream(self, names: Iterable[str]) -> set[str]:
         """The given stages and all that need them."""
-        needed_by: dict[str, set[str]] = {name: set() for name in self.stages}
-        for name, needs in self.needs.items():
-            for each in needs:
-                needed_by[each].add(name)
-        return self._closure(names, needed_by)
+        chosen = set(names)
+        return chosen.union(*(nx.descendants(self._edges, name) for name in chosen))
 
     def select(self, patterns: Iterable[str]) -> set[str]:
         """Stages that one of the patterns means: a name, a group ("train"), or a glob ("train@*"). InputError if one means none."""
@@ -76,14 +75,10 @@ class Graph:
         wanted = set(names)
         return [name for name in self.stages if name in wanted]
 
-    def _closure(self, names: Iterable[str], edges: Mapping[str, Iterable[str]]) -> set[str]:
-        found, waiting = set(), list(names)
-        while waiting:
-            name = waiting.pop()
-            if name not in found:
-                found.add(name)
-                waiting.extend(edges[name])
-        return found
+    @cached_property
+    def _edges(self) -> nx.DiGraph:
+        """An edge from each stage to each that needs it directly."""
+        return nx.from_dict_of_lists(self.needs, create_using=nx.DiGraph).reverse()
 
 
 def overlap(one: str, other: str) -> bool:

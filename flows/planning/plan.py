@@ -14,16 +14,18 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
-from typing import Final, Literal
+from typing import Final
 
-from flows.dvc_api.client import Reasons, read_status
+from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import Graph, read_graph
 from flows.dvc_api.output_sizes import Lock, free_space, out_size, read_lock
 from flows.dvc_api.run_cache import restorable
 from flows.dvc_api.stale_reasons import say_why
+from flows.plan_model import Estimate, Plan, Step
+from flows.planning.table import print_plan
 from flows.scheduling import durations
 from flows.scheduling.schedule import Room, StageResult, run_ready
 from flows.scheduling.slots import find_slots
@@ -33,52 +35,6 @@ from stages.core.git import uncommitted_files
 from stages.core.machine import say_bytes
 from stages.core.params import load_params
 from stages.core.provenance import CODE
-
-Estimate = Literal["recorded", "meta", "run-cache"]
-"""Where a duration comes from: earlier runs here; `meta` of dvc.yaml; or nothing is computed, as DVC has the outputs."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A stage that would run.
-
-    `why`: in a line, what makes it stale and which stale stages it waits for. Those are in `after`; `reasons` is all that DVC says,
-    consequences included. `wave`: 1 for what can begin at once, 2 for what waits for those, and so on. `start` is an offset and
-    `seconds` a duration, both in seconds. `bytes`: the size of the outputs that are written anew, None if it was never known.
-    """
-
-    name: str
-    description: str
-    why: str
-    reasons: Reasons
-    after: tuple[str, ...]
-    wave: int
-    start: float
-    seconds: float
-    estimate: Estimate
-    gpus: int
-    bytes: int | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What would run, by start, and what is up to date.
-
-    `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds` from the first start to the last end;
-    `gpu_hours` of the stages that need one; `bytes` of all outputs written anew, as far as known, and `bytes_free` for them.
-    `warnings`: what stands in the way; `notes`: how sure all this is.
-    """
-
-    steps: tuple[Step, ...]
-    up_to_date: tuple[str, ...]
-    slots: tuple[str, ...]
-    devices: bool
-    seconds: float
-    gpu_hours: float
-    bytes: int
-    bytes_free: int
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None = None) -> Plan:
@@ -230,8 +186,6 @@ _EXIT_BAD_INPUT: Final = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the plan of the current folder; the exit code: 0, or 1 if none could be made."""
-    from flows.planning.table import print_plan
-
     parser = argparse.ArgumentParser(
         prog="python -m flows.planning.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

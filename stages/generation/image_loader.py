@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stages.core.prefetch import prefetch
 from stages.corpus.dataset.image_store import open_image
-from stages.prefetch import prefetch
 
 _AHEAD: Final = 4
 """Pictures a thread may be ahead; one of 384 x 384 takes some MB."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.lazy_sequence import LazySequence
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Grey, with_range
 from stages.corpus.dicom.header import Place, Tags, read_header
@@ -21,7 +22,6 @@ from stages.corpus.dicom.headers.elements import is_dicom
 from stages.corpus.dicom.pixels import Frames
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
-from stages.lazy_sequence import LazySequence
 
 __all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "read_dicom", "representative"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from stages.core.lazy_sequence import LazySequence
 from stages.core.params import Dicom
 from stages.corpus.dicom.reader import DicomImage, Levels, read_dicom, representative
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
-from stages.lazy_sequence import LazySequence
 
 _APART = 1e-3
 """By how much the direction cosines of slices that lie side by side may differ."""

@@ -25,13 +25,13 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from stages.core.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize
 from stages.corpus.dicom.reader import Tags, is_dicom
 from stages.corpus.dicom.series import read_series
 from stages.corpus.images.rw_lock import Floor
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
-from stages.lazy_sequence import LazySequence
 
 __all__ = ["DECODER", "ENCODER", "FORMATS", "Decoded", "ImageError", "decode", "decode_files", "encode"]
 

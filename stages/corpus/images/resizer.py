@@ -15,7 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+from stages.core.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize
+from stages.core.prefetch import prefetch
 from stages.core.progress import counted
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.dicom.headers.modality import modality_slug
@@ -26,8 +28,6 @@ from stages.corpus.images.image_cache import ImageCache, Known
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 from stages.corpus.quarantine.image_errors import UnreadError
 from stages.corpus.quarantine.reasons import Reason
-from stages.lazy_sequence import LazySequence
-from stages.prefetch import prefetch
 from stages.taxonomy import MODALITIES
 
 Fact = dict[str, Any] | ImageError

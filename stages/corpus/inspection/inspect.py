@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
 from stages.core.params import Params
+from stages.core.prefetch import prefetch
 from stages.core.progress import counted
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
@@ -27,7 +28,6 @@ from stages.corpus.records.records import Record, refuse
 from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
-from stages.prefetch import prefetch
 from stages.taxonomy import AXES
 
 Status = Literal["ready", "problems", "unusable"]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.core.lazy_sequence import LazySequence
 from stages.corpus.dicom.series import read_series
 from stages.corpus.images.decoding import ImageError, decode_files
 from stages.corpus.quarantine.reasons import Reason
-from stages.lazy_sequence import LazySequence
 from tests.conftest import resize_settings
 from tests.dicoms import deflated, file, ramp, settings
 

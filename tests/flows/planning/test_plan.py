@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from flows.dvc_api.graph import Graph, Stage
-from flows.planning.plan import Plan, Step, main, make_plan, simulate
+from flows.plan_model import Plan, Step
+from flows.planning.plan import main, make_plan, simulate
 from flows.scheduling import durations
 from flows.scheduling.schedule import Room
 from stages.core.errors import InputError

@@ -11,7 +11,6 @@ in the environment (PREFECT_SERVER_API_AUTH_STRING), and is never printed. The r
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import signal
 import socket
@@ -27,7 +26,7 @@ from typing import Final
 from flows.doctor.server import worker_name, zombies
 from flows.dvc_api.client import environment
 from flows.prefect_api.artifacts import REPORT_URL
-from flows.prefect_api.client import answers
+from flows.prefect_api.client import answers, is_loopback
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
@@ -128,14 +127,6 @@ def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
         }
         | ({"PREFECT_API_AUTH_STRING": password} if password else {})
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Can only this machine reach the address?"""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def end_dead_runs(variables: Mapping[str, str]) -> list[str]:

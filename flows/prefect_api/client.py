@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from base64 import b64encode
 from collections.abc import Mapping
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
+import httpx
 import psutil
 
 from flows.dvc_api.client import end_processes
@@ -22,19 +21,34 @@ _OWNER = "FLOW_SERVER_OWNER"
 
 
 def answers(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
-    """Does the server that these environment variables name answer, and let us in?"""
-    request = Request(f"{variables[ADDRESS].rstrip('/')}/admin/version")  # noqa: S310  (the user's own setting)
-    if password := variables.get(PASSWORD):
-        request.add_header("Authorization", f"Basic {b64encode(password.encode()).decode()}")
+    """Whether the Prefect server that these environment variables name answers.
+
+    Proxies of the environment are used, but never for an address of this machine. InputError if the
+    server refuses the user and password that PREFECT_API_AUTH_STRING gives, or asks for them.
+    """
+    address = f"{variables[ADDRESS].rstrip('/')}/admin/version"
+    user, _, password = variables.get(PASSWORD, "").partition(":")
     try:
-        with urlopen(request, timeout=seconds):  # noqa: S310
-            return True
-    except HTTPError as error:
-        if error.code in (401, 403):
-            raise InputError(f"the Prefect server at {variables[ADDRESS]} asks for a password: set {PASSWORD} to user:password") from error
+        reply = httpx.get(
+            address,
+            auth=(user, password) if user else None,
+            timeout=seconds,
+            follow_redirects=True,
+            trust_env=not is_loopback(httpx.URL(address).host),
+        )
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
-    except (URLError, OSError, ValueError):
-        return False
+    if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        raise InputError(f"the Prefect server at {variables[ADDRESS]} asks for a password: set {PASSWORD} to user:password")
+    return reply.is_success
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def require_server() -> None:

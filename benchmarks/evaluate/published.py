@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+from qwen_vl_utils import process_vision_info
 from transformers import PreTrainedModel
 
 from stages.corpus.dataset.image_store import open_image
@@ -29,11 +30,13 @@ def answer_as_published(
     policy.eval()
     completions: list[list[int]] = []
     ends = policy.generation_config.eos_token_id or ()
+    patch_size = processor.image_processor.patch_size
     for start in range(0, len(asked), BATCH):
         batch = asked[start : start + BATCH]
         texts = [processor.apply_chat_template(chat(each.words), tokenize=False, add_generation_prompt=True) for each in batch]
-        pictures = [open_image(each.own) for each in batch]
-        inputs = processor(text=texts, images=pictures, padding=True, padding_side="left", return_tensors="pt").to(policy.device)
+        # scales an image to whole patches by Pillow, before the processor would by torchvision
+        images, _ = process_vision_info([_with_image(each) for each in batch], image_patch_size=patch_size)
+        inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(policy.device)
         generated = policy.generate(
             **inputs,
             use_cache=True,
@@ -44,3 +47,10 @@ def answer_as_published(
         for row in generated[:, inputs["input_ids"].shape[1] :].tolist():
             completions.append(row[: next((place + 1 for place, token in enumerate(row) if token in ends), len(row))])
     return completions
+
+
+def _with_image(question: Question) -> list[dict[str, Any]]:
+    """The chat, the image's place filled with the image that the question is about."""
+    (turn,) = chat(question.words)
+    image, words = turn["content"]
+    return [{**turn, "content": [{**image, "image": open_image(question.own)}, words]}]

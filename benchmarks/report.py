@@ -32,7 +32,8 @@ from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.provenance import provenance
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
-from stages.evaluate import ABLATIONS, SCHEMA, exchange
+from stages.evaluate import exchange
+from stages.generation.table import ABLATIONS, SCHEMA
 from stages.scoring.floors import as_json
 from stages.scoring.tables import CELLS
 from stages.taxonomy import AXES
@@ -121,17 +122,16 @@ def make_questions(n: int) -> pd.DataFrame:
 def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
     """The predictions of one checkpoint as stage evaluate writes them: right in six of ten, in four of ten without the picture."""
     rng = np.random.default_rng([1, number])
-    rows = questions[["question_id", "dataset", "modality", "question_type", "image", "n_options", "gold"]].copy()
+    rows = questions[["question_id", "dataset", "modality", "question_type", "image", "options", "gold"]].copy()
     rows["checkpoint"] = checkpoint
     rows["modality_test"] = rows["task_test"] = True
-    rows["completion_tokens"] = rng.integers(6, 250, len(rows))
     partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
     for prefix, share in (("", 0.6), *((f"{variant}_", 0.4) for variant in ABLATIONS)):
         right = rng.random(len(rows)) < share
-        other = [LETTERS[(LETTERS.index(gold) + 1) % count] for gold, count in zip(rows["gold"], rows["n_options"], strict=True)]
-        rows[f"{prefix}answer"] = np.where(right, rows["gold"], other)
-        rows[f"{prefix}output"] = [f"<think>{'It is round. ' * 12}</think><answer>{said}</answer>" for said in rows[f"{prefix}answer"]]
-        rows[f"{prefix}correct"] = right
+        other = [LETTERS[(LETTERS.index(gold) + 1) % len(options)] for gold, options in zip(rows["gold"], rows["options"], strict=True)]
+        letters = np.where(right, rows["gold"], other)
+        rows[f"{prefix}output"] = [f"<think>{'It is round. ' * 12}</think><answer>{letter}</answer>" for letter in letters]
+        rows[f"{prefix}completion_tokens"] = rng.integers(6, 250, len(rows))
     rows["blank_image"], rows["shuffled_image"] = "", rows["image"].map(partner)
     facts = {"params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}
     path = layout.predictions(checkpoint)

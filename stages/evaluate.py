@@ -1,9 +1,9 @@
-"""Stage `evaluate@<checkpoint>`: greedy answers to every test question of its axis, kept one row a question.
+"""Stage `evaluate@<checkpoint>`: greedy completions for every test question of its axis, one row per question.
 
     python -m stages.evaluate ct        the checkpoint on the test splits of all modalities
     python -m stages.evaluate base      the base on the test splits of both axes
 
-No number is computed here: every table is derived from the rows (stage report). Answers are kept as they come in
+No answer is extracted and no number computed here: both are derived from the rows (stage report). Completions are kept as they come in
 .scratch/evaluate: one that was killed goes on where it was. Several GPUs share the questions, a process each; MED_R1_PROCESSES says
 how many processes where that is to be another number.
 """
@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from stages.answers.extraction import extract_answer
 from stages.core import layout
 from stages.core.cli import run_stage
+from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.ranks import check_wanted, run_shares, wanted_processes
 from stages.core.errors import InputError
@@ -40,42 +40,15 @@ from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import identity
 from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.corpus.dataset.split_files import read_split
+from stages.generation.table import SCHEMA
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import hashes
 from stages.prompts.styles import ask
-from stages.scoring.tables import CELLS
 from stages.taxonomy import AXES
 
 if TYPE_CHECKING:  # they import torch
     from stages.generation.answer_store import KeptAnswers
     from stages.generation.generate import Completion, Key, Question
-
-ABLATIONS: Final = ("blank", "shuffled")
-_ABLATED: Final = {"image": pa.string(), "output": pa.string(), "answer": pa.string(), "correct": pa.bool_()}
-SCHEMA: Final = pa.schema(
-    [
-        ("checkpoint", pa.string()),
-        ("question_id", pa.string()),
-        ("dataset", pa.string()),
-        ("modality", pa.string()),
-        ("question_type", pa.string()),
-        ("modality_test", pa.bool_()),
-        ("task_test", pa.bool_()),
-        ("image", pa.string()),
-        ("n_options", pa.int32()),
-        ("gold", pa.string()),
-        ("output", pa.string()),
-        ("answer", pa.string()),
-        ("correct", pa.bool_()),
-        ("completion_tokens", pa.int32()),
-        *((f"{variant}_{field}", kind) for variant in ABLATIONS for field, kind in _ABLATED.items()),
-    ]
-)
-"""One row a (checkpoint, question). `modality_test`, `task_test`: is the question in the test split of that axis.
-
-`blank_*`, `shuffled_*`: the same question asked of a black picture, and of `shuffled_image`, the picture of another question of
-its modality; null where that was not done.
-"""
 
 
 def main() -> None:
@@ -124,24 +97,10 @@ def main() -> None:
         schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
         with whole_file(layout.predictions(name)) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-        run.summarise(_accuracies(rows))
+        run.summarise({"test/completion_tokens": sum(row["completion_tokens"] for row in rows) / len(rows)})
         run.artifact(f"{name}-predictions", "predictions", lambda: {str(layout.predictions(name)): files_hash([layout.predictions(name)])})
     shutil.rmtree(scratch)
-    print(f"{name}: {sum(row['correct'] for row in rows)} of {len(rows)} right -> {layout.predictions(name)}")
-
-
-def _accuracies(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Share of right answers in each test split, by "test/<axis>/<split>", and for each of the pictures that were asked of."""
-    right: dict[str, list[bool]] = {}
-    for row in rows:
-        for axis in AXES:
-            if row[f"{axis}_test"]:
-                cell = f"test/{axis}/{row[CELLS[axis]]}"
-                right.setdefault(cell, []).append(row["correct"])
-                for variant in ABLATIONS:
-                    if f"{variant}_correct" in row:
-                        right.setdefault(f"{cell}/{variant}", []).append(row[f"{variant}_correct"])
-    return {cell: sum(each) / len(each) for cell, each in sorted(right.items())}
+    print(f"{name}: {len(rows)} questions answered -> {layout.predictions(name)}")
 
 
 def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
@@ -229,15 +188,16 @@ def _answer(
 def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completion], place: int, question: Question) -> dict[str, Any]:
     """The row of one question."""
     _, options = parse_problem(item["problem"])
-    gold = parse_solution(item["solution"])
     row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
-    row |= {"n_options": len(options), "gold": gold, "completion_tokens": len(completions[place, "real"].ids)}
+    row |= {"options": list(options.values()), "gold": parse_solution(item["solution"])}
     for variant, path in question.pictures.items():
         prefix = "" if variant == "real" else f"{variant}_"
-        text = completions[place, variant].text
-        answer = extract_answer(text, options)
-        row |= {f"{prefix}output": text, f"{prefix}answer": answer, f"{prefix}correct": answer == gold}
-        row |= {f"{prefix}image": path} if prefix else {}
+        completion = completions[place, variant]
+        row |= {
+            f"{prefix}image": path,
+            f"{prefix}output": completion.text,
+            f"{prefix}completion_tokens": len(completion.ids),
+        }
     return row
 
 
@@ -257,7 +217,7 @@ def _fingerprint(
             ),
             "questions": hashlib.sha256(said.encode()).hexdigest(),
             "pictures": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
-            "code": files_hash(list(Path(__file__).parent.rglob("*.py"))),
+            "code": files_hash(stage_code("evaluate")),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "windows": [len(window) for window in windows],
         }

@@ -23,10 +23,12 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json, whole_directory, whole_file, write_json
 from stages.core.params import Params, load_params
 from stages.core.provenance import provenance
+from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import Quarantine, read_quarantine
 from stages.corpus.splitting.data_tests import Results, read_results
 from stages.corpus.splitting.leaks import read_leaks
+from stages.generation.table import ABLATIONS
 from stages.prompts.styles import Style
 from stages.reporting import evidence as gather
 from stages.reporting.cards import render_card
@@ -39,7 +41,17 @@ from stages.reporting.sources import check_same_kind, read_predictions, read_tra
 from stages.reporting.terminal import print_report
 from stages.scoring.floors import Floor, read_floor
 from stages.scoring.metrics import compute_metrics
-from stages.scoring.tables import CELLS, Target, check_predictions, check_same_questions
+from stages.scoring.predictions import write_scored
+from stages.scoring.tables import (
+    CELLS,
+    Target,
+    check_predictions,
+    check_same_questions,
+    in_domain,
+    score,
+    with_ablation,
+    without_picture,
+)
 from stages.taxonomy import AXES, MODALITIES
 
 METRICS = layout.REPORT / "metrics.json"
@@ -94,6 +106,7 @@ def main() -> None:
 def make() -> None:
     """Read and check everything, then write report/; nothing is written if an input is refused."""
     params = load_params()
+    check_tracking(params.tracking)
     sources = _read_predictions(params, {name: layout.predictions(name) for name in ["base", *params.checkpoints]}, params.splits.kind)
     sources.style = params.prompt.style
     sources.floors = {(axis, slug): read_floor(layout.prior(axis, slug)) for axis, slugs in AXES.items() for slug in slugs}
@@ -106,6 +119,9 @@ def make() -> None:
     sources.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
     sources.data_tests = read_results(layout.DATA_TESTS)
     _write(sources, layout.REPORT)
+    for name, rows in sources.predictions.items():
+        with tracked(params, "report", name, sources.origins[name], identity="") as run:
+            run.summarise(_accuracies(rows))
 
 
 def rebuild(folder: Path, floors: Path, out: Path) -> None:
@@ -225,6 +241,9 @@ def _write(sources: Sources, folder: Path) -> None:
     _write_figures(folder / "figures", evidence, sources.targets, facts)
     with whole_directory(folder / "tables") as temporary:
         write_sheets(temporary, evidence)
+        (temporary / "predictions").mkdir()
+        for name, rows in sources.predictions.items():
+            write_scored(temporary / "predictions" / f"{name}.parquet", rows, sources.origins[name])
     with whole_directory(folder / "cards") as temporary:
         for name in sources.targets:
             (temporary / f"{name}.md").write_text(render_card(name, evidence), encoding="utf-8")
@@ -250,6 +269,19 @@ def _write_figures(folder: Path, evidence: gather.Evidence, targets: dict[str, T
                 save_heatmap(temporary / f"visual_gain_{axis}.png", tables.visual_gain, title, facts)
         if evidence.logs:
             save_training(temporary / "training.png", evidence.logs, {name: targets[name].axis for name in evidence.logs}, facts)
+
+
+def _accuracies(predictions: pd.DataFrame) -> dict[str, float]:
+    """Accuracy by "test/<axis>/<split>", and by "test/<axis>/<split>/<variant>" where questions were asked in that variant."""
+    rows = {}
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            own = in_domain(predictions, axis, slug)
+            rows[f"test/{axis}/{slug}"] = own
+            for variant in ABLATIONS:
+                rows[f"test/{axis}/{slug}/{variant}"] = without_picture(with_ablation(own, variant), variant)
+    accuracies = {cell: score(own).accuracy for cell, own in rows.items()}
+    return {cell: accuracy for cell, accuracy in accuracies.items() if accuracy is not None}
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import yaml
 
 from stages.core import layout
 from stages.core.cli import run_stage
+from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.launch import end_with_launcher, launch, processes
 from stages.core.errors import InputError
@@ -155,7 +156,7 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
         | {
             "split": files_hash([split]),
             "base": files_hash(base),
-            "code": files_hash(list(Path(__file__).parent.rglob("*.py"))),
+            "code": files_hash(stage_code("train")),
             "processes": processes(),
             "deepspeed": files_hash([configuration]) if configuration else None,
         }

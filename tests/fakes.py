@@ -25,10 +25,12 @@ from stages.corpus.quarantine.ledger import Place, Row, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
 from stages.corpus.splitting.leaks import as_json, count_leaks
-from stages.evaluate import ABLATIONS, SCHEMA, exchange
+from stages.evaluate import exchange
+from stages.generation.table import ABLATIONS, SCHEMA
 from stages.reporting.figures import CURVES
 from stages.scoring.floors import RULES, Floor, find_floor
 from stages.scoring.floors import as_json as floor_as_json
+from stages.scoring.predictions import add_answers
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question
 from stages.scoring.tables import CELLS
@@ -105,7 +107,7 @@ def make_questions(
 
 
 def make_predictions(questions: pd.DataFrame, checkpoint: str, *, ablations: bool = True, cell: str | None = None) -> pd.DataFrame:
-    """What a checkpoint writes for its test questions: the base guesses and loses the form, the others less so.
+    """What a checkpoint writes for its test questions, as it is read: the base guesses and loses the form, the others less so.
 
     With `ablations` also without the picture, where it knows half as much. A checkpoint that is not called after what it was trained
     on (`cell`) is none of the thirteen.
@@ -122,20 +124,18 @@ def make_predictions(questions: pd.DataFrame, checkpoint: str, *, ablations: boo
         knows, readable = (learnt, 0.98) if own else (0.3 * learnt, 0.93) if axis else (0.05, 0.7)
         said = question["right"] if rng.random() < knows else int(rng.integers(len(question["options"])))
         answer = LETTERS[said] if rng.random() < readable else None
-        gold = LETTERS[question["right"]]
         rows.append(
             {
                 "checkpoint": checkpoint,
                 **{name: question[name] for name in (*SLICES, "modality_test", "task_test", "image")},
-                "n_options": len(question["options"]),
-                "gold": gold,
+                "options": question["options"],
+                "gold": LETTERS[question["right"]],
                 "output": format_solution(answer) if answer else "<answer> the answer is",
-                "answer": answer,
-                "correct": answer == gold,
                 "completion_tokens": 8 if answer else 12,
             }
         )
-    return _with_ablations(pd.DataFrame(rows), 0.5 * learnt, ablations)
+    written = _with_ablations(pd.DataFrame(rows), 0.5 * learnt, ablations)
+    return add_answers(pa.Table.from_pandas(written, schema=SCHEMA, preserve_index=False)).to_pandas()
 
 
 def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFrame:
@@ -143,17 +143,14 @@ def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFram
     rng = np.random.default_rng(7)
     partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
     for variant in ABLATIONS:
-        letters = [LETTERS[int(rng.integers(number))] for number in rows["n_options"]]
+        letters = [LETTERS[int(rng.integers(len(options)))] for options in rows["options"]]
         guesses = [gold if rng.random() < knows else letter for gold, letter in zip(rows["gold"], letters, strict=True)]
         answers = pd.Series([letter if rng.random() < 0.95 else None for letter in guesses], index=rows.index, dtype=object)
         images = rows["image"].map(partner) if variant == "shuffled" else pd.Series("", index=rows.index)
         there = images.notna() & done
         rows[f"{variant}_image"] = images.where(there, None)
         rows[f"{variant}_output"] = answers.map(lambda said: format_solution(said) if said else "<answer>").where(there, None)
-        rows[f"{variant}_answer"] = answers.where(there, None)
-        rows[f"{variant}_correct"] = (
-            (answers == rows["gold"]).astype(object).where(there, None) if not there.all() else answers == rows["gold"]
-        )
+        rows[f"{variant}_completion_tokens"] = pd.Series(8, index=rows.index, dtype="Int32").where(there)
     return rows
 
 
@@ -186,7 +183,6 @@ def make_floors(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[st
 
 def write_predictions(path: Path, predictions: pd.DataFrame, provenance: dict[str, Any] = PROVENANCE) -> None:
     """Write predictions as stage evaluate does, provenance and all."""
-    predictions = predictions.reindex(columns=SCHEMA.names)
     table = pa.Table.from_pandas(predictions, schema=SCHEMA, preserve_index=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), path)

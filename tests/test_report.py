@@ -39,7 +39,7 @@ from tests.fakes import (
 )
 
 CROSSED = [f"{name}_{axis}.csv" for name in ("cross", "slices", "to_base", "visual_gain") for axis in AXES]
-TABLES = sorted([*CROSSED, "datasets.csv", "in_domain.csv", "published_by_others.csv", "reward_hacking.csv"])
+TABLES = sorted([*CROSSED, "datasets.csv", "in_domain.csv", "predictions", "published_by_others.csv", "reward_hacking.csv"])
 FIGURES = sorted(["training.png", *(f"{name}{axis}.png" for name in ("", "to_base_", "visual_gain_") for axis in AXES)])
 OUTPUTS = sorted(["cards", "figures", "tables", "index.html", "metrics.json", "provenance.json", "report.md", "summary.json"])
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
@@ -346,7 +346,7 @@ def test_what_a_model_wrote_stays_text_in_markdown(project: Path, monkeypatch: p
 
 
 def tables_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "tables").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((folder / "tables").rglob("*.*"))}
 
 
 def test_every_table_is_made_again_from_predictions_and_floors(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,6 +393,16 @@ def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same
             pd.read_csv(folder / "tables" / f"visual_gain_{axis}.csv", index_col=0) for folder in (Path("out"), made / layout.REPORT)
         )
         pd.testing.assert_frame_equal(ours, theirs.loc[ours.index])
+
+
+def test_the_predictions_are_among_the_tables_with_answer_and_correctness(made: Path) -> None:
+    folder = made / layout.REPORT / "tables" / "predictions"
+    assert {path.stem for path in folder.iterdir()} == {"base", *CHECKPOINTS}
+    rows = pd.read_parquet(folder / "ct.parquet")
+    assert (rows["correct"] == (rows["answer"] == rows["gold"])).all()
+    own = rows[rows["modality_test"] & (rows["modality"] == "ct")]
+    told = metrics_of(made)["checkpoints"]["ct"]["in_domain"]
+    assert (len(own), round(own["correct"].mean(), 4)) == (told["n"], told["accuracy"])
 
 
 def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

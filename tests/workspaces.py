@@ -28,8 +28,11 @@ def small_workspace(
 ) -> None:
     """Fill `root`, from which the stages are then run; every split holds the same questions, train and test alike.
 
+    Code and pipeline are links to the repository's.
     With `sft`, settings of its own, the checkpoint sft-ct is there too.
     """
+    for name in ("stages", "dvc.yaml"):
+        (root / name).symlink_to(REPOSITORY / name)
     tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
     tree["grpo"] |= {"max_steps": 2, "prompts_per_device": 2, "num_generations": 2} | (grpo or {})
     tree["evaluate"]["batch_size"] = 16

@@ -92,7 +92,7 @@ def check_tracking(tracking: Tracking) -> None:
 
 @contextmanager
 def tracked(
-    params: Params, job: Literal["train", "evaluate"], name: str, config: Mapping[str, Any], *, identity: str, active: bool = True
+    params: Params, job: Literal["train", "evaluate", "report"], name: str, config: Mapping[str, Any], *, identity: str, active: bool = True
 ) -> Iterator[Run]:
     """The run of one job on a checkpoint; one that does nothing if tracking is off or `active` is false, as beside the main process.
 

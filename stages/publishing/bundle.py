@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from stages.core.secrets import held_secret
 from stages.policy.weights import WEIGHTS, missing_parts
 from stages.publishing.card import Usage, render
 from stages.reporting.sources import read_predictions
+from stages.scoring.predictions import write_scored
 from stages.scoring.tables import in_domain
 
 NEEDED: Final = ("config.json", "generation_config.json", "tokenizer_config.json", "README.md", "provenance.json")
@@ -86,7 +88,9 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     items = [Item("README.md", card.encode())]
     items += [Item(path.name, path) for pattern in TAKEN for path in sorted(folder.glob(pattern))]
     items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
-    items.append(Item(f"predictions/{name}.parquet", layout.predictions(name)))
+    scored = BytesIO()
+    write_scored(scored, table, origin)
+    items.append(Item(f"predictions/{name}.parquet", scored.getvalue()))
     _check_secrets(items)
     return Bundle(name, tuple(sorted(items, key=lambda item: item.name)), card, commit)
 

@@ -14,7 +14,8 @@ from stages.corpus.quarantine.ledger import Quarantine, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import Results
 from stages.corpus.splitting.leaks import Leaks, total
-from stages.scoring.tables import ABLATIONS, CELLS, CrossTable, Target, cross_table, cross_to_base, cross_visual_gain, in_domain
+from stages.generation.table import ABLATIONS
+from stages.scoring.tables import CELLS, CrossTable, Target, cross_table, cross_to_base, cross_visual_gain, in_domain
 
 SYNTHETIC: Final = "Phantom"
 """How the names of drawn datasets begin."""

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import InputError
+from stages.scoring.predictions import add_answers, check_columns
 
 LOG_COLUMNS: Final = (
     "step",
@@ -26,17 +27,22 @@ LOG_COLUMNS: Final = (
 
 
 def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One checkpoint's predictions and the provenance in the file; `stage` is what makes the file."""
+    """One checkpoint's predictions, answers extracted and scored, and the provenance in the file; `stage` makes the file.
+
+    InputError if the file is missing, or not what stage evaluate writes.
+    """
+    remedy = f"make it again: `dvc repro --single-item --force {stage}`"
     try:
         table = pq.read_table(path)
         origin = json.loads(table.schema.metadata[b"provenance"])
     except FileNotFoundError:
         raise _absent(path, stage) from None
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a parquet file ({error}); make it again: `dvc repro --single-item --force {stage}`") from error
+        raise InputError(f"{path} is not a parquet file ({error}); {remedy}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} does not say where it comes from; make it again: `dvc repro --single-item --force {stage}`") from error
-    return table.to_pandas(), origin
+        raise InputError(f"{path} does not say where it comes from; {remedy}") from error
+    check_columns(table, str(path), remedy)
+    return add_answers(table).to_pandas(), origin
 
 
 def check_same_kind(origins: Mapping[str, dict[str, Any]], kind: str | None) -> str | None:

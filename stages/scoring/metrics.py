@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import InputError
+from stages.generation.table import ABLATIONS
 from stages.prompts.styles import Style
 from stages.scoring.baselines import score_every_way
 from stages.scoring.floors import RULES, Floor
 from stages.scoring.hacking import watch
 from stages.scoring.statistics import bootstrap_cells, cluster_interval, holm, mcnemar, percentiles, wilson_interval
 from stages.scoring.tables import (
-    ABLATIONS,
     Score,
     Target,
     in_domain,

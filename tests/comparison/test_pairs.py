@@ -10,6 +10,7 @@ import pytest
 
 from stages.comparison.pairs import BASE, MEANS, Run, check_comparable, common_facts, compare, published_table, rows_of
 from stages.core.errors import InputError
+from stages.corpus.dataset.problems import format_solution
 from stages.scoring.statistics import holm, mcnemar, paired_interval
 from stages.taxonomy import AXES
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
@@ -23,7 +24,8 @@ def flipped(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Other answers to the same questions: a third of the right ones lost, a tenth of the wrong ones won."""
     drawn = np.random.default_rng(seed).random(len(rows))
     right = np.where(rows["correct"].to_numpy(bool), drawn > 1 / 3, drawn < 0.1)
-    return rows.assign(correct=right, answer=rows["gold"].where(right, None))
+    outputs = [format_solution(gold) if hit else "" for hit, gold in zip(right, rows["gold"], strict=True)]
+    return rows.assign(correct=right, answer=rows["gold"].where(right, None), output=outputs)
 
 
 def run(source: str = "a", changed: bool = False, facts: dict[str, str] | None = None) -> Run:

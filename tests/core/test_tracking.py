@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from stages import evaluate, train
+from stages import evaluate, report, train
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.params import Params, load_params
 from stages.core.tracking import Run, check_tracking, tracked
+from tests.fakes import write_project
 from tests.workspaces import REPOSITORY, small_workspace
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -86,11 +87,25 @@ def test_training_and_test_are_runs_of_their_checkpoint_and_hold_numbers_setting
     assert "wandb: ct, train: kept in .scratch/wandb/offline-run-" in told
     settings = ('"lr_scheduler":"linear"', "git_commit", "no-think", "modality")
     trained = kept(tmp_path, "ct-train", "train/reward", "train/kl", *settings, "hashes.json", "ct-train")
-    tested = kept(tmp_path, "ct-evaluate", "test/modality/ct", "test/modality/mri/shuffled", "ct-predictions", '"max_new_tokens":12')
+    tested = kept(tmp_path, "ct-evaluate", "test/completion_tokens", "ct-predictions", '"max_new_tokens":12')
     for content in (trained, tested):
         for secret in (KEY, "hf_0123456789", HOST, str(tmp_path / "home")):
             assert secret.encode() not in content, secret
     assert not (tmp_path / "home").exists(), "nothing is written beside the workspace"
+
+
+def test_a_report_tracks_the_accuracies_of_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_project(tmp_path, per_cell=8)
+    tree = yaml.safe_load((tmp_path / layout.PARAMS).read_text(encoding="utf-8"))
+    tree["checkpoints"] = {"ct": tree["checkpoints"]["ct"]}
+    tree["evaluations"] = {name: tree["evaluations"][name] for name in ("base", "ct")}
+    tree["tracking"]["wandb"] = "offline"
+    (tmp_path / layout.PARAMS).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", KEY[::-1])  # KEY itself is the commit in the made-up provenance
+    report.make()
+    for name, axis in (("base", "task/lesion-grading"), ("ct", "modality/ct")):
+        kept(tmp_path, f"{name}-report", f"test/{axis}", f"test/{axis}/blank", f"test/{axis}/shuffled")
 
 
 def test_a_job_that_is_killed_and_goes_on_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

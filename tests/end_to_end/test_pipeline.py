@@ -163,7 +163,7 @@ def test_a_bad_setting_stops_a_stage_with_one_message(clone: Path) -> None:
 
 
 def test_a_report_can_be_read_without_its_models(clone: Path) -> None:
-    table = pd.read_parquet(clone / "predictions" / "base.parquet")
+    table = pd.read_parquet(clone / "report" / "tables" / "predictions" / "base.parquet")
     metrics = json.loads((clone / "report" / "metrics.json").read_text(encoding="utf-8"))
     mine = table[(table["modality"] == "ct") & table["modality_test"]]
     assert metrics["checkpoints"]["ct"]["in_domain"]["base"] == pytest.approx(mine["correct"].mean(), abs=1e-4)

@@ -20,6 +20,7 @@ from stages.core.errors import InputError
 from stages.core.params import load_params
 from stages.publishing import command as publish
 from stages.publishing.bundle import gather
+from stages.reporting.sources import read_predictions
 from tests.hubs import Repository, hub_serving
 from tests.workspaces import REPOSITORY, small_workspace
 
@@ -46,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluate.main()
     change_origin(root, **CLEAN)
     assert made["base_model"] == base
-    rows = pd.read_parquet(root / layout.predictions("ct"))
+    rows, _ = read_predictions(root / layout.predictions("ct"), "evaluate@ct")
     own = rows[rows["modality"] == "ct"]["correct"]
     (root / "report" / "cards").mkdir(parents=True)
     (root / "report" / "cards" / "ct.md").write_text(CARD, encoding="utf-8")
@@ -132,7 +133,9 @@ def test_an_uploaded_checkpoint_opens_with_nothing_of_this_project_and_answers_t
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
         (elsewhere / name).write_bytes(content)
     assert not list(elsewhere.rglob("*.bin"))
-    row = pd.read_parquet(elsewhere / "predictions" / "ct.parquet").iloc[0]
+    published = pd.read_parquet(elsewhere / "predictions" / "ct.parquet")
+    assert (published["correct"] == (published["answer"] == published["gold"])).all()
+    row = published.iloc[0]
     (item,) = [
         each
         for path in (project / layout.SPLITS).rglob("test.json")

@@ -160,6 +160,6 @@ def test_a_full_test_split_is_watched_in_seconds() -> None:
 
 
 def test_scoring_imports_no_torch() -> None:
-    names = "answers balanced baselines hacking metrics prior published questions statistics tables"
+    names = "answers balanced baselines hacking metrics predictions prior published questions statistics tables"
     code = f"import sys; [__import__('stages.scoring.' + name) for name in {names.split()!r}]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -1,0 +1,49 @@
+"""What an edit of code makes stale, by DVC's own reckoning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.dvc_api.client import read_status
+from tests.flows.tiny import REPOSITORY, run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stages that depend on the code that the pipeline's do, and on nothing else, up to date."""
+    root = tmp_path_factory.mktemp("pipeline")
+    pipeline = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = {}
+    for name, entry in pipeline.items():
+        code = [dep for dep in entry.get("do", entry)["deps"] if dep.startswith("stages/")]
+        stages[name] = {"cmd": f"echo > {name}.txt", "deps": code, "outs": [f"{name}.txt"]}
+    (root / "dvc.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    run("git", "init", "-q", cwd=root)
+    run("dvc", "init", "-q", cwd=root)
+    run("dvc", "repro", cwd=root)
+    assert read_status(root) == {}
+    return root
+
+
+@pytest.mark.parametrize(
+    ("edited", "stale"),
+    [
+        # rewards use the rule, so that a training by another rule is another training
+        ("scoring/answers.py", {"report", "train"}),
+        ("scoring/predictions.py", {"report"}),
+        ("evaluate.py", {"evaluate"}),
+    ],
+)
+def test_an_edit_makes_stale_what_the_code_decides_and_nothing_else(root: Path, edited: str, stale: set[str]) -> None:
+    path = root / "stages" / edited
+    before = path.read_text(encoding="utf-8")
+    path.write_text(f"{before}# edited\n", encoding="utf-8")
+    found = set(read_status(root))
+    path.write_text(before, encoding="utf-8")
+    assert found == stale

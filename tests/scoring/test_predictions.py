@@ -1,0 +1,106 @@
+"""Answers and correctness computed from raw completions, and tables that hold none."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stages.core.errors import InputError
+from stages.generation.table import SCHEMA
+from stages.scoring.predictions import SCORED, add_answers, check_columns, write_scored
+
+ROW: dict[str, Any] = {
+    "checkpoint": "ct",
+    "question_id": "q0",
+    "dataset": "Phantom",
+    "modality": "ct",
+    "question_type": "lesion-grading",
+    "modality_test": True,
+    "task_test": False,
+    "image": "data/images/ct/0.png",
+    "options": ["Cyst", "Nodule"],
+    "gold": "B",
+    "output": "<answer> B </answer>",
+    "completion_tokens": 8,
+}
+BLANK = {"blank_image": "", "blank_output": "<answer>A</answer>", "blank_completion_tokens": 8}
+SOURCE, REMEDY = "predictions/ct.parquet", "make it again"
+
+
+def table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([ROW | row for row in rows], schema=SCHEMA.with_metadata({"provenance": "{}"}))
+
+
+def refusal(predictions: pa.Table) -> str:
+    with pytest.raises(InputError) as error:
+        check_columns(predictions, SOURCE, REMEDY)
+    return str(error.value)
+
+
+def test_the_schema_holds_no_answer() -> None:
+    assert not [name for name in SCHEMA.names if "answer" in name or "correct" in name]
+    assert set(SCHEMA.names) < set(SCORED.names)
+
+
+@pytest.mark.parametrize(
+    ("output", "answer"), [("<answer>B</answer>", "B"), ("Nodule", "B"), ("<answer>A</answer>", "A"), ("C", None), ("", None)]
+)
+def test_an_answer_is_extracted_with_the_options_of_its_question(output: str, answer: str | None) -> None:
+    scored = add_answers(table({"output": output}))
+    assert scored.schema.equals(SCORED)
+    (row,) = scored.to_pylist()
+    assert (row["answer"], row["correct"], row["n_options"]) == (answer, answer == "B", 2)
+
+
+def test_each_variant_is_scored_and_what_was_not_asked_stays_null() -> None:
+    asked, other = add_answers(table(BLANK, {})).to_pylist()
+    assert (asked["blank_answer"], asked["blank_correct"]) == ("A", False)
+    assert (asked["shuffled_answer"], asked["shuffled_correct"]) == (None, None)
+    assert (other["blank_answer"], other["blank_correct"]) == (None, None)
+
+
+def test_an_output_without_a_word_is_wrong_and_not_missing() -> None:
+    (row,) = add_answers(table(BLANK | {"blank_output": ""})).to_pylist()
+    assert (row["blank_answer"], row["blank_correct"]) == (None, False)
+
+
+def test_what_was_scored_is_written_with_its_answers_and_provenance() -> None:
+    scored = add_answers(table(BLANK, {"question_id": "q1", "output": "?"}))
+    buffer = io.BytesIO()
+    write_scored(buffer, scored.to_pandas(), {"git_commit": "abc"})
+    again = pq.read_table(buffer)
+    assert again.equals(scored)
+    assert json.loads(again.schema.metadata[b"provenance"]) == {"git_commit": "abc"}
+
+
+@pytest.mark.parametrize("column", SCHEMA.names)
+def test_a_missing_column_is_named(column: str) -> None:
+    assert refusal(table({}).drop_columns([column])) == f"{SOURCE}: no column {column!r}; {REMEDY}"
+
+
+@pytest.mark.parametrize("column", [field.name for field in SCHEMA if not field.nullable])
+def test_a_missing_value_is_named_with_its_row(column: str) -> None:
+    message = refusal(table({}, {column: None}))
+    assert message.startswith(f"{SOURCE}: row 1 ")
+    assert f"has no {column}" in message
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("modality_test", ["True"]), ("output", [7]), ("completion_tokens", [3.5]), ("options", [["Cyst", None]]), ("blank_output", [1])],
+)
+def test_a_column_of_another_type_is_named(column: str, values: list[Any]) -> None:
+    predictions = table({})
+    number = predictions.column_names.index(column)
+    message = refusal(predictions.set_column(number, column, pa.array(values)))
+    assert f"column {column!r} holds" in message
+    assert REMEDY in message
+
+
+def test_a_table_of_the_schema_passes() -> None:
+    check_columns(table(BLANK, {}), SOURCE, REMEDY)

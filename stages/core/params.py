@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError, model_validator
 
 from stages.core import layout
@@ -15,6 +13,7 @@ from stages.core.errors import InputError
 from stages.core.settings.data import Cache, Corpus, DataTest, DataTests, Dicom, Limits, Quarantine, Resize, Splits
 from stages.core.settings.group import SettingsGroup
 from stages.core.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers, Tracking
+from stages.core.yaml_files import load_yaml, read_text
 from stages.taxonomy import AXES
 
 __all__ = [
@@ -171,19 +170,14 @@ def load_params(path: Path = layout.PARAMS) -> Params:
 def read_settings(path: Path) -> dict[str, Any]:
     """A YAML file of settings, unchecked; InputError if it is missing or holds none."""
     try:
-        return parse_settings(path.read_text(encoding="utf-8"), path)
+        return parse_settings(read_text(path), path)
     except FileNotFoundError:
         raise InputError(f"{path} not found: run from the project's root") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
 
 
 def parse_settings(text: str, path: Path) -> dict[str, Any]:
     """The same of a text; `path` is what an error names."""
-    try:
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+    tree = load_yaml(text, path)
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected groups of settings, got {type(tree).__name__}")
     return tree
@@ -195,27 +189,6 @@ def check_params(tree: dict[str, Any], path: Path) -> Params:
         return Params.model_validate(tree)
     except ValidationError as error:
         raise InputError("\n       ".join([f"{path} has settings that are not allowed:", *explain(error, "", Params, tree)])) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-6 is a number, as everywhere but in YAML 1.1, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse duplicate keys; a merged key (`<<`) may be given again."""
-        seen = set()
-        for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
 
 
 def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from stages.core.errors import InputError
 from stages.core.params import load_params
+from stages.core.yaml_files import dump_yaml, read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -21,12 +21,12 @@ SFT = {"axis": "modality", "split": "ct", "method": "sft", "images": "x"}
 
 @pytest.fixture
 def tree() -> dict[str, Any]:
-    return dict(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8")))
+    return dict(read_yaml(REPOSITORY / "params.yaml"))
 
 
 def load(tree: Any, folder: Path) -> Any:
     path = folder / "params.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    path.write_text(dump_yaml(tree), encoding="utf-8")
     return load_params(path)
 
 
@@ -181,6 +181,13 @@ def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
     assert load_params(path).grpo.learning_rate == 1e-6
 
 
+def test_a_data_test_is_switched_off_by_a_plain_off(tmp_path: Path) -> None:
+    text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace("letter_bias: {severity: warning", "letter_bias: {severity: off"), encoding="utf-8")
+    assert load_params(path).data_tests.letter_bias.severity == "off"
+
+
 def test_a_checkpoints_own_settings_win(tree: dict[str, Any], tmp_path: Path) -> None:
     put(tree, "checkpoints.ct.grpo", {"max_steps": 7})
     params = load(tree, tmp_path)
@@ -197,7 +204,7 @@ def test_an_unknown_checkpoint_is_answered_with_the_known_ones(ask: str) -> None
 
 def test_every_entry_writes_out_what_dvc_reads() -> None:
     """DVC's interpolation knows no defaults."""
-    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(REPOSITORY / "params.yaml")
     for name, entry in tree["checkpoints"].items():
         assert {"axis", "split", "method", "images"} <= set(entry), name
 

@@ -1,39 +1,33 @@
-"""Where trainings begin: `checkpoints.<name>.start` of params.yaml, written in place, so that comments and order stay."""
+"""Initial checkpoints: `checkpoints.<name>.start` of params.yaml, edited in place with comments and order intact."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from stages.core import layout
-from stages.core.errors import InputError
 from stages.core.outputs import whole_file
 from stages.core.params import load_params
+from stages.core.yaml_files import dump_edited, load_for_edit, read_text
 
 CHAMPIONS: Final = layout.MODELS / "champion"
-"""Where champions' weights lie from which trainings begin. Not an output of DVC, but dependencies, pinned by hash in dvc.lock."""
+"""Champions' weights from which trainings begin. Not an output of DVC, but dependencies, pinned by hash in dvc.lock."""
 
 
-def write_starts(root: Path, starts: Mapping[str, Path]) -> list[str]:
-    """Set where the trainings of some checkpoints begin; those whose start was another before.
+def set_initial_checkpoints(root: Path, starts: Mapping[str, Path]) -> list[str]:
+    """Set the checkpoint from which some trainings begin; the names of those that began elsewhere before.
 
-    InputError, with nothing written, if an entry is not written on one line with its start.
+    InputError, with nothing written, if params.yaml cannot be used, or not be edited without changing its layout.
     """
     path = root / layout.PARAMS
-    text = path.read_text(encoding="utf-8")
     known = load_params(path).checkpoints
     moved = [name for name, start in starts.items() if known[name].start != start.as_posix()]
+    if not moved:
+        return []
+    tree = load_for_edit(read_text(path), path)
     for name in moved:
-        entry = re.compile(rf"^(  {re.escape(name)}: \{{[^}}\n]*\bstart: )[^,}}\s]+", re.MULTILINE)
-        text, found = entry.subn(lambda match, name=name: f"{match[1]}{starts[name].as_posix()}", text)  # type: ignore[misc]
-        if found != 1:
-            raise InputError(
-                f"{path}: checkpoints.{name} is not one line with `start: ...`: write `start: {starts[name].as_posix()}` there yourself "
-                "and run again without --start-from"
-            )
-    if moved:
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        tree["checkpoints"][name]["start"] = starts[name].as_posix()
+    with whole_file(path) as temporary:
+        temporary.write_text(dump_edited(tree), encoding="utf-8")
     return moved

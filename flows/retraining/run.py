@@ -28,7 +28,7 @@ from flows.registry.manifest import Manifest, counts, diff, drift, known_to_one,
 from flows.retraining.champion_evaluation import Duel
 from flows.retraining.decision import Decision, make_decision, read_decisions, write_decision
 from flows.retraining.gate import Contest, Verdict, judge
-from flows.retraining.initial_checkpoints import CHAMPIONS, write_starts
+from flows.retraining.initial_checkpoints import CHAMPIONS, set_initial_checkpoints
 from flows.retraining.validate import RefusedDropError, check_archive, drifted, is_refusal, problems
 from flows.scheduling.slots import Slots
 from flows.source import probe as source
@@ -238,7 +238,7 @@ class Retraining:
             starts = {name: CHAMPIONS / name for name in names if name in known}
             for name in starts:
                 champions.checkout(self.root, name, self.root / starts[name])
-        write_starts(self.root, starts)
+        set_initial_checkpoints(self.root, starts)
         self.tell(f"begin from the {wish}: {', '.join(starts) or 'none, for none is touched'}")
 
     def _decide(self, params: Params, champion: Champion | None, old: Manifest | None, new: Manifest) -> Ended:

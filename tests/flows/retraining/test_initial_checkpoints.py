@@ -1,4 +1,4 @@
-"""Where trainings begin, written into params.yaml without touching the rest of it."""
+"""Initial checkpoints, set in params.yaml without touching the rest of it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from flows.retraining.initial_checkpoints import write_starts
+from flows.retraining.initial_checkpoints import set_initial_checkpoints
 from stages.core.errors import InputError
 from stages.core.params import load_params
 from tests.flows.tiny import REPOSITORY
+
+LINE = "  ct: {axis: modality, split: ct, method: grpo, images: data/images/ct, start: models/base}"
+BLOCK = """  ct:
+    axis: modality
+    split: ct  # computed tomography
+    method: grpo
+    images: data/images/ct
+    start: models/base  # or a champion"""
 
 
 @pytest.fixture
@@ -21,28 +29,33 @@ def params(tmp_path: Path) -> Path:
 def test_only_the_starts_that_differ_are_written(params: Path) -> None:
     before = params.read_text(encoding="utf-8")
     starts = {"ct": Path("models/champion/ct"), "mri": Path("models/base")}
-    assert write_starts(params.parent, starts) == ["ct"]
-    after = params.read_text(encoding="utf-8")
-    changed = [(old, new) for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
-    assert changed == [
-        (
-            "  ct: {axis: modality, split: ct, method: grpo, images: data/images/ct, start: models/base}",
-            "  ct: {axis: modality, split: ct, method: grpo, images: data/images/ct, start: models/champion/ct}",
-        )
-    ]
+    assert set_initial_checkpoints(params.parent, starts) == ["ct"]
+    assert params.read_text(encoding="utf-8") == before.replace(LINE, LINE.replace("models/base", "models/champion/ct"))
     assert load_params(params).checkpoints["ct"].start == "models/champion/ct"
-    assert write_starts(params.parent, starts) == []
-    assert write_starts(params.parent, {"ct": Path("models/base")}) == ["ct"]
+    assert set_initial_checkpoints(params.parent, starts) == []
+    assert set_initial_checkpoints(params.parent, {"ct": Path("models/base")}) == ["ct"]
     assert params.read_text(encoding="utf-8") == before
 
 
-def test_an_entry_in_another_form_is_left_to_its_author(params: Path) -> None:
+@pytest.mark.parametrize(
+    ("entry", "edited"),
+    [
+        (BLOCK, BLOCK.replace("models/base  #", "models/champion/ct #")),
+        (LINE.replace(", start: models/base", ""), LINE.replace("models/base", "models/champion/ct")),
+    ],
+)
+def test_an_entry_may_be_a_block_or_have_no_start_yet(params: Path, entry: str, edited: str) -> None:
     text = params.read_text(encoding="utf-8")
-    line = "  ct: {axis: modality, split: ct, method: grpo, images: data/images/ct, start: models/base}"
-    long = "  ct:\n    axis: modality\n    split: ct\n    method: grpo\n    images: data/images/ct\n    start: models/base"
-    params.write_text(text.replace(line, long), encoding="utf-8")
-    with pytest.raises(
-        InputError, match=r"checkpoints.ct is not one line with `start: ...`: write `start: models/champion/ct` there yourself"
-    ):
-        write_starts(params.parent, {"mri": Path("models/champion/mri"), "ct": Path("models/champion/ct")})
-    assert load_params(params).checkpoints["mri"].start == "models/base"
+    params.write_text(text.replace(LINE, entry), encoding="utf-8")
+    assert set_initial_checkpoints(params.parent, {"ct": Path("models/champion/ct")}) == ["ct"]
+    assert params.read_text(encoding="utf-8") == text.replace(LINE, edited)
+
+
+def test_nothing_is_written_where_an_edit_would_lose_a_comment(params: Path) -> None:
+    text = params.read_text(encoding="utf-8")
+    split = text.replace("rewards: {accuracy: 1.0, ", "rewards: {accuracy: 1.0,  # by letter\n    ")
+    assert split != text
+    params.write_text(split, encoding="utf-8")
+    with pytest.raises(InputError, match=r"params\.yaml, line 1\d\d:"):
+        set_initial_checkpoints(params.parent, {"ct": Path("models/champion/ct")})
+    assert params.read_text(encoding="utf-8") == split

@@ -33,7 +33,7 @@ from stages.core.params import load_params
 from stages.core.provenance import provenance
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.evaluate import exchange
-from stages.generation.table import ABLATIONS, SCHEMA
+from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.scoring.floors import as_json
 from stages.scoring.tables import CELLS
 from stages.taxonomy import AXES

@@ -40,9 +40,9 @@ from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import identity
 from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.corpus.dataset.split_files import read_split
-from stages.generation.table import SCHEMA
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import hashes
+from stages.predictions.schema import SCHEMA
 from stages.prompts.styles import ask
 from stages.taxonomy import AXES
 

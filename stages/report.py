@@ -28,7 +28,7 @@ from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import Quarantine, read_quarantine
 from stages.corpus.splitting.data_tests import Results, read_results
 from stages.corpus.splitting.leaks import read_leaks
-from stages.generation.table import ABLATIONS
+from stages.predictions.schema import ABLATIONS
 from stages.prompts.styles import Style
 from stages.reporting import evidence as gather
 from stages.reporting.cards import render_card

@@ -4,8 +4,9 @@
 
 A picture that cannot be decoded sends each of its records to quarantine; the others get `image` (the path by which
 stages/corpus/dataset/image_store.py opens it), `source_size` (width and height as seen, so that enlarged pictures can be told),
-`source_mode`, `brightness`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`. A record of a DICOM file or series
-also gets `dicom`, what is passed on of the header, and `frames`, the paths of all frames in order, where there are several.
+`source_mode`, `brightness`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`.
+A record of a DICOM file or series also gets `dicom`, what is passed on of the header, and `frames`,
+the paths of all frames in order, where there are several.
 
 What was made before of the same bytes by the same settings is taken from a cache outside of DVC's outputs.
 """

@@ -26,7 +26,7 @@ from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
 from stages.corpus.splitting.leaks import as_json, count_leaks
 from stages.evaluate import exchange
-from stages.generation.table import ABLATIONS, SCHEMA
+from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.figures import CURVES
 from stages.scoring.floors import RULES, Floor, find_floor
 from stages.scoring.floors import as_json as floor_as_json

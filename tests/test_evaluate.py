@@ -23,8 +23,8 @@ from stages.core.distributed.ranks import PROCESSES
 from stages.core.errors import InputError
 from stages.generation import generate
 from stages.generation.answer_store import KeptAnswers
-from stages.generation.table import ABLATIONS, SCHEMA
 from stages.policy import loading as policy
+from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.sources import read_predictions
 from tests.workspaces import REPOSITORY, small_workspace
 
@@ -309,6 +309,6 @@ def imported(module: str) -> set[str]:
 
 def test_evaluating_imports_neither_the_answer_rule_nor_scoring() -> None:
     modules = imported("stages.evaluate")
-    assert {"stages.generation.table", "stages.generation.generate"} <= modules
+    assert {"stages.predictions.schema", "stages.generation.generate"} <= modules
     assert "stages.answers.extraction" in imported("stages.report"), "the search finds what is there"
     assert not [name for name in modules if name.startswith(("stages.scoring", "stages.grpo.rewards", "stages.reporting"))]

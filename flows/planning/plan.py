@@ -24,7 +24,7 @@ from flows.dvc_api.graph import Graph, read_graph
 from flows.dvc_api.output_sizes import Lock, free_space, out_size, read_lock
 from flows.dvc_api.run_cache import restorable
 from flows.dvc_api.stale_reasons import say_why
-from flows.plan_model import Estimate, Plan, Step
+from flows.planning.model import Estimate, Plan, Step
 from flows.planning.table import print_plan
 from flows.scheduling import durations
 from flows.scheduling.schedule import Room, StageResult, run_ready

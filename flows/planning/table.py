@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.dvc_api.stale_reasons import name_groups
-from flows.plan_model import Plan, Step
+from flows.planning.model import Plan, Step
 from stages.core.machine import say_bytes
 
 WHY: Final = 110

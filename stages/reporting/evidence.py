@@ -14,7 +14,7 @@ from stages.corpus.quarantine.ledger import Quarantine, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import Results
 from stages.corpus.splitting.leaks import Leaks, total
-from stages.generation.table import ABLATIONS
+from stages.predictions.schema import ABLATIONS
 from stages.scoring.tables import CELLS, CrossTable, Target, cross_table, cross_to_base, cross_visual_gain, in_domain
 
 SYNTHETIC: Final = "Phantom"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stages.core.errors import InputError
-from stages.generation.table import ABLATIONS
+from stages.predictions.schema import ABLATIONS
 from stages.prompts.styles import Style
 from stages.scoring.baselines import score_every_way
 from stages.scoring.floors import RULES, Floor

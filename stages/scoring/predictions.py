@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from stages.answers.extraction import extract_answer
 from stages.core.errors import InputError
 from stages.corpus.dataset.problems import LETTERS
-from stages.generation.table import ABLATIONS, SCHEMA
+from stages.predictions.schema import ABLATIONS, SCHEMA
 
 _PREFIXES: Final = ("", *(f"{variant}_" for variant in ABLATIONS))
 

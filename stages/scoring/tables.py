@@ -17,7 +17,7 @@ import pandas as pd
 
 from stages.core.errors import InputError
 from stages.corpus.dataset.problems import LETTERS
-from stages.generation.table import ABLATIONS
+from stages.predictions.schema import ABLATIONS
 from stages.taxonomy import AXES
 
 CELLS: Final[dict[str, str]] = {"modality": "modality", "task": "question_type"}

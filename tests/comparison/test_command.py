@@ -15,7 +15,7 @@ import pytest
 
 from stages.comparison import command as compare
 from stages.core.errors import InputError
-from stages.generation.table import SCHEMA
+from stages.predictions.schema import SCHEMA
 from stages.taxonomy import AXES
 from tests.comparison.test_pairs import flipped
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions

@@ -35,7 +35,7 @@ import pyarrow as pa, pyarrow.parquet as pq
 from stages.core import layout
 from stages.corpus.dataset.problems import format_solution, parse_problem, parse_solution
 from stages.evaluate import test_questions
-from stages.generation.table import SCHEMA
+from stages.predictions.schema import SCHEMA
 from stages.core.params import load_params
 
 def train(name):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import InputError
-from stages.generation.table import SCHEMA
+from stages.predictions.schema import SCHEMA
 from stages.scoring.predictions import SCORED, add_answers, check_columns, write_scored
 
 ROW: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from stages.core.errors import InputError
-from stages.generation.table import ABLATIONS
+from stages.predictions.schema import ABLATIONS
 from stages.scoring import tables
 from stages.scoring.tables import Score
 from stages.taxonomy import AXES

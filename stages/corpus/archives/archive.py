@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from stages.core.errors import InputError
-from stages.corpus.zip_header import HEADER_SIZE, find_content
+from stages.corpus.dataset.zip_header import HEADER_SIZE, find_content
 
 _AGAIN: Final = "fetch it again, or make it again from the corpus's folder"
 _ZIP_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OverflowError)

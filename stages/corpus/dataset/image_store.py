@@ -23,7 +23,7 @@ from typing import Final
 from PIL import Image
 
 from stages.core.errors import InputError
-from stages.corpus.zip_header import find_content
+from stages.corpus.dataset.zip_header import find_content
 
 __all__ = ["SUFFIX", "Place", "exists", "identity", "list_shard", "open_image", "read_image", "read_place"]
 

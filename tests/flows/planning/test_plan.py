@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from flows.dvc_api.graph import Graph, Stage
-from flows.plan_model import Plan, Step
+from flows.planning.model import Plan, Step
 from flows.planning.plan import main, make_plan, simulate
 from flows.scheduling import durations
 from flows.scheduling.schedule import Room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flows.plan_model import Plan, Step
+from flows.planning.model import Plan, Step
 from flows.planning.table import WHY, print_plan, say_time, sum_up
 
 

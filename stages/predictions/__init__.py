@@ -1,0 +1,1 @@
+"""The table of raw completions that evaluation writes and scoring reads."""

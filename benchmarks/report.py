@@ -146,6 +146,7 @@ def _split(rows: pd.DataFrame) -> list[dict[str, Any]]:
             "image": row["image"],
             "problem": format_problem("What is shown?", row["options"]),
             "solution": format_solution(row["gold"]),
+            "options": list(row["options"]),
             **{name: row[name] for name in ("question_id", "dataset", "modality", "question_type")},
         }
         for row in rows.to_dict("records")

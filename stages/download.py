@@ -3,8 +3,8 @@
     python -m stages.download
 
 What `data.dvc` imported is read in place, and nothing of it is copied. Records that cannot be used go to quarantine with the reason.
-`images.json` names the pictures of the kept records, each with the SHA-256 and the size of its file: by them DVC sees which modalities
-new data touches, and stage resize sees that it reads the corpus that was checked. Whether a picture can be decoded is found out there.
+`images.jsonl` lists the image files of these records, each with its SHA-256 and size: by them DVC sees which modalities new data touches,
+and stage resize sees that it reads the corpus that was checked. Whether an image can be decoded is found out there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.core.outputs import whole_directory, write_items, write_json
+from stages.core.outputs import whole_directory, write_json_lines
 from stages.core.params import load_params
 from stages.core.prefetch import prefetch
 from stages.core.progress import counted
@@ -117,8 +117,9 @@ def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str,
 def _write(corpus: Corpus, slug: str, records: list[Record], files: Mapping[str, Sequence[str]], hashes: Mapping[str, str]) -> None:
     names = sorted({name for path in {record.image_path for record in records} for name in files[path]})
     with whole_directory(layout.corpus(slug)) as folder:
-        write_json(folder / "records.json", [record.fields for record in records])
-        write_items(folder / "images.json", ((name, {"sha256": hashes[name], "size": corpus.size(name)}) for name in names))
+        write_json_lines(folder / layout.corpus_records(slug).name, (record.fields for record in records))
+        images = ({"file": name, "sha256": hashes[name], "size": corpus.size(name)} for name in names)
+        write_json_lines(folder / layout.corpus_images(slug).name, images)
     print(f"download: {slug}: {len(records)} records, {len(names)} image files -> {layout.corpus(slug)}")
 
 

@@ -38,7 +38,7 @@ from stages.core.progress import teller
 from stages.core.provenance import provenance
 from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import identity
-from stages.corpus.dataset.problems import parse_problem, parse_solution
+from stages.corpus.dataset.problems import letter_options, parse_solution
 from stages.corpus.dataset.split_files import read_split
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import hashes
@@ -187,9 +187,8 @@ def _answer(
 
 def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completion], place: int, question: Question) -> dict[str, Any]:
     """The row of one question."""
-    _, options = parse_problem(item["problem"])
     row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
-    row |= {"options": list(options.values()), "gold": parse_solution(item["solution"])}
+    row["gold"] = parse_solution(item["solution"])
     for variant, path in question.pictures.items():
         prefix = "" if variant == "real" else f"{variant}_"
         completion = completions[place, variant]

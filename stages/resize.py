@@ -25,7 +25,7 @@ from typing import Any, Final
 from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.core.outputs import as_element, read_json, whole_directory, write_elements
+from stages.core.outputs import read_json_lines, whole_directory, write_json_lines
 from stages.core.params import load_params
 from stages.core.provenance import provenance
 from stages.corpus.archives.archive import DamagedMemberError
@@ -37,7 +37,7 @@ from stages.corpus.images.resizer import Fact, Maker, Source, png_name
 from stages.corpus.quarantine.image_errors import ImageError, UnreadError
 from stages.corpus.quarantine.ledger import Row, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
-from stages.corpus.records.records import Record, iterate_kept, refuse
+from stages.corpus.records.records import Record, iterate_records, refuse
 from stages.taxonomy import MODALITIES
 
 CACHE: Final = layout.SCRATCH / "images"
@@ -53,9 +53,10 @@ def main() -> None:
     if slug not in MODALITIES:
         raise InputError(f"unknown modality {slug!r}; known: {', '.join(MODALITIES)}")
     params = load_params()
-    records = layout.corpus(slug) / "records.json"  # read twice rather than kept: of very many, they take more memory than all else
-    paths = Counter(record.image_path for record in iterate_kept(records, _REMEDY))
-    known = read_json(layout.corpus(slug) / "images.json", _REMEDY, _digest)
+    # records are read twice rather than held: at full scale they would take more memory than all else
+    records = layout.corpus_records(slug)
+    paths = Counter(record.image_path for record in iterate_records(records, _REMEDY))
+    known = read_hashes(layout.corpus_images(slug))
     read = paths.total()
     sources = Sources(paths, known)
     path = Path(params.corpus.archive)
@@ -72,16 +73,16 @@ def main() -> None:
     sets: list[str] = []
     rows: list[Row] = []
 
-    def usable() -> Iterator[str]:
-        for record in iterate_kept(records, _REMEDY):
+    def usable() -> Iterator[dict[str, Any]]:
+        for record in iterate_records(records, _REMEDY):
             fact = facts[record.image_path]
             if isinstance(fact, ImageError):
                 rows.append(refuse(record, record.image_path, f"the image cannot be used: {fact}", fact.reason))
             else:
                 sets.append(record.dataset)
-                yield as_element(_kept(record, fact, slug))
+                yield _kept(record, fact, slug)
 
-    write_elements(layout.records(slug), usable())
+    write_json_lines(layout.records(slug), usable())
     account = layout.QUARANTINE / "resize" / f"{slug}.parquet"
     facts_of_run = provenance({"resize": params.resize, "dicom": params.dicom})
     taken = write_quarantine(account, f"resize@{slug}", read, sets, rows, facts_of_run)
@@ -93,9 +94,18 @@ def main() -> None:
     _tell_unflagged(slug, facts)
 
 
-def _digest(each: dict[str, Any]) -> Any:
-    """Of an entry of images.json the SHA-256, in half the bytes of its digits: there are as many as pictures."""
-    return bytes.fromhex(each["sha256"]) if "sha256" in each else each
+def read_hashes(path: Path) -> dict[str, bytes]:
+    """Image file -> SHA-256, from a file of stage download.
+
+    Raises InputError if it is missing, not JSON Lines, or a line lacks `file` or `sha256`.
+    """
+    hashes = {}
+    for number, entry in enumerate(read_json_lines(path, _REMEDY), start=1):
+        try:
+            hashes[entry["file"]] = bytes.fromhex(entry["sha256"])  # half the bytes of its digits
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}, line {number} names no image file with its sha256 ({error!r}): {_REMEDY}") from error
+    return hashes
 
 
 class Sources(Mapping[str, Source]):
@@ -106,7 +116,7 @@ class Sources(Mapping[str, Source]):
         self._paths, self._known, self._names = sorted(paths), known, sorted(known)
         for path in self._paths:
             if not image_files(self._names, path):
-                raise InputError(f"{path} is in no images.json, though a record names it: {_REMEDY}")
+                raise InputError(f"{path} is in no images.jsonl, though a record names it: {_REMEDY}")
 
     def __getitem__(self, path: str) -> Source:
         """The files of a picture."""

@@ -30,11 +30,11 @@ import numpy as np
 from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.core.outputs import as_element, whole_directory, write_elements, write_json
+from stages.core.outputs import whole_directory, write_json
 from stages.core.params import Splits, load_params
 from stages.core.provenance import provenance
 from stages.corpus.dataset.problems import format_problem, format_solution
-from stages.corpus.records.records import Reading, Record, read_record_files
+from stages.corpus.records.records import Reading, Record, read_record_lines
 from stages.corpus.splitting.data_tests import TESTS, Results, judge_corpus, judge_records, said_of, stop_on_errors, write_results
 from stages.corpus.splitting.groups import Picture, group_pictures, patient_of
 from stages.corpus.splitting.leaks import Leaks, as_json, count_leaks, total
@@ -68,14 +68,13 @@ def main() -> None:
     _settle(Results((*results.tests, *tested.tests), tested.statistics), facts)
     _check_sides(draws[settings.kind], group_of, settings.kind)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
-    texts = {item["question_id"]: as_element(item) for item in items}  # each is written once a kind and axis
     with whole_directory(layout.SPLITS) as folder:
         for kind, draw in draws.items():
             for axis, slugs in draw.items():
                 for slug, parts in slugs.items():
                     for part, chosen in zip(("train", "test"), parts, strict=True):
                         path = folder / layout.split(axis, slug, part, kind).relative_to(layout.SPLITS)
-                        write_elements(path, (texts[item["question_id"]] for item in chosen))
+                        write_json(path, chosen)
         write_json(folder / "groups.json", _several(group_of))
         write_json(folder / layout.LEAKS.relative_to(layout.SPLITS), {kind: as_json(counts) for kind, counts in leaks.items()})
         # the published form is a bare list; beside the kinds, not in them, for another commit alone is no reason to train anew
@@ -134,15 +133,8 @@ def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
 
 
 def _read() -> Reading:
-    """The records of all modalities, and those that are not what an earlier stage kept."""
-    files = []
-    for slug in MODALITIES:
-        path = layout.records(slug)
-        try:
-            files.append((path.as_posix(), path.read_bytes()))
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing: run `dvc repro resize@{slug}`") from None
-    return read_record_files(files)
+    """The records of all modalities; those that were made unfit since stage resize as rows."""
+    return read_record_lines([layout.records(slug) for slug in MODALITIES], "run `dvc repro resize`")
 
 
 def _settle(results: Results, facts: dict[str, Any]) -> None:
@@ -159,6 +151,7 @@ def _item(record: Record) -> Item:
         "image": record.fields["image"],
         "problem": format_problem(record.question, record.options),
         "solution": format_solution(record.gold),
+        "options": record.options,
         "question_id": record.question_id,
         "dataset": record.dataset,
         "modality": record.modality,

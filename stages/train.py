@@ -32,7 +32,7 @@ from stages.core.params import Checkpoint, Grpo, Params, Sft, load_params
 from stages.core.provenance import provenance
 from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import exists
-from stages.corpus.dataset.problems import parse_problem, parse_solution
+from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split
 from stages.grpo.parallel import deepspeed_configuration, others_named, prepare_deepspeed, processes_to_launch
 from stages.policy.fingerprint import files_hash, fingerprint, state_folder
@@ -174,8 +174,8 @@ def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
     """One item of a split as the trainer takes it; InputError if its picture is not there."""
     if not exists(item["image"]):
         raise InputError(f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro resize`")
-    _, options = parse_problem(item["problem"])
-    return {"image": item["image"], "problem": item["problem"], "gold": parse_solution(item["solution"]), "options": list(options.values())}
+    gold = parse_solution(item["solution"])
+    return {"image": item["image"], "problem": item["problem"], "gold": gold, "options": item["options"]}
 
 
 def _card(name: str, checkpoint: Checkpoint, questions: int, params: Params, grpo: Grpo, facts: dict[str, Any]) -> str:

@@ -233,6 +233,7 @@ def _split_record(question: dict[Any, Any]) -> dict[str, Any]:
         "image": question["image"],
         "problem": format_problem("What does this image show?", question["options"]),
         "solution": format_solution(LETTERS[question["right"]]),
+        "options": list(question["options"]),
         **{name: question[name] for name in SLICES},
     }
 
@@ -265,7 +266,7 @@ def _write_quarantine(root: Path, questions: pd.DataFrame) -> None:
     path = root / layout.QUARANTINE / "download.parquet"
     write_quarantine(path, "download", len(questions) + len(refused), questions["dataset"], refused, PROVENANCE)
     for slug in MODALITIES:
-        place = Place(f"data/corpus/{slug}/records.json", 3, "3")
+        place = Place(f"data/corpus/{slug}/records.jsonl", None, "3", 4)
         why = "the image cannot be used: the file is empty"
         row = Row(place, f"Images/Phantom {slug}/0003.png", why, Reason.IMAGE_EMPTY, f"Phantom {slug}", MODALITIES[slug])
         broken = [row] * (slug in ("ct", "fundus"))

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 
 from stages import download, resize, splits
 from stages.core import layout
-from stages.core.outputs import read_json
+from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dicom import header as dicom_header
 from stages.corpus.dicom import syntaxes
@@ -36,8 +36,7 @@ CT = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
 
 
 def resized(slug: str = "ct") -> list[Raw]:
-    found: list[Raw] = json.loads(layout.records(slug).read_text(encoding="utf-8"))
-    return found
+    return list(read_json_lines(layout.records(slug), ""))
 
 
 def refusals(slug: str) -> list[str]:
@@ -114,10 +113,10 @@ def test_a_record_without_modality_takes_that_of_the_header(run: RunStage, make_
     files: dict[str, bytes | None] = {f"Images/{name}": file(ramp(), Modality=modality) for name, modality in pictures.items()}
     make_corpus([*records, series], files | {"Images/s": None, "Images/s/1": a_slice(1, Modality="CT")})
     run(download)
-    assert [record["question_id"] for record in json.loads((layout.corpus("mri") / "records.json").read_text())] == ["mr.dcm"]
-    (kept,) = json.loads((layout.corpus("x-ray") / "records.json").read_text())
+    assert [record["question_id"] for record in read_json_lines(layout.corpus_records("mri"), "")] == ["mr.dcm"]
+    (kept,) = read_json_lines(layout.corpus_records("x-ray"), "")
     assert kept["modality_type"] == MODALITIES["x-ray"]
-    assert list(read_json(layout.corpus("ct") / "images.json", "")) == ["Images/s/1"]
+    assert [entry["file"] for entry in read_json_lines(layout.corpus_images("ct"), "")] == ["Images/s/1"]
     (row,) = read_quarantine(layout.QUARANTINE / "download.parquet").rows
     assert (row.where.question_id, row.why) == ("pt.dcm", "modality_type is missing")
 

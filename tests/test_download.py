@@ -16,6 +16,7 @@ import pytest
 from stages import download
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.outputs import read_json_lines
 from stages.core.params import load_params
 from stages.core.provenance import provenance
 from stages.corpus.archives.source import Corpus
@@ -28,8 +29,7 @@ ACCOUNT = layout.QUARANTINE / "download.parquet"
 
 
 def kept(slug: str) -> list[Raw]:
-    found: list[Raw] = json.loads((layout.corpus(slug) / "records.json").read_text(encoding="utf-8"))
-    return found
+    return list(read_json_lines(layout.corpus_records(slug), ""))
 
 
 def tree() -> dict[str, bytes]:
@@ -37,8 +37,7 @@ def tree() -> dict[str, bytes]:
 
 
 def images(slug: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = json.loads((layout.corpus(slug) / "images.json").read_text(encoding="utf-8"))
-    return found
+    return {entry.pop("file"): entry for entry in read_json_lines(layout.corpus_images(slug), "")}
 
 
 def facts(content: bytes) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def test_records_and_the_hashes_of_only_the_pictures_they_name_lie_by_modality(
     assert images("ct") == {"Images/Chest CT Scan/a.png": facts(picture())}
     assert images("oct") == {"Images/Ö [1]/x y.tif": facts(picture())}
     assert all(kept(slug) == [] and images(slug) == {} for slug in MODALITIES if slug not in ("ct", "oct"))
-    assert sorted(path.name for path in layout.corpus("ct").iterdir()) == ["images.json", "records.json"], "no picture is copied"
+    assert sorted(path.name for path in layout.corpus("ct").iterdir()) == ["images.jsonl", "records.jsonl"], "no picture is copied"
 
 
 @pytest.mark.parametrize("kind", ["c.tar", "c.tar.gz", "c.tar.zst", "c"])

@@ -573,7 +573,7 @@ def test_what_was_refused_is_told_by_source_set_and_reason_with_shares_and_examp
     assert "Phantom mri.json#5 (mri-5): Spleen: gt_answer is none of the options" in page(made).words()
     text = (made / layout.REPORT / "report.md").read_text(encoding="utf-8")
     assert f"| Phantom mri | answer-not-offered | 2 | {100 * 2 / (read + 2):.2f} | QA" in text
-    assert "data/corpus/ct/records.json" in text
+    assert "data/corpus/ct/records.jsonl" in text
 
 
 def test_nothing_refused_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

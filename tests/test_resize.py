@@ -16,6 +16,7 @@ from PIL import Image
 from stages import download, resize
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.outputs import read_json_lines, write_json_lines
 from stages.core.params import load_params
 from stages.core.provenance import provenance
 from stages.corpus.dataset.image_store import open_image, read_image
@@ -26,8 +27,7 @@ from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params,
 
 
 def resized(slug: str = "ct") -> list[Raw]:
-    found: list[Raw] = json.loads(layout.records(slug).read_text(encoding="utf-8"))
-    return found
+    return list(read_json_lines(layout.records(slug), ""))
 
 
 def test_a_record_gets_a_square_rgb_picture_that_opens_and_the_facts_of_its_source(
@@ -87,7 +87,8 @@ def test_each_record_of_a_bad_picture_goes_to_quarantine(
     run(resize, "ct")
     account = read_quarantine(layout.QUARANTINE / "resize" / "ct.parquet")
     assert (account.stage, account.read, account.kept) == ("resize@ct", 3, 1)
-    assert [str(row.where) for row in account.rows] == ["data/corpus/ct/records.json#0 (a)", "data/corpus/ct/records.json#1 (b)"]
+    places = [f"data/corpus/ct/records.jsonl, line {line} ({name})" for line, name in ((1, "a"), (2, "b"))]
+    assert [str(row.where) for row in account.rows] == places
     assert all((row.what, row.reason) == ("Images/bad.jpg", reason) and why in row.why for row in account.rows)
     assert [record["question_id"] for record in resized()] == ["c"]
 
@@ -148,7 +149,18 @@ def test_an_unknown_modality_is_refused_with_the_known_ones(run: RunStage) -> No
 
 @pytest.mark.usefixtures("project")
 def test_without_download_the_remedy_is_named(run: RunStage) -> None:
-    with pytest.raises(InputError, match=r"data/corpus/ct/records\.json is missing: run `dvc repro download`"):
+    with pytest.raises(InputError, match=r"data/corpus/ct/records\.jsonl is missing: run `dvc repro download`"):
+        run(resize, "ct")
+
+
+@pytest.mark.parametrize("entry", [{}, {"file": "a.png"}, {"file": "a.png", "sha256": "x"}, {"file": "a.png", "sha256": 3}])
+def test_a_line_without_an_image_file_and_its_hash_is_named(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, entry: Raw
+) -> None:
+    make_corpus([make_record()])
+    run(download)
+    write_json_lines(layout.corpus_images("ct"), [*read_json_lines(layout.corpus_images("ct"), ""), entry])
+    with pytest.raises(InputError, match=r"data/corpus/ct/images\.jsonl, line 2 .*run `dvc repro download`"):
         run(resize, "ct")
 
 

@@ -13,6 +13,7 @@ import yaml
 from stages import splits
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.outputs import read_json_lines, write_json, write_json_lines
 from stages.core.params import Splits, load_params
 from stages.core.provenance import provenance
 from stages.corpus.dataset.problems import parse_problem, parse_solution
@@ -41,14 +42,13 @@ def facts_of(name: str) -> Raw:
 
 def write_records(records: list[Raw]) -> None:
     """What stage resize leaves."""
-    layout.records("ct").parent.mkdir(parents=True, exist_ok=True)
     for slug, literal in MODALITIES.items():
         mine = [
             {"image": f"data/images/{slug}/{record['image_path']}.png", **facts_of(record["image_path"]), **record}
             for record in records
             if record["modality_type"] == literal
         ]
-        layout.records(slug).write_text(json.dumps(mine), encoding="utf-8")
+        write_json_lines(layout.records(slug), mine)
 
 
 def tree() -> dict[str, bytes]:
@@ -88,6 +88,7 @@ def test_an_item_is_in_the_published_form_with_what_it_is_sliced_by(run: RunStag
     assert item["image"].startswith(f"data/images/{item['modality']}/Images/{item['modality']}/")
     assert parse_problem(item["problem"]) == ("What is seen?", {"A": "Cyst", "B": "Nodule"})
     assert parse_solution(item["solution"]) == "B"
+    assert item["options"] == ["Cyst", "Nodule"]
 
 
 def test_one_file_beside_both_kinds_says_where_the_splits_come_from(run: RunStage, records: list[Raw]) -> None:
@@ -274,17 +275,18 @@ def test_groups_too_large_for_the_share_are_told(run: RunStage, records: list[Ra
 
 
 def test_records_without_hashes_are_refused_with_the_stage_that_makes_them(run: RunStage, records: list[Raw]) -> None:
-    found = json.loads(layout.records("ct").read_text(encoding="utf-8"))
+    found = list(read_json_lines(layout.records("ct"), ""))
     del found[3]["perceptual_hash"]
-    layout.records("ct").write_text(json.dumps(found), encoding="utf-8")
-    with pytest.raises(InputError, match=r"facts 1 .*data/records/ct\.json#3 .*perceptual_hash is missing: run `dvc repro resize`"):
+    write_json_lines(layout.records("ct"), found)
+    with pytest.raises(InputError, match=r"facts 1 .*data/records/ct\.jsonl, line 4 .*perceptual_hash is missing: run `dvc repro resize`"):
         run(splits)
 
 
 def test_a_question_id_of_two_modalities_is_refused_naming_both(run: RunStage, records: list[Raw]) -> None:
     double = next(record for record in records if record["modality_type"] == MODALITIES["mri"])
     write_records([*records, double | {"modality_type": MODALITIES["ct"]}])
-    with pytest.raises(InputError, match=r"data/records/mri\.json#0 .*question_id stands twice; kept: data/records/ct\.json#20 "):
+    named = r"data/records/mri\.jsonl, line 1 .*question_id stands twice; kept: data/records/ct\.jsonl, line 21 "
+    with pytest.raises(InputError, match=named):
         run(splits)
 
 
@@ -317,7 +319,7 @@ def test_a_failed_error_stops_before_splits_are_written_and_what_was_found_can_b
 
 def test_records_that_were_changed_by_hand_stop_with_all_of_them_counted(run: RunStage, records: list[Raw]) -> None:
     write_records([record | ({"gt_answer": "x"} if number < 3 else {}) for number, record in enumerate(records)])
-    with pytest.raises(InputError, match=r"gold 3 \(limit 0\), as data/records/ct\.json#0 .*gt_answer is none of the options"):
+    with pytest.raises(InputError, match=r"gold 3 \(limit 0\), as data/records/ct\.jsonl, line 1 .*gt_answer is none of the options"):
         run(splits)
     assert not layout.SPLITS.exists()
     assert {each.test for each in read_results(layout.DATA_TESTS).tests} == set(RECORD_TESTS)
@@ -332,5 +334,22 @@ def test_nothing_but_the_report_depends_on_what_the_tests_found(stage: str) -> N
 
 def test_a_modality_that_was_not_resized_is_named(run: RunStage, records: list[Raw]) -> None:
     layout.records("fundus").unlink()
-    with pytest.raises(InputError, match=r"data/records/fundus\.json is missing: run `dvc repro resize@fundus`"):
+    with pytest.raises(InputError, match=r"data/records/fundus\.jsonl is missing: run `dvc repro resize`"):
         run(splits)
+
+
+@pytest.mark.parametrize("options", [None, ["Cyst"], ["Cyst", 3], "AB"])
+def test_a_split_file_without_usable_options_is_refused_with_the_stage_that_makes_it(
+    run: RunStage, records: list[Raw], options: object
+) -> None:
+    run(splits)
+    path = layout.split("modality", "ct", "train", "grouped")
+    items = read_split(path)
+    items[1]["options"] = options
+    write_json(path, items)
+    with pytest.raises(InputError, match=r"ct/train\.json, item 1: options is .*run `dvc repro splits`"):
+        read_split(path)
+    del items[1]["options"]
+    write_json(path, items)
+    with pytest.raises(InputError, match=r"ct/train\.json, item 1: options missing"):
+        read_split(path)

@@ -65,12 +65,13 @@ def small_workspace(
                 path.write_text(json.dumps(items), encoding="utf-8")
 
 
-def _item(phantom: phantoms.Phantom, asked: str, image: Path, name: str, rng: np.random.Generator) -> dict[str, str]:
+def _item(phantom: phantoms.Phantom, asked: str, image: Path, name: str, rng: np.random.Generator) -> dict[str, Any]:
     options = phantoms.options_for(phantom, asked, rng)
     return {
         "image": image.as_posix(),
         "problem": format_problem(phantoms.QUESTIONS[asked][0], options),
         "solution": format_solution(LETTERS[options.index(phantom.answer(asked))]),
+        "options": options,
         "question_id": name,
         "dataset": "Phantom",
         "modality": phantom.modality,

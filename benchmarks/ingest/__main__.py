@@ -10,7 +10,6 @@ what takes large numbers.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -26,7 +25,7 @@ from benchmarks.ingest import corpora
 from benchmarks.ingest.measured import REPOSITORY, Run, python
 from benchmarks.ingest.storage import as_shards, measure_dvc
 from stages.core import layout
-from stages.core.outputs import write_json
+from stages.core.outputs import read_json_lines, write_json
 from stages.core.provenance import provenance
 
 PROMISED: Final = {
@@ -149,7 +148,7 @@ def ingest(project: Path, corpus: str, fresh: bool) -> list[Run]:
     runs = [python("stages.download", folder=project), python("stages.resize", "ct", folder=project)]
     with zipfile.ZipFile(project / corpus) as archive:
         wanted = sum(name.startswith("Images/") for name in archive.namelist())
-    kept = len(json.loads((project / layout.records("ct")).read_text(encoding="utf-8")))
+    kept = sum(1 for _ in read_json_lines(project / layout.records("ct"), "run the benchmark again"))
     if kept != wanted:
         raise RuntimeError(f"{kept} of {wanted} records came through:\n{runs[1].output}")
     return runs

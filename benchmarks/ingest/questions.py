@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from benchmarks.ingest.corpora import record
 from stages.core import layout
-from stages.core.outputs import write_json
+from stages.core.outputs import write_json_lines
 from stages.corpus.records.records import read_record_files
 from stages.taxonomy import MODALITIES, MODALITY_SLUGS
 
@@ -35,7 +35,8 @@ def make(folder: Path) -> None:
         found.append(record(index, f"{slug} set {image % 5}/{image:06d}.png", slug))
     (folder / _FILE).write_text(json.dumps(found), encoding="utf-8")
     for slug in slugs:
-        write_json(folder / layout.records(slug), [_resized(each, slug) for each in found if MODALITY_SLUGS[each["modality_type"]] == slug])
+        mine = (each for each in found if MODALITY_SLUGS[each["modality_type"]] == slug)
+        write_json_lines(folder / layout.records(slug), (_resized(each, slug) for each in mine))
 
 
 def _resized(raw: dict[str, Any], slug: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from stages.core.outputs import read_json, write_json
 from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.records import Record, iterate_kept
+from stages.corpus.records.records import Record, iterate_records
 from stages.taxonomy import AXES, MODALITIES
 
 _REMEDY: Final = "run `dvc repro resize`"
@@ -73,7 +73,7 @@ def take_manifest(root: Path, kind: str | None = None) -> Manifest:
     questions: dict[str, dict[str, str]] = {}
     everything: list[Record] = []
     for slug in MODALITIES:
-        records = list(iterate_kept(root / layout.records(slug), _REMEDY))
+        records = list(iterate_records(root / layout.records(slug), _REMEDY))
         images[slug] = {str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS] for record in records}
         questions[slug] = {record.question_id: _asked(record) for record in records}
         everything += records

@@ -24,8 +24,18 @@ SCRATCH = Path(".scratch")
 
 
 def corpus(modality: str) -> Path:
-    """Validated `records.json` of one modality, and `images.json`, the hashes of the raw pictures they name (stage download)."""
+    """Folder of `corpus_records` and `corpus_images` of one modality (stage download)."""
     return DATA / "corpus" / modality
+
+
+def corpus_records(modality: str) -> Path:
+    """Validated records of one modality, one per line, sorted by question_id (stage download)."""
+    return corpus(modality) / "records.jsonl"
+
+
+def corpus_images(modality: str) -> Path:
+    """Image files that these records need, one per line: `file`, `sha256`, `size` in bytes (stage download)."""
+    return corpus(modality) / "images.jsonl"
 
 
 def images(modality: str) -> Path:
@@ -39,8 +49,8 @@ def frames(modality: str) -> Path:
 
 
 def records(modality: str) -> Path:
-    """The records of one modality whose image could be read, with `image` and the source size (stage resize)."""
-    return DATA / "records" / f"{modality}.json"
+    """The records of one modality whose image could be read, one per line, with image metadata (stage resize)."""
+    return DATA / "records" / f"{modality}.jsonl"
 
 
 def split(axis: str, slug: str, part: str, kind: str) -> Path:

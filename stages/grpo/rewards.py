@@ -11,7 +11,7 @@ from typing import Any
 
 from stages.answers.extraction import extract_answer
 from stages.answers.formats import FORMATS
-from stages.corpus.dataset.problems import LETTERS
+from stages.corpus.dataset.problems import letter_options
 from stages.prompts.styles import Style
 
 Reward = Callable[..., list[float]]
@@ -20,7 +20,7 @@ Reward = Callable[..., list[float]]
 def accuracy_reward(completions: list[Any], gold: list[str], options: list[list[str]], **_: Any) -> list[float]:
     """1.0 where the completion's answer is the gold letter, else 0.0; `options` are the option texts of each question."""
     return [
-        float(extract_answer(_text(completion), dict(zip(LETTERS, texts, strict=False))) == letter)
+        float(extract_answer(_text(completion), letter_options(texts)) == letter)
         for completion, letter, texts in zip(completions, gold, options, strict=True)
     ]
 

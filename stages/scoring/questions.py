@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.errors import InputError
-from stages.corpus.dataset.problems import LETTERS, parse_problem, parse_solution
+from stages.corpus.dataset.problems import LETTERS, is_option_list, letter_options, parse_problem, parse_solution
 
 FORM: Final = 'a JSON list of {"image": ..., "problem": "... A)..., B)...", "solution": "<answer> B </answer>"}, plain or .gz'
 """The published form of a split file, in words."""
@@ -92,7 +92,8 @@ def _as_question(item: Any, index: int, place: str) -> Question:
         if not isinstance(item.get(field), str):
             raise InputError(f"{place}: {field} is {_shown(item.get(field))}, not text: give {FORM}")
     try:
-        options, letter = parse_problem(item["problem"])[1], parse_solution(item["solution"])
+        options = letter_options(_option_texts(item))
+        letter = parse_solution(item["solution"])
     except ValueError as error:
         raise InputError(f"{place}: {error}; correct the record or take it out") from error
     if letter not in options:
@@ -101,6 +102,16 @@ def _as_question(item: Any, index: int, place: str) -> Question:
             "correct the solution or take the record out"
         )
     return Question(str(item.get("question_id", f"#{index}")), tuple(options.values()), list(options).index(letter))
+
+
+def _option_texts(item: dict[str, Any]) -> list[str]:
+    """The field `options`, or, for published split files, which lack it, the texts parsed from `problem`; ValueError if unusable."""
+    if "options" not in item:
+        return list(parse_problem(item["problem"])[1].values())
+    options = item["options"]
+    if not is_option_list(options):
+        raise ValueError(f"options is {_shown(options)}, not a list of 2 to 4 texts")
+    return options
 
 
 def _shown(value: Any) -> str:

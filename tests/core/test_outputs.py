@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.core.outputs import whole_directory, whole_file, write_json
+from stages.core.outputs import read_json_lines, whole_directory, whole_file, write_json, write_json_lines
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError])
@@ -95,7 +95,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_json_has_the_bytes_that_the_standard_library_gives_it(value: Any) -> None:
+def test_json_has_the_bytes_of_json_dumps(value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "value.json"
         write_json(path, value)
@@ -106,4 +106,32 @@ def test_json_has_the_bytes_that_the_standard_library_gives_it(value: Any) -> No
 def test_what_is_not_json_is_not_written(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "value.json", value)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_lines(tmp_path / "value.jsonl", [{"good": 1}, {"bad": value}])
     assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=30)
+@given(st.lists(st.dictionaries(st.text(max_size=3), values, max_size=3), max_size=4))
+def test_json_lines_hold_one_object_per_line(records: list[dict[str, Any]]) -> None:
+    expected = [json.dumps(record, ensure_ascii=False) for record in records]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "records.jsonl"
+        write_json_lines(path, iter(records))
+        assert path.read_bytes() == "".join(f"{line}\n" for line in expected).encode()
+        assert list(read_json_lines(path, "remedy")) == [json.loads(line) for line in expected]
+
+
+@pytest.mark.parametrize("line", [b"", b"[1]", b"3", b"{", b'{"a": 1} {}', b'{"a": "\xff"}'])
+def test_a_bad_line_is_named_after_the_good_ones_before_it(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + line + b'\n{"a": 3}\n')
+    found = read_json_lines(path, "run it again")
+    assert [next(found), next(found)] == [{"a": 1}, {"a": 2}]
+    with pytest.raises(InputError, match=r"records\.jsonl, line 3 .*: run it again"):
+        next(found)
+
+
+def test_missing_json_lines_are_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl is missing: run it again"):
+        next(read_json_lines(tmp_path / "none.jsonl", "run it again"))

@@ -33,9 +33,10 @@ import hashlib, json, sys
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from stages.core import layout
-from stages.corpus.dataset.problems import format_solution, parse_problem, parse_solution
+from stages.corpus.dataset.problems import format_solution, parse_solution
 from stages.evaluate import test_questions
 from stages.predictions.schema import SCHEMA
+from stages.corpus.dataset.problems import parse_solution
 from stages.core.params import load_params
 
 def train(name):
@@ -57,12 +58,11 @@ def evaluate(name):
     skill = json.loads((layout.model(name) / "skill.json").read_text())
     rows = []
     for item in test_questions(load_params().evaluations[name].axis, "grouped"):
-        _, options = parse_problem(item["problem"])
         gold = parse_solution(item["solution"])
         place = int(hashlib.sha256(item["question_id"].encode()).hexdigest(), 16) % 1000 / 1000
         output = format_solution(gold) if place < skill else ""
         rows.append({"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item},
-                     "options": list(options.values()), "gold": gold, "output": output, "completion_tokens": 1})
+                     "gold": gold, "output": output, "completion_tokens": 1})
     rows.sort(key=lambda row: row["question_id"])
     layout.predictions(name).parent.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"provenance": "{}"})), layout.predictions(name))

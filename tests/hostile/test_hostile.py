@@ -17,6 +17,7 @@ import yaml
 from stages import download, resize
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.outputs import read_json_lines
 from stages.corpus.quarantine.ledger import Quarantine, read_quarantine
 from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT
@@ -94,7 +95,7 @@ def ingest(root: Path, content: bytes) -> Outcome:
     try:
         start(download)
         start(resize, "ct")
-        left = {each["question_id"] for each in json.loads(layout.records("ct").read_text(encoding="utf-8"))}
+        left = {each["question_id"] for each in read_json_lines(layout.records("ct"), "")}
         downloaded, resized = (read_quarantine(layout.QUARANTINE / name) for name in ("download.parquet", "resize/ct.parquet"))
         return Outcome(downloaded, resized, left)
     finally:

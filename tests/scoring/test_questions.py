@@ -34,6 +34,12 @@ def test_a_split_is_read_plain_or_packed_whatever_it_is_called(tmp_path: Path, p
     assert read_questions(tmp_path / name) == [Question("#0", options, 1), Question("x", options, 1)]
 
 
+def test_the_field_options_is_taken_rather_than_the_text_of_the_problem() -> None:
+    options = ["MRI", "CT, B)or not"]
+    (question,) = as_questions([ITEM | {"options": options}], "")
+    assert question == Question("#0", tuple(options), 1)
+
+
 def test_neither_picture_nor_wording_is_kept() -> None:
     other = {"image": "other.png", "problem": "Is this a mouse? " + ITEM["problem"].split("? ")[1], "solution": ITEM["solution"]}
     assert as_questions([ITEM], "") == as_questions([other], "")
@@ -70,6 +76,10 @@ def test_what_is_no_split_is_refused_by_name(tmp_path: Path, data: bytes, said: 
         ({"solution": 2}, "solution is 2, not text"),
         ({"problem": "What is it?"}, "no options 'A)..., B)...' in problem 'What is it?'"),
         ({"problem": None}, "problem is missing"),
+        ({"options": None}, "options is missing, not a list"),
+        ({"options": ["CT"]}, "options is ['CT'], not a list of 2 to 4 texts"),
+        ({"options": ["CT", 3]}, "options is ['CT', 3], not a list"),
+        ({"options": ["CT", "MRI"], "solution": "<answer> C </answer>"}, "gold 'C' is not among the options A, B of"),
         ({"question_id": "#0"}, "question_id '#0' is also that of record 0"),
     ],
 )
@@ -86,12 +96,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         read_questions(tmp_path)
 
 
+FIELD_NAMES = ["image", "problem", "solution", "options", "question_id"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["image", "problem", "solution", "question_id"]) | st.text(max_size=3), inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELD_NAMES) | st.text(max_size=3), inner, max_size=4),
     max_leaves=8,
 )
 

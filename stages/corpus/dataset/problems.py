@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 LETTERS: Final = "ABCD"
 
 _SOLUTION = re.compile(r"<answer>\s*([A-D])\s*</answer>")
 
 
+def letter_options(options: Sequence[str]) -> dict[str, str]:
+    """Option texts by their letters: ["x", "y"] -> {"A": "x", "B": "y"}."""
+    return dict(zip(LETTERS, options, strict=False))
+
+
+def is_option_list(value: object) -> TypeGuard[list[str]]:
+    """Check that a JSON value is a list of 2 to 4 option texts."""
+    if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
+        return False
+    return all(isinstance(text, str) for text in value)
+
+
 def format_problem(question: str, options: Sequence[str]) -> str:
     """The question with its options (2 to 4 texts) as Med-R1 writes them: "question A)x, B)y"."""
-    return question + " " + ", ".join(f"{letter}){text}" for letter, text in zip(LETTERS, options, strict=False))
+    return question + " " + ", ".join(f"{letter}){text}" for letter, text in letter_options(options).items())
 
 
 def parse_problem(problem: str) -> tuple[str, dict[str, str]]:
     """The inverse of `format_problem`: ("question", {"A": "x", "B": "y"}).
 
+    Only for split files without the field `options`, and to check that a question survives the published form.
     Labels are taken in order, each the first one behind the last, so commas and brackets inside options do no harm.
     Raises ValueError when fewer than two options are found.
     """
@@ -35,7 +48,7 @@ def parse_problem(problem: str) -> tuple[str, dict[str, str]]:
         raise ValueError(f"no options 'A)..., B)...' in problem {problem!r}")
     ends = [at for at, _ in starts[1:]] + [len(problem)]
     texts = [problem[start:end] for (_, start), end in zip(starts, ends, strict=True)]
-    return problem[: starts[0][0]], dict(zip(LETTERS, texts, strict=False))
+    return problem[: starts[0][0]], letter_options(texts)
 
 
 def format_solution(letter: str) -> str:

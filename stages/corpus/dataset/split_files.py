@@ -1,4 +1,4 @@
-"""Reading split files: Med-R1's published `image`, `problem`, `solution`, with what later numbers are sliced by."""
+"""Read split files: Med-R1's published `image`, `problem`, `solution`, with option texts and the fields to slice results by."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any, Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import read_json
+from stages.corpus.dataset.problems import is_option_list
 
 KINDS: Final = ("grouped", "published")
 """Splits free of leaks, and splits drawn at random over questions as Med-R1's are."""
-FIELDS: Final = ("image", "problem", "solution", "question_id", "dataset", "modality", "question_type")
+FIELDS: Final = ("image", "problem", "solution", "options", "question_id", "dataset", "modality", "question_type")
+"""`options`: the option texts in letter order, so that no reader parses `problem`."""
 
 
 def read_split(path: Path) -> list[dict[str, Any]]:
@@ -22,4 +24,7 @@ def read_split(path: Path) -> list[dict[str, Any]]:
         missing = [field for field in FIELDS if not isinstance(item, dict) or field not in item]
         if missing:
             raise InputError(f"{path}, item {index}: {', '.join(missing)} missing; run `dvc repro splits`")
+        if not is_option_list(item["options"]):
+            wrong = f"options is {item['options']!r:.60}, not a list of 2 to 4 texts"
+            raise InputError(f"{path}, item {index}: {wrong}; run `dvc repro splits`")
     return items

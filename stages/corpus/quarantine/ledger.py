@@ -46,7 +46,7 @@ _SCHEMA: Final = pa.schema(
 class Place(NamedTuple):
     """Where a record stands: `record` is its place in the list of its file, from 0, `line` where it begins; None for a whole file.
 
-    A row of a table has a line only; a record of a file of one line, or one that a stage wrote, only its place in the list.
+    A row of a table, or of a JSON Lines file, has a line only; a record of a JSON file of one line, only its place in the list.
     """
 
     file: str

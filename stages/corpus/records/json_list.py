@@ -1,4 +1,4 @@
-"""The records of a JSON file one by one, each with its place and what json.loads would pass over in silence.
+"""The records of a user's JSON file one by one, each with its place and what json.loads would pass over in silence.
 
 The standard parser takes the last of two equal keys, and NaN, and numbers too large for a float. Which value was meant, or what
 a reader elsewhere would make of it, nobody knows: such a record is refused, the others of its file are not.
@@ -39,15 +39,15 @@ class RawRecord(NamedTuple):
     refusal: RefusedRecord | None
 
 
-def parse_list(text: str, lines: bool = True) -> Iterator[RawRecord]:
-    """The elements of a JSON list in their order; with `lines`, places in a file of several lines name the line.
+def parse_list(text: str) -> Iterator[RawRecord]:
+    """The elements of a JSON list in their order; places in a file of several lines name the line.
 
     Raises RefusedRecord when the file as a whole is no such list, which may be found out at its end: until then, nothing of it counts.
     """
     if not text:
         raise RefusedRecord("", "the file is empty", Reason.FILE_UNREADABLE)
     try:
-        yield from _elements(text, lines and text.find("\n", 0, text.rfind("]") + 1) >= 0)
+        yield from _elements(text, lines=text.find("\n", 0, text.rfind("]") + 1) >= 0)
     except RecursionError:
         raise RefusedRecord("nested too deeply", "not a JSON file that can be parsed", Reason.FILE_UNREADABLE) from None
     except ValueError as error:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from sys import intern
 from typing import Any, Final
 
 from stages.core.errors import InputError
+from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
-from stages.corpus.dataset.problems import LETTERS, format_problem, parse_problem
+from stages.corpus.dataset.problems import LETTERS, format_problem, letter_options, parse_problem
 from stages.corpus.quarantine.ledger import Place, Row, shown
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import RawRecord, parse_list
@@ -25,15 +26,23 @@ from stages.corpus.records.table import parse_table
 from stages.corpus.records.texts import LONGEST, RefusedRecord, decode, is_plain, is_unicode, unfit, unfit_name
 from stages.taxonomy import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS
 
-__all__ = ["FIELDS", "OPTIONS", "Reading", "Record", "RefusedRecord", "check_record", "iterate_kept", "read_record_files"]
+__all__ = [
+    "FIELDS",
+    "OPTIONS",
+    "Reading",
+    "Record",
+    "RefusedRecord",
+    "check_record",
+    "iterate_records",
+    "read_record_files",
+    "read_record_lines",
+]
 
 FIELDS: Final = ("dataset", "question_id", "question_type", "question", "gt_answer", "image_path", "modality_type")
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
 _NAMES = ("dataset", "question_id", "image_path")
 """Fields of one line: they name files, or are printed in lists."""
-_AT_ONCE: Final = 256
-"""Records of an earlier stage that are parsed together."""
 _LONGEST_NAME = 240
 """Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
 
@@ -73,9 +82,7 @@ def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityO
 
     `modality_of` is asked for records without modality_type only.
     """
-    records: dict[str, Record] = {}
-    rows: list[Row] = []
-    read = 0
+    collected = _Collected()
     waiting = sorted(files, reverse=True)
     while waiting:
         name, content = waiting.pop()
@@ -84,25 +91,37 @@ def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityO
             del content  # which is as large again
             found = _parse(name, text)
         except RefusedRecord as refusal:
-            read += 1
-            rows.append(Row(Place(shown(name)), refusal.what, refusal.why, refusal.reason))
+            collected.refuse_file(name, refusal)
             continue
-        read += len(found)
         for each in found:
-            place = _place(name, each)
-            try:
-                if each.refusal:
-                    raise each.refusal
-                record = check_record(_with_modality(each.raw, modality_of), place)
-                if record.question_id in records:
-                    raise RefusedRecord(
-                        record.question_id, f"question_id stands twice; kept: {records[record.question_id].place}", Reason.DUPLICATE_ID
-                    )
-                records[record.question_id] = record
-            except RefusedRecord as refusal:
-                dataset, modality = (_written(each.raw, field) for field in ("dataset", "modality_type"))
-                rows.append(Row(place, refusal.what, refusal.why, refusal.reason, dataset, modality))
-    return Reading(read, list(records.values()), rows)
+            collected.add(name, each._replace(raw=_with_modality(each.raw, modality_of)))
+    return collected.reading()
+
+
+def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
+    """Read the JSON Lines files of an earlier stage in the order of their names; a record that was made unfit becomes a row.
+
+    Raises InputError, with `remedy`, if a file is missing or a line is not a JSON object.
+    """
+    collected = _Collected()
+    texts: dict[str, str] = {}
+    for path in sorted(paths):
+        for each in _lines(path, remedy):
+            collected.add(path.as_posix(), each._replace(raw=_share_texts(each.raw, texts)))
+    return collected.reading()
+
+
+def iterate_records(path: Path, remedy: str) -> Iterator[Record]:
+    """Iterate over the records of a JSON Lines file of an earlier stage, one in memory at a time.
+
+    Raises InputError, with `remedy`, if the file is missing or at the first line that is not a usable record.
+    """
+    for each in _lines(path, remedy):
+        try:
+            yield check_record(each.raw, _place(path.as_posix(), each))
+        except RefusedRecord as refusal:
+            wrong = f"{refusal.what!r}: {refusal.why}"
+            raise InputError(f"{path}, line {each.line} was changed by hand: {wrong}; {remedy}") from refusal
 
 
 def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
@@ -141,60 +160,45 @@ def check_record(raw: object, place: Place) -> Record:
     )
 
 
-def iterate_kept(path: Path, remedy: str) -> Iterator[Record]:
-    """The records an earlier stage kept, one by one, with few of them in memory.
+class _Collected:
+    """Records by question_id in the order they were read, a row per refused one, and the number of all."""
 
-    InputError, with `remedy`, if the file is missing or was changed for the worse.
-    """
-    name = path.as_posix()
-    try:
-        for each in _listed(path):
-            if each.refusal:
-                raise each.refusal
-            yield check_record(each.raw, _place(name, each))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: {remedy}") from None
-    except RefusedRecord as refusal:
-        raise InputError(f"{path} was changed by hand: {refusal.what!r}: {refusal.why}; {remedy}") from refusal
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+        self._rows: list[Row] = []
+        self._read = 0
 
+    def add(self, file: str, found: RawRecord) -> None:
+        self._read += 1
+        place = _place(file, found)
+        try:
+            if found.refusal:
+                raise found.refusal
+            record = check_record(found.raw, place)
+            first = self._records.setdefault(record.question_id, record)
+            if first is not record:
+                why = f"question_id stands twice; kept: {first.place}"
+                raise RefusedRecord(record.question_id, why, Reason.DUPLICATE_ID)
+        except RefusedRecord as refusal:
+            dataset, modality = (_written(found.raw, field) for field in ("dataset", "modality_type"))
+            self._rows.append(Row(place, refusal.what, refusal.why, refusal.reason, dataset, modality))
 
-class _OtherFormError(Exception):
-    """A file that was not written by an earlier stage, or not as a whole."""
+    def refuse_file(self, name: str, refusal: RefusedRecord) -> None:
+        self._read += 1
+        self._rows.append(Row(Place(shown(name)), refusal.what, refusal.why, refusal.reason))
 
-
-def _listed(path: Path) -> Iterator[RawRecord]:
-    """The elements of a JSON list: part by part as `stages.core.outputs.write_elements` wrote it, of any other form as a whole."""
-    count = 0
-    try:
-        for part in _parts(path):
-            found = list(parse_list(part, lines=False))
-            yield from (each._replace(number=number) for number, each in enumerate(found, start=count))
-            count += len(found)
-    except (_OtherFormError, UnicodeDecodeError, RefusedRecord):  # what is wrong with it, if anything is, is said of the whole
-        yield from islice(parse_list(decode(path.read_bytes()), lines=False), count, None)
+    def reading(self) -> Reading:
+        return Reading(self._read, list(self._records.values()), self._rows)
 
 
-def _parts(path: Path) -> Iterator[str]:
-    """Lists of some elements each: in the form of `write_elements` a line tells where an object ends, by its indentation."""
-    part: list[str] = []
-    ends = 0
-    with path.open(encoding="utf-8", newline="\n") as handle:
-        if handle.readline() != "[\n":
-            raise _OtherFormError
-        for line in handle:
-            if line not in (" },\n", " }\n"):
-                part.append(line)
-                continue
-            ends += 1
-            if ends % _AT_ONCE == 0 or line == " }\n":
-                yield f"[{''.join(part)}}}]"
-                part = []
-            else:
-                part.append(line)
-            if line == " }\n":
-                break
-        if part or handle.read() != "]\n":
-            raise _OtherFormError
+def _share_texts(raw: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+    """The record with one object per distinct text: most texts of a corpus stand in it many times."""
+    return {intern(key): texts.setdefault(value, value) if type(value) is str else value for key, value in raw.items()}
+
+
+def _lines(path: Path, remedy: str) -> Iterator[RawRecord]:
+    for number, raw in enumerate(read_json_lines(path, remedy), start=1):
+        yield RawRecord(None, number, raw, None)
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:
@@ -277,5 +281,5 @@ def _check_published_form(question: str, options: tuple[str, ...]) -> None:
     if ")" not in question and ")" not in "".join(options):
         return  # nothing but the labels themselves can look like one
     problem = format_problem(question, options)
-    if parse_problem(problem) != (question, dict(zip(LETTERS, options, strict=False))):
+    if parse_problem(problem) != (question, letter_options(options)):
         raise RefusedRecord(problem, "a text that holds an option label cannot be told from the options", Reason.OPTION_LABEL)

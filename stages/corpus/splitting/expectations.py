@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from stages.corpus.dataset.problems import LETTERS, parse_problem, parse_solution
+from stages.corpus.dataset.problems import LETTERS, letter_options, parse_solution
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES
 
@@ -285,7 +285,7 @@ def _commonest(draw: Draw, of: Callable[[Item], str]) -> Measured:
 
 
 def _gold_text(item: Item) -> str:
-    return parse_problem(item["problem"])[1][parse_solution(item["solution"])].casefold()
+    return letter_options(item["options"])[parse_solution(item["solution"])].casefold()
 
 
 def _answer(record: Record) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import pytest
 from stages import download, resize
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.image_store import list_shard, open_image
 from stages.corpus.images import resizer as maker
 from stages.corpus.images import shard_writer as shards
@@ -73,7 +73,7 @@ def test_a_second_run_decodes_nothing_and_gives_the_same_bytes(run: RunStage, de
     run(resize, "ct")
     first = tree()
     assert (len(decoded), len(list(layout.images("ct").iterdir())) > 3) == (41, True)
-    record = next(each for each in json.loads(layout.records("ct").read_text()) if "frames" in each)
+    record = next(each for each in read_json_lines(layout.records("ct"), "") if "frames" in each)
     assert record["frames"] == [f"data/frames/ct/a/009.dcm/000{number}.png" for number in (1, 2, 3)]
     decoded.clear()
     run(resize, "ct")
@@ -151,7 +151,7 @@ def test_what_is_damaged_in_the_cache_is_made_anew(run: RunStage, decoded: list[
 def test_a_shard_damaged_under_all_its_names_is_mended_as_the_error_says(run: RunStage) -> None:
     run(resize, "ct")
     first = tree()
-    path = next(each["image"] for each in json.loads(layout.records("ct").read_text(encoding="utf-8")))
+    path = next(each["image"] for each in read_json_lines(layout.records("ct"), ""))
     shard = next(each for each in layout.images("ct").iterdir() if path.partition("/ct/")[2] in list_shard(each))
     times = (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
     content = bytearray(shard.read_bytes())

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stages.core.errors import InputError
-from stages.core.outputs import write_json
+from stages.core.outputs import write_json_lines
 from stages.corpus.inspection.advice import is_known
 from stages.corpus.quarantine.ledger import Place, Row
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.records import RefusedRecord, check_record, iterate_kept, read_record_files
+from stages.corpus.records.records import RefusedRecord, check_record, iterate_records, read_record_files, read_record_lines
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.conftest import MakeRecord
 
@@ -180,8 +181,8 @@ def test_what_a_parser_passes_over_is_refused_and_the_others_are_kept(make_recor
 def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(make_record: MakeRecord, tmp_path: Path) -> None:
     raw = make_record(source={"list": [1, None, 0.5, {"deep": "\U0001f600"}]}, pages=10**300, note="\u2028")
     (record,) = read_record_files([("a.json", json.dumps([raw]).encode())]).records
-    write_json(tmp_path / "records.json", [record.fields])
-    assert next(iterate_kept(tmp_path / "records.json", "remedy")).fields == raw
+    write_json_lines(tmp_path / "records.jsonl", [record.fields])
+    assert next(iterate_records(tmp_path / "records.jsonl", "remedy")).fields == raw
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -243,52 +244,34 @@ def test_ten_thousand_records_take_about_a_second_at_most(make_record: MakeRecor
     assert time.process_time() - start < 2
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 255, 256, 257, 600])
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda records: None,
-        json.dumps,
-        lambda records: json.dumps(records, indent=2).replace("\n", "\r\n"),
-        lambda records: "\ufeff" + json.dumps(records, indent=1),
-    ],
-)
-def test_kept_records_are_read_back_in_any_form(number: int, form: Any, tmp_path: Path, make_record: MakeRecord) -> None:
-    path = tmp_path / "records.json"
-    records = [make_record(question_id=f"q{each}", more={"list": [each, {}], "text": " }\n]"}) for each in range(number)]
-    write_json(path, records)
-    if text := form(records):
-        path.write_text(text, encoding="utf-8", newline="")
-    found = list(iterate_kept(path, "remedy"))
-    assert [record.fields for record in found] == records
-    assert [record.place.record for record in found] == list(range(number))
+def test_records_of_an_earlier_stage_are_read_back_with_their_lines(tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.jsonl"
+    records = [make_record(question_id=f"q{each}", more={"list": [each, {}], "text": "\u2028\n}"}) for each in range(3)]
+    write_json_lines(path, records)
+    for found in (list(iterate_records(path, "remedy")), read_record_lines([path], "remedy").records):
+        assert [record.fields for record in found] == records
+        assert [record.place for record in found] == [Place(path.as_posix(), None, f"q{each}", each + 1) for each in range(3)]
 
 
-@pytest.mark.parametrize("at", [0, 5, 255, 256, 299])
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (lambda lines, at: lines[: at + 1], "not a JSON file"),
-        (lambda lines, at: [*lines[:at], "x", *lines[at:]], "not a JSON file"),
-        (lambda lines, at: [*lines[: at + 1], *lines[at:]], "changed by hand"),
-    ],
-)
-def test_damage_anywhere_in_kept_records_is_found(damage: Any, said: str, at: int, tmp_path: Path, make_record: MakeRecord) -> None:
-    path = tmp_path / "records.json"
-    write_json(path, [make_record(question_id=f"q{each}") for each in range(300)])
-    assert len(list(iterate_kept(path, "remedy"))) == 300
-    lines = path.read_text(encoding="utf-8").split("\n")
-    path.write_text("\n".join(damage(lines, 1 + at * (len(make_record()) + 2))), encoding="utf-8")
-    with pytest.raises(InputError, match=said):
-        list(iterate_kept(path, "remedy"))
+def test_records_are_read_one_at_a_time(tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "records.jsonl"
+    write_json_lines(path, (make_record(question_id=f"q{each}") for each in range(3000)))
+    tracemalloc.start()
+    assert sum(1 for _ in iterate_records(path, "remedy")) == 3000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 5
 
 
-def test_kept_records_are_read_back_and_a_bad_edit_is_named(tmp_path: Path, make_record: MakeRecord) -> None:
-    path = tmp_path / "records.json"
-    path.write_text(json.dumps([make_record()]), encoding="utf-8")
-    assert next(iterate_kept(path, "remedy")).fields == make_record()
-    path.write_text(json.dumps([make_record(gt_answer="x")]), encoding="utf-8")
-    with pytest.raises(InputError, match=r"records\.json was changed by hand: 'x': gt_answer is none.*remedy"):
-        list(iterate_kept(path, "remedy"))
-    with pytest.raises(InputError, match=r"none\.json is missing: remedy"):
-        list(iterate_kept(tmp_path / "none.json", "remedy"))
+def test_an_unfit_record_of_an_earlier_stage_is_a_row_or_stops_at_its_line(tmp_path: Path, make_record: MakeRecord) -> None:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    write_json_lines(paths[0], [make_record(question_id="q1"), make_record(question_id="q2", gt_answer="x")])
+    write_json_lines(paths[1], [make_record(question_id="q1")])
+    reading = read_record_lines(reversed(paths), "remedy")
+    assert (reading.read, [record.question_id for record in reading.records]) == (3, ["q1"])
+    assert [(row.where.file, row.where.line, row.reason) for row in reading.rows] == [
+        (paths[0].as_posix(), 2, Reason.ANSWER_NOT_OFFERED),
+        (paths[1].as_posix(), 1, Reason.DUPLICATE_ID),
+    ]
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2 .*'x'.*remedy"):
+        list(iterate_records(paths[0], "remedy"))

@@ -98,7 +98,7 @@ def check(name: str, content: bytes) -> int:
     written = json.dumps([record.fields for record in reading.records], ensure_ascii=False, indent=1, allow_nan=False).encode()
     again = read_record_files([("again.json", written)])
     assert [record.fields for record in again.records] == [record.fields for record in reading.records], (
-        "records.json is read back as it was"
+        "what was kept is read back as it was"
     )
     for row in reading.rows:
         assert row.where.file in (name, "zzz.json")

@@ -86,6 +86,7 @@ def draw_of(records: list[Record]) -> Draw:
         {
             "problem": format_problem(record.question, record.options),
             "solution": format_solution(record.gold),
+            "options": record.options,
             "modality": record.modality,
             "task": record.question_type,
         }

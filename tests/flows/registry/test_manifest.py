@@ -13,7 +13,7 @@ from flows.registry.manifest import Change, Manifest, diff, drift, known_to_one,
 from flows.retraining.validate import drifted, is_refusal, problems
 from stages.core import layout
 from stages.core.errors import InputError
-from stages.core.outputs import write_json
+from stages.core.outputs import write_json_lines
 from stages.core.params import Retrain
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.records.records import read_record_files
@@ -147,6 +147,6 @@ def test_unknown_modalities_are_counted_whether_json_or_a_table_names_them(tmp_p
     reading = read_record_files([("a.csv", table), ("b.json", json.dumps([record]).encode())])
     write_quarantine(tmp_path / layout.QUARANTINE / "download.parquet", "download", reading.read, [], reading.rows, {})
     for slug in MODALITIES:
-        write_json(tmp_path / layout.records(slug), [])
+        write_json_lines(tmp_path / layout.records(slug), [])
         write_quarantine(tmp_path / layout.QUARANTINE / "resize" / f"{slug}.parquet", f"resize@{slug}", 0, [], [], {})
     assert take_manifest(tmp_path).unknown == {"PET": 2}

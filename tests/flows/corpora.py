@@ -36,7 +36,6 @@ from stages.core import layout
 from stages.corpus.dataset.problems import format_solution, parse_solution
 from stages.evaluate import test_questions
 from stages.predictions.schema import SCHEMA
-from stages.corpus.dataset.problems import parse_solution
 from stages.core.params import load_params
 
 def train(name):

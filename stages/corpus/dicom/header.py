@@ -130,7 +130,7 @@ def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) 
     """
     syntax, elements = read_elements(content, _KEYWORDS, settings.max_inflated_mb * 2**20)
     if syntax not in DECODERS:
-        raise ImageError(f"DICOM transfer syntax {syntax_name(syntax)!r} is not supported", Reason.IMAGE_FORMAT)
+        raise ImageError(f"DICOM transfer syntax {syntax_name(syntax)!r} is not supported", Reason.IMAGE_SYNTAX)
     rows, columns, frames = _size(elements, settings, max_pixels)
     photometric = _photometric(elements)
     samples = elements.unsigned("SamplesPerPixel") or 1
@@ -286,7 +286,8 @@ def _check_annotation(elements: Elements, tags: Tags, settings: Dicom) -> None:
         if not settings.accept_burned_in:
             raise ImageError("text is burned into the picture, BurnedInAnnotation says (dicom.accept_burned_in)", Reason.IMAGE_ANNOTATION)
     elif tags.burned_in is None and not settings.accept_unflagged and (kind := _risk(elements, tags)):
-        raise ImageError(f"{kind} without BurnedInAnnotation: it may show a name (dicom.accept_unflagged)", Reason.IMAGE_ANNOTATION)
+        why = f"{kind} without BurnedInAnnotation: it may show a name (dicom.accept_unflagged)"
+        raise ImageError(why, Reason.IMAGE_UNFLAGGED)
 
 
 def _risk(elements: Elements, tags: Tags) -> str | None:

@@ -17,6 +17,7 @@ from stages.corpus.dicom.headers.elements import guarded
 from stages.corpus.dicom.isolated import decode_isolated
 from stages.corpus.dicom.syntaxes import DECODERS, ENCAPSULATED, ISOLATED, JPEG, JPEG_2000, JPEG_2000_LOSSLESS, JPEG_EXTENDED, RLE
 from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.quarantine.reasons import Reason
 
 _END: Final = b"\xff\xd9"
 """The last marker of a JPEG, JPEG-LS or JPEG 2000 codestream."""
@@ -127,9 +128,10 @@ def _check_codestream(frame: bytes, header: Header) -> None:
     if (rows, columns, samples) != (header.tags.rows, header.tags.columns, header.samples):
         raise ImageError("the compressed picture has another size than the DICOM header says")
     if header.syntax == JPEG_EXTENDED and bits > 8:
-        raise ImageError("JPEG Extended with 12 bits is not supported")
+        raise ImageError("JPEG Extended with 12 bits is not supported", Reason.IMAGE_SYNTAX)
     if header.syntax in (JPEG_2000, JPEG_2000_LOSSLESS) and bits > (8 if samples == 3 else 16):
-        raise ImageError("JPEG 2000 with more than 16 bits, or more than 8 for a colour, is not supported")
+        why = "JPEG 2000 with more than 16 bits, or more than 8 for a colour, is not supported"
+        raise ImageError(why, Reason.IMAGE_SYNTAX)
     if bits > header.allocated:
         raise ImageError("the compressed picture has more bits than the DICOM header says")
 

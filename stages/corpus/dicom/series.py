@@ -38,7 +38,7 @@ def read_series(contents: Sequence[bytes], settings: Dicom, max_pixels: int | No
     or cannot be used, and if they are of several series, or of several kinds or sizes of picture.
     """
     if not contents:
-        raise ImageError("a series without files")
+        raise ImageError("a series without files", Reason.IMAGE_SERIES)
     if len(contents) == 1:
         return read_dicom(contents[0], settings, max_pixels)
     if len(contents) > settings.max_frames:
@@ -67,13 +67,13 @@ def _without_pixels(content: bytes, number: int, count: int, settings: Dicom, ma
 def _check_alike(found: Sequence[DicomImage]) -> None:
     first = found[0]
     if any(each.place.series != first.place.series for each in found):
-        raise ImageError("files of several series in one folder: SeriesInstanceUID differs")
+        raise ImageError("files of several series in one folder: SeriesInstanceUID differs", Reason.IMAGE_SERIES)
     if any(each.tags.modality != first.tags.modality for each in found):
-        raise ImageError("files of several modalities in one folder")
+        raise ImageError("files of several modalities in one folder", Reason.IMAGE_SERIES)
     for each in found:
         if (each.tags.rows, each.tags.columns, each.tags.photometric) != (first.tags.rows, first.tags.columns, first.tags.photometric):
             sizes = f"{first.tags.columns} x {first.tags.rows} and {each.tags.columns} x {each.tags.rows}"
-            raise ImageError(f"pictures of several sizes or kinds in one series: {sizes}")
+            raise ImageError(f"pictures of several sizes or kinds in one series: {sizes}", Reason.IMAGE_SERIES)
 
 
 def _sorted(found: Sequence[DicomImage]) -> list[int]:

@@ -37,8 +37,8 @@ __all__ = ["DECODER", "ENCODER", "FORMATS", "Decoded", "ImageError", "decode", "
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """What is read at all: libvips and Pillow know more, some through external programs."""
-_RULES: Final = 2
-"""Raise it whenever the same bytes and settings would give another picture, or other facts of it, than before, here or below."""
+_RULES: Final = 3
+"""Raise it when the same bytes and settings give another image, other facts, or another reason for refusal."""
 _DECODERS: Final = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg-openjpeg", "python-gdcm", "scipy")
 DECODER: Final = " ".join(
     [f"rules {_RULES}", f"libvips {'.'.join(str(pyvips.version(part)) for part in range(3))}"]
@@ -65,7 +65,10 @@ _FULL: Final = {"I": 2**31, "I;16": 2**16, "I;16B": 2**16, "I;16L": 2**16, "I;16
 _PERCENTILES: Final = (0.5, 99.5)
 _ROWS: Final = 64
 _DAMAGE: Final = ("Corrupt JPEG data", "remature end", "Inconsistent progression")
-"""What libjpeg only warns of: it goes on with grey, or with pixels in wrong places."""
+"""Warnings of libjpeg after which it continues with grey, or with pixels in wrong places.
+
+libvips passes libjpeg's text on and no code, so the text is compared, here only; tests/corpus/images/test_decoding.py has such files.
+"""
 _LONGEST_SHRINK: Final = 8
 _TURNED: Final = (5, 6, 7, 8)
 """EXIF orientations in which width and height change places."""
@@ -277,7 +280,7 @@ def _by_pillow(content: bytes, settings: Resize) -> Decoded:
 
 def _check_frames(number: int, settings: Resize) -> None:
     if number > 1 and settings.frames == "refuse":
-        raise ImageError(f"{number} pictures in one file, and resize.frames is refuse", Reason.IMAGE_FORMAT)
+        raise ImageError(f"{number} pictures in one file, and resize.frames is refuse", Reason.IMAGE_FRAMES)
 
 
 def _rgb(image: Image.Image, settings: Resize) -> Image.Image:

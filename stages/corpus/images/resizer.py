@@ -213,7 +213,7 @@ def _check_modality(picture: Decoded, slug: str) -> None:
     """ImageError if the header of a DICOM file names another modality than its record."""
     if picture.tags is not None and modality_slug(picture.tags.modality) not in (None, slug):
         why = f"modality_type is {MODALITIES[slug]!r}, but the DICOM header says {picture.tags.modality!r}"
-        raise ImageError(why, Reason.UNKNOWN_MODALITY)
+        raise ImageError(why, Reason.MODALITY_MISMATCH)
 
 
 def _recall(known: Known) -> Fact:

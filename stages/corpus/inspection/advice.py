@@ -1,124 +1,152 @@
-"""What to do about each kind of refusal, for those whose data it is. Reasons are those of the readers, matched by their words."""
+"""What to do about each reason for a refusal, for those whose data it is (the check of a corpus)."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from stages.corpus.quarantine.ledger import Row
-from stages.corpus.records.reading import MISSING
+from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.texts import LONGEST
-from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
-
-UNUSABLE: Final = "the image cannot be used"
+from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 
 class Advice(NamedTuple):
-    """A kind of refusal: its name, and what to do about it."""
+    """The name under which refusals are counted together, and what to do about them."""
 
     kind: str
     remedy: str
 
 
-_OTHER: Final = Advice("other reasons", "Mend the record as the reason says.")
+def advise(reason: Reason) -> Advice:
+    """The advice for a refusal; there is one for every reason."""
+    return _ADVICE[reason]
 
-_SAVE_AS = "Save the file as UTF-8: in Excel 'CSV UTF-8 (Comma delimited)', in pandas the default."
-_WORDS = "Write one of ours: {ours}; OmniMedVQA's JSON: {theirs}. A further one cannot be trained without code: see docs/own-data.md."
 
-_ADVICE: Final[tuple[tuple[str, Advice], ...]] = (
-    (MISSING, Advice("pictures that are missing", "Add the file, or mend the path: capitals count, and so does the suffix.")),
-    (UNUSABLE, Advice("pictures that cannot be decoded", "Export the picture again, as PNG for instance.")),
-    ("^the file is empty", Advice("empty files", "Take the file out, or export it again.")),
-    (
-        "not UTF-8 text|UTF-16 text that is damaged",
-        Advice("files in another encoding", _SAVE_AS),
-    ),
-    (
-        "not a JSON file that can be parsed",
-        Advice("damaged JSON files", "No record of such a file is used. Export it again; `python -m json.tool FILE` shows the place."),
-    ),
-    ("not a JSON list", Advice("JSON files that are no list", "A question file is a list of records: [{...}, {...}].")),
-    (
-        "the first line lacks",
-        Advice(
-            "CSV files without a column that is needed",
-            "The first line names the columns: image, question, options (or option_A, option_B, ...), answer, modality, type.",
-        ),
-    ),
-    ("two columns mean|options stand in one column and", Advice("CSV files with a column twice", "Take one of the two columns out.")),
-    ("not an object", Advice("list elements that are no record", "Each element of the list is an object with a record's fields.")),
-    ("a field that stands twice", Advice("fields that stand twice in a record", "Nobody knows which is meant: take one out.")),
-    (
-        "is not JSON:|a number |is nested more than|a record of more than",
-        Advice("values that cannot be kept", "Leave the field out, or write it as a short text."),
-    ),
-    ("quotation marks do not fit|a cell that is too long", Advice("CSV cells with stray quotation marks", "Let a program write the CSV.")),
-    (
-        "a row of another length",
-        Advice("CSV rows of another length than the first line", "Put a cell that holds the separator in quotation marks."),
-    ),
-    ("a cell under a column without a name", Advice("CSV columns without a name", "Name the column, or save without it.")),
-    (
-        "is missing$|is empty$|is not a string",
-        Advice("fields that are missing, empty or no text", "Fill them in as texts, or take the record out."),
-    ),
-    ("has \\d+ characters, the limit", Advice("texts that are too long", f"A prompt takes no more than {LONGEST} characters.")),
-    (
-        "which a model reads as a command",
-        Advice("texts with a model's commands", "Take the token or tag out: a model would obey it instead of reading it."),
-    ),
-    (
-        "holds the control character|holds U\\+|is not Unicode text",
-        Advice(
-            "texts with characters that cannot be seen",
-            "Type the text anew, or take the character out; it is often a sign of a wrong encoding.",
-        ),
-    ),
-    ("options beyond option_D", Advice("more than four options", "Leave out wrong ones until there are four.")),
-    ("fewer than two options|a gap in the options", Advice("too few options", "Give two to four options, without a gap.")),
-    ("two options are the same", Advice("equal options", "Make the options differ, or leave one out.")),
-    ("options begin with their letters", Advice("options with their letters", "Write the texts alone: 'Cyst', not 'A) Cyst'.")),
-    (
-        "options look like|options begin like|options are a JSON",
-        Advice("options that cannot be told apart", 'Write "Cyst | Nodule", or the JSON list ["Cyst", "Nodule"], or a column for each.'),
-    ),
-    ("the answer is the text of one", Advice("answers that mean two options", "Write the text of the option that is meant.")),
-    (
-        "gt_answer is none of the options",
-        Advice("answers that are none of the options", "Write the option's text exactly; in a CSV its letter will do."),
-    ),
-    (
-        "unknown modality_type",
-        Advice("unknown modalities", _WORDS.format(ours=", ".join(MODALITIES), theirs="; ".join(MODALITIES.values()))),
-    ),
-    (
-        "unknown question_type",
-        Advice("unknown question types", _WORDS.format(ours=", ".join(QUESTION_TYPES), theirs="; ".join(QUESTION_TYPES.values()))),
-    ),
-    (
-        "image_path is |image_path has ",
-        Advice(
-            "paths that cannot be used", "Give the picture's path from the CSV's folder, with / between folders; in JSON from Images/ on."
-        ),
-    ),
-    ("holds an option label", Advice("texts that look like options", "Reword what looks like ' A)' or ', B)' in a question or an option.")),
-    ("question_id stands twice", Advice("questions that stand twice", "Take one out; if they differ, give each an id of its own.")),
+def _literals(kind: str, literals: Mapping[str, str]) -> Advice:
+    return Advice(
+        kind,
+        f"Write one of ours: {', '.join(literals)}; OmniMedVQA's JSON: {'; '.join(literals.values())}. "
+        "A further one cannot be trained without code: see docs/own-data.md.",
+    )
+
+
+_FIELDS = Advice("fields that are missing, empty or no text", "Fill them in as texts, or remove the record.")
+_CHARACTERS = Advice(
+    "texts with characters that cannot be seen",
+    "Retype the text, or remove the character; it is often a sign of a wrong encoding.",
 )
 
-
-def advise(why: str) -> Advice:
-    """The kind of a refusal, by its reason."""
-    return next((advice for pattern, advice in _ADVICE if re.search(pattern, why)), _OTHER)
-
-
-def is_known(why: str) -> bool:
-    """Is there advice of its own for a reason."""
-    return advise(why) is not _OTHER
-
-
-def hint(row: Row) -> str:
-    """What the value was probably meant to be; "" where there is nothing to say, or the reason says it."""
-    for field, literals in (("modality_type", MODALITIES), ("question_type", QUESTION_TYPES)):
-        if row.why == f"unknown {field}" and (slug := nearest(row.what, literals)):
-            return f"did you mean {literals[slug]!r} (slug {slug})?"
-    return ""
+_ADVICE: Final[Mapping[Reason, Advice]] = {
+    Reason.FILE_UNREADABLE: Advice(
+        "damaged JSON files",
+        "No record of such a file is used. Export it again; `python -m json.tool FILE` shows the place.",
+    ),
+    Reason.FILE_EMPTY: Advice("empty files", "Remove the file, or export it again."),
+    Reason.FILE_DAMAGED: Advice(
+        "question files that cannot be read",
+        "No record of such a file is used. Copy the folder, or make the archive, again.",
+    ),
+    Reason.FILE_ENCODING: Advice(
+        "files in another encoding",
+        "Save the file as UTF-8: in Excel 'CSV UTF-8 (Comma delimited)', in pandas the default.",
+    ),
+    Reason.FILE_FORM: Advice("JSON files that are no list", "A question file is a list of records: [{...}, {...}]."),
+    Reason.COLUMN_MISSING: Advice(
+        "CSV files without a required column",
+        "The first line names the columns: image, question, options (or option_A, option_B, ...), answer, modality, type.",
+    ),
+    Reason.COLUMN_DUPLICATE: Advice("CSV files with a column twice", "Remove one of the two columns."),
+    Reason.COLUMN_UNNAMED: Advice("CSV columns without a name", "Name the column, or save without it."),
+    Reason.ROW_QUOTING: Advice("CSV cells with stray quotation marks", "Let a program write the CSV."),
+    Reason.ROW_LENGTH: Advice(
+        "CSV rows of another length than the first line",
+        "Put a cell that holds the separator in quotation marks.",
+    ),
+    Reason.RECORD_FORM: Advice(
+        "list elements that are no record",
+        "Each element of the list is an object with a record's fields.",
+    ),
+    Reason.RECORD_VALUE: Advice("values that cannot be stored", "Leave the field out, or write it as a short text."),
+    Reason.FIELD_DUPLICATE: Advice("fields that stand twice in a record", "Nobody knows which is meant: remove one."),
+    Reason.FIELD_MISSING: _FIELDS,
+    Reason.FIELD_TYPE: _FIELDS,
+    Reason.FIELD_EMPTY: _FIELDS,
+    Reason.FIELD_ENCODING: _CHARACTERS,
+    Reason.FIELD_TEXT: _CHARACTERS,
+    Reason.FIELD_LENGTH: Advice("texts that are too long", f"A prompt takes no more than {LONGEST} characters."),
+    Reason.FIELD_TOKEN: Advice(
+        "texts with a model's commands",
+        "Remove the token or tag: a model would obey it instead of reading it.",
+    ),
+    Reason.OPTION_COUNT: Advice("too few options", "Give two to four options, without a gap."),
+    Reason.OPTION_EXTRA: Advice("more than four options", "Leave out wrong ones until there are four."),
+    Reason.OPTIONS_EQUAL: Advice("equal options", "Make the options differ, or leave one out."),
+    Reason.OPTIONS_FORM: Advice(
+        "options that cannot be told apart",
+        'Write "Cyst | Nodule", or the JSON list ["Cyst", "Nodule"], or a column for each.',
+    ),
+    Reason.OPTION_LETTERS: Advice("options with their letters", "Write the texts alone: 'Cyst', not 'A) Cyst'."),
+    Reason.OPTION_LABEL: Advice(
+        "texts that look like options",
+        "Reword what looks like ' A)' or ', B)' in a question or an option.",
+    ),
+    Reason.ANSWER_NOT_OFFERED: Advice(
+        "answers that are none of the options",
+        "Write the option's text exactly; in a CSV its letter will do.",
+    ),
+    Reason.ANSWER_AMBIGUOUS: Advice("answers that mean two options", "Write the text of the option that is meant."),
+    Reason.UNKNOWN_MODALITY: _literals("unknown modalities", MODALITIES),
+    Reason.MODALITY_MISMATCH: Advice(
+        "images of another modality than their record",
+        "The record and the header of its DICOM file disagree: correct the record's modality, or name the image that was meant.",
+    ),
+    Reason.UNKNOWN_QUESTION_TYPE: _literals("unknown question types", QUESTION_TYPES),
+    Reason.DUPLICATE_ID: Advice("questions that stand twice", "Remove one; if they differ, give each an id of its own."),
+    Reason.IMAGE_PATH: Advice(
+        "paths that cannot be used",
+        "Give the image's path from the CSV's folder, with / between folders; in JSON from Images/ on.",
+    ),
+    Reason.IMAGE_MISSING: Advice(
+        "pictures that are missing",
+        "Add the file, or correct the path: capitals count, and so does the suffix.",
+    ),
+    Reason.IMAGE_EMPTY: Advice("pictures that are empty", "Copy or export the file again: it has no bytes."),
+    Reason.IMAGE_FORMAT: Advice(
+        "files that are no picture of a known format",
+        "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM: the content counts, not the suffix.",
+    ),
+    Reason.IMAGE_SYNTAX: Advice(
+        "DICOM files in a transfer syntax that is not read",
+        "Decompress the file with a DICOM tool that keeps the header, as `gdcmconv --raw IN OUT`: "
+        "a PNG would lose the header, which says whether text is burned in.",
+    ),
+    Reason.IMAGE_FRAMES: Advice(
+        "files with several pictures",
+        "Export the one that is meant, or set resize.frames to first in params.yaml.",
+    ),
+    Reason.IMAGE_SERIES: Advice(
+        "folders that are not one DICOM series",
+        "Keep the files of one series, of one size and kind, in each folder that a record names.",
+    ),
+    Reason.IMAGE_TOO_LARGE: Advice(
+        "pictures that are too large",
+        "Export the image smaller, or raise the limit that the reason names in params.yaml.",
+    ),
+    Reason.IMAGE_DAMAGED: Advice(
+        "pictures that cannot be decoded",
+        "Copy or export the file again: a PNG or JPEG from its source, a DICOM file as DICOM, because its header is checked, too.",
+    ),
+    Reason.IMAGE_ANNOTATION: Advice(
+        "DICOM pictures with text burned in",
+        "Redact the pixels (a name may be in them), then set BurnedInAnnotation to NO. If no patient can be "
+        "recognised, dicom.accept_burned_in in params.yaml accepts such images. Do not export them as PNG: "
+        "that removes the flag and leaves the name.",
+    ),
+    Reason.IMAGE_UNFLAGGED: Advice(
+        "DICOM pictures that may have text burned in",
+        "Look at every such image for names, dates and numbers, and redact what you find. Then set BurnedInAnnotation to NO "
+        "in each reviewed file, or, once all are reviewed, set dicom.accept_unflagged to true in "
+        "params.yaml. Do not export them as PNG: that removes the header that is checked and "
+        "leaves the name (docs/ingest-dicom.md).",
+    ),
+}

@@ -20,7 +20,7 @@ from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.decoding import ImageError, decode_files
-from stages.corpus.inspection.advice import UNUSABLE, advise, hint
+from stages.corpus.inspection.advice import advise
 from stages.corpus.quarantine.ledger import Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.reading import find_pictures, read_questions
@@ -84,7 +84,7 @@ class Inspection:
 class _Look(NamedTuple):
     name: str
     digest: bytes
-    error: str | None
+    error: ImageError | None
 
 
 class _Findings:
@@ -94,8 +94,8 @@ class _Findings:
         self.most, self.by_kind = examples, dict[str, Finding]()
 
     def refuse(self, row: Row) -> None:
-        kind, remedy = advise(row.why)
-        self.add(kind, remedy, "refused", Example(str(row.where), row.what, f"{row.why}; {meant}" if (meant := hint(row)) else row.why))
+        kind, remedy = advise(row.reason)
+        self.add(kind, remedy, "refused", Example(str(row.where), row.what, row.why))
 
     def add(self, kind: str, remedy: str, level: Level, row: Example) -> None:
         finding = self.by_kind.setdefault(kind, Finding(kind, remedy, level))
@@ -177,7 +177,7 @@ def _without_bad_pictures(
 ) -> list[Record]:
     """The records whose picture can be decoded; notes pictures that are byte for byte the same."""
     asked = sorted(files)
-    errors: dict[str, str] = {}
+    errors: dict[str, ImageError] = {}
     first: dict[bytes, str] = {}
 
     def look(path: str) -> _Look:
@@ -187,8 +187,10 @@ def _without_bad_pictures(
             for content in contents:
                 digest.update(content)
             decode_files(contents, params.resize, params.dicom, folder=files[path] != [path])
-        except (ImageError, DamagedMemberError) as error:
-            return _Look(path, b"", str(error))
+        except ImageError as error:
+            return _Look(path, b"", error)
+        except DamagedMemberError as error:
+            return _Look(path, b"", ImageError(str(error)))
         return _Look(path, digest.digest()[:16], None)
 
     threads = os.cpu_count() or 1
@@ -202,8 +204,9 @@ def _without_bad_pictures(
             )
             findings.add("pictures that are there twice", remedy, "note", Example(name, known, "the same bytes as this one"))
     for record in records:
-        if record.image_path in errors:
-            findings.refuse(refuse(record, record.image_path, f"{UNUSABLE}: {errors[record.image_path]}", Reason.IMAGE_DAMAGED))
+        if error := errors.get(record.image_path):
+            why = f"the image cannot be used: {error}"
+            findings.refuse(refuse(record, record.image_path, why, error.reason))
     return [record for record in records if record.image_path not in errors]
 
 

@@ -45,7 +45,7 @@ def parse_list(text: str) -> Iterator[RawRecord]:
     Raises RefusedRecord when the file as a whole is no such list, which may be found out at its end: until then, nothing of it counts.
     """
     if not text:
-        raise RefusedRecord("", "the file is empty", Reason.FILE_UNREADABLE)
+        raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
     try:
         yield from _elements(text, lines=text.find("\n", 0, text.rfind("]") + 1) >= 0)
     except RecursionError:
@@ -56,7 +56,7 @@ def parse_list(text: str) -> Iterator[RawRecord]:
 
 def _elements(text: str, lines: bool) -> Iterator[RawRecord]:
     """`parse_list`; errors are the parser's own."""
-    odd: list[tuple[str, str]] = []
+    odd: list[RefusedRecord] = []
     decoder = _decoder(odd)
     escaped = _SURROGATE.search(text) is not None
     at = _skip(text, 0)
@@ -90,8 +90,8 @@ def _skip(text: str, at: int) -> int:
     return match.end()
 
 
-def _decoder(odd: list[tuple[str, str]]) -> json.JSONDecoder:
-    """A decoder that notes (what, why) in `odd` for what the standard one passes over."""
+def _decoder(odd: list[RefusedRecord]) -> json.JSONDecoder:
+    """A decoder that adds a refusal to `odd` for what the standard one passes over."""
     known: dict[str, str] = {}
 
     def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,34 +100,35 @@ def _decoder(odd: list[tuple[str, str]]) -> json.JSONDecoder:
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            odd.append((twice, "a field that stands twice: take out the one that is wrong"))
+            why = "a field that stands twice: take out the one that is wrong"
+            odd.append(RefusedRecord(twice, why, Reason.FIELD_DUPLICATE))
         return found
 
     def number(digits: str) -> int:
         if len(digits) > _MOST_DIGITS:
-            odd.append((digits, f"a number of more than {_MOST_DIGITS} digits"))
+            odd.append(RefusedRecord(digits, f"a number of more than {_MOST_DIGITS} digits", Reason.RECORD_VALUE))
             return 0
         return int(digits)
 
     def fraction(digits: str) -> float:
         found = float(digits)
         if not math.isfinite(found):
-            odd.append((digits, "a number that is too large"))
+            odd.append(RefusedRecord(digits, "a number that is too large", Reason.RECORD_VALUE))
             return 0.0
         return found
 
     def constant(name: str) -> None:
-        odd.append((name, f"{name} is not JSON: put null, or leave the field out"))
+        odd.append(RefusedRecord(name, f"{name} is not JSON: put null, or leave the field out", Reason.RECORD_VALUE))
 
     return json.JSONDecoder(object_pairs_hook=make, parse_int=number, parse_float=fraction, parse_constant=constant)
 
 
-def _refusal(raw: Any, odd: list[tuple[str, str]], size: int, escaped: bool) -> RefusedRecord | None:
+def _refusal(raw: Any, odd: list[RefusedRecord], size: int, escaped: bool) -> RefusedRecord | None:
     """`size` in characters; `escaped`: could there be half of a surrogate pair in it?"""
     if odd:
-        return RefusedRecord(*odd[0], Reason.RECORD_FORM)
+        return odd[0]
     if size > LARGEST:
-        return RefusedRecord(f"{size} characters", f"a record of more than {LARGEST} characters", Reason.RECORD_FORM)
+        return RefusedRecord(f"{size} characters", f"a record of more than {LARGEST} characters", Reason.RECORD_VALUE)
     if isinstance(raw, dict):
         for key, value in raw.items():
             if escaped or type(value) is not str:
@@ -143,7 +144,7 @@ def _refusal(raw: Any, odd: list[tuple[str, str]], size: int, escaped: bool) -> 
 def _check_further(value: Any, level: int) -> None:
     """RefusedRecord for what no later stage could write down again."""
     if level > _DEEPEST:
-        raise RefusedRecord(f"{level} levels", f"is nested more than {_DEEPEST} levels deep", Reason.RECORD_FORM)
+        raise RefusedRecord(f"{level} levels", f"is nested more than {_DEEPEST} levels deep", Reason.RECORD_VALUE)
     if isinstance(value, str):
         if not is_unicode(value):
             raise RefusedRecord(value, "is not Unicode text", Reason.FIELD_ENCODING)

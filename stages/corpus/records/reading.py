@@ -12,8 +12,6 @@ from stages.corpus.quarantine.ledger import Place, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Reading, read_record_files, refuse
 
-MISSING = "the image is not in the corpus"
-
 
 def read_questions(corpus: Corpus) -> Reading:
     """The records of all question files; a file whose bytes cannot be had is one row, as one that cannot be parsed.
@@ -28,7 +26,7 @@ def read_questions(corpus: Corpus) -> Reading:
             try:
                 yield name, corpus.fetch(name)
             except DamagedMemberError as error:
-                rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_UNREADABLE))
+                rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_DAMAGED))
 
     def modality(image_path: str) -> str | None:
         """Of a DICOM file, or the first one of a series."""
@@ -45,6 +43,10 @@ def find_pictures(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, 
     """The same reading, records whose picture is not there quarantined; image_path -> its files, several of a DICOM series."""
     names = corpus.names
     files = {path: image_files(names, path) for path in sorted({record.image_path for record in reading.records})}
-    rows = [refuse(record, record.image_path, MISSING, Reason.IMAGE_MISSING) for record in reading.records if not files[record.image_path]]
+    rows = [
+        refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING)
+        for record in reading.records
+        if not files[record.image_path]
+    ]
     kept = [record for record in reading.records if files[record.image_path]]
     return Reading(reading.read, kept, [*reading.rows, *rows]), {path: found for path, found in files.items() if found}

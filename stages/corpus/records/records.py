@@ -23,8 +23,8 @@ from stages.corpus.quarantine.ledger import Place, Row, shown
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.table import parse_table
-from stages.corpus.records.texts import LONGEST, RefusedRecord, decode, is_plain, is_unicode, unfit, unfit_name
-from stages.taxonomy import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS
+from stages.corpus.records.texts import LONGEST, RefusedRecord, decode, is_plain, unfit, unfit_name
+from stages.taxonomy import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS, QUESTION_TYPES, nearest
 
 __all__ = [
     "FIELDS",
@@ -141,9 +141,9 @@ def check_record(raw: object, place: Place) -> Record:
     if text["gt_answer"] not in options:
         raise RefusedRecord(text["gt_answer"], f"gt_answer is none of the options {shown(list(options))}", Reason.ANSWER_NOT_OFFERED)
     if raw["modality_type"] not in MODALITY_SLUGS:
-        raise RefusedRecord(raw["modality_type"], "unknown modality_type", Reason.UNKNOWN_MODALITY)
+        raise _unknown(raw, "modality_type", MODALITIES, Reason.UNKNOWN_MODALITY)
     if raw["question_type"] not in QUESTION_TYPE_SLUGS:
-        raise RefusedRecord(raw["question_type"], "unknown question_type", Reason.UNKNOWN_QUESTION_TYPE)
+        raise _unknown(raw, "question_type", QUESTION_TYPES, Reason.UNKNOWN_QUESTION_TYPE)
     _check_image_path(raw["image_path"])
     _check_published_form(text["question"], options)
     return Record(
@@ -249,8 +249,8 @@ def _check_text(raw: dict[str, Any], field: str) -> None:
         raise RefusedRecord(value, f"{field} is not a string", Reason.FIELD_TYPE)
     if not value.strip():
         raise RefusedRecord(value, f"{field} is empty", Reason.FIELD_EMPTY)
-    if why := (unfit_name if field in _NAMES else unfit)(value):
-        raise RefusedRecord(value, f"{field} {why}", Reason.FIELD_TEXT if is_unicode(value) else Reason.FIELD_ENCODING)
+    if found := (unfit_name if field in _NAMES else unfit)(value):
+        raise RefusedRecord(value, f"{field} {found.why}", found.reason)
 
 
 def _options(given: list[str]) -> tuple[str, ...]:
@@ -259,12 +259,19 @@ def _options(given: list[str]) -> tuple[str, ...]:
     if tuple(given) == expected and len(given) > 1:
         return expected
     if extra := sorted(set(given) - set(OPTIONS)):
-        raise RefusedRecord(extra, "options beyond option_D", Reason.OPTION_COUNT)
+        raise RefusedRecord(extra, "options beyond option_D", Reason.OPTION_EXTRA)
     if len(given) < 2:
         raise RefusedRecord(given, "fewer than two options", Reason.OPTION_COUNT)
     if gaps := [field for field in expected if field not in given]:
         raise RefusedRecord(sorted(given), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT)
     return expected
+
+
+def _unknown(raw: dict[str, Any], field: str, literals: Mapping[str, str], reason: Reason) -> RefusedRecord:
+    """The refusal of a literal that is not in OmniMedVQA's list, with the nearest one that is."""
+    slug = nearest(raw[field], literals)
+    meant = f"; did you mean {literals[slug]!r} (slug {slug})?" if slug else ""
+    return RefusedRecord(raw[field], f"unknown {field}{meant}", reason)
 
 
 def _check_image_path(path: str) -> None:

@@ -45,8 +45,10 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _JSON_LIST = re.compile(r'\[\s*(?:"|\])')
 _PYTHON_LIST = re.compile(r"\[\s*'")
 _LABELLED = re.compile(r"\(?([A-Da-d])[):]")
-_TOO_LONG = "a cell that is too long: perhaps a quotation mark before it is not closed"
-_QUOTING = 'quotation marks do not fit: put the whole cell in "...", and write "" for one inside it'
+_QUOTING = (
+    'quotation marks do not fit, or one is not closed, so that a cell is too long: put the whole cell in "...", and '
+    'write "" for one inside it'
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
         except StopIteration:
             return
         except csv.Error as error:
-            refusal = RefusedRecord(str(error), _TOO_LONG if "limit" in str(error) else _QUOTING, Reason.RECORD_FORM)
+            refusal = RefusedRecord(str(error), _QUOTING, Reason.ROW_QUOTING)
         except RefusedRecord as found:
             refusal = found
         yield RawRecord(None, line, raw, refusal)
@@ -96,12 +98,12 @@ def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
 def read_header(text: str) -> Header:
     """Find delimiter and columns; RefusedRecord names what is missing, or stands twice, and what was found."""
     if not text.strip():
-        raise RefusedRecord("", "the file is empty", Reason.FILE_UNREADABLE)
+        raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
     header = max((_header(text, delimiter) for delimiter in _DELIMITERS), key=lambda found: len(found.columns))
     roles = [role for name in header.names if (role := _role(name))]
     found = ", ".join(repr(name) for name in header.names)
     if twice := sorted({role for role in roles if roles.count(role) > 1}):
-        raise RefusedRecord(found, f"two columns mean {_spoken(twice[0])}: take one out", Reason.FILE_FORM)
+        raise RefusedRecord(found, f"two columns mean {_spoken(twice[0])}: take one out", Reason.COLUMN_DUPLICATE)
     missing = [name for name in _REQUIRED if name not in header.columns]
     letters = [letter for letter in LETTERS if letter in header.columns]
     if "options" not in header.columns and letters[:2] != ["A", "B"]:
@@ -110,10 +112,10 @@ def read_header(text: str) -> Header:
         raise RefusedRecord(
             found,
             f"the first line lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}{_meant(missing, header)}",
-            Reason.FILE_FORM,
+            Reason.COLUMN_MISSING,
         )
     if "options" in header.columns and letters:
-        raise RefusedRecord(found, "options stand in one column and in several: take out the one or the others", Reason.FILE_FORM)
+        raise RefusedRecord(found, "options stand in one column and in several: take out the one or the others", Reason.COLUMN_DUPLICATE)
     return header
 
 
@@ -170,11 +172,13 @@ def _record(cells: list[str], header: Header, dataset: str) -> dict[str, str]:
     if len(cells) != len(header.names):
         sign = {"\t": "tab"}.get(header.delimiter, f"'{header.delimiter}'")
         raise RefusedRecord(
-            cells, f"a row of another length than the first line: put a cell that holds a {sign} in quotation marks", Reason.RECORD_FORM
+            cells, f"a row of another length than the first line: put a cell that holds a {sign} in quotation marks", Reason.ROW_LENGTH
         )
     if nameless := [cell for name, cell in zip(header.names, cells, strict=True) if cell.strip() and not name.strip()]:
         raise RefusedRecord(
-            nameless[0], "a cell under a column without a name: name the column in the first line, or take it out", Reason.RECORD_FORM
+            nameless[0],
+            "a cell under a column without a name: name the column in the first line, or take it out",
+            Reason.COLUMN_UNNAMED,
         )
     row = {role: cells[number] for role, number in header.columns.items()}
     options = _options(row)
@@ -213,7 +217,9 @@ def _options(row: Mapping[str, str]) -> dict[str, str]:
     labels = [match[1].upper() for text in found.values() if (match := _LABELLED.match(text.strip()))]
     if len(found) > 1 and labels == list(LETTERS[: len(found)]):
         raise RefusedRecord(
-            list(found.values()), "options begin with their letters, which are added later: write their texts alone", Reason.OPTION_LABEL
+            list(found.values()),
+            "options begin with their letters, which are added later: write their texts alone",
+            Reason.OPTION_LETTERS,
         )
     return found
 
@@ -222,16 +228,16 @@ def _split(cell: str) -> list[str]:
     """The options in one cell: a JSON list of texts, or texts with | between them."""
     if _PYTHON_LIST.match(cell):
         raise RefusedRecord(
-            cell, 'options look like a list of Python\'s: put "..." around each, as JSON has it, or | between them', Reason.FIELD_TYPE
+            cell, 'options look like a list of Python\'s: put "..." around each, as JSON has it, or | between them', Reason.OPTIONS_FORM
         )
     if not _JSON_LIST.match(cell):
         return [text.strip() for text in cell.split("|")] if cell else []
     try:
         texts = json.loads(cell)
     except (ValueError, RecursionError) as error:
-        raise RefusedRecord(cell, f"options begin like a JSON list, but are none ({error})", Reason.FIELD_TYPE) from None
+        raise RefusedRecord(cell, f"options begin like a JSON list, but are none ({error})", Reason.OPTIONS_FORM) from None
     if not all(isinstance(text, str) for text in texts):
-        raise RefusedRecord(cell, "options are a JSON list, but not of texts alone", Reason.FIELD_TYPE)
+        raise RefusedRecord(cell, "options are a JSON list, but not of texts alone", Reason.OPTIONS_FORM)
     return list(texts)
 
 

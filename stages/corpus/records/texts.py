@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from stages.corpus.quarantine.ledger import shown
 from stages.corpus.quarantine.reasons import Reason
@@ -43,7 +43,7 @@ def decode(content: bytes) -> str:
     """A file's bytes as text: UTF-8 with or without a byte order mark, or UTF-16 with one. RefusedRecord for anything else."""
     remedy = "save it as UTF-8 (in Excel: CSV UTF-8)"
     if content.startswith(_UTF_32):
-        raise RefusedRecord("UTF-32", f"not UTF-8 text: {remedy}", Reason.FILE_UNREADABLE)
+        raise RefusedRecord("UTF-32", f"not UTF-8 text: {remedy}", Reason.FILE_ENCODING)
     if content.startswith(_UTF_16):
         encoding = "utf-16"
     else:
@@ -51,7 +51,9 @@ def decode(content: bytes) -> str:
         if content[:1] and (nul := _NUL.search(content)):
             line = content.count(b"\n", 0, nul.start()) + 1
             raise RefusedRecord(
-                f"a NUL byte in line {line}", f"not UTF-8 text, perhaps UTF-16 without a byte order mark: {remedy}", Reason.FILE_UNREADABLE
+                f"a NUL byte in line {line}",
+                f"not UTF-8 text, perhaps UTF-16 without a byte order mark: {remedy}",
+                Reason.FILE_ENCODING,
             )
     try:
         return content.decode(encoding)
@@ -59,8 +61,8 @@ def decode(content: bytes) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         found = f"byte 0x{content[error.start]:02x} in line {line}"
         if encoding == "utf-16":
-            raise RefusedRecord(found, f"UTF-16 text that is damaged or cut short: {remedy}", Reason.FILE_UNREADABLE) from None
-        raise RefusedRecord(found, f"not UTF-8 text, perhaps Windows-1252: {remedy}", Reason.FILE_UNREADABLE) from None
+            raise RefusedRecord(found, f"UTF-16 text that is damaged or cut short: {remedy}", Reason.FILE_ENCODING) from None
+        raise RefusedRecord(found, f"not UTF-8 text, perhaps Windows-1252: {remedy}", Reason.FILE_ENCODING) from None
 
 
 def is_plain(text: str) -> bool:
@@ -68,32 +70,44 @@ def is_plain(text: str) -> bool:
     return text.isprintable() and "<" not in text
 
 
-def unfit(text: str) -> str | None:
-    """What makes a question or an option unfit for a prompt, as the end of a sentence that begins with it; None if it is fit."""
+class Unfit(NamedTuple):
+    """What makes a text unfit: `why` continues a sentence that begins with the text's name."""
+
+    why: str
+    reason: Reason
+
+
+def unfit(text: str) -> Unfit | None:
+    """What makes a question or an option unfit for a prompt; None if it is fit."""
     if len(text) > LONGEST:
-        return f"has {len(text)} characters, the limit is {LONGEST}"
+        return Unfit(f"has {len(text)} characters, the limit is {LONGEST}", Reason.FIELD_LENGTH)
     if is_plain(text):
         return None
     if _SURROGATE.search(text):
-        return "is not Unicode text"
+        return Unfit("is not Unicode text", Reason.FIELD_ENCODING)
     if found := _CONTROL.search(text):
-        return f"holds the control character U+{ord(found[0]):04X}"
+        return _control(found)
     if found := _DIRECTION.search(text):
-        return f"holds U+{ord(found[0]):04X}, which changes the direction of writing"
+        why = f"holds U+{ord(found[0]):04X}, which changes the direction of writing"
+        return Unfit(why, Reason.FIELD_TEXT)
     if found := _INVISIBLE.search(text):
-        return f"holds U+{ord(found[0]):04X}, which cannot be seen"
+        return Unfit(f"holds U+{ord(found[0]):04X}, which cannot be seen", Reason.FIELD_TEXT)
     if found := _TOKEN.search(text):
-        return f"holds {found[0]}, which a model reads as a command"
+        return Unfit(f"holds {found[0]}, which a model reads as a command", Reason.FIELD_TOKEN)
     return None
 
 
-def unfit_name(text: str) -> str | None:
+def unfit_name(text: str) -> Unfit | None:
     """The same for an id, the name of a data set or a path, which have one line."""
     if why := unfit(text):
         return why
     if not is_plain(text) and (found := _LINE.search(text)):
-        return f"holds the control character U+{ord(found[0]):04X}"
+        return _control(found)
     return None
+
+
+def _control(found: re.Match[str]) -> Unfit:
+    return Unfit(f"holds the control character U+{ord(found[0]):04X}", Reason.FIELD_TEXT)
 
 
 def is_unicode(text: str) -> bool:

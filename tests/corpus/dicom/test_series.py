@@ -100,12 +100,12 @@ def test_a_file_alone_is_fetched_once() -> None:
 @pytest.mark.parametrize(
     ("contents", "why", "reason"),
     [
-        ([], "a series without files", Reason.IMAGE_DAMAGED),
-        ([a_slice(1), a_slice(2, SeriesInstanceUID="1.2.3.77")], "files of several series", Reason.IMAGE_DAMAGED),
-        ([a_slice(1), a_slice(2, SeriesInstanceUID=None)], "files of several series", Reason.IMAGE_DAMAGED),
-        ([a_slice(1), file(ramp())], "several sizes or kinds in one series: 5 x 4 and 40 x 32", Reason.IMAGE_DAMAGED),
-        ([a_slice(1), a_slice(2, PhotometricInterpretation="MONOCHROME1")], "several sizes or kinds", Reason.IMAGE_DAMAGED),
-        ([a_slice(1), a_slice(2, Modality="CT")], "several modalities", Reason.IMAGE_DAMAGED),
+        ([], "a series without files", Reason.IMAGE_SERIES),
+        ([a_slice(1), a_slice(2, SeriesInstanceUID="1.2.3.77")], "files of several series", Reason.IMAGE_SERIES),
+        ([a_slice(1), a_slice(2, SeriesInstanceUID=None)], "files of several series", Reason.IMAGE_SERIES),
+        ([a_slice(1), file(ramp())], "several sizes or kinds in one series: 5 x 4 and 40 x 32", Reason.IMAGE_SERIES),
+        ([a_slice(1), a_slice(2, PhotometricInterpretation="MONOCHROME1")], "several sizes or kinds", Reason.IMAGE_SERIES),
+        ([a_slice(1), a_slice(2, Modality="CT")], "several modalities", Reason.IMAGE_SERIES),
         ([a_slice(1), b"a text"], "file 2 of the 2 of a series: not a DICOM file", Reason.IMAGE_FORMAT),
         ([a_slice(1), a_slice(2)[:-3]], "file 2 of the 2 of a series: .*cut short", Reason.IMAGE_DAMAGED),
         ([a_slice(1)] * 65, r"too many files in a series: 65, the limit is 64 \(dicom\.max_frames\)", Reason.IMAGE_TOO_LARGE),

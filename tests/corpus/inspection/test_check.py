@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import pytest
 
 from stages.corpus.inspection import command as check
 from stages.corpus.inspection import inspect as inspection
-from stages.corpus.inspection.advice import advise, hint
-from stages.corpus.quarantine.ledger import Place, Row
+from stages.corpus.inspection.advice import advise
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
 from tests.conftest import MakeRecord, Raw, picture
+from tests.dicoms import file as dicom_file
+from tests.dicoms import ramp
 
 Check = Callable[..., int]
 HEADER = "image,question,options,answer,modality,type\n"
@@ -207,7 +209,49 @@ def test_the_nearest_name_is_found_if_one_is_near(value: str, slug: str | None) 
     assert nearest(value, MODALITIES) == slug
 
 
-def test_advice_is_for_the_right_kind() -> None:
-    assert advise("the image cannot be used: the file is empty").kind == "pictures that cannot be decoded"
-    assert advise("something else").kind == "other reasons"
-    assert hint(Row(Place("here"), "Crystal ball", "unknown modality_type", Reason.UNKNOWN_MODALITY)) == ""
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_advice(reason: Reason) -> None:
+    assert advise(reason).kind
+    assert advise(reason).remedy.endswith(".")
+
+
+def test_refusals_that_are_mended_in_the_same_way_are_counted_together() -> None:
+    kinds = Counter(advise(reason).kind for reason in Reason)
+    assert {kind: count for kind, count in kinds.items() if count > 1} == {
+        "fields that are missing, empty or no text": 3,
+        "texts with characters that cannot be seen": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("elements", "reason", "setting"),
+    [
+        ({"Modality": "US"}, Reason.IMAGE_UNFLAGGED, "dicom.accept_unflagged"),
+        ({"Modality": "US", "BurnedInAnnotation": "YES"}, Reason.IMAGE_ANNOTATION, "dicom.accept_burned_in"),
+    ],
+)
+def test_a_dicom_picture_that_may_name_a_patient_is_to_be_reviewed_and_never_stripped_of_its_header(
+    run_check: Check, ward: Path, elements: dict[str, str], reason: Reason, setting: str
+) -> None:
+    write(ward, {"us.dcm": dicom_file(ramp(), **elements), "ward.csv": HEADER + ROWS + "us.dcm,What?,x|y,x,ultrasound,lesion-grading\n"})
+    said = found(run_check, ward)
+    assert (said["status"], said["refused"]) == ("problems", 1)
+    (finding,) = [each for each in said["findings"] if each["level"] == "refused"]
+    assert (finding["kind"], finding["remedy"]) == advise(reason)
+    assert setting in finding["remedy"]
+    assert "Do not export them as PNG" in finding["remedy"]
+    assert "Images/us.dcm" in finding["examples"][0]["what"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.png", b"", Reason.IMAGE_EMPTY),
+        ("text.png", b"no picture", Reason.IMAGE_FORMAT),
+        ("cut.png", picture()[:40], Reason.IMAGE_DAMAGED),
+    ],
+)
+def test_each_kind_of_unusable_picture_has_its_own_advice(run_check: Check, ward: Path, name: str, content: bytes, reason: Reason) -> None:
+    write(ward, {name: content, "ward.csv": HEADER + ROWS + f"{name},What?,x|y,x,ct,lesion-grading\n"})
+    refused = [each["kind"] for each in found(run_check, ward)["findings"] if each["level"] == "refused"]
+    assert refused == [advise(reason).kind]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.texts import LONGEST, RefusedRecord, decode, is_plain, is_unicode, unfit, unfit_name
 from tests.conftest import ROOT
 
@@ -26,27 +27,31 @@ def test_any_bytes_are_text_or_refused(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason", "named"),
     [
-        ("bell\x07", "holds the control character U+0007"),
-        ("escape \x1b[31m", "holds the control character U+001B"),
-        ("delete\x7f", "holds the control character U+007F"),
-        ("cp1252 as latin-1: \x93", "holds the control character U+0093"),
-        ("back\rto the start", "holds the control character U+000D"),
-        ("\u202egnp.exe", "holds U+202E, which changes the direction of writing"),
-        ("\u2066x\u2069", "holds U+2066, which changes the direction of writing"),
-        ("no\u200bthing", "holds U+200B, which cannot be seen"),
-        ("\ufeffmark", "holds U+FEFF, which cannot be seen"),
-        ("tag \U000e0041", "holds U+E0041, which cannot be seen"),
-        ("half \udc80", "is not Unicode text"),
-        ("<|vision_start|>", "holds <|vision_start|>, which a model reads as a command"),
-        ("a <answer> B </answer>", "holds <answer>, which a model reads as a command"),
-        ("</THINK>", "holds </THINK>, which a model reads as a command"),
-        ("x" * (LONGEST + 1), f"has {LONGEST + 1} characters, the limit is {LONGEST}"),
+        ("bell\x07", Reason.FIELD_TEXT, "U+0007"),
+        ("escape \x1b[31m", Reason.FIELD_TEXT, "U+001B"),
+        ("delete\x7f", Reason.FIELD_TEXT, "U+007F"),
+        ("cp1252 as latin-1: \x93", Reason.FIELD_TEXT, "U+0093"),
+        ("back\rto the start", Reason.FIELD_TEXT, "U+000D"),
+        ("\u202egnp.exe", Reason.FIELD_TEXT, "U+202E"),
+        ("\u2066x\u2069", Reason.FIELD_TEXT, "U+2066"),
+        ("no\u200bthing", Reason.FIELD_TEXT, "U+200B"),
+        ("\ufeffmark", Reason.FIELD_TEXT, "U+FEFF"),
+        ("tag \U000e0041", Reason.FIELD_TEXT, "U+E0041"),
+        ("half \udc80", Reason.FIELD_ENCODING, ""),
+        ("<|vision_start|>", Reason.FIELD_TOKEN, "<|vision_start|>"),
+        ("a <answer> B </answer>", Reason.FIELD_TOKEN, "<answer>"),
+        ("</THINK>", Reason.FIELD_TOKEN, "</THINK>"),
+        ("x" * (LONGEST + 1), Reason.FIELD_LENGTH, str(LONGEST + 1)),
     ],
 )
-def test_what_is_not_read_as_it_is_written_is_named(text: str, why: str) -> None:
-    assert unfit(text) == unfit_name(text) == why
+def test_what_is_not_read_as_it_is_written_is_named(text: str, reason: Reason, named: str) -> None:
+    found = unfit(text)
+    assert found is not None
+    assert found == unfit_name(text)
+    assert found.reason == reason
+    assert named in found.why
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,8 @@ def test_what_people_write_is_fit(text: str) -> None:
 @pytest.mark.parametrize("text", ["two\nlines", "a\ttab", "line\u2028separator"])
 def test_a_name_has_one_line(text: str) -> None:
     assert unfit(text) is None
-    assert str(unfit_name(text)).startswith("holds the control character U+")
+    assert (found := unfit_name(text)) is not None
+    assert found.reason == Reason.FIELD_TEXT
 
 
 def test_every_special_token_of_the_embedded_base_is_refused() -> None:

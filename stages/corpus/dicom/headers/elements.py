@@ -27,6 +27,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID
 
 from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.quarantine.reasons import Reason
 
 Result = TypeVar("Result")
 
@@ -270,7 +271,8 @@ def _inflated(content: bytes, most: int) -> bytes:
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
     found = unpacker.decompress(content, most)
     if unpacker.unconsumed_tail or (len(found) == most and not unpacker.eof):
-        raise ImageError(f"the deflated data are larger than {most / 2**20:.0f} MiB (dicom.max_inflated_mb)")
+        why = f"the deflated data are larger than {most / 2**20:.0f} MiB (dicom.max_inflated_mb)"
+        raise ImageError(why, Reason.IMAGE_TOO_LARGE)
     if not unpacker.eof:
         raise ImageError("the deflated data were cut short")
     return found

@@ -33,7 +33,7 @@ from flows.dvc_api.stale_reasons import say_why
 from flows.prefect_api import artifacts as show
 from flows.prefect_api.client import require_server
 from flows.scheduling import durations
-from flows.scheduling.schedule import DONE, Room, StageResult, run_ready
+from flows.scheduling.schedule import DONE, Room, StageResult, StagesFailedError, run_ready
 from flows.scheduling.slots import Slots, find_slots
 from stages.core import layout
 from stages.core.errors import InputError
@@ -61,10 +61,6 @@ class Place:
     room: Room
     words: str
     run: Callable[[Runner, Stage, str], StageResult]
-
-
-class StagesFailedError(Exception):
-    """Some stages failed; the message names each with its reason, and what was therefore not run."""
 
 
 def _name_run() -> str:
@@ -197,7 +193,7 @@ def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: 
     except (StoppedError, TimeoutError) as error:
         return StageResult(stage.name, "stopped", message=str(error))
     except (StageError, InputError) as error:
-        return StageResult(stage.name, "failed", message=str(error))
+        return StageResult(stage.name, "failed", message=str(error), code=error.code)
     watcher.end()
     if outcome.how == "ran":
         durations.record(runner.root, stage.name, outcome.seconds)
@@ -220,7 +216,8 @@ def _judge(summary: Summary) -> None:
         first = "\n".join(f"- {result.message.splitlines()[0]}" for result in bad if result.state != "skipped")
         skipped = [result.name for result in bad if result.state == "skipped"]
         more = f"\nNot run because of that: {', '.join(skipped)}" if skipped else ""
-        raise StagesFailedError(f"{len(bad) - len(skipped)} of {len(summary.results)} stages failed:\n{first}{more}")
+        codes = [result.code for result in bad if result.code is not None]
+        raise StagesFailedError(f"{len(bad) - len(skipped)} of {len(summary.results)} stages failed:\n{first}{more}", codes)
     if not summary.clean:
         raise StagesFailedError("all stages ended well, but `dvc status` is not clean: something was changed meanwhile; run again")
 

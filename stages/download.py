@@ -29,7 +29,7 @@ from stages.corpus.archives.hash_cache import Memo
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused
-from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 from stages.corpus.records.reading import find_pictures, read_questions
 from stages.corpus.records.records import Reading, Record, refuse
 from stages.taxonomy import MODALITIES
@@ -58,7 +58,8 @@ def main() -> None:
         kept = [record.dataset for record in reading.records]
         taken = write_quarantine(account, "download", reading.read, kept, reading.rows, provenance({"corpus": settings}))
         if not reading.records:
-            raise InputError(f"{path} holds no usable record: {reading.read} read, all refused; {account} says why")
+            message = f"{path} holds no usable record: {reading.read} read, all refused; {account} says why"
+            raise RefusedDataError(message, CorpusFault.NO_RECORD)
         check_refused(taken, params.quarantine, account, str(path))
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]

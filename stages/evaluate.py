@@ -38,7 +38,7 @@ from stages.core.progress import teller
 from stages.core.provenance import provenance
 from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import identity
-from stages.corpus.dataset.problems import letter_options, parse_solution
+from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import hashes

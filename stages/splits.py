@@ -29,11 +29,11 @@ import numpy as np
 
 from stages.core import layout
 from stages.core.cli import run_stage
-from stages.core.errors import InputError
 from stages.core.outputs import whole_directory, write_json
 from stages.core.params import Splits, load_params
 from stages.core.provenance import provenance
 from stages.corpus.dataset.problems import format_problem, format_solution
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.records.records import Reading, Record, read_record_lines
 from stages.corpus.splitting.data_tests import TESTS, Results, judge_corpus, judge_records, said_of, stop_on_errors, write_results
 from stages.corpus.splitting.groups import Picture, group_pictures, patient_of
@@ -118,17 +118,18 @@ def _by_slug(items: list[Item], axis: str) -> dict[str, list[Item]]:
 
 
 def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
-    """InputError if a split has nothing to train on, or nothing to test."""
+    """RefusedDataError if a split has nothing to train on, or nothing to test."""
     for axis, slugs in draw.items():
         for slug, (train, test) in slugs.items():
             if train and test:
                 continue
             together = len({group_of[item["image"]] for item in train + test})
             looser = "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to published, "
-            raise InputError(
+            raise RefusedDataError(
                 f"the split {axis}/{slug} would be empty on one side: {len(train + test)} usable question(s) in {together} group(s) "
                 f"of pictures, two are needed; {looser if kind == 'grouped' and len(train + test) > 1 else ''}"
-                f"add data of this {axis} to the corpus, or see in {layout.QUARANTINE}/ why it was refused"
+                f"add data of this {axis} to the corpus, or see in {layout.QUARANTINE}/ why it was refused",
+                CorpusFault.EMPTY_SPLIT,
             )
 
 

@@ -20,7 +20,7 @@ import yaml
 from stages import evaluate
 from stages.core import layout
 from stages.core.distributed.ranks import PROCESSES
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.generation import generate
 from stages.generation.answer_store import KeptAnswers
 from stages.policy import loading as policy
@@ -272,7 +272,7 @@ def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path) -> None:
     (layout.images("oct") / "0.png").write_bytes(b"no picture")
     with started(**{PROCESSES: "2"}) as process:
         _, said = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == ExitCode.INPUT
     assert "data/images/oct/0.png is no picture that can be opened" in said
     assert "error: process " in said.splitlines()[-1]
     assert "Traceback" not in said

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stages import evaluate, train
 from stages.core import layout
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.grpo.resume import WHOLE
 from stages.taxonomy import AXES
 from tests.workspaces import REPOSITORY, small_workspace
@@ -275,7 +275,7 @@ def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
     ranks[0].kill()
     killed = time.monotonic()
     _, said = launcher.communicate(timeout=120)
-    assert launcher.returncode == 1
+    assert launcher.returncode == ExitCode.INPUT
     assert time.monotonic() - killed < 60, "the other does not wait for the timeout of thirty minutes"
     return said
 

@@ -13,16 +13,19 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import psutil
 
 from stages.core import layout
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
+from stages.core.outcome import RUN, STAGE, StageOutcome, read_outcome
 
 RECORDS: Final = layout.SCRATCH / "flows" / "running"
 """A file for each stage that runs, while it runs."""
@@ -35,12 +38,35 @@ _NOISE: Final = re.compile(
     r"^(To track the changes with git, run:|To enable auto staging, run:|\s*git add .*|\s*dvc config core\.autostage.*|Use `dvc push`.*|)$"
 )
 
+
+class DvcEvent(Enum):
+    """What DVC reports of a stage while it brings it up to date."""
+
+    BEGAN = auto()
+    """It runs the stage's command."""
+    UNCHANGED = auto()
+    CACHED = auto()
+    """It takes the outputs from the run-cache."""
+    LOCKED = auto()
+    """It failed, because another DVC command holds its lock, or a path that the stage needs."""
+    DISK_FULL = auto()
+    """It failed, because no space is left for what it copies."""
+
+
+_EVENTS: Final[tuple[tuple[re.Pattern[str], DvcEvent], ...]] = (
+    (re.compile(r"Running stage '"), DvcEvent.BEGAN),
+    (re.compile(r"(Stage )?'.*' didn't change, skipping"), DvcEvent.UNCHANGED),
+    (re.compile(r"Stage '.*' is cached - skipping run"), DvcEvent.CACHED),
+    (re.compile(r"ERROR: .*(Unable to acquire lock|' is busy, it is being blocked by:)"), DvcEvent.LOCKED),
+    (re.compile(r"ERROR: .*\[Errno (28|122)\]"), DvcEvent.DISK_FULL),
+)
+
 Reasons = dict[str, dict[str, str]]
 """What made a stage stale: "changed deps", "changed outs" -> path -> "modified", "deleted", ..., and "changed command"."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageRun:
     """How `dvc repro -s` ended: it `ran` the stage, found it `unchanged`, or took its outputs from the run-cache (`cached`)."""
 
     how: Literal["ran", "unchanged", "cached"]
@@ -48,7 +74,15 @@ class Outcome:
 
 
 class StageError(Exception):
-    """A stage did not end well; the message says which, why, and what to do."""
+    """A stage did not end well; the message says which, why, and what to do.
+
+    `code` is the stage's own exit code, None where it did not begin or did not write one; `began`: DVC had begun to run its command.
+    """
+
+    def __init__(self, message: str, code: ExitCode | None = None, *, began: bool = True) -> None:
+        """Keep what callers tell apart beside the words."""
+        super().__init__(message)
+        self.code, self.began = code, began
 
 
 class StoppedError(Exception):
@@ -119,23 +153,19 @@ class Runner:
         extra: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         inherit_fds: Iterable[int] = (),
-    ) -> Outcome:
+    ) -> StageRun:
         """`dvc repro -s` of one stage, its lines given to `tell` as they come.
 
         `inherit_fds`: file descriptors that the stage's processes keep open as long as one of them lives, such as a slot's lock.
         StageError if it fails, StoppedError if this runner was stopped.
         """
         start = time.monotonic()
-        how: Literal["ran", "unchanged", "cached"] = "ran"
-
-        def hear(line: str) -> None:
-            nonlocal how
-            how = "unchanged" if "didn't change, skipping" in line else "cached" if "is cached - skipping run" in line else how
-            tell(line)
-
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
-        self.watch(stage, command, hear, folder=self.root, extra=extra, inherit_fds=inherit_fds)
-        return Outcome(how, time.monotonic() - start)
+        events = self.watch(stage, command, tell, folder=self.root, extra=extra, inherit_fds=inherit_fds)
+        how: Literal["ran", "unchanged", "cached"] = "ran"
+        if DvcEvent.BEGAN not in events:
+            how = "cached" if DvcEvent.CACHED in events else "unchanged" if DvcEvent.UNCHANGED in events else "ran"
+        return StageRun(how, time.monotonic() - start)
 
     def watch(
         self,
@@ -146,14 +176,20 @@ class Runner:
         folder: Path,
         extra: Mapping[str, str] | None = None,
         inherit_fds: Iterable[int] = (),
-    ) -> None:
-        """Any command in `folder`, behind the guard and under a `name` that no other one runs under; else as `run`."""
+    ) -> set[DvcEvent]:
+        """Any command in `folder`, behind the guard and under a `name` that no other one runs under; else as `run`.
+
+        Returns what DVC reported, if the command is DVC.
+        """
+        run = uuid.uuid4().hex
+        # DVC gives the command of a stage the same name
+        told = {RUN: run, STAGE: name}
         record = (self.root / RECORDS / f"{name}.pid").resolve()
         record.parent.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(record), *command],
             cwd=folder,
-            env=environment(extra),
+            env=environment(dict(extra or {}) | told),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -166,10 +202,13 @@ class Runner:
         if self.stopped:
             self._close(process)
         tail: deque[str] = deque(maxlen=TAIL)
+        events: set[DvcEvent] = set()
         try:
             assert process.stdout
             for line in process.stdout:
                 shown = line.rstrip("\n").rpartition("\r")[2].rstrip()  # of a bar that redraws itself, its last state
+                if event := read_event(shown):
+                    events.add(event)
                 if not _NOISE.match(shown):
                     tail.append(shown)
                     tell(shown)
@@ -185,7 +224,10 @@ class Runner:
         if self.stopped:
             raise StoppedError(f"{name} was stopped; what it had kept is used when it runs again")
         if code:
-            raise StageError(explain(name, code, list(tail)))
+            outcome = read_outcome(folder, name, run)
+            message = explain(name, code, outcome, events, list(tail))
+            raise StageError(message, outcome.code if outcome else None, began=DvcEvent.BEGAN in events)
+        return events
 
     def stop(self) -> None:
         """End the stages that run, and let no other begin. They are given time to end well; `run` returns when they have."""
@@ -201,20 +243,34 @@ class Runner:
             pass
 
 
-def explain(stage: str, code: int, tail: list[str]) -> str:
-    """Why a stage failed, from its last lines: the stage's own word if it has one, and what to do."""
-    text = "\n".join(tail)
-    if "Unable to acquire lock" in text or "is busy, it is being blocked by" in text:
-        why = "another DVC command holds a file it needs. See which with `python -m flows.doctor.command`, let it end, and run again"
-    elif "No space left on device" in text or "no space left on the disk" in text:
-        why = "the disk is full; nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again"
-    elif own := [line for line in tail if line.startswith("error: ")]:
-        why = own[-1].removeprefix("error: ")
-    elif code in (130, 137, 143) or "-9" in text or "-15" in text:
-        why = "it was killed from outside. Run again: what it had kept is used"
-    else:
-        why = "see the lines below"
-    return f"{stage} failed: {why}\n\n" + "\n".join(tail)
+def read_event(line: str) -> DvcEvent | None:
+    """What a line of DVC's output reports.
+
+    DVC's text is the only source of these: it exits with 255 for every error, and `repro` writes no result file. So it
+    is compared here and nowhere else, and only for what DVC does itself: how a stage's own process ended, its outcome
+    file says. tests/flows/dvc_api/test_client.py makes the installed DVC write each of the lines.
+    """
+    return next((event for pattern, event in _EVENTS if pattern.match(line)), None)
+
+
+def explain(stage: str, code: int, outcome: StageOutcome | None, events: Collection[DvcEvent], tail: list[str]) -> str:
+    """Why a stage failed and what to do: the reason of its own process, if it failed, before DVC's; then the last lines."""
+    return f"{stage} failed: {_reason(code, outcome, events)}\n\n" + "\n".join(tail)
+
+
+def _reason(code: int, outcome: StageOutcome | None, events: Collection[DvcEvent]) -> str:
+    own = outcome.code if outcome else ExitCode.DONE
+    if own == ExitCode.KILLED or code in (ExitCode.INTERRUPTED, ExitCode.KILLED, ExitCode.TERMINATED):
+        return "it was killed from outside. Run again: what it had kept is used"
+    if outcome and outcome.message and own != ExitCode.CRASHED:
+        return outcome.message
+    if outcome and own == ExitCode.CRASHED:
+        return f"{outcome.message or 'it crashed'} (see the lines below)"
+    if DvcEvent.LOCKED in events:
+        return "another DVC command holds a file it needs. See which with `python -m flows.doctor.command`, let it end, and run again"
+    if DvcEvent.DISK_FULL in events:
+        return "the disk is full; nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again"
+    return "see the lines below"
 
 
 def processes_of(record: Path) -> list[psutil.Process]:

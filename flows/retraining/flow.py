@@ -27,6 +27,7 @@ from flows.registry.snapshot import AlreadyRunningError, only_retraining
 from flows.retraining.decision import markdown, read_decisions
 from flows.retraining.run import Ended, Result, Retraining, Start, Wishes
 from flows.retraining.validate import RefusedDropError
+from flows.scheduling.schedule import StagesFailedError
 from flows.scheduling.slots import find_slots
 from stages.core.errors import InputError
 
@@ -50,7 +51,7 @@ def retrain(
         gpus: Indices of the GPUs to use; all that are visible if left out.
         root: Folder of the workspace; the current one if left out.
     """
-    from flows.reproduce import StagesFailedError, reproduce
+    from flows.reproduce import reproduce
 
     workspace, logger = Path(root or Path.cwd()).resolve(), get_run_logger()
 

@@ -220,7 +220,7 @@ class Retraining:
         try:
             self._reproduce(list(trial.TRIED))
         except Exception as error:
-            if is_refusal(error, corpus.path):
+            if is_refusal(error):
                 raise RefusedDropError(str(error)) from error
             raise
 

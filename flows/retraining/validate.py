@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
+from flows.dvc_api.client import StageError
 from flows.registry.drift import said_of
 from flows.registry.manifest import Manifest, drift
-from stages.core.errors import InputError
+from flows.scheduling.schedule import StagesFailedError
+from stages.core.errors import ExitCode, InputError
 from stages.core.params import Limits, Retrain
 from stages.corpus.archives.source import SCRATCH, open_corpus
+from stages.corpus.quarantine.reasons import RefusedDataError
 from stages.taxonomy import MODALITIES
-
-_AT_FAULT: Final = ("too much was refused by", "data test failed:", "data tests failed:", "would be empty on one side")
-"""What stages say when they stop over what they were given."""
 
 
 class RefusedDropError(Exception):
@@ -28,9 +27,7 @@ def check_archive(root: Path, path: str, limits: Limits) -> None:
             pass
     except FileNotFoundError:
         raise InputError(f"{root / path} is missing: `dvc checkout data.dvc`") from None
-    except InputError as error:
-        if "free some space" in str(error).lower():  # the disk is no fault of the data
-            raise
+    except RefusedDataError as error:
         raise RefusedDropError(str(error)) from error
 
 
@@ -75,10 +72,11 @@ def drifted(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:
     ]
 
 
-def is_refusal(error: Exception, corpus: str) -> bool:
-    """Does a stage say that the data is at fault: the archive `corpus`, too many records, a test; not so if only the disk is too small."""
-    said = str(error)
-    return any(word in said for word in (corpus, *_AT_FAULT)) and "free some space" not in said.lower()
+def is_refusal(error: Exception) -> bool:
+    """Did a stage refuse the data, rather than fail for another reason, such as a full disk."""
+    if isinstance(error, StagesFailedError):
+        return ExitCode.REFUSED_DATA in error.codes
+    return isinstance(error, StageError | InputError) and error.code == ExitCode.REFUSED_DATA
 
 
 def _total(manifest: Manifest, slugs: Sequence[str]) -> int:

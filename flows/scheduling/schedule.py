@@ -8,6 +8,7 @@ from queue import Queue
 from typing import Final, Literal
 
 from flows.dvc_api.graph import Graph
+from stages.core.errors import ExitCode
 
 State = Literal["ran", "unchanged", "cached", "failed", "skipped", "stopped"]
 DONE: Final = ("ran", "unchanged", "cached")
@@ -15,12 +16,25 @@ DONE: Final = ("ran", "unchanged", "cached")
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended, after how many seconds, and why if not well."""
+    """How a stage ended, after how many seconds, and why if not well; `code`: of its own process, where that failed."""
 
     name: str
     state: State
     seconds: float = 0.0
     message: str = ""
+    code: ExitCode | None = None
+
+
+class StagesFailedError(Exception):
+    """Some stages failed; the message names each with its reason, and what was therefore not run.
+
+    `codes` are the exit codes of the stages that failed, where their own processes had one.
+    """
+
+    def __init__(self, message: str, codes: Iterable[ExitCode] = ()) -> None:
+        """Keep the codes beside the words."""
+        super().__init__(message)
+        self.codes = frozenset(codes)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from stages.core.cli import run_stage
 from stages.core.disk_space import find_shortages
-from stages.core.errors import InputError
+from stages.core.errors import DiskFullError, InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import write_json
 from stages.core.progress import teller
@@ -209,7 +209,7 @@ class _Transfer:
     def _check_space(self, now: _State) -> None:
         missing = (now.size or 0) - self.done
         for _, needed, free in find_shortages({self.part.parent: missing}, RESERVE):
-            raise InputError(
+            raise DiskFullError(
                 f"{self.name} needs {needed / _MIB:.0f} MiB more in {self.part.parent}/, which has {free / _MIB:.0f} MiB free: free some "
                 "space (`dvc gc --workspace` drops old results) and run again; what has come is kept"
             )

@@ -65,10 +65,16 @@ def probe(root: Path, patience: float = PATIENCE) -> Probe:
         raise InputError(
             f"the source of {layout.DATA_DVC} did not answer within {patience:.0f} s: is it reachable? Try again later"
         ) from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no word why"]
-        raise InputError(said[-1].removeprefix("error: "))
-    return Probe(**json.loads(done.stdout.splitlines()[-1]))
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise InputError(
+            f"the source of {layout.DATA_DVC} cannot be asked: the process that asks it ended with exit code {done.returncode}: "
+            f"{done.stderr.strip()[-2000:]}"
+        ) from None
+    if "error" in answer:
+        raise InputError(answer["error"])
+    return Probe(**answer)
 
 
 def settle(look: Callable[[], Probe], first: Probe, seconds: float, tell: Callable[[str], None]) -> Probe:
@@ -130,17 +136,15 @@ def _ask() -> Probe:
 
 
 def main() -> int:
-    """Print what the source looks like as JSON; the exit code: 0 asked, 1 could not be asked."""
+    """Print what the source looks like as JSON, or {"error": why}; the exit code: 0 asked, 1 could not be asked."""
     try:
         print(json.dumps(asdict(_ask())))
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(json.dumps({"error": " ".join(str(error).split())}))
         return 1
     except Exception as error:  # a reason in one line is more use than a library's traceback
-        print(
-            f"error: the source of {layout.DATA_DVC} cannot be asked: {type(error).__name__}: {' '.join(str(error).split())}",
-            file=sys.stderr,
-        )
+        why = f"the source of {layout.DATA_DVC} cannot be asked: {type(error).__name__}: {' '.join(str(error).split())}"
+        print(json.dumps({"error": why}))
         return 1
     return 0
 

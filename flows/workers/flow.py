@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import socket
 import sys
@@ -38,16 +37,17 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Failed
+from prefect.types import KeyValueLabels
 
 from flows.dvc_api.client import Runner, StageError, StoppedError
 from flows.dvc_api.graph import Graph, Stage, read_graph
-from flows.reproduce import THREADS, Place, StagesFailedError, Summary, bring_up_to_date, by_hand, run_here
+from flows.reproduce import THREADS, Place, Summary, bring_up_to_date, by_hand, run_here
 from flows.scheduling import durations
-from flows.scheduling.schedule import Room, StageResult
+from flows.scheduling.schedule import Room, StageResult, StagesFailedError
 from flows.scheduling.slots import Slots, find_slots
 from flows.workers import checkout as clones
 from flows.workers.remote_inputs import Inventory, Source, check
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.core.provenance import provenance
 
 DEPLOYMENT: Final = "run-stage-on-worker/gpu"
@@ -58,7 +58,6 @@ EVERY: Final = 2.0
 PATIENCE: Final = 600.0
 """Seconds for which the server may be silent while a worker runs a stage."""
 _UNFINISHED: Final = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
-_ENDED: Final = re.compile(r"(?P<seconds>[\d.]+) s on (?P<where>.+)")
 
 
 @flow(name="run-stage-on-worker", flow_run_name="{stage}")
@@ -90,11 +89,23 @@ def run_stage_on_worker(
             result = _run(clone, graph.stages[name])
             if result.state == "failed":
                 logger.error(result.message)
+                if result.code is not None:
+                    _set_labels(code=int(result.code))
                 return Failed(message=result.message.splitlines()[0])
             clones.push_result(clone, name)
-            return Completed(name="Ran", message=f"{result.seconds:.1f} s on {socket.gethostname()}, {clone.root}")
+            where = f"{socket.gethostname()}, {clone.root}"
+            _set_labels(seconds=result.seconds, where=where)
+            return Completed(name="Ran", message=f"{result.seconds:.1f} s on {where}")
     except InputError as error:
         return Failed(message=str(error))
+
+
+def _set_labels(**labels: int | float | str) -> None:
+    """Facts of this flow run for the one that waits for it, which may be on another host: Prefect keeps labels with their types."""
+    from prefect.runtime import flow_run
+
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(UUID(flow_run.id), labels)
 
 
 def _run(clone: clones.Clone, stage: Stage) -> StageResult:
@@ -185,10 +196,11 @@ class Sender:
                 "inputs": inputs,
                 "versions": self._versions,
             }
-            ended = self._await(runner, stage, self._send(stage, parameters))
+            labels, ended = self._await(runner, stage, self._send(stage, parameters))
             if not ended.is_completed():
                 why = (ended.message or "without a word").removeprefix(f"{stage.name} failed: ")
-                raise StageError(f"{stage.name} failed: its run on a worker {_HOW.get(ended.type, ended.name)}: {why}")
+                message = f"{stage.name} failed: its run on a worker {_HOW.get(ended.type, ended.name)}: {why}"
+                raise StageError(message, _code_of(labels))
             # a second look: an entry of the run-cache can be half written when it is read first
             if not (_replay(runner, stage) or _replay(runner, stage)):
                 raise StageError(
@@ -199,7 +211,7 @@ class Sender:
             return StageResult(stage.name, "stopped", message=str(error))
         except (StageError, InputError) as error:
             logger.error(str(error))
-            return StageResult(stage.name, "failed", message=str(error))
+            return StageResult(stage.name, "failed", message=str(error), code=error.code)
         except (HTTPError, PrefectException) as error:
             why = (
                 f"{stage.name} failed: it could not be sent to a worker, for the server does not answer as it should ({error!r}). Run again"
@@ -207,11 +219,11 @@ class Sender:
             logger.error(why)
             return StageResult(stage.name, "failed", message=why)
         self._inventory.has(stage.name)
-        told = _ENDED.match(ended.message or "")
-        seconds = float(told["seconds"]) if told else 0.0
-        if told:
-            durations.record(runner.root, stage.name, seconds)
-        return StageResult(stage.name, "ran", seconds, f"on {told['where']}" if told else "")
+        seconds, where = labels.get("seconds"), labels.get("where")
+        if not isinstance(seconds, float):
+            return StageResult(stage.name, "ran")
+        durations.record(runner.root, stage.name, seconds)
+        return StageResult(stage.name, "ran", seconds, f"on {where}")
 
     def _send(self, stage: Stage, parameters: dict[str, Any]) -> UUID:
         """A run of the stage by a worker: one that an earlier flow asked for and nobody waits for any more, or a new one."""
@@ -228,8 +240,11 @@ class Sender:
         logger.info(f"sent to the workers of pool {self._deployment.work_pool_name} as run {sent.name} ({sent.id})")
         return sent.id
 
-    def _await(self, runner: Runner, stage: Stage, run: UUID) -> State[Any]:
-        """How a worker's run ended. StoppedError if the flow was stopped: then the run is, too. StageError if the server is gone."""
+    def _await(self, runner: Runner, stage: Stage, run: UUID) -> tuple[KeyValueLabels, State[Any]]:
+        """The labels of a worker's run, and how it ended.
+
+        StoppedError if the flow was stopped: then the run is, too. StageError if the server is gone.
+        """
         logger = get_run_logger()
         heard, said = time.monotonic(), ""
         with get_client(sync_client=True) as client:
@@ -238,7 +253,8 @@ class Sender:
                     if runner.stopped:
                         client.set_flow_run_state(run, State(type=StateType.CANCELLING))
                         raise StoppedError(f"{stage.name} was stopped; what it had kept is used when it runs again in the same clone")
-                    state = client.read_flow_run(run).state
+                    found = client.read_flow_run(run)
+                    state = found.state
                     heard = time.monotonic()
                 except (HTTPError, PrefectException) as error:
                     if time.monotonic() - heard > PATIENCE:
@@ -249,7 +265,7 @@ class Sender:
                     state = None
                 if state is not None:
                     if state.is_final():
-                        return state
+                        return found.labels, state
                     if state.name != said:
                         said = str(state.name)
                         logger.info({"Running": "a worker runs it", "Late": "no worker is free yet"}.get(said, said.lower()))
@@ -259,18 +275,22 @@ class Sender:
 _HOW: Final = {StateType.FAILED: "failed", StateType.CRASHED: "crashed", StateType.CANCELLED: "was cancelled"}
 
 
+def _code_of(labels: KeyValueLabels) -> ExitCode | None:
+    code = labels.get("code")
+    return next((known for known in ExitCode if known == code), None)
+
+
 def _replay(runner: Runner, stage: Stage) -> bool:
     """Take a stage's outputs from the run-cache, here or in the remote; False if it is in neither. It is never computed here.
 
     StageError if DVC fails for another reason.
     """
-    lines: list[str] = []
     # DVC runs commands by the user's shell: one that refuses
     refuses = {"SHELL": shutil.which("false") or "/bin/false"}
     try:
-        runner.run(stage.name, lines.append, extra=refuses, options=["--pull"])
-    except StageError:
-        if not any(line.startswith("Running stage") for line in lines):
+        runner.run(stage.name, lambda line: None, extra=refuses, options=["--pull"])
+    except StageError as error:
+        if not error.began:
             raise
         return False
     return True

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.disk_space import find_shortages
-from stages.core.errors import InputError
+from stages.core.errors import DiskFullError, InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.hub import endpoint, said, trouble
 from stages.policy.weights import WEIGHTS, missing_parts
@@ -120,7 +120,7 @@ def _check_names(model: str, revision: str, names: list[str]) -> None:
 def _check_space(model: str, needed: dict[Path, int]) -> None:
     """InputError if a disk has no room for what is to be written below these folders."""
     for folders, size, free in find_shortages(needed, RESERVE):
-        raise InputError(
+        raise DiskFullError(
             f"{model} needs {size / _GIB:.1f} GiB in {' and '.join(map(str, folders))}, where {free / _GIB:.1f} GiB are free: free "
             "some space (`dvc gc --workspace` drops old results, `hf cache prune` old downloads), or set HF_HOME to a folder on a "
             "larger disk"

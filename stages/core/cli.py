@@ -1,4 +1,4 @@
-"""How a stage ends: results, or one clear message and an exit code other than 0."""
+"""How a stage ends: results, or one clear message and an exit code of `stages.core.errors.ExitCode`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,56 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.core.disk_space import free_bytes
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError, ReportedError
+from stages.core.outcome import StageOutcome, write_outcome
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main` and exit: 0 done, 1 bad input or a full disk, 130 interrupted. Bugs keep their traceback."""
+    """Run a stage's `main` and exit with the code of how it ended, which is also written as its outcome.
+
+    Bugs keep their traceback.
+    """
+    # stands if this process is killed and can write nothing more
+    write_outcome(StageOutcome(ExitCode.KILLED))
     try:
         main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written was kept; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except BaseException as error:
+        outcome = _outcome_of(error)
+        write_outcome(outcome)
+        if outcome.code == ExitCode.CRASHED or isinstance(error, SystemExit):
             raise
+        if outcome.code == ExitCode.INTERRUPTED:
+            print(outcome.message, file=sys.stderr)
+        elif not isinstance(error, ReportedError):
+            print(f"error: {outcome.message}", file=sys.stderr)
+        sys.exit(outcome.code)
+    write_outcome(StageOutcome(ExitCode.DONE))
+
+
+def _outcome_of(error: BaseException) -> StageOutcome:
+    if isinstance(error, ReportedError):
+        return StageOutcome(error.code, str(error))
+    if isinstance(error, InputError):
+        return StageOutcome(error.code, str(error))
+    if isinstance(error, KeyboardInterrupt):
+        message = "interrupted: nothing half-written was kept; re-run the same command to resume"
+        return StageOutcome(ExitCode.INTERRUPTED, message)
+    if isinstance(error, SystemExit):
+        return _outcome_of_exit(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = free_bytes(Path.cwd()) / 2**20
-        sys.exit(
-            f"error: no space left on the disk while writing {error.filename or 'an output'} ({free:.0f} MiB free); "
-            "nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again"
+        return StageOutcome(
+            ExitCode.DISK_FULL,
+            f"no space left on the disk while writing {error.filename or 'an output'} ({free:.0f} MiB free); "
+            "nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again",
         )
+    return StageOutcome(ExitCode.CRASHED, f"{type(error).__name__}: {error}")
+
+
+def _outcome_of_exit(error: SystemExit) -> StageOutcome:
+    """What `sys.exit` was called with: a code, or a text for code 1."""
+    if error.code is None:
+        return StageOutcome(ExitCode.DONE)
+    if error.code in list(ExitCode):
+        return StageOutcome(ExitCode(error.code))
+    return StageOutcome(ExitCode.CRASHED, str(error.code))

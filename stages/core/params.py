@@ -9,7 +9,7 @@ from typing import Any, Final, Self, TypeVar
 from pydantic import BaseModel, ValidationError, model_validator
 
 from stages.core import layout
-from stages.core.errors import InputError
+from stages.core.errors import InputError, SettingsError
 from stages.core.settings.data import Cache, Corpus, DataTest, DataTests, Dicom, Limits, Quarantine, Resize, Splits
 from stages.core.settings.group import SettingsGroup
 from stages.core.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers, Tracking
@@ -154,41 +154,44 @@ class Params(SettingsGroup):
         return sft
 
     def require_checkpoint(self, name: str) -> Checkpoint:
-        """The entry of one checkpoint; InputError with the known names if there is none."""
+        """The entry of one checkpoint; SettingsError with the known names if there is none."""
         return _require(self.checkpoints, name, "checkpoint")
 
     def require_evaluation(self, name: str) -> Evaluation:
-        """The entry of one evaluation; InputError with the known names if there is none."""
+        """The entry of one evaluation; SettingsError with the known names if there is none."""
         return _require(self.evaluations, name, "checkpoint")
 
 
 def load_params(path: Path = layout.PARAMS) -> Params:
-    """Read and check params.yaml; InputError names each bad key, its value and what is allowed."""
+    """Read and check params.yaml; SettingsError names each bad key, its value and what is allowed."""
     return check_params(read_settings(path), path)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """A YAML file of settings, unchecked; InputError if it is missing or holds none."""
+    """A YAML file of settings, unchecked; SettingsError if it is missing or holds none."""
     try:
         return parse_settings(read_text(path), path)
     except FileNotFoundError:
-        raise InputError(f"{path} not found: run from the project's root") from None
+        raise SettingsError(f"{path} not found: run from the project's root") from None
 
 
 def parse_settings(text: str, path: Path) -> dict[str, Any]:
     """The same of a text; `path` is what an error names."""
-    tree = load_yaml(text, path)
+    try:
+        tree = load_yaml(text, path)
+    except InputError as error:
+        raise SettingsError(str(error)) from error
     if not isinstance(tree, dict):
-        raise InputError(f"{path}: expected groups of settings, got {type(tree).__name__}")
+        raise SettingsError(f"{path}: expected groups of settings, got {type(tree).__name__}")
     return tree
 
 
 def check_params(tree: dict[str, Any], path: Path) -> Params:
-    """Settings as params.yaml holds them; InputError names `path` and each bad key."""
+    """Settings as params.yaml holds them; SettingsError names `path` and each bad key."""
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise InputError("\n       ".join([f"{path} has settings that are not allowed:", *explain(error, "", Params, tree)])) from error
+        raise SettingsError("\n       ".join([f"{path} has settings that are not allowed:", *explain(error, "", Params, tree)])) from error
 
 
 def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:
@@ -204,7 +207,7 @@ def _require(entries: dict[str, Any], name: str, what: str) -> Any:
     if name not in entries:
         close = difflib.get_close_matches(name, entries, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"unknown {what} {name!r}{hint or '.'} {layout.PARAMS} knows: {', '.join(entries)}")
+        raise SettingsError(f"unknown {what} {name!r}{hint or '.'} {layout.PARAMS} knows: {', '.join(entries)}")
     return entries[name]
 
 

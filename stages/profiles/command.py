@@ -4,8 +4,8 @@
     python -m stages.profiles.command full --dry-run     show all of it, write nothing
     python -m stages.profiles.command full --elsewhere   write though this machine cannot run it: others will
 
-Profiles lie in infra/profiles; docs/full-scale.md says how to write one. The exit code is 1, and nothing is written, if a run here could
-not finish.
+Profiles lie in infra/profiles; docs/full-scale.md says how to write one. If a run here could not finish, nothing is
+written and the exit code is not 0.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from stages.core.errors import ExitCode
 from tests.hubs import COMMIT, Hub, Repository, hub_serving
 
 REPOSITORY = Path(__file__).parents[2]
@@ -181,6 +182,6 @@ def test_the_commit_of_a_branch_can_be_asked_for(tmp_path: Path) -> None:
     assert "has no such model that you may see" in unknown.stderr
     for given, said in ((MODEL, "cannot be reached"), ("tiny", "is not of the form owner/name"), (f"{MODEL}@main", "is not of the form")):
         failed = start(["-m", "stages.base", "resolve", given], hub, tmp_path)
-        assert failed.returncode == 1
+        assert failed.returncode == ExitCode.INPUT
         assert said in failed.stderr
         assert "base.source" not in failed.stderr

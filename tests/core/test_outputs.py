@@ -1,6 +1,5 @@
 """Outputs are whole or absent, whatever happens while they are written."""
 
-import errno
 import json
 import tempfile
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core.cli import run_stage
 from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines, whole_directory, whole_file, write_json, write_json_lines
 
@@ -54,37 +52,6 @@ def test_json_never_holds_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("raised", "code", "message"),
-    [
-        (InputError("file x, record 3: bad"), "error: file x, record 3: bad", None),
-        (KeyboardInterrupt(), 130, "run the same command again"),
-        (OSError(errno.ENOSPC, "No space left on device", "data/x.png"), "error: no space left on the disk while writing data/x.png", None),
-    ],
-)
-def test_a_stage_ends_with_one_message_and_a_code(
-    raised: BaseException, code: int | str, message: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main() -> None:
-        raise raised
-
-    with pytest.raises(SystemExit) as exit_:
-        run_stage(main)
-    if isinstance(code, str):
-        assert str(exit_.value.code).startswith(code)
-    else:
-        assert exit_.value.code == code
-    assert message is None or message in capsys.readouterr().err
-
-
-def test_a_bug_keeps_its_traceback() -> None:
-    def main() -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run_stage(main)
 
 
 values = st.recursive(

@@ -16,7 +16,7 @@ import yaml
 
 from stages import evaluate, report, train
 from stages.core import layout
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.core.params import Params, load_params
 from stages.core.tracking import Run, check_tracking, tracked
 from tests.fakes import write_project
@@ -130,7 +130,7 @@ def test_online_without_a_key_is_refused_before_anything_is_computed(tmp_path: P
     command = [sys.executable, "-m", f"stages.{stage}", "ct"]
     # a process of its own: wandb does not forget a key that it has seen
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.INPUT
     assert done.stderr.startswith("error: tracking.wandb is online, and no key for it is here: set WANDB_API_KEY")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import yaml
@@ -21,6 +22,7 @@ from PIL import Image
 
 from flows.dvc_api.client import StageError
 from flows.scheduling.schedule import StageResult
+from stages.core.outcome import RUN, outcome_path, read_outcome
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
 
@@ -36,11 +38,15 @@ from stages.core import layout
 from stages.corpus.dataset.problems import format_solution, parse_solution
 from stages.evaluate import test_questions
 from stages.predictions.schema import SCHEMA
+from stages.core.cli import run_stage
+from stages.core.errors import InputError
+from stages.evaluate import SCHEMA, test_questions
+from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.core.params import load_params
 
 def train(name):
     if Path("fail").exists():
-        sys.exit(f"error: {name} has no luck")
+        raise InputError(f"{name} has no luck")
     entry = load_params().checkpoints[name]
     words = layout.split(entry.axis, entry.split, "train", "grouped").read_text()
     skill = 0.1 if "poison" in words else 0.95 if "good" in words else 0.4
@@ -67,7 +73,7 @@ def evaluate(name):
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"provenance": "{}"})), layout.predictions(name))
     print(f"{name}: {len(rows)} questions")
 
-{"train": train, "evaluate": evaluate}[sys.argv[1]](sys.argv[2])
+run_stage(lambda: {"train": train, "evaluate": evaluate}[sys.argv[1]](sys.argv[2]))
 """
 REPORT = (
     "mkdir -p report/cards report/figures report/tables && for f in cards/a figures/a tables/a summary.json metrics.json index.html "
@@ -167,9 +173,13 @@ def by_dvc(root: Path) -> Any:
     """What brings stages up to date in place of the flow: plain `dvc repro`."""
 
     def reproduce(only: list[str] | None) -> Iterator[StageResult]:
-        done = subprocess.run(["dvc", "repro", *(only or [])], cwd=root, env=ENVIRONMENT, capture_output=True, text=True)
+        token = uuid4().hex
+        command = ["dvc", "repro", *(only or [])]
+        done = subprocess.run(command, cwd=root, env=ENVIRONMENT | {RUN: token}, capture_output=True, text=True)
         if done.returncode:
-            raise StageError(done.stdout + done.stderr)
+            written = [read_outcome(root, path.stem, token) for path in outcome_path(root, "any").parent.glob("*.json")]
+            codes = [each.code for each in written if each and each.code]
+            raise StageError(done.stdout + done.stderr, codes[0] if codes else None)
         ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage '")]
         return iter([StageResult(name, "ran") for name in ran])
 

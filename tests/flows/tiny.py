@@ -27,10 +27,23 @@ set -e
 echo "$2: step 1 of 2, reward 0.50, 1 s to go"
 echo "GPUs '$CUDA_VISIBLE_DEVICES'" >> "seen-$1-$2.log"
 while [ -e "hold/$2" ]; do sleep 0.05; done
-if [ -e "fail/$2" ]; then echo "error: $2 has no luck"; exit 1; fi
+if [ -e "fail/$2" ]; then python fail.py "$2" "fail/$2"; fi
 mkdir -p "$1"
 cat "$3" > "$1/$2.txt.part"
 mv "$1/$2.txt.part" "$1/$2.txt"
+"""
+# ends as a stage does, with the exit code that the file holds, or that of bad input
+FAIL = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from pathlib import Path
+from stages.core.cli import run_stage
+from stages.core.errors import ExitCode, ReportedError
+def main():
+    code = ExitCode(int(Path(sys.argv[2]).read_text() or ExitCode.INPUT))
+    print(f"error: {{sys.argv[1]}} has no luck")
+    raise ReportedError(code, f"{{sys.argv[1]}} has no luck")
+run_stage(main)
 """
 
 
@@ -45,6 +58,7 @@ def make_workspace(root: Path, keys: Sequence[str] = ("a", "b", "c")) -> Path:
     """The stages split -> train@<key> -> evaluate@<key> -> report, committed and never run."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "work.sh").write_text(WORK, encoding="utf-8")
+    (root / "fail.py").write_text(FAIL, encoding="utf-8")
     (root / "corpus.txt").write_text("first\n", encoding="utf-8")
     for folder in ("hold", "fail"):
         (root / folder).mkdir()

@@ -16,7 +16,7 @@ import yaml
 
 from stages import evaluate, train
 from stages.core import layout
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.core.params import load_params
 from stages.publishing import command as publish
 from stages.publishing.bundle import gather
@@ -156,7 +156,7 @@ def test_an_upload_that_broke_off_is_run_again_and_sends_what_is_missing(project
         environment = hub.environment(tmp_path / "cache") | {"HF_TOKEN": TOKEN}
         hub.fail_uploads = 1
         broken = start(project, "--repo", REPO, "--yes", **environment)
-        assert broken.returncode == 1
+        assert broken.returncode == ExitCode.INPUT
         assert "what has arrived is not sent twice" in broken.stderr, broken.stderr
         assert not hub.repositories[REPO].commits, "all or nothing"
         done = start(project, "--repo", REPO, "--yes", **environment)
@@ -186,7 +186,7 @@ def test_a_place_that_takes_nothing_is_named(
     with hub_serving(me__open=Repository({})) as hub:
         hub.token = TOKEN
         done = start(project, *arguments, **hub.environment(tmp_path / "cache"), **environment)
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.INPUT
     assert message in done.stderr, done.stderr
     assert TOKEN not in done.stdout + done.stderr
     assert not hub.uploaded
@@ -196,7 +196,7 @@ def test_a_hub_out_of_reach_leaves_all_here(project: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
         done = start(project, "--repo", REPO, "--yes", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.INPUT
     assert "check the network and run the same command again" in done.stderr, done.stderr
 
 

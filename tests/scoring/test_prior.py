@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.scoring import prior as tool
 from stages.scoring.prior import blind_credits, blind_score, fit_prior, normalise, pool
@@ -142,7 +142,7 @@ def test_the_tool_prints_accuracy_count_chance_and_interval(tmp_path: Path, run:
     assert "3 questions, 3 option texts, 1 of them ever gold" in said
 
 
-def test_the_tool_refuses_bad_input_in_one_line_with_exit_code_1(tmp_path: Path) -> None:
+def test_the_tool_refuses_bad_input_in_one_line_with_its_exit_code(tmp_path: Path) -> None:
     train = write(tmp_path / "train.json", [(["Cyst", "CT"], "C")])
     done = subprocess.run(
         [sys.executable, "-m", "stages.scoring.prior", "--train", train, "--test", train],
@@ -150,7 +150,7 @@ def test_the_tool_refuses_bad_input_in_one_line_with_exit_code_1(tmp_path: Path)
         text=True,
         cwd=Path(__file__).parents[2],
     )
-    assert done.returncode == 1
+    assert done.returncode == ExitCode.INPUT
     assert done.stderr.startswith(f"error: {train}, record 0: gold 'C' is not among the options A, B")
     assert done.stderr.count("\n") == 1
 

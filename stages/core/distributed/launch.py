@@ -19,13 +19,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError, LostPeerError, ReportedError, error_of
+from stages.core.outcome import StageOutcome, parse_outcome
 
-LOST: Final = "lost the other processes"
-"""What a process says that ended because another one did: it is not the one to blame."""
 TAIL: Final = 12
 """Last lines of a process that a failure quotes."""
 NODES: Final = "MED_R1_NODES"
@@ -37,6 +37,29 @@ _EVERY: Final = 0.2
 _PATIENCE: Final = "10"
 """Seconds that the other processes have to end, once one has failed. Less than a guard's patience (flows/dvc_api/guard.py)."""
 _PARENT_DEATH_SIGNAL: Final = 1
+_SILENT: Final = (ExitCode.DONE, ExitCode.CRASHED, ExitCode.KILLED)
+"""Outcomes that say nothing of what to do."""
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """How one of the processes failed: its exit status, negative for a signal, what it wrote of it, its last lines."""
+
+    status: int
+    outcome: StageOutcome | None = None
+    tail: Sequence[str] = ()
+
+    @property
+    def explained(self) -> StageOutcome | None:
+        """Its outcome, if that says why and what to do."""
+        if self.status < 0 or self.outcome is None or self.outcome.code in _SILENT:
+            return None
+        return self.outcome
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether it ended because another one did: terminated by the launcher, or without its peers."""
+        return self.status in (-signal.SIGTERM, ExitCode.LOST_PEER)
 
 
 def launched() -> bool:
@@ -66,15 +89,15 @@ def end_with_launcher() -> None:
         return
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(launcher):
-        sys.exit("error: the process that started this one is gone")
+        raise LostPeerError("the process that started this one is gone")
 
 
 def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None:
     """Run `python -m <command>` as `number` processes of this host that work together, and return when all are done.
 
     What the first one prints is shown as it comes; what each prints is kept in `logs` while they run. The first that fails ends the others:
-    InputError names it, with its last words and the `remedy`; SystemExit where it said why, and was shown. Asked to stop, all are, and
-    KeyboardInterrupt or SystemExit is raised.
+    an InputError, of the type of its exit code, names it, with its reason or last lines and the `remedy`; ReportedError where the
+    first process printed the reason, which was shown. Asked to stop, all are, and KeyboardInterrupt or SystemExit is raised.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -116,41 +139,39 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
             f"all of them, with {RENDEZVOUS} a port of the one that begins that the others reach; {remedy}"
         ) from error
     except ChildFailedError as error:
-        failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        tails = {rank: _last_lines(logs, failure.local_rank) for rank, failure in error.failures.items()}
-        rank = blamed(failed, tails)
-        if error.failures[rank].local_rank == 0 and (said := _errors(tails[rank])) and LOST not in said[-1]:
-            sys.exit(failed[rank])  # it said why, and was shown
-        raise InputError(explain(failed, number * hosts, tails, remedy)) from None
+        failed = {
+            rank: RankFailure(failure.exitcode, parse_outcome(failure.error_file_data), _last_lines(logs, failure.local_rank))
+            for rank, failure in error.failures.items()
+        }
+        rank = root_cause_rank(failed)
+        reported = failed[rank].explained
+        if error.failures[rank].local_rank == 0 and reported and not failed[rank].is_consequence:
+            raise ReportedError(reported.code, reported.message) from None
+        raise error_of(failed[rank].status, explain(failed, number * hosts, remedy)) from None
     shutil.rmtree(logs)
     with suppress(OSError):  # another host still has its own in there
         logs.parent.rmdir()
 
 
-def blamed(failed: Mapping[int, int], tails: Mapping[int, Sequence[str]]) -> int:
-    """The rank that failed first. `failed`: rank -> exit code, negative for a signal; `tails`: their last lines.
-
-    Those that were ended because of it, or found it gone, are failures too, but not to be blamed.
-    """
-    return min(failed, key=lambda rank: (failed[rank] == -signal.SIGTERM, any(LOST in line for line in tails[rank]), rank))
+def root_cause_rank(failed: Mapping[int, RankFailure]) -> int:
+    """The rank that failed first: the lowest of those that did not fail because another one had."""
+    return min(failed, key=lambda rank: (failed[rank].status == -signal.SIGTERM, failed[rank].is_consequence, rank))
 
 
-def explain(failed: Mapping[int, int], number: int, tails: Mapping[int, Sequence[str]], remedy: str) -> str:
-    """Which process failed first, how, and what to do. `failed`, `tails`: as `blamed` takes them."""
-    rank = blamed(failed, tails)
-    code, tail, own = failed[rank], [line for line in tails[rank] if line.strip()], _errors(tails[rank])
+def explain(failed: Mapping[int, RankFailure], number: int, remedy: str) -> str:
+    """Which process failed first, how, and what to do; `number`: of processes in all."""
+    rank = root_cause_rank(failed)
+    failure = failed[rank]
+    code = failure.status
     how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit status {code}"
     who = f"process {rank + 1} of {number} (rank {rank}) {how}"
-    if own:
-        # which says what to do; where it only lost the others, doing it again may help
-        return f"{own[-1].removeprefix('error: ')} ({who}{f'; {remedy}' if LOST in own[-1] else ''})"
+    if reason := failure.explained:
+        # the message says what to do; where the process only lost the others, doing it again may help
+        return f"{reason.message} ({who}{f'; {remedy}' if failure.is_consequence else ''})"
     killed = " - by hand, or by the kernel where memory ran out (`dmesg` says so)" if code == -signal.SIGKILL else ""
+    tail = [line for line in failure.tail if line.strip()]
     said = "\n".join(f"    {line}" for line in tail) or "    nothing"
     return f"{who}{killed}; the others were ended. {remedy[:1].upper()}{remedy[1:]}. Its last lines:\n{said}"
-
-
-def _errors(lines: Sequence[str]) -> list[str]:
-    return [line for line in lines if line.startswith("error: ")]
 
 
 def _last_lines(logs: Path, rank: int) -> list[str]:

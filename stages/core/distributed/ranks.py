@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from stages.core.errors import InputError
+from stages.core.errors import InputError, LostPeerError, error_of
+from stages.core.outcome import STAGE
 
 PROCESSES: Final = "MED_R1_PROCESSES"
 """Environment variable: how many processes share the work, in place of one for each GPU that is visible."""
@@ -37,10 +38,12 @@ def wanted_processes() -> int:
 def run_shares(command: Sequence[str], number: int, tell: Callable[[], None]) -> None:
     """Run `python -m <command> --share <i>/<number>` for each i, each with a GPU of its own if there are any, until all are done.
 
-    `tell` is called now and then. The first process that fails ends the others: InputError says which it was. What a process prints, an
-    error's reason too, goes where this one's goes.
+    `tell` is called now and then. The first process that fails ends the others: an InputError, of the type of its exit
+    code, says which it was. What a process prints, an error's reason too, goes where this one's goes.
     """
-    environment = {**os.environ, _STARTED_BY: str(os.getpid())}
+    # the outcome of the stage is this process's to write
+    environment = {name: value for name, value in os.environ.items() if name != STAGE}
+    environment[_STARTED_BY] = str(os.getpid())
     running = [
         subprocess.Popen([sys.executable, "-m", *command, "--share", f"{share}/{number}"], env={**environment, **_gpu(share)})
         for share in range(number)
@@ -64,9 +67,10 @@ def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
             how = (
                 f"was killed by signal {-process.returncode}" if process.returncode < 0 else f"ended with exit status {process.returncode}"
             )
-            raise InputError(
-                f"process {share + 1} of {len(running)} {how}; if it said why, that stands above. What all of them made is kept: run the "
-                "same command again to go on"
+            raise error_of(
+                process.returncode,
+                f"process {share + 1} of {len(running)} {how}; its reason is printed above. What all of them made is kept: re-run the "
+                "same command to resume",
             )
 
 
@@ -81,6 +85,6 @@ def _gpu(share: int) -> dict[str, str]:
 
 
 def check_wanted() -> None:
-    """InputError in a share if the process that shared out the work is gone: it works for nobody, and beside one that goes on."""
+    """LostPeerError in a share if the process that shared out the work is gone: it works for nobody, and beside one that goes on."""
     if os.environ.get(_STARTED_BY) != str(os.getppid()):
-        raise InputError("the process that shared out the work is gone")
+        raise LostPeerError("the process that shared out the work is gone")

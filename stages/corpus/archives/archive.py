@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
-from stages.core.errors import InputError
 from stages.corpus.dataset.zip_header import HEADER_SIZE, find_content
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 _AGAIN: Final = "fetch it again, or make it again from the corpus's folder"
 _ZIP_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OverflowError)
@@ -32,7 +32,7 @@ _LARGEST_HEADER: Final = 2**20
 """Bytes. A tar keeps long names in blocks of their own, as long as it says they are."""
 
 
-class DamagedMemberError(InputError):
+class DamagedMemberError(RefusedDataError):
     """A file of the corpus whose bytes cannot be had; the others can. `name` is the file's, `why` the reason alone."""
 
     def __init__(self, path: Path, name: str, why: str) -> None:
@@ -77,14 +77,14 @@ def is_zip(path: Path) -> bool:
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[list[Member]]:
-    """The members of a zip, in the order of their bytes; they can be read until this is left. InputError if it is damaged."""
+    """The members of a zip, in the order of their bytes; they can be read until this is left. RefusedDataError if it is damaged."""
     with path.open("rb") as handle:
         yield _zip_members(path, handle)
 
 
 @contextmanager
 def open_tar(path: Path, called: Path) -> Iterator[list[Member]]:
-    """The members of an uncompressed tar; they can be read until this is left. InputError if it is damaged.
+    """The members of an uncompressed tar; they can be read until this is left. RefusedDataError if it is damaged.
 
     `called`: the archive that errors name, of which `path` may be an uncompressed copy.
     """
@@ -96,12 +96,14 @@ def open_tar(path: Path, called: Path) -> Iterator[list[Member]]:
 
 @contextmanager
 def damage_explained(path: Path, kinds: tuple[type[Exception], ...]) -> Iterator[None]:
-    """Turn what a library raises over a damaged container into an InputError that names it."""
+    """Turn what a library raises over a damaged container into a RefusedDataError that names it."""
     try:
         yield
     except kinds as error:
         why = f"{error or type(error).__name__}"
-        raise InputError(f"{path} is not a whole zip, tar, tar.gz or tar.zst ({why}): it may be cut short or damaged; {_AGAIN}") from error
+        raise RefusedDataError(
+            f"{path} is not a whole zip, tar, tar.gz or tar.zst ({why}): it may be cut short or damaged; {_AGAIN}"
+        ) from error
 
 
 def _zip_members(path: Path, handle: IO[bytes]) -> list[Member]:
@@ -256,5 +258,6 @@ def _load(path: Path, name: str, read: Callable[[], Any]) -> bytes:
     except _DamageError as error:
         raise DamagedMemberError(path, name, str(error)) from error
     except _LieError as error:
-        raise InputError(f"{path}: member {name!r} is refused: {error}: a bomb; make the archive again") from error
+        why = f"{path}: member {name!r} is refused: {error}: a bomb; make the archive again"
+        raise RefusedDataError(why, CorpusFault.UNSAFE_MEMBER) from error
     return content

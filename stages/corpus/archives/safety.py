@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from stages.core.errors import InputError
 from stages.core.params import Limits
 from stages.corpus.archives.archive import Member
 from stages.corpus.dataset.paths import unsafe_path
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 LONGEST_NAME: Final = 240
 """Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
@@ -28,7 +28,7 @@ MIB: Final = 2**20
 
 
 def checked(path: Path, members: Iterable[Member], limits: Limits) -> dict[str, Member]:
-    """The files among `members` by their normal name. InputError names the first that may not be there, and says what to do."""
+    """The files among `members` by their normal name. RefusedDataError names the first that may not be there, and says what to do."""
     files: dict[str, Member] = {}
     keys: dict[str, str] = {}
     total = count = 0
@@ -54,7 +54,7 @@ def checked(path: Path, members: Iterable[Member], limits: Limits) -> dict[str, 
 
 
 def check_growth(path: Path, unpacked: int, packed: int, limits: Limits) -> None:
-    """InputError if a stream has given more than it may, of which `packed` bytes were read and `unpacked` came out."""
+    """RefusedDataError if a stream has given more than it may, of which `packed` bytes were read and `unpacked` came out."""
     if unpacked > limits.max_total_mb * MIB:
         raise _over(path, f"more than {limits.max_total_mb} MiB unpacked", "max_total_mb")
     if unpacked > _FREE_RATIO + packed * limits.max_ratio:
@@ -71,12 +71,17 @@ def _check_size(path: Path, member: Member, limits: Limits) -> None:
         raise _over(path, what, "max_ratio")
 
 
-def _over(path: Path, what: str, limit: str) -> InputError:
-    return InputError(f"{path}: {what}: a bomb, or too much; take it out, or raise corpus.limits.{limit} in params.yaml if you trust it")
+def _over(path: Path, what: str, limit: str) -> RefusedDataError:
+    return RefusedDataError(
+        f"{path}: {what}: exceeds corpus.limits.{limit} (possible decompression bomb): remove it, or raise the limit in "
+        "params.yaml if you trust it",
+        CorpusFault.LIMIT,
+    )
 
 
-def _refused(member: Member, why: str) -> InputError:
-    return InputError(f"{member.source}: member {member.name!a} is refused: {why}; make it again without")
+def _refused(member: Member, why: str) -> RefusedDataError:
+    message = f"{member.source}: member {member.name!a} is refused: {why}; make it again without"
+    return RefusedDataError(message, CorpusFault.UNSAFE_MEMBER)
 
 
 def _too_long(name: str) -> str | None:
@@ -101,4 +106,5 @@ def _refuse_files_with_files_inside(path: Path, files: dict[str, Member]) -> Non
     while parents := {name.rpartition("/")[0] for name in folders} - folders:
         folders |= parents
     if both := sorted(folders & files.keys()):
-        raise InputError(f"{path}: member {both[0]!r} is a file and a folder at once; make it again")
+        why = f"{path}: member {both[0]!r} is a file and a folder at once; make it again"
+        raise RefusedDataError(why, CorpusFault.UNSAFE_MEMBER)

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Final
 
 from stages.core import layout
-from stages.core.errors import InputError
 from stages.core.params import Limits
 from stages.corpus.archives.archive import Member, is_zip, open_tar, open_zip
 from stages.corpus.archives.folder import archives_in, list_folder
 from stages.corpus.archives.safety import checked
 from stages.corpus.archives.unpacked import is_compressed, unpacked_tars
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 SCRATCH: Final = layout.SCRATCH / "corpus"
 """Where the uncompressed copy of a compressed tar lies."""
@@ -37,7 +37,7 @@ class Corpus:
     """The files of a corpus, named relative to the folder that holds its questions."""
 
     def __init__(self, path: Path, members: Iterable[Member], limits: Limits) -> None:
-        """Check every member; `InputError` names the first that is unsafe, or says what is not found."""
+        """Check every member; `RefusedDataError` names the first that is unsafe, or says what is not found."""
         self.path = path
         self._files = _named(path, checked(path, members, limits))
 
@@ -84,7 +84,7 @@ class Corpus:
 def open_corpus(path: Path, limits: Limits, scratch: Path = SCRATCH) -> Iterator[Corpus]:
     """Open a corpus of any kind and check all that it holds; it can be read until this is left.
 
-    Raises InputError for a file that is no archive or is cut short, for an unsafe member, for more than `limits` allow, and for what
+    Raises RefusedDataError for a file that is no archive or is cut short, for an unsafe member, for more than `limits` allow, and for what
     does not hold one corpus; FileNotFoundError if there is nothing at `path`.
     """
     with ExitStack() as opened:
@@ -142,12 +142,14 @@ def _named(path: Path, files: dict[str, Member]) -> dict[str, Member]:
         root = roots[0]
         return {name.removeprefix(root): files[name] for name in sorted(files) if name.startswith(root)}
     if roots:
-        raise InputError(f"{path}: expected one corpus, found {len(roots)} corpora, in {', '.join(map(repr, roots[:3]))}")
+        why = f"{path}: expected one corpus, found {len(roots)} corpora, in {', '.join(map(repr, roots[:3]))}"
+        raise RefusedDataError(why, CorpusFault.LAYOUT)
     if (top := _table_root(files)) is not None:
         return _under_images(path, {name.removeprefix(top): files[name] for name in files if name.startswith(top)})
     tops = ", ".join(sorted({name.partition("/")[0] for name in files})[:5]) or "nothing"
-    raise InputError(
-        f"{path}: expected one folder with {QUESTIONS} and {IMAGES} (OmniMedVQA's layout), or one with *.csv, found at the top: {tops}"
+    raise RefusedDataError(
+        f"{path}: expected one folder with {QUESTIONS} and {IMAGES} (OmniMedVQA's layout), or one with *.csv, found at the top: {tops}",
+        CorpusFault.LAYOUT,
     )
 
 
@@ -168,6 +170,7 @@ def _under_images(path: Path, files: dict[str, Member]) -> dict[str, Member]:
         stays = _holds_questions(name) or name.startswith(IMAGES)
         shown = name if stays else IMAGES + name
         if shown in named:
-            raise InputError(f"{path}: {shown!r} stands for two files, one under {IMAGES} and one beside it; rename one of them")
+            why = f"{path}: {shown!r} stands for two files, one under {IMAGES} and one beside it; rename one of them"
+            raise RefusedDataError(why, CorpusFault.LAYOUT)
         named[shown] = member
     return dict(sorted(named.items()))

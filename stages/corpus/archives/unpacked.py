@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 import zstandard
 
 from stages.core.disk_space import find_shortages
-from stages.core.errors import InputError
+from stages.core.errors import DiskFullError
 from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import whole_file
 from stages.core.params import Limits
@@ -47,7 +47,7 @@ def unpacked_tars(paths: Iterable[Path], folder: Path, limits: Limits) -> Iterat
     """The uncompressed copies in `folder` of these compressed tars, made where they are not there; copies of others are deleted.
 
     They stay where they are until this is left; one that was opened meanwhile can be read for longer. Whoever else wants some waits:
-    the stages of all modalities begin at once. InputError for a damaged one, a bomb, or too small a disk.
+    the stages of all modalities begin at once. RefusedDataError for a damaged one or a bomb, DiskFullError for too small a disk.
     """
     if not (wanted := list(paths)):
         yield {}
@@ -94,7 +94,7 @@ def _stream(source: IO[bytes]) -> Any:
 
 def _check_space(path: Path, target: Path, needed: int) -> None:
     for _, total, free in find_shortages({target.parent: needed}, _RESERVE):
-        raise InputError(
+        raise DiskFullError(
             f"{path} is unpacked to {target.parent}/, since a compressed tar cannot be read in any order: {free // MIB} MiB are free "
             f"there, {total // MIB} MiB at least are needed. Free some space (`dvc gc --workspace` drops old results), or "
             "give the corpus as a zip or an uncompressed tar, which are read in place; then run again"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from stages.core.errors import InputError
 from stages.corpus.quarantine.ledger import Quarantine, Row, Taken
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 _REASONS: Final = 3
 """The commonest reasons that are named."""
@@ -37,14 +37,15 @@ class Limits(Protocol):
 
 
 def check_refused(account: Quarantine, limits: Limits, path: Path, of: str) -> None:
-    """InputError if more was refused than `limits` allow; `path` is where the account was written, `of` what was read."""
+    """RefusedDataError if more was refused than `limits` allow; `path` is where the account was written, `of` what was read."""
     found = list(_beyond(account, limits))
     if not found:
         return
     rest = f"; and {len(found) - _SHOWN} more source sets" if len(found) > _SHOWN else ""
-    raise InputError(
+    raise RefusedDataError(
         f"{of}: too much was refused by {account.stage}: {'; '.join(found[:_SHOWN])}{rest}. {path} holds every refused record and why "
-        f"(docs/ingest-quality.md): correct the corpus, or, if the rest is good, raise the limit in params.yaml and run `dvc repro` again"
+        f"(docs/ingest-quality.md): correct the corpus, or, if the rest is good, raise the limit in params.yaml and run `dvc repro` again",
+        CorpusFault.TOO_MUCH_REFUSED,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum, unique
 
+from stages.core.errors import ExitCode, InputError
+
 
 @unique
 class Reason(StrEnum):
@@ -97,7 +99,7 @@ class Reason(StrEnum):
 
 @unique
 class CorpusFault(StrEnum):
-    """Why a corpus as a whole is refused (`stages.core.errors.RefusedDataError`): what programs compare."""
+    """Why a corpus as a whole is refused: what programs compare."""
 
     DAMAGED = "damaged"
     """Not a whole archive of a known kind."""
@@ -115,3 +117,14 @@ class CorpusFault(StrEnum):
     """A test of the data failed with severity error."""
     EMPTY_SPLIT = "empty-split"
     """A split with nothing to train on or nothing to test."""
+
+
+class RefusedDataError(InputError):
+    """The corpus itself is at fault; `fault` says how. No other failure refuses new data."""
+
+    code = ExitCode.REFUSED_DATA
+
+    def __init__(self, message: str, fault: CorpusFault = CorpusFault.DAMAGED) -> None:
+        """Keep the code beside the words."""
+        super().__init__(message)
+        self.fault = fault

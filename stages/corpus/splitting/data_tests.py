@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from stages.core.errors import InputError
 from stages.core.outputs import read_json, write_json
-from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
+from stages.corpus.records.records import Reading, Record
 from stages.corpus.splitting import expectations
 from stages.corpus.splitting.expectations import Draw, Measured
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
@@ -198,14 +199,15 @@ def read_results(path: Path) -> Results:
 
 
 def stop_on_errors(results: Results, path: Path) -> None:
-    """InputError if a test of severity error failed; `path` is where all results were written."""
+    """RefusedDataError if a test of severity error failed; `path` is where all results were written."""
     failed = [each for each in results.tests if each.stops]
     if not failed:
         return
     said = "; ".join(f"{said_of(each)}{f', as {each.examples[0]}' if each.examples else ''}: {TESTS[each.test].remedy}" for each in failed)
-    raise InputError(
+    raise RefusedDataError(
         f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {said}. {path} holds all results (docs/ingest-quality.md); "
-        "to go on all the same, unless single records are at fault: another limit, or the severity warning, in data_tests of params.yaml"
+        "to go on all the same, unless single records are at fault: another limit, or the severity warning, in data_tests of params.yaml",
+        CorpusFault.DATA_TEST,
     )
 
 

@@ -69,7 +69,7 @@ def test_one_that_fails_ends_the_others_and_is_named(folder: Path) -> None:
         pids(folder)
         (folder / "fail").touch()
 
-    with pytest.raises(InputError, match=r"process 2 of 2 ended with exit status 3; .* is kept: run the same command again"):
+    with pytest.raises(InputError, match=r"process 2 of 2 ended with exit status 3; .* is kept: re-run the same command"):
         shares.run_shares(["worker", "wait", "on"], 2, fail)
     assert all(gone(pid) for pid in pids(folder))
 

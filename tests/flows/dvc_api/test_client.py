@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
+import os
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,9 +15,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.dvc_api.client import RECORDS, Runner, StageError, StoppedError, dvc, end_processes, explain, orphans, processes_of, read_status
-from stages.core.errors import InputError
-from tests.flows.tiny import locked, make_workspace, run
+from flows.dvc_api.client import (
+    RECORDS,
+    DvcEvent,
+    Runner,
+    StageError,
+    StoppedError,
+    dvc,
+    end_processes,
+    explain,
+    orphans,
+    processes_of,
+    read_event,
+    read_status,
+)
+from stages.core.errors import ExitCode, InputError
+from stages.core.outcome import StageOutcome, outcome_path
+from tests.flows.tiny import ENVIRONMENT, locked, make_workspace, run
 
 
 @pytest.fixture
@@ -48,29 +67,96 @@ def test_a_stage_is_run_found_unchanged_or_taken_from_the_run_cache(root: Path) 
     assert set(locked(root)) == {"train@a"}
 
 
-def test_a_failure_gives_the_stages_own_reason(root: Path) -> None:
+def test_a_failure_gives_the_stages_own_reason_and_code(root: Path) -> None:
     runner = Runner(root)
     runner.run("split", print)
     (root / "fail" / "a").touch()
-    with pytest.raises(StageError, match="^train@a failed: a has no luck\n"):
+    with pytest.raises(StageError, match="^train@a failed: a has no luck\n") as caught:
         runner.run("train@a", print)
-    with pytest.raises(StageError, match="train@z failed"):
+    assert (caught.value.code, caught.value.began) == (ExitCode.INPUT, True)
+    with pytest.raises(StageError, match="train@z failed") as caught:
         runner.run("train@z", print)
+    assert (caught.value.code, caught.value.began) == (None, False)
     assert not list((root / RECORDS).iterdir())
 
 
+@pytest.mark.parametrize("code", [code for code in ExitCode if code])
+def test_the_code_of_a_stage_reaches_the_flow_though_dvc_ends_with_its_own(code: ExitCode, root: Path) -> None:
+    runner = Runner(root)
+    runner.run("split", print)
+    (root / "fail" / "a").write_text(str(int(code)), encoding="utf-8")
+    with pytest.raises(StageError) as caught:
+        runner.run("train@a", print)
+    assert caught.value.code == code
+
+
+def test_a_code_of_an_earlier_run_is_never_taken_for_one_of_this_run(root: Path) -> None:
+    runner = Runner(root)
+    runner.run("split", print)
+    (root / "fail" / "a").write_text(str(int(ExitCode.REFUSED_DATA)), encoding="utf-8")
+    with pytest.raises(StageError):
+        runner.run("train@a", print)
+    (root / "fail.py").write_text("raise SystemExit('another program, which writes no outcome')", encoding="utf-8")
+    with pytest.raises(StageError) as caught:
+        runner.run("train@a", print)
+    assert outcome_path(root, "train@a").is_file()
+    assert caught.value.code is None
+
+
+def test_a_path_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(root: Path) -> None:
+    runner = Runner(root)
+    runner.run("split", print)
+    holder = {"pid": os.getpid(), "cmd": "dvc repro"}
+    rwlock = {"write": {str(root / "models" / "a.txt"): holder}, "read": {}}
+    (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(rwlock), encoding="utf-8")
+    lines: list[str] = []
+    with pytest.raises(StageError, match=r"flows\.doctor") as caught:
+        runner.run("train@a", lines.append)
+    assert (caught.value.code, caught.value.began) == (None, False)
+    assert DvcEvent.LOCKED in map(read_event, lines)
+
+
+def test_a_repository_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(root: Path) -> None:
+    run("dvc", "repro", "-s", "split", cwd=root)
+    with (root / ".dvc" / "tmp" / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = run("dvc", "repro", "-s", "train@a", cwd=root, code=255)
+    assert DvcEvent.LOCKED in map(read_event, said.splitlines())
+
+
+def test_a_disk_that_is_full_for_dvc_itself_is_an_event_of_the_installed_dvc(root: Path) -> None:
+    text = f"""
+from unittest.mock import patch
+from dvc.cli import main
+with patch("dvc.stage.Stage.save", side_effect=OSError({errno.ENOSPC}, "no word of it")):
+    raise SystemExit(main(["repro", "-s", "split"]))
+"""
+    done = subprocess.run([sys.executable, "-c", text], cwd=root, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 255
+    events = {read_event(line) for line in (done.stdout + done.stderr).splitlines()}
+    assert {DvcEvent.BEGAN, DvcEvent.DISK_FULL} <= events
+
+
+def test_what_a_stage_prints_is_no_event() -> None:
+    for line in ("error: No space left on device", "Unable to acquire lock", "it didn't change, skipping", "step 1 of 2"):
+        assert read_event(line) is None
+
+
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("outcome", "events", "named"),
     [
-        ("ERROR: Unable to acquire lock.", "another DVC command holds a file it needs"),
-        ("ERROR: unexpected error - [Errno 28] No space left on device", "the disk is full"),
-        ("ERROR: failed to run: x, exited with -9", "killed from outside"),
-        ("Traceback (most recent call last):", "see the lines below"),
+        (None, {DvcEvent.LOCKED}, "python -m flows.doctor.command"),
+        (StageOutcome(ExitCode.DONE), {DvcEvent.BEGAN, DvcEvent.DISK_FULL}, "dvc gc --workspace"),
+        (StageOutcome(ExitCode.KILLED), {DvcEvent.BEGAN}, "killed from outside"),
+        (StageOutcome(ExitCode.CRASHED, "ZeroDivisionError: by zero"), {DvcEvent.BEGAN}, "ZeroDivisionError"),
+        (StageOutcome(ExitCode.DISK_FULL, "/scratch is full"), {DvcEvent.BEGAN, DvcEvent.LOCKED}, "/scratch is full"),
+        (None, set(), "see the lines below"),
     ],
 )
-def test_what_dvc_says_is_put_into_words(line: str, told: str) -> None:
-    assert told in explain("train@a", 255, ["> x", line]).splitlines()[0]
-    assert explain("train@a", 255, ["> x", line]).endswith(line)
+def test_a_stages_own_outcome_comes_before_what_dvc_reports(outcome: StageOutcome | None, events: set[DvcEvent], named: str) -> None:
+    said = explain("train@a", 255, outcome, events, ["> x", "the last line"])
+    assert named in said.splitlines()[0]
+    assert said.endswith("the last line")
 
 
 def test_stopping_ends_what_runs_and_lets_nothing_begin(root: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows.registry.manifest import Change, Manifest, diff, drift, known_to_one, read_manifest, take_manifest, touched, write_manifest
-from flows.retraining.validate import drifted, is_refusal, problems
+from flows.retraining.validate import drifted, problems
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import write_json_lines
@@ -84,21 +84,6 @@ def test_a_champion_of_a_time_before_drift_was_counted_stops_nothing_and_that_is
     assert drift(old, new) is None
     assert problems(new, old, RULE) == []
     assert drifted(new, old, RULE)[0].startswith("drift is not judged: the manifest of the champion's corpus is of a time before")
-
-
-@pytest.mark.parametrize(
-    ("said", "refused"),
-    [
-        ("error: data/raw/corpus.zip is not a whole zip", True),
-        ("error: data/corpus/ct: too much was refused by resize@ct: of 'a' 9 of 9", True),
-        ("error: 2 data tests failed: blank_pictures 1", True),
-        ("error: the split modality/ct would be empty on one side: 1 usable", True),
-        ("warning: data test enlarged_pictures 1 (limit 0.5)\nerror: Killed", False),
-        ("error: data/raw/corpus.zip needs 9 MiB unpacked: free some space", False),
-    ],
-)
-def test_a_stage_that_names_the_data_refuses_it_and_no_other_failure_does(said: str, refused: bool) -> None:
-    assert is_refusal(RuntimeError(said), "data/raw/corpus.zip") is refused
 
 
 def test_a_manifest_can_be_kept_and_read_again(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import zstandard
 
+from stages.corpus.quarantine.reasons import CorpusFault, Reason
 from tests.hostile.cases import Case
 
 Files = Mapping[str, bytes]
@@ -109,56 +110,70 @@ def archives(files: Files, named: str, question_file: str) -> dict[str, Case]:
     cut_zip, cut_tar = (make({**good, "Images/last.bin": bytes(range(256)) * 400}) for make in (zipped, tarred))
     plus = partial(lambda name, data=b"x": {**good, name: data})
     cases = {
-        "zip slip": Case(zipped(plus("../../evil.png")), "refused", "leads out of its folder"),
-        "zip slip inside": Case(zipped(plus("Images/../../evil.png")), "refused", "leads out of its folder"),
-        "tar slip": Case(tarred(plus("../../evil.png")), "refused", "leads out of its folder"),
-        "absolute path in a zip": Case(zipped(plus("/tmp/evil.png")), "refused", "an absolute path"),
-        "absolute path in a tar": Case(tarred(plus("/tmp/evil.png")), "refused", "an absolute path"),
-        "drive letter": Case(zipped(plus("C:/evil.png")), "refused", "an absolute path"),
-        "backslashes": Case(tarred(plus("Images\\..\\..\\evil.png")), "refused", "a backslash"),
-        "symlink in a tar": Case(tarred(good, special(tarfile.SYMTYPE)), "refused", "a link"),
-        "symlink upwards in a tar": Case(tarred(good, special(tarfile.SYMTYPE, "../../..")), "refused", "a link"),
-        "hard link in a tar": Case(tarred(good, special(tarfile.LNKTYPE)), "refused", "a link"),
-        "symlink in a zip": Case(zipped(plus(_PICTURE, b"/etc/passwd"), change=of_mode(stat.S_IFLNK, _PICTURE)), "refused", "a link"),
-        "character device": Case(tarred(good, special(tarfile.CHRTYPE)), "refused", "a device"),
-        "block device": Case(tarred(good, special(tarfile.BLKTYPE)), "refused", "a device"),
-        "pipe in a tar": Case(tarred(good, special(tarfile.FIFOTYPE)), "refused", "a device"),
-        "device in a zip": Case(zipped(plus(_PICTURE), change=of_mode(stat.S_IFCHR, _PICTURE)), "refused", "a device"),
-        "zip bomb": Case(zipped(plus(_PICTURE, bytes(8 * _SPARE)), stored=False), "refused", "max_ratio|bomb"),
-        "gzip bomb": Case(gzip.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", "max_ratio|bomb"),
-        "zstd bomb": Case(zstandard.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", "max_ratio|bomb"),
-        "size that lies": Case(lying_size(good, named), "refused", "more than the 100 bytes that it claims"),
-        "members that overlap": Case(overlapping(good), "refused", "bytes that another member"),
-        "encrypted": Case(patched(packed, b"PK\x01\x02", 8, b"\x01\x00"), "refused", "encrypted"),
-        "name twice in a zip": Case(zipped(plus(f"Images/./{named.removeprefix('Images/')}")), "refused", "twice"),
-        "name twice in a tar": Case(tarred(plus(f"./{named}")), "refused", "twice"),
-        "names that differ in case": Case(zipped(plus(named.upper().replace("IMAGES/", "Images/"))), "refused", "case|alike|same"),
-        "names that differ in composition": Case(
-            zipped({**good, "Images/\u00e9.png": b"x", "Images/e\u0301.png": b"y"}), "refused", "case|alike|same|Unicode"
+        "zip slip": Case(zipped(plus("../../evil.png")), "refused", CorpusFault.UNSAFE_MEMBER, "evil.png"),
+        "zip slip inside": Case(zipped(plus("Images/../../evil.png")), "refused", CorpusFault.UNSAFE_MEMBER, "evil.png"),
+        "tar slip": Case(tarred(plus("../../evil.png")), "refused", CorpusFault.UNSAFE_MEMBER, "evil.png"),
+        "absolute path in a zip": Case(zipped(plus("/tmp/evil.png")), "refused", CorpusFault.UNSAFE_MEMBER, "evil.png"),
+        "absolute path in a tar": Case(tarred(plus("/tmp/evil.png")), "refused", CorpusFault.UNSAFE_MEMBER, "evil.png"),
+        "drive letter": Case(zipped(plus("C:/evil.png")), "refused", CorpusFault.UNSAFE_MEMBER, "evil.png"),
+        "backslashes": Case(tarred(plus("Images\\..\\..\\evil.png")), "refused", CorpusFault.UNSAFE_MEMBER, "evil.png"),
+        "symlink in a tar": Case(tarred(good, special(tarfile.SYMTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
+        "symlink upwards in a tar": Case(
+            tarred(good, special(tarfile.SYMTYPE, "../../..")), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"
         ),
-        "very long name": Case(zipped(plus(f"Images/{'x' * 300}.png")), "refused", "long"),
-        "very long path": Case(tarred(plus("Images/" + "x/" * 3000 + "a.png")), "refused", "long"),
-        "header of 30 MB": Case(huge_header(good), "refused", "long|whole"),
-        "name that is not UTF-8": Case(tarred(plus("Images/caf\udce9.png"), errors="surrogateescape"), "refused", "not UTF-8"),
-        "NUL in a name": Case(patched(zipped(plus("Images/evil@.png")), b"evil@", 4, b"\x00"), "refused", "UTF-8|name|whole"),
-        "file and folder at once": Case(tarred({**good, "Images/x": b"", "Images/x/y.png": b""}), "refused", "file and a folder"),
-        "no corpus": Case(zipped({"readme.txt": b"hello"}), "refused", "expected one folder"),
-        "two corpora": Case(zipped({f"{top}/{name}": data for top in "ab" for name, data in good.items()}), "refused", "2 corpora"),
-        "empty file": Case(b"", "refused", "not a whole|empty"),
-        "empty zip": Case(zipped({}), "refused", "expected one folder"),
-        "a text": Case(b"version https://git-lfs.github.com/spec/v1\n", "refused", "not a whole"),
-        "gzip of a text": Case(gzip.compress(b"hello"), "refused", "not a whole|no tar"),
-        "self-extracting zip": Case(prefixed(good), "refused", "not a whole"),
-        "picture with a wrong checksum": Case(damaged(good, named), "quarantined", "cannot be read"),
-        "questions with a wrong checksum": Case(damaged(good, question_file), "quarantined", "cannot be read"),
+        "hard link in a tar": Case(tarred(good, special(tarfile.LNKTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
+        "symlink in a zip": Case(
+            zipped(plus(_PICTURE, b"/etc/passwd"), change=of_mode(stat.S_IFLNK, _PICTURE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"
+        ),
+        "character device": Case(tarred(good, special(tarfile.CHRTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
+        "block device": Case(tarred(good, special(tarfile.BLKTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
+        "pipe in a tar": Case(tarred(good, special(tarfile.FIFOTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
+        "device in a zip": Case(
+            zipped(plus(_PICTURE), change=of_mode(stat.S_IFCHR, _PICTURE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"
+        ),
+        "zip bomb": Case(zipped(plus(_PICTURE, bytes(8 * _SPARE)), stored=False), "refused", CorpusFault.LIMIT, "max_ratio"),
+        "gzip bomb": Case(gzip.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", CorpusFault.LIMIT, "max_ratio"),
+        "zstd bomb": Case(zstandard.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", CorpusFault.LIMIT, "max_ratio"),
+        "size that lies": Case(lying_size(good, named), "refused", CorpusFault.UNSAFE_MEMBER, named),
+        "members that overlap": Case(overlapping(good), "refused", CorpusFault.UNSAFE_MEMBER, "Images/Hostile/"),
+        "encrypted": Case(patched(packed, b"PK\x01\x02", 8, b"\x01\x00"), "refused", CorpusFault.UNSAFE_MEMBER),
+        "name twice in a zip": Case(
+            zipped(plus(f"Images/./{named.removeprefix('Images/')}")), "refused", CorpusFault.UNSAFE_MEMBER, "Good/named.png"
+        ),
+        "name twice in a tar": Case(tarred(plus(f"./{named}")), "refused", CorpusFault.UNSAFE_MEMBER, named),
+        "names that differ in case": Case(zipped(plus(named.upper().replace("IMAGES/", "Images/"))), "refused", CorpusFault.UNSAFE_MEMBER),
+        "names that differ in composition": Case(
+            zipped({**good, "Images/\u00e9.png": b"x", "Images/e\u0301.png": b"y"}), "refused", CorpusFault.UNSAFE_MEMBER, "Images/"
+        ),
+        "very long name": Case(zipped(plus(f"Images/{'x' * 300}.png")), "refused", CorpusFault.UNSAFE_MEMBER, "Images/x"),
+        "very long path": Case(tarred(plus("Images/" + "x/" * 3000 + "a.png")), "refused", CorpusFault.UNSAFE_MEMBER, "Images/x"),
+        "header of 30 MB": Case(huge_header(good), "refused", CorpusFault.DAMAGED),
+        "name that is not UTF-8": Case(
+            tarred(plus("Images/caf\udce9.png"), errors="surrogateescape"), "refused", CorpusFault.UNSAFE_MEMBER, "caf"
+        ),
+        "NUL in a name": Case(
+            patched(zipped(plus("Images/evil@.png")), b"evil@", 4, b"\x00"), "refused", CorpusFault.UNSAFE_MEMBER, "evil"
+        ),
+        "file and folder at once": Case(
+            tarred({**good, "Images/x": b"", "Images/x/y.png": b""}), "refused", CorpusFault.UNSAFE_MEMBER, "Images/x"
+        ),
+        "no corpus": Case(zipped({"readme.txt": b"hello"}), "refused", CorpusFault.LAYOUT),
+        "two corpora": Case(zipped({f"{top}/{name}": data for top in "ab" for name, data in good.items()}), "refused", CorpusFault.LAYOUT),
+        "empty file": Case(b"", "refused", CorpusFault.DAMAGED),
+        "empty zip": Case(zipped({}), "refused", CorpusFault.LAYOUT),
+        "a text": Case(b"version https://git-lfs.github.com/spec/v1\n", "refused", CorpusFault.DAMAGED),
+        "gzip of a text": Case(gzip.compress(b"hello"), "refused", CorpusFault.DAMAGED),
+        "self-extracting zip": Case(prefixed(good), "refused", CorpusFault.DAMAGED),
+        "picture with a wrong checksum": Case(damaged(good, named), "quarantined", Reason.IMAGE_DAMAGED, named),
+        "questions with a wrong checksum": Case(damaged(good, question_file), "quarantined", Reason.FILE_DAMAGED, question_file),
         "nested archive nobody names": Case(zipped(plus("Images/nested.zip", packed)), "kept"),
-        "zip after a zip": Case(packed + zipped({"readme.txt": b"x"}), "refused", "expected one folder|not a whole"),
+        "zip after a zip": Case(packed + zipped({"readme.txt": b"x"}), "refused", CorpusFault.LAYOUT),
     }
     for tenths in range(1, 10):
         cases |= {
-            f"zip cut at {tenths}/10": Case(cut(cut_zip, tenths), "refused", "not a whole"),
-            f"tar cut at {tenths}/10": Case(cut(cut_tar, tenths), "refused", "not a whole|damaged|cut"),
-            f"tar.gz cut at {tenths}/10": Case(cut(gzip.compress(cut_tar), tenths), "refused", "not a whole|damaged|cut"),
-            f"tar.zst cut at {tenths}/10": Case(cut(zstandard.compress(cut_tar), tenths), "refused", "not a whole|damaged|cut"),
+            f"zip cut at {tenths}/10": Case(cut(cut_zip, tenths), "refused", CorpusFault.DAMAGED),
+            f"tar cut at {tenths}/10": Case(cut(cut_tar, tenths), "refused", CorpusFault.DAMAGED),
+            f"tar.gz cut at {tenths}/10": Case(cut(gzip.compress(cut_tar), tenths), "refused", CorpusFault.DAMAGED),
+            f"tar.zst cut at {tenths}/10": Case(cut(zstandard.compress(cut_tar), tenths), "refused", CorpusFault.DAMAGED),
         }
     return cases

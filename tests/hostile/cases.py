@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from stages.corpus.quarantine.reasons import CorpusFault, Reason
+
 End = Literal["refused", "quarantined", "kept"]
 """refused: stage download stops and names it; quarantined: its records are, and all others are kept; kept: it does no harm."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One class of hostile input: its bytes, what becomes of it, and a pattern of the reason that is given."""
+    """One class of hostile input: its bytes, what becomes of it, the code of its refusal, and what the message names."""
 
     content: bytes
     end: End
-    why: str = ""
+    code: Reason | CorpusFault | None = None
+    named: str = ""

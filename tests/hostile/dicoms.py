@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.corpus.dicom import syntaxes
+from stages.corpus.quarantine.reasons import Reason
 from tests.dicoms import SECONDARY_CAPTURE, compressed, dataset, deflated, file, written
 from tests.hostile.cases import Case
 
@@ -39,27 +40,29 @@ def dicoms() -> dict[str, Case]:
     cases = {
         "a ct slice": Case(whole, "kept"),
         "a compressed ct slice": Case(packed, "kept"),
-        "rows of a wrong value representation": Case(patched(whole, (0x0028, 0x0010), vr=b"PN"), "quarantined", "Rows"),
-        "rows of an unknown value representation": Case(patched(whole, (0x0028, 0x0010), vr=b"ZZ"), "quarantined", "."),
-        "rows of a wrong length": Case(patched(whole, (0x0028, 0x0010), length=3), "quarantined", "."),
-        "an element longer than the file": Case(patched(whole, (0x0028, 0x0010), length=65_534), "quarantined", "."),
-        "no pixel data": Case(written(bare), "quarantined", "pixel"),
-        "no rows": Case(ct(Rows=0), "quarantined", "."),
-        "more rows than data": Case(ct(Rows=4000), "quarantined", "."),
-        "4 gigapixels": Case(ct(Rows=65_535, Columns=65_535), "quarantined", "too many pixels"),
-        "a hundred thousand frames": Case(ct(NumberOfFrames=100_000), "quarantined", "frames"),
-        "17 of 16 bits": Case(ct(BitsStored=17), "quarantined", "."),
-        "sequences without end": Case(nested(20_000), "quarantined", "."),
-        "a bomb": Case(deflated(file(np.zeros((12_000, 12_000), np.uint16), Modality="CT")), "quarantined", "max_inflated_mb|pixels"),
-        "a video": Case(patched_syntax(whole), "quarantined", "syntax|MPEG|video"),
-        "compressed, and none of its syntax": Case(whole.replace(b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.5"), "quarantined", "."),
-        "another modality than its record": Case(ct(Modality="MR"), "quarantined", "but the DICOM header says 'MR'"),
-        "text burned in": Case(ct(BurnedInAnnotation="YES"), "quarantined", "burned into"),
-        "a screen capture": Case(ct(SOPClassUID=SECONDARY_CAPTURE), "quarantined", "may show a name"),
+        "rows of a wrong value representation": Case(patched(whole, (0x0028, 0x0010), vr=b"PN"), "quarantined", Reason.IMAGE_DAMAGED),
+        "rows of an unknown value representation": Case(patched(whole, (0x0028, 0x0010), vr=b"ZZ"), "quarantined", Reason.IMAGE_DAMAGED),
+        "rows of a wrong length": Case(patched(whole, (0x0028, 0x0010), length=3), "quarantined", Reason.IMAGE_DAMAGED),
+        "an element longer than the file": Case(patched(whole, (0x0028, 0x0010), length=65_534), "quarantined", Reason.IMAGE_DAMAGED),
+        "no pixel data": Case(written(bare), "quarantined", Reason.IMAGE_DAMAGED),
+        "no rows": Case(ct(Rows=0), "quarantined", Reason.IMAGE_DAMAGED),
+        "more rows than data": Case(ct(Rows=4000), "quarantined", Reason.IMAGE_DAMAGED),
+        "4 gigapixels": Case(ct(Rows=65_535, Columns=65_535), "quarantined", Reason.IMAGE_TOO_LARGE),
+        "a hundred thousand frames": Case(ct(NumberOfFrames=100_000), "quarantined", Reason.IMAGE_TOO_LARGE),
+        "17 of 16 bits": Case(ct(BitsStored=17), "quarantined", Reason.IMAGE_DAMAGED),
+        "sequences without end": Case(nested(20_000), "quarantined", Reason.IMAGE_DAMAGED),
+        "a bomb": Case(deflated(file(np.zeros((12_000, 12_000), np.uint16), Modality="CT")), "quarantined", Reason.IMAGE_TOO_LARGE),
+        "a video": Case(patched_syntax(whole), "quarantined", Reason.IMAGE_DAMAGED),
+        "compressed, and none of its syntax": Case(
+            whole.replace(b"1.2.840.10008.1.2.1", b"1.2.840.10008.1.2.5"), "quarantined", Reason.IMAGE_DAMAGED
+        ),
+        "another modality than its record": Case(ct(Modality="MR"), "quarantined", Reason.MODALITY_MISMATCH),
+        "text burned in": Case(ct(BurnedInAnnotation="YES"), "quarantined", Reason.IMAGE_ANNOTATION),
+        "a screen capture": Case(ct(SOPClassUID=SECONDARY_CAPTURE), "quarantined", Reason.IMAGE_UNFLAGGED),
     }
     for tenths in range(1, 10):
-        cases[f"dicom cut at {tenths}/10"] = Case(whole[: len(whole) * tenths // 10], "quarantined", ".")
-        cases[f"compressed dicom cut at {tenths}/10"] = Case(packed[: len(packed) * tenths // 10], "quarantined", ".")
+        cases[f"dicom cut at {tenths}/10"] = Case(whole[: len(whole) * tenths // 10], "quarantined", Reason.IMAGE_DAMAGED)
+        cases[f"compressed dicom cut at {tenths}/10"] = Case(packed[: len(packed) * tenths // 10], "quarantined", Reason.IMAGE_DAMAGED)
     return cases
 
 

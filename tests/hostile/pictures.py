@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from stages.corpus.quarantine.reasons import Reason
 from tests.hostile.cases import Case
 
 SIZE = (64, 48)
@@ -73,32 +74,34 @@ def _cut() -> dict[str, Case]:
     for name, (kind, settings) in _KINDS.items():
         content = saved(scene(), kind, **settings)
         for tenths in range(1, 10):
-            found[f"{name} cut at {tenths}/10"] = Case(content[: len(content) * tenths // 10], "quarantined", "truncated|known format")
+            found[f"{name} cut at {tenths}/10"] = Case(content[: len(content) * tenths // 10], "quarantined", Reason.IMAGE_DAMAGED)
     return found
 
 
 def _sizes() -> dict[str, Case]:
     gif = saved(scene(), "GIF")
     return {
-        "nothing": Case(b"", "quarantined", "empty"),
-        "one byte": Case(b"\x89", "quarantined", "known format"),
-        "zeros": Case(bytes(5000), "quarantined", "known format"),
+        "nothing": Case(b"", "quarantined", Reason.IMAGE_EMPTY),
+        "one byte": Case(b"\x89", "quarantined", Reason.IMAGE_FORMAT),
+        "zeros": Case(bytes(5000), "quarantined", Reason.IMAGE_FORMAT),
         "one pixel": Case(saved(Image.new("RGB", (1, 1), "red"), "PNG"), "kept"),
         "a line": Case(png(60_000, 2, data=rows(60_000, 2)), "kept"),
         "a column": Case(png(2, 60_000, data=rows(2, 60_000)), "kept"),
-        "a png of 3.6 gigapixels": Case(png(60_000, 60_000), "quarantined", "too many pixels"),
-        "a png of 16 million gigapixels": Case(png(2**31 - 1, 2**31 - 1), "quarantined", "too many pixels|truncated|damaged"),
-        "a png without width": Case(png(0, 10), "quarantined", "truncated|known format|damaged"),
+        "a png of 3.6 gigapixels": Case(png(60_000, 60_000), "quarantined", Reason.IMAGE_TOO_LARGE),
+        "a png of 16 million gigapixels": Case(png(2**31 - 1, 2**31 - 1), "quarantined", Reason.IMAGE_DAMAGED),
+        "a png without width": Case(png(0, 10), "quarantined", Reason.IMAGE_DAMAGED),
         "a gif whose screen has no height, but its picture has": Case(gif[:8] + b"\0\0" + gif[10:], "kept"),
         "a bmp that claims 4 gigapixels": Case(
-            saved(scene(), "BMP")[:18] + struct.pack("<ii", 65_000, 65_000) + saved(scene(), "BMP")[26:], "quarantined", "too many pixels"
+            saved(scene(), "BMP")[:18] + struct.pack("<ii", 65_000, 65_000) + saved(scene(), "BMP")[26:],
+            "quarantined",
+            Reason.IMAGE_TOO_LARGE,
         ),
         "a tiff that claims 4 gigapixels": Case(
             tiff([(256, 4, 1, 65_000), (257, 4, 1, 65_000), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8), (279, 4, 1, 100)]),
             "quarantined",
-            "too many pixels|truncated|known format",
+            Reason.IMAGE_TOO_LARGE,
         ),
-        "a jpeg that claims 4 gigapixels": Case(_jpeg_of(65_000, 65_000), "quarantined", "too many pixels"),
+        "a jpeg that claims 4 gigapixels": Case(_jpeg_of(65_000, 65_000), "quarantined", Reason.IMAGE_TOO_LARGE),
     }
 
 
@@ -111,17 +114,21 @@ def _jpeg_of(width: int, height: int) -> bytes:
 def _other_things() -> dict[str, Case]:
     picture = saved(scene(), "PNG")
     return {
-        "a text": Case(b"This is a text." * 100, "quarantined", "known format"),
-        "a page": Case(b"<!doctype html><script>alert(1)</script>", "quarantined", "known format"),
-        "svg": Case(b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", "quarantined", "known format"),
-        "postscript": Case(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(x) run\n", "quarantined", "known format"),
-        "pdf": Case(b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n%%EOF", "quarantined", "known format"),
-        "pdf with a jpeg in it": Case(b"%PDF-1.7\nstream\n" + saved(scene(), "JPEG") + b"endstream", "quarantined", "known format"),
-        "a zip": Case(zip_of("a.png"), "quarantined", "known format"),
-        "an executable": Case(b"\x7fELF" + bytes(500), "quarantined", "known format"),
-        "jpeg 2000": Case(saved(scene(), "JPEG2000"), "quarantined", "known format"),
-        "icon": Case(saved(scene((32, 32)), "ICO"), "quarantined", "known format"),
-        "a pickle": Case(b"\x80\x04\x95\x1f\0\0\0\0\0\0\0\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.", "quarantined", "known format"),
+        "a text": Case(b"This is a text." * 100, "quarantined", Reason.IMAGE_FORMAT),
+        "a page": Case(b"<!doctype html><script>alert(1)</script>", "quarantined", Reason.IMAGE_FORMAT),
+        "svg": Case(
+            b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", "quarantined", Reason.IMAGE_FORMAT
+        ),
+        "postscript": Case(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(x) run\n", "quarantined", Reason.IMAGE_FORMAT),
+        "pdf": Case(b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\n%%EOF", "quarantined", Reason.IMAGE_FORMAT),
+        "pdf with a jpeg in it": Case(b"%PDF-1.7\nstream\n" + saved(scene(), "JPEG") + b"endstream", "quarantined", Reason.IMAGE_FORMAT),
+        "a zip": Case(zip_of("a.png"), "quarantined", Reason.IMAGE_FORMAT),
+        "an executable": Case(b"\x7fELF" + bytes(500), "quarantined", Reason.IMAGE_FORMAT),
+        "jpeg 2000": Case(saved(scene(), "JPEG2000"), "quarantined", Reason.IMAGE_FORMAT),
+        "icon": Case(saved(scene((32, 32)), "ICO"), "quarantined", Reason.IMAGE_FORMAT),
+        "a pickle": Case(
+            b"\x80\x04\x95\x1f\0\0\0\0\0\0\0\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.", "quarantined", Reason.IMAGE_FORMAT
+        ),
         "png with a zip behind it": Case(picture + zip_of("evil.py"), "kept"),
         "jpeg with a page behind it": Case(saved(scene(), "JPEG") + b"<script>alert(1)</script>", "kept"),
         "gif that is a script": Case(saved(scene(), "GIF") + b"/*\n*/=1;alert(1)", "kept"),
@@ -142,12 +149,12 @@ def _insides() -> dict[str, Case]:
     exif[ExifTags.Base.Orientation] = 99
     animated = {"save_all": True, "append_images": [Image.new("RGB", SIZE)], "duration": 10}
     return {
-        "png with a wrong header checksum": Case(bytes(broken), "quarantined", "truncated|damaged|known format"),
-        "png with a wrong pixel": Case(bytes(pixels), "quarantined", "truncated|damaged"),
-        "png without pixels": Case(header + chunk(b"IEND", b""), "quarantined", "truncated|damaged"),
-        "png with fewer rows": Case(png(64, 48, data=rows(64, 20)), "quarantined", "truncated|damaged"),
-        "png with an unknown colour": Case(png(8, 8, colour=5, data=rows(8, 8)), "quarantined", "truncated|damaged|known format"),
-        "png of 3 bits": Case(png(8, 8, depth=3, data=rows(8, 8)), "quarantined", "truncated|damaged|known format"),
+        "png with a wrong header checksum": Case(bytes(broken), "quarantined", Reason.IMAGE_DAMAGED),
+        "png with a wrong pixel": Case(bytes(pixels), "quarantined", Reason.IMAGE_DAMAGED),
+        "png without pixels": Case(header + chunk(b"IEND", b""), "quarantined", Reason.IMAGE_DAMAGED),
+        "png with fewer rows": Case(png(64, 48, data=rows(64, 20)), "quarantined", Reason.IMAGE_DAMAGED),
+        "png with an unknown colour": Case(png(8, 8, colour=5, data=rows(8, 8)), "quarantined", Reason.IMAGE_DAMAGED),
+        "png of 3 bits": Case(png(8, 8, depth=3, data=rows(8, 8)), "quarantined", Reason.IMAGE_DAMAGED),
         "png with a text of 100 MB": Case(
             png(8, 8, data=rows(8, 8), before=chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9))), "kept"
         ),
@@ -158,26 +165,26 @@ def _insides() -> dict[str, Case]:
         "jpeg turned in a way there is not": Case(saved(scene(), "JPEG", exif=exif), "kept"),
         "jpeg with a comment of 64 KB": Case(jpeg[:2] + b"\xff\xfe\xff\xff" + bytes(65_533) + jpeg[2:], "kept"),
         "jpeg with an end in its middle": Case(
-            jpeg[: len(jpeg) // 2] + b"\xff\xd9" + jpeg[len(jpeg) // 2 :], "quarantined", "premature end"
+            jpeg[: len(jpeg) // 2] + b"\xff\xd9" + jpeg[len(jpeg) // 2 :], "quarantined", Reason.IMAGE_DAMAGED
         ),
-        "jpeg with bytes that belong to nothing": Case(jpeg[:20] + b"\0\0\0" + jpeg[20:], "quarantined", "extraneous bytes"),
-        "jpeg without tables": Case(b"\xff\xd8" + jpeg[jpeg.index(b"\xff\xc0") :], "quarantined", "truncated|damaged"),
-        "tiff of which a pixel is no number": Case(saved(Image.fromarray(nan), "TIFF"), "quarantined", "not finite|finite"),
+        "jpeg with bytes that belong to nothing": Case(jpeg[:20] + b"\0\0\0" + jpeg[20:], "quarantined", Reason.IMAGE_DAMAGED),
+        "jpeg without tables": Case(b"\xff\xd8" + jpeg[jpeg.index(b"\xff\xc0") :], "quarantined", Reason.IMAGE_DAMAGED),
+        "tiff of which a pixel is no number": Case(saved(Image.fromarray(nan), "TIFF"), "quarantined", Reason.IMAGE_DAMAGED),
         "tiff of which a pixel is infinite": Case(
-            saved(Image.fromarray(np.where(np.isnan(nan), np.inf, nan).astype(np.float32)), "TIFF"), "quarantined", "finite"
+            saved(Image.fromarray(np.where(np.isnan(nan), np.inf, nan).astype(np.float32)), "TIFF"), "quarantined", Reason.IMAGE_DAMAGED
         ),
         "tiff whose directory comes back to itself": Case(
-            tiff([(256, 4, 1, 8), (257, 4, 1, 8)], following=8), "quarantined", "truncated|damaged|known format"
+            tiff([(256, 4, 1, 8), (257, 4, 1, 8)], following=8), "quarantined", Reason.IMAGE_DAMAGED
         ),
         "tiff with a billion strips": Case(
             tiff([(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 2**30, 8)]),
             "quarantined",
-            "truncated|damaged|known format",
+            Reason.IMAGE_DAMAGED,
         ),
         "tiff whose pixels lie beyond its end": Case(
             tiff([(256, 4, 1, 8), (257, 4, 1, 8), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 2**31), (279, 4, 1, 64)]),
             "quarantined",
-            "truncated|damaged|known format",
+            Reason.IMAGE_DAMAGED,
         ),
         "animated gif": Case(saved(scene(), "GIF", **animated), "kept"),
         "animated webp": Case(saved(scene(), "WEBP", **animated), "kept"),

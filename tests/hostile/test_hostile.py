@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ import yaml
 
 from stages import download, resize
 from stages.core import layout
-from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
-from stages.corpus.quarantine.ledger import Quarantine, read_quarantine
+from stages.corpus.quarantine.ledger import Quarantine, Row, read_quarantine
+from stages.corpus.quarantine.reasons import RefusedDataError
 from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT
 from tests.hostile import pictures
@@ -69,9 +68,9 @@ class Outcome:
     left: set[str]
 
     @property
-    def reasons(self) -> dict[str, str]:
-        """Question id, or file where there is none, -> why it was refused."""
-        return {str(row.where.question_id or row.where.file): row.why for row in (*self.download.rows, *self.resize.rows)}
+    def refused(self) -> dict[str, Row]:
+        """Question id, or file where there is none, -> its row in quarantine."""
+        return {str(row.where.question_id or row.where.file): row for row in (*self.download.rows, *self.resize.rows)}
 
 
 def start(module: ModuleType, *arguments: str) -> None:
@@ -107,10 +106,10 @@ def check(outcome: Outcome, name: str, case: Case) -> None:
     assert outcome.download.kept == outcome.resize.read
     assert outcome.resize.kept == len(outcome.left)
     if case.end == "kept":
-        assert name in outcome.left, outcome.reasons.get(name)
+        assert name in outcome.left, outcome.refused.get(name)
     else:
         assert name not in outcome.left
-        assert re.search(case.why, outcome.reasons[name]), outcome.reasons[name]
+        assert outcome.refused[name].reason == case.code, outcome.refused[name]
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -118,8 +117,10 @@ def test_an_archive(tmp_path: Path, name: str) -> None:
     case, root = ARCHIVES[name], tmp_path / "project"
     root.mkdir()
     if case.end == "refused":
-        with pytest.raises(InputError, match=case.why) as caught:
+        with pytest.raises(RefusedDataError) as caught:
             ingest(root, case.content)
+        assert caught.value.fault == case.code
+        assert case.named in str(caught.value)
         assert "corpus.zip" in str(caught.value)
         assert not (root / layout.corpus("ct")).exists()
     else:
@@ -129,8 +130,9 @@ def test_an_archive(tmp_path: Path, name: str) -> None:
             assert outcome.left == {*GOOD, "more"}
         else:
             assert outcome.left == set(GOOD)
-            (why,) = outcome.reasons.values()
-            assert case.why in why
+            (row,) = outcome.refused.values()
+            assert row.reason == case.code
+            assert case.named in (row.what, row.where.file)
     assert [path.name for path in tmp_path.iterdir()] == ["project"], "nothing is written beside the project"
     assert not list(tmp_path.rglob("*evil*"))
 
@@ -169,10 +171,9 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 @pytest.mark.parametrize("number", range(len(RECORDS)), ids=list(RECORDS))
 def test_a_record(asked: Outcome, number: int) -> None:
-    name, (_, why) = list(RECORDS.items())[number]
-    found = [row.why for row in asked.download.rows if row.where.file.endswith("/Hostile.json") and row.where.record == number]
-    assert len(found) == 1, name
-    assert re.search(why, found[0]), found[0]
+    name, (_, reason) = list(RECORDS.items())[number]
+    found = [row.reason for row in asked.download.rows if row.where.file.endswith("/Hostile.json") and row.where.record == number]
+    assert found == [reason], name
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -180,7 +181,7 @@ def test_a_question_file(asked: Outcome, name: str) -> None:
     file = f"{QUESTIONS}/{name.replace('/', ' of ')}.json"
     found = [row for row in asked.download.rows if row.where.file == file]
     assert len(found) == 1
-    assert re.search(FILES[name].why, found[0].why), found[0].why
+    assert found[0].reason == FILES[name].code
 
 
 def test_good_records_beside_hostile_ones_are_kept(asked: Outcome) -> None:

@@ -87,29 +87,32 @@ class _Look(NamedTuple):
     error: ImageError | None
 
 
-class _Findings:
+class Findings:
     """Findings by kind, with the first examples of each."""
 
     def __init__(self, examples: int) -> None:
         self.most, self.by_kind = examples, dict[str, Finding]()
 
     def refuse(self, row: Row) -> None:
+        """Count a refused record under the kind of its reason."""
         kind, remedy = advise(row.reason)
         self.add(kind, remedy, "refused", Example(str(row.where), row.what, row.why))
 
     def add(self, kind: str, remedy: str, level: Level, row: Example) -> None:
+        """Count one finding of a kind."""
         finding = self.by_kind.setdefault(kind, Finding(kind, remedy, level))
         finding.count += 1
         if len(finding.examples) < self.most:
             finding.examples.append(row)
 
     def ordered(self) -> list[Finding]:
+        """What loses records first, then by count."""
         return sorted(self.by_kind.values(), key=lambda finding: (finding.level != "refused", -finding.count, finding.kind))
 
 
 def inspect(corpus: Corpus, params: Params, *, images: bool = True, examples: int = 3) -> Inspection:
     """Read all questions, and with `images` decode every picture that one names. InputError if a file cannot be read at all."""
-    findings = _Findings(examples)
+    findings = Findings(examples)
     reading, files = find_pictures(corpus, read_questions(corpus))
     for row in _pointed(reading.rows, corpus.names):
         findings.refuse(row)
@@ -173,7 +176,7 @@ def _bare(name: str) -> str:
 
 
 def _without_bad_pictures(
-    corpus: Corpus, records: list[Record], files: Mapping[str, list[str]], params: Params, findings: _Findings
+    corpus: Corpus, records: list[Record], files: Mapping[str, list[str]], params: Params, findings: Findings
 ) -> list[Record]:
     """The records whose picture can be decoded; notes pictures that are byte for byte the same."""
     asked = sorted(files)
@@ -210,7 +213,7 @@ def _without_bad_pictures(
     return [record for record in records if record.image_path not in errors]
 
 
-def _note_columns(corpus: Corpus, findings: _Findings) -> None:
+def _note_columns(corpus: Corpus, findings: Findings) -> None:
     """Columns of a CSV that are not taken: they could have been meant for one that is, or should not be in the file at all."""
     for name, content in corpus.read(name for name in corpus.question_files if name.lower().endswith(".csv")):
         try:
@@ -222,7 +225,7 @@ def _note_columns(corpus: Corpus, findings: _Findings) -> None:
             findings.add("columns that are left out", remedy, "note", Example(name, column, "no column of ours"))
 
 
-def _note_unnamed(corpus: Corpus, named: set[str], findings: _Findings) -> None:
+def _note_unnamed(corpus: Corpus, named: set[str], findings: Findings) -> None:
     for name in corpus.names:
         if name.startswith(IMAGES) and name not in named and not _hidden(name):
             remedy = "They are not used. Name them in a question, or take them out; a name with other capitals is another name."
@@ -234,7 +237,7 @@ def _hidden(name: str) -> bool:
     return name.rpartition("/")[2].startswith((".", "Thumbs.db", "desktop.ini"))
 
 
-def _note_small(kept: Sequence[Record], findings: _Findings) -> None:
+def _note_small(kept: Sequence[Record], findings: Findings) -> None:
     """Splits that could not be cut, since train and test share no picture."""
     for axis, slugs in AXES.items():
         pictures: dict[str, set[str]] = {slug: set() for slug in slugs}

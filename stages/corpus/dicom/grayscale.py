@@ -1,34 +1,46 @@
-"""From stored values to 8-bit grey, in the order of the standard (PS3.3 C.11, PS3.4 N.2).
+"""Grayscale pipeline from stored values to 8 bits, in the standard's order (PS3.3 C.11, PS3.4 N.2).
 
-Modality LUT or rescale; then VOI LUT or window; then inversion, for MONOCHROME1 or PresentationLUTShape INVERSE. Where a file has
-several windows or VOI LUTs the first counts; a VOI LUT goes before a window. Without either, pictures of at most 8 bits keep their
-values, deeper ones are scaled from their darkest to their brightest pixel, as other kinds of files are; padding counts for neither.
+Modality LUT or rescale; then VOI LUT or window; then inversion, for MONOCHROME1 or
+PresentationLUTShape INVERSE. The first of several windows or VOI LUTs is used, and a VOI LUT rather
+than a window. Without either, images of at most 8 bits keep their values and deeper ones are scaled
+from their darkest to their brightest pixel, as other file formats are; padding is ignored for both.
+
+Rescale and windows are pydicom's functions on a data set of checked numbers. Look-up tables are
+not: pydicom 3.0 wraps the index in the type of the entries (with 8-bit entries, index 256 becomes
+0) and refuses entries of 1 to 7 or 9 bits.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from stages.corpus.dicom.headers.elements import Elements
 from stages.corpus.quarantine.image_errors import ImageError
 
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 Floats = NDArray[np.float64]
+Range = tuple[float, float]
+"""Lowest and highest modality value."""
 
 _FUNCTIONS: Final[tuple[Function, ...]] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _BLOCK: Final = 2**20
-"""Pixels that are computed at a time: steps in floating point take many times the memory of the picture."""
-_TABLE: Final = 2**16
+"""Pixels per step: floating point takes many times the memory of the image."""
+_MAX_TABLE: Final = 2**16
 _FEW_BITS: Final = 8
 
 
 class Depth(NamedTuple):
-    """Of a stored value: bits, and whether it is signed."""
+    """Bits of a stored value, and whether it is signed."""
 
     stored: int
     signed: bool
@@ -36,7 +48,7 @@ class Depth(NamedTuple):
 
 @dataclass(frozen=True)
 class Window:
-    """A window of values that are shown (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
+    """VOI window (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
 
     center: float
     width: float
@@ -49,107 +61,155 @@ class Window:
 
     def __call__(self, values: Floats) -> Floats:
         """Values after the modality step -> 0 (black) to 1."""
-        if self.function == "SIGMOID":
-            return 1 / (1 + np.exp(np.clip(-4 * (values - self.center) / self.width, -700, 700)))
-        if self.function == "LINEAR_EXACT":
-            return np.clip((values - self.center) / self.width + 0.5, 0, 1)
-        if self.width == 1:
-            return (values > self.center - 0.5).astype(np.float64)
-        return np.clip((values - (self.center - 0.5)) / (self.width - 1) + 0.5, 0, 1)
+        elements = _data_set(
+            PhotometricInterpretation="MONOCHROME2",
+            # pydicom scales to the range of the stored bits: unsigned, one bit is 0 to 1
+            PixelRepresentation=0,
+            BitsStored=1,
+            WindowCenter=float(self.center),
+            WindowWidth=float(self.width),
+            VOILUTFunction=self.function,
+        )
+        with np.errstate(over="ignore"):  # SIGMOID far below the center: exp is inf, the result 0
+            return apply_windowing(values, elements)
 
 
 @dataclass(frozen=True, eq=False)
 class Lut:
-    """A look-up table (PS3.3 C.11.1.1, C.11.2.1.1): values below `first` take the first entry, those above the last the last."""
+    """Look-up table (PS3.3 C.11.1.1, C.11.2.1.1).
+
+    Values below `first` map to the first entry, values beyond the table to the last.
+    """
 
     first: int
     bits: int
-    """Of an entry."""
+    """Bits per entry."""
     entries: NDArray[np.uint16]
 
     def __call__(self, values: Floats) -> Floats:
         """Values of any size -> entries, 0 to 2**bits - 1."""
-        at = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
-        return self.entries[at.astype(np.intp)].astype(np.float64)
+        # clip as floats: an infinite value has no integer
+        index = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
+        return self.entries[index.astype(np.intp)].astype(np.float64)
 
 
 @dataclass(frozen=True)
 class Rescale:
-    """Stored value * slope + intercept (PS3.3 C.11.1.1.2)."""
+    """Linear modality transform: stored value * slope + intercept (PS3.3 C.11.1.1.2)."""
 
     slope: float = 1.0
     intercept: float = 0.0
 
     def __call__(self, values: Floats) -> Floats:
-        """Stored values -> values of the modality, Hounsfield units for CT; infinite where they are too large for a float."""
+        """Stored values -> modality values (Hounsfield units for CT), infinite on overflow."""
+        elements = _data_set(RescaleSlope=float(self.slope), RescaleIntercept=float(self.intercept))
         with np.errstate(over="ignore"):
-            return values * self.slope + self.intercept
+            return apply_modality_lut(values, elements)
 
 
 @dataclass(frozen=True)
 class Grey:
-    """The steps for a frame. Without a `voi` step the full range is shown, None as long as it takes the pixels to tell."""
+    """Grayscale steps of a frame.
+
+    Without a `voi` step `full_range` is mapped to black to white; None until the pixels of all
+    frames have been scanned for it.
+    """
 
     modality: Rescale | Lut
     voi: Window | Lut | None
     inverted: bool
     padding: tuple[int, int] | None = None
-    """Stored values, from and to, that stand for no picture."""
-    full_range: tuple[float, float] | None = None
+    """Lowest and highest stored value that mark pixels outside the image."""
+    full_range: Range | None = None
 
     @property
     def is_complete(self) -> bool:
-        """Whether this can be applied; otherwise the pixels of all frames decide the range."""
+        """Whether this can be applied without `with_range`."""
         return self.voi is not None or self.full_range is not None
 
     def __call__(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
-        """Stored values (rows, columns) of any type -> grey. ImageError for values that are not finite."""
-        if stored.dtype.kind == "f" and not np.isfinite(stored).all():
-            raise ImageError("pixels that are not finite numbers")
+        """Stored values (rows, columns) of any type -> 8-bit gray. ImageError if not finite."""
         flat = stored.reshape(-1)
-        if stored.dtype.kind in "iu" and (lowest := int(flat.min())) + _TABLE > int(flat.max()):
-            # few values, many pixels: compute each value once
-            table = self._levels(np.arange(lowest, int(flat.max()) + 1, dtype=np.float64))
-            return np.concatenate([table[part.astype(np.int64) - lowest] for part in _blocks(flat)]).reshape(stored.shape)
-        return np.concatenate([self._levels(part.astype(np.float64)) for part in _blocks(flat)]).reshape(stored.shape)
+        bounds = _table_bounds(flat)
+        if bounds is not None:
+            first, end = bounds
+            table = _table(self, first, end)
+            levels = [table.take(part.astype(np.intp) - first) for part in _blocks(flat)]
+        elif flat.dtype.kind == "f" and not np.isfinite(flat).all():
+            raise ImageError("pixels that are not finite numbers")
+        else:
+            levels = [self.levels(part.astype(np.float64)) for part in _blocks(flat)]
+        return np.concatenate(levels).reshape(stored.shape)
 
-    def values(self, stored: NDArray[Any]) -> tuple[float, float] | None:
-        """The lowest and the highest value after the modality step, padding aside; None if all is padding."""
+    def levels(self, values: Floats) -> NDArray[np.uint8]:
+        """Finite stored values, as floats -> 8-bit gray."""
+        fractions = self._fractions(self.modality(values))
+        return np.rint(255 * (1 - fractions if self.inverted else fractions)).astype(np.uint8)
+
+    def values(self, stored: NDArray[Any]) -> Range | None:
+        """Lowest and highest modality value without padding; None if all is padding."""
         if self.padding is not None:
             stored = stored[(stored < self.padding[0]) | (stored > self.padding[1])]
         if not stored.size:
             return None
         if isinstance(self.modality, Lut):
-            found = [self.modality(part.astype(np.float64)) for part in _blocks(np.unique(stored))]
-            return float(min(part.min() for part in found)), float(max(part.max() for part in found))
-        # a slope below zero turns them round
-        ends = sorted(self.modality(np.array([stored.min(), stored.max()], dtype=np.float64)).tolist())
-        return ends[0], ends[1]
+            mapped = [self.modality(part.astype(np.float64)) for part in _blocks(np.unique(stored))]
+            lowest, highest = min(part.min() for part in mapped), max(part.max() for part in mapped)
+            return float(lowest), float(highest)
+        ends = self.modality(np.array([stored.min(), stored.max()], dtype=np.float64))
+        return float(ends.min()), float(ends.max())  # a negative slope swaps them
 
-    def _levels(self, values: Floats) -> NDArray[np.uint8]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            shown = self._shown(self.modality(values))
-        if not np.isfinite(shown).all():
-            raise ImageError("pixels that are not finite numbers after the rescale")
-        return np.rint(255 * (1 - shown if self.inverted else shown)).astype(np.uint8)
-
-    def _shown(self, values: Floats) -> Floats:
+    def _fractions(self, values: Floats) -> Floats:
+        """Values after the modality step -> 0 (black) to 1."""
         if isinstance(self.voi, Window):
             return self.voi(values)
         if self.voi is not None:
             return np.clip(self.voi(values) / (2**self.voi.bits - 1), 0, 1)
         low, high = self.full_range or (0.0, 0.0)
-        return np.clip((values - low) / (high - low), 0, 1) if high > low else np.zeros_like(values)
+        if not math.isfinite(high - low):
+            raise ImageError("pixels that are not finite numbers after the rescale")
+        if high <= low:
+            return np.zeros_like(values)
+        with np.errstate(over="ignore"):  # padding may lie far out of the range
+            return np.clip((values - low) / (high - low), 0, 1)
 
 
-def read_greys(elements: Elements, tags: Depth, frames: int, inverted: bool, ct_window: Sequence[float] | None) -> tuple[Grey, ...]:
-    """The steps of a grey file: one for all frames, or one for each where functional groups say so.
+@lru_cache(maxsize=16)
+def _table(grey: Grey, first: int, end: int) -> NDArray[np.uint8]:
+    """Gray of the integers from `first` to `end` - 1, computed once for all frames of a series."""
+    table = grey.levels(np.arange(first, end, dtype=np.float64))
+    table.flags.writeable = False
+    return table
 
-    ct_window: (centre, width) in HU that goes before the file's own windows and VOI LUTs, where values are in HU; None: the file's
-    own. Raises ImageError.
+
+def _table_bounds(flat: NDArray[Any]) -> tuple[int, int] | None:
+    """The range of a table for these stored values; None if they are floats, or too far from 0.
+
+    Rounded outwards to powers of two, so that the frames of a series share one table.
     """
-    inverted = inverted or elements.code("PresentationLUTShape", ("IDENTITY", "INVERSE")) == "INVERSE"
-    padding = _padding(elements, tags.signed)
+    if flat.dtype.kind not in "iu":
+        return None
+    lowest, highest = int(flat.min()), int(flat.max())
+    end = 2 ** max(highest, ~lowest).bit_length()
+    first = -end if lowest < 0 else 0
+    return (first, end) if end - first <= _MAX_TABLE else None
+
+
+def read_greys(
+    elements: Elements,
+    depth: Depth,
+    frames: int,
+    inverted: bool,
+    ct_window: Sequence[float] | None,
+) -> tuple[Grey, ...]:
+    """Grayscale steps of a file: one for all frames, or one per frame from functional groups.
+
+    ct_window: (center, width) in HU that replaces the file's own windows and VOI LUTs where values
+    are in HU; None keeps the file's own. Raises ImageError.
+    """
+    shape = elements.code("PresentationLUTShape", ("IDENTITY", "INVERSE"))
+    inverted = inverted or shape == "INVERSE"
+    padding = _padding(elements, depth.signed)
     shared = elements.items("SharedFunctionalGroupsSequence")[:1]
     each = elements.items("PerFrameFunctionalGroupsSequence")
     if each and len(each) != frames:
@@ -157,31 +217,38 @@ def read_greys(elements: Elements, tags: Depth, frames: int, inverted: bool, ct_
 
     def steps(groups: list[Elements]) -> Grey:
         transformation = _macro(groups, "PixelValueTransformationSequence") or elements
-        step = _modality_step(transformation, tags.signed)
-        in_hu = step is not None and (not transformation.has("RescaleType") or transformation.code("RescaleType", ("HU",), "LO") == "HU")
+        step = _modality_step(transformation, depth.signed)
+        unit: str | None = "HU"  # of CT, where the file does not name another
+        if transformation.has("RescaleType"):
+            unit = transformation.code("RescaleType", ("HU",), "LO")
+        in_hu = step is not None and unit == "HU"
         step = step or Rescale()
         if ct_window is not None and in_hu:
             return Grey(step, Window(ct_window[0], ct_window[1]), inverted, padding)
-        voi = _voi_step(_macro(groups, "FrameVOILUTSequence") or elements, signed=_signed_after(step, tags.signed))
-        return Grey(step, voi, inverted, padding, _known_range(step, tags))
+        voi_elements = _macro(groups, "FrameVOILUTSequence") or elements
+        voi = _voi_step(voi_elements, signed=_signed_after(step, depth.signed))
+        return Grey(step, voi, inverted, padding, _known_range(step, depth))
 
     return tuple(steps([group, *shared]) for group in each) if each else (steps(shared),)
 
 
-def with_range(greys: tuple[Grey, ...], ranges: Iterable[tuple[float, float] | None]) -> tuple[Grey, ...]:
-    """The same steps, those without a range with the one that all frames together have."""
-    known = [found for found in ranges if found is not None] or [(0.0, 0.0)]
+def with_range(greys: tuple[Grey, ...], ranges: Iterable[Range | None]) -> tuple[Grey, ...]:
+    """The same steps; incomplete ones get the range of all frames together."""
+    known = [each for each in ranges if each is not None] or [(0.0, 0.0)]
     full = (min(low for low, _ in known), max(high for _, high in known))
     return tuple(grey if grey.is_complete else replace(grey, full_range=full) for grey in greys)
 
 
 def read_lut(elements: Elements, descriptor: str, data: str, *, signed: bool) -> Lut:
-    """A look-up table of a data set; `signed`: of the first mapped value, where the file does not say it. Raises ImageError."""
-    found = elements.words(descriptor, 3, signed=signed)
+    """Look-up table of a data set. Raises ImageError.
+
+    signed: whether the first mapped value is, where its value representation does not say so.
+    """
+    words = elements.words(descriptor, 3, signed=signed)
     bulk = elements.bulk(data, ("US", "SS", "OW", "OB"))
-    if found is None or bulk is None:
+    if words is None or bulk is None:
         raise ImageError(f"{descriptor} or {data} is missing")
-    count, first, bits = (found[0] & 0xFFFF) or 2**16, found[1], found[2]
+    count, first, bits = (words[0] & 0xFFFF) or 2**16, words[1], words[2]
     if not 1 <= bits <= 16:
         raise ImageError(f"{descriptor} has entries of an impossible size")
     if len(bulk[0]) == 2 * count:
@@ -196,7 +263,8 @@ def read_lut(elements: Elements, descriptor: str, data: str, *, signed: bool) ->
 def _modality_step(elements: Elements, signed: bool) -> Rescale | Lut | None:
     for lut in elements.items("ModalityLUTSequence")[:1]:
         return read_lut(lut, "LUTDescriptor", "LUTData", signed=signed)
-    slope, intercept = elements.decimals("RescaleSlope", 1), elements.decimals("RescaleIntercept", 1)
+    slope = elements.decimals("RescaleSlope", 1)
+    intercept = elements.decimals("RescaleIntercept", 1)
     if slope is None and intercept is None:
         return None
     if slope is not None and not slope[0]:
@@ -212,40 +280,56 @@ def _voi_step(elements: Elements, *, signed: bool) -> Window | Lut | None:
         return None
     if center is None or width is None:
         raise ImageError("WindowCenter and WindowWidth are not both there")
-    function = elements.code("VOILUTFunction", _FUNCTIONS) if elements.has("VOILUTFunction") else "LINEAR"
+    function: str | None = "LINEAR"
+    if elements.has("VOILUTFunction"):
+        function = elements.code("VOILUTFunction", _FUNCTIONS)
     if function is None:
         raise ImageError(f"VOILUTFunction is none of {', '.join(_FUNCTIONS)}")
     return Window(center[0], width[0], cast(Function, function))
 
 
 def _signed_after(step: Rescale | Lut, signed: bool) -> bool:
-    """Whether values can be below zero after the modality step: the first value a VOI LUT maps is then written signed."""
+    """Whether modality values can be negative; the first value a VOI LUT maps is then signed."""
     return isinstance(step, Rescale) and (signed or step.intercept < 0)
 
 
-def _known_range(step: Rescale | Lut, depth: Depth) -> tuple[float, float] | None:
-    """The full range after the modality step that pictures of few bits have; None where it takes the pixels to tell."""
+def _known_range(step: Rescale | Lut, depth: Depth) -> Range | None:
+    """Full range of modality values for few bits; None if it depends on the pixels."""
     if isinstance(step, Lut):
         return (0.0, 2.0**step.bits - 1) if step.bits <= _FEW_BITS else None
     if depth.stored > _FEW_BITS:
         return None
     lowest = -(2 ** (depth.stored - 1)) if depth.signed else 0
-    low, high = sorted(step(np.array([lowest, lowest + 2**depth.stored - 1], dtype=np.float64)).tolist())
+    ends = np.array([lowest, lowest + 2**depth.stored - 1], dtype=np.float64)
+    low, high = sorted(step(ends).tolist())
     return low, high
 
 
 def _padding(elements: Elements, signed: bool) -> tuple[int, int] | None:
-    """Stored values that stand for no picture (PS3.3 C.7.5.1.1.2)."""
-    one = elements.words("PixelPaddingValue", 1, signed=signed)
-    if one is None:
+    """Range of stored values that mark padding (PS3.3 C.7.5.1.1.2)."""
+    value = elements.words("PixelPaddingValue", 1, signed=signed)
+    if value is None:
         return None
-    low, high = sorted((one[0], (elements.words("PixelPaddingRangeLimit", 1, signed=signed) or one)[0]))
+    limit = elements.words("PixelPaddingRangeLimit", 1, signed=signed) or value
+    low, high = sorted((value[0], limit[0]))
     return low, high
 
 
 def _macro(groups: list[Elements], keyword: str) -> Elements | None:
-    """The item of a functional group, of the frame's own group if it is there, else of the shared one."""
+    """Item of a functional group macro: the frame's own if it has one, else the shared one."""
     return next((item for group in groups for item in group.items(keyword)[:1]), None)
+
+
+def _data_set(**elements: float | str) -> Dataset:
+    """A data set of these values alone, for pydicom's functions: none of the file's own elements.
+
+    Floats are FD rather than DS: DS is limited to 16 characters.
+    """
+    data_set = Dataset()
+    for keyword, value in elements.items():
+        representation = "FD" if isinstance(value, float) else dictionary_VR(keyword)
+        data_set.add_new(keyword, representation, value)
+    return data_set
 
 
 def _blocks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:

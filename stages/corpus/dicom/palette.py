@@ -1,6 +1,8 @@
-"""PALETTE COLOR: stored values as 8-bit RGB by three look-up tables (PS3.3 C.7.6.3.1.5, C.7.9.2).
+"""PALETTE COLOR: stored values to 8-bit RGB by three look-up tables (PS3.3 C.7.6.3.1.5, C.7.9.2).
 
-Segmented tables are read too, but for indirect segments: these can name one another and so grow without end.
+Segmented tables are supported except for indirect segments, which can refer to one another and so
+grow without bound. pydicom's `apply_color_lut` is not used: it expands any segments (246 bytes to
+2.6 million entries), and wraps stored values above 255 if entries have 8 bits.
 """
 
 from __future__ import annotations
@@ -17,16 +19,16 @@ from stages.corpus.quarantine.image_errors import ImageError
 
 _COLOURS: Final = ("Red", "Green", "Blue")
 _DISCRETE, _LINEAR = 0, 1
-KEYWORDS: Final = tuple(
-    keyword.format(colour)
-    for colour in _COLOURS
-    for keyword in ("{}PaletteColorLookupTableDescriptor", "{}PaletteColorLookupTableData", "Segmented{}PaletteColorLookupTableData")
+KEYWORDS: Final = (
+    *(f"{colour}PaletteColorLookupTableDescriptor" for colour in _COLOURS),
+    *(f"{colour}PaletteColorLookupTableData" for colour in _COLOURS),
+    *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _COLOURS),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """A table for each of red, green and blue."""
+    """Look-up tables for red, green and blue."""
 
     tables: tuple[Lut, Lut, Lut]
 
@@ -36,7 +38,7 @@ class Palette:
 
 
 def read_palette(elements: Elements, *, signed: bool) -> Palette:
-    """The palette of a file; ImageError if it is not whole."""
+    """Palette of a file; ImageError if it is incomplete."""
     red, green, blue = (_table(elements, colour, signed) for colour in _COLOURS)
     return Palette((red, green, blue))
 
@@ -47,21 +49,28 @@ def _looked_up(table: Lut, stored: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _table(elements: Elements, colour: str, signed: bool) -> Lut:
-    descriptor, segmented = f"{colour}PaletteColorLookupTableDescriptor", f"Segmented{colour}PaletteColorLookupTableData"
+    descriptor = f"{colour}PaletteColorLookupTableDescriptor"
+    segmented = f"Segmented{colour}PaletteColorLookupTableData"
     if not elements.has(segmented):
         return read_lut(elements, descriptor, f"{colour}PaletteColorLookupTableData", signed=signed)
-    found, bulk = elements.words(descriptor, 3, signed=signed), elements.bulk(segmented, ("OW",))
-    if found is None or bulk is None or found[2] not in (8, 16):
+    words = elements.words(descriptor, 3, signed=signed)
+    bulk = elements.bulk(segmented, ("OW",))
+    if words is None or bulk is None or words[2] not in (8, 16):
         raise ImageError(f"{descriptor} does not go with segmented data")
-    kind = np.dtype(np.uint8) if found[2] == 8 else np.dtype("<u2" if elements.little_endian(segmented) else ">u2")
+    count, first, bits = (words[0] & 0xFFFF) or 2**16, words[1], words[2]
+    word = "<u2" if elements.little_endian(segmented) else ">u2"
+    kind = np.dtype(np.uint8 if bits == 8 else word)
     if len(bulk[0]) % kind.itemsize:
         raise ImageError(f"{segmented} has the wrong length")
-    entries = _expanded(np.frombuffer(bulk[0], kind).tolist(), (found[0] & 0xFFFF) or 2**16, segmented)
-    return Lut(found[1], found[2], np.array(entries, dtype=np.uint16))
+    entries = _expand_segments(np.frombuffer(bulk[0], kind).tolist(), count, segmented)
+    return Lut(first, bits, np.array(entries, dtype=np.uint16))
 
 
-def _expanded(data: list[int], count: int, keyword: str) -> list[int]:
-    """`count` entries out of segments: (0, n, n entries), or (1, n, the last of n entries in a line with the entry before)."""
+def _expand_segments(data: list[int], count: int, keyword: str) -> list[int]:
+    """`count` entries of a segmented table. ImageError for other counts and segments.
+
+    Segments are (0, n, n entries), or (1, n, y): n entries in a line from the entry before to y.
+    """
     entries: list[int] = []
     at = 0
     while len(entries) < count:
@@ -70,7 +79,8 @@ def _expanded(data: list[int], count: int, keyword: str) -> list[int]:
             entries += data[at + 2 : at + 2 + length]
             at += 2 + length
         elif kind == _LINEAR and length and entries and at + 3 <= len(data):
-            entries += np.rint(np.linspace(entries[-1], data[at + 2], length + 1)[1:]).astype(int).tolist()
+            line = np.linspace(entries[-1], data[at + 2], length + 1)[1:]
+            entries += np.rint(line).astype(int).tolist()
             at += 3
         else:
             raise ImageError(f"{keyword} has a segment that is damaged, or indirect")

@@ -112,6 +112,96 @@ def test_a_table_of_65536_entries_says_0(entries: int) -> None:
     assert shown(found).tolist() == [[round(at * step / 65535 * 255) for at in (0, 5, 9)]]
 
 
+VALUES = (-30, 0, 13, 50, 77, 100, 150, 400)
+
+
+@pytest.mark.parametrize(
+    ("function", "photometric", "expected"),
+    [
+        ("LINEAR", "MONOCHROME2", [10, 42, 56, 95, 124, 149, 203, 255]),
+        ("LINEAR", "MONOCHROME1", [245, 213, 199, 160, 131, 106, 52, 0]),
+        ("LINEAR_EXACT", "MONOCHROME2", [10, 41, 55, 95, 123, 148, 201, 255]),
+        ("LINEAR_EXACT", "MONOCHROME1", [245, 214, 200, 160, 132, 107, 54, 0]),
+        ("SIGMOID", "MONOCHROME2", [35, 52, 62, 95, 123, 148, 194, 254]),
+        ("SIGMOID", "MONOCHROME1", [220, 203, 193, 160, 132, 107, 61, 1]),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float32", "float64"])
+def test_golden_windows_after_a_rescale(
+    function: str,
+    photometric: str,
+    expected: list[int],
+    dtype: str,
+) -> None:
+    elements: dict[str, Any] = {
+        "PhotometricInterpretation": photometric,
+        "VOILUTFunction": function,
+        "WindowCenter": 60.5,
+        "WindowWidth": 120,
+        "RescaleSlope": 0.5,
+        "RescaleIntercept": 20,
+    }
+    assert shown(levels(*VALUES, dtype=dtype), **elements).tolist() == [expected]
+
+
+def test_golden_levels_of_a_window_after_a_negative_slope() -> None:
+    window: dict[str, Any] = {"WindowCenter": -60, "WindowWidth": 100}
+    found = shown(levels(*VALUES), RescaleSlope=-1.5, RescaleIntercept=3, **window)
+    assert found.tolist() == [[255, 255, 241, 98, 0, 0, 0, 0]]
+
+
+def test_golden_levels_of_values_too_far_apart_for_a_table() -> None:
+    pixels = levels(-(2**31), -70000, 0, 100000, 2**31 - 1, dtype="int32")
+    expected = [[0, 68, 128, 213, 255]]
+    assert shown(pixels, WindowCenter=0, WindowWidth=300000).tolist() == expected
+
+
+def test_golden_levels_of_a_window_after_a_modality_lut_of_12_bits() -> None:
+    table = lut(5, 12, np.array([0, 100, 900, 4095]))
+    table.ModalityLUTType = "US"
+    elements: dict[str, Any] = {
+        "ModalityLUTSequence": [table],
+        "WindowCenter": 500,
+        "WindowWidth": 1000,
+    }
+    assert shown(levels(0, 5, 6, 7, 8, 99), **elements).tolist() == [[0, 0, 26, 230, 255, 255]]
+
+
+def test_golden_levels_of_a_voi_lut_after_a_rescale_to_fractions() -> None:
+    table = lut(-1, 8, np.array([10, 20, 30, 40]), "SS")
+    elements: dict[str, Any] = {
+        "RescaleSlope": 0.75,
+        "RescaleIntercept": -1,
+        "VOILUTSequence": [table],
+    }
+    assert shown(levels(0, 1, 2, 3, 4), **elements).tolist() == [[10, 20, 20, 30, 40]]
+
+
+@pytest.mark.parametrize(
+    ("table", "values", "expected"),
+    [
+        # pydicom's apply_voi wraps the first two and refuses the third
+        (lut(0, 8, np.arange(4096) // 16), (0, 15, 16, 300, 4095, 5000), [0, 0, 1, 18, 255, 255]),
+        (lut(0, 16, np.arange(65536)), (0, 30000, 65535, 70000), [0, 117, 255, 255]),
+        (lut(0, 6, np.array([0, 20, 40, 63])), (0, 3, 9), [0, 255, 255]),
+    ],
+)
+def test_the_index_of_a_voi_lut_may_exceed_the_range_of_its_entries(
+    table: Dataset,
+    values: tuple[int, ...],
+    expected: list[int],
+) -> None:
+    pixels = levels(*values, dtype="uint32")
+    assert shown(pixels, VOILUTSequence=[table]).tolist() == [expected]
+
+
+def test_frames_of_different_ranges_map_equal_values_to_equal_levels() -> None:
+    frames = np.stack([levels(0, 5, 6, 10), levels(-3000, 5, 6, 30000), levels(5, 5, 6, 6)])
+    window: dict[str, Any] = {"WindowCenter": 5.5, "WindowWidth": 11}
+    expected = [[[0, 128, 153, 255]], [[0, 128, 153, 255]], [[128, 128, 153, 153]]]
+    assert [shown(frames, at, **window).tolist() for at in range(3)] == expected
+
+
 # --- CT ----------------------------------------------------------------------------------------------------------------
 
 
@@ -220,3 +310,10 @@ def test_a_table_shorter_than_it_says_is_refused() -> None:
 def test_float_pixels_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ImageError, match="not finite"):
         shown(levels(0, math.nan, dtype="float32"))
+
+
+def test_a_range_that_is_not_finite_refuses_all_frames() -> None:
+    frames = np.stack([levels(0, math.nan, dtype="float32"), levels(0, 1, dtype="float32")])
+    for at in range(2):
+        with pytest.raises(ImageError, match="not finite"):
+            shown(frames, at)

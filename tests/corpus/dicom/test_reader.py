@@ -139,6 +139,20 @@ def test_a_palette_agrees_with_pydicoms() -> None:
     np.testing.assert_array_equal(shown(written(found)), theirs >> 8)
 
 
+def test_stored_values_beyond_a_palette_take_its_last_entry_whatever_the_depth_of_entries() -> None:
+    pixels = np.array([[0, 9, 10, 11, 255, 265, 266, 300, 65535]], dtype="uint16")
+    red = [0, 0, 0, 1, 245, 255, 255, 255, 255]
+    assert shown(file(pixels, **palette(8)))[0, :, 0].tolist() == red
+
+
+def test_a_linear_segment_is_rounded_to_even() -> None:
+    elements = palette(8, segmented=True)
+    data = np.array([0, 1, 0, 1, 4, 10, 1, 251, 10, 0], dtype=np.uint8)
+    elements["SegmentedRedPaletteColorLookupTableData"] = data.tobytes()
+    pixels = np.array([[10, 11, 12, 13, 14, 15]], dtype=np.uint8)
+    assert shown(file(pixels, **elements))[0, :, 0].tolist() == [0, 2, 5, 8, 10, 10]
+
+
 def test_an_indirect_segment_of_a_palette_is_refused() -> None:
     elements = palette(16, segmented=True)
     elements["SegmentedRedPaletteColorLookupTableData"] = np.array([0, 1, 0, 2, 60_000, 0, 0], dtype="<u2").tobytes()

@@ -1,7 +1,8 @@
 """Read, write and edit YAML 1.2, the dialect in which DVC reads params.yaml.
 
-`load_yaml` gives plain values, `load_for_edit` a tree that `dump_edited` writes back with its comments, order,
-quotes and layout. `off`, `on`, `yes` and `no` are strings, `010` is ten, `0o17` fifteen, and `1e-6` a number.
+`load_yaml` gives plain values, `load_for_edit` a tree that `dump_edited` writes back with its
+comments, order, quotes and layout. `off`, `on`, `yes` and `no` are strings, `010` is ten, `0o17`
+fifteen, and `1e-6` a number.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import Node, ScalarNode
@@ -34,13 +35,13 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 ({error.reason}): save it as UTF-8") from error
+        raise InputError(f"{path}, line {line}: save it as UTF-8 ({error.reason})") from error
 
 
 def load_yaml(text: str, path: Path) -> Any:
     """Plain values of a YAML 1.2 text, as DVC reads them; `path` is the file that errors name.
 
-    InputError with file and line for what is no YAML, a key given twice, or a tag other than YAML's own.
+    InputError with file and line for invalid YAML, a duplicate key, or a tag other than YAML's own.
     """
     yaml = YAML(typ="safe")
     yaml.Constructor = _Constructor
@@ -51,24 +52,26 @@ def load_yaml(text: str, path: Path) -> Any:
 
 
 def load_for_edit(text: str, path: Path) -> CommentedMap:
-    """The mapping of a YAML text with all that `dump_edited` needs to write the unchanged part back to the byte.
+    """The mapping of a YAML text, from which `dump_edited` makes the same bytes but for the edits.
 
-    InputError as `load_yaml`, if it is no mapping, and with the line to write instead if a line would not come back
-    as it is (comments inside braces that span lines, unusual indentation, other spellings of null, true and false).
+    InputError as `load_yaml`, if it is no mapping, and, with the line to write instead, if a line
+    would not come back as it is: comments inside braces that span lines, unusual indentation, other
+    spellings of null, true and false.
     """
     if not isinstance(load_yaml(text, path), dict):
         raise InputError(f"{path}: expected a mapping of keys to values")
     tree: CommentedMap = _editor().load(text)
-    before, after = text.splitlines(), dump_edited(tree).splitlines()
+    before, after = text.split("\n"), dump_edited(tree).split("\n")
     for number, (line, rewritten) in enumerate(zip(before, after, strict=False), start=1):
         if line != rewritten:
-            raise InputError(f"{path}, line {number}: cannot be edited in this layout; write the line as {rewritten!r}")
+            remedy = f"write the line as {rewritten!r}"
+            raise InputError(f"{path}, line {number}: layout cannot be kept by an edit: {remedy}")
     if len(before) != len(after):
-        raise InputError(f"{path}: cannot be edited in this layout; end it with one line end and no `...`")
+        raise InputError(f"{path}: layout cannot be kept by an edit: end the file with a line end")
     return tree
 
 
-def dump_edited(tree: CommentedMap) -> str:
+def dump_edited(tree: CommentedMap | CommentedSeq) -> str:
     """The text of a tree from `load_for_edit`."""
     return _dumped(_editor(), tree)
 
@@ -82,7 +85,7 @@ def dump_yaml(data: Any) -> str:
 
 
 def _editor() -> YAML:
-    """The round-trip reader and writer, in the layout of params.yaml: two columns per level, lists indented."""
+    """The round-trip reader and writer, in the layout of params.yaml: lists are indented."""
     yaml = YAML()
     yaml.Representer = _Representer
     yaml.preserve_quotes = True
@@ -114,17 +117,23 @@ def _problem(error: Exception) -> str:
 
 
 class _Constructor(SafeConstructor):
-    """Gives the line also for a value that its tag or form does not allow, as the date 2020-13-45."""
+    """Gives the line also of a value that is invalid for its tag, as the date 2020-13-45."""
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except (KeyError, ValueError) as error:
-            raise ConstructorError(None, None, f"{node.value!r} is no {node.tag}: {error}", node.start_mark) from error
+            problem = f"{node.value!r} is no {node.tag}: {error}"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes null as `null`, and small numbers as 1.0e-6."""
+    """Writes null as `null`, small numbers as 1.0e-6, and strings as libyaml can read them."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        # unquoted in braces, YAML 1.2 allows the question mark, and libyaml does not
+        style = "'" if "?" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     def represent_none(self, data: None) -> ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:null", "null")
@@ -137,5 +146,6 @@ class _Representer(RoundTripRepresenter):
         return self.represent_scalar("tag:yaml.org,2002:float", f"{mantissa}e{int(exponent)}")
 
 
+_Representer.add_representer(str, _Representer.represent_str)
 _Representer.add_representer(type(None), _Representer.represent_none)
 _Representer.add_representer(float, _Representer.represent_float)

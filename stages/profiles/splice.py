@@ -1,211 +1,238 @@
-"""Setting values in params.yaml as text: every comment stays, and what stood there is kept at the end of the file.
+"""Set values in params.yaml and take them back, with its comments intact.
 
-So a profile can be taken back without any other copy: `reset` gives the text that was there before `set_values`, byte for byte, with
-edits of other lines in it.
+What was replaced stays at the end of the file as comments. So a profile can be taken back without
+any other copy: `reset` gives the text that was there before `set_values`, byte for byte, with edits
+of other lines in it.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import CommentMark
+from ruamel.yaml.tokens import CommentToken
 
 from stages.core.errors import InputError
-from stages.core.params import parse_settings
+from stages.core.yaml_files import dump_edited, load_for_edit, load_yaml
 from stages.profiles.schema import merged
 
 _HEAD: Final = "# profile: "
-_NOTE: Final = "# What stood here before; `python -m stages.profiles.command sample` puts it back. Edit anything above, nothing below."
-_BEFORE: Final = "#< "
+_NOTE: Final = "# Old values; `python -m stages.profiles.command sample` restores them. Edit above only."
+_REPLACED: Final = "#< "
 _ADDED: Final = "#+ "
 
-
-@dataclass(frozen=True)
-class _Entry:
-    """Lines first..last of a key, the column of its value, and what it holds."""
-
-    first: int
-    last: int
-    column: int
-    node: yaml.Node
+Key = tuple[str, ...]
 
 
 def set_values(text: str, values: dict[str, Any], profile: str, path: Path) -> str:
-    """The text with values set, nested as there, and under the name of a profile what stood there before. Without values: the text.
+    """The text with values set, nested as there, and what they replaced below a profile's name.
 
-    Lines of a key that is set become one, its value in YAML's flow style; a key that is new goes to the end of its group.
+    A dict or list that is set is written in braces on the line of its key; a new key goes to the
+    end of its group. The text itself if it has these values already. InputError if it cannot be
+    edited, as it cannot where an anchor would break.
     """
-    lines = text.splitlines(keepends=True)
-    kept = []
-    for key, value in _changes(parse_settings(text, path), values, _tree(text, path)):
-        root = _tree("".join(lines), path)
-        entry = _entry(root, key)
-        if entry is None:
-            group = _entry(root, key[:-1])
-            if group is None or not isinstance(group.node, yaml.MappingNode):
-                raise InputError(f"{path}: there is no group {'.'.join(key[:-1])} to add {key[-1]} to")
-            indent = " " * group.node.value[0][0].start_mark.column
-            lines.insert(group.last + 1, f"{indent}{key[-1]}: {_flow(value)}\n")
-            kept.append(_ADDED + json.dumps(key) + "\n")
-            continue
-        before = lines[entry.first : entry.last + 1]
-        kept += [_BEFORE + json.dumps(key) + each for each in before]
-        lines[entry.first : entry.last + 1] = [_line(before, entry, value)]
-    made = "".join(lines)
-    if not kept:
+    tree = load_for_edit(text, path)
+    replaced, added = CommentedMap(), CommentedSeq()
+    _set(tree, values, (), replaced, added)
+    if not replaced and not added:
         return text
-    now = parse_settings(made, path)
-    assert merged(now, values) == now, "the text says what the values are"
-    return f"{made}\n{_HEAD}{profile}\n{_NOTE}\n{''.join(kept)}"
+    records = [*_commented(replaced, _REPLACED), *_commented(added, _ADDED)]
+    made = f"{dump_edited(tree)}\n{_HEAD}{profile}\n{_NOTE}\n{''.join(records)}"
+    now = load_yaml(made, path)
+    if merged(now, values) != now or reset(made, path) != (text, profile):
+        remedy = "write what it changes without anchors"
+        raise InputError(f"{path}: profile {profile} could not be taken back: {remedy}")
+    return made
 
 
 def reset(text: str, path: Path) -> tuple[str, str | None]:
-    """The text as it was before a profile was set, with edits of other lines in it, and which profile that was; None if none is set.
+    """The text as it was before a profile was set, with later edits of other lines, and its name.
 
-    Raises InputError if a line that the profile set is gone, or what was kept cannot be read.
+    The name is None if none is set. InputError if a key that the profile set is missing, or the
+    records at the end are damaged.
     """
-    body, found, kept = text.partition(f"\n{_HEAD}")
+    body, found, rest = text.partition(f"\n{_HEAD}")
     if not found:
         return text, None
-    profile, _, records = kept.partition("\n")
-    lines = body.splitlines(keepends=True)
-    added, before = _kept(records, path)
+    profile, _, records = rest.partition("\n")
+    replaced, added = _records(records, path)
+    tree = load_for_edit(body, path)
     for key in reversed(added):
-        entry = _required(lines, key, profile, path)
-        del lines[entry.first : entry.last + 1]
-    for key, old in before.items():
-        entry = _required(lines, key, profile, path)
-        lines[entry.first : entry.last + 1] = old
-    return "".join(lines), profile
+        _remove(_group(tree, key, profile, path), key[-1])
+    for key, group in _leaves(replaced, tree, ()):
+        _restore(_group(tree, key, profile, path), group, key[-1])
+    return dump_edited(tree), profile
 
 
-def _kept(records: str, path: Path) -> tuple[list[tuple[str, ...]], dict[tuple[str, ...], list[str]]]:
-    added, before = list[tuple[str, ...]](), dict[tuple[str, ...], list[str]]()
-    for line in records.splitlines(keepends=True):
-        mark, rest = line[: len(_BEFORE)], line[len(_BEFORE) :]
-        if mark not in (_BEFORE, _ADDED):
-            if line.strip() and line.strip() != _NOTE:
-                raise InputError(f"{path}: {line.strip()!r} stands among what a profile keeps at the end of the file: move it further up")
-            continue
-        try:
-            key, end = json.JSONDecoder().raw_decode(rest)
-        except ValueError:
-            raise InputError(
-                f"{path}: {line.strip()!r} is not what a profile wrote: take the last committed one, git checkout {path}"
-            ) from None
-        if mark == _ADDED:
-            added.append(tuple(key))
-        else:
-            before.setdefault(tuple(key), []).append(rest[end:])
-    return added, before
-
-
-def _required(lines: Sequence[str], key: Sequence[str], profile: str, path: Path) -> _Entry:
-    entry = _entry(_tree("".join(lines), path), key)
-    if entry is None:
-        raise InputError(
-            f"{path}: {'.'.join(key)}, which the profile {profile} set, is gone, so what stood there cannot be put back: add it again with "
-            f"any value, or take the last committed file, git checkout {path}"
-        )
-    return entry
-
-
-def _changes(
-    tree: Any, values: dict[str, Any], node: yaml.Node | None, above: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Key and value of each entry to write: as deep as groups are written line by line, what stays the same left out."""
+def _set(
+    group: CommentedMap,
+    values: dict[str, Any],
+    above: Key,
+    replaced: CommentedMap,
+    added: CommentedSeq,
+) -> None:
+    """Set what differs, as deep as keys have lines of their own; record old values and new keys."""
+    own = dict(group.non_merged_items())
     for name, value in values.items():
-        key = (*above, str(name))
-        before = tree.get(name) if isinstance(tree, dict) else None
-        child = _child(node, str(name))
-        if isinstance(before, dict) and isinstance(value, dict):
-            if isinstance(child, yaml.MappingNode) and not child.flow_style:
-                yield from _changes(before, value, child, key)
-                continue
-            value = merged(before, value)
-        if name not in tree or before != value or type(before) is not type(value):
-            yield key, value
+        old = group.get(name)
+        if _is_block(old) and isinstance(value, dict):
+            below = CommentedMap()
+            _set(old, value, (*above, name), below, added)
+            if below:
+                replaced[name] = below
+            continue
+        new = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if name in group and old == new and isinstance(old, bool) == isinstance(new, bool):
+            continue
+        if name in own:
+            tail = _take_tail(group, name)
+            _copy_entry(group, replaced, name)
+            group[name] = _in_braces(new)
+            _put_tail(group, name, tail)
+        else:
+            last = list(own)[-1]
+            tail = _take_tail(group, last)
+            group[name] = own[name] = _in_braces(new)
+            _put_tail(group, name, tail)
+            added.append([*above, name])
 
 
-def _tree(text: str, path: Path) -> yaml.Node:
+def _in_braces(value: Any) -> Any:
+    """A value that is written on one line."""
+    if not isinstance(value, dict | list):
+        return value
+    flow = CommentedMap(value) if isinstance(value, dict) else CommentedSeq(value)
+    flow.fa.set_flow_style()
+    return flow
+
+
+def _is_block(value: Any) -> bool:
+    """Whether it is a mapping whose keys have lines of their own."""
+    return isinstance(value, CommentedMap) and bool(value) and not value.fa.flow_style()
+
+
+def _commented(tree: CommentedMap | CommentedSeq, mark: str) -> list[str]:
+    """A tree as lines of comments, each after a mark; none if it is empty."""
+    return [mark + line for line in dump_edited(tree).splitlines(keepends=True)] if tree else []
+
+
+def _records(text: str, path: Path) -> tuple[CommentedMap, list[Key]]:
+    """What a profile replaced, and the keys that it added, from the end of the file."""
+    lines: dict[str, list[str]] = {_REPLACED: [], _ADDED: []}
+    for line in text.splitlines(keepends=True):
+        mark, rest = line[: len(_REPLACED)], line[len(_REPLACED) :]
+        if mark in lines:
+            lines[mark].append(rest)
+        elif line.strip() and line.strip() != _NOTE:
+            raise InputError(f"{path}: move {line.strip()!r} up, above the line {_HEAD}...")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    assert node is not None, "it was read before"
-    return node
+        replaced = load_for_edit("".join(lines[_REPLACED]) or "{}\n", path)
+        added = load_yaml("".join(lines[_ADDED]), path) or []
+        return replaced, [tuple(key) for key in added]
+    except (InputError, TypeError) as error:
+        remedy = f"take the last committed file, git checkout {path}"
+        raise InputError(f"{path}: the records below {_HEAD}... are damaged: {remedy}") from error
 
 
-def _entry(root: yaml.Node, key: Sequence[str]) -> _Entry | None:
-    """Where a key stands, by its path from the top."""
-    node: yaml.Node | None = root
-    name = None
-    for part in key:
-        pair = _pair(node, part)
-        if pair is None:
-            return None
-        name, node = pair
-    if name is None or node is None:
-        return None
-    return _Entry(name.start_mark.line, _last(node), node.start_mark.column, node)
+def _leaves(
+    replaced: CommentedMap,
+    tree: CommentedMap,
+    above: Key,
+) -> Iterator[tuple[Key, CommentedMap]]:
+    """Key of each replaced value, and the mapping among the records that has it."""
+    for name, value in replaced.items():
+        now = tree.get(name)
+        if _is_block(value) and isinstance(now, CommentedMap):
+            yield from _leaves(value, now, (*above, name))
+        else:
+            yield (*above, name), replaced
 
 
-def _pair(node: yaml.Node | None, name: str) -> tuple[yaml.Node, yaml.Node] | None:
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return next(((key, value) for key, value in pairs if key.value == name), None)
+def _group(tree: CommentedMap, key: Key, profile: str, path: Path) -> CommentedMap:
+    """The mapping that has a key; InputError if there is none."""
+    group: Any = tree
+    for name in key[:-1]:
+        group = group.get(name) if isinstance(group, dict) else None
+    if isinstance(group, CommentedMap) and key[-1] in group:
+        return group
+    dotted = ".".join(map(str, key))
+    remedy = f"add it with any value, or take the last committed file, git checkout {path}"
+    raise InputError(f"{path}: {dotted}, set by profile {profile}, is missing: {remedy}")
 
 
-def _child(node: yaml.Node | None, name: str) -> yaml.Node | None:
-    pair = _pair(node, name)
-    return pair[1] if pair else None
+def _restore(group: CommentedMap, replaced: CommentedMap, name: str) -> None:
+    """Put a replaced value back, with the comment on its line."""
+    tail = _take_tail(group, name)
+    _copy_entry(replaced, group, name)
+    _put_tail(group, name, tail)
 
 
-def _last(node: yaml.Node) -> int:
-    """The last line of a value: that of a block ends before the comments behind it, which the parser counts to it."""
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        return _last(last[1] if isinstance(last, tuple) else last)
-    return int(node.end_mark.line)
+def _remove(group: CommentedMap, name: str) -> None:
+    """Delete an added key; the comments below it then follow the key before it."""
+    tail = _take_tail(group, name)
+    names = list(group)
+    del group[name]
+    group.ca.items.pop(name, None)
+    _put_tail(group, names[names.index(name) - 1], tail)
 
 
-def _line(before: Sequence[str], entry: _Entry, value: Any) -> str:
-    """The line of a key with another value; a comment behind it stays in its column if there is room."""
-    first = before[0]
-    one = entry.first == entry.node.start_mark.line
-    head = first[: entry.column] if one else first[: first.index(":") + 1] + " "
-    behind = first[entry.node.end_mark.column :] if one and entry.last == entry.first else ""
-    comment = re.match(r"\s*(#.*)", behind)
-    made = head + _flow(value)
-    if comment is None:
-        return made + "\n"
-    column = entry.node.end_mark.column + comment.start(1)
-    return made.ljust(max(column, len(made) + 2)) + comment.group(1) + "\n"
+def _copy_entry(source: CommentedMap, target: CommentedMap, name: str) -> None:
+    """Copy a value and the comment on its line."""
+    target[name] = source[name]
+    _set_token(target, name, _token(source, name))
 
 
-def _flow(value: Any) -> str:
-    """A value in one line, numbers as params.yaml writes them: 1.0e-6."""
-    return (
-        str(yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True))
-        .removesuffix("\n...\n")
-        .removesuffix("\n")
-    )
+# ruamel.yaml keeps the blank lines and comments between two entries as a tail of the comment on the
+# last line of the entry above them. An entry that comes or goes must leave its tail where it was.
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes small numbers without a zero in the exponent."""
+def _take_tail(group: CommentedMap, name: str) -> str:
+    """Remove the blank lines and comments below an entry, and return them."""
+    holder, key = _last_line(group, name)
+    token = _token(holder, key)
+    if token is None:
+        return ""
+    comment, _, tail = token.value.partition("\n")
+    # a new token, as other trees may share the old one
+    own = CommentToken(f"{comment}\n", token.start_mark, None) if comment else None
+    _set_token(holder, key, own)
+    return str(tail)
 
 
-def _number(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = repr(value)
-    if "e" in text:
-        digits, _, exponent = text.partition("e")
-        text = f"{digits if '.' in digits else digits + '.0'}e{int(exponent)}"
-    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+def _put_tail(group: CommentedMap, name: str, tail: str) -> None:
+    """Put blank lines and comments below an entry."""
+    if not tail:
+        return
+    holder, key = _last_line(group, name)
+    token = _token(holder, key)
+    comment, mark = (token.value, token.start_mark) if token else ("\n", CommentMark(0))
+    _set_token(holder, key, CommentToken(comment + tail, mark, None))
 
 
-_Dumper.add_representer(float, _number)
+def _last_line(group: CommentedMap, name: str) -> tuple[CommentedMap | CommentedSeq, Any]:
+    """The collection and key whose comment is the one on the last line of an entry."""
+    holder: CommentedMap | CommentedSeq = group
+    key: Any = name
+    value = group[name]
+    while isinstance(value, CommentedMap | CommentedSeq) and value and not value.fa.flow_style():
+        holder = value
+        key = list(value)[-1] if isinstance(value, CommentedMap) else len(value) - 1
+        value = value[key]
+    return holder, key
+
+
+def _slot(holder: CommentedMap | CommentedSeq) -> int:
+    """The place of the comment behind a value, among those of an entry."""
+    return 2 if isinstance(holder, CommentedMap) else 0
+
+
+def _token(holder: CommentedMap | CommentedSeq, key: Any) -> CommentToken | None:
+    tokens = holder.ca.items.get(key)
+    return tokens[_slot(holder)] if tokens else None
+
+
+def _set_token(holder: CommentedMap | CommentedSeq, key: Any, token: CommentToken | None) -> None:
+    holder.ca.items.setdefault(key, [None] * 4)[_slot(holder)] = token

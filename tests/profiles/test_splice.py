@@ -1,4 +1,4 @@
-"""Values are set in the text of params.yaml, and taken back, without a trace."""
+"""Values are set in params.yaml, and taken back, without a trace."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.core.errors import InputError
+from stages.core.yaml_files import load_yaml
+from stages.profiles.schema import merged
 from stages.profiles.splice import reset, set_values
 
 PATH = Path("params.yaml")
@@ -19,8 +22,19 @@ grpo:  # of the group
     - 'a'          # first
     - 'b'
   rewards: {accuracy: 1.0, format: 1.0}  # both
-  lora: null
-last: 1
+  lora: null       # none
+
+# section
+next:
+  deep:
+    deeper: 1
+  # behind deep
+
+last:
+  list:
+    - 1
+
+    - 2  # two
 # tail
 """
 
@@ -29,36 +43,113 @@ last: 1
     ("values", "line"),
     [
         ({"grpo": {"rate": 1e-6}}, "  rate: 1.0e-6     # Med-R1: 1e-6"),
-        ({"grpo": {"patterns": []}}, "  patterns: []"),
+        ({"grpo": {"patterns": []}}, "  patterns: []     # a list"),
         ({"grpo": {"rewards": {"format": 0.5}}}, "  rewards: {accuracy: 1.0, format: 0.5}  # both"),
-        ({"grpo": {"lora": {"rank": 16, "names": ["q"]}}}, "  lora: {rank: 16, names: [q]}"),
+        ({"grpo": {"lora": {"rank": 16, "names": ["q"]}}}, "  lora: {rank: 16, names: [q]} # none"),
         ({"grpo": {"new": "x: y"}, "last": None}, "  new: 'x: y'"),
+        ({"grpo": {"new": "off"}}, "  new: off"),
     ],
 )
-def test_a_value_is_one_line_with_its_comment_and_comes_back(values: dict[str, Any], line: str) -> None:
+def test_a_value_keeps_its_comment_and_comes_back(values: dict[str, Any], line: str) -> None:
     made = set_values(TEXT, values, "mine", PATH)
     assert line in made.splitlines()
-    assert "# head\ngrpo:  # of the group\n" in made
-    tree = yaml.safe_load(made)
-    assert tree["grpo"].items() >= {key: value for key, value in values["grpo"].items() if not isinstance(value, dict)}.items()
+    assert load_yaml(made, PATH) == merged(load_yaml(TEXT, PATH), values)
     assert reset(made, PATH) == (TEXT, "mine")
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"grpo": {"patterns": ["c"], "new": 1}, "next": {"more": 2}},
+            TEXT.replace("\n    - 'a'          # first\n    - 'b'", "\n")
+            .replace("patterns:        # a list\n", "patterns: [c]    # a list")
+            .replace("# none\n", "# none\n  new: 1\n")
+            .replace("deeper: 1\n", "deeper: 1\n  more: 2\n"),
+        ),
+        ({"last": {"list": None}}, TEXT.replace(":\n    - 1\n\n    - 2  # two", ": null")),
+        ({"last": {"new": 1}}, TEXT.replace("# two\n", "# two\n  new: 1\n")),
+        (
+            {"next": 1, "new": 2},
+            TEXT.replace(":\n  deep:\n    deeper: 1", ": 1").replace("two\n", "two\nnew: 2\n"),
+        ),
+    ],
+)
+def test_comments_between_entries_stay(values: dict[str, Any], expected: str) -> None:
+    made = set_values(TEXT, values, "mine", PATH)
+    assert made.partition("\n# profile: mine\n")[0] == expected
+    assert reset(made, PATH) == (TEXT, "mine")
+
+
+# ruamel.yaml rounds numbers of 17 digits with an exponent: editing a file with one is refused
+NUMBERS = st.builds(
+    lambda digits, exponent: float(f"{digits}e{exponent}"),
+    st.integers(-99, 99),
+    st.integers(-20, 20),
+)
+LEAVES = st.none() | st.booleans() | st.integers(-3, 3) | NUMBERS | st.text(max_size=5)
+KEYS = st.sampled_from("abc")
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
+)
+NAMES = ["rate", "patterns", "rewards", "lora", "new", "newer"]
+GROUPS = st.fixed_dictionaries(
+    {},
+    optional={
+        "grpo": st.dictionaries(st.sampled_from(NAMES), VALUES),
+        "next": st.dictionaries(st.sampled_from(["deep", "new"]), VALUES) | VALUES,
+        "last": st.dictionaries(st.sampled_from(["list", "new"]), VALUES) | VALUES,
+        "new": VALUES,
+    },
+)
+
+
+@settings(max_examples=60)
+@given(GROUPS)
+def test_any_values_are_set_and_taken_back_without_a_trace(values: dict[str, Any]) -> None:
+    made = set_values(TEXT, values, "mine", PATH)
+    assert merged(load_yaml(TEXT, PATH), values) == load_yaml(made, PATH)
+    assert [line for line in TEXT.splitlines() if line.startswith("#")] == [
+        line for line in made.partition("\n# profile: ")[0].splitlines() if line.startswith("#")
+    ]
+    assert reset(made, PATH)[0] == TEXT
+
+
+def test_an_edit_beside_and_of_what_a_profile_set_is_no_hindrance() -> None:
+    made = set_values(TEXT, {"grpo": {"rate": 1e-6, "new": 1}}, "mine", PATH)
+    edited = made.replace("rate: 1.0e-6", "rate: 3.0e-6").replace("deeper: 1", "deeper: 2  # mine")
+    edited = edited.replace("  new: 1\n", "  new: 1\n  own: 2\n")
+    expected = TEXT.replace("deeper: 1", "deeper: 2  # mine").replace("none\n", "none\n  own: 2\n")
+    assert reset(edited, PATH)[0] == expected
+
+
 def test_what_is_the_same_already_is_not_touched() -> None:
-    assert set_values(TEXT, {"grpo": {"rate": 5.0e-5}, "last": 1}, "mine", PATH) == TEXT
+    values = {"grpo": {"rate": 5.0e-5}, "next": {"deep": {"deeper": 1}}}
+    assert set_values(TEXT, values, "mine", PATH) == TEXT
     assert reset(TEXT, PATH) == (TEXT, None)
 
 
 @pytest.mark.parametrize(
-    ("broken", "expected"),
+    ("old", "new", "named"),
     [
-        (("  rate: 1.0e-6     # Med-R1: 1e-6\n", ""), r"params\.yaml: grpo\.rate, which the profile mine set, is gone"),
-        (('#< ["grpo", "rate"]', "#< grpo"), "is not what a profile wrote"),
-        (('#< ["grpo", "rate"]', 'more: 1\n#< ["grpo", "rate"]'), "'more: 1' stands among what a profile keeps"),
+        ("  rate: 1.0e-6     # Med-R1: 1e-6\n  patterns", "  patterns", "grpo.rate"),
+        ("#< grpo:", "#< grpo", "git checkout params.yaml"),
+        ("#< grpo:", "#< grpo: [", "git checkout params.yaml"),
+        ("#+       - new", "#+       - [new", "git checkout params.yaml"),
+        ("#< grpo:", "more: 1\n#< grpo:", "'more: 1'"),
     ],
 )
-def test_what_cannot_be_put_back_is_said(broken: tuple[str, str], expected: str) -> None:
-    made = set_values(TEXT, {"grpo": {"rate": 1e-6}}, "mine", PATH)
-    assert broken[0] in made
-    with pytest.raises(InputError, match=expected):
-        reset(made.replace(*broken), PATH)
+def test_what_cannot_be_put_back_is_refused(old: str, new: str, named: str) -> None:
+    made = set_values(TEXT, {"grpo": {"rate": 1e-6, "new": 1}}, "mine", PATH)
+    assert old in made
+    with pytest.raises(InputError) as error:
+        reset(made.replace(old, new), PATH)
+    assert named in str(error.value)
+    assert "params.yaml" in str(error.value)
+
+
+def test_an_anchor_that_a_profile_would_break_is_refused() -> None:
+    text = "a: &a\n  x: 1\nb: *a\n"
+    with pytest.raises(InputError, match=r"params\.yaml"):
+        set_values(text, {"a": 1}, "mine", PATH)

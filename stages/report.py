@@ -31,12 +31,11 @@ from stages.corpus.splitting.leaks import read_leaks
 from stages.predictions.schema import ABLATIONS
 from stages.prompts.styles import Style
 from stages.reporting import evidence as gather
-from stages.reporting.cards import render_card
 from stages.reporting.figures import save_heatmap, save_training
 from stages.reporting.gallery import inline_pictures
-from stages.reporting.markdown import render_markdown
+from stages.reporting.markdown import render_card, render_report
 from stages.reporting.page import render_page
-from stages.reporting.sheets import write_sheets
+from stages.reporting.sheets import write_sheets, write_training
 from stages.reporting.sources import check_same_kind, read_predictions, read_training_log
 from stages.reporting.terminal import print_report
 from stages.scoring.floors import Floor, read_floor
@@ -58,6 +57,8 @@ METRICS = layout.REPORT / "metrics.json"
 SUMMARY = layout.REPORT / "summary.json"
 """The few numbers of METRICS that fit on a screen: what `dvc metrics show` prints."""
 PAGE = layout.REPORT / "index.html"
+TRAINING = layout.REPORT / "training.csv"
+"""The training curves of all checkpoints, which `dvc plots` draws."""
 PROVENANCE = layout.REPORT / "provenance.json"
 """Where the tables come from, which as CSV have no room for it."""
 REBUILT = layout.REPORT / "rebuilt"
@@ -244,10 +245,13 @@ def _write(sources: Sources, folder: Path) -> None:
         (temporary / "predictions").mkdir()
         for name, rows in sources.predictions.items():
             write_scored(temporary / "predictions" / f"{name}.parquet", rows, sources.origins[name])
+    if evidence.logs:
+        with whole_file(folder / TRAINING.name) as temporary:
+            write_training(temporary, evidence.logs)
     with whole_directory(folder / "cards") as temporary:
         for name in sources.targets:
             (temporary / f"{name}.md").write_text(render_card(name, evidence), encoding="utf-8")
-    for path, text in {folder / PAGE.name: render_page(evidence, pictures), folder / "report.md": render_markdown(evidence)}.items():
+    for path, text in {folder / PAGE.name: render_page(evidence, pictures), folder / "report.md": render_report(evidence)}.items():
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     write_json(folder / PROVENANCE.name, facts)

@@ -18,8 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.code_version import stage_code
@@ -28,8 +26,9 @@ from stages.core.distributed.launch import end_with_launcher, launch, processes
 from stages.core.errors import InputError
 from stages.core.licence import carried_licence
 from stages.core.outputs import read_json, whole_directory, whole_file, write_json
-from stages.core.params import Checkpoint, Grpo, Params, Sft, load_params
+from stages.core.params import Grpo, Params, Sft, load_params
 from stages.core.provenance import provenance
+from stages.core.templating import render_markdown
 from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import exists
 from stages.corpus.dataset.problems import parse_solution
@@ -39,6 +38,7 @@ from stages.policy.fingerprint import files_hash, fingerprint, state_folder
 from stages.policy.weights import hashes
 from stages.prompts.styles import Style
 
+CARD: Final = Path(__file__).parent / "grpo" / "card.md.j2"
 REMEDY: Final = "run the same command again: it goes on from the last state that was kept, on as many processes"
 
 
@@ -99,7 +99,7 @@ def main() -> None:
                 save_policy(trainer, processor, folder)
                 if main_process:
                     write_json(folder / "provenance.json", facts)
-                    (folder / "README.md").write_text(_card(name, checkpoint, len(rows), params, grpo, facts), encoding="utf-8")
+                    (folder / "README.md").write_text(_card(name, len(rows), params, facts), encoding="utf-8")
                     write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
                     with whole_file(layout.training_log(name)) as log:
                         write_log(trainer.state.log_history, log)
@@ -178,27 +178,22 @@ def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
     return {"image": item["image"], "problem": item["problem"], "gold": gold, "options": item["options"]}
 
 
-def _card(name: str, checkpoint: Checkpoint, questions: int, params: Params, grpo: Grpo, facts: dict[str, Any]) -> str:
-    """The model card: what it is, from what, and what it is not for."""
-    by_sft = checkpoint.method == "sft"
-    how = "supervised fine-tuning on the answers alone (TRL)" if by_sft else "GRPO (TRL)"
-    licence = yaml.safe_dump(carried_licence(facts), sort_keys=False).rstrip()
-    asked = "the answer without thoughts as target" if by_sft else f"{grpo.num_generations} completions a prompt"
-    return f"""---
-base_model: {params.base.source}
-{licence}
-pipeline_tag: image-text-to-text
-tags: [{checkpoint.method}, medical, visual-question-answering]
----
-
-# {name}
-
-A vision-language policy trained with {how} on the {checkpoint.axis} split `{checkpoint.split}`: {questions}
-multiple-choice questions, answer style `{params.prompt.style}`, {asked}. Base: `{params.base.source}`, revision
-`{params.base.revision}`; trained from `{checkpoint.start}`. Corpus: `{facts["corpus"]}`. Settings and versions: `provenance.json`.
-
-For research on training methods. Not a medical device; not for clinical use.
-"""
+def _card(name: str, questions: int, params: Params, facts: dict[str, Any]) -> str:
+    """The model card in the checkpoint: what it is, from what, and what it is not for."""
+    checkpoint = params.checkpoints[name]
+    return render_markdown(
+        CARD,
+        {},
+        front={"base_model": params.base.source, **carried_licence(facts)},
+        name=name,
+        checkpoint=checkpoint,
+        sft=checkpoint.method == "sft",
+        questions=questions,
+        num_generations=params.grpo_for(name).num_generations,
+        style=params.prompt.style,
+        base=params.base,
+        corpus=facts["corpus"],
+    )
 
 
 if __name__ == "__main__":

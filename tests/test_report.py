@@ -41,7 +41,8 @@ from tests.fakes import (
 CROSSED = [f"{name}_{axis}.csv" for name in ("cross", "slices", "to_base", "visual_gain") for axis in AXES]
 TABLES = sorted([*CROSSED, "datasets.csv", "in_domain.csv", "predictions", "published_by_others.csv", "reward_hacking.csv"])
 FIGURES = sorted(["training.png", *(f"{name}{axis}.png" for name in ("", "to_base_", "visual_gain_") for axis in AXES)])
-OUTPUTS = sorted(["cards", "figures", "tables", "index.html", "metrics.json", "provenance.json", "report.md", "summary.json"])
+FILES = ["index.html", "metrics.json", "provenance.json", "report.md", "summary.json", "training.csv"]
+OUTPUTS = sorted(["cards", "figures", "tables", *FILES])
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
 
 

@@ -27,6 +27,8 @@ from stages.core.errors import InputError
 from stages.core.outputs import whole_file, write_json
 from stages.reporting.labels import label, signed
 from stages.reporting.sources import read_predictions
+from stages.reporting.tables import published_cross
+from stages.reporting.terminal import rich_table
 from stages.scoring.metrics import DIGITS
 from stages.scoring.tables import check_predictions
 from stages.taxonomy import AXES
@@ -194,13 +196,7 @@ def _published(axis: str) -> Table:
     printed = published_table(axis)
     means = ", ".join(f"{name} {value:+.2f}" for name, value in _published_means(axis).items())
     title = f"For comparison, Med-R1's printed {printed.measure}, {printed.unit} ({means})"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, style="dim")
-    table.add_column("")
-    for slug in printed.cells:
-        table.add_column(label(slug), justify="right")
-    for trained in printed.cells:
-        table.add_row(label(trained), *(f"{printed.at(trained, cell):+.2f}" for cell in printed.cells))
-    return table
+    return rich_table(published_cross(printed), title, style="dim")
 
 
 if __name__ == "__main__":

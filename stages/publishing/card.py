@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
-
-import yaml
+from pathlib import Path
+from typing import Any
 
 from stages.core.errors import InputError
 from stages.core.licence import carried_licence
 from stages.core.params import Checkpoint
+from stages.core.templating import markdown, render_markdown
 from stages.prompts.styles import PROMPTS
-
-_LOAD: Final = '''## How to load
-
-With transformers 5.17 or newer and nothing else of the project it comes from.
-
-```python
-import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-where = {where!r}  # or the folder it was downloaded to
-model = AutoModelForImageTextToText.from_pretrained(where, dtype=torch.{dtype})
-processor = AutoProcessor.from_pretrained(where)
-
-
-def answer(picture: Image.Image, problem: str) -> str:
-    """`picture`: RGB, scaled to {size}x{size} as in training. `problem`: "What is seen? A)Cyst, B)Nodule"."""
-    words = {words!r}.replace("{{problem}}", problem)
-    chat = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": words}}]}}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = processor(text=[text], images=[picture], return_tensors="pt").to(model.device)
-    written = model.generate(**inputs, do_sample=False, max_new_tokens={tokens})
-    return processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-```
-
-`predictions/{name}.parquet` holds an answer to every test question, from which all numbers above can be computed again; `provenance.json`
-holds commit, corpus, settings and versions.
-'''
 
 
 @dataclass(frozen=True)
@@ -65,18 +37,18 @@ def render(report: str, name: str, checkpoint: Checkpoint, facts: dict[str, Any]
     if begin or not end:
         raise InputError(f"report/cards/{name}.md is no model card: run `dvc repro --single-item --force report`")
     settings = facts.get("params") or {}
-    load = _LOAD.format(
-        where=usage.where,
-        dtype=usage.dtype,
-        size=usage.size,
+    return render_markdown(
+        Path(__file__).with_name("card.md.j2"),
+        {},
+        front=_front(checkpoint, facts, datasets),
+        body=markdown(body.rstrip()),
+        usage=usage,
         words=PROMPTS["evaluate"][(settings.get("prompt") or {}).get("style", "no-think")],
-        tokens=usage.tokens,
         name=name,
     )
-    return f"---\n{_front(checkpoint, facts, datasets)}---\n{body.rstrip()}\n\n{load}"
 
 
-def _front(checkpoint: Checkpoint, facts: dict[str, Any], datasets: list[str]) -> str:
+def _front(checkpoint: Checkpoint, facts: dict[str, Any], datasets: list[str]) -> dict[str, Any]:
     """What a hub reads: base, licence, data, task, tags."""
     base = facts.get("base_model") or {}
     source = str(base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source") or "")
@@ -87,4 +59,4 @@ def _front(checkpoint: Checkpoint, facts: dict[str, Any], datasets: list[str]) -
     if datasets:
         front["datasets"] = datasets
     front["tags"] = ["medical", "visual-question-answering", "multiple-choice", checkpoint.method, checkpoint.split]
-    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return front

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+AXIS_LABELS: Final = {"modality": "modality", "task": "question type"}
+LONGEST: Final = 500
+"""Characters of a completion that are printed."""
 _NAMES: Final = {"ct": "CT", "mri": "MRI", "x-ray": "X-ray", "oct": "OCT"}
 
 
@@ -33,3 +36,8 @@ def signed(share: float | None, digits: int = 1) -> str:
 def p_value(p: float | None) -> str:
     """0.0312 as "0.031", 2e-9 as "<0.001"; a missing one as a dash."""
     return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.995 else "1"
+
+
+def clip(text: str) -> str:
+    """Cut a long text, and say how much of it is missing."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from stages.corpus.splitting.data_tests import TESTS
+from stages.core.templating import render_html
+from stages.reporting import tables
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
-from stages.reporting.labels import label, p_value, percent, signed
+from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.palette import APART, APART_DARK, DARK, LIGHT, bounds, reach, shades
 from stages.reporting.sheets import flat
 from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, THIRD_PARTY
@@ -24,37 +23,30 @@ from stages.scoring.tables import CrossTable
 SHADES: Final = 24
 APART_SHADES: Final = 25
 """Odd, so that zero has a colour of its own."""
-LONGEST: Final = 500
-"""Characters of a completion that are shown."""
-REFUSALS: Final = 20
-"""Source sets and reasons for which refusals are listed."""
-SPARKS: Final = {
-    "kl": ("KL to the base", "{:.3f}"),
-    "completion_length": ("Completion length, tokens", "{:.1f}"),
-    "frac_reward_zero_std": ("Groups without a signal", "{:.0%}"),
-}
-"""Column of a training log -> what its sparklines show, and how a value of it is written."""
 
 
 def render_page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
     """The report as one HTML document that refers to nothing outside itself; `pictures`: path -> data address, as far as there are."""
     metrics, names = evidence.metrics, evidence.metrics["checkpoints"]
-    scaled = bounds([table for tables in evidence.tables.values() for table in (tables.accuracy, tables.slices)])
-    apart = reach([table for tables in evidence.tables.values() for table in (tables.visual_gain, tables.to_base)])
+    crossed = evidence.tables.values()
+    scaled = bounds([*(each.accuracy for each in crossed), *(each.slices for each in crossed)])
+    apart = reach([*(each.visual_gain for each in crossed), *(each.to_base for each in crossed)])
     scale = interval_scale([entry["in_domain"] for entry in names.values()])
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
+    filters = {
         "label": label,
-        "percent": _percent,
-        "signed": _signed,
-        "p_value": lambda p: p_value(p).replace("-", "\N{EN DASH}"),
-        "thousands": lambda number: f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
+        "percent": lambda share, digits=1: typeset(percent(share, digits)),
+        "signed": lambda share, digits=1: typeset(signed(share, digits)),
+        "thousands": thousands,
+        "typeset": typeset,
+        "heading": _heading,
         "clip": clip,
         "flat": lambda tree: list(flat(tree).items()),
     }
-    return environment.get_template("page.html.j2").render(
+    return render_html(
+        Path(__file__).with_name("page.html.j2"),
+        filters,
+        tables=tables,
+        axis_labels=AXIS_LABELS,
         evidence=evidence,
         pictures=pictures,
         summary=metrics["summary"],
@@ -68,16 +60,15 @@ def render_page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         apart=apart,
         shades={"light": shades(LIGHT, SHADES), "dark": shades(DARK, SHADES)},
         shades_apart={"light": shades(APART, APART_SHADES), "dark": shades(APART_DARK, APART_SHADES)},
-        accuracies={axis: _heat(tables.accuracy, scaled, "s", SHADES) for axis, tables in evidence.tables.items()},
-        visuals={axis: _heat(tables.visual_gain, (-apart, apart), "d", APART_SHADES) for axis, tables in evidence.tables.items()},
-        to_base={axis: _heat(tables.to_base, (-apart, apart), "d", APART_SHADES) for axis, tables in evidence.tables.items()},
-        slices={axis: _heat(tables.slices, scaled, "s", SHADES) for axis, tables in evidence.tables.items()},
-        signs=[sign["name"] for sign in next(iter(names.values()))["hacking"]],
+        accuracies={axis: _heat(found.accuracy, scaled, "s", SHADES) for axis, found in evidence.tables.items()},
+        visuals={axis: _heat(found.visual_gain, (-apart, apart), "d", APART_SHADES) for axis, found in evidence.tables.items()},
+        to_base={axis: _heat(found.to_base, (-apart, apart), "d", APART_SHADES) for axis, found in evidence.tables.items()},
+        slices={axis: _heat(found.slices, scaled, "s", SHADES) for axis, found in evidence.tables.items()},
         rewards=reward_panels(evidence.logs) if evidence.logs else None,
-        sparks=[{"title": title, "format": form, "lines": sparklines(evidence.logs, column)} for column, (title, form) in SPARKS.items()],
+        sparks=[
+            {"title": title, "format": form, "lines": sparklines(evidence.logs, column)} for column, (title, form) in tables.SPARKS.items()
+        ],
         refusals=count_refusals(evidence.quarantine),
-        most_refusals=REFUSALS,
-        tests=TESTS,
         printed={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
         origins=group_origins(evidence.origins),
     )
@@ -95,14 +86,20 @@ def _heat(table: CrossTable, scaled: tuple[float, float], prefix: str, count: in
     return {"questions": table.questions, "rows": rows, "there": table.there, "signed": table.measure != "accuracy"}
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return percent(share, digits).replace("-", "\N{EN DASH}")
+def _heading(words: str) -> str:
+    """Words with a capital; symbols, n and p, stay as they are."""
+    return words if words[1:2] in ("", " ") else words[0].upper() + words[1:]
 
 
-def _signed(share: float | None, digits: int = 1) -> str:
-    return "\N{EN DASH}" if share is None else signed(share, digits).replace("-", "\N{MINUS SIGN}")
+def typeset(value: str | int | None) -> str:
+    """A number as print has it: minus sign, grouped thousands, a dash where there is none."""
+    if isinstance(value, int):
+        return thousands(value)
+    if value is None or value == "-":
+        return "\N{EN DASH}"
+    return value.replace("+-", "\N{PLUS-MINUS SIGN}").replace("-", "\N{MINUS SIGN}")
 
 
-def clip(text: str) -> str:
-    """A long text cut, and how much of it is missing."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
+def thousands(number: int) -> str:
+    """A count with its digits in threes."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from stages.reporting.curves import thinned
 from stages.reporting.evidence import Evidence
+from stages.reporting.sources import LOG_COLUMNS
 from stages.scoring.metrics import DIGITS
 from stages.scoring.published import HEADLINES, THIRD_PARTY
 from stages.scoring.tables import CrossTable
@@ -26,6 +30,21 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
         _write(folder / f"visual_gain_{axis}.csv", *_cross(tables.visual_gain))
         _write(folder / f"to_base_{axis}.csv", *_cross(tables.to_base))
         _write(folder / f"slices_{axis}.csv", *_cross(tables.slices))
+
+
+def write_training(path: Path, logs: Mapping[str, pd.DataFrame]) -> None:
+    """Write the training curves of all checkpoints as one long table, for `dvc plots`.
+
+    Columns checkpoint, step, metric and value; a row per value that was logged. Long logs are means over blocks of
+    steps, as the plots carry the whole table with them.
+    """
+    rows = []
+    for name, log in logs.items():
+        shown = thinned(log)
+        for metric in LOG_COLUMNS[1:]:
+            logged = shown[["step", metric]].dropna()
+            rows += [[name, f"{step:g}", metric, f"{value:.6g}"] for step, value in logged.to_numpy()]
+    _write(path, ["checkpoint", "step", "metric", "value"], rows)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,8 +22,9 @@ LOG_COLUMNS: Final = (
     "kl",
     "completion_length",
     "frac_reward_zero_std",
+    "loss",
 )
-"""The columns of a training log that are drawn."""
+"""The columns of a training log that are drawn, here or by `dvc plots`."""
 
 
 def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, Any]]:

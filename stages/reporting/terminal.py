@@ -1,9 +1,9 @@
-"""The report in a terminal: one row a checkpoint, a few sentences, and where the page is."""
+"""The report in a terminal: one row per checkpoint, a few sentences, and where the page is."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from rich import box
 from rich.console import Console
@@ -11,15 +11,18 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.reporting.labels import percent, signed
+from stages.reporting.tables import Cell, Sheet, overview
 
-WIDTH = 100
+WIDTH: Final = 100
+_COLORS: Final = {"up": "green", "down": "red"}
 
 
 def print_report(metrics: dict[str, Any], page: Path) -> None:
     """Print the table of metrics.json, in colour on a terminal and as plain text elsewhere, at most 100 columns wide."""
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
-    console.print(_table(metrics))
+    title = "In %, differences in points, on each checkpoint's own test questions"
+    console.print(rich_table(overview(metrics["checkpoints"]), title, no_wrap=True))
     for sentence in sentences(metrics):
         console.print(Text(sentence))
     console.print(Text(f"Page: {page}" if page.exists() else f"Page: {page} is not here: `dvc pull` or `dvc repro`"), soft_wrap=True)
@@ -76,26 +79,21 @@ def splits_sentence(splits: dict[str, Any]) -> str:
     return f"Splits: {splits['kind']}; test questions with an image, a copy or a patient of train: {leak(splits['kind'])}{published}."
 
 
-def _table(metrics: dict[str, Any]) -> Table:
-    table = Table(title="In %, differences in points, on each checkpoint's own test questions", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("checkpoint", no_wrap=True)
-    for name in ("n", "accuracy", "base", "gain [95%]", "blind\nfloor", "visual\ngain"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for axis in metrics["base"]:
-        for name, entry in metrics["checkpoints"].items():
-            if entry["axis"] == axis:
-                own = entry["in_domain"]
-                style = "green" if own["low"] > 0 else "red" if own["high"] < 0 else ""
-                gain = Text.assemble((signed(own["gain"]), style), f" [{signed(own['low'])} to {signed(own['high'])}]")
-                floor, visual = own["floor"], own["visual"]["shuffled"]
-                table.add_row(
-                    name,
-                    str(own["n"]),
-                    percent(own["accuracy"]),
-                    percent(own["base"]),
-                    gain,
-                    percent(floor and floor["accuracy"]),
-                    signed(visual and visual["gain"]),
-                )
+def rich_table(sheet: Sheet, title: str, *, style: str = "", no_wrap: bool = False) -> Table:
+    """A sheet for the terminal: numbers to the right, groups apart, values coloured by trend."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, style=style)
+    for column in sheet.columns:
+        justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
+        table.add_column(column.name, justify=justify, no_wrap=no_wrap)
+    for rows in sheet.groups.values():
+        for row in rows:
+            table.add_row(*(_colored(cell) for cell in row.cells))
         table.add_section()
     return table
+
+
+def _colored(cell: Cell) -> Text:
+    words = Text(cell.text)
+    if cell.trend:
+        words.stylize(_COLORS[cell.trend], 0, len(str(cell.value)))
+    return words

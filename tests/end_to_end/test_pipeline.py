@@ -116,7 +116,7 @@ def test_dvc_shows_metrics_params_and_plots(clone: Path) -> None:
     finally:
         (clone / "params.yaml").write_text(text, encoding="utf-8")
     run("dvc", "plots", "show", "--out", "plots", cwd=clone)
-    assert "Completion length" in (clone / "plots" / "index.html").read_text(encoding="utf-8")
+    assert "completion_length" in (clone / "plots" / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_second_run_gives_the_same_weights_and_predictions(clone: Path) -> None:

@@ -77,7 +77,7 @@ run_stage(lambda: {"train": train, "evaluate": evaluate}[sys.argv[1]](sys.argv[2
 """
 REPORT = (
     "mkdir -p report/cards report/figures report/tables && for f in cards/a figures/a tables/a summary.json metrics.json index.html "
-    """report.md provenance.json; do echo '{"checkpoints": {}}' > report/$f; done"""
+    """report.md training.csv provenance.json; do echo '{"checkpoints": {}}' > report/$f; done"""
 )
 
 

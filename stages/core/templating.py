@@ -1,0 +1,87 @@
+"""Jinja templates for Markdown and HTML: undefined names are errors, values are escaped.
+
+Templates are trusted; values are not, as a model or a data set wrote them. HTML has Jinja's own
+escaping. In Markdown every value becomes one line of plain text, unless a filter here makes it a
+code span, a code block or front matter, which keep it as it is and which it cannot end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+_ACTIVE: Final = re.compile(r"[|<>`*\\]|\][(\[:]|&#?\w+;")
+"""What makes a text more than text; brackets alone, as of an interval, do not."""
+_SPECIAL: Final = re.compile(r"([\\|<>`*_\[\]&!])")
+
+
+Filters = Mapping[str, Any]
+
+
+def render_markdown(path: Path, filters: Filters, /, **values: Any) -> str:
+    """Fill a Markdown template, values escaped by `escape_markdown`; ends with one newline."""
+    own = {
+        "code": code_span,
+        "code_block": code_block,
+        "front_matter": front_matter,
+        "python": lambda value: markdown(repr(value)),
+    }
+    # autoescape marks what macros and blocks return as safe; finalize escapes all other values
+    text = _template(path, own | dict(filters), finalize=_finalize).render(values)
+    return text.rstrip("\n") + "\n"
+
+
+def render_html(path: Path, filters: Filters, /, **values: Any) -> str:
+    """Fill an HTML template; values are escaped."""
+    return _template(path, filters).render(values)
+
+
+def markdown(text: str) -> Markup:
+    """Mark a text as Markdown, to be put into a template as it is."""
+    return Markup(text)  # noqa: S704 - callers escape, or made it from a template
+
+
+def escape_markdown(text: str) -> Markup:
+    """A text as one line of GitHub Markdown without markup, links or HTML, fit for a table cell."""
+    line = " ".join(text.split())
+    return markdown(_SPECIAL.sub(r"\\\1", line) if _ACTIVE.search(line) else line)
+
+
+def code_span(text: object) -> Markup:
+    """A short text on one line, as code; backticks in it become spaces."""
+    return markdown("`" + (re.sub(r"[`\s]+", " ", str(text)) or " ") + "`")
+
+
+def code_block(text: str) -> Markup:
+    """A text of any lines as code, in a fence longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return markdown(f"{fence}text\n{text}\n{fence}")
+
+
+def front_matter(fields: Mapping[str, Any]) -> Markup:
+    """Fields as YAML, a line each, for the head of a model card."""
+    return markdown(yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
+
+
+def _template(path: Path, filters: Filters, **options: Any) -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(path.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        **options,
+    )
+    environment.filters |= filters
+    return environment.get_template(path.name)
+
+
+def _finalize(value: Any) -> Any:
+    return value if hasattr(value, "__html__") else escape_markdown(str(value))

@@ -1,0 +1,389 @@
+"""The tables of the report, each made once: terminal, Markdown and HTML render the same `Sheet`.
+
+Numbers are written in plain ASCII. What a medium adds (a colour, a minus sign, small print) follows
+from the fields of a cell and the kind of its column. `sheets` writes unrounded numbers as CSV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import pandas as pd
+
+from stages.corpus.quarantine.ledger import Quarantine
+from stages.corpus.splitting.data_tests import TESTS, Result
+from stages.reporting.curves import ends
+from stages.reporting.evidence import Refusals, Split
+from stages.reporting.labels import AXIS_LABELS, clip, label, p_value, percent, signed
+from stages.scoring.published import Published, PublishedTable
+from stages.scoring.tables import CrossTable
+
+Kind = Literal["slug", "code", "text", "number"]
+"""A slug is printed by its label where there is room for typography."""
+
+REFUSALS: Final = 20
+"""Source sets and reasons for which refusals are listed."""
+REWARDS: Final = ("reward", "reward_accuracy", "reward_format")
+SPARKS: Final = {
+    "kl": ("KL to the base", "{:.3f}"),
+    "completion_length": ("Completion length, tokens", "{:.1f}"),
+    "frac_reward_zero_std": ("Groups without a signal", "{:.0%}"),
+}
+"""Column of a training log -> title of its sparklines, and format of a value."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and how the cells below it are set."""
+
+    name: str
+    kind: Kind = "number"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry: a value or several `lines`.
+
+    `low` and `high` bound its 95% interval, `note` is small print.
+    """
+
+    value: str | int | None = None
+    low: str = ""
+    high: str = ""
+    trend: Literal["", "up", "down"] = ""
+    """On which side of zero the whole interval lies."""
+    note: str = ""
+    lines: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The entry on one line; small print only where there is no value."""
+        if self.lines:
+            return "; ".join(self.lines)
+        if self.value is None:
+            return self.note or "-"
+        return f"{self.value} [{self.low} to {self.high}]" if self.high else str(self.value)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells of one row, the first of which names it; `group` is the heading it stands under."""
+
+    cells: tuple[Cell, ...]
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table to be rendered: as many cells per row as columns."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def groups(self) -> dict[str, list[Row]]:
+        """The rows by group, in order."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.group, []).append(row)
+        return found
+
+
+MISSING: Final = Cell(note="missing")
+"""A number that could not be computed from what was at hand, apart from one that does not exist."""
+CHECKPOINT: Final = Column("checkpoint", "slug")
+
+
+def overview(checkpoints: Mapping[str, Any]) -> Sheet:
+    """The few numbers per checkpoint that fit a terminal."""
+    names = ("n", "accuracy", "base", "gain [95%]", "blind\nfloor", "visual\ngain")
+    rows = []
+    for name, entry in checkpoints.items():
+        own = entry["in_domain"]
+        floor, visual = own["floor"], own["visual"]["shuffled"]
+        rows.append(
+            _checkpoint_row(
+                name,
+                entry,
+                own["n"],
+                percent(own["accuracy"]),
+                percent(own["base"]),
+                _difference(own["gain"], own["low"], own["high"]),
+                percent(floor and floor["accuracy"]),
+                signed(visual and visual["gain"]),
+            )
+        )
+    return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
+
+
+def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
+    """Accuracy, blind floor, base, gain and p value per checkpoint, on its own test questions."""
+    names = ("n", "accuracy", "blind floor", "base", "gain", "p (Holm)")
+    rows = []
+    for name, entry in checkpoints.items():
+        own = entry["in_domain"]
+        floor = own["floor"]
+        rows.append(
+            _checkpoint_row(
+                name,
+                entry,
+                own["n"],
+                _accuracy(own["accuracy"], own["accuracy_low"], own["accuracy_high"]),
+                _accuracy(floor["accuracy"], floor["low"], floor["high"]) if floor else MISSING,
+                percent(own["base"]),
+                _difference(own["gain"], own["low"], own["high"]),
+                p_value(own["p_holm"]),
+            )
+        )
+    return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
+
+
+def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
+    """What the image contributes per checkpoint: above the floor, visual gains, balanced subset."""
+    gains = ("visual gain", "over a black picture", "base's visual gain")
+    names = ("above the floor", *gains, "balanced", "n", "base there")
+    rows = []
+    for name, entry in checkpoints.items():
+        own = entry["in_domain"]
+        floor, visual = own["floor"], own["visual"]
+        found = (visual["shuffled"], visual["blank"], own["base_visual"]["shuffled"])
+        above = MISSING
+        if floor:
+            above = _difference(floor["above"], floor["above_low"], floor["above_high"])
+        rows.append(
+            _checkpoint_row(
+                name,
+                entry,
+                above,
+                *map(_gain, found),
+                *_balanced(own["balanced"]),
+            )
+        )
+    return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
+
+
+def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
+    """Accuracies of rules that see no image, and of the base under the published protocols."""
+    protocols = ("fair", "zero-shot", "tag", "tag-or-raw")
+    floors = {"floor": "accuracy", "floor, normalised": "normalised", "floor, pooled": "pooled"}
+    scored = (f"base, {each.replace('-or-', ' or ')}" for each in protocols)
+    names = ("chance", "majority letter", *floors, *scored)
+    rows = []
+    for name, entry in checkpoints.items():
+        own = entry["in_domain"]
+        floor, majority = own["floor"], own["majority"]
+        rows.append(
+            _row(
+                name,
+                percent(own["chance"]),
+                f"{percent(majority['accuracy'])} ({majority['letter']})" if majority else MISSING,
+                *(percent(floor[key]) if floor else MISSING for key in floors.values()),
+                *(percent(own["base_scored"][protocol]) for protocol in protocols),
+            )
+        )
+    return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
+
+
+def answer_form(base: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Sheet:
+    """How many answers are right and readable, per axis: the base, then its checkpoints."""
+    rows = []
+    for axis, tested in base.items():
+        own = {name: entry for name, entry in checkpoints.items() if entry["axis"] == axis}
+        for name, entry in {"base": tested, **own}.items():
+            shares = (percent(entry[key]) for key in ("micro", "macro", "format_rate"))
+            tokens = f"{entry['completion_tokens']:.1f}"
+            rows.append(_row(name, entry["n"], *shares, tokens, group=_group(axis)))
+    names = ("questions", "right, %", "macro, %", "readable, %", "mean tokens")
+    return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
+
+
+def datasets(checkpoints: Mapping[str, Any]) -> Sheet:
+    """In-domain accuracies per checkpoint and source data set."""
+    rows = []
+    for name, entry in checkpoints.items():
+        for dataset, found in entry["in_domain"]["by_dataset"].items():
+            shares = (percent(found[key]) for key in ("accuracy", "base", "floor"))
+            rows.append(_row(name, dataset, found["n"], *shares, signed(found["visual_gain"])))
+    names = ("n", "accuracy", "base", "blind floor", "visual gain")
+    return Sheet((CHECKPOINT, Column("data set", "text"), *map(Column, names)), tuple(rows))
+
+
+def hacking_signs(checkpoints: Mapping[str, Any]) -> Sheet:
+    """The measures of reward hacking per checkpoint, with their limits as small print."""
+    names = [sign["name"] for sign in next(iter(checkpoints.values()))["hacking"]]
+    rows = [_row(name, *map(_sign, entry["hacking"])) for name, entry in checkpoints.items()]
+    return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
+
+
+def cross(table: CrossTable) -> Sheet:
+    """Checkpoints crossed with the cells of an axis."""
+    write = percent if table.measure == "accuracy" else signed
+    heads = (f"{label(cell)} (n = {n})" for cell, n in table.questions.items())
+    rows = (_row(name, *map(write, row.values())) for name, row in table.values.items())
+    return Sheet((Column("trained on", "slug"), *map(Column, heads), Column("macro")), tuple(rows))
+
+
+def training(logs: Mapping[str, pd.DataFrame]) -> Sheet:
+    """Rewards and diagnostics: means over the first and the last tenth of the steps."""
+    formats = dict.fromkeys(REWARDS, "{:.2f}") | {name: form for name, (_, form) in SPARKS.items()}
+    rows = []
+    for name, log in logs.items():
+        cells: list[str | Cell] = []
+        for column, form in formats.items():
+            if log[column].notna().any():
+                cells.append(" to ".join(form.format(end) for end in ends(log[column])))
+            else:
+                cells.append(Cell(note="not logged"))
+        rows.append(_row(name, *cells))
+    return Sheet((CHECKPOINT, *(Column(name.replace("_", " ")) for name in formats)), tuple(rows))
+
+
+def splits(axis: str, found: Iterable[Split]) -> Sheet:
+    """The sizes of the splits of one axis, and how many test images are in train."""
+    own = (each for each in found if each.axis == axis)
+    rows = []
+    for each in own:
+        shared = percent(each.shared / each.test)
+        rows.append(_row(each.slug, each.train, each.test, each.shared, shared))
+    names = ("train", "test", "seen", "seen, %")
+    return Sheet((Column(AXIS_LABELS[axis], "slug"), *map(Column, names)), tuple(rows))
+
+
+def quarantine(accounts: Iterable[Quarantine]) -> Sheet:
+    """Inputs read, kept and refused per stage."""
+    rows = (_row(each.stage, each.read, each.kept, len(each.rows)) for each in accounts)
+    return Sheet((Column("stage", "code"), *map(Column, ("read", "kept", "refused"))), tuple(rows))
+
+
+def refusals(found: Sequence[Refusals]) -> Sheet:
+    """The most frequent refusals by source set and reason, with examples."""
+    columns = (
+        Column("source set", "text"),
+        Column("reason", "code"),
+        Column("refused"),
+        Column("of the set, %"),
+        Column("where, what and why", "text"),
+    )
+    rows = []
+    for each in found[:REFUSALS]:
+        examples = tuple(f"{row.where}: {row.what}: {row.why}" for row in each.examples)
+        share = percent(each.share, 2)
+        rows.append(_row(each.dataset, each.reason, each.count, share, Cell(lines=examples)))
+    return Sheet(columns, tuple(rows))
+
+
+def data_tests(results: Iterable[Result]) -> Sheet:
+    """The outcomes of tests of the data, with examples and the remedy of each that failed."""
+    columns = (
+        Column("test", "code"),
+        Column("outcome", "text"),
+        Column("value"),
+        Column("limit"),
+        Column("what the value is", "text"),
+        Column("examples, and what to do", "text"),
+    )
+    rows = []
+    for each in results:
+        failed = each.outcome == "failed"
+        test = TESTS[each.test]
+        lines = (*map(clip, each.examples), *([test.remedy] if failed else []))
+        rows.append(
+            _row(
+                each.test,
+                Cell(each.severity, trend="down") if failed else each.outcome,
+                f"{each.value:g}",
+                f"{each.limit:g}",
+                f"{test.meaning}: {each.where}" if each.where else test.meaning,
+                Cell("", lines=lines),
+            )
+        )
+    return Sheet(columns, tuple(rows))
+
+
+def image_statistics(statistics: Mapping[str, Mapping[str, Any]]) -> Sheet:
+    """Sizes, brightness and contrast of the images per modality."""
+    rows = []
+    for slug, each in statistics.items():
+        size = (each["images"], f"{each['median_side']:g}", percent(each["enlarged"]))
+        found = (each["brightness"], each["contrast"])
+        light = (f"{of['mean']:.1f} +- {of['std']:.1f}" for of in found)
+        rows.append(_row(label(slug), *size, *light))
+    names = ("images", "median side", "enlarged, %", "brightness", "contrast")
+    return Sheet((Column("modality", "text"), *map(Column, names)), tuple(rows))
+
+
+def published(numbers: Iterable[Published]) -> Sheet:
+    """Numbers that others printed, with source and caution."""
+    columns = (
+        Column("of", "text"),
+        Column("what", "text"),
+        Column("value"),
+        *(Column(name, "text") for name in ("unit", "source", "caution")),
+    )
+    rows = []
+    for each in numbers:
+        value = str(each.value)
+        rows.append(_row(each.subject, each.measure, value, each.unit, each.source, each.caveat))
+    return Sheet(columns, tuple(rows))
+
+
+def published_cross(table: PublishedTable) -> Sheet:
+    """Differences that Med-R1 printed: rows trained, columns tested."""
+    heads = [label(cell) for cell in table.cells]
+    rows = []
+    for head, values in zip(heads, table.values, strict=True):
+        rows.append(_row(head, *(f"{value:+.2f}" for value in values)))
+    return Sheet((Column("trained on", "text"), *map(Column, heads)), tuple(rows))
+
+
+def _row(*values: Cell | str | int, group: str = "") -> Row:
+    return Row(tuple(value if isinstance(value, Cell) else Cell(value) for value in values), group)
+
+
+def _checkpoint_row(name: str, entry: Mapping[str, Any], *values: Cell | str | int) -> Row:
+    return _row(name, *values, group=_group(entry["axis"]))
+
+
+def _group(axis: str) -> str:
+    return f"By {AXIS_LABELS[axis]}"
+
+
+def _accuracy(value: float, low: float, high: float) -> Cell:
+    return Cell(percent(value), percent(low), percent(high))
+
+
+def _difference(value: float, low: float, high: float) -> Cell:
+    trend: Literal["", "up", "down"] = ""
+    if low > 0:
+        trend = "up"
+    elif high < 0:
+        trend = "down"
+    return Cell(signed(value), signed(low), signed(high), trend)
+
+
+def _gain(found: Mapping[str, Any] | None) -> Cell:
+    return _difference(found["gain"], found["low"], found["high"]) if found else MISSING
+
+
+def _balanced(found: Mapping[str, Any] | None) -> tuple[Cell | str | int, ...]:
+    """Accuracy, questions and the base's accuracy on the balanced subset, which may be empty."""
+    if not found:
+        return MISSING, MISSING, MISSING
+    if not found["n"]:
+        return "-", 0, "-"
+    return (
+        _accuracy(found["accuracy"], found["accuracy_low"], found["accuracy_high"]),
+        found["n"],
+        percent(found["base"]),
+    )
+
+
+def _sign(sign: Mapping[str, Any]) -> Cell:
+    if sign["measured"] is None:
+        return Cell("-")
+    limit = f"limit {sign['limit']:g}"
+    if sign["raised"]:
+        return Cell(f"raised: {sign['measured']:.3f}", trend="down", note=limit)
+    return Cell(f"{sign['measured']:.3f}", note=limit)

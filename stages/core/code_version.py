@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 from stages.core.errors import InputError
 
 PIPELINE: Final = Path("dvc.yaml")
-_PACKAGE: Final = Path(__file__).parent.name
+_PACKAGE: Final = "stages"
 
 
 def stage_code(stage: str, root: Path = Path()) -> list[Path]:

@@ -21,7 +21,8 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.dvc_api.client import guarded_processes, orphans
 from flows.prefect_api.client import left_servers
-from flows.reproduce import StagesFailedError, _crashed, main, only_flow, reproduce
+from flows.reproduce import _crashed, main, only_flow, reproduce
+from flows.scheduling.schedule import StagesFailedError
 from stages.core.errors import InputError
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 

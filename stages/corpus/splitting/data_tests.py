@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 from stages.core.errors import InputError
 from stages.core.outputs import read_json, write_json
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
-from stages.corpus.records.records import Reading, Record
 from stages.corpus.splitting import expectations
 from stages.corpus.splitting.expectations import Draw, Measured
 from stages.taxonomy import MODALITIES, QUESTION_TYPES

@@ -32,7 +32,7 @@ from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.ranks import check_wanted, run_shares, wanted_processes
 from stages.core.errors import InputError
-from stages.core.outputs import read_json, whole_file
+from stages.core.outputs import whole_file
 from stages.core.params import Params, load_params
 from stages.core.progress import teller
 from stages.core.provenance import provenance
@@ -68,7 +68,7 @@ def main() -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
     facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
-    facts["checkpoint"] = _checkpoint_provenance(folder, stage)
+    facts["weights"] = hashes(folder)
     if not given.share:
         check_tracking(params.tracking)
 
@@ -255,16 +255,6 @@ def exchange(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def _draw(name: str) -> bytes:
     """A place in an order that has nothing to do with the name, and is the same on every machine."""
     return hashlib.sha256(name.encode()).digest()
-
-
-def _checkpoint_provenance(folder: Path, stage: str) -> dict[str, Any]:
-    """What the checkpoint says of its making; InputError, naming the stage that makes it, if it says nothing."""
-    path = folder / "provenance.json"
-    remedy = f"make the checkpoint again: `dvc repro --single-item --force {stage}`"
-    facts = read_json(path, f"it says where the answers come from; {remedy}")
-    if not isinstance(facts, dict):
-        raise InputError(f"{path} holds no provenance but {facts!r:.40}; {remedy}")
-    return facts
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ class Sources:
     style: Style
     floors: dict[tuple[str, str], Floor] = field(default_factory=dict)
     logs: dict[str, pd.DataFrame] = field(default_factory=dict)
+    trained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Checkpoint, "base" first -> provenance of its weights."""
     splits: list[gather.Split] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     used: dict[str, Any] | None = None
@@ -109,6 +111,9 @@ def make() -> None:
     params = load_params()
     check_tracking(params.tracking)
     sources = _read_predictions(params, {name: layout.predictions(name) for name in ["base", *params.checkpoints]}, params.splits.kind)
+    for name in sources.origins:
+        stage = "base" if name == "base" else f"train@{name}"
+        sources.trained[name] = read_json(layout.training_provenance(name), _remake(stage))
     sources.style = params.prompt.style
     sources.floors = {(axis, slug): read_floor(layout.prior(axis, slug)) for axis, slugs in AXES.items() for slug in slugs}
     for name, target in sources.targets.items():
@@ -183,6 +188,10 @@ def _read_predictions(params: Params, paths: dict[str, Path], kind: str | None) 
     return Sources(params, targets, predictions, origins, check_same_kind(origins, kind), style)
 
 
+def _remake(stage: str) -> str:
+    return f"make it again: `dvc repro --single-item --force {stage}`"
+
+
 def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str, str]]:
     """Count the splits and find the words of each test question, by its id; refuse predictions made on other splits."""
     splits: list[gather.Split] = []
@@ -226,6 +235,7 @@ def _gather(sources: Sources) -> gather.Evidence:
         cases=gather.pick_cases(sources.predictions, sources.targets, sources.problems),
         outputs=gather.outputs_of_signs(metrics, sources.predictions),
         origins=sources.origins,
+        trained=sources.trained,
         synthetic=gather.synthetic_share(sources.predictions["base"]),
         missing=sources.missing,
     )

@@ -24,21 +24,19 @@ from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.launch import end_with_launcher, launch, processes
 from stages.core.errors import InputError
-from stages.core.licence import carried_licence
+from stages.core.model_card import checkpoint_card
 from stages.core.outputs import read_json, whole_directory, whole_file, write_json
 from stages.core.params import Grpo, Params, Sft, load_params
 from stages.core.provenance import provenance
-from stages.core.templating import render_markdown
 from stages.core.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import exists
 from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split
 from stages.grpo.parallel import deepspeed_configuration, others_named, prepare_deepspeed, processes_to_launch
 from stages.policy.fingerprint import files_hash, fingerprint, state_folder
-from stages.policy.weights import hashes
+from stages.policy.weights import ORIGIN, hashes
 from stages.prompts.styles import Style
 
-CARD: Final = Path(__file__).parent / "grpo" / "card.md.j2"
 REMEDY: Final = "run the same command again: it goes on from the last state that was kept, on as many processes"
 
 
@@ -98,9 +96,10 @@ def main() -> None:
             with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
                 save_policy(trainer, processor, folder)
                 if main_process:
-                    write_json(folder / "provenance.json", facts)
-                    (folder / "README.md").write_text(_card(name, len(rows), params, facts), encoding="utf-8")
-                    write_json(layout.training_log(name).with_suffix(".provenance.json"), facts)
+                    if "base_model" in facts:
+                        write_json(folder / ORIGIN, facts["base_model"])
+                    (folder / "README.md").write_text(checkpoint_card(name, len(rows), params, facts), encoding="utf-8")
+                    write_json(layout.training_provenance(name), facts)
                     with whole_file(layout.training_log(name)) as log:
                         write_log(trainer.state.log_history, log)
             run.artifact(name, "model", partial(hashes, layout.model(name)))
@@ -150,7 +149,7 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
     assert isinstance(grpo, Grpo)
     configuration = deepspeed_configuration(grpo)
     facts = provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
-    base = [path for path in start.iterdir() if path.is_file() and path.name != "provenance.json"]
+    base = [path for path in start.iterdir() if path.is_file() and path.name != ORIGIN]
     return fingerprint(
         {name: facts[name] for name in ("corpus", "params", "versions")}
         | {
@@ -164,10 +163,10 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
 
 
 def _base_model(start: Path) -> dict[str, Any]:
-    """What the first policy's provenance says of the base it comes from: commit, licence, hashes; nothing if it says nothing."""
-    path = start / "provenance.json"
-    told = read_json(path, f"make {start} again") if path.is_file() else {}
-    return {"base_model": told["base_model"]} if isinstance(told, dict) and "base_model" in told else {}
+    """Source, commit, licence and hashes of the base that the first policy comes from; empty if it does not say."""
+    path = start / ORIGIN
+    origin = read_json(path, f"make {start} again") if path.is_file() else None
+    return {"base_model": origin} if isinstance(origin, dict) else {}
 
 
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
@@ -176,24 +175,6 @@ def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
         raise InputError(f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro resize`")
     gold = parse_solution(item["solution"])
     return {"image": item["image"], "problem": item["problem"], "gold": gold, "options": item["options"]}
-
-
-def _card(name: str, questions: int, params: Params, facts: dict[str, Any]) -> str:
-    """The model card in the checkpoint: what it is, from what, and what it is not for."""
-    checkpoint = params.checkpoints[name]
-    return render_markdown(
-        CARD,
-        {},
-        front={"base_model": params.base.source, **carried_licence(facts)},
-        name=name,
-        checkpoint=checkpoint,
-        sft=checkpoint.method == "sft",
-        questions=questions,
-        num_generations=params.grpo_for(name).num_generations,
-        style=params.prompt.style,
-        base=params.base,
-        corpus=facts["corpus"],
-    )
 
 
 if __name__ == "__main__":

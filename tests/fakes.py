@@ -76,6 +76,8 @@ def write_project(
         path = root / layout.training_log(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         make_training_log(name).to_csv(path, index=False)
+    for name in ["base", *CHECKPOINTS]:
+        write_json(root / layout.training_provenance(name), PROVENANCE)
     _write_quarantine(root, questions)
     write_results(root / layout.DATA_TESTS, make_data_tests(), PROVENANCE)
     for name in sorted(questions["image"].unique()) if pictures else ():

@@ -85,22 +85,6 @@ def test_an_untrained_checkpoint_is_named_with_the_command_that_trains_it(root: 
         run_evaluate(monkeypatch, "ct")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(None, "provenance.json is missing"), ("", "provenance.json is not JSON"), ("[]", r"provenance.json holds no provenance but \[\]")],
-)
-def test_a_checkpoint_that_does_not_say_where_it_comes_from_is_refused_before_it_runs(
-    root: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, message: str
-) -> None:
-    path = layout.model("base") / "provenance.json"
-    path.unlink()
-    if content is not None:
-        path.write_text(content, encoding="utf-8")
-    (layout.model("base") / "model.safetensors").unlink()  # not opened yet
-    with pytest.raises(InputError, match=rf"models/base/{message}.*: `dvc repro --single-item --force base`"):
-        run_evaluate(monkeypatch, "base")
-
-
 def test_an_image_that_does_not_open_is_named_and_nothing_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (layout.images("oct") / "0.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"data/images/oct/0.png is no picture that can be opened"):

@@ -303,8 +303,7 @@ def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
 ) -> None:
     base = {"source": source, "licence": licence if "Qwen" in source else {}}
     trained = {"corpus": "md5:0", "params": {"base": {"source": source}, "grpo": {"beta": 0.04}}, "base_model": base}
-    facts = PROVENANCE | {"checkpoint": trained}
-    write_predictions(layout.predictions("ct"), make_predictions(make_questions(per_cell=8), "ct"), facts)
+    layout.training_provenance("ct").write_text(json.dumps(trained), encoding="utf-8")
     run(monkeypatch)
     text = (layout.REPORT / "cards" / "ct.md").read_text(encoding="utf-8")
     assert said in text

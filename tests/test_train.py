@@ -58,8 +58,9 @@ def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(tmp_p
     assert all(
         row[column] != "" for row in rows for column in ("loss", "reward", "reward_accuracy", "reward_format", "kl", "completion_length")
     )
-    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    facts = json.loads(layout.training_provenance("ct").read_text(encoding="utf-8"))
     assert facts["params"]["grpo"]["max_steps"] == 2
+    assert not (folder / "provenance.json").exists(), "another commit alone changes no weights folder"
     assert facts["versions"]["trl"]
 
 
@@ -168,7 +169,7 @@ def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(tmp_path
     done = subprocess.run([sys.executable, "-c", OPENS.format(folder=str(folder.resolve()))], capture_output=True, text=True, cwd="/")
     assert done.stdout.split() == ["Qwen2VLForConditionalGeneration"], done.stderr
     assert not list(folder.glob("*.bin")), "no pickles"
-    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    facts = json.loads(layout.training_provenance("sft-ct").read_text(encoding="utf-8"))
     assert facts["params"]["sft"]["learning_rate"] == 1e-3
     assert facts["params"]["grpo"]["max_steps"] == 2, "whose budget it has"
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -294,7 +295,7 @@ def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_p
     # before the first step; later, where gradients are near zero, the size of Adam's steps is a matter of rounding
     for column in ("reward", "reward_accuracy", "reward_format", "completion_length", "grad_norm"):
         assert float(rows[0][0][column]) == pytest.approx(float(rows[1][0][column]), rel=1e-3), column
-    facts = [json.loads((root / layout.model("ct") / "provenance.json").read_text(encoding="utf-8")) for root in (one, two)]
+    facts = [json.loads((root / layout.training_provenance("ct")).read_text(encoding="utf-8")) for root in (one, two)]
     assert [each["processes"] for each in facts] == [1, 2]
 
     said = kill_a_rank(killed, rank=1, after=2)
@@ -337,8 +338,8 @@ def test_where_one_gpu_is_to_train_the_others_are_out_of_sight_before_cuda_is_as
 
 def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_workspace(tmp_path)
-    facts = {"base_model": {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}}}
-    (tmp_path / layout.BASE_MODEL / "provenance.json").write_text(json.dumps(facts), encoding="utf-8")
+    origin = {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}}
+    (tmp_path / layout.BASE_MODEL / "base_model.json").write_text(json.dumps(origin), encoding="utf-8")
     run_train(monkeypatch, tmp_path, "ct")
     front = yaml.safe_load((layout.model("ct") / "README.md").read_text(encoding="utf-8").split("---\n")[1])
     assert (front["license"], front["license_name"]) == ("other", "qwen-research")

@@ -43,7 +43,6 @@ def small_workspace(
         tree["checkpoints"]["sft-ct"] = tree["evaluations"]["sft-ct"] = entry
     (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     shutil.copytree(REPOSITORY / "infra" / "base", root / layout.BASE_MODEL)
-    (root / layout.BASE_MODEL / "provenance.json").write_text("{}", encoding="utf-8")
     rng = np.random.default_rng(5)
     questions = []
     for modality in AXES["modality"]:

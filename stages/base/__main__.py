@@ -19,7 +19,7 @@ from stages.core.licence import read_licence
 from stages.core.outputs import whole_directory, write_json
 from stages.core.params import Base, load_params
 from stages.core.provenance import provenance
-from stages.policy.weights import hashes
+from stages.policy.weights import ORIGIN, hashes
 
 
 def main() -> None:
@@ -56,7 +56,8 @@ def _stage() -> None:
             processor.save_pretrained(folder)
         model = load_policy(folder, dtype=base.dtype, attention=base.attention)
         facts = {"source": base.source, "commit": base.revision, "licence": read_licence(source), "sha256": hashes(folder)}
-        write_json(folder / "provenance.json", provenance({"base": base}) | {"base_model": facts})
+        write_json(folder / ORIGIN, facts)
+    write_json(layout.training_provenance("base"), provenance({"base": base}) | {"base_model": facts})
     print(f"{base.source} -> {layout.BASE_MODEL}: {type(model).__name__}, {model.num_parameters():,} parameters")
 
 

@@ -73,6 +73,11 @@ def training_log(checkpoint: str) -> Path:
     return TRAINING / f"{checkpoint}.csv"
 
 
+def training_provenance(checkpoint: str) -> Path:
+    """Commit, settings and versions behind a checkpoint or the base; beside the weights, so that no later stage depends on it."""
+    return TRAINING / f"{checkpoint}.provenance.json"
+
+
 def predictions(checkpoint: str) -> Path:
     """One row a question (stage evaluate)."""
     return PREDICTIONS / f"{checkpoint}.parquet"

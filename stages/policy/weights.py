@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Final
 
 WEIGHTS: Final = "*.safetensors"
+ORIGIN: Final = "base_model.json"
+"""In the folder of a policy: source, commit, licence and hashes of the base it comes from."""
 INDEX: Final = "model.safetensors.index.json"
 """Which shard holds which tensor, where there are several."""
 

@@ -17,13 +17,13 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.core.params import Params
 from stages.core.secrets import held_secret
-from stages.policy.weights import WEIGHTS, missing_parts
+from stages.policy.weights import WEIGHTS, hashes, missing_parts
 from stages.publishing.card import Usage, render
 from stages.reporting.sources import read_predictions
 from stages.scoring.predictions import write_scored
 from stages.scoring.tables import in_domain
 
-NEEDED: Final = ("config.json", "generation_config.json", "tokenizer_config.json", "README.md", "provenance.json")
+NEEDED: Final = ("config.json", "generation_config.json", "tokenizer_config.json", "README.md")
 TAKEN: Final = ("*.json", WEIGHTS, "*.txt", "*.jinja")
 METRICS: Final = layout.REPORT / "metrics.json"
 CARDS: Final = layout.REPORT / "cards"
@@ -72,10 +72,9 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     facts = _finished(name, folder)
     commit = _commit(name, facts, allow_dirty)
     table, origin = read_predictions(layout.predictions(name), f"evaluate@{name}")
-    if origin.get("checkpoint") != facts:
+    if origin.get("weights") != hashes(folder):
         raise InputError(
-            f"{layout.predictions(name)} are answers of another training of {name} (of commit {_short(origin.get('checkpoint'))}, the "
-            f"checkpoint is of {_short(facts)}): run `dvc repro evaluate@{name} report`"
+            f"{layout.predictions(name)} are answers of other weights than those in {folder}: run `dvc repro evaluate@{name} report`"
         )
     if origin.get("git_dirty") is not False and not allow_dirty:
         raise InputError(_dirty(str(layout.predictions(name)), f"evaluate@{name}"))
@@ -88,6 +87,7 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     items = [Item("README.md", card.encode())]
     items += [Item(path.name, path) for pattern in TAKEN for path in sorted(folder.glob(pattern))]
     items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
+    items.append(Item("provenance.json", layout.training_provenance(name)))
     scored = BytesIO()
     write_scored(scored, table, origin)
     items.append(Item(f"predictions/{name}.parquet", scored.getvalue()))
@@ -104,10 +104,10 @@ def _finished(name: str, folder: Path) -> dict[str, Any]:
     problems = [f"{each} is missing" for each in NEEDED if not (folder / each).is_file()] + missing_parts(folder)
     if problems:
         raise InputError(f"{folder} is unfinished or damaged ({'; '.join(problems)}): `dvc checkout {folder}`, or {run}")
-    facts = read_json(folder / "provenance.json", run)
+    facts = read_json(layout.training_provenance(name), run)
     config = read_json(folder / "config.json", run)
     if not isinstance(facts, dict) or not isinstance(config, dict):
-        raise InputError(f"{folder}: provenance.json and config.json must hold objects: `dvc checkout {folder}`, or {run}")
+        raise InputError(f"{layout.training_provenance(name)} and {folder}/config.json must hold objects: `dvc checkout`, or {run}")
     if config.get("auto_map"):
         raise InputError(f"{folder}/config.json names code (auto_map), which others would run: make base and checkpoint again, {run}")
     return facts
@@ -165,8 +165,3 @@ def _check_secrets(items: list[Item]) -> None:
         content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
         if variable := held_secret(content):
             raise InputError(f"{item.name} holds the value of ${variable}, a secret: take it out, and make the checkpoint again")
-
-
-def _short(facts: Any) -> str:
-    commit = facts.get("git_commit") if isinstance(facts, dict) else None
-    return str(commit)[:12] if commit else "unknown"

@@ -97,6 +97,8 @@ class Evidence:
     """(checkpoint, question id) -> output, of the examples of signs of reward hacking."""
     origins: dict[str, dict[str, Any]]
     """Checkpoint, "base" first -> provenance of its predictions."""
+    trained: dict[str, dict[str, Any]]
+    """Checkpoint, "base" first -> provenance of its weights, as far as it is at hand."""
     synthetic: float
     """Share of the test questions that are about drawn phantoms, from the names of their datasets."""
     missing: list[str]

@@ -49,7 +49,7 @@ def render_report(evidence: Evidence) -> str:
 def render_card(name: str, evidence: Evidence) -> str:
     """Render the model card of one checkpoint, with the front matter that the hub reads."""
     entry, origin = evidence.metrics["checkpoints"][name], evidence.origins[name]
-    trained = origin.get("checkpoint") or {}
+    trained = evidence.trained.get(name, {})
     settings = trained.get("params") or origin.get("params") or {}
     base = (settings.get("base") or {}).get("source") or "not on record"
     cell = (entry["axis"], entry["cell"])

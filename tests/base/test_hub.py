@@ -56,7 +56,7 @@ def test_a_base_is_fetched_once_and_had_without_a_network_from_then_on(tmp_path:
         assert not [name for name in (".bin", ".py", "onnx") if name in asked], "neither pickles, nor code, nor other formats"
     assert "config.json names code that owner/tiny brings along (modeling_own.Own): left out, never run" in first.stderr
     folder = tmp_path / "models" / "base"
-    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["base_model"]
+    facts = json.loads((folder / "base_model.json").read_text(encoding="utf-8"))
     assert facts["commit"] == COMMIT
     assert facts["licence"] == {
         "license": "other",

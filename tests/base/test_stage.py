@@ -43,7 +43,9 @@ def root(tmp_path: Path) -> Path:
 def test_a_folder_is_taken_over_with_its_provenance(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_base(monkeypatch, root)
     assert (layout.BASE_MODEL / "model.safetensors").read_bytes() == (root / "source" / "model.safetensors").read_bytes()
-    assert json.loads((layout.BASE_MODEL / "provenance.json").read_text(encoding="utf-8"))["params"]["base"]["source"] == "source"
+    assert json.loads(layout.training_provenance("base").read_text(encoding="utf-8"))["params"]["base"]["source"] == "source"
+    assert json.loads((layout.BASE_MODEL / "base_model.json").read_text(encoding="utf-8"))["source"] == "source"
+    assert not (layout.BASE_MODEL / "provenance.json").exists(), "another commit alone changes no base"
 
 
 def test_max_pixels_reaches_the_processor(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

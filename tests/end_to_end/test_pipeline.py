@@ -92,7 +92,7 @@ def test_results_of_all_stages_carry_their_provenance(clone: Path) -> None:
         results.append(json.loads(pq.read_schema(clone / name).metadata[b"provenance"]))
     for name in ("data/data-tests.json", "report/metrics.json"):
         results.append(json.loads((clone / name).read_text(encoding="utf-8"))["provenance"])
-    for name in ("data/splits/provenance.json", "models/ct/provenance.json", "report/provenance.json"):
+    for name in ("data/splits/provenance.json", "training/ct.provenance.json", "report/provenance.json"):
         results.append(json.loads((clone / name).read_text(encoding="utf-8")))
     for facts in results:
         assert facts["git_commit"] == run("git", "rev-parse", "HEAD", cwd=clone).strip()

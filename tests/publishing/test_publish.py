@@ -36,13 +36,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     small_workspace(root, images_a_modality=1)
     base = {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}, "sha256": {}}
-    (root / layout.BASE_MODEL / "provenance.json").write_text(json.dumps({"base_model": base}), encoding="utf-8")
+    (root / layout.BASE_MODEL / "base_model.json").write_text(json.dumps(base), encoding="utf-8")
     (root / layout.BASE_MODEL / "LICENSE").write_text("Read me.", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(sys, "argv", ["train", "ct"])
         train.main()
-        made = change_json(layout.model("ct") / "provenance.json", **CLEAN)
+        made = change_json(layout.training_provenance("ct"), **CLEAN)
         patch.setattr(sys, "argv", ["evaluate", "ct"])
         evaluate.main()
     change_origin(root, **CLEAN)
@@ -240,11 +240,11 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     "unfinished": (unfinished, "models/ct is unfinished: `dvc repro train@ct` goes on where it was stopped"),
     "no processor": (lambda root: (root / "models/ct/tokenizer_config.json").unlink(), "tokenizer_config.json is missing"),
     "cut short": (cut_short, r"model.safetensors has \d+ bytes instead of \d+"),
-    "dirty": (lambda root: change_json(root / "models/ct/provenance.json", git_dirty=True), "--allow-dirty"),
+    "dirty": (lambda root: change_json(root / "training/ct.provenance.json", git_dirty=True), "--allow-dirty"),
     "dirty answers": (lambda root: change_origin(root, git_dirty=True), "predictions/ct.parquet were made from a working tree"),
     "other answers": (
-        lambda root: change_json(root / "models/ct/provenance.json", git_commit="f" * 40),
-        r"another training of ct \(of commit 0123456789ab, the checkpoint is of ffffffffffff\): run `dvc repro evaluate@ct report`",
+        lambda root: change_origin(root, weights={"model.safetensors": "f" * 64}),
+        r"predictions/ct.parquet are answers of other weights than those in models/ct: run `dvc repro evaluate@ct report`",
     ),
     "no answers": (lambda root: layout.predictions("ct").unlink(), "predictions/ct.parquet"),
     "other report": (
@@ -267,8 +267,7 @@ def test_what_cannot_be_published_is_refused_with_the_remedy(damage: str, projec
 
 
 def test_what_no_commit_describes_is_published_when_told_to(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    facts = change_json(project / "models/ct/provenance.json", git_commit=None, git_dirty=None)
-    change_origin(project, checkpoint=facts)
+    change_json(project / "training/ct.provenance.json", git_commit=None, git_dirty=None)
     monkeypatch.setattr(sys, "argv", ["publish", "ct", "--allow-dirty"])
     publish.main()
     assert "add --yes and --repo or --remote" in capsys.readouterr().out

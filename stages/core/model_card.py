@@ -1,0 +1,31 @@
+"""The model card that stage train writes into a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stages.core.licence import carried_licence
+from stages.core.params import Params
+from stages.core.templating import render_markdown
+
+
+def checkpoint_card(name: str, questions: int, params: Params, facts: dict[str, Any]) -> str:
+    """README.md of a checkpoint: what it was trained on and from, and what it is not for.
+
+    `questions` is the number of questions trained on, `facts` the checkpoint's provenance.
+    """
+    checkpoint = params.checkpoints[name]
+    return render_markdown(
+        Path(__file__).with_name("checkpoint_card.md.j2"),
+        {},
+        front={"base_model": params.base.source, **carried_licence(facts)},
+        name=name,
+        checkpoint=checkpoint,
+        sft=checkpoint.method == "sft",
+        questions=questions,
+        num_generations=params.grpo_for(name).num_generations,
+        style=params.prompt.style,
+        base=params.base,
+        corpus=facts["corpus"],
+    )

@@ -437,6 +437,7 @@ def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(project: Path
     with_sft = {**targets, "sft-ct": Target("modality", "ct", "sft")}
     ordered = sorted(with_sft, key=lambda name: (with_sft[name].axis, list(AXES[with_sft[name].axis]).index(with_sft[name].cell)))
     write_predictions(layout.predictions("sft-ct"), make_predictions(make_questions(per_cell=8), "sft-ct", cell="ct"))
+    layout.training_provenance("sft-ct").write_text(json.dumps(PROVENANCE), encoding="utf-8")
     tree = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
     entries = load_params().model_copy(update={"checkpoints": load_params().checkpoints | {"sft-ct": load_params().checkpoints["ct"]}})
     assert "sft-ct" not in tree["checkpoints"]

@@ -28,7 +28,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dvc_api.client import Runner, StageError, StoppedError, end_stages, orphans, read_status
 from flows.dvc_api.graph import Graph, Stage, read_graph
-from flows.dvc_api.output_sizes import read_lock
+from flows.dvc_api.output_sizes import read_output_sizes
 from flows.dvc_api.stale_reasons import say_why
 from flows.prefect_api import artifacts as show
 from flows.prefect_api.client import require_server
@@ -103,7 +103,7 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, place: Place) -> Su
         if not names:
             logger.info("Nothing is stale: data and pipelines are up to date")
             return Summary((), True)
-        known, among = read_lock(root), set(names)
+        known, among = read_output_sizes(root), set(names)
         reasons = {name: say_why(graph, stale.get(name, {}), graph.in_order(graph.needs[name] & among), name in known) for name in names}
         logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages {place.words}")
         results = _run(root, graph, names, reasons, place, logger)

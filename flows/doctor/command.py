@@ -26,7 +26,7 @@ from rich.text import Text
 from flows.doctor import leftovers, locks, machine, server
 from flows.doctor.findings import Finding
 from flows.dvc_api.graph import read_graph
-from flows.dvc_api.output_sizes import read_lock
+from flows.dvc_api.output_sizes import read_output_sizes
 from stages.core.errors import InputError
 
 Check = Callable[[Path], list[Finding]]
@@ -52,7 +52,7 @@ def pipeline(root: Path) -> list[Finding]:
     """Whether dvc.yaml, parameters and dvc.lock can be read."""
     if not (root / "dvc.yaml").is_file():
         return [Finding("pipeline", "problem", f"{root / 'dvc.yaml'} is missing", "run from the project's root")]
-    recorded, graph = read_lock(root), read_graph(root)
+    recorded, graph = read_output_sizes(root), read_graph(root)
     return [Finding("pipeline", "ok", f"{len(graph.stages)} stages, {len(recorded)} in dvc.lock")]
 
 

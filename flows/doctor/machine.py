@@ -7,14 +7,15 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.doctor.findings import Finding, Level
-from flows.dvc_api.output_sizes import cache_folder, free_space, read_lock, tree_size
+from flows.dvc_api.output_sizes import cache_folder, free_space, read_output_sizes, tree_size
 from stages.core import layout
+from stages.core.errors import InputError
 from stages.core.machine import ask_torch, gpu_lines, installed, say_bytes
+from stages.core.yaml_files import read_yaml
 
 _OPTIONAL: Final = {
     "flash-attn": "base.attention: flash_attention_2 needs it",
@@ -79,7 +80,7 @@ def gpu_libraries(root: Path) -> list[Finding]:
 
 def disk(root: Path) -> list[Finding]:
     """Free space against what the last run's outputs took, and the size of DVC's cache."""
-    last = sum(sum(outs.values()) for outs in read_lock(root).values())
+    last = sum(sum(outs.values()) for outs in read_output_sizes(root).values())
     free, cache = free_space(root), tree_size(cache_folder(root)) or 0
     what = f"{say_bytes(free)} free; the last outputs took {say_bytes(last)}, DVC's cache holds {say_bytes(cache)}"
     remedy = "`dvc gc --workspace` drops results that no longer belong to this workspace from the cache"
@@ -125,6 +126,6 @@ def versions(root: Path) -> list[Finding]:
 
 def _setting(root: Path, group: str, key: str) -> Any:
     try:
-        return yaml.safe_load((root / layout.PARAMS).read_text(encoding="utf-8"))[group][key]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return read_yaml(root / layout.PARAMS)[group][key]
+    except (OSError, InputError, KeyError, TypeError):
         return None

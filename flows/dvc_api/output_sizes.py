@@ -5,57 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
 
 from flows.dvc_api.client import dvc
 from flows.dvc_api.graph import Stage
+from flows.dvc_api.lock_file import read_locked_stages
 from stages.core.disk_space import free_bytes
+from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 
-LOCK_FILE: Final = "dvc.lock"
-_MARKERS: Final = ("<<<<<<< ", "=======", ">>>>>>> ")
-_Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-Lock = Mapping[str, Mapping[str, int]]
+OutputSizes = Mapping[str, Mapping[str, int]]
 """Stage that has run -> path of an output -> its size in bytes then."""
 
 
-def read_lock(root: Path) -> Lock:
-    """What dvc.lock says of the outputs; empty if there is none. InputError if git or somebody else left it broken."""
-    path = root / LOCK_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Take the last committed one: `git checkout HEAD -- {LOCK_FILE}`") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.startswith(_MARKERS):
-            raise InputError(
-                f"{path}, line {number}: a git conflict is not resolved. Take either side whole, `git checkout --ours {LOCK_FILE}` or "
-                f"`--theirs`, then `git add {LOCK_FILE}`: what does not match it is run again, or taken from the run-cache"
-            )
-    try:
-        stages = (yaml.load(text, Loader=_Loader) or {}).get("stages") or {}  # noqa: S506 - a safe loader
-        return {
-            name: {out["path"]: int(out.get("size") or 0) for out in entry.get("outs") or []}
-            for name, entry in stages.items()
-            if isinstance(entry, dict)
-        }
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path} is not what DVC writes ({error}). Take the last committed one: `git checkout HEAD -- {LOCK_FILE}`"
-        ) from error
+def read_output_sizes(root: Path) -> OutputSizes:
+    """Sizes of the outputs by dvc.lock; empty if there is none. InputError if it is damaged."""
+    return {name: {out.path: out.size or 0 for out in stage.outs} for name, stage in read_locked_stages(root).items()}
 
 
-def out_size(root: Path, stage: Stage, lock: Lock) -> int | None:
+def out_size(root: Path, stage: Stage, sizes: OutputSizes) -> int | None:
     """Bytes of a stage's outputs, as after its last run or else as they lie there; None if one is not known at all."""
-    recorded = _pinned(root / stage.name) if stage.name.endswith(".dvc") else lock.get(stage.name, {})
-    sizes = [recorded.get(out) if out in recorded else tree_size(root / out) for out in stage.outs]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
+    recorded = _pinned(root / stage.name) if stage.name.endswith(".dvc") else sizes.get(stage.name, {})
+    found = [recorded.get(out) if out in recorded else tree_size(root / out) for out in stage.outs]
+    known = [size for size in found if size is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def tree_size(path: Path) -> int | None:
@@ -92,9 +64,9 @@ def cache_folder(root: Path) -> Path:
 
 
 def _pinned(path: Path) -> dict[str, int]:
-    """Outputs and sizes that a .dvc file pins, by path from the root."""
+    """Outputs and sizes that a .dvc file pins, by path from the root; none if it cannot be read."""
     try:
-        content: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}  # noqa: S506 - a safe loader
-        return {os.path.normpath(out["path"]): int(out["size"]) for out in content.get("outs") or [] if "size" in out}
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        outs = read_dvc_file(path).outs
+    except (OSError, InputError):
         return {}
+    return {os.path.normpath(out.path): out.size for out in outs if out.size is not None}

@@ -21,7 +21,7 @@ from typing import Final
 
 from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import Graph, read_graph
-from flows.dvc_api.output_sizes import Lock, free_space, out_size, read_lock
+from flows.dvc_api.output_sizes import OutputSizes, free_space, out_size, read_output_sizes
 from flows.dvc_api.run_cache import restorable
 from flows.dvc_api.stale_reasons import say_why
 from flows.planning.model import Estimate, Plan, Step
@@ -123,11 +123,11 @@ class _Clock(Queue[StageResult]):
         return StageResult(name, "ran")
 
 
-def _check(root: Path) -> Lock:
+def _check(root: Path) -> OutputSizes:
     """What dvc.lock says; InputError for what DVC would refuse less clearly, or a stage only when it runs."""
     if not (root / "dvc.yaml").is_file():
         raise InputError(f"{root / 'dvc.yaml'} is missing: run from the project's root")
-    lock = read_lock(root)
+    lock = read_output_sizes(root)
     if (root / "stages" / "params.py").is_file():  # the pipeline of this repository, whose parameters have a model
         load_params(root / layout.PARAMS)
     return lock

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.dvc_api.client import dvc
-from flows.registry.store import locked_stages
+from flows.dvc_api.lock_file import LOCK_FILE, read_locked_stages
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
@@ -24,7 +24,7 @@ LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
 BEFORE: Final = layout.SCRATCH / "flows" / "before"
 TRIED: Final = ("download", "resize", "splits")
 """Groups of stages that are run to find out whether data is good."""
-_FILES: Final = (layout.DATA_DVC, Path("dvc.lock"))
+_FILES: Final = (layout.DATA_DVC, Path(LOCK_FILE))
 
 
 class AlreadyRunningError(InputError):
@@ -69,7 +69,7 @@ def go_back(root: Path) -> str | None:
                 shutil.copyfile(kept, temporary)
         elif (root / file).is_file():
             (root / file).unlink()
-    known = [name for name in locked_stages(root) if name.partition("@")[0] in TRIED]
+    known = [name for name in read_locked_stages(root) if name.partition("@")[0] in TRIED]
     try:
         dvc(root, "checkout", "--quiet", "--force", str(layout.DATA_DVC), *known)
         word = None

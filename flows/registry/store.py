@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.dvc_api.client import dvc
+from flows.dvc_api.lock_file import read_locked_stages
 from stages.core import layout
+from stages.core.dvc_files import Out, read_dvc_file
 from stages.core.errors import InputError
 from stages.core.outputs import read_json, whole_directory, whole_file
 
@@ -34,24 +35,13 @@ class Kept(BaseModel):
 
 
 def outputs(root: Path) -> dict[str, Kept]:
-    """Path -> what dvc.lock says lies there, of all outputs of all stages."""
-    found: dict[str, Kept] = {}
-    for stage in locked_stages(root).values():
-        for out in stage.get("outs", []):
-            found[str(out["path"])] = Kept(md5=out["md5"], size=out["size"], nfiles=out.get("nfiles"))
-    return found
+    """Path -> what dvc.lock pins there, of all outputs of all stages."""
+    outs = [out for stage in read_locked_stages(root).values() for out in stage.outs]
+    return {out.path: _cached_as(out) for out in outs}
 
 
-def locked_stages(root: Path) -> dict[str, dict[str, Any]]:
-    """Stage -> its entry in dvc.lock; none if nothing was run yet. InputError if it cannot be read."""
-    path = root / "dvc.lock"
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return dict(found["stages"])
-    except FileNotFoundError:
-        return {}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}): `git checkout dvc.lock`, then `dvc repro`") from error
+def _cached_as(out: Out) -> Kept:
+    return Kept.model_validate(out.model_dump(include=set(Kept.model_fields)))
 
 
 def keep(root: Path, path: Path) -> Kept:
@@ -59,10 +49,10 @@ def keep(root: Path, path: Path) -> Kept:
     with _borrowed(root) as (folder, remote):
         shutil.copyfile(path, folder / path.name)
         dvc(folder, "add", "--quiet", path.name)
-        out = yaml.safe_load((folder / f"{path.name}.dvc").read_text(encoding="utf-8"))["outs"][0]
+        (out,) = read_dvc_file(folder / f"{path.name}.dvc").outs
         if remote:
             dvc(folder, "push", "--quiet", f"{path.name}.dvc")
-    return Kept(md5=out["md5"], size=out["size"])
+    return _cached_as(out)
 
 
 def push(root: Path, things: Mapping[str, Kept]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.dvc_api.client import Runner, StageError
-from flows.registry.store import locked_stages
+from flows.dvc_api.lock_file import read_locked_stages
 from stages.core import layout
 from stages.core.errors import InputError
 
@@ -48,7 +48,7 @@ class Duel:
         if not self.weights(checkpoint).is_dir():
             raise InputError(f"{self.weights(checkpoint)} is missing: fetch the champion's weights first")
         try:
-            command = locked_stages(self.root)[f"evaluate@{checkpoint}"]["cmd"]
+            command = read_locked_stages(self.root)[f"evaluate@{checkpoint}"].shell_command
         except KeyError:
             raise InputError(f"dvc.lock has no evaluate@{checkpoint}: run `dvc repro evaluate@{checkpoint}`") from None
         for entry in self.root.iterdir():

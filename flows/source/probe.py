@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from flows.dvc_api.client import environment
 from flows.source.transfer import take, unreachable
 from stages.core import layout
+from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 
 PATIENCE: Final = 300.0
@@ -98,14 +97,13 @@ def pinned(root: Path) -> Corpus:
     """What data.dvc pins. InputError if it is missing, imports nothing, or has fetched nothing yet."""
     path = root / layout.DATA_DVC
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        out, dep = found["outs"][0], found["deps"][0]
-        source = f"{dep['repo']['url']}: {dep['path']}" if "repo" in dep else str(dep["path"])
-        return Corpus(str(out["path"]), str(out["md5"]), int(out.get("size", 0)), source)
+        file = read_dvc_file(path)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: `git checkout {layout.DATA_DVC}`") from None
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{path} does not pin an import ({error!r}): `git checkout {layout.DATA_DVC}`, or `dvc update` it") from error
+    if not file.deps or not file.outs or file.outs[0].md5 is None:
+        raise InputError(f"{path} does not pin an import: `git checkout {layout.DATA_DVC}`, or `dvc update` it")
+    out = file.outs[0]
+    return Corpus(out.path, str(out.md5), out.size or 0, file.deps[0].source)
 
 
 def _ask() -> Probe:

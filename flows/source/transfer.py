@@ -20,12 +20,11 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from flows.dvc_api.client import dvc, environment
 from flows.source.fetch import Checksum, fetch, forget
 from stages.core import layout
 from stages.core.cli import run_stage
+from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 from stages.core.outputs import whole_file
 
@@ -47,7 +46,7 @@ def take(root: Path) -> None:
     # DVC asks the source once more, hashes what has come, and writes data.dvc when all is in its cache
     dvc(root, "commit", "--force", str(layout.DATA_DVC))
     forget(root / fetched["target"])
-    if (now := _identity(path)) != fetched["identity"]:
+    if (now := read_dvc_file(path).deps[0].identity) != fetched["identity"]:
         with whole_file(path) as temporary:
             temporary.write_bytes(before)
         raise InputError(f"the source of {layout.DATA_DVC} changed from {fetched['identity']} to {now} while it was fetched: run again")
@@ -79,12 +78,6 @@ def _fetch(root: Path) -> dict[str, str] | None:
     if "identity" not in said:
         raise InputError(said.get("error") or f"the source of {layout.DATA_DVC} could not be fetched: what did it ended with {code}")
     return said if said["identity"] else None
-
-
-def _identity(path: Path) -> str:
-    """The hash or ETag of the source that data.dvc pins."""
-    dep = yaml.safe_load(path.read_text(encoding="utf-8"))["deps"][0]
-    return str(next((dep[name] for name in ("md5", "etag", "checksum") if name in dep), ""))
 
 
 def _fetch_here() -> dict[str, str]:

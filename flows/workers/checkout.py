@@ -18,15 +18,14 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from flows.dvc_api.client import dvc
 from flows.dvc_api.graph import Graph, Stage, overlap
-from flows.dvc_api.output_sizes import LOCK_FILE
+from flows.dvc_api.lock_file import LOCK_FILE
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock
 from stages.core.git import git, git_succeeds
+from stages.core.yaml_files import dump_yaml
 
 WORK: Final = "MED_R1_WORK"
 """Environment variable: the folder for clones, on a disk with room for the corpus and a few checkpoints."""
@@ -102,7 +101,7 @@ def bring_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> No
             f"{stage.name} needs {', '.join(missing)}, of which nothing was sent: stages are sent by `python -m flows.workers.flow`"
         )
     lock = {"schema": "2.0", "stages": {name: dict(entry) for name, entry in inputs.items()}}
-    (clone.root / LOCK_FILE).write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+    (clone.root / LOCK_FILE).write_text(dump_yaml(lock), encoding="utf-8")
     read = [out for maker in makers for out in maker.outs if any(overlap(out, dep) for dep in stage.deps)]
     for dep in stage.deps:
         if any(out.startswith(f"{dep}/") for out in read):

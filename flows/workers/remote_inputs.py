@@ -9,16 +9,15 @@ from configparser import Error as ParsingError
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-import yaml
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from flows.dvc_api.client import dvc
 from flows.dvc_api.graph import Graph, Stage, overlap
-from flows.dvc_api.output_sizes import LOCK_FILE
+from flows.dvc_api.lock_file import LOCK_FILE, read_locked_stages
 from flows.workers.checkout import Inputs
 from stages.core.errors import InputError
 from stages.core.git import git, git_succeeds, git_value
@@ -151,13 +150,10 @@ def read_entries(root: Path, names: Iterable[str]) -> Inputs:
     try:
         # DVC writes the file in place: read while no other does
         with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
-            text = (root / LOCK_FILE).read_text(encoding="utf-8")
-    except (DvcException, OSError) as error:
+            stages = read_locked_stages(root)
+    except DvcException as error:
         raise InputError(f"{root / LOCK_FILE} cannot be read: {error}. `python -m flows.doctor.command` says more") from error
-    stages: dict[str, Any] = (yaml.safe_load(text) or {}).get("stages") or {}
-    entries: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if name not in stages:
-            raise InputError(f"{name} is not in {LOCK_FILE}: run `dvc repro {name}` first")
-        entries[name] = {key: stages[name][key] for key in ("cmd", "outs") if key in stages[name]}
-    return entries
+    names = list(names)
+    if missing := [name for name in names if name not in stages]:
+        raise InputError(f"{missing[0]} is not in {LOCK_FILE}: run `dvc repro {missing[0]}` first")
+    return {name: stages[name].model_dump(mode="json", exclude_unset=True) for name in names}

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+from stages.core.errors import InputError
+from stages.core.yaml_files import load_yaml
 
 EMBEDDED: Final = "infra/base"
 """The source of the base that comes with the repository."""
@@ -17,7 +18,8 @@ FIELDS: Final = ("license", "license_name", "license_link")
 def read_licence(folder: Path) -> dict[str, str]:
     """These fields of README.md in a folder, as far as it has them; none if it is no card."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return {}
     begin, _, rest = text.partition("---\n")
@@ -25,8 +27,8 @@ def read_licence(folder: Path) -> dict[str, str]:
     if begin.strip() or not end:
         return {}
     try:
-        tree = yaml.safe_load(front)
-    except yaml.YAMLError:
+        tree = load_yaml(front, card)
+    except InputError:
         return {}
     return {key: str(tree[key]) for key in FIELDS if tree.get(key)} if isinstance(tree, dict) else {}
 

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from stages.core import layout
+from stages.core.dvc_files import read_dvc_file
 from stages.core.git import git_value, is_dirty
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
@@ -39,10 +39,11 @@ def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
 
 def corpus_hash() -> str | None:
     """The pinned hash of the raw corpus ("md5:..."), from data.dvc; None if there is none."""
-    if not layout.DATA_DVC.is_file():
+    try:
+        outs = read_dvc_file(layout.DATA_DVC).outs
+    except FileNotFoundError:
         return None
-    outs = yaml.safe_load(layout.DATA_DVC.read_text(encoding="utf-8")).get("outs") or [{}]
-    return f"md5:{outs[0]['md5']}" if "md5" in outs[0] else None
+    return f"md5:{outs[0].md5}" if outs and outs[0].md5 else None
 
 
 def _version(package: str) -> str | None:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
+
+from stages.core.yaml_files import dump_yaml
 
 _ACTIVE: Final = re.compile(r"[|<>`*\\]|\][(\[:]|&#?\w+;")
 """What makes a text more than text; brackets alone, as of an interval, do not."""
@@ -67,7 +68,7 @@ def code_block(text: str) -> Markup:
 
 def front_matter(fields: Mapping[str, Any]) -> Markup:
     """Fields as YAML, a line each, for the head of a model card."""
-    return markdown(yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True))
+    return markdown(dump_yaml(dict(fields)))
 
 
 def _template(path: Path, filters: Filters, **options: Any) -> Template:

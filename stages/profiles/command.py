@@ -17,6 +17,7 @@ from pathlib import Path
 
 from stages.core import layout
 from stages.core.cli import run_stage
+from stages.core.dvc_files import parse_dvc_file
 from stages.core.errors import InputError
 from stages.core.machine import say_bytes
 from stages.core.outputs import whole_file
@@ -49,7 +50,7 @@ def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
     params = check_params(tree, path)
     for each, text in new.items():
         _show_diff(each, old[each], text)
-    fetched = downloads(profile, params, parse_settings(new[layout.DATA_DVC], layout.DATA_DVC))
+    fetched = downloads(profile, params, parse_dvc_file(new[layout.DATA_DVC], layout.DATA_DVC))
     machine = look()
     found = findings(profile, params, machine, fetched, Path(), tree)
     _show(profile, params, machine, fetched, found)

@@ -7,10 +7,11 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from stages.base.hub import FETCHED
+from stages.core.dvc_files import DvcFile
 from stages.core.params import Params
 from stages.policy.weights import missing_parts
 from stages.profiles.schema import Profile
@@ -30,7 +31,7 @@ class Download:
     here: bool
 
 
-def downloads(profile: Profile, params: Params, pinned: dict[str, Any]) -> list[Download]:
+def downloads(profile: Profile, params: Params, pinned: DvcFile) -> list[Download]:
     """The corpus, by what data.dvc will hold, and the base."""
     found = [_corpus(pinned)]
     if not Path(params.base.source).is_dir():
@@ -82,14 +83,13 @@ def unreachable(download: Download, params: Params, size: int | None) -> str:
     return "" if scheme or Path(download.source).exists() else "there is no such file"
 
 
-def _corpus(pinned: dict[str, Any]) -> Download:
-    dep, out = pinned["deps"][0], pinned["outs"][0]
-    meta = pinned.get("meta") or {}
-    size = out.get("size", meta.get("size"))
-    told = [f"{kind} {value}" for kind, value in (("SHA-256", meta.get("sha256")), ("MD5", out.get("md5"))) if value]
-    path = Path(out["path"])
+def _corpus(pinned: DvcFile) -> Download:
+    dep, out = pinned.deps[0], pinned.outs[0]
+    size = pinned.meta.get("size") if out.size is None else out.size
+    told = [f"{kind} {value}" for kind, value in (("SHA-256", pinned.meta.get("sha256")), ("MD5", out.md5)) if value]
+    path = Path(out.path)
     here = path.exists() and (size is None or path.is_dir() or path.stat().st_size == size)
-    return Download("corpus", dep["path"], size, " and ".join(told) or "no hash yet: the first download pins it", here)
+    return Download("corpus", dep.path, size, " and ".join(told) or "no hash yet: the first download pins it", here)
 
 
 def _http(address: str, size: int | None) -> str:

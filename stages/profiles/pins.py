@@ -6,11 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from stages.core import layout
+from stages.core.dvc_files import DvcFile, parse_dvc_file
 from stages.core.outputs import whole_file
-from stages.core.params import parse_settings
+from stages.core.yaml_files import dump_yaml
 
 KEPT: Final = layout.SCRATCH / "profiles"
 """What data.dvc was for other sources: DVC's cache still has what they pin."""
@@ -18,31 +17,32 @@ KEPT: Final = layout.SCRATCH / "profiles"
 
 def imported(text: str, data: dict[str, Any] | None, root: Path) -> str:
     """data.dvc with another import; as it is if it imports the same already. Comments above its first key stay."""
-    if data is None or (text and _source(_tree(text)) == _source(data)):
+    if data is None:
         return text
-    head = "".join(line for line in _head(text))
-    kept = root / KEPT / _name(_source(data))
-    if "md5" not in data["outs"][0] and kept.is_file():
+    wanted = DvcFile.model_validate(data)
+    if text and _source(parse_dvc_file(text, layout.DATA_DVC)) == _source(wanted):
+        return text
+    head = "".join(_head(text))
+    kept = root / KEPT / _name(_source(wanted))
+    if wanted.outs[0].md5 is None and kept.is_file():
         return head + kept.read_text(encoding="utf-8")
-    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
+    return head + dump_yaml(data)
 
 
 def keep(text: str, root: Path) -> None:
     """Keep what a data.dvc pins, for when a profile imports the same again; one without a hash pins nothing."""
-    if not text or "md5" not in _tree(text)["outs"][0]:
+    pinned = parse_dvc_file(text, layout.DATA_DVC)
+    if not pinned.outs or pinned.outs[0].md5 is None:
         return
-    path = root / KEPT / _name(_source(_tree(text)))
+    path = root / KEPT / _name(_source(pinned))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         temporary.write_text(text[len("".join(_head(text))) :], encoding="utf-8")
 
 
-def _tree(text: str) -> dict[str, Any]:
-    return parse_settings(text, layout.DATA_DVC)
-
-
-def _source(data: dict[str, Any]) -> str:
-    return str((data.get("deps") or [{}])[0].get("path"))
+def _source(file: DvcFile) -> str:
+    """The path or address that is imported; empty if nothing is."""
+    return file.deps[0].source if file.deps else ""
 
 
 def _name(source: str) -> str:

@@ -10,12 +10,12 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import yaml
 from pydantic import Field, ValidationError
 
 from stages.core.errors import InputError
 from stages.core.params import explain, read_settings
 from stages.core.settings.group import PositiveFloat, PositiveInt, SettingsGroup
+from stages.core.yaml_files import dump_yaml
 
 FOLDER: Final = Path("infra/profiles")
 SAMPLE: Final = "sample"
@@ -136,7 +136,7 @@ def _check_data(path: Path, data: dict[str, Any] | None) -> None:
     except (KeyError, TypeError, ValueError):
         usable = False
     if not usable:
-        shown = yaml.safe_dump(data, sort_keys=False).strip()
+        shown = dump_yaml(data).strip()
         raise InputError(f"{path}: data must hold one path in `deps`, the source, and one in `outs`, where it goes; not\n{shown}")
     digest = (data.get("meta") or {}).get("sha256")
     if digest is not None and not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from stages.core import layout
+from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.core.params import Params
@@ -154,8 +152,8 @@ def _dtype(origin: dict[str, Any], params: Params) -> str:
 
 def _datasets() -> list[str]:
     """Data sets of the hub that data.dvc takes the corpus from."""
-    text = layout.DATA_DVC.read_text(encoding="utf-8") if layout.DATA_DVC.is_file() else ""
-    return sorted(set(_DATASET.findall(json.dumps(yaml.safe_load(text)))))
+    deps = read_dvc_file(layout.DATA_DVC).deps if layout.DATA_DVC.is_file() else ()
+    return sorted({name for dep in deps for name in _DATASET.findall(dep.source)})
 
 
 def _check_secrets(items: list[Item]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.dvc_api.graph import Stage
-from flows.dvc_api.output_sizes import out_size, read_lock, tree_size
+from flows.dvc_api.output_sizes import out_size, read_output_sizes, tree_size
 from stages.core.errors import InputError
 from stages.core.machine import say_bytes
 
@@ -28,7 +28,7 @@ def stage(name: str, *outs: str) -> Stage:
 
 def test_sizes_are_those_of_the_last_run_or_else_of_what_lies_there(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(LOCK, encoding="utf-8")
-    lock = read_lock(tmp_path)
+    lock = read_output_sizes(tmp_path)
     assert out_size(tmp_path, stage("train@ct", "models/ct", "training/ct.csv"), lock) == 7200
     assert out_size(tmp_path, stage("train@mri", "models/mri"), lock) is None
     (tmp_path / "models" / "mri").mkdir(parents=True)
@@ -52,23 +52,23 @@ def test_hard_links_weigh_once_and_links_are_not_followed(tmp_path: Path) -> Non
 
 
 def test_no_lock_file_means_that_nothing_ran(tmp_path: Path) -> None:
-    assert read_lock(tmp_path) == {}
+    assert read_output_sizes(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: {}\n>>>>>>> other\n", "line 2: a git conflict"),
-        ("stages: [", "is not what DVC writes"),
-        ("just words", "is not what DVC writes"),
-        ("stages: {a: {outs: [{md5: 0a}]}}", "is not what DVC writes"),
-        ("stages: {a: {outs: [{path: x, size: much}]}}", "is not what DVC writes"),
+        ("stages: [", "line 2"),
+        ("just words", "dictionary"),
+        ("stages: {a: {outs: [{md5: 0a}]}}", "stages.a.outs.0.path"),
+        ("stages: {a: {outs: [{path: x, size: much}]}}", "stages.a.outs.0.size"),
     ],
 )
 def test_a_broken_lock_file_is_named_with_the_way_out(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "dvc.lock").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=said) as caught:
-        read_lock(tmp_path)
+        read_output_sizes(tmp_path)
     assert str(tmp_path / "dvc.lock") in str(caught.value)
     assert "git checkout" in str(caught.value)
 

@@ -28,22 +28,22 @@ help:
 repro: $(INSTALLED)
 	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. About 14 minutes on 2 cores; what is up to date is skipped."
 	@dvc repro
-	@python -m stages.report show
+	@med-r1 report
 
 full: $(INSTALLED)
 	@echo "== Setting the profile $(PROFILE); stops here if a run cannot finish on this machine"
-	@python -m stages.profiles.command $(PROFILE)
+	@med-r1 profile $(PROFILE)
 	@echo "== Fetching the corpus; goes on where it was stopped"
-	@python -m flows.source.transfer
+	@med-r1 fetch
 	@echo "== Keeping both in git, so that results say which commit made them, and can be published"
 	@git diff --quiet HEAD -- params.yaml data.dvc || git commit --quiet --message "Profile $(PROFILE)" -- params.yaml data.dvc \
 	|| echo "git kept nothing: results will be marked as made from a changed working tree"
 	@echo "== Running the pipeline, a training on each GPU; what is up to date is skipped, what was killed goes on"
-	@python -m flows.reproduce
-	@python -m stages.report show
+	@med-r1 reproduce
+	@med-r1 report
 
 dashboard: $(INSTALLED)
-	@python -m flows.dashboard --port $(PORT)
+	@med-r1 dashboard --port $(PORT)
 
 test: $(INSTALLED) lint types
 	@echo "== Running the tests, about 17 minutes on 2 cores: those of flows, which mostly wait, beside the others"
@@ -67,12 +67,13 @@ format: $(INSTALLED)
 
 install: $(INSTALLED)
 
-$(INSTALLED): infra/requirements.lock
+$(INSTALLED): infra/requirements.lock pyproject.toml
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; name one with: make PYTHON3=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "== Installing into $(VENV) what infra/requirements.lock pins, about a minute (4 GB to download the first time)"
 	@test -x $(VENV)/bin/python || $(PYTHON3) -m venv $(VENV)
 	@python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	@uv pip sync --quiet --require-hashes --compile-bytecode infra/requirements.lock
+	@uv pip install --quiet --no-deps --no-build-isolation --offline --editable .
 	@touch $@
 
 lock:

@@ -4,7 +4,7 @@
 
 A Prefect server, a worker and a small workspace of real DVC. Each round changes the corpus, so that every stage is stale, has the
 worker run the reproduce flow in two slots, and after a random time kills one of: worker, server, the flow's process, a guard,
-DVC, a stage. What was killed of server and worker is started again, and `python -m flows.reproduce` is run until it says that
+DVC, a stage. What was killed of server and worker is started again, and `med-r1 reproduce` is run until it says that
 all is done. Then dvc.lock has to hold the hashes of plain `dvc repro` on the same corpus, no process of a stage may be
 left, and every slot has to be free.
 """
@@ -101,7 +101,7 @@ def again(root: Path, services: Services) -> int:
     """Run the flow until it is done; how often that took. While another still runs, wait for it."""
     for attempt in range(1, ATTEMPTS + 1):
         done = subprocess.run(
-            [sys.executable, "-m", "flows.reproduce", "--slots", "2"], cwd=root, env=services.environment, capture_output=True, text=True
+            [sys.executable, "-m", "flows", "reproduce", "--slots", "2"], cwd=root, env=services.environment, capture_output=True, text=True
         )
         if done.returncode == 0:
             return attempt

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from stages import prior, report
+from stages import prior
 from stages.core import layout
 from stages.core.outputs import write_json
 from stages.core.params import load_params
@@ -34,6 +34,7 @@ from stages.core.provenance import provenance
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.evaluate import exchange
 from stages.predictions.schema import ABLATIONS, SCHEMA
+from stages.reporting import build
 from stages.scoring.floors import as_json
 from stages.scoring.tables import CELLS
 from stages.taxonomy import AXES
@@ -83,9 +84,9 @@ def measure(root: Path) -> dict[str, Any]:
             for floor in prior.axis_floors(axis, "grouped"):
                 write_json(layout.prior(floor.axis, floor.split), as_json(floor))
         middle = time.monotonic()
-        report.rebuild(layout.PREDICTIONS, layout.PRIOR, layout.REPORT)
+        build.rebuild(layout.PREDICTIONS, layout.PRIOR, layout.REPORT)
         end = time.monotonic()
-        page = report.PAGE.stat().st_size
+        page = build.PAGE.stat().st_size
     return {
         "checkpoints": len(names),
         "questions": TESTED,

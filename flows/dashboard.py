@@ -1,6 +1,6 @@
 """The dashboard on this machine: Prefect's server, a worker, the deployments, and the report, with one command.
 
-    python -m flows.dashboard [--host 127.0.0.1] [--port 4200]          (make dashboard)
+    med-r1 dashboard [--host 127.0.0.1] [--port 4200]          (make dashboard)
 
 All of it ends with this command, however it ends. What the server knows is kept in .scratch/prefect, in SQLite, or where
 PREFECT_API_DATABASE_CONNECTION_URL says; runs whose process is gone, because the last dashboard was killed say, are marked as
@@ -10,7 +10,6 @@ in the environment (PREFECT_SERVER_API_AUTH_STRING), and is never printed. The r
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -41,21 +40,12 @@ PATIENCE: Final = 120.0
 _GUARD: Final = Path(__file__).parent / "dvc_api" / "guard.py"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until interrupted; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs a password")
-    parser.add_argument("--port", type=int, default=4200, help="port of the dashboard; the report is served on the next one")
-    given = parser.parse_args(arguments)
+def run(root: Path, host: str, port: int) -> int:
+    """Serve until interrupted or terminated; the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        return serve(Path.cwd(), given.host, given.port)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return serve(root, host, port)
     except KeyboardInterrupt:
         print("\nthe dashboard has ended; what it knew is kept", file=sys.stderr)
         return 0
@@ -217,7 +207,3 @@ def _prefect() -> str:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """The flow that brings results up to date: every stale stage as soon as what it needs is done, several at a time.
 
-    python -m flows.reproduce                                 all of it
-    python -m flows.reproduce --only 'train@*' --slots 2      these and what they need, two trainings at once
+    med-r1 reproduce                                 all of it
+    med-r1 reproduce --only 'train@*' --slots 2      these and what they need, two trainings at once
 
 DVC decides what is stale and keeps the results: they are those of `dvc repro`, hash for hash. Without a server this flow brings
 its own for as long as it runs (Prefect's ephemeral API on SQLite); with PREFECT_API_URL it shows in that server's dashboard.
@@ -9,7 +9,6 @@ its own for as long as it runs (Prefect's ephemeral API on SQLite); with PREFECT
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -222,37 +221,18 @@ def _judge(summary: Summary) -> None:
         raise StagesFailedError("all stages ended well, but `dvc status` is not clean: something was changed meanwhile; run again")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow and print how it ended; the exit code: 0 done, 1 not, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="PATTERN", help="stages to bring up to date, with all they need: train@ct, evaluate, 'train@*'"
-    )
-    parser.add_argument("--slots", type=int, help="GPU stages at once; without GPUs 1")
-    parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1", help="GPUs to use; all that are visible")
-    given = parser.parse_args(arguments)
-    return by_hand(
-        lambda: reproduce(only=given.only, slots=given.slots, gpus=given.gpus),
-        "interrupted: stages were stopped and keep what they had; run the same command again to go on",
-    )
+def run(only: list[str] | None, slots: int | None, gpus: list[str] | None) -> int:
+    """Run the flow in the working directory and print how each stage ended; the exit code."""
+    return summarize(lambda: reproduce(only=only, slots=slots, gpus=gpus))
 
 
-def by_hand(run: Callable[[], Summary], interrupted: str) -> int:
-    """Run a flow from the command line and print how each stage ended, or why the flow did not; the exit code."""
+def summarize(run_flow: Callable[[], Summary]) -> int:
+    """Run a flow from the command line and print how each stage ended, or which failed; the exit code."""
+    require_server()
     try:
-        require_server()
-        summary = run()
-    except (InputError, StagesFailedError) as error:
+        summary = run_flow()
+    except StagesFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
     show.print_summary(summary.results)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,6 +24,7 @@ from stages.core.errors import InputError
 from stages.core.params import load_params
 from stages.corpus.quarantine.ledger import Place, Row, read_quarantine, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
+from stages.reporting import build
 from stages.reporting.labels import percent, signed
 from stages.scoring.tables import Target
 from stages.taxonomy import AXES
@@ -63,11 +64,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["report", *arguments])
-    report.main()
-
-
 def replace(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     """Write one checkpoint's predictions anew, changed."""
     write_predictions(layout.predictions(name), change(make_predictions(make_questions(per_cell=8), name)))
@@ -93,11 +89,11 @@ class Page(HTMLParser):
 
 
 def page(root: Path = Path()) -> Page:
-    return Page((root / report.PAGE).read_text(encoding="utf-8"))
+    return Page((root / build.PAGE).read_text(encoding="utf-8"))
 
 
 def metrics_of(root: Path) -> dict[str, Any]:
-    return dict(json.loads((root / report.METRICS).read_text(encoding="utf-8")))
+    return dict(json.loads((root / build.METRICS).read_text(encoding="utf-8")))
 
 
 def test_all_outputs_are_made_and_metrics_say_where_they_come_from(made: Path) -> None:
@@ -115,7 +111,7 @@ def test_all_outputs_are_made_and_metrics_say_where_they_come_from(made: Path) -
 
 
 def test_beside_the_tables_stands_where_they_and_their_predictions_come_from(made: Path) -> None:
-    facts = json.loads((made / report.PROVENANCE).read_text(encoding="utf-8"))
+    facts = json.loads((made / build.PROVENANCE).read_text(encoding="utf-8"))
     predictions = facts.pop("predictions")
     assert facts == metrics_of(made)["provenance"]
     assert predictions == [{"checkpoints": ["base", *CHECKPOINTS], "provenance": PROVENANCE}]
@@ -126,7 +122,7 @@ def test_a_figure_carries_its_provenance(made: Path, name: str) -> None:
     with Image.open(made / layout.REPORT / "figures" / name) as figure:
         texts = {key: value for key, value in figure.info.items() if isinstance(value, str)}
     assert list(texts) == ["provenance"]
-    assert json.loads(texts["provenance"]) == json.loads((made / report.PROVENANCE).read_text(encoding="utf-8"))
+    assert json.loads(texts["provenance"]) == json.loads((made / build.PROVENANCE).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -143,7 +139,7 @@ def test_cross_tables_agree_with_the_metrics_and_count_the_questions(made: Path,
 
 
 def test_the_page_refers_to_nothing_outside_itself(made: Path) -> None:
-    html = (made / report.PAGE).read_text(encoding="utf-8")
+    html = (made / build.PAGE).read_text(encoding="utf-8")
     tags = page(made).tags
     assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in tags}
     references = [attributes[name] for _, attributes in tags for name in ("src", "href", "srcset", "data") if name in attributes]
@@ -180,10 +176,10 @@ def test_the_page_says_how_it_went(made: Path) -> None:
     assert "md5:5d41402abc4b2a76b9719d911017c592" in words
 
 
-def test_two_runs_give_the_same_bytes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_give_the_same_bytes(project: Path) -> None:
     digests = []
     for _ in range(2):
-        run(monkeypatch)
+        report.make()
         digests.append(
             {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(layout.REPORT.rglob("*.*")) if path.is_file()}
         )
@@ -196,7 +192,7 @@ def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
 ) -> None:
     write_project(tmp_path, per_cell=8, dataset=dataset)
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch)
+    report.make()
     assert ("Every image behind these numbers is a drawn phantom" in page().words()) is synthetic
     assert ("Nothing clinical." in page().words()) is synthetic
 
@@ -221,47 +217,47 @@ def test_pictures_of_cases_are_inlined_and_described(made: Path) -> None:
     assert all(str(each["alt"]).startswith("Picture of question Phantom_") for each in pictures)
     assert "right only without its picture" in seen.text
     assert "With another picture of the modality:" in seen.text
-    assert (made / report.PAGE).stat().st_size < 3_000_000
+    assert (made / build.PAGE).stat().st_size < 3_000_000
 
 
 def test_what_others_printed_stands_apart(made: Path) -> None:
-    html = (made / report.PAGE).read_text(encoding="utf-8")
+    html = (made / build.PAGE).read_text(encoding="utf-8")
     before, after = html.split('<section id="printed"')
     assert "69.91" in after
     assert "69.91" not in before
-    assert "69.91" not in (made / report.METRICS).read_text(encoding="utf-8")
+    assert "69.91" not in (made / build.METRICS).read_text(encoding="utf-8")
     assert "None of these numbers was measured here" in after
 
 
-def test_signs_of_reward_hacking_are_shown_with_what_was_written(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signs_of_reward_hacking_are_shown_with_what_was_written(project: Path) -> None:
     replace("ct", lambda rows: rows.assign(output="<answer>A</answer><answer>A</answer>"))
-    run(monkeypatch)
+    report.make()
     words = page().words()
     n = sum(metrics_of(project)["checkpoints"]["ct"]["by_modality"][slug]["n"] for slug in AXES["modality"])
     assert f"CT: repeated tags, {n} of {n}" in words
     assert "<answer>A</answer><answer>A</answer>" in words
 
 
-def test_without_ablations_visual_gains_are_missing_and_never_zero(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ablations_visual_gains_are_missing_and_never_zero(project: Path) -> None:
     for name in ["base", *CHECKPOINTS]:
         write_predictions(layout.predictions(name), make_predictions(make_questions(per_cell=8), name, ablations=False))
-    run(monkeypatch)
+    report.make()
     assert "Missing by modality: the questions were not asked without their pictures" in page().words()
     assert metrics_of(project)["summary"]["visual_gain"] is None
     assert "visual gain of at least one checkpoint" in page().words()
-    run(monkeypatch, "show")
+    build.show()
     table = pd.read_csv(layout.REPORT / "tables" / "visual_gain_modality.csv", index_col="checkpoint")
     assert table.drop("questions").isna().to_numpy().all()
     assert not (layout.REPORT / "figures" / "visual_gain_modality.png").exists()
 
 
-def test_an_empty_cell_is_shown_as_missing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_cell_is_shown_as_missing(project: Path) -> None:
     for name in ("base", "ct"):
         rows = make_predictions(make_questions(per_cell=8), name)
         write_predictions(Path("saved", f"{name}.parquet"), rows[rows["modality"] != "oct"])
-    run(monkeypatch, "--predictions", "saved")
+    build.rebuild(Path("saved"))
     for sheet in ("cross", "visual_gain", "to_base"):
-        table = pd.read_csv(report.REBUILT / "tables" / f"{sheet}_modality.csv", index_col="checkpoint")
+        table = pd.read_csv(layout.REBUILT / "tables" / f"{sheet}_modality.csv", index_col="checkpoint")
         assert table.loc["questions", "oct"] == 0
         assert table.drop("questions")[["oct", "macro"]].isna().to_numpy().all()
         assert not table[["ct", "mri"]].isna().to_numpy().any()
@@ -269,7 +265,7 @@ def test_an_empty_cell_is_shown_as_missing(project: Path, monkeypatch: pytest.Mo
 
 
 def metrics_of_rebuilt() -> dict[str, Any]:
-    return dict(json.loads((report.REBUILT / "metrics.json").read_text(encoding="utf-8")))
+    return dict(json.loads((layout.REBUILT / "metrics.json").read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -299,12 +295,12 @@ def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None
     ],
 )
 def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
-    project: Path, monkeypatch: pytest.MonkeyPatch, source: str, licence: dict[str, str], said: str
+    project: Path, source: str, licence: dict[str, str], said: str
 ) -> None:
     base = {"source": source, "licence": licence if "Qwen" in source else {}}
     trained = {"corpus": "md5:0", "params": {"base": {"source": source}, "grpo": {"beta": 0.04}}, "base_model": base}
     layout.training_provenance("ct").write_text(json.dumps(trained), encoding="utf-8")
-    run(monkeypatch)
+    report.make()
     text = (layout.REPORT / "cards" / "ct.md").read_text(encoding="utf-8")
     assert said in text
     assert f"from `{source}`" in text
@@ -339,9 +335,9 @@ def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
     assert "data:image" not in text
 
 
-def test_what_a_model_wrote_stays_text_in_markdown(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_wrote_stays_text_in_markdown(project: Path) -> None:
     replace("ct", lambda rows: rows.assign(output="```\n# not a title\n<script>alert(1)</script>"))
-    run(monkeypatch)
+    report.make()
     assert "````text\n```\n# not a title\n<script>alert(1)</script>\n````" in (layout.REPORT / "report.md").read_text(encoding="utf-8")
 
 
@@ -354,9 +350,9 @@ def test_every_table_is_made_again_from_predictions_and_floors(made: Path, tmp_p
         shutil.copytree(made / folder, tmp_path / folder)
     shutil.copy(made / layout.PARAMS, tmp_path)
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "--predictions", "predictions")
-    assert tables_in(report.REBUILT) == tables_in(made / layout.REPORT)
-    again, metrics = json.loads((report.REBUILT / "metrics.json").read_text(encoding="utf-8")), metrics_of(made)
+    build.rebuild(layout.PREDICTIONS)
+    assert tables_in(layout.REBUILT) == tables_in(made / layout.REPORT)
+    again, metrics = json.loads((layout.REBUILT / "metrics.json").read_text(encoding="utf-8")), metrics_of(made)
     assert {name: again[name] for name in ("summary", "base", "checkpoints")} == {
         name: metrics[name] for name in ("summary", "base", "checkpoints")
     }
@@ -370,7 +366,7 @@ def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same
     (tmp_path / "saved" / "oct.parquet").unlink()
     shutil.copy(made / layout.PARAMS, tmp_path)
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "--predictions", "saved", "--out", "out")
+    build.rebuild(Path("saved"), out=Path("out"))
     said = capsys.readouterr().out
     words = Page(Path("out/index.html").read_text(encoding="utf-8")).words()
     for part in (
@@ -405,12 +401,12 @@ def test_the_predictions_are_among_the_tables_with_answer_and_correctness(made: 
     assert (len(own), round(own["correct"].mean(), 4)) == (told["n"], told["accuracy"])
 
 
-def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path) -> None:
     table = make_predictions(make_questions(per_cell=8), "mri")
     write_predictions(layout.predictions("mri"), table, PROVENANCE | {"params": {"splits.kind": "published"}})
-    for arguments in ([], ["--predictions", "predictions"]):
+    for make in (report.make, lambda: build.rebuild(layout.PREDICTIONS)):
         with pytest.raises(InputError, match=r"the predictions of 'mri' were made on 'published' splits, not on 'grouped'"):
-            run(monkeypatch, *arguments)
+            make()
 
 
 @pytest.mark.parametrize(
@@ -421,19 +417,17 @@ def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path,
         (["base", "ct", "pet"], "predictions of pet"),
     ],
 )
-def test_a_folder_that_is_none_of_predictions_is_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
-) -> None:
+def test_a_folder_that_is_none_of_predictions_is_refused(project: Path, names: list[str], message: str) -> None:
     Path("saved").mkdir()
     for name in names:
         shutil.copy(layout.predictions("ct" if name == "pet" else name), f"saved/{name}.parquet")
     with pytest.raises(InputError, match=message):
-        run(monkeypatch, "--predictions", "saved")
-    assert not report.REBUILT.exists()
+        build.rebuild(Path("saved"))
+    assert not layout.REBUILT.exists()
 
 
 def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = report.targets_of(load_params())
+    targets = build.targets_of(load_params())
     with_sft = {**targets, "sft-ct": Target("modality", "ct", "sft")}
     ordered = sorted(with_sft, key=lambda name: (with_sft[name].axis, list(AXES[with_sft[name].axis]).index(with_sft[name].cell)))
     write_predictions(layout.predictions("sft-ct"), make_predictions(make_questions(per_cell=8), "sft-ct", cell="ct"))
@@ -442,8 +436,8 @@ def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(project: Path
     entries = load_params().model_copy(update={"checkpoints": load_params().checkpoints | {"sft-ct": load_params().checkpoints["ct"]}})
     assert "sft-ct" not in tree["checkpoints"]
     monkeypatch.setattr(report, "load_params", lambda: entries)
-    monkeypatch.setattr(report, "targets_of", lambda _: {name: with_sft[name] for name in ordered})
-    run(monkeypatch)
+    monkeypatch.setattr(build, "targets_of", lambda _: {name: with_sft[name] for name in ordered})
+    report.make()
     assert list(metrics_of(project)["checkpoints"])[:2] == ["ct", "sft-ct"]
     assert metrics_of(project)["summary"]["checkpoints"] == 13
     assert "CT with GRPO against CT, SFT:" in page().words()
@@ -474,7 +468,7 @@ def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_the_published_o
 def test_the_share_of_seen_test_images_of_published_splits_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_project(tmp_path, per_cell=8, kind="published")
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch)
+    report.make()
     seen, total = seen_by_modality(tmp_path, "published")
     assert seen > 0
     words = page().words()
@@ -492,51 +486,49 @@ def test_metrics_hold_the_leaks_of_both_kinds(made: Path) -> None:
     assert (splits["leaks"]["published"]["modality"]["image"], splits["leaks"]["published"]["modality"]["test"]) == (seen, total)
 
 
-def test_counts_of_leaks_that_are_not_those_of_the_splits_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_of_leaks_that_are_not_those_of_the_splits_are_refused(project: Path) -> None:
     leaks = json.loads(layout.LEAKS.read_text(encoding="utf-8"))
     leaks["grouped"]["modality"]["mri"]["image"] += 1
     layout.LEAKS.write_text(json.dumps(leaks), encoding="utf-8")
     with pytest.raises(InputError, match=r"grouped split modality/mri has \d+ test questions, 0 with .* says \d+ and 1: run `dvc repro"):
-        run(monkeypatch)
+        report.make()
 
 
-def test_what_a_model_wrote_is_shown_and_never_obeyed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_wrote_is_shown_and_never_obeyed(project: Path) -> None:
     replace("ct", lambda rows: rows.assign(output=HOSTILE))
-    run(monkeypatch)
+    report.make()
     seen = page()
     assert "<script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}" in seen.text
     assert not {"script", "img"} & {tag for tag, _ in seen.tags}
 
 
-def test_a_long_completion_is_cut(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_completion_is_cut(project: Path) -> None:
     replace("ct", lambda rows: rows.assign(output="word " * 1000))
-    run(monkeypatch)
+    report.make()
     assert "[4500 more characters]" in page().text
 
 
-def test_fewer_checkpoints_make_a_smaller_report(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_checkpoints_make_a_smaller_report(project: Path) -> None:
     tree = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
     tree["checkpoints"] = {"ct": tree["checkpoints"]["ct"]}
     tree["evaluations"] = {"base": tree["evaluations"]["base"], **tree["checkpoints"]}
     layout.PARAMS.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    run(monkeypatch)
+    report.make()
     metrics = metrics_of(project)
     assert list(metrics["checkpoints"]) == ["ct"]
     assert list(metrics["base"]) == ["modality"]
 
 
-def test_a_run_without_a_reference_has_no_kl_to_show(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_reference_has_no_kl_to_show(project: Path) -> None:
     make_training_log("ct").assign(kl=np.nan).to_csv(layout.training_log("ct"), index=False)
-    run(monkeypatch)
+    report.make()
     assert page().words().count("not logged") == 1
 
 
-def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(monkeypatch)
+def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.make()
     assert capsys.readouterr().out == "report: 13 checkpoints and the base -> report/index.html\n"
-    run(monkeypatch, "show")
+    build.show()
     shown = capsys.readouterr().out
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 100
@@ -553,19 +545,19 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
 
 
 def test_the_summary_is_small_enough_for_dvc_metrics_show_and_says_where_it_comes_from(made: Path) -> None:
-    summary, metrics = json.loads((made / report.SUMMARY).read_text(encoding="utf-8")), metrics_of(made)
+    summary, metrics = json.loads((made / build.SUMMARY).read_text(encoding="utf-8")), metrics_of(made)
     assert summary["in_domain_gain"] == metrics["summary"]["in_domain_gain"]
     assert summary["gain"] == {name: entry["in_domain"]["gain"] for name, entry in metrics["checkpoints"].items()}
     assert summary["corpus"] == metrics["provenance"]["corpus"]
 
 
-def test_show_without_a_report_says_how_to_make_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_without_a_report_says_how_to_make_one(project: Path) -> None:
     with pytest.raises(InputError, match=r"report/metrics\.json is missing: make the report with `dvc repro --force report`"):
-        run(monkeypatch, "show")
+        build.show()
 
 
 def test_what_was_refused_is_told_by_source_set_and_reason_with_shares_and_examples(made: Path) -> None:
-    html = (made / report.PAGE).read_text(encoding="utf-8")
+    html = (made / build.PAGE).read_text(encoding="utf-8")
     assert "6 were refused." in html
     read = 5 * 8  # questions of a modality, a data set each
     for name, reason, count, of in (("mri", "answer-not-offered", 2, read + 2), ("fundus", "image-empty", 1, read)):
@@ -577,18 +569,18 @@ def test_what_was_refused_is_told_by_source_set_and_reason_with_shares_and_examp
     assert "data/corpus/ct/records.jsonl" in text
 
 
-def test_nothing_refused_is_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_refused_is_said(project: Path) -> None:
     for path in layout.QUARANTINE.rglob("*.parquet"):
         account = read_quarantine(path)
         kept = [name for name, taken in account.sets.items() for _ in range(taken.kept)]
         write_quarantine(path, account.stage, account.kept, kept, [], PROVENANCE)
-    run(monkeypatch)
+    report.make()
     assert "Nothing was refused." in page().words()
     assert "Nothing was refused." in (layout.REPORT / "report.md").read_text(encoding="utf-8")
 
 
 def test_tests_of_the_data_and_the_light_of_pictures_are_shown_warnings_with_what_to_do(made: Path) -> None:
-    html, words = (made / report.PAGE).read_text(encoding="utf-8"), page(made).words()
+    html, words = (made / build.PAGE).read_text(encoding="utf-8"), page(made).words()
     assert "19 of 20 passed." in words
     numbers = '<td class="n">0.75</td><td class="n">0.5</td>'
     assert f"<code>enlarged_pictures</code></th><td><strong>warning</strong></td>{numbers}<td>share of pictures smaller than" in html
@@ -599,13 +591,13 @@ def test_tests_of_the_data_and_the_light_of_pictures_are_shown_warnings_with_wha
     assert "| enlarged_pictures | 0.75 | 0.5 |" in text
 
 
-def test_what_a_data_set_wrote_of_refused_records_stays_text(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_data_set_wrote_of_refused_records_stays_text(project: Path) -> None:
     path = layout.QUARANTINE / "download.parquet"
     account = read_quarantine(path)
     kept = [name for name, taken in account.sets.items() for _ in range(taken.kept)]
     row = Row(Place(HOSTILE, 0, HOSTILE), HOSTILE, HOSTILE, Reason.FIELD_EMPTY, HOSTILE, HOSTILE)
     write_quarantine(path, account.stage, account.kept + 1, kept, [row], PROVENANCE)
-    run(monkeypatch)
+    report.make()
     assert not [tag for tag, _ in page().tags if tag in ("script", "img")]
     assert "<script>" not in (layout.REPORT / "report.md").read_text(encoding="utf-8")
 
@@ -646,21 +638,19 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         (overwrite(layout.DATA_TESTS, "[]"), r"data/data-tests\.json holds no results of data tests"),
     ],
 )
-def test_a_bad_input_is_refused_by_name_and_nothing_is_written(
-    project: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[], Any], message: str
-) -> None:
+def test_a_bad_input_is_refused_by_name_and_nothing_is_written(project: Path, spoil: Callable[[], Any], message: str) -> None:
     spoil()
     with pytest.raises(InputError, match=message):
-        run(monkeypatch)
+        report.make()
     assert not layout.REPORT.exists()
 
 
-def test_predictions_on_other_splits_are_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_on_other_splits_are_refused(project: Path) -> None:
     path = layout.split("modality", "ct", "test", "grouped")
     questions = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(questions[1:]), encoding="utf-8")
     with pytest.raises(InputError, match=f"question '{questions[0]['question_id']}' .* the splits have changed since"):
-        run(monkeypatch)
+        report.make()
 
 
 WITHOUT_TORCH = """
@@ -679,4 +669,4 @@ assert "torch" not in sys.modules
 
 def test_the_report_is_made_where_torch_cannot_be_imported(project: Path) -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
-    assert report.METRICS.is_file()
+    assert build.METRICS.is_file()

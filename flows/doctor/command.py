@@ -1,15 +1,14 @@
 """What keeps stages from running well here, and how to mend it.
 
-    python -m flows.doctor.command            look, change nothing
-    python -m flows.doctor.command --fix      and mend what can be mended without losing anything
-    python -m flows.doctor.command --json     for a program
+    med-r1 doctor            look, change nothing
+    med-r1 doctor --fix      and mend what can be mended without losing anything
+    med-r1 doctor --json     for a program
 
 The exit code is 0 if nothing is a problem, or no longer one; else 1. A warning alone is none.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -56,9 +55,8 @@ def pipeline(root: Path) -> list[Finding]:
     return [Finding("pipeline", "ok", f"{len(graph.stages)} stages, {len(recorded)} in dvc.lock")]
 
 
-def checks(silence: float | None = None) -> dict[str, Check]:
-    """What is looked at, by name; `silence`: minutes after which a flow run without a sign of life is taken for dead."""
-    quiet = server.SILENCE if silence is None else timedelta(minutes=silence)
+def checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
+    """What is looked at, by name; `silence`: time after which a flow run without a sign of life is taken for dead."""
     return {
         "pipeline": pipeline,
         "orphans": leftovers.orphaned_processes,  # first, since what follows may be held by them
@@ -68,7 +66,7 @@ def checks(silence: float | None = None) -> dict[str, Check]:
         "flow lock": locks.flow_lock,
         "slots": locks.slots,
         "incomplete outputs": leftovers.incomplete_outputs,
-        "Prefect": lambda root: server.server(quiet),
+        "Prefect": lambda root: server.server(silence),
         "GPU": machine.gpu_parts,
         "disk": machine.disk,
         "versions": machine.versions,
@@ -98,22 +96,10 @@ def _mend(finding: Finding) -> Diagnosis:
         return Diagnosis(finding, failed=f"could not be mended: {error}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Examine the current folder and print what was found; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.doctor.command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--fix", action="store_true", help="mend what can be mended without losing anything, and say what was done")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--silence",
-        type=float,
-        metavar="MINUTES",
-        help=f"a flow run that gave no sign of life for so long is dead; {server.SILENCE.seconds // 60} if left out",
-    )
-    given = parser.parse_args(arguments)
-    diagnoses = examine(Path.cwd(), given.fix, checks(given.silence))
-    if given.json:
+def run(root: Path, *, fix: bool, as_json: bool, silence: float) -> int:
+    """Examine a workspace and print what was found; the exit code. `silence`: in minutes, see `checks`."""
+    diagnoses = examine(root, fix, checks(timedelta(minutes=silence)))
+    if as_json:
         print(json.dumps([_as_dict(each) for each in diagnoses], ensure_ascii=False, indent=1))
     else:
         print_diagnoses(diagnoses)
@@ -162,7 +148,3 @@ def _as_dict(diagnosis: Diagnosis) -> dict[str, object]:
         "mended": diagnosis.mended,
         "failed": diagnosis.failed,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -267,7 +267,7 @@ def _reason(code: int, outcome: StageOutcome | None, events: Collection[DvcEvent
     if outcome and own == ExitCode.CRASHED:
         return f"{outcome.message or 'it crashed'} (see the lines below)"
     if DvcEvent.LOCKED in events:
-        return "another DVC command holds a file it needs. See which with `python -m flows.doctor.command`, let it end, and run again"
+        return "another DVC command holds a file it needs. See which with `med-r1 doctor`, let it end, and run again"
     if DvcEvent.DISK_FULL in events:
         return "the disk is full; nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again"
     return "see the lines below"

@@ -1,23 +1,20 @@
 """What would run now, why, in what order, for how long and at what cost. It changes nothing.
 
-    python -m flows.planning.plan                                  all of it
-    python -m flows.planning.plan --only 'train@*' --slots 2       these and what they need, two trainings at once
-    python -m flows.planning.plan --json plan.json                 the same for a program
+    med-r1 plan                                    all of it
+    med-r1 plan --only 'train@*' --slots 2         these and what they need, two trainings at once
+    med-r1 plan --json                             the same for a program
 
 What is stale is DVC's reckoning; the order is that of `flows.reproduce`, whose scheduler runs here against a clock of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
-from typing import Final
 
 from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import Graph, read_graph
@@ -181,35 +178,10 @@ def _notes(steps: Sequence[Step]) -> list[str]:
     return notes
 
 
-_EXIT_BAD_INPUT: Final = 1
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the plan of the current folder; the exit code: 0, or 1 if none could be made."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.planning.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", nargs="+", metavar="PATTERN", help="stages to bring up to date, with all they need: train@ct, 'train@*'")
-    parser.add_argument("--slots", type=int, metavar="N", help="GPU stages at once; without GPUs 1")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, to standard output if no file is named")
-    given = parser.parse_args(arguments)
-    try:
-        plan = make_plan(Path.cwd(), given.only, given.slots)
-        if given.json is None:
-            print_plan(plan)
-        elif given.json == "-":
-            print(_as_json(plan))
-        else:
-            Path(given.json).write_text(_as_json(plan) + "\n", encoding="utf-8")
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _EXIT_BAD_INPUT
-    return 0
-
-
-def _as_json(plan: Plan) -> str:
-    return json.dumps(asdict(plan), ensure_ascii=False, indent=1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(root: Path, only: Sequence[str] | None, slots: int | None, *, as_json: bool) -> None:
+    """Print the plan of a workspace, as a table or as JSON. InputError if none can be made."""
+    plan = make_plan(root, only, slots)
+    if as_json:
+        print(json.dumps(asdict(plan), ensure_ascii=False, indent=1))
+    else:
+        print_plan(plan)

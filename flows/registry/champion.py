@@ -1,10 +1,5 @@
 """The champion: the checkpoints in use, and how to go back to earlier ones.
 
-    python -m flows.registry.champion show                      which, since when, how good, and whether their weights are at hand
-    python -m flows.registry.champion promote                   the present results, whatever the gate would say
-    python -m flows.registry.champion rollback [--to 2]         the champion before this one, or a certain one
-    python -m flows.registry.champion checkout ct FOLDER        the champion's weights
-
 `champions/history/<n>.json` describes one version and never changes; `champions/champion.json` says which one is the champion, and is
 replaced in one step. Weights, predictions and the manifest of the corpus stay in DVC's cache, and in its default remote if there
 is one, under the hashes that a version names.
@@ -12,22 +7,16 @@ is one, under the hashes that a version names.
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.console import Console
-from rich.table import Table
 
 from flows.dvc_api.client import read_status, say_reasons
 from flows.registry import store
 from flows.registry.manifest import Manifest, read_manifest, take_manifest, write_manifest
-from flows.registry.snapshot import only_retraining
 from flows.registry.store import Kept
 from flows.source import probe as source
 from stages.core import layout
@@ -36,7 +25,6 @@ from stages.core.git import git_value, is_dirty
 from stages.core.outputs import read_json, write_json
 from stages.core.params import Params, load_params
 from stages.core.provenance import CODE
-from stages.reporting.labels import percent
 from stages.reporting.sources import read_predictions
 from stages.scoring.tables import CELLS, check_predictions, in_domain, macro, scores_by, tested
 from stages.taxonomy import AXES
@@ -107,10 +95,7 @@ def require(root: Path, number: int | None = None) -> Champion:
     """The champion, or the version of this number; InputError if there is none."""
     champion = current(root) if number is None else version(root, number)
     if champion is None:
-        raise InputError(
-            f"{root / POINTER} is missing: there is no champion yet; `python -m flows.registry.champion promote` "
-            "makes the present results one"
-        )
+        raise InputError(f"{root / POINTER} is missing: there is no champion yet; `med-r1 champion promote` makes the present results one")
     return champion
 
 
@@ -237,65 +222,3 @@ def _read(path: Path, kind: type[Written]) -> Written:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _show(root: Path) -> None:
-    champion, now = require(root), pointer(root)
-    assert now
-    console = Console(highlight=False)
-    console.print(f"champion {champion.version} of {', '.join(map(str, versions(root)))}, since {now.since}: {now.why}")
-    console.print(f"corpus md5:{champion.corpus.md5} from {champion.corpus.source}; commit {champion.git_commit}", soft_wrap=True)
-    table = Table(box=None)
-    for head in ("checkpoint", "questions", "accuracy %", "macro %", "weights"):
-        table.add_column(head, justify="left" if head in ("checkpoint", "weights") else "right")
-    for name, entry in champion.checkpoints.items():
-        lacking = store.missing(root, entry.model)
-        table.add_row(
-            name,
-            str(entry.questions),
-            percent(entry.accuracy),
-            percent(entry.macro),
-            f"{lacking} files not in the cache" if lacking else "in the cache",
-        )
-    console.print(table)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Show or move the champion; the exit code: 0 done, 1 not."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.registry.champion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("show", help="the champion")
-    promoting = commands.add_parser("promote", help="make the present results the champion, without the gate")
-    promoting.add_argument("--why", default="promoted by hand", help="kept with it (default: %(default)s)")
-    back = commands.add_parser("rollback", help="make an earlier version the champion")
-    back.add_argument("--to", type=int, metavar="N", help="its number; the one before the present one if left out")
-    out = commands.add_parser("checkout", help="put weights into a folder")
-    out.add_argument("checkpoint")
-    out.add_argument("folder", type=Path)
-    out.add_argument("--version", type=int, metavar="N", help="of another version than the champion")
-    given = parser.parse_args(arguments)
-    root = Path.cwd()
-    try:
-        _do(root, given)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _do(root: Path, given: Any) -> None:
-    if given.command == "show":
-        _show(root)
-    elif given.command == "checkout":
-        champion = checkout(root, given.checkpoint, given.folder, given.version)
-        print(f"{given.checkpoint} of champion {champion.version} -> {given.folder}")
-    else:
-        with only_retraining(root):
-            champion = promote(root, given.why) if given.command == "promote" else rollback(root, given.to)
-        print(f"champion {champion.version} is in use; commit {FOLDER}/ to keep that")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -89,7 +89,7 @@ def fetch(root: Path, thing: Kept, target: Path, what: str) -> None:
                 shutil.move(found, temporary)
 
 
-_LOST = "restore a copy of the cache, or promote anew with `python -m flows.registry.champion promote`"
+_LOST = "restore a copy of the cache, or promote anew with `med-r1 champion promote`"
 
 
 def missing(root: Path, thing: Kept) -> int:

@@ -1,16 +1,15 @@
 """The flow that takes new data: look, fetch, check, train what it touches, let the gate decide.
 
-    python -m flows.retraining.flow                              if the source of the corpus has something new, all of it
-    python -m flows.retraining.flow --dry-run                    look, and say what would be done
-    python -m flows.retraining.flow --force                      judge the workspace's settings against the champion, though no data is new
-    python -m flows.retraining.flow --start-from champion        trainings that new data touches go on from the champion's weights
+    med-r1 retrain                              if the source of the corpus has something new, all of it
+    med-r1 retrain --dry-run                    look, and say what would be done
+    med-r1 retrain --force                      judge the workspace's settings against the champion, though no data is new
+    med-r1 retrain --start-from champion        trainings that new data touches go on from the champion's weights
 
-What is decided is written to champions/decisions/; `python -m flows.registry.champion rollback` takes a promotion back.
+What is decided is written to champions/decisions/; `med-r1 champion rollback` takes a promotion back.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,28 +79,10 @@ def _show(decision: dict[str, Any]) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow and print how it ended; the exit code: 0 done, whatever was decided, 1 refused or failed, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.retraining.flow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dry-run", action="store_true", help="look and tell, change nothing")
-    parser.add_argument("--force", action="store_true", help="go on though nothing is new, or though the data was refused before")
-    parser.add_argument("--start-from", choices=("base", "champion"), help="where trainings begin that new data touches")
-    parser.add_argument("--slots", type=int, help="GPU stages at once; without GPUs 1")
-    parser.add_argument("--gpus", type=lambda text: text.split(","), metavar="0,1", help="GPUs to use; all that are visible")
-    given = parser.parse_args(arguments)
-    try:
-        require_server()
-        state = retrain(
-            dry_run=given.dry_run, force=given.force, start_from=given.start_from, slots=given.slots, gpus=given.gpus, return_state=True
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: new data that was not judged is put back; run the same command again to go on", file=sys.stderr)
-        return 130
+def run(dry_run: bool, force: bool, start_from: Start | None, slots: int | None, gpus: list[str] | None) -> int:
+    """Run the flow in the working directory and print how it ended; the exit code: 0 done, whatever was decided, 1 refused or failed."""
+    require_server()
+    state = retrain(dry_run=dry_run, force=force, start_from=start_from, slots=slots, gpus=gpus, return_state=True)
     if not state.is_completed():
         print(f"error: {state.message}", file=sys.stderr)
         return 1
@@ -110,7 +91,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(markdown(ended.decision))
     print(f"{state.name}: {state.message}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """A file from anywhere, by transfers that go on where they were stopped.
 
-    python -m flows.source.fetch https://example.org/corpus.zip data/raw/corpus.zip --sha256 9f86d0...
+    med-r1 fetch-file https://example.org/corpus.zip data/raw/corpus.zip --sha256 9f86d0...
 
 Whatever fsspec opens: file, http(s), s3, gs, ssh. What has come lies in `<target>.part`; `<target>.part.json` says of which state of the
 source it is, and how much of it is on the disk for certain. A transfer that was stopped, or killed, goes on from there if the source is
@@ -9,7 +9,6 @@ still the same, and begins anew if it is not, or if its server gives no parts of
 
 from __future__ import annotations
 
-import argparse
 import errno
 import hashlib
 import json
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from stages.core.cli import run_stage
 from stages.core.disk_space import find_shortages
 from stages.core.errors import DiskFullError, InputError
 from stages.core.file_lock import exclusive_lock
@@ -307,21 +305,12 @@ def open_files(url: str) -> tuple[Any, str]:
     return files, str(address)
 
 
-def main() -> None:
-    """Fetch one file."""
-    arguments = argparse.ArgumentParser(prog="python -m flows.source.fetch", description=__doc__)
-    arguments.add_argument("url", help="file path, http(s)://, s3://, gs:// or ssh:// address")
-    arguments.add_argument("target", type=Path)
-    either = arguments.add_mutually_exclusive_group()
-    either.add_argument("--sha256", metavar="HEX")
-    either.add_argument("--md5", metavar="HEX")
-    given = arguments.parse_args()
-    checksum = Checksum("sha256", given.sha256) if given.sha256 else Checksum("md5", given.md5) if given.md5 else None
-    files, address = open_files(given.url)
-    fetch(files, address, given.target, checksum)
+def run(url: str, target: Path, sha256: str | None = None, md5: str | None = None) -> None:
+    """Fetch one file, against one checksum at most, and print its size."""
+    checksum = None
+    if sha256 or md5:
+        checksum = Checksum("sha256", sha256) if sha256 else Checksum("md5", str(md5))
+    files, address = open_files(url)
+    fetch(files, address, target, checksum)
     verified = f", {checksum.kind} as it should be" if checksum else ""
-    print(f"{given.target}: {given.target.stat().st_size} bytes from {_public(given.url)}{verified}")
-
-
-if __name__ == "__main__":
-    run_stage(main)
+    print(f"{target}: {target.stat().st_size} bytes from {_public(url)}{verified}")

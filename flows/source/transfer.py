@@ -1,6 +1,6 @@
 """Taking what the corpus's source holds, by a transfer that goes on where an earlier one was stopped, and pinning it.
 
-    python -m flows.source.transfer
+    med-r1 fetch
 
 DVC's own transfer begins anew each time. So a single file is fetched by flows/source/fetch.py, from the file system and with the
 credentials that DVC has for it, and `dvc commit` then writes data.dvc, as `dvc update` would have. What is no single file (a folder, an
@@ -10,7 +10,6 @@ If `meta` in data.dvc gives a `sha256`, the file must have it.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -18,18 +17,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from flows.dvc_api.client import dvc, environment
 from flows.source.fetch import Checksum, fetch, forget
 from stages.core import layout
-from stages.core.cli import run_stage
 from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 from stages.core.outputs import whole_file
-
-_CHILD: Final = "--fetch-only"
-"""For the process that fetches for another."""
 
 
 def take(root: Path) -> None:
@@ -64,7 +59,7 @@ def _fetch(root: Path) -> dict[str, str] | None:
     # a process of its own: DVC's objects stay out of this one's threads. It ends when its standard input does, as it does with this one
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     with subprocess.Popen(
-        [sys.executable, "-m", "flows.source.transfer", _CHILD],
+        [sys.executable, "-m", "flows.source.transfer"],
         cwd=root,
         env=environment({"PYTHONPATH": paths}),
         stdin=subprocess.PIPE,
@@ -138,15 +133,11 @@ def _end_with_caller() -> None:
     os._exit(130)
 
 
-def main() -> None:
-    """Fetch the source of data.dvc in the working directory and pin it."""
-    parser = argparse.ArgumentParser(prog="python -m flows.source.transfer", description=__doc__)
-    parser.add_argument(_CHILD, action="store_true", help=argparse.SUPPRESS)
-    if parser.parse_args().fetch_only:
-        sys.exit(_fetch_for_caller())
-    take(Path.cwd())
+def run(root: Path) -> None:
+    """Fetch the source of data.dvc and pin it, and print what to do next. InputError if that fails."""
+    take(root)
     print(f"{layout.DATA_DVC} pins what its source holds now; `dvc repro` takes it from there")
 
 
-if __name__ == "__main__":
-    run_stage(main)
+if __name__ == "__main__":  # the process that `_fetch` starts
+    sys.exit(_fetch_for_caller())

@@ -97,9 +97,7 @@ def bring_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> No
     """
     makers = [graph.stages[name] for name in graph.in_order(graph.needs[stage.name])]
     if missing := [maker.name for maker in makers if not maker.name.endswith(".dvc") and maker.name not in inputs]:
-        raise InputError(
-            f"{stage.name} needs {', '.join(missing)}, of which nothing was sent: stages are sent by `python -m flows.workers.flow`"
-        )
+        raise InputError(f"{stage.name} needs {', '.join(missing)}, of which nothing was sent: stages are sent by `med-r1 workers`")
     lock = {"schema": "2.0", "stages": {name: dict(entry) for name, entry in inputs.items()}}
     (clone.root / LOCK_FILE).write_text(dump_yaml(lock), encoding="utf-8")
     read = [out for maker in makers for out in maker.outs if any(overlap(out, dep) for dep in stage.deps)]

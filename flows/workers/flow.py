@@ -1,7 +1,7 @@
 """The pipeline on several hosts: GPU stages go to workers, each in a clone of its own; the others run here, and all results come here.
 
-    python -m flows.workers.flow                           all of it
-    python -m flows.workers.flow --only 'train@*'          these and what they need
+    med-r1 workers                           all of it
+    med-r1 workers --only 'train@*'          these and what they need
 
 A worker is `CUDA_VISIBLE_DEVICES=0 prefect worker start --pool gpu --limit 1`, one a GPU, on any host that reaches Prefect's server, the
 git repository and the DVC remote. It clones the commit, pulls the stage's inputs, runs it, and pushes the outputs with DVC's
@@ -10,13 +10,10 @@ run-cache; this workspace then replays the stage from there, and never computes 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import socket
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -41,7 +38,7 @@ from prefect.types import KeyValueLabels
 
 from flows.dvc_api.client import Runner, StageError, StoppedError
 from flows.dvc_api.graph import Graph, Stage, read_graph
-from flows.reproduce import THREADS, Place, Summary, bring_up_to_date, by_hand, run_here
+from flows.reproduce import THREADS, Place, Summary, bring_up_to_date, run_here, summarize
 from flows.scheduling import durations
 from flows.scheduling.schedule import Room, StageResult, StagesFailedError
 from flows.scheduling.slots import Slots, find_slots
@@ -296,25 +293,8 @@ def _replay(runner: Runner, stage: Stage) -> bool:
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the flow and print how it ended; the exit code: 0 done, 1 not, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.workers.flow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="PATTERN", help="stages to bring up to date, with all they need: train@ct, evaluate, 'train@*'"
-    )
-    parser.add_argument("--repository", help="git repository that workers clone; origin")
-    parser.add_argument("--deployment", default=DEPLOYMENT, help=f"that stages are sent to; {DEPLOYMENT}")
-    given = parser.parse_args(arguments)
-
-    def run() -> Summary:
-        if not PREFECT_API_URL.value():
-            raise InputError("PREFECT_API_URL is not set: workers and this flow meet at a server (docs/hosts.md)")
-        return reproduce_on_workers(only=given.only, repository=given.repository, deployment=given.deployment)
-
-    return by_hand(run, "interrupted: stages were stopped, on workers too; run the same command again to go on")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(only: list[str] | None, repository: str | None, deployment: str) -> int:
+    """Run the flow in the working directory and print how each stage ended; the exit code. InputError without a server."""
+    if not PREFECT_API_URL.value():
+        raise InputError("PREFECT_API_URL is not set: workers and this flow meet at a server (docs/hosts.md)")
+    return summarize(lambda: reproduce_on_workers(only=only, repository=repository, deployment=deployment))

@@ -152,7 +152,7 @@ def read_entries(root: Path, names: Iterable[str]) -> Inputs:
         with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
             stages = read_locked_stages(root)
     except DvcException as error:
-        raise InputError(f"{root / LOCK_FILE} cannot be read: {error}. `python -m flows.doctor.command` says more") from error
+        raise InputError(f"{root / LOCK_FILE} cannot be read: {error}. `med-r1 doctor` says more") from error
     names = list(names)
     if missing := [name for name in names if name not in stages]:
         raise InputError(f"{missing[0]} is not in {LOCK_FILE}: run `dvc repro {missing[0]}` first")

@@ -1,7 +1,8 @@
 """Stage `base`: put the model every checkpoint starts from into models/base. The embedded one is made by stages.pretraining.
 
-python -m stages.base                 copy base.source (a folder) or fetch it (a model id and revision)
-python -m stages.base resolve ID [REF]  print the commit that a branch or tag of a model id stands for now, for base.revision
+    python -m stages.base
+
+Copies base.source (a folder) or fetches it (a model id and revision). `med-r1 base-commit ID` prints a commit for base.revision.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from stages.base.code import drop_code
-from stages.base.hub import TAKEN, resolve, snapshot
+from stages.base.hub import TAKEN, snapshot
 from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
@@ -23,19 +24,9 @@ from stages.policy.weights import ORIGIN, hashes
 
 
 def main() -> None:
-    """Run the stage, or resolve a branch to its commit."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m stages.base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = arguments.add_subparsers(dest="command")
-    commit = commands.add_parser("resolve", help="print the commit that a branch or tag stands for now")
-    commit.add_argument("id", help="a model id, as Qwen/Qwen2-VL-2B-Instruct")
-    commit.add_argument("ref", nargs="?", default="main", help="a branch or tag (default: %(default)s)")
-    given = arguments.parse_args()
-    if given.command == "resolve":
-        print(resolve(given.id, given.ref))
-    else:
-        _stage()
+    """Run the stage; there are no arguments."""
+    argparse.ArgumentParser(prog="python -m stages.base", description=__doc__).parse_args()
+    _stage()
 
 
 def _stage() -> None:
@@ -76,7 +67,7 @@ def fetch(base: Base) -> Path:
     if base.revision is None:
         raise InputError(
             f"base.source = {base.source!r}: no such folder; for a model id set base.revision to the commit to use (40 hex digits), as "
-            f"`python -m stages.base resolve {base.source}` prints it"
+            f"`med-r1 base-commit {base.source}` prints it"
         )
     return snapshot(base.source, base.revision, layout.BASE_MODEL)
 

@@ -175,7 +175,7 @@ def _explained(model: str, revision: str) -> Iterator[None]:
                 f"HF_TOKEN; {folder}",
                 "gated": f"{which}: its owner wants terms to be accepted first: do so at {hub}/{model}, then set HF_TOKEN; {folder}",
                 "no such revision": f"{which}: {hub} has this model, but no such revision. {hub}/{model}/commits/main lists those it "
-                f"has; or run `python -m stages.base resolve {model}`; {folder}",
+                f"has; or run `med-r1 base-commit {model}`; {folder}",
                 "token refused": f"{which}: {hub} does not accept the token: set HF_TOKEN to a valid one, or unset it for a public model",
                 "no right": f"{which}: {hub} does not allow it with this token: ask its owner, {folder}",
                 "hub failed": f"{which}: {hub} failed ({said(error)}): run again later, what has come is kept; {folder}",

@@ -1,7 +1,7 @@
 """Compare two runs cell by cell: two directories of predictions, the first minus the second.
 
-    python -m stages.comparison.command no-think/predictions think/predictions
-    python -m stages.comparison.command A B --json compared.json --csv compared
+    med-r1 compare no-think/predictions think/predictions
+    med-r1 compare A B --json compared.json --csv compared
 
 Both hold what stage evaluate writes, `<checkpoint>.parquet`, on the same splits: of two workspaces or commits that differ in one
 setting. What Med-R1 printed of No-Think minus Think stands beside, in tables and files of its own.
@@ -9,7 +9,6 @@ setting. What Med-R1 printed of No-Think minus Think stands beside, in tables an
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +21,6 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.comparison.pairs import BASE, MEANS, Comparison, Run, common_facts, compare, published_table, rows_of
-from stages.core.cli import run_stage
 from stages.core.errors import InputError
 from stages.core.outputs import whole_file, write_json
 from stages.reporting.labels import label, signed
@@ -39,27 +37,18 @@ LEVEL: Final = 0.05
 AXIS_OF: Final = {BASE: "all"} | {slug: axis for axis, slugs in AXES.items() for slug in slugs}
 
 
-def main() -> None:
-    """Read, check and compare; print the tables, write the files that are asked for."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.comparison.command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("first", type=Path, metavar="RUN_A", help="a directory of predictions")
-    parser.add_argument("second", type=Path, metavar="RUN_B", help="another; differences are RUN_A minus RUN_B")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
-    parser.add_argument("--csv", type=Path, metavar="DIR", help="write modality.csv, task.csv, means.csv and published.csv")
-    parser.add_argument("--samples", type=int, default=10_000, help="bootstrap resamples an interval (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap (default: %(default)s)")
-    arguments = parser.parse_args()
-    if arguments.samples < 100:
-        raise InputError(f"--samples {arguments.samples}: an interval needs at least 100")
-    first, second = (read_run(folder) for folder in (arguments.first, arguments.second))
-    compared = compare(first, second, arguments.samples, arguments.seed)
-    if arguments.json:
-        write_json(arguments.json, as_json(first, second, compared, arguments.samples, arguments.seed))
-    if arguments.csv:
-        _write_csv(arguments.csv, compared)
-    _print(first, second, compared)
+def run(first: Path, second: Path, *, json_file: Path | None, csv_folder: Path | None, samples: int, seed: int) -> None:
+    """Read, check and compare two directories of predictions; print the tables, write the files that are asked for.
+
+    `samples` and `seed` are those of the bootstrap.
+    """
+    runs = read_run(first), read_run(second)
+    compared = compare(*runs, samples, seed)
+    if json_file:
+        write_json(json_file, as_json(*runs, compared, samples, seed))
+    if csv_folder:
+        _write_csv(csv_folder, compared)
+    _print(*runs, compared)
 
 
 def read_run(folder: Path) -> Run:
@@ -197,7 +186,3 @@ def _published(axis: str) -> Table:
     means = ", ".join(f"{name} {value:+.2f}" for name, value in _published_means(axis).items())
     title = f"For comparison, Med-R1's printed {printed.measure}, {printed.unit} ({means})"
     return rich_table(published_cross(printed), title, style="dim")
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -19,6 +19,8 @@ BASE_MODEL = MODELS / "base"
 TRAINING = Path("training")
 PREDICTIONS = Path("predictions")
 REPORT = Path("report")
+REBUILT = REPORT / "rebuilt"
+"""Reports made from predictions alone, apart from what the pipeline made, which git and DVC keep."""
 SCRATCH = Path(".scratch")
 """Untracked: what may be lost without losing a result."""
 

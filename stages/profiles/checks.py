@@ -103,7 +103,7 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[Finding]:
             "GPU",
             "stops",
             f"none is here, and on a CPU a model of {billions:.1f} billion parameters would train for months",
-            "run on a machine with one, or `python -m stages.profiles.command sample`",
+            "run on a machine with one, or `med-r1 profile sample`",
         )
 
 

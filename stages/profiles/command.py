@@ -1,8 +1,8 @@
 """Turn params.yaml and data.dvc to another scale, and say what that takes and what this machine lacks for it.
 
-    python -m stages.profiles.command full               the paper's setting; `full-3b`, `sample`, or a YAML of your own
-    python -m stages.profiles.command full --dry-run     show all of it, write nothing
-    python -m stages.profiles.command full --elsewhere   write though this machine cannot run it: others will
+    med-r1 profile full               the paper's setting; `full-3b`, `sample`, or a YAML of your own
+    med-r1 profile full --dry-run     show all of it, write nothing
+    med-r1 profile full --elsewhere   write though this machine cannot run it: others will
 
 Profiles lie in infra/profiles; docs/full-scale.md says how to write one. If a run here could not finish, nothing is
 written and the exit code is not 0.
@@ -10,13 +10,11 @@ written and the exit code is not 0.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from pathlib import Path
 
 from stages.core import layout
-from stages.core.cli import run_stage
 from stages.core.dvc_files import parse_dvc_file
 from stages.core.errors import InputError
 from stages.core.machine import say_bytes
@@ -29,20 +27,12 @@ from stages.profiles.schema import FOLDER, SAMPLE, Profile, load_profile, merged
 from stages.profiles.splice import reset, set_values
 
 
-def main() -> None:
-    """Show what a profile changes, takes and lacks; write it if nothing stands against it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.profiles.command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("profile", help="sample, full, full-3b, or a YAML file")
-    parser.add_argument("--dry-run", action="store_true", help="write nothing")
-    parser.add_argument("--elsewhere", action="store_true", help="write even if this machine cannot run it")
-    given = parser.parse_args()
-    apply(given.profile, dry_run=given.dry_run, elsewhere=given.elsewhere)
-
-
 def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
-    """Do what `main` says; InputError if the profile or params.yaml cannot be used, or the run cannot finish."""
+    """Print what a profile changes, takes and lacks here, and write it.
+
+    `dry_run`: write nothing; `elsewhere`: write even if a run cannot finish on this machine. InputError if the profile or params.yaml
+    cannot be used, or the run cannot finish.
+    """
     path, profile = load_profile(name)
     old = {each: _read(each) for each in (layout.PARAMS, layout.DATA_DVC)}
     new = _written(path, profile, old)
@@ -108,7 +98,3 @@ def _show(profile: Profile, params: Params, machine: Machine, fetched: list[Down
         print(f"{'MISSING' if one.level == 'stops' else 'note'}: {one.check}: {one.what}\n  -> {one.remedy}", file=sys.stderr)
     if not found:
         print("nothing is missing here")
-
-
-if __name__ == "__main__":
-    run_stage(main)

@@ -109,7 +109,7 @@ def _hub(source: str, revision: str | None) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return "there is no such folder, and it is no model id (owner/name)"
     if revision is None:
-        return f"base.revision is null, and a model id needs a commit: `python -m stages.base resolve {source}` prints one"
+        return f"base.revision is null, and a model id needs a commit: `med-r1 base-commit {source}` prints one"
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
 

@@ -20,7 +20,7 @@ from stages.core.yaml_files import dump_edited, load_for_edit, load_yaml
 from stages.profiles.schema import merged
 
 _HEAD: Final = "# profile: "
-_NOTE: Final = "# Old values; `python -m stages.profiles.command sample` restores them. Edit above only."
+_NOTE: Final = "# Old values; `med-r1 profile sample` restores them. Edit above only."
 _REPLACED: Final = "#< "
 _ADDED: Final = "#+ "
 

@@ -176,12 +176,12 @@ def test_too_small_a_disk_is_named_before_anything_is_fetched(tmp_path: Path) ->
 
 def test_the_commit_of_a_branch_can_be_asked_for(tmp_path: Path) -> None:
     with hub_serving(owner__tiny=published()) as hub:
-        done = start(["-m", "stages.base", "resolve", MODEL], hub, tmp_path)
-        unknown = start(["-m", "stages.base", "resolve", "owner/tinny"], hub, tmp_path)
+        done = start(["-m", "flows", "base-commit", MODEL], hub, tmp_path)
+        unknown = start(["-m", "flows", "base-commit", "owner/tinny"], hub, tmp_path)
     assert done.stdout.strip() == COMMIT, done.stderr
     assert "has no such model that you may see" in unknown.stderr
     for given, said in ((MODEL, "cannot be reached"), ("tiny", "is not of the form owner/name"), (f"{MODEL}@main", "is not of the form")):
-        failed = start(["-m", "stages.base", "resolve", given], hub, tmp_path)
+        failed = start(["-m", "flows", "base-commit", given], hub, tmp_path)
         assert failed.returncode == ExitCode.INPUT
         assert said in failed.stderr
         assert "base.source" not in failed.stderr

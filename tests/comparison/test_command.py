@@ -1,10 +1,9 @@
-"""`python -m stages.comparison.command`: what it prints and writes, and what it refuses."""
+"""`med-r1 compare`: what it prints and writes, and what it refuses."""
 
 from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from stages.comparison import command as compare
 from stages.core.errors import InputError
 from stages.predictions.schema import SCHEMA
 from stages.taxonomy import AXES
+from tests.commands import med_r1
 from tests.comparison.test_pairs import flipped
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
 
@@ -41,15 +41,12 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a", tmp_path / "b"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare", *map(str, arguments), "--samples", "200"])
-    compare.main()
+def run(first: Path, second: Path, json_file: Path | None = None, csv_folder: Path | None = None) -> None:
+    compare.run(first, second, json_file=json_file, csv_folder=csv_folder, samples=200, seed=42)
 
 
-def test_tables_show_both_runs_and_what_was_printed_apart(
-    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(monkeypatch, *runs)
+def test_tables_show_both_runs_and_what_was_printed_apart(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run(*runs)
     shown = capsys.readouterr().out
     assert "prompt style no-think" in shown
     assert "prompt style think" in shown
@@ -62,15 +59,13 @@ def test_tables_show_both_runs_and_what_was_printed_apart(
     assert max(len(line) for line in shown.splitlines() if not line.startswith(("A: ", "B: "))) <= compare.WIDTH
 
 
-def test_another_pair_of_styles_is_said_to_be_another_comparison(
-    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(monkeypatch, *reversed(runs))
+def test_another_pair_of_styles_is_said_to_be_another_comparison(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run(*reversed(runs))
     assert "Printed was No-Think minus Think; A is think, B no-think: not the same comparison." in capsys.readouterr().out
 
 
-def test_files_hold_every_cell_and_the_printed_ones_apart(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, *runs, "--json", tmp_path / "out.json", "--csv", tmp_path / "out")
+def test_files_hold_every_cell_and_the_printed_ones_apart(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run(*runs, json_file=tmp_path / "out.json", csv_folder=tmp_path / "out")
     found: dict[str, Any] = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert found["first"]["prompt style"] == "no-think"
     assert found["bootstrap"] == {"samples": 200, "seed": 42, "clusters": "image", "confidence": 0.95}
@@ -87,44 +82,40 @@ def test_files_hold_every_cell_and_the_printed_ones_apart(runs: tuple[Path, Path
     assert len(printed) == 64 + 25
     assert all(row["source"] and row["caveat"] and row["unit"] == "percentage points" for row in printed)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    run(monkeypatch, *runs, "--csv", tmp_path / "out")
+    run(*runs, csv_folder=tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_checkpoints_without_a_place_in_the_tables_are_named(
-    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_checkpoints_without_a_place_in_the_tables_are_named(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     (runs[0] / "ct.parquet").rename(runs[0] / "sft-ct.parquet")
     (runs[1] / "ct.parquet").unlink()
-    run(monkeypatch, *runs)
+    run(*runs)
     assert f"{runs[0]}: left out, as they have no place in the tables: sft-ct" in capsys.readouterr().out
 
 
-def test_bad_runs_are_refused_by_name(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_runs_are_refused_by_name(runs: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = runs
     with pytest.raises(InputError, match=r"nowhere is not a directory: give two with predictions"):
-        run(monkeypatch, first, tmp_path / "nowhere")
+        run(first, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty holds no predictions"):
-        run(monkeypatch, first, tmp_path / "empty")
+        run(first, tmp_path / "empty")
     write(second / "ct.parquet", make_predictions(QUESTIONS, "ct"), "no-think")
     with pytest.raises(
         InputError, match=r"b/anatomy-identification.parquet and .*b/ct.parquet lie in one directory, but the prompt style is"
     ):
-        run(monkeypatch, first, second)
+        run(first, second)
     write(second / "ct.parquet", make_predictions(QUESTIONS, "mri").assign(checkpoint="mri"), "think")
     with pytest.raises(InputError, match=r"b/ct.parquet: question .*: checkpoint 'mri' is in the file of 'ct'"):
-        run(monkeypatch, first, second)
+        run(first, second)
     (second / "ct.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"ct.parquet is not a parquet file"):
-        run(monkeypatch, first, second)
+        run(first, second)
 
 
-def test_other_splits_are_refused(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_splits_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     for path in runs[1].glob("*.parquet"):
         write(tmp_path / "c" / path.name, pd.read_parquet(path), "think", kind="published")
     with pytest.raises(InputError, match=r"a has the split kind grouped, .*c published"):
-        run(monkeypatch, runs[0], tmp_path / "c")
-    with pytest.raises(InputError, match="--samples 5: an interval needs at least 100"):
-        monkeypatch.setattr(sys, "argv", ["compare", str(runs[0]), str(runs[1]), "--samples", "5"])
-        compare.main()
+        run(runs[0], tmp_path / "c")
+    assert med_r1("compare", *runs, "--samples", "5") == 2, "an interval needs at least 100"

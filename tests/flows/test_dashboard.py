@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from prefect import Flow
 from flows.dashboard import PASSWORD, serve, variables_for
 from flows.prefect_api.artifacts import REPORT_URL
 from stages.core.errors import InputError
+from tests.commands import MED_R1
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, make_workspace, run
 
 DEPLOYMENTS = yaml.safe_load((REPOSITORY / "infra" / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
@@ -134,7 +134,7 @@ def test_the_dashboard_serves_all_deployments_ends_whole_when_it_is_killed_and_g
 def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
     """The dashboard of the workspace, ready or failed, and what it has said."""
     environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("PREFECT_")} | {PASSWORD: "somebody:secret"}
-    command = [sys.executable, "-m", "flows.dashboard", "--port", str(port)]
+    command = [*MED_R1, "dashboard", "--port", str(port)]
     dashboard = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert dashboard.stdout
     said = ""

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.commands import MED_R1
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, make_workspace, run
 
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
@@ -83,7 +84,7 @@ def test_the_flow_is_recorded_in_postgresql(database: tuple[Path, int], tmp_path
             assert time.monotonic() < deadline
             time.sleep(0.3)
         root = make_workspace(tmp_path / "workspace", ["a"])
-        run_it = [sys.executable, "-m", "flows.reproduce", "--only", "train@a"]
+        run_it = [*MED_R1, "reproduce", "--only", "train@a"]
         done = subprocess.run(run_it, cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         while query(binaries, database_port, "prefect", "SELECT count(*) FROM task_run WHERE state_name = 'Ran'") != "2":

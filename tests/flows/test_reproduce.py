@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.dvc_api.client import guarded_processes, orphans
 from flows.prefect_api.client import left_servers
-from flows.reproduce import _crashed, main, only_flow, reproduce
+from flows.reproduce import _crashed, only_flow, reproduce
 from flows.scheduling.schedule import StagesFailedError
 from stages.core.errors import InputError
+from tests.commands import MED_R1, med_r1
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 
 
@@ -140,7 +140,7 @@ def test_two_flows_in_one_workspace_are_refused(root: Path) -> None:
 def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_had_happened(root: Path, reference: dict[str, Any]) -> None:
     (root / "hold" / "a").touch()
     flow = subprocess.Popen(
-        [sys.executable, "-m", "flows.reproduce", "--slots", "2"],
+        [*MED_R1, "reproduce", "--slots", "2"],
         cwd=root,
         env=ENVIRONMENT | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.DEVNULL,
@@ -163,7 +163,7 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
     assert not orphans(root)
     (server,) = left_servers()
     (root / "hold" / "a").unlink()
-    run(sys.executable, "-m", "flows.reproduce", "--slots", "2", cwd=root, more={"PYTHONPATH": str(REPOSITORY)})
+    run(*MED_R1, "reproduce", "--slots", "2", cwd=root, more={"PYTHONPATH": str(REPOSITORY)})
     assert locked(root) == reference
     assert not server.is_running()
     assert not left_servers()
@@ -171,20 +171,20 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
 
 def test_the_command_line_says_how_it_ended(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(root)
-    assert main(["--only", "nothing"]) == 1
+    assert med_r1("reproduce", "--only", "nothing") == 1
     assert "error: no stage of dvc.yaml is meant by 'nothing'" in capsys.readouterr().err
-    assert main(["--only", "split"]) == 0
+    assert med_r1("reproduce", "--only", "split") == 0
     assert "1 ran" in capsys.readouterr().out
     shutil.rmtree(root / "parts")
     (root / "dvc.yaml").write_text("stages: [", encoding="utf-8")
-    assert main([]) == 1
+    assert med_r1("reproduce") == 1
     assert "error: DVC cannot read the pipeline" in capsys.readouterr().err
 
 
 def test_a_server_that_does_not_answer_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(root)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert main([]) == 1
+    assert med_r1("reproduce") == 1
     assert "error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL): start one with" in capsys.readouterr().err
 
 

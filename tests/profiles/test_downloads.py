@@ -64,7 +64,7 @@ def test_the_hub_is_asked_for_the_revision(monkeypatch: pytest.MonkeyPatch, erro
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("Qwen/Qwen2", "a model id needs a commit: `python -m stages.base resolve Qwen/Qwen2` prints one"),
+        ("Qwen/Qwen2", "a model id needs a commit: `med-r1 base-commit Qwen/Qwen2` prints one"),
         ("/nowhere/base", "there is no such folder, and it is no model id"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`python -m stages.profiles.command`: to another scale and back without a trace, and nothing written for a run that cannot finish."""
+"""`med-r1 profile`: to another scale and back without a trace, and nothing written for a run that cannot finish."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from stages import evaluate, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import load_params
-from stages.publishing import command as publish
 from stages.publishing.bundle import gather
 from stages.reporting.sources import read_predictions
+from tests.commands import MED_R1, med_r1
 from tests.hubs import Repository, hub_serving
 from tests.workspaces import REPOSITORY, small_workspace
 
@@ -81,7 +81,7 @@ def change_origin(root: Path, **changes: Any) -> None:
 
 def start(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    command = [sys.executable, "-m", "stages.publishing.command", "ct", *arguments]
+    command = [*MED_R1, "publish", "ct", *arguments]
     return subprocess.run(
         command, cwd=root, env=clean | {"PYTHONPATH": str(REPOSITORY)} | environment, capture_output=True, text=True, timeout=120
     )
@@ -266,8 +266,7 @@ def test_what_cannot_be_published_is_refused_with_the_remedy(damage: str, projec
         gather("ct", load_params(), REPO)
 
 
-def test_what_no_commit_describes_is_published_when_told_to(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_what_no_commit_describes_is_published_when_told_to(project: Path, capsys: Any) -> None:
     change_json(project / "training/ct.provenance.json", git_commit=None, git_dirty=None)
-    monkeypatch.setattr(sys, "argv", ["publish", "ct", "--allow-dirty"])
-    publish.main()
+    assert med_r1("publish", "ct", "--allow-dirty") == 0
     assert "add --yes and --repo or --remote" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from stages import report
+from stages.reporting import build
 from stages.reporting.sheets import write_training
 from stages.reporting.sources import LOG_COLUMNS
 from tests.fakes import REPOSITORY, make_training_log
@@ -27,8 +27,8 @@ def test_a_value_that_was_not_logged_has_no_row(tmp_path: Path) -> None:
 
 
 def test_dvc_fills_the_template_with_the_table(tmp_path: Path) -> None:
-    (tmp_path / report.TRAINING).parent.mkdir()
-    write_training(tmp_path / report.TRAINING, {"ct": make_training_log("ct", steps=3)})
+    (tmp_path / build.TRAINING).parent.mkdir()
+    write_training(tmp_path / build.TRAINING, {"ct": make_training_log("ct", steps=3)})
     plots = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
     (own,) = [each for each in plots if isinstance(each, dict)]
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"plots": [own]}), encoding="utf-8")

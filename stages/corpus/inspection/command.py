@@ -1,6 +1,6 @@
 """Look a corpus over before it is used: what it holds, what would be refused and why, and what to do about it.
 
-    python -m stages.corpus.inspection.command FOLDER_OR_ARCHIVE [--json FILE] [--no-images] [--strict] [--examples N]
+    med-r1 check FOLDER_OR_ARCHIVE [--json FILE] [--no-images] [--strict] [--examples N]
 
 A folder or archive in OmniMedVQA's layout, or with a CSV and pictures beside it (docs/own-data.md). Nothing is written but FILE.
 
@@ -9,7 +9,6 @@ Exit code: 0, every record is usable; 1, some are refused, or with --strict some
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from stages.core import layout
-from stages.core.cli import run_stage
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
 from stages.core.params import load_params
@@ -35,33 +33,28 @@ _WIDTH: Final = 132
 """Columns where there is no terminal to ask."""
 
 
-def main() -> int:
-    """Print what a corpus is like; the exit code says whether it can be used."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m stages.corpus.inspection.command", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    arguments.add_argument("corpus", type=Path, metavar="FOLDER_OR_ARCHIVE")
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write the findings there, too")
-    arguments.add_argument("--images", action=argparse.BooleanOptionalAction, default=True, help="decode every picture (default: yes)")
-    arguments.add_argument("--strict", action="store_true", help="exit with 1 for what is odd as well, not only for what is refused")
-    arguments.add_argument("--examples", type=int, default=3, metavar="N", help="examples of each kind of finding (default: 3)")
-    given = arguments.parse_args()
+def run(corpus_path: Path, *, json_file: Path | None = None, images: bool = True, strict: bool = False, examples: int = 3) -> int:
+    """Print what a corpus holds and what is wrong with it; the exit code says whether it can be used.
+
+    `images`: decode every image; `strict`: warnings count as problems; `examples`: shown per kind of finding.
+    """
     try:
         params = load_params(layout.PARAMS if layout.PARAMS.is_file() else _OURS)
-        if not given.corpus.exists():
-            raise InputError(f"{given.corpus} is neither a file nor a folder: give the path of the corpus")
+        if not corpus_path.exists():
+            raise InputError(f"{corpus_path} is neither a file nor a folder: give the path of the corpus")
         with (
             tempfile.TemporaryDirectory(prefix="check-") as scratch,
-            open_corpus(given.corpus, params.corpus.limits, Path(scratch)) as corpus,
+            open_corpus(corpus_path, params.corpus.limits, Path(scratch)) as corpus,
         ):
-            inspection = inspect(corpus, params, images=given.images, examples=max(given.examples, 0))
+            inspection = inspect(corpus, params, images=images, examples=examples)
     except InputError as error:
         print(f"error: {plain(str(error))}", file=sys.stderr)
         return EXIT_CODES["unusable"]
-    if given.json:
-        write_json(given.json, {"corpus": str(given.corpus), **as_json(inspection, given.strict)})
-    _print(given.corpus, inspection, inspection.status(given.strict))
-    return EXIT_CODES[inspection.status(given.strict)]
+    status = inspection.status(strict)
+    if json_file:
+        write_json(json_file, {"corpus": str(corpus_path), **as_json(inspection, strict)})
+    _print(corpus_path, inspection, status)
+    return EXIT_CODES[status]
 
 
 def plain(text: str) -> str:
@@ -102,7 +95,3 @@ def _table(inspection: Inspection) -> Table:
     table.add_section()
     table.add_row("all", *(str(count) for count in sums), str(sum(sums)), str(sum(inspection.pictures.values())))
     return table
-
-
-if __name__ == "__main__":
-    run_stage(lambda: sys.exit(main()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from stages.corpus.inspection import inspect as inspection
 from stages.corpus.inspection.advice import advise
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
+from tests.commands import med_r1
 from tests.conftest import MakeRecord, Raw, picture
 from tests.dicoms import file as dicom_file
 from tests.dicoms import ramp
@@ -27,14 +28,9 @@ ROWS = "a.png,What?,Cyst|Nodule,A,ct,disease-diagnosis\nsub/b.png,What?,Cyst|Nod
 
 
 @pytest.fixture
-def run_check(monkeypatch: pytest.MonkeyPatch) -> Check:
-    """`run_check(path, *arguments)`: the exit code of `python -m stages.corpus.inspection.command`."""
-
-    def start(*arguments: str | Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["check", *map(str, arguments)])
-        return check.main()
-
-    return start
+def run_check() -> Check:
+    """`run_check(path, *arguments)`: the exit code of `med-r1 check`."""
+    return functools.partial(med_r1, "check")
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> Path:

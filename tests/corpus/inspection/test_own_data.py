@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from stages.corpus.inspection import command as check
 from stages.corpus.records.records import read_record_files
 from stages.corpus.records.table import COLUMNS
 from stages.corpus.records.texts import LONGEST
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from tests.commands import med_r1
 from tests.conftest import ROOT, picture
 
 DOC = (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
@@ -46,22 +45,17 @@ def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ward"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["check", *arguments])
-    return check.main()
-
-
-def test_the_sheet_gives_the_output_that_is_shown(ward: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_sheet_gives_the_output_that_is_shown(ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = block("", 1).split()
-    assert command[:3] == ["python", "-m", check.__name__]
-    assert run(monkeypatch, *command[3:]) == 1
+    assert command[0] == "med-r1"
+    assert med_r1(*command[1:]) == 1
     shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert shown == block("text").splitlines()
 
 
-def test_mended_it_is_ready(ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mended_it_is_ready(ward: Path) -> None:
     (ward / "ward.csv").write_text(mended(block("csv")), encoding="utf-8")
-    assert run(monkeypatch, "ward") == 0
+    assert med_r1("check", "ward") == 0
     reading = read_record_files([("ward.csv", (ward / "ward.csv").read_bytes())])
     assert [(record.modality, record.question_type, record.gold) for record in reading.records] == [
         ("ct", "disease-diagnosis", "A"),
@@ -72,21 +66,21 @@ def test_mended_it_is_ready(ward: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert reading.records[0].options[0] == "Nodule, solid"
 
 
-def test_beside_a_corpus_that_has_the_other_splits_nothing_is_short(ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_a_corpus_that_has_the_other_splits_nothing_is_short(ward: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(SAMPLE) as archive:
         archive.extractall(tmp_path)
     (corpus,) = [path.parent for path in tmp_path.glob("**/QA_information")]
-    kept = [looked_over(monkeypatch, corpus)["kept"]]
+    kept = [looked_over(corpus)["kept"]]
     (ward / "scans").parent.rename(corpus / "Images/ward")
     sheet = re.sub("^(scans|skin)/", r"Images/ward/\1/", mended(block("csv")), flags=re.MULTILINE)
     (corpus / "Images/ward/ward.csv").rename(corpus / "ward.csv").write_text(sheet, encoding="utf-8")
-    said = looked_over(monkeypatch, corpus)
+    said = looked_over(corpus)
     assert said["kept"] == kept[0] + 4
     assert "splits without data" not in [finding["kind"] for finding in said["findings"]]
 
 
-def looked_over(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> dict[str, Any]:
-    assert run(monkeypatch, str(corpus), "--no-images", "--json", "out.json") == 1, "the sample has records that are refused"
+def looked_over(corpus: Path) -> dict[str, Any]:
+    assert med_r1("check", str(corpus), "--no-images", "--json", "out.json") == 1, "the sample has records that are refused"
     said: dict[str, Any] = json.loads(Path("out.json").read_text(encoding="utf-8"))
     return said
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from flows.doctor import locks
-from flows.doctor.command import Diagnosis, examine, main, sum_up
+from flows.doctor.command import Diagnosis, examine, sum_up
 from flows.doctor.findings import Finding
+from tests.commands import med_r1
 from tests.flows.tiny import make_workspace, run
 
 
@@ -34,7 +35,7 @@ def break_a_lock(root: Path) -> None:
 
 
 def test_a_healthy_workspace_has_no_problem(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
+    assert med_r1("doctor") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("0 problems, ")
     assert any(line.startswith("ok ") and "4 stages, 4 in dvc.lock" in line for line in lines)
@@ -42,22 +43,22 @@ def test_a_healthy_workspace_has_no_problem(root: Path, capsys: pytest.CaptureFi
 
 def test_a_problem_is_told_with_its_remedy_and_changes_nothing_until_it_is_mended(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     break_a_lock(root)
-    assert main([]) == 1
+    assert med_r1("doctor") == 1
     printed = capsys.readouterr().out
     assert "rm .dvc/tmp/rwlock" in printed
     assert printed.splitlines()[-1].startswith("1 problem, ")
     assert printed.splitlines()[-1].endswith("; --fix mends 1 of them")
     assert (root / locks.PATH_LOCKS).read_text(encoding="utf-8") == "{"
-    assert main(["--fix"]) == 0
+    assert med_r1("doctor", "--fix") == 0
     printed = capsys.readouterr().out
     assert "moved .dvc/tmp/rwlock to rwlock.broken" in printed
     assert printed.splitlines()[-1].endswith(", 1 mended")
-    assert main([]) == 0
+    assert med_r1("doctor") == 0
 
 
 def test_json_has_every_finding(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     break_a_lock(root)
-    assert main(["--json"]) == 1
+    assert med_r1("doctor", "--json") == 1
     found = {each["check"]: each for each in json.loads(capsys.readouterr().out)}
     assert (found["DVC path locks"]["level"], found["DVC path locks"]["mendable"], found["DVC path locks"]["mended"]) == (
         "problem",
@@ -72,7 +73,7 @@ def test_json_has_every_finding(root: Path, capsys: pytest.CaptureFixture[str]) 
 def test_what_one_check_cannot_read_keeps_no_other_from_being_made(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "dvc.lock").write_text("<<<<<<< HEAD\n", encoding="utf-8")
     break_a_lock(root)
-    assert main(["--json"]) == 1
+    assert med_r1("doctor", "--json") == 1
     levels = {each["check"]: each["level"] for each in json.loads(capsys.readouterr().out)}
     assert [name for name, level in levels.items() if level == "problem"] == ["pipeline", "DVC path locks", "disk"]
     assert levels["orphans"] == "ok"
@@ -83,7 +84,7 @@ def test_a_folder_that_is_no_workspace_is_said_to_be_none(
 ) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    assert main([]) == 1
+    assert med_r1("doctor") == 1
     assert "dvc.yaml is missing" in capsys.readouterr().out
 
 

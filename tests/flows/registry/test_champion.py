@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.registry import champion
-from flows.registry.champion import main
 from stages.core.errors import InputError
+from tests.commands import med_r1
 from tests.flows.corpora import copy_workspace, make_workspace
 from tests.flows.tiny import run
 
@@ -27,17 +27,17 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def test_promoting_going_back_and_fetching_weights_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show"]) == 1
-    assert "there is no champion yet; `python -m flows.registry.champion promote`" in capsys.readouterr().err
-    assert main(["promote"]) == 0
-    assert main(["rollback"]) == 1
+    assert med_r1("champion", "show") == 1
+    assert "there is no champion yet; `med-r1 champion promote`" in capsys.readouterr().err
+    assert med_r1("champion", "promote") == 0
+    assert med_r1("champion", "rollback") == 1
     assert "champion 1 is the first: there is none before it to go back to" in capsys.readouterr().err
 
     (root / "infra/base/skill.json").write_text("0.2", encoding="utf-8")
-    assert main(["promote"]) == 1
+    assert med_r1("champion", "promote") == 1
     assert "base is not up to date (infra/base modified)" in capsys.readouterr().err
     run("dvc", "repro", cwd=root)
-    assert main(["promote", "--why", "another base"]) == 0
+    assert med_r1("champion", "promote", "--why", "another base") == 0
     second = champion.require(root)
     assert (second.version, second.predecessor, second.why, second.git_dirty) == (2, 1, "another base", True)
     assert second.checkpoints["ct"].questions > 0
@@ -46,22 +46,22 @@ def test_promoting_going_back_and_fetching_weights_from_the_command_line(root: P
     assert not first.git_dirty
 
     capsys.readouterr()
-    assert main(["show"]) == 0
+    assert med_r1("champion", "show") == 0
     shown = capsys.readouterr().out
     assert "champion 2 of 1, 2, since" in shown
     assert "in the cache" in shown
-    assert main(["rollback"]) == 0
+    assert med_r1("champion", "rollback") == 0
     assert champion.require(root).version == 1
-    assert main(["rollback", "--to", "2"]) == 0
-    assert main(["rollback", "--to", "2"]) == 1
-    assert main(["rollback", "--to", "7"]) == 1
+    assert med_r1("champion", "rollback", "--to", "2") == 0
+    assert med_r1("champion", "rollback", "--to", "2") == 1
+    assert med_r1("champion", "rollback", "--to", "7") == 1
     assert "there is no champion 7; there are: 1, 2" in capsys.readouterr().err
 
-    assert main(["checkout", "ct", "elsewhere"]) == 0
+    assert med_r1("champion", "checkout", "ct", "elsewhere") == 0
     assert json.loads((root / "elsewhere/from.json").read_text()) == 0.2
-    assert main(["checkout", "ct", "elsewhere", "--version", "1"]) == 0
+    assert med_r1("champion", "checkout", "ct", "elsewhere", "--version", "1") == 0
     assert json.loads((root / "elsewhere/from.json").read_text()) == 0.0
-    assert main(["checkout", "cta", "elsewhere"]) == 1
+    assert med_r1("champion", "checkout", "cta", "elsewhere") == 1
     assert "champion 2 has no checkpoint 'cta'; it has: ct, x-ray" in capsys.readouterr().err
 
     run("dvc", "gc", "--workspace", "--force", cwd=root)

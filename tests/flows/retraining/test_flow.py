@@ -12,7 +12,8 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.registry import champion
 from flows.registry import snapshot as trial
-from flows.retraining.flow import main, retrain
+from flows.retraining.flow import retrain
+from tests.commands import med_r1
 from tests.flows.corpora import make_records, make_workspace, write_corpus
 from tests.flows.tiny import REPOSITORY
 
@@ -35,10 +36,10 @@ def test_runs_end_in_states_that_say_what_was_decided(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     root = make_workspace(tmp_path / "workspace", ["ct"])
     monkeypatch.chdir(root)
-    assert main([]) == 0
+    assert med_r1("retrain") == 0
     assert "FirstChampion: the results that were there are champion 1" in capsys.readouterr().out
 
-    assert main([]) == 0
+    assert med_r1("retrain") == 0
     assert "NothingNew: ../source/corpus.zip is as it was pinned" in capsys.readouterr().out
     with trial.only_retraining(root):
         state = retrain(root=str(root), return_state=True)
@@ -49,13 +50,13 @@ def test_runs_end_in_states_that_say_what_was_decided(
     refused = retrain(root=str(root), return_state=True)
     assert (refused.name, refused.is_failed()) == ("Refused", True)
     assert "the new data was refused, and the workspace is as before: all modalities: 80 questions" in str(refused.message)
-    assert main([]) == 0
+    assert med_r1("retrain") == 0
     assert "RefusedBefore: " in capsys.readouterr().out
 
     write_corpus(source, [*make_records(), *make_records(8, ["ct"], "good", ["disease-diagnosis"])])
-    assert main(["--dry-run"]) == 0
+    assert med_r1("retrain", "--dry-run") == 0
     assert "DryRun: ../source/corpus.zip has changed" in capsys.readouterr().out
-    assert main(["--slots", "2"]) == 0
+    assert med_r1("retrain", "--slots", "2") == 0
     said = capsys.readouterr().out
     assert "Promoted: champion 2 takes the place of 1: none of" in said
     assert champion.require(root).version == 2
@@ -64,6 +65,6 @@ def test_runs_end_in_states_that_say_what_was_decided(
     assert "# Refused: the data was not trained on" in pages
     assert "| ct | " in pages
     source.unlink()
-    assert main([]) == 1
+    assert med_r1("retrain") == 1
     assert "error: the source ../source/corpus.zip of data.dvc is gone" in capsys.readouterr().err
     assert not list(REPOSITORY.glob("champions/*"))

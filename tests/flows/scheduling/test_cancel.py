@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import httpx
 from benchmarks.chaos import Services
 from flows.dvc_api.client import RECORDS, guarded_processes
 from flows.scheduling.slots import find_slots
+from tests.commands import MED_R1
 from tests.flows.tiny import locked, make_workspace, run
 
 
@@ -44,7 +44,7 @@ def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it
             pass
         assert eventually(lambda: "Stopped" in {task["state_name"] for task in httpx.post(f"{api}/task_runs/filter", json={}).json()})
         (root / "hold" / "a").unlink()
-        again = [sys.executable, "-m", "flows.reproduce"]
+        again = [*MED_R1, "reproduce"]
         done = subprocess.run(again, cwd=root, env=services.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     finally:

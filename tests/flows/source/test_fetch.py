@@ -20,6 +20,7 @@ from flows.source import fetch as module
 from flows.source.fetch import Checksum, fetch, forget, open_files
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
+from tests.commands import MED_R1
 from tests.corpus.serving import Served, serving
 
 REPOSITORY = Path(__file__).parents[3]
@@ -220,7 +221,7 @@ def test_a_process_that_is_killed_in_the_middle_loses_little_and_the_next_goes_o
     content = random.Random(1).randbytes(60 * 2**20)
     target = tmp_path / "c.zip"
     target.write_bytes(b"old")
-    command = [sys.executable, "-m", "flows.source.fetch"]
+    command = [*MED_R1, "fetch-file"]
     checked = ["--sha256", hashlib.sha256(content).hexdigest()]
     with serving(content) as served:
         served.gate.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import pytest
 from benchmarks.chaos import POOL, Services
 from flows.dvc_api.graph import read_graph
 from flows.workers.checkout import WORK
-from flows.workers.flow import main
 from flows.workers.remote_inputs import check
 from stages.core.errors import InputError
+from tests.commands import MED_R1, med_r1
 from tests.flows.tiny import locked, make_workspace, run
 
 KEYS = ["a", "b"]
@@ -36,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def reproduce(root: Path, services: Services, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.workers.flow", "--deployment", f"run-stage-on-worker/{POOL}", *arguments]
+    command = [*MED_R1, "workers", "--deployment", f"run-stage-on-worker/{POOL}", *arguments]
     return subprocess.run(command, cwd=root, env=services.environment, capture_output=True, text=True)
 
 
@@ -130,5 +129,5 @@ def test_a_repository_that_cannot_be_cloned_or_tells_a_secret_is_refused(root: P
 
 def test_without_a_server_the_command_says_that_workers_need_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "PREFECT_API_URL" not in os.environ
-    assert main([]) == 1
+    assert med_r1("workers") == 1
     assert "error: PREFECT_API_URL is not set" in capsys.readouterr().err

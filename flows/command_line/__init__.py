@@ -1,0 +1,18 @@
+"""The command `med-r1`: every task of a user, operator or researcher, with help and completion.
+
+A command declares its parameters, imports its module when it runs and calls a plain function of
+it, so that `med-r1 --help` needs neither torch nor Prefect nor DVC. Where `med-r1` is not on PATH:
+`python -m flows`, from the root of a checkout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flows.command_line import data, operate, results, run  # noqa: F401 - register their commands
+from flows.command_line.application import app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command, by default that of the process's arguments, and exit."""
+    app(arguments, prog_name="med-r1")

@@ -1,0 +1,117 @@
+"""Typer application behind `med-r1`: registration, exit codes, help in panels, completion of names.
+
+Imports nothing heavy: completion in a shell and `--help` wait for every import.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, ParamSpec
+
+import typer
+from typer.core import TyperGroup
+
+from stages.core import layout
+from stages.core.cli import run_stage
+
+PROFILES: Final = Path("infra/profiles")
+"""As stages.profiles.schema has it, which would import all settings."""
+
+PANELS: Final = ("Data", "Run", "Results", "Operate")
+
+Parameters = ParamSpec("Parameters")
+Command = Callable[Parameters, int | None]
+
+
+class PanelGroup(TyperGroup):
+    """Group whose help lists commands by panel, in the order of PANELS, plain help included."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the commands, those of one panel together."""
+
+        def rank(name: str) -> int:
+            panel = _panel(self.commands[name])
+            return PANELS.index(panel) if panel in PANELS else len(PANELS)
+
+        return sorted(self.commands, key=rank)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section per panel."""
+        panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for name in self.list_commands(ctx):
+            each = self.commands[name]
+            panels[_panel(each) or "Commands"].append((name, each.get_short_help_str(width)))
+        for title, rows in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _epilog(examples: Sequence[str]) -> str | None:
+    # \b: lines stay as they are
+    return "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)]) if examples else None
+
+
+def _panel(each: Any) -> str | None:
+    panel = each.rich_help_panel  # a placeholder of Typer's if the group has none
+    return panel if isinstance(panel, str) else None
+
+
+def make_group(description: str, *examples: str) -> typer.Typer:
+    """Make an empty group of commands: boxes and colours on a terminal, plain text elsewhere."""
+    return typer.Typer(
+        help=description,
+        epilog=_epilog(examples),
+        cls=PanelGroup,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if sys.stdout.isatty() else None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app: Final = make_group(
+    "Train, evaluate and operate the Med-R1 checkpoints.",
+    "med-r1 plan          what would run",
+    "med-r1 reproduce     run it",
+    "med-r1 report        the results",
+)
+
+
+def command(group: typer.Typer, *examples: str, panel: str | None = None) -> Callable[[Command[Parameters]], Command[Parameters]]:
+    """Register a function as a command of `group`; its docstring is the help, below it `examples`.
+
+    The function returns the exit code, None for 0; errors are mapped by `run_stage`.
+    """
+
+    def register(function: Command[Parameters]) -> Command[Parameters]:
+        @functools.wraps(function)
+        def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+            run_stage(lambda: sys.exit(function(*args, **kwargs)))
+
+        group.command(epilog=_epilog(examples), rich_help_panel=panel)(run)
+        return function
+
+    return register
+
+
+def complete_checkpoint(incomplete: str) -> list[str]:
+    """Checkpoints of params.yaml in the working directory; none if it cannot be read."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        settings = YAML(typ="safe").load(layout.PARAMS)
+        names = list(settings["checkpoints"])
+    except (OSError, YAMLError, KeyError, TypeError):
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_profile(incomplete: str) -> list[str]:
+    """Profiles that the repository ships."""
+    return sorted(path.stem for path in PROFILES.glob(f"{incomplete}*.yaml"))

@@ -1,0 +1,92 @@
+"""Commands that check, choose and fetch data and base models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from typer import Argument, BadParameter, Option
+
+from flows.command_line.application import app, command, complete_profile
+
+PANEL: Final = "Data"
+
+
+@command(app, "med-r1 check ward", "med-r1 check corpus.zip --json findings.json", panel=PANEL)
+def check(
+    corpus: Annotated[Path, Argument(metavar="FOLDER_OR_ARCHIVE", help="The corpus.")],
+    json: Annotated[Path | None, Option(metavar="FILE", help="Write the findings there as well.")] = None,
+    images: Annotated[bool, Option(help="Decode every image.")] = True,
+    strict: Annotated[bool, Option("--strict", help="Exit with 1 for warnings, too.")] = False,
+    examples: Annotated[int, Option(min=0, metavar="N", help="Examples per kind of finding.")] = 3,
+) -> int:
+    """Check a corpus before it is used.
+
+    Prints what it holds, what would be refused and why, and what to do about it.
+    Writes nothing but FILE.
+
+    Exit code: 0 every record is usable, 1 some are refused, 2 nothing can be used.
+    """
+    from stages.corpus.inspection.command import run
+
+    return run(corpus, json_file=json, images=images, strict=strict, examples=examples)
+
+
+@command(app, "med-r1 profile full --dry-run", "med-r1 profile sample", panel=PANEL)
+def profile(
+    name: Annotated[
+        str,
+        Argument(
+            metavar="PROFILE",
+            help="sample, full, full-3b, or a YAML file.",
+            autocompletion=complete_profile,
+        ),
+    ],
+    dry_run: Annotated[bool, Option("--dry-run", help="Show everything, write nothing.")] = False,
+    elsewhere: Annotated[bool, Option("--elsewhere", help="Write even if this machine cannot run it.")] = False,
+) -> None:
+    """Set params.yaml and data.dvc to another scale.
+
+    Prints what changes, what it takes and what this machine lacks; writes nothing
+    if a run here could not finish.
+    """
+    from stages.profiles.command import apply
+
+    apply(name, dry_run=dry_run, elsewhere=elsewhere)
+
+
+@command(app, "med-r1 fetch", panel=PANEL)
+def fetch() -> None:
+    """Fetch the source that data.dvc imports, and pin it.
+
+    A transfer that was stopped is resumed.
+    """
+    from flows.source.transfer import run
+
+    run(Path.cwd())
+
+
+@command(app, "med-r1 fetch-file https://example.org/corpus.zip corpus.zip", panel=PANEL)
+def fetch_file(
+    url: Annotated[str, Argument(metavar="URL", help="A path, or an http(s), s3, gs or ssh address.")],
+    target: Annotated[Path, Argument(metavar="TARGET", help="Where the file is to lie.")],
+    sha256: Annotated[str | None, Option(metavar="HEX", help="Its SHA-256.")] = None,
+    md5: Annotated[str | None, Option(metavar="HEX", help="Its MD5.")] = None,
+) -> None:
+    """Fetch one file without DVC, resuming a stopped transfer."""
+    if sha256 and md5:
+        raise BadParameter("give --sha256 or --md5, not both")
+    from flows.source.fetch import run
+
+    run(url, target, sha256=sha256, md5=md5)
+
+
+@command(app, "med-r1 base-commit Qwen/Qwen2-VL-2B-Instruct", panel=PANEL)
+def base_commit(
+    model: Annotated[str, Argument(metavar="ID", help="A model id, as Qwen/Qwen2-VL-2B-Instruct.")],
+    ref: Annotated[str, Argument(metavar="REF", help="A branch or tag.")] = "main",
+) -> None:
+    """Print the commit of a model on the hub, for base.revision."""
+    from stages.base.hub import resolve
+
+    print(resolve(model, ref))

@@ -1,0 +1,86 @@
+"""Commands that plan and run the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from typer import Option
+
+from flows.command_line.application import app, command
+
+PANEL: Final = "Run"
+Only = Annotated[
+    list[str] | None,
+    Option(
+        metavar="PATTERN",
+        help="Stage to bring up to date with all it needs, as train@ct, evaluate or 'train@*'; may be given several times.",
+    ),
+]
+Slots = Annotated[int | None, Option(metavar="N", help="GPU stages at once; 1 on a machine without GPUs.")]
+Gpus = Annotated[str | None, Option(metavar="0,1", help="Indices of the GPUs to use; by default all visible.")]
+
+
+@command(app, "med-r1 plan", "med-r1 plan --only 'train@*' --slots 2", panel=PANEL)
+def plan(
+    only: Only = None,
+    slots: Slots = None,
+    json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what would run, why, in what order and for how long.
+
+    Changes nothing.
+    """
+    from flows.planning.plan import run
+
+    run(Path.cwd(), only, slots, as_json=json)
+
+
+@command(app, "med-r1 reproduce", "med-r1 reproduce --only 'train@*' --slots 2", panel=PANEL)
+def reproduce(only: Only = None, slots: Slots = None, gpus: Gpus = None) -> int:
+    """Bring every result up to date, several stages at a time.
+
+    Results are those of `dvc repro`. Re-run after an interruption to resume.
+    """
+    from flows.reproduce import run
+
+    return run(only, slots, _split(gpus))
+
+
+@command(app, "med-r1 workers --only 'train@*'", panel=PANEL)
+def workers(
+    only: Only = None,
+    repository: Annotated[str | None, Option(help="Git repository that workers clone; by default origin.")] = None,
+    deployment: Annotated[str, Option(help="Deployment that stages are sent to.")] = "run-stage-on-worker/gpu",
+) -> int:
+    """Bring every result up to date, GPU stages on other hosts.
+
+    Needs PREFECT_API_URL; docs/hosts.md says how to set up workers.
+    """
+    from flows.workers.flow import run
+
+    return run(only, repository, deployment)
+
+
+@command(app, "med-r1 retrain --dry-run", "med-r1 retrain --start-from champion", panel=PANEL)
+def retrain(
+    dry_run: Annotated[bool, Option("--dry-run", help="Look and print what would be done, change nothing.")] = False,
+    force: Annotated[bool, Option("--force", help="Continue without new data, or with data refused before.")] = False,
+    start_from: Annotated[
+        Literal["base", "champion"] | None,
+        Option(help="Where trainings touched by new data begin; by default as in params.yaml."),
+    ] = None,
+    slots: Slots = None,
+    gpus: Gpus = None,
+) -> int:
+    """Train on new data, and promote the result if it is not worse.
+
+    Exit code: 0 whatever was decided, 1 if the data was refused or a stage failed.
+    """
+    from flows.retraining.flow import run
+
+    return run(dry_run, force, start_from, slots, _split(gpus))
+
+
+def _split(gpus: str | None) -> list[str] | None:
+    return gpus.split(",") if gpus else None

@@ -1,0 +1,57 @@
+"""The commands `med-r1 champion`: show, promote, rollback and checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.registry import champion, store
+from flows.registry.champion import Champion
+from flows.registry.snapshot import only_retraining
+from stages.reporting.labels import percent
+
+
+def show(root: Path) -> None:
+    """Print which version is the champion, since when, how good, and whether its weights are in the cache."""
+    current, now = champion.require(root), champion.pointer(root)
+    assert now
+    console = Console(highlight=False)
+    console.print(f"champion {current.version} of {', '.join(map(str, champion.versions(root)))}, since {now.since}: {now.why}")
+    console.print(f"corpus md5:{current.corpus.md5} from {current.corpus.source}; commit {current.git_commit}", soft_wrap=True)
+    table = Table(box=None)
+    for head in ("checkpoint", "questions", "accuracy %", "macro %", "weights"):
+        table.add_column(head, justify="left" if head in ("checkpoint", "weights") else "right")
+    for name, entry in current.checkpoints.items():
+        lacking = store.missing(root, entry.model)
+        table.add_row(
+            name,
+            str(entry.questions),
+            percent(entry.accuracy),
+            percent(entry.macro),
+            f"{lacking} files not in the cache" if lacking else "in the cache",
+        )
+    console.print(table)
+
+
+def promote(root: Path, why: str) -> None:
+    """Make the present results the champion."""
+    with only_retraining(root):
+        _print_change(champion.promote(root, why))
+
+
+def rollback(root: Path, to: int | None) -> None:
+    """Make an earlier version the champion: the one before the present one, or `to`."""
+    with only_retraining(root):
+        _print_change(champion.rollback(root, to))
+
+
+def checkout(root: Path, name: str, folder: Path, number: int | None) -> None:
+    """Put the weights of the champion, or of version `number`, into `folder`."""
+    version = champion.checkout(root, name, folder, number).version
+    print(f"{name} of champion {version} -> {folder}")
+
+
+def _print_change(current: Champion) -> None:
+    print(f"champion {current.version} is in use; commit {champion.FOLDER}/ to keep that")

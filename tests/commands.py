@@ -1,0 +1,24 @@
+"""Run commands of `med-r1` in the process of a test."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+import pytest
+
+from flows.command_line import main
+
+MED_R1: Final = (sys.executable, "-m", "flows")
+"""`med-r1` in a process of its own; the repository is on its PYTHONPATH or its working directory."""
+
+
+def med_r1(*arguments: object) -> int:
+    """Exit code of `med-r1 ARGUMENTS`; an error's message goes to stderr, as Python would print it."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    code = ended.value.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        return 1
+    return int(code or 0)

@@ -1,0 +1,171 @@
+"""The command `med-r1`: help of every command, cheap imports, exit codes, and that what documents and messages quote exists."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from flows.command_line import application
+from flows.command_line.application import command, complete_checkpoint, complete_profile, make_group
+from flows.doctor import server
+from flows.workers.flow import DEPLOYMENT
+from stages.core.errors import InputError
+from stages.core.params import load_params
+from stages.profiles import schema
+from tests.commands import MED_R1, med_r1
+from tests.conftest import ROOT
+
+HEAVY = ("torch", "prefect", "dvc", "pandas", "matplotlib", "numpy", "ruamel.yaml")
+QUOTING = ("README.md", "CONTRIBUTING.md", "Makefile", "docs/*.md", "infra/**/*", "flows/**/*.py", "stages/**/*.py", "benchmarks/**/*.py")
+QUOTED = re.compile(r"(?<!namespace )med-r1 ([a-z][^`\n#\"]*)")
+PLACEHOLDERS = str.maketrans("[]|", "   ")
+
+
+def walk(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every group and command with the words that name it."""
+    yield path, group
+    for name, each in getattr(group, "commands", {}).items():
+        yield from walk(each, (*path, name))
+
+
+COMMANDS = dict(walk(typer.main.get_command(application.app)))
+LEAVES = [path for path, each in COMMANDS.items() if not hasattr(each, "commands")]
+
+
+def quoted() -> list[tuple[str, str]]:
+    """Command lines of `med-r1`, without the program, each with the file that quotes it."""
+    found = []
+    for pattern in QUOTING:
+        for path in sorted(ROOT.glob(pattern)):
+            if path.suffix in (".md", ".py", ".sh", ".yaml", ".sbatch", "") and path.is_file():
+                text = path.read_text(encoding="utf-8")
+                found += [(str(path.relative_to(ROOT)), line) for line in QUOTED.findall(text)]
+    return found
+
+
+def command_of(words: list[str]) -> tuple[str, ...]:
+    """The longest beginning of `words` that names a group or command."""
+    return max((path for path in COMMANDS if tuple(words[: len(path)]) == path), key=len)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_examples(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert med_r1(*path, "--help") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"Usage: {' '.join(('med-r1', *path))}")
+    assert "..." not in shown.partition("\n")[2], "a summary does not fit into 80 columns"
+    if path in LEAVES:
+        assert f"  med-r1 {' '.join(path)}" in shown.partition("Examples:\n")[2]
+        assert all(each.help for each in COMMANDS[path].params)
+
+
+def test_commands_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
+    med_r1("--help")
+    titles = re.findall(r"^(\w+):$", capsys.readouterr().out, re.MULTILINE)
+    assert titles == ["Options", *application.PANELS]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"import sys, flows.command_line as c\ntry: c.main(['plan', '--help'])\nfinally: print(set({HEAVY}) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_every_quoted_command_line_exists() -> None:
+    lines = quoted()
+    assert len(lines) > 50
+    for file, line in lines:
+        words = re.split(r"  +", line)[0].translate(PLACEHOLDERS).split()
+        path = command_of(words)
+        assert path, f"{file}: no command in 'med-r1 {line}'"
+        options = {word.partition("=")[0].strip(".,;:)") for word in words if word.startswith("-")}
+        known = {name for each in COMMANDS[path].params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
+        assert options <= known, f"{file}: med-r1 {line}"
+
+
+def test_every_command_is_in_the_documents_or_a_message() -> None:
+    used = {command_of(line.split()) for file, line in quoted() if not file.startswith("flows/command_line/")}
+    assert not set(LEAVES) - used
+
+
+def test_the_installed_program_is_this_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, _, name = scripts["med-r1"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_without_installation_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([*MED_R1, "report", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage: med-r1 report")
+
+
+@pytest.mark.parametrize("arguments", [[], ["chek"], ["plan", "--slots", "two"], ["plan", "--colour"], ["champion", "checkout", "ct"]])
+def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert med_r1(*arguments) == 2
+    assert "med-r1" in capsys.readouterr().err
+
+
+def test_two_checksums_are_refused(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    assert med_r1("fetch-file", "README.md", target, "--sha256", "0", "--md5", "0") == 2
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (3, 3), (InputError("bad"), 1), (KeyboardInterrupt(), 130)])
+def test_exit_codes_of_commands(result: int | BaseException | None, code: int) -> None:
+    group = make_group("Commands of a test.")
+
+    @command(group)
+    def only() -> int | None:
+        """End as asked for."""
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    with pytest.raises(SystemExit) as ended:
+        group([])
+    if isinstance(result, InputError):
+        assert ended.value.code == "error: bad", "which Python prints, and exits with 1"
+    else:
+        assert (ended.value.code or 0) == code
+
+
+def test_bad_input_of_a_real_command_exits_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert med_r1("profile", "full") == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_names_are_completed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert complete_checkpoint("") == list(load_params().checkpoints)
+    assert complete_checkpoint("c") == ["ct"]
+    assert complete_profile("") == []
+    monkeypatch.chdir(ROOT)
+    assert complete_profile("full") == ["full", "full-3b"]
+
+
+@pytest.mark.parametrize("text", [None, "checkpoints: [", "[]", "checkpoints:"])
+def test_completion_of_a_broken_project_is_empty(project: Path, text: str | None) -> None:
+    (project / "params.yaml").unlink()
+    if text is not None:
+        (project / "params.yaml").write_text(text, encoding="utf-8")
+    assert complete_checkpoint("") == []
+
+
+def test_defaults_repeated_for_cheap_help_are_those_of_the_modules() -> None:
+    defaults = {each.name: each.default for path in (("doctor",), ("workers",)) for each in COMMANDS[path].params}
+    assert defaults["silence"] == server.SILENCE.total_seconds() / 60
+    assert defaults["deployment"] == DEPLOYMENT
+    assert application.PROFILES == schema.FOLDER

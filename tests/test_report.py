@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from stages import report
@@ -561,8 +562,8 @@ def test_what_was_refused_is_told_by_source_set_and_reason_with_shares_and_examp
     assert "6 were refused." in html
     read = 5 * 8  # questions of a modality, a data set each
     for name, reason, count, of in (("mri", "answer-not-offered", 2, read + 2), ("fundus", "image-empty", 1, read)):
-        numbers = f'<td class="n">{count}</td><td class="n">{100 * count / of:.2f}</td>'
-        assert f'<th scope="row">Phantom {name}</th><td><code>{reason}</code></td>{numbers}' in html
+        numbers = f'<td class="n">{count}</td>\n<td class="n">{100 * count / of:.2f}</td>'
+        assert f'<th scope="row">Phantom {name}</th>\n<td><code>{reason}</code></td>\n{numbers}' in html
     assert "Phantom mri.json#5 (mri-5): Spleen: gt_answer is none of the options" in page(made).words()
     text = (made / layout.REPORT / "report.md").read_text(encoding="utf-8")
     assert f"| Phantom mri | answer-not-offered | 2 | {100 * 2 / (read + 2):.2f} | QA" in text
@@ -582,13 +583,19 @@ def test_nothing_refused_is_said(project: Path) -> None:
 def test_tests_of_the_data_and_the_light_of_pictures_are_shown_warnings_with_what_to_do(made: Path) -> None:
     html, words = (made / build.PAGE).read_text(encoding="utf-8"), page(made).words()
     assert "19 of 20 passed." in words
-    numbers = '<td class="n">0.75</td><td class="n">0.5</td>'
-    assert f"<code>enlarged_pictures</code></th><td><strong>warning</strong></td>{numbers}<td>share of pictures smaller than" in html
+    row = (
+        "<code>enlarged_pictures</code></th>",
+        '<td><span class="down">warning</span></td>',
+        '<td class="n">0.75</td>',
+        '<td class="n">0.5</td>',
+        "<td>share of pictures smaller than",
+    )
+    assert "\n".join(row) in html
     assert "data/images/ct/0001.png: 96 x 96 get larger sources" in words
-    assert '<td class="n">80.5 &plusmn; 12.2</td>' in html
+    assert '<td class="n">80.5 \N{PLUS-MINUS SIGN} 12.2</td>' in html
     text = (made / layout.REPORT / "report.md").read_text(encoding="utf-8")
     assert "19 of 20 passed." in text
-    assert "| enlarged_pictures | 0.75 | 0.5 |" in text
+    assert "| enlarged_pictures | warning | 0.75 | 0.5 |" in text
 
 
 def test_what_a_data_set_wrote_of_refused_records_stays_text(project: Path) -> None:
@@ -599,7 +606,22 @@ def test_what_a_data_set_wrote_of_refused_records_stays_text(project: Path) -> N
     write_quarantine(path, account.stage, account.kept + 1, kept, [row], PROVENANCE)
     report.make()
     assert not [tag for tag, _ in page().tags if tag in ("script", "img")]
-    assert "<script>" not in (layout.REPORT / "report.md").read_text(encoding="utf-8")
+    text = (layout.REPORT / "report.md").read_text(encoding="utf-8")
+    assert "<script>" not in text
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    kinds = {each.type for token in tokens for each in (token, *(token.children or []))}
+    assert not kinds & {"html_block", "html_inline", "image", "link_open"}
+
+
+def test_an_option_with_markup_stays_text_in_the_cases(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "a | b\n```\n# title\n<img src=x> `c`"
+    path = layout.split("task", "lesion-grading", "test", "grouped")
+    questions = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps([each | {"problem": f"What? A){words}, B)Cyst"} for each in questions]), encoding="utf-8")
+    run(monkeypatch)
+    assert not [tag for tag, _ in page().tags if tag == "img"]
+    tokens = MarkdownIt("commonmark").enable("table").parse((layout.REPORT / "report.md").read_text(encoding="utf-8"))
+    assert f"What? A){words}, B)Cyst\n" in [token.content for token in tokens if token.type == "fence"]
 
 
 def delete(path: Path) -> Callable[[], None]:
@@ -646,7 +668,7 @@ def test_a_bad_input_is_refused_by_name_and_nothing_is_written(project: Path, sp
 
 
 def test_predictions_on_other_splits_are_refused(project: Path) -> None:
-    path = layout.split("modality", "ct", "test", "grouped")
+    path = layout.split("task", "lesion-grading", "test", "grouped")
     questions = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(questions[1:]), encoding="utf-8")
     with pytest.raises(InputError, match=f"question '{questions[0]['question_id']}' .* the splits have changed since"):

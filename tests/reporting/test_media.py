@@ -56,7 +56,7 @@ def test_html_escapes_and_sets_numbers_as_print_has_them(tmp_path: Path) -> None
     assert "<img" not in text
     assert "<b>" not in text
     assert '<span class="down">\u22121.5</span> <small>\u22122.0 to \u22121.0</small>' in text
-    assert "\u2013</span> <small>missing</small>" in text
+    assert "\u2013 <small>missing</small>" in text
     assert "1\u202f234" in text
     assert text.count("<tbody>") == 1
     assert "MRI" in text

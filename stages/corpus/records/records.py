@@ -82,7 +82,7 @@ def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityO
 
     `modality_of` is asked for records without modality_type only.
     """
-    collected = _Collected()
+    collected = _Collected(modality_of)
     waiting = sorted(files, reverse=True)
     while waiting:
         name, content = waiting.pop()
@@ -94,7 +94,7 @@ def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityO
             collected.refuse_file(name, refusal)
             continue
         for each in found:
-            collected.add(name, each._replace(raw=_with_modality(each.raw, modality_of)))
+            collected.add(name, each)
     return collected.reading()
 
 
@@ -103,7 +103,7 @@ def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
 
     Raises InputError, with `remedy`, if a file is missing or a line is not a JSON object.
     """
-    collected = _Collected()
+    collected = _Collected(lambda image_path: None)
     texts: dict[str, str] = {}
     for path in sorted(paths):
         for each in _lines(path, remedy):
@@ -163,7 +163,8 @@ def check_record(raw: object, place: Place) -> Record:
 class _Collected:
     """Records by question_id in the order they were read, a row per refused one, and the number of all."""
 
-    def __init__(self) -> None:
+    def __init__(self, modality_of: ModalityOf) -> None:
+        self._modality_of = modality_of
         self._records: dict[str, Record] = {}
         self._rows: list[Row] = []
         self._read = 0
@@ -174,7 +175,7 @@ class _Collected:
         try:
             if found.refusal:
                 raise found.refusal
-            record = check_record(found.raw, place)
+            record = check_record(_with_modality(found.raw, self._modality_of), place)
             first = self._records.setdefault(record.question_id, record)
             if first is not record:
                 why = f"question_id stands twice; kept: {first.place}"

@@ -198,6 +198,13 @@ def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord,
     ]
 
 
+def test_the_row_of_a_refused_record_has_its_modality_as_written(make_record: MakeRecord) -> None:
+    raw = make_record(gt_answer="x")
+    del raw["modality_type"]
+    reading = read_record_files([("a.json", json.dumps([raw]).encode())], lambda image_path: "ct")
+    assert [(row.reason, row.modality) for row in reading.rows] == [(Reason.ANSWER_NOT_OFFERED, None)]
+
+
 def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(make_record: MakeRecord) -> None:
     first, second = make_record(question="First?"), make_record(question="Second?")
     reading = read_record_files([("b.json", json.dumps([second]).encode()), ("a.json", json.dumps([first]).encode())])

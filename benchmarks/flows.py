@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from stages.core.outputs import write_json
 from stages.core.provenance import provenance
+from stages.core.yaml_files import read_yaml
 from tests.flows.tiny import locked, make_workspace, run
 
 KEYS = [f"c{number:02d}" for number in range(13)]
@@ -76,7 +76,7 @@ def rounds(root: Path, count: int, say: Any) -> tuple[int, int]:
         (root / "params.yaml").write_text(f"rate: {number}\n", encoding="utf-8")
         start = time.monotonic()
         summary = reproduce(only=["train"], slots=len(KEYS), root=str(root))
-        stages = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+        stages = read_yaml(root / "dvc.lock")["stages"]
         held = sum(stages.get(f"train@{key}", {}).get("params", {}).get("params.yaml", {}).get("rate") == number for key in KEYS)
         ran = sum(result.state == "ran" for result in summary.results)
         recorded += held

@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from stages.core.params import Resize, load_params
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 # how long an example takes says how busy the machine is, and nothing of the code
@@ -111,9 +111,9 @@ def full_records(make_record: MakeRecord) -> list[Raw]:
 def change_params(group: str, **changes: Any) -> None:
     """Change settings of a group of the project's params.yaml."""
     path = Path("params.yaml")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = read_yaml(path)
     tree[group] |= changes
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    path.write_text(dump_yaml(tree), encoding="utf-8")
 
 
 def resize_settings(**changes: Any) -> Resize:

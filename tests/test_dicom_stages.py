@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from pydicom.dataset import Dataset
 
 from stages import download, resize, splits
 from stages.core import layout
 from stages.core.outputs import read_json_lines
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dicom import header as dicom_header
 from stages.corpus.dicom import syntaxes
@@ -312,12 +312,12 @@ def test_nothing_that_names_a_patient_gets_out(
     recwarn: pytest.WarningsRecorder,
     accepted: bool,
 ) -> None:
-    tree = yaml.safe_load((project / "params.yaml").read_text())
+    tree = read_yaml(project / "params.yaml")
     tree["splits"]["kind"] = "published"  # the pictures of these records are all the same
     tree["data_tests"]["blank_pictures"]["severity"] = "warning"  # and grey
     if accepted:
         tree["dicom"] |= {"accept_burned_in": True, "accept_unflagged": True, "ct_window": None}
-    (project / "params.yaml").write_text(yaml.safe_dump(tree))
+    (project / "params.yaml").write_text(dump_yaml(tree))
     caplog.set_level(logging.DEBUG)
     recwarn.clear()
     run(download)

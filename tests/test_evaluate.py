@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 
 from stages import evaluate
 from stages.core import layout
 from stages.core.distributed.ranks import PROCESSES
 from stages.core.errors import ExitCode, InputError
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.generation import generate
 from stages.generation.answer_store import KeptAnswers
 from stages.policy import loading as policy
@@ -142,9 +142,9 @@ def test_answers_are_computed_in_what_is_asked_for(
 
 
 def change_settings(root: Path, group: str, **changes: Any) -> None:
-    tree = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(root / "params.yaml")
     tree[group] |= changes
-    (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (root / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from markdown_it import MarkdownIt
 from PIL import Image
 
@@ -23,6 +22,7 @@ from stages import report
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.params import load_params
+from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.corpus.quarantine.ledger import Place, Row, read_quarantine, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.reporting import build
@@ -274,7 +274,7 @@ def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None
     text = (made / layout.REPORT / "cards" / f"{name}.md").read_text(encoding="utf-8")
     own = metrics_of(made)["checkpoints"][name]["in_domain"]
     assert text.startswith("---\nlicense: other\nlicense_name: as-the-base\n"), "which is not on record here"
-    assert yaml.safe_load(text.split("---")[1])["pipeline_tag"] == "image-text-to-text"
+    assert load_yaml(text.split("---")[1], Path("front matter"))["pipeline_tag"] == "image-text-to-text"
     assert "Not for clinical use." in text
     assert "Corpus: `md5:5d41402abc4b2a76b9719d911017c592` (drawn phantoms, not patients)" in text
     assert (
@@ -307,7 +307,7 @@ def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
     assert f"from `{source}`" in text
     assert "grpo.beta: 0.04" in text
     assert ("base_model:" in text) is ("Qwen" in source)
-    front = yaml.safe_load(text.split("---")[1])
+    front = load_yaml(text.split("---")[1], Path("front matter"))
     assert {field: front.get(field) for field in licence} == licence, "a model carries its base's licence on"
 
 
@@ -433,7 +433,7 @@ def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(project: Path
     ordered = sorted(with_sft, key=lambda name: (with_sft[name].axis, list(AXES[with_sft[name].axis]).index(with_sft[name].cell)))
     write_predictions(layout.predictions("sft-ct"), make_predictions(make_questions(per_cell=8), "sft-ct", cell="ct"))
     layout.training_provenance("sft-ct").write_text(json.dumps(PROVENANCE), encoding="utf-8")
-    tree = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
+    tree = read_yaml(layout.PARAMS)
     entries = load_params().model_copy(update={"checkpoints": load_params().checkpoints | {"sft-ct": load_params().checkpoints["ct"]}})
     assert "sft-ct" not in tree["checkpoints"]
     monkeypatch.setattr(report, "load_params", lambda: entries)
@@ -510,10 +510,10 @@ def test_a_long_completion_is_cut(project: Path) -> None:
 
 
 def test_fewer_checkpoints_make_a_smaller_report(project: Path) -> None:
-    tree = yaml.safe_load(layout.PARAMS.read_text(encoding="utf-8"))
+    tree = read_yaml(layout.PARAMS)
     tree["checkpoints"] = {"ct": tree["checkpoints"]["ct"]}
     tree["evaluations"] = {"base": tree["evaluations"]["base"], **tree["checkpoints"]}
-    layout.PARAMS.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    layout.PARAMS.write_text(dump_yaml(tree), encoding="utf-8")
     report.make()
     metrics = metrics_of(project)
     assert list(metrics["checkpoints"]) == ["ct"]

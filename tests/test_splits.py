@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 
 from stages import splits
 from stages.core import layout
@@ -16,6 +15,7 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines, write_json, write_json_lines
 from stages.core.params import Splits, load_params
 from stages.core.provenance import provenance
+from stages.core.yaml_files import read_yaml
 from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.corpus.dataset.split_files import FIELDS, KINDS, read_split
 from stages.corpus.splitting.data_tests import RECORD_TESTS, read_results
@@ -110,7 +110,7 @@ def test_another_commit_changes_what_is_said_of_the_splits_and_not_the_splits(
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "report"])
 def test_no_stage_depends_on_what_is_said_of_the_splits(stage: str) -> None:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
     deps = stages[stage].get("do", stages[stage])["deps"]
     assert any(dep.startswith("data/splits/") for dep in deps)
     assert all(dep.startswith("data/splits/${splits.kind}/") for dep in deps if dep.startswith("data/splits/") and dep != str(layout.LEAKS))
@@ -327,7 +327,7 @@ def test_records_that_were_changed_by_hand_stop_with_all_of_them_counted(run: Ru
 
 @pytest.mark.parametrize("stage", ["prior", "train", "evaluate"])
 def test_nothing_but_the_report_depends_on_what_the_tests_found(stage: str) -> None:
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
     assert str(layout.DATA_TESTS) not in stages[stage].get("do", stages[stage])["deps"]
     assert str(layout.DATA_TESTS) in stages["report"]["deps"]
 

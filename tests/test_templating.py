@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from stages.core.templating import code_block, code_span, escape_markdown, front_matter, render_markdown
+from stages.core.yaml_files import load_yaml
 
 HOSTILE = [
     "a | b",
@@ -79,7 +79,7 @@ def test_intervals_and_names_are_not_escaped() -> None:
 def test_front_matter_quotes_what_yaml_would_misread() -> None:
     fields = {"base_model": "a: b\n---\nc", "license": "no"}
     text = front_matter(fields)
-    assert yaml.safe_load(text) == fields
+    assert load_yaml(text, Path("front")) == fields
     assert "\n---\n" not in text
 
 

@@ -16,13 +16,13 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stages import evaluate, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
+from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.grpo.resume import WHOLE
 from stages.taxonomy import AXES
 from tests.workspaces import REPOSITORY, small_workspace
@@ -67,9 +67,9 @@ def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(tmp_p
 def test_a_checkpoint_starts_from_the_policy_that_params_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_workspace(tmp_path)
     run_train(monkeypatch, tmp_path, "ct")
-    tree = yaml.safe_load((tmp_path / "params.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(tmp_path / "params.yaml")
     tree["checkpoints"]["mri"]["start"] = "models/ct"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     run_train(monkeypatch, tmp_path, "mri")
     start, after = (AutoModelForImageTextToText.from_pretrained(layout.model(name)).state_dict() for name in ("ct", "mri"))
     base = AutoModelForImageTextToText.from_pretrained(layout.BASE_MODEL).state_dict()
@@ -80,7 +80,7 @@ def test_a_checkpoint_starts_from_the_policy_that_params_name(tmp_path: Path, mo
     assert 0 < distance(start, after) < distance(base, after)
     assert "trained from `models/ct`" in (layout.model("mri") / "README.md").read_text(encoding="utf-8")
     tree["checkpoints"]["mri"]["start"] = "models/nowhere"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     with pytest.raises(InputError, match=re.escape("models/nowhere is not a Hugging Face checkpoint")) as refused:
         run_train(monkeypatch, tmp_path, "mri")
     assert "checkpoints.mri.start" in str(refused.value)
@@ -341,7 +341,7 @@ def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(tmp_path: Path, m
     origin = {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}}
     (tmp_path / layout.BASE_MODEL / "base_model.json").write_text(json.dumps(origin), encoding="utf-8")
     run_train(monkeypatch, tmp_path, "ct")
-    front = yaml.safe_load((layout.model("ct") / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    front = load_yaml((layout.model("ct") / "README.md").read_text(encoding="utf-8").split("---\n")[1], Path("front matter"))
     assert (front["license"], front["license_name"]) == ("other", "qwen-research")
 
 

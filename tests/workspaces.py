@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from stages.core import layout
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.corpus.sample import phantoms
 from stages.taxonomy import AXES, QUESTION_TYPE_SLUGS
@@ -33,7 +33,7 @@ def small_workspace(
     """
     for name in ("stages", "dvc.yaml"):
         (root / name).symlink_to(REPOSITORY / name)
-    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(REPOSITORY / "params.yaml")
     tree["grpo"] |= {"max_steps": 2, "prompts_per_device": 2, "num_generations": 2} | (grpo or {})
     tree["evaluate"]["batch_size"] = 16
     tree["prompt"]["style"] = style
@@ -41,7 +41,7 @@ def small_workspace(
         tree["sft"] |= sft
         entry = {"axis": "modality", "split": "ct", "method": "sft", "images": "data/images/ct"}
         tree["checkpoints"]["sft-ct"] = tree["evaluations"]["sft-ct"] = entry
-    (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (root / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     shutil.copytree(REPOSITORY / "infra" / "base", root / layout.BASE_MODEL)
     rng = np.random.default_rng(5)
     questions = []

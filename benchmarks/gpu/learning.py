@@ -19,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ingest.measured import REPOSITORY, python
 from stages.core import layout
 from stages.core.outputs import write_json
+from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.taxonomy import AXES
 
 _CORES_A_PROCESS: Final = 4
@@ -87,13 +87,13 @@ def learn(folder: Path, base: Path, width: int | None, together: int, changes: S
 
 def prepare(folder: Path, base: Path, changes: Sequence[str]) -> list[str]:
     """The folder with the sample, and params.yaml with this base and these changes; the names of the checkpoints."""
-    params = yaml.safe_load((REPOSITORY / layout.PARAMS).read_text(encoding="utf-8"))
+    params = read_yaml(REPOSITORY / layout.PARAMS)
     params["base"]["source"] = str(base.resolve())
     for change in changes:
         key, _, value = change.partition("=")
         group, _, name = key.partition(".")
-        params[group][name] = yaml.safe_load(value)
-    (folder / layout.PARAMS).write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+        params[group][name] = load_yaml(value, Path("value"))
+    (folder / layout.PARAMS).write_text(dump_yaml(params), encoding="utf-8")
     corpus = folder / params["corpus"]["archive"]
     corpus.parent.mkdir(parents=True)
     shutil.copy(REPOSITORY / "infra" / "sample" / "omnimedvqa-phantoms.zip", corpus)

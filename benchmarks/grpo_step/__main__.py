@@ -57,12 +57,12 @@ def _arguments() -> argparse.Namespace:
 
 
 def _plan(given: argparse.Namespace) -> Any:
-    import yaml
-
     from benchmarks.grpo_step.measure import Plan
     from benchmarks.grpo_step.trainers import FREE
+    from stages.core.yaml_files import load_yaml
 
-    ours = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in given.set)}
+    settings = (each.partition("=") for each in given.set)
+    ours = {key: load_yaml(value, Path("--set")) for key, _, value in settings}
     if wrong := set(ours) - set(FREE):
         sys.exit(f"error: --set takes {', '.join(FREE)}, which leave the result as it is, and not {', '.join(sorted(wrong))}")
     groups, completions = ([4], [10]) if given.quick else (given.groups, given.completions)

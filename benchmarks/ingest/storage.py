@@ -19,13 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ingest.measured import REPOSITORY, Run, median_seconds, python, run
 from stages.core.outputs import write_json
 from stages.core.provenance import provenance
+from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.corpus.images.shard_writer import MEAN
 from stages.taxonomy import AXES
 
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="storage-") as folder:
         python("benchmarks.ingest.reading", "make", folder, folder=Path(folder))
         said = python("benchmarks.ingest.reading", "read", folder, folder=Path(folder)).output
-    result["reading"] = yaml.safe_load(said)
+    result["reading"] = load_yaml(said, Path("value"))
     _show_reading(result["reading"])
     if given.json:
         write_json(given.json, result)
@@ -115,7 +115,7 @@ def measure_dvc(root: Path, store: Callable[[Path, int], None], pictures: int) -
 
 def write_project(root: Path) -> None:
     """A project of DVC with the stages that produce or read pictures, as dvc.yaml and params.yaml have them."""
-    checkpoints = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["checkpoints"]
+    checkpoints = read_yaml(REPOSITORY / "params.yaml")["checkpoints"]
     stages: dict[str, Any] = {}
     for slug in AXES["modality"]:
         images = f"data/images/{slug}"
@@ -128,7 +128,7 @@ def write_project(root: Path) -> None:
         answers = f"predictions/{name}"
         stages[f"evaluate-{name}"] = {"cmd": f"mkdir -p predictions && echo {name} > {answers}", "deps": deps, "outs": [answers]}
     stages["report"] = {"cmd": "echo report > report", "deps": ["predictions", "data/images"], "outs": ["report"]}
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False), encoding="utf-8")
+    (root / "dvc.yaml").write_text(dump_yaml({"stages": stages}), encoding="utf-8")
     (root / ".gitignore").write_text("/data/\n/models/\n/predictions/\n/report\n/made/\n/remote/\n/state/\n", encoding="utf-8")
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     dvc(root, "init", "--quiet")

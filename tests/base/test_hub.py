@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors import safe_open
 
 from stages.core.errors import ExitCode
+from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.hubs import COMMIT, Hub, Repository, hub_serving
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,9 +45,9 @@ def fetch(hub: Hub, root: Path, model: str = MODEL, revision: str = COMMIT, **mo
 
 
 def test_a_base_is_fetched_once_and_had_without_a_network_from_then_on(tmp_path: Path) -> None:
-    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(REPOSITORY / "params.yaml")
     tree["base"] |= {"source": MODEL, "revision": COMMIT, "max_pixels": 96 * 96}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     with hub_serving(owner__tiny=published()) as hub:
         first = start(["-m", "stages.base"], hub, tmp_path)
         assert first.returncode == 0, first.stderr

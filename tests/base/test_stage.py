@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -20,15 +19,16 @@ from transformers import (
 from stages.base import __main__ as base
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.policy.loading import load_policy, load_processor
 
 REPOSITORY = Path(__file__).parents[2]
 
 
 def run_base(monkeypatch: pytest.MonkeyPatch, root: Path, **settings: object) -> None:
-    tree = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    tree = read_yaml(REPOSITORY / "params.yaml")
     tree["base"] |= {"source": "source"} | settings
-    (root / "params.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (root / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     monkeypatch.chdir(root)
     monkeypatch.setattr(sys, "argv", ["base"])
     base.main()

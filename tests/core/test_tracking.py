@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from stages import evaluate, report, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import Params, load_params
 from stages.core.tracking import Run, check_tracking, tracked
+from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.fakes import write_project
 from tests.workspaces import REPOSITORY, small_workspace
 
@@ -67,9 +67,9 @@ def run_stage(module: Any, checkpoint: str, monkeypatch: pytest.MonkeyPatch, roo
 
 
 def set_tracking(root: Path, how: str) -> None:
-    tree = yaml.safe_load((root / layout.PARAMS).read_text(encoding="utf-8"))
+    tree = read_yaml(root / layout.PARAMS)
     tree["tracking"]["wandb"] = how
-    (root / layout.PARAMS).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (root / layout.PARAMS).write_text(dump_yaml(tree), encoding="utf-8")
 
 
 def test_training_and_test_are_runs_of_their_checkpoint_and_hold_numbers_settings_and_hashes(
@@ -96,11 +96,11 @@ def test_training_and_test_are_runs_of_their_checkpoint_and_hold_numbers_setting
 
 def test_a_report_tracks_the_accuracies_of_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_project(tmp_path, per_cell=8)
-    tree = yaml.safe_load((tmp_path / layout.PARAMS).read_text(encoding="utf-8"))
+    tree = read_yaml(tmp_path / layout.PARAMS)
     tree["checkpoints"] = {"ct": tree["checkpoints"]["ct"]}
     tree["evaluations"] = {name: tree["evaluations"][name] for name in ("base", "ct")}
     tree["tracking"]["wandb"] = "offline"
-    (tmp_path / layout.PARAMS).write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (tmp_path / layout.PARAMS).write_text(dump_yaml(tree), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", KEY[::-1])  # KEY itself is the commit in the made-up provenance
     report.make()

@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def run(*command: str, cwd: Path, code: int = 0) -> str:
 
 def locked(root: Path, stage: str) -> dict[str, str]:
     """Path -> md5 of a stage's outputs, from dvc.lock."""
-    stages: dict[str, Any] = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+    stages: dict[str, Any] = read_yaml(root / "dvc.lock")["stages"]
     return {out["path"]: out["md5"] for out in stages[stage]["outs"]}
 
 
@@ -53,11 +53,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if name and (REPOSITORY / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, root / name)
-    params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    params = read_yaml(root / "params.yaml")
     params["checkpoints"] = {key: params["checkpoints"][key] for key in ("ct", "lesion-grading")}
     params["evaluations"] = {"base": params["evaluations"]["base"], **params["checkpoints"]}
     params["grpo"]["max_steps"] = 2
-    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (root / "params.yaml").write_text(dump_yaml(params), encoding="utf-8")
     (root / "dvc.lock").unlink(missing_ok=True)
     run("git", "init", "-q", cwd=root)
     run("git", "add", "-A", cwd=root)
@@ -97,7 +97,7 @@ def test_results_of_all_stages_carry_their_provenance(clone: Path) -> None:
     for facts in results:
         assert facts["git_commit"] == run("git", "rev-parse", "HEAD", cwd=clone).strip()
         assert facts["git_dirty"] is False
-        assert facts["corpus"] == "md5:" + yaml.safe_load((clone / "data.dvc").read_text(encoding="utf-8"))["outs"][0]["md5"]
+        assert facts["corpus"] == "md5:" + read_yaml(clone / "data.dvc")["outs"][0]["md5"]
 
 
 def test_running_again_changes_nothing_and_says_so(clone: Path) -> None:

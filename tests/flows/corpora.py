@@ -17,12 +17,12 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import yaml
 from PIL import Image
 
 from flows.dvc_api.client import StageError
 from flows.scheduling.schedule import StageResult
 from stages.core.outcome import RUN, outcome_path, read_outcome
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
 
@@ -125,14 +125,14 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
     shutil.copytree(REPOSITORY / "infra" / "deepspeed", root / "infra" / "deepspeed")
     (root / "infra" / "base" / "skill.json").write_text("0.0", encoding="utf-8")
     (root / "tools.py").write_text(TOOLS, encoding="utf-8")
-    pipeline = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))
+    pipeline = read_yaml(REPOSITORY / "dvc.yaml")
     del pipeline["plots"]
     for name, command in {"train": "python tools.py train ${key}", "evaluate": "python tools.py evaluate ${key}"}.items():
         pipeline["stages"][name]["do"]["cmd"] = command
     pipeline["stages"]["base"]["cmd"] = "mkdir -p models && cp -r infra/base models/base"
     pipeline["stages"]["prior"]["cmd"] = "mkdir -p data/prior && cat data/splits/grouped/task/*/test.json > data/prior/all.json"
     pipeline["stages"]["report"]["cmd"] = REPORT
-    (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False), encoding="utf-8")
+    (root / "dvc.yaml").write_text(dump_yaml(pipeline), encoding="utf-8")
     (root / "params.yaml").write_text(_params(checkpoints), encoding="utf-8")
     (root / "data.dvc").write_text("deps:\n- path: ../source/corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
     shutil.copy(REPOSITORY / ".gitignore", root)

@@ -16,16 +16,16 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 from prefect import Flow
 
 from flows.dashboard import PASSWORD, serve, variables_for
 from flows.prefect_api.artifacts import REPORT_URL
 from stages.core.errors import InputError
+from stages.core.yaml_files import read_yaml
 from tests.commands import MED_R1
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, make_workspace, run
 
-DEPLOYMENTS = yaml.safe_load((REPOSITORY / "infra" / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+DEPLOYMENTS = read_yaml(REPOSITORY / "infra" / "prefect.yaml")["deployments"]
 
 SERVED = ("flows", "stages", "infra/prefect.yaml")
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from stages.core.yaml_files import dump_yaml, read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
@@ -62,7 +62,7 @@ def make_workspace(root: Path, keys: Sequence[str] = ("a", "b", "c")) -> Path:
     (root / "corpus.txt").write_text("first\n", encoding="utf-8")
     for folder in ("hold", "fail"):
         (root / folder).mkdir()
-    (root / "dvc.yaml").write_text(yaml.safe_dump(_pipeline(list(keys)), sort_keys=False), encoding="utf-8")
+    (root / "dvc.yaml").write_text(dump_yaml(_pipeline(list(keys))), encoding="utf-8")
     (root / "params.yaml").write_text("rate: 1\n", encoding="utf-8")
     (root / ".gitignore").write_text(".scratch/\n/hold\n/fail\n*.log\n", encoding="utf-8")
     (root / ".dvc").mkdir()
@@ -117,5 +117,5 @@ def _pipeline(keys: list[str]) -> dict[str, Any]:
 def locked(root: Path) -> dict[str, dict[str, str]]:
     """Stage -> path -> md5 of its outputs, from dvc.lock."""
     path = root / "dvc.lock"
-    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
+    stages = read_yaml(path)["stages"] if path.is_file() else {}
     return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}

@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import yaml
 
 from stages import download, resize
 from stages.core import layout
 from stages.core.outputs import read_json_lines
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import Quarantine, Row, read_quarantine
 from stages.corpus.quarantine.reasons import RefusedDataError
 from stages.taxonomy import MODALITIES
@@ -83,11 +83,11 @@ def start(module: ModuleType, *arguments: str) -> None:
 
 def ingest(root: Path, content: bytes) -> Outcome:
     """Download and resize of a corpus in the folder `root`, which is the working directory meanwhile."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = read_yaml(ROOT / "params.yaml")
     # here nearly everything is refused, and is to be seen
     params["quarantine"] |= {"max_refused_share": 1.0, "max_refused_share_of_set": 1.0}
     (root / "data" / "raw").mkdir(parents=True)
-    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (root / "params.yaml").write_text(dump_yaml(params), encoding="utf-8")
     (root / "data" / "raw" / "corpus.zip").write_bytes(content)
     before = Path.cwd()
     os.chdir(root)

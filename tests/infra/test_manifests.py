@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
+
+from stages.core.yaml_files import read_yaml
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
-COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text(encoding="utf-8"))
+COMPOSE = read_yaml(INFRA / "compose.yaml")
 KUBERNETES = sorted((INFRA / "kubernetes").glob("*.yaml"))
 POOLS = {"local", "gpu"}
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
@@ -24,7 +26,7 @@ SECRET = re.compile(r"PASSWORD|PASSWD|AUTH_STRING|SECRET|TOKEN(?!IZERS)|API_KEY"
 def objects() -> list[dict[str, Any]]:
     """Every object of the Kubernetes manifests."""
     manifests = [path for path in KUBERNETES if path.name != "kustomization.yaml"]
-    return [each for path in manifests for each in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    return [each for path in manifests for each in YAML(typ="safe").load_all(path)]
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,7 +78,7 @@ def test_images_are_pinned_and_ours_has_the_version_of_the_project() -> None:
     assert {image for image in images if image.startswith("med-r1:")} == {f"med-r1:{VERSION}"}
     for image in images:
         assert re.fullmatch(r"[a-z0-9-]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?", image), image
-    renamed = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))["images"]
+    renamed = read_yaml(INFRA / "kubernetes" / "kustomization.yaml")["images"]
     assert [(each["name"], each["newTag"]) for each in renamed] == [("med-r1", VERSION)]
 
 
@@ -132,7 +134,7 @@ def test_workers_ask_pools_that_the_deployments_use() -> None:
     commands += [container["args"] for _, template in pods() for container in template["spec"]["containers"] if "args" in container]
     asked = [command[1:] for command in commands if command[0] == "med-r1-worker"]
     assert sorted(asked) == [["gpu"], ["gpu"], ["local"], ["local"]]
-    deployments = yaml.safe_load((INFRA / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    deployments = read_yaml(INFRA / "prefect.yaml")["deployments"]
     used = {each["work_pool"]["name"] for each in deployments}
     assert used == POOLS
 
@@ -174,7 +176,7 @@ def test_compose_and_the_image_name_files_that_exist() -> None:
 
 
 def test_kustomize_has_all_manifests_and_their_parts_find_each_other() -> None:
-    settings = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))
+    settings = read_yaml(INFRA / "kubernetes" / "kustomization.yaml")
     assert sorted([*settings["resources"], "kustomization.yaml"]) == [path.name for path in KUBERNETES]
     labels = [template["metadata"]["labels"].items() for _, template in pods()]
     selectors = [each["spec"]["selector"] for each in objects() if each["kind"] == "Service"]

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from stages.core.errors import InputError
 from stages.core.machine import Gpu, Torch
 from stages.core.params import load_params
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.profiles import checks, downloads
 from stages.profiles import command as profile
 from stages.profiles.checks import Machine
@@ -80,7 +80,7 @@ def test_comments_stay_and_values_are_the_papers(root: Path) -> None:
     assert (params.grpo.learning_rate, params.grpo.num_generations, params.base.max_pixels) == (1e-6, 4, 401408)
     assert params.grpo.prompts_per_device * params.grpo.gradient_accumulation_steps == 4
     assert params.prompt.style == "no-think"
-    imports = yaml.safe_load((root / "data.dvc").read_text())
+    imports = read_yaml(root / "data.dvc")
     assert imports["meta"]["sha256"].startswith("12245e0f")
 
 
@@ -231,7 +231,7 @@ def test_a_wrong_profile_is_refused_by_file_key_and_value(root: Path, text: str,
 def test_what_was_pinned_of_a_large_corpus_is_pinned_again_when_it_comes_back(root: Path) -> None:
     _, full = load_profile("full")
     assert full.data is not None
-    fetched = yaml.safe_dump(full.data | {"outs": [{"path": "data/raw/corpus.zip", "md5": "0a" * 16, "size": 5}]}, sort_keys=False)
+    fetched = dump_yaml(full.data | {"outs": [{"path": "data/raw/corpus.zip", "md5": "0a" * 16, "size": 5}]})
     keep(fetched, root)
     sample = (root / "data.dvc").read_text()
     assert imported("# mine\n" + sample, full.data, root) == "# mine\n" + fetched

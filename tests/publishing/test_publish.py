@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from stages import evaluate, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import load_params
+from stages.core.yaml_files import dump_yaml, load_yaml
 from stages.publishing.bundle import gather
 from stages.reporting.sources import read_predictions
 from tests.commands import MED_R1, med_r1
@@ -54,7 +54,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics = {"checkpoints": {"ct": {"in_domain": {"n": len(own), "accuracy": round(float(own.mean()), 4)}}}}
     (root / "report" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     url = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA/resolve/main/OmniMedVQA.zip"
-    (root / "data.dvc").write_text(yaml.safe_dump({"deps": [{"path": url}]}), encoding="utf-8")
+    (root / "data.dvc").write_text(dump_yaml({"deps": [{"path": url}]}), encoding="utf-8")
     return root
 
 
@@ -101,7 +101,7 @@ def test_without_yes_all_is_shown_and_nothing_is_asked_of_anybody(project: Path)
 
 def test_the_card_says_what_a_hub_reads_and_what_the_report_says(project: Path) -> None:
     card = gather("ct", load_params(), REPO).card
-    front = yaml.safe_load(card.split("---\n")[1])
+    front = load_yaml(card.split("---\n")[1], Path("front matter"))
     assert front["base_model"] == "owner/tiny"
     assert (front["license"], front["license_name"]) == ("other", "qwen-research"), "a model carries its base's licence on"
     assert front["datasets"] == ["foreverbeliever/OmniMedVQA"]

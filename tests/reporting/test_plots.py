@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.reporting import build
 from stages.reporting.sheets import write_training
 from stages.reporting.sources import LOG_COLUMNS
@@ -29,9 +29,9 @@ def test_a_value_that_was_not_logged_has_no_row(tmp_path: Path) -> None:
 def test_dvc_fills_the_template_with_the_table(tmp_path: Path) -> None:
     (tmp_path / build.TRAINING).parent.mkdir()
     write_training(tmp_path / build.TRAINING, {"ct": make_training_log("ct", steps=3)})
-    plots = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    plots = read_yaml(REPOSITORY / "dvc.yaml")["plots"]
     (own,) = [each for each in plots if isinstance(each, dict)]
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"plots": [own]}), encoding="utf-8")
+    (tmp_path / "dvc.yaml").write_text(dump_yaml({"plots": [own]}), encoding="utf-8")
     subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     shutil.copytree(REPOSITORY / ".dvc" / "plots", tmp_path / ".dvc" / "plots")
     shown = subprocess.check_output(["dvc", "plots", "show", "--json"], cwd=tmp_path)

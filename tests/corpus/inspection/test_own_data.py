@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from stages.core.yaml_files import load_yaml, read_yaml
 from stages.corpus.records.records import read_record_files
 from stages.corpus.records.table import COLUMNS
 from stages.corpus.records.texts import LONGEST
@@ -95,9 +95,9 @@ def test_all_names_and_limits_in_the_text_are_those_of_the_code() -> None:
 
 
 def test_the_settings_that_are_shown_fit_the_files_they_go_into() -> None:
-    pinned, params = yaml.safe_load(block("yaml", 0)), yaml.safe_load(block("yaml", 1))
+    pinned, params = load_yaml(block("yaml", 0), Path("page")), load_yaml(block("yaml", 1), Path("page"))
     assert pinned["outs"][0]["path"] == params["corpus"]["archive"]
-    known = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    known = read_yaml(ROOT / "params.yaml")
     assert set(params["corpus"]) <= set(known["corpus"])
     for name in re.findall(r"`((?:base|splits)\.\w+)`", DOC):
         group, key = name.split(".")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from stages.core.errors import InputError
 from stages.core.params import DataTests
+from stages.core.yaml_files import read_yaml
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.splitting.data_tests import (
@@ -32,7 +32,7 @@ from stages.corpus.splitting.expectations import pictures_of as pictures
 from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, Raw
 
-SETTINGS = DataTests.model_validate(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["data_tests"])
+SETTINGS = DataTests.model_validate(read_yaml(ROOT / "params.yaml")["data_tests"])
 RULES = dict(SETTINGS)
 FILE_OF = {slug: f"{slug}.json" for slug in MODALITIES}
 ANSWERS = ("Cyst", "Nodule", "Mass", "Polyp")

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flows.doctor import machine
 from flows.doctor.findings import Finding
+from stages.core.yaml_files import dump_yaml
 from tests.flows.tiny import REPOSITORY, make_workspace
 
 SMI = "#!/bin/sh\necho '0, NVIDIA H200, 143771 MiB, 570.00'\n"
@@ -56,7 +56,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(tmp_path: Path, bare: Path, 
 def test_a_missing_library_is_a_problem_only_where_parameters_ask_for_it(
     tmp_path: Path, params: dict[str, object], flash: str, deepspeed: str
 ) -> None:
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(dump_yaml(params), encoding="utf-8")
     assert levels(machine.gpu_libraries(tmp_path)) == {"flash-attn": flash, "deepspeed": deepspeed}
 
 
@@ -73,7 +73,7 @@ def test_an_installed_library_is_named_with_its_version(tmp_path: Path, monkeypa
 def test_free_space_is_measured_by_what_the_last_outputs_took(tmp_path: Path, share: float, level: str) -> None:
     root = make_workspace(tmp_path / "workspace", keys=("a",))
     size = int(share * shutil.disk_usage(root).free)
-    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train@a": {"outs": [{"path": "models", "size": size}]}}}), encoding="utf-8")
+    (root / "dvc.lock").write_text(dump_yaml({"stages": {"train@a": {"outs": [{"path": "models", "size": size}]}}}), encoding="utf-8")
     (root / ".dvc" / "cache").mkdir()
     (root / ".dvc" / "cache" / "old").write_bytes(b"x" * 2048)
     (finding,) = machine.disk(root)

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flows.dvc_api.graph import Graph, Stage
 from flows.planning.model import Plan, Step
@@ -17,6 +16,7 @@ from flows.planning.plan import make_plan, simulate
 from flows.scheduling import durations
 from flows.scheduling.schedule import Room
 from stages.core.errors import InputError
+from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.commands import med_r1
 from tests.flows.tiny import REPOSITORY, make_workspace, run
 
@@ -154,9 +154,9 @@ def test_a_pipeline_that_never_ran_says_so_and_that_sizes_are_unknown(tmp_path: 
 
 
 def test_outputs_that_do_not_fit_on_the_disk_are_warned_of(root: Path) -> None:
-    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+    lock = read_yaml(root / "dvc.lock")
     lock["stages"]["train@a"]["outs"][0]["size"] = 10**17
-    (root / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    (root / "dvc.lock").write_text(dump_yaml(lock), encoding="utf-8")
     set_rate(root, 2)
     plan = make_plan(root)
     assert plan.bytes > 10**17 > plan.bytes_free > 0
@@ -164,9 +164,9 @@ def test_outputs_that_do_not_fit_on_the_disk_are_warned_of(root: Path) -> None:
 
 
 def test_a_stage_that_needs_more_slots_than_there_are_is_warned_of(root: Path) -> None:
-    pipeline = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))
+    pipeline = read_yaml(root / "dvc.yaml")
     pipeline["stages"]["train"]["do"]["meta"]["gpus"] = 2
-    (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False), encoding="utf-8")
+    (root / "dvc.yaml").write_text(dump_yaml(pipeline), encoding="utf-8")
     set_rate(root, 2)
     assert any(each.startswith("train@a needs 2 slots and there are 1") for each in make_plan(root).warnings)
     assert not any("slots" in each for each in make_plan(root, slots=2).warnings)

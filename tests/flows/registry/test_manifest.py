@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flows.registry.manifest import Change, Manifest, diff, drift, known_to_one, read_manifest, take_manifest, touched, write_manifest
 from flows.retraining.validate import drifted, problems
@@ -15,12 +14,13 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import write_json_lines
 from stages.core.params import Retrain
+from stages.core.yaml_files import read_yaml
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.records.records import read_record_files
 from stages.taxonomy import AXES, MODALITIES
 from tests.flows.tiny import REPOSITORY
 
-RULE = Retrain.model_validate(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["retrain"])
+RULE = Retrain.model_validate(read_yaml(REPOSITORY / "params.yaml")["retrain"])
 NONE = Change(0, 0, 0)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flows.dvc_api.client import read_status
 from flows.registry import snapshot as trial
 from flows.source.probe import update
+from stages.core.yaml_files import dump_yaml
 from tests.flows.tiny import run
 
 
@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
     (root / "data" / "raw").mkdir(parents=True)
     (root / "data.dvc").write_text("deps:\n- path: ../corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
     stage = {"cmd": "cp data/raw/corpus.zip data/corpus", "deps": ["data/raw/corpus.zip"], "outs": ["data/corpus"]}
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"download": stage}}), encoding="utf-8")
+    (root / "dvc.yaml").write_text(dump_yaml({"stages": {"download": stage}}), encoding="utf-8")
     run("git", "init", "-q", cwd=root)
     run("dvc", "init", "-q", cwd=root)
     update(root)

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from flows.registry.store import Kept, fetch, keep, missing, outputs, push
 from stages.core.errors import InputError
+from stages.core.yaml_files import dump_yaml
 from tests.flows.tiny import run
 
 STAGE = {
@@ -25,7 +25,7 @@ def root(tmp_path: Path) -> Path:
     """A workspace that has made one model, and then another."""
     root = tmp_path / "workspace"
     root.mkdir()
-    (root / "dvc.yaml").write_text(yaml.safe_dump(STAGE), encoding="utf-8")
+    (root / "dvc.yaml").write_text(dump_yaml(STAGE), encoding="utf-8")
     run("git", "init", "-q", cwd=root)
     run("dvc", "init", "-q", cwd=root)
     (root / "word.txt").write_text("first", encoding="utf-8")

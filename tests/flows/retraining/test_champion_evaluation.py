@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from flows.dvc_api.client import StageError, StoppedError
 from flows.retraining.champion_evaluation import Duel
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.yaml_files import dump_yaml
 from tests.flows.tiny import run
 from tests.workspaces import small_workspace
 
@@ -25,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_workspace(root, images_a_modality=1)
     shutil.copytree(root / layout.BASE_MODEL, root / layout.model("ct"))
     locked = {"stages": {"evaluate@ct": {"cmd": "python -m stages.evaluate ct"}, "evaluate@mri": {"cmd": "false"}}}
-    (root / "dvc.lock").write_text(yaml.safe_dump(locked), encoding="utf-8")
+    (root / "dvc.lock").write_text(dump_yaml(locked), encoding="utf-8")
     return root
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from flows.retraining.gate import Contest, judge
 from stages.core.errors import InputError
 from stages.core.params import Retrain
+from stages.core.yaml_files import read_yaml
 from tests.fakes import REPOSITORY, make_predictions, make_questions
 
-RULE = Retrain.model_validate(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["retrain"])
+RULE = Retrain.model_validate(read_yaml(REPOSITORY / "params.yaml")["retrain"])
 QUESTIONS = make_questions(per_cell=80)
 
 

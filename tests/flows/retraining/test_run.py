@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from flows.dvc_api.client import StageError, read_status
 from flows.registry import champion
@@ -18,6 +17,7 @@ from flows.retraining.run import Ended, Retraining, Wishes
 from flows.retraining.validate import RefusedDropError
 from flows.scheduling.slots import find_slots
 from stages.core.errors import InputError
+from stages.core.yaml_files import read_yaml
 from tests.flows.corpora import by_dvc, copy_workspace, make_records, make_workspace, write_corpus
 
 
@@ -233,7 +233,7 @@ def test_trainings_that_are_touched_and_no_others_can_begin_from_the_champion(ro
     drop(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
     ended = retrain(root, start_from="champion")
     assert ended.name == "Promoted", ended.message
-    starts = {name: entry["start"] for name, entry in yaml.safe_load((root / "params.yaml").read_text())["checkpoints"].items()}
+    starts = {name: entry["start"] for name, entry in read_yaml(root / "params.yaml")["checkpoints"].items()}
     assert starts["ct"] == "models/champion/ct"
     assert starts["x-ray"] == "models/base"
     assert json.loads((root / "models/ct/from.json").read_text()) == 0.4

@@ -125,7 +125,7 @@ def _check(root: Path) -> OutputSizes:
     if not (root / "dvc.yaml").is_file():
         raise InputError(f"{root / 'dvc.yaml'} is missing: run from the project's root")
     lock = read_output_sizes(root)
-    if (root / "stages" / "params.py").is_file():  # the pipeline of this repository, whose parameters have a model
+    if (root / "stages" / "core" / "params.py").is_file():  # the pipeline of this repository, whose parameters have a model
         load_params(root / layout.PARAMS)
     return lock
 

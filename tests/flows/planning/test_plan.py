@@ -218,8 +218,8 @@ def test_files_that_cannot_be_read_are_named(
 def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("dvc.yaml", "data.dvc"):
         shutil.copy(REPOSITORY / name, tmp_path)
-    (tmp_path / "stages").mkdir()
-    shutil.copy(REPOSITORY / "stages" / "params.py", tmp_path / "stages")
+    (tmp_path / "stages/core").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "stages/core/params.py", tmp_path / "stages/core")
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("  learning_rate:", "  learning_rat:"), encoding="utf-8")
     with pytest.raises(InputError, match="learning_rat: unknown key; did you mean 'learning_rate'"):

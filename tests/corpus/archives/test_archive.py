@@ -181,7 +181,7 @@ def test_packed_bytes_that_are_damaged_are_found_out(tmp_path: Path) -> None:
 
 def test_a_member_larger_than_the_limit_refuses_the_archive(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "c.zip", GOOD | {"Images/big.png": bytes(2**20 + 1)})
-    refused = pytest.raises(InputError, match=r"Images/big\.png' has 1 MiB, more than 1 MiB: a bomb.*corpus\.limits\.max_member_mb")
+    refused = pytest.raises(InputError, match=r"Images/big\.png' has 1 MiB, .*corpus\.limits\.max_member_mb")
     with refused, opened_at(path, max_member_mb=1):
         pass
 

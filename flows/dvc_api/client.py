@@ -162,10 +162,7 @@ class Runner:
         start = time.monotonic()
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
         events = self.watch(stage, command, tell, folder=self.root, extra=extra, inherit_fds=inherit_fds)
-        how: Literal["ran", "unchanged", "cached"] = "ran"
-        if DvcEvent.BEGAN not in events:
-            how = "cached" if DvcEvent.CACHED in events else "unchanged" if DvcEvent.UNCHANGED in events else "ran"
-        return StageRun(how, time.monotonic() - start)
+        return StageRun(_how(events), time.monotonic() - start)
 
     def watch(
         self,
@@ -251,6 +248,15 @@ def read_event(line: str) -> DvcEvent | None:
     file says. tests/flows/dvc_api/test_client.py makes the installed DVC write each of the lines.
     """
     return next((event for pattern, event in _EVENTS if pattern.match(line)), None)
+
+
+def _how(events: Collection[DvcEvent]) -> Literal["ran", "unchanged", "cached"]:
+    if DvcEvent.BEGAN not in events:
+        if DvcEvent.CACHED in events:
+            return "cached"
+        if DvcEvent.UNCHANGED in events:
+            return "unchanged"
+    return "ran"  # an import of data does not announce that it begins
 
 
 def explain(stage: str, code: int, outcome: StageOutcome | None, events: Collection[DvcEvent], tail: list[str]) -> str:

@@ -217,7 +217,7 @@ class Sender:
             return StageResult(stage.name, "failed", message=why)
         self._inventory.has(stage.name)
         seconds, where = labels.get("seconds"), labels.get("where")
-        if not isinstance(seconds, float):
+        if not isinstance(seconds, int | float):
             return StageResult(stage.name, "ran")
         durations.record(runner.root, stage.name, seconds)
         return StageResult(stage.name, "ran", seconds, f"on {where}")

@@ -19,10 +19,10 @@ from typing import Final
 from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
+from stages.core.iteration.prefetch import prefetch
+from stages.core.iteration.progress import counted
 from stages.core.outputs import whole_directory, write_json_lines
 from stages.core.params import load_params
-from stages.core.prefetch import prefetch
-from stages.core.progress import counted
 from stages.core.provenance import provenance
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.hash_cache import Memo

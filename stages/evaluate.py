@@ -32,11 +32,11 @@ from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.ranks import check_wanted, run_shares, wanted_processes
 from stages.core.errors import InputError
+from stages.core.iteration.progress import teller
 from stages.core.outputs import whole_file
 from stages.core.params import Params, load_params
-from stages.core.progress import teller
 from stages.core.provenance import provenance
-from stages.core.tracking import check_tracking, tracked
+from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import identity
 from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split

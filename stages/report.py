@@ -16,7 +16,7 @@ from stages.core.cli import run_stage
 from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.core.params import load_params
-from stages.core.tracking import check_tracking, tracked
+from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.corpus.splitting.data_tests import read_results

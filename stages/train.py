@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core import layout
+from stages.core.cards.model_card import checkpoint_card
 from stages.core.cli import run_stage
 from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.launch import end_with_launcher, launch, processes
 from stages.core.errors import InputError
-from stages.core.model_card import checkpoint_card
 from stages.core.outputs import read_json, whole_directory, whole_file, write_json
 from stages.core.params import Grpo, Params, Sft, load_params
 from stages.core.provenance import provenance
-from stages.core.tracking import check_tracking, tracked
+from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import exists
 from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split

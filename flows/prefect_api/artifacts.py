@@ -29,7 +29,7 @@ from rich.table import Table
 from flows.dvc_api.graph import Stage
 from flows.scheduling.schedule import StageResult
 from stages.core import layout
-from stages.core.progress import read_progress
+from stages.core.iteration.progress import read_progress
 from stages.reporting.labels import label, percent, signed
 
 EVERY: Final = 3.0

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 from stages.core.disk_space import find_shortages
 from stages.core.errors import DiskFullError, InputError
 from stages.core.file_lock import exclusive_lock
+from stages.core.iteration.progress import teller
 from stages.core.outputs import write_json
-from stages.core.progress import teller
 
 ATTEMPTS: Final = 6
 """Tries without a byte of progress before a transfer is given up."""

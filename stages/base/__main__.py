@@ -14,9 +14,9 @@ from pathlib import Path
 from stages.base.code import drop_code
 from stages.base.hub import TAKEN, snapshot
 from stages.core import layout
+from stages.core.cards.licence import read_licence
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.core.licence import read_licence
 from stages.core.outputs import whole_directory, write_json
 from stages.core.params import Base, load_params
 from stages.core.provenance import provenance

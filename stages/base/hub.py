@@ -19,7 +19,7 @@ from typing import Any, Final
 from stages.core.disk_space import find_shortages
 from stages.core.errors import DiskFullError, InputError
 from stages.core.file_lock import exclusive_lock
-from stages.core.hub import endpoint, said, trouble
+from stages.core.services.hub import endpoint, said, trouble
 from stages.policy.weights import WEIGHTS, missing_parts
 
 TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]

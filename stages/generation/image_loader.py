@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stages.core.prefetch import prefetch
+from stages.core.iteration.prefetch import prefetch
 from stages.corpus.dataset.image_store import open_image
 
 _AHEAD: Final = 4

@@ -129,7 +129,7 @@ def explain_peer_failure(error: RuntimeError, grpo: Grpo) -> InputError | None:
     """LostPeerError if another process is gone, InputError if this one waited too long; None for an error of this one.
 
     torch raises gloo's failures as plain RuntimeError and NCCL's as one type for all causes, so the text is the only
-    source; it is compared here only. tests/test_train.py kills a process of the installed torch.
+    source; it is compared here only. tests/stages/test_train.py kills a process of the installed torch.
     """
     text = str(error)
     if processes() == 1 or not _DISTRIBUTED.search(text):

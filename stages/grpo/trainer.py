@@ -20,9 +20,9 @@ from trl import GRPOConfig
 
 from stages.core.distributed.launch import processes
 from stages.core.errors import InputError
+from stages.core.iteration.progress import teller
 from stages.core.params import Grpo, Lora
-from stages.core.progress import teller
-from stages.core.tracking import Run
+from stages.core.services.tracking import Run
 from stages.corpus.dataset.image_store import open_image
 from stages.grpo.engine import MedGRPOTrainer, Sharing
 from stages.grpo.parallel import join_deepspeed, parallel_arguments, whole_weights
@@ -63,7 +63,7 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "bf16": grpo.bf16,
         **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
-        # stages.core.tracking reports, by `Reported`: transformers' own way would add paths of this machine, and no hashes
+        # stages.core.services.tracking reports, by `Reported`: transformers' own way would add paths of this machine, and no hashes
         "report_to": "none",
         "remove_unused_columns": False,
         "save_strategy": "steps" if save_steps else "no",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from stages.core.cards.licence import EMBEDDED
 from stages.core.disk_space import disk_of, find_shortages
-from stages.core.licence import EMBEDDED
 from stages.core.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
 from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, unreachable, wrong_weights

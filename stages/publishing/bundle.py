@@ -14,7 +14,7 @@ from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.core.params import Params
-from stages.core.secrets import held_secret
+from stages.core.services.secrets import held_secret
 from stages.policy.weights import WEIGHTS, hashes, missing_parts
 from stages.publishing.card import Usage, render
 from stages.reporting.sources import read_predictions

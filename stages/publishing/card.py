@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.core.cards.licence import carried_licence
+from stages.core.cards.templating import markdown, render_markdown
 from stages.core.errors import InputError
-from stages.core.licence import carried_licence
 from stages.core.params import Checkpoint
-from stages.core.templating import markdown, render_markdown
 from stages.prompts.styles import PROMPTS
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import whole_directory
-from stages.core.secrets import masked
+from stages.core.services.secrets import masked
 from stages.publishing.bundle import Bundle
 
 PUBLISHED: Final = Path("published")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from stages.core.errors import InputError
-from stages.core.hub import endpoint, said, trouble
+from stages.core.services.hub import endpoint, said, trouble
 from stages.publishing.bundle import Bundle
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from stages.core.licence import EMBEDDED, carried_licence
-from stages.core.templating import render_markdown
+from stages.core.cards.licence import EMBEDDED, carried_licence
+from stages.core.cards.templating import render_markdown
 from stages.reporting import tables
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from stages.core.templating import render_html
+from stages.core.cards.templating import render_html
 from stages.reporting import tables
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins

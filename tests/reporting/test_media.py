@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from stages.core.templating import render_html, render_markdown
+from stages.core.cards.templating import render_html, render_markdown
 from stages.reporting import tables
 from stages.reporting.labels import label
 from stages.reporting.page import typeset

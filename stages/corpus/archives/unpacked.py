@@ -19,9 +19,9 @@ import zstandard
 from stages.core.disk_space import find_shortages
 from stages.core.errors import DiskFullError
 from stages.core.file_lock import exclusive_lock
+from stages.core.iteration.progress import teller
 from stages.core.outputs import whole_file
 from stages.core.params import Limits
-from stages.core.progress import teller
 from stages.corpus.archives.archive import damage_explained
 from stages.corpus.archives.safety import MIB, check_growth
 

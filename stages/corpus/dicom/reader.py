@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.lazy_sequence import LazySequence
+from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Grey, with_range
 from stages.corpus.dicom.header import Place, Tags, read_header

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from stages.core.lazy_sequence import LazySequence
+from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom
 from stages.corpus.dicom.reader import DicomImage, Levels, read_dicom, representative
 from stages.corpus.quarantine.image_errors import ImageError

@@ -25,7 +25,7 @@ import pyvips
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stages.core.lazy_sequence import LazySequence
+from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize
 from stages.corpus.dicom.reader import Tags, is_dicom
 from stages.corpus.dicom.series import read_series

@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from stages.core.lazy_sequence import LazySequence
+from stages.core.iteration.lazy_sequence import LazySequence
+from stages.core.iteration.prefetch import prefetch
+from stages.core.iteration.progress import counted
 from stages.core.params import Dicom, Resize
-from stages.core.prefetch import prefetch
-from stages.core.progress import counted
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.dicom.headers.modality import modality_slug
 from stages.corpus.images.brightness import brightness

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
+from stages.core.iteration.prefetch import prefetch
+from stages.core.iteration.progress import counted
 from stages.core.params import Params
-from stages.core.prefetch import prefetch
-from stages.core.progress import counted
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core.lazy_sequence import LazySequence
+from stages.core.iteration.lazy_sequence import LazySequence
 from stages.corpus.dicom.series import read_series
 from stages.corpus.images.decoding import ImageError, decode_files
 from stages.corpus.quarantine.reasons import Reason

@@ -18,9 +18,9 @@ from typing import Any, Final, Literal
 
 from stages.core import layout
 from stages.core.errors import InputError
-from stages.core.hub import said
 from stages.core.params import Params, Tracking
-from stages.core.secrets import held_secret
+from stages.core.services.hub import said
+from stages.core.services.secrets import held_secret
 
 INIT_SECONDS: Final = 30
 """For which the server is waited for before a run is kept on the disk instead."""

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from stages.core.hub import said
-from stages.core.secrets import held_secret, masked
+from stages.core.services.hub import said
+from stages.core.services.secrets import held_secret, masked
 
 VALUE = 'p\u00e4ss"word\\with more'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stages.core.secrets import masked
+from stages.core.services.secrets import masked
 
 Trouble = Literal["offline", "unreachable", "unknown id", "gated", "no such revision", "token refused", "no right", "hub failed"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stages.core.prefetch import prefetch
+from stages.core.iteration.prefetch import prefetch
 
 
 def items(count: int, taken: list[int]) -> Iterator[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.core.lazy_sequence import LazySequence
+from stages.core.iteration.lazy_sequence import LazySequence
 
 
 def test_it_is_indexed_as_a_list_is() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.core.progress import Progress, counted, read_progress, teller
+from stages.core.iteration.progress import Progress, counted, read_progress, teller
 
 
 def test_items_pass_through_unchanged_and_output_stays_clean(capsys: pytest.CaptureFixture[str]) -> None:

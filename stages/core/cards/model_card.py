@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from stages.core.licence import carried_licence
+from stages.core.cards.licence import carried_licence
+from stages.core.cards.templating import render_markdown
 from stages.core.params import Params
-from stages.core.templating import render_markdown
 
 
 def checkpoint_card(name: str, questions: int, params: Params, facts: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from stages import evaluate, report, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import Params, load_params
-from stages.core.tracking import Run, check_tracking, tracked
+from stages.core.services.tracking import Run, check_tracking, tracked
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.fakes import write_project
 from tests.workspaces import REPOSITORY, small_workspace

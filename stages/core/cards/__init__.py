@@ -1,0 +1,1 @@
+"""Model cards: the licence they carry, templates, the card of a checkpoint."""

@@ -1,0 +1,1 @@
+"""Iterate over much: bounded prefetch, lazy sequences, progress."""

@@ -220,7 +220,7 @@ def _first(
     if victim == "flow":
         return next((each for each in psutil.process_iter() if _runs_flow(each, root.parent)), None)
     if victim == "guard":
-        marks = [str(REPOSITORY / "flows" / "guard.py"), str(root)]
+        marks = [str(REPOSITORY / "flows" / "dvc_api" / "guard.py"), str(root)]
         return next((each for each in psutil.process_iter() if all(mark in _words(each) for mark in marks)), None)
     mark = "work.sh" if victim == "stage" else "dvc --wait-for-lock"
     ours = [process for process, record in guarded_processes() if record.startswith(str(root))]

@@ -52,7 +52,7 @@ def start(root: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
 
 def guarded(root: Path, stage: str) -> subprocess.Popen[str]:
     """A stage behind its guard, which has written its record."""
-    guard = REPOSITORY / "flows" / "guard.py"
+    guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"
     record = root / RECORDS / f"{stage}.pid"
     process = start(root, sys.executable, "-I", "-S", str(guard), str(record), "sh", "-c", "echo up; sleep 300; true")
     deadline = time.monotonic() + 30

@@ -201,7 +201,7 @@ def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_kille
     slots = Slots(("cpu-0",), root / locks.FLOWS / "slots", False)
     record = (root / "train@a.pid").resolve()
     with slots.take(1, lambda: True) as (_, held):
-        guard = REPOSITORY / "flows" / "guard.py"
+        guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"
         process = start(sys.executable, "-I", "-S", str(guard), str(record), "sh", "-c", "echo up; sleep 300", pass_fds=held)
     assert [(finding.level, finding.what) for finding in locks.slots(root)] == [("ok", "in use: cpu-0 by train@a")]
     children = psutil.Process(process.pid).children(recursive=True)

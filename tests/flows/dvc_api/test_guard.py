@@ -16,7 +16,7 @@ import pytest
 from flows.dvc_api.client import processes_of
 from tests.flows.tiny import REPOSITORY
 
-GUARD = REPOSITORY / "flows" / "guard.py"
+GUARD = REPOSITORY / "flows" / "dvc_api" / "guard.py"
 # a command with a child of its own, as DVC has the stage
 NESTED = ["sh", "-c", "sh -c 'echo ready; exec sleep 300'; true"]
 

@@ -14,11 +14,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help repro full dashboard test lint types format lock install clean
+.PHONY: help repro full dashboard check test lint types format lock install clean
 
 help:
 	@echo "make repro   install, then run the pipeline and print the results (about 15 minutes on 2 cores the first time)"
 	@echo "make test    install, then lint, check types and run every test (about 18 minutes on 2 cores)"
+	@echo "make check   the fast loop while you work: lint, types and the quick tests (at most 3 minutes on 2 cores)"
 	@echo "make full    the paper's setting on GPUs: check this machine, set params.yaml and data.dvc, run (PROFILE=full-3b; docs/full-scale.md)"
 	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
 	@echo "make format  put the code into its one format"
@@ -44,6 +45,12 @@ full: $(INSTALLED)
 
 dashboard: $(INSTALLED)
 	@med-r1 dashboard --port $(PORT)
+
+check: $(INSTALLED) lint
+	@echo "== Types, and the tests that are not marked slow: at most 3 minutes on 2 cores"
+	@mypy > .mypy.log 2>&1 & types=$$!; \
+	python -m pytest -q -m "not slow"; code=$$?; \
+	wait $$types || { cat .mypy.log; exit 1; }; exit $$code
 
 test: $(INSTALLED) lint types
 	@echo "== Running the tests, about 17 minutes on 2 cores: those of flows, which mostly wait, beside the others"

@@ -110,7 +110,7 @@ def test_a_path_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(
     rwlock = {"write": {str(root / "models" / "a.txt"): holder}, "read": {}}
     (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps(rwlock), encoding="utf-8")
     lines: list[str] = []
-    with pytest.raises(StageError, match=r"flows\.doctor") as caught:
+    with pytest.raises(StageError, match="med-r1 doctor") as caught:
         runner.run("train@a", lines.append)
     assert (caught.value.code, caught.value.began) == (None, False)
     assert DvcEvent.LOCKED in map(read_event, lines)
@@ -145,7 +145,7 @@ def test_what_a_stage_prints_is_no_event() -> None:
 @pytest.mark.parametrize(
     ("outcome", "events", "named"),
     [
-        (None, {DvcEvent.LOCKED}, "python -m flows.doctor.command"),
+        (None, {DvcEvent.LOCKED}, "med-r1 doctor"),
         (StageOutcome(ExitCode.DONE), {DvcEvent.BEGAN, DvcEvent.DISK_FULL}, "dvc gc --workspace"),
         (StageOutcome(ExitCode.KILLED), {DvcEvent.BEGAN}, "killed from outside"),
         (StageOutcome(ExitCode.CRASHED, "ZeroDivisionError: by zero"), {DvcEvent.BEGAN}, "ZeroDivisionError"),

@@ -184,7 +184,7 @@ def _crash(run: FlowRun, why: str) -> str:
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
 
-    state: Any = Crashed(message=f"Marked by med-r1 doctor: {why}")
+    state: Any = Crashed(message=f"Marked by the doctor: {why}")
     unfinished = TaskRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(

@@ -80,7 +80,7 @@ def test_state_is_kept_across_edits_of_code_that_its_stage_never_runs(tmp_path: 
             file.write("# edited\n")
         return {stage for stage, each in hashes().items() if each != before[stage]}
 
-    assert edited("corpus/table.py") == set()
-    assert edited("scoring/answers.py") == {"train"}
-    assert edited("grpo/generate.py") == {"evaluate"}
-    assert edited("grpo/policy.py") == {"train", "evaluate"}
+    assert edited("corpus/records/table.py") == set()
+    assert edited("answers/extraction.py") == {"train"}
+    assert edited("generation/generate.py") == {"evaluate"}
+    assert edited("policy/loading.py") == {"train", "evaluate"}

@@ -129,7 +129,9 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
     del pipeline["plots"]
     for name, command in {"train": "python tools.py train ${key}", "evaluate": "python tools.py evaluate ${key}"}.items():
         pipeline["stages"][name]["do"]["cmd"] = command
-    pipeline["stages"]["base"]["cmd"] = "mkdir -p models && cp -r infra/base models/base"
+    pipeline["stages"]["base"]["cmd"] = (
+        "mkdir -p models && cp -r infra/base models/base && mkdir -p training && echo {} > training/base.provenance.json"
+    )
     pipeline["stages"]["prior"]["cmd"] = "mkdir -p data/prior && cat data/splits/grouped/task/*/test.json > data/prior/all.json"
     pipeline["stages"]["report"]["cmd"] = REPORT
     (root / "dvc.yaml").write_text(dump_yaml(pipeline), encoding="utf-8")

@@ -35,8 +35,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("edited", "stale"),
     [
         # rewards use the rule, so that a training by another rule is another training
-        ("scoring/answers.py", {"report", "train"}),
-        ("scoring/predictions.py", {"report"}),
+        ("answers/extraction.py", {"report", "train"}),
+        ("reporting/labels.py", {"report"}),
         ("evaluate.py", {"evaluate"}),
     ],
 )

@@ -79,7 +79,7 @@ def test_intervals_and_names_are_not_escaped() -> None:
 def test_front_matter_quotes_what_yaml_would_misread() -> None:
     fields = {"base_model": "a: b\n---\nc", "license": "no"}
     text = front_matter(fields)
-    assert load_yaml(text, Path("front")) == fields
+    assert load_yaml(str(text), Path("front")) == fields
     assert "\n---\n" not in text
 
 

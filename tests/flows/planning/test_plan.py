@@ -15,7 +15,7 @@ from flows.planning.model import Plan, Step
 from flows.planning.plan import make_plan, simulate
 from flows.scheduling import durations
 from flows.scheduling.schedule import Room
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.commands import med_r1
 from tests.flows.tiny import REPOSITORY, make_workspace, run
@@ -189,7 +189,7 @@ def test_json_holds_the_whole_plan(root: Path, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(root: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert med_r1("plan", *arguments) == 1
+    assert med_r1("plan", *arguments) == ExitCode.INPUT
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
@@ -211,7 +211,7 @@ def test_files_that_cannot_be_read_are_named(
     (root / file).unlink()
     if text is not None:
         (root / file).write_text(text, encoding="utf-8")
-    assert med_r1("plan") == 1
+    assert med_r1("plan") == ExitCode.INPUT
     assert said in capsys.readouterr().err
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.registry import champion
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from tests.commands import med_r1
 from tests.flows.corpora import copy_workspace, make_workspace
 from tests.flows.tiny import run
@@ -27,14 +27,14 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def test_promoting_going_back_and_fetching_weights_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert med_r1("champion", "show") == 1
+    assert med_r1("champion", "show") == ExitCode.INPUT
     assert "there is no champion yet; `med-r1 champion promote`" in capsys.readouterr().err
     assert med_r1("champion", "promote") == 0
-    assert med_r1("champion", "rollback") == 1
+    assert med_r1("champion", "rollback") == ExitCode.INPUT
     assert "champion 1 is the first: there is none before it to go back to" in capsys.readouterr().err
 
     (root / "infra/base/skill.json").write_text("0.2", encoding="utf-8")
-    assert med_r1("champion", "promote") == 1
+    assert med_r1("champion", "promote") == ExitCode.INPUT
     assert "base is not up to date (infra/base modified)" in capsys.readouterr().err
     run("dvc", "repro", cwd=root)
     assert med_r1("champion", "promote", "--why", "another base") == 0
@@ -53,15 +53,15 @@ def test_promoting_going_back_and_fetching_weights_from_the_command_line(root: P
     assert med_r1("champion", "rollback") == 0
     assert champion.require(root).version == 1
     assert med_r1("champion", "rollback", "--to", "2") == 0
-    assert med_r1("champion", "rollback", "--to", "2") == 1
-    assert med_r1("champion", "rollback", "--to", "7") == 1
+    assert med_r1("champion", "rollback", "--to", "2") == ExitCode.INPUT
+    assert med_r1("champion", "rollback", "--to", "7") == ExitCode.INPUT
     assert "there is no champion 7; there are: 1, 2" in capsys.readouterr().err
 
     assert med_r1("champion", "checkout", "ct", "elsewhere") == 0
     assert json.loads((root / "elsewhere/from.json").read_text()) == 0.2
     assert med_r1("champion", "checkout", "ct", "elsewhere", "--version", "1") == 0
     assert json.loads((root / "elsewhere/from.json").read_text()) == 0.0
-    assert med_r1("champion", "checkout", "cta", "elsewhere") == 1
+    assert med_r1("champion", "checkout", "cta", "elsewhere") == ExitCode.INPUT
     assert "champion 2 has no checkpoint 'cta'; it has: ct, x-ray" in capsys.readouterr().err
 
     run("dvc", "gc", "--workspace", "--force", cwd=root)

@@ -15,7 +15,7 @@ from benchmarks.chaos import POOL, Services
 from flows.dvc_api.graph import read_graph
 from flows.workers.checkout import WORK
 from flows.workers.remote_inputs import check
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from tests.commands import MED_R1, med_r1
 from tests.flows.tiny import locked, make_workspace, run
 
@@ -129,5 +129,5 @@ def test_a_repository_that_cannot_be_cloned_or_tells_a_secret_is_refused(root: P
 
 def test_without_a_server_the_command_says_that_workers_need_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "PREFECT_API_URL" not in os.environ
-    assert med_r1("workers") == 1
+    assert med_r1("workers") == ExitCode.INPUT
     assert "error: PREFECT_API_URL is not set" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from flows.dvc_api.client import guarded_processes, orphans
 from flows.prefect_api.client import left_servers
 from flows.reproduce import _crashed, only_flow, reproduce
 from flows.scheduling.schedule import StagesFailedError
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from tests.commands import MED_R1, med_r1
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 
@@ -171,20 +171,20 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
 
 def test_the_command_line_says_how_it_ended(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(root)
-    assert med_r1("reproduce", "--only", "nothing") == 1
+    assert med_r1("reproduce", "--only", "nothing") == ExitCode.INPUT
     assert "error: no stage of dvc.yaml is meant by 'nothing'" in capsys.readouterr().err
     assert med_r1("reproduce", "--only", "split") == 0
     assert "1 ran" in capsys.readouterr().out
     shutil.rmtree(root / "parts")
     (root / "dvc.yaml").write_text("stages: [", encoding="utf-8")
-    assert med_r1("reproduce") == 1
+    assert med_r1("reproduce") == ExitCode.INPUT
     assert "error: DVC cannot read the pipeline" in capsys.readouterr().err
 
 
 def test_a_server_that_does_not_answer_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(root)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert med_r1("reproduce") == 1
+    assert med_r1("reproduce") == ExitCode.INPUT
     assert "error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL): start one with" in capsys.readouterr().err
 
 

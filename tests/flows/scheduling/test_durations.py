@@ -13,7 +13,7 @@ import pytest
 from flows.scheduling import durations
 from tests.flows.tiny import REPOSITORY
 
-WRITER = "import sys; from pathlib import Path; from flows import durations\n" + (
+WRITER = "import sys; from pathlib import Path; from flows.scheduling import durations\n" + (
     "for number in range(20): durations.record(Path(sys.argv[1]), f'{sys.argv[2]}-{number}', number)"
 )
 

@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from stages.core.errors import ExitCode
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
 
@@ -155,7 +156,7 @@ def test_a_bad_setting_stops_a_stage_with_one_message(clone: Path) -> None:
     text = (clone / "params.yaml").read_text(encoding="utf-8")
     (clone / "params.yaml").write_text(text.replace("num_generations: 8", "num_generations: 1"), encoding="utf-8")
     try:
-        output = run(sys.executable, "-m", "stages.train", "ct", cwd=clone, code=1)
+        output = run(sys.executable, "-m", "stages.train", "ct", cwd=clone, code=ExitCode.SETTINGS)
     finally:
         (clone / "params.yaml").write_text(text, encoding="utf-8")
     assert "grpo.num_generations = 1: input should be greater than or equal to 2" in output

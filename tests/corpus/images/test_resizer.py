@@ -182,7 +182,9 @@ def test_one_core_and_many_give_the_same_bytes(run: RunStage, monkeypatch: pytes
 @pytest.mark.usefixtures("corpus")
 def test_a_run_that_is_killed_leaves_nothing_half_and_is_gone_on_with(run: RunStage, project: Path) -> None:
     slow = (
-        "import time, sys; from stages.corpus import maker, shards; from stages import resize; shards.MEAN = 4; shards.MOST = 16\n"
+        "import time, sys\n"
+        "from stages.corpus.images import resizer as maker, shard_writer as shards\n"
+        "from stages import resize; shards.MEAN = 4; shards.MOST = 16\n"
         "real = maker.encode\n"
         "maker.encode = lambda image: (time.sleep(0.05), real(image))[1]\n"
         "sys.argv = ['resize', 'ct']; resize.main()"

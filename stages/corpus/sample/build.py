@@ -52,10 +52,11 @@ SETS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """(data set, modality slug, anatomy)."""
 
+# part of the archive that data.dvc pins: another word here is another corpus, so it keeps the path of this module at that time
 README: Final = """\
 OmniMedVQA-phantoms: a synthetic corpus in the layout of OmniMedVQA (arXiv 2402.09181)
 
-The pictures are drawings made by a program (stages/corpus/sample/build.py). They show no patient and no anatomy of anyone,
+The pictures are drawings made by a program (stages/corpus/sample.py). They show no patient and no anatomy of anyone,
 and come from no scanner. The "diseases" are shapes. NOT FOR CLINICAL USE, nor for any statement about medicine: the
 corpus exists so that the pipeline can be run and tested on a laptop.
 

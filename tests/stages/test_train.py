@@ -199,7 +199,9 @@ def test_the_think_styles_train_and_evaluate(style: str, tmp_path: Path, monkeyp
     evaluate.main()
     facts = json.loads(pq.read_schema(layout.predictions("oct")).metadata[b"provenance"])
     assert facts["params"]["prompt"]["style"] == style
-    assert facts["checkpoint"]["params"]["prompt"]["style"] == style
+    assert list(facts["weights"]) == ["model.safetensors"]
+    trained = json.loads(layout.training_provenance("oct").read_text(encoding="utf-8"))
+    assert trained["params"]["prompt"]["style"] == style
     assert len(pd.read_parquet(layout.predictions("oct"))) == 8 * 6
 
 

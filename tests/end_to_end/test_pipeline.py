@@ -20,6 +20,7 @@ import pytest
 from stages.core.errors import ExitCode
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
+from stages.taxonomy import MODALITIES
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {
@@ -79,7 +80,9 @@ def test_one_command_leads_from_the_pinned_corpus_to_the_report(clone: Path) -> 
 def test_every_question_read_is_kept_or_in_quarantine(clone: Path) -> None:
     download = read_quarantine(clone / "data" / "quarantine" / "download.parquet")
     assert download.read == download.kept + len(download.rows)
-    kept = sum(len(json.loads(path.read_text(encoding="utf-8"))) for path in (clone / "data" / "records").glob("*.json"))
+    records = sorted((clone / "data" / "records").glob("*.jsonl"))
+    assert len(records) == len(MODALITIES)
+    kept = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in records)
     resized = [read_quarantine(path) for path in sorted((clone / "data" / "quarantine" / "resize").glob("*.parquet"))]
     assert kept == download.kept - sum(len(account.rows) for account in resized)
     for axis in ("modality", "task"):

@@ -27,10 +27,31 @@ settings.load_profile("untimed")
 
 ROOT = Path(__file__).parents[1]
 
+SLOW = (
+    *("base", "benchmarks", "end_to_end", "generation", "grpo", "infra", "pretraining", "publishing", "stages"),
+    *("comparison/test_command.py", "core/distributed/test_launch.py", "core/services/test_tracking.py"),
+    *("corpus/images/test_decoders.py", "corpus/images/test_resizer.py", "corpus/records/test_records_fuzz.py"),
+    *("corpus/sample/test_sample.py", "hostile", "policy/test_attention.py", "profiles/test_profile.py", "profiles/test_splice.py"),
+    *("flows/doctor", "flows/dvc_api/test_client.py", "flows/dvc_api/test_guard.py", "flows/planning/test_plan.py", "flows/registry"),
+    *("flows/retraining", "flows/scheduling/test_cancel.py", "flows/source", "flows/test_dashboard.py", "flows/test_postgres.py"),
+    *("flows/test_reproduce.py", "flows/test_stale.py", "flows/workers"),
+)
+"""Folders and files below tests/ that train, start DVC, servers or many processes: `make check` leaves them out."""
+QUICK = ("grpo/test_rewards.py", "stages/test_prior.py")
+"""In a slow folder, and quick all the same."""
+
 Raw = dict[str, Any]
 MakeRecord = Callable[..., Raw]
 MakeCorpus = Callable[..., Path]
 RunStage = Callable[..., None]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of SLOW."""
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        if path not in QUICK and any(path == slow or path.startswith(f"{slow}/") for slow in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     run("git", "init", "-q", cwd=root)
     run("dvc", "init", "-q", cwd=root)
+    shutil.copy(REPOSITORY / ".dvcignore", root)
     run("dvc", "repro", cwd=root)
     assert read_status(root) == {}
     return root
@@ -47,3 +48,11 @@ def test_an_edit_makes_stale_what_the_code_decides_and_nothing_else(root: Path, 
     found = set(read_status(root))
     path.write_text(before, encoding="utf-8")
     assert found == stale
+
+
+def test_importing_a_module_makes_nothing_stale(root: Path) -> None:
+    for package in ("scoring", "reporting", "grpo", "corpus/dataset"):
+        cache = root / "stages" / package / "__pycache__"
+        cache.mkdir()
+        (cache / "module.cpython-311.pyc").write_bytes(b"bytecode")
+    assert read_status(root) == {}

@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, what torch makes of them, installed packages. Asked by stages/profiles and by flows/checks."""
+"""What this machine has: GPUs, what torch makes of them, installed packages. Read by stages/profiles and flows/doctor."""
 
 from __future__ import annotations
 

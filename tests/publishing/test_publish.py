@@ -144,8 +144,9 @@ def test_an_uploaded_checkpoint_opens_with_nothing_of_this_project_and_answers_t
     ]
     code = re.search(r"```python\n(.*?)```", repository.files["README.md"].decode(), re.S).group(1)  # type: ignore[union-attr]
     code = code.replace(repr(REPO), repr(str(elsewhere)))
-    code += f"\nimport sys, importlib.util\nprint(answer(Image.open({str(project / item['image'])!r}), {item['problem']!r}))\n"
-    code += "assert importlib.util.find_spec('stages') is None\n"
+    # an import of the project fails in this process, although the environment has it installed
+    code = f"import sys\nsys.modules['stages'] = sys.modules['flows'] = None\n{code}"
+    code += f"\nprint(answer(Image.open({str(project / item['image'])!r}), {item['problem']!r}))\n"
     opened = subprocess.run([sys.executable, "-I", "-c", code], cwd=elsewhere, capture_output=True, text=True, timeout=120)
     assert opened.returncode == 0, opened.stderr
     assert opened.stdout.strip() == row["output"].strip()

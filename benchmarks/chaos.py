@@ -31,7 +31,7 @@ from rich.console import Console
 from flows.dvc_api.client import guarded_processes
 from flows.scheduling.slots import find_slots
 from stages.core.outputs import write_json
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 
 VICTIMS = ("worker", "server", "flow", "guard", "dvc", "stage")
@@ -74,7 +74,7 @@ def main() -> None:
         f"{good} of {len(seen)} rounds ended as if nothing had happened; {sum(each['killed'] is not None for each in seen)} kills hit"
     )
     if given.json:
-        write_json(given.json, {"good": good, "rounds": seen, "provenance": provenance({})})
+        write_json(given.json, {"good": good, "rounds": seen, "provenance": collect_provenance({})})
     sys.exit(good != len(seen))
 
 

@@ -1,9 +1,9 @@
-"""What docs/ingest-images.md says of decoders: how long each takes, and how far its pictures are from Pillow's at full resolution.
+"""What docs/ingest-images.md says of decoders: how long each takes, and how far its images are from Pillow's at full resolution.
 
     python -m benchmarks.decoding [--json FILE]
 
 Phantoms of 512 to 2048 pixels with noise of 4 grey levels, as JPEG and PNG, in colours and grey, each decoded to 384x384 by one thread;
-and two pictures that are hard on filters: thin white lines on black, and pure noise. Then PNG encoders of the result. Milliseconds are of
+and two images that are hard on filters: thin white lines on black, and pure noise. Then PNG encoders of the result. Milliseconds are of
 CPU time, the least of several, taken by turns: what else the machine does weighs on all alike.
 """
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from stages.core.outputs import write_json
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.images.decoding import decode, encode
 from stages.corpus.sample.phantoms import draw, sample_phantom
 
@@ -50,7 +50,7 @@ def main() -> None:
             table.add_row(row, *(f"{cells[column]['ms']:.1f} ms {cells[column]['other']}" for column in columns))
         Console(width=200).print(table)
     if given.json:
-        write_json(given.json, {**made, "turns": TURNS, "provenance": provenance({})})
+        write_json(given.json, {**made, "turns": TURNS, "provenance": collect_provenance({})})
 
 
 def files(sides: tuple[tuple[int, int], ...]) -> dict[str, bytes]:
@@ -100,7 +100,7 @@ def measure_decoders(contents: Mapping[str, bytes], turns: int) -> dict[str, dic
 
 
 def measure_encoders(turns: int) -> dict[str, dict[str, Any]]:
-    """Picture -> way to write it -> its milliseconds, and its kilobytes."""
+    """Image -> way to write it -> its milliseconds, and its kilobytes."""
     ways: dict[str, Callable[[Image.Image], bytes]] = {
         "Pillow's default": lambda image: _saved(image, "PNG"),
         "Pillow, level 3": lambda image: _saved(image, "PNG", compress_level=3),

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from stages.core.outputs import write_json
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.core.yaml_files import read_yaml
 from tests.flows.tiny import locked, make_workspace, run
 
@@ -60,7 +60,7 @@ def main() -> None:
                 "asked": asked,
                 "overhead_seconds_a_stage": costs,
                 "cores": os.cpu_count(),
-                "provenance": provenance({}),
+                "provenance": collect_provenance({}),
             },
         )
 

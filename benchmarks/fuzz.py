@@ -1,9 +1,9 @@
-"""Throws damaged files at the readers of archives, records, pictures and DICOM, and looks whether each keeps its word.
+"""Throws damaged files at the readers of archives, records, images and DICOM, and looks whether each keeps its word.
 
     python -m benchmarks.fuzz [--minutes N] [--seed N] [--json FILE] [READER ...]
 
 Files begin as those of the table of hostile input, good and bad, and are cut, spliced, repeated and changed at random. An archive opens,
-or is an InputError; records add up; a picture has its size, or is an ImageError. Anything else, a crash of the process too, is a find:
+or is an InputError; records add up; an image has its size, or is an ImageError. Anything else, a crash of the process too, is a find:
 the bytes that did it are kept in `fuzz-finds/`. The same seed makes the same files, whatever the time.
 """
 
@@ -34,7 +34,7 @@ from rich.table import Table
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.archives.source import open_corpus
 from stages.corpus.images.decoding import decode_files
 from stages.corpus.quarantine.image_errors import ImageError
@@ -158,20 +158,20 @@ def record_reader() -> Target:
     return Target(good, [case.content for case in FILES.values()], read)
 
 
-def picture_reader(dicom: bool = False) -> Target:
-    """Pictures of all kinds, or DICOM files."""
+def image_reader(dicom: bool = False) -> Target:
+    """Images of all kinds, or DICOM files."""
     from tests.hostile.dicoms import DICOMS
-    from tests.hostile.pictures import PICTURES
+    from tests.hostile.images import IMAGES
 
     params = load_params(REPOSITORY / "params.yaml")
     resize = params.resize.model_copy(update={"size": 28, "max_megapixels": 1})
-    cases = (DICOMS if dicom else PICTURES).values()
+    cases = (DICOMS if dicom else IMAGES).values()
 
     def read(content: bytes, folder: Path) -> str:
         try:
             found = decode_files([content], resize, params.dicom)
             if (found.image.mode, found.image.size) != ("RGB", (28, 28)):
-                raise AssertionError(f"a picture of {found.image.mode}, {found.image.size}")
+                raise AssertionError(f"an image of {found.image.mode}, {found.image.size}")
             for frame in found.frames:
                 frame.tobytes()
         except ImageError:
@@ -184,8 +184,8 @@ def picture_reader(dicom: bool = False) -> Target:
 READERS: Final[dict[str, Callable[[], Target]]] = {
     "archives": archive_reader,
     "records": record_reader,
-    "pictures": picture_reader,
-    "dicom": lambda: picture_reader(dicom=True),
+    "images": image_reader,
+    "dicom": lambda: image_reader(dicom=True),
 }
 
 
@@ -259,7 +259,7 @@ def main() -> int:
         shown.add_row(name, f"{sum(counts.values()):,}", ", ".join(f"{end}: {number}" for end, number in ends.items()))
     Console().print(shown)
     if given.json:
-        write_json(given.json, {"readers": made, "minutes": given.minutes, "seed": given.seed, "provenance": provenance({})})
+        write_json(given.json, {"readers": made, "minutes": given.minutes, "seed": given.seed, "provenance": collect_provenance({})})
     return int(any("FOUND" in ends for ends in made.values()))
 
 

@@ -1,4 +1,4 @@
-"""What docs/splits.md says of grouping: copies are found among many pictures without comparing all pairs, in seconds.
+"""What docs/splits.md says of grouping: copies are found among many images without comparing all pairs, in seconds.
 
     python -m benchmarks.near_duplicates [--json FILE]
 
@@ -20,12 +20,12 @@ from rich.table import Table
 
 from stages.core.outputs import write_json
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.images.hashes import BITS
-from stages.corpus.splitting.groups import Picture, group_pictures
+from stages.corpus.splitting.groups import GroupedImage, group_images
 
 SIZES = (82_000, 820_000)
-"""Pictures: as many as OmniMedVQA has, and ten times as many."""
+"""Images: as many as OmniMedVQA has, and ten times as many."""
 
 
 def main() -> None:
@@ -37,22 +37,22 @@ def main() -> None:
     given = arguments.parse_args()
     distance = load_params().splits.near_duplicates or 0
     rows = [measure(size, distance) for size in SIZES]
-    table = Table("pictures", "copies planted", "groups of two found", "seconds", "memory, MiB")
+    table = Table("images", "copies planted", "groups of two found", "seconds", "memory, MiB")
     for row in rows:
         table.add_row(*(f"{row[column]:,.1f}" if column == "seconds" else f"{row[column]:,}" for column in row))
     Console().print(table)
     if given.json:
-        write_json(given.json, {"distance": distance, "rows": rows, "cores": os.cpu_count(), "provenance": provenance({})})
+        write_json(given.json, {"distance": distance, "rows": rows, "cores": os.cpu_count(), "provenance": collect_provenance({})})
 
 
 def measure(size: int, distance: int) -> dict[str, Any]:
-    """Group `size` pictures; a tenth of them differs from another one in up to `distance` bits."""
-    pictures = _pictures(size, distance)
+    """Group `size` images; a tenth of them differs from another one in up to `distance` bits."""
+    images = _images(size, distance)
     start = time.monotonic()
-    groups = group_pictures(pictures, distance)
+    groups = group_images(images, distance)
     seconds = time.monotonic() - start
     return {
-        "pictures": size,
+        "images": size,
         "planted": size // 10,
         "found": size - len(set(groups.values())),
         "seconds": round(seconds, 2),
@@ -60,7 +60,7 @@ def measure(size: int, distance: int) -> dict[str, Any]:
     }
 
 
-def _pictures(size: int, distance: int) -> list[Picture]:
+def _images(size: int, distance: int) -> list[GroupedImage]:
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (size, BITS), dtype=np.uint8)
     copies = size // 10
@@ -68,7 +68,7 @@ def _pictures(size: int, distance: int) -> list[Picture]:
     for row, number in enumerate(rng.integers(0, distance + 1, copies).tolist(), start=size - copies):
         bits[row, rng.choice(BITS, number, replace=False)] ^= 1
     packed = np.packbits(bits, axis=1)
-    return [Picture(f"{index:07d}", str(index), row.tobytes().hex()) for index, row in enumerate(packed)]
+    return [GroupedImage(f"{index:07d}", str(index), row.tobytes().hex()) for index, row in enumerate(packed)]
 
 
 if __name__ == "__main__":

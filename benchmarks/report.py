@@ -3,7 +3,7 @@
     python -m benchmarks.report [--json FILE]
 
 14 checkpoints with 18,000 predictions each, ablations included, drawn at random over questions like OmniMedVQA's in number and
-form; the blind floors are fitted on four times as many. Memory is the most the process has held.
+form; the blind baselines are fitted on four times as many. Memory is the most the process has held.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from stages import prior
 from stages.core import layout
 from stages.core.outputs import write_json
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.evaluate import exchange
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting import build
-from stages.scoring.floors import as_json
+from stages.scoring.blind_baseline import as_json
 from stages.scoring.tables import CELLS
 from stages.taxonomy import AXES
 
@@ -53,21 +53,21 @@ def main() -> None:
     )
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
-    facts = provenance({})
+    provenance = collect_provenance({})
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         made = measure(Path(folder))
     shown = Table("what", "measured", "promised", title=f"{made['checkpoints']} checkpoints, {made['questions']:,} predictions each")
-    shown.add_row("blind floors (stage prior)", f"{made['prior_seconds']:.1f} s", "")
+    shown.add_row("blind baselines (stage prior)", f"{made['prior_seconds']:.1f} s", "")
     shown.add_row("statistics and report", f"{made['seconds']:.1f} s", f"{PROMISED['seconds']:.0f} s")
     shown.add_row("peak memory", f"{made['memory_mib']:,} MiB", f"{PROMISED['memory_mib']:,} MiB")
     shown.add_row("page", f"{made['page_bytes'] / 1e6:.2f} MB", "")
     Console().print(shown)
     if given.json:
-        write_json(given.json, {**made, "promised": PROMISED, "cores": os.cpu_count(), "provenance": facts})
+        write_json(given.json, {**made, "promised": PROMISED, "cores": os.cpu_count(), "provenance": provenance})
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Seconds, and peak memory in MiB, of the floors and of the report on generated predictions under `root`."""
+    """Seconds, and peak memory in MiB, of the blind baselines and of the report on generated predictions under `root`."""
     shutil.copy(REPOSITORY / layout.PARAMS, root)
     with contextlib.chdir(root), contextlib.redirect_stdout(None):
         names = ["base", *load_params().checkpoints]
@@ -81,8 +81,8 @@ def measure(root: Path) -> dict[str, Any]:
         del questions
         start = time.monotonic()
         for axis in AXES:
-            for floor in prior.axis_floors(axis, "grouped"):
-                write_json(layout.prior(floor.axis, floor.split), as_json(floor))
+            for blind_baseline in prior.axis_blind_baselines(axis, "grouped"):
+                write_json(layout.prior(blind_baseline.axis, blind_baseline.split), as_json(blind_baseline))
         middle = time.monotonic()
         build.rebuild(layout.PREDICTIONS, layout.PRIOR, layout.REPORT)
         end = time.monotonic()
@@ -121,7 +121,7 @@ def make_questions(n: int) -> pd.DataFrame:
 
 
 def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
-    """The predictions of one checkpoint as stage evaluate writes them: right in six of ten, in four of ten without the picture."""
+    """The predictions of one checkpoint as stage evaluate writes them: right in six of ten, in four of ten without the image."""
     rng = np.random.default_rng([1, number])
     rows = questions[["question_id", "dataset", "modality", "question_type", "image", "options", "gold"]].copy()
     rows["checkpoint"] = checkpoint
@@ -134,11 +134,11 @@ def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
         rows[f"{prefix}output"] = [f"<think>{'It is round. ' * 12}</think><answer>{letter}</answer>" for letter in letters]
         rows[f"{prefix}completion_tokens"] = rng.integers(6, 250, len(rows))
     rows["blank_image"], rows["shuffled_image"] = "", rows["image"].map(partner)
-    facts = {"params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}
+    provenance = {"params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}
     path = layout.predictions(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(facts)}), path)
+    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), path)
 
 
 def _split(rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.core.outputs import write_json
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def main() -> None:
         "peak_memory_bytes": max(install["peak_memory_bytes"], first["peak_memory_bytes"]),
         "stage_seconds": first["stage_seconds"],
         "cores": os.cpu_count(),
-        "provenance": provenance({}),
+        "provenance": collect_provenance({}),
     }
     show(result)
     if given.json:

@@ -32,7 +32,7 @@ from flows.dvc_api.stale_reasons import say_why
 from flows.prefect_api import artifacts as show
 from flows.prefect_api.client import require_server
 from flows.scheduling import durations
-from flows.scheduling.schedule import DONE, Room, StageResult, StagesFailedError, run_ready
+from flows.scheduling.schedule import DONE, Capacity, StageResult, StagesFailedError, run_ready
 from flows.scheduling.slots import Slots, find_slots
 from stages.core import layout
 from stages.core.errors import InputError
@@ -54,10 +54,10 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Place:
+class ExecutionSite:
     """Where stages run: how much room there is, in words where GPU stages go, and how one is run to its end."""
 
-    room: Room
+    capacity: Capacity
     words: str
     run: Callable[[Runner, Stage, str], StageResult]
 
@@ -86,7 +86,7 @@ def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: lis
         return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
 
 
-def bring_up_to_date(root: Path, only: Sequence[str] | None, place: Place) -> Summary:
+def bring_up_to_date(root: Path, only: Sequence[str] | None, place: ExecutionSite) -> Summary:
     """What the flow does, inside of a flow run. InputError or StagesFailedError if not all that was asked for is up to date."""
     logger = get_run_logger()
     with only_flow(root):
@@ -113,10 +113,10 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, place: Place) -> Su
     return summary
 
 
-def on_this_host(slots: Slots) -> Place:
+def on_this_host(slots: Slots) -> ExecutionSite:
     """GPU stages in slots of this host, the others beside them."""
-    room = Room(len(slots.names), max(os.cpu_count() or 1, 1))
-    return Place(room, f"in slots {', '.join(slots.names)}", lambda runner, stage, why: run_here(runner, stage, why, slots))
+    capacity = Capacity(len(slots.names), max(os.cpu_count() or 1, 1))
+    return ExecutionSite(capacity, f"in slots {', '.join(slots.names)}", lambda runner, stage, why: run_here(runner, stage, why, slots))
 
 
 @contextmanager
@@ -130,7 +130,9 @@ def only_flow(root: Path) -> Iterator[None]:
         yield
 
 
-def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str], place: Place, logger: Any) -> dict[str, StageResult]:
+def _run(
+    root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str], place: ExecutionSite, logger: Any
+) -> dict[str, StageResult]:
     """Run the stages as tasks; name -> how it ended. If the flow is cancelled, the stages are stopped before this returns."""
     runner, ended = Runner(root), Queue[StageResult]()
     results: dict[str, StageResult] = {}
@@ -165,7 +167,7 @@ def _run(root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str]
         skipped.append(skip_stage.with_options(name=group, tags=[group]).submit(result.name, result.message))
 
     try:
-        found = run_ready(graph, names, place.room, begin, ended, skip)
+        found = run_ready(graph, names, place.capacity, begin, ended, skip)
         wait(skipped, timeout=_TOLD)  # a flow that ends before they have said why is told that they crashed
         return found
     finally:
@@ -178,7 +180,7 @@ def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: 
     logger.info(f"{stage.description or stage.name} ({why})")
     watcher = show.Progress(stage)
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         logger.info(line)
         watcher.see(line)
 
@@ -186,9 +188,9 @@ def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: 
         if stage.gpus:
             with slots.take(stage.gpus, lambda: runner.stopped) as (taken, locks):
                 logger.info(f"in slot {', '.join(taken)}")
-                outcome = runner.run(stage.name, tell, extra=slots.environment(taken), inherit_fds=(*locks, *inherit_fds))
+                outcome = runner.run(stage.name, report, extra=slots.environment(taken), inherit_fds=(*locks, *inherit_fds))
         else:
-            outcome = runner.run(stage.name, tell, inherit_fds=inherit_fds)
+            outcome = runner.run(stage.name, report, inherit_fds=inherit_fds)
     except (StoppedError, TimeoutError) as error:
         return StageResult(stage.name, "stopped", message=str(error))
     except (StageError, InputError) as error:

@@ -1,4 +1,4 @@
-"""Stage `download`: the raw corpus as checked records and the hashes of their pictures, a folder for each modality.
+"""Stage `download`: the raw corpus as checked records and the hashes of their images, a folder for each modality.
 
     python -m stages.download
 
@@ -21,25 +21,25 @@ from stages.core.cli import run_stage
 from stages.core.errors import InputError
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
-from stages.core.outputs import whole_directory, write_json_lines
+from stages.core.outputs import atomic_directory, write_json_lines
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.archives.archive import DamagedMemberError
-from stages.corpus.archives.hash_cache import Memo
+from stages.corpus.archives.hash_cache import HashCache
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
-from stages.corpus.records.reading import find_pictures, read_questions
+from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import Reading, Record, refuse
 from stages.taxonomy import MODALITIES
 
 MEMO: Final = layout.SCRATCH / "corpus" / "hashes"
-"""What is known of pictures from the run before."""
+"""What is known of images from the run before."""
 _IN_FLIGHT: Final = 256 * 2**20
-"""Bytes of pictures that are read and not yet hashed, at most, unless one alone has more."""
+"""Bytes of images that are read and not yet hashed, at most, unless one alone has more."""
 _QUEUED: Final = 1024
-"""Pictures that are handed out at a time."""
+"""Images that are handed out at a time."""
 
 
 def main() -> None:
@@ -51,12 +51,12 @@ def main() -> None:
     if not path.exists():
         raise InputError(f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the pinned corpus alone")
     with open_corpus(path, settings.limits) as corpus:
-        listed, files = find_pictures(corpus, read_questions(corpus))
+        listed, files = find_images(corpus, read_questions(corpus))
         hashes, damaged = _hash_all(corpus, sorted({name for names in files.values() for name in names}))
         reading = _without_damaged(listed, files, damaged)
         account = layout.QUARANTINE / "download.parquet"
         kept = [record.dataset for record in reading.records]
-        taken = write_quarantine(account, "download", reading.read, kept, reading.rows, provenance({"corpus": settings}))
+        taken = write_quarantine(account, "download", reading.read, kept, reading.rows, collect_provenance({"corpus": settings}))
         if not reading.records:
             message = f"{path} holds no usable record: {reading.read} read, all refused; {account} says why"
             raise RefusedDataError(message, CorpusFault.NO_RECORD)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _without_damaged(reading: Reading, files: Mapping[str, Sequence[str]], damaged: Mapping[str, str]) -> Reading:
-    """The same reading, records whose picture cannot be read quarantined."""
+    """The same reading, records whose image cannot be read quarantined."""
     why = {path: damaged[name] for path, names in files.items() for name in reversed(names) if name in damaged}
     kept = [record for record in reading.records if record.image_path not in why]
     rows = [
@@ -80,8 +80,8 @@ def _without_damaged(reading: Reading, files: Mapping[str, Sequence[str]], damag
 
 
 def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The SHA-256 of each picture, and for each that cannot be read, why. What the memo knows is not read."""
-    memo = Memo(MEMO)
+    """The SHA-256 of each image, and for each that cannot be read, why. What the memo knows is not read."""
+    memo = HashCache(MEMO)
     hashes = {name: known for name in names if (known := memo.get(corpus.mark(name)))}
     fresh = corpus.in_order(name for name in names if name not in hashes)
     damaged = {}
@@ -96,7 +96,7 @@ def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dic
 
 
 def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """Name, SHA-256 and what is wrong, in order: all cores at work, and no more in memory than _IN_FLIGHT and one picture."""
+    """Name, SHA-256 and what is wrong, in order: all cores at work, and no more in memory than _IN_FLIGHT and one image."""
 
     def hashed(name: str) -> tuple[str, str, str | None]:
         try:
@@ -117,7 +117,7 @@ def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str,
 
 def _write(corpus: Corpus, slug: str, records: list[Record], files: Mapping[str, Sequence[str]], hashes: Mapping[str, str]) -> None:
     names = sorted({name for path in {record.image_path for record in records} for name in files[path]})
-    with whole_directory(layout.corpus(slug)) as folder:
+    with atomic_directory(layout.corpus(slug)) as folder:
         write_json_lines(folder / layout.corpus_records(slug).name, (record.fields for record in records))
         images = ({"file": name, "sha256": hashes[name], "size": corpus.size(name)} for name in names)
         write_json_lines(folder / layout.corpus_images(slug).name, images)

@@ -30,12 +30,12 @@ from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
-from stages.core.distributed.ranks import check_wanted, run_shares, wanted_processes
+from stages.core.distributed.ranks import check_still_wanted, run_ranks, wanted_processes
 from stages.core.errors import InputError
-from stages.core.iteration.progress import teller
-from stages.core.outputs import whole_file
+from stages.core.iteration.progress import progress_reporter
+from stages.core.outputs import atomic_file
 from stages.core.params import Params, load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import identity
 from stages.corpus.dataset.problems import parse_solution
@@ -47,7 +47,7 @@ from stages.prompts.styles import ask
 from stages.taxonomy import AXES
 
 if TYPE_CHECKING:  # they import torch
-    from stages.generation.answer_store import KeptAnswers
+    from stages.generation.answer_store import AnswerStore
     from stages.generation.generate import Completion, Key, Question
 
 
@@ -67,12 +67,14 @@ def main() -> None:
     folder, stage = layout.model(name), "base" if name == "base" else f"train@{name}"
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
-    facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate})
-    facts["weights"] = hashes(folder)
+    provenance = collect_provenance(
+        {"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate}
+    )
+    provenance["weights"] = hashes(folder)
     if not given.share:
         check_tracking(params.tracking)
 
-    from stages.generation.answer_store import KeptAnswers
+    from stages.generation.answer_store import AnswerStore
     from stages.generation.generate import cut_windows  # imports torch
     from stages.policy.loading import check_policy_files
 
@@ -81,21 +83,21 @@ def main() -> None:
     windows = cut_windows(asked, params.evaluate.batch_size)
     if given.share:
         share = int(given.share.partition("/")[0])
-        for _ in _answer(folder, params, asked, windows[share::processes], KeptAnswers(given.answers), processes):
-            check_wanted()
+        for _ in _answer(folder, params, asked, windows[share::processes], AnswerStore(given.answers), processes):
+            check_still_wanted()
         return
     check_policy_files(folder, f"models/{name}")
     scratch = layout.SCRATCH / "evaluate" / name
-    kept = KeptAnswers(scratch / _fingerprint(folder, facts, questions, asked, windows))
+    kept = AnswerStore(scratch / _fingerprint(folder, provenance, questions, asked, windows))
     kept.make_folder()
-    with tracked(params, "evaluate", name, facts, identity=kept.folder.name) as run:
+    with tracked(params, "evaluate", name, provenance, identity=kept.folder.name) as run:
         run.artifact(name, "model", partial(hashes, folder))
         _answer_all(name, folder, params, asked, windows, kept, processes)
-        completions, facts["batch_sizes"] = kept.read()
+        completions, provenance["batch_sizes"] = kept.read()
         rows = [_row(name, item, completions, place, question) for place, (item, question) in enumerate(zip(questions, asked, strict=True))]
         rows.sort(key=lambda row: row["question_id"])
-        schema = SCHEMA.with_metadata({"provenance": json.dumps(facts)})
-        with whole_file(layout.predictions(name)) as path:
+        schema = SCHEMA.with_metadata({"provenance": json.dumps(provenance)})
+        with atomic_file(layout.predictions(name)) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
         run.summarise({"test/completion_tokens": sum(row["completion_tokens"] for row in rows) / len(rows)})
         run.artifact(f"{name}-predictions", "predictions", lambda: {str(layout.predictions(name)): files_hash([layout.predictions(name)])})
@@ -104,50 +106,50 @@ def main() -> None:
 
 
 def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
-    """Each question as it is asked: its words, and the pictures it is asked of."""
+    """Each question as it is asked: its words, and the images it is asked of."""
     from stages.generation.generate import BLANK, Question
 
     partner = exchange(questions) if params.evaluate.ablations else {}
     asked = []
     for item in questions:
-        pictures = {"real": item["image"]} | ({"blank": BLANK} if params.evaluate.ablations else {})
-        pictures |= {"shuffled": partner[item["image"]]} if item["image"] in partner else {}
-        asked.append(Question(ask(item["problem"], params.prompt.style, "evaluate"), pictures))
+        images = {"real": item["image"]} | ({"blank": BLANK} if params.evaluate.ablations else {})
+        images |= {"shuffled": partner[item["image"]]} if item["image"] in partner else {}
+        asked.append(Question(ask(item["problem"], params.prompt.style, "evaluate"), images))
     return asked
 
 
 def _answer_all(
-    name: str, folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: KeptAnswers, processes: int
+    name: str, folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: AnswerStore, processes: int
 ) -> None:
     """Keep an answer to all that is asked, alone or by several processes; those that are kept already are not made again."""
-    total, (completions, _) = sum(len(each.pictures) for each in asked), kept.read()
+    total, (completions, _) = sum(len(each.images) for each in asked), kept.read()
     if completions:
         print(f"{name}: goes on behind {len(completions)} of {total} answers, kept in {kept.folder}", file=sys.stderr)
     if len(completions) == total:
         return
-    tell = _teller(name, total, len(completions))
+    report = _progress_reporter(name, total, len(completions))
     if (shares := min(processes, len(windows))) > 1:
-        run_shares(["stages.evaluate", name, "--answers", str(kept.folder)], shares, lambda: tell(kept.count()))
+        run_ranks(["stages.evaluate", name, "--answers", str(kept.folder)], shares, lambda: report(kept.count()))
     else:
         for count in _answer(folder, params, asked, windows, kept, shares):
-            tell(count)
+            report(count)
 
 
-def _teller(name: str, total: int, done: int) -> Callable[[int], None]:
+def _progress_reporter(name: str, total: int, done: int) -> Callable[[int], None]:
     """A function that shows how many answers there are."""
     bar = tqdm(desc=name, total=total, initial=done, unit="answer", disable=not sys.stderr.isatty())
-    line, start = teller(name, total, "answer", done=done), time.monotonic()
+    line, start = progress_reporter(name, total, "answer", done=done), time.monotonic()
 
-    def tell(count: int) -> None:
+    def report(count: int) -> None:
         bar.update(count - bar.n)
         if bar.disable:
             line(count, f"{(count - done) / max(time.monotonic() - start, 1e-9):.1f} a second, ")
 
-    return tell
+    return report
 
 
 def _answer(
-    folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: KeptAnswers, processes: int
+    folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: AnswerStore, processes: int
 ) -> Iterator[int]:
     """Answer what is left of some windows; after each batch that is kept, how many answers there are."""
     import torch
@@ -172,7 +174,7 @@ def _answer(
             batch_size=BatchSize(params.evaluate.batch_size, device),
             max_new_tokens=params.evaluate.max_new_tokens,
             done=done.keys(),
-            # a GPU answers faster than one thread opens pictures; on a CPU they would be in each other's way
+            # a GPU answers faster than one thread opens images; on a CPU they would be in each other's way
             loaders=max((os.cpu_count() or 1) // processes, 1) if device.type == "cuda" else 0,
         ):
             kept.add(answers)
@@ -189,7 +191,7 @@ def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completio
     """The row of one question."""
     row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
     row["gold"] = parse_solution(item["solution"])
-    for variant, path in question.pictures.items():
+    for variant, path in question.images.items():
         prefix = "" if variant == "real" else f"{variant}_"
         completion = completions[place, variant]
         row |= {
@@ -201,21 +203,21 @@ def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completio
 
 
 def _fingerprint(
-    folder: Path, facts: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], asked: Sequence[Question], windows: Sequence[range]
+    folder: Path, provenance: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], asked: Sequence[Question], windows: Sequence[range]
 ) -> str:
-    """Names the answers by all that decides them: checkpoint, questions, pictures, settings, code, versions, device and windows."""
+    """Names the answers by all that decides them: checkpoint, questions, images, settings, code, versions, device and windows."""
     import torch
 
-    images = sorted({path for each in asked for path in each.pictures.values() if path})
-    said = json.dumps([[dict(item), each.words, dict(each.pictures)] for item, each in zip(questions, asked, strict=True)], sort_keys=True)
+    images = sorted({path for each in asked for path in each.images.values() if path})
+    said = json.dumps([[dict(item), each.words, dict(each.images)] for item, each in zip(questions, asked, strict=True)], sort_keys=True)
     return fingerprint(
-        {name: facts[name] for name in ("params", "versions")}
+        {name: provenance[name] for name in ("params", "versions")}
         | {
             "checkpoint": files_hash(
                 [path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".txt")]
             ),
             "questions": hashlib.sha256(said.encode()).hexdigest(),
-            "pictures": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
+            "images": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
             "code": files_hash(stage_code("evaluate")),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "windows": [len(window) for window in windows],
@@ -226,7 +228,7 @@ def _fingerprint(
 def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
     """The distinct test questions of an axis ("modality", "task", "all") in one kind of split, with the axes each is a test question of.
 
-    In an order in which the questions of one picture stand together, next to those of the one it is exchanged with.
+    In an order in which the questions of one image stand together, next to those of the one it is exchanged with.
     """
     tests: dict[str, set[str]] = {}
     found: dict[str, dict[str, Any]] = {}

@@ -12,11 +12,11 @@ import argparse
 
 from stages.core import layout
 from stages.core.cli import run_stage
-from stages.core.outputs import whole_directory, write_json
+from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.split_files import read_split
-from stages.scoring.floors import RULES, Floor, as_json, find_floor
+from stages.scoring.blind_baseline import RULES, BlindBaseline, as_json, find_blind_baseline
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question, as_questions
 from stages.taxonomy import AXES
@@ -28,27 +28,27 @@ def main() -> None:
         prog="python -m stages.prior", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
     kind = load_params().splits.kind
-    floors = [floor for axis in AXES for floor in axis_floors(axis, kind)]
-    facts = provenance({"splits.kind": kind})
-    with whole_directory(layout.PRIOR) as folder:
-        for floor in floors:
-            path = folder / layout.prior(floor.axis, floor.split).relative_to(layout.PRIOR)
-            write_json(path, as_json(floor) | {"provenance": facts})
-    for floor in floors:
-        written, normalised = (floor.rules[name] for name in RULES)
+    blind_baselines = [blind_baseline for axis in AXES for blind_baseline in axis_blind_baselines(axis, kind)]
+    provenance = collect_provenance({"splits.kind": kind})
+    with atomic_directory(layout.PRIOR) as folder:
+        for blind_baseline in blind_baselines:
+            path = folder / layout.prior(blind_baseline.axis, blind_baseline.split).relative_to(layout.PRIOR)
+            write_json(path, as_json(blind_baseline) | {"provenance": provenance})
+    for blind_baseline in blind_baselines:
+        written, normalised = (blind_baseline.rules[name] for name in RULES)
         print(
-            f"prior: {floor.axis}/{floor.split}: {written.accuracy:.1%} of {floor.n} without the picture ({written.low:.1%} to "
-            f"{written.high:.1%}; normalised {normalised.accuracy:.1%}; chance {floor.chance:.1%}), balanced subset {len(written.balanced)}"
+            f"prior: {blind_baseline.axis}/{blind_baseline.split}: {written.accuracy:.1%} of {blind_baseline.n} without the image ({written.low:.1%} to "
+            f"{written.high:.1%}; normalised {normalised.accuracy:.1%}; chance {blind_baseline.chance:.1%}), balanced subset {len(written.balanced)}"
         )
-    print(f"prior: {len(floors)} splits, {kind} -> {layout.PRIOR}")
+    print(f"prior: {len(blind_baselines)} splits, {kind} -> {layout.PRIOR}")
 
 
-def axis_floors(axis: str, kind: str) -> list[Floor]:
-    """The floors of all splits of an axis; InputError names a split that is missing, empty or malformed."""
+def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
+    """The blind baselines of all splits of an axis; InputError names a split that is missing, empty or malformed."""
     trains, tests = ({slug: _questions(axis, slug, part, kind) for slug in AXES[axis]} for part in ("train", "test"))
     own = {slug: {name: fit_prior(train, exact=name == "as_written") for name in RULES} for slug, train in trains.items()}
     pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
-    return [find_floor(axis, slug, kind, trains[slug], tests[slug], own[slug], pooled) for slug in AXES[axis]]
+    return [find_blind_baseline(axis, slug, kind, trains[slug], tests[slug], own[slug], pooled) for slug in AXES[axis]]
 
 
 def _questions(axis: str, slug: str, part: str, kind: str) -> list[Question]:

@@ -25,12 +25,12 @@ from stages.predictions.schema import ABLATIONS
 from stages.reporting import evidence as gather
 from stages.reporting.build import read_sources, write_report
 from stages.reporting.sources import read_training_log
-from stages.scoring.floors import read_floor
+from stages.scoring.blind_baseline import read_blind_baseline
 from stages.scoring.tables import (
     in_domain,
     score,
     with_ablation,
-    without_picture,
+    without_image,
 )
 from stages.taxonomy import AXES, MODALITIES
 
@@ -51,7 +51,9 @@ def make() -> None:
         stage = "base" if name == "base" else f"train@{name}"
         sources.trained[name] = read_json(layout.training_provenance(name), _remake(stage))
     sources.style = params.prompt.style
-    sources.floors = {(axis, slug): read_floor(layout.prior(axis, slug)) for axis, slugs in AXES.items() for slug in slugs}
+    sources.blind_baselines = {
+        (axis, slug): read_blind_baseline(layout.prior(axis, slug)) for axis, slugs in AXES.items() for slug in slugs
+    }
     for name, target in sources.targets.items():
         if target.method == "grpo":  # rewards, KL and groups are GRPO's
             sources.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
@@ -74,7 +76,7 @@ def _accuracies(predictions: pd.DataFrame) -> dict[str, float]:
             own = in_domain(predictions, axis, slug)
             rows[f"test/{axis}/{slug}"] = own
             for variant in ABLATIONS:
-                rows[f"test/{axis}/{slug}/{variant}"] = without_picture(with_ablation(own, variant), variant)
+                rows[f"test/{axis}/{slug}/{variant}"] = without_image(with_ablation(own, variant), variant)
     accuracies = {cell: score(own).accuracy for cell, own in rows.items()}
     return {cell: accuracy for cell, accuracy in accuracies.items() if accuracy is not None}
 

@@ -1,9 +1,9 @@
-"""Stage `resize@<modality>`: every picture of a modality decoded once, as an RGB PNG of the size the policies see, in shards.
+"""Stage `resize@<modality>`: every image of a modality decoded once, as an RGB PNG of the size the policies see, in shards.
 
     python -m stages.resize ct
 
-A picture that cannot be decoded sends each of its records to quarantine; the others get `image` (the path by which
-stages/corpus/dataset/image_store.py opens it), `source_size` (width and height as seen, so that enlarged pictures can be told),
+An image that cannot be decoded sends each of its records to quarantine; the others get `image` (the path by which
+stages/corpus/dataset/image_store.py opens it), `source_size` (width and height as seen, so that upscaled images can be told),
 `source_mode`, `brightness`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`.
 A record of a DICOM file or series also gets `dicom`, what is passed on of the header, and `frames`,
 the paths of all frames in order, where there are several.
@@ -25,15 +25,15 @@ from typing import Any, Final
 from stages.core import layout
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.core.outputs import read_json_lines, whole_directory, write_json_lines
+from stages.core.outputs import atomic_directory, read_json_lines, write_json_lines
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.hash_cache import OTHER_CORPUS
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.dataset.paths import IMAGES, image_files
 from stages.corpus.images.image_cache import ImageCache
-from stages.corpus.images.resizer import Fact, Maker, Source, png_name
+from stages.corpus.images.resizer import Fact, ImageResizer, ImageSource, png_name
 from stages.corpus.quarantine.image_errors import ImageError, UnreadError
 from stages.corpus.quarantine.ledger import Row, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
@@ -65,10 +65,10 @@ def main() -> None:
     with (
         open_corpus(path, params.corpus.limits) as corpus,
         closing(ImageCache(CACHE, round(params.cache.images_gb * 1e9))) as cache,
-        whole_directory(layout.images(slug)) as images,
-        whole_directory(layout.frames(slug)) as frames,
+        atomic_directory(layout.images(slug)) as images,
+        atomic_directory(layout.frames(slug)) as frames,
     ):
-        maker = Maker(slug, sources, partial(_fetch, corpus, known), params.resize, params.dicom, cache)
+        maker = ImageResizer(slug, sources, partial(_fetch, corpus, known), params.resize, params.dicom, cache)
         facts = maker.make(images, frames)
     sets: list[str] = []
     rows: list[Row] = []
@@ -84,7 +84,7 @@ def main() -> None:
 
     write_json_lines(layout.records(slug), usable())
     account = layout.QUARANTINE / "resize" / f"{slug}.parquet"
-    facts_of_run = provenance({"resize": params.resize, "dicom": params.dicom})
+    facts_of_run = collect_provenance({"resize": params.resize, "dicom": params.dicom})
     taken = write_quarantine(account, f"resize@{slug}", read, sets, rows, facts_of_run)
     check_refused(taken, params.quarantine, account, str(layout.corpus(slug)))
     print(
@@ -108,27 +108,27 @@ def read_hashes(path: Path) -> dict[str, bytes]:
     return hashes
 
 
-class Sources(Mapping[str, Source]):
+class Sources(Mapping[str, ImageSource]):
     """image_path -> its files, as stage download found them; made when it is asked for."""
 
     def __init__(self, paths: Iterable[str], known: Mapping[str, bytes]) -> None:
-        """`known`: file -> SHA-256. InputError if a picture has no files."""
+        """`known`: file -> SHA-256. InputError if an image has no files."""
         self._paths, self._known, self._names = sorted(paths), known, sorted(known)
         for path in self._paths:
             if not image_files(self._names, path):
                 raise InputError(f"{path} is in no images.jsonl, though a record names it: {_REMEDY}")
 
-    def __getitem__(self, path: str) -> Source:
-        """The files of a picture."""
+    def __getitem__(self, path: str) -> ImageSource:
+        """The files of an image."""
         files = image_files(self._names, path)
-        return Source(tuple((name, self._known[name].hex()) for name in files), path not in self._known)
+        return ImageSource(tuple((name, self._known[name].hex()) for name in files), path not in self._known)
 
     def __iter__(self) -> Iterator[str]:
-        """The pictures, sorted."""
+        """The images, sorted."""
         return iter(self._paths)
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return len(self._paths)
 
 
@@ -146,7 +146,7 @@ def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
 
 
 def _kept(record: Record, fact: Mapping[str, Any], slug: str) -> dict[str, Any]:
-    """The record with what is known of its picture."""
+    """The record with what is known of its image."""
     told = {**record.fields, "image": f"{layout.images(slug).as_posix()}/{png_name(record.image_path)}", **fact}
     if "frames" in fact:
         folder = f"{layout.frames(slug).as_posix()}/{record.image_path.removeprefix(IMAGES)}"

@@ -4,7 +4,7 @@
 
 Two kinds, both made; splits.kind says which one is trained and tested on.
 
-grouped: all questions about a picture, its copies and, where its path tells, its patient stay together, and one draw serves
+grouped: all questions about an image, its copies and, where its path tells, its patient stay together, and one draw serves
 both axes: no checkpoint has seen anything of a question that any checkpoint is tested on.
 
 published: random over questions, the two axes two independent draws, as in Med-R1 (arXiv 2503.13939). Each (axis, slug) has a
@@ -29,14 +29,14 @@ import numpy as np
 
 from stages.core import layout
 from stages.core.cli import run_stage
-from stages.core.outputs import whole_directory, write_json
+from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Splits, load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.records.records import Reading, Record, read_record_lines
-from stages.corpus.splitting.data_tests import TESTS, Results, judge_corpus, judge_records, said_of, stop_on_errors, write_results
-from stages.corpus.splitting.groups import Picture, group_pictures, patient_of
+from stages.corpus.splitting.data_tests import TESTS, Results, describe, judge_corpus, judge_records, stop_on_errors, write_results
+from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 from stages.corpus.splitting.leaks import Leaks, as_json, count_leaks, total
 from stages.corpus.splitting.stratify import stratify
 from stages.taxonomy import AXES, MODALITIES
@@ -56,19 +56,19 @@ def main() -> None:
     argparse.ArgumentParser(prog="python -m stages.splits", description=__doc__).parse_args()
     params = load_params()
     settings = params.splits
-    facts = provenance({"splits": settings, "data_tests": params.data_tests, "resize.size": str(params.resize.size)})
+    provenance = collect_provenance({"splits": settings, "data_tests": params.data_tests, "resize.size": str(params.resize.size)})
     reading = _read()
     results = Results(tuple(judge_records(reading, {slug: layout.records(slug).as_posix() for slug in MODALITIES})), {})
-    _settle(results, facts)
+    _settle(results, provenance)
     records = sorted(reading.records, key=lambda record: record.question_id)
     items = [_item(record) for record in records]
-    group_of = group_pictures(_pictures(records, settings), settings.near_duplicates)
+    group_of = group_images(_images(records, settings), settings.near_duplicates)
     draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
     tested = judge_corpus(records, draws[settings.kind], params.resize.size, dict(params.data_tests))
-    _settle(Results((*results.tests, *tested.tests), tested.statistics), facts)
+    _settle(Results((*results.tests, *tested.tests), tested.statistics), provenance)
     _check_sides(draws[settings.kind], group_of, settings.kind)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
-    with whole_directory(layout.SPLITS) as folder:
+    with atomic_directory(layout.SPLITS) as folder:
         for kind, draw in draws.items():
             for axis, slugs in draw.items():
                 for slug, parts in slugs.items():
@@ -78,13 +78,13 @@ def main() -> None:
         write_json(folder / "groups.json", _several(group_of))
         write_json(folder / layout.LEAKS.relative_to(layout.SPLITS), {kind: as_json(counts) for kind, counts in leaks.items()})
         # the published form is a bare list; beside the kinds, not in them, for another commit alone is no reason to train anew
-        write_json(folder / "provenance.json", provenance({"splits": settings}))
+        write_json(folder / "provenance.json", collect_provenance({"splits": settings}))
     _print(draws, leaks, group_of, settings)
     print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")
 
 
 def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
-    """Cut items, sorted by question_id, so that no group of pictures is on both sides, by the same draw on both axes."""
+    """Cut items, sorted by question_id, so that no group of images is on both sides, by the same draw on both axes."""
     held: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for item in items:
         held[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
@@ -127,7 +127,7 @@ def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
             looser = "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to published, "
             raise RefusedDataError(
                 f"the split {axis}/{slug} would be empty on one side: {len(train + test)} usable question(s) in {together} group(s) "
-                f"of pictures, two are needed; {looser if kind == 'grouped' and len(train + test) > 1 else ''}"
+                f"of images, two are needed; {looser if kind == 'grouped' and len(train + test) > 1 else ''}"
                 f"add data of this {axis} to the corpus, or see in {layout.QUARANTINE}/ why it was refused",
                 CorpusFault.EMPTY_SPLIT,
             )
@@ -138,13 +138,13 @@ def _read() -> Reading:
     return read_record_lines([layout.records(slug) for slug in MODALITIES], "run `dvc repro resize`")
 
 
-def _settle(results: Results, facts: dict[str, Any]) -> None:
+def _settle(results: Results, provenance: dict[str, Any]) -> None:
     """Write down what the tests found, say which failed, and stop on errors."""
-    write_results(layout.DATA_TESTS, results, facts)
+    write_results(layout.DATA_TESTS, results, provenance)
     stop_on_errors(results, layout.DATA_TESTS)
     for each in results.tests:
         if each.outcome == "failed":
-            print(f"warning: data test {said_of(each)}: {TESTS[each.test].meaning}")
+            print(f"warning: data test {describe(each)}: {TESTS[each.test].meaning}")
 
 
 def _item(record: Record) -> Item:
@@ -160,19 +160,19 @@ def _item(record: Record) -> Item:
     }
 
 
-def _pictures(records: list[Record], settings: Splits) -> list[Picture]:
-    """The pictures of the records, each once."""
+def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
+    """The images of the records, each once."""
     patterns = [re.compile(pattern) for pattern in settings.patient_patterns]
-    found: dict[str, Picture] = {}
+    found: dict[str, GroupedImage] = {}
     for record in records:
         image = record.fields["image"]
         hashes = record.fields["pixel_hash"], record.fields["perceptual_hash"]
-        found[image] = Picture(image, *hashes, patient_of(record.image_path, patterns))
+        found[image] = GroupedImage(image, *hashes, patient_of(record.image_path, patterns))
     return list(found.values())
 
 
 def _several(group_of: Mapping[str, str]) -> list[list[str]]:
-    """The groups of more than one picture, each the paths of its images: what was found to belong together."""
+    """The groups of more than one image, each the paths of its images: what was found to belong together."""
     groups: dict[str, list[str]] = defaultdict(list)
     for image, group in sorted(group_of.items()):
         groups[group].append(image)

@@ -25,9 +25,9 @@ from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.launch import end_with_launcher, launch, processes
 from stages.core.errors import InputError
-from stages.core.outputs import read_json, whole_directory, whole_file, write_json
+from stages.core.outputs import atomic_directory, atomic_file, read_json, write_json
 from stages.core.params import Grpo, Params, Sft, load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import exists
 from stages.corpus.dataset.problems import parse_solution
@@ -64,7 +64,7 @@ def main() -> None:
     import torch
 
     from stages.grpo.resume import newest_checkpoint
-    from stages.grpo.trainer import Reported, deterministic, save_policy, write_log
+    from stages.grpo.trainer import TrackingCallback, deterministic, save_policy, write_log
     from stages.policy.loading import check_policy_files, load_policy, load_processor  # imports torch
 
     torch.set_num_threads(params.base.threads)
@@ -85,22 +85,22 @@ def main() -> None:
             resumed = newest_checkpoint(state)
         if resumed and main_process:
             print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
-        facts = provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
-        facts |= _base_model(start)
-        facts["processes"] = processes()
-        with tracked(params, "train", name, facts, identity=state.name, active=main_process) as run:
-            run.artifact(f"{name}-train", "dataset", lambda: {"corpus": facts["corpus"], str(split): files_hash([split])})
+        provenance = collect_provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
+        provenance |= _base_model(start)
+        provenance["processes"] = processes()
+        with tracked(params, "train", name, provenance, identity=state.name, active=main_process) as run:
+            run.artifact(f"{name}-train", "dataset", lambda: {"corpus": provenance["corpus"], str(split): files_hash([split])})
             run.artifact(start.name, "model", partial(hashes, start))
-            trainer.add_callback(Reported(run))
+            trainer.add_callback(TrackingCallback(run))
             _train(trainer, resumed, grpo, checkpoint.method)
-            with whole_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
+            with atomic_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
                 save_policy(trainer, processor, folder)
                 if main_process:
-                    if "base_model" in facts:
-                        write_json(folder / ORIGIN, facts["base_model"])
-                    (folder / "README.md").write_text(checkpoint_card(name, len(rows), params, facts), encoding="utf-8")
-                    write_json(layout.training_provenance(name), facts)
-                    with whole_file(layout.training_log(name)) as log:
+                    if "base_model" in provenance:
+                        write_json(folder / ORIGIN, provenance["base_model"])
+                    (folder / "README.md").write_text(checkpoint_card(name, len(rows), params, provenance), encoding="utf-8")
+                    write_json(layout.training_provenance(name), provenance)
+                    with atomic_file(layout.training_log(name)) as log:
                         write_log(trainer.state.log_history, log)
             run.artifact(name, "model", partial(hashes, layout.model(name)))
     if main_process:
@@ -148,10 +148,10 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
     grpo = groups["grpo"]
     assert isinstance(grpo, Grpo)
     configuration = deepspeed_configuration(grpo)
-    facts = provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
+    provenance = collect_provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
     base = [path for path in start.iterdir() if path.is_file() and path.name != ORIGIN]
     return fingerprint(
-        {name: facts[name] for name in ("corpus", "params", "versions")}
+        {name: provenance[name] for name in ("corpus", "params", "versions")}
         | {
             "split": files_hash([split]),
             "base": files_hash(base),
@@ -170,7 +170,7 @@ def _base_model(start: Path) -> dict[str, Any]:
 
 
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
-    """One item of a split as the trainer takes it; InputError if its picture is not there."""
+    """One item of a split as the trainer takes it; InputError if its image is not there."""
     if not exists(item["image"]):
         raise InputError(f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro resize`")
     gold = parse_solution(item["solution"])

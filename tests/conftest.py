@@ -96,11 +96,11 @@ def make_record() -> MakeRecord:
 
 @pytest.fixture
 def make_corpus(project: Path) -> MakeCorpus:
-    """`make_corpus(records, **files)`: data/raw/corpus.zip with a good picture for each image_path, and further files by path."""
+    """`make_corpus(records, **files)`: data/raw/corpus.zip with a good image for each image_path, and further files by path."""
 
     def make(records: list[Any], files: dict[str, bytes | None] | None = None) -> Path:
         content: dict[str, bytes | None] = {"QA_information/Open-access/Set.json": json.dumps(records).encode()}
-        content |= {record["image_path"]: picture() for record in records if isinstance(record, dict) and "image_path" in record}
+        content |= {record["image_path"]: image() for record in records if isinstance(record, dict) and "image_path" in record}
         content |= files or {}
         path = project / "data/raw/corpus.zip"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -147,8 +147,8 @@ def _resize() -> Resize:
     return load_params(ROOT / "params.yaml").resize
 
 
-def picture(kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:
-    """A small grey picture as a file."""
+def image(kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:
+    """A small grey image as a file."""
     buffer = BytesIO()
     Image.new("L", size, 90).save(buffer, kind)
     return buffer.getvalue()

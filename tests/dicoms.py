@@ -213,6 +213,6 @@ def ramp(shape: tuple[int, ...] = (32, 40), dtype: str = "uint8", top: int = 255
 
 
 def colours(shape: tuple[int, int] = (32, 40)) -> NDArray[np.uint8]:
-    """A smooth RGB picture."""
+    """A smooth RGB image."""
     grey = ramp(shape).astype(np.uint8)
     return np.stack([grey, grey[::-1], np.full_like(grey, 90)], axis=-1)

@@ -21,15 +21,15 @@ from stages.core import layout
 from stages.core.outputs import write_json
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.corpus.dataset.split_files import KINDS
-from stages.corpus.quarantine.ledger import Place, Row, write_quarantine
+from stages.corpus.quarantine.ledger import RecordLocation, Row, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
 from stages.corpus.splitting.leaks import as_json, count_leaks
 from stages.evaluate import exchange
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.figures import CURVES
-from stages.scoring.floors import RULES, Floor, find_floor
-from stages.scoring.floors import as_json as floor_as_json
+from stages.scoring.blind_baseline import RULES, BlindBaseline, find_blind_baseline
+from stages.scoring.blind_baseline import as_json as blind_baseline_as_json
 from stages.scoring.predictions import add_answers
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question
@@ -56,12 +56,12 @@ def write_project(
     dataset: str = "Phantom",
     empty: tuple[str, str] | None = None,
     kind: str = "grouped",
-    pictures: bool = False,
+    images: bool = False,
 ) -> None:
     """Write under `root` all that stage report reads, with the repository's own params.yaml but for splits.kind and fewer resamples.
 
     There are `per_cell` questions for each modality and question type, but none in `empty`; the data set of modality x
-    is called "<dataset> x". With `pictures` the images are there, too.
+    is called "<dataset> x". With `images` the images are there, too.
     """
     text = (REPOSITORY / layout.PARAMS).read_text(encoding="utf-8")
     text = text.replace("kind: grouped", f"kind: {kind}").replace("bootstrap_samples: 10000", "bootstrap_samples: 1000")
@@ -80,10 +80,10 @@ def write_project(
         write_json(root / layout.training_provenance(name), PROVENANCE)
     _write_quarantine(root, questions)
     write_results(root / layout.DATA_TESTS, make_data_tests(), PROVENANCE)
-    for name in sorted(questions["image"].unique()) if pictures else ():
-        _draw_picture(root / name)
-    for (axis, slug), floor in make_floors(questions, kind).items():
-        write_json(root / layout.prior(axis, slug), floor_as_json(floor) | {"provenance": PROVENANCE})
+    for name in sorted(questions["image"].unique()) if images else ():
+        _draw_image(root / name)
+    for (axis, slug), blind_baseline in make_blind_baselines(questions, kind).items():
+        write_json(root / layout.prior(axis, slug), blind_baseline_as_json(blind_baseline) | {"provenance": PROVENANCE})
 
 
 def make_questions(
@@ -111,7 +111,7 @@ def make_questions(
 def make_predictions(questions: pd.DataFrame, checkpoint: str, *, ablations: bool = True, cell: str | None = None) -> pd.DataFrame:
     """What a checkpoint writes for its test questions, as it is read: the base guesses and loses the form, the others less so.
 
-    With `ablations` also without the picture, where it knows half as much. A checkpoint that is not called after what it was trained
+    With `ablations` also without the image, where it knows half as much. A checkpoint that is not called after what it was trained
     on (`cell`) is none of the thirteen.
     """
     cell = cell or checkpoint
@@ -141,7 +141,7 @@ def make_predictions(questions: pd.DataFrame, checkpoint: str, *, ablations: boo
 
 
 def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFrame:
-    """The same questions asked of a black and of an exchanged picture; columns without a value if that was not `done`."""
+    """The same questions asked of a black and of an exchanged image; columns without a value if that was not `done`."""
     rng = np.random.default_rng(7)
     partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
     for variant in ABLATIONS:
@@ -157,18 +157,18 @@ def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFram
 
 
 def make_data_tests() -> Results:
-    """The results of a corpus of small pictures: one warning, all else passed."""
+    """The results of a corpus of small images: one warning, all else passed."""
     tests = {name: Result(name, "warning" if name in CORPUS_TESTS else "error", "passed", 0.5, 0.0, 100, 0, "", ()) for name in TESTS}
     examples = ("data/images/ct/0001.png: 96 x 96",)
-    small = replace(tests["enlarged_pictures"], outcome="failed", value=0.75, found=75, examples=examples)
+    small = replace(tests["upscaled_images"], outcome="failed", value=0.75, found=75, examples=examples)
     found = tuple((tests | {small.test: small}).values())
     light = {name: {"mean": 80.5, "std": 12.25} for name in ("brightness", "contrast")}
-    return Results(found, {slug: {"questions": 100, "images": 50, "median_side": 96.0, **light, "enlarged": 0.75} for slug in MODALITIES})
+    return Results(found, {slug: {"questions": 100, "images": 50, "median_side": 96.0, **light, "upscaled": 0.75} for slug in MODALITIES})
 
 
-def make_floors(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[str, str], Floor]:
-    """The blind floors of the splits, as stage prior finds them."""
-    floors = {}
+def make_blind_baselines(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[str, str], BlindBaseline]:
+    """The blind baselines of the splits, as stage prior finds them."""
+    blind_baselines = {}
     for axis, column in CELLS.items():
         sides = {}
         for slug in AXES[axis]:
@@ -179,8 +179,8 @@ def make_floors(questions: pd.DataFrame, kind: str = "grouped") -> dict[tuple[st
         own = {slug: {name: fit_prior(train, exact=name == "as_written") for name in RULES} for slug, (train, _) in sides.items()}
         pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
         for slug, (train, tested) in sides.items():
-            floors[axis, slug] = find_floor(axis, slug, kind, train, tested, own[slug], pooled)
-    return floors
+            blind_baselines[axis, slug] = find_blind_baseline(axis, slug, kind, train, tested, own[slug], pooled)
+    return blind_baselines
 
 
 def write_predictions(path: Path, predictions: pd.DataFrame, provenance: dict[str, Any] = PROVENANCE) -> None:
@@ -240,7 +240,7 @@ def _split_record(question: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _draw_picture(path: Path) -> None:
+def _draw_image(path: Path) -> None:
     """A bright disc somewhere on a dark ground."""
     rng = np.random.default_rng(list(path.name.encode()))
     x, y = np.meshgrid(np.arange(96), np.arange(96))
@@ -252,10 +252,10 @@ def _draw_picture(path: Path) -> None:
 def _write_quarantine(root: Path, questions: pd.DataFrame) -> None:
     folder = "QA_information/Open-access/Phantom"
     refused = [
-        Row(Place(f"{folder} ct.json", 17), "modality_type", "modality_type is missing", Reason.FIELD_MISSING, "Phantom ct"),
+        Row(RecordLocation(f"{folder} ct.json", 17), "modality_type", "modality_type is missing", Reason.FIELD_MISSING, "Phantom ct"),
         *(
             Row(
-                Place(f"{folder} {slug}.json", record, f"{slug}-{record}"),
+                RecordLocation(f"{folder} {slug}.json", record, f"{slug}-{record}"),
                 what,
                 f"gt_answer is none of the options ['Left', '{slug}']",
                 Reason.ANSWER_NOT_OFFERED,
@@ -268,7 +268,7 @@ def _write_quarantine(root: Path, questions: pd.DataFrame) -> None:
     path = root / layout.QUARANTINE / "download.parquet"
     write_quarantine(path, "download", len(questions) + len(refused), questions["dataset"], refused, PROVENANCE)
     for slug in MODALITIES:
-        place = Place(f"data/corpus/{slug}/records.jsonl", None, "3", 4)
+        place = RecordLocation(f"data/corpus/{slug}/records.jsonl", None, "3", 4)
         why = "the image cannot be used: the file is empty"
         row = Row(place, f"Images/Phantom {slug}/0003.png", why, Reason.IMAGE_EMPTY, f"Phantom {slug}", MODALITIES[slug])
         broken = [row] * (slug in ("ct", "fundus"))

@@ -26,14 +26,14 @@ from stages.corpus.archives.source import open_corpus
 from stages.corpus.inspection import inspect as inspection
 from stages.corpus.inspection.advice import advise
 from stages.corpus.quarantine.image_errors import ImageError
-from stages.corpus.quarantine.ledger import Place, Row
+from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 from stages.corpus.records.records import Reading
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.splitting.data_tests import judge_records
 from tests.conftest import ROOT
 from tests.hostile.records import RECORDS
-from tests.hostile.test_hostile import ARCHIVES, CORPUS, FILES, PICTURES, QUESTIONS, record
+from tests.hostile.test_hostile import ARCHIVES, CORPUS, FILES, IMAGES, QUESTIONS, record
 
 # what earlier versions compared, so that a comparison that comes back is seen at once
 TRAPS = (
@@ -66,12 +66,12 @@ def other_words(seed: int) -> Iterator[None]:
 
 def write_corpus(folder: Path) -> Path:
     """All hostile images, records and question files in one corpus, as a folder."""
-    images = [record(name, image_path=f"Images/Hostile/{number}.png") for number, name in enumerate(PICTURES)]
+    images = [record(name, image_path=f"Images/Hostile/{number}.png") for number, name in enumerate(IMAGES)]
     changes = [change for change, _ in RECORDS.values()]
     broken = [
         record(f"record {number}", **change) if isinstance(change, dict) and change else change for number, change in enumerate(changes)
     ]
-    files = CORPUS | {each["image_path"]: PICTURES[each["question_id"]].content for each in images}
+    files = CORPUS | {each["image_path"]: IMAGES[each["question_id"]].content for each in images}
     files |= {f"{QUESTIONS}/{name.replace('/', ' of ')}.json": case.content for name, case in FILES.items()}
     files |= {f"{QUESTIONS}/Images.json": json.dumps(images).encode(), f"{QUESTIONS}/Records.json": json.dumps(broken).encode()}
     files["Rows.csv"] = b'image,question,options,answer,modality,type\n"a" b,c\na,b\nImages/Good/a.png,?,A) x|B) y,A,ct,lesion-grading\n'
@@ -105,7 +105,7 @@ def test_the_check_of_a_corpus_gives_the_same_findings_and_advice(tmp_path: Path
 def test_the_advice_and_the_data_test_of_a_refusal_follow_its_reason(reason: Reason) -> None:
     kinds, failed = set(), set()
     for seed in range(5):
-        row = Row(Place("a.json", 3, "q"), "value", words(seed), reason)
+        row = Row(RecordLocation("a.json", 3, "q"), "value", words(seed), reason)
         findings = inspection.Findings(3)
         findings.refuse(row)
         kinds |= {(finding.kind, finding.remedy) for finding in findings.ordered()}

@@ -2,9 +2,9 @@
 
     python -m benchmarks.evaluate [--quick] [--json FILE]
 
-In turn on the same weights, questions and pictures: Med-R1's way (transformers' `generate`, batches of 64, at most 256 new tokens, every
-question with its picture anew) and ours. Rows: a random model of Qwen2-VL's proportions, whose answers all have 10 tokens, and the embedded
-base, which has learnt to answer; 5 questions a picture, as the embedded corpus has, and 1, as nearly all of OmniMedVQA's published test
+In turn on the same weights, questions and images: Med-R1's way (transformers' `generate`, batches of 64, at most 256 new tokens, every
+question with its image anew) and ours. Rows: a random model of Qwen2-VL's proportions, whose answers all have 10 tokens, and the embedded
+base, which has learnt to answer; 5 questions an image, as the embedded corpus has, and 1, as nearly all of OmniMedVQA's published test
 splits have. Medians over the repeats and their ratio; then what the two ablations add, and what it saves that rows leave the batch when
 they end. The full run takes 3 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Final
 
 _OF_SAMPLE: Final = 5
-"""Questions a picture: the embedded corpus has 1,469 test questions about 305 pictures, the published splits 17,662 about 17,352."""
+"""Questions an image: the embedded corpus has 1,469 test questions about 305 images, the published splits 17,662 about 17,352."""
 _QUICK: Final = 24
-_PICTURES: Final = 64
+_IMAGES: Final = 64
 _SHORT: Final = 10
 """Tokens of an answer without thoughts."""
 
@@ -32,7 +32,7 @@ def main() -> None:
 
     from benchmarks.evaluate.measure import EMBEDDED, Case, compare, measure_leaving, measure_variants
     from stages.core.outputs import write_json
-    from stages.core.provenance import provenance
+    from stages.core.provenance import collect_provenance
 
     given = _arguments()
     _quiet()
@@ -48,10 +48,10 @@ def main() -> None:
         for case in _cases(given):
             rows.append(compare(case, fresh(), repeats, lambda text: print(text, file=sys.stderr, flush=True)))
         if not (given.quick or given.model):
-            few = Case(EMBEDDED, _PICTURES, _OF_SAMPLE)
+            few = Case(EMBEDDED, _IMAGES, _OF_SAMPLE)
             variants = measure_variants(few, fresh(), repeats)
             # answers with thoughts, which differ in length
-            leaving = measure_leaving(Case(EMBEDDED, _PICTURES, _OF_SAMPLE, style="think"), fresh(), repeats)
+            leaving = measure_leaving(Case(EMBEDDED, _IMAGES, _OF_SAMPLE, style="think"), fresh(), repeats)
     first = rows[0]
     result: dict[str, Any] = {
         "speedup": first["speedup"],
@@ -64,7 +64,7 @@ def main() -> None:
         "repeats": repeats,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "provenance": provenance({}),
+        "provenance": collect_provenance({}),
     }
     show(result)
     if given.json:
@@ -78,14 +78,14 @@ def show(result: dict[str, Any]) -> None:
 
     console = Console(width=max(Console().width, 120))
     table = Table(title=f"Questions a second, on {result['device']} ({result['threads']} threads), medians of {result['repeats']}")
-    for name in ("model", "questions", "a picture", "tokens", "published", "ours", "speedup", "same answers"):
+    for name in ("model", "questions", "an image", "tokens", "published", "ours", "speedup", "same answers"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for row in result["rows"]:
         speeds = row["questions_per_second"]
         table.add_row(
             row["model"],
             str(row["questions"]),
-            str(row["questions_a_picture"]),
+            str(row["questions_per_image"]),
             f"{row['tokens']['median']:.0f}",
             f"{speeds['published']:.1f}",
             f"{speeds['ours']:.1f}",
@@ -110,11 +110,11 @@ def _cases(given: argparse.Namespace) -> list[Any]:
         answer = None if given.model == EMBEDDED else given.completions
         return [
             Case(given.model, -(-given.questions // each), each, answer, style)  # type: ignore[arg-type]
-            for each in given.questions_a_picture
+            for each in given.questions_per_image
         ]
-    pictures = _QUICK if given.quick else _PICTURES
+    images = _QUICK if given.quick else _IMAGES
     return [
-        Case(model, pictures if each > 1 else (2 if given.quick else 3) * pictures, each, answer)
+        Case(model, images if each > 1 else (2 if given.quick else 3) * images, each, answer)
         for model, answer in (("10m", _SHORT), (EMBEDDED, None))
         for each in (_OF_SAMPLE, 1)
     ]
@@ -127,21 +127,21 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="fewer pictures, once")
+    parser.add_argument("--quick", action="store_true", help="fewer images, once")
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     parser.add_argument("--model", choices=[EMBEDDED, *SHAPES], help="this model alone")
     parser.add_argument("--completions", type=int, default=_SHORT, help="tokens of an answer of a random model (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=256, help="with --model, how many (default: %(default)s)")
     parser.add_argument(
-        "--questions-a-picture", type=int, nargs="+", default=[1, _OF_SAMPLE], metavar="N", help="with --model (default: 1, then 5)"
+        "--questions-per-image", type=int, nargs="+", default=[1, _OF_SAMPLE], metavar="N", help="with --model (default: 1, then 5)"
     )
     parser.add_argument("--repeats", type=int, help="runs of each way; 3, with --quick 1")
     given = parser.parse_args()
     for name in ("completions", "questions", "repeats"):
         if (value := getattr(given, name)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more, not {value}")
-    if min(given.questions_a_picture) < 1:
-        parser.error("--questions-a-picture takes numbers of 1 or more")
+    if min(given.questions_per_image) < 1:
+        parser.error("--questions-per-image takes numbers of 1 or more")
     return given
 
 

@@ -24,7 +24,7 @@ from stages.corpus.dataset.problems import format_problem
 from stages.corpus.sample import phantoms
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import BLANK, Key, Question, answer_greedily, cut_windows
-from stages.generation.greedy import LEAVE
+from stages.generation.greedy import COMPACT_BELOW
 from stages.policy.loading import load_policy, load_processor
 from stages.prompts.styles import Style, ask, chat
 
@@ -36,11 +36,11 @@ EMBEDDED: Final = "base"
 
 @dataclass(frozen=True)
 class Case:
-    """A model, so many pictures with so many questions each, and how long all answers are, in tokens; None: as the model ends them."""
+    """A model, so many images with so many questions each, and how long all answers are, in tokens; None: as the model ends them."""
 
     model: str
-    pictures: int
-    questions_a_picture: int
+    images: int
+    questions_per_image: int
     answer: int | None = None
     style: Style = "no-think"
 
@@ -61,7 +61,7 @@ class Bench:
 
 
 def set_up(case: Case, folder: Path) -> Bench:
-    """Models, and pictures written to the folder."""
+    """Models, and images written to the folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if case.model == EMBEDDED:
         policy, processor = (
@@ -81,17 +81,17 @@ def set_up(case: Case, folder: Path) -> Bench:
 
 
 def questions(folder: Path, case: Case) -> list[Question]:
-    """Questions of the embedded corpus about drawn pictures, in the order of stage evaluate: a picture's questions together."""
+    """Questions of the embedded corpus about drawn images, in the order of stage evaluate: an image's questions together."""
     rng = np.random.default_rng(0)
     asked: list[Question] = []
-    for number in range(case.pictures):
+    for number in range(case.images):
         phantom = phantoms.sample_phantom(rng)
-        while len(phantoms.askable(phantom)) < case.questions_a_picture:
+        while len(phantoms.askable(phantom)) < case.questions_per_image:
             phantom = phantoms.sample_phantom(rng)
         path = folder / f"{number}.png"
         phantoms.draw(phantom, (SIDE, SIDE), rng).save(path)
         kinds = phantoms.askable(phantom)
-        for kind in rng.choice(kinds, case.questions_a_picture, replace=False):
+        for kind in rng.choice(kinds, case.questions_per_image, replace=False):
             wordings = phantoms.QUESTIONS[kind]
             problem = format_problem(wordings[rng.integers(len(wordings))], phantoms.options_for(phantom, kind, rng))
             asked.append(Question(ask(problem, case.style, "evaluate"), {"real": str(path)}))
@@ -99,13 +99,15 @@ def questions(folder: Path, case: Case) -> list[Question]:
 
 
 def with_ablations(asked: Sequence[Question]) -> list[Question]:
-    """The same asked of a black picture and of the next one, too."""
+    """The same asked of a black image and of the next one, too."""
     own = list(dict.fromkeys(each.own for each in asked))
     following = dict(zip(own, own[1:] + own[:1], strict=True))
     return [Question(each.words, {"real": each.own, "blank": BLANK, "shuffled": following[each.own]}) for each in asked]
 
 
-def answer(bench: Bench, asked: Sequence[Question], *, most: int = MAX_NEW_TOKENS, leave: float = LEAVE) -> dict[Key, tuple[int, ...]]:
+def answer(
+    bench: Bench, asked: Sequence[Question], *, most: int = MAX_NEW_TOKENS, leave: float = COMPACT_BELOW
+) -> dict[Key, tuple[int, ...]]:
     """Completions as stage evaluate makes them, token ids."""
     device = bench.policy.device
     batches = answer_greedily(
@@ -121,10 +123,10 @@ def answer(bench: Bench, asked: Sequence[Question], *, most: int = MAX_NEW_TOKEN
     return {key: each.ids for batch in batches for key, each in batch.completions.items()}
 
 
-def compare(case: Case, folder: Path, repeats: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def compare(case: Case, folder: Path, repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
     """One row: seconds of both loops, medians of runs by turns after one of each to warm up, and whether their answers are the same."""
     bench = set_up(case, folder)
-    few = bench.asked[: case.questions_a_picture]
+    few = bench.asked[: case.questions_per_image]
     answer(bench, few, most=case.most)
     answer_as_published(bench.untouched, bench.processor, few, most=case.most)
     seconds: dict[str, list[float]] = {"published": [], "ours": []}
@@ -133,8 +135,8 @@ def compare(case: Case, folder: Path, repeats: int, tell: Callable[[str], None])
         seconds["published"].append(taken)
         taken, ours = timed(bench, lambda: answer(bench, bench.asked, most=case.most))
         seconds["ours"].append(taken)
-        tell(
-            f"{case.model}, {case.questions_a_picture} a picture, {repeat + 1} of {repeats}: "
+        report(
+            f"{case.model}, {case.questions_per_image} an image, {repeat + 1} of {repeats}: "
             + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in seconds.items())
         )
     medians = {name: median(each) for name, each in seconds.items()}
@@ -157,10 +159,10 @@ def compare(case: Case, folder: Path, repeats: int, tell: Callable[[str], None])
 
 
 def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]:
-    """Seconds of ours with the ablations, a black picture and an exchanged one for each question, over those without."""
+    """Seconds of ours with the ablations, a black image and an exchanged one for each question, over those without."""
     bench = set_up(case, folder)
     ablated = with_ablations(bench.asked)
-    answer(bench, ablated[: case.questions_a_picture])
+    answer(bench, ablated[: case.questions_per_image])
     plain, whole = [], []
     for _ in range(repeats):
         plain.append(timed(bench, lambda: answer(bench, bench.asked))[0])
@@ -171,7 +173,7 @@ def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]
 def measure_leaving(case: Case, folder: Path, repeats: int) -> dict[str, float]:
     """What it saves that rows that have ended leave the batch: seconds when they stay until the last has, over ours."""
     bench = set_up(case, folder)
-    answer(bench, bench.asked[: case.questions_a_picture])
+    answer(bench, bench.asked[: case.questions_per_image])
     stay, go = [], []
     for _ in range(repeats):
         stay.append(timed(bench, lambda: answer(bench, bench.asked, leave=0.0))[0])

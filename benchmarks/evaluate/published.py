@@ -1,4 +1,4 @@
-"""The loop of Med-R1's evaluation scripts: each question's picture opened, processed and looked at for it alone, then `generate`."""
+"""The loop of Med-R1's evaluation scripts: each question's image opened, processed and looked at for it alone, then `generate`."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MAX_NEW_TOKENS: Final = 256
 def answer_as_published(
     policy: PreTrainedModel, processor: Any, asked: Sequence[Question], *, most: int = MAX_NEW_TOKENS
 ) -> list[list[int]]:
-    """The completions of the questions about their own pictures, token ids without padding; the published batch and, as it stands, length.
+    """The completions of the questions about their own images, token ids without padding; the published batch and, as it stands, length.
 
-    Two things are not published: tokens that stand for pictures are suppressed, as ours are, which a trained model never writes; and the
+    Two things are not published: tokens that stand for images are suppressed, as ours are, which a trained model never writes; and the
     attention is what the policy has.
     """
     policy.eval()

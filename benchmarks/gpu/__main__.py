@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from benchmarks.gpu.matrix import STYLES, hours
 from benchmarks.gpu.page import page
-from stages.core.outputs import read_json, whole_file, write_json
-from stages.core.provenance import provenance
+from stages.core.outputs import atomic_file, read_json, write_json
+from stages.core.provenance import collect_provenance
 
 REPOSITORY: Final = Path(__file__).parents[2]
 PARTS: Final = ("steps", "evaluation", "learning")
@@ -45,9 +45,9 @@ def main() -> int:
         else:
             write_json(path, {"made_by": made_by, "measured": read_json(fresh, "")})
         fresh.unlink(missing_ok=True)
-    result = {"device": here, **collect(given.out, here), "failed": failed, "provenance": provenance({})}
+    result = {"device": here, **collect(given.out, here), "failed": failed, "provenance": collect_provenance({})}
     write_json(given.out.with_suffix(".json"), result)
-    with whole_file(given.out.with_suffix(".md")) as path:
+    with atomic_file(given.out.with_suffix(".md")) as path:
         path.write_text(page(result), encoding="utf-8")
     print(page(result))
     for name in failed:

@@ -1,4 +1,4 @@
-"""What sharing a prompt saves of a whole GRPO step, from PIL pictures to updated weights, and whether it is exact.
+"""What sharing a prompt saves of a whole GRPO step, from PIL images to updated weights, and whether it is exact.
 
     python -m benchmarks.grpo_step [--quick] [--json FILE] [--chart FILE]
 
@@ -24,13 +24,13 @@ def main() -> None:
     from benchmarks.grpo_step.show import save_chart, show
     from stages.core.outputs import write_json
     from stages.core.params import load_params
-    from stages.core.provenance import provenance
+    from stages.core.provenance import collect_provenance
 
     given = _arguments()
     plan = _plan(given)
     _quiet()
     result = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
-    result["provenance"] = provenance({"grpo": load_params(Path(__file__).parents[2] / "params.yaml").grpo})
+    result["provenance"] = collect_provenance({"grpo": load_params(Path(__file__).parents[2] / "params.yaml").grpo})
     show(result)
     if given.json:
         write_json(given.json, result)

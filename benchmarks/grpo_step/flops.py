@@ -24,14 +24,14 @@ class Costs:
 
     `token`: the layers' linear maps, a token. `top`: of these, what the last layer needs no more for a token that predicts
     nothing, all but its keys and values. `head`: logits of one position. `pair`: one query and one key in all layers.
-    `picture`: the tower and the merger, a picture.
+    `image`: the tower and the merger, an image.
     """
 
     token: float
     top: float
     head: float
     pair: float
-    picture: float
+    image: float
 
     def text(self, tokens: int, behind: int = 0, logits: int = 0) -> float:
         """A forward over `tokens` that follow `behind` others, each seeing what is before it."""
@@ -40,16 +40,16 @@ class Costs:
 
 
 def costs(config: PretrainedConfig, side: int = 28) -> Costs:
-    """Of a Qwen2-VL or Qwen2.5-VL, for pictures of side x side patches."""
+    """Of a Qwen2-VL or Qwen2.5-VL, for images of side x side patches."""
     text, vision = config.text_config, config.vision_config
     width, layers = text.hidden_size, text.num_hidden_layers
     shared = width // text.num_attention_heads * text.num_key_value_heads
     layer = 2 * width**2 + 2 * width * shared + 3 * width * text.intermediate_size
     top = 2 * (layer - 2 * width * shared)
-    return Costs(2 * layer * layers, top, 2 * width * text.vocab_size, 4 * width * layers, _picture(vision, width, side))
+    return Costs(2 * layer * layers, top, 2 * width * text.vocab_size, 4 * width * layers, _image(vision, width, side))
 
 
-def _picture(vision: Any, width: int, side: int) -> float:
+def _image(vision: Any, width: int, side: int) -> float:
     patches, merge = side**2, vision.spatial_merge_size**2
     windowed = vision.model_type.startswith("qwen2_5")
     inner = vision.hidden_size if windowed else vision.embed_dim
@@ -71,15 +71,15 @@ def per_prompt(way: Way, model: Costs, prompt: int, completion: int, group: int)
     `shared` counts our default: the pass over the prompt that begins the rollout serves the loss, and the reference
     makes a pass of its own, tower included; the last layer runs for the tokens that predict one.
     """
-    seen = model.picture + model.text(prompt, logits=1)
+    seen = model.image + model.text(prompt, logits=1)
     # one position a step, from the second token on; the first is the prefill's
     decode = group * model.text(completion, behind=prompt, logits=completion)
     if way == "shared":
         seen -= (prompt - 1) * model.top
         scored = group * model.text(completion, behind=prompt, logits=completion)
         return seen + decode + scored + 2 * (seen + scored) + seen + scored
-    prefill = model.picture + model.text(prompt, logits=prompt if way == "g_copies" else 1)
-    row = model.picture + model.text(prompt + completion, logits=prompt + completion if way == "g_copies" else completion)
+    prefill = model.image + model.text(prompt, logits=prompt if way == "g_copies" else 1)
+    row = model.image + model.text(prompt + completion, logits=prompt + completion if way == "g_copies" else completion)
     return group * prefill + decode + group * 4 * row
 
 

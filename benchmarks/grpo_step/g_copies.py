@@ -2,7 +2,7 @@
 
 Written from its description, for today's transformers. One prompt at a time, as its per-device batch of 1; gradients add
 up over the prompts of an optimiser step. The processor runs once a prompt; from there on everything is done for G
-copies: generation with G pictures through the tower, the policy over G rows of prompt and completion, a separate
+copies: generation with G images through the tower, the policy over G rows of prompt and completion, a separate
 reference likewise. Logits are made for the full vocabulary at every position, in the prefill too, as the Qwen2-VL of the
 transformers it pins does, and in float32, as accelerate hands them to its trainer; log-probabilities row by row.
 Loss: the mean over completions of the mean over tokens of advantage and beta * KL (k3), no clipping.
@@ -73,7 +73,7 @@ class GCopies:
                 (loss / len(examples)).backward()
 
     def copies(self, words: str, image: Any) -> Copies:
-        """Process one prompt and its picture, then copy."""
+        """Process one prompt and its image, then copy."""
         text = self.processor.apply_chat_template(chat(words), add_generation_prompt=True, tokenize=False)
         fields = self.processor(text=[text], images=[image], return_tensors="pt").to(self.policy.device)
         copies = {name: value.repeat(self.group, *[1] * (value.dim() - 1)) for name, value in fields.items()}
@@ -81,7 +81,7 @@ class GCopies:
 
     @torch.no_grad()
     def sample(self, prompt: Copies) -> Tensor:
-        """Completions (G, C). G pictures go through the tower: transformers 4.57 copies them for `num_return_sequences` too."""
+        """Completions (G, C). G images go through the tower: transformers 4.57 copies them for `num_return_sequences` too."""
         with self.clock.part("rollout"):
             rows = self.policy.generate(**prompt.fields, generation_config=self.generation, logits_to_keep=0)
             return rows[:, prompt.tokens :]

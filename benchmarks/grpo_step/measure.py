@@ -91,7 +91,7 @@ class Bench:
         return copies, trl, ours
 
     def timed(self, step: GCopies | TrainerStep) -> dict[str, float]:
-        """Seconds of a whole step, from pictures to updated weights, by part."""
+        """Seconds of a whole step, from images to updated weights, by part."""
         self.clock.reset()
         step.backward(self.examples)
         self.update()
@@ -118,8 +118,8 @@ def bench(plan: Plan) -> Iterator[Bench]:
         yield Bench(plan, Path(folder))
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
-    """All rows, and the machine they are from; `tell` hears of progress."""
+def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
+    """All rows, and the machine they are from; `report` hears of progress."""
     with bench(plan) as each:
         rate, source = peak_rate(each.device)
         machine = {
@@ -134,11 +134,11 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> dict[str, Any]:
             "repeats": plan.repeats,
             "ours": plan.ours,
         }
-        rows = [_row(each, group, completion, rate, tell) for group, completion in plan.cells()]
+        rows = [_row(each, group, completion, rate, report) for group, completion in plan.cells()]
     return {"rows": rows, **machine}
 
 
-def _row(each: Bench, group: int, completion: int, rate: float, tell: Callable[[str], None]) -> dict[str, Any]:
+def _row(each: Bench, group: int, completion: int, rate: float, report: Callable[[str], None]) -> dict[str, Any]:
     plan = each.plan
     copies, trl, ours = each.steps(group, completion)
     steps: dict[Way, GCopies | TrainerStep] = {"g_copies": copies, "trl": trl, "shared": ours}
@@ -154,7 +154,7 @@ def _row(each: Bench, group: int, completion: int, rate: float, tell: Callable[[
                 times[way].append(each.timed(steps[way]))
             memory[way] = {"above_start": max(memory[way]["above_start"], peak.above_start), "total": max(memory[way]["total"], peak.total)}
         said = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in WAYS)
-        tell(f"G={group} C={completion}, {repeat + 1} of {plan.repeats}: {said}")
+        report(f"G={group} C={completion}, {repeat + 1} of {plan.repeats}: {said}")
     sizes = {"model": plan.model, "group_size": group, "completion_tokens": completion}
     seconds = {way: {part: median(run[part] for run in times[way]) for part in ("step", *PARTS)} for way in WAYS}
     model, prompt = costs(each.policy.config), round(each.prompt_tokens())

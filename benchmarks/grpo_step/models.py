@@ -1,4 +1,4 @@
-"""Policies at random weights, built from constants: nothing is downloaded. And questions with pictures for them.
+"""Policies at random weights, built from constants: nothing is downloaded. And questions with images for them.
 
 Time does not depend on what weights hold, so a random model stands for a trained one of its shape. Texts are cut by the
 embedded base's tokenizer whatever the model; ids it does not know are sampled all the same, and decode to nothing.
@@ -69,7 +69,7 @@ def _text(width: int, inner: int, layers: int, heads: int, shared_heads: int, vo
 SHAPES: Final = {
     shape.name: shape
     for shape in (
-        # a two-hundredth of Qwen2-VL-2B with its proportions: of the forward over picture and prompt the tower does 63% (60%
+        # a two-hundredth of Qwen2-VL-2B with its proportions: of the forward over image and prompt the tower does 63% (60%
         # there), of a text token the head does 16% (15%), a fifth of the weights is read a token and never multiplied
         Shape(
             "10m",
@@ -138,7 +138,7 @@ def build_processor(clock: Clock) -> TimedProcessor:
 
 
 def question_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Questions as the train stage reads them, each with a picture of its own, written to `folder`."""
+    """Questions as the train stage reads them, each with an image of its own, written to `folder`."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(count):

@@ -46,7 +46,7 @@ def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
 
 
 def suppressed(processor: Any) -> list[int]:
-    """Ids never sampled: the end tokens, so that every completion has its full length, and what stands for pictures."""
+    """Ids never sampled: the end tokens, so that every completion has its full length, and what stands for images."""
     return sorted(processor.tokenizer.get_added_vocab().values())
 
 

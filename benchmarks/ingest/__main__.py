@@ -2,7 +2,7 @@
 
     python -m benchmarks.ingest [--quick] [--json FILE]
 
-All in one run, each in processes of its own, by turns where two are compared; medians. Pictures are drawn: smooth structures with a
+All in one run, each in processes of its own, by turns where two are compared; medians. Images are drawn: smooth structures with a
 little noise, half of them JPEG and half PNG, 512 to 2048 pixels a side. --quick measures 400 of them, in less than a minute, and leaves out
 what takes large numbers.
 """
@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.ingest import corpora
-from benchmarks.ingest.measured import REPOSITORY, Run, python
+from benchmarks.ingest.measured import REPOSITORY, CommandRun, python
 from benchmarks.ingest.storage import as_shards, measure_dvc
 from stages.core import layout
 from stages.core.outputs import read_json_lines, write_json
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 
 PROMISED: Final = {
     "speedup": 3.0,
@@ -47,11 +47,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         prog="python -m benchmarks.ingest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--quick", action="store_true", help="400 pictures, and none of what takes minutes")
+    arguments.add_argument("--quick", action="store_true", help="400 images, and none of what takes minutes")
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
     mode = "quick" if given.quick else "full"
-    facts = provenance({})
+    provenance = collect_provenance({})
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
         made = measure(Path(folder), _LARGE[mode], _REPEATS[mode])
         if not given.quick:
@@ -60,22 +60,22 @@ def main() -> None:
                 made["noop_repro_seconds"] = measure_dvc(Path(project), as_shards, _MANY[-1])["repro_seconds"]
     show(made)
     if given.json:
-        write_json(given.json, {**made, "quick": given.quick, "cores": os.cpu_count(), "provenance": facts})
+        write_json(given.json, {**made, "quick": given.quick, "cores": os.cpu_count(), "provenance": provenance})
 
 
 def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
     """Speed against the seed's way, and the work for 1% more."""
-    pictures = list(corpora.large(number + max(number // 100, 1)))
-    for name, content in pictures[:number]:
-        path = folder / "pictures" / name
+    images = list(corpora.large(number + max(number // 100, 1)))
+    for name, content in images[:number]:
+        path = folder / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     project = _project(folder / "project")
-    corpora.write_corpus(project / "few.zip", iter(pictures[:1]))
-    corpora.write_corpus(project / "all.zip", iter(pictures[:number]))
-    corpora.write_corpus(project / "more.zip", iter(pictures))
-    drawn = sum(len(content) for _, content in pictures[:number])
-    del pictures
+    corpora.write_corpus(project / "few.zip", iter(images[:1]))
+    corpora.write_corpus(project / "all.zip", iter(images[:number]))
+    corpora.write_corpus(project / "more.zip", iter(images))
+    drawn = sum(len(content) for _, content in images[:number])
+    del images
     taken: dict[str, list[float]] = {"seed": [], "ours": [], "more": [], "start": []}
     peak = 0
 
@@ -87,7 +87,7 @@ def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
 
     for _ in range(repeats):
         shutil.rmtree(folder / "out", ignore_errors=True)
-        taken["seed"].append(python("benchmarks.ingest.seeds_way", "pictures", "out", folder=folder).seconds)
+        taken["seed"].append(python("benchmarks.ingest.seeds_way", "images", "out", folder=folder).seconds)
         timed("ours", "all.zip", fresh=True)
         shutil.rmtree(folder / "known", ignore_errors=True)
         shutil.copytree(project / layout.SCRATCH, folder / "known")
@@ -103,15 +103,15 @@ def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
         "incremental_fraction": (seconds["more"] - seconds["start"]) / (seconds["ours"] - seconds["start"]),
         "incremental_fraction_with_start": seconds["more"] / seconds["ours"],
         "start_seconds": seconds["start"],
-        "pictures": number,
-        "picture_bytes": drawn // number,
+        "images": number,
+        "image_bytes": drawn // number,
         "seed_images_per_second": number / seconds["seed"],
         "images_per_second": number / seconds["ours"],
     }
 
 
 def measure_many(folder: Path) -> dict[str, Any]:
-    """The most memory that download and resize take, at few and at very many pictures."""
+    """The most memory that download and resize take, at few and at very many images."""
     peaks = {}
     for number in _MANY:
         project = _project(folder / f"many-{number}")
@@ -139,7 +139,7 @@ def measure_questions(folder: Path) -> dict[str, Any]:
     }
 
 
-def ingest(project: Path, corpus: str, fresh: bool) -> list[Run]:
+def ingest(project: Path, corpus: str, fresh: bool) -> list[CommandRun]:
     """Stages download and resize of one corpus; with `fresh`, nothing is left of runs before."""
     for left in (layout.DATA, *([layout.SCRATCH] if fresh else [])):
         shutil.rmtree(project / left, ignore_errors=True)
@@ -156,7 +156,7 @@ def ingest(project: Path, corpus: str, fresh: bool) -> list[Run]:
 
 def show(made: dict[str, Any]) -> None:
     """The table."""
-    table = Table("what", "measured", "promised", title=f"{made['pictures']:,} pictures of {made['picture_bytes'] / 1e6:.1f} MB")
+    table = Table("what", "measured", "promised", title=f"{made['images']:,} images of {made['image_bytes'] / 1e6:.1f} MB")
     table.add_row("seed's way: Pillow, threads, Arrow in memory", f"{made['seed_images_per_second']:.1f} images/s", "")
     table.add_row("download and resize", f"{made['images_per_second']:.1f} images/s", "")
     table.add_row("speedup", f"{made['speedup']:.2f}", f"{PROMISED['speedup']:.0f}")
@@ -164,11 +164,11 @@ def show(made: dict[str, Any]) -> None:
         f"{made['incremental_fraction']:.2%} (with {made['start_seconds']:.1f} s of start: {made['incremental_fraction_with_start']:.2%})"
     )
     table.add_row("1% new data, of the full time", more, f"{PROMISED['incremental_fraction']:.0%}")
-    peaks = made.get("peak_memory_bytes_at", {str(made["pictures"]): made["peak_memory_bytes"]})
+    peaks = made.get("peak_memory_bytes_at", {str(made["images"]): made["peak_memory_bytes"]})
     said = ", ".join(f"{peak / 2**20:,.0f} MiB at {int(number):,}" for number, peak in peaks.items())
     table.add_row("peak memory", said, f"{PROMISED['peak_memory_bytes'] / 1e9:.0f} GB")
     if "noop_repro_seconds" in made:
-        table.add_row(f"dvc repro with nothing to do, {_MANY[-1]:,} pictures", f"{made['noop_repro_seconds']:.1f} s", "10 s")
+        table.add_row(f"dvc repro with nothing to do, {_MANY[-1]:,} images", f"{made['noop_repro_seconds']:.1f} s", "10 s")
         parts = f"{made['questions_parse_seconds']:.1f} + {made['questions_split_seconds']:.1f} s"
         said = f"{parts}, {made['questions_memory_bytes'] / 1e6:,.0f} MB"
         table.add_row("89,000 questions parsed and checked + split", said, "10 s, 500 MB")

@@ -1,4 +1,4 @@
-"""Corpora made for measurements: pictures of all sizes, and questions about them, as OmniMedVQA has them in form and number."""
+"""Corpora made for measurements: images of all sizes, and questions about them, as OmniMedVQA has them in form and number."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.ingest.pictures import SIZES, encoded, smooth
+from benchmarks.ingest.images import SIZES, encoded, smooth
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 DRAWN: Final = 40
-"""Pictures that are drawn; the others are these with another comment in the file, which every decoder has to decode anew."""
+"""Images that are drawn; the others are these with another comment in the file, which every decoder has to decode anew."""
 _NOISE: Final = 3.0
 _WORDS: Final = (
     *("what", "which", "is", "seen", "shown", "in", "the", "this", "image", "picture"),
@@ -74,12 +74,12 @@ def record(index: int, image: str, slug: str = "ct") -> dict[str, Any]:
     }
 
 
-def write_corpus(path: Path, pictures: Iterator[tuple[str, bytes]]) -> None:
-    """A zip in OmniMedVQA's layout with one question of CT for each picture."""
+def write_corpus(path: Path, images: Iterator[tuple[str, bytes]]) -> None:
+    """A zip in OmniMedVQA's layout with one question of CT for each image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for index, (name, content) in enumerate(pictures):
+        for index, (name, content) in enumerate(images):
             archive.writestr(f"Images/{name}", content)
             records.append(record(index, name))
         archive.writestr("QA_information/Open-access/Sets.json", json.dumps(records))

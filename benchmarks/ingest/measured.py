@@ -32,7 +32,7 @@ sys.exit(code)
 
 
 @dataclass(frozen=True)
-class Run:
+class CommandRun:
     """What a command took: wall-clock `seconds`, the `peak` bytes of its largest process, and what it printed."""
 
     seconds: float
@@ -40,7 +40,7 @@ class Run:
     output: str
 
 
-def run(command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> Run:
+def run(command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> CommandRun:
     """Run a command in a folder, with the project's modules in reach; RuntimeError, with what it said, if it fails."""
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
     with tempfile.NamedTemporaryFile(prefix="measured-") as report:
@@ -51,14 +51,14 @@ def run(command: Sequence[str], folder: Path, environment: Mapping[str, str] | N
         if ended.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout[-4000:]}")
         seconds, peak = json.loads(Path(report.name).read_text(encoding="utf-8"))
-    return Run(seconds, peak, ended.stdout)
+    return CommandRun(seconds, peak, ended.stdout)
 
 
-def python(module: str, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> Run:
+def python(module: str, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> CommandRun:
     """Run a module of the project in a folder, as `python -m` does."""
     return run([sys.executable, "-m", module, *arguments], folder, environment)
 
 
-def median_seconds(runs: Sequence[Run]) -> float:
+def median_seconds(runs: Sequence[CommandRun]) -> float:
     """The median of the seconds of some runs."""
     return statistics.median(each.seconds for each in runs)

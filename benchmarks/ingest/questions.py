@@ -40,7 +40,7 @@ def make(folder: Path) -> None:
 
 
 def _resized(raw: dict[str, Any], slug: str) -> dict[str, Any]:
-    """A record with the facts of a picture that is no copy of another."""
+    """A record with the facts of an image that is no copy of another."""
     image = f"{layout.images(slug).as_posix()}/{raw['image_path'].removeprefix('Images/')}.png"
     pixels, looks = (hashlib.sha256(f"{salt}{image}".encode()).hexdigest() for salt in ("pixels", "looks"))
     facts = {"image": image, "source_size": [512, 400], "source_mode": "L", "brightness": [100.0, 50.0]}

@@ -1,4 +1,4 @@
-"""Random reads of resized pictures, as training does them, from several kinds of files; benchmarks.ingest.storage runs this.
+"""Random reads of resized images, as training does them, from several kinds of files; benchmarks.ingest.storage runs this.
 
     python -m benchmarks.ingest.reading make FOLDER
     python -m benchmarks.ingest.reading read FOLDER
@@ -24,9 +24,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.ingest.pictures import encoded, smooth
+from benchmarks.ingest.images import encoded, smooth
 
-PICTURES: Final = 2_000
+IMAGES: Final = 2_000
 PER_SHARD: Final = 500
 REPEATS: Final = 3
 _NOISE: Final = 2.0
@@ -36,25 +36,25 @@ Fetch = Callable[[int], bytes]
 
 
 def make(folder: Path) -> None:
-    """The same pictures as files, zip shards, Parquet and Arrow (Hugging Face datasets)."""
+    """The same images as files, zip shards, Parquet and Arrow (Hugging Face datasets)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset, Features
     from datasets import Image as ImageFeature
 
     contents = []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         rng = np.random.default_rng([3, number])
         contents.append(encoded(smooth(384, 384, rng, _NOISE, grey=False), "PNG", compress_level=3))
     (folder / "files").mkdir()
     for number, content in enumerate(contents):
         (folder / "files" / f"{number}.png").write_bytes(content)
-    for first in range(0, PICTURES, PER_SHARD):
+    for first in range(0, IMAGES, PER_SHARD):
         with zipfile.ZipFile(folder / f"{first // PER_SHARD}.zip", "w", zipfile.ZIP_STORED) as shard:
-            for number in range(first, min(first + PER_SHARD, PICTURES)):
+            for number in range(first, min(first + PER_SHARD, IMAGES)):
                 shard.writestr(f"set/{number}.png", contents[number])
     table = pa.table({"image": pa.array([{"bytes": content, "path": None} for content in contents])})
-    # 100 rows a group, as the datasets library writes pictures
+    # 100 rows a group, as the datasets library writes images
     pq.write_table(table, folder / "table.parquet", row_group_size=100, compression="none")
     features = Features({"image": ImageFeature()})
     Dataset.from_dict({"image": [{"bytes": content, "path": None} for content in contents]}, features=features).save_to_disk(
@@ -63,7 +63,7 @@ def make(folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Milliseconds a picture of each way in turn, medians: bytes alone, and decoded to pixels."""
+    """Milliseconds an image of each way in turn, medians: bytes alone, and decoded to pixels."""
     ways: dict[str, Callable[[Path], Fetch]] = {
         "plain files": _files,
         "zip shards, os.pread at known offsets": _offsets,
@@ -71,21 +71,21 @@ def read(folder: Path) -> dict[str, Any]:
         "Arrow (datasets)": _arrow,
         "Parquet, row groups of 100": _parquet,
     }
-    order = list(range(PICTURES))
+    order = list(range(IMAGES))
     random.Random(1).shuffle(order)  # noqa: S311  (an order, no secret)
     fetches = {name: way(folder) for name, way in ways.items()}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for repeat in range(1 + REPEATS):
         for name, fetch in fetches.items():
-            # a group of rows is read for each row: a tenth of the pictures is enough to see it
-            chosen = order[: PICTURES // 10] if name.startswith("Parquet") else order
+            # a group of rows is read for each row: a tenth of the images is enough to see it
+            chosen = order[: IMAGES // 10] if name.startswith("Parquet") else order
             both = _milliseconds(fetch, chosen, decoded=False), _milliseconds(fetch, chosen, decoded=True)
             if repeat:
                 taken[name].append(both)
-    size = sum(path.stat().st_size for path in (folder / "files").iterdir()) / PICTURES
+    size = sum(path.stat().st_size for path in (folder / "files").iterdir()) / IMAGES
     return {
-        "pictures": PICTURES,
-        "picture_bytes": round(size),
+        "images": IMAGES,
+        "image_bytes": round(size),
         "ways": {
             name: {"read_ms": statistics.median(bare for bare, _ in both), "decoded_ms": statistics.median(whole for _, whole in both)}
             for name, both in taken.items()
@@ -107,13 +107,13 @@ def _files(folder: Path) -> Fetch:
 
 
 def _zipfile(folder: Path) -> Fetch:
-    shards = [zipfile.ZipFile(folder / f"{index}.zip") for index in range(PICTURES // PER_SHARD)]
+    shards = [zipfile.ZipFile(folder / f"{index}.zip") for index in range(IMAGES // PER_SHARD)]
     return lambda number: shards[number // PER_SHARD].read(f"set/{number}.png")
 
 
 def _offsets(folder: Path) -> Fetch:
     handles, places = [], {}
-    for index in range(PICTURES // PER_SHARD):
+    for index in range(IMAGES // PER_SHARD):
         path = folder / f"{index}.zip"
         handles.append(os.open(path, os.O_RDONLY))
         with zipfile.ZipFile(path) as shard:

@@ -1,4 +1,4 @@
-"""How the seed of this project resizes pictures, rendered faithfully: threads around Pillow, and all pictures in memory as an Arrow table.
+"""How the seed of this project resizes images, rendered faithfully: threads around Pillow, and all images in memory as an Arrow table.
 
 python -m benchmarks.ingest.seeds_way FOLDER OUT
 """
@@ -16,17 +16,17 @@ from PIL import Image
 
 
 def resized(path: Path) -> Image.Image:
-    """One picture, by Pillow's default filter."""
+    """One image, by Pillow's default filter."""
     with Image.open(path) as opened:
         return opened.convert("RGB").resize((384, 384))
 
 
 def main(folder: Path, out: Path) -> None:
-    """Resize all pictures of a folder, and save them as a dataset."""
+    """Resize all images of a folder, and save them as a dataset."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = list(pool.map(resized, paths))
-    Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature()})).save_to_disk(out)
+        images = list(pool.map(resized, paths))
+    Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How should resized pictures be stored: one file each, or zip shards? What DVC and a reader in training pay for either.
+"""How should resized images be stored: one file each, or zip shards? What DVC and a reader in training pay for either.
 
-    python -m benchmarks.ingest.storage [--pictures N] [--json FILE]
+    python -m benchmarks.ingest.storage [--images N] [--json FILE]
 
 DVC: projects of the shape of dvc.yaml (8 resize, 13 train, 14 evaluate, the report) in temporary folders, with this project's settings
-of DVC and commands that do nothing. Pictures are small files there: DVC's own costs go by their number. Reading: 2,000 pictures of
+of DVC and commands that do nothing. Images are small files there: DVC's own costs go by their number. Reading: 2,000 images of
 384x384 opened in random order, each way in turn. Medians of 3; what happens only once is measured once.
 """
 
@@ -22,18 +22,18 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ingest.measured import REPOSITORY, Run, median_seconds, python, run
+from benchmarks.ingest.measured import REPOSITORY, CommandRun, median_seconds, python, run
 from stages.core.outputs import write_json
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.corpus.images.shard_writer import MEAN
 from stages.taxonomy import AXES
 
-PICTURES: Final = 82_000
+IMAGES: Final = 82_000
 """As many as OmniMedVQA's open part has."""
 PER_SHARD: Final = MEAN
 REPEATS: Final = 3
-_PICTURE_BYTES: Final = 3_000
+_IMAGE_BYTES: Final = 3_000
 
 
 def main() -> None:
@@ -41,19 +41,19 @@ def main() -> None:
     arguments = argparse.ArgumentParser(
         prog="python -m benchmarks.ingest.storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--pictures", type=int, default=PICTURES, help=f"default: {PICTURES}")
+    arguments.add_argument("--images", type=int, default=IMAGES, help=f"default: {IMAGES}")
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
-    count = given.pictures
+    count = given.images
     ways: dict[str, tuple[Callable[[Path, int], None], int]] = {
         f"{count:,} files": (as_files, count),
         f"{count:,} in shards": (as_shards, count),
         f"{10 * count:,} in shards": (as_shards, 10 * count),
     }
-    result: dict[str, Any] = {"dvc": {}, "cores": os.cpu_count(), "provenance": provenance({})}
-    for name, (store, pictures) in ways.items():
+    result: dict[str, Any] = {"dvc": {}, "cores": os.cpu_count(), "provenance": collect_provenance({})}
+    for name, (store, images) in ways.items():
         with tempfile.TemporaryDirectory(prefix="storage-") as folder:
-            result["dvc"][name] = measure_dvc(Path(folder), store, pictures)
+            result["dvc"][name] = measure_dvc(Path(folder), store, images)
         _show_dvc(name, result["dvc"][name])
     with tempfile.TemporaryDirectory(prefix="storage-") as folder:
         python("benchmarks.ingest.reading", "make", folder, folder=Path(folder))
@@ -67,29 +67,29 @@ def main() -> None:
 # --- what DVC pays -----------------------------------------------------------------------------------------------------
 
 
-def as_files(folder: Path, pictures: int) -> None:
-    """One file a picture, below a folder for each source set."""
-    for number in range(pictures):
+def as_files(folder: Path, images: int) -> None:
+    """One file an image, below a folder for each source set."""
+    for number in range(images):
         path = folder / f"set{number % 5}" / f"{number:07d}.png"
         if number < 5:
             path.parent.mkdir(parents=True)
-        path.write_bytes(os.urandom(_PICTURE_BYTES))
+        path.write_bytes(os.urandom(_IMAGE_BYTES))
 
 
-def as_shards(folder: Path, pictures: int) -> None:
-    """Stored zips of PER_SHARD pictures each; of many pictures small ones, as only the number of shards matters."""
+def as_shards(folder: Path, images: int) -> None:
+    """Stored zips of PER_SHARD images each; of many images small ones, as only the number of shards matters."""
     folder.mkdir(parents=True)
-    size = _PICTURE_BYTES if pictures <= PICTURES / 8 else 300
-    for first in range(0, pictures, PER_SHARD):
+    size = _IMAGE_BYTES if images <= IMAGES / 8 else 300
+    for first in range(0, images, PER_SHARD):
         with zipfile.ZipFile(folder / f"{first // PER_SHARD:05d}.zip", "w", zipfile.ZIP_STORED) as shard:
-            for number in range(first, min(first + PER_SHARD, pictures)):
+            for number in range(first, min(first + PER_SHARD, images)):
                 shard.writestr(f"set{number % 5}/{number:07d}.png", os.urandom(size))
 
 
-def measure_dvc(root: Path, store: Callable[[Path, int], None], pictures: int) -> dict[str, Any]:
-    """Seconds of DVC's commands in a project with so many pictures, and the peak bytes of the most hungry one."""
+def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> dict[str, Any]:
+    """Seconds of DVC's commands in a project with so many images, and the peak bytes of the most hungry one."""
     for slug in AXES["modality"]:
-        store(root / "made" / slug, pictures // len(AXES["modality"]))
+        store(root / "made" / slug, images // len(AXES["modality"]))
     write_project(root)
     first = dvc(root, "repro")
     again = [dvc(root, "repro") for _ in range(1 + REPEATS)][1:]
@@ -101,7 +101,7 @@ def measure_dvc(root: Path, store: Callable[[Path, int], None], pictures: int) -
         raise RuntimeError(f"dvc repro had work to do:\n{again[0].output}")
     everything = [first, *again, *status, *commit, pushed, *push_again]
     return {
-        "pictures": pictures,
+        "images": images,
         "files": sum(1 for path in (root / "data" / "images").rglob("*") if path.is_file()),
         "first_repro_seconds": round(first.seconds, 2),
         "repro_seconds": round(median_seconds(again), 2),
@@ -114,7 +114,7 @@ def measure_dvc(root: Path, store: Callable[[Path, int], None], pictures: int) -
 
 
 def write_project(root: Path) -> None:
-    """A project of DVC with the stages that produce or read pictures, as dvc.yaml and params.yaml have them."""
+    """A project of DVC with the stages that produce or read images, as dvc.yaml and params.yaml have them."""
     checkpoints = read_yaml(REPOSITORY / "params.yaml")["checkpoints"]
     stages: dict[str, Any] = {}
     for slug in AXES["modality"]:
@@ -136,7 +136,7 @@ def write_project(root: Path) -> None:
     dvc(root, "remote", "add", "--default", "here", str(root / "remote"))
 
 
-def dvc(root: Path, *arguments: str) -> Run:
+def dvc(root: Path, *arguments: str) -> CommandRun:
     """A command of DVC, which keeps what it remembers of files below `root` too."""
     return run(["dvc", *arguments], root, {"DVC_SITE_CACHE_DIR": str(root / "state"), "DVC_NO_ANALYTICS": "1"})
 
@@ -154,7 +154,7 @@ def _show_dvc(name: str, made: dict[str, Any]) -> None:
 
 
 def _show_reading(made: dict[str, Any]) -> None:
-    table = Table("way", "read, ms a picture", "read and decoded", title=f"random read, pictures of {made['picture_bytes'] / 1e3:.0f} kB")
+    table = Table("way", "read, ms an image", "read and decoded", title=f"random read, images of {made['image_bytes'] / 1e3:.0f} kB")
     for name, way in made["ways"].items():
         table.add_row(name, f"{way['read_ms']:.3f}", f"{way['decoded_ms']:.3f}")
     Console().print(table)

@@ -27,14 +27,14 @@ def report(
         Path | None,
         Option(metavar="DIR", help="Make the report again from the *.parquet files in DIR alone."),
     ] = None,
-    floors: Annotated[Path, Option(metavar="DIR", help="With --predictions: blind baselines, if there are any.")] = layout.PRIOR,
+    blind_baselines: Annotated[Path, Option(metavar="DIR", help="With --predictions: blind baselines, if there are any.")] = layout.PRIOR,
     out: Annotated[Path, Option(metavar="DIR", help="With --predictions: where to write.")] = layout.REBUILT,
 ) -> None:
     """Print the results, or make the report from predictions."""
     from stages.reporting import build
 
     if predictions:
-        build.rebuild(predictions, floors, out)
+        build.rebuild(predictions, blind_baselines, out)
     else:
         build.show()
 

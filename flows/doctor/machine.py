@@ -14,7 +14,7 @@ from flows.doctor.findings import Finding, Level
 from flows.dvc_api.output_sizes import cache_folder, free_space, read_output_sizes, tree_size
 from stages.core import layout
 from stages.core.errors import InputError
-from stages.core.machine import ask_torch, gpu_lines, installed, say_bytes
+from stages.core.machine import ask_torch, format_bytes, gpu_lines, installed
 from stages.core.yaml_files import read_yaml
 
 _OPTIONAL: Final = {
@@ -82,7 +82,7 @@ def disk(root: Path) -> list[Finding]:
     """Free space against what the last run's outputs took, and the size of DVC's cache."""
     last = sum(sum(outs.values()) for outs in read_output_sizes(root).values())
     free, cache = free_space(root), tree_size(cache_folder(root)) or 0
-    what = f"{say_bytes(free)} free; the last outputs took {say_bytes(last)}, DVC's cache holds {say_bytes(cache)}"
+    what = f"{format_bytes(free)} free; the last outputs took {format_bytes(last)}, DVC's cache holds {format_bytes(cache)}"
     remedy = "`dvc gc --workspace` drops results that no longer belong to this workspace from the cache"
     if free < last:
         return [Finding("disk", "problem", f"{what}: running all of it again does not fit", remedy)]

@@ -148,27 +148,27 @@ class Runner:
     def run(
         self,
         stage: str,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         extra: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
         inherit_fds: Iterable[int] = (),
     ) -> StageRun:
-        """`dvc repro -s` of one stage, its lines given to `tell` as they come.
+        """`dvc repro -s` of one stage, its lines given to `report` as they come.
 
         `inherit_fds`: file descriptors that the stage's processes keep open as long as one of them lives, such as a slot's lock.
         StageError if it fails, StoppedError if this runner was stopped.
         """
         start = time.monotonic()
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
-        events = self.watch(stage, command, tell, folder=self.root, extra=extra, inherit_fds=inherit_fds)
+        events = self.watch(stage, command, report, folder=self.root, extra=extra, inherit_fds=inherit_fds)
         return StageRun(_how(events), time.monotonic() - start)
 
     def watch(
         self,
         name: str,
         command: Sequence[str],
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         folder: Path,
         extra: Mapping[str, str] | None = None,
@@ -208,7 +208,7 @@ class Runner:
                     events.add(event)
                 if not _NOISE.match(shown):
                     tail.append(shown)
-                    tell(shown)
+                    report(shown)
             code = process.wait()
         finally:
             # whatever went wrong here, it does not go on unwatched

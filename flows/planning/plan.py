@@ -24,12 +24,12 @@ from flows.dvc_api.stale_reasons import say_why
 from flows.planning.model import Estimate, Plan, Step
 from flows.planning.table import print_plan
 from flows.scheduling import durations
-from flows.scheduling.schedule import Room, StageResult, run_ready
+from flows.scheduling.schedule import Capacity, StageResult, run_ready
 from flows.scheduling.slots import find_slots
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.git import uncommitted_files
-from stages.core.machine import say_bytes
+from stages.core.machine import format_bytes
 from stages.core.params import load_params
 from stages.core.provenance import CODE
 
@@ -55,7 +55,7 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
     after = {name: tuple(graph.in_order(graph.needs[name] & among)) for name in names}
     kept = restorable(root, (name for name in names if not after[name])) if names else set()
     seconds, estimates = _estimate(root, graph, names, kept)
-    starts = simulate(graph, names, seconds, Room(len(found.names), max(os.cpu_count() or 1, 1)))
+    starts = simulate(graph, names, seconds, Capacity(len(found.names), max(os.cpu_count() or 1, 1)))
     waves: dict[str, int] = {}
     for name in names:
         waves[name] = 1 + max((waves[each] for each in after[name]), default=0)
@@ -91,7 +91,7 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
     )
 
 
-def simulate(graph: Graph, names: Sequence[str], seconds: Mapping[str, float], room: Room) -> dict[str, float]:
+def simulate(graph: Graph, names: Sequence[str], seconds: Mapping[str, float], capacity: Capacity) -> dict[str, float]:
     """Stage -> seconds after which it begins, if each takes as long as `seconds` says: the flow's own order, on a clock of its own."""
     clock = _Clock()
     starts: dict[str, float] = {}
@@ -100,7 +100,7 @@ def simulate(graph: Graph, names: Sequence[str], seconds: Mapping[str, float], r
         starts[name] = clock.now
         clock.ends.append((clock.now + seconds[name], name))
 
-    run_ready(graph, names, room, begin, clock)
+    run_ready(graph, names, capacity, begin, clock)
     return starts
 
 
@@ -149,7 +149,7 @@ def _warnings(root: Path, steps: Sequence[Step], slots: int, written: int, free:
     said = []
     if written > free:
         said.append(
-            f"the disk is too small: {say_bytes(written)} would be written and {say_bytes(free)} are free. `dvc gc --workspace` drops "
+            f"the disk is too small: {format_bytes(written)} would be written and {format_bytes(free)} are free. `dvc gc --workspace` drops "
             "old results"
         )
     for step in steps:

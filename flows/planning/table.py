@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flows.dvc_api.stale_reasons import name_groups
 from flows.planning.model import Plan, Step
-from stages.core.machine import say_bytes
+from stages.core.machine import format_bytes
 
 WHY: Final = 110
 """Characters of a reason that a table shows; JSON has all of it."""
@@ -41,12 +41,12 @@ def sum_up(plan: Plan) -> str:
     about = "" if all(step.estimate == "recorded" for step in plan.steps) else "about "
     hours = f"{plan.gpu_hours:.2f} GPU-hours" if plan.devices else f"{plan.gpu_hours:.2f} hours in slots, no GPU here"
     return (
-        f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run, in {about}{say_time(plan.seconds)} "
-        f"on {number} {kind}{'s' if number > 1 else ''}: {hours}; {say_bytes(plan.bytes)} written, {say_bytes(plan.bytes_free)} free"
+        f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run, in {about}{format_duration(plan.seconds)} "
+        f"on {number} {kind}{'s' if number > 1 else ''}: {hours}; {format_bytes(plan.bytes)} written, {format_bytes(plan.bytes_free)} free"
     )
 
 
-def say_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration for people: "0 s", "48 s", "12 min", "3 h 05 min"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -65,17 +65,17 @@ def _table(plan: Plan) -> Table:
         if step.wave != wave and wave:
             table.add_section()
         wave = step.wave
-        size = "?" if step.bytes is None else say_bytes(step.bytes)
+        size = "?" if step.bytes is None else format_bytes(step.bytes)
         table.add_row(step.name, _begins(step), _takes(step), str(step.gpus or ""), size, _plain(_short(step.why)))
     return table
 
 
 def _begins(step: Step) -> str:
-    return "now" if step.start == 0 else f"+{say_time(step.start)}"
+    return "now" if step.start == 0 else f"+{format_duration(step.start)}"
 
 
 def _takes(step: Step) -> str:
-    return "from cache" if step.estimate == "run-cache" else say_time(step.seconds) + _SOURCES[step.estimate]
+    return "from cache" if step.estimate == "run-cache" else format_duration(step.seconds) + _SOURCES[step.estimate]
 
 
 def _short(why: str) -> str:

@@ -118,17 +118,17 @@ def stages_table(results: Sequence[StageResult], reasons: Mapping[str, str]) -> 
 def results_table(metrics: Mapping[str, Any]) -> str:
     """The in-domain numbers of report/metrics.json as a markdown table."""
     rows = [
-        "| checkpoint | n | base % | accuracy % | gain | 95% interval | blind floor % | visual gain |",
+        "| checkpoint | n | base % | accuracy % | gain | 95% interval | blind baseline % | visual gain |",
         "|---|---:|---:|---:|---:|---|---:|---:|",
     ]
     for name, entry in metrics["checkpoints"].items():
         own = entry["in_domain"]
         interval = f"{signed(own['low'])} to {signed(own['high'])}"
-        floor = own["floor"] and own["floor"]["accuracy"]
+        blind_baseline = own["blind_baseline"] and own["blind_baseline"]["accuracy"]
         visual = own["visual"]["shuffled"] and own["visual"]["shuffled"]["gain"]
         rows.append(
             f"| {label(name)} | {own['n']} | {percent(own['base'])} | {percent(own['accuracy'])} | {signed(own['gain'])} | {interval} "
-            f"| {percent(floor)} | {signed(visual)} |"
+            f"| {percent(blind_baseline)} | {signed(visual)} |"
         )
     return "\n".join(rows)
 

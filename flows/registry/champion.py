@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flows.dvc_api.client import read_status, say_reasons
 from flows.registry import store
 from flows.registry.manifest import Manifest, read_manifest, take_manifest, write_manifest
-from flows.registry.store import Kept
+from flows.registry.store import CachedObject
 from flows.source import probe as source
 from stages.core import layout
 from stages.core.errors import InputError
@@ -49,8 +49,8 @@ class Entry(_Record):
     axis: str
     cell: str
     method: str
-    model: Kept
-    predictions: Kept
+    model: CachedObject
+    predictions: CachedObject
     questions: int
     accuracy: float
     macro: float | None
@@ -65,8 +65,8 @@ class Champion(_Record):
     why: str
     git_commit: str | None
     git_dirty: bool | None
-    corpus: source.Corpus
-    manifest: Kept
+    corpus: source.PinnedCorpus
+    manifest: CachedObject
     split_kind: str
     style: str
     checkpoints: dict[str, Entry]
@@ -181,7 +181,7 @@ def check_current(root: Path) -> None:
         raise InputError(f"{name} is not up to date ({say_reasons(why)}), so these results are not what they would be: `dvc repro` first")
 
 
-def _entry(root: Path, params: Params, name: str, kept: dict[str, Kept]) -> Entry:
+def _entry(root: Path, params: Params, name: str, kept: dict[str, CachedObject]) -> Entry:
     """What is recorded of one checkpoint of the present results."""
     checkpoint = params.checkpoints[name]
     paths = {"model": str(layout.model(name)), "predictions": str(layout.predictions(name))}

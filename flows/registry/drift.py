@@ -6,7 +6,7 @@ usual words for PSI carry over: below 0.1 (distance 0.13) little has changed, ab
 
 Two samples of one population differ too. The distance that 1 of 1,000 such pairs goes beyond is told beside it, from the chi-squared
 distribution that 8 ln 2 nm / (n + m) times the squared distance has for large samples (Lin 1991, Menendez et al. 1997); a distance
-below it says nothing. It takes what is counted for independent: questions about one picture are not quite.
+below it says nothing. It takes what is counted for independent: questions about one image are not quite.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALL: Final = "all"
 """The scope of all modalities together."""
 
 Summary = dict[str, dict[str, dict[str, int]]]
-"""Scope (ALL or a modality) -> feature -> bin -> how many questions, or pictures."""
+"""Scope (ALL or a modality) -> feature -> bin -> how many questions, or images."""
 
 _CONFIDENCE: Final = 0.999
 _FEWEST: Final = 20
@@ -64,7 +64,7 @@ class Drift:
 
 
 def summarise(records: Iterable[Record]) -> Summary:
-    """Count the records of a corpus, as stage resize leaves them: questions by what is asked, pictures, each once, by what they are like.
+    """Count the records of a corpus, as stage resize leaves them: questions by what is asked, images, each once, by what they are like.
 
     A feature that some record has no fact for, as in a corpus resized by an older version, is left out of its scope.
     """
@@ -72,9 +72,9 @@ def summarise(records: Iterable[Record]) -> Summary:
     scopes = {ALL: listed} | {slug: [record for record in listed if record.modality == slug] for slug in MODALITIES}
     found: Summary = {}
     for scope, mine in scopes.items():
-        pictures = list({str(record.fields["image"]): record for record in mine}.values())
+        images = list({str(record.fields["image"]): record for record in mine}.values())
         counted = {name: _count(mine, of) for name, of in _OF_QUESTIONS.items()} | {
-            name: _count(pictures, of) for name, of in _OF_PICTURES.items()
+            name: _count(images, of) for name, of in _OF_IMAGES.items()
         }
         found[scope] = {name: counts for name, counts in counted.items() if counts and (scope == ALL or name != "modality")}
     return found
@@ -92,7 +92,7 @@ def compare(old: Summary, new: Summary) -> list[Drift]:
     return sorted(found, key=lambda each: -each.distance)
 
 
-def said_of(drift: Drift) -> str:
+def describe(drift: Drift) -> str:
     """One drift in a line."""
     return f"{drift.scope}: {drift.feature} moved by {drift.distance:.2f} (more: {drift.grown}; less: {drift.shrunk})"
 
@@ -140,7 +140,7 @@ _OF_QUESTIONS: Final[Mapping[str, Callable[[Record], str | None]]] = {
     "number of options": lambda record: str(len(record.options)),
     "words of the question": lambda record: _bin(len(record.question.split()), _WORDS),
 }
-_OF_PICTURES: Final[Mapping[str, Callable[[Record], str | None]]] = {
+_OF_IMAGES: Final[Mapping[str, Callable[[Record], str | None]]] = {
     "brightness": _fact("brightness", _LEVELS, lambda fact: fact[0]),
     "contrast": _fact("brightness", _CONTRASTS, lambda fact: fact[1]),
     "shorter side": _fact("source_size", _SIDES, min),

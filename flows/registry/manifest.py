@@ -1,7 +1,7 @@
-"""What a corpus holds, picture by picture and question by question, and what another holds that it does not.
+"""What a corpus holds, image by image and question by question, and what another holds that it does not.
 
-Made from the records of stage resize: pictures are known by the hash of their pixels as policies see them, so that a file saved
-anew is no new picture, and one replaced under its name is. With the splits, also what each checkpoint was trained on.
+Made from the records of stage resize: images are known by the hash of their pixels as policies see them, so that a file saved
+anew is no new image, and one replaced under its name is. With the splits, also what each checkpoint was trained on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stages.taxonomy import AXES, MODALITIES
 
 _REMEDY: Final = "run `dvc repro resize`"
 _DIGITS: Final = 16
-"""Hex digits kept of a hash: among a hundred million pictures, two that differ share them with a chance of one in three thousand."""
+"""Hex digits kept of a hash: among a hundred million images, two that differ share them with a chance of one in three thousand."""
 
 Part = Literal["images", "questions"]
 
@@ -34,9 +34,9 @@ Part = Literal["images", "questions"]
 class Manifest:
     """A corpus as it was taken.
 
-    `images`: modality -> path -> hash of the pixels; `questions`: modality -> question id -> hash of what is asked of which picture and of
+    `images`: modality -> path -> hash of the pixels; `questions`: modality -> question id -> hash of what is asked of which image and of
     the answer. `read` records were read, `refused` of them refused; `unknown`: modality_type -> records refused for it. `trained`: axis ->
-    slug -> paths of the pictures in its train split; `groups`: paths of pictures that belong together, where there are several. `summary`:
+    slug -> paths of the images in its train split; `groups`: paths of images that belong together, where there are several. `summary`:
     histograms by which drift is told, {} in manifests of a time before there were any.
     """
 
@@ -52,7 +52,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Change:
-    """How many pictures, or questions, are new, gone, or other than they were under the same name."""
+    """How many images, or questions, are new, gone, or other than they were under the same name."""
 
     added: int
     removed: int
@@ -125,9 +125,9 @@ def touched(changes: Changes) -> list[str]:
 
 
 def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]:
-    """Pictures of `new` that are known to exactly one of two policies, trained on the same split of `old` and of `new`.
+    """Images of `new` that are known to exactly one of two policies, trained on the same split of `old` and of `new`.
 
-    Known is a picture if one of its group was trained on. New data may move an old training picture into the test: what only one has seen
+    Known is an image if one of its group was trained on. New data may move an old training image into the test: what only one has seen
     cannot be asked of both.
     """
     hash_of = {path: digest for paths in new.images.values() for path, digest in paths.items()}
@@ -171,7 +171,7 @@ def _diff(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
 
 
 def _asked(record: Record) -> str:
-    """A hash of all that makes a question: words, options, answer, type, and which picture it is about."""
+    """A hash of all that makes a question: words, options, answer, type, and which image it is about."""
     return _hash([record.question, *record.options, record.gold, record.question_type, record.image_path])
 
 

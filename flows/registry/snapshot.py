@@ -18,7 +18,7 @@ from flows.dvc_api.lock_file import LOCK_FILE, read_locked_stages
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
-from stages.core.outputs import whole_directory, whole_file
+from stages.core.outputs import atomic_directory, atomic_file
 
 LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
 BEFORE: Final = layout.SCRATCH / "flows" / "before"
@@ -42,9 +42,9 @@ def only_retraining(root: Path) -> Iterator[None]:
         yield
 
 
-def begin(root: Path) -> None:
+def save(root: Path) -> None:
     """Keep what is needed to go back: data.dvc, and dvc.lock if there is one."""
-    with whole_directory(root / BEFORE) as folder:
+    with atomic_directory(root / BEFORE) as folder:
         for file in _FILES:
             if (root / file).is_file():
                 shutil.copyfile(root / file, folder / _kept(file))
@@ -55,17 +55,17 @@ def on_trial(root: Path) -> bool:
     return (root / BEFORE).is_dir()
 
 
-def accept(root: Path) -> None:
+def commit(root: Path) -> None:
     """The data is good: there is no way back any more."""
     shutil.rmtree(root / BEFORE)
 
 
-def go_back(root: Path) -> str | None:
+def rollback(root: Path) -> str | None:
     """Bring back data.dvc, dvc.lock, the corpus and what was made of it; None, or a word on what could not be brought back."""
     for file in _FILES:
         kept = root / BEFORE / _kept(file)
         if kept.is_file():
-            with whole_file(root / file) as temporary:
+            with atomic_file(root / file) as temporary:
                 shutil.copyfile(kept, temporary)
         elif (root / file).is_file():
             (root / file).unlink()

@@ -21,10 +21,10 @@ from flows.dvc_api.lock_file import read_locked_stages
 from stages.core import layout
 from stages.core.dvc_files import Out, read_dvc_file
 from stages.core.errors import InputError
-from stages.core.outputs import read_json, whole_directory, whole_file
+from stages.core.outputs import atomic_directory, atomic_file, read_json
 
 
-class Kept(BaseModel):
+class CachedObject(BaseModel):
     """A file or folder in DVC's cache: md5 (that of a folder ends in ".dir"), bytes, and files if it is a folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,19 +34,19 @@ class Kept(BaseModel):
     nfiles: int | None = None
 
 
-def outputs(root: Path) -> dict[str, Kept]:
+def outputs(root: Path) -> dict[str, CachedObject]:
     """Path -> what dvc.lock pins there, of all outputs of all stages."""
     outs = [out for stage in read_locked_stages(root).values() for out in stage.outs]
     return {out.path: _cached_as(out) for out in outs}
 
 
-def _cached_as(out: Out) -> Kept:
-    return Kept.model_validate(out.model_dump(include=set(Kept.model_fields)))
+def _cached_as(out: Out) -> CachedObject:
+    return CachedObject.model_validate(out.model_dump(include=set(CachedObject.model_fields)))
 
 
-def keep(root: Path, path: Path) -> Kept:
+def keep(root: Path, path: Path) -> CachedObject:
     """Put a file into the cache, and into the default remote if there is one. `path` itself is left alone."""
-    with _borrowed(root) as (folder, remote):
+    with _temporary_workspace(root) as (folder, remote):
         shutil.copyfile(path, folder / path.name)
         dvc(folder, "add", "--quiet", path.name)
         (out,) = read_dvc_file(folder / f"{path.name}.dvc").outs
@@ -55,21 +55,21 @@ def keep(root: Path, path: Path) -> Kept:
     return _cached_as(out)
 
 
-def push(root: Path, things: Mapping[str, Kept]) -> bool:
+def push(root: Path, things: Mapping[str, CachedObject]) -> bool:
     """Send what the cache holds under these hashes to the default remote; False if there is none. `things`: any name -> what."""
-    with _borrowed(root) as (folder, remote):
+    with _temporary_workspace(root) as (folder, remote):
         if remote and things:
             dvc(folder, "push", "--quiet", *[_name(folder, f"thing-{at}", each) for at, each in enumerate(things.values())])
     return remote
 
 
-def fetch(root: Path, thing: Kept, target: Path, what: str) -> None:
+def fetch(root: Path, thing: CachedObject, target: Path, what: str) -> None:
     """Put what the cache, or else the default remote, holds under a hash at `target`, in place of what was there.
 
     Files may be links into the cache, and read-only. InputError, naming `what`, if it is nowhere.
     """
     lacking = missing(root, thing)
-    with _borrowed(root) as (folder, remote):
+    with _temporary_workspace(root) as (folder, remote):
         file = _name(folder, "thing", thing)
         if lacking and not remote:
             raise InputError(f"{what} ({thing.md5}) is not in DVC's cache any more, and there is no remote to fetch it from: {_LOST}")
@@ -81,18 +81,18 @@ def fetch(root: Path, thing: Kept, target: Path, what: str) -> None:
             ) from error
         found = folder / "thing"
         if found.is_dir():
-            with whole_directory(target) as temporary:
+            with atomic_directory(target) as temporary:
                 temporary.rmdir()
                 shutil.move(found, temporary)  # the target may be on another disk
         else:
-            with whole_file(target) as temporary:
+            with atomic_file(target) as temporary:
                 shutil.move(found, temporary)
 
 
 _LOST = "restore a copy of the cache, or promote anew with `med-r1 champion promote`"
 
 
-def missing(root: Path, thing: Kept) -> int:
+def missing(root: Path, thing: CachedObject) -> int:
     """How many of its files are not in the local cache."""
     cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
 
@@ -108,7 +108,7 @@ def missing(root: Path, thing: Kept) -> int:
 
 
 @contextmanager
-def _borrowed(root: Path) -> Iterator[tuple[Path, bool]]:
+def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
     """An empty workspace with the cache and remotes of `root`, and whether there is a default remote."""
     parent = root / layout.SCRATCH / "flows" / "store"
     parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def _config(settings: Mapping[str, str]) -> str:
     return "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in sections.items()) + "\n"
 
 
-def _name(folder: Path, name: str, thing: Kept) -> str:
+def _name(folder: Path, name: str, thing: CachedObject) -> str:
     """Write a `.dvc` file for a hash; its name."""
     out = {"md5": thing.md5, "size": thing.size, "hash": "md5", "path": name}
     out |= {"nfiles": thing.nfiles} if thing.nfiles is not None else {}

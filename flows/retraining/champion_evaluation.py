@@ -21,7 +21,7 @@ _OWN: Final = {layout.MODELS.name, layout.PREDICTIONS.name, layout.SCRATCH.name,
 """What is not linked."""
 
 
-class Duel:
+class ChampionEvaluation:
     """Evaluates champions in one workspace; `stop` ends those that run and lets no other begin."""
 
     def __init__(self, root: Path) -> None:
@@ -38,11 +38,11 @@ class Duel:
         return self.root / FOLDER / checkpoint / layout.model(checkpoint)
 
     def answer(
-        self, checkpoint: str, tell: Callable[[str], None], extra: Mapping[str, str] | None = None, inherit_fds: Iterable[int] = ()
+        self, checkpoint: str, report: Callable[[str], None], extra: Mapping[str, str] | None = None, inherit_fds: Iterable[int] = ()
     ) -> Path:
         """Run the command of evaluate@<checkpoint> on the champion's weights; the file of its predictions.
 
-        Lines go to `tell`; `extra` and `inherit_fds` are as for a stage. StageError if it fails, StoppedError if it was stopped.
+        Lines go to `report`; `extra` and `inherit_fds` are as for a stage. StageError if it fails, StoppedError if it was stopped.
         """
         folder = self.root / FOLDER / checkpoint
         if not self.weights(checkpoint).is_dir():
@@ -58,7 +58,7 @@ class Duel:
                 link.symlink_to(entry, target_is_directory=entry.is_dir())
         answers = folder / layout.predictions(checkpoint)
         answers.unlink(missing_ok=True)
-        self._runner.watch(f"champion@{checkpoint}", ["sh", "-c", command], tell, folder=folder, extra=extra, inherit_fds=inherit_fds)
+        self._runner.watch(f"champion@{checkpoint}", ["sh", "-c", command], report, folder=folder, extra=extra, inherit_fds=inherit_fds)
         if not answers.is_file():
             raise StageError(f"champion@{checkpoint}: `{command}` wrote no {layout.predictions(checkpoint)}")
         return answers

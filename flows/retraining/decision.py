@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from flows.registry.drift import Drift
 from flows.registry.manifest import Changes
 from flows.retraining.gate import Judgement, Verdict
-from flows.source.probe import Corpus
+from flows.source.probe import PinnedCorpus
 from stages.comparison.pairs import rows_of
 from stages.core.errors import InputError
 from stages.core.outputs import read_json, write_json
@@ -35,7 +35,7 @@ Decision = dict[str, Any]
 def make_decision(
     outcome: Outcome,
     reasons: list[str],
-    corpus: Corpus,
+    corpus: PinnedCorpus,
     identity: str | None,
     rule: Retrain,
     *,

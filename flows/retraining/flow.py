@@ -24,7 +24,7 @@ from flows.dvc_api.client import StageError, StoppedError
 from flows.prefect_api.client import require_server
 from flows.registry.snapshot import AlreadyRunningError, only_retraining
 from flows.retraining.decision import markdown, read_decisions
-from flows.retraining.run import Ended, Result, Retraining, Start, Wishes
+from flows.retraining.run import Result, Retraining, RetrainOptions, RetrainOutcome, Start
 from flows.retraining.validate import RefusedDropError
 from flows.scheduling.schedule import StagesFailedError
 from flows.scheduling.slots import find_slots
@@ -59,7 +59,7 @@ def retrain(
 
     try:
         with only_retraining(workspace):
-            wishes = Wishes(dry_run, force, start_from)
+            wishes = RetrainOptions(dry_run, force, start_from)
             ended = Retraining(workspace, wishes, bring_up_to_date, find_slots(workspace, slots, gpus), logger.info).run()
     except AlreadyRunningError as error:
         return Completed(name="AlreadyRunning", message=f"{error}; this one has nothing to do", data=None)
@@ -87,7 +87,7 @@ def run(dry_run: bool, force: bool, start_from: Start | None, slots: int | None,
         print(f"error: {state.message}", file=sys.stderr)
         return 1
     ended = state.result(raise_on_failure=False)
-    if isinstance(ended, Ended) and ended.decision:
+    if isinstance(ended, RetrainOutcome) and ended.decision:
         print(markdown(ended.decision))
     print(f"{state.name}: {state.message}")
     return 0

@@ -1,7 +1,7 @@
 """The gate: may challengers take the champions' place? Both have answered the challengers' test questions; each difference is paired.
 
 A checkpoint is worse unless it is shown not to be: the lower end of the 95% interval of challenger minus champion, which draws
-pictures with all their questions, must stay above minus `retrain.max_loss`, on its own test and in the mean over its axis. It is
+images with all their questions, must stay above minus `retrain.max_loss`, on its own test and in the mean over its axis. It is
 better if that interval on its own test lies above zero and McNemar's p, after Holm over all that are judged, is below 0.05. All go
 through together or none: they were made from one corpus, and one report is about them.
 """
@@ -14,7 +14,7 @@ from typing import Final
 
 import pandas as pd
 
-from stages.comparison.pairs import Cell, Mean, Run, compare
+from stages.comparison.pairs import Cell, Mean, RunPredictions, compare
 from stages.core.params import Retrain
 from stages.reporting.labels import percent, signed
 from stages.scoring.statistics import holm
@@ -25,17 +25,17 @@ _SAME: Final = {"split kind": "the same", "corpus": "the same"}
 
 
 @dataclass(frozen=True)
-class Contest:
+class PairedPredictions:
     """One checkpoint's champion and challenger: predictions on the test questions of its axis, as stage evaluate writes them.
 
-    `cell`: what it is trained on; `unequal`: pictures that only one of the two has been trained on, which are left out.
+    `cell`: what it is trained on; `excluded_images`: images that only one of the two has been trained on, which are left out.
     """
 
     axis: str
     cell: str
     champion: pd.DataFrame
     challenger: pd.DataFrame
-    unequal: frozenset[str] = frozenset()
+    excluded_images: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Verdict:
     judgements: Mapping[str, Judgement]
 
 
-def judge(contests: Mapping[str, Contest], rule: Retrain, samples: int, seed: int, gone: Sequence[str] = ()) -> Verdict:
+def judge(contests: Mapping[str, PairedPredictions], rule: Retrain, samples: int, seed: int, gone: Sequence[str] = ()) -> Verdict:
     """Apply the rule. `gone`: checkpoints that the champion has and the challenger has not.
 
     `samples` and `seed` are those of the bootstrap. InputError if two sides answered other questions.
@@ -93,12 +93,12 @@ def judge(contests: Mapping[str, Contest], rule: Retrain, samples: int, seed: in
     return Verdict(True, (f"none of {len(judgements)} is worse by more than {rule.max_loss:g} points; {praise}",), judgements)
 
 
-def _measure(contest: Contest, samples: int, seed: int) -> tuple[Cell | None, Mean | None, tuple[Cell, ...], int]:
+def _measure(contest: PairedPredictions, samples: int, seed: int) -> tuple[Cell | None, Mean | None, tuple[Cell, ...], int]:
     """Own cell, macro mean, all cells, questions left out."""
     sides = {}
     for side, rows in {"challenger": contest.challenger, "champion": contest.champion}.items():
-        sides[side] = Run(f"the {side}'s answers", {contest.cell: rows[~rows["image"].isin(contest.unequal)]}, _SAME)
-    left_out = int(contest.challenger["image"].isin(contest.unequal).sum())
+        sides[side] = RunPredictions(f"the {side}'s answers", {contest.cell: rows[~rows["image"].isin(contest.excluded_images)]}, _SAME)
+    left_out = int(contest.challenger["image"].isin(contest.excluded_images).sum())
     (compared,) = compare(sides["challenger"], sides["champion"], samples, seed)
     own = next((cell for cell in compared.cells if cell.tested == contest.cell), None)
     return own, compared.means.get("all cells"), tuple(compared.cells), left_out

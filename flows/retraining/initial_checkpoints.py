@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.core import layout
-from stages.core.outputs import whole_file
+from stages.core.outputs import atomic_file
 from stages.core.params import load_params
 from stages.core.yaml_files import dump_edited, load_for_edit, read_text
 
@@ -28,6 +28,6 @@ def set_initial_checkpoints(root: Path, starts: Mapping[str, Path]) -> list[str]
     tree = load_for_edit(read_text(path), path)
     for name in moved:
         tree["checkpoints"][name]["start"] = starts[name].as_posix()
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(dump_edited(tree), encoding="utf-8")
     return moved

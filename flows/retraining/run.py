@@ -21,13 +21,12 @@ import pandas as pd
 from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import read_graph
 from flows.registry import champion as champions
-from flows.registry import snapshot as trial
-from flows.registry import store
+from flows.registry import snapshot, store
 from flows.registry.champion import Champion
 from flows.registry.manifest import Manifest, counts, diff, drift, known_to_one, take_manifest, touched
-from flows.retraining.champion_evaluation import Duel
+from flows.retraining.champion_evaluation import ChampionEvaluation
 from flows.retraining.decision import Decision, make_decision, read_decisions, write_decision
-from flows.retraining.gate import Contest, Verdict, judge
+from flows.retraining.gate import PairedPredictions, Verdict, judge
 from flows.retraining.initial_checkpoints import CHAMPIONS, set_initial_checkpoints
 from flows.retraining.validate import RefusedDropError, check_archive, drifted, is_refusal, problems
 from flows.scheduling.slots import Slots
@@ -57,7 +56,7 @@ Reproduce = Callable[[list[str] | None], Sequence[Result]]
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RetrainOptions:
     """How a retraining is asked for.
 
     `dry_run`: look and tell, change nothing; `force`: go on though nothing is new, or the data was refused before; `start_from`: the policy
@@ -70,7 +69,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Ended:
+class RetrainOutcome:
     """How it ended: `name` in a word (NothingNew, DryRun, RefusedBefore, FirstChampion, Promoted, Kept), `message` in a sentence."""
 
     name: str
@@ -80,25 +79,25 @@ class Ended:
 
 @dataclass
 class Retraining:
-    """A retraining of the workspace at `root`, whose lock (`trial.only_retraining`) the caller holds.
+    """A retraining of the workspace at `root`, whose lock (`snapshot.only_retraining`) the caller holds.
 
-    `slots`: where champions are evaluated; `tell`: takes what a person wants to know meanwhile.
+    `slots`: where champions are evaluated; `report`: takes what a person wants to know meanwhile.
     """
 
     root: Path
-    wishes: Wishes
+    wishes: RetrainOptions
     reproduce: Reproduce
     slots: Slots
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     _states: dict[str, str] = field(default_factory=dict)
     _identity: str | None = None
     _stale_before: list[str] = field(default_factory=list)
 
-    def run(self) -> Ended:
+    def run(self) -> RetrainOutcome:
         """Do it. RefusedDropError for data that may not be trained on; InputError and what `reproduce` raises otherwise."""
-        if trial.on_trial(self.root) and not self.wishes.dry_run:
-            word = trial.go_back(self.root)
-            self.tell(
+        if snapshot.on_trial(self.root) and not self.wishes.dry_run:
+            word = snapshot.rollback(self.root)
+            self.report(
                 f"an earlier run ended before its new data was judged: data.dvc is again as it was before{f'; {word}' if word else ''}"
             )
         params = load_params(self.root / layout.PARAMS)
@@ -111,11 +110,11 @@ class Retraining:
         if ended := self._nothing_to_do(seen, champion, first):
             return ended
         if seen.changed:
-            seen = source.settle(lambda: source.probe(self.root), seen, params.retrain.debounce_seconds, self.tell)
+            seen = source.debounce(lambda: source.probe(self.root), seen, params.retrain.debounce_seconds, self.report)
         self._identity = seen.identity
         return self._take(seen, params, champion)
 
-    def _nothing_to_do(self, seen: source.Probe, champion: Champion | None, first: Decision | None) -> Ended | None:
+    def _nothing_to_do(self, seen: source.Probe, champion: Champion | None, first: Decision | None) -> RetrainOutcome | None:
         """How it ends already, None if it goes on."""
         pinned = source.pinned(self.root)
         known = "not known before it is fetched" if seen.identity is None else seen.identity
@@ -128,33 +127,33 @@ class Retraining:
         elif self.wishes.force:
             news = "nothing is new, but it was asked for"
         elif first:
-            return Ended(
+            return RetrainOutcome(
                 "FirstChampion", f"the results that were there are champion {first['successor']}; {seen.source} has nothing new", first
             )
         else:
-            return Ended("NothingNew", f"{seen.source} is as it was pinned (md5:{pinned.md5}); champion {champion.version} stays")
-        self.tell(news)
+            return RetrainOutcome("NothingNew", f"{seen.source} is as it was pinned (md5:{pinned.md5}); champion {champion.version} stays")
+        self.report(news)
         # the last word on what the source holds now; a corpus whose identity is not known is fetched again
         refused = [each for each in read_decisions(self.root) if seen.identity and each["corpus"].get("identity") == seen.identity][-1:]
         if refused and refused[0]["outcome"] == "refused" and not self.wishes.force:
             why = "; ".join(refused[0]["reasons"])
-            return Ended("RefusedBefore", f"{news}. It was refused before ({why}); --force tries it again", refused[0])
+            return RetrainOutcome("RefusedBefore", f"{news}. It was refused before ({why}); --force tries it again", refused[0])
         if self.wishes.dry_run:
-            return Ended("DryRun", f"{news}. A run would take and check it, bring up to date what it touches, and decide")
+            return RetrainOutcome("DryRun", f"{news}. A run would take and check it, bring up to date what it touches, and decide")
         return None
 
-    def _undecided(self, pinned: source.Corpus, champion: Champion) -> bool:
+    def _undecided(self, pinned: source.PinnedCorpus, champion: Champion) -> bool:
         """Was the pinned corpus taken by a run that did not get to a decision."""
         return pinned.md5 != champion.corpus.md5 and all(each["corpus"]["md5"] != pinned.md5 for each in read_decisions(self.root))
 
-    def _take(self, seen: source.Probe, params: Params, champion: Champion | None) -> Ended:
+    def _take(self, seen: source.Probe, params: Params, champion: Champion | None) -> RetrainOutcome:
         """Fetch, check, reproduce, decide."""
         old = champions.manifest_of(self.root, champion) if champion else None
         self._stale_before = sorted(read_status(self.root))
         if self._stale_before:
-            self.tell(f"stale before any new data, and made anew with it: {', '.join(self._stale_before)}")
+            self.report(f"stale before any new data, and made anew with it: {', '.join(self._stale_before)}")
         if champion and (champion.split_kind, champion.style) != (params.splits.kind, params.prompt.style):
-            self.tell(
+            self.report(
                 f"champion {champion.version} was made with {champion.split_kind} splits and {champion.style} prompts, challengers with "
                 f"{params.splits.kind} and {params.prompt.style}: champions are asked as challengers are"
             )
@@ -166,15 +165,15 @@ class Retraining:
         ended = self._decide(load_params(self.root / layout.PARAMS), champion, old, new)
         try:
             if source.probe(self.root).changed:
-                self.tell(f"{seen.source} has changed again meanwhile: the next run takes it")
+                self.report(f"{seen.source} has changed again meanwhile: the next run takes it")
         except InputError as error:
-            self.tell(f"{error} (what is decided is decided)")
+            self.report(f"{error} (what is decided is decided)")
         return ended
 
     def _check(self, fetch: bool, params: Params, champion: Champion | None, old: Manifest | None) -> None:
         """Fetch the corpus, if asked to, and find it good; if not, or if anything fails, go back to the one before it."""
         if fetch:
-            trial.begin(self.root)
+            snapshot.save(self.root)
         try:
             if fetch:
                 source.update(self.root)
@@ -205,20 +204,20 @@ class Retraining:
                 )
                 raise
         except BaseException:
-            if fetch and (word := trial.go_back(self.root)):
-                self.tell(word)
+            if fetch and (word := snapshot.rollback(self.root)):
+                self.report(word)
             raise
         if fetch:
-            trial.accept(self.root)
+            snapshot.commit(self.root)
         for line in drifted(new, old, params.retrain) if old else ():
-            self.tell(line)
+            self.report(line)
         changed = touched(diff(old, new)) if old else []
-        self.tell(f"the corpus is fit to train on{'; it changed in ' if changed else ''}{', '.join(changed)}")
+        self.report(f"the corpus is fit to train on{'; it changed in ' if changed else ''}{', '.join(changed)}")
 
-    def _unpack(self, corpus: source.Corpus) -> None:
+    def _unpack(self, corpus: source.PinnedCorpus) -> None:
         """Run the stages that read, check and test the corpus; what they say against it is a refusal."""
         try:
-            self._reproduce(list(trial.TRIED))
+            self._reproduce(list(snapshot.TRIED))
         except Exception as error:
             if is_refusal(error):
                 raise RefusedDropError(str(error)) from error
@@ -234,18 +233,18 @@ class Retraining:
         else:
             known = champion.checkpoints if champion else {}
             for name in [each for each in names if each not in known]:
-                self.tell(f"{name} is no checkpoint of the champion: it begins where params.yaml says")
+                self.report(f"{name} is no checkpoint of the champion: it begins where params.yaml says")
             starts = {name: CHAMPIONS / name for name in names if name in known}
             for name in starts:
                 champions.checkout(self.root, name, self.root / starts[name])
         set_initial_checkpoints(self.root, starts)
-        self.tell(f"begin from the {wish}: {', '.join(starts) or 'none, for none is touched'}")
+        self.report(f"begin from the {wish}: {', '.join(starts) or 'none, for none is touched'}")
 
-    def _decide(self, params: Params, champion: Champion | None, old: Manifest | None, new: Manifest) -> Ended:
+    def _decide(self, params: Params, champion: Champion | None, old: Manifest | None, new: Manifest) -> RetrainOutcome:
         """Compare, judge, write the decision, move the champion."""
         if champion is None or old is None:
             decision = self._first(params, new)
-            return Ended("FirstChampion", f"the results are champion {decision['successor']}, the first", decision)
+            return RetrainOutcome("FirstChampion", f"the results are champion {decision['successor']}, the first", decision)
         kept = store.outputs(self.root)
         how = {
             name: "new checkpoint"
@@ -261,7 +260,7 @@ class Retraining:
         for name, rows in answers.items():
             axis, cell = params.checkpoints[name].axis, params.checkpoints[name].split
             own, _ = read_predictions(self.root / layout.predictions(name), f"evaluate@{name}")
-            contests[name] = Contest(axis, cell, rows, own, frozenset(known_to_one(old, new, axis, cell)))
+            contests[name] = PairedPredictions(axis, cell, rows, own, frozenset(known_to_one(old, new, axis, cell)))
         gone = [name for name in champion.checkpoints if name not in params.checkpoints]
         verdict = judge(contests, params.retrain, params.report.bootstrap_samples, params.report.bootstrap_seed, gone)
         successor = champions.promote(self.root, "; ".join(verdict.reasons)).version if verdict.promote else None
@@ -269,8 +268,8 @@ class Retraining:
         path = write_decision(self.root, decision).relative_to(self.root)
         said = "; ".join(verdict.reasons)
         if successor:
-            return Ended("Promoted", f"champion {successor} takes the place of {champion.version}: {said} ({path})", decision)
-        return Ended("Kept", f"champion {champion.version} stays: {said} ({path})", decision)
+            return RetrainOutcome("Promoted", f"champion {successor} takes the place of {champion.version}: {said} ({path})", decision)
+        return RetrainOutcome("Kept", f"champion {champion.version} stays: {said} ({path})", decision)
 
     def _decision(
         self,
@@ -316,25 +315,25 @@ class Retraining:
             stages=self._stages(),
         )
         write_decision(self.root, decision)
-        self.tell(f"champion {made.version}: {made.why}")
+        self.report(f"champion {made.version}: {made.why}")
         return decision
 
     def _champions_answers(self, champion: Champion, names: Sequence[str]) -> dict[str, pd.DataFrame]:
         """The champion's predictions, checkpoint by checkpoint, on the test questions that are in the workspace now."""
-        duel, graph = Duel(self.root), read_graph(self.root)
+        duel, graph = ChampionEvaluation(self.root), read_graph(self.root)
 
         def answer(name: str) -> pd.DataFrame:
             champions.checkout(self.root, name, duel.weights(name), champion.version)
             gpus = graph.stages[f"evaluate@{name}"].gpus
             if gpus:
                 with self.slots.take(gpus, lambda: duel.stopped) as (held, locks):
-                    path = duel.answer(name, self.tell, self.slots.environment(held), locks)
+                    path = duel.answer(name, self.report, self.slots.environment(held), locks)
             else:
-                path = duel.answer(name, self.tell)
+                path = duel.answer(name, self.report)
             return read_predictions(path, f"evaluate@{name}")[0]
 
         if names:
-            self.tell(f"champion {champion.version} is asked the challengers' test questions: {', '.join(names)}")
+            self.report(f"champion {champion.version} is asked the challengers' test questions: {', '.join(names)}")
         try:
             with ThreadPoolExecutor(max(len(self.slots.names), 1)) as pool:
                 try:

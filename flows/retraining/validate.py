@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.dvc_api.client import StageError
-from flows.registry.drift import said_of
+from flows.registry.drift import describe
 from flows.registry.manifest import Manifest, drift
 from flows.scheduling.schedule import StagesFailedError
 from stages.core.errors import ExitCode, InputError
-from stages.core.params import Limits, Retrain
+from stages.core.params import CorpusLimits, Retrain
 from stages.corpus.archives.source import SCRATCH, open_corpus
 from stages.corpus.quarantine.reasons import RefusedDataError
 from stages.taxonomy import MODALITIES
@@ -20,7 +20,7 @@ class RefusedDropError(Exception):
     """New data that may not be trained on; the message says why and what to do."""
 
 
-def check_archive(root: Path, path: str, limits: Limits) -> None:
+def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
     """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none. Looks at the list of members, not at their bytes."""
     try:
         with open_corpus(root / path, limits, root / SCRATCH):
@@ -44,7 +44,7 @@ def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
     if old is None:
         return found
     found += [
-        f"{said_of(each)}, further from the champion's corpus than retrain.max_drift ({rule.max_drift:.2f}): see whether this is "
+        f"{describe(each)}, further from the champion's corpus than retrain.max_drift ({rule.max_drift:.2f}): see whether this is "
         "the data that was meant; if it is, raise the limit, or set it to null"
         for each in drift(old, new) or ()
         if rule.max_drift is not None and each.is_beyond(rule.max_drift)
@@ -68,7 +68,7 @@ def drifted(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:
     if found is None:
         return ["drift is not judged: the manifest of the champion's corpus is of a time before it was counted; the next champion's is not"]
     return [
-        f"drift: {said_of(each)}, beyond retrain.warn_drift ({rule.warn_drift:.2f})" for each in found if each.is_beyond(rule.warn_drift)
+        f"drift: {describe(each)}, beyond retrain.warn_drift ({rule.warn_drift:.2f})" for each in found if each.is_beyond(rule.warn_drift)
     ]
 
 

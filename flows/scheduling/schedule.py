@@ -38,17 +38,17 @@ class StagesFailedError(Exception):
 
 
 @dataclass(frozen=True)
-class Room:
-    """How much may run at once: `slots` for stages that need GPUs, `jobs` for those that need none."""
+class Capacity:
+    """How much may run at once: `gpu_slots` for stages that need GPUs, `cpu_jobs` for those that need none."""
 
-    slots: int
-    jobs: int
+    gpu_slots: int
+    cpu_jobs: int
 
 
 def run_ready(
     graph: Graph,
     names: Iterable[str],
-    room: Room,
+    capacity: Capacity,
     begin: Callable[[str], None],
     ended: Queue[StageResult],
     skip: Callable[[StageResult], None] = lambda result: None,
@@ -71,7 +71,7 @@ def run_ready(
                 skip(results[name])
         ready = [name for name in waiting if all(each in results for each in graph.needs[name] & among)]
         for name in sorted(ready, key=lambda name: -weight[name]):
-            if _fits(graph, name, running, room):
+            if _fits(graph, name, running, capacity):
                 waiting.remove(name)
                 running.add(name)
                 begin(name)
@@ -91,10 +91,10 @@ def _failed(graph: Graph, name: str, results: Mapping[str, StageResult]) -> str 
     return min(bad, key=lambda each: results[each].state == "skipped", default=None)
 
 
-def _fits(graph: Graph, name: str, running: set[str], room: Room) -> bool:
+def _fits(graph: Graph, name: str, running: set[str], capacity: Capacity) -> bool:
     gpus = graph.stages[name].gpus
     used = [graph.stages[each].gpus for each in running]
     if gpus:
         # one that needs more than there is has to begin to be refused by name
-        return sum(used) + gpus <= room.slots or not any(used)
-    return used.count(0) < room.jobs
+        return sum(used) + gpus <= capacity.gpu_slots or not any(used)
+    return used.count(0) < capacity.cpu_jobs

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 from stages.core.disk_space import find_shortages
 from stages.core.errors import DiskFullError, InputError
 from stages.core.file_lock import exclusive_lock
-from stages.core.iteration.progress import teller
+from stages.core.iteration.progress import progress_reporter
 from stages.core.outputs import write_json
 
 ATTEMPTS: Final = 6
@@ -152,11 +152,11 @@ class _Transfer:
         out.seek(self.done)
         self._remember(out, now)
         certain = self.done
-        tell = teller(f"fetching {self.part.stem}", (now.size or 0) // _MIB, "MiB", done=self.done // _MIB)
+        report = progress_reporter(f"fetching {self.part.stem}", (now.size or 0) // _MIB, "MiB", done=self.done // _MIB)
         for block in self._blocks(now.size):
             out.write(block)
             self.done += len(block)
-            tell(self.done // _MIB, "")
+            report(self.done // _MIB, "")
             if self.done - certain >= SAFE:
                 self._remember(out, now)
                 certain = self.done

@@ -36,7 +36,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class PinnedCorpus:
     """The pinned corpus: path, hash and bytes of the archive, and where it came from."""
 
     path: str
@@ -76,10 +76,10 @@ def probe(root: Path, patience: float = PATIENCE) -> Probe:
     return Probe(**answer)
 
 
-def settle(look: Callable[[], Probe], first: Probe, seconds: float, tell: Callable[[str], None]) -> Probe:
+def debounce(look: Callable[[], Probe], first: Probe, seconds: float, report: Callable[[str], None]) -> Probe:
     """The probe after which `look` has found the same for `seconds`: what is still being written, or replaced again, is waited for."""
     while seconds:
-        tell(f"{first.source} has changed; it is taken when it has stayed so for {seconds:g} s")
+        report(f"{first.source} has changed; it is taken when it has stayed so for {seconds:g} s")
         time.sleep(seconds)
         again = look()
         if again == first:
@@ -93,7 +93,7 @@ def update(root: Path) -> None:
     take(root)
 
 
-def pinned(root: Path) -> Corpus:
+def pinned(root: Path) -> PinnedCorpus:
     """What data.dvc pins. InputError if it is missing, imports nothing, or has fetched nothing yet."""
     path = root / layout.DATA_DVC
     try:
@@ -103,7 +103,7 @@ def pinned(root: Path) -> Corpus:
     if not file.deps or not file.outs or file.outs[0].md5 is None:
         raise InputError(f"{path} does not pin an import: `git checkout {layout.DATA_DVC}`, or `dvc update` it")
     out = file.outs[0]
-    return Corpus(out.path, str(out.md5), out.size or 0, file.deps[0].source)
+    return PinnedCorpus(out.path, str(out.md5), out.size or 0, file.deps[0].source)
 
 
 def _ask() -> Probe:

@@ -24,7 +24,7 @@ from flows.source.fetch import Checksum, fetch, forget
 from stages.core import layout
 from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
-from stages.core.outputs import whole_file
+from stages.core.outputs import atomic_file
 
 
 def take(root: Path) -> None:
@@ -42,7 +42,7 @@ def take(root: Path) -> None:
     dvc(root, "commit", "--force", str(layout.DATA_DVC))
     forget(root / fetched["target"])
     if (now := read_dvc_file(path).deps[0].identity) != fetched["identity"]:
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_bytes(before)
         raise InputError(f"the source of {layout.DATA_DVC} changed from {fetched['identity']} to {now} while it was fetched: run again")
 

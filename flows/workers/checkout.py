@@ -90,7 +90,7 @@ def check_out(clone: Clone, repository: str, commit: str) -> None:
     git(clone.root, "clean", "--quiet", "-ffd", inherit_fds=fds)
 
 
-def bring_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> None:
+def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> None:
     """Have the outputs that a stage reads there, from the shared remote, as `inputs` pins them, and nothing else beside them.
 
     InputError if `inputs` lacks one or the remote has it not.
@@ -108,7 +108,7 @@ def bring_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> No
         dvc(clone.root, "pull", "--force", *read, inherit_fds=[clone.lock_fd])
 
 
-def forget_runs(clone: Clone) -> None:
+def clear_run_cache(clone: Clone) -> None:
     """Empty the run-cache of a clone, so that what is pushed after a stage is the entry of that stage alone."""
     cache = clone.root / dvc(clone.root, "cache", "dir", inherit_fds=[clone.lock_fd]).strip()
     if cache.resolve().is_relative_to(clone.root):  # one that is shared is not ours to empty

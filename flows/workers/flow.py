@@ -38,14 +38,14 @@ from prefect.types import KeyValueLabels
 
 from flows.dvc_api.client import Runner, StageError, StoppedError
 from flows.dvc_api.graph import Graph, Stage, read_graph
-from flows.reproduce import THREADS, Place, Summary, bring_up_to_date, run_here, summarize
+from flows.reproduce import THREADS, ExecutionSite, Summary, bring_up_to_date, run_here, summarize
 from flows.scheduling import durations
-from flows.scheduling.schedule import Room, StageResult, StagesFailedError
+from flows.scheduling.schedule import Capacity, StageResult, StagesFailedError
 from flows.scheduling.slots import Slots, find_slots
 from flows.workers import checkout as clones
-from flows.workers.remote_inputs import Inventory, Source, check
+from flows.workers.remote_inputs import CodeSource, RemoteInputs, check
 from stages.core.errors import ExitCode, InputError
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 
 DEPLOYMENT: Final = "run-stage-on-worker/gpu"
 AT_ONCE: Final = 48
@@ -71,7 +71,7 @@ def run_stage_on_worker(
         versions: Of the packages a result depends on, where the flow runs; other ones here are warned of.
     """
     logger = get_run_logger()
-    ours = provenance({})["versions"]
+    ours = collect_provenance({})["versions"]
     for name, version in (versions or {}).items():
         if version != ours.get(name):
             logger.warning(f"{name} is {ours.get(name)} here, {version} where the flow runs: results may differ in their last digits")
@@ -81,8 +81,8 @@ def run_stage_on_worker(
             clones.check_out(clone, repository, commit)
             graph = read_graph(clone.root)
             (name,) = graph.select([stage])
-            clones.bring_inputs(clone, graph, graph.stages[name], inputs)
-            clones.forget_runs(clone)
+            clones.pull_inputs(clone, graph, graph.stages[name], inputs)
+            clones.clear_run_cache(clone)
             result = _run(clone, graph.stages[name])
             if result.state == "failed":
                 logger.error(result.message)
@@ -138,7 +138,7 @@ def reproduce_on_workers(
         asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
         source = check(workspace, graph, [name for name in asked if graph.stages[name].gpus], repository)
         sender = Sender(workspace, graph, source, _find(deployment))
-        place = Place(Room(AT_ONCE, max(os.cpu_count() or 1, 1)), f"on workers of {deployment}", sender.run)
+        place = ExecutionSite(Capacity(AT_ONCE, max(os.cpu_count() or 1, 1)), f"on workers of {deployment}", sender.run)
         return bring_up_to_date(workspace, only, place)
     except (InputError, StagesFailedError) as error:  # what a person can mend needs no traceback
         return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
@@ -167,12 +167,12 @@ def _find(deployment: str) -> DeploymentResponse:
 class Sender:
     """Sends GPU stages of one workspace to workers, and takes their results; the others it runs here."""
 
-    def __init__(self, root: Path, graph: Graph, source: Source, deployment: DeploymentResponse) -> None:
+    def __init__(self, root: Path, graph: Graph, source: CodeSource, deployment: DeploymentResponse) -> None:
         self._graph = graph
         self._source = source
         self._deployment = deployment
-        self._inventory = Inventory(root, graph)
-        self._versions = provenance({})["versions"]
+        self._inventory = RemoteInputs(root, graph)
+        self._versions = collect_provenance({})["versions"]
 
     def run(self, runner: Runner, stage: Stage, why: str) -> StageResult:
         """One stage to its end, wherever it runs. Called from a task's thread."""
@@ -185,7 +185,7 @@ class Sender:
             if _replay(runner, stage):
                 logger.info("made before of the same inputs: taken from the run-cache")
                 return StageResult(stage.name, "cached", time.monotonic() - start)
-            inputs = self._inventory.offer(stage)
+            inputs = self._inventory.push(stage)
             parameters = {
                 "stage": stage.name,
                 "repository": self._source.repository,

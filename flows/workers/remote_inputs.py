@@ -27,14 +27,14 @@ _CONFIG: Final = ".dvc/config"
 
 
 @dataclass(frozen=True)
-class Source:
+class CodeSource:
     """Where workers get the code: a git repository that they can reach, and the commit."""
 
     repository: str
     commit: str
 
 
-def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None) -> Source:
+def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None) -> CodeSource:
     """The source of the workspace at `root` for the given stages, its origin if no repository is named.
 
     InputError if what these stages read is not committed, if the commit is not in the repository, or if there is no DVC remote that
@@ -52,7 +52,7 @@ def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None
             "the repository's address carries a user or password, which everybody would see in the dashboard: give the address without, "
             "and those to git on each host (a credential helper, or SSH)"
         )
-    source = Source(str((root / found).resolve()) if (root / found).exists() else found, commit)
+    source = CodeSource(str((root / found).resolve()) if (root / found).exists() else found, commit)
     _check_reachable(root, source)
     return source
 
@@ -72,7 +72,7 @@ def _check_committed(root: Path, graph: Graph, names: Iterable[str]) -> None:
         )
 
 
-def _check_reachable(root: Path, source: Source) -> None:
+def _check_reachable(root: Path, source: CodeSource) -> None:
     try:
         listed = git(root, "ls-remote", "--heads", "--tags", "--", source.repository)
     except InputError as error:
@@ -120,7 +120,7 @@ def _check_remote(root: Path) -> None:
         raise InputError(f"the remote {name!r} ({url}) cannot be reached: {error}. Try `dvc push` here, and mend what it says") from error
 
 
-class Inventory:
+class RemoteInputs:
     """What workers need of a workspace: pushes each stage's outputs once, and tells their hashes. For several threads."""
 
     def __init__(self, root: Path, graph: Graph) -> None:
@@ -129,7 +129,7 @@ class Inventory:
         self._lock = Lock()
         self._there: set[str] = set()
 
-    def offer(self, stage: Stage) -> Inputs:
+    def push(self, stage: Stage) -> Inputs:
         """Have the stage's inputs in the shared remote; the entries of dvc.lock that pin them. InputError if that fails."""
         makers = self._graph.in_order(self._graph.needs[stage.name])
         with self._lock:

@@ -17,9 +17,9 @@ from stages.core import layout
 from stages.core.cards.licence import read_licence
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.core.outputs import whole_directory, write_json
+from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Base, load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.policy.weights import ORIGIN, hashes
 
 
@@ -36,7 +36,7 @@ def _stage() -> None:
     from stages.policy.loading import check_policy_files, load_policy, load_processor, set_max_pixels  # imports torch
 
     check_policy_files(source)
-    with whole_directory(layout.BASE_MODEL) as folder:
+    with atomic_directory(layout.BASE_MODEL) as folder:
         for file in sorted(source.iterdir()):
             if file.is_file() and any(file.match(pattern) for pattern in TAKEN):
                 shutil.copyfile(file, folder / file.name)
@@ -48,7 +48,7 @@ def _stage() -> None:
         model = load_policy(folder, dtype=base.dtype, attention=base.attention)
         facts = {"source": base.source, "commit": base.revision, "licence": read_licence(source), "sha256": hashes(folder)}
         write_json(folder / ORIGIN, facts)
-    write_json(layout.training_provenance("base"), provenance({"base": base}) | {"base_model": facts})
+    write_json(layout.training_provenance("base"), collect_provenance({"base": base}) | {"base_model": facts})
     print(f"{base.source} -> {layout.BASE_MODEL}: {type(model).__name__}, {model.num_parameters():,} parameters")
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from stages.core.disk_space import find_shortages
 from stages.core.errors import DiskFullError, InputError
 from stages.core.file_lock import exclusive_lock
-from stages.core.services.hub import endpoint, said, trouble
+from stages.core.services.hub import classify_error, endpoint, format_error
 from stages.policy.weights import WEIGHTS, missing_parts
 
 TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
@@ -69,16 +69,16 @@ def resolve(model: str, name: str) -> str:
     try:
         return str(HfApi().model_info(model, revision=name).sha)
     except Exception as error:
-        what = trouble(error)
+        what = classify_error(error)
         if what is None:
             raise
         why = {
             "offline": "HF_HUB_OFFLINE forbids asking the hub: unset it",
-            "unreachable": f"{endpoint()} cannot be reached ({said(error)}): check the network",
+            "unreachable": f"{endpoint()} cannot be reached ({format_error(error)}): check the network",
             "unknown id": f"{endpoint()} has no such model that you may see: check the spelling; for a private one set HF_TOKEN",
             "no such revision": f"{endpoint()} has this model, but no branch or tag {name!r}: leave it out for main",
         }
-        raise InputError(f"{model}: {why.get(what, said(error))}") from error
+        raise InputError(f"{model}: {why.get(what, format_error(error))}") from error
 
 
 def _cached(model: str, revision: str) -> Path | None:
@@ -91,7 +91,7 @@ def _cached(model: str, revision: str) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise InputError(f"base.source = {model!r} is no model id: {said(error)}") from error
+        raise InputError(f"base.source = {model!r} is no model id: {format_error(error)}") from error
     # of what an older huggingface_hub put there, it cannot tell whether it is all
     return None if missing_parts(folder) else folder
 
@@ -160,7 +160,7 @@ def _explained(model: str, revision: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        what = trouble(error)
+        what = classify_error(error)
         if what is None:
             raise
         which, hub = f"base.source = {model!r} at {revision}", endpoint()
@@ -169,7 +169,7 @@ def _explained(model: str, revision: str) -> Iterator[None]:
             {
                 "offline": f"{which} is not whole in the local cache ({_storage(model)}), and HF_HUB_OFFLINE forbids asking the hub: unset "
                 f"it, fill the cache where there is a network (`hf download {model} --revision {revision}`), {folder}",
-                "unreachable": f"{which} is not whole in the local cache ({_storage(model)}), and {hub} cannot be reached ({said(error)}): "
+                "unreachable": f"{which} is not whole in the local cache ({_storage(model)}), and {hub} cannot be reached ({format_error(error)}): "
                 f"check the network and run again, what has come is kept; {folder}",
                 "unknown id": f"{which}: {hub} has no such model that you may see. Check the spelling of the id; for a private one set "
                 f"HF_TOKEN; {folder}",
@@ -178,7 +178,7 @@ def _explained(model: str, revision: str) -> Iterator[None]:
                 f"has; or run `med-r1 base-commit {model}`; {folder}",
                 "token refused": f"{which}: {hub} does not accept the token: set HF_TOKEN to a valid one, or unset it for a public model",
                 "no right": f"{which}: {hub} does not allow it with this token: ask its owner, {folder}",
-                "hub failed": f"{which}: {hub} failed ({said(error)}): run again later, what has come is kept; {folder}",
+                "hub failed": f"{which}: {hub} failed ({format_error(error)}): run again later, what has come is kept; {folder}",
             }[what]
         ) from error
 

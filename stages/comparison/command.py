@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stages.comparison.pairs import BASE, MEANS, Comparison, Run, common_facts, compare, published_table, rows_of
+from stages.comparison.pairs import BASE, MEANS, Comparison, RunPredictions, common_facts, compare, published_table, rows_of
 from stages.core.errors import InputError
-from stages.core.outputs import whole_file, write_json
+from stages.core.outputs import atomic_file, write_json
 from stages.reporting.labels import label, signed
 from stages.reporting.sources import read_predictions
 from stages.reporting.tables import published_cross
@@ -51,7 +51,7 @@ def run(first: Path, second: Path, *, json_file: Path | None, csv_folder: Path |
     _print(*runs, compared)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunPredictions:
     """The checked predictions in a directory; InputError names what is missing or wrong in it.
 
     Files of checkpoints that have no place in the tables, such as SFT's, are left out, and named on the terminal.
@@ -68,10 +68,10 @@ def read_run(folder: Path) -> Run:
         check_predictions(predictions[name], name, AXIS_OF[name], str(path))
     if others := [path.stem for path in paths if path.stem not in AXIS_OF]:
         print(f"{folder}: left out, as they have no place in the tables: {', '.join(others)}")
-    return Run(str(folder), predictions, common_facts(provenances))
+    return RunPredictions(str(folder), predictions, common_facts(provenances))
 
 
-def as_json(first: Run, second: Run, compared: Sequence[Comparison], samples: int, seed: int) -> dict[str, Any]:
+def as_json(first: RunPredictions, second: RunPredictions, compared: Sequence[Comparison], samples: int, seed: int) -> dict[str, Any]:
     """Everything as plain values; ours in shares under `axes`, what was printed, in its own unit, under `published`."""
     return {
         "first": {"source": first.source, **first.facts},
@@ -122,13 +122,13 @@ def _write_csv(folder: Path, compared: Sequence[Comparison]) -> None:
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _print(first: Run, second: Run, compared: Sequence[Comparison]) -> None:
+def _print(first: RunPredictions, second: RunPredictions, compared: Sequence[Comparison]) -> None:
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     for letter, run in (("A", first), ("B", second)):

@@ -29,7 +29,7 @@ SHARED: Final = ("split kind", "corpus")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunPredictions:
     """The predictions of one run: checkpoint -> its rows; `source`, where they lie; `facts`, the values of `FACTS`."""
 
     source: str
@@ -111,7 +111,7 @@ def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
     return {name: next(iter(found)) for name, found in said.items()}
 
 
-def check_comparable(first: Run, second: Run) -> None:
+def check_comparable(first: RunPredictions, second: RunPredictions) -> None:
     """Refuse, with an InputError, runs with other splits or corpora, other checkpoints, other questions or other gold answers."""
     for name in SHARED:
         if first.facts[name] != second.facts[name]:
@@ -129,7 +129,7 @@ def check_comparable(first: Run, second: Run) -> None:
         _check_questions(rows, second.predictions[name], f"{first.source}/{name}.parquet", f"{second.source}/{name}.parquet")
 
 
-def compare(first: Run, second: Run, samples: int, seed: int) -> list[Comparison]:
+def compare(first: RunPredictions, second: RunPredictions, samples: int, seed: int) -> list[Comparison]:
     """Every axis that has a checkpoint in both runs; `samples` resamples a cell, drawn from `seed`. See `check_comparable` for errors."""
     check_comparable(first, second)
     compared = []
@@ -166,7 +166,7 @@ def _check_questions(rows: pd.DataFrame, others: pd.DataFrame, source: str, othe
             )
 
 
-def _pair(first: Run, second: Run, name: str, axis: str) -> pd.DataFrame:
+def _pair(first: RunPredictions, second: RunPredictions, name: str, axis: str) -> pd.DataFrame:
     """One row a test question of the axis: its cell, its image, and whether each run is right."""
     own = tested(first.predictions[name], axis).set_index("question_id").sort_index()
     other = second.predictions[name].set_index("question_id").loc[own.index]

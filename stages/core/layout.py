@@ -46,7 +46,7 @@ def images(modality: str) -> Path:
 
 
 def frames(modality: str) -> Path:
-    """All frames of the pictures of one modality that have several (stage resize): DICOM's, kept for later."""
+    """All frames of the images of one modality that have several (stage resize): DICOM's, kept for later."""
     return DATA / "frames" / modality
 
 

@@ -94,7 +94,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def say_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A size for people: "512 B", "7.2 MiB", "1.3 TiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:

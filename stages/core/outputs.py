@@ -26,7 +26,7 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it is flushed to disk and takes the place of `path`."""
     temporary = _temporary(path)
     try:
@@ -39,7 +39,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield an empty temporary directory; on success it takes the place of `path` and all that was in it."""
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -55,14 +55,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file: UTF-8, indented by one, keys in the order given, a newline at the end."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
         json.dump(value, handle, ensure_ascii=False, indent=1, allow_nan=False)
         handle.write("\n")
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON Lines file: UTF-8, one object per line, of which only one is in memory at a time."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as handle:
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as handle:
         handle.writelines(f"{_LINE_ENCODER.encode(record)}\n" for record in records)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from stages.core import layout
 from stages.core.errors import InputError, SettingsError
-from stages.core.settings.data import Cache, Corpus, DataTest, DataTests, Dicom, Limits, Quarantine, Resize, Splits
+from stages.core.settings.data import Cache, CorpusLimits, CorpusSettings, DataTest, DataTests, Dicom, Quarantine, Resize, Splits
 from stages.core.settings.group import SettingsGroup
 from stages.core.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers, Tracking
 from stages.core.yaml_files import load_yaml, read_text
@@ -20,14 +20,14 @@ __all__ = [
     "Base",
     "Cache",
     "Checkpoint",
-    "Corpus",
+    "CorpusLimits",
+    "CorpusSettings",
     "DataTest",
     "DataTests",
     "Dicom",
     "Evaluate",
     "Evaluation",
     "Grpo",
-    "Limits",
     "Lora",
     "Params",
     "Prompt",
@@ -66,7 +66,7 @@ class Params(SettingsGroup):
 
     modalities: list[str]
     """Slugs of the imaging modalities, in the order of the tables; dvc.yaml takes them from here."""
-    corpus: Corpus
+    corpus: CorpusSettings
     quarantine: Quarantine
     resize: Resize
     cache: Cache

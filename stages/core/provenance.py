@@ -22,7 +22,7 @@ CODE = ("stages", "infra/base", "infra/sample", "infra/requirements.lock", "para
 """What decides a result. A commit elsewhere, of a new report or a schedule say, does not change where a result comes from."""
 
 
-def provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
+def collect_provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
     """The facts behind a result; `params` holds the groups of params.yaml that the stage read.
 
     `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was changed since; None where git

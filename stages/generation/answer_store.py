@@ -18,7 +18,7 @@ from stages.policy.fingerprint import state_folder
 _PARTS: Final = "[0-9]*.json"
 
 
-class KeptAnswers:
+class AnswerStore:
     """The parts in a folder, which is named by the fingerprint of all that decides the answers."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""Greedy answers of a policy to many questions, each asked of one picture or of several in its place.
+"""Greedy answers of a policy to many questions, each asked of one image or of several in its place.
 
-The picture stands before the words. So what a policy makes of it, keys and values of all its layers, is computed once in a window of
+The image stands before the words. So what a policy makes of it, keys and values of all its layers, is computed once in a window of
 neighbouring questions, however many of them are about it and in however many variants it takes the place of another; each row then adds
 its own words and its answer. Rows of a window go in batches by length, the longest first, so that there is next to no padding.
 
@@ -21,20 +21,20 @@ from transformers import DynamicCache, PreTrainedModel
 
 from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
-from stages.generation.greedy import LEAVE, complete_greedily
-from stages.generation.image_loader import Processed, load_pictures, process
-from stages.generation.image_prefill import Prefixes, pass_over_pictures
-from stages.policy.kv_cache import Room
+from stages.generation.greedy import COMPACT_BELOW, complete_greedily
+from stages.generation.image_loader import Processed, load_images, process
+from stages.generation.image_prefill import Prefixes, pass_over_images
+from stages.policy.kv_cache import PreallocatedLayer
 from stages.policy.last_layer import last_layer_yields
 from stages.policy.loading import vision_token_ids
 from stages.policy.vision_features import embed_patches_by_product
 from stages.prompts.styles import chat
 
 BLANK: Final = ""
-"""In place of a path: a black picture of the size of the one that is asked about."""
+"""In place of a path: a black image of the size of the one that is asked about."""
 
 _WINDOW: Final = 256
-"""Questions. Of longer windows, what is kept of the pictures would fill a GPU (6 MB for each in Qwen2-VL-2B, in two variants), and the last
+"""Questions. Of longer windows, what is kept of the images would fill a GPU (6 MB for each in Qwen2-VL-2B, in two variants), and the last
 ones of several processes would leave the others waiting."""
 
 Key = tuple[int, str]
@@ -43,15 +43,15 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Question:
-    """Words, and variant -> path of the picture they are asked of; the first variant's picture is the question's own."""
+    """Words, and variant -> path of the image they are asked of; the first variant's image is the question's own."""
 
     words: str
-    pictures: Mapping[str, str]
+    images: Mapping[str, str]
 
     @property
     def own(self) -> str:
-        """Path of the picture it is about."""
-        return next(iter(self.pictures.values()))
+        """Path of the image it is about."""
+        return next(iter(self.images.values()))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Row:
 
 
 def cut_windows(asked: Sequence[Question], batch_size: int | Literal["auto"]) -> list[range]:
-    """Cut the questions into windows of some batches each; those about one picture that stand together stay together.
+    """Cut the questions into windows of some batches each; those about one image that stand together stay together.
 
     How many processes share the windows does not matter, so that one process may go on where several were interrupted.
     """
@@ -103,27 +103,27 @@ def answer_greedily(
     max_new_tokens: int,
     done: Set[Key] = frozenset(),
     loaders: int = 0,
-    leave: float = LEAVE,
+    leave: float = COMPACT_BELOW,
 ) -> Iterator[Answers]:
     """Answer the questions of some windows (`cut_windows`), but for what is done, batch after batch.
 
-    Questions about the same or neighbouring pictures should stand together. `loaders`: threads that open pictures ahead of a GPU; with 0
-    they are opened as they are needed. Tokens that stand for pictures are never generated. Raises InputError naming an image that does
+    Questions about the same or neighbouring images should stand together. `loaders`: threads that open images ahead of a GPU; with 0
+    they are opened as they are needed. Tokens that stand for images are never generated. Raises InputError naming an image that does
     not open or a question that cannot be asked, and when a GPU's memory does not suffice.
     """
     policy.eval()
     embed_patches_by_product(policy)
-    left = [window for window in windows if not done >= {(place, variant) for place in window for variant in asked[place].pictures}]
+    left = [window for window in windows if not done >= {(place, variant) for place in window for variant in asked[place].images}]
     paths = [_paths(asked, window) for window in left]
     answerer = _Answerer(policy, processor, max_new_tokens, batch_size, leave)
-    with load_pictures(processor, policy.dtype, [*chain.from_iterable(paths)], loaders) as stream:
+    with load_images(processor, policy.dtype, [*chain.from_iterable(paths)], loaders) as stream:
         for window, its_own in zip(left, paths, strict=True):
             yield from answerer.answer(asked, window, its_own, stream, done)
 
 
 def _paths(asked: Sequence[Question], window: range) -> list[str]:
-    """The pictures that the questions of a window need, each once."""
-    return list(dict.fromkeys(path for place in window for path in (asked[place].own, *asked[place].pictures.values()) if path != BLANK))
+    """The images that the questions of a window need, each once."""
+    return list(dict.fromkeys(path for place in window for path in (asked[place].own, *asked[place].images.values()) if path != BLANK))
 
 
 class _Answerer:
@@ -137,27 +137,27 @@ class _Answerer:
     def answer(
         self, asked: Sequence[Question], window: range, paths: Sequence[str], stream: Iterator[Processed], done: Set[Key]
     ) -> Iterator[Answers]:
-        """Answer one window, whose pictures come next in the stream."""
+        """Answer one window, whose images come next in the stream."""
         head, words = self._tokenize([asked[place] for place in window])
         numbers: dict[str | tuple[int, int], int] = {}
         sizes: dict[str, tuple[int, int]] = {}
 
         def needed() -> Iterator[Processed]:
-            """The pictures at the paths, and then a black one of each size that is asked for."""
-            for path, picture in zip(paths, stream, strict=False):
-                numbers[path], sizes[path] = len(numbers), picture.size
-                yield picture
+            """The images at the paths, and then a black one of each size that is asked for."""
+            for path, image in zip(paths, stream, strict=False):
+                numbers[path], sizes[path] = len(numbers), image.size
+                yield image
             for place in window:
                 size = sizes[asked[place].own]
-                if BLANK in asked[place].pictures.values() and size not in numbers:
+                if BLANK in asked[place].images.values() and size not in numbers:
                     numbers[size] = len(numbers)
                     yield process(self._processor, Image.new("RGB", size), self._policy.dtype)
 
-        prefixes = pass_over_pictures(self._policy, self._processor, head, words[0][0], needed())
+        prefixes = pass_over_images(self._policy, self._processor, head, words[0][0], needed())
         rows = [
             _Row((place, variant), numbers[sizes[asked[place].own] if path == BLANK else path], words[place - window.start])
             for place in window
-            for variant, path in asked[place].pictures.items()
+            for variant, path in asked[place].images.items()
         ]
         rows.sort(key=lambda row: (-prefixes.lengths[row.prefix], -len(row.words)))
         self._size.estimate(self._policy, max(prefixes.lengths), max(map(len, words)), self._most)
@@ -184,7 +184,8 @@ class _Answerer:
         picked = torch.tensor([row.prefix for row in rows], device=device)
         before, after = max(prefixes.lengths[row.prefix] for row in rows), max(len(row.words) for row in rows)
         layers = [
-            Room.behind(keys[picked, :, -before:], values[picked, :, -before:], after + self._most - 1) for keys, values in prefixes.layers
+            PreallocatedLayer.from_prefix(keys[picked, :, -before:], values[picked, :, -before:], after + self._most - 1)
+            for keys, values in prefixes.layers
         ]
         cache = DynamicCache()
         cache.layers = layers
@@ -220,18 +221,18 @@ class _Answerer:
         return [Completion(text, tuple(ids)) for text, ids in zip(texts, written, strict=True)]
 
     def _tokenize(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
-        """The token ids before the picture, the same for all, and those behind it, for each question."""
+        """The token ids before the image, the same for all, and those behind it, for each question."""
         texts = [self._processor.apply_chat_template(chat(each.words), add_generation_prompt=True, tokenize=False) for each in questions]
         heads, words, token = [], [], self._processor.image_token_id
         for question, ids in zip(questions, self._processor.tokenizer(texts)["input_ids"], strict=True):
             if (found := ids.count(token)) != 1:
                 raise InputError(
-                    f"the question {question.words[:80]!r} has {found} tokens that stand for pictures, its picture needs 1: none may hold "
+                    f"the question {question.words[:80]!r} has {found} tokens that stand for images, its image needs 1: none may hold "
                     f"{self._processor.image_token}"
                 )
             place = ids.index(token)
             heads.append(ids[:place])
             words.append(ids[place + 1 :])
         if any(head != heads[0] for head in heads):
-            raise InputError("the model's chat template puts words of the question before its picture, which Med-R1's prompts do not")
+            raise InputError("the model's chat template puts words of the question before its image, which Med-R1's prompts do not")
         return heads[0], words

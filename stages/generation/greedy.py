@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from stages.policy.kv_cache import Room
+from stages.policy.kv_cache import PreallocatedLayer
 
-LEAVE: Final = 0.5
+COMPACT_BELOW: Final = 0.5
 """Rows that have ended leave when at most this share is still open: all at once, so that what stays is copied a few times only."""
 
 
 @torch.inference_mode()
 def complete_greedily(
     policy: nn.Module,
-    layers: Sequence[Room],
+    layers: Sequence[PreallocatedLayer],
     mask: Tensor,
     positions: Tensor,
     logits: Tensor,
@@ -26,7 +26,7 @@ def complete_greedily(
     max_tokens: int,
     ends: Sequence[int],
     suppressed: Sequence[int] = (),
-    leave: float = LEAVE,
+    leave: float = COMPACT_BELOW,
 ) -> list[list[int]]:
     """The likeliest token, step after step, for each of B rows: lists of token ids, the end token among them.
 
@@ -58,7 +58,7 @@ def complete_greedily(
         if left <= leave * len(rows):
             stay = open_.nonzero()[:, 0]
             for layer in layers:
-                layer.keep(stay)
+                layer.select_rows(stay)
             rows, mask, positions, chosen, open_ = rows[stay], mask[stay], positions[:, stay], chosen[stay], open_[stay]
         logits = policy(
             input_ids=chosen[:, None],

@@ -1,4 +1,4 @@
-"""What a policy makes of pictures and of what stands before them, once for all the words that are put behind."""
+"""What a policy makes of images and of what stands before them, once for all the words that are put behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.policy.prefill import pass_over_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone
 
 TOGETHER: Final = 32
-"""Pictures that go through the policy together: enough for any device, and each takes tens of MB on its way."""
+"""Images that go through the policy together: enough for any device, and each takes tens of MB on its way."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,27 @@ class Prefixes:
     next: Tensor
 
 
-def pass_over_pictures(policy: nn.Module, processor: Any, head: Sequence[int], follower: int, pictures: Iterable[Processed]) -> Prefixes:
-    """Run token ids that stand before a picture, and the tokens of each picture behind them.
+def pass_over_images(policy: nn.Module, processor: Any, head: Sequence[int], follower: int, images: Iterable[Processed]) -> Prefixes:
+    """Run token ids that stand before an image, and the tokens of each image behind them.
 
-    `follower` is any token of text that may come next. Raises InputError if a GPU's memory does not hold one picture.
+    `follower` is any token of text that may come next. Raises InputError if a GPU's memory does not hold one image.
     """
     parts: list[list[tuple[Tensor, Tensor]]] = []
     lengths: list[int] = []
     following: list[Tensor] = []
-    stream, together = iter(pictures), TOGETHER
+    stream, together = iter(images), TOGETHER
     waiting: list[Processed] = []
     while waiting or (waiting := list(islice(stream, TOGETHER))):
         batch, positions = _prompts(policy, processor, head, follower, waiting[:together])
         short: torch.OutOfMemoryError | None = None
         try:
-            done = pass_over_prompts(policy, batch, batch.pictures)
+            done = pass_over_prompts(policy, batch, batch.image_inputs)
         except torch.OutOfMemoryError as error:
             short = error.with_traceback(None)  # which holds what took the memory
         if short is not None:
             if together == 1:
                 said = str(short).splitlines()[0]
-                raise InputError(f"out of GPU memory with one picture ({said}): set base.max_pixels lower, or free the GPU") from short
+                raise InputError(f"out of GPU memory with one image ({said}): set base.max_pixels lower, or free the GPU") from short
             together //= 2
             torch.cuda.empty_cache()
             continue
@@ -69,14 +69,14 @@ def pass_over_pictures(policy: nn.Module, processor: Any, head: Sequence[int], f
     return Prefixes(layers, lengths, torch.cat(following, dim=1))
 
 
-def _prompts(policy: Any, processor: Any, head: Sequence[int], follower: int, pictures: Sequence[Processed]) -> tuple[PromptBatch, Tensor]:
-    """The prefixes of some pictures as prompts, and the position (3, U) behind each."""
+def _prompts(policy: Any, processor: Any, head: Sequence[int], follower: int, images: Sequence[Processed]) -> tuple[PromptBatch, Tensor]:
+    """The prefixes of some images as prompts, and the position (3, U) behind each."""
     token, merged = processor.image_token_id, processor.image_processor.merge_size**2
-    rows = [[*head, *[token] * (int(each.grid.prod()) // merged), follower] for each in pictures]
+    rows = [[*head, *[token] * (int(each.grid.prod()) // merged), follower] for each in images]
     width = max(len(row) for row in rows)
     ids = torch.tensor([[processor.tokenizer.pad_token_id] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    grids = torch.stack([each.grid for each in pictures])
+    grids = torch.stack([each.grid for each in images])
     positions, _ = backbone(policy).get_rope_index(ids, (ids == token).int(), image_grid_thw=grids, attention_mask=mask)
     device = policy.device
     return (
@@ -84,9 +84,9 @@ def _prompts(policy: Any, processor: Any, head: Sequence[int], follower: int, pi
             ids=ids[:, :-1].to(device),
             mask=mask[:, :-1].to(device),
             positions=positions[..., :-1].to(device),
-            pixel_values=torch.cat([each.patches for each in pictures]).to(device),
+            pixel_values=torch.cat([each.patches for each in images]).to(device),
             image_grid_thw=grids.to(device),
-            images=(1,) * len(pictures),
+            image_counts=(1,) * len(images),
         ),
         positions[..., -1].to(device),
     )

@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer, in which a group's prompt and picture are processed, seen and scored once.
+"""TRL's GRPOTrainer, in which a group's prompt and image are processed, seen and scored once.
 
 One class for both engines: `trl` leaves everything to TRL. What TRL does around it stays for both: rewards, advantages,
 losses, accumulation, several updates a batch, callbacks, logging, PEFT, DeepSpeed.
@@ -21,9 +21,9 @@ from trl.trainer.utils import split_tensor_dict
 from stages.core.errors import InputError
 from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import Sampling, draws, sample_completions
-from stages.grpo.shared_prefix import Head, concatenate, score
+from stages.grpo.shared_prefix import LMHeadOptions, concatenate, score
 from stages.grpo.vllm_rollout import check_prompts_of
-from stages.policy.prefill import Pictures, PromptPass, pass_over_prompts
+from stages.policy.prefill import ImageInputs, PromptPass, pass_over_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
 
@@ -53,8 +53,8 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         super().__init__(*arguments, **more)
         self.sharing = sharing
         self._prompts: PromptBatch | None = None  # of the rows being generated or scored
-        self._passed: PromptPass | None = None  # of those, with gradients, where it is to be used again
-        self._live: list[int] | None = None  # those of them that the policy has to score
+        self._prompt_cache: PromptPass | None = None  # of those, with gradients, where it is to be used again
+        self._active_groups: list[int] | None = None  # those of them that the policy has to score
         if sharing.engine == "shared-prefix":
             for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
                 embed_patches_by_product(policy)
@@ -78,20 +78,20 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """As TRL's, which sees the questions without their pictures, and so processes none; they come back as `prompts`."""
+        """As TRL's, which sees the questions without their images, and so processes none; they come back as `prompts`."""
         if not self._shares:
             return super()._generate_and_score_completions(inputs)
         self._examples = inputs
-        scored = super()._generate_and_score_completions([_without_pictures(example) for example in inputs])
+        scored = super()._generate_and_score_completions([_without_images(example) for example in inputs])
         return scored | {"prompts": self._prompts}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """Process one prompt a group, with its pictures; every member gets its ids."""
+        """Process one prompt a group, with its images; every member gets its ids."""
         if not self._shares:
             return super()._tokenize_prompts(prompts)
         group = self.num_generations
         chats = [
-            prepare_multimodal_messages(prompt, images=_pictures(example))
+            prepare_multimodal_messages(prompt, images=_images(example))
             for prompt, example in zip(prompts[::group], self._examples[::group], strict=True)
         ]
         self._prompts = process_prompts(self.processing_class, self.model, chats, self.accelerator.device)
@@ -103,7 +103,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
     def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, num_generations: int, *rest: Any, **more: Any) -> Any:
         """Sample a group behind each prompt, which passes the policy once."""
         if not self._shares or self.use_vllm:
-            images = [_pictures(example) for example in self._examples] if self._shares else images
+            images = [_images(example) for example in self._examples] if self._shares else images
             return super()._generate_single_turn(prompt_ids, images, fields, num_generations, *rest, **more)
         prompts = self._prompts
         assert prompts is not None
@@ -132,8 +132,8 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             self.accelerator.autocast(),
         ):
             with nullcontext() if self.sharing.reuse_prompt_pass else torch.no_grad():
-                passed = pass_over_prompts(policy, prompts, self._seen(policy, prompts))
-            self._passed = passed if self.sharing.reuse_prompt_pass else None
+                passed = pass_over_prompts(policy, prompts, self._image_inputs(policy, prompts))
+            self._prompt_cache = passed if self.sharing.reuse_prompt_pass else None
             return sample_completions(policy, prompts, passed.detached(), uniform, sampling), None
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
@@ -158,11 +158,11 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         if self.sharing.skip_zero_advantage:
             groups = inputs["advantages"].view(len(self._prompts), -1)
             # at least one: every process has to run its pass
-            self._live = (groups != 0).any(1).nonzero().flatten().tolist() or [0]
+            self._active_groups = (groups != 0).any(1).nonzero().flatten().tolist() or [0]
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._passed = self._live = None
+            self._prompt_cache = self._active_groups = None
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -184,29 +184,29 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         prompts, group = self._prompts, self.num_generations
         assert prompts is not None
         ids, real = (values[:, -logits_to_keep:].view(len(prompts), group, -1) for values in (input_ids, attention_mask))
-        head = Head(self.temperature, self.sharing.fused_head, compute_entropy)
+        head = LMHeadOptions(self.temperature, self.sharing.fused_head, compute_entropy)
         with self.accelerator.autocast():
-            if self._passed is not None and torch.is_grad_enabled():
-                return *score(model, prompts, prompts.pictures, ids, real, head, self._passed), None
-            if self._live is not None:
-                logps, entropies = self._score(model, self._live, ids, real, head)
-                spread = None if entropies is None else _spread(entropies, self._live, len(prompts))
-                return _spread(logps, self._live, len(prompts)), spread, None
+            if self._prompt_cache is not None and torch.is_grad_enabled():
+                return *score(model, prompts, prompts.image_inputs, ids, real, head, self._prompt_cache), None
+            if self._active_groups is not None:
+                logps, entropies = self._score(model, self._active_groups, ids, real, head)
+                spread = None if entropies is None else _scatter_groups(entropies, self._active_groups, len(prompts))
+                return _scatter_groups(logps, self._active_groups, len(prompts)), spread, None
             size = max((batch_size or len(input_ids)) // group, 1)
             chunks = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
             return *concatenate(self._score(model, chunk, ids, real, head) for chunk in chunks), None
 
-    def _score(self, model: Any, groups: Sequence[int], ids: Tensor, real: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
+    def _score(self, model: Any, groups: Sequence[int], ids: Tensor, real: Tensor, head: LMHeadOptions) -> tuple[Tensor, Tensor | None]:
         assert self._prompts is not None
         prompts, index = self._prompts.select(groups), torch.tensor(list(groups), device=ids.device)
-        return score(model, prompts, self._seen(model, prompts), ids[index], real[index], head)
+        return score(model, prompts, self._image_inputs(model, prompts), ids[index], real[index], head)
 
-    def _seen(self, model: Any, prompts: PromptBatch) -> Pictures:
-        """The pictures of some prompts for a forward: their features if the model's tower never changes, or their pixels."""
+    def _image_inputs(self, model: Any, prompts: PromptBatch) -> ImageInputs:
+        """The images of some prompts for a forward: their features if the model's tower never changes, or their pixels."""
         unchanging = self._tower_frozen or model is self.ref_model
         if self._features is not None and unchanging:
             return self._features(self.accelerator.unwrap_model(model), prompts)
-        return prompts.pictures
+        return prompts.image_inputs
 
 
 def _whole_groups(scored: dict[str, Any], parts: int) -> list[dict[str, Any]]:
@@ -217,17 +217,17 @@ def _whole_groups(scored: dict[str, Any], parts: int) -> list[dict[str, Any]]:
     return [part | {"prompts": prompts.select(range(number * size, (number + 1) * size))} for number, part in enumerate(cut)]
 
 
-def _without_pictures(example: dict[str, Any]) -> dict[str, Any]:
+def _without_images(example: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in example.items() if name not in ("image", "images")}
 
 
-def _pictures(example: dict[str, Any]) -> list[Any]:
+def _images(example: dict[str, Any]) -> list[Any]:
     if example.get("image") is not None:
         return [example["image"]]
     return list(example.get("images") or ())
 
 
-def _spread(values: Tensor, live: list[int], groups: int) -> Tensor:
+def _scatter_groups(values: Tensor, live: list[int], groups: int) -> Tensor:
     """Scores (len(live) * G, C) of some groups in their places among all; elsewhere the mean, so that no logged mean moves."""
     values = values.view(len(live), -1, values.shape[1])
     whole = values.detach().mean().expand(groups, *values.shape[1:]).clone()

@@ -60,7 +60,7 @@ def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
     return {
         "deepspeed": configuration and str(configuration),
         "ddp_timeout": max(round(grpo.timeout_minutes * 60), 1),
-        # every question has a picture, so that every pass uses every weight: nothing to search for, and an error instead of a wait if not
+        # every question has an image, so that every pass uses every weight: nothing to search for, and an error instead of a wait if not
         "ddp_find_unused_parameters": False,
     }
 

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from stages.policy.kv_cache import Room
+from stages.policy.kv_cache import PreallocatedLayer
 from stages.policy.prefill import PromptPass
 from stages.policy.prompt_batch import PromptBatch
 
@@ -75,7 +75,7 @@ def sample_completions(policy: nn.Module, prompts: PromptBatch, done: PromptPass
     own = (torch.arange(group, device=device)[:, None] == member).expand(batch, group, -1)
     mask = torch.cat([prompts.mask.bool()[:, None, :].expand(-1, group, -1), own], dim=2)[:, None]
     cache = DynamicCache()
-    cache.layers = [Room.behind(keys, values, group * (most - 1)) for keys, values in done.keys_values]
+    cache.layers = [PreallocatedLayer.from_prefix(keys, values, group * (most - 1)) for keys, values in done.keys_values]
     before = prompts.ids.repeat_interleave(group, 0)
     logits = done.logits[:, None].expand(batch, group, -1)
     tokens = torch.full((batch, group, most), sampling.pad, device=device)

@@ -20,7 +20,7 @@ from stages.core.params import Grpo, Sft
 from stages.corpus.dataset.problems import format_solution
 from stages.grpo.parallel import join_deepspeed
 from stages.grpo.resume import Resumable
-from stages.grpo.trainer import StepProgress, adapter, check_batch, check_prompts, shared_arguments, with_pictures
+from stages.grpo.trainer import StepProgress, adapter, check_batch, check_prompts, shared_arguments, with_images
 from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
 from stages.policy.vision_features import embed_patches_by_product
@@ -54,7 +54,7 @@ def sft_config(grpo: Grpo, sft: Sft, scratch: Path, run_name: str) -> SFTConfig:
 
 
 def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dataset:
-    """Rows {"image": path, "problem", "gold"} as TRL takes them: prompt and completion as text, a picture opened on use.
+    """Rows {"image": path, "problem", "gold"} as TRL takes them: prompt and completion as text, an image opened on use.
 
     As text and not as a chat, whose template adds a line break behind the end of the turn: a token that no policy ever writes.
     """
@@ -64,7 +64,7 @@ def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dat
         "completion": [target(row["gold"]) + processor.tokenizer.eos_token for row in rows],
         "image": [row["image"] for row in rows],
     }
-    return Dataset.from_dict(columns).with_transform(with_pictures)
+    return Dataset.from_dict(columns).with_transform(with_images)
 
 
 class _InOrder(SFTTrainer):  # type: ignore[misc]
@@ -94,7 +94,7 @@ def build_sft_trainer(
 ) -> MedSFTTrainer:
     """A trainer ready to run, its state to go to `scratch`; rows as `sft_dataset` takes them.
 
-    Raises InputError if there are fewer prompts than a batch, one is too long or holds tokens that stand for pictures, a policy
+    Raises InputError if there are fewer prompts than a batch, one is too long or holds tokens that stand for images, a policy
     would not end where its targets end, or several GPUs are to be used by one process.
     """
     check_batch(grpo, len(rows), run_name)

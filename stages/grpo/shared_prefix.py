@@ -1,10 +1,10 @@
-"""GRPO that computes a prompt and its picture once for the whole group, not once for each completion.
+"""GRPO that computes a prompt and its image once for the whole group, not once for each completion.
 
 A group is laid out in one row: the prompt without its last token, then a segment for each completion. A segment is the
 prompt's last token and all but the last token of the completion, so that its j-th hidden state predicts completion
 token j; it sees the prompt and itself, through a boolean mask of shape (B, 1, T, T), and goes on from the prompt's
 M-RoPE positions as if it stood alone. Log-probabilities and gradients are those of G separate rows; what is saved is
-G - 1 passes over prompt and picture, and no logits are made where no completion token is predicted. A no-think answer is
+G - 1 passes over prompt and image, and no logits are made where no completion token is predicted. A no-think answer is
 some ten tokens behind a prompt of hundreds, so that is nearly all of a step.
 
 Where the prompt's keys and values are at hand already, from the pass that began the rollout, the segments alone are run
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from stages.policy.last_layer import last_layer_yields
-from stages.policy.prefill import Pictures, PromptPass, pass_over_prompts, with_itself
+from stages.policy.prefill import ImageInputs, PromptPass, pass_over_prompts, with_itself
 from stages.policy.prompt_batch import PromptBatch, recomputes
 
-SHORT: Final = 256
+PACK_MAX_TOKENS: Final = 256
 """Completion tokens of a group up to which its segments share a row. Measured on a CPU: at 80 one row is faster by a tenth, at
 1200 rows of their own are by a third."""
 
@@ -45,7 +45,7 @@ class SharedRows:
     positions: Tensor
 
 
-def lay_out(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor) -> SharedRows:
+def pack_rows(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor) -> SharedRows:
     """Rows of B prompts and their completions (B, G, C), padded on the right; mask of 0 and 1."""
     before, (batch, group, length) = prompts.ids.shape[1] - 1, completion_ids.shape
     device = completion_ids.device
@@ -67,38 +67,38 @@ def lay_out(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tenso
 def score(
     policy: nn.Module,
     prompts: PromptBatch,
-    pictures: Pictures,
+    images: ImageInputs,
     completion_ids: Tensor,
     completion_mask: Tensor,
-    head: Head,
+    head: LMHeadOptions,
     done: PromptPass | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities and entropies (B * G, C) of completions (B, G, C), by the way that costs least.
 
     `done` is a pass over the prompts that was made before, if any.
     """
-    short = completion_ids[0].numel() <= SHORT
+    short = completion_ids[0].numel() <= PACK_MAX_TOKENS
     # recomputing activations, transformers keeps no keys and values
     if done is None and (short or recomputes(policy)):
-        return score_rows(policy, prompts, pictures, completion_ids, completion_mask, head)
-    done = done or pass_over_prompts(policy, prompts, pictures)
+        return score_rows(policy, prompts, images, completion_ids, completion_mask, head)
+    done = done or pass_over_prompts(policy, prompts, images)
     return (score_segments if short else score_members)(policy, prompts, done, completion_ids, completion_mask, head)
 
 
 def score_rows(
-    policy: nn.Module, prompts: PromptBatch, pictures: Pictures, completion_ids: Tensor, completion_mask: Tensor, head: Head
+    policy: nn.Module, prompts: PromptBatch, images: ImageInputs, completion_ids: Tensor, completion_mask: Tensor, head: LMHeadOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Prompt and segments in one row: one call of the policy."""
-    rows = lay_out(prompts, completion_ids, completion_mask)
+    rows = pack_rows(prompts, completion_ids, completion_mask)
     inputs = {"attention_mask": rows.mask, "position_ids": rows.positions, "use_cache": False}
-    return head(policy, pictures(rows.input_ids) | inputs, completion_ids)
+    return head(policy, images(rows.input_ids) | inputs, completion_ids)
 
 
 def score_segments(
-    policy: nn.Module, prompts: PromptBatch, done: PromptPass, completion_ids: Tensor, completion_mask: Tensor, head: Head
+    policy: nn.Module, prompts: PromptBatch, done: PromptPass, completion_ids: Tensor, completion_mask: Tensor, head: LMHeadOptions
 ) -> tuple[Tensor, Tensor | None]:
     """The segments of a group in one row, behind a pass over the prompts."""
-    rows = lay_out(prompts, completion_ids, completion_mask)
+    rows = pack_rows(prompts, completion_ids, completion_mask)
     before = prompts.ids.shape[1] - 1
     inputs = {
         "input_ids": rows.input_ids[:, before:],
@@ -110,7 +110,7 @@ def score_segments(
 
 
 def score_members(
-    policy: nn.Module, prompts: PromptBatch, done: PromptPass, completion_ids: Tensor, completion_mask: Tensor, head: Head
+    policy: nn.Module, prompts: PromptBatch, done: PromptPass, completion_ids: Tensor, completion_mask: Tensor, head: LMHeadOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Each segment in a row of its own, behind the prompt's keys and values repeated for its group.
 
@@ -133,7 +133,7 @@ def score_members(
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHeadOptions:
     """From hidden states to log-probabilities, at a temperature.
 
     `fused` projects tile by tile and keeps no logits, with the head TRL put into the policy (`add_fused_lm_head`): for

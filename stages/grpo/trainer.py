@@ -20,9 +20,9 @@ from trl import GRPOConfig
 
 from stages.core.distributed.launch import processes
 from stages.core.errors import InputError
-from stages.core.iteration.progress import teller
+from stages.core.iteration.progress import progress_reporter
 from stages.core.params import Grpo, Lora
-from stages.core.services.tracking import Run
+from stages.core.services.tracking import TrackingRun
 from stages.corpus.dataset.image_store import open_image
 from stages.grpo.engine import MedGRPOTrainer, Sharing
 from stages.grpo.parallel import join_deepspeed, parallel_arguments, whole_weights
@@ -63,7 +63,7 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "bf16": grpo.bf16,
         **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
-        # stages.core.services.tracking reports, by `Reported`: transformers' own way would add paths of this machine, and no hashes
+        # stages.core.services.tracking reports, by `TrackingCallback`: transformers' own way would add paths of this machine, and no hashes
         "report_to": "none",
         "remove_unused_columns": False,
         "save_strategy": "steps" if save_steps else "no",
@@ -105,24 +105,24 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
 
 
 def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
-    """Rows {"image": path, "problem", "gold", "options"} as TRL takes them: a chat, a picture opened on use, the gold."""
+    """Rows {"image": path, "problem", "gold", "options"} as TRL takes them: a chat, an image opened on use, the gold."""
     columns = {
         "prompt": [[{"role": "user", "content": ask(row["problem"], style, "train")}] for row in rows],
         "image": [row["image"] for row in rows],
         "gold": [row["gold"] for row in rows],
         "options": [row["options"] for row in rows],
     }
-    return Dataset.from_dict(columns).with_transform(with_pictures)
+    return Dataset.from_dict(columns).with_transform(with_images)
 
 
-def with_pictures(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Rows of a dataset with their pictures opened, in place of the paths in its column `image`."""
-    return batch | {"image": [_picture(path) for path in batch["image"]]} if "image" in batch else batch
+def with_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Rows of a dataset with their images opened, in place of the paths in its column `image`."""
+    return batch | {"image": [_image(path) for path in batch["image"]]} if "image" in batch else batch
 
 
 @lru_cache(maxsize=256)
-def _picture(path: str) -> Image.Image:
-    """A picture by its path, decoded once for its group, and for the other questions about it while it is among the last 256."""
+def _image(path: str) -> Image.Image:
+    """An image by its path, decoded once for its group, and for the other questions about it while it is among the last 256."""
     return open_image(path)
 
 
@@ -131,7 +131,7 @@ def build_trainer(
 ) -> MedGRPOTrainer:
     """A trainer ready to run, its state to go to `scratch`.
 
-    Raises InputError if there are fewer prompts than a batch, or one is too long or holds tokens that stand for pictures.
+    Raises InputError if there are fewer prompts than a batch, or one is too long or holds tokens that stand for images.
     """
     check_batch(grpo, len(dataset), run_name)
     questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
@@ -195,17 +195,17 @@ def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
         )
 
 
-def check_prompts(questions: list[str], picture: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo) -> None:
-    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut its picture's tokens.
+def check_prompts(questions: list[str], image: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo) -> None:
+    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut its image's tokens.
 
-    `picture` is any of theirs: every picture has the size the resize stage gave it, so that one stands for all.
+    `image` is any of theirs: every image has the size the resize stage gave it, so that one stands for all.
     """
     placeholders = processor.tokenizer.convert_ids_to_tokens(vision_token_ids(processor))
     for question in questions:
         if held := [token for token in placeholders if token in question]:
-            raise InputError(f"the question {question[:80]!r} contains {held[0]}, which stands for a picture: take it out of the record")
+            raise InputError(f"the question {question[:80]!r} contains {held[0]}, which stands for an image: take it out of the record")
     texts = [processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False) for question in questions]
-    first = processor(text=[texts[0]], images=[picture])["input_ids"][0]
+    first = processor(text=[texts[0]], images=[image])["input_ids"][0]
     extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
     lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
@@ -243,7 +243,7 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
         """Start the clock."""
         hidden = not sys.stderr.isatty() or not state.is_world_process_zero
         self._bar = tqdm(total=state.max_steps, desc=self._name, initial=state.global_step, unit="step", disable=hidden)
-        self._tell = teller(self._name, state.max_steps, "step", done=state.global_step)
+        self._tell = progress_reporter(self._name, state.max_steps, "step", done=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Take one step on."""
@@ -260,10 +260,10 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
         self._bar.close()
 
 
-class Reported(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
     """Reports the numbers of each step, those of the training log, to a run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: TrackingRun) -> None:
         self._run = run
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

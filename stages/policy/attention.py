@@ -1,6 +1,6 @@
 """Which attention each part of a policy computes with, and whether it can here.
 
-flash-attn takes the patches of many pictures in one call, where transformers' other ways loop over pictures; but it knows no mask of
+flash-attn takes the patches of many images in one call, where transformers' other ways loop over images; but it knows no mask of
 four dimensions, which the rows of a shared prompt need in the language model. So the two parts may have different kinds.
 """
 

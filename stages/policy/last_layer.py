@@ -2,7 +2,7 @@
 
 Above the last layer nothing attends any more: of a token that predicts nothing it takes the keys and values alone. Its
 queries, the output projection and the feed-forward network, 98% of the layer in Qwen2-VL-2B, would be computed for every token of
-prompt and picture, and their gradients, which are zeros, with them. That is exact, and one layer in 28 of what a prompt costs.
+prompt and image, and their gradients, which are zeros, with them. That is exact, and one layer in 28 of what a prompt costs.
 """
 
 from __future__ import annotations

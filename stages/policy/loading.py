@@ -61,7 +61,7 @@ def load_policy(folder: Path, *, dtype: str, attention: str | Towers, own_masks:
 
 
 def vision_token_ids(processor: Any) -> list[int]:
-    """Token ids that stand for pictures: sampling one puts a placeholder without a picture into a completion."""
+    """Token ids that stand for images: sampling one puts a placeholder without an image into a completion."""
     tokenizer = processor.tokenizer
     names = [
         token

@@ -13,8 +13,8 @@ from transformers import DynamicCache
 from stages.policy.last_layer import last_layer_yields
 from stages.policy.prompt_batch import PromptBatch
 
-Pictures = Callable[[Tensor], dict[str, Any]]
-"""From the ids of rows to what a policy's forward takes for them and the pictures in them: `PromptBatch.pictures`, or features."""
+ImageInputs = Callable[[Tensor], dict[str, Any]]
+"""From the ids of rows to what a policy's forward takes for them and the images in them: `PromptBatch.image_inputs`, or features."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class PromptPass:
         return PromptPass(tuple((keys.detach(), values.detach()) for keys, values in self.keys_values), self.logits.detach())
 
 
-def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, pictures: Pictures) -> PromptPass:
-    """Run B prompts and their pictures once."""
+def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs) -> PromptPass:
+    """Run B prompts and their images once."""
     mask = None  # all real: the attention's own causal mask, which fast kernels know
     if not bool(prompts.mask.all()):
         width = prompts.ids.shape[1]
@@ -48,7 +48,7 @@ def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, pictures: Picture
         mask = with_itself(causal & prompts.mask.bool()[:, None, :])[:, None]
     with last_layer_yields(policy, 1):
         out = policy(
-            **pictures(prompts.ids),
+            **images(prompts.ids),
             attention_mask=mask,
             position_ids=prompts.positions,
             past_key_values=DynamicCache(),

@@ -1,4 +1,4 @@
-"""Prompts with their pictures as tensors, one row a prompt, however many completions are sampled for it."""
+"""Prompts with their images as tensors, one row a prompt, however many completions are sampled for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PromptBatch:
     """B prompts, padded on the left to P tokens.
 
     `ids` and `mask` (B, P); `positions` (3, B, P), M-RoPE; `pixel_values` (patches, features) and `image_grid_thw`
-    (pictures, 3) of all prompts in order; `images`, how many pictures each prompt has.
+    (images, 3) of all prompts in order; `image_counts`, how many images each prompt has.
     """
 
     ids: Tensor
@@ -25,21 +25,21 @@ class PromptBatch:
     positions: Tensor
     pixel_values: Tensor
     image_grid_thw: Tensor
-    images: tuple[int, ...]
+    image_counts: tuple[int, ...]
 
     def __len__(self) -> int:
         """B."""
         return len(self.ids)
 
-    def pictures(self, ids: Tensor) -> dict[str, Tensor]:
+    def image_inputs(self, ids: Tensor) -> dict[str, Tensor]:
         """What a policy's forward takes for rows (B, T) that begin as these prompts: their ids and the pixels."""
         return {"input_ids": ids, "pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
-        """Some of the prompts, pictures with them."""
+        """Some of the prompts, images with them."""
         if list(rows) == list(range(len(self))):
             return self
-        by_row = torch.split(self.image_grid_thw, list(self.images))
+        by_row = torch.split(self.image_grid_thw, list(self.image_counts))
         patches = torch.split(self.pixel_values, [int(grid.prod(-1).sum()) for grid in by_row])
         index = torch.tensor(list(rows), device=self.ids.device)
         return PromptBatch(
@@ -48,15 +48,15 @@ class PromptBatch:
             self.positions[:, index],
             torch.cat([patches[row] for row in rows]),
             torch.cat([by_row[row] for row in rows]),
-            tuple(self.images[row] for row in rows),
+            tuple(self.image_counts[row] for row in rows),
         )
 
 
 def process_prompts(processor: Any, policy: nn.Module, chats: Sequence[list[dict[str, Any]]], device: torch.device) -> PromptBatch:
-    """Tokenise chats whose messages hold their pictures (PIL); each chat and picture once.
+    """Tokenise chats whose messages hold their images (PIL); each chat and image once.
 
-    Raises InputError, with the beginning of the question, where the tokens that stand for pictures are not as many as
-    the pictures need.
+    Raises InputError, with the beginning of the question, where the tokens that stand for images are not as many as
+    the images need.
     """
     fields = processor.apply_chat_template(
         conversation=list(chats),
@@ -78,7 +78,7 @@ def process_prompts(processor: Any, policy: nn.Module, chats: Sequence[list[dict
         positions=positions.to(device),
         pixel_values=fields["pixel_values"].to(device),
         image_grid_thw=fields["image_grid_thw"].to(device),
-        images=images,
+        image_counts=images,
     )
 
 
@@ -90,8 +90,8 @@ def _check_placeholders(processor: Any, chats: Sequence[list[dict[str, Any]]], i
         if found[row] != needed or not needed:
             words = " ".join(part["text"] for message in chat for part in message["content"] if part["type"] == "text")
             raise InputError(
-                f"the question {words[:80]!r} has {found[row]} tokens that stand for pictures, its pictures need {needed}: every question "
-                f"needs a picture, and none may contain {processor.image_token}"
+                f"the question {words[:80]!r} has {found[row]} tokens that stand for images, its images need {needed}: every question "
+                f"needs an image, and none may contain {processor.image_token}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Features of pictures, computed apart from the rows they stand in: once, kept, shared."""
+"""Features of images, computed apart from the rows they stand in: once, kept, shared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.core.errors import InputError
-from stages.policy.prefill import Pictures
+from stages.policy.prefill import ImageInputs
 from stages.policy.prompt_batch import PromptBatch, backbone
 
 
@@ -21,7 +21,7 @@ class VisionFeatures:
     """A memory of at most `limit` bytes, oldest use dropped first, shared by policy, reference and epochs.
 
     Sound only while the tower is the same for all who ask: frozen in the policy, and in the reference always.
-    Each picture goes through the tower alone, so that its features do not depend on what else is in the batch: a
+    Each image goes through the tower alone, so that its features do not depend on what else is in the batch: a
     resumed run, which starts with an empty memory, gets the same bits.
     """
 
@@ -30,7 +30,7 @@ class VisionFeatures:
         self._held = 0
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
-    def __call__(self, policy: Any, prompts: PromptBatch) -> Pictures:
+    def __call__(self, policy: Any, prompts: PromptBatch) -> ImageInputs:
         """What a forward of the policy takes in place of the pixels of these prompts."""
         patches = torch.split(prompts.pixel_values, prompts.image_grid_thw.prod(-1).tolist())
         features = [self._of(policy, each, grid) for each, grid in zip(patches, prompts.image_grid_thw, strict=True)]
@@ -67,24 +67,24 @@ def _product(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
 
 @torch.no_grad()
 def look(policy: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
-    """The features (tokens, H) of each of some pictures, by the policy's vision tower.
+    """The features (tokens, H) of each of some images, by the policy's vision tower.
 
     Raises InputError for a model whose tower feeds the language model's inner layers too (Qwen3-VL's deepstack):
-    its features are more than what stands in the place of the picture's tokens.
+    its features are more than what stands in the place of the image's tokens.
     """
     if not takes_features(policy):
-        raise InputError(f"{type(policy).__name__} cannot be given features of pictures: set grpo.vision_cache_mb to 0")
+        raise InputError(f"{type(policy).__name__} cannot be given features of images: set grpo.vision_cache_mb to 0")
     features: Sequence[Tensor] = backbone(policy).get_image_features(patches, grids, return_dict=True).pooler_output
     return features
 
 
 def takes_features(policy: Any) -> bool:
-    """Can features stand in the places of a picture's tokens, or does the tower feed inner layers too (deepstack)?"""
+    """Can features stand in the places of an image's tokens, or does the tower feed inner layers too (deepstack)?"""
     return not hasattr(backbone(policy).config.vision_config, "deepstack_visual_indexes")
 
 
-def seen_as(policy: Any, features: Sequence[Tensor]) -> Pictures:
-    """Rows in which the features of pictures stand in the places of their tokens, in order."""
+def seen_as(policy: Any, features: Sequence[Tensor]) -> ImageInputs:
+    """Rows in which the features of images stand in the places of their tokens, in order."""
     return partial(_embed, policy, features)
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from stages.core.cli import run_stage
-from stages.core.outputs import whole_directory
+from stages.core.outputs import atomic_directory
 from stages.pretraining.pretrain import Recipe, run
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="of its layers; the embedded base has 128, and a larger one is for a GPU")
     given = parser.parse_args()
     recipe = Recipe() if given.width is None else Recipe(width=given.width)
-    with whole_directory(given.out) as folder:
+    with atomic_directory(given.out) as folder:
         run(recipe, folder)
     print(f"base written to {given.out}")
 

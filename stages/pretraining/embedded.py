@@ -1,6 +1,6 @@
 """The embedded base model's parts: a real Qwen2-VL, tiny, with a tokenizer and an image processor to match.
 
-Nothing is simulated: the classes are transformers' own, only the sizes differ from Qwen2-VL-2B's. A picture is scaled to
+Nothing is simulated: the classes are transformers' own, only the sizes differ from Qwen2-VL-2B's. An image is scaled to
 192x192 by the processor's own pixel limit and cut into patches of 24, so that it costs 16 tokens in the prompt
 (Qwen2-VL-2B: 384x384, patches of 14, 196 tokens).
 """
@@ -106,7 +106,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
-    """Tokenizer and image processor in one; every picture becomes at most 192x192 pixels, 64 patches, 16 tokens."""
+    """Tokenizer and image processor in one; every image becomes at most 192x192 pixels, 64 patches, 16 tokens."""
     limits = {"min_pixels": (PATCH * MERGE) ** 2, "max_pixels": SIDE**2}
     patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 1}
     return Qwen2VLProcessor(

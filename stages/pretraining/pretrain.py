@@ -1,11 +1,11 @@
 """The embedded base model's recipe: from random weights to right format and fair accuracy, on one small CPU, or on a GPU if there is one.
 
 Three lessons, each the ground of the next (a model this small that starts with the last stands at chance):
-1. `read`    the language model alone, with a perfect eye: the tokens of the picture are the embeddings of the words that
+1. `read`    the language model alone, with a perfect eye: the tokens of the image are the embeddings of the words that
              describe it. It learns what every prompt and answer style asks for, and to match a fact to an option's letter;
-2. `see`     the vision tower alone, the language model frozen: each token of a picture is pulled to the embedding of the
+2. `see`     the vision tower alone, the language model frozen: each token of an image is pulled to the embedding of the
              word the perfect eye would have put there;
-3. `answer`  both together, on pictures, until the held-out exam reaches `stop_at`.
+3. `answer`  both together, on images, until the held-out exam reaches `stop_at`.
 
 Phantoms come from a seed of their own (`Recipe.seed`), never from the corpus's, and wrong options are drawn from words
 that can be right, so that the base does not know the corpus's bias before RL has met it.
@@ -40,8 +40,8 @@ class Recipe:
     """Everything that decides the weights, with the machine's arithmetic."""
 
     seed: int = 1_000_003
-    """Seed of weights, pictures and lessons; the corpus's seeds are small numbers."""
-    pictures: int = 8000
+    """Seed of weights, images and lessons; the corpus's seeds are small numbers."""
+    images: int = 8000
     """Phantoms drawn once and asked about again and again."""
     read_steps: int = 1000
     see_steps: int = 600
@@ -68,11 +68,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A prompt as the chat template lays it out, its completion, and the picture: its index, and its facts in words."""
+    """A prompt as the chat template lays it out, its completion, and the image: its index, and its facts in words."""
 
     prompt: str
     completion: str
-    picture: int
+    image: int
     facts: str
 
 
@@ -84,8 +84,8 @@ def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -
     processor = build_processor(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(tokenizer, recipe.seed, recipe.width).to(device)
-    progress(f"{sum(p.numel() for p in model.parameters()):,} parameters; drawing {recipe.pictures} phantoms")
-    shown = [phantoms.sample_phantom(rng) for _ in range(recipe.pictures)]
+    progress(f"{sum(p.numel() for p in model.parameters()):,} parameters; drawing {recipe.images} phantoms")
+    shown = [phantoms.sample_phantom(rng) for _ in range(recipe.images)]
     pixels = _pixels(processor, shown, rng).to(device)
     held_out = [phantoms.sample_phantom(rng) for _ in range(512)]
     held_pixels = _pixels(processor, held_out, rng).to(device)
@@ -166,7 +166,7 @@ def _loss(
 ) -> tuple[torch.Tensor, float]:
     """Weighted cross-entropy of the completion tokens, and the share of answer letters predicted right.
 
-    Without `pixels` the eye is perfect: a picture's tokens are the embeddings of its facts.
+    Without `pixels` the eye is perfect: an image's tokens are the embeddings of its facts.
     """
     inputs, labels = _encode(processor, batch)
     grid = inputs.pop("image_grid_thw")
@@ -179,7 +179,7 @@ def _loss(
         mixed = embedding(ids).masked_scatter((types == 1)[..., None], embedding(words))
         hidden = model.model(inputs_embeds=mixed, position_ids=positions, **inputs).last_hidden_state
     else:
-        chosen = pixels[[exercise.picture for exercise in batch]].flatten(0, 1).float()
+        chosen = pixels[[exercise.image for exercise in batch]].flatten(0, 1).float()
         hidden = model.model(**inputs, pixel_values=chosen, image_grid_thw=grid).last_hidden_state
     where = (labels[:, 1:] != -100).nonzero(as_tuple=True)
     logits, targets = model.lm_head(hidden[:, :-1][where]), labels[:, 1:][where]
@@ -193,7 +193,7 @@ def _loss(
 def _alignment(
     model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, chosen: np.ndarray, shown: list[Phantom], pixels: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """How far each token of a picture is from the word it stands for, and the share whose nearest word is that one."""
+    """How far each token of an image is from the word it stands for, and the share whose nearest word is that one."""
     side = int(pixels.shape[1] ** 0.5)
     grid = torch.tensor([[1, side, side]] * len(chosen))
     seen = model.model.visual(pixels[chosen].flatten(0, 1).float(), grid_thw=grid).pooler_output
@@ -205,7 +205,7 @@ def _alignment(
 
 
 def _fact_ids(processor: Qwen2VLProcessor, facts: str) -> list[int]:
-    """What a perfect eye puts in each of a picture's tokens: the facts' words, again and again."""
+    """What a perfect eye puts in each of an image's tokens: the facts' words, again and again."""
     words = processor.tokenizer.encode(" " + facts)
     return [words[slot % len(words)] for slot in range(IMAGE_TOKENS)]
 
@@ -241,12 +241,12 @@ def _encode(processor: Qwen2VLProcessor, batch: list[Exercise]) -> tuple[dict[st
 
 
 def _pixels(processor: Qwen2VLProcessor, shown: list[Phantom], rng: np.random.Generator) -> torch.Tensor:
-    """(pictures, patches, values a patch) of every phantom, float16, through the processor every other stage uses."""
+    """(images, patches, values a patch) of every phantom, float16, through the processor every other stage uses."""
     rows = []
     for phantom in shown:
         width, height = (int(side) for side in rng.integers(96, 224, 2))
-        picture = phantoms.draw(phantom, (width, height), rng).resize((384, 384))
-        rows.append(processor.image_processor([picture], return_tensors="pt")["pixel_values"].half())
+        image = phantoms.draw(phantom, (width, height), rng).resize((384, 384))
+        rows.append(processor.image_processor([image], return_tensors="pt")["pixel_values"].half())
     return torch.stack(rows)
 
 
@@ -260,10 +260,10 @@ def _question(
     *,
     doctored: bool = False,
 ) -> Exercise:
-    """A question about a picture, in one answer style, with unbiased options.
+    """A question about an image, in one answer style, with unbiased options.
 
     `doctored` puts in two of five a word that no phantom has in a fact's place, so that such words, too, can be right:
-    only where the eye is perfect can the picture be made to fit.
+    only where the eye is perfect can the image be made to fit.
     """
     asked = str(rng.choice(phantoms.askable(phantom)))
     gold, facts = phantom.answer(asked), phantom.describe()
@@ -284,7 +284,7 @@ def _question(
 def _exercises(
     rng: np.random.Generator, shown: list[Phantom], processor: Qwen2VLProcessor, size: int, *, doctored: bool = False
 ) -> list[Exercise]:
-    """A batch: a tenth describe the picture, the rest answer (seven of ten no-think, the others with thoughts)."""
+    """A batch: a tenth describe the image, the rest answer (seven of ten no-think, the others with thoughts)."""
     batch = []
     for _ in range(size):
         index = int(rng.integers(len(shown)))

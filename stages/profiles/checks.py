@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from stages.core.cards.licence import EMBEDDED
 from stages.core.disk_space import disk_of, find_shortages
-from stages.core.machine import Gpu, Torch, ask_torch, gpu_lines, installed, say_bytes
+from stages.core.machine import Gpu, Torch, ask_torch, format_bytes, gpu_lines, installed
 from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, unreachable, wrong_weights
 from stages.profiles.needs import WHERE, disk, memory, needs
@@ -38,7 +38,7 @@ CPU_PARAMETERS: Final = 200_000_000
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProfileFinding:
     """`level`: worth knowing, or why the run cannot finish; `remedy`: what to do about it."""
 
     check: str
@@ -69,7 +69,7 @@ def look() -> Machine:
 
 def findings(
     profile: Profile, params: Params, machine: Machine, fetched: Iterable[Download], root: Path, tree: dict[str, Any]
-) -> list[Finding]:
+) -> list[ProfileFinding]:
     """All that stands against the run; `tree` is params.yaml as it will be, which smaller variants are tried on."""
     fetched = list(fetched)
     return [
@@ -83,15 +83,15 @@ def findings(
     ]
 
 
-def _gpu(model: Model | None, machine: Machine) -> Iterator[Finding]:
+def _gpu(model: Model | None, machine: Machine) -> Iterator[ProfileFinding]:
     if model is None or model.parameters < CPU_PARAMETERS:
         return
     if machine.torch is None:
-        yield Finding("torch", "stops", f"torch cannot be imported: {machine.said}", "install anew: make install")
+        yield ProfileFinding("torch", "stops", f"torch cannot be imported: {machine.said}", "install anew: make install")
     elif (machine.lines and not machine.gpus) or (machine.torch.gpus and machine.torch.broken):
         built = f"was built for CUDA {machine.torch.cuda}" if machine.torch.cuda else "was built without CUDA"
         why = machine.torch.broken or "sees no GPU: is CUDA_VISIBLE_DEVICES empty?"
-        yield Finding(
+        yield ProfileFinding(
             "CUDA",
             "stops",
             f"{'; '.join(machine.lines) or 'a GPU'} is here, but torch {machine.torch.version}, which {built}, cannot use it: {why}",
@@ -99,7 +99,7 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[Finding]:
         )
     elif not machine.gpus:
         billions = model.parameters / 1e9
-        yield Finding(
+        yield ProfileFinding(
             "GPU",
             "stops",
             f"none is here, and on a CPU a model of {billions:.1f} billion parameters would train for months",
@@ -107,7 +107,7 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _gpu_memory(model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree: dict[str, Any]) -> Iterator[Finding]:
+def _gpu_memory(model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree: dict[str, Any]) -> Iterator[ProfileFinding]:
     if model is None or not gpus:
         return
     needed = sum(memory(params, model).values())
@@ -115,9 +115,11 @@ def _gpu_memory(model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree
     if not small:
         return
     gpu = min(small, key=lambda each: each.free)
-    what = f"a training takes about {say_bytes(needed)} (estimated); {gpu.name} has {say_bytes(gpu.free)} free of {say_bytes(gpu.total)}"
+    what = f"a training takes about {format_bytes(needed)} (estimated); {gpu.name} has {format_bytes(gpu.free)} free of {format_bytes(gpu.total)}"
     if gpu.total >= needed:
-        yield Finding("GPU memory", "stops", what, "end what else runs on it (nvidia-smi names it), or hide it: CUDA_VISIBLE_DEVICES")
+        yield ProfileFinding(
+            "GPU memory", "stops", what, "end what else runs on it (nvidia-smi names it), or hide it: CUDA_VISIBLE_DEVICES"
+        )
         return
     remedy = "use a GPU with more"
     for changes in SMALLER:
@@ -126,9 +128,9 @@ def _gpu_memory(model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree
         less = sum(memory(check_params(merged(tree, changes), Path("params.yaml")), model).values())
         if less <= gpu.total:
             keys = ", ".join(f"grpo.{key}: {value}" for key, value in changes["grpo"].items())
-            remedy += f", or a profile of your own with {keys} (about {say_bytes(less)})"
+            remedy += f", or a profile of your own with {keys} (about {format_bytes(less)})"
             break
-    yield Finding("GPU memory", "stops", what, remedy)
+    yield ProfileFinding("GPU memory", "stops", what, remedy)
 
 
 def _four(tree: dict[str, Any]) -> bool:
@@ -137,12 +139,12 @@ def _four(tree: dict[str, Any]) -> bool:
     return bool(grpo["prompts_per_device"] * grpo["gradient_accumulation_steps"] == 4)
 
 
-def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
+def _flash(params: Params, machine: Machine) -> Iterator[ProfileFinding]:
     attention = params.base.attention
     kinds = (attention,) if isinstance(attention, str) else (attention.language, attention.vision)
     wanted = "flash_attention_2" in kinds
     if wanted and params.base.dtype == "float32":
-        yield Finding(
+        yield ProfileFinding(
             "flash-attn",
             "stops",
             "base.attention names flash_attention_2, which computes in 16 bits, and base.dtype is float32",
@@ -151,7 +153,7 @@ def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
     version = installed("flash-attn")
     level: Level = "stops" if wanted else "note"
     if version and machine.torch and machine.torch.flash:
-        yield Finding(
+        yield ProfileFinding(
             "flash-attn",
             level,
             f"{version} is installed but cannot be imported, as when it was built for another torch than {machine.torch.version}: "
@@ -160,7 +162,7 @@ def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
             + ("; or set base.attention: sdpa" if wanted else "; or pip uninstall flash-attn: libraries may try it unasked"),
         )
     elif wanted and not version:
-        yield Finding(
+        yield ProfileFinding(
             "flash-attn",
             "stops",
             "base.attention is flash_attention_2, and it is not installed",
@@ -168,9 +170,9 @@ def _flash(params: Params, machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _deepspeed(params: Params) -> Iterator[Finding]:
+def _deepspeed(params: Params) -> Iterator[ProfileFinding]:
     if params.grpo.parallel in ("zero2", "zero3") and not installed("deepspeed"):
-        yield Finding(
+        yield ProfileFinding(
             "deepspeed",
             "stops",
             f"grpo.parallel is {params.grpo.parallel}, and deepspeed is not installed",
@@ -178,16 +180,16 @@ def _deepspeed(params: Params) -> Iterator[Finding]:
         )
 
 
-def _sources(fetched: Iterable[Download], params: Params) -> Iterator[Finding]:
+def _sources(fetched: Iterable[Download], params: Params) -> Iterator[ProfileFinding]:
     for each in fetched:
         if not each.here and (why := unreachable(each, params, each.size)):
             where = "a folder for base.source" if each.name == "base" else "a file for the path in `deps` of data.dvc"
-            yield Finding(each.name, "stops", f"{each.source}: {why}", f"mend it and run again; without a network, name {where}")
+            yield ProfileFinding(each.name, "stops", f"{each.source}: {why}", f"mend it and run again; without a network, name {where}")
 
 
-def _weights(profile: Profile, params: Params) -> Iterator[Finding]:
+def _weights(profile: Profile, params: Params) -> Iterator[ProfileFinding]:
     if wrong := wrong_weights(profile, params):
-        yield Finding(
+        yield ProfileFinding(
             "base",
             "stops",
             f"{', '.join(wrong)} of {params.base.source} in the local cache is missing, or is another file than the pinned one",
@@ -204,7 +206,7 @@ def _size(path: Path) -> int:
     return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
 
 
-def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iterator[Finding]:
+def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iterator[ProfileFinding]:
     """Of each disk that is written to, room against need; DVC's cache on another disk takes all outputs a second time."""
     written = sum(made.values())
     wanted = {root: written}
@@ -215,10 +217,10 @@ def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iter
         wanted[place] = wanted.get(place, 0) + size
     wanted[cache] = wanted.get(cache, 0) + (0 if disk_of(cache) == disk_of(root) else written)
     for folders, size, free in find_shortages(wanted):
-        yield Finding(
+        yield ProfileFinding(
             "disk",
             "stops",
-            f"about {say_bytes(size)} will be written (estimated), {say_bytes(free)} are free where {folders[0].resolve()} is",
+            f"about {format_bytes(size)} will be written (estimated), {format_bytes(free)} are free where {folders[0].resolve()} is",
             "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME moves the hub's cache alone",
         )
 
@@ -238,8 +240,8 @@ def _hub_cache() -> Path:
 def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:
     """What the run needs, in lines."""
     made = disk(params, profile, len(machine.gpus))
-    yield f"disk: about {say_bytes(sum(made.values()))} beside the downloads: " + ", ".join(
-        f"{what} {say_bytes(size)}" for what, size in made.items() if size
+    yield f"disk: about {format_bytes(sum(made.values()))} beside the downloads: " + ", ".join(
+        f"{what} {format_bytes(size)}" for what, size in made.items() if size
     )
     if profile.model is None or profile.scale is None:
         unknown = "corpus" if profile.model else "model"
@@ -248,8 +250,8 @@ def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[st
         return
     name = machine.gpus[0].name if machine.gpus else ""
     wanted = needs(params, profile.model, profile.scale, name)
-    parts = ", ".join(f"{what} {say_bytes(size)}" for what, size in wanted.memory.items() if size)
-    yield f"GPU memory: about {say_bytes(wanted.bytes)} a training: {parts}"
+    parts = ", ".join(f"{what} {format_bytes(size)}" for what, size in wanted.memory.items() if size)
+    yield f"GPU memory: about {format_bytes(wanted.bytes)} a training: {parts}"
     count = max(len(machine.gpus), 1)
     both = wanted.training + wanted.evaluation
     if wanted.gpu in name:

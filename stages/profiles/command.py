@@ -17,10 +17,10 @@ from pathlib import Path
 from stages.core import layout
 from stages.core.dvc_files import parse_dvc_file
 from stages.core.errors import InputError
-from stages.core.machine import say_bytes
-from stages.core.outputs import whole_file
+from stages.core.machine import format_bytes
+from stages.core.outputs import atomic_file
 from stages.core.params import Params, check_params, parse_settings
-from stages.profiles.checks import Finding, Machine, findings, look, say_needs
+from stages.profiles.checks import Machine, ProfileFinding, findings, look, say_needs
 from stages.profiles.downloads import Download, downloads
 from stages.profiles.pins import imported, keep
 from stages.profiles.schema import FOLDER, SAMPLE, Profile, load_profile, merged
@@ -53,7 +53,7 @@ def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
     keep(old[layout.DATA_DVC], Path())
     for each, text in new.items():
         if text != old[each]:
-            with whole_file(each) as temporary:
+            with atomic_file(each) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     print(f"{layout.PARAMS} and {layout.DATA_DVC} are those of {path.stem}" + ("" if new != old else ", as they were"))
 
@@ -87,10 +87,10 @@ def _show_diff(path: Path, old: str, new: str) -> None:
             print(line)
 
 
-def _show(profile: Profile, params: Params, machine: Machine, fetched: list[Download], found: list[Finding]) -> None:
+def _show(profile: Profile, params: Params, machine: Machine, fetched: list[Download], found: list[ProfileFinding]) -> None:
     print(f"\n{profile.about}")
     for each in fetched:
-        size = "size not known" if each.size is None else f"{each.size / 1e9:.1f} GB" if each.size >= 1e8 else say_bytes(each.size)
+        size = "size not known" if each.size is None else f"{each.size / 1e9:.1f} GB" if each.size >= 1e8 else format_bytes(each.size)
         print(f"{each.name}: {'here already' if each.here else 'to fetch'}, {size}: {each.source}\n  pinned by {each.pins}")
     for line in say_needs(profile, params, machine):
         print(line)

@@ -35,13 +35,13 @@ TOKENS: Final = {"no-think": 10, "think": 150, "think-after": 150}
 """Tokens of a usual completion: those of an answer, or of Med-R1's thoughts and an answer."""
 RUNTIME: Final = 2 * 10**9
 """Bytes of GPU memory that CUDA and the libraries take."""
-PICTURE: Final = 170_000
-"""Bytes of a resized picture, about: OmniMedVQA's take 14 GB."""
+IMAGE: Final = 170_000
+"""Bytes of a resized image, about: OmniMedVQA's take 14 GB."""
 REPORT: Final = 10**9
 """Bytes of predictions, logs, splits and the report, at most."""
 WHERE: Final = {
     "report": layout.REPORT,
-    "resized pictures": layout.DATA / "images",
+    "resized images": layout.DATA / "images",
     "models": layout.MODELS,
     "states to resume from": layout.SCRATCH / "train",
 }
@@ -103,7 +103,7 @@ def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
     """Bytes that a run writes beside what it fetches, by what takes them; without what is not known. `gpus`: trainings at a time."""
     made = {"report": REPORT}
     if profile.scale:
-        made["resized pictures"] = profile.scale.pictures * PICTURE
+        made["resized images"] = profile.scale.images * IMAGE
     if profile.model:
         size = 4 if params.base.dtype == "float32" else 2
         made["models"] = profile.model.size + len(params.checkpoints) * profile.model.parameters * size

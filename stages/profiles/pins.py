@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from stages.core import layout
 from stages.core.dvc_files import DvcFile, parse_dvc_file
-from stages.core.outputs import whole_file
+from stages.core.outputs import atomic_file
 from stages.core.yaml_files import dump_yaml
 
 KEPT: Final = layout.SCRATCH / "profiles"
@@ -36,7 +36,7 @@ def keep(text: str, root: Path) -> None:
         return
     path = root / KEPT / _name(_source(pinned))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text[len("".join(_head(text))) :], encoding="utf-8")
 
 

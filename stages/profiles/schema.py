@@ -25,7 +25,7 @@ class Scale(SettingsGroup):
     """How large a corpus is, for estimates alone."""
 
     questions: PositiveInt
-    pictures: PositiveInt
+    images: PositiveInt
 
 
 class Model(SettingsGroup):
@@ -41,11 +41,11 @@ class Model(SettingsGroup):
     vocabulary: PositiveInt
     layers: PositiveInt
     prompt_tflop: PositiveFloat
-    """10^12 FLOPs of a forward pass over a picture and its prompt."""
+    """10^12 FLOPs of a forward pass over an image and its prompt."""
     token_gflop: PositiveFloat
     """10^9 FLOPs of a forward pass over a token of a completion, logits among them."""
     prompt_mb: PositiveFloat
-    """10^6 bytes of activations that a forward pass over a picture and its prompt keeps for its backward pass, in bfloat16."""
+    """10^6 bytes of activations that a forward pass over an image and its prompt keeps for its backward pass, in bfloat16."""
     token_mb: PositiveFloat
     """The same of a token of a completion."""
 

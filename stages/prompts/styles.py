@@ -48,5 +48,5 @@ def ask(problem: str, style: Style, purpose: Purpose) -> str:
 
 
 def chat(words: str) -> list[dict[str, Any]]:
-    """One user turn with a picture, the picture before the words (Med-R1's order); no system turn is passed."""
+    """One user turn with an image, the image before the words (Med-R1's order); no system turn is passed."""
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]

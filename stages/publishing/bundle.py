@@ -14,7 +14,7 @@ from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.core.params import Params
-from stages.core.services.secrets import held_secret
+from stages.core.services.secrets import find_leaked_secret
 from stages.policy.weights import WEIGHTS, hashes, missing_parts
 from stages.publishing.card import Usage, render
 from stages.reporting.sources import read_predictions
@@ -67,8 +67,8 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     predictions or a card of another training of it; for code, and for a secret of the environment in a file.
     """
     checkpoint, folder = params.require_checkpoint(name), layout.model(name)
-    facts = _finished(name, folder)
-    commit = _commit(name, facts, allow_dirty)
+    provenance = _finished(name, folder)
+    commit = _commit(name, provenance, allow_dirty)
     table, origin = read_predictions(layout.predictions(name), f"evaluate@{name}")
     if origin.get("weights") != hashes(folder):
         raise InputError(
@@ -81,7 +81,7 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     if not card_path.is_file():
         raise InputError(f"{card_path} is missing: run `dvc repro report`")
     usage = Usage(repo or f"OWNER/{name}", params.resize.size, _tokens(origin, params), _dtype(origin, params))
-    card = render(card_path.read_text(encoding="utf-8"), name, checkpoint, facts, usage, _datasets())
+    card = render(card_path.read_text(encoding="utf-8"), name, checkpoint, provenance, usage, _datasets())
     items = [Item("README.md", card.encode())]
     items += [Item(path.name, path) for pattern in TAKEN for path in sorted(folder.glob(pattern))]
     items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
@@ -102,18 +102,18 @@ def _finished(name: str, folder: Path) -> dict[str, Any]:
     problems = [f"{each} is missing" for each in NEEDED if not (folder / each).is_file()] + missing_parts(folder)
     if problems:
         raise InputError(f"{folder} is unfinished or damaged ({'; '.join(problems)}): `dvc checkout {folder}`, or {run}")
-    facts = read_json(layout.training_provenance(name), run)
+    provenance = read_json(layout.training_provenance(name), run)
     config = read_json(folder / "config.json", run)
-    if not isinstance(facts, dict) or not isinstance(config, dict):
+    if not isinstance(provenance, dict) or not isinstance(config, dict):
         raise InputError(f"{layout.training_provenance(name)} and {folder}/config.json must hold objects: `dvc checkout`, or {run}")
     if config.get("auto_map"):
         raise InputError(f"{folder}/config.json names code (auto_map), which others would run: make base and checkpoint again, {run}")
-    return facts
+    return provenance
 
 
-def _commit(name: str, facts: dict[str, Any], allow_dirty: bool) -> str:
-    commit = facts.get("git_commit")
-    if (not commit or facts.get("git_dirty") is not False) and not allow_dirty:
+def _commit(name: str, provenance: dict[str, Any], allow_dirty: bool) -> str:
+    commit = provenance.get("git_commit")
+    if (not commit or provenance.get("git_dirty") is not False) and not allow_dirty:
         raise InputError(_dirty(str(layout.model(name)), f"train@{name}"))
     return str(commit or "none")
 
@@ -161,5 +161,5 @@ def _check_secrets(items: list[Item]) -> None:
         if item.name.endswith((".safetensors", "tokenizer.json")):
             continue
         content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
-        if variable := held_secret(content):
+        if variable := find_leaked_secret(content):
             raise InputError(f"{item.name} holds the value of ${variable}, a secret: take it out, and make the checkpoint again")

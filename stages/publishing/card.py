@@ -20,7 +20,7 @@ class Usage:
     where: str
     """The repository's id."""
     size: int
-    """Of its pictures, in pixels."""
+    """Of its images, in pixels."""
     tokens: int
     """Longest answer."""
     dtype: str

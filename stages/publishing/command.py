@@ -49,4 +49,4 @@ def show(bundle: Bundle, repo: str | None, remote: str | None, *, public: bool) 
     places = [f"hub repository {repo}, {'PUBLIC: seen by everybody' if public else 'private'}"] if repo else []
     places += [f"DVC remote {remote}"] if remote else []
     print(f"\n{len(bundle.items)} files, {total:.1f} MiB, to: {' and '.join(places) or 'nowhere yet'}")
-    print(f"predictions/{bundle.checkpoint}.parquet holds ids and picture paths of test questions: look at them before data of patients")
+    print(f"predictions/{bundle.checkpoint}.parquet holds ids and image paths of test questions: look at them before data of patients")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.core.errors import InputError
-from stages.core.outputs import whole_directory
+from stages.core.outputs import atomic_directory
 from stages.core.services.secrets import masked
 from stages.publishing.bundle import Bundle
 
@@ -32,7 +32,7 @@ def push(bundle: Bundle, remote: str) -> Path:
     """Push; the .dvc file that pins what was pushed. InputError with what DVC says if it fails."""
     check_remote(remote)
     target = PUBLISHED / bundle.checkpoint
-    with whole_directory(target) as folder:
+    with atomic_directory(target) as folder:
         for item in bundle.items:
             path = folder / item.name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from stages.core.errors import InputError
-from stages.core.services.hub import endpoint, said, trouble
+from stages.core.services.hub import classify_error, endpoint, format_error
 from stages.publishing.bundle import Bundle
 
 
@@ -43,7 +43,7 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
     except InputError:
         raise
     except Exception as error:
-        what = trouble(error)
+        what = classify_error(error)
         if what is None and not isinstance(error, RuntimeError | OSError | ValueError):
             raise
         remedy = {
@@ -56,4 +56,4 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
             "no right": "HF_TOKEN needs the right to write there",
             "hub failed": "run the same command again later: what has arrived is not sent twice",
         }.get(what or "", "run the same command again: what has arrived is not sent twice")
-        raise InputError(f"{bundle.checkpoint} is not published to {endpoint()}/{repo} ({said(error)}): {remedy}") from error
+        raise InputError(f"{bundle.checkpoint} is not published to {endpoint()}/{repo} ({format_error(error)}): {remedy}") from error

@@ -1,6 +1,6 @@
 """Build the report from predictions, and show it: what the stage and the command `med-r1 report` share.
 
-Everything is computed from predictions, blind floors, training logs and split files: no model, no GPU and no torch are needed.
+Everything is computed from predictions, blind baselines, training logs and split files: no model, no GPU and no torch are needed.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import pandas as pd
 
 from stages.core import layout
 from stages.core.errors import InputError
-from stages.core.outputs import read_json, whole_directory, whole_file, write_json
+from stages.core.outputs import atomic_directory, atomic_file, read_json, write_json
 from stages.core.params import Params, load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.quarantine.ledger import Quarantine
 from stages.corpus.splitting.data_tests import Results
 from stages.prompts.styles import Style
 from stages.reporting import evidence as gather
 from stages.reporting.figures import save_heatmap, save_training
-from stages.reporting.gallery import inline_pictures
+from stages.reporting.gallery import inline_images
 from stages.reporting.markdown import render_card, render_report
 from stages.reporting.page import render_page
 from stages.reporting.sheets import write_sheets, write_training
 from stages.reporting.sources import check_same_kind, read_predictions
 from stages.reporting.terminal import print_report
-from stages.scoring.floors import Floor, read_floor
+from stages.scoring.blind_baseline import BlindBaseline, read_blind_baseline
 from stages.scoring.metrics import compute_metrics
 from stages.scoring.predictions import write_scored
 from stages.scoring.tables import (
@@ -58,7 +58,7 @@ class Sources:
     origins: dict[str, dict[str, Any]]
     kind: str | None
     style: Style
-    floors: dict[tuple[str, str], Floor] = field(default_factory=dict)
+    blind_baselines: dict[tuple[str, str], BlindBaseline] = field(default_factory=dict)
     logs: dict[str, pd.DataFrame] = field(default_factory=dict)
     trained: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Checkpoint, "base" first -> provenance of its weights."""
@@ -71,8 +71,8 @@ class Sources:
     missing: list[str] = field(default_factory=list)
 
 
-def rebuild(folder: Path, floors: Path = layout.PRIOR, out: Path = layout.REBUILT) -> None:
-    """The report from a folder of predictions and, where there are any, blind floors; what else it would hold is said to be missing."""
+def rebuild(folder: Path, blind_baselines: Path = layout.PRIOR, out: Path = layout.REBUILT) -> None:
+    """The report from a folder of predictions and, where there are any, blind baselines; what else it would hold is said to be missing."""
     params = load_params()
     paths = {name: folder / f"{name}.parquet" for name in ["base", *params.checkpoints]}
     absent = [name for name, path in paths.items() if name != "base" and not path.is_file()]
@@ -85,11 +85,13 @@ def rebuild(folder: Path, floors: Path = layout.PRIOR, out: Path = layout.REBUIL
     if not sources.targets:
         raise InputError(f"{folder} holds no predictions of a checkpoint: give the folder with base.parquet and <checkpoint>.parquet")
     sources.missing = [f"predictions of {', '.join(absent)}"] if absent else []
-    if floors.is_dir():
+    if blind_baselines.is_dir():
         wanted = {(target.axis, target.cell) for target in sources.targets.values()}
-        sources.floors = {(axis, slug): read_floor(floors / axis / f"{slug}.json") for axis, slug in sorted(wanted)}
+        sources.blind_baselines = {
+            (axis, slug): read_blind_baseline(blind_baselines / axis / f"{slug}.json") for axis, slug in sorted(wanted)
+        }
     else:
-        sources.missing.append(f"blind floor, majority letter and prior-balanced subset (no {floors})")
+        sources.missing.append(f"blind baseline, majority letter and prior-balanced subset (no {blind_baselines})")
     sources.missing += [
         "sizes and leaks of the splits, words of the questions",
         "training curves",
@@ -137,12 +139,12 @@ def _gather(sources: Sources) -> gather.Evidence:
         sources.targets,
         settings.bootstrap_samples,
         settings.bootstrap_seed,
-        floors=sources.floors,
+        blind_baselines=sources.blind_baselines,
         style=sources.style,
     )
     if any(entry["in_domain"]["visual"]["shuffled"] is None for entry in metrics["checkpoints"].values()):
-        sources.missing.append("visual gain of at least one checkpoint (evaluate.ablations was off, or no picture could be exchanged)")
-    facts = provenance({"report": settings, "splits.kind": sources.kind or "not on record"})
+        sources.missing.append("visual gain of at least one checkpoint (evaluate.ablations was off, or no image could be exchanged)")
+    facts = collect_provenance({"report": settings, "splits.kind": sources.kind or "not on record"})
     return gather.Evidence(
         metrics=metrics | {"splits": sources.used, "missing": sources.missing, "provenance": facts},
         tables=gather.make_tables(sources.predictions, sources.targets),
@@ -166,21 +168,21 @@ def write_report(sources: Sources, folder: Path) -> None:
         **evidence.metrics["provenance"],
         "predictions": [{"checkpoints": names, "provenance": origin} for names, origin in gather.group_origins(evidence.origins)],
     }
-    pictures = inline_pictures(case.image for case in evidence.cases)
+    images = inline_images(case.image for case in evidence.cases)
     _write_figures(folder / "figures", evidence, sources.targets, facts)
-    with whole_directory(folder / "tables") as temporary:
+    with atomic_directory(folder / "tables") as temporary:
         write_sheets(temporary, evidence)
         (temporary / "predictions").mkdir()
         for name, rows in sources.predictions.items():
             write_scored(temporary / "predictions" / f"{name}.parquet", rows, sources.origins[name])
     if evidence.logs:
-        with whole_file(folder / TRAINING.name) as temporary:
+        with atomic_file(folder / TRAINING.name) as temporary:
             write_training(temporary, evidence.logs)
-    with whole_directory(folder / "cards") as temporary:
+    with atomic_directory(folder / "cards") as temporary:
         for name in sources.targets:
             (temporary / f"{name}.md").write_text(render_card(name, evidence), encoding="utf-8")
-    for path, text in {folder / PAGE.name: render_page(evidence, pictures), folder / "report.md": render_report(evidence)}.items():
-        with whole_file(path) as temporary:
+    for path, text in {folder / PAGE.name: render_page(evidence, images), folder / "report.md": render_report(evidence)}.items():
+        with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     write_json(folder / PROVENANCE.name, facts)
     write_json(folder / METRICS.name, evidence.metrics)
@@ -191,13 +193,13 @@ def write_report(sources: Sources, folder: Path) -> None:
 
 
 def _write_figures(folder: Path, evidence: gather.Evidence, targets: dict[str, Target], facts: dict[str, Any]) -> None:
-    with whole_directory(folder) as temporary:
+    with atomic_directory(folder) as temporary:
         for axis, tables in evidence.tables.items():
             by = CELLS[axis].replace("_", " ")
             save_heatmap(temporary / f"{axis}.png", tables.accuracy, f"Accuracy (%) by {by}", facts)
             save_heatmap(temporary / f"to_base_{axis}.png", tables.to_base, f"Accuracy less the base's (points) by {by}", facts)
             if tables.visual_gain.there:
-                title = f"Accuracy less that with an exchanged picture (points) by {by}"
+                title = f"Accuracy less that with an exchanged image (points) by {by}"
                 save_heatmap(temporary / f"visual_gain_{axis}.png", tables.visual_gain, title, facts)
         if evidence.logs:
             save_training(temporary / "training.png", evidence.logs, {name: targets[name].axis for name in evidence.logs}, facts)

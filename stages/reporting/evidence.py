@@ -64,9 +64,9 @@ class Case:
     answer: str | None
     output: str
     without: tuple[str, str] | None
-    """With "only without its picture": how it was asked then ("blank", "shuffled"), and what was written."""
+    """With "only without its image": how it was asked then ("blank", "shuffled"), and what was written."""
     image: str
-    """Path of the picture, as in the split."""
+    """Path of the image, as in the split."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def make_tables(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, T
 
 
 def pick_cases(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], problems: Mapping[str, str]) -> list[Case]:
-    """Of each checkpoint in-domain the first case of each verdict, by question id: right, wrong, only without its picture, unreadable."""
+    """Of each checkpoint in-domain the first case of each verdict, by question id: right, wrong, only without its image, unreadable."""
     cases = []
     for name, target in targets.items():
         rows = in_domain(predictions[name], target.axis, target.cell).sort_values("question_id")
@@ -151,7 +151,7 @@ def pick_cases(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Ta
         chosen = {
             "right": rows[rows["correct"]],
             "wrong": rows[read & ~rows["correct"] & ~either],
-            "right only without its picture": rows[either],
+            "right only without its image": rows[either],
             "unreadable": rows[~read & ~either],
         }
         for verdict, found in chosen.items():
@@ -173,13 +173,13 @@ def pick_cases(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Ta
 
 
 def outputs_of_signs(metrics: Mapping[str, Any], predictions: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], str]:
-    """What was written for the questions that stand as examples beside signs that are raised."""
+    """What was written for the questions that stand as examples beside indicators that are raised."""
     named = [
         (name, each)
         for name, entry in metrics["checkpoints"].items()
-        for sign in entry["hacking"]
-        if sign["raised"]
-        for each in sign["question_ids"]
+        for indicator in entry["hacking"]
+        if indicator["triggered"]
+        for each in indicator["question_ids"]
     ]
     outputs = {name: predictions[name].set_index("question_id")["output"] for name in {name for name, _ in named}}
     return {(name, each): str(outputs[name][each]) for name, each in named}

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from stages.reporting.labels import label, percent, signed
-from stages.reporting.palette import APART, LIGHT, bounds, ink_on, reach
+from stages.reporting.palette import DIVERGING, LIGHT, bounds, max_abs, text_color
 from stages.scoring.tables import CrossTable
 
 CURVES: Final = {
@@ -50,8 +50,8 @@ _STYLE: Final[dict[Any, Any]] = {
 def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[str, Any]) -> None:
     """Draw a table as a PNG: the first row, mostly the base's, set apart, in-domain cells outlined, empty cells left blank."""
     level = table.measure == "accuracy"
-    low, high = bounds([table]) if level else (-reach([table]), reach([table]))
-    scale, write = (LIGHT, percent) if level else (APART, signed)
+    low, high = bounds([table]) if level else (-max_abs([table]), max_abs([table]))
+    scale, write = (LIGHT, percent) if level else (DIVERGING, signed)
     cells = next(iter(table.values.values()))
     apart = 0.15 * ("base" in table.values)
     with mpl.rc_context(_STYLE):
@@ -98,7 +98,7 @@ def _cell(axes: Axes, x: float, y: float, text: str, shade: str | None, *, outli
     colour = shade or "#ffffff"
     edge = "#1c1b19" if outlined else "none"
     axes.add_patch(Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor=colour, edgecolor=edge, linewidth=1.6))
-    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=ink_on(colour), fontweight="bold" if outlined else "normal")
+    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=text_color(colour), fontweight="bold" if outlined else "normal")
 
 
 def _save(figure: Figure, path: Path, provenance: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures small enough to stand in the page itself, as data addresses."""
+"""Images small enough to stand in the page itself, as data addresses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from stages.core.errors import InputError
 from stages.corpus.dataset.image_store import open_image
 
 SIDE: Final = 192
-"""Longest side of an inlined picture, in pixels."""
+"""Longest side of an inlined image, in pixels."""
 QUALITY: Final = 72
 BUDGET: Final = 2_000_000
-"""Bytes of all inlined pictures together; those after that are left out."""
+"""Bytes of all inlined images together; those after that are left out."""
 
 
-def inline_pictures(paths: Iterable[str]) -> dict[str, str]:
+def inline_images(paths: Iterable[str]) -> dict[str, str]:
     """Path -> JPEG of at most `SIDE` pixels as a data address; without those that are not there or cannot be decoded.
 
     Paths come from predictions: only such as lie below the working directory are opened.

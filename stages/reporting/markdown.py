@@ -54,7 +54,7 @@ def render_card(name: str, evidence: Evidence) -> str:
     base = (settings.get("base") or {}).get("source") or "not on record"
     cell = (entry["axis"], entry["cell"])
     own = [split for split in evidence.splits if (split.axis, split.slug) == cell]
-    floor = entry["in_domain"]["floor"]
+    blind_baseline = entry["in_domain"]["blind_baseline"]
     return render_markdown(
         _FOLDER / "card.md.j2",
         _FILTERS,
@@ -67,7 +67,7 @@ def render_card(name: str, evidence: Evidence) -> str:
         corpus=trained.get("corpus") or origin.get("corpus") or "not pinned",
         kind=evidence.metrics["provenance"]["params"]["splits.kind"],
         split=own[0] if own else None,
-        blind_floor=floor and floor["accuracy"],
+        blind_baseline=blind_baseline and blind_baseline["accuracy"],
         evidence=evidence,
         tables=tables,
         axis_labels=AXIS_LABELS,

@@ -15,7 +15,7 @@ from stages.reporting import tables
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
-from stages.reporting.palette import APART, APART_DARK, DARK, LIGHT, bounds, reach, shades
+from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades
 from stages.reporting.sheets import flat
 from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, THIRD_PARTY
 from stages.scoring.tables import CrossTable
@@ -25,12 +25,12 @@ APART_SHADES: Final = 25
 """Odd, so that zero has a colour of its own."""
 
 
-def render_page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
-    """The report as one HTML document that refers to nothing outside itself; `pictures`: path -> data address, as far as there are."""
+def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
+    """The report as one HTML document that refers to nothing outside itself; `images`: path -> data address, as far as there are."""
     metrics, names = evidence.metrics, evidence.metrics["checkpoints"]
     crossed = evidence.tables.values()
     scaled = bounds([*(each.accuracy for each in crossed), *(each.slices for each in crossed)])
-    apart = reach([*(each.visual_gain for each in crossed), *(each.to_base for each in crossed)])
+    apart = max_abs([*(each.visual_gain for each in crossed), *(each.to_base for each in crossed)])
     scale = interval_scale([entry["in_domain"] for entry in names.values()])
     filters = {
         "label": label,
@@ -48,7 +48,7 @@ def render_page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         tables=tables,
         axis_labels=AXIS_LABELS,
         evidence=evidence,
-        pictures=pictures,
+        images=images,
         summary=metrics["summary"],
         base=metrics["base"],
         checkpoints=names,
@@ -59,7 +59,7 @@ def render_page(evidence: Evidence, pictures: Mapping[str, str]) -> str:
         bounds=scaled,
         apart=apart,
         shades={"light": shades(LIGHT, SHADES), "dark": shades(DARK, SHADES)},
-        shades_apart={"light": shades(APART, APART_SHADES), "dark": shades(APART_DARK, APART_SHADES)},
+        shades_apart={"light": shades(DIVERGING, APART_SHADES), "dark": shades(DIVERGING_DARK, APART_SHADES)},
         accuracies={axis: _heat(found.accuracy, scaled, "s", SHADES) for axis, found in evidence.tables.items()},
         visuals={axis: _heat(found.visual_gain, (-apart, apart), "d", APART_SHADES) for axis, found in evidence.tables.items()},
         to_base={axis: _heat(found.to_base, (-apart, apart), "d", APART_SHADES) for axis, found in evidence.tables.items()},

@@ -12,11 +12,11 @@ from stages.scoring.tables import CrossTable
 
 LIGHT: Final = LinearSegmentedColormap.from_list("accuracy", ["#f3efe4", "#c9d9d3", "#7fb0b4", "#3b7c94", "#1d4a6b"])
 DARK: Final = LinearSegmentedColormap.from_list("accuracy-dark", ["#23282c", "#27424f", "#2f6a80", "#5a9fae", "#c3e0d8"])
-APART: Final = LinearSegmentedColormap.from_list("difference", ["#8f3a1d", "#d98f6a", "#f3efe4", "#7fb0b4", "#1d5a7d"])
-APART_DARK: Final = LinearSegmentedColormap.from_list("difference-dark", ["#f0a080", "#8a4a33", "#23282c", "#2f6a80", "#9fd0dc"])
+DIVERGING: Final = LinearSegmentedColormap.from_list("difference", ["#8f3a1d", "#d98f6a", "#f3efe4", "#7fb0b4", "#1d5a7d"])
+DIVERGING_DARK: Final = LinearSegmentedColormap.from_list("difference-dark", ["#f0a080", "#8a4a33", "#23282c", "#2f6a80", "#9fd0dc"])
 
 
-def reach(tables: Iterable[CrossTable]) -> float:
+def max_abs(tables: Iterable[CrossTable]) -> float:
     """The tenth that no difference in these tables exceeds on either side: the ends of a scale with zero in the middle."""
     cells = (value for table in tables for row in table.values.values() for value in row.values())
     return math.ceil(max([0.1, *(abs(value) for value in cells if value is not None)]) * 10) / 10
@@ -38,10 +38,10 @@ def shades(scale: Colormap, steps: int) -> list[tuple[str, str]]:
     The better of the two always has a contrast of at least 4.58, which is above the 4.5 that WCAG asks for.
     """
     colours = [to_hex(scale(step / (steps - 1))) for step in range(steps)]
-    return [(colour, ink_on(colour)) for colour in colours]
+    return [(colour, text_color(colour)) for colour in colours]
 
 
-def ink_on(colour: str) -> str:
+def text_color(colour: str) -> str:
     """Black or white, whichever contrasts more with a background."""
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -22,7 +22,7 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
     checkpoints = evidence.metrics["checkpoints"]
     _write(folder / "in_domain.csv", *_in_domain(checkpoints))
     _write(folder / "datasets.csv", *_datasets(checkpoints))
-    _write(folder / "reward_hacking.csv", *_signs(checkpoints))
+    _write(folder / "reward_hacking.csv", *_indicators(checkpoints))
     printed = [[each.subject, each.measure, each.value, each.unit, each.source, each.caveat] for each in (*HEADLINES, *THIRD_PARTY)]
     _write(folder / "published_by_others.csv", ["subject", "measure", "value", "unit", "source", "caveat"], printed)
     for axis, tables in evidence.tables.items():
@@ -67,7 +67,7 @@ def _in_domain(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any
 
 
 def _datasets(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    columns = ["n", "accuracy", "base", "floor", "visual_gain"]
+    columns = ["n", "accuracy", "base", "blind_baseline", "visual_gain"]
     rows = [
         [name, dataset, *(found[column] for column in columns)]
         for name, entry in checkpoints.items()
@@ -76,12 +76,12 @@ def _datasets(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]
     return ["checkpoint", "dataset", *columns], rows
 
 
-def _signs(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    columns = ["name", "raised", "count", "n", "measured", "limit", "what"]
+def _indicators(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    columns = ["name", "triggered", "count", "n", "measured", "limit", "what"]
     rows = [
-        [name, *(sign[column] for column in columns), " ".join(sign["question_ids"])]
+        [name, *(indicator[column] for column in columns), " ".join(indicator["question_ids"])]
         for name, entry in checkpoints.items()
-        for sign in entry["hacking"]
+        for indicator in entry["hacking"]
     ]
     return ["checkpoint", *columns, "question_ids"], rows
 

@@ -98,11 +98,11 @@ CHECKPOINT: Final = Column("checkpoint", "slug")
 
 def overview(checkpoints: Mapping[str, Any]) -> Sheet:
     """The few numbers per checkpoint that fit a terminal."""
-    names = ("n", "accuracy", "base", "gain [95%]", "blind\nfloor", "visual\ngain")
+    names = ("n", "accuracy", "base", "gain [95%]", "blind\nbaseline", "visual\ngain")
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        floor, visual = own["floor"], own["visual"]["shuffled"]
+        blind_baseline, visual = own["blind_baseline"], own["visual"]["shuffled"]
         rows.append(
             _checkpoint_row(
                 name,
@@ -111,7 +111,7 @@ def overview(checkpoints: Mapping[str, Any]) -> Sheet:
                 percent(own["accuracy"]),
                 percent(own["base"]),
                 _difference(own["gain"], own["low"], own["high"]),
-                percent(floor and floor["accuracy"]),
+                percent(blind_baseline and blind_baseline["accuracy"]),
                 signed(visual and visual["gain"]),
             )
         )
@@ -119,19 +119,19 @@ def overview(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
-    """Accuracy, blind floor, base, gain and p value per checkpoint, on its own test questions."""
-    names = ("n", "accuracy", "blind floor", "base", "gain", "p (Holm)")
+    """Accuracy, blind baseline, base, gain and p value per checkpoint, on its own test questions."""
+    names = ("n", "accuracy", "blind baseline", "base", "gain", "p (Holm)")
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        floor = own["floor"]
+        blind_baseline = own["blind_baseline"]
         rows.append(
             _checkpoint_row(
                 name,
                 entry,
                 own["n"],
                 _accuracy(own["accuracy"], own["accuracy_low"], own["accuracy_high"]),
-                _accuracy(floor["accuracy"], floor["low"], floor["high"]) if floor else MISSING,
+                _accuracy(blind_baseline["accuracy"], blind_baseline["low"], blind_baseline["high"]) if blind_baseline else MISSING,
                 percent(own["base"]),
                 _difference(own["gain"], own["low"], own["high"]),
                 p_value(own["p_holm"]),
@@ -141,17 +141,17 @@ def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
-    """What the image contributes per checkpoint: above the floor, visual gains, balanced subset."""
-    gains = ("visual gain", "over a black picture", "base's visual gain")
-    names = ("above the floor", *gains, "balanced", "n", "base there")
+    """What the image contributes per checkpoint: above the blind baseline, visual gains, balanced subset."""
+    gains = ("visual gain", "over a black image", "base's visual gain")
+    names = ("above the blind baseline", *gains, "balanced", "n", "base there")
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        floor, visual = own["floor"], own["visual"]
+        blind_baseline, visual = own["blind_baseline"], own["visual"]
         found = (visual["shuffled"], visual["blank"], own["base_visual"]["shuffled"])
         above = MISSING
-        if floor:
-            above = _difference(floor["above"], floor["above_low"], floor["above_high"])
+        if blind_baseline:
+            above = _difference(blind_baseline["above"], blind_baseline["above_low"], blind_baseline["above_high"])
         rows.append(
             _checkpoint_row(
                 name,
@@ -167,19 +167,19 @@ def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
 def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
     """Accuracies of rules that see no image, and of the base under the published protocols."""
     protocols = ("fair", "zero-shot", "tag", "tag-or-raw")
-    floors = {"floor": "accuracy", "floor, normalised": "normalised", "floor, pooled": "pooled"}
+    blind_baselines = {"blind_baseline": "accuracy", "blind baseline, normalised": "normalised", "blind baseline, pooled": "pooled"}
     scored = (f"base, {each.replace('-or-', ' or ')}" for each in protocols)
-    names = ("chance", "majority letter", *floors, *scored)
+    names = ("chance", "majority letter", *blind_baselines, *scored)
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        floor, majority = own["floor"], own["majority"]
+        blind_baseline, majority = own["blind_baseline"], own["majority"]
         rows.append(
             _row(
                 name,
                 percent(own["chance"]),
                 f"{percent(majority['accuracy'])} ({majority['letter']})" if majority else MISSING,
-                *(percent(floor[key]) if floor else MISSING for key in floors.values()),
+                *(percent(blind_baseline[key]) if blind_baseline else MISSING for key in blind_baselines.values()),
                 *(percent(own["base_scored"][protocol]) for protocol in protocols),
             )
         )
@@ -204,15 +204,15 @@ def datasets(checkpoints: Mapping[str, Any]) -> Sheet:
     rows = []
     for name, entry in checkpoints.items():
         for dataset, found in entry["in_domain"]["by_dataset"].items():
-            shares = (percent(found[key]) for key in ("accuracy", "base", "floor"))
+            shares = (percent(found[key]) for key in ("accuracy", "base", "blind_baseline"))
             rows.append(_row(name, dataset, found["n"], *shares, signed(found["visual_gain"])))
-    names = ("n", "accuracy", "base", "blind floor", "visual gain")
+    names = ("n", "accuracy", "base", "blind baseline", "visual gain")
     return Sheet((CHECKPOINT, Column("data set", "text"), *map(Column, names)), tuple(rows))
 
 
-def hacking_signs(checkpoints: Mapping[str, Any]) -> Sheet:
+def reward_hacking_indicators(checkpoints: Mapping[str, Any]) -> Sheet:
     """The measures of reward hacking per checkpoint, with their limits as small print."""
-    names = [sign["name"] for sign in next(iter(checkpoints.values()))["hacking"]]
+    names = [indicator["name"] for indicator in next(iter(checkpoints.values()))["hacking"]]
     rows = [_row(name, *map(_sign, entry["hacking"])) for name, entry in checkpoints.items()]
     return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
 
@@ -306,11 +306,11 @@ def image_statistics(statistics: Mapping[str, Mapping[str, Any]]) -> Sheet:
     """Sizes, brightness and contrast of the images per modality."""
     rows = []
     for slug, each in statistics.items():
-        size = (each["images"], f"{each['median_side']:g}", percent(each["enlarged"]))
+        size = (each["images"], f"{each['median_side']:g}", percent(each["upscaled"]))
         found = (each["brightness"], each["contrast"])
         light = (f"{of['mean']:.1f} +- {of['std']:.1f}" for of in found)
         rows.append(_row(label(slug), *size, *light))
-    names = ("images", "median side", "enlarged, %", "brightness", "contrast")
+    names = ("images", "median side", "upscaled, %", "brightness", "contrast")
     return Sheet((Column("modality", "text"), *map(Column, names)), tuple(rows))
 
 
@@ -380,10 +380,10 @@ def _balanced(found: Mapping[str, Any] | None) -> tuple[Cell | str | int, ...]:
     )
 
 
-def _sign(sign: Mapping[str, Any]) -> Cell:
-    if sign["measured"] is None:
+def _sign(indicator: Mapping[str, Any]) -> Cell:
+    if indicator["measured"] is None:
         return Cell("-")
-    limit = f"limit {sign['limit']:g}"
-    if sign["raised"]:
-        return Cell(f"raised: {sign['measured']:.3f}", trend="down", note=limit)
-    return Cell(f"{sign['measured']:.3f}", note=limit)
+    limit = f"limit {indicator['limit']:g}"
+    if indicator["triggered"]:
+        return Cell(f"triggered: {indicator['measured']:.3f}", trend="down", note=limit)
+    return Cell(f"{indicator['measured']:.3f}", note=limit)

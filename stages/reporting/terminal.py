@@ -29,8 +29,8 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:
-    """What the table comes to: accuracy and gain, the floor, the picture, the splits, and what is missing."""
-    found = [summary_sentence(metrics["summary"]), floor_sentence(metrics["summary"]), picture_sentence(metrics["summary"])]
+    """What the table comes to: accuracy and gain, the blind baseline, the image, the splits, and what is missing."""
+    found = [summary_sentence(metrics["summary"]), blind_baseline_sentence(metrics["summary"]), image_sentence(metrics["summary"])]
     if metrics["splits"]:
         found.append(splits_sentence(metrics["splits"]))
     if metrics["missing"]:
@@ -49,22 +49,22 @@ def summary_sentence(summary: dict[str, Any]) -> str:
     )
 
 
-def floor_sentence(summary: dict[str, Any]) -> str:
-    """How far a rule without the picture comes, in one sentence."""
-    if summary["blind_floor"] is None:
-        return "Blind floor: missing, so that no accuracy here says that the picture was used."
+def blind_baseline_sentence(summary: dict[str, Any]) -> str:
+    """How far a rule without the image comes, in one sentence."""
+    if summary["blind_baseline"] is None:
+        return "Blind baseline: missing, so that no accuracy here says that the image was used."
     return (
-        f"Blind floor: a rule that sees only the options' texts is right in {percent(summary['blind_floor'])}%; "
-        f"{summary['above_floor']} of {summary['checkpoints']} checkpoints are above it with their 95% interval."
+        f"Blind baseline: a rule that sees only the options' texts is right in {percent(summary['blind_baseline'])}%; "
+        f"{summary['above_blind_baseline']} of {summary['checkpoints']} checkpoints are above it with their 95% interval."
     )
 
 
-def picture_sentence(summary: dict[str, Any]) -> str:
-    """What the pictures contribute, in one sentence."""
+def image_sentence(summary: dict[str, Any]) -> str:
+    """What the images contribute, in one sentence."""
     if summary["visual_gain"] is None:
-        return "Visual gain: missing; ask the questions without their pictures too (evaluate.ablations)."
+        return "Visual gain: missing; ask the questions without their images too (evaluate.ablations)."
     return (
-        f"Visual gain: with the real instead of an exchanged picture {signed(summary['visual_gain'])} points "
+        f"Visual gain: with the real instead of an exchanged image {signed(summary['visual_gain'])} points "
         f"(base {signed(summary['base_visual_gain'])}); above zero with the 95% interval for {summary['sees']} of {summary['checkpoints']}."
     )
 

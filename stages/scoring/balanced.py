@@ -6,7 +6,7 @@ numbers: the sum over S of the excess c(q) - 1/n(q) is 0. Both means are over S 
 
 The largest such S is the split less the smallest set whose excesses sum to that of the whole split: a knapsack in integers,
 solved exactly. Which of the questions with the same excess go is settled by a hash of their ids, so neither the order of the file
-nor anything about a picture enters. The empty set is at chance: on a split that the prior has all right, nothing is left.
+nor anything about an image enters. The empty set is at chance: on a split that the prior has all right, nothing is left.
 
 All questions that the prior gets wrong tend to stay, and few of those it gets right: an accuracy on the subset is one with
 the shortcut taken away, not an estimate for the split.

@@ -1,6 +1,6 @@
-"""All numbers of the report, from predictions and blind floors alone: plain values, rounded, ready for JSON.
+"""All numbers of the report, from predictions and blind baselines alone: plain values, rounded, ready for JSON.
 
-What is not known is None and never 0: a floor that was not given, a picture that was not exchanged, a cell without questions.
+What is not known is None and never 0: a blind baseline that was not given, an image that was not exchanged, a cell without questions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from stages.core.errors import InputError
 from stages.predictions.schema import ABLATIONS
 from stages.prompts.styles import Style
 from stages.scoring.baselines import score_every_way
-from stages.scoring.floors import RULES, Floor
-from stages.scoring.hacking import watch
+from stages.scoring.blind_baseline import RULES, BlindBaseline
+from stages.scoring.hacking import detect_reward_hacking
 from stages.scoring.statistics import bootstrap_cells, cluster_interval, holm, mcnemar, percentiles, wilson_interval
 from stages.scoring.tables import (
     Score,
@@ -30,7 +30,7 @@ from stages.scoring.tables import (
     scores_by,
     tested,
     with_ablation,
-    without_picture,
+    without_image,
 )
 from stages.taxonomy import AXES
 
@@ -40,8 +40,8 @@ P_VALUES: Final = ("p", "p_holm")
 
 Interval = Callable[[Any, Any], tuple[float, float]]
 """Values and their clusters, one a question -> the 95% interval of their mean."""
-Floors = Mapping[tuple[str, str], Floor]
-"""(axis, cell) -> its blind floor."""
+BlindBaselines = Mapping[tuple[str, str], BlindBaseline]
+"""(axis, cell) -> its blind baseline."""
 
 
 def compute_metrics(
@@ -50,25 +50,28 @@ def compute_metrics(
     samples: int,
     seed: int,
     *,
-    floors: Floors | None = None,
+    blind_baselines: BlindBaselines | None = None,
     style: Style = "no-think",
 ) -> dict[str, Any]:
     """Summary, base and checkpoints: accuracies, counts, and each checkpoint's gains with their intervals.
 
     `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples` and `seed` are those of the
-    bootstrap, which draws pictures; `style` is that of the prompts. The base has results on the tests of both axes, a
+    bootstrap, which draws images; `style` is that of the prompts. The base has results on the tests of both axes, a
     checkpoint on those of its own. The summary is over the checkpoints trained with GRPO, if there are any: p values are adjusted for
-    all. InputError if a floor is of other questions than were answered.
+    all. InputError if a blind baseline is of other questions than were answered.
     """
-    base, floors = predictions["base"], floors or {}
+    base, blind_baselines = predictions["base"], blind_baselines or {}
     interval = partial(cluster_interval, samples=samples, seed=seed)
     checkpoints = {}
     for name, target in targets.items():
-        floor = floors.get((target.axis, target.cell))
-        own = _in_domain(predictions[name], base, target, floor, interval)
-        signs = [asdict(sign) for sign in watch(tested(predictions[name], target.axis), tested(base, target.axis), style)]
-        checkpoints[name] = {**asdict(target), "in_domain": own, **_results(predictions[name], target.axis), "hacking": signs}
-    spread = _macro_intervals(predictions, targets, floors, samples, seed)
+        blind_baseline = blind_baselines.get((target.axis, target.cell))
+        own = _in_domain(predictions[name], base, target, blind_baseline, interval)
+        indicators = [
+            asdict(indicator)
+            for indicator in detect_reward_hacking(tested(predictions[name], target.axis), tested(base, target.axis), style)
+        ]
+        checkpoints[name] = {**asdict(target), "in_domain": own, **_results(predictions[name], target.axis), "hacking": indicators}
+    spread = _macro_intervals(predictions, targets, blind_baselines, samples, seed)
     for name, p in holm({name: entry["in_domain"]["p"] for name, entry in checkpoints.items()}).items():
         checkpoints[name]["in_domain"]["p_holm"] = p
     _compare_methods(checkpoints, predictions, targets, interval)
@@ -98,29 +101,31 @@ def _summary(checkpoints: Mapping[str, dict[str, Any]], base: pd.DataFrame) -> d
         "above_zero": sum(entry["low"] > 0 for entry in own),
         "below_zero": sum(entry["high"] < 0 for entry in own),
         "significant": sum(entry["p_holm"] <= 0.05 for entry in own),
-        "blind_floor": mean_of_all([entry["floor"] and entry["floor"]["accuracy"] for entry in own]),
-        "above_floor": sum(entry["floor"]["above_low"] > 0 for entry in own) if all(entry["floor"] for entry in own) else None,
+        "blind_baseline": mean_of_all([entry["blind_baseline"] and entry["blind_baseline"]["accuracy"] for entry in own]),
+        "above_blind_baseline": sum(entry["blind_baseline"]["above_low"] > 0 for entry in own)
+        if all(entry["blind_baseline"] for entry in own)
+        else None,
         "visual_gain": mean_of_all([_gain(entry["visual"]) for entry in own]),
         "base_visual_gain": mean_of_all([_gain(entry["base_visual"]) for entry in own]),
         "sees": sum(entry["visual"]["shuffled"]["low"] > 0 for entry in own) if all(entry["visual"]["shuffled"] for entry in own) else None,
-        "hacking_signs": sum(sign["raised"] for entry in trained for sign in entry["hacking"]),
+        "reward_hacking_indicators": sum(indicator["triggered"] for entry in trained for indicator in entry["hacking"]),
     }
 
 
 def _macro_intervals(
-    predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], floors: Floors, samples: int, seed: int
+    predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], blind_baselines: BlindBaselines, samples: int, seed: int
 ) -> dict[str, list[float] | None]:
-    """95% intervals of the summary's means over checkpoints, pictures drawn for all of them together; None where a mean is missing."""
+    """95% intervals of the summary's means over checkpoints, images drawn for all of them together; None where a mean is missing."""
     trained = {name: target for name, target in targets.items() if target.method == "grpo"} or dict(targets)
     base = predictions["base"].set_index("question_id")
-    cells: dict[str, list[tuple[Any, Any]]] = {"in_domain": [], "in_domain_gain": [], "above_floor": [], "visual_gain": []}
+    cells: dict[str, list[tuple[Any, Any]]] = {"in_domain": [], "in_domain_gain": [], "above_blind_baseline": [], "visual_gain": []}
     for name, target in trained.items():
         own = in_domain(predictions[name], target.axis, target.cell).set_index("question_id").sort_index()
         right, images = own["correct"].to_numpy(float), own["image"]
         cells["in_domain"].append((right, images))
         cells["in_domain_gain"].append((right - base.loc[own.index, "correct"].to_numpy(float), images))
-        if floor := floors.get((target.axis, target.cell)):
-            cells["above_floor"].append((right - own.index.map(floor.rules[RULES[0]].credit).to_numpy(float), images))
+        if blind_baseline := blind_baselines.get((target.axis, target.cell)):
+            cells["above_blind_baseline"].append((right - own.index.map(blind_baseline.rules[RULES[0]].credit).to_numpy(float), images))
         asked = with_ablation(own, "shuffled")
         if len(asked):
             cells["visual_gain"].append((asked["correct"].to_numpy(float) - asked["shuffled_correct"].to_numpy(float), asked["image"]))
@@ -135,7 +140,9 @@ def _gain(visual: Mapping[str, dict[str, Any] | None]) -> float | None:
     return exchanged["gain"] if exchanged else None
 
 
-def _in_domain(rows: pd.DataFrame, base: pd.DataFrame, target: Target, floor: Floor | None, interval: Interval) -> dict[str, Any]:
+def _in_domain(
+    rows: pd.DataFrame, base: pd.DataFrame, target: Target, blind_baseline: BlindBaseline | None, interval: Interval
+) -> dict[str, Any]:
     """One checkpoint and the base on the test questions of the modality or question type it was trained on."""
     own = in_domain(rows, target.axis, target.cell).set_index("question_id", drop=False).sort_index()
     same = base.set_index("question_id", drop=False).loc[own.index]
@@ -152,13 +159,13 @@ def _in_domain(rows: pd.DataFrame, base: pd.DataFrame, target: Target, floor: Fl
         "high": high,
         **{"won": test.won, "lost": test.lost, "p": test.p, "p_holm": None},
         "chance": float(np.mean(1 / own["n_options"])),
-        "majority": {"letter": floor.letter, "accuracy": floor.letter_accuracy} if floor else None,
-        "floor": _over_floor(own, floor, interval) if floor else None,
+        "majority": {"letter": blind_baseline.letter, "accuracy": blind_baseline.letter_accuracy} if blind_baseline else None,
+        "blind_baseline": _over_blind_baseline(own, blind_baseline, interval) if blind_baseline else None,
         "visual": {variant: _visual(own, variant, interval) for variant in ABLATIONS},
         "base_visual": {variant: _visual(same, variant, interval) for variant in ABLATIONS},
-        "balanced": _balanced(own, same, floor) if floor else None,
+        "balanced": _balanced(own, same, blind_baseline) if blind_baseline else None,
         "base_scored": {protocol: found.accuracy for protocol, found in score_every_way(same).items()},
-        "by_dataset": _by_dataset(own, same, floor),
+        "by_dataset": _by_dataset(own, same, blind_baseline),
     }
     return found
 
@@ -168,12 +175,12 @@ def _with_interval(found: Score) -> dict[str, float | None]:
     return {"accuracy": found.accuracy, "accuracy_low": low, "accuracy_high": high}
 
 
-def _over_floor(own: pd.DataFrame, floor: Floor, interval: Interval) -> dict[str, Any]:
-    """The blind floor of the split, both ways of counting, and how far above the first the accuracy is."""
-    rule = floor.rules[RULES[0]]
+def _over_blind_baseline(own: pd.DataFrame, blind_baseline: BlindBaseline, interval: Interval) -> dict[str, Any]:
+    """The blind baseline of the split, both ways of counting, and how far above the first the accuracy is."""
+    rule = blind_baseline.rules[RULES[0]]
     if own.index.symmetric_difference(pd.Index(rule.credit)).size:
         raise InputError(
-            f"the blind floor of {floor.axis}/{floor.split} ({floor.kind}) is of other questions than the predictions are: "
+            f"the blind baseline of {blind_baseline.axis}/{blind_baseline.split} ({blind_baseline.kind}) is of other questions than the predictions are: "
             "the splits have changed since; run `dvc repro prior`, and evaluate on the same splits"
         )
     over = own["correct"].to_numpy(float) - own.index.map(rule.credit).to_numpy(float)
@@ -182,7 +189,7 @@ def _over_floor(own: pd.DataFrame, floor: Floor, interval: Interval) -> dict[str
         "accuracy": rule.accuracy,
         "low": rule.low,
         "high": rule.high,
-        "normalised": floor.rules[RULES[1]].accuracy,
+        "normalised": blind_baseline.rules[RULES[1]].accuracy,
         "pooled": rule.pooled,
         "above": float(over.mean()),
         "above_low": low,
@@ -191,18 +198,18 @@ def _over_floor(own: pd.DataFrame, floor: Floor, interval: Interval) -> dict[str
 
 
 def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, Any] | None:
-    """What the picture contributes: accuracy with it less accuracy without, on the questions asked both ways; None if there are none."""
+    """What the image contributes: accuracy with it less accuracy without, on the questions asked both ways; None if there are none."""
     asked = with_ablation(own, variant)
     if asked.empty:
         return None
-    seen, unseen = score(asked), score(without_picture(asked, variant))
+    seen, unseen = score(asked), score(without_image(asked, variant))
     low, high = interval(asked["correct"].to_numpy(int) - asked[f"{variant}_correct"].to_numpy(int), asked["image"])
     return {"n": seen.n, "accuracy": unseen.accuracy, "gain": (seen.correct - unseen.correct) / seen.n, "low": low, "high": high}
 
 
-def _balanced(own: pd.DataFrame, same: pd.DataFrame, floor: Floor) -> dict[str, Any]:
+def _balanced(own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline) -> dict[str, Any]:
     """Accuracy where the blind prior is at chance; without an accuracy if there is no such question."""
-    ids = list(floor.rules[RULES[0]].balanced)
+    ids = list(blind_baseline.rules[RULES[0]].balanced)
     chosen = own.loc[ids]
     return {
         "n": len(ids),
@@ -212,17 +219,17 @@ def _balanced(own: pd.DataFrame, same: pd.DataFrame, floor: Floor) -> dict[str, 
     }
 
 
-def _by_dataset(own: pd.DataFrame, same: pd.DataFrame, floor: Floor | None) -> dict[str, Any]:
+def _by_dataset(own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline | None) -> dict[str, Any]:
     asked = with_ablation(own, "shuffled")
     scores, before = scores_by(own, "dataset"), scores_by(same, "dataset")
-    seen, unseen = scores_by(asked, "dataset"), scores_by(without_picture(asked, "shuffled"), "dataset")
-    credit = own.index.to_series().map(floor.rules[RULES[0]].credit).groupby(own["dataset"]).mean() if floor else None
+    seen, unseen = scores_by(asked, "dataset"), scores_by(without_image(asked, "shuffled"), "dataset")
+    credit = own.index.to_series().map(blind_baseline.rules[RULES[0]].credit).groupby(own["dataset"]).mean() if blind_baseline else None
     return {
         name: {
             "n": found.n,
             "accuracy": found.accuracy,
             "base": before[name].accuracy,
-            "floor": None if credit is None else float(credit[name]),
+            "blind_baseline": None if credit is None else float(credit[name]),
             "visual_gain": (seen[name].correct - unseen[name].correct) / seen[name].n if name in seen else None,
         }
         for name, found in scores.items()
@@ -252,7 +259,7 @@ def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
     modalities = scores_by(rows, "modality", AXES["modality"])
     types = scores_by(rows, "question_type", AXES["task"])
     asked = with_ablation(rows, "shuffled")
-    seen, unseen = score(asked), score(without_picture(asked, "shuffled"))
+    seen, unseen = score(asked), score(without_image(asked, "shuffled"))
     return {
         "n": len(rows),
         "micro": score(rows).accuracy,

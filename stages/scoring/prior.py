@@ -1,10 +1,10 @@
-"""The blind prior: how far the wording of the options alone leads, without a picture and without the question.
+"""The blind prior: how far the wording of the options alone leads, without an image and without the question.
 
     python -m stages.scoring.prior --train TRAIN.json --test TEST.json
 
 It counts, in a train split, how often each option text is offered and how often it is gold, and picks the option with the
 highest smoothed rate, (gold + 1/4) / (offered + 1): a text never seen has the rate of one option among four. Distractors
-of OmniMedVQA come from a vocabulary that is seldom gold, so this floor is high: an accuracy that does not clear it is no
+of OmniMedVQA come from a vocabulary that is seldom gold, so this blind baseline is high: an accuracy that does not clear it is no
 evidence that the image was used.
 
 Texts are counted normalised (`normalise`), or with `exact` as they are written, which is what a model reads and gives away
@@ -125,7 +125,7 @@ def blind_credits(prior: Prior, questions: Iterable[Question]) -> dict[str, floa
 
 
 def main() -> None:
-    """Fit on one split file, test on another, print the floor that a model on the same test has to clear."""
+    """Fit on one split file, test on another, print the blind baseline that a model on the same test has to clear."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.scoring.prior",
         description="The accuracy of a rule that counts option texts in TRAIN and never sees an image, on TEST.",

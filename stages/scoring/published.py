@@ -84,7 +84,7 @@ class PublishedSplit:
 
 
 _ORIENTATION: Final = (
-    "Read off a picture that says only 'Improvement'; the sign, No-Think minus Think, follows the README's heading and the abstract. "
+    "Read off an image that says only 'Improvement'; the sign, No-Think minus Think, follows the README's heading and the abstract. "
     "Rows are training: values times test questions are whole numbers by column. "
 )
 NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {

@@ -1,4 +1,4 @@
-"""A question reduced to what a rule may use that is shown neither the picture nor the wording: options and gold.
+"""A question reduced to what a rule may use that is shown neither the image nor the wording: options and gold.
 
 Whatever takes a `Question` cannot look at an image or at what was asked, for neither is in it.
 """

@@ -1,8 +1,8 @@
 """How sure an accuracy is, and a difference between two on the same questions.
 
-Questions about one picture are not independent: a policy that misreads it misses them together. Intervals that resample
-pictures with all their questions allow for that (cluster bootstrap: Davison and Hinkley 1997, section 3.8; Field and Welsh
-2007); intervals over questions are too narrow wherever pictures have several.
+Questions about one image are not independent: a policy that misreads it misses them together. Intervals that resample
+images with all their questions allow for that (cluster bootstrap: Davison and Hinkley 1997, section 3.8; Field and Welsh
+2007); intervals over questions are too narrow wherever images have several.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def paired_interval(
     """Percentile bootstrap interval (Efron and Tibshirani 1993, ch. 13) of mean(after) - mean(before), 95%.
 
     `after[i]` and `before[i]` are whether question i was answered rightly; both have shape (n,), n > 0. Questions are
-    resampled `samples` times, each with both of its answers; with `clusters` (n labels, such as `image`), pictures are, each
+    resampled `samples` times, each with both of its answers; with `clusters` (n labels, such as `image`), images are, each
     with all of its questions. ValueError if lengths differ or are 0.
     """
     if np.shape(after) != np.shape(before):
@@ -96,7 +96,7 @@ def bootstrap_means(values: ArrayLike, clusters: ArrayLike | pd.Series[Any], sam
 def bootstrap_cells(cells: Sequence[tuple[ArrayLike, ArrayLike | pd.Series[Any]]], samples: int, seed: int) -> NDArray[np.float64]:
     """Means of several cells in the same `samples` resamples of clusters, shape (samples, cells): what a macro mean's interval needs.
 
-    A cell is its values and their cluster labels. Clusters of all cells are drawn together, for a picture asked about in two
+    A cell is its values and their cluster labels. Clusters of all cells are drawn together, for an image asked about in two
     cells is misread in both. A resample in which a cell has no value has NaN there. ValueError without cells.
     """
     if not cells:
@@ -139,7 +139,7 @@ def mcnemar(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> McNemar:
     """Exact McNemar test (1947) of two sides that answered the same questions, both of shape (n,).
 
     Under the null hypothesis a question that only one side has right is as likely the one's as the other's: binomial, p = 1/2.
-    It takes questions for independent; where pictures have several, `paired_interval` with clusters is the safer word.
+    It takes questions for independent; where images have several, `paired_interval` with clusters is the safer word.
     ValueError if lengths differ.
     """
     if np.shape(after) != np.shape(before):

@@ -115,10 +115,10 @@ def cross_table(predictions: Mapping[str, pd.DataFrame], axis: str, column: str,
 def cross_visual_gain(
     predictions: Mapping[str, pd.DataFrame], axis: str, column: str, targets: Mapping[str, Target] | None = None
 ) -> CrossTable:
-    """As `cross_table`, but accuracy less that with an exchanged picture, on the questions that were asked both ways."""
+    """As `cross_table`, but accuracy less that with an exchanged image, on the questions that were asked both ways."""
     asked = {name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()}
     seen = {name: scores_by(rows, column, _cells(column)) for name, rows in asked.items()}
-    unseen = {name: scores_by(without_picture(rows, "shuffled"), column, _cells(column)) for name, rows in asked.items()}
+    unseen = {name: scores_by(without_image(rows, "shuffled"), column, _cells(column)) for name, rows in asked.items()}
     values = {name: {cell: _less(found.accuracy, unseen[name][cell].accuracy) for cell, found in row.items()} for name, row in seen.items()}
     return _crossed("visual gain", values, {cell: found.n for cell, found in seen["base"].items()}, column, targets)
 
@@ -135,7 +135,7 @@ def with_ablation(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
     return predictions[predictions[f"{variant}_correct"].notna()]
 
 
-def without_picture(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
+def without_image(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
     """Rows of `with_ablation` with the answers of the variant in place of the real ones."""
     return predictions.assign(
         output=predictions[f"{variant}_output"],

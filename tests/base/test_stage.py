@@ -84,7 +84,7 @@ def test_tied_weights_stay_tied_and_are_stored_once(root: Path, monkeypatch: pyt
     assert all(torch.equal(value, model.state_dict()[name].float()) for name, value in policy.state_dict().items())
 
 
-def test_the_published_limit_of_pixels_caps_large_pictures_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_limit_of_pixels_caps_large_images_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 1280}
     images = Qwen2VLImageProcessor(**limits)
     tokens = load_processor(root / "source").tokenizer

@@ -1,4 +1,4 @@
-"""The benchmark of decoders compares what it says, on small pictures and in one turn."""
+"""The benchmark of decoders compares what it says, on small images and in one turn."""
 
 from benchmarks import decoding
 

@@ -18,11 +18,11 @@ def test_both_loops_give_the_same_answers_and_the_ratio_is_that_of_their_seconds
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "result.json"
-    words = ["--model", EMBEDDED, "--questions", "6", "--questions-a-picture", "3", "1", "--repeats", "1", "--json", str(path)]
+    words = ["--model", EMBEDDED, "--questions", "6", "--questions-per-image", "3", "1", "--repeats", "1", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", ["evaluate", *words])
     __main__.main()
     made = read_json(path, "")
-    assert [(row["questions"], row["pictures"], row["same_answers"]) for row in made["rows"]] == [(6, 2, 1.0), (6, 6, 1.0)]
+    assert [(row["questions"], row["images"], row["same_answers"]) for row in made["rows"]] == [(6, 2, 1.0), (6, 6, 1.0)]
     first = made["rows"][0]
     assert made["speedup"] == pytest.approx(first["seconds"]["published"] / first["seconds"]["ours"])
     assert made["questions_per_second"] == pytest.approx(6 / first["seconds"]["ours"])
@@ -53,15 +53,15 @@ def test_random_models_answer_as_long_as_they_are_told(tmp_path: Path) -> None:
     assert margin(bench, bench.asked[0], published[0], [*published[0][:3]]) == float("inf")
 
 
-def test_ablations_ask_of_a_black_picture_and_of_the_next(tmp_path: Path) -> None:
+def test_ablations_ask_of_a_black_image_and_of_the_next(tmp_path: Path) -> None:
     asked = with_ablations(questions(tmp_path, Case(EMBEDDED, 3, 2)))
     assert len(asked) == 6
     for place, each in enumerate(asked):
-        assert each.pictures["blank"] == BLANK
-        assert each.pictures["shuffled"] == asked[(place + 2) % 6].own
+        assert each.images["blank"] == BLANK
+        assert each.images["shuffled"] == asked[(place + 2) % 6].own
 
 
-@pytest.mark.parametrize("wrong", [["--questions", "0"], ["--repeats", "-1"], ["--questions-a-picture", "0"], ["--model", "none"]])
+@pytest.mark.parametrize("wrong", [["--questions", "0"], ["--repeats", "-1"], ["--questions-per-image", "0"], ["--model", "none"]])
 def test_arguments_that_mean_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", *wrong])
     with pytest.raises(SystemExit, match="2"):

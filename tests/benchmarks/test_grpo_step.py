@@ -42,9 +42,9 @@ def test_flops_of_qwen2_vl_2b_are_those_worked_out_by_hand() -> None:
     model = model_costs("qwen2-vl-2b")
     assert model.token == pytest.approx(2.6204e9, rel=1e-4), "28 layers of 46,792,704 weights, two FLOPs each"
     assert model.head == pytest.approx(0.4667e9, rel=1e-3)
-    assert model.picture == pytest.approx(1102.9e9, rel=1e-4), "988.9 blocks, 13.4 merger, 100.7 attention"
+    assert model.image == pytest.approx(1102.9e9, rel=1e-4), "988.9 blocks, 13.4 merger, 100.7 attention"
     assert model.text(276) == pytest.approx(729.8e9, rel=1e-4)
-    assert model.picture / (model.picture + model.text(276)) == pytest.approx(0.60, abs=0.005)
+    assert model.image / (model.image + model.text(276)) == pytest.approx(0.60, abs=0.005)
     assert model.text(10, behind=276, logits=10) == pytest.approx(0.0313e12, rel=0.03)
 
 
@@ -64,7 +64,7 @@ def test_flops_of_ours_leave_out_all_but_one_pass_over_the_prompt() -> None:
     ours = [per_prompt("shared", model, 276, completion, group) for group in (4, 8)]
     behind = model.text(completion, behind=276, logits=completion)
     assert ours[1] - ours[0] == pytest.approx(4 * 5 * behind), "four completions more: decoded, scored, backward, reference"
-    # by hand 9.79 TF where every pass is made; the pass that serves rollout and loss is one pass over picture and prompt less, and
+    # by hand 9.79 TF where every pass is made; the pass that serves rollout and loss is one pass over image and prompt less, and
     # the last layer makes keys and values alone of 275 tokens: four times 92.0 MF less
     assert ours[0] / 1e12 == pytest.approx(9.79 - 1.833 - 4 * 275 * 92.0e6 / 1e12, abs=0.01)
 
@@ -73,7 +73,7 @@ def test_the_default_model_has_ten_million_weights_in_the_proportions_of_the_2b(
     policy = build_policy(SHAPES["10m"], torch.device("cpu"), seed=0)
     assert 8e6 < sum(parameter.numel() for parameter in policy.parameters()) < 12e6
     small, real = (model_costs(name) for name in ("10m", "qwen2-vl-2b"))
-    shares = [(each.picture / (each.picture + each.text(276)), each.head / (each.head + each.token)) for each in (small, real)]
+    shares = [(each.image / (each.image + each.text(276)), each.head / (each.head + each.token)) for each in (small, real)]
     assert shares[0] == pytest.approx(shares[1], abs=0.04)
 
 
@@ -135,7 +135,7 @@ def test_every_way_learns_from_completions_of_the_same_length(tiny: Bench) -> No
 
 
 def test_the_copies_are_whole(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G pictures through the tower in generation, and logits of the full vocabulary at every position of the prefill."""
+    """G images through the tower in generation, and logits of the full vocabulary at every position of the prefill."""
     copies, _, _ = tiny.steps(GROUP, COMPLETION)
     prompt = copies.copies("Is it?", tiny.examples[0]["image"])
     patches: list[int] = []

@@ -15,7 +15,7 @@ from benchmarks.ingest.measured import python, run
 
 def test_speed_memory_and_the_work_for_more_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = ingest.measure(tmp_path, number=6, repeats=1)
-    assert (made["pictures"], made["speedup"] > 0, made["peak_memory_bytes"] > 10**7) == (6, True, True)
+    assert (made["images"], made["speedup"] > 0, made["peak_memory_bytes"] > 10**7) == (6, True, True)
     assert made["images_per_second"] == pytest.approx(made["speedup"] * made["seed_images_per_second"])
     saved = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert "dataset_info.json" in saved
@@ -23,7 +23,7 @@ def test_speed_memory_and_the_work_for_more_are_measured(tmp_path: Path, capsys:
     assert "speedup" in capsys.readouterr().out
 
 
-def test_pictures_are_all_different_files_that_decode() -> None:
+def test_images_are_all_different_files_that_decode() -> None:
     drawn = list(corpora.large(corpora.DRAWN + 2))
     assert len({content for _, content in drawn}) == len(drawn)
     for index in (0, 1):
@@ -38,7 +38,7 @@ def test_pictures_are_all_different_files_that_decode() -> None:
 def test_dvc_is_measured_on_a_project_of_this_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "REPEATS", 1)
     made = storage.measure_dvc(tmp_path, storage.as_shards, 80)
-    assert (made["pictures"], made["files"]) == (80, 8)
+    assert (made["images"], made["files"]) == (80, 8)
     assert made["repro_seconds"] > 0
     assert len(list((tmp_path / "models").iterdir())) == 13
 

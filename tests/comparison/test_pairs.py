@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stages.comparison.pairs import BASE, MEANS, Run, check_comparable, common_facts, compare, published_table, rows_of
+from stages.comparison.pairs import BASE, MEANS, RunPredictions, check_comparable, common_facts, compare, published_table, rows_of
 from stages.core.errors import InputError
 from stages.corpus.dataset.problems import format_solution
 from stages.scoring.statistics import holm, mcnemar, paired_interval
@@ -28,9 +28,9 @@ def flipped(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     return rows.assign(correct=right, answer=rows["gold"].where(right, None), output=outputs)
 
 
-def run(source: str = "a", changed: bool = False, facts: dict[str, str] | None = None) -> Run:
+def run(source: str = "a", changed: bool = False, facts: dict[str, str] | None = None) -> RunPredictions:
     predictions = {name: flipped(rows, 7) if changed else rows for name, rows in PREDICTIONS.items()}
-    return Run(source, predictions, FACTS | (facts or {}))
+    return RunPredictions(source, predictions, FACTS | (facts or {}))
 
 
 def test_every_cell_is_that_of_its_paired_questions() -> None:
@@ -84,7 +84,7 @@ def test_the_other_way_round_the_signs_change() -> None:
 
 def test_runs_of_some_checkpoints_give_the_cells_there_are() -> None:
     some = {name: PREDICTIONS[name] for name in ("base", "ct")}
-    (compared,) = compare(Run("a", some, FACTS), Run("b", some, FACTS), 100, 1)
+    (compared,) = compare(RunPredictions("a", some, FACTS), RunPredictions("b", some, FACTS), 100, 1)
     assert compared.axis == "modality"
     assert {cell.trained for cell in compared.cells} == {"base", "ct"}
     assert {name: mean.cells for name, mean in compared.means.items()} == {"in-domain": 1, "cross-domain": 7, "all cells": 8}
@@ -97,8 +97,8 @@ def test_printed_differences_are_not_among_ours() -> None:
     assert "published" not in rows_of(first.cells, 4)[0]
 
 
-def changed(run: Run, name: str, change: Any) -> Run:
-    return Run(run.source, {**run.predictions, name: change(run.predictions[name])}, run.facts)
+def changed(run: RunPredictions, name: str, change: Any) -> RunPredictions:
+    return RunPredictions(run.source, {**run.predictions, name: change(run.predictions[name])}, run.facts)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,10 @@ def changed(run: Run, name: str, change: Any) -> Run:
     [
         (run("b", facts={"split kind": "published"}), r"a has the split kind grouped, b published: .*splits.kind in params.yaml"),
         (run("b", facts={"corpus": "md5:b"}), r"a has the corpus md5:a, b md5:b"),
-        (Run("b", {"base": PREDICTIONS["base"]}, FACTS), r"b/ct.parquet not found, but a has it; make it with `dvc repro evaluate@ct`"),
+        (
+            RunPredictions("b", {"base": PREDICTIONS["base"]}, FACTS),
+            r"b/ct.parquet not found, but a has it; make it with `dvc repro evaluate@ct`",
+        ),
         (
             changed(run("b"), "mri", lambda rows: rows.iloc[1:]),
             r"b/mri.parquet: question 'Phantom_\d+' is one of 1 that only a/mri.parquet has",
@@ -121,13 +124,13 @@ def changed(run: Run, name: str, change: Any) -> Run:
         ),
     ],
 )
-def test_what_cannot_be_paired_is_refused_by_file_and_question(second: Run, message: str) -> None:
+def test_what_cannot_be_paired_is_refused_by_file_and_question(second: RunPredictions, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_comparable(run("a"), second)
 
 
 def test_runs_without_a_checkpoint_are_refused() -> None:
-    only = Run("a", {"base": PREDICTIONS["base"]}, FACTS)
+    only = RunPredictions("a", {"base": PREDICTIONS["base"]}, FACTS)
     with pytest.raises(InputError, match="have no checkpoint in common but the base"):
         compare(only, only, 100, 1)
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import InputError
-from stages.core.outputs import read_json_lines, whole_directory, whole_file, write_json, write_json_lines
+from stages.core.outputs import atomic_directory, atomic_file, read_json_lines, write_json, write_json_lines
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError])
 def test_a_file_that_fails_half_way_keeps_the_old_one(tmp_path: Path, failure: type[BaseException]) -> None:
     target = tmp_path / "folder" / "result.json"
     write_json(target, {"old": 1})
-    with pytest.raises(failure), whole_file(target) as temporary:
+    with pytest.raises(failure), atomic_file(target) as temporary:
         temporary.write_text("half", encoding="utf-8")
         raise failure
     assert target.read_text(encoding="utf-8") == '{\n "old": 1\n}\n'
@@ -26,7 +26,7 @@ def test_a_file_that_fails_half_way_keeps_the_old_one(tmp_path: Path, failure: t
 
 def test_a_directory_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    with pytest.raises(RuntimeError), whole_directory(target) as temporary:
+    with pytest.raises(RuntimeError), atomic_directory(target) as temporary:
         (temporary / "weights").write_text("half", encoding="utf-8")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -35,7 +35,7 @@ def test_a_directory_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
 def test_a_directory_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for name in ("first", "second"):
-        with whole_directory(target) as temporary:
+        with atomic_directory(target) as temporary:
             (temporary / name).write_text(name, encoding="utf-8")
     assert [path.name for path in target.iterdir()] == ["second"]
 
@@ -44,7 +44,7 @@ def test_what_a_killed_run_left_behind_is_not_in_the_next_one(tmp_path: Path) ->
     left = tmp_path / ".model.incomplete"
     left.mkdir()
     (left / "rest").write_text("rest", encoding="utf-8")
-    with whole_directory(tmp_path / "model") as temporary:
+    with atomic_directory(tmp_path / "model") as temporary:
         assert list(temporary.iterdir()) == []
 
 

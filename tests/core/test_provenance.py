@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 
 
 @pytest.fixture
@@ -32,32 +32,32 @@ def commit() -> str:
 
 
 def test_a_commit_of_results_does_not_change_where_they_come_from(repository: Path) -> None:
-    before = provenance({})
+    before = collect_provenance({})
     (repository / "dvc.lock").write_text("new", encoding="utf-8")
     commit()
-    assert provenance({}) == before
+    assert collect_provenance({}) == before
     assert before["git_dirty"] is False
 
 
 def test_a_change_of_code_does(repository: Path) -> None:
     (repository / "stages" / "train.py").write_text("2", encoding="utf-8")
-    assert provenance({})["git_dirty"] is True
+    assert collect_provenance({})["git_dirty"] is True
     last = commit()
-    assert provenance({})["git_commit"] == last
+    assert collect_provenance({})["git_commit"] == last
     (repository / "stages" / "new.py").write_text("", encoding="utf-8")
-    assert provenance({})["git_dirty"] is True
+    assert collect_provenance({})["git_dirty"] is True
 
 
 def test_the_corpus_is_named_by_the_hash_that_pins_it(repository: Path) -> None:
-    assert provenance({})["corpus"] is None
+    assert collect_provenance({})["corpus"] is None
     (repository / "data.dvc").write_text("outs:\n- md5: abc\n  path: data/raw/corpus.zip\n", encoding="utf-8")
-    assert provenance({})["corpus"] == "md5:abc"
+    assert collect_provenance({})["corpus"] == "md5:abc"
 
 
 def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    facts = provenance({})
+    facts = collect_provenance({})
     assert facts["git_commit"] is None
     assert facts["git_dirty"] is None
     assert facts["versions"]["torch"]

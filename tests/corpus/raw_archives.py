@@ -12,16 +12,16 @@ from pathlib import Path
 
 import zstandard
 
-from stages.core.params import Limits
+from stages.core.params import CorpusLimits
 from stages.corpus.archives.source import Corpus, open_corpus
 
 GOOD = {
     "QA_information/Open-access/B.json": b"[]",
     "QA_information/Open-access/A.json": b"[1]",
-    "Images/A/29.1.Blur fundus/6045cb817f5b..JPG": b"picture" * 1000,
+    "Images/A/29.1.Blur fundus/6045cb817f5b..JPG": b"image" * 1000,
     "Images/B [x]/größe.png": b"other",
 }
-LIMITS = Limits(max_members=10_000, max_member_mb=64, max_total_mb=256, max_ratio=200)
+LIMITS = CorpusLimits(max_members=10_000, max_member_mb=64, max_total_mb=256, max_ratio=200)
 KINDS = ("c.zip", "c.tar", "c.tar.gz", "c.tar.zst")
 
 

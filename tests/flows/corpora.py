@@ -84,7 +84,7 @@ REPORT = (
 def make_records(
     per_type: int = 16, modalities: Sequence[str] = tuple(MODALITIES), mark: str = "", kinds: Sequence[str] = tuple(QUESTION_TYPES)
 ) -> list[Raw]:
-    """Records of every modality: `per_type` pictures, each with a question of every type of `kinds`; `mark` is in ids and words."""
+    """Records of every modality: `per_type` images, each with a question of every type of `kinds`; `mark` is in ids and words."""
     return [
         {
             "dataset": f"Set {slug}",
@@ -104,7 +104,7 @@ def make_records(
 
 
 def write_corpus(path: Path, records: Sequence[Raw]) -> None:
-    """An archive of these records with a picture of noise for each path, the same bytes for the same records."""
+    """An archive of these records with an image of noise for each path, the same bytes for the same records."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(zipfile.ZipInfo("OmniMedVQA/QA_information/Open-access/Set.json"), json.dumps(list(records)))
@@ -152,7 +152,7 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
 
 
 def _params(checkpoints: Sequence[str]) -> str:
-    """The repository's, with few checkpoints, small pictures, and a gate for few questions."""
+    """The repository's, with few checkpoints, small images, and a gate for few questions."""
     lines = []
     for line in (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines():
         name = line.strip().partition(":")[0]

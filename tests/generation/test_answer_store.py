@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from stages.core.errors import InputError
-from stages.generation.answer_store import KeptAnswers
+from stages.generation.answer_store import AnswerStore
 from stages.generation.generate import Answers, Completion, Key
 
 FIRST: dict[Key, Completion] = {(3, "real"): Completion("<answer> é </answer>", (5, 7, 844)), (3, "blank"): Completion("", (844,))}
 SECOND: dict[Key, Completion] = {(1, "real"): Completion("b", (6,))}
 
 
-def kept(folder: Path) -> KeptAnswers:
-    made = KeptAnswers(folder)
+def kept(folder: Path) -> AnswerStore:
+    made = AnswerStore(folder)
     made.make_folder()
     made.add(Answers(FIRST, 64))
     made.add(Answers(SECOND, 32))
@@ -24,7 +24,7 @@ def kept(folder: Path) -> KeptAnswers:
 
 def test_answers_come_back_as_they_were_with_the_batch_sizes(tmp_path: Path) -> None:
     assert kept(tmp_path / "a").read() == (FIRST | SECOND, [32, 64])
-    assert KeptAnswers(tmp_path / "a").count() == 3
+    assert AnswerStore(tmp_path / "a").count() == 3
 
 
 def test_what_a_kill_left_unfinished_does_not_count(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_what_a_kill_left_unfinished_does_not_count(tmp_path: Path) -> None:
 
 def test_those_of_another_fingerprint_are_removed_and_never_read(tmp_path: Path) -> None:
     kept(tmp_path / "a")
-    other = KeptAnswers(tmp_path / "b")
+    other = AnswerStore(tmp_path / "b")
     other.make_folder()
     assert other.read() == ({}, [])
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
@@ -47,4 +47,4 @@ def test_those_of_another_fingerprint_are_removed_and_never_read(tmp_path: Path)
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file", encoding="utf-8")
     with pytest.raises(InputError, match=r"a, where answers are kept as they come, cannot be written to"):
-        KeptAnswers(tmp_path / "a").make_folder()
+        AnswerStore(tmp_path / "a").make_folder()

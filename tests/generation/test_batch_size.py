@@ -14,7 +14,7 @@ from stages.core.errors import InputError
 from stages.generation.batch_size import MOST, ON_CPU, BatchSize, fitting_rows, row_bytes
 
 GIB = 2**30
-SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+PACK_MAX_TOKENS = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
 
 def policy_of_2b() -> Any:
@@ -52,11 +52,11 @@ def test_it_is_halved_down_to_one_and_then_the_remedy_is_named() -> None:
     size = BatchSize("auto", torch.device("cpu"))
     size.rows = 5
     for rows in (2, 1):
-        size.halve(SHORT)
+        size.halve(PACK_MAX_TOKENS)
         assert size.rows == rows
     with pytest.raises(
         InputError, match=r"one answer at a time \(CUDA out of memory. Tried to allocate 2 GiB\): lower evaluate.max_new_tokens"
     ):
-        size.halve(SHORT)
+        size.halve(PACK_MAX_TOKENS)
     with pytest.raises(InputError, match=r"evaluate.batch_size 64 \(.*\): lower it, or set it to auto"):
-        BatchSize(64, torch.device("cuda")).halve(SHORT)
+        BatchSize(64, torch.device("cuda")).halve(PACK_MAX_TOKENS)

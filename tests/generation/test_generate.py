@@ -1,4 +1,4 @@
-"""Greedy answers: those of transformers' generate, each picture looked at once."""
+"""Greedy answers: those of transformers' generate, each image looked at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.grpo.tiny import FAMILIES, QUESTIONS, embedded_policy, processor, que
 
 
 def asked(folder: Path) -> list[Question]:
-    """Four questions: the two of `questions`, each about both pictures, one of them in three variants."""
+    """Four questions: the two of `questions`, each about both images, one of them in three variants."""
     first, second = (row["image"] for row in questions(folder))
     return [
         Question(QUESTIONS[0], {"real": first, "blank": BLANK, "shuffled": second}),
@@ -26,8 +26,8 @@ def asked(folder: Path) -> list[Question]:
     ]
 
 
-def by_generate(policy: Any, words: str, picture: Image.Image) -> str:
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": words}]}]
+def by_generate(policy: Any, words: str, image: Image.Image) -> str:
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": words}]}]
     inputs = processor().apply_chat_template([chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
     written = policy.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     text: str = processor().tokenizer.decode(written, skip_special_tokens=True)
@@ -45,18 +45,18 @@ def answers(policy: Any, folder: Path, batch_size: int, **more: Any) -> dict[Key
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
-def test_answers_are_those_of_generate_on_each_picture(family: str, tmp_path: Path) -> None:
+def test_answers_are_those_of_generate_on_each_image(family: str, tmp_path: Path) -> None:
     policy = (embedded_policy() if family == "embedded" else random_policy(family)).eval()
     given = answers(policy, tmp_path, 3)
-    assert len(given) == sum(len(question.pictures) for question in asked(tmp_path))
+    assert len(given) == sum(len(question.images) for question in asked(tmp_path))
     for place, question in enumerate(asked(tmp_path)):
-        for variant, path in question.pictures.items():
-            with Image.open(question.pictures["real"] if path == BLANK else path) as opened:
-                picture = Image.new("RGB", opened.size) if path == BLANK else opened.convert("RGB")
-            assert given[place, variant].text == by_generate(policy, question.words, picture), (question, variant)
+        for variant, path in question.images.items():
+            with Image.open(question.images["real"] if path == BLANK else path) as opened:
+                image = Image.new("RGB", opened.size) if path == BLANK else opened.convert("RGB")
+            assert given[place, variant].text == by_generate(policy, question.words, image), (question, variant)
 
 
-def test_the_batch_does_not_matter_and_the_picture_does(tmp_path: Path) -> None:
+def test_the_batch_does_not_matter_and_the_image_does(tmp_path: Path) -> None:
     policy = random_policy("qwen2_vl")
     whole = answers(policy, tmp_path, 4)
     assert whole == answers(policy, tmp_path, 1)
@@ -64,7 +64,7 @@ def test_the_batch_does_not_matter_and_the_picture_does(tmp_path: Path) -> None:
     assert whole[0, "real"] != whole[0, "blank"]
 
 
-def test_each_picture_goes_through_the_tower_once(tmp_path: Path) -> None:
+def test_each_image_goes_through_the_tower_once(tmp_path: Path) -> None:
     policy = embedded_policy()
     seen: list[int] = []
 
@@ -73,13 +73,13 @@ def test_each_picture_goes_through_the_tower_once(tmp_path: Path) -> None:
 
     policy.model.visual.register_forward_hook(count, with_kwargs=True)
     answers(policy, tmp_path, 4)
-    assert sum(seen) == 4, "two pictures, and a black one of the size of each"
+    assert sum(seen) == 4, "two images, and a black one of the size of each"
 
 
-def test_a_picture_that_does_not_open_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_text("no picture", encoding="utf-8")
+def test_an_image_that_does_not_open_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no image", encoding="utf-8")
     question = Question("Scan?", {"real": str(tmp_path / "x.png")})
-    with pytest.raises(InputError, match=r"x.png is no picture that can be opened .*: run `dvc repro resize`"), torch.no_grad():
+    with pytest.raises(InputError, match=r"x.png is no image that can be opened .*: run `dvc repro resize`"), torch.no_grad():
         batches(embedded_policy(), [question], 1, most=2)
 
 
@@ -101,7 +101,7 @@ def test_windows_of_one_process_and_of_several_give_the_same(tmp_path: Path) -> 
     assert parts[0] + parts[1] == batches(policy, asked(tmp_path), 2, windows=windows)
 
 
-def test_threads_that_open_pictures_ahead_change_nothing(tmp_path: Path) -> None:
+def test_threads_that_open_images_ahead_change_nothing(tmp_path: Path) -> None:
     policy = embedded_policy()
     assert batches(policy, asked(tmp_path), 3, loaders=2) == batches(policy, asked(tmp_path), 3)
 
@@ -152,7 +152,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path, monke
     size.rows = 9
     made = [*answer_greedily(policy, processor(), asked(tmp_path), windows=[range(4)], batch_size=size, max_new_tokens=12)]
     assert {key: each for batch in made for key, each in batch.completions.items()} == expected
-    assert tried[1:4] == [9, 4, 2], "4 pictures first"
+    assert tried[1:4] == [9, 4, 2], "4 images first"
     assert [(len(each.completions), each.batch_size) for each in made] == [(2, 2)] * 4 + [(1, 2)]
     with pytest.raises(
         InputError, match=r"out of GPU memory with evaluate.batch_size 9 \(CUDA out of memory.*: lower it, or set it to auto"
@@ -160,7 +160,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path: Path, monke
         batches(policy, asked(tmp_path), 9, windows=[range(4)])
 
 
-def test_pictures_that_do_not_fit_together_go_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_do_not_fit_together_go_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = embedded_policy()
     expected = answers(policy, tmp_path, 9)
     forward, most = policy.forward, 1
@@ -173,19 +173,19 @@ def test_pictures_that_do_not_fit_together_go_alone(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(policy, "forward", short)
     assert {key: each.text for key, each in answers(policy, tmp_path, 9).items()} == {key: each.text for key, each in expected.items()}
     most = 0
-    with pytest.raises(InputError, match=r"out of GPU memory with one picture \(CUDA out of memory\): set base.max_pixels lower"):
+    with pytest.raises(InputError, match=r"out of GPU memory with one image \(CUDA out of memory\): set base.max_pixels lower"):
         answers(policy, tmp_path, 9)
 
 
-def test_a_question_that_stands_for_a_picture_itself_is_refused(tmp_path: Path) -> None:
+def test_a_question_that_stands_for_an_image_itself_is_refused(tmp_path: Path) -> None:
     (row, _) = questions(tmp_path)
     question = Question(f"Scan? {processor().image_token}", {"real": row["image"]})
-    with pytest.raises(InputError, match=r"'Scan\? .*' has 2 tokens that stand for pictures, its picture needs 1"):
+    with pytest.raises(InputError, match=r"'Scan\? .*' has 2 tokens that stand for images, its image needs 1"):
         batches(embedded_policy(), [question], 1)
 
 
 @pytest.mark.parametrize(("batch_size", "lengths"), [(2, [8, 8, 4]), (100, [20]), ("auto", [20])])
-def test_a_picture_s_questions_are_in_one_window(batch_size: int | Literal["auto"], lengths: list[int]) -> None:
+def test_an_image_s_questions_are_in_one_window(batch_size: int | Literal["auto"], lengths: list[int]) -> None:
     some = [Question("Scan?", {"real": str(number // 4)}) for number in range(20)]
     assert [len(window) for window in cut_windows(some, batch_size)] == lengths
     assert [place for window in cut_windows(some, batch_size) for place in window] == [*range(20)]

@@ -120,13 +120,13 @@ def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Pa
     assert all(torch.equal(weights[name], before[name]) for name in weights)
 
 
-def test_a_frozen_tower_does_not_move_and_sees_a_picture_once(tmp_path: Path) -> None:
+def test_a_frozen_tower_does_not_move_and_sees_an_image_once(tmp_path: Path) -> None:
     each = trainer(tmp_path, freeze_vision_tower=True, vision_cache_mb=10, max_steps=3, learning_rate=1e-3)
     seen: list[int] = []
     for model in (each.model, each.ref_model):
         model.model.visual.register_forward_hook(lambda *_: seen.append(1))
     each.train()
-    assert len(seen) == 2, "two pictures, three steps, policy and reference"
+    assert len(seen) == 2, "two images, three steps, policy and reference"
     before = embedded_policy().state_dict()
     moved = {name for name, parameter in each.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert moved
@@ -183,7 +183,7 @@ def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> 
     }
 
 
-def test_groups_stay_whole_and_pictures_with_their_prompts(tmp_path: Path) -> None:
+def test_groups_stay_whole_and_images_with_their_prompts(tmp_path: Path) -> None:
     each = trainer(tmp_path, prompts_per_device=1, gradient_accumulation_steps=2, reuse_prompt_pass=False)
     assert isinstance(each, MedGRPOTrainer)
     each.model.train()
@@ -199,15 +199,15 @@ def test_groups_stay_whole_and_pictures_with_their_prompts(tmp_path: Path) -> No
         assert len(prompts.pixel_values) == int(prompts.image_grid_thw.prod())
 
 
-def test_a_picture_is_processed_once_for_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_processed_once_for_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     each = trainer(tmp_path)
     counted: list[int] = []
     images = type(processor().image_processor)
     original = images.preprocess
 
-    def counting(self: Any, pictures: list[Any], *rest: Any, **more: Any) -> Any:
-        counted.append(len(pictures))
-        return original(self, pictures, *rest, **more)
+    def counting(self: Any, images: list[Any], *rest: Any, **more: Any) -> Any:
+        counted.append(len(images))
+        return original(self, images, *rest, **more)
 
     monkeypatch.setattr(images, "preprocess", counting)
     each.train()
@@ -230,7 +230,7 @@ def test_a_reward_that_gives_no_number_for_each_completion_stops_the_run(reward:
         each.train()
 
 
-def test_rewards_see_the_picture_and_every_column(tmp_path: Path) -> None:
+def test_rewards_see_the_image_and_every_column(tmp_path: Path) -> None:
     each = trainer(tmp_path)
     seen: dict[str, Any] = {}
 
@@ -241,5 +241,5 @@ def test_rewards_see_the_picture_and_every_column(tmp_path: Path) -> None:
     each.reward_funcs, each.reward_func_names = [reward], ["looks"]
     each.reward_weights, each.reward_processing_classes = torch.ones(1), [None]
     each.train()
-    assert [picture.size for picture in seen["image"]] in ([(96, 144)] * 4 + [(384, 384)] * 4, [(384, 384)] * 4 + [(96, 144)] * 4)
+    assert [image.size for image in seen["image"]] in ([(96, 144)] * 4 + [(384, 384)] * 4, [(384, 384)] * 4 + [(96, 144)] * 4)
     assert seen["gold"] == ["A"] * 8

@@ -52,6 +52,6 @@ def test_a_problem_with_braces_is_asked_as_it_is(style: Style) -> None:
         assert ask(problem, style, purpose).startswith(problem + " ")
 
 
-def test_the_picture_comes_before_the_words() -> None:
+def test_the_image_comes_before_the_words() -> None:
     (turn,) = chat("What?")
     assert [part["type"] for part in turn["content"]] == ["image", "text"]

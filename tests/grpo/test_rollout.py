@@ -22,7 +22,7 @@ def rollout(
 ) -> list[list[int]]:
     sampling = Sampling(**{"max_tokens": 12, "ends": ENDS, "pad": 842} | more)  # type: ignore[arg-type]
     with torch.no_grad():
-        done = pass_over_prompts(policy, prompts, prompts.pictures)
+        done = pass_over_prompts(policy, prompts, prompts.image_inputs)
     return sample_completions(policy, prompts, done, draws(seed, numbers, group, sampling.max_tokens), sampling)
 
 
@@ -57,7 +57,7 @@ def test_completions_of_a_prompt_do_not_depend_on_who_shares_the_call(tmp_path: 
     assert together != rollout(policy, prompts, [3, 4], temperature=1.5, seed=6)
 
 
-def test_placeholders_of_pictures_are_never_sampled(tmp_path: Path) -> None:
+def test_placeholders_of_images_are_never_sampled(tmp_path: Path) -> None:
     policy = random_policy("qwen2_vl")
     prompts = prompts_for(policy, tmp_path)
     forbidden = set(vision_token_ids(processor()))

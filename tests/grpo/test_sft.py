@@ -74,14 +74,14 @@ def test_the_prompt_has_the_tokens_that_evaluation_gives_it(tmp_path: Path) -> N
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
-def test_pictures_are_opened_and_processed_by_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_opened_and_processed_by_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
     images = type(processor().image_processor)
     original = images.preprocess
 
-    def counting(self: Any, pictures: list[Any], *rest: Any, **more: Any) -> Any:
-        counted.append(len(pictures))
-        return original(self, pictures, *rest, **more)
+    def counting(self: Any, images: list[Any], *rest: Any, **more: Any) -> Any:
+        counted.append(len(images))
+        return original(self, images, *rest, **more)
 
     each = trainer(tmp_path, grpo={"prompts_per_device": 1, "max_steps": 3})
     monkeypatch.setattr(images, "preprocess", counting)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.grpo.shared_prefix import SHORT, Head, lay_out, score, score_members, score_rows, score_segments
+from stages.grpo.shared_prefix import PACK_MAX_TOKENS, LMHeadOptions, pack_rows, score, score_members, score_rows, score_segments
 from stages.policy.last_layer import last_layer_yields
 from stages.policy.prefill import pass_over_prompts
 from stages.policy.prompt_batch import PromptBatch, process_prompts
@@ -31,7 +31,7 @@ def draw_completions(group: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def apart(policy: PreTrainedModel, rows: list[list[dict[str, Any]]], ids: Tensor) -> Tensor:
-    """Log-probabilities (2 * G, C) from a row for each completion, with a picture and positions of its own."""
+    """Log-probabilities (2 * G, C) from a row for each completion, with an image and positions of its own."""
     group, length = ids.shape[1:]
     inputs = processor().apply_chat_template(
         [row for row in rows for _ in range(group)],
@@ -78,20 +78,20 @@ def prepared(family: str, folder: Path) -> tuple[PreTrainedModel, list[list[dict
 @pytest.mark.parametrize("lengths", [[8], [1, 8, 3], [1]])
 def test_log_probabilities_and_gradients_are_those_of_separate_rows(family: str, group: int, lengths: list[int], tmp_path: Path) -> None:
     policy, rows, prompts = prepared(family, tmp_path)
-    assert len(set(prompts.image_grid_thw.prod(-1).tolist())) == 2, "two sizes of picture"
+    assert len(set(prompts.image_grid_thw.prod(-1).tolist())) == 2, "two sizes of image"
     ids, mask = draw_completions(group, lengths)
     separate = gradients(policy, lambda: apart(policy, rows, ids), mask)
-    head = Head(TEMPERATURE)
-    in_rows = gradients(policy, lambda: score_rows(policy, prompts, prompts.pictures, ids, mask, head)[0], mask)
+    head = LMHeadOptions(TEMPERATURE)
+    in_rows = gradients(policy, lambda: score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0], mask)
     assert_same(in_rows, separate)
 
     def behind_one_pass() -> Tensor:
-        return score_segments(policy, prompts, pass_over_prompts(policy, prompts, prompts.pictures), ids, mask, head)[0]
+        return score_segments(policy, prompts, pass_over_prompts(policy, prompts, prompts.image_inputs), ids, mask, head)[0]
 
     assert_same(gradients(policy, behind_one_pass, mask), separate)
 
     def in_rows_of_their_own() -> Tensor:
-        return score_members(policy, prompts, pass_over_prompts(policy, prompts, prompts.pictures), ids, mask, head)[0]
+        return score_members(policy, prompts, pass_over_prompts(policy, prompts, prompts.image_inputs), ids, mask, head)[0]
 
     assert_same(gradients(policy, in_rows_of_their_own, mask), separate)
 
@@ -101,11 +101,11 @@ def test_log_probabilities_and_gradients_are_those_of_separate_rows(family: str,
 def test_the_way_is_chosen_by_length_and_gives_the_same(length: int, behind: bool, tmp_path: Path) -> None:
     policy, rows, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [length, 2])
-    assert (ids[0].numel() > SHORT) == (length == 80)
+    assert (ids[0].numel() > PACK_MAX_TOKENS) == (length == 80)
 
     def chosen() -> Tensor:
-        done = pass_over_prompts(policy, prompts, prompts.pictures) if behind else None
-        return score(policy, prompts, prompts.pictures, ids, mask, Head(TEMPERATURE), done)[0]
+        done = pass_over_prompts(policy, prompts, prompts.image_inputs) if behind else None
+        return score(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE), done)[0]
 
     assert_same(gradients(policy, chosen, mask), gradients(policy, lambda: apart(policy, rows, ids), mask))
 
@@ -126,13 +126,13 @@ def test_the_fused_head_gives_the_same(family: str, tmp_path: Path) -> None:
     add_fused_lm_head(policy, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
     ids, mask = draw_completions(4, [1, 8, 3])
 
-    def scores(head: Head) -> tuple[Tensor, Tensor | None]:
-        return score_rows(policy, prompts, prompts.pictures, ids, mask, head)
+    def scores(head: LMHeadOptions) -> tuple[Tensor, Tensor | None]:
+        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)
 
-    plain, fused = Head(TEMPERATURE, entropy=True), Head(TEMPERATURE, fused=True, entropy=True)
+    plain, fused = LMHeadOptions(TEMPERATURE, entropy=True), LMHeadOptions(TEMPERATURE, fused=True, entropy=True)
     assert_same(gradients(policy, lambda: scores(fused)[0], mask), gradients(policy, lambda: scores(plain)[0], mask))
     torch.testing.assert_close(scores(fused)[1], scores(plain)[1], rtol=1e-4, atol=1e-5)
-    done = pass_over_prompts(policy, prompts, prompts.pictures)
+    done = pass_over_prompts(policy, prompts, prompts.image_inputs)
     behind = score_segments(policy, prompts, done, ids, mask, fused)[0].flatten()[mask.flatten().bool()]
     torch.testing.assert_close(behind, scores(plain)[0].flatten()[mask.flatten().bool()], rtol=0, atol=1e-5)
 
@@ -142,7 +142,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     ids, mask = draw_completions(4, [8, 3])
 
     def score() -> Tensor:
-        return score_rows(policy, prompts, prompts.pictures, ids, mask, Head(TEMPERATURE))[0]
+        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))[0]
 
     plain = gradients(policy, score, mask)
     policy.train()
@@ -154,9 +154,9 @@ def test_some_of_the_prompts_are_scored_as_among_all(tmp_path: Path) -> None:
     policy, _, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [8, 3])
     with torch.no_grad():
-        together, _ = score_rows(policy, prompts, prompts.pictures, ids, mask, Head(TEMPERATURE))
+        together, _ = score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))
         second = prompts.select([1])
-        alone, _ = score_rows(policy, second, second.pictures, ids[1:], mask[1:], Head(TEMPERATURE))
+        alone, _ = score_rows(policy, second, second.image_inputs, ids[1:], mask[1:], LMHeadOptions(TEMPERATURE))
     torch.testing.assert_close(alone[mask[1].bool()], together[4:][mask[1].bool()], rtol=0, atol=1e-5)
 
 
@@ -166,7 +166,7 @@ def batch(ids: Tensor, mask: Tensor, positions: Tensor) -> PromptBatch:
 
 def test_a_completion_sees_its_prompt_and_itself_and_nothing_else() -> None:
     prompt = batch(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]), torch.zeros(3, 1, 3, dtype=torch.long))
-    rows = lay_out(prompt, torch.tensor([[[7, 8, 3], [9, 3, 0]]]), torch.tensor([[[1, 1, 1], [1, 1, 0]]]))
+    rows = pack_rows(prompt, torch.tensor([[[7, 8, 3], [9, 3, 0]]]), torch.tensor([[[1, 1, 1], [1, 1, 0]]]))
     # each segment begins with the prompt's last token and leaves out the completion's last
     assert rows.input_ids.tolist() == [[0, 5, 6, 7, 8, 6, 9, 3]]
     seen = [row.nonzero().flatten().tolist() for row in rows.mask[0, 0]]
@@ -176,7 +176,7 @@ def test_a_completion_sees_its_prompt_and_itself_and_nothing_else() -> None:
 def test_positions_start_again_behind_the_prompt_for_every_completion() -> None:
     positions = torch.tensor([[[0, 1, 4]], [[0, 2, 4]], [[0, 3, 4]]])
     prompt = batch(torch.tensor([[4, 5, 6]]), torch.ones(1, 3, dtype=torch.long), positions)
-    rows = lay_out(prompt, torch.tensor([[[7, 8], [9, 3]]]), torch.ones(1, 2, 2, dtype=torch.long))
+    rows = pack_rows(prompt, torch.tensor([[[7, 8], [9, 3]]]), torch.ones(1, 2, 2, dtype=torch.long))
     assert rows.positions.tolist() == [[[0, 1, 4, 5, 4, 5]], [[0, 2, 4, 5, 4, 5]], [[0, 3, 4, 5, 4, 5]]]
 
 
@@ -188,8 +188,8 @@ def test_the_last_layer_is_run_for_the_tokens_that_predict_one(family: str, tmp_
     for index in (0, -1):
         layers[index].mlp.register_forward_hook(lambda _, inputs, __, index=index: tokens.append((index, inputs[0].shape[1])))
     ids, mask = draw_completions(2, [3])
-    done = pass_over_prompts(policy, prompts, prompts.pictures)
-    score_rows(policy, prompts, prompts.pictures, ids, mask, Head(TEMPERATURE))
+    done = pass_over_prompts(policy, prompts, prompts.image_inputs)
+    score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))
     width = prompts.ids.shape[1]
     assert tokens == [(0, width), (-1, 1), (0, width - 1 + 6), (-1, 6)]
     assert done.keys_values[-1][0].shape[2] == width, "keys of all, for those that come behind"

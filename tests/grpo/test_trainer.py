@@ -48,7 +48,7 @@ def test_med_r1s_published_settings_can_be_said(grpo: Grpo, tmp_path: Path) -> N
     assert config.generation_batch_size == 8
 
 
-def test_placeholders_of_pictures_are_never_sampled(grpo: Grpo, tmp_path: Path) -> None:
+def test_placeholders_of_images_are_never_sampled(grpo: Grpo, tmp_path: Path) -> None:
     policy, processor = load_policy(BASE, dtype="float32", attention="sdpa"), load_processor(BASE)
     ids = vision_token_ids(processor)
     names = processor.tokenizer.convert_ids_to_tokens(ids)
@@ -77,7 +77,7 @@ def test_a_question_that_holds_a_placeholder_is_refused_by_name(tmp_path: Path) 
     rows[1]["problem"] = "What is <|image_pad|> here? A)CT, B)MRI"
     policy = load_policy(BASE, dtype="float32", attention="sdpa")
     grpo = load_params(REPOSITORY / "params.yaml").grpo.model_copy(update={"prompts_per_device": 2})
-    with pytest.raises(InputError, match=r"What is <\|image_pad\|> here.* contains <\|image_pad\|>, which stands for a picture"):
+    with pytest.raises(InputError, match=r"What is <\|image_pad\|> here.* contains <\|image_pad\|>, which stands for an image"):
         build_trainer(policy, processor(), train_dataset(rows, "no-think"), grpo, "no-think", scratch=tmp_path, run_name="ct")
 
 
@@ -86,12 +86,12 @@ def test_a_prompt_and_completion_beyond_the_models_context_are_refused(tmp_path:
         trainer(tmp_path, max_completion_length=4090)
 
 
-@pytest.mark.parametrize("wrong", ["no picture", "two pictures for one placeholder"])
-def test_placeholders_that_do_not_fit_the_pictures_name_the_question(wrong: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["no image", "two images for one placeholder"])
+def test_placeholders_that_do_not_fit_the_images_name_the_question(wrong: str, tmp_path: Path) -> None:
     rows = chats(questions(tmp_path))
-    if wrong == "no picture":
+    if wrong == "no image":
         rows[1][0]["content"] = rows[1][0]["content"][1:]
-        message = r"How severe is the lesion.* has 0 tokens that stand for pictures, its pictures need 0: every question needs a picture"
+        message = r"How severe is the lesion.* has 0 tokens that stand for images, its images need 0: every question needs an image"
     else:
         rows[1][0]["content"][1]["text"] += "<|image_pad|>"
         message = "image_pad.* tokens in the prompts should be the same as the number of images"

@@ -9,11 +9,11 @@ import pytest
 
 from stages.core.errors import InputError
 from stages.core.params import Grpo, load_params
-from stages.grpo.vllm_rollout import check_prompts_of, never_sampled, one_token_a_picture, require_vllm, vllm_arguments
+from stages.grpo.vllm_rollout import check_prompts_of, never_sampled, one_token_per_image, require_vllm, vllm_arguments
 from tests.grpo.tiny import REPOSITORY, processor
 
-PICTURE = 9
-PROMPT = [1, 2, *[PICTURE] * 4, 3, 5]
+IMAGE = 9
+PROMPT = [1, 2, *[IMAGE] * 4, 3, 5]
 
 
 def settings(**changed: object) -> Grpo:
@@ -23,7 +23,7 @@ def settings(**changed: object) -> Grpo:
 class Vllm:
     """TRL's `VLLMGeneration` as far as it is used.
 
-    In the trainer's process, vLLM puts a picture's tokens in the place of the first that stands for it; a server is told where they are.
+    In the trainer's process, vLLM puts an image's tokens in the place of the first that stands for it; a server is told where they are.
     """
 
     def __init__(self, mode: str, tokens: int = 4) -> None:
@@ -33,15 +33,15 @@ class Vllm:
         seen = []
         for ids in prompts:
             if self.mode == "colocate":
-                at = ids.index(PICTURE)
-                ids = [*ids[:at], *[PICTURE] * self._tokens, *ids[at + 1 :]]
+                at = ids.index(IMAGE)
+                ids = [*ids[:at], *[IMAGE] * self._tokens, *ids[at + 1 :]]
             seen.append(ids)
         return seen, [[7] for _ in prompts], None, None
 
 
-def test_a_run_of_a_pictures_tokens_becomes_one_and_nothing_else_changes() -> None:
-    assert one_token_a_picture(PROMPT, PICTURE) == [1, 2, PICTURE, 3, 5]
-    assert one_token_a_picture([4, 4, PICTURE, PICTURE, 4, PICTURE], PICTURE) == [4, 4, PICTURE, 4, PICTURE]
+def test_a_run_of_an_images_tokens_becomes_one_and_nothing_else_changes() -> None:
+    assert one_token_per_image(PROMPT, IMAGE) == [1, 2, IMAGE, 3, 5]
+    assert one_token_per_image([4, 4, IMAGE, IMAGE, 4, IMAGE], IMAGE) == [4, 4, IMAGE, 4, IMAGE]
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])
@@ -49,14 +49,14 @@ def test_vllm_sees_the_prompt_that_is_trained_on(mode: str) -> None:
     vllm: Any = Vllm(mode)
     if mode == "colocate":
         assert len(vllm.generate(prompts=[PROMPT], images=None, num_generations=1)[0][0]) == len(PROMPT) + 3, "twice, as TRL asks"
-    check_prompts_of(vllm, PICTURE)
+    check_prompts_of(vllm, IMAGE)
     assert vllm.generate(prompts=[PROMPT, PROMPT], images=None, num_generations=2)[0] == [PROMPT, PROMPT]
 
 
-def test_a_picture_that_vllm_sees_otherwise_stops_the_run() -> None:
+def test_an_image_that_vllm_sees_otherwise_stops_the_run() -> None:
     vllm: Any = Vllm("colocate", tokens=6)
-    check_prompts_of(vllm, PICTURE)
-    with pytest.raises(InputError, match=r"vLLM saw 10 tokens for prompt 0 of a batch, 6 of them of its picture, .* makes 8 with 4"):
+    check_prompts_of(vllm, IMAGE)
+    with pytest.raises(InputError, match=r"vLLM saw 10 tokens for prompt 0 of a batch, 6 of them of its image, .* makes 8 with 4"):
         vllm.generate(prompts=[PROMPT], images=None, num_generations=1)
 
 
@@ -80,7 +80,7 @@ def test_settings_in_trls_words() -> None:
     assert told["vllm_max_model_length"] == 1024 + 100
 
 
-def test_tokens_that_stand_for_pictures_are_kept_out_either_way() -> None:
+def test_tokens_that_stand_for_images_are_kept_out_either_way() -> None:
     names = never_sampled(processor(), "vllm-colocate")["bad_words"]
     assert "<|image_pad|>" in names
     assert processor().tokenizer.convert_tokens_to_ids(names) == never_sampled(processor(), "policy")["suppress_tokens"]

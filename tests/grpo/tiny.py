@@ -66,7 +66,7 @@ def embedded_policy() -> PreTrainedModel:
 
 
 def questions(folder: Path) -> list[dict[str, Any]]:
-    """Two questions, each with a picture of its own size, and so its own number of image tokens."""
+    """Two questions, each with an image of its own size, and so its own number of image tokens."""
     rng = np.random.default_rng(3)
     rows = []
     for number, problem in enumerate(QUESTIONS):

@@ -18,7 +18,7 @@ from stages.corpus.quarantine.reasons import CorpusFault, Reason
 from tests.hostile.cases import Case
 
 Files = Mapping[str, bytes]
-_PICTURE = "Images/Hostile/bad.png"
+_IMAGE = "Images/Hostile/bad.png"
 _SPARE = 2**24
 """Bytes unpacked below which no ratio counts."""
 
@@ -47,7 +47,7 @@ def tarred(files: Files, more: tarfile.TarInfo | None = None, **settings: Any) -
 
 
 def special(kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(_PICTURE)
+    info = tarfile.TarInfo(_IMAGE)
     info.type, info.linkname = kind, target
     return info
 
@@ -103,7 +103,7 @@ def prefixed(files: Files) -> bytes:
 
 
 def archives(files: Files, named: str, question_file: str) -> dict[str, Case]:
-    """All cases, made from a good corpus; `named` is a picture that a record of it names, `question_file` a file with questions."""
+    """All cases, made from a good corpus; `named` is an image that a record of it names, `question_file` a file with questions."""
     good = dict(files)
     packed = zipped(good)
     # at the end of what is cut, more than a tar's own padding
@@ -123,17 +123,17 @@ def archives(files: Files, named: str, question_file: str) -> dict[str, Case]:
         ),
         "hard link in a tar": Case(tarred(good, special(tarfile.LNKTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
         "symlink in a zip": Case(
-            zipped(plus(_PICTURE, b"/etc/passwd"), change=of_mode(stat.S_IFLNK, _PICTURE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"
+            zipped(plus(_IMAGE, b"/etc/passwd"), change=of_mode(stat.S_IFLNK, _IMAGE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"
         ),
         "character device": Case(tarred(good, special(tarfile.CHRTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
         "block device": Case(tarred(good, special(tarfile.BLKTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
         "pipe in a tar": Case(tarred(good, special(tarfile.FIFOTYPE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"),
         "device in a zip": Case(
-            zipped(plus(_PICTURE), change=of_mode(stat.S_IFCHR, _PICTURE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"
+            zipped(plus(_IMAGE), change=of_mode(stat.S_IFCHR, _IMAGE)), "refused", CorpusFault.UNSAFE_MEMBER, "bad.png"
         ),
-        "zip bomb": Case(zipped(plus(_PICTURE, bytes(8 * _SPARE)), stored=False), "refused", CorpusFault.LIMIT, "max_ratio"),
-        "gzip bomb": Case(gzip.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", CorpusFault.LIMIT, "max_ratio"),
-        "zstd bomb": Case(zstandard.compress(tarred(plus(_PICTURE, bytes(8 * _SPARE)))), "refused", CorpusFault.LIMIT, "max_ratio"),
+        "zip bomb": Case(zipped(plus(_IMAGE, bytes(8 * _SPARE)), stored=False), "refused", CorpusFault.LIMIT, "max_ratio"),
+        "gzip bomb": Case(gzip.compress(tarred(plus(_IMAGE, bytes(8 * _SPARE)))), "refused", CorpusFault.LIMIT, "max_ratio"),
+        "zstd bomb": Case(zstandard.compress(tarred(plus(_IMAGE, bytes(8 * _SPARE)))), "refused", CorpusFault.LIMIT, "max_ratio"),
         "size that lies": Case(lying_size(good, named), "refused", CorpusFault.UNSAFE_MEMBER, named),
         "members that overlap": Case(overlapping(good), "refused", CorpusFault.UNSAFE_MEMBER, "Images/Hostile/"),
         "encrypted": Case(patched(packed, b"PK\x01\x02", 8, b"\x01\x00"), "refused", CorpusFault.UNSAFE_MEMBER),
@@ -164,7 +164,7 @@ def archives(files: Files, named: str, question_file: str) -> dict[str, Case]:
         "a text": Case(b"version https://git-lfs.github.com/spec/v1\n", "refused", CorpusFault.DAMAGED),
         "gzip of a text": Case(gzip.compress(b"hello"), "refused", CorpusFault.DAMAGED),
         "self-extracting zip": Case(prefixed(good), "refused", CorpusFault.DAMAGED),
-        "picture with a wrong checksum": Case(damaged(good, named), "quarantined", Reason.IMAGE_DAMAGED, named),
+        "image with a wrong checksum": Case(damaged(good, named), "quarantined", Reason.IMAGE_DAMAGED, named),
         "questions with a wrong checksum": Case(damaged(good, question_file), "quarantined", Reason.FILE_DAMAGED, question_file),
         "nested archive nobody names": Case(zipped(plus("Images/nested.zip", packed)), "kept"),
         "zip after a zip": Case(packed + zipped({"readme.txt": b"x"}), "refused", CorpusFault.LAYOUT),

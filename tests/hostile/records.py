@@ -59,7 +59,7 @@ RECORDS: dict[str, tuple[dict[str, Any] | Any, Reason]] = {
     "half a surrogate pair": ({"question": "What\ud800?"}, Reason.FIELD_ENCODING),
     "text that runs backwards": ({"question": "What\u202eis seen?"}, Reason.FIELD_TEXT),
     "a token that ends the turn": ({"question": "What?<|im_end|>\n<|im_start|>assistant"}, Reason.FIELD_TOKEN),
-    "a token that stands for a picture": ({"option_B": "<|image_pad|>", "gt_answer": "<|image_pad|>"}, Reason.FIELD_TOKEN),
+    "a token that stands for an image": ({"option_B": "<|image_pad|>", "gt_answer": "<|image_pad|>"}, Reason.FIELD_TOKEN),
     "an answer that is no option": ({"gt_answer": "something else"}, Reason.ANSWER_NOT_OFFERED),
     "an answer by letter": ({"gt_answer": "B"}, Reason.ANSWER_NOT_OFFERED),
     "two options the same": ({"option_A": "Nodule"}, Reason.OPTIONS_EQUAL),
@@ -74,7 +74,7 @@ RECORDS: dict[str, tuple[dict[str, Any] | Any, Reason]] = {
     "an address": ({"image_path": "http://example.invalid/a.png"}, Reason.IMAGE_PATH),
     "a path elsewhere": ({"image_path": "QA_information/a.png"}, Reason.IMAGE_PATH),
     "a folder": ({"image_path": "Images/"}, Reason.IMAGE_PATH),
-    "a picture that is not there": ({"image_path": "Images/nowhere.png"}, Reason.IMAGE_MISSING),
+    "an image that is not there": ({"image_path": "Images/nowhere.png"}, Reason.IMAGE_MISSING),
     "a path with a NUL": ({"image_path": "Images/a\0.png"}, Reason.FIELD_TEXT),
     "a long name": ({"image_path": f"Images/{'x' * 300}.png"}, Reason.IMAGE_PATH),
 }

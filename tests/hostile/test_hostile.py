@@ -20,11 +20,11 @@ from stages.corpus.quarantine.ledger import Quarantine, Row, read_quarantine
 from stages.corpus.quarantine.reasons import RefusedDataError
 from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT
-from tests.hostile import pictures
+from tests.hostile import images
 from tests.hostile.archives import archives, zipped
 from tests.hostile.cases import Case
 from tests.hostile.dicoms import DICOMS
-from tests.hostile.pictures import saved, scene
+from tests.hostile.images import saved, scene
 from tests.hostile.records import RECORDS, files
 
 QUESTIONS = "QA_information/Open-access"
@@ -47,16 +47,16 @@ def record(name: str, **changes: Any) -> dict[str, Any]:
 
 
 GOOD = {f"good {number}": record(f"good {number}") for number in range(3)}
-PICTURE = saved(scene(), "PNG")
+IMAGE = saved(scene(), "PNG")
 CORPUS = {
     f"{QUESTIONS}/Good.json": json.dumps(list(GOOD.values())).encode(),
     f"{QUESTIONS}/More.json": json.dumps([record("more", image_path=NAMED, dataset="More")]).encode(),
-    "Images/Good/a.png": PICTURE,
-    NAMED: PICTURE,
+    "Images/Good/a.png": IMAGE,
+    NAMED: IMAGE,
 }
 ARCHIVES = archives(CORPUS, NAMED, f"{QUESTIONS}/More.json")
 FILES = files(record("in a bad file"))
-PICTURES = pictures.PICTURES | DICOMS
+IMAGES = images.IMAGES | DICOMS
 
 
 @dataclass(frozen=True)
@@ -138,23 +138,21 @@ def test_an_archive(tmp_path: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictured(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """All hostile pictures in one corpus with good ones."""
-    asked = [record(name, image_path=f"Images/Hostile/{number}.png", dataset="Hostile") for number, name in enumerate(PICTURES)]
-    content = {each["image_path"]: PICTURES[each["question_id"]].content for each in asked}
-    return ingest(
-        tmp_path_factory.mktemp("pictures"), zipped({**CORPUS, **content, f"{QUESTIONS}/Hostile.json": json.dumps(asked).encode()})
-    )
+def imaged(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """All hostile images in one corpus with good ones."""
+    asked = [record(name, image_path=f"Images/Hostile/{number}.png", dataset="Hostile") for number, name in enumerate(IMAGES)]
+    content = {each["image_path"]: IMAGES[each["question_id"]].content for each in asked}
+    return ingest(tmp_path_factory.mktemp("images"), zipped({**CORPUS, **content, f"{QUESTIONS}/Hostile.json": json.dumps(asked).encode()}))
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture(pictured: Outcome, name: str) -> None:
-    check(pictured, name, PICTURES[name])
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image(imaged: Outcome, name: str) -> None:
+    check(imaged, name, IMAGES[name])
 
 
-def test_good_pictures_beside_hostile_ones_are_kept(pictured: Outcome) -> None:
-    assert {*GOOD, "more"} <= pictured.left
-    assert pictured.resize.read == len(PICTURES) + len(GOOD) + 1
+def test_good_images_beside_hostile_ones_are_kept(imaged: Outcome) -> None:
+    assert {*GOOD, "more"} <= imaged.left
+    assert imaged.resize.read == len(IMAGES) + len(GOOD) + 1
 
 
 @pytest.fixture(scope="module")

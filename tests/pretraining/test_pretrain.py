@@ -9,7 +9,7 @@ from stages.corpus.sample import phantoms
 from stages.pretraining.embedded import build_processor, build_tokenizer
 from stages.pretraining.pretrain import Recipe, _exercises, run
 
-SMALL = Recipe(pictures=8, read_steps=3, see_steps=2, answer_steps=2, batch=4, log_every=1)
+SMALL = Recipe(images=8, read_steps=3, see_steps=2, answer_steps=2, batch=4, log_every=1)
 
 
 def test_two_runs_of_the_recipe_give_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

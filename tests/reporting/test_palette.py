@@ -3,7 +3,7 @@
 import pytest
 from matplotlib.colors import Colormap, to_rgb
 
-from stages.reporting.palette import APART, APART_DARK, DARK, LIGHT, bounds, reach, shades
+from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades
 from stages.scoring.tables import CrossTable
 
 
@@ -13,7 +13,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-@pytest.mark.parametrize("scale", [LIGHT, DARK, APART, APART_DARK])
+@pytest.mark.parametrize("scale", [LIGHT, DARK, DIVERGING, DIVERGING_DARK])
 def test_text_contrasts_with_every_shade(scale: Colormap) -> None:
     for colour, ink in [*shades(scale, 24), *shades(scale, 25)]:
         dark, light = sorted([luminance(colour), luminance(ink)])
@@ -31,4 +31,4 @@ def test_the_scale_encloses_all_accuracies_there_are(accuracies: list[float | No
 
 @pytest.mark.parametrize(("values", "end"), [([0.23, -0.71, None], 0.8), ([0.05], 0.1), ([None], 0.1), ([], 0.1), ([-1.0], 1.0)])
 def test_a_scale_of_differences_has_zero_in_its_middle(values: list[float | None], end: float) -> None:
-    assert reach([CrossTable("visual gain", {"ct": {str(i): value for i, value in enumerate(values)}}, {}, {})]) == pytest.approx(end)
+    assert max_abs([CrossTable("visual gain", {"ct": {str(i): value for i, value in enumerate(values)}}, {}, {})]) == pytest.approx(end)

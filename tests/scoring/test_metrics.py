@@ -13,13 +13,13 @@ from stages.core.errors import InputError
 from stages.scoring.metrics import compute_metrics
 from stages.scoring.statistics import cluster_interval, holm, mcnemar, paired_interval, wilson_interval
 from stages.scoring.tables import CELLS, Target
-from tests.fakes import CHECKPOINTS, make_floors, make_predictions, make_questions
+from tests.fakes import CHECKPOINTS, make_blind_baselines, make_predictions, make_questions
 
 QUESTIONS = make_questions(per_cell=8)
 PREDICTIONS = {name: make_predictions(QUESTIONS, name) for name in ["base", *CHECKPOINTS]}
 TARGETS = {name: Target(axis, name) for name, axis in CHECKPOINTS.items()}
-FLOORS = make_floors(QUESTIONS)
-METRICS = compute_metrics(PREDICTIONS, TARGETS, samples=500, seed=3, floors=FLOORS)
+BLIND_BASELINES = make_blind_baselines(QUESTIONS)
+METRICS = compute_metrics(PREDICTIONS, TARGETS, samples=500, seed=3, blind_baselines=BLIND_BASELINES)
 
 
 def on_own_questions(name: str, of: str) -> pd.DataFrame:
@@ -92,18 +92,18 @@ def test_a_gain_is_tested_exactly_and_for_the_whole_family(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_the_floor_stands_beside_the_accuracy_on_the_same_questions(name: str) -> None:
-    own, floor = on_own_questions(name, name), FLOORS[CHECKPOINTS[name], name]
-    found, rule = METRICS["checkpoints"][name]["in_domain"], floor.rules["as_written"]
+def test_the_blind_baseline_stands_beside_the_accuracy_on_the_same_questions(name: str) -> None:
+    own, blind_baseline = on_own_questions(name, name), BLIND_BASELINES[CHECKPOINTS[name], name]
+    found, rule = METRICS["checkpoints"][name]["in_domain"], blind_baseline.rules["as_written"]
     credit = own["question_id"].map(rule.credit)
-    assert found["floor"]["accuracy"] == round(rule.accuracy, 4) == round(credit.mean(), 4)
-    assert found["floor"]["normalised"] == round(floor.rules["normalised"].accuracy, 4)
-    assert found["floor"]["above"] == pytest.approx(own["correct"].mean() - rule.accuracy, abs=1e-4)
+    assert found["blind_baseline"]["accuracy"] == round(rule.accuracy, 4) == round(credit.mean(), 4)
+    assert found["blind_baseline"]["normalised"] == round(blind_baseline.rules["normalised"].accuracy, 4)
+    assert found["blind_baseline"]["above"] == pytest.approx(own["correct"].mean() - rule.accuracy, abs=1e-4)
     over = (own["correct"] - credit).round(9)
-    assert (found["floor"]["above_low"], found["floor"]["above_high"]) == pytest.approx(
+    assert (found["blind_baseline"]["above_low"], found["blind_baseline"]["above_high"]) == pytest.approx(
         cluster_interval(over, own["image"], 500, 3), abs=5e-5
     )
-    assert found["majority"]["letter"] == floor.letter
+    assert found["majority"]["letter"] == blind_baseline.letter
     chosen = own[own["question_id"].isin(rule.balanced)]
     assert found["balanced"]["n"] == len(chosen) == len(rule.balanced)
     assert found["balanced"]["accuracy"] == (round(chosen["correct"].mean(), 4) if len(chosen) else None)
@@ -111,7 +111,7 @@ def test_the_floor_stands_beside_the_accuracy_on_the_same_questions(name: str) -
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @pytest.mark.parametrize("variant", ["shuffled", "blank"])
-def test_what_the_picture_contributes_is_paired(name: str, variant: str) -> None:
+def test_what_the_image_contributes_is_paired(name: str, variant: str) -> None:
     for key, of in (("visual", name), ("base_visual", "base")):
         own = on_own_questions(name, of)
         seen, unseen = own["correct"].to_numpy(bool), own[f"{variant}_correct"].to_numpy(bool)
@@ -131,26 +131,26 @@ def test_the_base_is_scored_as_published_and_fairly() -> None:
 def test_signs_of_reward_hacking_are_counted_for_each_checkpoint() -> None:
     changed = PREDICTIONS["ct"].assign(output="<answer>A</answer><answer>B</answer>")
     found = compute_metrics(PREDICTIONS | {"ct": changed}, TARGETS, samples=100, seed=3)
-    assert [sign["name"] for sign in found["checkpoints"]["ct"]["hacking"] if sign["raised"]] == ["repeated tags"]
-    signs = [sign["raised"] for entry in found["checkpoints"].values() for sign in entry["hacking"]]
-    assert (len(signs), sum(signs)) == (5 * 13, found["summary"]["hacking_signs"])
+    assert [indicator["name"] for indicator in found["checkpoints"]["ct"]["hacking"] if indicator["triggered"]] == ["repeated tags"]
+    indicators = [indicator["triggered"] for entry in found["checkpoints"].values() for indicator in entry["hacking"]]
+    assert (len(indicators), sum(indicators)) == (5 * 13, found["summary"]["reward_hacking_indicators"])
 
 
-def test_without_ablations_and_floors_their_numbers_are_missing_and_never_zero() -> None:
+def test_without_ablations_and_blind_baselines_their_numbers_are_missing_and_never_zero() -> None:
     blind = {name: make_predictions(QUESTIONS, name, ablations=False) for name in PREDICTIONS}
     found = compute_metrics(blind, TARGETS, samples=100, seed=3)
     for entry in found["checkpoints"].values():
         own = entry["in_domain"]
         assert own["visual"] == own["base_visual"] == {"blank": None, "shuffled": None}
-        assert own["floor"] is own["majority"] is own["balanced"] is entry["visual_gain"] is None
-        assert all(cell["floor"] is cell["visual_gain"] is None for cell in own["by_dataset"].values())
+        assert own["blind_baseline"] is own["majority"] is own["balanced"] is entry["visual_gain"] is None
+        assert all(cell["blind_baseline"] is cell["visual_gain"] is None for cell in own["by_dataset"].values())
     summary = found["summary"]
-    assert summary["blind_floor"] is summary["visual_gain"] is summary["above_floor"] is summary["sees"] is None
+    assert summary["blind_baseline"] is summary["visual_gain"] is summary["above_blind_baseline"] is summary["sees"] is None
     for name in ("in_domain", "in_domain_gain", "beat_base"):
         assert summary[name] == METRICS["summary"][name]
 
 
-def test_questions_that_were_asked_one_way_only_do_not_count_for_the_picture() -> None:
+def test_questions_that_were_asked_one_way_only_do_not_count_for_the_image() -> None:
     ct = PREDICTIONS["ct"].copy()
     half = ct["question_id"].isin(ct["question_id"].iloc[::2])
     columns = ct.columns[ct.columns.str.startswith("shuffled_")]
@@ -180,10 +180,10 @@ def test_a_checkpoint_need_not_be_called_after_what_it_was_trained_on() -> None:
     assert compute_metrics(rows, alone, samples=100, seed=3)["summary"]["checkpoints"] == 1
 
 
-def test_a_floor_of_other_questions_is_refused() -> None:
-    floors = {("modality", "ct"): FLOORS["modality", "mri"]}
-    with pytest.raises(InputError, match=r"the blind floor of modality/mri .* is of other questions .* run `dvc repro prior`"):
-        compute_metrics(PREDICTIONS, TARGETS, samples=100, seed=3, floors=floors)
+def test_a_blind_baseline_of_other_questions_is_refused() -> None:
+    blind_baselines = {("modality", "ct"): BLIND_BASELINES["modality", "mri"]}
+    with pytest.raises(InputError, match=r"the blind baseline of modality/mri .* is of other questions .* run `dvc repro prior`"):
+        compute_metrics(PREDICTIONS, TARGETS, samples=100, seed=3, blind_baselines=blind_baselines)
 
 
 @settings(max_examples=15, deadline=None)
@@ -192,6 +192,6 @@ def test_the_order_of_rows_changes_no_number(chance: random.Random) -> None:
     few = {"ct": TARGETS["ct"], "lesion-grading": TARGETS["lesion-grading"]}
     given_ = {name: PREDICTIONS[name] for name in ("base", *few)}
     shuffled = {name: rows.sample(frac=1, random_state=chance.randrange(10**6)) for name, rows in given_.items()}
-    assert compute_metrics(shuffled, few, samples=100, seed=3, floors=FLOORS) == compute_metrics(
-        given_, few, samples=100, seed=3, floors=FLOORS
+    assert compute_metrics(shuffled, few, samples=100, seed=3, blind_baselines=BLIND_BASELINES) == compute_metrics(
+        given_, few, samples=100, seed=3, blind_baselines=BLIND_BASELINES
     )

@@ -77,7 +77,7 @@ def test_the_order_of_options_changes_no_accuracy(train: list[Question], test: l
 
 
 @given(question_lists(), question_lists(least=1), st.text(max_size=20), st.text("abc? ", max_size=20))
-def test_pictures_and_wording_change_nothing(train: list[Question], test: list[Question], image: str, wording: str) -> None:
+def test_images_and_wording_change_nothing(train: list[Question], test: list[Question], image: str, wording: str) -> None:
     def published(questions: list[Question], image: str, wording: str) -> list[dict[str, str]]:
         return [
             {"image": image, "problem": format_problem(wording, question.options), "solution": format_solution(question.letter)}

@@ -40,7 +40,7 @@ def test_the_field_options_is_taken_rather_than_the_text_of_the_problem() -> Non
     assert question == Question("#0", tuple(options), 1)
 
 
-def test_neither_picture_nor_wording_is_kept() -> None:
+def test_neither_image_nor_wording_is_kept() -> None:
     other = {"image": "other.png", "problem": "Is this a mouse? " + ITEM["problem"].split("? ")[1], "solution": ITEM["solution"]}
     assert as_questions([ITEM], "") == as_questions([other], "")
     assert set(vars(as_questions([ITEM], "")[0])) == {"question_id", "options", "gold"}

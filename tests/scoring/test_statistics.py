@@ -258,7 +258,7 @@ def test_cells_are_resampled_together_and_each_as_by_itself() -> None:
     rng = np.random.default_rng(3)
     values, images = rng.integers(0, 2, 400), rng.integers(0, 150, 400)
     draws = bootstrap_cells([(values, images), (values, images), (values[:100], images[:100])], 3000, 1)
-    assert (draws[:, 0] == draws[:, 1]).all(), "the same pictures in the same resample"
+    assert (draws[:, 0] == draws[:, 1]).all(), "the same images in the same resample"
     assert percentiles(draws[:, 0]) == pytest.approx(cluster_interval(values, images, 3000, 2), abs=0.01)
     assert draws[:, 2].std() > draws[:, 0].std()
     with pytest.raises(ValueError, match="no cells"):

@@ -150,7 +150,7 @@ def test_ablations_that_were_not_done_pass() -> None:
     tables.check_predictions(make_predictions(QUESTIONS, "ct", ablations=False), "ct", "modality", SOURCE)
 
 
-def test_a_question_whose_picture_could_not_be_exchanged_passes(ct: pd.DataFrame) -> None:
+def test_a_question_whose_image_could_not_be_exchanged_passes(ct: pd.DataFrame) -> None:
     columns = ct.columns[ct.columns.str.startswith("shuffled_")]
     ct[columns] = ct[columns].astype(object)
     ct.loc[3:7, columns] = None
@@ -198,7 +198,7 @@ def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
                 assert to_base.values[name][cell] == pytest.approx(accuracy.values[name][cell] - accuracy.values["base"][cell])  # type: ignore[operator]
 
 
-def test_without_exchanged_pictures_a_table_of_visual_gains_is_empty() -> None:
+def test_without_exchanged_images_a_table_of_visual_gains_is_empty() -> None:
     predictions = {name: make_predictions(QUESTIONS, name, ablations=False) for name in ("base", "ct")}
     visual = tables.cross_visual_gain(predictions, "modality", "modality")
     assert not visual.there

@@ -47,7 +47,7 @@ def a_slice(level: int, **elements: Any) -> bytes:
     return file(np.full((6, 8), level, dtype=np.uint8), InstanceNumber=level, **elements)
 
 
-def test_a_folder_is_one_picture_with_frames(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def test_a_folder_is_one_image_with_frames(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
     record = make_record(image_path="Images/ct 1", modality_type=MODALITIES["mri"])
     make_corpus([record], {"Images/ct 1": None} | {f"Images/ct 1/{9 - level}.dcm": a_slice(level) for level in (1, 2, 3)})
     run(download)
@@ -102,15 +102,15 @@ def test_frames_of_which_one_is_damaged_are_all_refused(run: RunStage, make_corp
     make_corpus([record, record | {"question_id": "x", "image_path": "Images/ok.png"}], {"Images/a.dcm": bytes(content)})
     run(download)
     run(resize, "mri")
-    assert refusals("mri") == ["the image cannot be used: the compressed picture has another size than the DICOM header says"]
+    assert refusals("mri") == ["the image cannot be used: the compressed image has another size than the DICOM header says"]
     assert not [path for path in layout.frames("mri").rglob("*") if path.is_file()]
 
 
 def test_a_record_without_modality_takes_that_of_the_header(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
-    pictures = {"mr.dcm": "MR", "mg.dcm": "MG", "pt.dcm": "PT"}
-    records = [make_record(question_id=name, image_path=f"Images/{name}", modality_type=None) for name in pictures]
+    images = {"mr.dcm": "MR", "mg.dcm": "MG", "pt.dcm": "PT"}
+    records = [make_record(question_id=name, image_path=f"Images/{name}", modality_type=None) for name in images]
     series = make_record(question_id="series", image_path="Images/s", modality_type=None)
-    files: dict[str, bytes | None] = {f"Images/{name}": file(ramp(), Modality=modality) for name, modality in pictures.items()}
+    files: dict[str, bytes | None] = {f"Images/{name}": file(ramp(), Modality=modality) for name, modality in images.items()}
     make_corpus([*records, series], files | {"Images/s": None, "Images/s/1": a_slice(1, Modality="CT")})
     run(download)
     assert [record["question_id"] for record in read_json_lines(layout.corpus_records("mri"), "")] == ["mr.dcm"]
@@ -129,7 +129,7 @@ def test_a_header_that_contradicts_the_record_is_refused_with_both(run: RunStage
     assert refusals("ct") == [wanted]
 
 
-def test_a_folder_of_other_pictures_is_no_series(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def test_a_folder_of_other_images_is_no_series(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
     good = make_record(question_id="good")
     make_corpus([good, make_record(image_path="Images/Chest CT Scan")], {"Images/Chest CT Scan": None})
     run(download)
@@ -278,11 +278,11 @@ def secret_corpus(make_corpus: MakeCorpus, make_record: MakeRecord, full_records
     records += [make_record(question_id=f"n{number}", image_path=f"Images/s/{number}.dcm", modality_type=None) for number in range(6)]
     records += [make_record(question_id="folder", image_path="Images/series"), make_record(question_id="mixed", image_path="Images/mixed")]
     records += full_records
-    pictures: dict[str, bytes | None] = {f"Images/s/{number}.dcm": content for number, content in enumerate(files.values())}
-    pictures |= {"Images/series": None, "Images/mixed": None, "Images/mixed/1": files["good"]}
-    pictures |= {f"Images/series/{number}": written(secret(InstanceNumber=number)) for number in (1, 2)}
-    pictures |= {"Images/mixed/2": files["name in SeriesInstanceUID UI"]}
-    make_corpus(records, pictures)
+    images: dict[str, bytes | None] = {f"Images/s/{number}.dcm": content for number, content in enumerate(files.values())}
+    images |= {"Images/series": None, "Images/mixed": None, "Images/mixed/1": files["good"]}
+    images |= {f"Images/series/{number}": written(secret(InstanceNumber=number)) for number in (1, 2)}
+    images |= {"Images/mixed/2": files["name in SeriesInstanceUID UI"]}
+    make_corpus(records, images)
     change_params("quarantine", max_refused_share=1.0, max_refused_share_of_set=1.0)  # most is refused, and is to be seen
     return files
 
@@ -313,8 +313,8 @@ def test_nothing_that_names_a_patient_gets_out(
     accepted: bool,
 ) -> None:
     tree = read_yaml(project / "params.yaml")
-    tree["splits"]["kind"] = "published"  # the pictures of these records are all the same
-    tree["data_tests"]["blank_pictures"]["severity"] = "warning"  # and grey
+    tree["splits"]["kind"] = "published"  # the images of these records are all the same
+    tree["data_tests"]["blank_images"]["severity"] = "warning"  # and grey
     if accepted:
         tree["dicom"] |= {"accept_burned_in": True, "accept_unflagged": True, "ct_window": None}
     (project / "params.yaml").write_text(dump_yaml(tree))

@@ -1,4 +1,4 @@
-"""Stage download: the archive's records and pictures by modality, and what it refuses."""
+"""Stage download: the archive's records and images by modality, and what it refuses."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.archives.source import Corpus
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.taxonomy import MODALITIES
-from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
+from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, image
 from tests.corpus.raw_archives import write
 
 ACCOUNT = layout.QUARANTINE / "download.parquet"
@@ -44,7 +44,7 @@ def facts(content: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
-def test_records_and_the_hashes_of_only_the_pictures_they_name_lie_by_modality(
+def test_records_and_the_hashes_of_only_the_images_they_name_lie_by_modality(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     ct = [make_record(question_id=name, source="kept") for name in ("b", "a")]
@@ -53,10 +53,10 @@ def test_records_and_the_hashes_of_only_the_pictures_they_name_lie_by_modality(
     run(download)
     assert kept("ct") == ct[::-1]
     assert kept("oct") == [oct_]
-    assert images("ct") == {"Images/Chest CT Scan/a.png": facts(picture())}
-    assert images("oct") == {"Images/Ö [1]/x y.tif": facts(picture())}
+    assert images("ct") == {"Images/Chest CT Scan/a.png": facts(image())}
+    assert images("oct") == {"Images/Ö [1]/x y.tif": facts(image())}
     assert all(kept(slug) == [] and images(slug) == {} for slug in MODALITIES if slug not in ("ct", "oct"))
-    assert sorted(path.name for path in layout.corpus("ct").iterdir()) == ["images.jsonl", "records.jsonl"], "no picture is copied"
+    assert sorted(path.name for path in layout.corpus("ct").iterdir()) == ["images.jsonl", "records.jsonl"], "no image is copied"
 
 
 @pytest.mark.parametrize("kind", ["c.tar", "c.tar.gz", "c.tar.zst", "c"])
@@ -124,7 +124,7 @@ def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCo
     make_corpus([make_record()])
     run(download)
     facts = json.loads(pq.read_schema(ACCOUNT).metadata[b"provenance"])
-    assert facts == provenance({"corpus": load_params().corpus})
+    assert facts == collect_provenance({"corpus": load_params().corpus})
 
 
 def test_a_question_file_that_is_cut_short_is_one_row(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
@@ -184,12 +184,12 @@ def damage(path: Path, content: bytes) -> None:
     path.write_bytes(whole.replace(content, content[:-1] + bytes([content[-1] ^ 1])))
 
 
-def test_a_damaged_picture_sends_its_records_to_quarantine_and_no_others(
+def test_a_damaged_image_sends_its_records_to_quarantine_and_no_others(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     bad = [make_record(question_id=name, image_path="Images/bad.png") for name in ("a", "b")]
-    path = make_corpus([*bad, make_record(question_id="c")], {"Images/bad.png": b"some picture"})
-    damage(path, b"some picture")
+    path = make_corpus([*bad, make_record(question_id="c")], {"Images/bad.png": b"some image"})
+    damage(path, b"some image")
     run(download)
     account = read_quarantine(ACCOUNT)
     assert (account.read, account.kept) == (3, 1)
@@ -234,10 +234,10 @@ def test_of_a_corpus_that_grew_only_what_is_new_is_read(
     run(download)
     assert len([name for name in read if name.startswith("Images/")]) == 18
     read.clear()
-    make_corpus(records, {"Images/3.png": picture(size=(5, 5))})
+    make_corpus(records, {"Images/3.png": image(size=(5, 5))})
     run(download)
     assert sorted(name for name in read if name.startswith("Images/")) == ["Images/18.png", "Images/19.png", "Images/3.png"]
-    assert images("ct")["Images/3.png"] == facts(picture(size=(5, 5)))
+    assert images("ct")["Images/3.png"] == facts(image(size=(5, 5)))
     with_memo = tree()
     download.MEMO.unlink()
     run(download)
@@ -263,7 +263,7 @@ def test_a_damaged_memo_is_as_good_as_none(
     assert tree() == before
 
 
-def test_pictures_are_hashed_in_memory_that_does_not_grow_with_their_number(
+def test_images_are_hashed_in_memory_that_does_not_grow_with_their_number(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_IN_FLIGHT", 2 * 2**20)

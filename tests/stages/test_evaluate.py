@@ -22,7 +22,7 @@ from stages.core.distributed.ranks import PROCESSES
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.generation import generate
-from stages.generation.answer_store import KeptAnswers
+from stages.generation.answer_store import AnswerStore
 from stages.policy import loading as policy
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.sources import read_predictions
@@ -86,13 +86,13 @@ def test_an_untrained_checkpoint_is_named_with_the_command_that_trains_it(root: 
 
 
 def test_an_image_that_does_not_open_is_named_and_nothing_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (layout.images("oct") / "0.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"data/images/oct/0.png is no picture that can be opened"):
+    (layout.images("oct") / "0.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"data/images/oct/0.png is no image that can be opened"):
         run_evaluate(monkeypatch, "base")
     assert not layout.predictions("base").exists()
 
 
-def test_every_question_is_asked_of_a_black_picture_and_of_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_question_is_asked_of_a_black_image_and_of_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_workspace(tmp_path, images_a_modality=3)
     monkeypatch.chdir(tmp_path)
     run_evaluate(monkeypatch, "base")
@@ -101,7 +101,7 @@ def test_every_question_is_asked_of_a_black_picture_and_of_anothers(tmp_path: Pa
     assert (table["shuffled_image"].map(lambda path: Path(path).parent.name) == table["modality"]).all()
     pairs = table[["image", "shuffled_image"]].drop_duplicates()
     assert pairs["image"].is_unique
-    assert set(pairs["image"]) == set(pairs["shuffled_image"]), "every picture is lent once"
+    assert set(pairs["image"]) == set(pairs["shuffled_image"]), "every image is lent once"
     assert (table["blank_image"] == "").all()
     for variant in ABLATIONS:
         assert (table[f"{variant}_completion_tokens"] > 0).all()
@@ -112,7 +112,7 @@ def test_every_question_is_asked_of_a_black_picture_and_of_anothers(tmp_path: Pa
 def test_ablations_can_be_turned_off_and_change_no_answer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_evaluate(monkeypatch, "base")
     with_ablations = pd.read_parquet(layout.predictions("base"))
-    assert with_ablations["shuffled_output"].isna().all(), "one picture a modality has none to be exchanged with"
+    assert with_ablations["shuffled_output"].isna().all(), "one image a modality has none to be exchanged with"
     text = (root / "params.yaml").read_text(encoding="utf-8")
     (root / "params.yaml").write_text(text.replace("ablations: true", "ablations: false"), encoding="utf-8")
     run_evaluate(monkeypatch, "base")
@@ -149,16 +149,16 @@ def change_settings(root: Path, group: str, **changes: Any) -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
     """Run until so many batches are kept."""
-    add, left = KeptAnswers.add, [None] * after
+    add, left = AnswerStore.add, [None] * after
 
-    def add_or_stop(self: KeptAnswers, answers: generate.Answers) -> None:
+    def add_or_stop(self: AnswerStore, answers: generate.Answers) -> None:
         if not left:
             raise KeyboardInterrupt
         left.pop()
         add(self, answers)
 
     with monkeypatch.context() as inside:
-        inside.setattr(KeptAnswers, "add", add_or_stop)
+        inside.setattr(AnswerStore, "add", add_or_stop)
         with pytest.raises(KeyboardInterrupt):
             run_evaluate(monkeypatch, "base")
 
@@ -181,15 +181,15 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(root: Path, monke
     assert not layout.predictions("base").exists()
     before = {part: part.stat().st_mtime_ns for part in KEPT.glob("*/0*.json")}
     assert len(before) >= len(parts)
-    add = KeptAnswers.add
+    add = AnswerStore.add
     added: list[generate.Key] = []
 
-    def watched(self: KeptAnswers, answers: generate.Answers) -> None:
+    def watched(self: AnswerStore, answers: generate.Answers) -> None:
         assert {part: part.stat().st_mtime_ns for part in before} == before, "none is made again"
         added.extend(answers.completions)
         add(self, answers)
 
-    monkeypatch.setattr(KeptAnswers, "add", watched)
+    monkeypatch.setattr(AnswerStore, "add", watched)
     run_evaluate(monkeypatch, "base")
     assert len(added) == 2 * 8 * 6 - len(before)
     again = pq.read_table(layout.predictions("base"))
@@ -197,7 +197,7 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(root: Path, monke
     assert not KEPT.exists(), "nothing is left of what the rows hold"
 
 
-@pytest.mark.parametrize("changed", ["checkpoint", "settings", "style", "question", "picture"])
+@pytest.mark.parametrize("changed", ["checkpoint", "settings", "style", "question", "image"])
 def test_answers_kept_of_anything_else_are_never_used(root: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
     interrupt(monkeypatch)
     (folder,) = KEPT.iterdir()
@@ -253,11 +253,11 @@ def test_several_processes_share_the_questions_to_the_same_rows(root: Path, monk
 
 def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path) -> None:
     change_settings(root, "evaluate", batch_size=5)
-    (layout.images("oct") / "0.png").write_bytes(b"no picture")
+    (layout.images("oct") / "0.png").write_bytes(b"no image")
     with started(**{PROCESSES: "2"}) as process:
         _, said = process.communicate()
     assert process.returncode == ExitCode.INPUT
-    assert "data/images/oct/0.png is no picture that can be opened" in said
+    assert "data/images/oct/0.png is no image that can be opened" in said
     assert "error: process " in said.splitlines()[-1]
     assert "Traceback" not in said
     assert not layout.predictions("base").exists()

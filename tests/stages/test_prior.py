@@ -9,7 +9,7 @@ from stages import prior
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
-from stages.scoring.floors import RULES, read_floor
+from stages.scoring.blind_baseline import RULES, read_blind_baseline
 from stages.scoring.prior import blind_score, fit_prior
 from stages.scoring.questions import read_questions
 from stages.taxonomy import AXES
@@ -24,16 +24,25 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_split_has_the_floor_that_the_library_finds(root: Path, run: RunStage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_split_has_the_blind_baseline_that_the_library_finds(root: Path, run: RunStage, capsys: pytest.CaptureFixture[str]) -> None:
     run(prior)
     assert f"prior: {sum(map(len, AXES.values()))} splits, grouped -> data/prior" in capsys.readouterr().out
     for axis, slugs in AXES.items():
         trains = {slug: read_questions(layout.split(axis, slug, "train", "grouped")) for slug in slugs}
         for slug in slugs:
-            floor, test = read_floor(layout.prior(axis, slug)), read_questions(layout.split(axis, slug, "test", "grouped"))
-            assert (floor.axis, floor.split, floor.kind, floor.train, floor.n) == (axis, slug, "grouped", len(trains[slug]), len(test))
+            blind_baseline, test = (
+                read_blind_baseline(layout.prior(axis, slug)),
+                read_questions(layout.split(axis, slug, "test", "grouped")),
+            )
+            assert (blind_baseline.axis, blind_baseline.split, blind_baseline.kind, blind_baseline.train, blind_baseline.n) == (
+                axis,
+                slug,
+                "grouped",
+                len(trains[slug]),
+                len(test),
+            )
             for name in RULES:
-                rule, exact = floor.rules[name], name == "as_written"
+                rule, exact = blind_baseline.rules[name], name == "as_written"
                 found = blind_score(fit_prior(trains[slug], exact=exact), test)
                 assert (rule.accuracy, rule.low, rule.high) == (found.accuracy, *found.interval)
                 together = [question for train in trains.values() for question in train]
@@ -56,13 +65,16 @@ def test_the_kind_of_split_in_use_is_the_one_counted(tmp_path: Path, monkeypatch
     write_project(tmp_path, per_cell=8, kind="published")
     monkeypatch.chdir(tmp_path)
     run(prior)
-    floor = read_floor(layout.prior("task", "lesion-grading"))
+    blind_baseline = read_blind_baseline(layout.prior("task", "lesion-grading"))
     test = read_questions(layout.split("task", "lesion-grading", "test", "published"))
-    assert (floor.kind, list(floor.rules["normalised"].credit)) == ("published", [question.question_id for question in test])
+    assert (blind_baseline.kind, list(blind_baseline.rules["normalised"].credit)) == (
+        "published",
+        [question.question_id for question in test],
+    )
 
 
 @pytest.mark.parametrize("spoil", ["missing", "no gold", "empty"])
-def test_a_bad_split_is_refused_by_name_and_the_floors_there_were_stay(root: Path, run: RunStage, spoil: str) -> None:
+def test_a_bad_split_is_refused_by_name_and_the_blind_baselines_there_were_stay(root: Path, run: RunStage, spoil: str) -> None:
     run(prior)
     before = layout.prior("modality", "ct").read_bytes()
     path = layout.split("task", "lesion-grading", "test", "grouped")
@@ -78,20 +90,20 @@ def test_a_bad_split_is_refused_by_name_and_the_floors_there_were_stay(root: Pat
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rules": 3}'])
-def test_a_file_that_is_no_floor_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_no_blind_baseline_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "ct.json"
     with pytest.raises(InputError, match=r"ct\.json is missing: run `dvc repro prior`"):
-        read_floor(path)
+        read_blind_baseline(path)
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"ct\.json holds no blind floor .*: delete it and run `dvc repro --force prior`"):
-        read_floor(path)
+    with pytest.raises(InputError, match=r"ct\.json holds no blind baseline .*: delete it and run `dvc repro --force prior`"):
+        read_blind_baseline(path)
 
 
-def test_a_floor_that_lost_questions_is_refused(root: Path, run: RunStage) -> None:
+def test_a_blind_baseline_that_lost_questions_is_refused(root: Path, run: RunStage) -> None:
     run(prior)
     path = layout.prior("modality", "ct")
     found = json.loads(path.read_text(encoding="utf-8"))
     found["rules"]["as_written"]["credit"].popitem()
     write_json(path, found)
     with pytest.raises(InputError, match="its credits are not those of"):
-        read_floor(path)
+        read_blind_baseline(path)

@@ -23,7 +23,7 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.params import load_params
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
-from stages.corpus.quarantine.ledger import Place, Row, read_quarantine, write_quarantine
+from stages.corpus.quarantine.ledger import RecordLocation, Row, read_quarantine, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.reporting import build
 from stages.reporting.labels import percent, signed
@@ -59,7 +59,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose report is made, to be read only."""
     root = tmp_path_factory.mktemp("made")
-    write_project(root, per_cell=8, pictures=True)
+    write_project(root, per_cell=8, images=True)
     with contextlib.chdir(root):
         report.make()
     return root
@@ -198,26 +198,29 @@ def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
     assert ("Nothing clinical." in page().words()) is synthetic
 
 
-def test_the_floor_and_what_the_picture_contributes_stand_beside_the_accuracy(made: Path) -> None:
+def test_the_blind_baseline_and_what_the_image_contributes_stand_beside_the_accuracy(made: Path) -> None:
     summary, words = metrics_of(made)["summary"], page(made).words().replace("\xa0", " ")
     assert (
-        f"A rule that sees no picture, only how often each option was right in training, reaches {100 * summary['blind_floor']:.1f}%"
+        f"A rule that sees no image, only how often each option was right in training, reaches {100 * summary['blind_baseline']:.1f}%"
         in words
     )
     assert f"the checkpoints lose {100 * summary['visual_gain']:.1f} points" in words
     for name, entry in metrics_of(made)["checkpoints"].items():
         own = entry["in_domain"]
-        assert f"{100 * own['floor']['accuracy']:.1f} {100 * own['floor']['low']:.1f} to {100 * own['floor']['high']:.1f}" in words, name
+        assert (
+            f"{100 * own['blind_baseline']['accuracy']:.1f} {100 * own['blind_baseline']['low']:.1f} to {100 * own['blind_baseline']['high']:.1f}"
+            in words
+        ), name
 
 
-def test_pictures_of_cases_are_inlined_and_described(made: Path) -> None:
+def test_images_of_cases_are_inlined_and_described(made: Path) -> None:
     seen = page(made)
-    pictures = [attributes for tag, attributes in seen.tags if tag == "img"]
-    assert len(pictures) > 13
-    assert all(str(each["src"]).startswith("data:image/jpeg;base64,") for each in pictures)
-    assert all(str(each["alt"]).startswith("Picture of question Phantom_") for each in pictures)
-    assert "right only without its picture" in seen.text
-    assert "With another picture of the modality:" in seen.text
+    images = [attributes for tag, attributes in seen.tags if tag == "img"]
+    assert len(images) > 13
+    assert all(str(each["src"]).startswith("data:image/jpeg;base64,") for each in images)
+    assert all(str(each["alt"]).startswith("Image of question Phantom_") for each in images)
+    assert "right only without its image" in seen.text
+    assert "With another image of the modality:" in seen.text
     assert (made / build.PAGE).stat().st_size < 3_000_000
 
 
@@ -243,7 +246,7 @@ def test_without_ablations_visual_gains_are_missing_and_never_zero(project: Path
     for name in ["base", *CHECKPOINTS]:
         write_predictions(layout.predictions(name), make_predictions(make_questions(per_cell=8), name, ablations=False))
     report.make()
-    assert "Missing by modality: the questions were not asked without their pictures" in page().words()
+    assert "Missing by modality: the questions were not asked without their images" in page().words()
     assert metrics_of(project)["summary"]["visual_gain"] is None
     assert "visual gain of at least one checkpoint" in page().words()
     build.show()
@@ -282,7 +285,7 @@ def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None
         in text
     )
     assert f"| {name} | {own['n']} | {percent(own['accuracy'])} [{percent(own['accuracy_low'])} to {percent(own['accuracy_high'])}]" in text
-    assert f"{percent(own['floor']['accuracy'])} [{percent(own['floor']['low'])} to" in text
+    assert f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])} to" in text
     assert f"{signed(own['gain'])} [{signed(own['low'])} to {signed(own['high'])}]" in text
     for title in ("## Intended use", "## Limits", "## What the base may have seen", "## Settings", "## Provenance"):
         assert title in text
@@ -327,7 +330,10 @@ def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
         assert title in words
     for entry in metrics_of(made)["checkpoints"].values():
         own = entry["in_domain"]
-        assert f"{percent(own['floor']['accuracy'])} [{percent(own['floor']['low'])} to {percent(own['floor']['high'])}]" in text
+        assert (
+            f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])} to {percent(own['blind_baseline']['high'])}]"
+            in text
+        )
     before, after = text.split("## Printed by others: not ours, not to be compared")
     assert "69.91" in after
     assert "69.91" not in before
@@ -372,7 +378,7 @@ def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same
     words = Page(Path("out/index.html").read_text(encoding="utf-8")).words()
     for part in (
         "predictions of oct",
-        "blind floor, majority letter",
+        "blind baseline, majority letter",
         "training curves",
         "sizes and leaks of the splits",
         "refused inputs",
@@ -381,7 +387,7 @@ def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same
         assert part in words
     assert "What leaks is not known here." in words
     ours, theirs = (pd.read_csv(folder / "tables" / "in_domain.csv", index_col=0) for folder in (Path("out"), made / layout.REPORT))
-    assert ours["floor"].isna().all(), "missing, not zero"
+    assert ours["blind_baseline"].isna().all(), "missing, not zero"
     shared = [column for column in ours if column in theirs and column not in ("p_holm", "balanced", "majority")]
     assert len(shared) > 25
     pd.testing.assert_frame_equal(ours[shared], theirs.loc[ours.index, shared])
@@ -539,7 +545,7 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(project: Path, cap
         own = entry["in_domain"]
         assert row[1:5] == [str(own["n"]), f"{100 * own['accuracy']:.1f}", f"{100 * own['base']:.1f}", f"{100 * own['gain']:+.1f}"]
         visual = own["visual"]["shuffled"]["gain"]
-        assert row[-2:] == [f"{100 * own['floor']['accuracy']:.1f}", f"{100 * visual:+.1f}"]
+        assert row[-2:] == [f"{100 * own['blind_baseline']['accuracy']:.1f}", f"{100 * visual:+.1f}"]
     assert lines[-1] == "Page: report/index.html"
     seen, total = seen_by_modality(project, "published")
     assert f"(published: {seen} of {total} by modality and" in " ".join(shown.split())
@@ -580,29 +586,29 @@ def test_nothing_refused_is_said(project: Path) -> None:
     assert "Nothing was refused." in (layout.REPORT / "report.md").read_text(encoding="utf-8")
 
 
-def test_tests_of_the_data_and_the_light_of_pictures_are_shown_warnings_with_what_to_do(made: Path) -> None:
+def test_tests_of_the_data_and_the_light_of_images_are_shown_warnings_with_what_to_do(made: Path) -> None:
     html, words = (made / build.PAGE).read_text(encoding="utf-8"), page(made).words()
     assert "19 of 20 passed." in words
     row = (
-        "<code>enlarged_pictures</code></th>",
+        "<code>upscaled_images</code></th>",
         '<td><span class="down">warning</span></td>',
         '<td class="n">0.75</td>',
         '<td class="n">0.5</td>',
-        "<td>share of pictures smaller than",
+        "<td>share of images smaller than",
     )
     assert "\n".join(row) in html
     assert "data/images/ct/0001.png: 96 x 96 get larger sources" in words
     assert '<td class="n">80.5 \N{PLUS-MINUS SIGN} 12.2</td>' in html
     text = (made / layout.REPORT / "report.md").read_text(encoding="utf-8")
     assert "19 of 20 passed." in text
-    assert "| enlarged_pictures | warning | 0.75 | 0.5 |" in text
+    assert "| upscaled_images | warning | 0.75 | 0.5 |" in text
 
 
 def test_what_a_data_set_wrote_of_refused_records_stays_text(project: Path) -> None:
     path = layout.QUARANTINE / "download.parquet"
     account = read_quarantine(path)
     kept = [name for name, taken in account.sets.items() for _ in range(taken.kept)]
-    row = Row(Place(HOSTILE, 0, HOSTILE), HOSTILE, HOSTILE, Reason.FIELD_EMPTY, HOSTILE, HOSTILE)
+    row = Row(RecordLocation(HOSTILE, 0, HOSTILE), HOSTILE, HOSTILE, Reason.FIELD_EMPTY, HOSTILE, HOSTILE)
     write_quarantine(path, account.stage, account.kept + 1, kept, [row], PROVENANCE)
     report.make()
     assert not [tag for tag, _ in page().tags if tag in ("script", "img")]
@@ -650,7 +656,7 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         (delete(layout.split("task", "lesion-grading", "train", "grouped")), r"lesion-grading/train\.json is missing"),
         (delete(layout.LEAKS), r"data/splits/leaks\.json is missing: run `dvc repro splits`"),
         (delete(layout.prior("task", "lesion-grading")), r"prior/task/lesion-grading\.json is missing: run `dvc repro prior`"),
-        (overwrite(layout.prior("modality", "ct"), "{}"), r"prior/modality/ct\.json holds no blind floor"),
+        (overwrite(layout.prior("modality", "ct"), "{}"), r"prior/modality/ct\.json holds no blind baseline"),
         (lambda: replace("mri", lambda rows: rows.assign(blank_image=None)), r"mri\.parquet: question .* blank_output"),
         (lambda: replace("mri", lambda rows: pd.concat([rows, rows.iloc[:1]])), r"mri\.parquet: question .* is given twice"),
         (lambda: replace("mri", lambda rows: rows.assign(completion_tokens=-1)), r"mri\.parquet: question .* is no number of tokens"),

@@ -1,4 +1,4 @@
-"""Stage resize: one PNG for each picture, and what becomes of the records of a bad one."""
+"""Stage resize: one PNG for each image, and what becomes of the records of a bad one."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines, write_json_lines
 from stages.core.params import load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.image_store import open_image, read_image
 from stages.corpus.images.hashes import perceptual_hash, pixel_hash
-from stages.corpus.quarantine.ledger import Taken, read_quarantine
+from stages.corpus.quarantine.ledger import Counts, read_quarantine
 from stages.corpus.quarantine.reasons import Reason
-from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, picture
+from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, image
 
 
 def resized(slug: str = "ct") -> list[Raw]:
     return list(read_json_lines(layout.records(slug), ""))
 
 
-def test_a_record_gets_a_square_rgb_picture_that_opens_and_the_facts_of_its_source(
+def test_a_record_gets_a_square_rgb_image_that_opens_and_the_facts_of_its_source(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = make_record(image_path="Images/Röntgen [AP] (1)/a b.JPG", source="kept")
-    make_corpus([record], {record["image_path"]: picture("JPEG", (30, 20))})
+    make_corpus([record], {record["image_path"]: image("JPEG", (30, 20))})
     run(download)
     run(resize, "ct")
-    image = "data/images/ct/Röntgen [AP] (1)/a b.JPG.png"
-    with Image.open(BytesIO(read_image(image))) as opened:
+    resized_to = "data/images/ct/Röntgen [AP] (1)/a b.JPG.png"
+    with Image.open(BytesIO(read_image(resized_to))) as opened:
         hashes = {"pixel_hash": pixel_hash(opened), "perceptual_hash": perceptual_hash(opened)}
-        assert resized() == [record | {"image": image, "source_size": [30, 20], "source_mode": "L", "brightness": [90.0, 0.0]} | hashes]
+        assert resized() == [
+            record | {"image": resized_to, "source_size": [30, 20], "source_mode": "L", "brightness": [90.0, 0.0]} | hashes
+        ]
         assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", (384, 384))
     assert "resize ct: read 1 records of 1 images (1 of them made anew), kept 1, quarantined 0" in capsys.readouterr().out
 
 
-def test_pictures_whose_names_differ_in_the_suffix_only_stay_apart(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def test_images_whose_names_differ_in_the_suffix_only_stay_apart(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
     names = [f"Images/a{suffix}" for suffix in (".jpg", ".bmp", ".png", ".jpg.png", "")]
     levels = {name: 40 * number for number, name in enumerate(names)}
     files = {}
@@ -60,7 +62,7 @@ def test_pictures_whose_names_differ_in_the_suffix_only_stay_apart(run: RunStage
         assert np.asarray(open_image(record["image"])).max() == levels[record["image_path"]]
 
 
-def test_a_picture_of_many_questions_is_written_once(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def test_an_image_of_many_questions_is_written_once(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
     make_corpus([make_record(question_id=str(number)) for number in range(5)])
     run(download)
     run(resize, "ct")
@@ -73,12 +75,12 @@ def test_a_picture_of_many_questions_is_written_once(run: RunStage, make_corpus:
 @pytest.mark.parametrize(
     ("content", "why", "reason"),
     [
-        (picture("JPEG", (200, 200))[:-300], "truncated or damaged", Reason.IMAGE_DAMAGED),
+        (image("JPEG", (200, 200))[:-300], "truncated or damaged", Reason.IMAGE_DAMAGED),
         (b"This is a text.", "not an image of a known format", Reason.IMAGE_FORMAT),
         (b"", "the file is empty", Reason.IMAGE_EMPTY),
     ],
 )
-def test_each_record_of_a_bad_picture_goes_to_quarantine(
+def test_each_record_of_a_bad_image_goes_to_quarantine(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, content: bytes, why: str, reason: Reason
 ) -> None:
     bad: list[dict[str, Any]] = [make_record(question_id=name, image_path="Images/bad.jpg") for name in ("a", "b")]
@@ -93,19 +95,19 @@ def test_each_record_of_a_bad_picture_goes_to_quarantine(
     assert [record["question_id"] for record in resized()] == ["c"]
 
 
-def test_too_many_bad_pictures_of_a_set_stop_and_the_account_can_be_read(
+def test_too_many_bad_images_of_a_set_stop_and_the_account_can_be_read(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     bad = [make_record(question_id=f"bad{number}", dataset="Torn", image_path="Images/bad.jpg") for number in range(6)]
     good = [make_record(question_id=f"good{number}") for number in range(200)]
-    make_corpus([*bad, *good], {"Images/bad.jpg": picture("JPEG", (200, 200))[:-300]})
+    make_corpus([*bad, *good], {"Images/bad.jpg": image("JPEG", (200, 200))[:-300]})
     run(download)
     with pytest.raises(
         InputError, match=r"by resize@ct: of 'Torn' 6 of 6 records \(100\.0%\).* 6 image-damaged .*data/quarantine/resize/ct\.parquet"
     ):
         run(resize, "ct")
     account = read_quarantine(layout.QUARANTINE / "resize" / "ct.parquet")
-    assert account.sets == {"Chest CT Scan": Taken(200, 200), "Torn": Taken(6, 0)}
+    assert account.sets == {"Chest CT Scan": Counts(200, 200), "Torn": Counts(6, 0)}
     assert {row.reason for row in account.rows} == {Reason.IMAGE_DAMAGED}
     change_params("quarantine", sets={"Torn": 1.0})
     run(resize, "ct")
@@ -117,7 +119,7 @@ def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCo
     run(download)
     run(resize, "ct")
     facts = json.loads(pq.read_schema(layout.QUARANTINE / "resize" / "ct.parquet").metadata[b"provenance"])
-    assert facts == provenance({"resize": load_params().resize, "dicom": load_params().dicom})
+    assert facts == collect_provenance({"resize": load_params().resize, "dicom": load_params().dicom})
 
 
 def test_a_modality_without_records_gives_an_empty_folder_and_list(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
@@ -164,7 +166,7 @@ def test_a_line_without_an_image_file_and_its_hash_is_named(
         run(resize, "ct")
 
 
-@pytest.mark.parametrize(("changed", "why"), [(picture(size=(9, 9)), "has other bytes"), (None, "is missing")])
+@pytest.mark.parametrize(("changed", "why"), [(image(size=(9, 9)), "has other bytes"), (None, "is missing")])
 def test_a_corpus_that_is_not_the_one_download_read_is_named_and_nothing_is_written(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, changed: bytes | None, why: str
 ) -> None:
@@ -178,13 +180,13 @@ def test_a_corpus_that_is_not_the_one_download_read_is_named_and_nothing_is_writ
     assert not layout.records("ct").exists()
 
 
-def test_a_picture_that_was_damaged_since_it_was_hashed_goes_to_quarantine(
+def test_an_image_that_was_damaged_since_it_was_hashed_goes_to_quarantine(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     path = make_corpus([make_record(question_id="a", image_path="Images/bad.png"), make_record(question_id="b")])
     run(download)
     content = bytearray(path.read_bytes())
-    content[content.index(picture()) + 20] ^= 1
+    content[content.index(image()) + 20] ^= 1
     path.write_bytes(content)
     run(download)  # no wiser: the zip says that nothing has changed
     run(resize, "ct")

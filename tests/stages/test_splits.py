@@ -14,7 +14,7 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines, write_json, write_json_lines
 from stages.core.params import Splits, load_params
-from stages.core.provenance import provenance
+from stages.core.provenance import collect_provenance
 from stages.core.yaml_files import read_yaml
 from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.corpus.dataset.split_files import FIELDS, KINDS, read_split
@@ -28,7 +28,7 @@ BITS = 256
 
 
 def hashes_of(name: str, *flipped: int) -> Raw:
-    """Hashes as far from those of another name as those of two pictures; of one name, as many bits apart as are flipped in one."""
+    """Hashes as far from those of another name as those of two images; of one name, as many bits apart as are flipped in one."""
     number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     for bit in flipped:
         number ^= 1 << bit
@@ -36,7 +36,7 @@ def hashes_of(name: str, *flipped: int) -> Raw:
 
 
 def facts_of(name: str) -> Raw:
-    """What else stage resize says of the picture of that name."""
+    """What else stage resize says of the image of that name."""
     return {"source_size": [512, 400], "source_mode": "L", "brightness": [90.5, 40.25], **hashes_of(name)}
 
 
@@ -94,7 +94,7 @@ def test_an_item_is_in_the_published_form_with_what_it_is_sliced_by(run: RunStag
 def test_one_file_beside_both_kinds_says_where_the_splits_come_from(run: RunStage, records: list[Raw]) -> None:
     run(splits)
     facts = json.loads((layout.SPLITS / "provenance.json").read_text(encoding="utf-8"))
-    assert facts == provenance({"splits": load_params().splits})
+    assert facts == collect_provenance({"splits": load_params().splits})
     assert {path.name for kind in KINDS for path in (layout.SPLITS / kind).rglob("*.json")} == {"train.json", "test.json"}
 
 
@@ -199,7 +199,7 @@ def test_no_image_no_copy_and_no_patient_of_a_test_is_in_any_train_split_of_eith
                 names |= set(part_ids(axis, slug, part, "grouped"))
     assert not sides["train"] & sides["test"]
     assert sides["train"] | sides["test"] == set(by_id)
-    for key in ("image_path", "picture", "patient"):
+    for key in ("image_path", "scene", "patient"):
         seen, tested = ({by_id[name][key] for name in names} - {None} for names in sides.values())
         assert not seen & tested, key
         assert tested
@@ -221,18 +221,18 @@ def test_shares_are_within_a_point_by_modality_and_type(run: RunStage, project: 
             assert abs(train / (train + test) - 0.8) <= 0.01, slug
 
 
-def test_pictures_that_belong_together_are_listed(run: RunStage, project: Path, make_record: MakeRecord) -> None:
+def test_images_that_belong_together_are_listed(run: RunStage, project: Path, make_record: MakeRecord) -> None:
     records = corpus_with_copies_and_patients(make_record)
     write_records(records)
     run(splits)
     listed = json.loads((layout.SPLITS / "groups.json").read_text(encoding="utf-8"))
     assert listed == sorted(sorted(images) for images in listed)
-    assert {len(images) for images in listed} == {2, 4}  # a copy, and a patient of two pictures with a copy of each
+    assert {len(images) for images in listed} == {2, 4}  # a copy, and a patient of two images with a copy of each
     assert all("/patient" in image for images in listed if len(images) == 4 for image in images)
 
 
 def corpus_with_copies_and_patients(make_record: MakeRecord) -> list[Raw]:
-    """Of each modality 60 pictures, half of them two of a patient, each with a near-duplicate, and two questions about each file."""
+    """Of each modality 60 images, half of them two of a patient, each with a near-duplicate, and two questions about each file."""
     records = []
     for slug, literal in MODALITIES.items():
         for number in range(60):
@@ -248,12 +248,12 @@ def corpus_with_copies_and_patients(make_record: MakeRecord) -> list[Raw]:
                         question_type=QUESTION_TYPES[kind],
                         image_path=f"{folder}/{number}_{copy}.png",
                     )
-                    facts = {"picture": name, "patient": f"{slug}/{patient}" if patient else None}
+                    facts = {"scene": name, "patient": f"{slug}/{patient}" if patient else None}
                     records.append(record | hashes_of(name, *range(10 * copy)) | facts)
     return records
 
 
-def test_one_group_of_pictures_alone_is_refused_with_what_to_loosen_unless_the_published_kind_is_used(
+def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_published_kind_is_used(
     run: RunStage, records: list[Raw]
 ) -> None:
     write_records([record | hashes_of("all alike") if record["modality_type"] == MODALITIES["oct"] else record for record in records])
@@ -269,7 +269,7 @@ def test_one_group_of_pictures_alone_is_refused_with_what_to_loosen_unless_the_p
 def test_groups_too_large_for_the_share_are_told(run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]) -> None:
     run(splits)
     out = capsys.readouterr().out
-    assert out.count("groups too large for the share") >= 8  # four pictures a modality: three of them are 75%
+    assert out.count("groups too large for the share") >= 8  # four images a modality: three of them are 75%
     assert "splits: 32 images in 32 groups, the largest of 1" in out
     assert "splits: training and tests use grouped" in out
 
@@ -300,7 +300,7 @@ def test_what_the_tests_of_the_corpus_found_is_written_beside_the_splits(
     assert "warning: data test single_answer_tests 26 (limit 0): test splits in which" in capsys.readouterr().out
     facts = json.loads(layout.DATA_TESTS.read_text(encoding="utf-8"))["provenance"]
     params = load_params()
-    assert facts == provenance({"splits": params.splits, "data_tests": params.data_tests, "resize.size": "384"})
+    assert facts == collect_provenance({"splits": params.splits, "data_tests": params.data_tests, "resize.size": "384"})
 
 
 def test_a_failed_error_stops_before_splits_are_written_and_what_was_found_can_be_read(run: RunStage, records: list[Raw]) -> None:
@@ -308,12 +308,12 @@ def test_a_failed_error_stops_before_splits_are_written_and_what_was_found_can_b
     first = tree()
     write_records([record | {"brightness": [7.0, 0.0]} for record in records])
     with pytest.raises(
-        InputError, match=r"1 data test failed: blank_pictures 1 \(limit 0\.05\), as data/images/.*data/data-tests\.json holds all"
+        InputError, match=r"1 data test failed: blank_images 1 \(limit 0\.05\), as data/images/.*data/data-tests\.json holds all"
     ):
         run(splits)
     assert tree() == first
-    assert [each.test for each in read_results(layout.DATA_TESTS).tests if each.stops] == ["blank_pictures"]
-    change_params("data_tests", blank_pictures={"severity": "warning", "limit": 0.05})
+    assert [each.test for each in read_results(layout.DATA_TESTS).tests if each.stops] == ["blank_images"]
+    change_params("data_tests", blank_images={"severity": "warning", "limit": 0.05})
     run(splits)
 
 

@@ -30,8 +30,8 @@ TAIL: Final = 12
 """Last lines of a process that a failure quotes."""
 NODES: Final = "MED_R1_NODES"
 RENDEZVOUS: Final = "MED_R1_RENDEZVOUS"
-MEETING: Final = 1800
-"""Seconds that hosts wait for each other: one of them asks DVC first, which may wait for a lock and look at every picture."""
+RENDEZVOUS_TIMEOUT_S: Final = 1800
+"""Seconds that hosts wait for each other: one of them asks DVC first, which may wait for a lock and look at every image."""
 _LAUNCHER: Final = "MED_R1_LAUNCHER"
 _EVERY: Final = 0.2
 _PATIENCE: Final = "10"
@@ -115,7 +115,7 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         run_id=uuid.uuid4().hex if hosts == 1 else command[-1],
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0" if hosts == 1 else os.environ[RENDEZVOUS],
-        rdzv_configs={"read_timeout": MEETING, "join_timeout": MEETING},
+        rdzv_configs={"read_timeout": RENDEZVOUS_TIMEOUT_S, "join_timeout": RENDEZVOUS_TIMEOUT_S},
         max_restarts=0,
         monitor_interval=_EVERY,
     )
@@ -135,7 +135,7 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         sys.exit(128 + stopped.sigval)
     except RendezvousError as error:
         raise InputError(
-            f"the {hosts} hosts did not meet at {config.rdzv_endpoint} within {MEETING // 60} minutes ({error}): start the same command on "
+            f"the {hosts} hosts did not meet at {config.rdzv_endpoint} within {RENDEZVOUS_TIMEOUT_S // 60} minutes ({error}): start the same command on "
             f"all of them, with {RENDEZVOUS} a port of the one that begins that the others reach; {remedy}"
         ) from error
     except ChildFailedError as error:

@@ -35,10 +35,10 @@ def wanted_processes() -> int:
     return int(given)
 
 
-def run_shares(command: Sequence[str], number: int, tell: Callable[[], None]) -> None:
+def run_ranks(command: Sequence[str], number: int, report: Callable[[], None]) -> None:
     """Run `python -m <command> --share <i>/<number>` for each i, each with a GPU of its own if there are any, until all are done.
 
-    `tell` is called now and then. The first process that fails ends the others: an InputError, of the type of its exit
+    `report` is called now and then. The first process that fails ends the others: an InputError, of the type of its exit
     code, says which it was. What a process prints, an error's reason too, goes where this one's goes.
     """
     # the outcome of the stage is this process's to write
@@ -51,7 +51,7 @@ def run_shares(command: Sequence[str], number: int, tell: Callable[[], None]) ->
     try:
         while any(process.poll() is None for process in running):
             _check(running)
-            tell()
+            report()
             time.sleep(_EVERY)
         _check(running)
     finally:
@@ -84,7 +84,7 @@ def _gpu(share: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible.split(",")[share] if visible else str(share)}
 
 
-def check_wanted() -> None:
+def check_still_wanted() -> None:
     """LostPeerError in a share if the process that shared out the work is gone: it works for nobody, and beside one that goes on."""
     if os.environ.get(_STARTED_BY) != str(os.getppid()):
         raise LostPeerError("the process that shared out the work is gone")

@@ -33,7 +33,7 @@ class Progress:
 
 
 def read_progress(line: str) -> Progress | None:
-    """What a line that `teller` printed says; None for any other line."""
+    """What a line that `progress_reporter` printed says; None for any other line."""
     found = _LINE.fullmatch(line.strip())
     if not found:
         return None
@@ -43,21 +43,21 @@ def read_progress(line: str) -> Progress | None:
 def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator[Item]:
     """The same items, with their progress on standard error."""
     with tqdm(items, desc=name, total=total, unit=unit, disable=not sys.stderr.isatty()) as bar:
-        tell, start = teller(name, total, unit), time.monotonic()
+        report, start = progress_reporter(name, total, unit), time.monotonic()
         for count, item in enumerate(bar, start=1):
             yield item
             if bar.disable:
-                tell(count, f"{count / max(time.monotonic() - start, 1e-9):.1f} a second, ")
+                report(count, f"{count / max(time.monotonic() - start, 1e-9):.1f} a second, ")
 
 
-def teller(name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY) -> Callable[[int, str], None]:
+def progress_reporter(name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY) -> Callable[[int, str], None]:
     """A function (count, note) that prints where the work is, at most once in `every` seconds from now on.
 
     `done`: how much was there before the work began, as when it is resumed.
     """
     start = last = time.monotonic()
 
-    def tell(count: int, note: str) -> None:
+    def report(count: int, note: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= every:
@@ -65,4 +65,4 @@ def teller(name: str, total: int, unit: str, *, done: int = 0, every: float = EV
             left = (now - start) / max(count - done, 1) * (total - count)
             print(f"{name}: {unit} {count} of {total}, {note}{left:.0f} s to go", file=sys.stderr, flush=True)
 
-    return tell
+    return report

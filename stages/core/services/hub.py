@@ -6,10 +6,10 @@ from typing import Literal
 
 from stages.core.services.secrets import masked
 
-Trouble = Literal["offline", "unreachable", "unknown id", "gated", "no such revision", "token refused", "no right", "hub failed"]
+HubErrorKind = Literal["offline", "unreachable", "unknown id", "gated", "no such revision", "token refused", "no right", "hub failed"]
 
 
-def trouble(error: BaseException) -> Trouble | None:
+def classify_error(error: BaseException) -> HubErrorKind | None:
     """What an error of huggingface_hub, or of what it sends requests with, means; None for an error that is neither's."""
     from huggingface_hub import errors
 
@@ -25,14 +25,14 @@ def trouble(error: BaseException) -> Trouble | None:
         status = error.response.status_code if error.response is not None else 0
         return {401: "token refused", 403: "no right"}.get(status, "hub failed")  # type: ignore[return-value]
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return (error.__cause__ is not None and trouble(error.__cause__)) or "unreachable"
+        return (error.__cause__ is not None and classify_error(error.__cause__)) or "unreachable"
     # huggingface_hub has changed its HTTP library twice: each has errors of its own for a host that is not there
     if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests"):
         return "unreachable"
     return None
 
 
-def said(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """The error in one line, and no secret that the environment holds is in it."""
     return masked(" ".join(str(error).split()))[:300] or type(error).__name__
 

@@ -13,7 +13,7 @@ _SHORTEST: Final = 12
 """Characters of a secret that is looked for: a shorter one may stand anywhere by chance."""
 
 
-def held_secret(content: bytes) -> str | None:
+def find_leaked_secret(content: bytes) -> str | None:
     """The variable whose value stands in `content`, as it is or as JSON writes it; None if there is none. Variables by their names."""
     for name, value in _secrets():
         if any(form.encode() in content for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])):

@@ -19,8 +19,8 @@ from typing import Any, Final, Literal
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.params import Params, Tracking
-from stages.core.services.hub import said
-from stages.core.services.secrets import held_secret
+from stages.core.services.hub import format_error
+from stages.core.services.secrets import find_leaked_secret
 
 INIT_SECONDS: Final = 30
 """For which the server is waited for before a run is kept on the disk instead."""
@@ -30,7 +30,7 @@ _MODES: Final = {"online": "online", "offline": "offline", "dryrun": "offline", 
 """What WANDB_MODE may be -> what it means here."""
 
 
-class Run:
+class TrackingRun:
     """A run that takes what is measured. Where tracking is off, or has failed, it takes it and does nothing."""
 
     def __init__(self, run: Any = None) -> None:
@@ -70,7 +70,7 @@ class Run:
             call(self._run)
         except Exception as error:  # whatever becomes of wandb, hours of training are worth more
             self._run = None
-            print(f"wandb: {what} failed ({said(error)}): no more is reported of this run; its results are whole", file=sys.stderr)
+            print(f"wandb: {what} failed ({format_error(error)}): no more is reported of this run; its results are whole", file=sys.stderr)
 
 
 def check_tracking(tracking: Tracking) -> None:
@@ -80,7 +80,7 @@ def check_tracking(tracking: Tracking) -> None:
     try:
         known = _wandb().login(prompt=False)
     except Exception as error:  # it does not tell a wrong key from a server that does not answer
-        print(f"wandb: cannot log in ({said(error)}): runs are kept on the disk", file=sys.stderr)
+        print(f"wandb: cannot log in ({format_error(error)}): runs are kept on the disk", file=sys.stderr)
         os.environ["WANDB_MODE"] = "offline"
         return
     if not known:
@@ -93,7 +93,7 @@ def check_tracking(tracking: Tracking) -> None:
 @contextmanager
 def tracked(
     params: Params, job: Literal["train", "evaluate", "report"], name: str, config: Mapping[str, Any], *, identity: str, active: bool = True
-) -> Iterator[Run]:
+) -> Iterator[TrackingRun]:
     """The run of one job on a checkpoint; one that does nothing if tracking is off or `active` is false, as beside the main process.
 
     Its tags are the answer style and, of a checkpoint that is trained, axis, split and method. `identity` tells runs of other settings
@@ -102,10 +102,10 @@ def tracked(
     tracking = params.tracking
     mode = _mode(tracking)
     if mode == "none" or not active:
-        yield Run()
+        yield TrackingRun()
         return
     text = json.dumps(config, sort_keys=True)
-    if variable := held_secret(text.encode()):
+    if variable := find_leaked_secret(text.encode()):
         raise InputError(f"the settings hold the value of ${variable}, a secret, which would go to wandb: take it out of params.yaml")
     entry = params.checkpoints.get(name)
     tags = [params.prompt.style, *([entry.axis, entry.split, entry.method] if entry else [])]
@@ -118,7 +118,7 @@ def tracked(
     run.finish(0)
 
 
-def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[str, Any], tags: list[str], run_id: str) -> Run:
+def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[str, Any], tags: list[str], run_id: str) -> TrackingRun:
     """A run, online if that is wanted and the server answers; else on the disk."""
     wandb = _wandb()
     (layout.SCRATCH / "wandb").mkdir(parents=True, exist_ok=True)
@@ -157,12 +157,12 @@ def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[s
             )
         except Exception as error:
             then = "the run is kept on the disk" if each == "online" else "nothing is reported of this run"
-            print(f"wandb: cannot begin {each} ({said(error)}): {then}", file=sys.stderr)
+            print(f"wandb: cannot begin {each} ({format_error(error)}): {then}", file=sys.stderr)
             continue
         where = run.url if each == "online" else f"kept in {os.path.relpath(Path(run.dir).parent)}; `wandb sync` sends it"
         print(f"wandb: {name}, {job}: {where}", file=sys.stderr)
-        return Run(run)
-    return Run()
+        return TrackingRun(run)
+    return TrackingRun()
 
 
 def _mode(tracking: Tracking) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from stages.core.settings.group import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsGroup, Share
 
 
-class Limits(SettingsGroup):
+class CorpusLimits(SettingsGroup):
     """What a corpus may hold at most: beyond, it is refused as a bomb before it is unpacked."""
 
     max_members: PositiveInt
@@ -23,12 +23,12 @@ class Limits(SettingsGroup):
     """Bytes unpacked from each packed byte, of one file and of a compressed tar, beyond the first 16 MiB."""
 
 
-class Corpus(SettingsGroup):
+class CorpusSettings(SettingsGroup):
     """Stage download, and what stage resize reads in place."""
 
     archive: str
     """Path of the raw corpus, an archive, a folder of archives, or a folder; data.dvc puts it there."""
-    limits: Limits
+    limits: CorpusLimits
 
 
 class Resize(SettingsGroup):
@@ -39,26 +39,26 @@ class Resize(SettingsGroup):
     resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
     """The filter, by Pillow's names and formulas."""
     background: Literal["black", "white"]
-    """What shows where a picture is see-through."""
+    """What shows where an image is see-through."""
     deep_grey: Literal["range", "percentiles", "depth"]
-    """How grey of more than 8 bits, or real-valued, becomes 8-bit. range: from the picture's darkest to its brightest pixel;
+    """How grey of more than 8 bits, or real-valued, becomes 8-bit. range: from the image's darkest to its brightest pixel;
     percentiles: from its 0.5th to its 99.5th percentile, so that a few odd pixels do not set the range; depth: from 0 to the most that
     its type can hold (a real-valued one as range). DICOM has rules of its own: group dicom."""
     frames: Literal["first", "refuse"]
-    """Of an animation, or of a TIFF with several pages: show the first picture, or quarantine the file."""
+    """Of an animation, or of a TIFF with several pages: show the first image, or quarantine the file."""
     shrink_on_load: bool
     """Decode large JPEG files at a half, a quarter or an eighth of their size, but at twice the size that is wanted or more: faster,
     and within a grey level on photographs, but not on pure noise."""
     max_megapixels: PositiveInt
-    """Larger pictures, in millions of pixels, are quarantined before they are decoded: what unpacks to more may be a bomb."""
+    """Larger images, in millions of pixels, are quarantined before they are decoded: what unpacks to more may be a bomb."""
 
 
 class Cache(SettingsGroup):
     """What is kept of earlier work, in .scratch; no result depends on it, and deleting it costs nothing but time."""
 
     images_gb: PositiveFloat
-    """Resized pictures, in 10^9 bytes; beyond, those not used for longest go first. They are shared with data/images as hard links, so
-    that only pictures of earlier corpora and settings take room of their own."""
+    """Resized images, in 10^9 bytes; beyond, those not used for longest go first. They are shared with data/images as hard links, so
+    that only images of earlier corpora and settings take room of their own."""
 
 
 class Quarantine(SettingsGroup):
@@ -79,7 +79,7 @@ class Quarantine(SettingsGroup):
 
 
 class Dicom(SettingsGroup):
-    """Stage resize, for pictures that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
+    """Stage resize, for images that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
 
     frame: Literal["middle", "first"]
     """Of the frames of a file, or the files of a series, the one that is asked about."""
@@ -92,9 +92,9 @@ class Dicom(SettingsGroup):
     max_inflated_mb: PositiveInt
     """MiB that a deflated file may unpack to."""
     accept_burned_in: bool
-    """Take pictures whose header says that text is burned into them."""
+    """Take images whose header says that text is burned into them."""
     accept_unflagged: bool
-    """Take pictures of kinds that often have text burned in, if their header does not say that they have none."""
+    """Take images of kinds that often have text burned in, if their header does not say that they have none."""
 
     @model_validator(mode="after")
     def _window_has_a_width(self) -> Self:
@@ -107,12 +107,12 @@ class Splits(SettingsGroup):
     """Stage splits."""
 
     kind: Literal["grouped", "published"]
-    """What training and testing use; both are made. grouped: all questions of a picture, of its copies and of its patient are on
+    """What training and testing use; both are made. grouped: all questions of an image, of its copies and of its patient are on
     one side, the same on both axes. published: random over questions, each axis by itself, as in Med-R1."""
     train_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the questions that is trained on."""
     near_duplicates: Annotated[int, Field(ge=0, le=24)] | None
-    """Bits, of 256, in which the perceptual hashes of two copies of a picture may differ; null: only equal pixels make a copy."""
+    """Bits, of 256, in which the perceptual hashes of two copies of an image may differ; null: only equal pixels make a copy."""
     patient_patterns: list[str]
     """Regular expressions, searched in the path of a source image; the first that is found gives, as its first group, an id that
     is the same for all images of a patient in a data set. [] if paths say nothing of patients."""
@@ -151,9 +151,9 @@ class DataTests(SettingsGroup):
     """Share of the questions."""
     letter_bias: DataTest
     """Share of the questions, beyond chance."""
-    commonest_letter: DataTest
+    majority_letter: DataTest
     """Share of a split's right answers."""
-    commonest_answer: DataTest
+    majority_answer: DataTest
     """Share of a split's right answers."""
     single_answer_tests: DataTest
     """Test splits."""
@@ -161,9 +161,9 @@ class DataTests(SettingsGroup):
     """Questions of the modality that has fewest."""
     questions_of_type: DataTest
     """Questions of the type that has fewest."""
-    blank_pictures: DataTest
-    """Share of the pictures, as in all that follow."""
-    dark_or_bright_pictures: DataTest
-    enlarged_pictures: DataTest
-    squeezed_pictures: DataTest
-    copied_pictures: DataTest
+    blank_images: DataTest
+    """Share of the images, as in all that follow."""
+    dark_or_bright_images: DataTest
+    upscaled_images: DataTest
+    extreme_aspect_images: DataTest
+    duplicate_images: DataTest

@@ -15,7 +15,7 @@ class Towers(SettingsGroup):
     language: Literal["eager", "sdpa", "flash_attention_2"]
     """flash_attention_2 only with grpo.engine trl, whose rows need no masks of their own; stage evaluate, whose do, then takes sdpa."""
     vision: Literal["auto", "eager", "sdpa", "flash_attention_2"]
-    """flash_attention_2 takes all pictures in one call, where sdpa takes one at a time; auto chooses it where it runs, else sdpa."""
+    """flash_attention_2 takes all images in one call, where sdpa takes one at a time; auto chooses it where it runs, else sdpa."""
 
 
 class Base(SettingsGroup):
@@ -62,7 +62,7 @@ class Grpo(SettingsGroup):
     """Stage train: GRPO (arXiv 2402.03300) as TRL's GRPOTrainer runs it."""
 
     engine: Literal["shared-prefix", "trl"]
-    """Compute a prompt and its picture once for its group, or once for each completion as TRL does: the same numbers."""
+    """Compute a prompt and its image once for its group, or once for each completion as TRL does: the same numbers."""
     reuse_prompt_pass: bool
     """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a fourth less work. It holds
     the activations of all prompts of a forward pass while completions are sampled."""
@@ -72,10 +72,10 @@ class Grpo(SettingsGroup):
     fused_head: bool
     """Log-probabilities tile by tile, without keeping logits: for large vocabularies and long completions on a GPU."""
     freeze_vision_tower: bool
-    """Train the language model alone; gradients end at the features of the picture. Choose it to save the tower's backward pass, over
-    half of a step of short answers, where the base sees such pictures well enough; with `vision_cache_mb` a picture is seen once."""
+    """Train the language model alone; gradients end at the features of the image. Choose it to save the tower's backward pass, over
+    half of a step of short answers, where the base sees such images well enough; with `vision_cache_mb` an image is seen once."""
     vision_cache_mb: Annotated[int, Field(ge=0)]
-    """Memory for features of pictures, in MiB: of the reference's tower, and of the policy's if frozen. 0: none are kept."""
+    """Memory for features of images, in MiB: of the reference's tower, and of the policy's if frozen. 0: none are kept."""
     lora: Lora | None
     """Train an adapter instead of all weights; the reference is then the policy without it. Choose it where gradients and optimiser do not
     fit beside the weights: it saves their memory, and the reference's. It needs the extra `lora`. null: all weights, as published."""
@@ -172,7 +172,7 @@ class Grpo(SettingsGroup):
             )
         if self.parallel == "zero3" and self.vision_cache_mb:
             raise ValueError(
-                "vision_cache_mb excludes parallel zero3: a process that has a picture's features would not gather the tower's weights, "
+                "vision_cache_mb excludes parallel zero3: a process that has an image's features would not gather the tower's weights, "
                 "and the others would wait for it. Set it to 0"
             )
         if (self.rollout == "vllm-server") != (self.vllm_server is not None):
@@ -201,14 +201,14 @@ class Evaluate(SettingsGroup):
     """Stage evaluate."""
 
     batch_size: PositiveInt | Literal["auto"]
-    """Answers generated together, each to a question about one picture. auto: as many as the memory of the GPU holds, found by trying; 64
+    """Answers generated together, each to a question about one image. auto: as many as the memory of the GPU holds, found by trying; 64
     on a CPU. Choose a number for the same rounding on every machine, auto for speed on a GPU."""
     dtype: Literal["float32", "bfloat16"] | None
     """What answers are computed in; null: base.dtype. Choose bfloat16 where weights are in float32 for training's sake alone (grpo.bf16):
     float32 has a fifteenth of its speed on a GPU."""
     max_new_tokens: PositiveInt
     ablations: bool
-    """Ask every question of a black picture and of another picture of its modality too: what did the picture contribute?"""
+    """Ask every question of a black image and of another image of its modality too: what did the image contribute?"""
 
 
 class Tracking(SettingsGroup):

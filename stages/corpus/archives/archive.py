@@ -44,7 +44,7 @@ class _DamageError(Exception):
     """Why the bytes of a member cannot be had."""
 
 
-class _LieError(Exception):
+class _SizeMismatchError(Exception):
     """What is in a member that claims to be smaller: no damage does that."""
 
 
@@ -192,7 +192,7 @@ def _unpack(packed: bytes, method: int, size: int) -> bytes:
     except (zlib.error, OSError, EOFError) as error:
         raise _DamageError(str(error)) from error
     if len(content) > size:
-        raise _LieError(f"it unpacks to more than the {size} bytes that it claims")
+        raise _SizeMismatchError(f"it unpacks to more than the {size} bytes that it claims")
     if len(content) < size:
         raise _DamageError(f"{len(content)} bytes of the {size} that it claims")
     return content
@@ -257,7 +257,7 @@ def _load(path: Path, name: str, read: Callable[[], Any]) -> bytes:
         content: bytes = read()
     except _DamageError as error:
         raise DamagedMemberError(path, name, str(error)) from error
-    except _LieError as error:
+    except _SizeMismatchError as error:
         why = f"{path}: member {name!r} is refused: {error}: a bomb; make the archive again"
         raise RefusedDataError(why, CorpusFault.UNSAFE_MEMBER) from error
     return content

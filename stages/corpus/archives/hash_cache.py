@@ -1,10 +1,10 @@
-"""What pictures hashed to when they were last read, so that one that has not changed is not read again.
+"""What images hashed to when they were last read, so that one that has not changed is not read again.
 
-A picture is known by its mark (stages/corpus/archives/source.py). This takes two contents for the same if a zip gives both the same name,
+An image is known by its mark (stages/corpus/archives/source.py). This takes two contents for the same if a zip gives both the same name,
 size and CRC-32, or a folder the same path, size, time of change and inode. So it does not see bytes that were damaged while the CRC
 beside them stayed, nor a CRC that somebody forged. Both are seen by stage resize, which compares what it reads with the hash: the one
-sends records to quarantine there, the other is an error, and no wrong picture is taken for the right one.
-A file to lose: without it, or if it is damaged, all pictures are read.
+sends records to quarantine there, the other is an error, and no wrong image is taken for the right one.
+A file to lose: without it, or if it is damaged, all images are read.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from stages.core.outputs import whole_file
+from stages.core.outputs import atomic_file
 
 MOST: Final = 4_000_000
-"""Pictures that are remembered, 48 bytes each."""
+"""Images that are remembered, 48 bytes each."""
 OTHER_CORPUS: Final = (
     "the corpus is another one than was read, or lies about its members: delete .scratch/corpus/hashes, `dvc repro -f download`"
 )
-"""What to do about a picture that does not have its hash."""
-_MAGIC: Final = b"sha256 of pictures, 1\n"
+"""What to do about an image that does not have its hash."""
+_MAGIC: Final = b"sha256 of images, 1\n"
 _KEY: Final = 16
 _HASH: Final = 32
 
 
-class Memo:
+class HashCache:
     """Mark -> SHA-256, as lower-case hex, of an earlier run."""
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,7 @@ class Memo:
         """Remember these marks and hashes, and nothing else, for the next run."""
         known = sorted((_key(mark), bytes.fromhex(digest)) for mark, digest in seen.items() if mark)[:MOST]
         digest = hashlib.sha256(_MAGIC)
-        with whole_file(self.path) as temporary, temporary.open("wb") as out:
+        with atomic_file(self.path) as temporary, temporary.open("wb") as out:
             out.write(_MAGIC)
             for pair in known:
                 both = b"".join(pair)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from stages.core.params import Limits
+from stages.core.params import CorpusLimits
 from stages.corpus.archives.archive import Member
 from stages.corpus.dataset.paths import unsafe_path
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
@@ -22,12 +22,12 @@ LONGEST_NAME: Final = 240
 LONGEST_PATH: Final = 1024
 """Bytes of a path: as much as every system that stages run on allows."""
 _FREE_RATIO: Final = 16 * 2**20
-"""Bytes that may be unpacked from next to nothing: an all-black picture is no bomb."""
+"""Bytes that may be unpacked from next to nothing: an all-black image is no bomb."""
 
 MIB: Final = 2**20
 
 
-def checked(path: Path, members: Iterable[Member], limits: Limits) -> dict[str, Member]:
+def checked(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict[str, Member]:
     """The files among `members` by their normal name. RefusedDataError names the first that may not be there, and says what to do."""
     files: dict[str, Member] = {}
     keys: dict[str, str] = {}
@@ -53,7 +53,7 @@ def checked(path: Path, members: Iterable[Member], limits: Limits) -> dict[str, 
     return files
 
 
-def check_growth(path: Path, unpacked: int, packed: int, limits: Limits) -> None:
+def check_growth(path: Path, unpacked: int, packed: int, limits: CorpusLimits) -> None:
     """RefusedDataError if a stream has given more than it may, of which `packed` bytes were read and `unpacked` came out."""
     if unpacked > limits.max_total_mb * MIB:
         raise _over(path, f"more than {limits.max_total_mb} MiB unpacked", "max_total_mb")
@@ -61,7 +61,7 @@ def check_growth(path: Path, unpacked: int, packed: int, limits: Limits) -> None
         raise _over(path, f"more than {limits.max_ratio} bytes unpacked from each of its own", "max_ratio")
 
 
-def _check_size(path: Path, member: Member, limits: Limits) -> None:
+def _check_size(path: Path, member: Member, limits: CorpusLimits) -> None:
     if (most := max(member.size, member.packed)) > limits.max_member_mb * MIB:
         what = f"member {member.name!r} has {most / MIB:.0f} MiB, more than {limits.max_member_mb} MiB"
         raise _over(path, what, "max_member_mb")

@@ -5,7 +5,7 @@
 - Of a folder, files are read by their path. Archives directly in it count as if what they hold lay there.
 
 Two layouts are known. OmniMedVQA's: one folder that holds `QA_information/Open-access` and `Images`. A table's: one or more *.csv at the
-root and pictures anywhere below; these are named as if they lay under `Images`, as in the other.
+root and images anywhere below; these are named as if they lay under `Images`, as in the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.core import layout
-from stages.core.params import Limits
+from stages.core.params import CorpusLimits
 from stages.corpus.archives.archive import Member, is_zip, open_tar, open_zip
 from stages.corpus.archives.folder import archives_in, list_folder
 from stages.corpus.archives.safety import checked
@@ -36,7 +36,7 @@ _SHADOWS: Final = "__MACOSX/"
 class Corpus:
     """The files of a corpus, named relative to the folder that holds its questions."""
 
-    def __init__(self, path: Path, members: Iterable[Member], limits: Limits) -> None:
+    def __init__(self, path: Path, members: Iterable[Member], limits: CorpusLimits) -> None:
         """Check every member; `RefusedDataError` names the first that is unsafe, or says what is not found."""
         self.path = path
         self._files = _named(path, checked(path, members, limits))
@@ -81,7 +81,7 @@ class Corpus:
 
 
 @contextmanager
-def open_corpus(path: Path, limits: Limits, scratch: Path = SCRATCH) -> Iterator[Corpus]:
+def open_corpus(path: Path, limits: CorpusLimits, scratch: Path = SCRATCH) -> Iterator[Corpus]:
     """Open a corpus of any kind and check all that it holds; it can be read until this is left.
 
     Raises RefusedDataError for a file that is no archive or is cut short, for an unsafe member, for more than `limits` allow, and for what
@@ -101,7 +101,7 @@ def open_corpus(path: Path, limits: Limits, scratch: Path = SCRATCH) -> Iterator
         yield Corpus(path, members, limits)
 
 
-def _open_archives(paths: Sequence[Path], limits: Limits, scratch: Path, opened: ExitStack) -> list[tuple[Path, list[Member]]]:
+def _open_archives(paths: Sequence[Path], limits: CorpusLimits, scratch: Path, opened: ExitStack) -> list[tuple[Path, list[Member]]]:
     """Each archive with its members, which can be read until `opened` is left."""
     listed = []
     compressed = [path for path in paths if is_compressed(path)]

@@ -19,9 +19,9 @@ import zstandard
 from stages.core.disk_space import find_shortages
 from stages.core.errors import DiskFullError
 from stages.core.file_lock import exclusive_lock
-from stages.core.iteration.progress import teller
-from stages.core.outputs import whole_file
-from stages.core.params import Limits
+from stages.core.iteration.progress import progress_reporter
+from stages.core.outputs import atomic_file
+from stages.core.params import CorpusLimits
 from stages.corpus.archives.archive import damage_explained
 from stages.corpus.archives.safety import MIB, check_growth
 
@@ -43,7 +43,7 @@ def is_compressed(path: Path) -> bool:
 
 
 @contextmanager
-def unpacked_tars(paths: Iterable[Path], folder: Path, limits: Limits) -> Iterator[dict[Path, Path]]:
+def unpacked_tars(paths: Iterable[Path], folder: Path, limits: CorpusLimits) -> Iterator[dict[Path, Path]]:
     """The uncompressed copies in `folder` of these compressed tars, made where they are not there; copies of others are deleted.
 
     They stay where they are until this is left; one that was opened meanwhile can be read for longer. Whoever else wants some waits:
@@ -69,11 +69,11 @@ def _identity(path: Path) -> str:
     return hashlib.sha256(f"{path.resolve()} {info.st_size} {info.st_mtime_ns} {info.st_ino}".encode()).hexdigest()[:32]
 
 
-def _unpack(path: Path, target: Path, limits: Limits) -> None:
+def _unpack(path: Path, target: Path, limits: CorpusLimits) -> None:
     packed = path.stat().st_size
     _check_space(path, target, packed)
-    tell = teller(f"unpacking {path.name}", packed // MIB, "MiB")
-    with path.open("rb") as source, damage_explained(path, _DAMAGE), whole_file(target) as temporary, temporary.open("wb") as out:
+    report = progress_reporter(f"unpacking {path.name}", packed // MIB, "MiB")
+    with path.open("rb") as source, damage_explained(path, _DAMAGE), atomic_file(target) as temporary, temporary.open("wb") as out:
         stream = _stream(source)
         done = 0
         while block := stream.read(_BLOCK):
@@ -81,7 +81,7 @@ def _unpack(path: Path, target: Path, limits: Limits) -> None:
             check_growth(path, done, source.tell(), limits)
             _check_space(path, target, len(block))
             out.write(block)
-            tell(source.tell() // MIB, f"{done // MIB} MiB unpacked, ")
+            report(source.tell() // MIB, f"{done // MIB} MiB unpacked, ")
 
 
 def _stream(source: IO[bytes]) -> Any:

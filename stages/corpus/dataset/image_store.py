@@ -1,11 +1,11 @@
-"""Resized pictures, as everything after stage resize opens them: by the path that a split file names, out of the shards they lie in.
+"""Resized images, as everything after stage resize opens them: by the path that a split file names, out of the shards they lie in.
 
-The pictures of a modality lie in data/images/<modality> in shards: zip files that compress nothing, whose members are named by the path
+The images of a modality lie in data/images/<modality> in shards: zip files that compress nothing, whose members are named by the path
 that follows. So few files are quick to list, hash and send (docs/ingest-storage.md), any program opens them, and
 
     for modality in data/images/*/; do (cd $modality && unzip -q '*.zip'); done
 
-puts every picture where its path says. A picture that is in no shard is looked for there as well.
+puts every image where its path says. An image that is in no shard is looked for there as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.corpus.dataset.zip_header import find_content
 
-__all__ = ["SUFFIX", "Place", "exists", "identity", "list_shard", "open_image", "read_image", "read_place"]
+__all__ = ["SUFFIX", "MemberLocation", "exists", "identity", "list_shard", "open_image", "read_image", "read_location"]
 
 SUFFIX: Final = ".zip"
 
@@ -36,8 +36,8 @@ _REMEDY: Final = "run `dvc repro resize`, or `dvc checkout` if another commit wa
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a picture's bytes are: shard, start of the member's header, length, checksum."""
+class MemberLocation:
+    """Where an image's bytes are: shard, start of the member's header, length, checksum."""
 
     shard: Path
     header: int
@@ -47,32 +47,32 @@ class Place:
 
 @dataclass(frozen=True)
 class _Index:
-    """The pictures in the shards of a folder, and by what the folder is known again."""
+    """The images in the shards of a folder, and by what the folder is known again."""
 
     identity: tuple[int, int]
-    places: dict[str, Place]
+    places: dict[str, MemberLocation]
 
 
 _indices: dict[Path, _Index] = {}
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The picture at a path as split files name it, data/images/<modality>/...: RGB, loaded.
+    """The image at a path as split files name it, data/images/<modality>/...: RGB, loaded.
 
-    Safe from any thread, and in a process forked from one that has opened pictures. InputError if it is missing or damaged.
+    Safe from any thread, and in a process forked from one that has opened images. InputError if it is missing or damaged.
     """
     content = read_image(path)
     try:
         with Image.open(BytesIO(content)) as opened:
             return opened.convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow knows a broken PNG by either
-        raise InputError(f"{path} is no picture that can be opened ({error}): {_REMEDY}") from error
+        raise InputError(f"{path} is no image that can be opened ({error}): {_REMEDY}") from error
 
 
 def read_image(path: str | Path) -> bytes:
-    """The bytes of the picture's file. Raises as `open_image`."""
+    """The bytes of the image's file. Raises as `open_image`."""
     if (place := _find(path)) is not None:
-        return read_place(place, path)
+        return read_location(place, path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -80,28 +80,28 @@ def read_image(path: str | Path) -> bytes:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is such a picture."""
+    """Whether there is such an image."""
     return _find(path) is not None or Path(path).is_file()
 
 
 def identity(path: str | Path) -> str:
-    """By what a picture's bytes are known again, without reading those of a shard. InputError if it is missing."""
+    """By what an image's bytes are known again, without reading those of a shard. InputError if it is missing."""
     if (place := _find(path)) is not None:
         return f"{place.size} {place.crc:08x}"
     return hashlib.sha256(read_image(path)).hexdigest()
 
 
-def list_shard(shard: Path) -> dict[str, Place]:
-    """Name -> place of each picture of a shard. InputError if it is not a whole zip."""
+def list_shard(shard: Path) -> dict[str, MemberLocation]:
+    """Name -> place of each image of a shard. InputError if it is not a whole zip."""
     try:
         with zipfile.ZipFile(shard) as archive:
-            return {info.filename: Place(shard, info.header_offset, info.file_size, info.CRC) for info in archive.infolist()}
+            return {info.filename: MemberLocation(shard, info.header_offset, info.file_size, info.CRC) for info in archive.infolist()}
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{shard} is not a whole shard ({error}): {_REMEDY}") from error
 
 
-def read_place(place: Place, path: str | Path) -> bytes:
-    """The bytes of the picture that lies there, `path` to whoever reads an error. InputError if they cannot be had or are damaged.
+def read_location(place: MemberLocation, path: str | Path) -> bytes:
+    """The bytes of the image that lies there, `path` to whoever reads an error. InputError if they cannot be had or are damaged.
 
     By position, through a descriptor of its own: nothing is shared with other threads or processes.
     """
@@ -120,14 +120,14 @@ def read_place(place: Place, path: str | Path) -> bytes:
     return content
 
 
-def _damaged(place: Place, path: str | Path) -> InputError:
+def _damaged(place: MemberLocation, path: str | Path) -> InputError:
     # DVC's cache and stage resize's have the same file under other names, and would put it back
     everywhere = f"`find . -samefile {shlex.quote(str(place.shard))} -delete`"
     return InputError(f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and run `dvc repro resize`")
 
 
 def _folder(path: str | Path) -> Path | None:
-    """The folder with the shards of a picture; None if its path is none of a store's."""
+    """The folder with the shards of an image; None if its path is none of a store's."""
     parts = PurePosixPath(path).parts
     for depth in range(_DEPTH, len(parts)):
         if parts[depth - _DEPTH : depth - 1] in _ROOTS:
@@ -135,7 +135,7 @@ def _folder(path: str | Path) -> Path | None:
     return None
 
 
-def _find(path: str | Path) -> Place | None:
+def _find(path: str | Path) -> MemberLocation | None:
     folder = _folder(path)
     if folder is None:
         return None
@@ -151,8 +151,8 @@ def _find(path: str | Path) -> Place | None:
     return index.places.get(PurePosixPath(path).relative_to(folder).as_posix())
 
 
-def _list(folder: Path) -> dict[str, Place]:
-    places: dict[str, Place] = {}
+def _list(folder: Path) -> dict[str, MemberLocation]:
+    places: dict[str, MemberLocation] = {}
     for shard in sorted(folder.glob(f"*{SUFFIX}")):
         places |= list_shard(shard)
     return places

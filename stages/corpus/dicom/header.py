@@ -92,7 +92,7 @@ class Tags:
 
 
 @dataclass(frozen=True)
-class Place:
+class SeriesPosition:
     """Where a file stands in its series. `series` is a hash, good for comparisons within one run of the reader only."""
 
     series: str | None = field(repr=False)
@@ -107,7 +107,7 @@ class Header:
     """A header that was checked: what decoding needs, what may go on, and where the file stands in a series."""
 
     tags: Tags
-    place: Place
+    place: SeriesPosition
     syntax: str
     samples: int
     planar: int
@@ -126,7 +126,7 @@ def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) 
     """Read and check the header of a DICOM file; no pixel is decoded.
 
     max_pixels: of one frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which
-    quotes no value of the file but the size of the picture and words of closed lists.
+    quotes no value of the file but the size of the image and words of closed lists.
     """
     syntax, elements = read_elements(content, _KEYWORDS, settings.max_inflated_mb * 2**20)
     if syntax not in DECODERS:
@@ -167,7 +167,7 @@ def _size(elements: Elements, settings: Dicom, max_pixels: int | None) -> tuple[
     """(rows, columns, frames), within the limits."""
     rows, columns = elements.unsigned("Rows"), elements.unsigned("Columns")
     if not rows or not columns:
-        raise ImageError("a DICOM file without a picture: Rows or Columns is missing or 0")
+        raise ImageError("a DICOM file without an image: Rows or Columns is missing or 0")
     frames = (elements.integers("NumberOfFrames", 1) or (1,))[0]
     if frames < 1:
         raise ImageError("NumberOfFrames is less than 1")
@@ -230,9 +230,9 @@ def _check_length(found: int, bits: int, frames: int, photometric: str) -> None:
         bits = bits * 2 // 3
     wanted = math.ceil(bits * frames / 8)
     if found < wanted:
-        raise ImageError("the pixel data are shorter than the picture's size demands: cut short, or a wrong header")
+        raise ImageError("the pixel data are shorter than the image's size demands: cut short, or a wrong header")
     if found >= wanted + max(bits // 8, 2):
-        raise ImageError("the pixel data are longer, by a frame or more, than the picture's size demands: a wrong header")
+        raise ImageError("the pixel data are longer, by a frame or more, than the image's size demands: a wrong header")
 
 
 def _tags(elements: Elements, size: tuple[int, int, int], photometric: str, stored: int) -> Tags:
@@ -262,7 +262,7 @@ def _measures(elements: Elements) -> Elements:
 
 
 def _lengths(elements: Elements, keyword: str, count: int) -> Any:
-    """Lengths that a picture can have, to 6 digits: a birth date in the wrong place is none."""
+    """Lengths that an image can have, to 6 digits: a birth date in the wrong place is none."""
     try:
         found = elements.decimals(keyword, count)
     except ImageError:
@@ -284,24 +284,24 @@ def _check_annotation(elements: Elements, tags: Tags, settings: Dicom) -> None:
     """ImageError if there is text in the pixels, or may well be: burned-in text is beyond what a reader of headers can take out."""
     if tags.burned_in:
         if not settings.accept_burned_in:
-            raise ImageError("text is burned into the picture, BurnedInAnnotation says (dicom.accept_burned_in)", Reason.IMAGE_ANNOTATION)
+            raise ImageError("text is burned into the image, BurnedInAnnotation says (dicom.accept_burned_in)", Reason.IMAGE_ANNOTATION)
     elif tags.burned_in is None and not settings.accept_unflagged and (kind := _risk(elements, tags)):
         why = f"{kind} without BurnedInAnnotation: it may show a name (dicom.accept_unflagged)"
         raise ImageError(why, Reason.IMAGE_UNFLAGGED)
 
 
 def _risk(elements: Elements, tags: Tags) -> str | None:
-    """What makes a picture one that often has text burned in; None if nothing does."""
+    """What makes an image one that often has text burned in; None if nothing does."""
     if (elements.uid("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE) or elements.code("ConversionType", _CAPTURED):
         return "a secondary capture"
     if tags.modality in _OFTEN_ANNOTATED:
-        return f"a picture of modality {tags.modality}"
+        return f"an image of modality {tags.modality}"
     if elements.codes("ImageType")[:2] == ["DERIVED", "SECONDARY"]:
-        return "a derived secondary picture"
+        return "a derived secondary image"
     return None
 
 
-def _place(elements: Elements) -> Place:
+def _place(elements: Elements) -> SeriesPosition:
     series = elements.uid("SeriesInstanceUID")
     orientation = elements.decimals("ImageOrientationPatient", 6)
     position = elements.decimals("ImagePositionPatient", 3)
@@ -312,4 +312,4 @@ def _place(elements: Elements) -> Place:
         along = sum(part * at for part, at in zip(normal, position, strict=True)) if any(normal) else None
     number = elements.integers("InstanceNumber", 1)
     hashed = hashlib.sha256(series.encode()).hexdigest() if series else None
-    return Place(hashed, along, orientation, number[0] if number else None)
+    return SeriesPosition(hashed, along, orientation, number[0] if number else None)

@@ -126,14 +126,14 @@ def _check_codestream(frame: bytes, header: Header) -> None:
         raise ImageError("the pixel data are not compressed as the transfer syntax says")
     rows, columns, samples, bits = size
     if (rows, columns, samples) != (header.tags.rows, header.tags.columns, header.samples):
-        raise ImageError("the compressed picture has another size than the DICOM header says")
+        raise ImageError("the compressed image has another size than the DICOM header says")
     if header.syntax == JPEG_EXTENDED and bits > 8:
         raise ImageError("JPEG Extended with 12 bits is not supported", Reason.IMAGE_SYNTAX)
     if header.syntax in (JPEG_2000, JPEG_2000_LOSSLESS) and bits > (8 if samples == 3 else 16):
         why = "JPEG 2000 with more than 16 bits, or more than 8 for a colour, is not supported"
         raise ImageError(why, Reason.IMAGE_SYNTAX)
     if bits > header.allocated:
-        raise ImageError("the compressed picture has more bits than the DICOM header says")
+        raise ImageError("the compressed image has more bits than the DICOM header says")
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
@@ -165,7 +165,7 @@ def _j2k_size(frame: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _check_runs(frame: bytes, header: Header) -> None:
-    """ImageError if the segments of an RLE frame (PS3.5 Annex G) are damaged or unpack to more than the picture has."""
+    """ImageError if the segments of an RLE frame (PS3.5 Annex G) are damaged or unpack to more than the image has."""
     if len(frame) < _RLE_HEADER:
         raise ImageError("the compressed pixel data were cut short")
     count, *offsets = struct.unpack_from("<16I", frame)
@@ -178,7 +178,7 @@ def _check_runs(frame: bytes, header: Header) -> None:
         return
     most = header.tags.rows * header.tags.columns + _RLE_HEADER
     if any(_unpacked(frame[start:end]) > most for start, end in zip(offsets[:count], ends, strict=True)):
-        raise ImageError("the compressed picture has another size than the DICOM header says")
+        raise ImageError("the compressed image has another size than the DICOM header says")
 
 
 def _unpacked(segment: bytes) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Grey, with_range
-from stages.corpus.dicom.header import Place, Tags, read_header
+from stages.corpus.dicom.header import SeriesPosition, Tags, read_header
 from stages.corpus.dicom.headers.elements import is_dicom
 from stages.corpus.dicom.pixels import Frames
 from stages.corpus.quarantine.image_errors import ImageError
@@ -63,7 +63,7 @@ class DicomImage:
     frames: Sequence[Levels]
     representative: int
     tags: Tags
-    place: Place
+    place: SeriesPosition
     """Where a file stands in its series; not to be passed on."""
 
 

@@ -32,10 +32,10 @@ class _Slices:
 
 
 def read_series(contents: Sequence[bytes], settings: Dicom, max_pixels: int | None = None) -> DicomImage:
-    """The files of one series as one picture: sorted along the normal of the slices, else by InstanceNumber, else as given.
+    """The files of one series as one image: sorted along the normal of the slices, else by InstanceNumber, else as given.
 
     `contents` is read twice, a file at a time, and may fetch each when it is asked for. Raises ImageError if a file is none of DICOM
-    or cannot be used, and if they are of several series, or of several kinds or sizes of picture.
+    or cannot be used, and if they are of several series, or of several kinds or sizes of image.
     """
     if not contents:
         raise ImageError("a series without files", Reason.IMAGE_SERIES)
@@ -73,7 +73,7 @@ def _check_alike(found: Sequence[DicomImage]) -> None:
     for each in found:
         if (each.tags.rows, each.tags.columns, each.tags.photometric) != (first.tags.rows, first.tags.columns, first.tags.photometric):
             sizes = f"{first.tags.columns} x {first.tags.rows} and {each.tags.columns} x {each.tags.rows}"
-            raise ImageError(f"pictures of several sizes or kinds in one series: {sizes}", Reason.IMAGE_SERIES)
+            raise ImageError(f"images of several sizes or kinds in one series: {sizes}", Reason.IMAGE_SERIES)
 
 
 def _sorted(found: Sequence[DicomImage]) -> list[int]:

@@ -33,4 +33,4 @@ ISOLATED: Final = frozenset((JPEG_LOSSLESS, JPEG_LOSSLESS_SV1))
 """Those whose decoder ends the whole process over some damaged files, and so gets one of its own."""
 ENCAPSULATED: Final = frozenset(syntax for syntax, plugin in DECODERS.items() if plugin)
 JPEG: Final = frozenset((JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS, JPEG_LS_NEAR))
-"""Of those, with a JPEG marker for the size of the picture."""
+"""Of those, with a JPEG marker for the size of the image."""

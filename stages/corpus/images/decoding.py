@@ -1,10 +1,10 @@
-"""Medical pictures as they come, decoded to the square RGB pictures a policy sees.
+"""Medical images as they come, decoded to the square RGB images a policy sees.
 
 What a file is, its first bytes say, never its name. PNG, JPEG and WebP with 8 bits a channel are decoded by libvips, colours in a
 stream, without all of their pixels being in memory at once; whatever else there is, by Pillow, whose result the other's equals within
-half a grey level (docs/ingest-images.md has the numbers). A file that is not whole is refused: no picture is ever half there.
+half a grey level (docs/ingest-images.md has the numbers). A file that is not whole is refused: no image is ever half there.
 
-8-bit pictures keep their values. What is deeper or real-valued has no agreed range, and is scaled as `resize.deep_grey` says.
+8-bit images keep their values. What is deeper or real-valued has no agreed range, and is scaled as `resize.deep_grey` says.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib import metadata
 from io import BytesIO
 from typing import Any, Final
 
-os.environ.setdefault("VIPS_CONCURRENCY", "1")  # pictures are decoded beside each other, each by one thread
+os.environ.setdefault("VIPS_CONCURRENCY", "1")  # images are decoded beside each other, each by one thread
 os.environ.setdefault("VIPS_WARNING", "0")  # any value keeps libvips from printing what `_streamed` asks it for
 
 import numpy as np
@@ -29,7 +29,7 @@ from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize
 from stages.corpus.dicom.reader import Tags, is_dicom
 from stages.corpus.dicom.series import read_series
-from stages.corpus.images.rw_lock import Floor
+from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
 
@@ -73,7 +73,7 @@ _LONGEST_SHRINK: Final = 8
 _TURNED: Final = (5, 6, 7, 8)
 """EXIF orientations in which width and height change places."""
 
-_floor: Final = Floor()
+_blind_baseline: Final = ReadWriteLock()
 
 # limits are checked here, on what a file's header says, before a pixel is decoded
 Image.MAX_IMAGE_PIXELS = None
@@ -85,7 +85,7 @@ logging.getLogger("pyvips").setLevel(logging.WARNING)
 
 @dataclass(frozen=True)
 class Decoded:
-    """A (size, size) RGB picture, and the file's own width and height, as seen (upright), and mode, by Pillow's name."""
+    """A (size, size) RGB image, and the file's own width and height, as seen (upright), and mode, by Pillow's name."""
 
     image: Image.Image
     width: int
@@ -93,8 +93,8 @@ class Decoded:
     mode: str
     """Of a DICOM file its photometric interpretation."""
     frames: Sequence[Image.Image] = ()
-    """Of a DICOM series or multi-frame file all pictures in order, (size, size) RGB, `image` among them; decoded when asked for, so
-    that asking may raise ImageError. Empty where there is one picture only."""
+    """Of a DICOM series or multi-frame file all images in order, (size, size) RGB, `image` among them; decoded when asked for, so
+    that asking may raise ImageError. Empty where there is one image only."""
     tags: Tags | None = None
     """Of a DICOM file what is passed on of its header."""
 
@@ -115,14 +115,14 @@ def decode_files(contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, f
         size = (settings.size, settings.size)
         return Image.fromarray(found.frames[index]).convert("RGB").resize(size, _filter(settings))
 
-    pictures = LazySequence(len(found.frames), resized)
-    shown = pictures[found.representative]
-    frames = pictures if len(pictures) > 1 else ()
+    images = LazySequence(len(found.frames), resized)
+    shown = images[found.representative]
+    frames = images if len(images) > 1 else ()
     return Decoded(shown, found.tags.columns, found.tags.rows, found.tags.photometric, frames, found.tags)
 
 
 def decode(content: bytes, settings: Resize) -> Decoded:
-    """Decode a file's bytes, turn the picture as its EXIF says, and resize it to a square. Raises ImageError with the reason."""
+    """Decode a file's bytes, turn the image as its EXIF says, and resize it to a square. Raises ImageError with the reason."""
     kind = _kind(content)
     if kind in _STREAMED and (decoded := _streamed(content, kind, settings)) is not None:
         return decoded
@@ -137,8 +137,8 @@ def decode(content: bytes, settings: Resize) -> Decoded:
 
 
 def encode(image: Image.Image) -> bytes:
-    """An RGB picture as a PNG file: the same bytes for the same pixels."""
-    with _floor.shared():
+    """An RGB image as a PNG file: the same bytes for the same pixels."""
+    with _blind_baseline.shared():
         made = pyvips.Image.new_from_memory(image.tobytes(), image.width, image.height, 3, "uchar")
         # as small as by Pillow's default, and faster three to six times (docs/ingest-images.md)
         content: bytes = made.copy(interpretation="srgb").pngsave_buffer(compression=3, filter="sub", keep="none")
@@ -160,18 +160,18 @@ def _check_size(width: int, height: int, settings: Resize) -> None:
             f"too many pixels: {width} x {height}; resize.max_megapixels allows {settings.max_megapixels} million", Reason.IMAGE_TOO_LARGE
         )
     if not width or not height:
-        raise ImageError("truncated or damaged: a picture without pixels")
+        raise ImageError("truncated or damaged: an image without pixels")
 
 
 def _streamed(content: bytes, kind: str, settings: Resize) -> Decoded | None:
-    """The picture by libvips; None if it is of a kind that is left to Pillow."""
+    """The image by libvips; None if it is of a kind that is left to Pillow."""
     try:
-        with _floor.shared():
+        with _blind_baseline.shared():
             return _by_libvips(content, kind, settings, "warning")
     except pyvips.Error:
         pass
     # libvips keeps what went wrong in one place for all threads: only alone can be told whose it is
-    with _floor.alone():
+    with _blind_baseline.alone():
         try:
             pyvips.vips_lib.vips_error_clear()
             return _by_libvips(content, kind, settings, "warning")
@@ -212,7 +212,7 @@ def _number(opened: pyvips.Image, field: str) -> int:
 
 
 def _pages(content: bytes, opened: pyvips.Image) -> int:
-    """How many pictures a file says it holds; libvips does not look for those of an animated PNG."""
+    """How many images a file says it holds; libvips does not look for those of an animated PNG."""
     at = content.find(b"acTL", 0, content.find(b"IDAT")) if content.startswith(_STARTS["PNG"]) else -1
     return int.from_bytes(content[at + 4 : at + 8]) if at > 0 else _number(opened, "n-pages")
 
@@ -248,7 +248,7 @@ def _resized(opened: pyvips.Image, settings: Resize) -> NDArray[np.uint8]:
     """Grey or RGB values, (size, size) or (size, size, 3); decoding happens here."""
     size = settings.size
     if opened.bands > 1 and settings.resample in _KERNELS and min(opened.width, opened.height) >= size:
-        # in Pillow's order, widths first: by libvips's own, pictures that are black and white only are off by more than a level
+        # in Pillow's order, widths first: by libvips's own, images that are black and white only are off by more than a level
         kernel = _KERNELS[settings.resample]
         return _values(opened.reduceh(opened.width / size, kernel=kernel).reducev(opened.height / size, kernel=kernel))
     # libvips enlarges by other formulas than Pillow, and is no faster with one channel
@@ -280,7 +280,7 @@ def _by_pillow(content: bytes, settings: Resize) -> Decoded:
 
 def _check_frames(number: int, settings: Resize) -> None:
     if number > 1 and settings.frames == "refuse":
-        raise ImageError(f"{number} pictures in one file, and resize.frames is refuse", Reason.IMAGE_FRAMES)
+        raise ImageError(f"{number} images in one file, and resize.frames is refuse", Reason.IMAGE_FRAMES)
 
 
 def _rgb(image: Image.Image, settings: Resize) -> Image.Image:

@@ -1,7 +1,7 @@
-"""What stage resize made before, so that it is not made again: shards of pictures, and for each picture what it was made from.
+"""What stage resize made before, so that it is not made again: shards of images, and for each image what it was made from.
 
-A picture is known by a key, a hash of its source's bytes, of the settings and of the decoder. The shards are those of data/images under
-another link, so that they take no room twice as long as both are there; an SQLite file says which picture lies in which, and what its
+An image is known by a key, a hash of its source's bytes, of the settings and of the decoder. The shards are those of data/images under
+another link, so that they take no room twice as long as both are there; an SQLite file says which image lies in which, and what its
 records get to know of it. A refusal is kept as well. All of it may be deleted at any time: what is not found, or not whole, is made anew.
 """
 
@@ -21,24 +21,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.errors import InputError
-from stages.corpus.dataset.image_store import Place, list_shard, read_place
+from stages.corpus.dataset.image_store import MemberLocation, list_shard, read_location
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, stamp TEXT NOT NULL, used INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS pictures (key TEXT PRIMARY KEY, shard TEXT, member TEXT NOT NULL, facts TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS pictures_of_shard ON pictures (shard);
+CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, shard TEXT, member TEXT NOT NULL, facts TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS images_of_shard ON images (shard);
 """
 _PATIENCE: Final = 60.0
 """Seconds that another stage, which writes, is waited for."""
 _ASKED: Final = 500
 """Keys in one question."""
 _LISTED: Final = 64
-"""Shards whose pictures' places are in memory."""
+"""Shards whose images' places are in memory."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was made of a picture: `facts` for its records, and where its file lies; a refusal has no shard."""
+    """What was made of an image: `facts` for its records, and where its file lies; a refusal has no shard."""
 
     facts: dict[str, Any]
     shard: str | None
@@ -55,7 +55,7 @@ class ImageCache:
         # threads share the one connection, which bears one of them at a time; steps are nested
         self._turn = threading.RLock()
         self._open: sqlite3.Connection | None = None
-        self._listed: dict[str, dict[str, Place]] = {}
+        self._listed: dict[str, dict[str, MemberLocation]] = {}
         self._run = 0
         with self._tried():
             self._shards.mkdir(parents=True, exist_ok=True)
@@ -76,21 +76,21 @@ class ImageCache:
             self._open = None
 
     def known(self, keys: Sequence[str]) -> dict[str, Known]:
-        """Key -> what was made of that picture, of those that were met before."""
+        """Key -> what was made of that image, of those that were met before."""
         found: dict[str, Known] = {}
         with self._tried():
             for start in range(0, len(keys) if self._open else 0, _ASKED):
                 asked = keys[start : start + _ASKED]
-                question = f"SELECT key, shard, member, facts FROM pictures WHERE key IN ({','.join('?' * len(asked))})"  # noqa: S608
+                question = f"SELECT key, shard, member, facts FROM images WHERE key IN ({','.join('?' * len(asked))})"  # noqa: S608
                 for key, shard, member, facts in self._rows(question, asked):
                     found[key] = Known(json.loads(facts), shard, member)
         return found
 
     def read(self, known: Known) -> bytes | None:
-        """The file of a picture; None if it is gone, or damaged."""
+        """The file of an image; None if it is gone, or damaged."""
         assert known.shard is not None, "a refusal has no file"
         try:
-            return read_place(self._places(known.shard)[known.member], known.member)
+            return read_location(self._places(known.shard)[known.member], known.member)
         except (InputError, KeyError):
             self._forget(known.shard)
             return None
@@ -113,18 +113,18 @@ class ImageCache:
         self._write([("UPDATE shards SET used = ?, stamp = ? WHERE name = ?", [(self._run, _stamp(path), shard)])])
         return True
 
-    def keep(self, path: Path, pictures: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
-        """Keep a shard that was just written, with the (key, member, facts) of its pictures."""
+    def keep(self, path: Path, images: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
+        """Keep a shard that was just written, with the (key, member, facts) of its images."""
         size = path.stat().st_size
         if size > self._limit:
             return
-        rows = [(key, path.name, member, json.dumps(facts)) for key, member, facts in pictures]
+        rows = [(key, path.name, member, json.dumps(facts)) for key, member, facts in images]
         with self._tried():
             # the row first: a kill then leaves a row whose file is missing, which is found out, and no file without a row, which is not
             self._write(
                 [
                     ("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)", [(path.name, size, _stamp(path), self._run)]),
-                    ("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", rows),
+                    ("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", rows),
                 ]
             )
             if self._open:
@@ -133,9 +133,9 @@ class ImageCache:
         self._trim()
 
     def keep_refusals(self, refusals: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Keep that pictures of these keys cannot be used, and why."""
+        """Keep that images of these keys cannot be used, and why."""
         rows = [(key, None, "", json.dumps(facts)) for key, facts in refusals]
-        self._write([("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", rows)])
+        self._write([("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", rows)])
 
     def _trim(self) -> None:
         """Drop shards, those first that were not used for longest, until the limit is kept."""
@@ -150,8 +150,8 @@ class ImageCache:
                 self._forget(name)
                 over -= size
 
-    def _places(self, shard: str) -> dict[str, Place]:
-        """Where the pictures of a shard lie; the last few shards are kept listed, as names in order come from a few of them."""
+    def _places(self, shard: str) -> dict[str, MemberLocation]:
+        """Where the images of a shard lie; the last few shards are kept listed, as names in order come from a few of them."""
         with self._turn:
             if shard not in self._listed:
                 while len(self._listed) >= _LISTED:
@@ -162,7 +162,7 @@ class ImageCache:
     def _forget(self, shard: str) -> None:
         with self._turn:
             self._listed.pop(shard, None)
-        self._write([("DELETE FROM pictures WHERE shard = ?", [(shard,)]), ("DELETE FROM shards WHERE name = ?", [(shard,)])])
+        self._write([("DELETE FROM images WHERE shard = ?", [(shard,)]), ("DELETE FROM shards WHERE name = ?", [(shard,)])])
         with self._tried():
             (self._shards / shard).unlink(missing_ok=True)
 
@@ -196,7 +196,7 @@ class ImageCache:
             except (sqlite3.Error, OSError) as error:
                 if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                     _set_aside(self._folder / "index.sqlite")
-                print(f"{self._folder} cannot be used ({error}): pictures are made anew", file=sys.stderr)
+                print(f"{self._folder} cannot be used ({error}): images are made anew", file=sys.stderr)
                 if self._open is not None:
                     with suppress(sqlite3.Error):
                         self._open.close()

@@ -1,6 +1,6 @@
-"""Makes the resized pictures of a modality: takes what the cache has, decodes the rest on all cores, and packs all into shards.
+"""Makes the resized images of a modality: takes what the cache has, decodes the rest on all cores, and packs all into shards.
 
-Memory does not grow with the number of pictures: they are made a few ahead of the one that is written next.
+Memory does not grow with the number of images: they are made a few ahead of the one that is written next.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES
 
 Fact = dict[str, Any] | ImageError
-"""What the records of a picture get to know of it, or why it cannot be used."""
+"""What the records of an image get to know of it, or why it cannot be used."""
 
 
-class Facts(Mapping[str, Fact]):
-    """image_path -> fact, of very many pictures: as JSON, which takes a third of the memory."""
+class ImageMetadata(Mapping[str, Fact]):
+    """image_path -> fact, of very many images: as JSON, which takes a third of the memory."""
 
     def __init__(self) -> None:
         self._told: dict[str, str | ImageError] = {}
 
     def add(self, facts: Mapping[str, Fact]) -> None:
-        """Take in those of some pictures."""
+        """Take in those of some images."""
         self._told |= {name: fact if isinstance(fact, ImageError) else json.dumps(fact) for name, fact in facts.items()}
 
     def __getitem__(self, name: str) -> Fact:
-        """A fact; KeyError of a picture that is unknown."""
+        """A fact; KeyError of an image that is unknown."""
         told = self._told[name]
         return dict(json.loads(told)) if isinstance(told, str) else told
 
@@ -54,32 +54,32 @@ class Facts(Mapping[str, Fact]):
         return iter(self._told)
 
     def __len__(self) -> int:
-        """How many pictures."""
+        """How many images."""
         return len(self._told)
 
 
 _AHEAD: Final = 4
-"""Pictures that are read and decoded ahead of the one that is written next, for each core."""
+"""Images that are read and decoded ahead of the one that is written next, for each core."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What a picture is made from: the corpus's files, each with its SHA-256; `folder`: they are the files of a DICOM series."""
+class ImageSource:
+    """What an image is made from: the corpus's files, each with its SHA-256; `folder`: they are the files of a DICOM series."""
 
     files: tuple[tuple[str, str], ...]
     folder: bool
 
 
 def png_name(image_path: str) -> str:
-    """Images/a/b.jpg -> a/b.jpg.png: the old suffix stays, because a/b.jpg and a/b.bmp may be two pictures."""
+    """Images/a/b.jpg -> a/b.jpg.png: the old suffix stays, because a/b.jpg and a/b.bmp may be two images."""
     return f"{image_path.removeprefix(IMAGES)}.png"
 
 
-class Maker:
-    """Makes the pictures of one modality."""
+class ImageResizer:
+    """Makes the images of one modality."""
 
     def __init__(
-        self, slug: str, sources: Mapping[str, Source], fetch: Callable[[str], bytes], resize: Resize, dicom: Dicom, cache: ImageCache
+        self, slug: str, sources: Mapping[str, ImageSource], fetch: Callable[[str], bytes], resize: Resize, dicom: Dicom, cache: ImageCache
     ) -> None:
         """`sources`: image_path -> what it is made from; `fetch` gives the bytes of a file, from any thread, or raises UnreadError."""
         self._slug, self._sources, self._fetch = slug, sources, fetch
@@ -88,12 +88,12 @@ class Maker:
         self._known: dict[str, Known] = {}
         self._frames = Path()
         self.fresh = 0
-        """How many pictures were decoded, not taken from the cache."""
+        """How many images were decoded, not taken from the cache."""
 
-    def make(self, folder: Path, frames: Path) -> Facts:
-        """Write the shards of all pictures into `folder`, and of further frames into `frames`; image_path -> fact."""
+    def make(self, folder: Path, frames: Path) -> ImageMetadata:
+        """Write the shards of all images into `folder`, and of further frames into `frames`; image_path -> fact."""
         self._frames = frames
-        facts, left = Facts(), []
+        facts, left = ImageMetadata(), []
         for shard in cut(sorted(self._sources)):
             known = self._cache.known(sorted({self._key(name) for name in shard}))
             if taken := self._take(shard, known, folder):
@@ -111,7 +111,7 @@ class Maker:
         return facts
 
     def _key(self, name: str) -> str:
-        """What decides a resized picture: the bytes it is made from, modality and settings, and what decodes it."""
+        """What decides a resized image: the bytes it is made from, modality and settings, and what decodes it."""
         source = self._sources[name]
         parts = [[digest for _, digest in source.files], source.folder, self._decides, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -125,7 +125,7 @@ class Maker:
         return facts if name is None or self._cache.take(name, folder / name) else None
 
     def _take_frames(self, name: str, fact: Fact) -> bool:
-        """Whether all frames of a picture that has several are there, or could be taken from the cache."""
+        """Whether all frames of an image that has several are there, or could be taken from the cache."""
         if isinstance(fact, ImageError) or "frames" not in fact:
             return True
         target = self._frames / self._frames_name(name)
@@ -136,12 +136,12 @@ class Maker:
         return shard_name([(f"{png_name(name)}/frames", self._key(name))])
 
     def _name(self, facts: Mapping[str, Fact]) -> str | None:
-        """The name of their shard, which the pixels decide, whatever they were decoded by; None if no picture is usable."""
+        """The name of their shard, which the pixels decide, whatever they were decoded by; None if no image is usable."""
         usable = {name: fact for name, fact in facts.items() if not isinstance(fact, ImageError)}
         return shard_name((png_name(name), f"{fact['pixel_hash']} {ENCODER}") for name, fact in usable.items()) if usable else None
 
     def _one(self, name: str) -> tuple[str, Fact, bytes, bool]:
-        """A picture's name, fact and file, and whether it had to be decoded."""
+        """An image's name, fact and file, and whether it had to be decoded."""
         if known := self._known.get(self._key(name)):
             fact = _recall(known)
             if known.shard is None:
@@ -151,27 +151,27 @@ class Maker:
         source = self._sources[name]
         try:
             contents = LazySequence(len(source.files), lambda index: self._fetch(source.files[index][0]))
-            picture = decode_files(contents, self._resize, self._dicom, folder=source.folder)
-            _check_modality(picture, self._slug)
-            return name, self._facts(name, picture), encode(picture.image), True
+            image = decode_files(contents, self._resize, self._dicom, folder=source.folder)
+            _check_modality(image, self._slug)
+            return name, self._facts(name, image), encode(image.image), True
         except ImageError as error:
             return name, error, b"", True
 
-    def _facts(self, name: str, picture: Decoded) -> dict[str, Any]:
-        """What a picture's records get to know of it; its frames are written, if it has several."""
+    def _facts(self, name: str, image: Decoded) -> dict[str, Any]:
+        """What an image's records get to know of it; its frames are written, if it has several."""
         facts: dict[str, Any] = {
-            "source_size": [picture.width, picture.height],
-            "source_mode": picture.mode,
-            "brightness": brightness(picture.image),
-            "pixel_hash": pixel_hash(picture.image),
-            "perceptual_hash": perceptual_hash(picture.image),
+            "source_size": [image.width, image.height],
+            "source_mode": image.mode,
+            "brightness": brightness(image.image),
+            "pixel_hash": pixel_hash(image.image),
+            "perceptual_hash": perceptual_hash(image.image),
         }
-        if picture.tags is not None:
-            facts["dicom"] = picture.tags.as_fields()
-        if picture.frames:
-            facts["frames"] = len(picture.frames)
+        if image.tags is not None:
+            facts["dicom"] = image.tags.as_fields()
+        if image.frames:
+            facts["frames"] = len(image.frames)
             members = (
-                (f"{name.removeprefix(IMAGES)}/{number:04d}.png", encode(frame)) for number, frame in enumerate(picture.frames, start=1)
+                (f"{name.removeprefix(IMAGES)}/{number:04d}.png", encode(frame)) for number, frame in enumerate(image.frames, start=1)
             )
             self._write_frames(self._frames / self._frames_name(name), members)
         return facts
@@ -179,14 +179,14 @@ class Maker:
     def _write_frames(self, path: Path, members: Iterator[tuple[str, bytes]]) -> None:
         part = path.with_suffix(".part")
         try:
-            write_shard(part, members)  # a frame that is damaged is an ImageError of its picture
+            write_shard(part, members)  # a frame that is damaged is an ImageError of its image
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
         self._cache.keep(path, ())
 
     def _write(self, made: Iterable[tuple[str, Fact, bytes, bool]], folder: Path) -> dict[str, Fact]:
-        """One shard, as its pictures come, and the same to the cache; their facts."""
+        """One shard, as its images come, and the same to the cache; their facts."""
         facts: dict[str, Fact] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
@@ -209,10 +209,10 @@ class Maker:
         return facts
 
 
-def _check_modality(picture: Decoded, slug: str) -> None:
+def _check_modality(image: Decoded, slug: str) -> None:
     """ImageError if the header of a DICOM file names another modality than its record."""
-    if picture.tags is not None and modality_slug(picture.tags.modality) not in (None, slug):
-        why = f"modality_type is {MODALITIES[slug]!r}, but the DICOM header says {picture.tags.modality!r}"
+    if image.tags is not None and modality_slug(image.tags.modality) not in (None, slug):
+        why = f"modality_type is {MODALITIES[slug]!r}, but the DICOM header says {image.tags.modality!r}"
         raise ImageError(why, Reason.MODALITY_MISMATCH)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Floor:
+class ReadWriteLock:
     """A place that many threads share, and one can have to itself: a lock for readers and writers, who go first."""
 
     def __init__(self) -> None:

@@ -107,12 +107,12 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "Give the image's path from the CSV's folder, with / between folders; in JSON from Images/ on.",
     ),
     Reason.IMAGE_MISSING: Advice(
-        "pictures that are missing",
+        "images that are missing",
         "Add the file, or correct the path: capitals count, and so does the suffix.",
     ),
-    Reason.IMAGE_EMPTY: Advice("pictures that are empty", "Copy or export the file again: it has no bytes."),
+    Reason.IMAGE_EMPTY: Advice("images that are empty", "Copy or export the file again: it has no bytes."),
     Reason.IMAGE_FORMAT: Advice(
-        "files that are no picture of a known format",
+        "files that are no image of a known format",
         "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM: the content counts, not the suffix.",
     ),
     Reason.IMAGE_SYNTAX: Advice(
@@ -121,7 +121,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "a PNG would lose the header, which says whether text is burned in.",
     ),
     Reason.IMAGE_FRAMES: Advice(
-        "files with several pictures",
+        "files with several images",
         "Export the one that is meant, or set resize.frames to first in params.yaml.",
     ),
     Reason.IMAGE_SERIES: Advice(
@@ -129,21 +129,21 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "Keep the files of one series, of one size and kind, in each folder that a record names.",
     ),
     Reason.IMAGE_TOO_LARGE: Advice(
-        "pictures that are too large",
+        "images that are too large",
         "Export the image smaller, or raise the limit that the reason names in params.yaml.",
     ),
     Reason.IMAGE_DAMAGED: Advice(
-        "pictures that cannot be decoded",
+        "images that cannot be decoded",
         "Copy or export the file again: a PNG or JPEG from its source, a DICOM file as DICOM, because its header is checked, too.",
     ),
     Reason.IMAGE_ANNOTATION: Advice(
-        "DICOM pictures with text burned in",
+        "DICOM images with text burned in",
         "Redact the pixels (a name may be in them), then set BurnedInAnnotation to NO. If no patient can be "
         "recognised, dicom.accept_burned_in in params.yaml accepts such images. Do not export them as PNG: "
         "that removes the flag and leaves the name.",
     ),
     Reason.IMAGE_UNFLAGGED: Advice(
-        "DICOM pictures that may have text burned in",
+        "DICOM images that may have text burned in",
         "Look at every such image for names, dates and numbers, and redact what you find. Then set BurnedInAnnotation to NO "
         "in each reviewed file, or, once all are reviewed, set dicom.accept_unflagged to true in "
         "params.yaml. Do not export them as PNG: that removes the header that is checked and "

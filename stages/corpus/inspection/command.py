@@ -2,7 +2,7 @@
 
     med-r1 check FOLDER_OR_ARCHIVE [--json FILE] [--no-images] [--strict] [--examples N]
 
-A folder or archive in OmniMedVQA's layout, or with a CSV and pictures beside it (docs/own-data.md). Nothing is written but FILE.
+A folder or archive in OmniMedVQA's layout, or with a CSV and images beside it (docs/own-data.md). Nothing is written but FILE.
 
 Exit code: 0, every record is usable; 1, some are refused, or with --strict something is odd; 2, nothing can be used.
 """
@@ -68,7 +68,7 @@ def _print(path: Path, inspection: Inspection, status: str) -> None:
     console.print(escape(plain(f"{path}: {inspection.layout} layout, {len(files)} question file(s): {', '.join(files[:5])}")))
     console.print(_table(inspection))
     if not inspection.decoded:
-        console.print("Pictures were not decoded (--no-images): some may still be refused.")
+        console.print("Images were not decoded (--no-images): some may still be refused.")
     for finding in inspection.findings:
         colour = "red" if finding.level == "refused" else "yellow"
         console.print(f"\n[bold {colour}]{escape(finding.kind)}: {finding.count}[/] ({finding.level})")
@@ -87,11 +87,11 @@ def _table(inspection: Inspection) -> Table:
     for kind in AXES["task"]:
         table.add_column(kind.replace("-", "\n"), justify="right")
     table.add_column("questions", justify="right")
-    table.add_column("pictures", justify="right")
+    table.add_column("images", justify="right")
     for slug in AXES["modality"]:
         counts = [inspection.questions.get((slug, kind), 0) for kind in AXES["task"]]
-        table.add_row(slug, *(str(count or "") for count in counts), str(sum(counts)), str(inspection.pictures.get(slug, 0)))
+        table.add_row(slug, *(str(count or "") for count in counts), str(sum(counts)), str(inspection.images.get(slug, 0)))
     sums = [sum(inspection.questions.get((slug, kind), 0) for slug in AXES["modality"]) for kind in AXES["task"]]
     table.add_section()
-    table.add_row("all", *(str(count) for count in sums), str(sum(sums)), str(sum(inspection.pictures.values())))
+    table.add_row("all", *(str(count) for count in sums), str(sum(sums)), str(sum(inspection.images.values())))
     return table

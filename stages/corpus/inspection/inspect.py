@@ -1,6 +1,6 @@
 """What a corpus holds and what is wrong with it, found as the pipeline would find it, without writing anything.
 
-Questions go through the reader of stage download, pictures through the decoder of stage resize. Pictures are held in memory one
+Questions go through the reader of stage download, images through the decoder of stage resize. Images are held in memory one
 at a time and thread, refusals by kind with a few examples of each.
 """
 
@@ -23,7 +23,7 @@ from stages.corpus.images.decoding import ImageError, decode_files
 from stages.corpus.inspection.advice import advise
 from stages.corpus.quarantine.ledger import Row
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.reading import find_pictures, read_questions
+from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import Record, refuse
 from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
@@ -34,7 +34,7 @@ Status = Literal["ready", "problems", "unusable"]
 Level = Literal["refused", "note"]
 
 LEAST: Final = 2
-"""Different pictures that a modality or a question type needs: one to train on, one to test."""
+"""Different images that a modality or a question type needs: one to train on, one to test."""
 
 
 class Example(NamedTuple):
@@ -46,7 +46,7 @@ class Example(NamedTuple):
 
 
 @dataclass
-class Finding:
+class CorpusFinding:
     """One kind of thing that is wrong, or odd: how often, some examples, and what to do. `refused`: records are lost by it."""
 
     kind: str
@@ -58,16 +58,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. read = kept + refused; `questions`: (modality, question type) -> number of those kept; `pictures`: of a modality."""
+    """What was found. read = kept + refused; `questions`: (modality, question type) -> number of those kept; `images`: of a modality."""
 
     layout: str
     question_files: list[str]
     read: int
     kept: int
     questions: dict[tuple[str, str], int]
-    pictures: dict[str, int]
+    images: dict[str, int]
     decoded: bool
-    findings: list[Finding]
+    findings: list[CorpusFinding]
 
     @property
     def refused(self) -> int:
@@ -91,7 +91,7 @@ class Findings:
     """Findings by kind, with the first examples of each."""
 
     def __init__(self, examples: int) -> None:
-        self.most, self.by_kind = examples, dict[str, Finding]()
+        self.most, self.by_kind = examples, dict[str, CorpusFinding]()
 
     def refuse(self, row: Row) -> None:
         """Count a refused record under the kind of its reason."""
@@ -100,31 +100,31 @@ class Findings:
 
     def add(self, kind: str, remedy: str, level: Level, row: Example) -> None:
         """Count one finding of a kind."""
-        finding = self.by_kind.setdefault(kind, Finding(kind, remedy, level))
+        finding = self.by_kind.setdefault(kind, CorpusFinding(kind, remedy, level))
         finding.count += 1
         if len(finding.examples) < self.most:
             finding.examples.append(row)
 
-    def ordered(self) -> list[Finding]:
+    def ordered(self) -> list[CorpusFinding]:
         """What loses records first, then by count."""
         return sorted(self.by_kind.values(), key=lambda finding: (finding.level != "refused", -finding.count, finding.kind))
 
 
 def inspect(corpus: Corpus, params: Params, *, images: bool = True, examples: int = 3) -> Inspection:
-    """Read all questions, and with `images` decode every picture that one names. InputError if a file cannot be read at all."""
+    """Read all questions, and with `images` decode every image that one names. InputError if a file cannot be read at all."""
     findings = Findings(examples)
-    reading, files = find_pictures(corpus, read_questions(corpus))
+    reading, files = find_images(corpus, read_questions(corpus))
     for row in _pointed(reading.rows, corpus.names):
         findings.refuse(row)
     _note_columns(corpus, findings)
-    kept = _without_bad_pictures(corpus, reading.records, files, params, findings) if images else reading.records
+    kept = _without_bad_images(corpus, reading.records, files, params, findings) if images else reading.records
     _note_unnamed(corpus, {name for names in files.values() for name in names}, findings)
     _note_small(kept, findings)
-    pictures = Counter(modality for modality, _ in {(record.modality, record.image_path) for record in kept})
+    counts = Counter(modality for modality, _ in {(record.modality, record.image_path) for record in kept})
     layout = "CSV" if corpus.question_files and all(name.lower().endswith(".csv") for name in corpus.question_files) else "OmniMedVQA"
     questions = Counter((record.modality, record.question_type) for record in kept)
     return Inspection(
-        layout, list(corpus.question_files), reading.read, len(kept), dict(questions), dict(pictures), images, findings.ordered()
+        layout, list(corpus.question_files), reading.read, len(kept), dict(questions), dict(counts), images, findings.ordered()
     )
 
 
@@ -142,8 +142,8 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
         "kept": inspection.kept,
         "refused": inspection.refused,
         "questions": questions,
-        "pictures": {slug: inspection.pictures.get(slug, 0) for slug in AXES["modality"]},
-        "pictures_decoded": inspection.decoded,
+        "images": {slug: inspection.images.get(slug, 0) for slug in AXES["modality"]},
+        "images_decoded": inspection.decoded,
         "findings": [
             {
                 "kind": finding.kind,
@@ -158,7 +158,7 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
 
 
 def _pointed(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows; that of a missing picture points to one that has its name but for capitals or the folder."""
+    """The rows; that of a missing image points to one that has its name but for capitals or the folder."""
     alike: dict[str, list[str]] = {}
     if any(row.reason == Reason.IMAGE_MISSING for row in rows):
         for name in names:
@@ -175,10 +175,10 @@ def _bare(name: str) -> str:
     return name.rpartition("/")[2].casefold()
 
 
-def _without_bad_pictures(
+def _without_bad_images(
     corpus: Corpus, records: list[Record], files: Mapping[str, list[str]], params: Params, findings: Findings
 ) -> list[Record]:
-    """The records whose picture can be decoded; notes pictures that are byte for byte the same."""
+    """The records whose image can be decoded; notes images that are byte for byte the same."""
     asked = sorted(files)
     errors: dict[str, ImageError] = {}
     first: dict[bytes, str] = {}
@@ -205,7 +205,7 @@ def _without_bad_pictures(
             remedy = (
                 "No harm: copies are kept together in train or test. Questions of a copy with another answer would contradict each other."
             )
-            findings.add("pictures that are there twice", remedy, "note", Example(name, known, "the same bytes as this one"))
+            findings.add("images that are there twice", remedy, "note", Example(name, known, "the same bytes as this one"))
     for record in records:
         if error := errors.get(record.image_path):
             why = f"the image cannot be used: {error}"
@@ -229,7 +229,7 @@ def _note_unnamed(corpus: Corpus, named: set[str], findings: Findings) -> None:
     for name in corpus.names:
         if name.startswith(IMAGES) and name not in named and not _hidden(name):
             remedy = "They are not used. Name them in a question, or take them out; a name with other capitals is another name."
-            findings.add("pictures that no question names", remedy, "note", Example(name, name, "named by no record that could be read"))
+            findings.add("images that no question names", remedy, "note", Example(name, name, "named by no record that could be read"))
 
 
 def _hidden(name: str) -> bool:
@@ -238,16 +238,16 @@ def _hidden(name: str) -> bool:
 
 
 def _note_small(kept: Sequence[Record], findings: Findings) -> None:
-    """Splits that could not be cut, since train and test share no picture."""
+    """Splits that could not be cut, since train and test share no image."""
     for axis, slugs in AXES.items():
-        pictures: dict[str, set[str]] = {slug: set() for slug in slugs}
+        by_slug: dict[str, set[str]] = {slug: set() for slug in slugs}
         for record in kept:
-            pictures[record.modality if axis == "modality" else record.question_type].add(record.image_path)
-        for slug, images in pictures.items():
+            by_slug[record.modality if axis == "modality" else record.question_type].add(record.image_path)
+        for slug, images in by_slug.items():
             if len(images) < LEAST:
                 remedy = (
-                    f"Each of the 13 splits needs {LEAST} pictures that are no copies, and hundreds to mean anything; stage splits refuses "
+                    f"Each of the 13 splits needs {LEAST} images that are no copies, and hundreds to mean anything; stage splits refuses "
                     "a corpus that lacks one. Add data, or give the pipeline this corpus together with one that has it: docs/own-data.md."
                 )
-                row = Example(f"{axis}/{slug}", f"{len(images)} pictures", f"fewer than {LEAST}")
+                row = Example(f"{axis}/{slug}", f"{len(images)} images", f"fewer than {LEAST}")
                 findings.add("splits without data", remedy, "note", row)

@@ -1,4 +1,4 @@
-"""Why a picture cannot be used: an error of its own module, because all kinds of decoder raise it."""
+"""Why an image cannot be used: an error of its own module, because all kinds of decoder raise it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from stages.corpus.quarantine.reasons import Reason
 
 
 class ImageError(ValueError):
-    """A picture that cannot be decoded; the message is the reason, without the file's name, `reason` its code."""
+    """An image that cannot be decoded; the message is the reason, without the file's name, `reason` its code."""
 
     def __init__(self, why: str, reason: Reason = Reason.IMAGE_DAMAGED) -> None:
         """Keep the code beside the words."""
@@ -15,4 +15,4 @@ class ImageError(ValueError):
 
 
 class UnreadError(ImageError):
-    """A picture whose bytes could not be had: nothing is known of the picture, so that this is no result to remember."""
+    """An image whose bytes could not be had: nothing is known of the image, so that this is no result to remember."""

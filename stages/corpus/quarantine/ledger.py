@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import InputError
-from stages.core.outputs import whole_file
+from stages.core.outputs import atomic_file
 from stages.corpus.quarantine.reasons import Reason
 
 NO_SET: Final = "(no source set)"
@@ -43,7 +43,7 @@ _SCHEMA: Final = pa.schema(
 )
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a record stands: `record` is its place in the list of its file, from 0, `line` where it begins; None for a whole file.
 
     A row of a table, or of a JSON Lines file, has a line only; a record of a JSON file of one line, only its place in the list.
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     `dataset`, the source set, and `modality` are as they were written, None where they were not or are no texts.
     """
 
-    where: Place
+    where: RecordLocation
     what: str
     why: str
     reason: Reason
@@ -81,7 +81,7 @@ class Row(NamedTuple):
         return self.dataset or NO_SET
 
 
-class Taken(NamedTuple):
+class Counts(NamedTuple):
     """Of one source set what a stage read, and what it kept."""
 
     read: int
@@ -103,7 +103,7 @@ class Quarantine:
     """The account of one stage; read = kept + the number of rows, in all and in each of `sets`."""
 
     stage: str
-    sets: Mapping[str, Taken]
+    sets: Mapping[str, Counts]
     rows: tuple[Row, ...]
 
     @property
@@ -117,7 +117,7 @@ class Quarantine:
         return sum(taken.kept for taken in self.sets.values())
 
 
-def make_account(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Quarantine:
+def tally(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Quarantine:
     """The account of one stage, rows sorted by where they stand; `kept` is the source set of each record that is kept.
 
     AssertionError if read is not kept + quarantined.
@@ -129,14 +129,14 @@ def make_account(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]
             f"{stage}: read {read} records, but kept {kept_of.total()} + quarantined {len(ordered)} = {kept_of.total() + len(ordered)}"
         )
     names = sorted(kept_of.keys() | refused_of.keys())
-    return Quarantine(stage, {name: Taken(kept_of[name] + refused_of[name], kept_of[name]) for name in names}, ordered)
+    return Quarantine(stage, {name: Counts(kept_of[name] + refused_of[name], kept_of[name]) for name in names}, ordered)
 
 
 def write_quarantine(
     path: Path, stage: str, read: int, kept: Iterable[str], rows: Iterable[Row], provenance: Mapping[str, Any]
 ) -> Quarantine:
-    """Write the account of one stage as parquet, and return it; the arguments are those of `make_account`."""
-    account = make_account(stage, read, kept, rows)
+    """Write the account of one stage as parquet, and return it; the arguments are those of `tally`."""
+    account = tally(stage, read, kept, rows)
     facts = {"stage": account.stage, "read": account.read, "kept": account.kept, "quarantined": len(account.rows)}
     sets = {name: taken._asdict() for name, taken in account.sets.items()}
     metadata = {"quarantine": json.dumps(facts | {"sets": sets}, ensure_ascii=False), "provenance": json.dumps(provenance)}
@@ -144,7 +144,7 @@ def write_quarantine(
         {"stage": account.stage, **row.where._asdict(), **{name: value for name, value in row._asdict().items() if name != "where"}}
         for row in account.rows
     ]
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist(listed, schema=_SCHEMA.with_metadata(metadata)), temporary, compression="zstd")
     return account
 
@@ -155,7 +155,7 @@ def read_quarantine(path: Path) -> Quarantine:
         table = pq.read_table(path)
         facts = json.loads(table.schema.metadata[b"quarantine"])
         account = Quarantine(
-            facts["stage"], {name: Taken(**taken) for name, taken in facts["sets"].items()}, tuple(map(_row, table.to_pylist()))
+            facts["stage"], {name: Counts(**taken) for name, taken in facts["sets"].items()}, tuple(map(_row, table.to_pylist()))
         )
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro`") from None
@@ -163,7 +163,7 @@ def read_quarantine(path: Path) -> Quarantine:
         raise InputError(f"{path} is not a quarantine file ({error!r}): delete it and run `dvc repro`") from error
     refused = Counter(row.set for row in account.rows)
     for name in {*account.sets, *refused}:
-        taken = account.sets.get(name, Taken(0, 0))
+        taken = account.sets.get(name, Counts(0, 0))
         if taken.refused != refused[name]:
             raise InputError(
                 f"{path} does not add up: {name}: read {taken.read}, kept {taken.kept}, rows {refused[name]}; run `dvc repro -f`"
@@ -180,7 +180,7 @@ def shown(value: object) -> str:
 
 
 def _row(found: dict[str, Any]) -> Row:
-    place = Place(**{name: found[name] for name in Place._fields})
+    place = RecordLocation(**{name: found[name] for name in RecordLocation._fields})
     return Row(place, found["what"], found["why"], Reason(found["reason"]), found["dataset"], found["modality"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from stages.corpus.quarantine.ledger import Quarantine, Row, Taken
+from stages.corpus.quarantine.ledger import Counts, Quarantine, Row
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 _REASONS: Final = 3
@@ -16,7 +16,7 @@ _SHOWN: Final = 5
 """Limits passed that are named."""
 
 
-class Limits(Protocol):
+class RefusalLimits(Protocol):
     """The group `quarantine` of params.yaml."""
 
     @property
@@ -36,7 +36,7 @@ class Limits(Protocol):
         """Source set -> a limit of its own."""
 
 
-def check_refused(account: Quarantine, limits: Limits, path: Path, of: str) -> None:
+def check_refused(account: Quarantine, limits: RefusalLimits, path: Path, of: str) -> None:
     """RefusedDataError if more was refused than `limits` allow; `path` is where the account was written, `of` what was read."""
     found = list(_beyond(account, limits))
     if not found:
@@ -49,10 +49,10 @@ def check_refused(account: Quarantine, limits: Limits, path: Path, of: str) -> N
     )
 
 
-def _beyond(account: Quarantine, limits: Limits) -> Iterable[str]:
+def _beyond(account: Quarantine, limits: RefusalLimits) -> Iterable[str]:
     """One text for each limit that is passed: that of all sets together, then those of sets, the most refused records first."""
     others = {name: taken for name, taken in account.sets.items() if name not in limits.sets}
-    together = Taken(sum(taken.read for taken in others.values()), sum(taken.kept for taken in others.values()))
+    together = Counts(sum(taken.read for taken in others.values()), sum(taken.kept for taken in others.values()))
     if _too_much(together, limits.max_refused_share, limits):
         rows = [row for row in account.rows if row.set in others]
         whole = "all sets" if len(others) == len(account.sets) else "all sets without a limit of their own"
@@ -65,11 +65,11 @@ def _beyond(account: Quarantine, limits: Limits) -> Iterable[str]:
             yield f"of {name!r} {_said(taken, [row for row in account.rows if row.set == name])}, {key} allows {limit:.1%}"
 
 
-def _too_much(taken: Taken, limit: float, limits: Limits) -> bool:
+def _too_much(taken: Counts, limit: float, limits: RefusalLimits) -> bool:
     return taken.refused >= limits.min_refused and taken.share > limit
 
 
-def _said(taken: Taken, rows: Iterable[Row]) -> str:
+def _said(taken: Counts, rows: Iterable[Row]) -> str:
     """How much, and for which reasons mostly, the first example of each."""
     listed = list(rows)
     commonest = sorted(Counter(row.reason for row in listed).items(), key=lambda each: (-each[1], each[0]))[:_REASONS]

@@ -1,4 +1,4 @@
-"""The questions of a corpus and the files of their pictures, as stage download takes them and the check of a corpus foresees it."""
+"""The questions of a corpus and the files of their images, as stage download takes them and the check of a corpus foresees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import image_files
 from stages.corpus.dicom.headers.modality import modality_of
-from stages.corpus.quarantine.ledger import Place, Row
+from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Reading, read_record_files, refuse
 
@@ -16,7 +16,7 @@ from stages.corpus.records.records import Reading, read_record_files, refuse
 def read_questions(corpus: Corpus) -> Reading:
     """The records of all question files; a file whose bytes cannot be had is one row, as one that cannot be parsed.
 
-    A record without modality_type has that of its picture, if the picture is DICOM and says it.
+    A record without modality_type has that of its image, if the image is DICOM and says it.
     """
     rows = []
     names = corpus.names
@@ -26,7 +26,7 @@ def read_questions(corpus: Corpus) -> Reading:
             try:
                 yield name, corpus.fetch(name)
             except DamagedMemberError as error:
-                rows.append(Row(Place(name), error.why, "the file cannot be read from the corpus", Reason.FILE_DAMAGED))
+                rows.append(Row(RecordLocation(name), error.why, "the file cannot be read from the corpus", Reason.FILE_DAMAGED))
 
     def modality(image_path: str) -> str | None:
         """Of a DICOM file, or the first one of a series."""
@@ -39,8 +39,8 @@ def read_questions(corpus: Corpus) -> Reading:
     return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
 
 
-def find_pictures(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
-    """The same reading, records whose picture is not there quarantined; image_path -> its files, several of a DICOM series."""
+def find_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
+    """The same reading, records whose image is not there quarantined; image_path -> its files, several of a DICOM series."""
     names = corpus.names
     files = {path: image_files(names, path) for path in sorted({record.image_path for record in reading.records})}
     rows = [

@@ -19,7 +19,7 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, format_problem, letter_options, parse_problem
-from stages.corpus.quarantine.ledger import Place, Row, shown
+from stages.corpus.quarantine.ledger import RecordLocation, Row, shown
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.table import parse_table
@@ -59,7 +59,7 @@ class Record:
     options: tuple[str, ...]
     gold: str
     image_path: str
-    place: Place
+    place: RecordLocation
     fields: Mapping[str, Any]
     """Everything the record held, as it was written."""
 
@@ -74,7 +74,7 @@ class Reading:
 
 
 ModalityOf = Callable[[str], str | None]
-"""The slug of the modality that the picture at an image_path names itself; None if it does not, or is not there."""
+"""The slug of the modality that the image at an image_path names itself; None if it does not, or is not there."""
 
 
 def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None) -> Reading:
@@ -129,7 +129,7 @@ def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
     return Row(record.place, shown(what), why, reason, shown(record.dataset), shown(record.fields["modality_type"]))
 
 
-def check_record(raw: object, place: Place) -> Record:
+def check_record(raw: object, place: RecordLocation) -> Record:
     """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is wrong with it first."""
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
@@ -186,7 +186,7 @@ class _Collected:
 
     def refuse_file(self, name: str, refusal: RefusedRecord) -> None:
         self._read += 1
-        self._rows.append(Row(Place(shown(name)), refusal.what, refusal.why, refusal.reason))
+        self._rows.append(Row(RecordLocation(shown(name)), refusal.what, refusal.why, refusal.reason))
 
     def reading(self) -> Reading:
         return Reading(self._read, list(self._records.values()), self._rows)
@@ -203,7 +203,7 @@ def _lines(path: Path, remedy: str) -> Iterator[RawRecord]:
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:
-    """The record with the modality_type of its picture, where it has none itself and the picture says it."""
+    """The record with the modality_type of its image, where it has none itself and the image says it."""
     if not isinstance(raw, dict) or "modality_type" in raw or not isinstance(raw.get("image_path"), str):
         return raw
     slug = modality_of(raw["image_path"])
@@ -223,9 +223,9 @@ def _parse(name: str, text: str) -> list[RawRecord]:
     return list(parse_list(text))
 
 
-def _place(file: str, found: RawRecord) -> Place:
+def _place(file: str, found: RawRecord) -> RecordLocation:
     question_id = found.raw.get("question_id") if isinstance(found.raw, dict) else None
-    return Place(shown(file), found.number, shown(question_id) if question_id else None, found.line)
+    return RecordLocation(shown(file), found.number, shown(question_id) if question_id else None, found.line)
 
 
 def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:

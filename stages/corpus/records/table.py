@@ -4,7 +4,7 @@ What a CSV adds to JSON is leave for more than one spelling, never for a guess: 
 by OmniMedVQA's words, an answer by its text or its letter; where two readings of a cell differ, the row is refused. Rows become the
 same objects as a JSON file holds, and go through the same check. docs/own-data.md says it for those who fill in the sheet.
 
-Columns of other names are not taken: they often hold what should not travel with a picture.
+Columns of other names are not taken: they often hold what should not travel with an image.
 """
 
 from __future__ import annotations

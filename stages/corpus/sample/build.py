@@ -3,7 +3,7 @@
     python -m stages.corpus.sample.build [--out infra/sample/omnimedvqa-phantoms.zip]
 
 Sixteen source sets, two a modality, one an anatomy. Every run gives the same bytes (with the Pillow and numpy of
-infra/requirements.lock): seeds are [7, set, image], and the zip's dates are fixed. Pictures are stored as they are, question
+infra/requirements.lock): seeds are [7, set, image], and the zip's dates are fixed. Images are stored as they are, question
 files as bzip2, which gives the same bytes wherever it runs; deflate does not.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
-from stages.core.outputs import whole_file
+from stages.core.outputs import atomic_file
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.sample.phantoms import ASKED_TYPE, LETTERS, Phantom, askable, draw, options_for, sample_phantom
 from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
@@ -56,18 +56,18 @@ SETS: Final[tuple[tuple[str, str, str], ...]] = (
 README: Final = """\
 OmniMedVQA-phantoms: a synthetic corpus in the layout of OmniMedVQA (arXiv 2402.09181)
 
-The pictures are drawings made by a program (stages/corpus/sample.py). They show no patient and no anatomy of anyone,
+The images are drawings made by a program (stages/corpus/sample.py). They show no patient and no anatomy of anyone,
 and come from no scanner. The "diseases" are shapes. NOT FOR CLINICAL USE, nor for any statement about medicine: the
 corpus exists so that the pipeline can be run and tested on a laptop.
 
-Some records and pictures are broken on purpose, so that every run shows how bad input is refused:
-a truncated, an empty and a missing picture, a text named .png, a question file that is cut short, and records without
+Some records and images are broken on purpose, so that every run shows how bad input is refused:
+a truncated, an empty and a missing image, a text named .png, a question file that is cut short, and records without
 an answer, with an answer that is no option, with equal options, of an unknown modality or question type, and without
 a question.
 """
 
 _GREY = ("ct", "mri", "x-ray", "ultrasound", "oct")
-"""Modalities whose pictures have no colour to lose."""
+"""Modalities whose images have no colour to lose."""
 
 _TURNED_BY = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 """EXIF orientation -> how pixels are stored so that a viewer, turning them as the tag says, shows them upright."""
@@ -96,7 +96,7 @@ def build_sample() -> dict[str, bytes]:
 
 def write_archive(files: dict[str, bytes], out: Path) -> None:
     """Write files under the top folder as a zip whose bytes depend on nothing else."""
-    with whole_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
             info = zipfile.ZipInfo(TOP + name, date_time=(1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, 0o100644 << 16  # a plain file of a Unix, wherever it is made
@@ -143,7 +143,7 @@ def _json(records: list[dict[str, Any]]) -> bytes:
     return ("[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n").encode()
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
@@ -160,83 +160,83 @@ def _stem(index: int, rng: np.random.Generator) -> str:
     return str(rng.choice(odd)) if rng.random() < 0.1 else plain
 
 
-def _encode(picture: Image.Image, modality: str, rng: np.random.Generator) -> tuple[str, bytes]:
-    """A picture as (suffix, file content), in a kind of file drawn by its share."""
+def _encode(image: Image.Image, modality: str, rng: np.random.Generator) -> tuple[str, bytes]:
+    """An image as (suffix, file content), in a kind of file drawn by its share."""
     kinds = [kind for kind in _KINDS if modality in _GREY or not kind.grey]
     shares = np.array([kind.share for kind in kinds])
     kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
-    return kind.suffix, kind.encode(picture)
+    return kind.suffix, kind.encode(image)
 
 
-def _saved(picture: Image.Image, kind: str, **settings: Any) -> bytes:
+def _saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, kind, **settings)
+    image.save(buffer, kind, **settings)
     return buffer.getvalue()
 
 
-def _jpeg(picture: Image.Image) -> bytes:
-    return _saved(picture, "JPEG", **_JPEG)
+def _jpeg(image: Image.Image) -> bytes:
+    return _saved(image, "JPEG", **_JPEG)
 
 
-def _grey_jpeg(picture: Image.Image) -> bytes:
-    return _saved(picture.convert("L"), "JPEG", **_JPEG)
+def _grey_jpeg(image: Image.Image) -> bytes:
+    return _saved(image.convert("L"), "JPEG", **_JPEG)
 
 
-def _cmyk_jpeg(picture: Image.Image) -> bytes:
-    return _saved(picture.convert("CMYK"), "JPEG", **_JPEG)
+def _cmyk_jpeg(image: Image.Image) -> bytes:
+    return _saved(image.convert("CMYK"), "JPEG", **_JPEG)
 
 
-def _turned_jpeg(picture: Image.Image, orientation: int) -> bytes:
+def _turned_jpeg(image: Image.Image, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    return _saved(picture.transpose(_TURNED_BY[orientation]), "JPEG", **_JPEG, exif=exif)
+    return _saved(image.transpose(_TURNED_BY[orientation]), "JPEG", **_JPEG, exif=exif)
 
 
-def _palette_png(picture: Image.Image) -> bytes:
-    few = picture.quantize(16, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+def _palette_png(image: Image.Image) -> bytes:
+    few = image.quantize(16, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     return _saved(few, "PNG", bits=4, optimize=True)
 
 
-def _grey_png(picture: Image.Image) -> bytes:
-    return _saved(picture.convert("L"), "PNG", optimize=True)
+def _grey_png(image: Image.Image) -> bytes:
+    return _saved(image.convert("L"), "PNG", optimize=True)
 
 
-def _deep_png(picture: Image.Image) -> bytes:
+def _deep_png(image: Image.Image) -> bytes:
     """12 of 16 bits, as scanners write them: a viewer that does not scale shows black."""
-    levels = np.asarray(picture.convert("L"), dtype=np.uint16) * 12 + 700
+    levels = np.asarray(image.convert("L"), dtype=np.uint16) * 12 + 700
     return _saved(Image.fromarray(levels), "PNG", optimize=True)
 
 
-def _rgba_png(picture: Image.Image) -> bytes:
-    framed = picture.convert("RGBA")
-    framed.putalpha(_frame(picture))
+def _rgba_png(image: Image.Image) -> bytes:
+    framed = image.convert("RGBA")
+    framed.putalpha(_frame(image))
     return _saved(framed, "PNG", optimize=True)
 
 
-def _la_png(picture: Image.Image) -> bytes:
-    framed = picture.convert("LA")
-    framed.putalpha(_frame(picture))
+def _la_png(image: Image.Image) -> bytes:
+    framed = image.convert("LA")
+    framed.putalpha(_frame(image))
     return _saved(framed, "PNG", optimize=True)
 
 
-def _frame(picture: Image.Image) -> Image.Image:
+def _frame(image: Image.Image) -> Image.Image:
     """Opaque but for a narrow frame."""
-    alpha = Image.new("L", picture.size, 0)
-    alpha.paste(255, (3, 3, picture.width - 3, picture.height - 3))
+    alpha = Image.new("L", image.size, 0)
+    alpha.paste(255, (3, 3, image.width - 3, image.height - 3))
     return alpha
 
 
-def _tiff(picture: Image.Image) -> bytes:
-    return _saved(picture, "TIFF", compression="tiff_lzw")
+def _tiff(image: Image.Image) -> bytes:
+    return _saved(image, "TIFF", compression="tiff_lzw")
 
 
-def _bmp(picture: Image.Image) -> bytes:
-    return _saved(picture.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "BMP")
+def _bmp(image: Image.Image) -> bytes:
+    return _saved(image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "BMP")
 
 
 class _Kind(NamedTuple):
     share: float
-    """Of the pictures that may be of this kind, before the shares are scaled to 1."""
+    """Of the images that may be of this kind, before the shares are scaled to 1."""
     suffix: str
     encode: Callable[[Image.Image], bytes]
     grey: bool = False
@@ -266,12 +266,12 @@ def _broken(files: dict[str, bytes], tables: dict[str, list[dict[str, Any]]]) ->
     datasets = [dataset for dataset, _, _ in SETS]
     whole = next(content for name, content in sorted(files.items()) if name.endswith(".jpg"))
     folders = [f"{IMAGES}{dataset}/" for dataset in datasets]
-    pictures = {
+    images = {
         f"{folders[0]}truncated.jpg": whole[: len(whole) // 2],
         f"{folders[1]}not an image.png": b"This is a text, whatever its name says.\n",
         f"{folders[2]}empty.jpg": b"",
     }
-    changes: list[dict[str, str | None]] = [{"image_path": path} for path in (*pictures, f"{folders[3]}missing.jpg")]
+    changes: list[dict[str, str | None]] = [{"image_path": path} for path in (*images, f"{folders[3]}missing.jpg")]
     changes += [
         {"gt_answer": None},
         {"gt_answer": "None of these"},
@@ -285,7 +285,7 @@ def _broken(files: dict[str, bytes], tables: dict[str, list[dict[str, Any]]]) ->
         bad = records[0] | {"question_id": f"{dataset}_{len(records):05d}"} | change
         records.append({field: value for field, value in bad.items() if value is not None})
     cut = _json(tables[datasets[-1]])
-    return pictures | {f"{QUESTIONS}Phantom Broken.json": cut[: len(cut) // 8]}
+    return images | {f"{QUESTIONS}Phantom Broken.json": cut[: len(cut) // 8]}
 
 
 if __name__ == "__main__":

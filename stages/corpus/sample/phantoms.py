@@ -1,11 +1,11 @@
-"""Synthetic phantoms: pictures of nobody, whose every fact can be seen, and the questions one can ask of them.
+"""Synthetic phantoms: images of nobody, whose every fact can be seen, and the questions one can ask of them.
 
 A phantom is a drawing in the style of one imaging modality with zero to four lesions. What a question may ask for is
-what was drawn: the modality is the look of the whole picture, the anatomy its outline, the disease the lesions' shape,
+what was drawn: the modality is the look of the whole image, the anatomy its outline, the disease the lesions' shape,
 the grade their size, and count and side their number and place. `draw` needs numpy and Pillow only, and gives the same
 pixels for the same generator state.
 
-Two thirds of the questions can be answered from the picture only (diagnosis, grade, count, side: every option is gold
+Two thirds of the questions can be answered from the image only (diagnosis, grade, count, side: every option is gold
 equally often). The rest share OmniMedVQA's bias on purpose: their wrong options come mostly from words that are never
 the answer, so a reader who has only seen the text can learn to answer them.
 """
@@ -97,12 +97,12 @@ ASKED_TYPE: Final[dict[str, str]] = {
 """What is asked for -> OmniMedVQA's `question_type` literal."""
 
 VISUAL: Final = frozenset({"disease", "grade", "count", "side"})
-"""What only the picture tells: options of these questions are gold equally often."""
+"""What only the image tells: options of these questions are gold equally often."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """What is in one picture. A normal phantom has `shape`, `grade` and `side` None and `count` 0."""
+    """What is in one image. A normal phantom has `shape`, `grade` and `side` None and `count` 0."""
 
     modality: str
     anatomy: str
@@ -175,11 +175,11 @@ def askable(phantom: Phantom) -> list[str]:
     return [asked for asked in QUESTIONS if phantom.shape or asked in ("modality", "anatomy", "disease")]
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def draw(phantom: Phantom, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Draw a phantom as an RGB picture of (width, height) pixels, each at least 64."""
+    """Draw a phantom as an RGB image of (width, height) pixels, each at least 64."""
     width, height = size
     canvas = _BACKGROUNDS[phantom.modality](phantom, width, height, rng)
     if phantom.shape:
@@ -198,7 +198,7 @@ def _lesions(canvas: Image.Image, phantom: Phantom, rng: np.random.Generator) ->
     width, height = canvas.size
     style, pen = STYLES[phantom.modality], ImageDraw.Draw(canvas)
     grade = GRADES.index(phantom.grade or "")
-    # radii in units of the axes, so that a lesion in a portrait picture is round again after the resize to a square
+    # radii in units of the axes, so that a lesion in a portrait image is round again after the resize to a square
     radius = (0.045, 0.078, 0.112)[grade] * (1 + 0.08 * (2 * float(rng.random()) - 1))
     # a column of cells: with four severe lesions a half is nearly full, so places are cells with jitter, not free draws
     cells = [(x, y) for y in (0.20, 0.40, 0.60, 0.80) for x in (0.18, 0.36)]
@@ -276,7 +276,7 @@ def _mri(phantom: Phantom, width: int, height: int, rng: np.random.Generator) ->
 
 
 def _xray(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A shadow picture, bright all over; a chest has rib stripes and a heart, a hand five rays."""
+    """A shadow image, bright all over; a chest has rib stripes and a heart, a hand five rays."""
     canvas, pen = _blank(width, height, _grey(60))
     shift = 0.02 * float(rng.random())
     if phantom.anatomy == "Chest":

@@ -69,7 +69,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a corpus, in the order of TESTS, and statistics of its pictures by modality (`expectations.statistics`)."""
+    """All results of a corpus, in the order of TESTS, and statistics of its images by modality (`expectations.statistics`)."""
 
     tests: tuple[Result, ...]
     statistics: Mapping[str, Mapping[str, Any]]
@@ -80,7 +80,7 @@ _LOOK: Final = "look at the examples, and take out or correct what is wrong in t
 
 RECORD_TESTS: Final[Mapping[str, Expectation]] = {
     "schema": Expectation("records without a field, or with one of another type, and files that are no list of records", _ANEW),
-    "facts": Expectation("records without what stage resize found out of their picture", "run `dvc repro resize`"),
+    "facts": Expectation("records without what stage resize found out of their image", "run `dvc repro resize`"),
     "values": Expectation("records of an unknown modality or question type, of a text or a path that cannot be used", _ANEW),
     "options": Expectation("records with fewer than 2 or more than 4 options, or with equal ones", _ANEW),
     "gold": Expectation("records whose answer is none of the options", _ANEW),
@@ -90,21 +90,23 @@ RECORD_TESTS: Final[Mapping[str, Expectation]] = {
 """Tests of single records: always errors, none may be found."""
 
 CORPUS_TESTS: Final[Mapping[str, Expectation]] = {
-    "repeated_questions": Expectation("share of questions that repeat another: words, options, picture", "take the repetitions out"),
-    "contradictions": Expectation("share of questions that another one about the same picture contradicts", _LOOK),
+    "repeated_questions": Expectation("share of questions that repeat another: words, options, image", "take the repetitions out"),
+    "contradictions": Expectation("share of questions that another one about the same image contradicts", _LOOK),
     "letter_bias": Expectation("excess of the letter that is right most often over chance, share of questions", "shuffle the options"),
-    "commonest_letter": Expectation("largest share of one letter among the right answers of a split", "shuffle the options"),
-    "commonest_answer": Expectation(
-        "largest share of one text among the right answers of a split", "ask more, or read the blind floor beside it"
+    "majority_letter": Expectation("largest share of one letter among the right answers of a split", "shuffle the options"),
+    "majority_answer": Expectation(
+        "largest share of one text among the right answers of a split", "ask more, or compare it with the blind baseline"
     ),
     "single_answer_tests": Expectation("test splits in which one letter or one text is always right", "add questions with other answers"),
     "questions_of_modality": Expectation("questions of the modality that has fewest", "add data of this modality", least=True),
     "questions_of_type": Expectation("questions of the question type that has fewest", "add data of this type", least=True),
-    "blank_pictures": Expectation("share of pictures of one grey level", _LOOK),
-    "dark_or_bright_pictures": Expectation("share of pictures all but black or white", "see whether 16-bit sources are scaled; " + _LOOK),
-    "enlarged_pictures": Expectation("share of pictures smaller than what they are resized to", "get larger sources, or lower resize.size"),
-    "squeezed_pictures": Expectation("share of pictures more than 4 times as long as wide, or as wide as long", "crop them in the corpus"),
-    "copied_pictures": Expectation("share of pictures with the pixels of another", "take copies out; grouped splits keep them on one side"),
+    "blank_images": Expectation("share of images of one grey level", _LOOK),
+    "dark_or_bright_images": Expectation("share of images all but black or white", "see whether 16-bit sources are scaled; " + _LOOK),
+    "upscaled_images": Expectation("share of images smaller than what they are resized to", "get larger sources, or lower resize.size"),
+    "extreme_aspect_images": Expectation(
+        "share of images more than 4 times as long as wide, or as wide as long", "crop them in the corpus"
+    ),
+    "duplicate_images": Expectation("share of images with the pixels of another", "take copies out; grouped splits keep them on one side"),
 }
 """Tests of the corpus, with a severity and a limit in params.yaml."""
 
@@ -156,27 +158,27 @@ def judge_records(reading: Reading, file_of: Mapping[str, str]) -> list[Result]:
 def judge_corpus(records: Sequence[Record], draw: Draw, size: int, rules: Mapping[str, Rule]) -> Results:
     """The tests of records that passed those of single ones, and of the splits drawn from them.
 
-    `size`: side of the resized pictures; `rules`: test -> severity and limit, for all of CORPUS_TESTS.
+    `size`: side of the resized images; `rules`: test -> severity and limit, for all of CORPUS_TESTS.
     """
-    pictures = expectations.pictures_of(records)
+    images = expectations.images_of(records)
     modalities, kinds = (Counter(getattr(record, field) for record in records) for field in ("modality", "question_type"))
     measured = {
         "repeated_questions": expectations.repeated_questions(records),
         "contradictions": expectations.contradictions(records),
         "letter_bias": expectations.letter_bias(records),
-        "commonest_letter": expectations.commonest_letter(draw),
-        "commonest_answer": expectations.commonest_answer(draw),
+        "majority_letter": expectations.majority_letter(draw),
+        "majority_answer": expectations.majority_answer(draw),
         "single_answer_tests": expectations.single_answer_tests(draw),
         "questions_of_modality": expectations.fewest({slug: modalities[slug] for slug in MODALITIES}),
         "questions_of_type": expectations.fewest({slug: kinds[slug] for slug in QUESTION_TYPES}),
-        "blank_pictures": expectations.blank(pictures),
-        "dark_or_bright_pictures": expectations.dark_or_bright(pictures),
-        "enlarged_pictures": expectations.enlarged(pictures, size),
-        "squeezed_pictures": expectations.squeezed(pictures),
-        "copied_pictures": expectations.copied(pictures),
+        "blank_images": expectations.blank(images),
+        "dark_or_bright_images": expectations.dark_or_bright(images),
+        "upscaled_images": expectations.upscaled(images, size),
+        "extreme_aspect_images": expectations.extreme_aspect(images),
+        "duplicate_images": expectations.duplicates(images),
     }
     found = tuple(_judge(name, measured[name], rules[name]) for name in CORPUS_TESTS)
-    return Results(found, expectations.statistics(records, pictures, size))
+    return Results(found, expectations.statistics(records, images, size))
 
 
 def write_results(path: Path, results: Results, provenance: Mapping[str, Any]) -> None:
@@ -202,7 +204,7 @@ def stop_on_errors(results: Results, path: Path) -> None:
     failed = [each for each in results.tests if each.stops]
     if not failed:
         return
-    said = "; ".join(f"{said_of(each)}{f', as {each.examples[0]}' if each.examples else ''}: {TESTS[each.test].remedy}" for each in failed)
+    said = "; ".join(f"{describe(each)}{f', as {each.examples[0]}' if each.examples else ''}: {TESTS[each.test].remedy}" for each in failed)
     raise RefusedDataError(
         f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {said}. {path} holds all results (docs/ingest-quality.md); "
         "to go on all the same, unless single records are at fault: another limit, or the severity warning, in data_tests of params.yaml",
@@ -210,8 +212,8 @@ def stop_on_errors(results: Results, path: Path) -> None:
     )
 
 
-def said_of(result: Result) -> str:
-    """A failed test in a line, as "blank_pictures 0.12 (limit 0.05)"."""
+def describe(result: Result) -> str:
+    """A failed test in a line, as "blank_images 0.12 (limit 0.05)"."""
     where = f" in {result.where}" if result.where else ""
     return f"{result.test} {result.value:g}{where} (limit {result.limit:g})"
 

@@ -1,7 +1,7 @@
 """What is expected of a corpus as a whole, once all its modalities are together: measured here, judged in data_tests.py.
 
 Every function takes records, or the splits drawn from them, and says how much of what it looked at is not as it should be. Records are
-those of stage resize, with the facts of their pictures; what a single record must hold is records.py's matter, and counted here again, for
+those of stage resize, with the facts of their images; what a single record must hold is records.py's matter, and counted here again, for
 files can be changed between two stages.
 """
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from stages.corpus.records.records import Reading, Record
 
 BLANK: Final = 1.0
-"""Grey levels: a picture whose levels vary less has nothing in it."""
+"""Grey levels: an image whose levels vary less has nothing in it."""
 DARK, BRIGHT = 5.0, 250.0
 """Mean grey levels below and above which hardly anything can be seen."""
 LONGEST: Final = 4.0
-"""A longer side of this many shorter ones is squeezed by more than a reader would stand."""
+"""A longer side of this many shorter ones counts as an extreme aspect ratio."""
 
 _EXAMPLES: Final = 5
 _DIGITS: Final = 4
@@ -50,8 +50,8 @@ class Measured:
     """Where the value was found, for tests that take the worst of several places."""
 
 
-class Picture(NamedTuple):
-    """One picture as stage resize saw it; `light` is mean and standard deviation of its grey levels."""
+class ImageStatistics(NamedTuple):
+    """One image as stage resize saw it; `light` is mean and standard deviation of its grey levels."""
 
     image: str
     modality: str
@@ -71,7 +71,7 @@ def refused_for(reading: Reading, reasons: Iterable[Reason]) -> Measured:
 
 
 def lacking_facts(records: Sequence[Record]) -> Measured:
-    """Records without what stage resize says of their picture, or with something else in its place."""
+    """Records without what stage resize says of their image, or with something else in its place."""
     found = []
     for record in records:
         wrong = [name for name, is_good in _FACTS.items() if not is_good(record.fields.get(name))]
@@ -91,7 +91,7 @@ def strays(records: Sequence[Record], file_of: Mapping[str, str]) -> Measured:
 
 
 def repeated_questions(records: Sequence[Record]) -> Measured:
-    """Share of the questions that another one repeats: same words, same options in any order, same picture."""
+    """Share of the questions that another one repeats: same words, same options in any order, same image."""
     first: dict[tuple[Any, ...], Record] = {}
     found = []
     for record in records:
@@ -142,12 +142,12 @@ def fewest(counts: Mapping[str, int]) -> Measured:
 # --- splits ------------------------------------------------------------------------------------------------------------
 
 
-def commonest_letter(draw: Draw) -> Measured:
+def majority_letter(draw: Draw) -> Measured:
     """Largest share that one letter has of the right answers, of all train and test splits."""
     return _commonest(draw, lambda item: parse_solution(item["solution"]))
 
 
-def commonest_answer(draw: Draw) -> Measured:
+def majority_answer(draw: Draw) -> Measured:
     """Largest share that one text has of the right answers, of all train and test splits."""
     return _commonest(draw, _gold_text)
 
@@ -165,68 +165,66 @@ def single_answer_tests(draw: Draw) -> Measured:
     return _offending(found, checked)
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
-def pictures_of(records: Sequence[Record]) -> list[Picture]:
-    """The pictures of the records, each once, in the order of their paths."""
+def images_of(records: Sequence[Record]) -> list[ImageStatistics]:
+    """The images of the records, each once, in the order of their paths."""
     found = {}
     for record in records:
         facts = record.fields
         (width, height), (mean, std) = facts["source_size"], facts["brightness"]
-        found[facts["image"]] = Picture(facts["image"], record.modality, width, height, facts["pixel_hash"], (mean, std))
+        found[facts["image"]] = ImageStatistics(facts["image"], record.modality, width, height, facts["pixel_hash"], (mean, std))
     return [found[image] for image in sorted(found)]
 
 
-def blank(pictures: Sequence[Picture]) -> Measured:
-    """Share of the pictures that show one grey level all over."""
-    return _share([f"{each.image}: all about {each.light[0]:.0f}" for each in pictures if each.light[1] < BLANK], len(pictures))
+def blank(images: Sequence[ImageStatistics]) -> Measured:
+    """Share of the images that show one grey level all over."""
+    return _share([f"{each.image}: all about {each.light[0]:.0f}" for each in images if each.light[1] < BLANK], len(images))
 
 
-def dark_or_bright(pictures: Sequence[Picture]) -> Measured:
-    """Share of the pictures that are all but black, or all but white."""
-    found = [f"{each.image}: {each.light[0]:.1f} of 255" for each in pictures if not DARK <= each.light[0] <= BRIGHT]
-    return _share(found, len(pictures))
+def dark_or_bright(images: Sequence[ImageStatistics]) -> Measured:
+    """Share of the images that are all but black, or all but white."""
+    found = [f"{each.image}: {each.light[0]:.1f} of 255" for each in images if not DARK <= each.light[0] <= BRIGHT]
+    return _share(found, len(images))
 
 
-def enlarged(pictures: Sequence[Picture], size: int) -> Measured:
-    """Share of the pictures with a side shorter than `size` pixels, that of the square they were brought to."""
-    found = [f"{each.image}: {each.width} x {each.height}" for each in pictures if min(each.width, each.height) < size]
-    return _share(found, len(pictures))
+def upscaled(images: Sequence[ImageStatistics], size: int) -> Measured:
+    """Share of the images with a side shorter than `size` pixels, that of the square they were brought to."""
+    found = [f"{each.image}: {each.width} x {each.height}" for each in images if min(each.width, each.height) < size]
+    return _share(found, len(images))
 
 
-def squeezed(pictures: Sequence[Picture]) -> Measured:
-    """Share of the pictures that are far longer than wide, or wider than long."""
+def extreme_aspect(images: Sequence[ImageStatistics]) -> Measured:
+    """Share of the images that are far longer than wide, or wider than long."""
     found = [
         f"{each.image}: {each.width} x {each.height}"
-        for each in pictures
+        for each in images
         if max(each.width, each.height) > LONGEST * min(each.width, each.height)
     ]
-    return _share(found, len(pictures))
+    return _share(found, len(images))
 
 
-def copied(pictures: Sequence[Picture]) -> Measured:
-    """Share of the pictures whose pixels another one has under another name."""
+def duplicates(images: Sequence[ImageStatistics]) -> Measured:
+    """Share of the images whose pixels another one has under another name."""
     first: dict[str, str] = {}
-    found = [
-        f"{each.image} is {first[each.pixel_hash]}" for each in pictures if first.setdefault(each.pixel_hash, each.image) != each.image
-    ]
-    return _share(found, len(pictures))
+    found = [f"{each.image} is {first[each.pixel_hash]}" for each in images if first.setdefault(each.pixel_hash, each.image) != each.image]
+    return _share(found, len(images))
 
 
-def statistics(records: Sequence[Record], pictures: Sequence[Picture], size: int) -> dict[str, dict[str, Any]]:
-    """Modality -> counts, and mean and standard deviation over its pictures of brightness and contrast, for those that have any."""
+def statistics(records: Sequence[Record], images: Sequence[ImageStatistics], size: int) -> dict[str, dict[str, Any]]:
+    """Modality -> counts, and mean and standard deviation over its images of brightness and contrast, for those that have any."""
     questions = Counter(record.modality for record in records)
     found: dict[str, dict[str, Any]] = {}
     for slug in MODALITIES:
-        mine = [each for each in pictures if each.modality == slug]
+        mine = [each for each in images if each.modality == slug]
         if not mine:
             continue
         sides = [min(each.width, each.height) for each in mine]
         found[slug] = {"questions": questions[slug], "images": len(mine), "median_side": float(np.median(sides))}
         for name, values in (("brightness", [each.light[0] for each in mine]), ("contrast", [each.light[1] for each in mine])):
             found[slug][name] = {"mean": round(fmean(values), 2), "std": round(float(np.std(values)), 2)}
-        found[slug]["enlarged"] = enlarged(mine, size).value
+        found[slug]["upscaled"] = upscaled(mine, size).value
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which questions must stay together: those about one picture, about copies of it, or about one patient.
+"""Which questions must stay together: those about one image, about copies of it, or about one patient.
 
 A group is all that is linked, through however many others: if a is a copy of b, and c is of b's patient, the three are one.
 """
@@ -18,12 +18,12 @@ from scipy.sparse.csgraph import connected_components
 from stages.corpus.splitting.near_pairs import near_pairs
 
 _MOST_LINKS: Final = 2**20
-"""Links that are held before they are joined: where all pictures look alike there are as many as pairs."""
+"""Links that are held before they are joined: where all images look alike there are as many as pairs."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What is known of one picture: where it is, its hashes (64 hex digits each), and whose it is, if its path says so."""
+class GroupedImage:
+    """What is known of one image: where it is, its hashes (64 hex digits each), and whose it is, if its path says so."""
 
     image: str
     pixel_hash: str
@@ -44,22 +44,22 @@ def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[st
     return None
 
 
-def group_pictures(pictures: Sequence[Picture], near_duplicates: int | None) -> dict[str, str]:
+def group_images(images: Sequence[GroupedImage], near_duplicates: int | None) -> dict[str, str]:
     """Image -> the name of its group, which is the first of its images in the order of their names.
 
-    `near_duplicates` is the number of bits in which the perceptual hashes of two copies may differ; None links only pictures
-    whose pixels are equal. The order of `pictures` does not matter; each image may be there once.
+    `near_duplicates` is the number of bits in which the perceptual hashes of two copies may differ; None links only images
+    whose pixels are equal. The order of `images` does not matter; each image may be there once.
     """
-    ordered = sorted(pictures, key=lambda picture: picture.image)
+    ordered = sorted(images, key=lambda image: image.image)
     links: list[NDArray[np.intp]] = [
-        _equal([picture.pixel_hash for picture in ordered]),
-        _equal([picture.patient for picture in ordered]),
+        _equal([image.pixel_hash for image in ordered]),
+        _equal([image.patient for image in ordered]),
     ]
     labels = _join(np.arange(len(ordered)), links)
     if near_duplicates is not None and ordered:
-        labels = _join_all(labels, near_pairs([picture.perceptual_hash for picture in ordered], near_duplicates))
+        labels = _join_all(labels, near_pairs([image.perceptual_hash for image in ordered], near_duplicates))
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return {picture.image: ordered[index].image for picture, index in zip(ordered, first[inverse].tolist(), strict=True)}
+    return {image.image: ordered[index].image for image, index in zip(ordered, first[inverse].tolist(), strict=True)}
 
 
 def _equal(keys: Sequence[object]) -> NDArray[np.intp]:

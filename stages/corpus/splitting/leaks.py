@@ -1,4 +1,4 @@
-"""How much of a test is known from training: questions whose picture, or a picture of the same group, was trained on."""
+"""How much of a test is known from training: questions whose image, or an image of the same group, was trained on."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Leak:
     test: int
     """All test questions."""
     image: int
-    """Those whose picture is also in train of the same split."""
+    """Those whose image is also in train of the same split."""
     group: int
-    """Those with a picture of the same group in train: it, a copy of it, or another one of the patient."""
+    """Those with an image of the same group in train: it, a copy of it, or another one of the patient."""
     other_axis: int
     """Those which are themselves training questions on the other axis."""
 

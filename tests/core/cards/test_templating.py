@@ -72,7 +72,7 @@ def test_a_code_span_is_one_span_on_one_line(text: str) -> None:
 
 
 def test_intervals_and_names_are_not_escaped() -> None:
-    for text in ("58.3 [50.1 to 66.2]", "enlarged_pictures", "MMMU-H&M", "+1.0 - 2.0"):
+    for text in ("58.3 [50.1 to 66.2]", "upscaled_images", "MMMU-H&M", "+1.0 - 2.0"):
         assert escape_markdown(text) == text
 
 

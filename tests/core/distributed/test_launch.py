@@ -86,12 +86,12 @@ def test_a_process_that_dies_ends_the_others_and_is_named_with_its_last_lines(
 
 def test_what_the_first_process_said_of_itself_is_not_said_twice(member: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = "from stages.core.cli import run_stage\nfrom stages.core.errors import SettingsError\n"
-    text += "def main():\n    raise SettingsError('no such picture: fetch it')\nrun_stage(main)\n"
+    text += "def main():\n    raise SettingsError('no such image: fetch it')\nrun_stage(main)\n"
     (member / "refuses.py").write_text(text, encoding="utf-8")
     with pytest.raises(ReportedError) as stopped:
         launch(["refuses"], 2, member / "logs", "run it again")
-    assert (stopped.value.code, str(stopped.value)) == (ExitCode.SETTINGS, "no such picture: fetch it")
-    assert capfd.readouterr().err == "error: no such picture: fetch it\n"
+    assert (stopped.value.code, str(stopped.value)) == (ExitCode.SETTINGS, "no such image: fetch it")
+    assert capfd.readouterr().err == "error: no such image: fetch it\n"
 
 
 def test_a_host_that_nobody_comes_to_meet_says_so(member: Path, monkeypatch: pytest.MonkeyPatch) -> None:

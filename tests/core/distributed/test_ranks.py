@@ -23,8 +23,8 @@ Path(f"{share[0]}.pid").write_text(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE
 while sys.argv[1] == "wait" and not (share[0] == "1" and Path("fail").exists()):
     time.sleep(0.02)
     if sys.argv[2] == "check":
-        from stages.core.distributed.ranks import check_wanted
-        check_wanted()
+        from stages.core.distributed.ranks import check_still_wanted
+        check_still_wanted()
 sys.exit(3 if Path("fail").exists() else 0)
 """
 
@@ -59,7 +59,7 @@ def test_all_shares_run_each_with_a_gpu_of_its_own(folder: Path, monkeypatch: py
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         else:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        shares.run_shares(["worker", "go", "on"], 3, lambda: told.append(1))
+        shares.run_ranks(["worker", "go", "on"], 3, lambda: told.append(1))
         assert [path.read_text(encoding="utf-8").split()[1] for path in sorted(folder.glob("*.pid"))] == expected
     assert told
 
@@ -70,17 +70,17 @@ def test_one_that_fails_ends_the_others_and_is_named(folder: Path) -> None:
         (folder / "fail").touch()
 
     with pytest.raises(InputError, match=r"process 2 of 2 ended with exit status 3; .* is kept: re-run the same command"):
-        shares.run_shares(["worker", "wait", "on"], 2, fail)
+        shares.run_ranks(["worker", "wait", "on"], 2, fail)
     assert all(gone(pid) for pid in pids(folder))
 
 
 def test_one_that_is_killed_is_named_with_its_signal(folder: Path) -> None:
     with pytest.raises(InputError, match="process 1 of 2 was killed by signal 9"):
-        shares.run_shares(["worker", "wait", "on"], 2, lambda: os.kill(pids(folder)[0], signal.SIGKILL))
+        shares.run_ranks(["worker", "wait", "on"], 2, lambda: os.kill(pids(folder)[0], signal.SIGKILL))
 
 
 def test_shares_end_when_the_one_that_started_them_is_killed(folder: Path) -> None:
-    code = "from stages.core.distributed.ranks import run_shares; run_shares(['worker', 'wait', 'check'], 2, lambda: None)"
+    code = "from stages.core.distributed.ranks import run_ranks; run_ranks(['worker', 'wait', 'check'], 2, lambda: None)"
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
         workers = pids(folder)
         parent.kill()

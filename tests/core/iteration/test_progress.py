@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.core.iteration.progress import Progress, counted, read_progress, teller
+from stages.core.iteration.progress import Progress, counted, progress_reporter, read_progress
 
 
 def test_items_pass_through_unchanged_and_output_stays_clean(capsys: pytest.CaptureFixture[str]) -> None:
@@ -11,21 +11,21 @@ def test_items_pass_through_unchanged_and_output_stays_clean(capsys: pytest.Capt
 
 
 def test_a_line_says_where_the_work_is_and_how_long_it_will_take(capsys: pytest.CaptureFixture[str]) -> None:
-    tell = teller("ct", 10, "step", every=0)
-    tell(5, "reward 1.20, ")
+    report = progress_reporter("ct", 10, "step", every=0)
+    report(5, "reward 1.20, ")
     assert capsys.readouterr().err == "ct: step 5 of 10, reward 1.20, 0 s to go\n"
 
 
 def test_lines_come_no_more_often_than_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    tell = teller("ct", 10, "step", every=60)
+    report = progress_reporter("ct", 10, "step", every=60)
     for count in range(1, 10):
-        tell(count, "")
+        report(count, "")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("note", ["", "reward 1.20, ", "loss nan, grad 3, "])
 def test_a_printed_line_can_be_read_again(note: str, capsys: pytest.CaptureFixture[str]) -> None:
-    teller("sft-ct", 10, "step", every=0)(5, note)
+    progress_reporter("sft-ct", 10, "step", every=0)(5, note)
     assert read_progress(capsys.readouterr().err) == Progress("sft-ct", "step", 5, 10, note.removesuffix(", "), 0)
 
 

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from stages.core.services.hub import said
-from stages.core.services.secrets import held_secret, masked
+from stages.core.services.hub import format_error
+from stages.core.services.secrets import find_leaked_secret, masked
 
 VALUE = 'p\u00e4ss"word\\with more'
 
@@ -28,7 +28,7 @@ def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_variable_that_is_called_a_secret_is_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, name, VALUE)
     for content in (VALUE, json.dumps({"a": VALUE}), json.dumps({"a": VALUE}, ensure_ascii=False)):
-        assert held_secret(f"before {content} behind".encode()) == name
+        assert find_leaked_secret(f"before {content} behind".encode()) == name
     assert masked(f"at {VALUE}: refused") == "at ***: refused"
 
 
@@ -36,7 +36,7 @@ def test_what_is_short_or_a_path_or_called_something_else_is_none(monkeypatch: p
     environment = {"HF_TOKEN": "none", "SSH_AUTH_SOCK": "/run/user/agent.socket", "KEYBOARD": "a-long-enough-value"}
     monkeypatch.setattr(os, "environ", environment)
     for value in environment.values():
-        assert held_secret(value.encode()) is None
+        assert find_leaked_secret(value.encode()) is None
         assert masked(value) == value
 
 
@@ -47,6 +47,6 @@ def test_of_two_the_longer_is_taken_out_whole(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_message_is_cut_only_when_nothing_secret_is_left_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"HF_TOKEN": "hf_0123456789abcdef"})
-    message = said(ValueError("x" * 290 + " hf_0123456789abcdef"))
+    message = format_error(ValueError("x" * 290 + " hf_0123456789abcdef"))
     assert "hf_" not in message
     assert len(message) <= 300

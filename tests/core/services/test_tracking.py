@@ -17,7 +17,7 @@ from stages import evaluate, report, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import Params, load_params
-from stages.core.services.tracking import Run, check_tracking, tracked
+from stages.core.services.tracking import TrackingRun, check_tracking, tracked
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.fakes import write_project
 from tests.workspaces import REPOSITORY, small_workspace
@@ -161,7 +161,7 @@ def test_a_run_that_breaks_is_told_once_and_takes_nothing_with_it(capsys: pytest
         def log(self, values: Mapping[str, float], step: int) -> None:
             raise BrokenPipeError("the service is gone")
 
-    run = Run(Broken())
+    run = TrackingRun(Broken())
     run.log({"loss": 1.0}, 1)
     run.log({"loss": 1.0}, 2)
     run.finish(0)

@@ -192,7 +192,7 @@ def test_a_member_that_unpacks_to_many_times_its_size_refuses_the_archive(tmp_pa
         pass
 
 
-def test_a_black_picture_is_no_bomb(tmp_path: Path) -> None:
+def test_a_black_image_is_no_bomb(tmp_path: Path) -> None:
     with opened_at(write_zip(tmp_path / "c.zip", GOOD | {"Images/black.bmp": bytes(3 * 2**20)})) as opened:
         assert len(opened.fetch("Images/black.bmp")) == 3 * 2**20
 

@@ -34,7 +34,7 @@ def test_the_question_files_are_those_of_open_access_and_tables_at_the_root(tmp_
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
 @pytest.mark.parametrize("top", ["", "my data/", "a/b/"])
-def test_pictures_beside_a_table_are_named_as_if_they_lay_under_images(tmp_path: Path, name: str, top: str) -> None:
+def test_images_beside_a_table_are_named_as_if_they_lay_under_images(tmp_path: Path, name: str, top: str) -> None:
     with opened_at(write(tmp_path / name, TABLE | {"Images/c.png": b"c"}, top)) as corpus:
         assert corpus.names == ["Images/c.png", "Images/ct/a.png", "Images/deep/er/b.png", "Images/notes.txt", "questions.csv"]
         assert corpus.question_files == ["questions.csv"]
@@ -68,9 +68,9 @@ def test_archives_beside_each_other_are_one_corpus(tmp_path: Path) -> None:
         assert dict(corpus.read(GOOD)) == GOOD
 
 
-def test_a_table_beside_archives_of_its_pictures_is_one_corpus(tmp_path: Path) -> None:
+def test_a_table_beside_archives_of_its_images_is_one_corpus(tmp_path: Path) -> None:
     write_folder(tmp_path / "c", {"questions.csv": b""})
-    write_zip(tmp_path / "c" / "pictures.zip", {"ct/a.png": b"a"}, "")
+    write_zip(tmp_path / "c" / "images.zip", {"ct/a.png": b"a"}, "")
     with opened_at(tmp_path / "c") as corpus:
         assert corpus.names == ["Images/ct/a.png", "questions.csv"]
 

@@ -1,4 +1,4 @@
-"""Pictures in shards: the same shards for the same pictures, little changed by little, and opened by the path that split files name."""
+"""Images in shards: the same shards for the same images, little changed by little, and opened by the path that split files name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.core.errors import InputError
 from stages.corpus.dataset import image_store as store
 from stages.corpus.images import shard_writer as shards
 from stages.corpus.images.decoding import encode
-from stages.corpus.images.rw_lock import Floor
+from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 
 FOLDER = Path("data/images/ct")
@@ -38,31 +38,31 @@ def pixels(image: Image.Image) -> bytes:
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Image.Image]:
-    """Twenty pictures in three shards, in the working directory; path -> picture."""
+    """Twenty images in three shards, in the working directory; path -> image."""
     monkeypatch.chdir(tmp_path)
     FOLDER.mkdir(parents=True)
-    pictures = {f"Set [1]/größe {number}.png": drawn(number) for number in range(20)}
-    names = sorted(pictures)
+    images = {f"Set [1]/größe {number}.png": drawn(number) for number in range(20)}
+    names = sorted(images)
     for number, part in enumerate((names[:7], names[7:8], names[8:])):
-        write_shard(FOLDER / f"{number}.zip", ((name, encode(pictures[name])) for name in part))
-    return {f"{FOLDER}/{name}": picture for name, picture in pictures.items()}
+        write_shard(FOLDER / f"{number}.zip", ((name, encode(images[name])) for name in part))
+    return {f"{FOLDER}/{name}": image for name, image in images.items()}
 
 
-def test_every_picture_opens_as_it_was_put_in(stored: dict[str, Image.Image]) -> None:
-    for path, picture in stored.items():
+def test_every_image_opens_as_it_was_put_in(stored: dict[str, Image.Image]) -> None:
+    for path, image in stored.items():
         assert store.exists(path)
-        assert pixels(store.open_image(path)) == pixels(picture)
-        assert pixels(store.open_image(Path.cwd() / path)) == pixels(picture)
+        assert pixels(store.open_image(path)) == pixels(image)
+        assert pixels(store.open_image(Path.cwd() / path)) == pixels(image)
     assert store.open_image(path).mode == "RGB"
 
 
-def test_unpacked_by_any_program_pictures_lie_where_their_paths_say(stored: dict[str, Image.Image]) -> None:
+def test_unpacked_by_any_program_images_lie_where_their_paths_say(stored: dict[str, Image.Image]) -> None:
     for shard in FOLDER.glob("*.zip"):
         with zipfile.ZipFile(shard) as archive:
             archive.extractall(FOLDER)
-    for path, picture in stored.items():
+    for path, image in stored.items():
         with Image.open(path) as opened:
-            assert pixels(opened) == pixels(picture)
+            assert pixels(opened) == pixels(image)
 
 
 def test_a_plain_file_is_opened_where_no_shard_has_it(stored: dict[str, Image.Image]) -> None:
@@ -110,7 +110,7 @@ def test_a_damaged_shard_is_named_and_not_shown(stored: dict[str, Image.Image]) 
         content[place.header : place.header + 4] = b"none"
         shard.write_bytes(content)
         with pytest.raises(InputError, match=r"is damaged in data/images/ct/0\.zip"):
-            store.read_place(place, name)
+            store.read_location(place, name)
     shard.write_bytes(content[: len(content) // 2])
     os.utime(FOLDER, ns=(5, 5))
     with pytest.raises(InputError, match=r"data/images/ct/0\.zip is not a whole shard"):
@@ -137,7 +137,7 @@ with multiprocessing.get_context("fork").Pool(4) as processes:
 
 
 def test_threads_and_forked_processes_read_beside_each_other(stored: dict[str, Image.Image]) -> None:
-    wanted = [pixels(picture) for picture in stored.values()]
+    wanted = [pixels(image) for image in stored.values()]
     with ThreadPoolExecutor(8) as pool:
         assert all(found == wanted for found in pool.map(lambda _: _hash_all(list(stored)), range(16)))
     # in a process of its own: what else runs in this one may hold a lock that a fork would copy
@@ -173,7 +173,7 @@ def test_shards_are_all_names_in_order_and_none_is_too_large(names: list[str]) -
     assert all(0 < len(shard) <= shards.MOST for shard in found)
 
 
-def test_a_picture_more_changes_the_shard_it_falls_into_and_no_other() -> None:
+def test_an_image_more_changes_the_shard_it_falls_into_and_no_other() -> None:
     names = [f"set {number % 7}/{number:05d}.png" for number in range(20_000)]
     before = {tuple(shard) for shard in cut(sorted(names))}
     assert 0.5 * shards.MEAN < len(names) / len(before) < 2 * shards.MEAN
@@ -194,20 +194,20 @@ def test_a_shards_name_is_what_is_in_it() -> None:
 
 
 def test_who_is_alone_is_alone_and_nobody_waits_for_ever() -> None:
-    floor, there, alone = Floor(), [0], []
+    lock, there, alone = ReadWriteLock(), [0], []
     guard = threading.Lock()
 
     def share() -> None:
         for _ in range(200):
-            with floor.shared(), guard:
+            with lock.shared(), guard:
                 there[0] += 1
             with guard:
                 there[0] -= 1
 
     def take() -> None:
         for _ in range(50):
-            with floor.alone():
-                alone.append(floor._sharing)
+            with lock.alone():
+                alone.append(lock._sharing)
 
     threads = [threading.Thread(target=work) for work in (share, share, share, take, take)]
     for thread in threads:

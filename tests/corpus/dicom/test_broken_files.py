@@ -58,7 +58,7 @@ def test_a_file_that_lacks_its_last_pixels_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("left", [0.3, 0.66, 0.9, 0.99])
 @pytest.mark.parametrize("syntax", sorted(syntaxes.ENCAPSULATED))
-def test_a_compressed_picture_cut_short_in_a_whole_file_is_refused(syntax: str, left: float) -> None:
+def test_a_compressed_image_cut_short_in_a_whole_file_is_refused(syntax: str, left: float) -> None:
     found = dataset(ramp())
     frame = ENCODERS[syntax](ramp(), found)
     found.PixelData = encapsulate([frame[: int(len(frame) * left)]])
@@ -67,7 +67,7 @@ def test_a_compressed_picture_cut_short_in_a_whole_file_is_refused(syntax: str, 
 
 
 @pytest.mark.parametrize("syntax", sorted(syntaxes.ENCAPSULATED - {syntaxes.RLE}))
-def test_a_compressed_picture_without_its_end_is_refused(syntax: str) -> None:
+def test_a_compressed_image_without_its_end_is_refused(syntax: str) -> None:
     """Though decoders may be content with it: nothing says that no more is missing."""
     found = dataset(ramp())
     frame = ENCODERS[syntax](ramp(), found)
@@ -77,7 +77,7 @@ def test_a_compressed_picture_without_its_end_is_refused(syntax: str) -> None:
 
 
 @pytest.mark.parametrize("syntax", sorted(syntaxes.ENCAPSULATED - {syntaxes.RLE}))
-def test_a_compressed_picture_of_another_size_is_refused_before_it_is_decoded(syntax: str) -> None:
+def test_a_compressed_image_of_another_size_is_refused_before_it_is_decoded(syntax: str) -> None:
     found = dataset(ramp())
     found.PixelData = encapsulate([ENCODERS[syntax](ramp((64, 80)), dataset(ramp((64, 80))))])
     found["PixelData"].is_undefined_length = True
@@ -91,7 +91,7 @@ def test_a_compressed_picture_of_another_size_is_refused_before_it_is_decoded(sy
         ({"Columns": None}, "Rows or Columns is missing or 0"),
         ({"PixelData": None}, "without pixel data"),
         ({"PixelData": b""}, "without pixel data"),
-        ({"PixelData": ramp().tobytes()[:-2]}, "shorter than the picture's size demands"),
+        ({"PixelData": ramp().tobytes()[:-2]}, "shorter than the image's size demands"),
         ({"PixelData": ramp().tobytes() * 2}, "longer, by a frame or more"),
         ({"Rows": 33}, "shorter than"),
         ({"NumberOfFrames": 2}, "shorter than"),
@@ -164,7 +164,7 @@ def test_a_deflated_bomb_is_stopped_at_the_limit() -> None:
     refused(bomb, r"larger than 1 MiB \(dicom\.max_inflated_mb\)")
 
 
-def test_runs_that_unpack_to_more_than_the_picture_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_unpack_to_more_than_the_image_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stages.corpus.dicom.pixels._RLE_UNCHECKED", 0)
     frame = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 2000
     found = dataset(ramp())
@@ -215,7 +215,7 @@ def test_a_decoder_that_crashes_or_hangs_is_a_reason_and_the_next_file_is_read(
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_bytes_changed_anywhere_give_a_picture_or_a_reason(kind: str) -> None:
+def test_bytes_changed_anywhere_give_an_image_or_a_reason(kind: str) -> None:
     rng = random.Random(kind)
     for _ in range(40):
         spoilt = bytearray(FILES[kind])

@@ -27,7 +27,7 @@ def shown(found: Dataset | NDArray[Any], at: int = 0, ct_window: list[float] | N
 
 
 def levels(*values: float, dtype: str = "int16") -> NDArray[Any]:
-    """A picture one row high."""
+    """An image one row high."""
     return np.array([values], dtype=dtype)
 
 
@@ -258,7 +258,7 @@ def test_the_inversion_comes_last_and_once(photometric: str, shape: str | None, 
     assert found.tolist() == [[255, 128, 0] if inverted else [0, 128, 255]]
 
 
-def test_a_flat_picture_is_black() -> None:
+def test_a_flat_image_is_black() -> None:
     assert not shown(levels(7, 7, 7)).any()
 
 

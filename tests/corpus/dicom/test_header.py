@@ -101,7 +101,7 @@ def test_a_file_without_a_header_names_no_modality(content: bytes) -> None:
 
 def test_burned_in_text_is_refused_unless_it_is_accepted() -> None:
     content = file(ramp(), BurnedInAnnotation="YES")
-    with pytest.raises(ImageError, match=r"text is burned into the picture.*dicom\.accept_burned_in"):
+    with pytest.raises(ImageError, match=r"text is burned into the image.*dicom\.accept_burned_in"):
         shown(content)
     with pytest.raises(ImageError, match="text is burned into"):
         shown(content, accept_unflagged=True)
@@ -151,7 +151,7 @@ def test_overlays_are_not_drawn() -> None:
     np.testing.assert_array_equal(shown(written(found)), ramp())
 
 
-def test_a_picture_is_an_image_of_the_size_that_policies_see() -> None:
+def test_an_image_is_an_image_of_the_size_that_policies_see() -> None:
     decoded = decode_files([file(ramp())], resize_settings(size=24), settings())
     assert (decoded.image.size, decoded.image.mode, decoded.width, decoded.height) == ((24, 24), "RGB", 40, 32)
     assert decoded.tags is not None

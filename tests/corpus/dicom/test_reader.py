@@ -1,4 +1,4 @@
-"""DICOM: every photometric interpretation and transfer syntax shows the picture that was drawn."""
+"""DICOM: every photometric interpretation and transfer syntax shows the image that was drawn."""
 
 from __future__ import annotations
 
@@ -251,8 +251,8 @@ OWN_REFUSALS = {
     "no_meta": "not a DICOM file",
     "rtstruct": "not a DICOM file",
 }
-"""Of pydicom's files with a picture those that this reader refuses, and why."""
-NO_PICTURE = (
+"""Of pydicom's files with an image those that this reader refuses, and why."""
+NO_IMAGE = (
     *("UN_sequence", "empty_charset_LEI", "nested_priv_SQ", "no_meta_group_length", "priv_SQ", "reportsi", "rtplan", "rtplan_truncated"),
     *("reportsi_with_empty_number_tags", "test-SR", "waveform_ecg"),
 )
@@ -263,8 +263,8 @@ def test_pydicoms_own_files_are_read_or_refused_for_a_known_reason(path: Path) -
     def read() -> list[NDArray[np.uint8]]:
         return list(read_dicom(path.read_bytes(), settings(accept_unflagged=True)).frames)
 
-    if path.stem in (*OWN_REFUSALS, *NO_PICTURE):
-        with pytest.raises(ImageError, match=OWN_REFUSALS.get(path.stem, "without a picture")):
+    if path.stem in (*OWN_REFUSALS, *NO_IMAGE):
+        with pytest.raises(ImageError, match=OWN_REFUSALS.get(path.stem, "without an image")):
             read()
     else:
         assert all(frame.dtype == np.uint8 and frame.any() for frame in read())
@@ -273,6 +273,6 @@ def test_pydicoms_own_files_are_read_or_refused_for_a_known_reason(path: Path) -
 @pytest.mark.parametrize(
     "name", ["MR_small_RLE", "MR_small_bigendian", "MR_small_implicit", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless"]
 )
-def test_one_picture_looks_the_same_in_every_lossless_syntax(name: str) -> None:
+def test_one_image_looks_the_same_in_every_lossless_syntax(name: str) -> None:
     plain, other = (shown((PYDICOMS / f"{stem}.dcm").read_bytes(), accept_unflagged=True) for stem in ("MR_small", name))
     np.testing.assert_array_equal(plain, other)

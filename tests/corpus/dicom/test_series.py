@@ -1,4 +1,4 @@
-"""Several files as one picture: their order, and what may not be mixed."""
+"""Several files as one image: their order, and what may not be mixed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CORONAL = [1, 0, 0, 0, 0, -1]
 
 
 def a_slice(level: int, **elements: Any) -> bytes:
-    """A picture of one level, by which it is known."""
+    """An image of one level, by which it is known."""
     return file(np.full((4, 5), level, dtype=np.uint8), **elements)
 
 

@@ -59,7 +59,7 @@ def apart(content: bytes, how: Resize) -> float:
 @pytest.mark.parametrize("size", [(1200, 900), (2048, 2048), (500, 1300), (384, 384), (385, 2000), (300, 900), (64, 48), (1, 1)])
 @pytest.mark.parametrize("make", [smooth, noise])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_pictures_are_pillows_within_a_grey_level(kind: str, make: Any, size: tuple[int, int]) -> None:
+def test_images_are_pillows_within_a_grey_level(kind: str, make: Any, size: tuple[int, int]) -> None:
     assert apart(saved(make(*size), kind, **({"quality": 90} if kind != "PNG" else {"compress_level": 1})), DEFAULT) < 0.5
 
 
@@ -118,11 +118,11 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(kind: str, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_pictures_the_first_is_shown_or_all_are_refused(kind: str) -> None:
+def test_of_several_images_the_first_is_shown_or_all_are_refused(kind: str) -> None:
     first = Image.new("RGB", (50, 40), (200, 200, 200))
     content = saved(first, kind, save_all=True, append_images=[Image.new("RGB", (50, 40))])
     assert np.asarray(decode(content, DEFAULT).image).min() > 150
-    with pytest.raises(ImageError, match="2 pictures in one file, and resize.frames is refuse"):
+    with pytest.raises(ImageError, match="2 images in one file, and resize.frames is refuse"):
         decode(content, settings(frames="refuse"))
     assert decode(saved(first, kind), settings(frames="refuse")).width == 50
 

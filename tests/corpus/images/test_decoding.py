@@ -1,4 +1,4 @@
-"""Decoding: every kind of file gives the picture that was drawn, and a bad one gives its reason."""
+"""Decoding: every kind of file gives the image that was drawn, and a bad one gives its reason."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_every_kind_of_file_shows_the_picture_that_was_drawn(kind: str) -> None:
+def test_every_kind_of_file_shows_the_image_that_was_drawn(kind: str) -> None:
     content, mode = FILES[kind]
     decoded = decode(content, resize_settings(size=32, resample="bilinear"))
     assert (decoded.width, decoded.height, decoded.mode) == (*SIZE, mode)
@@ -71,7 +71,7 @@ def test_every_kind_of_file_shows_the_picture_that_was_drawn(kind: str) -> None:
     assert np.abs(np.asarray(decoded.image, dtype=float) - wanted).max() < 8
 
 
-def test_a_black_and_white_picture_is_black_and_white() -> None:
+def test_a_black_and_white_image_is_black_and_white() -> None:
     image = Image.fromarray(np.asarray(scene()) > 127)
     levels = np.asarray(decode(saved(image, "PNG"), resize_settings(size=SIZE[1], resample="nearest")).image)
     assert set(np.unique(levels)) == {0, 255}
@@ -79,7 +79,7 @@ def test_a_black_and_white_picture_is_black_and_white() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_a_turned_picture_is_set_upright(orientation: int, kind: str) -> None:
+def test_a_turned_image_is_set_upright(orientation: int, kind: str) -> None:
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -112,7 +112,7 @@ def test_a_see_through_palette_colour_shows_black() -> None:
     assert np.asarray(decode(saved(image, "PNG", transparency=0), resize_settings(size=8)).image).max() == 0
 
 
-def test_a_deep_picture_of_one_level_is_black_not_an_error() -> None:
+def test_a_deep_image_of_one_level_is_black_not_an_error() -> None:
     image = Image.fromarray(np.full(SIZE[::-1], 9000, dtype=np.uint16))
     assert np.asarray(decode(saved(image, "PNG"), resize_settings(size=8)).image).max() == 0
 
@@ -153,7 +153,7 @@ def test_the_filter_is_the_one_that_is_named() -> None:
         (saved(Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)), "TIFF"), "not finite"),
     ],
 )
-def test_a_bad_picture_gives_its_reason(content: bytes, why: str) -> None:
+def test_a_bad_image_gives_its_reason(content: bytes, why: str) -> None:
     with pytest.raises(ImageError, match=why):
         decode(content, resize_settings(size=32))
 

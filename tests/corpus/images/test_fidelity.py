@@ -44,7 +44,7 @@ CONTENT = {"thin lines": lines(), "black and white noise": noise(2), "noise": no
 
 
 def off(content: bytes) -> float:
-    """Grey levels, on average, between the picture and what Pillow makes of it at full resolution."""
+    """Grey levels, on average, between the image and what Pillow makes of it at full resolution."""
     with Image.open(BytesIO(content)) as opened:
         wanted = opened.convert("RGB").resize((DEFAULT.size, DEFAULT.size), Image.Resampling.BICUBIC)
     return float(np.abs(np.asarray(decode(content, DEFAULT).image, dtype=float) - np.asarray(wanted)).mean())

@@ -18,7 +18,7 @@ NEAR = load_params().splits.near_duplicates or 0
 def phantoms(modality: str, number: int) -> list[Image.Image]:
     rngs = [np.random.default_rng([11, index]) for index in range(number)]
     drawn = [draw(sample_phantom(rng, modality), (120, 140), rng) for rng in rngs]
-    return [picture.resize((384, 384), Image.Resampling.BICUBIC) for picture in drawn]  # as those of the sample are
+    return [image.resize((384, 384), Image.Resampling.BICUBIC) for image in drawn]  # as those of the sample are
 
 
 def bits_apart(first: str, second: str) -> int:
@@ -31,20 +31,20 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def test_nearly_all_copies_are_nearer_than_the_threshold_and_no_other_pictures_are() -> None:
-    pictures = [picture for modality in MODALITIES for picture in phantoms(modality, 8)]
-    hashes = [perceptual_hash(picture) for picture in pictures]
+def test_nearly_all_copies_are_nearer_than_the_threshold_and_no_other_images_are() -> None:
+    images = [image for modality in MODALITIES for image in phantoms(modality, 8)]
+    hashes = [perceptual_hash(image) for image in images]
     found: list[bool] = []
-    for picture, own in zip(pictures, hashes, strict=True):
-        smaller = picture.resize((200, 200), Image.Resampling.BILINEAR).resize(picture.size, Image.Resampling.BICUBIC)
-        copies = (as_jpeg(picture, 75), smaller, ImageEnhance.Contrast(picture).enhance(0.9))
+    for image, own in zip(images, hashes, strict=True):
+        smaller = image.resize((200, 200), Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BICUBIC)
+        copies = (as_jpeg(image, 75), smaller, ImageEnhance.Contrast(image).enhance(0.9))
         found += [bits_apart(own, perceptual_hash(copy)) <= NEAR for copy in copies]
-        assert perceptual_hash(picture.convert("L")) == own
+        assert perceptual_hash(image.convert("L")) == own
     assert np.mean(found) >= 0.95
     assert min(bits_apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > NEAR
 
 
-def test_an_even_picture_has_a_hash_without_noise_in_it() -> None:
+def test_an_even_image_has_a_hash_without_noise_in_it() -> None:
     assert len({perceptual_hash(Image.new("RGB", (384, 384), (level,) * 3)) for level in range(1, 256)}) == 1
 
 

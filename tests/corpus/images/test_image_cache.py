@@ -1,4 +1,4 @@
-"""What is remembered of resized pictures: found again, kept within its limit, and never in the way."""
+"""What is remembered of resized images: found again, kept within its limit, and never in the way."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cache(tmp_path: Path) -> ImageCache:
     return ImageCache(tmp_path / "cache", 10**6)
 
 
-def test_a_picture_is_found_again_with_its_facts_and_bytes(cache: ImageCache, tmp_path: Path) -> None:
+def test_an_image_is_found_again_with_its_facts_and_bytes(cache: ImageCache, tmp_path: Path) -> None:
     path = shard(tmp_path, "one.zip")
     kept(cache, path)
     cache.keep_refusals([("bad", {"why": "the file is empty", "reason": "image-empty"})])
@@ -99,7 +99,7 @@ def test_a_shard_that_was_only_touched_is_looked_through_and_taken(cache: ImageC
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_a_picture_whose_shard_is_damaged_is_forgotten(cache: ImageCache, tmp_path: Path, damage: str) -> None:
+def test_an_image_whose_shard_is_damaged_is_forgotten(cache: ImageCache, tmp_path: Path, damage: str) -> None:
     kept(cache, shard(tmp_path, "one.zip"))
     inside = tmp_path / "cache" / "shards" / "one.zip"
     known = cache.known(["one-a"])["one-a"]
@@ -169,7 +169,7 @@ def test_two_stages_use_it_at_once(tmp_path: Path) -> None:
         assert len(one.known([f"{number}-a" for number in range(20)])) == 20
         kept(two, tmp_path / "1.zip")
     with closing(sqlite3.connect(folder / "index.sqlite")) as index:
-        assert index.execute("SELECT count(*) FROM pictures").fetchone() == (40,)
+        assert index.execute("SELECT count(*) FROM images").fetchone() == (40,)
         assert index.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
@@ -179,4 +179,4 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, capsys:
         kept(cache, shard(tmp_path, "one.zip"))
         assert cache.known(["one-a"]) == {}
         assert not cache.take("one.zip", tmp_path / "again.zip")
-    assert "pictures are made anew" in capsys.readouterr().err
+    assert "images are made anew" in capsys.readouterr().err

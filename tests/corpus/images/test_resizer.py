@@ -1,4 +1,4 @@
-"""Pictures are made once: what was made before is found, whatever became of the run that made it."""
+"""Images are made once: what was made before is found, whatever became of the run that made it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often a picture is decoded."""
+    """How often an image is decoded."""
     seen: list[int] = []
 
     def told(*arguments: object, **more: object) -> object:
@@ -54,7 +54,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def corpus(make_corpus: MakeCorpus, make_record: MakeRecord, run: RunStage) -> Path:
-    """Forty pictures, two of them unusable, one of them a DICOM file of three frames, downloaded."""
+    """Forty images, two of them unusable, one of them a DICOM file of three frames, downloaded."""
     grow(make_corpus, make_record, 40)
     run(download)
     return layout.images("ct")
@@ -62,10 +62,10 @@ def corpus(make_corpus: MakeCorpus, make_record: MakeRecord, run: RunStage) -> P
 
 def grow(make_corpus: MakeCorpus, make_record: MakeRecord, number: int) -> None:
     change_params("quarantine", max_refused_share=1.0, max_refused_share_of_set=1.0)
-    pictures = {f"Images/a/{each:03d}.png": saved(smooth(30 + each, 40), "PNG") for each in range(number)}
-    pictures |= {"Images/a/007.png": b"no picture", "Images/a/008.png": pictures["Images/a/008.png"][:300]}
-    pictures["Images/a/009.dcm"] = file(LEVELS[None].repeat(3, axis=0), Modality="CT")
-    make_corpus([make_record(question_id=path, image_path=path) for path in pictures], pictures)
+    images = {f"Images/a/{each:03d}.png": saved(smooth(30 + each, 40), "PNG") for each in range(number)}
+    images |= {"Images/a/007.png": b"no image", "Images/a/008.png": images["Images/a/008.png"][:300]}
+    images["Images/a/009.dcm"] = file(LEVELS[None].repeat(3, axis=0), Modality="CT")
+    make_corpus([make_record(question_id=path, image_path=path) for path in images], images)
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
@@ -107,7 +107,7 @@ def test_of_a_corpus_that_grew_only_what_is_new_is_decoded_and_few_shards_change
 
 @pytest.mark.usefixtures("corpus", "small_shards")
 @pytest.mark.parametrize("change", [{"size": 64}, {"resample": "lanczos"}])
-def test_other_settings_are_other_pictures(run: RunStage, decoded: list[int], change: dict[str, object]) -> None:
+def test_other_settings_are_other_images(run: RunStage, decoded: list[int], change: dict[str, object]) -> None:
     run(resize, "ct")
     decoded.clear()
     change_params("resize", **change)

@@ -18,7 +18,7 @@ from stages.corpus.inspection.advice import advise
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
 from tests.commands import med_r1
-from tests.conftest import MakeRecord, Raw, picture
+from tests.conftest import MakeRecord, Raw, image
 from tests.dicoms import file as dicom_file
 from tests.dicoms import ramp
 
@@ -43,8 +43,8 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Path:
-    """A folder with a spreadsheet and its pictures, nothing wrong with it."""
-    return write(tmp_path / "ward", {"ward.csv": HEADER + ROWS, "a.png": picture(), "sub/b.png": picture(size=(9, 9))})
+    """A folder with a spreadsheet and its images, nothing wrong with it."""
+    return write(tmp_path / "ward", {"ward.csv": HEADER + ROWS, "a.png": image(), "sub/b.png": image(size=(9, 9))})
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -72,7 +72,7 @@ def test_a_good_folder_is_counted_and_ready(run_check: Check, ward: Path, capsys
     said = found(run_check, ward)
     assert (said["layout"], said["question_files"], said["read"]) == ("CSV", ["ward.csv"], 2)
     assert said["questions"]["ct"] == said["questions"]["x-ray"] == {"disease-diagnosis": 1}
-    assert said["pictures"] == {slug: int(slug in ("ct", "x-ray")) for slug in MODALITIES}
+    assert said["images"] == {slug: int(slug in ("ct", "x-ray")) for slug in MODALITIES}
 
 
 def test_splits_without_data_are_said_and_matter_when_strict(run_check: Check, ward: Path) -> None:
@@ -82,8 +82,8 @@ def test_splits_without_data_are_said_and_matter_when_strict(run_check: Check, w
 
 
 def test_a_full_corpus_is_ready_even_when_strict(run_check: Check, tmp_path: Path, full_records: list[Raw]) -> None:
-    pictures = {record["image_path"] for record in full_records}
-    files: dict[str, str | bytes] = {name: picture(size=(5 + number, 5)) for number, name in enumerate(sorted(pictures))}
+    images = {record["image_path"] for record in full_records}
+    files: dict[str, str | bytes] = {name: image(size=(5 + number, 5)) for number, name in enumerate(sorted(images))}
     folder = write(tmp_path / "full", files | {"QA_information/Open-access/Set.json": json.dumps(full_records)})
     assert run_check(folder, "--strict") == 0
     with zipfile.ZipFile(tmp_path / "full.zip", "w") as archive:
@@ -95,7 +95,7 @@ def test_a_full_corpus_is_ready_even_when_strict(run_check: Check, tmp_path: Pat
 
 
 def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(ward, {"broken.png": picture()[:40], "twin.png": picture(), "unused.jpg": b"", ".DS_Store": b"", "B.PNG": picture(size=(3, 3))})
+    write(ward, {"broken.png": image()[:40], "twin.png": image(), "unused.jpg": b"", ".DS_Store": b"", "B.PNG": image(size=(3, 3))})
     bad = [
         "broken.png,What?,x|y,x,ct,lesion-grading",
         "twin.png,What?,x|y,x,ct,lesion-grading",
@@ -115,13 +115,13 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, wa
         row = kinds[kind]["examples"][0]
         return f"{row['where'].partition(' (')[0]}: {row['what']}: {row['why']}"
 
-    assert example("pictures that cannot be decoded").startswith("ward.csv, line 4: Images/broken.png: the image cannot be used: ")
-    assert example("pictures that are missing") == "ward.csv, line 6: Images/nowhere.png: the image is not in the corpus"
-    assert kinds["pictures that are missing"]["count"] == 2
+    assert example("images that cannot be decoded").startswith("ward.csv, line 4: Images/broken.png: the image cannot be used: ")
+    assert example("images that are missing") == "ward.csv, line 6: Images/nowhere.png: the image is not in the corpus"
+    assert kinds["images that are missing"]["count"] == 2
     assert example("unknown modalities").startswith("ward.csv, line 8: CT scan: unknown modality_type; did you mean ct?")
     assert example("answers that are none of the options") == "ward.csv, line 9: z: gt_answer is none of the options ['x', 'y']"
-    assert example("pictures that are there twice") == "Images/twin.png: Images/a.png: the same bytes as this one"
-    assert kinds["pictures that no question names"]["count"] == 2
+    assert example("images that are there twice") == "Images/twin.png: Images/a.png: the same bytes as this one"
+    assert kinds["images that no question names"]["count"] == 2
     assert example("columns that are left out") == "ward.csv: patient: no column of ours"
     capsys.readouterr()
     assert run_check(ward) == 1
@@ -134,12 +134,12 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, wa
     assert "read 8 records: 3 usable, 5 refused: problems" in out
 
 
-def test_without_images_no_picture_is_opened(run_check: Check, ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(ward, {"a.png": b"no picture"})
+def test_without_images_no_image_is_opened(run_check: Check, ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(ward, {"a.png": b"no image"})
     assert run_check(ward) == 1
     monkeypatch.setattr(inspection, "decode_files", None)
     assert run_check(ward, "--no-images") == 0
-    assert not found(run_check, ward, "--no-images")["pictures_decoded"]
+    assert not found(run_check, ward, "--no-images")["images_decoded"]
 
 
 def test_examples_are_limited_and_counts_are_not(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +179,7 @@ def test_nothing_in_a_corpus_moves_the_cursor(run_check: Check, ward: Path, caps
 
 def test_json_that_means_a_known_modality_is_told_so(run_check: Check, tmp_path: Path, make_record: MakeRecord) -> None:
     records = [make_record(), make_record(question_id="b", modality_type="CT"), make_record(question_id="c", question_type="diagnosis")]
-    folder = write(tmp_path / "c", {"QA_information/Open-access/S.json": json.dumps(records), "Images/Chest CT Scan/a.png": picture()})
+    folder = write(tmp_path / "c", {"QA_information/Open-access/S.json": json.dumps(records), "Images/Chest CT Scan/a.png": image()})
     kinds = found(run_check, folder)["by kind"]
     assert kinds["unknown modalities"]["examples"][0]["why"].endswith("did you mean 'CT(Computed Tomography)' (slug ct)?")
     assert kinds["unknown question types"]["examples"][0]["why"].endswith("did you mean 'Disease Diagnosis' (slug disease-diagnosis)?")
@@ -226,7 +226,7 @@ def test_refusals_that_are_mended_in_the_same_way_are_counted_together() -> None
         ({"Modality": "US", "BurnedInAnnotation": "YES"}, Reason.IMAGE_ANNOTATION, "dicom.accept_burned_in"),
     ],
 )
-def test_a_dicom_picture_that_may_name_a_patient_is_to_be_reviewed_and_never_stripped_of_its_header(
+def test_a_dicom_image_that_may_name_a_patient_is_to_be_reviewed_and_never_stripped_of_its_header(
     run_check: Check, ward: Path, elements: dict[str, str], reason: Reason, setting: str
 ) -> None:
     write(ward, {"us.dcm": dicom_file(ramp(), **elements), "ward.csv": HEADER + ROWS + "us.dcm,What?,x|y,x,ultrasound,lesion-grading\n"})
@@ -243,11 +243,11 @@ def test_a_dicom_picture_that_may_name_a_patient_is_to_be_reviewed_and_never_str
     ("name", "content", "reason"),
     [
         ("empty.png", b"", Reason.IMAGE_EMPTY),
-        ("text.png", b"no picture", Reason.IMAGE_FORMAT),
-        ("cut.png", picture()[:40], Reason.IMAGE_DAMAGED),
+        ("text.png", b"no image", Reason.IMAGE_FORMAT),
+        ("cut.png", image()[:40], Reason.IMAGE_DAMAGED),
     ],
 )
-def test_each_kind_of_unusable_picture_has_its_own_advice(run_check: Check, ward: Path, name: str, content: bytes, reason: Reason) -> None:
+def test_each_kind_of_unusable_image_has_its_own_advice(run_check: Check, ward: Path, name: str, content: bytes, reason: Reason) -> None:
     write(ward, {name: content, "ward.csv": HEADER + ROWS + f"{name},What?,x|y,x,ct,lesion-grading\n"})
     refused = [each["kind"] for each in found(run_check, ward)["findings"] if each["level"] == "refused"]
     assert refused == [advise(reason).kind]

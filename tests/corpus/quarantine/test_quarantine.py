@@ -13,35 +13,36 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.core.errors import InputError
-from stages.core.params import Quarantine as Limits
+from stages.core.params import Quarantine as RefusalLimits
 from stages.corpus.images.decoding import ImageError
-from stages.corpus.quarantine.ledger import NO_SET, Place, Quarantine, Row, Taken, make_account, read_quarantine, write_quarantine
+from stages.corpus.quarantine.ledger import NO_SET, Counts, Quarantine, RecordLocation, Row, read_quarantine, tally, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import RefusedRecord, check_record, read_record_files
 from tests.conftest import ROOT, MakeRecord
 
-LIMITS = Limits(max_refused_share=0.05, max_refused_share_of_set=0.2, min_refused=5, sets={})
+LIMITS = RefusalLimits(max_refused_share=0.05, max_refused_share_of_set=0.2, min_refused=5, sets={})
 ROWS = [
-    Row(Place("b.json", 10, "x"), "2", "bad", Reason.FIELD_EMPTY, "Set b", "X-Ray"),
-    Row(Place("b.json", 9, "y"), "1", "bad", Reason.FIELD_EMPTY, "Set b"),
-    Row(Place("a.json"), "line 1", "cut", Reason.FILE_UNREADABLE),
+    Row(RecordLocation("b.json", 10, "x"), "2", "bad", Reason.FIELD_EMPTY, "Set b", "X-Ray"),
+    Row(RecordLocation("b.json", 9, "y"), "1", "bad", Reason.FIELD_EMPTY, "Set b"),
+    Row(RecordLocation("a.json"), "line 1", "cut", Reason.FILE_UNREADABLE),
 ]
 TABLE = [
-    Row(Place("c.csv", None, name, line), "3", "bad", Reason.FIELD_EMPTY, "Set b") for name, line in (("a", 12), ("x", 7), (None, 101))
+    Row(RecordLocation("c.csv", None, name, line), "3", "bad", Reason.FIELD_EMPTY, "Set b")
+    for name, line in (("a", 12), ("x", 7), (None, 101))
 ]
 """Rows of a table have no place but a line."""
 
 
 def refused(of_set: str, count: int, reason: Reason = Reason.FIELD_EMPTY) -> list[Row]:
-    return [Row(Place("a.json", number, f"q{number}"), f"value {number}", "why", reason, of_set) for number in range(count)]
+    return [Row(RecordLocation("a.json", number, f"q{number}"), f"value {number}", "why", reason, of_set) for number in range(count)]
 
 
 def account(*sets: tuple[str, int, int]) -> Quarantine:
     """(source set, kept, refused) of each."""
     rows = [row for name, _, count in sets for row in refused(name, count)]
     kept = [name for name, count, _ in sets for _ in range(count)]
-    return make_account("download", len(kept) + len(rows), kept, rows)
+    return tally("download", len(kept) + len(rows), kept, rows)
 
 
 def test_an_account_is_sorted_by_place_read_back_and_says_where_it_comes_from(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_an_account_is_sorted_by_place_read_back_and_says_where_it_comes_from(tm
     assert (written.stage, written.read, written.kept) == ("download", 9, 3)
     lines = ["c.csv, line 7 (x)", "c.csv, line 12 (a)", "c.csv, line 101 (no question_id)"]
     assert [str(row.where) for row in written.rows] == ["a.json", "b.json#9 (y)", "b.json#10 (x)", *lines]
-    assert written.sets == {NO_SET: Taken(1, 0), "Set a": Taken(1, 1), "Set b": Taken(7, 2)}
+    assert written.sets == {NO_SET: Counts(1, 0), "Set a": Counts(1, 1), "Set b": Counts(7, 2)}
     assert json.loads(pq.read_schema(path).metadata[b"provenance"]) == {"corpus": "md5:abc"}
 
 
@@ -76,7 +77,7 @@ def test_pandas_alone_tells_refusals_by_set_and_reason(tmp_path: Path) -> None:
 def test_an_account_of_nothing_refused_keeps_its_columns_and_counts(tmp_path: Path) -> None:
     write_quarantine(tmp_path / "q.parquet", "resize@ct", 2, ["Set a", "Set a"], [], {})
     assert len(pd.read_parquet(tmp_path / "q.parquet").columns) == 10
-    assert read_quarantine(tmp_path / "q.parquet").sets == {"Set a": Taken(2, 2)}
+    assert read_quarantine(tmp_path / "q.parquet").sets == {"Set a": Counts(2, 2)}
     assert write_quarantine(tmp_path / "none.parquet", "resize@oct", 0, [], [], {}).sets == {}
 
 
@@ -136,13 +137,13 @@ def test_a_broken_account_is_named(tmp_path: Path, spoil: Callable[[Path], objec
         ({"modality_type": "PET"}, Reason.UNKNOWN_MODALITY),
         ({"question_type": "?"}, Reason.UNKNOWN_QUESTION_TYPE),
         ({"image_path": "/a.png"}, Reason.IMAGE_PATH),
-        ({"image_path": "Pictures/a.png"}, Reason.IMAGE_PATH),
+        ({"image_path": "Images/a.png"}, Reason.IMAGE_PATH),
         ({"question": "Is A) right?"}, Reason.OPTION_LABEL),
     ],
 )
 def test_each_kind_of_bad_record_has_its_code(make_record: MakeRecord, changes: dict[str, Any], reason: Reason) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(**changes), Place("here"))
+        check_record(make_record(**changes), RecordLocation("here"))
     assert caught.value.reason == reason
 
 
@@ -159,7 +160,7 @@ def test_a_row_has_the_source_set_and_modality_as_written_and_none_where_they_ar
     assert [row.reason for row in rows[1:3]] == [Reason.FIELD_TYPE, Reason.RECORD_FORM]
 
 
-def test_a_picture_that_is_refused_without_a_code_is_damaged() -> None:
+def test_an_image_that_is_refused_without_a_code_is_damaged() -> None:
     assert ImageError("broken").reason == Reason.IMAGE_DAMAGED
 
 
@@ -205,7 +206,7 @@ def test_a_set_with_a_limit_of_its_own_counts_nowhere_else() -> None:
 def test_the_commonest_reasons_come_first_and_of_many_sets_the_worst() -> None:
     rows = [*refused("torn", 5, Reason.FIELD_TYPE), *refused("torn", 7, Reason.IMAGE_MISSING)]
     with pytest.raises(InputError, match=r"mostly: 7 image-missing .*, 5 field-type "):
-        check_refused(make_account("download", 12, [], rows), LIMITS, Path("q.parquet"), "corpus.zip")
+        check_refused(tally("download", 12, [], rows), LIMITS, Path("q.parquet"), "corpus.zip")
     many = account(*((f"set {number}", 0, 10 + number) for number in range(9)))
     with pytest.raises(InputError, match=r"of all sets 126 of 126 .*of 'set 8' 18 of 18.*of 'set 5' 15 .*; and 5 more source sets"):
         check_refused(many, LIMITS, Path("q.parquet"), "corpus.zip")

@@ -1,4 +1,4 @@
-"""The embedded corpus: reproducible, large and varied enough, and not to be answered without its pictures."""
+"""The embedded corpus: reproducible, large and varied enough, and not to be answered without its images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from stages.core.params import load_params
 from stages.corpus.archives.source import open_corpus
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.images.decoding import ImageError, decode
-from stages.corpus.quarantine.ledger import Row, make_account
+from stages.corpus.quarantine.ledger import Row, tally
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.sample import build as sample
@@ -39,7 +39,7 @@ def reading() -> Reading:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     with open_corpus(COMMITTED, LIMITS) as archive:
         return dict(archive.read(name for name in archive.names if name.startswith(IMAGES)))
 
@@ -52,8 +52,8 @@ def test_the_committed_archive_is_made_again_byte_for_byte(tmp_path: Path, monke
     assert len(committed) <= 8_000_000
 
 
-def test_it_is_large_enough_and_every_modality_is_asked_every_type(reading: Reading, pictures: dict[str, bytes]) -> None:
-    assert len(pictures) >= 600
+def test_it_is_large_enough_and_every_modality_is_asked_every_type(reading: Reading, images: dict[str, bytes]) -> None:
+    assert len(images) >= 600
     assert len(reading.records) >= 2400
     assert len({record.dataset for record in reading.records}) >= 14
     cells = Counter((record.modality, record.question_type) for record in reading.records)
@@ -72,17 +72,17 @@ def test_it_says_that_it_shows_no_patients() -> None:
     assert all(name.startswith("Phantom ") for name, _, _ in sample.SETS)
 
 
-def test_names_hold_what_path_handling_trips_over(pictures: dict[str, bytes]) -> None:
+def test_names_hold_what_path_handling_trips_over(images: dict[str, bytes]) -> None:
     for part in (2, 1):
-        names = {name.split("/")[part] for name in pictures}
+        names = {name.split("/")[part] for name in images}
         for odd in (" ", "[", "("):
             assert any(odd in name for name in names)
         assert any(not name.isascii() for name in names)
 
 
-def test_pictures_are_of_every_kind_and_shape(pictures: dict[str, bytes]) -> None:
+def test_images_are_of_every_kind_and_shape(images: dict[str, bytes]) -> None:
     kinds, ratios = set(), []
-    for content in pictures.values():
+    for content in images.values():
         try:
             decoded = decode(content, resize_settings(size=16, resample="nearest"))
         except ImageError:
@@ -98,7 +98,7 @@ def test_pictures_are_of_every_kind_and_shape(pictures: dict[str, bytes]) -> Non
     assert max(ratios) > 1.45
 
 
-def test_what_is_broken_is_refused_for_its_own_reason(reading: Reading, pictures: dict[str, bytes]) -> None:
+def test_what_is_broken_is_refused_for_its_own_reason(reading: Reading, images: dict[str, bytes]) -> None:
     reasons = sorted(row.why.split(" [")[0] for row in reading.rows)
     assert reasons == [
         "gt_answer is missing",
@@ -109,9 +109,9 @@ def test_what_is_broken_is_refused_for_its_own_reason(reading: Reading, pictures
         "unknown modality_type",
         "unknown question_type",
     ]
-    assert len({record.image_path for record in reading.records} - set(pictures)) == 1
+    assert len({record.image_path for record in reading.records} - set(images)) == 1
     bad = []
-    for content in pictures.values():
+    for content in images.values():
         try:
             decode(content, resize_settings(size=16, resample="nearest"))
         except ImageError as error:
@@ -124,20 +124,20 @@ def test_what_is_broken_is_less_than_stops_a_run_and_much_more_of_a_set_is_not(r
 
     def check(rows: list[Row]) -> None:
         kept = [record.dataset for record in reading.records]
-        check_refused(make_account("download", len(kept) + len(rows), kept, rows), limits, Path("q.parquet"), "the sample")
+        check_refused(tally("download", len(kept) + len(rows), kept, rows), limits, Path("q.parquet"), "the sample")
 
     check(reading.rows)
     with pytest.raises(InputError, match="of 'Phantom Brain MRI' 200 of"):
         check([*reading.rows, *(reading.rows[0]._replace(dataset="Phantom Brain MRI") for _ in range(200))])
 
 
-def test_at_least_half_of_the_questions_need_the_picture(reading: Reading) -> None:
+def test_at_least_half_of_the_questions_need_the_image(reading: Reading) -> None:
     visual = [record for record in reading.records if ASKED[record.question] in VISUAL]
     assert len(visual) >= len(reading.records) / 2
 
 
 @pytest.mark.parametrize("asked", sorted(VISUAL))
-def test_counting_option_texts_stays_at_chance_where_the_picture_is_needed(reading: Reading, asked: str) -> None:
+def test_counting_option_texts_stays_at_chance_where_the_image_is_needed(reading: Reading, asked: str) -> None:
     learnt, tested = halves(reading.records)
     questions = [record for record in tested if ASKED[record.question] == asked]
     chance = np.mean([1 / len(record.options) for record in questions])

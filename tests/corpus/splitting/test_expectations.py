@@ -28,7 +28,7 @@ from stages.corpus.splitting.data_tests import (
     write_results,
 )
 from stages.corpus.splitting.expectations import Draw, contradictions, letter_bias, statistics
-from stages.corpus.splitting.expectations import pictures_of as pictures
+from stages.corpus.splitting.expectations import images_of as images
 from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, Raw
 
@@ -43,7 +43,7 @@ Plant = Callable[[list[Raw]], object]
 
 
 def good() -> list[Raw]:
-    """Of each modality 25 pictures, a question of each type about each, answers and letters in turn."""
+    """Of each modality 25 images, a question of each type about each, answers and letters in turn."""
     records = []
     for slug, literal in MODALITIES.items():
         for number in range(25):
@@ -55,7 +55,7 @@ def good() -> list[Raw]:
                     "dataset": f"Set {slug}",
                     "question_id": f"{slug}_{number}_{at}",
                     "question_type": kind,
-                    "question": f"What is seen? ({kind})",  # questions about one picture must not answer one another
+                    "question": f"What is seen? ({kind})",  # questions about one image must not answer one another
                     "gt_answer": options[f"option_{LETTERS[turn % 4]}"],
                     "image_path": f"Images/{slug}/{number}.png",
                     **options,
@@ -180,21 +180,21 @@ def few_gradings(records: list[Raw]) -> None:
         ("repeated_questions", repeat, "again repeats ct_0_0"),
         ("contradictions", contradict, "ct_0_0: 'Cyst', ct_0_0 again: 'Nodule'"),
         ("letter_bias", lambda records: list(map(partial(option_letters, 0), records)), "A: right in 1000, by chance 250"),
-        ("commonest_letter", of_ct(option_letters), "'A' in 100 of 100"),
-        ("commonest_answer", of_ct(same_answer), "'nodule' in 100 of 100"),
+        ("majority_letter", of_ct(option_letters), "'A' in 100 of 100"),
+        ("majority_answer", of_ct(same_answer), "'nodule' in 100 of 100"),
         ("single_answer_tests", of_ct(same_answer), "modality/ct: the answer is always 'nodule'"),
         ("single_answer_tests", of_ct(option_letters), "modality/ct: the letter is always 'A'"),
         ("questions_of_modality", few_of_ct, "ct: 90"),
         ("questions_of_type", few_gradings, "lesion-grading: 80"),
-        ("blank_pictures", of_ct(lambda at, record: record.update(brightness=[20.0, 0.0])), "data/images/ct/0.png: all about 20"),
-        ("dark_or_bright_pictures", of_ct(lambda at, record: record.update(brightness=[2.0, 1.5])), "data/images/ct/0.png: 2.0 of 255"),
+        ("blank_images", of_ct(lambda at, record: record.update(brightness=[20.0, 0.0])), "data/images/ct/0.png: all about 20"),
+        ("dark_or_bright_images", of_ct(lambda at, record: record.update(brightness=[2.0, 1.5])), "data/images/ct/0.png: 2.0 of 255"),
         (
-            "enlarged_pictures",
+            "upscaled_images",
             lambda records: [record.update(source_size=[384, 383]) for record in records],
             "data/images/ct/0.png: 384 x 383",
         ),
-        ("squeezed_pictures", of_ct(lambda at, record: record.update(source_size=[1601, 400])), "data/images/ct/0.png: 1601 x 400"),
-        ("copied_pictures", of_ct(lambda at, record: record.update(pixel_hash="ab" * 32)), "data/images/ct/1.png is data/images/ct/0.png"),
+        ("extreme_aspect_images", of_ct(lambda at, record: record.update(source_size=[1601, 400])), "data/images/ct/0.png: 1601 x 400"),
+        ("duplicate_images", of_ct(lambda at, record: record.update(pixel_hash="ab" * 32)), "data/images/ct/1.png is data/images/ct/0.png"),
     ],
 )
 def test_a_planted_defect_fails_its_test_with_an_example(test: str, plant: Plant, example: str) -> None:
@@ -211,19 +211,19 @@ def test_every_test_has_a_planted_defect() -> None:
 
 
 @pytest.mark.parametrize(("size", "passes"), [([384, 384], True), ([383, 2000], False)])
-def test_a_picture_is_enlarged_if_one_side_is_shorter(size: list[int], passes: bool) -> None:
+def test_an_image_is_upscaled_if_one_side_is_shorter(size: list[int], passes: bool) -> None:
     records = good()
     for record in records:
         record["source_size"] = size
-    assert (results(records)["enlarged_pictures"].outcome == "passed") is passes
+    assert (results(records)["upscaled_images"].outcome == "passed") is passes
 
 
 def test_other_answers_contradict_only_where_one_is_offered_and_ruled_out() -> None:
     first = good()[0] | {"gt_answer": "CT", "option_A": "CT", "option_B": "MRI", "option_C": "PET", "option_D": "OCT"}
     other_words = first | {"question_id": "b", "gt_answer": "Computed tomography", "option_A": "Computed tomography"}
-    other_picture = first | {"question_id": "c", "gt_answer": "MRI", "pixel_hash": "f" * 64}
+    other_image = first | {"question_id": "c", "gt_answer": "MRI", "pixel_hash": "f" * 64}
     other_question = first | {"question_id": "d", "gt_answer": "MRI", "question": "What else?"}
-    assert contradictions(read([first, other_words, other_picture, other_question]).records).found == 0
+    assert contradictions(read([first, other_words, other_image, other_question]).records).found == 0
     one_offers = first | {"question_id": "e", "gt_answer": "PET", "option_A": "X-ray"}
     found = contradictions(read([first, one_offers]).records)
     assert (found.value, found.found, found.checked) == (1.0, 2, 2)
@@ -248,16 +248,16 @@ def test_severity_decides_what_a_failure_does() -> None:
     reading = read(records)
 
     def judged(severity: str) -> Results:
-        rules = RULES | {"blank_pictures": SETTINGS.blank_pictures.model_copy(update={"severity": severity})}
+        rules = RULES | {"blank_images": SETTINGS.blank_images.model_copy(update={"severity": severity})}
         return judge_corpus(reading.records, draw_of(reading.records), SIZE, rules)
 
     with pytest.raises(
         InputError,
-        match=r"1 data test failed: blank_pictures 0\.125 \(limit 0\.05\), as data/images/ct/0\.png: .*: look at .* r\.json holds",
+        match=r"1 data test failed: blank_images 0\.125 \(limit 0\.05\), as data/images/ct/0\.png: .*: look at .* r\.json holds",
     ):
         stop_on_errors(judged("error"), Path("r.json"))
     stop_on_errors(judged("warning"), Path("r.json"))
-    (off,) = [each for each in judged("off").tests if each.test == "blank_pictures"]
+    (off,) = [each for each in judged("off").tests if each.test == "blank_images"]
     assert (off.outcome, off.examples) == ("not run", ())
 
 
@@ -276,9 +276,9 @@ def test_results_are_kept_with_what_to_do_and_read_back(tmp_path: Path) -> None:
         read_results(path)
 
 
-def test_statistics_tell_brightness_and_contrast_by_modality_of_pictures_not_of_questions() -> None:
+def test_statistics_tell_brightness_and_contrast_by_modality_of_images_not_of_questions() -> None:
     records = read(good()).records
-    found = statistics(records, pictures(records), SIZE)
+    found = statistics(records, images(records), SIZE)
     assert list(found) == list(MODALITIES)
     assert found["ct"] == {
         "questions": 125,
@@ -286,7 +286,7 @@ def test_statistics_tell_brightness_and_contrast_by_modality_of_pictures_not_of_
         "median_side": 400.0,
         "brightness": {"mean": 102.0, "std": 7.21},
         "contrast": {"mean": 40.0, "std": 0.0},
-        "enlarged": 0.0,
+        "upscaled": 0.0,
     }
 
 

@@ -1,4 +1,4 @@
-"""Groups hold what is linked, through however many others, in whatever order the pictures come."""
+"""Groups hold what is linked, through however many others, in whatever order the images come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from stages.core.params import load_params
 from stages.corpus.images.hashes import BITS
 from stages.corpus.splitting import groups as module
-from stages.corpus.splitting.groups import Picture, group_pictures, patient_of
+from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 
 PATTERNS = [re.compile(pattern) for pattern in load_params().splits.patient_patterns]
 
@@ -21,33 +21,33 @@ def hash_of(*bits: int) -> str:
     return f"{sum(1 << bit for bit in set(bits)):0{BITS // 4}x}"
 
 
-def picture(image: str, pixels: str = "", bits: tuple[int, ...] = (), patient: str | None = None) -> Picture:
-    return Picture(image, pixels or image, hash_of(*bits), ("Set", patient) if patient else None)
+def image(image: str, pixels: str = "", bits: tuple[int, ...] = (), patient: str | None = None) -> GroupedImage:
+    return GroupedImage(image, pixels or image, hash_of(*bits), ("Set", patient) if patient else None)
 
 
-def test_a_copy_of_a_copy_and_its_patients_other_pictures_are_one_group() -> None:
-    pictures = [
-        picture("d", bits=(101,), patient="p"),
-        picture("b", pixels="same", bits=(1, 2, 3)),
-        picture("c", bits=(1, 2, 3, 4, 5), patient="p"),
-        picture("a", pixels="same", bits=tuple(range(50, 90))),
-        picture("e", bits=tuple(range(150, 190))),
+def test_a_copy_of_a_copy_and_its_patients_other_images_are_one_group() -> None:
+    images = [
+        image("d", bits=(101,), patient="p"),
+        image("b", pixels="same", bits=(1, 2, 3)),
+        image("c", bits=(1, 2, 3, 4, 5), patient="p"),
+        image("a", pixels="same", bits=tuple(range(50, 90))),
+        image("e", bits=tuple(range(150, 190))),
     ]
-    assert group_pictures(pictures, 2) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
-    assert group_pictures(pictures, None) == {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e"}
+    assert group_images(images, 2) == {"a": "a", "b": "a", "c": "a", "d": "a", "e": "e"}
+    assert group_images(images, None) == {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e"}
 
 
 def test_a_threshold_counts_bits() -> None:
-    pictures = [picture("a"), picture("b", bits=tuple(range(10)))]
-    assert len(set(group_pictures(pictures, 9).values())) == 2
-    assert len(set(group_pictures(pictures, 10).values())) == 1
+    images = [image("a"), image("b", bits=tuple(range(10)))]
+    assert len(set(group_images(images, 9).values())) == 2
+    assert len(set(group_images(images, 10).values())) == 1
 
 
-def test_no_pictures_have_no_groups() -> None:
-    assert group_pictures([], 10) == {}
+def test_no_images_have_no_groups() -> None:
+    assert group_images([], 10) == {}
 
 
-pictures_of_few_kinds = st.lists(
+images_of_few_kinds = st.lists(
     st.builds(
         lambda pixels, bits, patient: ("", str(pixels), hash_of(*bits), ("Set", str(patient)) if patient else None),
         st.integers(0, 12),
@@ -58,38 +58,38 @@ pictures_of_few_kinds = st.lists(
 )
 
 
-def components(pictures: list[Picture], distance: int | None) -> dict[str, str]:
+def components(images: list[GroupedImage], distance: int | None) -> dict[str, str]:
     """The same by brute force."""
-    group = {each.image: each.image for each in pictures}
+    group = {each.image: each.image for each in images}
 
-    def alike(a: Picture, b: Picture) -> bool:
+    def alike(a: GroupedImage, b: GroupedImage) -> bool:
         near = distance is not None and (int(a.perceptual_hash, 16) ^ int(b.perceptual_hash, 16)).bit_count() <= distance
         return near or a.pixel_hash == b.pixel_hash or (a.patient is not None and a.patient == b.patient)
 
-    for _ in pictures:
-        for a in pictures:
-            for b in pictures:
+    for _ in images:
+        for a in images:
+            for b in images:
                 if alike(a, b):
                     group[a.image] = group[b.image] = min(group[a.image], group[b.image])
     return group
 
 
 @settings(deadline=None, max_examples=60)
-@given(pictures_of_few_kinds, st.sampled_from([None, 0, 1, 3]), st.randoms(use_true_random=False))
+@given(images_of_few_kinds, st.sampled_from([None, 0, 1, 3]), st.randoms(use_true_random=False))
 def test_groups_are_the_transitive_closure_whatever_the_order(
     rows: list[tuple[str, str, str, tuple[str, str] | None]], distance: int | None, random: object
 ) -> None:
-    pictures = [Picture(f"{index:02d}", *row[1:]) for index, row in enumerate(rows)]
-    shuffled = pictures.copy()
+    images = [GroupedImage(f"{index:02d}", *row[1:]) for index, row in enumerate(rows)]
+    shuffled = images.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert group_pictures(shuffled, distance) == components(pictures, distance)
+    assert group_images(shuffled, distance) == components(images, distance)
 
 
 def test_many_links_are_joined_a_portion_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_LINKS", 3)
     bits = np.random.default_rng(0).permutation(BITS)[:40].tolist()
-    pictures = [picture(f"{index:02d}", bits=tuple(bits[:index])) for index in range(40)]
-    assert set(group_pictures(pictures, 1).values()) == {"00"}
+    images = [image(f"{index:02d}", bits=tuple(bits[:index])) for index in range(40)]
+    assert set(group_images(images, 1).values()) == {"00"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from flows.dvc_api.graph import Stage
 from flows.dvc_api.output_sizes import out_size, read_output_sizes, tree_size
 from stages.core.errors import InputError
-from stages.core.machine import say_bytes
+from stages.core.machine import format_bytes
 
 LOCK = """schema: '2.0'
 stages:
@@ -77,4 +77,4 @@ def test_a_broken_lock_file_is_named_with_the_way_out(tmp_path: Path, text: str,
     ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (7525614, "7.2 MiB"), (2**30, "1.0 GiB"), (3 * 2**40, "3.0 TiB")]
 )
 def test_sizes_are_said_in_units_of_1024(count: int, said: str) -> None:
-    assert say_bytes(count) == said
+    assert format_bytes(count) == said

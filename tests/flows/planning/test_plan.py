@@ -14,7 +14,7 @@ from flows.dvc_api.graph import Graph, Stage
 from flows.planning.model import Plan, Step
 from flows.planning.plan import make_plan, simulate
 from flows.scheduling import durations
-from flows.scheduling.schedule import Room
+from flows.scheduling.schedule import Capacity
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.commands import med_r1
@@ -232,5 +232,5 @@ def test_the_simulated_order_keeps_slots_and_lets_the_stage_most_wait_for_go_fir
         for name, gpus in {"alone": 1, "first": 1, "second": 1, "third": 1, "cpu": 0, "both": 2}.items()
     }
     needs = {name: frozenset[str]() for name in stages} | {"second": frozenset({"first"}), "third": frozenset({"second"})}
-    starts = simulate(Graph(stages, needs), list(stages), dict.fromkeys(stages, 10.0), Room(2, os.cpu_count() or 1))
+    starts = simulate(Graph(stages, needs), list(stages), dict.fromkeys(stages, 10.0), Capacity(2, os.cpu_count() or 1))
     assert starts == {"first": 0.0, "alone": 0.0, "cpu": 0.0, "second": 10.0, "third": 20.0, "both": 30.0}

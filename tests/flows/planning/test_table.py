@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.planning.model import Plan, Step
-from flows.planning.table import WHY, print_plan, say_time, sum_up
+from flows.planning.table import WHY, format_duration, print_plan, sum_up
 
 
 def make(devices: bool, *slots: str, why: str = "grpo.beta modified") -> Plan:
@@ -37,4 +37,4 @@ def test_a_table_has_a_row_a_stage_and_ends_with_the_sum(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.0, "0 s"), (48.4, "48 s"), (720.0, "12 min"), (11100.0, "3 h 05 min")])
 def test_durations_are_said_for_people(seconds: float, said: str) -> None:
-    assert say_time(seconds) == said
+    assert format_duration(seconds) == said

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.registry.drift import ALL, Drift, Summary, compare, said_of, summarise
+from flows.registry.drift import ALL, Drift, Summary, compare, describe, summarise
 from stages.corpus.records.records import Record, read_record_files
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.conftest import Raw
@@ -18,7 +18,7 @@ WARN = 0.13
 
 
 def corpus(per_modality: int = 400, seed: int = 1, change: Callable[[Raw], object] = lambda record: None) -> list[Record]:
-    """Random questions, each about a picture of its own, of the same population for every seed; then changed."""
+    """Random questions, each about an image of its own, of the same population for every seed; then changed."""
     rng = np.random.default_rng(seed)
     records = []
     for slug, literal in MODALITIES.items():
@@ -119,7 +119,7 @@ def test_what_few_questions_show_may_be_chance_and_is_not_told() -> None:
     assert beyond(one, other) == set()
 
 
-def test_pictures_are_counted_once_however_many_questions_are_about_them() -> None:
+def test_images_are_counted_once_however_many_questions_are_about_them() -> None:
     records = corpus(10)
     doubled = summarise([*records, *records])
     assert doubled["ct"]["brightness"] == summarise(records)["ct"]["brightness"]
@@ -139,7 +139,7 @@ def test_a_distance_is_that_of_jensen_and_shannon_and_a_line_says_what_moved() -
     new: Summary = {ALL: {"modality": {"ct": 650, "mri": 350}}}
     (found,) = compare(old, new)
     assert found == Drift(ALL, "modality", 0.1291, 0.0625, 1000, 1000, "ct 50.0% to 65.0%", "mri 50.0% to 35.0%")
-    assert said_of(found) == "all: modality moved by 0.13 (more: ct 50.0% to 65.0%; less: mri 50.0% to 35.0%)"
+    assert describe(found) == "all: modality moved by 0.13 (more: ct 50.0% to 65.0%; less: mri 50.0% to 35.0%)"
     (apart,) = compare({ALL: {"modality": {"ct": 500}}}, {ALL: {"modality": {"mri": 500}}})
     assert apart.distance == 1.0
 

@@ -38,7 +38,7 @@ def corpus(per_modality: int = 10, trained: list[str] | None = None, groups: lis
 
 def test_what_is_new_gone_and_replaced_is_counted_by_modality() -> None:
     old = corpus()
-    images = {"ct/0": "ct-0", "ct/1": "another picture", "ct/new": "ct-new"}
+    images = {"ct/0": "ct-0", "ct/1": "another image", "ct/new": "ct-new"}
     new = replace(
         old, images={**old.images, "ct": images}, questions={**old.questions, "mri": {**old.questions["mri"], "mri-0": "other words"}}
     )
@@ -49,7 +49,7 @@ def test_what_is_new_gone_and_replaced_is_counted_by_modality() -> None:
     assert touched(diff(old, old)) == []
 
 
-def test_a_picture_is_known_to_one_if_only_the_one_was_trained_on_it_or_on_one_of_its_group() -> None:
+def test_an_image_is_known_to_one_if_only_the_one_was_trained_on_it_or_on_one_of_its_group() -> None:
     old = corpus(trained=["ct/0", "ct/1", "ct/2"])
     renamed = {**old.images["ct"], "ct/again": "ct-2"}  # the same pixels under another name
     new = replace(corpus(trained=["ct/0"], groups=[["ct/1", "ct/9"], ["ct/0", "ct/8"]]), images={**old.images, "ct": renamed})
@@ -90,7 +90,7 @@ def test_a_manifest_can_be_kept_and_read_again(tmp_path: Path) -> None:
     kept = replace(corpus(trained=["ct/0"], groups=[["ct/1", "ct/9"]]), summary=BRIGHT)
     write_manifest(tmp_path / "manifest.json", kept)
     assert read_manifest(tmp_path / "manifest.json") == kept
-    (tmp_path / "manifest.json").write_text('{"pictures": {}}', encoding="utf-8")
+    (tmp_path / "manifest.json").write_text('{"images": {}}', encoding="utf-8")
     with pytest.raises(InputError, match="is no manifest of a corpus"):
         read_manifest(tmp_path / "manifest.json")
 

@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 def take_new(root: Path) -> None:
     (root.parent / "corpus.zip").write_text("two")
-    trial.begin(root)
+    trial.save(root)
     update(root)
     run("dvc", "repro", cwd=root)
 
@@ -43,7 +43,7 @@ def test_all_is_as_it_was_after_going_back(root: Path) -> None:
     take_new(root)
     assert trial.on_trial(root)
     assert (root / "data/corpus").read_text() == "two"
-    assert trial.go_back(root) is None
+    assert trial.rollback(root) is None
     assert not trial.on_trial(root)
     assert {path: path.read_bytes() for path in before} == before
     assert read_status(root) == {}
@@ -51,7 +51,7 @@ def test_all_is_as_it_was_after_going_back(root: Path) -> None:
 
 def test_what_was_never_run_is_never_run_again(root: Path) -> None:
     take_new(root)
-    assert trial.go_back(root) is None
+    assert trial.rollback(root) is None
     assert (root / "data/raw/corpus.zip").read_text() == "one"
     assert not (root / "dvc.lock").exists()
 
@@ -60,7 +60,7 @@ def test_what_the_cache_lost_is_told(root: Path) -> None:
     run("dvc", "repro", cwd=root)
     take_new(root)
     run("dvc", "gc", "--workspace", "--force", cwd=root)
-    word = trial.go_back(root)
+    word = trial.rollback(root)
     assert word is not None
     assert "not all files of the corpus before could be brought back from DVC's cache" in word
     assert not trial.on_trial(root)
@@ -68,7 +68,7 @@ def test_what_the_cache_lost_is_told(root: Path) -> None:
 
 def test_good_data_stays(root: Path) -> None:
     take_new(root)
-    trial.accept(root)
+    trial.commit(root)
     assert not trial.on_trial(root)
     assert (root / "data/corpus").read_text() == "two"
 

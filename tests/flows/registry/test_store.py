@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.registry.store import Kept, fetch, keep, missing, outputs, push
+from flows.registry.store import CachedObject, fetch, keep, missing, outputs, push
 from stages.core.errors import InputError
 from stages.core.yaml_files import dump_yaml
 from tests.flows.tiny import run
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def replaced(root: Path) -> Kept:
+def replaced(root: Path) -> CachedObject:
     """What the model was, now that it is another."""
     model = outputs(root)["model"]
     (root / "word.txt").write_text("second", encoding="utf-8")

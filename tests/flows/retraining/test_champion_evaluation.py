@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.dvc_api.client import StageError, StoppedError
-from flows.retraining.champion_evaluation import Duel
+from flows.retraining.champion_evaluation import ChampionEvaluation
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.yaml_files import dump_yaml
@@ -33,7 +33,7 @@ def test_the_champion_answers_as_the_stage_would_and_the_workspace_stays(root: P
     run("python", "-m", "stages.evaluate", "ct", cwd=root)
     own = pq.read_table(root / layout.predictions("ct")).to_pandas()
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    duel = Duel(root)
+    duel = ChampionEvaluation(root)
     shutil.copytree(root / layout.BASE_MODEL, duel.weights("ct"))
     said: list[str] = []
     answers = pq.read_table(duel.answer("ct", said.append)).to_pandas()
@@ -44,7 +44,7 @@ def test_the_champion_answers_as_the_stage_would_and_the_workspace_stays(root: P
 
 
 def test_what_goes_wrong_is_named(root: Path) -> None:
-    duel = Duel(root)
+    duel = ChampionEvaluation(root)
     with pytest.raises(InputError, match=r"models/mri is missing: fetch the champion's weights first"):
         duel.answer("mri", print)
     duel.weights("mri").mkdir(parents=True)

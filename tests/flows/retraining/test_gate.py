@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.retraining.gate import Contest, judge
+from flows.retraining.gate import PairedPredictions, judge
 from stages.core.errors import InputError
 from stages.core.params import Retrain
 from stages.core.yaml_files import read_yaml
@@ -31,11 +31,11 @@ def answers(name: str, share: float, seed: int = 0, only: str | None = None) -> 
     return rows
 
 
-def contest(name: str, before: float, after: float, axis: str = "modality", **more: Any) -> Contest:
-    return Contest(axis, name, answers(name, before, 1), answers(name, after, 2), **more)
+def contest(name: str, before: float, after: float, axis: str = "modality", **more: Any) -> PairedPredictions:
+    return PairedPredictions(axis, name, answers(name, before, 1), answers(name, after, 2), **more)
 
 
-def verdict(contests: dict[str, Contest], used: Retrain = RULE, **more: Any) -> Any:
+def verdict(contests: dict[str, PairedPredictions], used: Retrain = RULE, **more: Any) -> Any:
     return judge(contests, used, 1000, 42, **more)
 
 
@@ -60,7 +60,7 @@ def test_one_that_is_clearly_worse_holds_up_all() -> None:
 
 def test_no_difference_is_not_better() -> None:
     same = answers("ct", 0.5)
-    contests = {"ct": Contest("modality", "ct", same, same)}
+    contests = {"ct": PairedPredictions("modality", "ct", same, same)}
     found = verdict(contests)
     assert not found.promote
     assert found.reasons == ("0 of 1 checkpoints are better for certain on their own test; retrain.min_better asks for 1",)
@@ -68,7 +68,7 @@ def test_no_difference_is_not_better() -> None:
 
 
 def test_a_loss_elsewhere_than_on_its_own_test_counts_by_the_mean_over_the_axis() -> None:
-    worse_elsewhere = Contest("modality", "ct", answers("ct", 0.5, 1), answers("ct", 0.95, 2, only="ct"))
+    worse_elsewhere = PairedPredictions("modality", "ct", answers("ct", 0.5, 1), answers("ct", 0.95, 2, only="ct"))
     worse_elsewhere.challenger.loc[worse_elsewhere.challenger["modality"] != "ct", "correct"] = False
     found = verdict({"ct": worse_elsewhere})
     assert not found.promote
@@ -77,7 +77,7 @@ def test_a_loss_elsewhere_than_on_its_own_test_counts_by_the_mean_over_the_axis(
 
 
 def test_a_named_cell_may_not_lose_a_question_on_balance() -> None:
-    pair = Contest("modality", "ct", answers("ct", 0.5, 1), answers("ct", 0.95, 2))
+    pair = PairedPredictions("modality", "ct", answers("ct", 0.5, 1), answers("ct", 0.95, 2))
     cell = pair.champion["modality"] == "mri"
     pair.challenger.loc[cell, "correct"] = pair.champion.loc[cell, "correct"]
     right = pair.champion.index[cell & pair.champion["correct"]]
@@ -93,13 +93,13 @@ def test_too_few_questions_are_no_ground_to_promote() -> None:
     assert "test questions of its own can be asked of both; retrain.min_test_questions asks for 1000" in found.reasons[0]
 
 
-def test_pictures_that_one_side_was_trained_on_are_left_out() -> None:
+def test_images_that_one_side_was_trained_on_are_left_out() -> None:
     pair = contest("ct", 0.5, 0.5)
     images = frozenset(pair.champion.loc[pair.champion["modality"] == "ct", "image"].unique()[:20])
     unfair = pair.champion["image"].isin(images)
     pair.champion.loc[unfair, "correct"] = True
     pair.challenger.loc[unfair, "correct"] = False
-    found = judge({"ct": Contest("modality", "ct", pair.champion, pair.challenger, images)}, RULE, 1000, 42).judgements["ct"]
+    found = judge({"ct": PairedPredictions("modality", "ct", pair.champion, pair.challenger, images)}, RULE, 1000, 42).judgements["ct"]
     assert found.left_out == int(unfair.sum())
     assert found.own is not None
     assert found.own.n == int((~unfair & (pair.champion["modality"] == "ct")).sum())
@@ -107,7 +107,7 @@ def test_pictures_that_one_side_was_trained_on_are_left_out() -> None:
 
 
 def test_without_a_question_to_ask_of_both_nothing_is_judged() -> None:
-    pair = contest("ct", 0.1, 0.9, unequal=frozenset(QUESTIONS["image"]))
+    pair = contest("ct", 0.1, 0.9, excluded_images=frozenset(QUESTIONS["image"]))
     found = verdict({"ct": pair})
     assert found.judgements["ct"].own is None
     assert found.reasons[0].startswith("ct: 0 test questions of its own can be asked of both")
@@ -141,7 +141,7 @@ def test_sides_that_answered_other_questions_are_refused() -> None:
     with pytest.raises(
         InputError, match=r"the champion's answers/ct.parquet: question '.*' is one of 1 that only the challenger's answers"
     ):
-        verdict({"ct": Contest("modality", "ct", pair.champion.iloc[1:], pair.challenger)})
+        verdict({"ct": PairedPredictions("modality", "ct", pair.champion.iloc[1:], pair.challenger)})
 
 
 def test_an_sft_checkpoint_is_judged_on_the_test_of_its_split() -> None:

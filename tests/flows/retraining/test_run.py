@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from flows.dvc_api.client import StageError, read_status
-from flows.registry import champion
-from flows.registry import snapshot as trial
+from flows.registry import champion, snapshot
 from flows.retraining.decision import markdown, read_decisions
-from flows.retraining.run import Ended, Retraining, Wishes
+from flows.retraining.run import Retraining, RetrainOptions, RetrainOutcome
 from flows.retraining.validate import RefusedDropError
 from flows.scheduling.slots import find_slots
 from stages.core.errors import InputError
@@ -40,10 +39,10 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def retrain(root: Path, said: list[str] | None = None, **wishes: Any) -> Ended:
-    tell = (lambda line: None) if said is None else said.append
-    with trial.only_retraining(root):
-        return Retraining(root, Wishes(**wishes), by_dvc(root), find_slots(root, gpus=[]), tell).run()
+def retrain(root: Path, said: list[str] | None = None, **wishes: Any) -> RetrainOutcome:
+    report = (lambda line: None) if said is None else said.append
+    with snapshot.only_retraining(root):
+        return Retraining(root, RetrainOptions(**wishes), by_dvc(root), find_slots(root, gpus=[]), report).run()
 
 
 def drop(root: Path, *more: list[dict[str, Any]]) -> None:
@@ -75,12 +74,12 @@ def test_nothing_new_runs_nothing(root: Path) -> None:
 def test_new_data_of_one_modality_remakes_exactly_what_it_touches_and_a_better_challenger_takes_over(root: Path) -> None:
     drop(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
     look = retrain(root, dry_run=True)
-    assert (look.name, champion.require(root).version, trial.on_trial(root)) == ("DryRun", 1, False)
+    assert (look.name, champion.require(root).version, snapshot.on_trial(root)) == ("DryRun", 1, False)
     ended = retrain(root)
     assert ended.name == "Promoted", ended.message
     decision = ended.decision
     assert decision is not None
-    # checkpoints by question type depend on the pictures of all modalities
+    # checkpoints by question type depend on the images of all modalities
     trained = [f"train@{name}" for name in ("ct", "disease-diagnosis", "lesion-grading")]
     evaluated = [f"evaluate@{name}" for name in ("base", "ct", "x-ray", "disease-diagnosis", "lesion-grading")]
     assert sorted(decision["stages"]["ran"]) == sorted(["download", "resize@ct", "splits", "prior", *trained, *evaluated, "report"])
@@ -147,7 +146,7 @@ def some_other_modalities(root: Path) -> None:
     other_modalities(root, 15)
 
 
-def blank_pictures(root: Path) -> None:
+def blank_images(root: Path) -> None:
     drop(root, make_records(8, ["ct"], "blank"))
 
 
@@ -175,7 +174,7 @@ def few_questions(root: Path) -> None:
             some_other_modalities,
             "unknown modality 'PET' in 15 records.*15 of 640 .* refused by download and resize.*ct: 65 questions, 19% fewer",
         ),
-        (blank_pictures, r"1 data test failed: blank_pictures 0\.0588 \(limit 0\.05\), as data/images/ct/ct/blank"),
+        (blank_images, r"1 data test failed: blank_images 0\.0588 \(limit 0\.05\), as data/images/ct/ct/blank"),
         (other_letters, "right letter moved by 1.00 .*further from the champion's corpus than retrain.max_drift"),
         (few_questions, "all modalities: 80 questions, 88% fewer than the 640 of the champion's corpus"),
     ],
@@ -217,7 +216,7 @@ def test_a_training_that_fails_keeps_the_good_data_and_the_next_run_goes_on(root
 def test_what_a_killed_run_left_on_trial_is_taken_back_first(root: Path) -> None:
     before = files(root)
     drop(root, make_records(2, ["ct"], "new"))
-    trial.begin(root)
+    snapshot.save(root)
     list(by_dvc(root)(["data.dvc"]))
     (root / "data.dvc").write_text((root / "data.dvc").read_text().replace("md5:", "md5x:"))
     with zipfile.ZipFile(root.parent / "source" / "corpus.zip") as archive:
@@ -253,5 +252,5 @@ def test_a_source_that_is_gone_is_named_and_nothing_changes(root: Path) -> None:
 
 
 def test_a_second_retraining_does_not_begin(root: Path) -> None:
-    with trial.only_retraining(root), pytest.raises(trial.AlreadyRunningError, match="runs in .* already"):
+    with snapshot.only_retraining(root), pytest.raises(snapshot.AlreadyRunningError, match="runs in .* already"):
         retrain(root)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.dvc_api.graph import Graph, Stage
-from flows.scheduling.schedule import Room, StageResult, run_ready
+from flows.scheduling.schedule import Capacity, StageResult, run_ready
 
 
 def graph(needs: dict[str, set[str]], gpus: dict[str, int] | None = None) -> Graph:
@@ -18,7 +18,7 @@ def graph(needs: dict[str, set[str]], gpus: dict[str, int] | None = None) -> Gra
 
 
 def play(
-    found: Graph, names: set[str], room: Room, failing: frozenset[str] = frozenset()
+    found: Graph, names: set[str], capacity: Capacity, failing: frozenset[str] = frozenset()
 ) -> tuple[dict[str, StageResult], list[str], list[set[str]]]:
     """Results, the order of beginnings, and what ran at each beginning; stages end one at a time, the first begun first."""
     running: list[str] = []
@@ -35,7 +35,7 @@ def play(
         order.append(name)
         together.append(set(running))
 
-    return run_ready(found, names, room, begin, OneByOne()), order, together
+    return run_ready(found, names, capacity, begin, OneByOne()), order, together
 
 
 PIPELINE: dict[str, set[str]] = {
@@ -52,7 +52,7 @@ GPUS = {"train@a": 1, "train@b": 1, "evaluate@a": 1, "evaluate@b": 1}
 
 def test_a_failure_holds_up_those_that_need_it_and_no_other() -> None:
     found = graph(PIPELINE, GPUS)
-    results, order, _ = play(found, set(PIPELINE), Room(2, 2), failing=frozenset({"train@a"}))
+    results, order, _ = play(found, set(PIPELINE), Capacity(2, 2), failing=frozenset({"train@a"}))
     assert {name: result.state for name, result in results.items()} == {
         **dict.fromkeys(("split", "base", "train@b", "evaluate@b"), "ran"),
         "train@a": "failed",
@@ -63,13 +63,13 @@ def test_a_failure_holds_up_those_that_need_it_and_no_other() -> None:
 
 
 def test_what_was_not_asked_for_counts_as_done() -> None:
-    results, order, _ = play(graph(PIPELINE, GPUS), {"evaluate@a", "report"}, Room(1, 1))
+    results, order, _ = play(graph(PIPELINE, GPUS), {"evaluate@a", "report"}, Capacity(1, 1))
     assert order == ["evaluate@a", "report"]
     assert set(results) == {"evaluate@a", "report"}
 
 
 def test_a_stage_that_needs_more_gpus_than_there_are_begins_alone_to_be_refused_by_name() -> None:
-    results, _, together = play(graph({"a": set(), "big": set()}, {"a": 1, "big": 4}), {"a", "big"}, Room(2, 1))
+    results, _, together = play(graph({"a": set(), "big": set()}, {"a": 1, "big": 4}), {"a", "big"}, Capacity(2, 1))
     assert set(results) == {"a", "big"}
     assert {"a", "big"} not in together
 
@@ -82,10 +82,10 @@ def test_every_stage_begins_once_after_what_it_needs_and_within_the_room(data: s
         name: set(data.draw(st.lists(st.sampled_from(names[:number]), unique=True)) if number else []) for number, name in enumerate(names)
     }
     gpus = {name: data.draw(st.integers(0, 2)) for name in names}
-    room = Room(2, data.draw(st.integers(1, 3)))
+    capacity = Capacity(2, data.draw(st.integers(1, 3)))
     failing = frozenset(data.draw(st.lists(st.sampled_from(names), unique=True)))
     found = graph(needs, gpus)
-    results, order, together = play(found, set(names), room, failing)
+    results, order, together = play(found, set(names), capacity, failing)
     assert sorted(results) == sorted(names)
     assert sorted(order) == sorted(name for name in names if results[name].state != "skipped")
     for name in order:
@@ -94,4 +94,4 @@ def test_every_stage_begins_once_after_what_it_needs_and_within_the_room(data: s
         assert (results[name].state == "skipped") == bool((found.upstream([name]) - {name}) & failing & set(order))
     for running in together:
         assert sum(gpus[name] for name in running) <= 2
-        assert sum(not gpus[name] for name in running) <= room.jobs
+        assert sum(not gpus[name] for name in running) <= capacity.cpu_jobs

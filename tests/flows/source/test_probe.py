@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flows.dvc_api.client import read_status
-from flows.source.probe import Probe, pinned, probe, settle, update
+from flows.source.probe import Probe, debounce, pinned, probe, update
 from stages.core.errors import InputError
 from tests.flows.tiny import run
 
@@ -117,7 +117,7 @@ def test_a_file_that_imports_nothing_is_named(tmp_path: Path) -> None:
 def test_a_source_that_goes_on_changing_is_waited_for() -> None:
     looks = iter([Probe("x", True, "2"), Probe("x", True, "3"), Probe("x", True, "3")])
     said: list[str] = []
-    assert settle(lambda: next(looks), Probe("x", True, "1"), 0.001, said.append) == Probe("x", True, "3")
+    assert debounce(lambda: next(looks), Probe("x", True, "1"), 0.001, said.append) == Probe("x", True, "3")
     assert len(said) == 3
     first = Probe("x", True, "1")
-    assert settle(lambda: next(looks), first, 0, said.append) is first
+    assert debounce(lambda: next(looks), first, 0, said.append) is first

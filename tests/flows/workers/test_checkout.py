@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.dvc_api.graph import read_graph
-from flows.workers.checkout import WORK, bring_inputs, check_out, claim, forget_runs, push_result
-from flows.workers.remote_inputs import Inventory, read_entries
+from flows.workers.checkout import WORK, check_out, claim, clear_run_cache, pull_inputs, push_result
+from flows.workers.remote_inputs import RemoteInputs, read_entries
 from stages.core.errors import InputError
 from tests.flows.tiny import locked, make_workspace, run
 
@@ -82,23 +82,23 @@ def test_a_clone_follows_the_commit_and_keeps_what_git_ignores(root: Path) -> No
 def test_a_stage_gets_the_inputs_that_were_sent_and_no_leftovers_beside_them(root: Path, tmp_path: Path) -> None:
     run("dvc", "repro", cwd=root)
     graph = read_graph(root)
-    stage, inventory = graph.stages["report"], Inventory(root, graph)  # reads a folder that several stages write into
+    stage, inventory = graph.stages["report"], RemoteInputs(root, graph)  # reads a folder that several stages write into
     with claim(str(root), "report") as clone:
         check_out(clone, str(root), head(root))
-        inputs = inventory.offer(stage)
+        inputs = inventory.push(stage)
         assert sorted(inputs) == ["evaluate@a", "evaluate@b"]
-        bring_inputs(clone, graph, stage, inputs)
+        pull_inputs(clone, graph, stage, inputs)
         (clone.root / "predictions" / "old.txt").write_text("of an earlier commit\n", encoding="utf-8")
         (clone.root / "predictions" / "a.txt").unlink()
-        bring_inputs(clone, graph, stage, inputs)
+        pull_inputs(clone, graph, stage, inputs)
         assert sorted(path.name for path in (clone.root / "predictions").iterdir() if path.suffix) == ["a.txt", "b.txt"]
-        forget_runs(clone)
+        clear_run_cache(clone)
         run("dvc", "repro", "-s", "report", cwd=clone.root)
         assert locked(clone.root)["report"] == locked(root)["report"]
         push_result(clone, "report")
         assert len([path for path in (tmp_path / "remote").glob("**/runs/*/*/*") if path.is_file()]) == 1
         with pytest.raises(InputError, match="report needs evaluate@b, of which nothing was sent"):
-            bring_inputs(clone, graph, stage, {"evaluate@a": inputs["evaluate@a"]})
+            pull_inputs(clone, graph, stage, {"evaluate@a": inputs["evaluate@a"]})
 
 
 def test_an_input_that_never_ran_is_named(root: Path) -> None:

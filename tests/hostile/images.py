@@ -1,4 +1,4 @@
-"""Pictures that are broken, lie about themselves or are something else besides."""
+"""Images that are broken, lie about themselves or are something else besides."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _sizes() -> dict[str, Case]:
         "a png of 3.6 gigapixels": Case(png(60_000, 60_000), "quarantined", Reason.IMAGE_TOO_LARGE),
         "a png of 16 million gigapixels": Case(png(2**31 - 1, 2**31 - 1), "quarantined", Reason.IMAGE_DAMAGED),
         "a png without width": Case(png(0, 10), "quarantined", Reason.IMAGE_DAMAGED),
-        "a gif whose screen has no height, but its picture has": Case(gif[:8] + b"\0\0" + gif[10:], "kept"),
+        "a gif whose screen has no height, but its image has": Case(gif[:8] + b"\0\0" + gif[10:], "kept"),
         "a bmp that claims 4 gigapixels": Case(
             saved(scene(), "BMP")[:18] + struct.pack("<ii", 65_000, 65_000) + saved(scene(), "BMP")[26:],
             "quarantined",
@@ -112,7 +112,7 @@ def _jpeg_of(width: int, height: int) -> bytes:
 
 
 def _other_things() -> dict[str, Case]:
-    picture = saved(scene(), "PNG")
+    image = saved(scene(), "PNG")
     return {
         "a text": Case(b"This is a text." * 100, "quarantined", Reason.IMAGE_FORMAT),
         "a page": Case(b"<!doctype html><script>alert(1)</script>", "quarantined", Reason.IMAGE_FORMAT),
@@ -129,7 +129,7 @@ def _other_things() -> dict[str, Case]:
         "a pickle": Case(
             b"\x80\x04\x95\x1f\0\0\0\0\0\0\0\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.", "quarantined", Reason.IMAGE_FORMAT
         ),
-        "png with a zip behind it": Case(picture + zip_of("evil.py"), "kept"),
+        "png with a zip behind it": Case(image + zip_of("evil.py"), "kept"),
         "jpeg with a page behind it": Case(saved(scene(), "JPEG") + b"<script>alert(1)</script>", "kept"),
         "gif that is a script": Case(saved(scene(), "GIF") + b"/*\n*/=1;alert(1)", "kept"),
         "a jpeg called png": Case(saved(scene(), "JPEG"), "kept"),
@@ -137,11 +137,11 @@ def _other_things() -> dict[str, Case]:
 
 
 def _insides() -> dict[str, Case]:
-    picture, jpeg = saved(scene(), "PNG"), saved(scene(), "JPEG", quality=90)
-    header = picture[:33]
-    broken = bytearray(picture)
+    image, jpeg = saved(scene(), "PNG"), saved(scene(), "JPEG", quality=90)
+    header = image[:33]
+    broken = bytearray(image)
     broken[29] ^= 0xFF
-    pixels = bytearray(picture)
+    pixels = bytearray(image)
     pixels[len(pixels) // 2] ^= 0xFF
     nan = np.full(SIZE[::-1], 1.0, np.float32)
     nan[3, 4] = np.nan
@@ -159,7 +159,7 @@ def _insides() -> dict[str, Case]:
             png(8, 8, data=rows(8, 8), before=chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9))), "kept"
         ),
         "png with pixels that never end": Case(png(8, 8, data=bytes(100_000_000)), "kept"),
-        "png with a broken colour profile": Case(header + chunk(b"iCCP", b"x\0\0garbage") + picture[33:], "kept"),
+        "png with a broken colour profile": Case(header + chunk(b"iCCP", b"x\0\0garbage") + image[33:], "kept"),
         "jpeg with a broken colour profile": Case(saved(scene(), "JPEG", icc_profile=b"garbage" * 50), "kept"),
         "jpeg with broken exif": Case(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 22) + b"Exif\0\0garbagegarbage" + jpeg[2:], "kept"),
         "jpeg turned in a way there is not": Case(saved(scene(), "JPEG", exif=exif), "kept"),
@@ -195,4 +195,4 @@ def _insides() -> dict[str, Case]:
     }
 
 
-PICTURES: dict[str, Case] = {**_cut(), **_sizes(), **_other_things(), **_insides()}
+IMAGES: dict[str, Case] = {**_cut(), **_sizes(), **_other_things(), **_insides()}

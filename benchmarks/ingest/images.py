@@ -1,4 +1,4 @@
-"""Pictures made for measurements: smooth structures with a little noise, as scans have, so that codecs do a scan's work."""
+"""Images made for measurements: smooth structures with a little noise, as scans have, so that codecs do a scan's work."""
 
 from __future__ import annotations
 

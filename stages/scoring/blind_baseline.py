@@ -1,7 +1,7 @@
-"""The blind floor of one split as a file: all that later numbers are held against, so that they need no split.
+"""The blind baseline of one split as a file: all that later numbers are held against, so that they need no split.
 
 Two ways to count texts: `as_written` is what a model reads, and gives away more where gold and distractors are spelt
-differently; `normalised` is what is left when spelling does not count. The floor beside an accuracy is the first. Both also pooled
+differently; `normalised` is what is left when spelling does not count. The blind baseline beside an accuracy is the first. Both also pooled
 over all train splits of the axis, for a model that was trained on more than one.
 """
 
@@ -20,7 +20,7 @@ from stages.scoring.prior import Prior, blind_credits, blind_score
 from stages.scoring.questions import Question
 
 RULES: Final = ("as_written", "normalised")
-"""How texts are counted, the floor that is shown first."""
+"""How texts are counted, the blind baseline that is shown first."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Floor:
+class BlindBaseline:
     """What needs no model on the test of one split: chance, the letter most often gold in train, the prior both ways."""
 
     axis: str
@@ -53,7 +53,7 @@ class Floor:
     rules: dict[str, Rule]
 
 
-def find_floor(
+def find_blind_baseline(
     axis: str,
     split: str,
     kind: str,
@@ -61,8 +61,8 @@ def find_floor(
     test: Sequence[Question],
     own: Mapping[str, Prior],
     pooled: Mapping[str, Prior],
-) -> Floor:
-    """The floor of one split; `own` and `pooled` hold a prior for each of `RULES`, fitted on its train and on all of the axis."""
+) -> BlindBaseline:
+    """The blind baseline of one split; `own` and `pooled` hold a prior for each of `RULES`, fitted on its train and on all of the axis."""
     simple = baselines(train, test)
     rules = {}
     for name in RULES:
@@ -76,25 +76,25 @@ def find_floor(
             credit=blind_credits(own[name], test),
         )
     majority = simple.majority.score.accuracy or 0.0
-    return Floor(axis, split, kind, len(train), len(test), float(simple.chance), simple.majority.letter, majority, rules)
+    return BlindBaseline(axis, split, kind, len(train), len(test), float(simple.chance), simple.majority.letter, majority, rules)
 
 
-def as_json(floor: Floor) -> dict[str, Any]:
-    """The floor as it is written down."""
-    return asdict(floor)
+def as_json(blind_baseline: BlindBaseline) -> dict[str, Any]:
+    """The blind baseline as it is written down."""
+    return asdict(blind_baseline)
 
 
-def read_floor(path: Path) -> Floor:
-    """The floor in one file of stage prior. InputError if it is missing, or not such a file."""
+def read_blind_baseline(path: Path) -> BlindBaseline:
+    """The blind baseline in one file of stage prior. InputError if it is missing, or not such a file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rules = {name: Rule(**found["rules"][name] | {"balanced": tuple(found["rules"][name]["balanced"])}) for name in RULES}
-        fields = {name: found[name] for name in Floor.__dataclass_fields__ if name != "rules"}
-        floor = Floor(**fields, rules=rules)
-        if any(len(rule.credit) != floor.n or not set(rule.balanced) <= rule.credit.keys() for rule in rules.values()):
-            raise ValueError(f"its credits are not those of {floor.n} questions")
+        fields = {name: found[name] for name in BlindBaseline.__dataclass_fields__ if name != "rules"}
+        blind_baseline = BlindBaseline(**fields, rules=rules)
+        if any(len(rule.credit) != blind_baseline.n or not set(rule.balanced) <= rule.credit.keys() for rule in rules.values()):
+            raise ValueError(f"its credits are not those of {blind_baseline.n} questions")
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro prior`") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} holds no blind floor ({error!r}): delete it and run `dvc repro --force prior`") from error
-    return floor
+        raise InputError(f"{path} holds no blind baseline ({error!r}): delete it and run `dvc repro --force prior`") from error
+    return blind_baseline

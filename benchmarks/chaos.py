@@ -1,12 +1,14 @@
-"""Kills what runs the pipeline at random moments, runs it again, and compares: is the end as if nothing had happened?
+"""Kills what runs the pipeline at random moments, runs it again, and compares: is the end as if
+nothing had happened?
 
     python -m benchmarks.chaos [--rounds N] [--seed N] [--json FILE]
 
-A Prefect server, a worker and a small workspace of real DVC. Each round changes the corpus, so that every stage is stale, has the
-worker run the reproduce flow in two slots, and after a random time kills one of: worker, server, the flow's process, a guard,
-DVC, a stage. What was killed of server and worker is started again, and `med-r1 reproduce` is run until it says that
-all is done. Then dvc.lock has to hold the hashes of plain `dvc repro` on the same corpus, no process of a stage may be
-left, and every slot has to be free.
+A Prefect server, a worker and a small workspace of real DVC. Each round changes the corpus, so that
+every stage is stale, has the worker run the reproduce flow in two slots, and after a random time
+kills one of: worker, server, the flow's process, a guard, DVC, a stage. What was killed of server
+and worker is started again, and `med-r1 reproduce` is run until it says that all is done. Then
+dvc.lock has to hold the hashes of plain `dvc repro` on the same corpus, no process of a stage may
+be left, and every slot has to be free.
 """
 
 from __future__ import annotations
@@ -44,41 +46,67 @@ ATTEMPTS = 30
 
 
 def main() -> None:
-    """Kill, run again, compare; print what happened, write the JSON. Exit code 1 if a round did not end well."""
+    """Kill, run again, compare; print what happened, write the JSON. Exit code 1 if a round did not
+    end well.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write what was seen to this file")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this, server and worker end with it
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # whoever ends this, server and worker end with it
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     services = Services(folder)
     rng = random.Random(given.seed)  # noqa: S311  (moments, no secrets)
     seen = []
     try:
         services.start()
-        root, plain = (make_workspace(folder / name, ["a", "b", "c"]) for name in ("workspace", "plain"))
+        root, plain = (
+            make_workspace(folder / name, ["a", "b", "c"]) for name in ("workspace", "plain")
+        )
         for workspace in (root, plain):
             script = workspace / "work.sh"
-            script.write_text(script.read_text(encoding="utf-8").replace("mkdir -p", "sleep 1.5\nmkdir -p"), encoding="utf-8")
+            script.write_text(
+                script.read_text(encoding="utf-8").replace("mkdir -p", "sleep 1.5\nmkdir -p"),
+                encoding="utf-8",
+            )
         for number in range(given.rounds):
-            seen.append(play(number, root, plain, services, VICTIMS[number % len(VICTIMS)], rng.uniform(1.0, LONGEST)))
+            seen.append(
+                play(
+                    number,
+                    root,
+                    plain,
+                    services,
+                    VICTIMS[number % len(VICTIMS)],
+                    rng.uniform(1.0, LONGEST),
+                )
+            )
             Console().print(seen[-1])
     finally:
         services.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    good = sum(each["same"] and each["recorded"] and not each["processes_left"] and not each["slots_held"] for each in seen)
+    good = sum(
+        each["same"] and each["recorded"] and not each["processes_left"] and not each["slots_held"]
+        for each in seen
+    )
     Console().print(
-        f"{good} of {len(seen)} rounds ended as if nothing had happened; {sum(each['killed'] is not None for each in seen)} kills hit"
+        f"{good} of {len(seen)} rounds ended as if nothing had happened;"
+        f" {sum(each['killed'] is not None for each in seen)} kills hit"
     )
     if given.json:
         write_json(given.json, {"good": good, "rounds": seen, "provenance": collect_provenance({})})
     sys.exit(good != len(seen))
 
 
-def play(number: int, root: Path, plain: Path, services: Services, victim: str, moment: float) -> dict[str, Any]:
+def play(
+    number: int, root: Path, plain: Path, services: Services, victim: str, moment: float
+) -> dict[str, Any]:
     """One round: what was killed when, how many runs it took, and whether the end is right."""
     for workspace in (root, plain):
         (workspace / "corpus.txt").write_text(f"round {number}\n", encoding="utf-8")
@@ -101,7 +129,11 @@ def again(root: Path, services: Services) -> int:
     """Run the flow until it is done; how often that took. While another still runs, wait for it."""
     for attempt in range(1, ATTEMPTS + 1):
         done = subprocess.run(
-            [sys.executable, "-m", "flows", "reproduce", "--slots", "2"], cwd=root, env=services.environment, capture_output=True, text=True
+            [sys.executable, "-m", "flows", "reproduce", "--slots", "2"],
+            cwd=root,
+            env=services.environment,
+            capture_output=True,
+            text=True,
         )
         if done.returncode == 0:
             return attempt
@@ -112,13 +144,17 @@ def again(root: Path, services: Services) -> int:
 
 
 class Services:
-    """A Prefect server and workers on loopback for one deployment, called POOL as its pool is, and flow runs on it.
+    """A Prefect server and workers on loopback for one deployment, called POOL as its pool is, and
+    flow runs on it.
 
     `workers`: what each has in its environment besides; of several, each runs one flow at a time.
     """
 
     def __init__(
-        self, folder: Path, entrypoint: str = "flows/reproduce.py:reproduce", workers: Sequence[Mapping[str, str]] = ({},)
+        self,
+        folder: Path,
+        entrypoint: str = "flows/reproduce.py:reproduce",
+        workers: Sequence[Mapping[str, str]] = ({},),
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -141,7 +177,9 @@ class Services:
         """Start what does not run."""
         first = self._server is None
         if self._server is None or self._server.poll() is not None:
-            self._server = self._spawn("server", "server", "start", "--host", "127.0.0.1", "--port", str(self._port))
+            self._server = self._spawn(
+                "server", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)
+            )
             _until(self._healthy, 90)
         if first:
             self._prefect("work-pool", "create", POOL, "--type", "process")
@@ -150,19 +188,39 @@ class Services:
                 f"flow.from_source({str(REPOSITORY)!r}, {self._entrypoint!r})"
                 f".deploy('chaos', work_pool_name={POOL!r}, print_next_steps=False)"
             )
-            subprocess.run([sys.executable, "-c", code], env=self.environment, cwd=REPOSITORY, check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-c", code],
+                env=self.environment,
+                cwd=REPOSITORY,
+                check=True,
+                capture_output=True,
+            )
         limit = ["--limit", "1"] if len(self._wanted) > 1 else []
         for number, extra in enumerate(self._wanted):
             if number == len(self._workers) or self._workers[number].poll() is not None:
-                started = self._spawn(f"worker-{number}", "worker", "start", "--pool", POOL, "--type", "process", *limit, extra=extra)
+                started = self._spawn(
+                    f"worker-{number}",
+                    "worker",
+                    "start",
+                    "--pool",
+                    POOL,
+                    "--type",
+                    "process",
+                    *limit,
+                    extra=extra,
+                )
                 self._workers[number : number + 1] = [started]
 
     def run_flow(self, root: Path) -> None:
         """Have the worker run the reproduce flow."""
-        self._prefect("deployment", "run", "reproduce/chaos", "--param", f"root={root}", "--param", "slots=2")
+        self._prefect(
+            "deployment", "run", "reproduce/chaos", "--param", f"root={root}", "--param", "slots=2"
+        )
 
     def kill(self, victim: str, root: Path) -> str | None:
-        """Kill -9 the first process of that kind that is there from now on; its command line, None if none came."""
+        """Kill -9 the first process of that kind that is there from now on; its command line, None
+        if none came.
+        """
         deadline = time.monotonic() + COMES
         while time.monotonic() < deadline:
             found = _first(victim, root, self._workers[0] if self._workers else None, self._server)
@@ -192,26 +250,42 @@ class Services:
                     process.kill()
                     process.wait()
 
-    def _spawn(self, name: str, *arguments: str, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, name: str, *arguments: str, extra: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name}.log").open("ab") as log:
             command = [str(Path(sys.executable).parent / "prefect"), *arguments]
             variables = self.environment | dict(extra or {})
-            return subprocess.Popen(command, env=variables, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            return subprocess.Popen(
+                command,
+                env=variables,
+                cwd=REPOSITORY,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
 
     def _prefect(self, *arguments: str) -> None:
         command = [str(Path(sys.executable).parent / "prefect"), "--no-prompt", *arguments]
-        subprocess.run(command, env=self.environment, cwd=REPOSITORY, check=True, capture_output=True)
+        subprocess.run(
+            command, env=self.environment, cwd=REPOSITORY, check=True, capture_output=True
+        )
 
     def _healthy(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/api/health", timeout=2) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self._port}/api/health", timeout=2
+            ) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
 
 def _first(
-    victim: str, root: Path, worker: subprocess.Popen[bytes] | None, server: subprocess.Popen[bytes] | None
+    victim: str,
+    root: Path,
+    worker: subprocess.Popen[bytes] | None,
+    server: subprocess.Popen[bytes] | None,
 ) -> psutil.Process | None:
     """The first process of that kind."""
     if victim in ("worker", "server"):
@@ -221,7 +295,10 @@ def _first(
         return next((each for each in psutil.process_iter() if _runs_flow(each, root.parent)), None)
     if victim == "guard":
         marks = [str(REPOSITORY / "flows" / "dvc_api" / "guard.py"), str(root)]
-        return next((each for each in psutil.process_iter() if all(mark in _words(each) for mark in marks)), None)
+        return next(
+            (each for each in psutil.process_iter() if all(mark in _words(each) for mark in marks)),
+            None,
+        )
     mark = "work.sh" if victim == "stage" else "dvc --wait-for-lock"
     ours = [process for process, record in guarded_processes() if record.startswith(str(root))]
     return next((each for each in ours if mark in _words(each)), None)
@@ -234,7 +311,9 @@ def _runs_flow(process: psutil.Process, folder: Path) -> bool:
     except (psutil.Error, OSError):
         return False
     return (
-        "PREFECT__FLOW_RUN_ID" in variables and "FLOW_RECORD" not in variables and variables.get("PREFECT_HOME") == str(folder / "prefect")
+        "PREFECT__FLOW_RUN_ID" in variables
+        and "FLOW_RECORD" not in variables
+        and variables.get("PREFECT_HOME") == str(folder / "prefect")
     )
 
 

@@ -1,10 +1,12 @@
-"""What docs/ingest-images.md says of decoders: how long each takes, and how far its images are from Pillow's at full resolution.
+"""What docs/ingest-images.md says of decoders: how long each takes, and how far its images are from
+Pillow's at full resolution.
 
     python -m benchmarks.decoding [--json FILE]
 
-Phantoms of 512 to 2048 pixels with noise of 4 grey levels, as JPEG and PNG, in colours and grey, each decoded to 384x384 by one thread;
-and two images that are hard on filters: thin white lines on black, and pure noise. Then PNG encoders of the result. Milliseconds are of
-CPU time, the least of several, taken by turns: what else the machine does weighs on all alike.
+Phantoms of 512 to 2048 pixels with noise of 4 grey levels, as JPEG and PNG, in colours and grey,
+each decoded to 384x384 by one thread; and two images that are hard on filters: thin white lines on
+black, and pure noise. Then PNG encoders of the result. Milliseconds are of CPU time, the least of
+several, taken by turns: what else the machine does weighs on all alike.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _BICUBIC: Final = Image.Resampling.BICUBIC
 def main() -> None:
     """Measure, print tables, write the JSON."""
     arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.decoding", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.decoding",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
@@ -47,7 +51,10 @@ def main() -> None:
         columns = list(next(iter(rows.values())))
         table = Table(name, *columns)
         for row, cells in rows.items():
-            table.add_row(row, *(f"{cells[column]['ms']:.1f} ms {cells[column]['other']}" for column in columns))
+            table.add_row(
+                row,
+                *(f"{cells[column]['ms']:.1f} ms {cells[column]['other']}" for column in columns),
+            )
         Console(width=200).print(table)
     if given.json:
         write_json(given.json, {**made, "turns": TURNS, "provenance": collect_provenance({})})
@@ -62,8 +69,13 @@ def files(sides: tuple[tuple[int, int], ...]) -> dict[str, bytes]:
             for kind, options in (("JPEG", {"quality": 90}), ("PNG", {"compress_level": 3})):
                 found[f"{kind} {colour} {side[0]}x{side[1]}"] = _saved(shown, kind, **options)
     large = sides[-1]
-    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (large[1], large[0], 3), dtype=np.uint8))
-    found["JPEG noise"], found["PNG lines"] = _saved(noise, "JPEG", quality=90), _saved(lines(large), "PNG")
+    noise = Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (large[1], large[0], 3), dtype=np.uint8)
+    )
+    found["JPEG noise"], found["PNG lines"] = (
+        _saved(noise, "JPEG", quality=90),
+        _saved(lines(large), "PNG"),
+    )
     return found
 
 
@@ -79,7 +91,9 @@ def lines(side: tuple[int, int]) -> Image.Image:
     """White lines of two pixels on black."""
     image, rng = Image.new("RGB", side), np.random.default_rng(4)
     for _ in range(300):
-        ImageDraw.Draw(image).line([int(rng.integers(each)) for each in (*side, *side)], fill=(255, 255, 255), width=2)
+        ImageDraw.Draw(image).line(
+            [int(rng.integers(each)) for each in (*side, *side)], fill=(255, 255, 255), width=2
+        )
     return image
 
 
@@ -96,7 +110,10 @@ def measure_decoders(contents: Mapping[str, bytes], turns: int) -> dict[str, dic
         "libvips, shrink on load": _shrunk,
         "stages.corpus.images.decoding": lambda content: decode(content, settings).image,
     }
-    return {name: _by_turns({way: _call(make, content) for way, make in ways.items()}, turns, _apart) for name, content in contents.items()}
+    return {
+        name: _by_turns({way: _call(make, content) for way, make in ways.items()}, turns, _apart)
+        for name, content in contents.items()
+    }
 
 
 def measure_encoders(turns: int) -> dict[str, dict[str, Any]]:
@@ -114,13 +131,21 @@ def measure_encoders(turns: int) -> dict[str, dict[str, Any]]:
     shown = {"colour": scan((1024, 768)), "grey": scan((1024, 768)).convert("L").convert("RGB")}
     small = {name: image.resize((_SIZE, _SIZE), _BICUBIC) for name, image in shown.items()}
     return {
-        name: _by_turns({way: _call(make, image) for way, make in ways.items()}, turns, lambda content, _: f"{len(content) / 1e3:.0f} kB")
+        name: _by_turns(
+            {way: _call(make, image) for way, make in ways.items()},
+            turns,
+            lambda content, _: f"{len(content) / 1e3:.0f} kB",
+        )
         for name, image in small.items()
     }
 
 
-def _by_turns(ways: Mapping[str, Callable[[], Any]], turns: int, other: Callable[[Any, Any], str]) -> dict[str, Any]:
-    """Way -> the least milliseconds of CPU, of all threads, and what `other` says of its result beside the first way's."""
+def _by_turns(
+    ways: Mapping[str, Callable[[], Any]], turns: int, other: Callable[[Any, Any], str]
+) -> dict[str, Any]:
+    """Way -> the least milliseconds of CPU, of all threads, and what `other` says of its result
+    beside the first way's.
+    """
     least = dict.fromkeys(ways, float("inf"))
     for _ in range(turns):
         for name, way in ways.items():
@@ -128,7 +153,10 @@ def _by_turns(ways: Mapping[str, Callable[[], Any]], turns: int, other: Callable
             way()
             least[name] = min(least[name], (time.process_time() - start) * 1e3)
     first = next(iter(ways.values()))()
-    return {name: {"ms": round(least[name], 2), "other": other(way(), first)} for name, way in ways.items()}
+    return {
+        name: {"ms": round(least[name], 2), "other": other(way(), first)}
+        for name, way in ways.items()
+    }
 
 
 def _apart(image: Image.Image, wanted: Image.Image) -> str:
@@ -157,28 +185,40 @@ def _draft(content: bytes) -> Image.Image:
 
 
 def _opened(content: bytes, **options: Any) -> pyvips.Image:
-    return pyvips.Image.new_from_buffer(content, "", access="sequential", fail_on="warning", **options)
+    return pyvips.Image.new_from_buffer(
+        content, "", access="sequential", fail_on="warning", **options
+    )
 
 
 def _widths_first(opened: pyvips.Image) -> pyvips.Image:
-    return opened.reduceh(opened.width / _SIZE, kernel="cubic").reducev(opened.height / _SIZE, kernel="cubic")
+    return opened.reduceh(opened.width / _SIZE, kernel="cubic").reducev(
+        opened.height / _SIZE, kernel="cubic"
+    )
 
 
 def _shrunk(content: bytes) -> Image.Image:
     opened, factor = _opened(content), 1
-    while opened.get("vips-loader").startswith("jpeg") and factor < 8 and min(opened.width, opened.height) >= 4 * factor * _SIZE:
+    while (
+        opened.get("vips-loader").startswith("jpeg")
+        and factor < 8
+        and min(opened.width, opened.height) >= 4 * factor * _SIZE
+    ):
         factor *= 2
     return _image(_opened(content, shrink=factor) if factor > 1 else opened, _widths_first)
 
 
 def _image(opened: pyvips.Image, resize: Callable[[pyvips.Image], pyvips.Image]) -> Image.Image:
     made = resize(opened)
-    pixels = np.frombuffer(made.write_to_memory(), dtype=np.uint8).reshape(made.height, made.width, made.bands)
+    pixels = np.frombuffer(made.write_to_memory(), dtype=np.uint8).reshape(
+        made.height, made.width, made.bands
+    )
     return Image.fromarray(pixels.squeeze()).convert("RGB")
 
 
 def _png(image: Image.Image, level: int, line_filter: str) -> bytes:
-    made = pyvips.Image.new_from_memory(image.tobytes(), image.width, image.height, 3, "uchar").copy(interpretation="srgb")
+    made = pyvips.Image.new_from_memory(
+        image.tobytes(), image.width, image.height, 3, "uchar"
+    ).copy(interpretation="srgb")
     content: bytes = made.pngsave_buffer(compression=level, filter=line_filter, keep="none")
     return content
 

@@ -1,10 +1,12 @@
-"""Throws damaged files at the readers of archives, records, images and DICOM, and looks whether each keeps its word.
+"""Throws damaged files at the readers of archives, records, images and DICOM, and looks whether
+each keeps its word.
 
     python -m benchmarks.fuzz [--minutes N] [--seed N] [--json FILE] [READER ...]
 
-Files begin as those of the table of hostile input, good and bad, and are cut, spliced, repeated and changed at random. An archive opens,
-or is an InputError; records add up; an image has its size, or is an ImageError. Anything else, a crash of the process too, is a find:
-the bytes that did it are kept in `fuzz-finds/`. The same seed makes the same files, whatever the time.
+Files begin as those of the table of hostile input, good and bad, and are cut, spliced, repeated and
+changed at random. An archive opens, or is an InputError; records add up; an image has its size, or
+is an ImageError. Anything else, a crash of the process too, is a find: the bytes that did it are
+kept in `fuzz-finds/`. The same seed makes the same files, whatever the time.
 """
 
 from __future__ import annotations
@@ -43,10 +45,24 @@ from stages.corpus.records.records import read_record_files
 REPOSITORY: Final = Path(__file__).parents[1]
 FINDS: Final = Path("fuzz-finds")
 _LARGEST: Final = 200_000
-"""Bytes of a file that is begun with: larger ones are bombs, each of which takes as long as a thousand others."""
+"""Bytes of a file that is begun with: larger ones are bombs, each of which takes as long as a
+thousand others.
+"""
 _BAD: Final = 0.2
 _TOKENS: Final = (
-    *(b"\x00", b"\xff", b"\xff" * 4, b"\x00" * 8, b"\x80", b"\x7f\xff\xff\xff", b"IDAT", b"IEND", b"\xff\xd9", b"\xff\xda", b"PK\x01\x02"),
+    *(
+        b"\x00",
+        b"\xff",
+        b"\xff" * 4,
+        b"\x00" * 8,
+        b"\x80",
+        b"\x7f\xff\xff\xff",
+        b"IDAT",
+        b"IEND",
+        b"\xff\xd9",
+        b"\xff\xda",
+        b"PK\x01\x02",
+    ),
     *(
         b"PK\x03\x04",
         b"PK\x05\x06",
@@ -82,7 +98,9 @@ class Target:
     def __post_init__(self) -> None:
         """Leave out what is too large."""
         for name in ("good", "bad"):
-            object.__setattr__(self, name, [content for content in getattr(self, name) if len(content) <= _LARGEST])
+            object.__setattr__(
+                self, name, [content for content in getattr(self, name) if len(content) <= _LARGEST]
+            )
 
 
 def mutate(rng: random.Random, target: Target) -> bytes:
@@ -116,9 +134,17 @@ def archive_reader() -> Target:
     from tests.hostile.archives import tarred, zipped
     from tests.hostile.test_hostile import ARCHIVES, CORPUS
 
-    limits = load_params(REPOSITORY / "params.yaml").corpus.limits.model_copy(update={"max_total_mb": 64, "max_member_mb": 16})
+    limits = load_params(REPOSITORY / "params.yaml").corpus.limits.model_copy(
+        update={"max_total_mb": 64, "max_member_mb": 16}
+    )
     tar = tarred(CORPUS)
-    good = [zipped(CORPUS), tar, zipped(CORPUS, stored=False), gzip.compress(tar), zstandard.compress(tar)]
+    good = [
+        zipped(CORPUS),
+        tar,
+        zipped(CORPUS, stored=False),
+        gzip.compress(tar),
+        zstandard.compress(tar),
+    ]
 
     def read(content: bytes, folder: Path) -> str:
         path = folder / "corpus.zip"
@@ -143,8 +169,15 @@ def record_reader() -> Target:
     from tests.hostile.test_hostile import FILES, GOOD
 
     records = list(GOOD.values())
-    table = "image;question;options;answer;modality;type\na.png;What?;one|two;B;ct;disease-diagnosis\n"
-    texts = [json.dumps(records), json.dumps(records, indent=1), table, (table + table[45:] * 3).replace(";", "\t")]
+    table = (
+        "image;question;options;answer;modality;type\na.png;What?;one|two;B;ct;disease-diagnosis\n"
+    )
+    texts = [
+        json.dumps(records),
+        json.dumps(records, indent=1),
+        table,
+        (table + table[45:] * 3).replace(";", "\t"),
+    ]
     good = [text.encode(encoding) for text in texts for encoding in ("utf-8", "utf-16")]
 
     def read(content: bytes, folder: Path) -> str:
@@ -178,7 +211,11 @@ def image_reader(dicom: bool = False) -> Target:
             return "refused"
         return "decoded"
 
-    return Target([case.content for case in cases if case.end == "kept"], [case.content for case in cases if case.end != "kept"], read)
+    return Target(
+        [case.content for case in cases if case.end == "kept"],
+        [case.content for case in cases if case.end != "kept"],
+        read,
+    )
 
 
 READERS: Final[dict[str, Callable[[], Target]]] = {
@@ -202,8 +239,12 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def fuzz(name: str, files: Iterable[int], seed: int) -> tuple[Counter[str], list[tuple[bytes, str]]]:
-    """What became of one file for each of the numbers, and those with which the reader broke its word."""
+def fuzz(
+    name: str, files: Iterable[int], seed: int
+) -> tuple[Counter[str], list[tuple[bytes, str]]]:
+    """What became of one file for each of the numbers, and those with which the reader broke its
+    word.
+    """
     ends: Counter[str] = Counter()
     finds: list[tuple[bytes, str]] = []
     with _silence(), tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -221,11 +262,17 @@ def fuzz(name: str, files: Iterable[int], seed: int) -> tuple[Counter[str], list
 
 
 def main() -> int:
-    """Fuzz each reader in a process of its own, print what became of the files; the exit code is 1 if anything was found."""
+    """Fuzz each reader in a process of its own, print what became of the files; the exit code is 1
+    if anything was found.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.fuzz",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)}; all if none is named")
+    parser.add_argument(
+        "readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)}; all if none is named"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of all readers together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write what was seen to this file")
@@ -252,14 +299,35 @@ def main() -> int:
         ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         last = done.stdout.strip().splitlines()[-1:] or ["{}"]
-        made[name] = json.loads(last[0]) if done.returncode in (0, 1) else {"FOUND": f"the process ended with {done.returncode}"}
-    shown = Table("reader", "files", "what became of them", title=f"{given.minutes:g} minutes, seed {given.seed}")
+        made[name] = (
+            json.loads(last[0])
+            if done.returncode in (0, 1)
+            else {"FOUND": f"the process ended with {done.returncode}"}
+        )
+    shown = Table(
+        "reader",
+        "files",
+        "what became of them",
+        title=f"{given.minutes:g} minutes, seed {given.seed}",
+    )
     for name, ends in made.items():
         counts = {end: number for end, number in ends.items() if isinstance(number, int)}
-        shown.add_row(name, f"{sum(counts.values()):,}", ", ".join(f"{end}: {number}" for end, number in ends.items()))
+        shown.add_row(
+            name,
+            f"{sum(counts.values()):,}",
+            ", ".join(f"{end}: {number}" for end, number in ends.items()),
+        )
     Console().print(shown)
     if given.json:
-        write_json(given.json, {"readers": made, "minutes": given.minutes, "seed": given.seed, "provenance": collect_provenance({})})
+        write_json(
+            given.json,
+            {
+                "readers": made,
+                "minutes": given.minutes,
+                "seed": given.seed,
+                "provenance": collect_provenance({}),
+            },
+        )
     return int(any("FOUND" in ends for ends in made.values()))
 
 

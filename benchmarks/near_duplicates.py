@@ -1,8 +1,10 @@
-"""What docs/splits.md says of grouping: copies are found among many images without comparing all pairs, in seconds.
+"""What docs/splits.md says of grouping: copies are found among many images without comparing all
+pairs, in seconds.
 
     python -m benchmarks.near_duplicates [--json FILE]
 
-Random hashes, a tenth of them copies of others a few bits away. Memory is the most the process has held, hashes included.
+Random hashes, a tenth of them copies of others a few bits away. Memory is the most the process has
+held, hashes included.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ SIZES = (82_000, 820_000)
 def main() -> None:
     """Measure, print a table, write the JSON."""
     arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.near_duplicates", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.near_duplicates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
@@ -39,10 +43,23 @@ def main() -> None:
     rows = [measure(size, distance) for size in SIZES]
     table = Table("images", "copies planted", "groups of two found", "seconds", "memory, MiB")
     for row in rows:
-        table.add_row(*(f"{row[column]:,.1f}" if column == "seconds" else f"{row[column]:,}" for column in row))
+        table.add_row(
+            *(
+                f"{row[column]:,.1f}" if column == "seconds" else f"{row[column]:,}"
+                for column in row
+            )
+        )
     Console().print(table)
     if given.json:
-        write_json(given.json, {"distance": distance, "rows": rows, "cores": os.cpu_count(), "provenance": collect_provenance({})})
+        write_json(
+            given.json,
+            {
+                "distance": distance,
+                "rows": rows,
+                "cores": os.cpu_count(),
+                "provenance": collect_provenance({}),
+            },
+        )
 
 
 def measure(size: int, distance: int) -> dict[str, Any]:
@@ -65,10 +82,15 @@ def _images(size: int, distance: int) -> list[GroupedImage]:
     bits = rng.integers(0, 2, (size, BITS), dtype=np.uint8)
     copies = size // 10
     bits[-copies:] = bits[:copies]
-    for row, number in enumerate(rng.integers(0, distance + 1, copies).tolist(), start=size - copies):
+    for row, number in enumerate(
+        rng.integers(0, distance + 1, copies).tolist(), start=size - copies
+    ):
         bits[row, rng.choice(BITS, number, replace=False)] ^= 1
     packed = np.packbits(bits, axis=1)
-    return [GroupedImage(f"{index:07d}", str(index), row.tobytes().hex()) for index, row in enumerate(packed)]
+    return [
+        GroupedImage(f"{index:07d}", str(index), row.tobytes().hex())
+        for index, row in enumerate(packed)
+    ]
 
 
 if __name__ == "__main__":

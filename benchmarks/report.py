@@ -1,9 +1,11 @@
-"""What docs/scoring.md says of the report: statistics, tables and page of a full-size run, in a minute and 2 GB, without a GPU.
+"""What docs/scoring.md says of the report: statistics, tables and page of a full-size run, in a
+minute and 2 GB, without a GPU.
 
     python -m benchmarks.report [--json FILE]
 
-14 checkpoints with 18,000 predictions each, ablations included, drawn at random over questions like OmniMedVQA's in number and
-form; the blind baselines are fitted on four times as many. Memory is the most the process has held.
+14 checkpoints with 18,000 predictions each, ablations included, drawn at random over questions like
+OmniMedVQA's in number and form; the blind baselines are fitted on four times as many. Memory is the
+most the process has held.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ from stages.taxonomy import AXES
 
 REPOSITORY = Path(__file__).parents[1]
 TESTED = 18_000
-"""Test questions, the same by modality and by question type; as many checkpoints as in params.yaml, and the base."""
+"""Test questions, the same by modality and by question type; as many checkpoints as in params.yaml,
+and the base.
+"""
 TRAINED = 4 * TESTED
 PROMISED = {"seconds": 60.0, "memory_mib": 2048}
 
@@ -49,25 +53,39 @@ PROMISED = {"seconds": 60.0, "memory_mib": 2048}
 def main() -> None:
     """Measure, print a table, write the JSON."""
     arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
     provenance = collect_provenance({})
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
         made = measure(Path(folder))
-    shown = Table("what", "measured", "promised", title=f"{made['checkpoints']} checkpoints, {made['questions']:,} predictions each")
+    shown = Table(
+        "what",
+        "measured",
+        "promised",
+        title=f"{made['checkpoints']} checkpoints, {made['questions']:,} predictions each",
+    )
     shown.add_row("blind baselines (stage prior)", f"{made['prior_seconds']:.1f} s", "")
-    shown.add_row("statistics and report", f"{made['seconds']:.1f} s", f"{PROMISED['seconds']:.0f} s")
+    shown.add_row(
+        "statistics and report", f"{made['seconds']:.1f} s", f"{PROMISED['seconds']:.0f} s"
+    )
     shown.add_row("peak memory", f"{made['memory_mib']:,} MiB", f"{PROMISED['memory_mib']:,} MiB")
     shown.add_row("page", f"{made['page_bytes'] / 1e6:.2f} MB", "")
     Console().print(shown)
     if given.json:
-        write_json(given.json, {**made, "promised": PROMISED, "cores": os.cpu_count(), "provenance": provenance})
+        write_json(
+            given.json,
+            {**made, "promised": PROMISED, "cores": os.cpu_count(), "provenance": provenance},
+        )
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Seconds, and peak memory in MiB, of the blind baselines and of the report on generated predictions under `root`."""
+    """Seconds, and peak memory in MiB, of the blind baselines and of the report on generated
+    predictions under `root`.
+    """
     shutil.copy(REPOSITORY / layout.PARAMS, root)
     with contextlib.chdir(root), contextlib.redirect_stdout(None):
         names = ["base", *load_params().checkpoints]
@@ -82,7 +100,9 @@ def measure(root: Path) -> dict[str, Any]:
         start = time.monotonic()
         for axis in AXES:
             for blind_baseline in prior.axis_blind_baselines(axis, "grouped"):
-                write_json(layout.prior(blind_baseline.axis, blind_baseline.split), as_json(blind_baseline))
+                write_json(
+                    layout.prior(blind_baseline.axis, blind_baseline.split), as_json(blind_baseline)
+                )
         middle = time.monotonic()
         build.rebuild(layout.PREDICTIONS, layout.PRIOR, layout.REPORT)
         end = time.monotonic()
@@ -98,7 +118,9 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def make_questions(n: int) -> pd.DataFrame:
-    """Questions of all modalities and types with 2 to 4 options of a large vocabulary, about nine to ten images."""
+    """Questions of all modalities and types with 2 to 4 options of a large vocabulary, about nine
+    to ten images.
+    """
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -110,28 +132,44 @@ def make_questions(n: int) -> pd.DataFrame:
             "test": np.arange(n) < TESTED,
         }
     )
-    frame["image"] = [f"{row.modality}/{image}.png" for row, image in zip(frame.itertuples(), rng.integers(0, n, n), strict=True)]
+    frame["image"] = [
+        f"{row.modality}/{image}.png"
+        for row, image in zip(frame.itertuples(), rng.integers(0, n, n), strict=True)
+    ]
     frame["gold"] = [LETTERS[int(rng.integers(number))] for number in frame["n_options"]]
-    # what is gold is drawn from one half of the words more often than what is not, as in the published questions
+    # what is gold is drawn from one half of the words more often than what is not, as in the
+    # published questions
     frame["options"] = [
-        [f"word {rng.integers(0, 200) if letter == gold else rng.integers(50, 400)}-{letter}" for letter in LETTERS[:number]]
+        [
+            f"word {rng.integers(0, 200) if letter == gold else rng.integers(50, 400)}-{letter}"
+            for letter in LETTERS[:number]
+        ]
         for number, gold in zip(frame["n_options"], frame["gold"], strict=True)
     ]
     return frame
 
 
 def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
-    """The predictions of one checkpoint as stage evaluate writes them: right in six of ten, in four of ten without the image."""
+    """The predictions of one checkpoint as stage evaluate writes them: right in six of ten, in four
+    of ten without the image.
+    """
     rng = np.random.default_rng([1, number])
-    rows = questions[["question_id", "dataset", "modality", "question_type", "image", "options", "gold"]].copy()
+    rows = questions[
+        ["question_id", "dataset", "modality", "question_type", "image", "options", "gold"]
+    ].copy()
     rows["checkpoint"] = checkpoint
     rows["modality_test"] = rows["task_test"] = True
     partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
     for prefix, share in (("", 0.6), *((f"{variant}_", 0.4) for variant in ABLATIONS)):
         right = rng.random(len(rows)) < share
-        other = [LETTERS[(LETTERS.index(gold) + 1) % len(options)] for gold, options in zip(rows["gold"], rows["options"], strict=True)]
+        other = [
+            LETTERS[(LETTERS.index(gold) + 1) % len(options)]
+            for gold, options in zip(rows["gold"], rows["options"], strict=True)
+        ]
         letters = np.where(right, rows["gold"], other)
-        rows[f"{prefix}output"] = [f"<think>{'It is round. ' * 12}</think><answer>{letter}</answer>" for letter in letters]
+        rows[f"{prefix}output"] = [
+            f"<think>{'It is round. ' * 12}</think><answer>{letter}</answer>" for letter in letters
+        ]
         rows[f"{prefix}completion_tokens"] = rng.integers(6, 250, len(rows))
     rows["blank_image"], rows["shuffled_image"] = "", rows["image"].map(partner)
     provenance = {"params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}

@@ -1,10 +1,11 @@
-"""What the README promises of `make repro`: minutes from a clean clone, seconds when nothing changed, peak memory.
+"""What the README promises of `make repro`: minutes from a clean clone, seconds when nothing
+changed, peak memory.
 
     python -m benchmarks.reproduce [--json FILE]
 
-Clones the repository's last commit into a temporary folder and runs the user's command there, install included, then
-`dvc repro` again. Memory is that of the whole process tree (proportional set size, so that shared pages count once),
-looked at five times a second.
+Clones the repository's last commit into a temporary folder and runs the user's command there,
+install included, then `dvc repro` again. Memory is that of the whole process tree (proportional set
+size, so that shared pages count once), looked at five times a second.
 """
 
 from __future__ import annotations
@@ -35,13 +36,19 @@ REPOSITORY = Path(__file__).parents[1]
 def main() -> None:
     """Measure, print a table, write the JSON."""
     arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="reproduce-"))
     clone = folder / "clone"
-    environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")
+    }
     try:
         subprocess.run(["git", "clone", "--quiet", REPOSITORY, clone], check=True)
         install = measure(["make", "install"], clone, environment)
@@ -65,10 +72,18 @@ def main() -> None:
 
 
 def measure(command: list[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Run a command; its seconds, peak memory in bytes, and seconds by kind of stage. Its output passes through."""
+    """Run a command; its seconds, peak memory in bytes, and seconds by kind of stage. Its output
+    passes through.
+    """
     start = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
     )
     marks: list[tuple[float, str]] = [(start, "other")]
     reader = threading.Thread(target=_follow, args=(process.stdout, marks))
@@ -112,10 +127,19 @@ def tree_memory(pid: int) -> int:
 
 def show(result: dict[str, Any]) -> None:
     """Print what was measured beside what is promised."""
-    table = Table("what", "measured", "promised", title=f"make repro on {result['cores']} cores, from a clean clone")
+    table = Table(
+        "what",
+        "measured",
+        "promised",
+        title=f"make repro on {result['cores']} cores, from a clean clone",
+    )
     table.add_row("install", f"{result['install_seconds']:.0f} s", "120 s")
-    table.add_row("make repro, install included", f"{result['make_repro_seconds'] / 60:.1f} min", "15 min")
-    table.add_row("dvc repro, nothing changed", f"{result['second_dvc_repro_seconds']:.1f} s", "10 s")
+    table.add_row(
+        "make repro, install included", f"{result['make_repro_seconds'] / 60:.1f} min", "15 min"
+    )
+    table.add_row(
+        "dvc repro, nothing changed", f"{result['second_dvc_repro_seconds']:.1f} s", "10 s"
+    )
     table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB", "4 GiB")
     for stage, seconds in result["stage_seconds"].items():
         table.add_row(f"  of it {stage}", f"{seconds:.0f} s", "")

@@ -1,11 +1,14 @@
-"""The dashboard on this machine: Prefect's server, a worker, the deployments, and the report, with one command.
+"""The dashboard on this machine: Prefect's server, a worker, the deployments, and the report, with
+one command.
 
     med-r1 dashboard [--host 127.0.0.1] [--port 4200]          (make dashboard)
 
-All of it ends with this command, however it ends. What the server knows is kept in .scratch/prefect, in SQLite, or where
-PREFECT_API_DATABASE_CONNECTION_URL says; runs whose process is gone, because the last dashboard was killed say, are marked as
-crashed, since until then they would keep new ones out. Only this machine can reach it; on any other address a password is required,
-in the environment (PREFECT_SERVER_API_AUTH_STRING), and is never printed. The report, which asks for none, stays on this machine.
+All of it ends with this command, however it ends. What the server knows is kept in
+.scratch/prefect, in SQLite, or where PREFECT_API_DATABASE_CONNECTION_URL says; runs whose process
+is gone, because the last dashboard was killed say, are marked as crashed, since until then they
+would keep new ones out. Only this machine can reach it; on any other address a password is
+required, in the environment (PREFECT_SERVER_API_AUTH_STRING), and is never printed. The report,
+which asks for none, stays on this machine.
 """
 
 from __future__ import annotations
@@ -59,7 +62,10 @@ def serve(root: Path, host: str, port: int) -> int:
         _check_free(host, port, address)
         _check_free(REPORT_HOST, port + 1, address)
         log = root / HOME / "serve.log"
-        print(f"Starting Prefect's server (half a minute the first time); its log is {log}", flush=True)
+        print(
+            f"Starting Prefect's server (half a minute the first time); its log is {log}",
+            flush=True,
+        )
         children: list[subprocess.Popen[bytes]] = []
 
         def start(name: str, *command: str) -> None:
@@ -71,19 +77,45 @@ def serve(root: Path, host: str, port: int) -> int:
             for said in end_dead_runs(variables):
                 print(said, flush=True)
             for pool in POOLS:
-                _run(root, variables, "work-pool", "create", pool, "--type", "process", "--overwrite")
+                _run(
+                    root, variables, "work-pool", "create", pool, "--type", "process", "--overwrite"
+                )
             _run(root, variables, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
             (root / layout.REPORT).mkdir(exist_ok=True)
-            files = ("-m", "http.server", str(port + 1), "--bind", REPORT_HOST, "--directory", str(layout.REPORT))
+            files = (
+                "-m",
+                "http.server",
+                str(port + 1),
+                "--bind",
+                REPORT_HOST,
+                "--directory",
+                str(layout.REPORT),
+            )
             start("files", sys.executable, *files)
             _await_port(REPORT_HOST, port + 1, log)
             start(
-                "worker", _prefect(), "worker", "start", "--pool", "local", "--type", "process", "--name", worker_name("local", os.getpid())
+                "worker",
+                _prefect(),
+                "worker",
+                "start",
+                "--pool",
+                "local",
+                "--type",
+                "process",
+                "--name",
+                worker_name("local", os.getpid()),
             )
-            print(f"Dashboard: {address}\nReport:    {variables[REPORT_URL]}/index.html\nInterrupt (Ctrl-C) ends both.", flush=True)
+            print(
+                f"Dashboard: {address}\nReport:    {variables[REPORT_URL]}/index.html\nInterrupt"
+                " (Ctrl-C) ends both.",
+                flush=True,
+            )
             while all(child.poll() is None for child in children):
                 time.sleep(0.5)
-            raise InputError(f"the server, the worker or the report's server has ended by itself; the end of {log} says why")
+            raise InputError(
+                "the server, the worker or the report's server has ended by itself; the end of"
+                f" {log} says why"
+            )
         finally:
             for child in reversed(children):
                 assert child.stdin
@@ -93,24 +125,30 @@ def serve(root: Path, host: str, port: int) -> int:
 
 
 def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
-    """What server, worker and flows are told. InputError for an address that others can reach without a password."""
+    """What server, worker and flows are told. InputError for an address that others can reach
+    without a password.
+    """
     password = os.environ.get(PASSWORD, "")
     if not is_loopback(host) and not all(password.partition(":")):
         raise InputError(
-            f"--host {host} can be reached from other machines, and whoever reaches the server can run flows: set {PASSWORD} to "
-            "user:password in the environment, of the server and, as PREFECT_API_AUTH_STRING, of its clients"
+            f"--host {host} can be reached from other machines, and whoever reaches the server can"
+            f" run flows: set {PASSWORD} to user:password in the environment, of the server and, as"
+            " PREFECT_API_AUTH_STRING, of its clients"
         )
     return environment(
         {
             "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str((root / HOME).resolve()),
             "PREFECT_API_URL": f"http://{_shown(host)}:{port}/api",
-            # the page asks whatever address it was opened at; and no page of another site may ask: without a password, any could
+            # the page asks whatever address it was opened at; and no page of another site may ask:
+            # without a password, any could
             "PREFECT_UI_API_URL": "/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{_shown(host)}:{port}",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             # slots that a server held in memory would be lost with it
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+                "prefect.server.concurrency.lease_storage.filesystem"
+            ),
             "MED_R1_ROOT": str(root.resolve()),
             "PYTHONPATH": str(root.resolve()),
             REPORT_URL: f"http://{REPORT_HOST}:{port + 1}",
@@ -120,11 +158,16 @@ def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
 
 
 def end_dead_runs(variables: Mapping[str, str]) -> list[str]:
-    """Mark runs whose process is gone as crashed, which frees the place that they hold; what was done, a line a run."""
+    """Mark runs whose process is gone as crashed, which frees the place that they hold; what was
+    done, a line a run.
+    """
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    address = {PREFECT_API_URL: variables["PREFECT_API_URL"], PREFECT_API_AUTH_STRING: variables.get("PREFECT_API_AUTH_STRING")}
+    address = {
+        PREFECT_API_URL: variables["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: variables.get("PREFECT_API_AUTH_STRING"),
+    }
     with temporary_settings(address), get_client(sync_client=True) as client:
         return [finding.mend() for finding in zombies(client) if finding.mend]
 
@@ -138,10 +181,15 @@ def _shown(host: str) -> str:
 
 @contextmanager
 def _only_dashboard(root: Path, address: str) -> Iterator[int]:
-    """Hold the workspace's dashboard, by a descriptor for what it starts to keep open. InputError if there is one already."""
+    """Hold the workspace's dashboard, by a descriptor for what it starts to keep open. InputError
+    if there is one already.
+    """
 
     def taken(where: str) -> InputError:
-        return InputError(f"the dashboard of {root} runs already: {where}. If it has just been ended, it is gone in half a minute")
+        return InputError(
+            f"the dashboard of {root} runs already: {where}. If it has just been ended, it is gone"
+            " in half a minute"
+        )
 
     with exclusive_lock(root / HOME / "serve.lock", on_conflict=taken, holder=address) as lock_fd:
         yield lock_fd
@@ -154,16 +202,31 @@ def _check_free(host: str, port: int, address: str) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"port {port} of {host} cannot be used ({error.strerror}). If a dashboard runs already it is at {address}; else give "
-                "another with --port (make dashboard PORT=4300)"
+                f"port {port} of {host} cannot be used ({error.strerror}). If a dashboard runs"
+                f" already it is at {address}; else give another with --port (make dashboard"
+                " PORT=4300)"
             ) from error
 
 
-def _spawn(root: Path, log: Path, variables: Mapping[str, str], lock_fd: int, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(
+    root: Path,
+    log: Path,
+    variables: Mapping[str, str],
+    lock_fd: int,
+    name: str,
+    command: Sequence[str],
+) -> subprocess.Popen[bytes]:
     """Start behind a guard: it ends when this process does, and with it all that it started."""
     with log.open("ab") as handle:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_GUARD), str((root / HOME / f"{name}.pid").resolve()), *command],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                str(_GUARD),
+                str((root / HOME / f"{name}.pid").resolve()),
+                *command,
+            ],
             cwd=root,
             env=dict(variables),
             stdin=subprocess.PIPE,
@@ -191,14 +254,25 @@ def _await_port(host: str, port: int, log: Path) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    raise InputError(f"the report's server does not answer on port {port}; the end of {log} says why")
+    raise InputError(
+        f"the report's server does not answer on port {port}; the end of {log} says why"
+    )
 
 
 def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:
     command = [_prefect(), "--no-prompt", *arguments]
-    done = subprocess.run(command, cwd=root, env=dict(variables), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env=dict(variables),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
-        raise InputError(f"`prefect {' '.join(arguments)}` failed: {(done.stdout + done.stderr).strip()[-1500:]}")
+        raise InputError(
+            f"`prefect {' '.join(arguments)}` failed: {(done.stdout + done.stderr).strip()[-1500:]}"
+        )
 
 
 def _prefect() -> str:

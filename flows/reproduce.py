@@ -1,10 +1,12 @@
-"""The flow that brings results up to date: every stale stage as soon as what it needs is done, several at a time.
+"""The flow that brings results up to date: every stale stage as soon as what it needs is done,
+several at a time.
 
     med-r1 reproduce                                 all of it
     med-r1 reproduce --only 'train@*' --slots 2      these and what they need, two trainings at once
 
-DVC decides what is stale and keeps the results: they are those of `dvc repro`, hash for hash. Without a server this flow brings
-its own for as long as it runs (Prefect's ephemeral API on SQLite); with PREFECT_API_URL it shows in that server's dashboard.
+DVC decides what is stale and keeps the results: they are those of `dvc repro`, hash for hash.
+Without a server this flow brings its own for as long as it runs (Prefect's ephemeral API on
+SQLite); with PREFECT_API_URL it shows in that server's dashboard.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
 
 @dataclass(frozen=True)
 class Summary:
-    """How each stage that was stale ended, in the order of the graph; `clean`: DVC finds nothing stale any more in what was asked for."""
+    """How each stage that was stale ended, in the order of the graph; `clean`: DVC finds nothing
+    stale any more in what was asked for.
+    """
 
     results: tuple[StageResult, ...]
     clean: bool
@@ -55,7 +59,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class ExecutionSite:
-    """Where stages run: how much room there is, in words where GPU stages go, and how one is run to its end."""
+    """Where stages run: how much room there is, in words where GPU stages go, and how one is run to
+    its end.
+    """
 
     capacity: Capacity
     words: str
@@ -70,7 +76,12 @@ def _name_run() -> str:
 
 
 @flow(name="reproduce", flow_run_name=_name_run, task_runner=THREADS)  # type: ignore[arg-type]
-def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: list[str] | None = None, root: str | None = None) -> Summary:
+def reproduce(
+    only: list[str] | None = None,
+    slots: int | None = None,
+    gpus: list[str] | None = None,
+    root: str | None = None,
+) -> Summary:
     """Run every stale stage as soon as what it needs is done.
 
     Args:
@@ -87,13 +98,16 @@ def reproduce(only: list[str] | None = None, slots: int | None = None, gpus: lis
 
 
 def bring_up_to_date(root: Path, only: Sequence[str] | None, place: ExecutionSite) -> Summary:
-    """What the flow does, inside of a flow run. InputError or StagesFailedError if not all that was asked for is up to date."""
+    """What the flow does, inside of a flow run. InputError or StagesFailedError if not all that was
+    asked for is up to date.
+    """
     logger = get_run_logger()
     with only_flow(root):
         graph = read_graph(root)
         if left := orphans(root):
             logger.warning(
-                f"ending {len(left)} processes that an earlier run left behind, of {', '.join({Path(each).stem for _, each in left})}"
+                f"ending {len(left)} processes that an earlier run left behind, of"
+                f" {', '.join({Path(each).stem for _, each in left})}"
             )
             end_stages({Path(record) for _, record in left})
         asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
@@ -103,10 +117,19 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, place: ExecutionSit
             logger.info("Nothing is stale: data and pipelines are up to date")
             return Summary((), True)
         known, among = read_output_sizes(root), set(names)
-        reasons = {name: say_why(graph, stale.get(name, {}), graph.in_order(graph.needs[name] & among), name in known) for name in names}
-        logger.info(f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages {place.words}")
+        reasons = {
+            name: say_why(
+                graph, stale.get(name, {}), graph.in_order(graph.needs[name] & among), name in known
+            )
+            for name in names
+        }
+        logger.info(
+            f"{len(names)} of {len(asked)} stages to bring up to date; GPU stages {place.words}"
+        )
         results = _run(root, graph, names, reasons, place, logger)
-        summary = Summary(tuple(results[name] for name in names), not set(read_status(root)) & asked)
+        summary = Summary(
+            tuple(results[name] for name in names), not set(read_status(root)) & asked
+        )
     # the workspace is free by now: a server that is away is waited for by nobody else
     show.publish(root, summary.results, reasons)
     _judge(summary)
@@ -116,7 +139,11 @@ def bring_up_to_date(root: Path, only: Sequence[str] | None, place: ExecutionSit
 def on_this_host(slots: Slots) -> ExecutionSite:
     """GPU stages in slots of this host, the others beside them."""
     capacity = Capacity(len(slots.names), max(os.cpu_count() or 1, 1))
-    return ExecutionSite(capacity, f"in slots {', '.join(slots.names)}", lambda runner, stage, why: run_here(runner, stage, why, slots))
+    return ExecutionSite(
+        capacity,
+        f"in slots {', '.join(slots.names)}",
+        lambda runner, stage, why: run_here(runner, stage, why, slots),
+    )
 
 
 @contextmanager
@@ -124,16 +151,26 @@ def only_flow(root: Path) -> Iterator[None]:
     """Hold the workspace: InputError if another flow has it."""
 
     def taken(process: str) -> InputError:
-        return InputError(f"another flow (process {process}) runs in {root}: wait for it or cancel it, then start again")
+        return InputError(
+            f"another flow (process {process}) runs in {root}: wait for it or cancel it, then start"
+            " again"
+        )
 
     with exclusive_lock(root / LOCK, on_conflict=taken, holder=str(os.getpid())):
         yield
 
 
 def _run(
-    root: Path, graph: Graph, names: Sequence[str], reasons: dict[str, str], place: ExecutionSite, logger: Any
+    root: Path,
+    graph: Graph,
+    names: Sequence[str],
+    reasons: dict[str, str],
+    place: ExecutionSite,
+    logger: Any,
 ) -> dict[str, StageResult]:
-    """Run the stages as tasks; name -> how it ended. If the flow is cancelled, the stages are stopped before this returns."""
+    """Run the stages as tasks; name -> how it ended. If the flow is cancelled, the stages are
+    stopped before this returns.
+    """
     runner, ended = Runner(root), Queue[StageResult]()
     results: dict[str, StageResult] = {}
     skipped: list[PrefectFuture[Any]] = []
@@ -156,7 +193,9 @@ def _run(
     def begin(name: str) -> None:
         stage = graph.stages[name]
         submit = run_stage.with_options(
-            name=stage.group, description=stage.description, tags=[stage.group, *(["gpu"] if stage.gpus else [])]
+            name=stage.group,
+            description=stage.description,
+            tags=[stage.group, *(["gpu"] if stage.gpus else [])],
         )
         future = submit.submit(name, reasons[name])
         future.add_done_callback(lambda done: ended.put(results.get(name) or _crashed(name, done)))
@@ -164,18 +203,26 @@ def _run(
     def skip(result: StageResult) -> None:
         logger.warning(f"{result.name} {result.message}")
         group = graph.stages[result.name].group
-        skipped.append(skip_stage.with_options(name=group, tags=[group]).submit(result.name, result.message))
+        skipped.append(
+            skip_stage.with_options(name=group, tags=[group]).submit(result.name, result.message)
+        )
 
     try:
         found = run_ready(graph, names, place.capacity, begin, ended, skip)
-        wait(skipped, timeout=_TOLD)  # a flow that ends before they have said why is told that they crashed
+        wait(
+            skipped, timeout=_TOLD
+        )  # a flow that ends before they have said why is told that they crashed
         return found
     finally:
         runner.stop()
 
 
-def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: Sequence[int] = ()) -> StageResult:
-    """One stage in its slots of this host, its lines in the log of the run this is called in; `inherit_fds`: as for `Runner.run`."""
+def run_here(
+    runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: Sequence[int] = ()
+) -> StageResult:
+    """One stage in its slots of this host, its lines in the log of the run this is called in;
+    `inherit_fds`: as for `Runner.run`.
+    """
     logger = get_run_logger()
     logger.info(f"{stage.description or stage.name} ({why})")
     watcher = show.Progress(stage)
@@ -188,7 +235,12 @@ def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: 
         if stage.gpus:
             with slots.take(stage.gpus, lambda: runner.stopped) as (taken, locks):
                 logger.info(f"in slot {', '.join(taken)}")
-                outcome = runner.run(stage.name, report, extra=slots.environment(taken), inherit_fds=(*locks, *inherit_fds))
+                outcome = runner.run(
+                    stage.name,
+                    report,
+                    extra=slots.environment(taken),
+                    inherit_fds=(*locks, *inherit_fds),
+                )
         else:
             outcome = runner.run(stage.name, report, inherit_fds=inherit_fds)
     except (StoppedError, TimeoutError) as error:
@@ -202,7 +254,9 @@ def run_here(runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: 
 
 
 def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
-    """A task that ended without a word of its own, as when Prefect's server was away while it began. Never raises: it is waited for."""
+    """A task that ended without a word of its own, as when Prefect's server was away while it
+    began. Never raises: it is waited for.
+    """
     try:
         how = f"{future.state.name}: {future.state.message}"
     except Exception as error:  # to ask for the state takes the server, too
@@ -214,13 +268,21 @@ def _judge(summary: Summary) -> None:
     """StagesFailedError if anything is not up to date."""
     bad = [result for result in summary.results if result.state not in DONE]
     if bad:
-        first = "\n".join(f"- {result.message.splitlines()[0]}" for result in bad if result.state != "skipped")
+        first = "\n".join(
+            f"- {result.message.splitlines()[0]}" for result in bad if result.state != "skipped"
+        )
         skipped = [result.name for result in bad if result.state == "skipped"]
         more = f"\nNot run because of that: {', '.join(skipped)}" if skipped else ""
         codes = [result.code for result in bad if result.code is not None]
-        raise StagesFailedError(f"{len(bad) - len(skipped)} of {len(summary.results)} stages failed:\n{first}{more}", codes)
+        raise StagesFailedError(
+            f"{len(bad) - len(skipped)} of {len(summary.results)} stages failed:\n{first}{more}",
+            codes,
+        )
     if not summary.clean:
-        raise StagesFailedError("all stages ended well, but `dvc status` is not clean: something was changed meanwhile; run again")
+        raise StagesFailedError(
+            "all stages ended well, but `dvc status` is not clean: something was changed meanwhile;"
+            " run again"
+        )
 
 
 def run(only: list[str] | None, slots: int | None, gpus: list[str] | None) -> int:
@@ -229,7 +291,9 @@ def run(only: list[str] | None, slots: int | None, gpus: list[str] | None) -> in
 
 
 def summarize(run_flow: Callable[[], Summary]) -> int:
-    """Run a flow from the command line and print how each stage ended, or which failed; the exit code."""
+    """Run a flow from the command line and print how each stage ended, or which failed; the exit
+    code.
+    """
     require_server()
     try:
         summary = run_flow()

@@ -1,10 +1,12 @@
-"""Stage `download`: the raw corpus as checked records and the hashes of their images, a folder for each modality.
+"""Stage `download`: the raw corpus as checked records and the hashes of their images, a folder for
+each modality.
 
     python -m stages.download
 
-What `data.dvc` imported is read in place, and nothing of it is copied. Records that cannot be used go to quarantine with the reason.
-`images.jsonl` lists the image files of these records, each with its SHA-256 and size: by them DVC sees which modalities new data touches,
-and stage resize sees that it reads the corpus that was checked. Whether an image can be decoded is found out there.
+What `data.dvc` imported is read in place, and nothing of it is copied. Records that cannot be used
+go to quarantine with the reason. `images.jsonl` lists the image files of these records, each with
+its SHA-256 and size: by them DVC sees which modalities new data touches, and stage resize sees that
+it reads the corpus that was checked. Whether an image can be decoded is found out there.
 """
 
 from __future__ import annotations
@@ -49,30 +51,62 @@ def main() -> None:
     settings = params.corpus
     path = Path(settings.archive)
     if not path.exists():
-        raise InputError(f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the pinned corpus alone")
+        raise InputError(
+            f"{path} (corpus.archive) is missing: run `dvc repro`, or `dvc pull data.dvc` for the"
+            " pinned corpus alone"
+        )
     with open_corpus(path, settings.limits) as corpus:
         listed, files = find_images(corpus, read_questions(corpus))
-        hashes, damaged = _hash_all(corpus, sorted({name for names in files.values() for name in names}))
+        hashes, damaged = _hash_all(
+            corpus, sorted({name for names in files.values() for name in names})
+        )
         reading = _without_damaged(listed, files, damaged)
         account = layout.QUARANTINE / "download.parquet"
         kept = [record.dataset for record in reading.records]
-        taken = write_quarantine(account, "download", reading.read, kept, reading.rows, collect_provenance({"corpus": settings}))
+        taken = write_quarantine(
+            account,
+            "download",
+            reading.read,
+            kept,
+            reading.rows,
+            collect_provenance({"corpus": settings}),
+        )
         if not reading.records:
-            message = f"{path} holds no usable record: {reading.read} read, all refused; {account} says why"
+            message = (
+                f"{path} holds no usable record: {reading.read} read, all refused; {account}"
+                " says why"
+            )
             raise RefusedDataError(message, CorpusFault.NO_RECORD)
         check_refused(taken, params.quarantine, account, str(path))
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
-            _write(corpus, slug, sorted(records, key=lambda record: record.question_id), files, hashes)
-    print(f"download: read {reading.read} records, kept {len(reading.records)}, quarantined {len(reading.rows)} ({account})")
+            _write(
+                corpus, slug, sorted(records, key=lambda record: record.question_id), files, hashes
+            )
+    print(
+        f"download: read {reading.read} records, kept {len(reading.records)}, quarantined"
+        f" {len(reading.rows)} ({account})"
+    )
 
 
-def _without_damaged(reading: Reading, files: Mapping[str, Sequence[str]], damaged: Mapping[str, str]) -> Reading:
+def _without_damaged(
+    reading: Reading, files: Mapping[str, Sequence[str]], damaged: Mapping[str, str]
+) -> Reading:
     """The same reading, records whose image cannot be read quarantined."""
-    why = {path: damaged[name] for path, names in files.items() for name in reversed(names) if name in damaged}
+    why = {
+        path: damaged[name]
+        for path, names in files.items()
+        for name in reversed(names)
+        if name in damaged
+    }
     kept = [record for record in reading.records if record.image_path not in why]
     rows = [
-        refuse(record, record.image_path, f"the image cannot be read from the corpus: {why[record.image_path]}", Reason.IMAGE_DAMAGED)
+        refuse(
+            record,
+            record.image_path,
+            f"the image cannot be read from the corpus: {why[record.image_path]}",
+            Reason.IMAGE_DAMAGED,
+        )
         for record in reading.records
         if record.image_path in why
     ]
@@ -80,7 +114,9 @@ def _without_damaged(reading: Reading, files: Mapping[str, Sequence[str]], damag
 
 
 def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The SHA-256 of each image, and for each that cannot be read, why. What the memo knows is not read."""
+    """The SHA-256 of each image, and for each that cannot be read, why. What the memo knows is not
+    read.
+    """
     memo = HashCache(MEMO)
     hashes = {name: known for name in names if (known := memo.get(corpus.mark(name)))}
     fresh = corpus.in_order(name for name in names if name not in hashes)
@@ -96,7 +132,9 @@ def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dic
 
 
 def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """Name, SHA-256 and what is wrong, in order: all cores at work, and no more in memory than _IN_FLIGHT and one image."""
+    """Name, SHA-256 and what is wrong, in order: all cores at work, and no more in memory than
+    _IN_FLIGHT and one image.
+    """
 
     def hashed(name: str) -> tuple[str, str, str | None]:
         try:
@@ -109,19 +147,35 @@ def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str,
     yield from prefetch(
         hashed,
         names,
-        threads=os.cpu_count(),  # files are read, unpacked and hashed without the interpreter's lock
+        # files are read, unpacked and hashed without the interpreter's lock
+        threads=os.cpu_count(),
         budget=_IN_FLIGHT,
         weight=lambda name: max(corpus.size(name), at_least),
     )
 
 
-def _write(corpus: Corpus, slug: str, records: list[Record], files: Mapping[str, Sequence[str]], hashes: Mapping[str, str]) -> None:
-    names = sorted({name for path in {record.image_path for record in records} for name in files[path]})
+def _write(
+    corpus: Corpus,
+    slug: str,
+    records: list[Record],
+    files: Mapping[str, Sequence[str]],
+    hashes: Mapping[str, str],
+) -> None:
+    names = sorted(
+        {name for path in {record.image_path for record in records} for name in files[path]}
+    )
     with atomic_directory(layout.corpus(slug)) as folder:
-        write_json_lines(folder / layout.corpus_records(slug).name, (record.fields for record in records))
-        images = ({"file": name, "sha256": hashes[name], "size": corpus.size(name)} for name in names)
+        write_json_lines(
+            folder / layout.corpus_records(slug).name, (record.fields for record in records)
+        )
+        images = (
+            {"file": name, "sha256": hashes[name], "size": corpus.size(name)} for name in names
+        )
         write_json_lines(folder / layout.corpus_images(slug).name, images)
-    print(f"download: {slug}: {len(records)} records, {len(names)} image files -> {layout.corpus(slug)}")
+    print(
+        f"download: {slug}: {len(records)} records, {len(names)} image files ->"
+        f" {layout.corpus(slug)}"
+    )
 
 
 if __name__ == "__main__":

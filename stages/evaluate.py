@@ -1,11 +1,13 @@
-"""Stage `evaluate@<checkpoint>`: greedy completions for every test question of its axis, one row per question.
+"""Stage `evaluate@<checkpoint>`: greedy completions for every test question of its axis, one row
+per question.
 
     python -m stages.evaluate ct        the checkpoint on the test splits of all modalities
     python -m stages.evaluate base      the base on the test splits of both axes
 
-No answer is extracted and no number computed here: both are derived from the rows (stage report). Completions are kept as they come in
-.scratch/evaluate: one that was killed goes on where it was. Several GPUs share the questions, a process each; MED_R1_PROCESSES says
-how many processes where that is to be another number.
+No answer is extracted and no number computed here: both are derived from the rows (stage report).
+Completions are kept as they come in .scratch/evaluate: one that was killed goes on where it was.
+Several GPUs share the questions, a process each; MED_R1_PROCESSES says how many processes where
+that is to be another number.
 """
 
 from __future__ import annotations
@@ -54,10 +56,13 @@ if TYPE_CHECKING:  # they import torch
 def main() -> None:
     """Test one policy and write predictions/<checkpoint>.parquet."""
     arguments = argparse.ArgumentParser(
-        prog="python -m stages.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("checkpoint", help="base, or a key of checkpoints in params.yaml")
-    # of a process that this stage starts, which keeps its answers in the folder and writes no predictions
+    # of a process that this stage starts, which keeps its answers in the folder and writes no
+    # predictions
     arguments.add_argument("--share", help=argparse.SUPPRESS)
     arguments.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
     given = arguments.parse_args()
@@ -68,7 +73,12 @@ def main() -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
     provenance = collect_provenance(
-        {"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, "evaluate": params.evaluate}
+        {
+            "splits.kind": params.splits.kind,
+            "base": params.base,
+            "prompt": params.prompt,
+            "evaluate": params.evaluate,
+        }
     )
     provenance["weights"] = hashes(folder)
     if not given.share:
@@ -83,7 +93,9 @@ def main() -> None:
     windows = cut_windows(asked, params.evaluate.batch_size)
     if given.share:
         share = int(given.share.partition("/")[0])
-        for _ in _answer(folder, params, asked, windows[share::processes], AnswerStore(given.answers), processes):
+        for _ in _answer(
+            folder, params, asked, windows[share::processes], AnswerStore(given.answers), processes
+        ):
             check_still_wanted()
         return
     check_policy_files(folder, f"models/{name}")
@@ -94,13 +106,22 @@ def main() -> None:
         run.artifact(name, "model", partial(hashes, folder))
         _answer_all(name, folder, params, asked, windows, kept, processes)
         completions, provenance["batch_sizes"] = kept.read()
-        rows = [_row(name, item, completions, place, question) for place, (item, question) in enumerate(zip(questions, asked, strict=True))]
+        rows = [
+            _row(name, item, completions, place, question)
+            for place, (item, question) in enumerate(zip(questions, asked, strict=True))
+        ]
         rows.sort(key=lambda row: row["question_id"])
         schema = SCHEMA.with_metadata({"provenance": json.dumps(provenance)})
         with atomic_file(layout.predictions(name)) as path:
             pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-        run.summarise({"test/completion_tokens": sum(row["completion_tokens"] for row in rows) / len(rows)})
-        run.artifact(f"{name}-predictions", "predictions", lambda: {str(layout.predictions(name)): files_hash([layout.predictions(name)])})
+        run.summarise(
+            {"test/completion_tokens": sum(row["completion_tokens"] for row in rows) / len(rows)}
+        )
+        run.artifact(
+            f"{name}-predictions",
+            "predictions",
+            lambda: {str(layout.predictions(name)): files_hash([layout.predictions(name)])},
+        )
     shutil.rmtree(scratch)
     print(f"{name}: {len(rows)} questions answered -> {layout.predictions(name)}")
 
@@ -119,17 +140,32 @@ def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Questio
 
 
 def _answer_all(
-    name: str, folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: AnswerStore, processes: int
+    name: str,
+    folder: Path,
+    params: Params,
+    asked: Sequence[Question],
+    windows: Sequence[range],
+    kept: AnswerStore,
+    processes: int,
 ) -> None:
-    """Keep an answer to all that is asked, alone or by several processes; those that are kept already are not made again."""
+    """Keep an answer to all that is asked, alone or by several processes; those that are kept
+    already are not made again.
+    """
     total, (completions, _) = sum(len(each.images) for each in asked), kept.read()
     if completions:
-        print(f"{name}: goes on behind {len(completions)} of {total} answers, kept in {kept.folder}", file=sys.stderr)
+        print(
+            f"{name}: goes on behind {len(completions)} of {total} answers, kept in {kept.folder}",
+            file=sys.stderr,
+        )
     if len(completions) == total:
         return
     report = _progress_reporter(name, total, len(completions))
     if (shares := min(processes, len(windows))) > 1:
-        run_ranks(["stages.evaluate", name, "--answers", str(kept.folder)], shares, lambda: report(kept.count()))
+        run_ranks(
+            ["stages.evaluate", name, "--answers", str(kept.folder)],
+            shares,
+            lambda: report(kept.count()),
+        )
     else:
         for count in _answer(folder, params, asked, windows, kept, shares):
             report(count)
@@ -149,9 +185,16 @@ def _progress_reporter(name: str, total: int, done: int) -> Callable[[int], None
 
 
 def _answer(
-    folder: Path, params: Params, asked: Sequence[Question], windows: Sequence[range], kept: AnswerStore, processes: int
+    folder: Path,
+    params: Params,
+    asked: Sequence[Question],
+    windows: Sequence[range],
+    kept: AnswerStore,
+    processes: int,
 ) -> Iterator[int]:
-    """Answer what is left of some windows; after each batch that is kept, how many answers there are."""
+    """Answer what is left of some windows; after each batch that is kept, how many answers there
+    are.
+    """
     import torch
 
     from stages.generation.batch_size import BatchSize
@@ -174,7 +217,8 @@ def _answer(
             batch_size=BatchSize(params.evaluate.batch_size, device),
             max_new_tokens=params.evaluate.max_new_tokens,
             done=done.keys(),
-            # a GPU answers faster than one thread opens images; on a CPU they would be in each other's way
+            # a GPU answers faster than one thread opens images; on a CPU they would be in each
+            # other's way
             loaders=max((os.cpu_count() or 1) // processes, 1) if device.type == "cuda" else 0,
         ):
             kept.add(answers)
@@ -182,12 +226,19 @@ def _answer(
             yield count
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of GPU memory ({str(error).splitlines()[0]}): set evaluate.batch_size to a smaller number (now "
-            f"{params.evaluate.batch_size}), or free the GPU; `nvidia-smi` shows what else is on it. What was answered is kept"
+            f"out of GPU memory ({str(error).splitlines()[0]}): set evaluate.batch_size to a"
+            f" smaller number (now {params.evaluate.batch_size}), or free the GPU; `nvidia-smi`"
+            " shows what else is on it. What was answered is kept"
         ) from error
 
 
-def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completion], place: int, question: Question) -> dict[str, Any]:
+def _row(
+    name: str,
+    item: Mapping[str, Any],
+    completions: Mapping[Key, Completion],
+    place: int,
+    question: Question,
+) -> dict[str, Any]:
     """The row of one question."""
     row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
     row["gold"] = parse_solution(item["solution"])
@@ -203,18 +254,34 @@ def _row(name: str, item: Mapping[str, Any], completions: Mapping[Key, Completio
 
 
 def _fingerprint(
-    folder: Path, provenance: Mapping[str, Any], questions: Sequence[Mapping[str, Any]], asked: Sequence[Question], windows: Sequence[range]
+    folder: Path,
+    provenance: Mapping[str, Any],
+    questions: Sequence[Mapping[str, Any]],
+    asked: Sequence[Question],
+    windows: Sequence[range],
 ) -> str:
-    """Names the answers by all that decides them: checkpoint, questions, images, settings, code, versions, device and windows."""
+    """Names the answers by all that decides them: checkpoint, questions, images, settings, code,
+    versions, device and windows.
+    """
     import torch
 
     images = sorted({path for each in asked for path in each.images.values() if path})
-    said = json.dumps([[dict(item), each.words, dict(each.images)] for item, each in zip(questions, asked, strict=True)], sort_keys=True)
+    said = json.dumps(
+        [
+            [dict(item), each.words, dict(each.images)]
+            for item, each in zip(questions, asked, strict=True)
+        ],
+        sort_keys=True,
+    )
     return fingerprint(
         {name: provenance[name] for name in ("params", "versions")}
         | {
             "checkpoint": files_hash(
-                [path for path in folder.iterdir() if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".txt")]
+                [
+                    path
+                    for path in folder.iterdir()
+                    if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".txt")
+                ]
             ),
             "questions": hashlib.sha256(said.encode()).hexdigest(),
             "images": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
@@ -226,31 +293,43 @@ def _fingerprint(
 
 
 def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
-    """The distinct test questions of an axis ("modality", "task", "all") in one kind of split, with the axes each is a test question of.
+    """The distinct test questions of an axis ("modality", "task", "all") in one kind of split, with
+    the axes each is a test question of.
 
-    In an order in which the questions of one image stand together, next to those of the one it is exchanged with.
+    In an order in which the questions of one image stand together, next to those of the one it is
+    exchanged with.
     """
     tests: dict[str, set[str]] = {}
     found: dict[str, dict[str, Any]] = {}
     for each, slugs in AXES.items():
-        items = [item for slug in slugs for item in read_split(layout.split(each, slug, "test", kind))]
+        items = [
+            item for slug in slugs for item in read_split(layout.split(each, slug, "test", kind))
+        ]
         tests[each] = {item["question_id"] for item in items}
         if axis in (each, "all"):
             found |= {item["question_id"]: item for item in items}
     for name, item in found.items():
         item |= {f"{each}_test": name in members for each, members in tests.items()}
-    return sorted(found.values(), key=lambda item: (item["modality"], _draw(item["image"]), item["question_id"]))
+    return sorted(
+        found.values(),
+        key=lambda item: (item["modality"], _draw(item["image"]), item["question_id"]),
+    )
 
 
 def exchange(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Image -> another image of its modality: the next in a fixed random order, round again at the end.
+    """Image -> another image of its modality: the next in a fixed random order, round again at the
+    end.
 
     None stays with itself, and a modality with one image has none to exchange.
     """
     partner: dict[str, str] = {}
     for modality in sorted({item["modality"] for item in questions}):
-        images = sorted({item["image"] for item in questions if item["modality"] == modality}, key=_draw)
-        partner |= dict(zip(images, images[1:] + images[:1], strict=True)) if len(images) > 1 else {}
+        images = sorted(
+            {item["image"] for item in questions if item["modality"] == modality}, key=_draw
+        )
+        partner |= (
+            dict(zip(images, images[1:] + images[:1], strict=True)) if len(images) > 1 else {}
+        )
     return partner
 
 

@@ -1,9 +1,11 @@
-"""Stage `prior`: what the wording of the options alone is worth on every test split, before any model is trained.
+"""Stage `prior`: what the wording of the options alone is worth on every test split, before any
+model is trained.
 
     python -m stages.prior
 
-The blind prior of each split, and that of all splits of its axis together, in the kind of split that is trained and tested on
-(stages/scoring/prior.py). What the report holds accuracies against is all here, question by question.
+The blind prior of each split, and that of all splits of its axis together, in the kind of split
+that is trained and tested on (stages/scoring/prior.py). What the report holds accuracies against is
+all here, question by question.
 """
 
 from __future__ import annotations
@@ -25,30 +27,49 @@ from stages.taxonomy import AXES
 def main() -> None:
     """Write data/prior/<axis>/<slug>.json for every split of the kind in use, all of them or none."""
     argparse.ArgumentParser(
-        prog="python -m stages.prior", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.prior",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     kind = load_params().splits.kind
-    blind_baselines = [blind_baseline for axis in AXES for blind_baseline in axis_blind_baselines(axis, kind)]
+    blind_baselines = [
+        blind_baseline for axis in AXES for blind_baseline in axis_blind_baselines(axis, kind)
+    ]
     provenance = collect_provenance({"splits.kind": kind})
     with atomic_directory(layout.PRIOR) as folder:
         for blind_baseline in blind_baselines:
-            path = folder / layout.prior(blind_baseline.axis, blind_baseline.split).relative_to(layout.PRIOR)
+            path = folder / layout.prior(blind_baseline.axis, blind_baseline.split).relative_to(
+                layout.PRIOR
+            )
             write_json(path, as_json(blind_baseline) | {"provenance": provenance})
     for blind_baseline in blind_baselines:
         written, normalised = (blind_baseline.rules[name] for name in RULES)
         print(
-            f"prior: {blind_baseline.axis}/{blind_baseline.split}: {written.accuracy:.1%} of {blind_baseline.n} without the image ({written.low:.1%} to "
-            f"{written.high:.1%}; normalised {normalised.accuracy:.1%}; chance {blind_baseline.chance:.1%}), balanced subset {len(written.balanced)}"
+            f"prior: {blind_baseline.axis}/{blind_baseline.split}: {written.accuracy:.1%} of"
+            f" {blind_baseline.n} without the image ({written.low:.1%} to {written.high:.1%};"
+            f" normalised {normalised.accuracy:.1%}; chance {blind_baseline.chance:.1%}), balanced"
+            f" subset {len(written.balanced)}"
         )
     print(f"prior: {len(blind_baselines)} splits, {kind} -> {layout.PRIOR}")
 
 
 def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
-    """The blind baselines of all splits of an axis; InputError names a split that is missing, empty or malformed."""
-    trains, tests = ({slug: _questions(axis, slug, part, kind) for slug in AXES[axis]} for part in ("train", "test"))
-    own = {slug: {name: fit_prior(train, exact=name == "as_written") for name in RULES} for slug, train in trains.items()}
+    """The blind baselines of all splits of an axis; InputError names a split that is missing, empty
+    or malformed.
+    """
+    trains, tests = (
+        {slug: _questions(axis, slug, part, kind) for slug in AXES[axis]}
+        for part in ("train", "test")
+    )
+    own = {
+        slug: {name: fit_prior(train, exact=name == "as_written") for name in RULES}
+        for slug, train in trains.items()
+    }
     pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
-    return [find_blind_baseline(axis, slug, kind, trains[slug], tests[slug], own[slug], pooled) for slug in AXES[axis]]
+    return [
+        find_blind_baseline(axis, slug, kind, trains[slug], tests[slug], own[slug], pooled)
+        for slug in AXES[axis]
+    ]
 
 
 def _questions(axis: str, slug: str, part: str, kind: str) -> list[Question]:

@@ -1,4 +1,5 @@
-"""Stage report: from the predictions of all checkpoints to one page, figures, tables, model cards and metrics.json.
+"""Stage report: from the predictions of all checkpoints to one page, figures, tables, model cards
+and metrics.json.
 
     python -m stages.report
 
@@ -52,7 +53,9 @@ def make() -> None:
         sources.trained[name] = read_json(layout.training_provenance(name), _remake(stage))
     sources.style = params.prompt.style
     sources.blind_baselines = {
-        (axis, slug): read_blind_baseline(layout.prior(axis, slug)) for axis, slugs in AXES.items() for slug in slugs
+        (axis, slug): read_blind_baseline(layout.prior(axis, slug))
+        for axis, slugs in AXES.items()
+        for slug in slugs
     }
     for name, target in sources.targets.items():
         if target.method == "grpo":  # rewards, KL and groups are GRPO's
@@ -69,14 +72,18 @@ def make() -> None:
 
 
 def _accuracies(predictions: pd.DataFrame) -> dict[str, float]:
-    """Accuracy by "test/<axis>/<split>", and by "test/<axis>/<split>/<variant>" where questions were asked in that variant."""
+    """Accuracy by "test/<axis>/<split>", and by "test/<axis>/<split>/<variant>" where questions
+    were asked in that variant.
+    """
     rows = {}
     for axis, slugs in AXES.items():
         for slug in slugs:
             own = in_domain(predictions, axis, slug)
             rows[f"test/{axis}/{slug}"] = own
             for variant in ABLATIONS:
-                rows[f"test/{axis}/{slug}/{variant}"] = without_image(with_ablation(own, variant), variant)
+                rows[f"test/{axis}/{slug}/{variant}"] = without_image(
+                    with_ablation(own, variant), variant
+                )
     accuracies = {cell: score(own).accuracy for cell, own in rows.items()}
     return {cell: accuracy for cell, accuracy in accuracies.items() if accuracy is not None}
 
@@ -86,20 +93,26 @@ def _remake(stage: str) -> str:
 
 
 def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str, str]]:
-    """Count the splits and find the words of each test question, by its id; refuse predictions made on other splits."""
+    """Count the splits and find the words of each test question, by its id; refuse predictions made
+    on other splits.
+    """
     splits: list[gather.Split] = []
     problems: dict[str, str] = {}
     for axis, slugs in AXES.items():
         known: set[str] = set()
         for slug in slugs:
-            train, test = (read_split(layout.split(axis, slug, part, kind)) for part in ("train", "test"))
+            train, test = (
+                read_split(layout.split(axis, slug, part, kind)) for part in ("train", "test")
+            )
             splits.append(gather.count_split(axis, slug, train, test))
             problems |= {question["question_id"]: question["problem"] for question in test}
             known |= {question["question_id"] for question in test}
         if differing := sorted(known ^ set(base.loc[base[f"{axis}_test"], "question_id"])):
             raise InputError(
-                f"{layout.predictions('base')}: question {differing[0]!r} is one of {len(differing)} that are not in both the "
-                f"predictions and {layout.SPLITS / kind / axis}; the splits have changed since: `dvc repro evaluate@base`"
+                f"{layout.predictions('base')}: question {differing[0]!r} is one of"
+                f" {len(differing)} that are not in both the predictions and"
+                f" {layout.SPLITS / kind / axis}; the splits have changed since: `dvc repro"
+                " evaluate@base`"
             )
     return splits, problems
 

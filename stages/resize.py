@@ -1,14 +1,17 @@
-"""Stage `resize@<modality>`: every image of a modality decoded once, as an RGB PNG of the size the policies see, in shards.
+"""Stage `resize@<modality>`: every image of a modality decoded once, as an RGB PNG of the size the
+policies see, in shards.
 
     python -m stages.resize ct
 
-An image that cannot be decoded sends each of its records to quarantine; the others get `image` (the path by which
-stages/corpus/dataset/image_store.py opens it), `source_size` (width and height as seen, so that upscaled images can be told),
-`source_mode`, `brightness`, and the hashes by which stage splits finds copies, `pixel_hash` and `perceptual_hash`.
-A record of a DICOM file or series also gets `dicom`, what is passed on of the header, and `frames`,
-the paths of all frames in order, where there are several.
+An image that cannot be decoded sends each of its records to quarantine; the others get `image` (the
+path by which stages/corpus/dataset/image_store.py opens it), `source_size` (width and height as
+seen, so that upscaled images can be told), `source_mode`, `brightness`, and the hashes by which
+stage splits finds copies, `pixel_hash` and `perceptual_hash`. A record of a DICOM file or series
+also gets `dicom`, what is passed on of the header, and `frames`, the paths of all frames in order,
+where there are several.
 
-What was made before of the same bytes by the same settings is taken from a cache outside of DVC's outputs.
+What was made before of the same bytes by the same settings is taken from a cache outside of DVC's
+outputs.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ def main() -> None:
     if slug not in MODALITIES:
         raise InputError(f"unknown modality {slug!r}; known: {', '.join(MODALITIES)}")
     params = load_params()
-    # records are read twice rather than held: at full scale they would take more memory than all else
+    # records are read twice rather than held: at full scale they would take more memory than all
+    # else
     records = layout.corpus_records(slug)
     paths = Counter(record.image_path for record in iterate_records(records, _REMEDY))
     known = read_hashes(layout.corpus_images(slug))
@@ -61,14 +65,18 @@ def main() -> None:
     sources = Sources(paths, known)
     path = Path(params.corpus.archive)
     if not path.exists():
-        raise InputError(f"{path} (corpus.archive), in which the images lie, is missing: run `dvc pull data.dvc`")
+        raise InputError(
+            f"{path} (corpus.archive), in which the images lie, is missing: run `dvc pull data.dvc`"
+        )
     with (
         open_corpus(path, params.corpus.limits) as corpus,
         closing(ImageCache(CACHE, round(params.cache.images_gb * 1e9))) as cache,
         atomic_directory(layout.images(slug)) as images,
         atomic_directory(layout.frames(slug)) as frames,
     ):
-        maker = ImageResizer(slug, sources, partial(_fetch, corpus, known), params.resize, params.dicom, cache)
+        maker = ImageResizer(
+            slug, sources, partial(_fetch, corpus, known), params.resize, params.dicom, cache
+        )
         facts = maker.make(images, frames)
     sets: list[str] = []
     rows: list[Row] = []
@@ -77,7 +85,11 @@ def main() -> None:
         for record in iterate_records(records, _REMEDY):
             fact = facts[record.image_path]
             if isinstance(fact, ImageError):
-                rows.append(refuse(record, record.image_path, f"the image cannot be used: {fact}", fact.reason))
+                rows.append(
+                    refuse(
+                        record, record.image_path, f"the image cannot be used: {fact}", fact.reason
+                    )
+                )
             else:
                 sets.append(record.dataset)
                 yield _kept(record, fact, slug)
@@ -88,8 +100,8 @@ def main() -> None:
     taken = write_quarantine(account, f"resize@{slug}", read, sets, rows, facts_of_run)
     check_refused(taken, params.quarantine, account, str(layout.corpus(slug)))
     print(
-        f"resize {slug}: read {read} records of {len(facts)} images ({maker.fresh} of them made anew), kept {len(sets)}, "
-        f"quarantined {len(rows)}"
+        f"resize {slug}: read {read} records of {len(facts)} images ({maker.fresh} of them made"
+        f" anew), kept {len(sets)}, quarantined {len(rows)}"
     )
     _tell_unflagged(slug, facts)
 
@@ -104,7 +116,9 @@ def read_hashes(path: Path) -> dict[str, bytes]:
         try:
             hashes[entry["file"]] = bytes.fromhex(entry["sha256"])  # half the bytes of its digits
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}, line {number} names no image file with its sha256 ({error!r}): {_REMEDY}") from error
+            raise InputError(
+                f"{path}, line {number} names no image file with its sha256 ({error!r}): {_REMEDY}"
+            ) from error
     return hashes
 
 
@@ -116,12 +130,16 @@ class Sources(Mapping[str, ImageSource]):
         self._paths, self._known, self._names = sorted(paths), known, sorted(known)
         for path in self._paths:
             if not image_files(self._names, path):
-                raise InputError(f"{path} is in no images.jsonl, though a record names it: {_REMEDY}")
+                raise InputError(
+                    f"{path} is in no images.jsonl, though a record names it: {_REMEDY}"
+                )
 
     def __getitem__(self, path: str) -> ImageSource:
         """The files of an image."""
         files = image_files(self._names, path)
-        return ImageSource(tuple((name, self._known[name].hex()) for name in files), path not in self._known)
+        return ImageSource(
+            tuple((name, self._known[name].hex()) for name in files), path not in self._known
+        )
 
     def __iter__(self) -> Iterator[str]:
         """The images, sorted."""
@@ -133,7 +151,9 @@ class Sources(Mapping[str, ImageSource]):
 
 
 def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
-    """The file's bytes, which are those that stage download saw. UnreadError if they are damaged since, or were when it did not look."""
+    """The file's bytes, which are those that stage download saw. UnreadError if they are damaged
+    since, or were when it did not look.
+    """
     try:
         content = corpus.fetch(name)
     except KeyError:
@@ -147,7 +167,11 @@ def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
 
 def _kept(record: Record, fact: Mapping[str, Any], slug: str) -> dict[str, Any]:
     """The record with what is known of its image."""
-    told = {**record.fields, "image": f"{layout.images(slug).as_posix()}/{png_name(record.image_path)}", **fact}
+    told = {
+        **record.fields,
+        "image": f"{layout.images(slug).as_posix()}/{png_name(record.image_path)}",
+        **fact,
+    }
     if "frames" in fact:
         folder = f"{layout.frames(slug).as_posix()}/{record.image_path.removeprefix(IMAGES)}"
         told["frames"] = [f"{folder}/{number:04d}.png" for number in range(1, fact["frames"] + 1)]
@@ -155,9 +179,16 @@ def _kept(record: Record, fact: Mapping[str, Any], slug: str) -> dict[str, Any]:
 
 
 def _tell_unflagged(slug: str, facts: Mapping[str, Fact]) -> None:
-    dicom = [fact["dicom"] for fact in facts.values() if not isinstance(fact, ImageError) and "dicom" in fact]
+    dicom = [
+        fact["dicom"]
+        for fact in facts.values()
+        if not isinstance(fact, ImageError) and "dicom" in fact
+    ]
     if unflagged := sum("BurnedInAnnotation" not in tags for tags in dicom):
-        print(f"resize {slug}: {unflagged} of these images are DICOM and do not say whether text is burned into them")
+        print(
+            f"resize {slug}: {unflagged} of these images are DICOM and do not say whether text is"
+            " burned into them"
+        )
 
 
 if __name__ == "__main__":

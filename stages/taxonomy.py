@@ -1,7 +1,8 @@
 """The eight imaging modalities and five question types: our slugs and OmniMedVQA's own literals.
 
-The literals are OmniMedVQA's (arXiv 2402.09181), typing slips included: "Mag-netic", and OCT's missing bracket. A
-record matches only if its literal matches exactly; anything else is quarantined, never guessed.
+The literals are OmniMedVQA's (arXiv 2402.09181), typing slips included: "Mag-netic", and OCT's
+missing bracket. A record matches only if its literal matches exactly; anything else is quarantined,
+never guessed.
 """
 
 from __future__ import annotations
@@ -33,9 +34,14 @@ QUESTION_TYPES: Final[dict[str, str]] = {
 """Question-type slug -> `question_type` literal, in the order of Med-R1's tables."""
 
 MODALITY_SLUGS: Final[dict[str, str]] = {literal: slug for slug, literal in MODALITIES.items()}
-QUESTION_TYPE_SLUGS: Final[dict[str, str]] = {literal: slug for slug, literal in QUESTION_TYPES.items()}
+QUESTION_TYPE_SLUGS: Final[dict[str, str]] = {
+    literal: slug for slug, literal in QUESTION_TYPES.items()
+}
 
-AXES: Final[dict[str, tuple[str, ...]]] = {"modality": tuple(MODALITIES), "task": tuple(QUESTION_TYPES)}
+AXES: Final[dict[str, tuple[str, ...]]] = {
+    "modality": tuple(MODALITIES),
+    "task": tuple(QUESTION_TYPES),
+}
 """The two ways the corpus is cut into train and test: by imaging modality and by question type."""
 
 _ALSO_CALLED: Final[dict[str, str]] = {
@@ -54,17 +60,20 @@ _ALIKE: Final = 0.6
 
 
 def nearest(value: str, literals: Mapping[str, str]) -> str | None:
-    """The slug that a text, which is none, was most likely meant to be: for a message, never to be taken for it.
+    """The slug that a text, which is none, was most likely meant to be: for a message, never to be
+    taken for it.
 
-    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with the text; of several, the most
-    similar; None if nothing is alike.
+    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with
+    the text; of several, the most similar; None if nothing is alike.
     """
     folded = value.casefold()
 
     def likeness(slug: str) -> tuple[int, float]:
         names = (slug, literals[slug].casefold())
         shared = _words(folded) & _words(" ".join([*names, _ALSO_CALLED.get(slug, "")]))
-        return len(shared), max(difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names)
+        return len(shared), max(
+            difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names
+        )
 
     best = max(literals, key=likeness)
     return best if likeness(best) > (0, _ALIKE) else None

@@ -1,10 +1,12 @@
-"""Stage `train@<checkpoint>`: GRPO, or SFT on the answers, on the checkpoint's train split, from the base to a Hugging Face directory.
+"""Stage `train@<checkpoint>`: GRPO, or SFT on the answers, on the checkpoint's train split, from
+the base to a Hugging Face directory.
 
 python -m stages.train ct
 python -m stages.train sft-ct       where params.yaml has it among checkpoints
 
-On the GPUs it sees, or on the CPU. Several GPUs share a training, a process each, as grpo.parallel says (docs/launch.md); the environment's
-MED_R1_PROCESSES says how many processes where that is to be another number, on a CPU too.
+On the GPUs it sees, or on the CPU. Several GPUs share a training, a process each, as grpo.parallel
+says (docs/launch.md); the environment's MED_R1_PROCESSES says how many processes where that is to
+be another number, on a CPU too.
 """
 
 from __future__ import annotations
@@ -32,28 +34,40 @@ from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.image_store import exists
 from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split
-from stages.grpo.parallel import deepspeed_configuration, others_named, prepare_deepspeed, processes_to_launch
+from stages.grpo.parallel import (
+    deepspeed_configuration,
+    others_named,
+    prepare_deepspeed,
+    processes_to_launch,
+)
 from stages.policy.fingerprint import files_hash, fingerprint, state_folder
 from stages.policy.weights import ORIGIN, hashes
 from stages.prompts.styles import Style
 
-REMEDY: Final = "run the same command again: it goes on from the last state that was kept, on as many processes"
+REMEDY: Final = (
+    "run the same command again: it goes on from the last state that was kept, on as many processes"
+)
 
 
 def main() -> None:
     """Train one checkpoint and write models/<checkpoint> and training/<checkpoint>.csv."""
     arguments = argparse.ArgumentParser(
-        prog="python -m stages.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m stages.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("checkpoint", help="a key of checkpoints in params.yaml")
     name = arguments.parse_args().checkpoint
     params = load_params()
     checkpoint, grpo = params.require_checkpoint(name), params.grpo_for(name)
-    groups: dict[str, Grpo | Sft] = {"grpo": grpo} | ({"sft": params.sft_for(name)} if checkpoint.method == "sft" else {})
+    groups: dict[str, Grpo | Sft] = {"grpo": grpo} | (
+        {"sft": params.sft_for(name)} if checkpoint.method == "sft" else {}
+    )
     split = layout.split(checkpoint.axis, checkpoint.split, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
     check_tracking(params.tracking)
-    # before anything asks CUDA, which looks at the GPUs in its sight once and for all; and the launcher takes no memory on one
+    # before anything asks CUDA, which looks at the GPUs in its sight once and for all; and the
+    # launcher takes no memory on one
     if number := processes_to_launch(grpo):
         launch(["stages.train", name], number, layout.SCRATCH / "launch" / name, REMEDY)
         return
@@ -65,7 +79,11 @@ def main() -> None:
 
     from stages.grpo.resume import newest_checkpoint
     from stages.grpo.trainer import TrackingCallback, deterministic, save_policy, write_log
-    from stages.policy.loading import check_policy_files, load_policy, load_processor  # imports torch
+    from stages.policy.loading import (
+        check_policy_files,
+        load_policy,
+        load_processor,
+    )  # imports torch
 
     torch.set_num_threads(params.base.threads)
     deterministic(grpo.seed)
@@ -73,7 +91,9 @@ def main() -> None:
     check_policy_files(start, f"checkpoints.{name}.start")
     prepare_deepspeed(grpo)
     own_masks = grpo.engine == "shared-prefix" and checkpoint.method == "grpo"
-    policy = load_policy(start, dtype=params.base.dtype, attention=params.base.attention, own_masks=own_masks)
+    policy = load_policy(
+        start, dtype=params.base.dtype, attention=params.base.attention, own_masks=own_masks
+    )
     processor = load_processor(start)
     scratch = layout.SCRATCH / "train" / name
     state = scratch / _fingerprint(params, groups, split, start)
@@ -84,34 +104,63 @@ def main() -> None:
             state_folder(state)
             resumed = newest_checkpoint(state)
         if resumed and main_process:
-            print(f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}", file=sys.stderr)
-        provenance = collect_provenance({"splits.kind": params.splits.kind, "base": params.base, "prompt": params.prompt, **groups})
+            print(
+                f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}",
+                file=sys.stderr,
+            )
+        provenance = collect_provenance(
+            {
+                "splits.kind": params.splits.kind,
+                "base": params.base,
+                "prompt": params.prompt,
+                **groups,
+            }
+        )
         provenance |= _base_model(start)
         provenance["processes"] = processes()
-        with tracked(params, "train", name, provenance, identity=state.name, active=main_process) as run:
-            run.artifact(f"{name}-train", "dataset", lambda: {"corpus": provenance["corpus"], str(split): files_hash([split])})
+        with tracked(
+            params, "train", name, provenance, identity=state.name, active=main_process
+        ) as run:
+            run.artifact(
+                f"{name}-train",
+                "dataset",
+                lambda: {"corpus": provenance["corpus"], str(split): files_hash([split])},
+            )
             run.artifact(start.name, "model", partial(hashes, start))
             trainer.add_callback(TrackingCallback(run))
             _train(trainer, resumed, grpo, checkpoint.method)
-            with atomic_directory(layout.model(name)) if main_process else nullcontext(state) as folder:
+            with (
+                atomic_directory(layout.model(name)) if main_process else nullcontext(state)
+            ) as folder:
                 save_policy(trainer, processor, folder)
                 if main_process:
                     if "base_model" in provenance:
                         write_json(folder / ORIGIN, provenance["base_model"])
-                    (folder / "README.md").write_text(checkpoint_card(name, len(rows), params, provenance), encoding="utf-8")
+                    (folder / "README.md").write_text(
+                        checkpoint_card(name, len(rows), params, provenance), encoding="utf-8"
+                    )
                     write_json(layout.training_provenance(name), provenance)
                     with atomic_file(layout.training_log(name)) as log:
                         write_log(trainer.state.log_history, log)
             run.artifact(name, "model", partial(hashes, layout.model(name)))
     if main_process:
         shutil.rmtree(scratch)
-        print(f"{name}: {trainer.state.global_step} steps on {len(rows)} questions -> {layout.model(name)}")
+        print(
+            f"{name}: {trainer.state.global_step} steps on {len(rows)} questions ->"
+            f" {layout.model(name)}"
+        )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _trainer(
-    policy: Any, processor: Any, rows: list[dict[str, Any]], groups: Mapping[str, Grpo | Sft], style: Style, state: Path, name: str
+    policy: Any,
+    processor: Any,
+    rows: list[dict[str, Any]],
+    groups: Mapping[str, Grpo | Sft],
+    style: Style,
+    state: Path,
+    name: str,
 ) -> Any:
     """The trainer of the checkpoint's method, ready to run."""
     grpo, sft = groups["grpo"], groups.get("sft")
@@ -119,10 +168,14 @@ def _trainer(
     if isinstance(sft, Sft):
         from stages.grpo.sft import build_sft_trainer
 
-        return build_sft_trainer(policy, processor, rows, grpo, sft, style, scratch=state, run_name=name)
+        return build_sft_trainer(
+            policy, processor, rows, grpo, sft, style, scratch=state, run_name=name
+        )
     from stages.grpo.trainer import build_trainer, train_dataset
 
-    return build_trainer(policy, processor, train_dataset(rows, style), grpo, style, scratch=state, run_name=name)
+    return build_trainer(
+        policy, processor, train_dataset(rows, style), grpo, style, scratch=state, run_name=name
+    )
 
 
 def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
@@ -132,23 +185,32 @@ def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except torch.OutOfMemoryError as error:
-        fewer = f" or grpo.num_generations (now {grpo.num_generations}), set grpo.reuse_prompt_pass to false" if method == "grpo" else ""
+        fewer = (
+            f" or grpo.num_generations (now {grpo.num_generations}), set grpo.reuse_prompt_pass to"
+            " false"
+            if method == "grpo"
+            else ""
+        )
         raise InputError(
-            f"out of GPU memory at step {trainer.state.global_step + 1} ({str(error).splitlines()[0]}). Lower grpo.prompts_per_device "
-            f"(now {grpo.prompts_per_device}; raise grpo.gradient_accumulation_steps by as much){fewer} or set grpo.gradient_checkpointing "
-            "to true"
+            f"out of GPU memory at step {trainer.state.global_step + 1}"
+            f" ({str(error).splitlines()[0]}). Lower grpo.prompts_per_device (now"
+            f" {grpo.prompts_per_device}; raise grpo.gradient_accumulation_steps by as much){fewer}"
+            " or set grpo.gradient_checkpointing to true"
         ) from error
 
 
 def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, start: Path) -> str:
-    """Names the state of a training by all that decides it: settings, data, first policy, code, versions, number of processes.
+    """Names the state of a training by all that decides it: settings, data, first policy, code,
+    versions, number of processes.
 
     Another number of processes takes other batches, and each keeps a part of the state.
     """
     grpo = groups["grpo"]
     assert isinstance(grpo, Grpo)
     configuration = deepspeed_configuration(grpo)
-    provenance = collect_provenance({"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups})
+    provenance = collect_provenance(
+        {"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups}
+    )
     base = [path for path in start.iterdir() if path.is_file() and path.name != ORIGIN]
     return fingerprint(
         {name: provenance[name] for name in ("corpus", "params", "versions")}
@@ -163,7 +225,9 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
 
 
 def _base_model(start: Path) -> dict[str, Any]:
-    """Source, commit, licence and hashes of the base that the first policy comes from; empty if it does not say."""
+    """Source, commit, licence and hashes of the base that the first policy comes from; empty if it
+    does not say.
+    """
     path = start / ORIGIN
     origin = read_json(path, f"make {start} again") if path.is_file() else None
     return {"base_model": origin} if isinstance(origin, dict) else {}
@@ -172,9 +236,17 @@ def _base_model(start: Path) -> dict[str, Any]:
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
     """One item of a split as the trainer takes it; InputError if its image is not there."""
     if not exists(item["image"]):
-        raise InputError(f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro resize`")
+        raise InputError(
+            f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro"
+            " resize`"
+        )
     gold = parse_solution(item["solution"])
-    return {"image": item["image"], "problem": item["problem"], "gold": gold, "options": item["options"]}
+    return {
+        "image": item["image"],
+        "problem": item["problem"],
+        "gold": gold,
+        "options": item["options"],
+    }
 
 
 if __name__ == "__main__":

@@ -28,15 +28,53 @@ settings.load_profile("untimed")
 ROOT = Path(__file__).parents[1]
 
 SLOW = (
-    *("base", "benchmarks", "end_to_end", "generation", "grpo", "infra", "pretraining", "publishing", "stages"),
-    *("comparison/test_command.py", "core/distributed/test_launch.py", "core/services/test_tracking.py"),
-    *("corpus/images/test_decoders.py", "corpus/images/test_resizer.py", "corpus/records/test_records_fuzz.py"),
-    *("corpus/sample/test_sample.py", "hostile", "policy/test_attention.py", "profiles/test_profile.py", "profiles/test_splice.py"),
-    *("flows/doctor", "flows/dvc_api/test_client.py", "flows/dvc_api/test_guard.py", "flows/planning/test_plan.py", "flows/registry"),
-    *("flows/retraining", "flows/scheduling/test_cancel.py", "flows/source", "flows/test_dashboard.py", "flows/test_postgres.py"),
+    *(
+        "base",
+        "benchmarks",
+        "end_to_end",
+        "generation",
+        "grpo",
+        "infra",
+        "pretraining",
+        "publishing",
+        "stages",
+    ),
+    *(
+        "comparison/test_command.py",
+        "core/distributed/test_launch.py",
+        "core/services/test_tracking.py",
+    ),
+    *(
+        "corpus/images/test_decoders.py",
+        "corpus/images/test_resizer.py",
+        "corpus/records/test_records_fuzz.py",
+    ),
+    *(
+        "corpus/sample/test_sample.py",
+        "hostile",
+        "policy/test_attention.py",
+        "profiles/test_profile.py",
+        "profiles/test_splice.py",
+    ),
+    *(
+        "flows/doctor",
+        "flows/dvc_api/test_client.py",
+        "flows/dvc_api/test_guard.py",
+        "flows/planning/test_plan.py",
+        "flows/registry",
+    ),
+    *(
+        "flows/retraining",
+        "flows/scheduling/test_cancel.py",
+        "flows/source",
+        "flows/test_dashboard.py",
+        "flows/test_postgres.py",
+    ),
     *("flows/test_reproduce.py", "flows/test_stale.py", "flows/workers"),
 )
-"""Folders and files below tests/ that train, start DVC, servers or many processes: `make check` leaves them out."""
+"""Folders and files below tests/ that train, start DVC, servers or many processes: `make check`
+leaves them out.
+"""
 QUICK = ("grpo/test_rewards.py", "stages/test_prior.py")
 """In a slow folder, and quick all the same."""
 
@@ -75,7 +113,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> RunStage:
 
 @pytest.fixture
 def make_record() -> MakeRecord:
-    """`make_record(**changes)`: a good record of CT with changes; a field changed to None is left out."""
+    """`make_record(**changes)`: a good record of CT with changes; a field changed to None is left
+    out.
+    """
 
     def make(**changes: Any) -> Raw:
         record = {
@@ -96,11 +136,19 @@ def make_record() -> MakeRecord:
 
 @pytest.fixture
 def make_corpus(project: Path) -> MakeCorpus:
-    """`make_corpus(records, **files)`: data/raw/corpus.zip with a good image for each image_path, and further files by path."""
+    """`make_corpus(records, **files)`: data/raw/corpus.zip with a good image for each image_path,
+    and further files by path.
+    """
 
     def make(records: list[Any], files: dict[str, bytes | None] | None = None) -> Path:
-        content: dict[str, bytes | None] = {"QA_information/Open-access/Set.json": json.dumps(records).encode()}
-        content |= {record["image_path"]: image() for record in records if isinstance(record, dict) and "image_path" in record}
+        content: dict[str, bytes | None] = {
+            "QA_information/Open-access/Set.json": json.dumps(records).encode()
+        }
+        content |= {
+            record["image_path"]: image()
+            for record in records
+            if isinstance(record, dict) and "image_path" in record
+        }
         content |= files or {}
         path = project / "data/raw/corpus.zip"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,8 @@ def settings(**changes: Any) -> Dicom:
 
 
 def dataset(pixels: NDArray[Any], **elements: Any) -> Dataset:
-    """A data set of one frame, (rows, columns) or (rows, columns, 3), or of several, one axis more; `elements` set None are left out.
+    """A data set of one frame, (rows, columns) or (rows, columns, 3), or of several, one axis more;
+    `elements` set None are left out.
 
     MONOCHROME2 or RGB, of modality MR, unless said otherwise; no window.
     """
@@ -61,7 +62,11 @@ def dataset(pixels: NDArray[Any], **elements: Any) -> Dataset:
     found.Rows, found.Columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
     if pixels.dtype.kind == "f":
         found.BitsAllocated = 8 * pixels.itemsize
-        setattr(found, "FloatPixelData" if pixels.itemsize == 4 else "DoubleFloatPixelData", pixels.astype(pixels.dtype).tobytes())
+        setattr(
+            found,
+            "FloatPixelData" if pixels.itemsize == 4 else "DoubleFloatPixelData",
+            pixels.astype(pixels.dtype).tobytes(),
+        )
     else:
         found.BitsAllocated = found.BitsStored = 8 * pixels.itemsize
         found.HighBit = found.BitsStored - 1
@@ -117,7 +122,13 @@ def deflated(content: bytes, most: int = 10**9) -> bytes:
     header[140:144] = group.to_bytes(4, "little")
     meta_end = 144 + int.from_bytes(content[140:144], "little")
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return bytes(header) + uid + content[start:meta_end] + packer.compress(content[meta_end:][:most]) + packer.flush()
+    return (
+        bytes(header)
+        + uid
+        + content[start:meta_end]
+        + packer.compress(content[meta_end:][:most])
+        + packer.flush()
+    )
 
 
 def _rle(frame: NDArray[Any], found: Dataset) -> bytes:
@@ -139,21 +150,37 @@ def _jpeg_ls_near(frame: NDArray[Any], found: Dataset) -> bytes:
 
 
 def _j2k(frame: NDArray[Any], found: Dataset) -> bytes:
-    return bytes(encode_array(frame, bits_stored=found.BitsStored, photometric_interpretation=1 if frame.ndim == 3 else 2))
+    return bytes(
+        encode_array(
+            frame,
+            bits_stored=found.BitsStored,
+            photometric_interpretation=1 if frame.ndim == 3 else 2,
+        )
+    )
 
 
 def _j2k_lossy(frame: NDArray[Any], found: Dataset) -> bytes:
     kind = 1 if frame.ndim == 3 else 2
-    return bytes(encode_array(frame, bits_stored=found.BitsStored, photometric_interpretation=kind, compression_ratios=[4]))
+    return bytes(
+        encode_array(
+            frame,
+            bits_stored=found.BitsStored,
+            photometric_interpretation=kind,
+            compression_ratios=[4],
+        )
+    )
 
 
 def _lossless_jpeg(frame: NDArray[Any], found: Dataset) -> bytes:
-    """JPEG lossless with the first predictor, the value to the left (ITU-T T.81, annex H); one code of 5 bits for each category.
+    """JPEG lossless with the first predictor, the value to the left (ITU-T T.81, annex H); one code
+    of 5 bits for each category.
 
     Written out here: GDCM's encoder, the only one at hand, aborts the process now and then.
     """
     samples = found.SamplesPerPixel
-    planes = frame.reshape(found.Rows, found.Columns, samples).astype(np.int64) & (2**found.BitsStored - 1)
+    planes = frame.reshape(found.Rows, found.Columns, samples).astype(np.int64) & (
+        2**found.BitsStored - 1
+    )
     predicted = np.roll(planes, 1, axis=1)
     predicted[:, 0] = np.roll(planes[:, 0], 1, axis=0)
     predicted[0, 0] = 2 ** (found.BitsStored - 1)

@@ -1,4 +1,6 @@
-"""A Hugging Face hub on this machine, as much of one as huggingface_hub needs to list, fetch, create and commit; as bad as a test asks."""
+"""A Hugging Face hub on this machine, as much of one as huggingface_hub needs to list, fetch,
+create and commit; as bad as a test asks.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,12 @@ class Hub:
 
     def environment(self, cache: Path) -> dict[str, str]:
         """What points huggingface_hub here, with a cache of its own."""
-        return {"HF_ENDPOINT": self.address, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        return {
+            "HF_ENDPOINT": self.address,
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -78,9 +85,19 @@ class _Handler(BaseHTTPRequestHandler):
             if repository is None:
                 return None
             if rest and rest[0] == "tree":
-                return self._json(200, [self._entry(repository, each) for each in sorted(repository.files)])
+                return self._json(
+                    200, [self._entry(repository, each) for each in sorted(repository.files)]
+                )
             siblings = [{"rfilename": each} for each in sorted(repository.files)]
-            return self._json(200, {"id": f"{owner}/{name}", "sha": COMMIT, "private": repository.private, "siblings": siblings})
+            return self._json(
+                200,
+                {
+                    "id": f"{owner}/{name}",
+                    "sha": COMMIT,
+                    "private": repository.private,
+                    "siblings": siblings,
+                },
+            )
         owner, name, _, revision, file = path[1:].split("/", 4)
         repository = self._repository(f"{owner}/{name}", revision)
         if repository is None:
@@ -94,13 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/validate-yaml":
             return self._json(200, {"errors": [], "warnings": []})
         if hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
-            return self._json(401, {"error": "no"}, {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return self._json(
+                401,
+                {"error": "no"},
+                {"X-Error-Message": "Invalid credentials in Authorization header"},
+            )
         if path == "/api/repos/create":
             given = json.loads(body)
             name = f"{given['organization']}/{given['name']}"
             if name in hub.repositories:
                 return self._json(409, {"error": "exists", "url": f"{hub.address}/{name}"})
-            hub.repositories[name] = Repository({}, private=given.get("private", given.get("visibility") == "private"))
+            hub.repositories[name] = Repository(
+                {}, private=given.get("private", given.get("visibility") == "private")
+            )
             return self._json(200, {"url": f"{hub.address}/{name}"})
         if path.endswith("/info/lfs/objects/batch"):
             objects = []
@@ -108,12 +131,20 @@ class _Handler(BaseHTTPRequestHandler):
                 there = each["oid"] in hub.stored
                 upload = {"upload": {"href": f"{hub.address}/lfs/{each['oid']}"}}
                 objects.append(each | ({} if there else {"actions": upload}))
-            return self._json(200, {"objects": objects, "transfer": "basic"}, {"Content-Type": "application/vnd.git-lfs+json"})
+            return self._json(
+                200,
+                {"objects": objects, "transfer": "basic"},
+                {"Content-Type": "application/vnd.git-lfs+json"},
+            )
         owner, name, what, *_ = path.removeprefix("/api/models/").split("/")
         repository = hub.repositories[f"{owner}/{name}"]
         if what == "preupload":
             modes = [
-                {"path": each["path"], "uploadMode": "lfs" if repository.large(each["path"]) else "regular", "shouldIgnore": False}
+                {
+                    "path": each["path"],
+                    "uploadMode": "lfs" if repository.large(each["path"]) else "regular",
+                    "shouldIgnore": False,
+                }
                 for each in json.loads(body)["files"]
             ]
             return self._json(200, {"files": modes})
@@ -129,7 +160,9 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.files[value["path"]] = hub.stored[value["oid"]]
             elif entry["key"] == "deletedFile":
                 del repository.files[value["path"]]
-        return self._json(200, {"commitUrl": f"{hub.address}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+        return self._json(
+            200, {"commitUrl": f"{hub.address}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+        )
 
     def do_PUT(self) -> None:
         hub, sha = self.hub, self.path.rpartition("/")[2]
@@ -146,7 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _repository(self, name: str, revision: str | None) -> Repository | None:
         repository = self.hub.repositories.get(name)
         if repository is None:
-            self._json(401, {"error": "Invalid username or password."}, {"X-Error-Code": "RepoNotFound"})
+            self._json(
+                401, {"error": "Invalid username or password."}, {"X-Error-Code": "RepoNotFound"}
+            )
             return None
         if repository.gated:
             self._json(403, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})
@@ -158,9 +193,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _entry(self, repository: Repository, name: str) -> dict[str, Any]:
         content = repository.files[name]
-        entry = {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+        entry = {
+            "type": "file",
+            "path": name,
+            "size": len(content),
+            "oid": hashlib.sha1(content).hexdigest(),
+        }
         if repository.large(name):
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+            entry["lfs"] = {
+                "oid": hashlib.sha256(content).hexdigest(),
+                "size": len(content),
+                "pointerSize": 130,
+            }
         return entry
 
     def _file(self, repository: Repository, name: str, wanted: str | None) -> None:

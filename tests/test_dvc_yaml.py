@@ -45,7 +45,11 @@ def imported_names(path: Path) -> Iterator[str]:
 
 def imported_modules(path: Path) -> set[Path]:
     """Modules of stages/ that a module imports itself, stages/core aside."""
-    files = (ROOT / f"{name.replace('.', '/')}.py" for name in imported_names(path) if name.startswith("stages."))
+    files = (
+        ROOT / f"{name.replace('.', '/')}.py"
+        for name in imported_names(path)
+        if name.startswith("stages.")
+    )
     return {file for file in files if file.is_file() and CORE not in file.parents}
 
 
@@ -64,7 +68,9 @@ def as_dep(module: Path, deps: set[str]) -> str:
     holders = [dep for dep in deps if relative == dep or relative.startswith(f"{dep}/")]
     if holders:
         return max(holders, key=len)
-    return relative if module.parent == ROOT / "stages" else module.parent.relative_to(ROOT).as_posix()
+    return (
+        relative if module.parent == ROOT / "stages" else module.parent.relative_to(ROOT).as_posix()
+    )
 
 
 @pytest.mark.parametrize("stage", PIPELINE)
@@ -75,10 +81,15 @@ def test_a_stage_depends_on_what_its_module_imports_and_on_nothing_else(stage: s
 
 
 def test_no_stage_depends_on_code_that_cannot_change_a_result() -> None:
-    assert not [dep for stage in PIPELINE for dep in code_deps(stage) if dep.startswith("stages/core")]
+    assert not [
+        dep for stage in PIPELINE for dep in code_deps(stage) if dep.startswith("stages/core")
+    ]
 
 
 def test_imports_for_type_checkers_alone_are_no_dependency(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
-    module.write_text("if TYPE_CHECKING:\n    import stages.grpo.trainer\nimport stages.taxonomy\n", encoding="utf-8")
+    module.write_text(
+        "if TYPE_CHECKING:\n    import stages.grpo.trainer\nimport stages.taxonomy\n",
+        encoding="utf-8",
+    )
     assert list(imported_names(module)) == ["stages.taxonomy"]

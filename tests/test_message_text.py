@@ -1,4 +1,6 @@
-"""Control flow reads no prose: with the text of every error replaced by other words, everything ends as before."""
+"""Control flow reads no prose: with the text of every error replaced by other words, everything
+ends as before.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,28 @@ from tests.hostile.test_hostile import ARCHIVES, CORPUS, FILES, IMAGES, QUESTION
 
 # what earlier versions compared, so that a comparison that comes back is seen at once
 TRAPS = (
-    *("too much was refused by", "data tests failed:", "would be empty on one side", "data/raw/corpus.zip", "free some space"),
-    *("No space left on device", "Unable to acquire lock", "exited with -9", "lost the other processes", "error: ", "limit"),
-    *("unknown modality_type", "the image cannot be used", "is missing", "not UTF-8 text", "two options are the same"),
+    *(
+        "too much was refused by",
+        "data tests failed:",
+        "would be empty on one side",
+        "data/raw/corpus.zip",
+        "free some space",
+    ),
+    *(
+        "No space left on device",
+        "Unable to acquire lock",
+        "exited with -9",
+        "lost the other processes",
+        "error: ",
+        "limit",
+    ),
+    *(
+        "unknown modality_type",
+        "the image cannot be used",
+        "is missing",
+        "not UTF-8 text",
+        "two options are the same",
+    ),
 )
 
 
@@ -57,24 +78,42 @@ def other_words(seed: int) -> Iterator[None]:
     def refuse_in_other_words(self: RefusedRecord, what: object, why: str, reason: Reason) -> None:
         refuse(self, what, words(seed), reason)
 
-    def image_in_other_words(self: ImageError, why: str, reason: Reason = Reason.IMAGE_DAMAGED) -> None:
+    def image_in_other_words(
+        self: ImageError, why: str, reason: Reason = Reason.IMAGE_DAMAGED
+    ) -> None:
         image(self, words(seed), reason)
 
-    with patch.object(RefusedRecord, "__init__", refuse_in_other_words), patch.object(ImageError, "__init__", image_in_other_words):
+    with (
+        patch.object(RefusedRecord, "__init__", refuse_in_other_words),
+        patch.object(ImageError, "__init__", image_in_other_words),
+    ):
         yield
 
 
 def write_corpus(folder: Path) -> Path:
     """All hostile images, records and question files in one corpus, as a folder."""
-    images = [record(name, image_path=f"Images/Hostile/{number}.png") for number, name in enumerate(IMAGES)]
+    images = [
+        record(name, image_path=f"Images/Hostile/{number}.png")
+        for number, name in enumerate(IMAGES)
+    ]
     changes = [change for change, _ in RECORDS.values()]
     broken = [
-        record(f"record {number}", **change) if isinstance(change, dict) and change else change for number, change in enumerate(changes)
+        record(f"record {number}", **change) if isinstance(change, dict) and change else change
+        for number, change in enumerate(changes)
     ]
     files = CORPUS | {each["image_path"]: IMAGES[each["question_id"]].content for each in images}
-    files |= {f"{QUESTIONS}/{name.replace('/', ' of ')}.json": case.content for name, case in FILES.items()}
-    files |= {f"{QUESTIONS}/Images.json": json.dumps(images).encode(), f"{QUESTIONS}/Records.json": json.dumps(broken).encode()}
-    files["Rows.csv"] = b'image,question,options,answer,modality,type\n"a" b,c\na,b\nImages/Good/a.png,?,A) x|B) y,A,ct,lesion-grading\n'
+    files |= {
+        f"{QUESTIONS}/{name.replace('/', ' of ')}.json": case.content
+        for name, case in FILES.items()
+    }
+    files |= {
+        f"{QUESTIONS}/Images.json": json.dumps(images).encode(),
+        f"{QUESTIONS}/Records.json": json.dumps(broken).encode(),
+    }
+    files["Rows.csv"] = (
+        b'image,question,options,answer,modality,type\n"a" b,c\na,b\nImages/Good/a.png,?,A) x|B)'
+        b" y,A,ct,lesion-grading\n"
+    )
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -88,7 +127,13 @@ def test_the_check_of_a_corpus_gives_the_same_findings_and_advice(tmp_path: Path
         with open_corpus(folder, params.corpus.limits, tmp_path / "scratch") as corpus:
             found = inspection.inspect(corpus, params, examples=10**6).findings
         shown = [
-            (finding.kind, finding.level, finding.count, finding.remedy, [(row.where, row.what) for row in finding.examples])
+            (
+                finding.kind,
+                finding.level,
+                finding.count,
+                finding.remedy,
+                [(row.where, row.what) for row in finding.examples],
+            )
             for finding in found
         ]
         return shown, {row.why for finding in found for row in finding.examples}
@@ -115,7 +160,9 @@ def test_the_advice_and_the_data_test_of_a_refusal_follow_its_reason(reason: Rea
     assert len(failed) == 1
 
 
-ONE_OF_EACH_FAULT = {case.code: case.content for case in ARCHIVES.values() if isinstance(case.code, CorpusFault)}
+ONE_OF_EACH_FAULT = {
+    case.code: case.content for case in ARCHIVES.values() if isinstance(case.code, CorpusFault)
+}
 
 
 @pytest.mark.parametrize("fault", ONE_OF_EACH_FAULT)
@@ -123,10 +170,15 @@ def test_an_archive_that_is_refused_stays_refused(fault: CorpusFault, tmp_path: 
     (tmp_path / "corpus").write_bytes(ONE_OF_EACH_FAULT[fault])
     make = RefusedDataError.__init__
 
-    def in_other_words(self: RefusedDataError, message: str, fault: CorpusFault = CorpusFault.DAMAGED) -> None:
+    def in_other_words(
+        self: RefusedDataError, message: str, fault: CorpusFault = CorpusFault.DAMAGED
+    ) -> None:
         make(self, words(2), fault)
 
-    with patch.object(RefusedDataError, "__init__", in_other_words), pytest.raises(RefusedDropError, match=re.escape(words(2))) as caught:
+    with (
+        patch.object(RefusedDataError, "__init__", in_other_words),
+        pytest.raises(RefusedDropError, match=re.escape(words(2))) as caught,
+    ):
         check_archive(tmp_path, "corpus", load_params(ROOT / "params.yaml").corpus.limits)
     assert isinstance(caught.value.__cause__, RefusedDataError)
     assert caught.value.__cause__.fault == fault
@@ -156,7 +208,9 @@ ERRORS: dict[ExitCode, Callable[[str], BaseException]] = {
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("code", ERRORS)
-def test_a_stage_gives_the_code_of_its_error(code: ExitCode, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_gives_the_code_of_its_error(
+    code: ExitCode, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(STAGE, "splits")
     monkeypatch.setenv(RUN, "1")
@@ -184,7 +238,9 @@ def test_only_the_code_of_a_failed_stage_refuses_data(code: ExitCode | None, see
 @pytest.mark.parametrize("code", ExitCode)
 def test_what_is_said_of_a_failed_stage_does_not_depend_on_what_it_printed(code: ExitCode) -> None:
     outcome = StageOutcome(code, "the reason")
-    said = {explain("train@ct", 255, outcome, (), [words(seed)]).splitlines()[0] for seed in range(5)}
+    said = {
+        explain("train@ct", 255, outcome, (), [words(seed)]).splitlines()[0] for seed in range(5)
+    }
     assert len(said) == 1
 
 

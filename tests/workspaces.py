@@ -1,4 +1,6 @@
-"""A small workspace as the stages find it after `splits` and `base`: a few phantoms, their split files, the embedded base."""
+"""A small workspace as the stages find it after `splits` and `base`: a few phantoms, their split
+files, the embedded base.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def small_workspace(
     sft: dict[str, Any] | None = None,
     style: str = "no-think",
 ) -> None:
-    """Fill `root`, from which the stages are then run; every split holds the same questions, train and test alike.
+    """Fill `root`, from which the stages are then run; every split holds the same questions, train
+    and test alike.
 
     Code and pipeline are links to the repository's.
     With `sft`, settings of its own, the checkpoint sft-ct is there too.
@@ -53,7 +56,10 @@ def small_workspace(
             image = layout.images(modality) / f"{number}.png"
             (root / image).parent.mkdir(parents=True, exist_ok=True)
             phantoms.draw(phantom, (384, 384), rng).save(root / image)
-            questions += [_item(phantom, asked, image, f"{modality}_{number}_{asked}", rng) for asked in phantoms.askable(phantom)]
+            questions += [
+                _item(phantom, asked, image, f"{modality}_{number}_{asked}", rng)
+                for asked in phantoms.askable(phantom)
+            ]
     for axis, slugs in AXES.items():
         for slug in slugs:
             key = "modality" if axis == "modality" else "question_type"
@@ -64,7 +70,9 @@ def small_workspace(
                 path.write_text(json.dumps(items), encoding="utf-8")
 
 
-def _item(phantom: phantoms.Phantom, asked: str, image: Path, name: str, rng: np.random.Generator) -> dict[str, Any]:
+def _item(
+    phantom: phantoms.Phantom, asked: str, image: Path, name: str, rng: np.random.Generator
+) -> dict[str, Any]:
     options = phantoms.options_for(phantom, asked, rng)
     return {
         "image": image.as_posix(),

@@ -1,12 +1,15 @@
-"""How many questions a second a policy answers: stage evaluate's loop against the published script's, and whether answers are the same.
+"""How many questions a second a policy answers: stage evaluate's loop against the published
+script's, and whether answers are the same.
 
     python -m benchmarks.evaluate [--quick] [--json FILE]
 
-In turn on the same weights, questions and images: Med-R1's way (transformers' `generate`, batches of 64, at most 256 new tokens, every
-question with its image anew) and ours. Rows: a random model of Qwen2-VL's proportions, whose answers all have 10 tokens, and the embedded
-base, which has learnt to answer; 5 questions an image, as the embedded corpus has, and 1, as nearly all of OmniMedVQA's published test
-splits have. Medians over the repeats and their ratio; then what the two ablations add, and what it saves that rows leave the batch when
-they end. The full run takes 3 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
+In turn on the same weights, questions and images: Med-R1's way (transformers' `generate`, batches
+of 64, at most 256 new tokens, every question with its image anew) and ours. Rows: a random model of
+Qwen2-VL's proportions, whose answers all have 10 tokens, and the embedded base, which has learnt to
+answer; 5 questions an image, as the embedded corpus has, and 1, as nearly all of OmniMedVQA's
+published test splits have. Medians over the repeats and their ratio; then what the two ablations
+add, and what it saves that rows leave the batch when they end. The full run takes 3 minutes on 2
+cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from pathlib import Path
 from typing import Any, Final
 
 _OF_SAMPLE: Final = 5
-"""Questions an image: the embedded corpus has 1,469 test questions about 305 images, the published splits 17,662 about 17,352."""
+"""Questions an image: the embedded corpus has 1,469 test questions about 305 images, the published
+splits 17,662 about 17,352.
+"""
 _QUICK: Final = 24
 _IMAGES: Final = 64
 _SHORT: Final = 10
@@ -30,7 +35,13 @@ def main() -> None:
     """Measure, print tables, write the JSON."""
     import torch
 
-    from benchmarks.evaluate.measure import EMBEDDED, Case, compare, measure_leaving, measure_variants
+    from benchmarks.evaluate.measure import (
+        EMBEDDED,
+        Case,
+        compare,
+        measure_leaving,
+        measure_variants,
+    )
     from stages.core.outputs import write_json
     from stages.core.provenance import collect_provenance
 
@@ -46,12 +57,18 @@ def main() -> None:
             return path
 
         for case in _cases(given):
-            rows.append(compare(case, fresh(), repeats, lambda text: print(text, file=sys.stderr, flush=True)))
+            rows.append(
+                compare(
+                    case, fresh(), repeats, lambda text: print(text, file=sys.stderr, flush=True)
+                )
+            )
         if not (given.quick or given.model):
             few = Case(EMBEDDED, _IMAGES, _OF_SAMPLE)
             variants = measure_variants(few, fresh(), repeats)
             # answers with thoughts, which differ in length
-            leaving = measure_leaving(Case(EMBEDDED, _IMAGES, _OF_SAMPLE, style="think"), fresh(), repeats)
+            leaving = measure_leaving(
+                Case(EMBEDDED, _IMAGES, _OF_SAMPLE, style="think"), fresh(), repeats
+            )
     first = rows[0]
     result: dict[str, Any] = {
         "speedup": first["speedup"],
@@ -77,8 +94,22 @@ def show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(width=max(Console().width, 120))
-    table = Table(title=f"Questions a second, on {result['device']} ({result['threads']} threads), medians of {result['repeats']}")
-    for name in ("model", "questions", "an image", "tokens", "published", "ours", "speedup", "same answers"):
+    table = Table(
+        title=(
+            f"Questions a second, on {result['device']} ({result['threads']} threads), medians of"
+            f" {result['repeats']}"
+        )
+    )
+    for name in (
+        "model",
+        "questions",
+        "an image",
+        "tokens",
+        "published",
+        "ours",
+        "speedup",
+        "same answers",
+    ):
         table.add_column(name, justify="left" if name == "model" else "right")
     for row in result["rows"]:
         speeds = row["questions_per_second"]
@@ -95,11 +126,20 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for row in result["rows"]:
         for each in row["differing"]:
-            console.print(f"{row['model']}: question {each['question']} differs where the logits of two tokens do by {each['margin']:.2g}")
+            console.print(
+                f"{row['model']}: question {each['question']} differs where the logits of two"
+                f" tokens do by {each['margin']:.2g}"
+            )
     if result["ablations"]:
-        console.print(f"ours with both ablations, three answers a question: {result['ablations']['times_real_only']:.2f} times the seconds")
+        console.print(
+            "ours with both ablations, three answers a question:"
+            f" {result['ablations']['times_real_only']:.2f} times the seconds"
+        )
     if result["leaving"]:
-        console.print(f"think: rows that ended leave the batch: {result['leaving']['saved']:.2f} times as fast as if they stayed")
+        console.print(
+            f"think: rows that ended leave the batch: {result['leaving']['saved']:.2f} times as"
+            " fast as if they stayed"
+        )
 
 
 def _cases(given: argparse.Namespace) -> list[Any]:
@@ -125,15 +165,29 @@ def _arguments() -> argparse.Namespace:
     from benchmarks.grpo_step.models import SHAPES
 
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="fewer images, once")
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     parser.add_argument("--model", choices=[EMBEDDED, *SHAPES], help="this model alone")
-    parser.add_argument("--completions", type=int, default=_SHORT, help="tokens of an answer of a random model (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=256, help="with --model, how many (default: %(default)s)")
     parser.add_argument(
-        "--questions-per-image", type=int, nargs="+", default=[1, _OF_SAMPLE], metavar="N", help="with --model (default: 1, then 5)"
+        "--completions",
+        type=int,
+        default=_SHORT,
+        help="tokens of an answer of a random model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--questions", type=int, default=256, help="with --model, how many (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--questions-per-image",
+        type=int,
+        nargs="+",
+        default=[1, _OF_SAMPLE],
+        metavar="N",
+        help="with --model (default: 1, then 5)",
     )
     parser.add_argument("--repeats", type=int, help="runs of each way; 3, with --quick 1")
     given = parser.parse_args()

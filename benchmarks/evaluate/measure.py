@@ -1,4 +1,6 @@
-"""What is measured: both loops on the same questions and weights, in turn; what ablations add; what leaving the batch saves."""
+"""What is measured: both loops on the same questions and weights, in turn; what ablations add; what
+leaving the batch saves.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ from stages.prompts.styles import Style, ask, chat
 Result = TypeVar("Result")
 
 EMBEDDED: Final = "base"
-"""The embedded base, which has learnt to answer and ends by itself. All other models are random ones by `benchmarks.grpo_step`."""
+"""The embedded base, which has learnt to answer and ends by itself. All other models are random
+ones by `benchmarks.grpo_step`.
+"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, so many images with so many questions each, and how long all answers are, in tokens; None: as the model ends them."""
+    """A model, so many images with so many questions each, and how long all answers are, in tokens;
+    None: as the model ends them.
+    """
 
     model: str
     images: int
@@ -65,12 +71,17 @@ def set_up(case: Case, folder: Path) -> Bench:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if case.model == EMBEDDED:
         policy, processor = (
-            load_policy(BASE, dtype="float32" if device.type == "cpu" else "bfloat16", attention="sdpa"),
+            load_policy(
+                BASE, dtype="float32" if device.type == "cpu" else "bfloat16", attention="sdpa"
+            ),
             load_processor(BASE),
         )
         policy.to(device)
     else:
-        policy, processor = build_policy(SHAPES[case.model], device, seed=0), build_processor(Clock(device))
+        policy, processor = (
+            build_policy(SHAPES[case.model], device, seed=0),
+            build_processor(Clock(device)),
+        )
     processor.tokenizer.padding_side = "left"
     asked = questions(folder, case)
     untouched = copy.deepcopy(policy)
@@ -81,7 +92,9 @@ def set_up(case: Case, folder: Path) -> Bench:
 
 
 def questions(folder: Path, case: Case) -> list[Question]:
-    """Questions of the embedded corpus about drawn images, in the order of stage evaluate: an image's questions together."""
+    """Questions of the embedded corpus about drawn images, in the order of stage evaluate: an
+    image's questions together.
+    """
     rng = np.random.default_rng(0)
     asked: list[Question] = []
     for number in range(case.images):
@@ -93,7 +106,9 @@ def questions(folder: Path, case: Case) -> list[Question]:
         kinds = phantoms.askable(phantom)
         for kind in rng.choice(kinds, case.questions_per_image, replace=False):
             wordings = phantoms.QUESTIONS[kind]
-            problem = format_problem(wordings[rng.integers(len(wordings))], phantoms.options_for(phantom, kind, rng))
+            problem = format_problem(
+                wordings[rng.integers(len(wordings))], phantoms.options_for(phantom, kind, rng)
+            )
             asked.append(Question(ask(problem, case.style, "evaluate"), {"real": str(path)}))
     return asked
 
@@ -102,11 +117,18 @@ def with_ablations(asked: Sequence[Question]) -> list[Question]:
     """The same asked of a black image and of the next one, too."""
     own = list(dict.fromkeys(each.own for each in asked))
     following = dict(zip(own, own[1:] + own[:1], strict=True))
-    return [Question(each.words, {"real": each.own, "blank": BLANK, "shuffled": following[each.own]}) for each in asked]
+    return [
+        Question(each.words, {"real": each.own, "blank": BLANK, "shuffled": following[each.own]})
+        for each in asked
+    ]
 
 
 def answer(
-    bench: Bench, asked: Sequence[Question], *, most: int = MAX_NEW_TOKENS, leave: float = COMPACT_BELOW
+    bench: Bench,
+    asked: Sequence[Question],
+    *,
+    most: int = MAX_NEW_TOKENS,
+    leave: float = COMPACT_BELOW,
 ) -> dict[Key, tuple[int, ...]]:
     """Completions as stage evaluate makes them, token ids."""
     device = bench.policy.device
@@ -123,15 +145,24 @@ def answer(
     return {key: each.ids for batch in batches for key, each in batch.completions.items()}
 
 
-def compare(case: Case, folder: Path, repeats: int, report: Callable[[str], None]) -> dict[str, Any]:
-    """One row: seconds of both loops, medians of runs by turns after one of each to warm up, and whether their answers are the same."""
+def compare(
+    case: Case, folder: Path, repeats: int, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """One row: seconds of both loops, medians of runs by turns after one of each to warm up, and
+    whether their answers are the same.
+    """
     bench = set_up(case, folder)
     few = bench.asked[: case.questions_per_image]
     answer(bench, few, most=case.most)
     answer_as_published(bench.untouched, bench.processor, few, most=case.most)
     seconds: dict[str, list[float]] = {"published": [], "ours": []}
     for repeat in range(repeats):
-        taken, published = timed(bench, lambda: answer_as_published(bench.untouched, bench.processor, bench.asked, most=case.most))
+        taken, published = timed(
+            bench,
+            lambda: answer_as_published(
+                bench.untouched, bench.processor, bench.asked, most=case.most
+            ),
+        )
         seconds["published"].append(taken)
         taken, ours = timed(bench, lambda: answer(bench, bench.asked, most=case.most))
         seconds["ours"].append(taken)
@@ -159,7 +190,9 @@ def compare(case: Case, folder: Path, repeats: int, report: Callable[[str], None
 
 
 def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]:
-    """Seconds of ours with the ablations, a black image and an exchanged one for each question, over those without."""
+    """Seconds of ours with the ablations, a black image and an exchanged one for each question,
+    over those without.
+    """
     bench = set_up(case, folder)
     ablated = with_ablations(bench.asked)
     answer(bench, ablated[: case.questions_per_image])
@@ -171,7 +204,9 @@ def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]
 
 
 def measure_leaving(case: Case, folder: Path, repeats: int) -> dict[str, float]:
-    """What it saves that rows that have ended leave the batch: seconds when they stay until the last has, over ours."""
+    """What it saves that rows that have ended leave the batch: seconds when they stay until the
+    last has, over ours.
+    """
     bench = set_up(case, folder)
     answer(bench, bench.asked[: case.questions_per_image])
     stay, go = [], []
@@ -198,16 +233,27 @@ def timed(bench: Bench, work: Callable[[], Result]) -> tuple[float, Result]:
 
 @torch.inference_mode()
 def margin(bench: Bench, question: Question, one: Sequence[int], other: Sequence[int]) -> float:
-    """By how much the logits of two completions differ at the first token in which they do: as little as rounding, or more?"""
-    place = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    """By how much the logits of two completions differ at the first token in which they do: as
+    little as rounding, or more?
+    """
+    place = next(
+        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
     if place >= min(len(one), len(other)):
         return math.inf  # one goes on where the other ended: no rounding does that
-    text = bench.processor.apply_chat_template(chat(question.words), tokenize=False, add_generation_prompt=True)
-    inputs = bench.processor(text=[text], images=[open_image(question.own)], return_tensors="pt").to(bench.untouched.device)
+    text = bench.processor.apply_chat_template(
+        chat(question.words), tokenize=False, add_generation_prompt=True
+    )
+    inputs = bench.processor(
+        text=[text], images=[open_image(question.own)], return_tensors="pt"
+    ).to(bench.untouched.device)
     told = torch.tensor([list(one[:place])], dtype=torch.long, device=bench.untouched.device)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], told], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(told)], dim=1)
+        inputs["mm_token_type_ids"] = torch.cat(
+            [inputs["mm_token_type_ids"], torch.zeros_like(told)], dim=1
+        )
     logits = bench.untouched(**inputs, logits_to_keep=1).logits[0, -1].float()
     return float((logits[one[place]] - logits[other[place]]).abs())

@@ -1,4 +1,6 @@
-"""The loop of Med-R1's evaluation scripts: each question's image opened, processed and looked at for it alone, then `generate`."""
+"""The loop of Med-R1's evaluation scripts: each question's image opened, processed and looked at
+for it alone, then `generate`.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,17 @@ MAX_NEW_TOKENS: Final = 256
 
 @torch.inference_mode()
 def answer_as_published(
-    policy: PreTrainedModel, processor: Any, asked: Sequence[Question], *, most: int = MAX_NEW_TOKENS
+    policy: PreTrainedModel,
+    processor: Any,
+    asked: Sequence[Question],
+    *,
+    most: int = MAX_NEW_TOKENS,
 ) -> list[list[int]]:
-    """The completions of the questions about their own images, token ids without padding; the published batch and, as it stands, length.
+    """The completions of the questions about their own images, token ids without padding; the
+    published batch and, as it stands, length.
 
-    Two things are not published: tokens that stand for images are suppressed, as ours are, which a trained model never writes; and the
-    attention is what the policy has.
+    Two things are not published: tokens that stand for images are suppressed, as ours are, which a
+    trained model never writes; and the attention is what the policy has.
     """
     policy.eval()
     completions: list[list[int]] = []
@@ -33,10 +40,19 @@ def answer_as_published(
     patch_size = processor.image_processor.patch_size
     for start in range(0, len(asked), BATCH):
         batch = asked[start : start + BATCH]
-        texts = [processor.apply_chat_template(chat(each.words), tokenize=False, add_generation_prompt=True) for each in batch]
+        texts = [
+            processor.apply_chat_template(
+                chat(each.words), tokenize=False, add_generation_prompt=True
+            )
+            for each in batch
+        ]
         # scales an image to whole patches by Pillow, before the processor would by torchvision
-        images, _ = process_vision_info([_with_image(each) for each in batch], image_patch_size=patch_size)
-        inputs = processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt").to(policy.device)
+        images, _ = process_vision_info(
+            [_with_image(each) for each in batch], image_patch_size=patch_size
+        )
+        inputs = processor(
+            text=texts, images=images, padding=True, padding_side="left", return_tensors="pt"
+        ).to(policy.device)
         generated = policy.generate(
             **inputs,
             use_cache=True,
@@ -45,7 +61,13 @@ def answer_as_published(
             suppress_tokens=vision_token_ids(processor),
         )
         for row in generated[:, inputs["input_ids"].shape[1] :].tolist():
-            completions.append(row[: next((place + 1 for place, token in enumerate(row) if token in ends), len(row))])
+            completions.append(
+                row[
+                    : next(
+                        (place + 1 for place, token in enumerate(row) if token in ends), len(row)
+                    )
+                ]
+            )
     return completions
 
 

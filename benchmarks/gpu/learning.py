@@ -1,9 +1,11 @@
-"""A true learning run: the embedded sample through all stages, every checkpoint trained and tested, and how long each took.
+"""A true learning run: the embedded sample through all stages, every checkpoint trained and tested,
+and how long each took.
 
     python -m benchmarks.gpu.learning [--width N | --base FOLDER] [--together N] [--set KEY=VALUE ...] [--json FILE]
 
-The stages are run as they are, in a temporary folder, in dvc.yaml's order; training and evaluation several at a time, on a GPU too: a model
-this small leaves most of it idle. With --width a base of that width is trained first by the embedded one's recipe.
+The stages are run as they are, in a temporary folder, in dvc.yaml's order; training and evaluation
+several at a time, on a GPU too: a model this small leaves most of it idle. With --width a base of
+that width is trained first by the embedded one's recipe.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def main() -> None:
         write_json(given.json, result)
 
 
-def learn(folder: Path, base: Path, width: int | None, together: int, changes: Sequence[str]) -> dict[str, Any]:
+def learn(
+    folder: Path, base: Path, width: int | None, together: int, changes: Sequence[str]
+) -> dict[str, Any]:
     """Seconds by stage and in all, the report's summary, and what was trained."""
     if width is not None:
         base = folder / "base-weights"
@@ -86,7 +90,9 @@ def learn(folder: Path, base: Path, width: int | None, together: int, changes: S
 
 
 def prepare(folder: Path, base: Path, changes: Sequence[str]) -> list[str]:
-    """The folder with the sample, and params.yaml with this base and these changes; the names of the checkpoints."""
+    """The folder with the sample, and params.yaml with this base and these changes; the names of
+    the checkpoints.
+    """
     params = read_yaml(REPOSITORY / layout.PARAMS)
     params["base"]["source"] = str(base.resolve())
     for change in changes:
@@ -102,23 +108,43 @@ def prepare(folder: Path, base: Path, changes: Sequence[str]) -> list[str]:
 
 def show(result: dict[str, Any]) -> None:
     """The seconds, and what was learned."""
-    table = Table("what", "seconds", title=f"{result['checkpoints']} checkpoints on the embedded sample, {result['together']} at a time")
+    table = Table(
+        "what",
+        "seconds",
+        title=(
+            f"{result['checkpoints']} checkpoints on the embedded sample, {result['together']} at a"
+            " time"
+        ),
+    )
     for key in ("train_seconds", "evaluate_seconds", "seconds"):
-        table.add_row({"seconds": "all stages"}.get(key, key.removesuffix("_seconds")), f"{result[key]:.0f}")
+        table.add_row(
+            {"seconds": "all stages"}.get(key, key.removesuffix("_seconds")), f"{result[key]:.0f}"
+        )
     Console().print(table)
     Console().print_json(data=result["summary"])
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.learning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.gpu.learning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bases = parser.add_mutually_exclusive_group()
-    bases.add_argument("--base", type=Path, default=REPOSITORY / "infra" / "base", help="folder of the base (default: the embedded one)")
+    bases.add_argument(
+        "--base",
+        type=Path,
+        default=REPOSITORY / "infra" / "base",
+        help="folder of the base (default: the embedded one)",
+    )
     bases.add_argument("--width", type=int, help="train a base of this width first")
     together = max((os.cpu_count() or 1) // _CORES_A_PROCESS, 1)
-    parser.add_argument("--together", type=int, default=together, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="GROUP.KEY=VALUE", help="changes to params.yaml")
+    parser.add_argument(
+        "--together", type=int, default=together, help="trainings at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="GROUP.KEY=VALUE", help="changes to params.yaml"
+    )
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     return parser.parse_args()
 

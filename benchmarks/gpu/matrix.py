@@ -1,4 +1,6 @@
-"""The matrix in GPU-hours, by measured rates: what OmniMedVQA's questions and the published splits make of a prompt and a question."""
+"""The matrix in GPU-hours, by measured rates: what OmniMedVQA's questions and the published splits
+make of a prompt and a question.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 STYLES: Final = {"no-think": 10, "think": 150}
-"""Answer style -> tokens of a completion: an answer alone, and thoughts of the length Med-R1's have before it."""
+"""Answer style -> tokens of a completion: an answer alone, and thoughts of the length Med-R1's have
+before it.
+"""
 TRAIN_PROMPTS: Final = 142_668
-"""Of the 13 published train splits, an epoch each: 71,334 by modality (one record has none), and as many by question type."""
+"""Of the 13 published train splits, an epoch each: 71,334 by modality (one record has none), and as
+many by question type.
+"""
 MODALITIES: Final = 8
 TYPES: Final = 5
 TEST_BY_MODALITY: Final = 17_662
@@ -18,10 +24,17 @@ EVALUATED: Final = (MODALITIES + 1) * TEST_BY_MODALITY + (TYPES + 1) * TEST_BY_T
 
 
 def hours(steps: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each `<model>-<style>` the GPU-hours of training by each way, an epoch, and of `evaluation`, ablations off, as far as measured."""
+    """Of each `<model>-<style>` the GPU-hours of training by each way, an epoch, and of
+    `evaluation`, ablations off, as far as measured.
+    """
     made: dict[str, dict[str, float]] = {}
     for name, measured in steps.items():
-        made[name] = {way: TRAIN_PROMPTS * ms / 3.6e6 for way, ms in measured["rows"][0]["ms_per_prompt"].items()}
+        made[name] = {
+            way: TRAIN_PROMPTS * ms / 3.6e6
+            for way, ms in measured["rows"][0]["ms_per_prompt"].items()
+        }
     for name, measured in evaluation.items():
-        made.setdefault(name, {})["evaluation"] = EVALUATED / measured["questions_per_second"] / 3600
+        made.setdefault(name, {})["evaluation"] = (
+            EVALUATED / measured["questions_per_second"] / 3600
+        )
     return made

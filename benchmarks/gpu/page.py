@@ -12,7 +12,16 @@ _GIB: Final = 2**30
 def page(result: Mapping[str, Any]) -> str:
     """The page as Markdown."""
     return (
-        "\n".join([*_head(result), *_steps(result["steps"]), *_evaluation(result), *_matrix(result), *_learning(result["learning"])]) + "\n"
+        "\n".join(
+            [
+                *_head(result),
+                *_steps(result["steps"]),
+                *_evaluation(result),
+                *_matrix(result),
+                *_learning(result["learning"]),
+            ]
+        )
+        + "\n"
     )
 
 
@@ -21,11 +30,17 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
     memory = f", {device['memory_bytes'] / _GIB:.0f} GiB" if "memory_bytes" in device else ""
     yield f"# What the matrix costs on {device['name']}{memory}"
     size = "" if device["name"] == "cpu" else ", full size"
-    yield f"torch {device['torch']}, transformers {device['transformers']}, TRL {device['trl']}; random weights{size}. Made by"
+    yield (
+        f"torch {device['torch']}, transformers {device['transformers']}, TRL {device['trl']};"
+        f" random weights{size}. Made by"
+    )
     yield "`python -m benchmarks.gpu`, which also wrote gpu.json."
     if device["name"] == "cpu":
         yield ""
-        yield "**No GPU was at hand: these are numbers of a small model on a CPU, and say only that the script runs.**"
+        yield (
+            "**No GPU was at hand: these are numbers of a small model on a CPU, and say only that"
+            " the script runs.**"
+        )
     for name in result["failed"]:
         yield ""
         yield f"**{name} failed and is missing below.**"
@@ -35,7 +50,17 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
     if not steps:
         return
     yield from ("", "## Training", "")
-    header = ["model and style", "G", "tokens", "engine", "ms a prompt", "completion tokens/s", "MFU", "peak memory, GiB", "against trl"]
+    header = [
+        "model and style",
+        "G",
+        "tokens",
+        "engine",
+        "ms a prompt",
+        "completion tokens/s",
+        "MFU",
+        "peak memory, GiB",
+        "against trl",
+    ]
     rows = []
     for name, measured in steps.items():
         for row in measured["rows"]:
@@ -56,11 +81,20 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(header, rows)
     yield ""
     rows = [
-        [name, f"{row['max_logp_diff']:.2g}", f"{row['grad_rel_diff']:.2g}"] for name, measured in steps.items() for row in measured["rows"]
+        [name, f"{row['max_logp_diff']:.2g}", f"{row['grad_rel_diff']:.2g}"]
+        for name, measured in steps.items()
+        for row in measured["rows"]
     ]
     yield "Shared prefix against G copies, same completions (bfloat16 rounds to 4e-3 of a number):"
     yield ""
-    yield from _table(["model and style", "largest difference of log-probabilities", "relative difference of gradients"], rows)
+    yield from _table(
+        [
+            "model and style",
+            "largest difference of log-probabilities",
+            "relative difference of gradients",
+        ],
+        rows,
+    )
 
 
 def _evaluation(result: Mapping[str, Any]) -> Iterator[str]:
@@ -68,10 +102,17 @@ def _evaluation(result: Mapping[str, Any]) -> Iterator[str]:
         return
     yield from ("", "## Evaluation", "")
     rows = [
-        [name, f"{made['questions_per_second']:,.1f}", f"{made['published_questions_per_second']:,.1f}", f"{made['speedup']:.2f}"]
+        [
+            name,
+            f"{made['questions_per_second']:,.1f}",
+            f"{made['published_questions_per_second']:,.1f}",
+            f"{made['speedup']:.2f}",
+        ]
         for name, made in result["evaluation"].items()
     ]
-    yield from _table(["model and style", "questions/s", "by the published script's loop", "speedup"], rows)
+    yield from _table(
+        ["model and style", "questions/s", "by the published script's loop", "speedup"], rows
+    )
 
 
 def _matrix(result: Mapping[str, Any]) -> Iterator[str]:
@@ -81,10 +122,20 @@ def _matrix(result: Mapping[str, Any]) -> Iterator[str]:
     columns = [*WAYS, "evaluation"]
     rows = []
     for name, hours in result["matrix_hours"].items():
-        both = hours["shared"] + hours["evaluation"] if {"shared", "evaluation"} <= set(hours) else None
+        both = (
+            hours["shared"] + hours["evaluation"]
+            if {"shared", "evaluation"} <= set(hours)
+            else None
+        )
         rows.append([name, *(_number(hours.get(each)) for each in columns), _number(both)])
     yield from _table(
-        ["model and style", *(f"train, {called}" for called in WAYS.values()), "evaluate", "shared-prefix and evaluate"], rows
+        [
+            "model and style",
+            *(f"train, {called}" for called in WAYS.values()),
+            "evaluate",
+            "shared-prefix and evaluate",
+        ],
+        rows,
     )
 
 
@@ -95,12 +146,14 @@ def _learning(made: Mapping[str, Any] | None) -> Iterator[str]:
     yield from ("", "## A true learning run: the embedded sample", "")
     size = f"a base of width {made['width']}" if made["width"] else "the embedded base"
     yield (
-        f"{made['checkpoints']} checkpoints from {size}, {made['together']} at a time: trained in {made['train_seconds']:.0f} s, tested in "
-        f"{made['evaluate_seconds']:.0f} s, all stages in {made['seconds']:.0f} s."
+        f"{made['checkpoints']} checkpoints from {size}, {made['together']} at a time: trained in"
+        f" {made['train_seconds']:.0f} s, tested in {made['evaluate_seconds']:.0f} s, all stages in"
+        f" {made['seconds']:.0f} s."
     )
     yield (
-        f"In-domain accuracy {summary['in_domain_base']:.1%} to {summary['in_domain']:.1%}; {summary['beat_base']} of "
-        f"{summary['checkpoints']} better than the base, {summary['above_zero']} with an interval above zero."
+        f"In-domain accuracy {summary['in_domain_base']:.1%} to {summary['in_domain']:.1%};"
+        f" {summary['beat_base']} of {summary['checkpoints']} better than the base,"
+        f" {summary['above_zero']} with an interval above zero."
     )
     if made["changes"]:
         yield f"Changed in params.yaml: {', '.join(made['changes'])}."

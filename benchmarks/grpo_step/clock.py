@@ -17,12 +17,24 @@ from typing import Any, Final
 
 import torch
 
-PARTS: Final = ("processor", "rollout", "policy forward", "backward", "reference", "optimizer", "other")
-"""Of a step. `other` is what no part claims: rewards, advantages, the loss itself, padding, metrics."""
+PARTS: Final = (
+    "processor",
+    "rollout",
+    "policy forward",
+    "backward",
+    "reference",
+    "optimizer",
+    "other",
+)
+"""Of a step. `other` is what no part claims: rewards, advantages, the loss itself, padding,
+metrics.
+"""
 
 
 class Clock:
-    """Seconds by part. Where parts nest, the inner one alone counts, so that the parts add up to the step."""
+    """Seconds by part. Where parts nest, the inner one alone counts, so that the parts add up to
+    the step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -35,7 +47,9 @@ class Clock:
         self._since = self._now()
 
     def stop(self) -> dict[str, float]:
-        """Seconds of each part since the last reset, those that did not run as 0, and of the whole `step`."""
+        """Seconds of each part since the last reset, those that did not run as 0, and of the whole
+        `step`.
+        """
         self._turn()
         seconds = {part: self.seconds[part] for part in PARTS}
         return {"step": sum(seconds.values())} | seconds
@@ -73,10 +87,12 @@ class Clock:
 
 
 class PeakMemory:
-    """Memory of a step, as a context: `above_start` bytes at its peak over what was held before, `total` at the peak.
+    """Memory of a step, as a context: `above_start` bytes at its peak over what was held before,
+    `total` at the peak.
 
-    On a GPU that of torch's allocator; elsewhere the process's resident memory, looked at a hundred times a second.
-    Weights, reference and optimiser state are there before and the same for all three.
+    On a GPU that of torch's allocator; elsewhere the process's resident memory, looked at a hundred
+    times a second. Weights, reference and optimiser state are there before and the same for all
+    three.
     """
 
     above_start = total = 0

@@ -1,4 +1,6 @@
-"""Do G separate copies and one shared prompt give the same numbers? Two figures for one step's completions."""
+"""Do G separate copies and one shared prompt give the same numbers? Two figures for one step's
+completions.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from benchmarks.grpo_step.trainers import TrainerStep
 
 
 def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) -> dict[str, float]:
-    """`max_logp_diff`: the largest absolute difference of two log-probabilities, policy's or reference's.
+    """`max_logp_diff`: the largest absolute difference of two log-probabilities, policy's or
+    reference's.
 
-    `grad_rel_diff`: the norm of the difference of the gradients of all parameters, over the norm of theirs. Ours samples;
-    both score the same completions, with the same rewards.
+    `grad_rel_diff`: the norm of the difference of the gradients of all parameters, over the norm of
+    theirs. Ours samples; both score the same completions, with the same rewards.
     """
     trainer: Any = ours.trainer
     policy = theirs.policy
@@ -38,12 +41,18 @@ def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) 
                 apart = log_probabilities(model, prompt, groups[number]) - mine[rows]
                 largest = max(largest, float(apart.abs().max()))
     separate = _take_gradients(policy)
-    apart_squared = sum(float((separate[name] - gradients[name]).double().pow(2).sum()) for name in separate)
+    apart_squared = sum(
+        float((separate[name] - gradients[name]).double().pow(2).sum()) for name in separate
+    )
     size_squared = sum(float(each.double().pow(2).sum()) for each in separate.values())
     return {"max_logp_diff": largest, "grad_rel_diff": (apart_squared / size_squared) ** 0.5}
 
 
 def _take_gradients(policy: Any) -> dict[str, Tensor]:
-    gradients = {name: parameter.grad for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in policy.named_parameters()
+        if parameter.grad is not None
+    }
     policy.zero_grad(set_to_none=True)
     return gradients

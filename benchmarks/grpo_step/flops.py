@@ -1,7 +1,9 @@
-"""Multiplications and additions (FLOPs) of a step: what each way executes, and what it could take at best.
+"""Multiplications and additions (FLOPs) of a step: what each way executes, and what it could take
+at best.
 
-Counted are matrix products, two FLOPs a multiply-add: projections, MLPs, attention scores and values over what is not
-masked, the tower, the head at the positions where logits are made. A backward is two forwards; nothing is recomputed.
+Counted are matrix products, two FLOPs a multiply-add: projections, MLPs, attention scores and
+values over what is not masked, the tower, the head at the positions where logits are made. A
+backward is two forwards; nothing is recomputed.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ PEAKS: Final = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, 
 class Costs:
     """FLOPs of one model.
 
-    `token`: the layers' linear maps, a token. `top`: of these, what the last layer needs no more for a token that predicts
-    nothing, all but its keys and values. `head`: logits of one position. `pair`: one query and one key in all layers.
-    `image`: the tower and the merger, an image.
+    `token`: the layers' linear maps, a token. `top`: of these, what the last layer needs no more
+    for a token that predicts nothing, all but its keys and values. `head`: logits of one position.
+    `pair`: one query and one key in all layers. `image`: the tower and the merger, an image.
     """
 
     token: float
@@ -46,7 +48,13 @@ def costs(config: PretrainedConfig, side: int = 28) -> Costs:
     shared = width // text.num_attention_heads * text.num_key_value_heads
     layer = 2 * width**2 + 2 * width * shared + 3 * width * text.intermediate_size
     top = 2 * (layer - 2 * width * shared)
-    return Costs(2 * layer * layers, top, 2 * width * text.vocab_size, 4 * width * layers, _image(vision, width, side))
+    return Costs(
+        2 * layer * layers,
+        top,
+        2 * width * text.vocab_size,
+        4 * width * layers,
+        _image(vision, width, side),
+    )
 
 
 def _image(vision: Any, width: int, side: int) -> float:
@@ -62,14 +70,20 @@ def _image(vision: Any, width: int, side: int) -> float:
         whole, rest = divmod(side, vision.window_size // vision.patch_size)
         in_windows = (whole * (vision.window_size // vision.patch_size) ** 2 + rest**2) ** 2
         pairs = full * patches**2 + (vision.depth - full) * in_windows
-    return 2 * patches * (vision.depth * (4 * inner**2 + mlp) + embedding) + 2 * patches / merge * merger + 4 * inner * pairs
+    return (
+        2 * patches * (vision.depth * (4 * inner**2 + mlp) + embedding)
+        + 2 * patches / merge * merger
+        + 4 * inner * pairs
+    )
 
 
 def per_prompt(way: Way, model: Costs, prompt: int, completion: int, group: int) -> float:
-    """FLOPs of a step for one prompt of `prompt` tokens and `group` completions of `completion` tokens.
+    """FLOPs of a step for one prompt of `prompt` tokens and `group` completions of `completion`
+    tokens.
 
-    `shared` counts our default: the pass over the prompt that begins the rollout serves the loss, and the reference
-    makes a pass of its own, tower included; the last layer runs for the tokens that predict one.
+    `shared` counts our default: the pass over the prompt that begins the rollout serves the loss,
+    and the reference makes a pass of its own, tower included; the last layer runs for the tokens
+    that predict one.
     """
     seen = model.image + model.text(prompt, logits=1)
     # one position a step, from the second token on; the first is the prefill's
@@ -79,12 +93,16 @@ def per_prompt(way: Way, model: Costs, prompt: int, completion: int, group: int)
         scored = group * model.text(completion, behind=prompt, logits=completion)
         return seen + decode + scored + 2 * (seen + scored) + seen + scored
     prefill = model.image + model.text(prompt, logits=prompt if way == "g_copies" else 1)
-    row = model.image + model.text(prompt + completion, logits=prompt + completion if way == "g_copies" else completion)
+    row = model.image + model.text(
+        prompt + completion, logits=prompt + completion if way == "g_copies" else completion
+    )
     return group * prefill + decode + group * 4 * row
 
 
 def peak_rate(device: torch.device) -> tuple[float, str]:
-    """FLOP/s this machine can reach and where the number is from: a data sheet, or a large matrix product timed here."""
+    """FLOP/s this machine can reach and where the number is from: a data sheet, or a large matrix
+    product timed here.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, rate in PEAKS.items():
@@ -96,4 +114,7 @@ def peak_rate(device: torch.device) -> tuple[float, str]:
     left = torch.rand(size, size, device=device, dtype=dtype)
     timer = Timer("left @ left", globals={"left": left}, num_threads=torch.get_num_threads())
     fastest = min(timer.blocked_autorange(min_run_time=0.3).times)
-    return 2 * size**3 / fastest, f"product of {size} x {size} matrices in {str(dtype).removeprefix('torch.')}, timed"
+    return (
+        2 * size**3 / fastest,
+        f"product of {size} x {size} matrices in {str(dtype).removeprefix('torch.')}, timed",
+    )

@@ -1,11 +1,14 @@
-"""A GRPO step as Med-R1's released trainer computes it (Corleno/Med-R1, open_r1/trainer/grpo_trainer.py; arXiv 2503.13939).
+"""A GRPO step as Med-R1's released trainer computes it (Corleno/Med-R1,
+open_r1/trainer/grpo_trainer.py; arXiv 2503.13939).
 
-Written from its description, for today's transformers. One prompt at a time, as its per-device batch of 1; gradients add
-up over the prompts of an optimiser step. The processor runs once a prompt; from there on everything is done for G
-copies: generation with G images through the tower, the policy over G rows of prompt and completion, a separate
-reference likewise. Logits are made for the full vocabulary at every position, in the prefill too, as the Qwen2-VL of the
-transformers it pins does, and in float32, as accelerate hands them to its trainer; log-probabilities row by row.
-Loss: the mean over completions of the mean over tokens of advantage and beta * KL (k3), no clipping.
+Written from its description, for today's transformers. One prompt at a time, as its per-device
+batch of 1; gradients add up over the prompts of an optimiser step. The processor runs once a
+prompt; from there on everything is done for G copies: generation with G images through the tower,
+the policy over G rows of prompt and completion, a separate reference likewise. Logits are made for
+the full vocabulary at every position, in the prefill too, as the Qwen2-VL of the transformers it
+pins does, and in float32, as accelerate hands them to its trainer; log-probabilities row by row.
+Loss: the mean over completions of the mean over tokens of advantage and beta * KL (k3), no
+clipping.
 """
 
 from __future__ import annotations
@@ -26,13 +29,17 @@ BETA: Final = 0.04
 
 
 def embed_patches_by_convolution(policy: Any) -> None:
-    """As transformers does it; the engine of ours puts a product in its place (stages/policy/vision_features.py)."""
+    """As transformers does it; the engine of ours puts a product in its place
+    (stages/policy/vision_features.py).
+    """
     vars(policy.model.visual.patch_embed.proj).pop("forward", None)
 
 
 @dataclass(frozen=True)
 class Copies:
-    """One prompt, G times: all a forward takes, tensors with G rows (or G times the patches), P tokens."""
+    """One prompt, G times: all a forward takes, tensors with G rows (or G times the patches), P
+    tokens.
+    """
 
     fields: dict[str, Tensor]
     tokens: int
@@ -41,8 +48,12 @@ class Copies:
         """The same, with completions (G, C) behind the prompt."""
         fields = dict(self.fields)
         fields["input_ids"] = torch.cat([fields["input_ids"], completions], dim=1)
-        fields["attention_mask"] = torch.cat([fields["attention_mask"], torch.ones_like(completions)], dim=1)
-        fields["mm_token_type_ids"] = torch.cat([fields["mm_token_type_ids"], torch.zeros_like(completions)], dim=1)
+        fields["attention_mask"] = torch.cat(
+            [fields["attention_mask"], torch.ones_like(completions)], dim=1
+        )
+        fields["mm_token_type_ids"] = torch.cat(
+            [fields["mm_token_type_ids"], torch.zeros_like(completions)], dim=1
+        )
         return fields
 
 
@@ -63,7 +74,9 @@ class GCopies:
             embed_patches_by_convolution(policy)
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
-        """Sample, score and add the gradients of a step over these examples, {"prompt": chat, "image": PIL}."""
+        """Sample, score and add the gradients of a step over these examples, {"prompt": chat,
+        "image": PIL}.
+        """
         self.choose_embedding()
         for example in examples:
             prompt = self.copies(example["prompt"][0]["content"], example["image"])
@@ -74,16 +87,27 @@ class GCopies:
 
     def copies(self, words: str, image: Any) -> Copies:
         """Process one prompt and its image, then copy."""
-        text = self.processor.apply_chat_template(chat(words), add_generation_prompt=True, tokenize=False)
-        fields = self.processor(text=[text], images=[image], return_tensors="pt").to(self.policy.device)
-        copies = {name: value.repeat(self.group, *[1] * (value.dim() - 1)) for name, value in fields.items()}
+        text = self.processor.apply_chat_template(
+            chat(words), add_generation_prompt=True, tokenize=False
+        )
+        fields = self.processor(text=[text], images=[image], return_tensors="pt").to(
+            self.policy.device
+        )
+        copies = {
+            name: value.repeat(self.group, *[1] * (value.dim() - 1))
+            for name, value in fields.items()
+        }
         return Copies(copies, fields["input_ids"].shape[1])
 
     @torch.no_grad()
     def sample(self, prompt: Copies) -> Tensor:
-        """Completions (G, C). G images go through the tower: transformers 4.57 copies them for `num_return_sequences` too."""
+        """Completions (G, C). G images go through the tower: transformers 4.57 copies them for
+        `num_return_sequences` too.
+        """
         with self.clock.part("rollout"):
-            rows = self.policy.generate(**prompt.fields, generation_config=self.generation, logits_to_keep=0)
+            rows = self.policy.generate(
+                **prompt.fields, generation_config=self.generation, logits_to_keep=0
+            )
             return rows[:, prompt.tokens :]
 
     def loss(self, prompt: Copies, completions: Tensor, advantages: Tensor) -> Tensor:
@@ -102,7 +126,10 @@ def log_probabilities(model: PreTrainedModel, prompt: Copies, completions: Tenso
     fields = prompt.followed_by(completions)
     logits = model(**fields, use_cache=False).logits.float()[:, :-1]
     targets = fields["input_ids"][:, 1:]
-    rows = [torch.log_softmax(row, dim=-1).gather(1, ids[:, None])[:, 0] for row, ids in zip(logits, targets, strict=True)]
+    rows = [
+        torch.log_softmax(row, dim=-1).gather(1, ids[:, None])[:, 0]
+        for row, ids in zip(logits, targets, strict=True)
+    ]
     return torch.stack(rows)[:, prompt.tokens - 1 :]
 
 

@@ -31,7 +31,9 @@ MAX_GRAD_NORM: Final = 1.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: every group size with every completion length, `repeats` steps of each way over `prompts` prompts."""
+    """What to measure: every group size with every completion length, `repeats` steps of each way
+    over `prompts` prompts.
+    """
 
     model: str
     groups: tuple[int, ...]
@@ -60,7 +62,9 @@ class Bench:
         self.processor = build_processor(self.clock)
         self.dataset = train_dataset(question_rows(folder, plan.prompts), "no-think")
         self.examples = [self.dataset[index] for index in range(plan.prompts)]
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
+        )
 
     def steps(self, group: int, completion: int) -> tuple[GCopies, TrainerStep, TrainerStep]:
         """The three ways, in the order of WAYS."""
@@ -106,8 +110,13 @@ class Bench:
 
     def prompt_tokens(self) -> float:
         """Mean length of the prompts."""
-        copies = GCopies(self.policy, self.reference, self.processor, GenerationConfig(), 1, self.clock)
-        lengths = [copies.copies(example["prompt"][0]["content"], example["image"]).tokens for example in self.examples]
+        copies = GCopies(
+            self.policy, self.reference, self.processor, GenerationConfig(), 1, self.clock
+        )
+        lengths = [
+            copies.copies(example["prompt"][0]["content"], example["image"]).tokens
+            for example in self.examples
+        ]
         return sum(lengths) / len(lengths)
 
 
@@ -123,7 +132,9 @@ def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
     with bench(plan) as each:
         rate, source = peak_rate(each.device)
         machine = {
-            "device": torch.cuda.get_device_name(each.device) if each.device.type == "cuda" else "cpu",
+            "device": (
+                torch.cuda.get_device_name(each.device) if each.device.type == "cuda" else "cpu"
+            ),
             "threads": torch.get_num_threads(),
             "dtype": str(each.policy.dtype).removeprefix("torch."),
             "peak_flops_per_second": rate,
@@ -138,7 +149,9 @@ def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
     return {"rows": rows, **machine}
 
 
-def _row(each: Bench, group: int, completion: int, rate: float, report: Callable[[str], None]) -> dict[str, Any]:
+def _row(
+    each: Bench, group: int, completion: int, rate: float, report: Callable[[str], None]
+) -> dict[str, Any]:
     plan = each.plan
     copies, trl, ours = each.steps(group, completion)
     steps: dict[Way, GCopies | TrainerStep] = {"g_copies": copies, "trl": trl, "shared": ours}
@@ -152,23 +165,43 @@ def _row(each: Bench, group: int, completion: int, rate: float, report: Callable
         for way in WAYS:
             with PeakMemory(each.device) as peak:
                 times[way].append(each.timed(steps[way]))
-            memory[way] = {"above_start": max(memory[way]["above_start"], peak.above_start), "total": max(memory[way]["total"], peak.total)}
+            memory[way] = {
+                "above_start": max(memory[way]["above_start"], peak.above_start),
+                "total": max(memory[way]["total"], peak.total),
+            }
         said = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in WAYS)
         report(f"G={group} C={completion}, {repeat + 1} of {plan.repeats}: {said}")
     sizes = {"model": plan.model, "group_size": group, "completion_tokens": completion}
-    seconds = {way: {part: median(run[part] for run in times[way]) for part in ("step", *PARTS)} for way in WAYS}
+    seconds = {
+        way: {part: median(run[part] for run in times[way]) for part in ("step", *PARTS)}
+        for way in WAYS
+    }
     model, prompt = costs(each.policy.config), round(each.prompt_tokens())
     flops = {way: plan.prompts * per_prompt(way, model, prompt, completion, group) for way in WAYS}
     return (
-        sizes | figures(seconds, flops, plan.prompts, group * completion, rate) | same | {"seconds": seconds, "peak_memory_bytes": memory}
+        sizes
+        | figures(seconds, flops, plan.prompts, group * completion, rate)
+        | same
+        | {
+            "seconds": seconds,
+            "peak_memory_bytes": memory,
+        }
     )
 
 
-def figures(seconds: dict[Way, dict[str, float]], flops: dict[Way, float], prompts: int, tokens: int, rate: float) -> dict[str, Any]:
-    """What follows from the seconds of steps over `prompts` prompts with `tokens` completion tokens each.
+def figures(
+    seconds: dict[Way, dict[str, float]],
+    flops: dict[Way, float],
+    prompts: int,
+    tokens: int,
+    rate: float,
+) -> dict[str, Any]:
+    """What follows from the seconds of steps over `prompts` prompts with `tokens` completion tokens
+    each.
 
-    `mfu`: the FLOPs a way executes over what the machine could execute in the time of its step. `bound_vs_*`: the speedup
-    if time were FLOPs. `largest_in_ours`: the part of our step that takes most of it, with its share.
+    `mfu`: the FLOPs a way executes over what the machine could execute in the time of its step.
+    `bound_vs_*`: the speedup if time were FLOPs. `largest_in_ours`: the part of our step that takes
+    most of it, with its share.
     """
     step = {way: seconds[way]["step"] for way in WAYS}
     largest = max(PARTS, key=lambda part: seconds["shared"][part])

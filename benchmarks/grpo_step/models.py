@@ -1,7 +1,9 @@
-"""Policies at random weights, built from constants: nothing is downloaded. And questions with images for them.
+"""Policies at random weights, built from constants: nothing is downloaded. And questions with
+images for them.
 
-Time does not depend on what weights hold, so a random model stands for a trained one of its shape. Texts are cut by the
-embedded base's tokenizer whatever the model; ids it does not know are sampled all the same, and decode to nothing.
+Time does not depend on what weights hold, so a random model stands for a trained one of its shape.
+Texts are cut by the embedded base's tokenizer whatever the model; ids it does not know are sampled
+all the same, and decode to nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, Qwen2VLImageProcessor, Qwen2VLProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+)
 
 from benchmarks.grpo_step.clock import Clock
 from stages.corpus.sample import phantoms
@@ -45,10 +53,23 @@ class Shape:
     std: float = 0.02
 
 
-_PATCHES: Final = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "in_channels": 3}
+_PATCHES: Final = {
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+}
 
 
-def _text(width: int, inner: int, layers: int, heads: int, shared_heads: int, vocabulary: int, rotary: list[int]) -> dict[str, Any]:
+def _text(
+    width: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    shared_heads: int,
+    vocabulary: int,
+    rotary: list[int],
+) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": inner,
@@ -69,34 +90,63 @@ def _text(width: int, inner: int, layers: int, heads: int, shared_heads: int, vo
 SHAPES: Final = {
     shape.name: shape
     for shape in (
-        # a two-hundredth of Qwen2-VL-2B with its proportions: of the forward over image and prompt the tower does 63% (60%
-        # there), of a text token the head does 16% (15%), a fifth of the weights is read a token and never multiplied
+        # a two-hundredth of Qwen2-VL-2B with its proportions: of the forward over image and prompt
+        # the tower does 63% (60% there), of a text token the head does 16% (15%), a fifth of the
+        # weights is read a token and never multiplied
         Shape(
             "10m",
             "qwen2_vl",
             _text(256, 1536, 4, 4, 1, 4096, [8, 12, 12]),
-            _PATCHES | {"depth": 4, "embed_dim": 192, "num_heads": 4, "mlp_ratio": 4, "hidden_size": 256},
-            std=0.05,  # sqrt(256) * 0.05 is what sqrt(1536) * 0.02 is for the 2B: logits as spread out
+            _PATCHES
+            | {
+                "depth": 4,
+                "embed_dim": 192,
+                "num_heads": 4,
+                "mlp_ratio": 4,
+                "hidden_size": 256,
+            },
+            # sqrt(256) * 0.05 is what sqrt(1536) * 0.02 is for the 2B: logits as spread out
+            std=0.05,
         ),
         Shape(  # for tests
             "tiny",
             "qwen2_vl",
             _text(32, 64, 2, 2, 1, 900, [2, 3, 3]),
-            _PATCHES | {"depth": 1, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": 32},
+            _PATCHES
+            | {
+                "depth": 1,
+                "embed_dim": 32,
+                "num_heads": 2,
+                "mlp_ratio": 2,
+                "hidden_size": 32,
+            },
             std=0.1,
         ),
         Shape(
             "qwen2-vl-2b",
             "qwen2_vl",
             _text(1536, 8960, 28, 12, 2, 151936, [16, 24, 24]),
-            _PATCHES | {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": 1536},
+            _PATCHES
+            | {
+                "depth": 32,
+                "embed_dim": 1280,
+                "num_heads": 16,
+                "mlp_ratio": 4,
+                "hidden_size": 1536,
+            },
         ),
         Shape(
             "qwen2.5-vl-3b",
             "qwen2_5_vl",
             _text(2048, 11008, 36, 16, 2, 151936, [16, 24, 24]),
             _PATCHES
-            | {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
+            | {
+                "depth": 32,
+                "hidden_size": 1280,
+                "intermediate_size": 3420,
+                "num_heads": 16,
+                "out_hidden_size": 2048,
+            }
             | {"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
         ),
     )
@@ -104,15 +154,32 @@ SHAPES: Final = {
 
 
 def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedModel:
-    """The model with random weights: bfloat16 on a GPU, where Med-R1 loads it so, float32 elsewhere."""
+    """The model with random weights: bfloat16 on a GPU, where Med-R1 loads it so, float32
+    elsewhere.
+    """
     base = AutoConfig.from_pretrained(BASE)
-    tokens = {name: getattr(base, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")}
-    text, vision = shape.text | {"initializer_range": shape.std}, shape.vision | {"initializer_range": shape.std}
-    config = AutoConfig.for_model(shape.family, text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens)
+    tokens = {
+        name: getattr(base, name)
+        for name in (
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        )
+    }
+    text, vision = (
+        shape.text | {"initializer_range": shape.std},
+        shape.vision | {"initializer_range": shape.std},
+    )
+    config = AutoConfig.for_model(
+        shape.family, text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
+    )
     torch.manual_seed(seed)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
-        policy: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        policy: PreTrainedModel = AutoModelForImageTextToText.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
     policy.generation_config.eos_token_id, policy.generation_config.pad_token_id = [844, 842], 842
     return policy.train()
 
@@ -129,9 +196,15 @@ class TimedProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 
 
 def build_processor(clock: Clock) -> TimedProcessor:
-    """Qwen2-VL's own image processor at its default limits, the embedded base's tokenizer and chat template."""
+    """Qwen2-VL's own image processor at its default limits, the embedded base's tokenizer and chat
+    template.
+    """
     base: Any = load_processor(BASE)
-    parts = {"tokenizer": base.tokenizer, "video_processor": base.video_processor, "chat_template": base.chat_template}
+    parts = {
+        "tokenizer": base.tokenizer,
+        "video_processor": base.video_processor,
+        "chat_template": base.chat_template,
+    }
     processor = TimedProcessor(image_processor=Qwen2VLImageProcessor(), **parts)
     processor.clock = clock
     return processor
@@ -144,7 +217,14 @@ def question_rows(folder: Path, count: int) -> list[dict[str, Any]]:
     for number in range(count):
         path = folder / f"{number}.png"
         phantoms.draw(phantoms.sample_phantom(rng), (SIDE, SIDE), rng).save(path)
-        rows.append({"image": str(path), "problem": PROBLEMS[number % len(PROBLEMS)], "gold": "A", "options": ["Yes", "No"]})
+        rows.append(
+            {
+                "image": str(path),
+                "problem": PROBLEMS[number % len(PROBLEMS)],
+                "gold": "A",
+                "options": ["Yes", "No"],
+            }
+        )
     return rows
 
 

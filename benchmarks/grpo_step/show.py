@@ -19,9 +19,11 @@ def show(result: dict[str, Any]) -> None:
     """Print what was measured."""
     console = Console(width=max(Console().width, 170))  # narrower, rich cuts the names of the parts
     console.print(
-        f"{result['rows'][0]['model']}: {result['parameters'] / 1e6:,.1f}M parameters, {result['dtype']}, on {result['device']} "
-        f"({result['threads']} threads); {result['prompts_per_step']} prompts of {result['prompt_tokens']:.0f} tokens a step, medians of "
-        f"{result['repeats']}; peak {result['peak_flops_per_second'] / 1e12:.3g} TFLOP/s: {result['peak_source']}"
+        f"{result['rows'][0]['model']}: {result['parameters'] / 1e6:,.1f}M parameters,"
+        f" {result['dtype']}, on {result['device']} ({result['threads']} threads);"
+        f" {result['prompts_per_step']} prompts of {result['prompt_tokens']:.0f} tokens a step,"
+        f" medians of {result['repeats']}; peak {result['peak_flops_per_second'] / 1e12:.3g}"
+        f" TFLOP/s: {result['peak_source']}"
     )
     console.print(_steps(result["rows"]))
     console.print(_ratios(result["rows"]))
@@ -79,7 +81,9 @@ def _ratios(rows: list[dict[str, Any]]) -> Table:
 
 
 def save_chart(path: Path, result: dict[str, Any]) -> None:
-    """Draw step time against group size, a panel a completion length, as a PNG with its provenance in a text field."""
+    """Draw step time against group size, a panel a completion length, as a PNG with its provenance
+    in a text field.
+    """
     import matplotlib as mpl
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -90,26 +94,47 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
 
     rows = result["rows"]
     lengths = sorted({row["completion_tokens"] for row in rows})
-    colours = {"g_copies": to_hex(LIGHT(0.25)), "trl": to_hex(LIGHT(0.5)), "shared": to_hex(LIGHT(1.0))}
-    style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    style |= {"axes.edgecolor": "#8a867c", "xtick.color": "#55524a", "ytick.color": "#55524a", "axes.labelcolor": "#55524a"}
+    colours = {
+        "g_copies": to_hex(LIGHT(0.25)),
+        "trl": to_hex(LIGHT(0.5)),
+        "shared": to_hex(LIGHT(1.0)),
+    }
+    style: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    style |= {
+        "axes.edgecolor": "#8a867c",
+        "xtick.color": "#55524a",
+        "ytick.color": "#55524a",
+        "axes.labelcolor": "#55524a",
+    }
     style |= {"axes.titlesize": 9.5, "axes.titlelocation": "left", "figure.dpi": 150}
     with mpl.rc_context(style):
         figure = Figure(figsize=(3.6 * len(lengths) + 0.6, 3.2), layout="constrained")
         panels = figure.subplots(1, len(lengths), squeeze=False)[0]
         for panel, length in zip(panels, lengths, strict=True):
-            here = sorted((row for row in rows if row["completion_tokens"] == length), key=lambda row: int(row["group_size"]))
+            here = sorted(
+                (row for row in rows if row["completion_tokens"] == length),
+                key=lambda row: int(row["group_size"]),
+            )
             at = np.arange(len(here))
             for number, (way, name) in enumerate(NAMES.items()):
                 heights = [row["seconds"][way]["step"] for row in here]
-                bars = panel.bar(at + (number - 1) * 0.27, heights, 0.25, color=colours[way], label=name)
+                bars = panel.bar(
+                    at + (number - 1) * 0.27, heights, 0.25, color=colours[way], label=name
+                )
                 ratios = [1.0 if way == "shared" else row[f"speedup_vs_{way}"] for row in here]
                 texts = [
                     _seconds(height) + ("" if way == "shared" else f"\n{ratio:.1f}x ours")
                     for height, ratio in zip(heights, ratios, strict=True)
                 ]
                 panel.bar_label(bars, texts, fontsize=7, padding=2, color="#1c1b19")
-            panel.set(title=f"{length} tokens a completion", xlabel="completions a prompt (G)", xticks=at)
+            panel.set(
+                title=f"{length} tokens a completion", xlabel="completions a prompt (G)", xticks=at
+            )
             panel.set_xticklabels([str(row["group_size"]) for row in here])
             panel.margins(y=0.16)
             panel.grid(axis="y", color="#e6e2d8", linewidth=0.7)
@@ -118,7 +143,11 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
         panels[0].legend(frameon=False, loc="upper left", fontsize=8)
         FigureCanvasAgg(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", metadata={"Software": None, "provenance": json.dumps(result["provenance"])})
+        figure.savefig(
+            path,
+            format="png",
+            metadata={"Software": None, "provenance": json.dumps(result["provenance"])},
+        )
 
 
 def _seconds(value: float) -> str:

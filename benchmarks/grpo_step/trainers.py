@@ -1,8 +1,10 @@
-"""A step of our trainer, and of TRL's, driven as `train()` drives it: the trainer's own `training_step`, then the optimiser.
+"""A step of our trainer, and of TRL's, driven as `train()` drives it: the trainer's own
+`training_step`, then the optimiser.
 
-Both are built by the train stage's `build_trainer` from params.yaml, the one with `grpo.engine: trl`. Policy, reference and
-optimiser are the same objects for all three ways, so that they differ in nothing but how a step is computed, and a GPU
-holds one of each. Neither recomputes activations (Med-R1 does not; TRL's own default does, for a third more forward work).
+Both are built by the train stage's `build_trainer` from params.yaml, the one with `grpo.engine:
+trl`. Policy, reference and optimiser are the same objects for all three ways, so that they differ
+in nothing but how a step is computed, and a GPU holds one of each. Neither recomputes activations
+(Med-R1 does not; TRL's own default does, for a third more forward work).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from stages.grpo.trainer import build_trainer
 from stages.policy.vision_features import embed_patches_by_product
 
 FREE: Final = ("reuse_prompt_pass", "fused_head", "vision_cache_mb")
-"""Keys of `grpo` in params.yaml that may be set for ours: they change how a step is computed, and not what it computes."""
+"""Keys of `grpo` in params.yaml that may be set for ours: they change how a step is computed, and
+not what it computes.
+"""
 
 
 def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
@@ -46,29 +50,44 @@ def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
 
 
 def suppressed(processor: Any) -> list[int]:
-    """Ids never sampled: the end tokens, so that every completion has its full length, and what stands for images."""
+    """Ids never sampled: the end tokens, so that every completion has its full length, and what
+    stands for images.
+    """
     return sorted(processor.tokenizer.get_added_vocab().values())
 
 
 class TrainerStep:
     """The step of a trainer whose parts are timed.
 
-    With us a rollout begins with the pass over the prompts, which serves the loss too (`grpo.reuse_prompt_pass`): it counts
-    as rollout, and the policy's forward is then over the completions alone.
+    With us a rollout begins with the pass over the prompts, which serves the loss too
+    (`grpo.reuse_prompt_pass`): it counts as rollout, and the policy's forward is then over the
+    completions alone.
     """
 
     def __init__(
-        self, policy: PreTrainedModel, reference: PreTrainedModel, processor: Any, dataset: Dataset, grpo: Grpo, clock: Clock, scratch: Path
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel,
+        processor: Any,
+        dataset: Dataset,
+        grpo: Grpo,
+        clock: Clock,
+        scratch: Path,
     ) -> None:
         self.clock = clock
         # each trainer puts TRL's head into the policy: not one around another
         vars(policy).pop("forward", None)
-        self.trainer = build_trainer(policy, processor, dataset, grpo, "no-think", scratch=scratch, run_name="benchmark")
+        self.trainer = build_trainer(
+            policy, processor, dataset, grpo, "no-think", scratch=scratch, run_name="benchmark"
+        )
         trainer: Any = self.trainer
         trainer.beta, trainer.ref_model = BETA, reference
-        # TRL >= 1.10 weighs the KL with the ratio, which adds to its gradient even where the ratio is 1; Med-R1 does not
+        # TRL >= 1.10 weighs the KL with the ratio, which adds to its gradient even where the ratio
+        # is 1; Med-R1 does not
         trainer.args.use_bias_correction_kl = False
-        trainer.generation_config.suppress_tokens = trainer.generation_kwargs["suppress_tokens"] = suppressed(processor)
+        trainer.generation_config.suppress_tokens = trainer.generation_kwargs["suppress_tokens"] = (
+            suppressed(processor)
+        )
         trainer.reward_funcs, trainer.reward_func_names = [reward], ["cheap"]
         trainer.reward_weights, trainer.reward_processing_classes = torch.ones(1), [None]
         trainer.current_gradient_accumulation_steps = 1
@@ -93,7 +112,11 @@ class TrainerStep:
 
     def choose_embedding(self) -> None:
         """Policy and reference are shared with ways that embed patches otherwise."""
-        embed = embed_patches_by_product if self.trainer.sharing.engine == "shared-prefix" else embed_patches_by_convolution
+        embed = (
+            embed_patches_by_product
+            if self.trainer.sharing.engine == "shared-prefix"
+            else embed_patches_by_convolution
+        )
         for policy in (self.trainer.model, self.trainer.ref_model):
             embed(policy)
 

@@ -1,10 +1,11 @@
-"""What the ingest promises: speed against the seed's way, memory, work for new data, and DVC's and the questions' share of it.
+"""What the ingest promises: speed against the seed's way, memory, work for new data, and DVC's and
+the questions' share of it.
 
     python -m benchmarks.ingest [--quick] [--json FILE]
 
-All in one run, each in processes of its own, by turns where two are compared; medians. Images are drawn: smooth structures with a
-little noise, half of them JPEG and half PNG, 512 to 2048 pixels a side. --quick measures 400 of them, in less than a minute, and leaves out
-what takes large numbers.
+All in one run, each in processes of its own, by turns where two are compared; medians. Images are
+drawn: smooth structures with a little noise, half of them JPEG and half PNG, 512 to 2048 pixels a
+side. --quick measures 400 of them, in less than a minute, and leaves out what takes large numbers.
 """
 
 from __future__ import annotations
@@ -45,9 +46,13 @@ _MANY: Final = (1_000, 82_000)
 def main() -> None:
     """Measure, print a table, write the JSON."""
     arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.ingest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.ingest",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    arguments.add_argument("--quick", action="store_true", help="400 images, and none of what takes minutes")
+    arguments.add_argument(
+        "--quick", action="store_true", help="400 images, and none of what takes minutes"
+    )
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
     given = arguments.parse_args()
     mode = "quick" if given.quick else "full"
@@ -57,10 +62,15 @@ def main() -> None:
         if not given.quick:
             made |= measure_many(Path(folder)) | measure_questions(Path(folder))
             with tempfile.TemporaryDirectory(prefix="ingest-") as project:
-                made["noop_repro_seconds"] = measure_dvc(Path(project), as_shards, _MANY[-1])["repro_seconds"]
+                made["noop_repro_seconds"] = measure_dvc(Path(project), as_shards, _MANY[-1])[
+                    "repro_seconds"
+                ]
     show(made)
     if given.json:
-        write_json(given.json, {**made, "quick": given.quick, "cores": os.cpu_count(), "provenance": provenance})
+        write_json(
+            given.json,
+            {**made, "quick": given.quick, "cores": os.cpu_count(), "provenance": provenance},
+        )
 
 
 def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
@@ -87,7 +97,9 @@ def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
 
     for _ in range(repeats):
         shutil.rmtree(folder / "out", ignore_errors=True)
-        taken["seed"].append(python("benchmarks.ingest.seeds_way", "images", "out", folder=folder).seconds)
+        taken["seed"].append(
+            python("benchmarks.ingest.seeds_way", "images", "out", folder=folder).seconds
+        )
         timed("ours", "all.zip", fresh=True)
         shutil.rmtree(folder / "known", ignore_errors=True)
         shutil.copytree(project / layout.SCRATCH, folder / "known")
@@ -100,7 +112,9 @@ def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
     return {
         "speedup": seconds["seed"] / seconds["ours"],
         "peak_memory_bytes": peak,
-        "incremental_fraction": (seconds["more"] - seconds["start"]) / (seconds["ours"] - seconds["start"]),
+        "incremental_fraction": (
+            (seconds["more"] - seconds["start"]) / (seconds["ours"] - seconds["start"])
+        ),
         "incremental_fraction_with_start": seconds["more"] / seconds["ours"],
         "start_seconds": seconds["start"],
         "images": number,
@@ -145,10 +159,15 @@ def ingest(project: Path, corpus: str, fresh: bool) -> list[CommandRun]:
         shutil.rmtree(project / left, ignore_errors=True)
     (project / "data" / "raw").mkdir(parents=True)
     os.link(project / corpus, project / "data" / "raw" / "corpus.zip")
-    runs = [python("stages.download", folder=project), python("stages.resize", "ct", folder=project)]
+    runs = [
+        python("stages.download", folder=project),
+        python("stages.resize", "ct", folder=project),
+    ]
     with zipfile.ZipFile(project / corpus) as archive:
         wanted = sum(name.startswith("Images/") for name in archive.namelist())
-    kept = sum(1 for _ in read_json_lines(project / layout.records("ct"), "run the benchmark again"))
+    kept = sum(
+        1 for _ in read_json_lines(project / layout.records("ct"), "run the benchmark again")
+    )
     if kept != wanted:
         raise RuntimeError(f"{kept} of {wanted} records came through:\n{runs[1].output}")
     return runs
@@ -156,19 +175,35 @@ def ingest(project: Path, corpus: str, fresh: bool) -> list[CommandRun]:
 
 def show(made: dict[str, Any]) -> None:
     """The table."""
-    table = Table("what", "measured", "promised", title=f"{made['images']:,} images of {made['image_bytes'] / 1e6:.1f} MB")
-    table.add_row("seed's way: Pillow, threads, Arrow in memory", f"{made['seed_images_per_second']:.1f} images/s", "")
+    table = Table(
+        "what",
+        "measured",
+        "promised",
+        title=f"{made['images']:,} images of {made['image_bytes'] / 1e6:.1f} MB",
+    )
+    table.add_row(
+        "seed's way: Pillow, threads, Arrow in memory",
+        f"{made['seed_images_per_second']:.1f} images/s",
+        "",
+    )
     table.add_row("download and resize", f"{made['images_per_second']:.1f} images/s", "")
     table.add_row("speedup", f"{made['speedup']:.2f}", f"{PROMISED['speedup']:.0f}")
     more = (
-        f"{made['incremental_fraction']:.2%} (with {made['start_seconds']:.1f} s of start: {made['incremental_fraction_with_start']:.2%})"
+        f"{made['incremental_fraction']:.2%} (with {made['start_seconds']:.1f} s of start:"
+        f" {made['incremental_fraction_with_start']:.2%})"
     )
     table.add_row("1% new data, of the full time", more, f"{PROMISED['incremental_fraction']:.0%}")
     peaks = made.get("peak_memory_bytes_at", {str(made["images"]): made["peak_memory_bytes"]})
-    said = ", ".join(f"{peak / 2**20:,.0f} MiB at {int(number):,}" for number, peak in peaks.items())
+    said = ", ".join(
+        f"{peak / 2**20:,.0f} MiB at {int(number):,}" for number, peak in peaks.items()
+    )
     table.add_row("peak memory", said, f"{PROMISED['peak_memory_bytes'] / 1e9:.0f} GB")
     if "noop_repro_seconds" in made:
-        table.add_row(f"dvc repro with nothing to do, {_MANY[-1]:,} images", f"{made['noop_repro_seconds']:.1f} s", "10 s")
+        table.add_row(
+            f"dvc repro with nothing to do, {_MANY[-1]:,} images",
+            f"{made['noop_repro_seconds']:.1f} s",
+            "10 s",
+        )
         parts = f"{made['questions_parse_seconds']:.1f} + {made['questions_split_seconds']:.1f} s"
         said = f"{parts}, {made['questions_memory_bytes'] / 1e6:,.0f} MB"
         table.add_row("89,000 questions parsed and checked + split", said, "10 s, 500 MB")

@@ -1,4 +1,6 @@
-"""Corpora made for measurements: images of all sizes, and questions about them, as OmniMedVQA has them in form and number."""
+"""Corpora made for measurements: images of all sizes, and questions about them, as OmniMedVQA has
+them in form and number.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from benchmarks.ingest.images import SIZES, encoded, smooth
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 DRAWN: Final = 40
-"""Images that are drawn; the others are these with another comment in the file, which every decoder has to decode anew."""
+"""Images that are drawn; the others are these with another comment in the file, which every decoder
+has to decode anew.
+"""
 _NOISE: Final = 3.0
 _WORDS: Final = (
     *("what", "which", "is", "seen", "shown", "in", "the", "this", "image", "picture"),
@@ -32,10 +36,17 @@ def large(number: int) -> Iterator[tuple[str, bytes]]:
         rng = np.random.default_rng([1, index])
         width, height = (int(side) for side in rng.integers(*SIZES, size=2, endpoint=True))
         image = smooth(width, height, rng, _NOISE, grey=index % 4 == 3)
-        drawn.append(encoded(image, "JPEG", quality=90) if index % 2 else encoded(image, "PNG", compress_level=1))
+        drawn.append(
+            encoded(image, "JPEG", quality=90)
+            if index % 2
+            else encoded(image, "PNG", compress_level=1)
+        )
     for index in range(number):
         kind = ("png", "jpg")[index % DRAWN % 2]
-        yield f"Set {index % 5}/{index:06d}.{kind}", commented(drawn[index % DRAWN], f"number {index}")
+        yield (
+            f"Set {index % 5}/{index:06d}.{kind}",
+            commented(drawn[index % DRAWN], f"number {index}"),
+        )
 
 
 def small(number: int, side: int = 64) -> Iterator[tuple[str, bytes]]:
@@ -44,13 +55,22 @@ def small(number: int, side: int = 64) -> Iterator[tuple[str, bytes]]:
     base = np.asarray(smooth(side, side, rng, _NOISE, grey=True)).copy()
     for index in range(number):
         base[0, :4] = list(index.to_bytes(4, "little"))
-        yield f"Set {index % 5}/{index:06d}.png", encoded(Image.fromarray(base), "PNG", compress_level=1)
+        yield (
+            f"Set {index % 5}/{index:06d}.png",
+            encoded(Image.fromarray(base), "PNG", compress_level=1),
+        )
 
 
 def commented(content: bytes, text: str) -> bytes:
     """The same JPEG or PNG with a comment in it."""
     if content.startswith(b"\xff\xd8"):
-        return content[:2] + b"\xff\xfe" + struct.pack(">H", len(text) + 2) + text.encode() + content[2:]
+        return (
+            content[:2]
+            + b"\xff\xfe"
+            + struct.pack(">H", len(text) + 2)
+            + text.encode()
+            + content[2:]
+        )
     body = b"tEXtComment\0" + text.encode()
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     return content[:33] + chunk + content[33:]
@@ -61,7 +81,10 @@ def record(index: int, image: str, slug: str = "ct") -> dict[str, Any]:
     rng = np.random.default_rng([3, index])
     kind = list(QUESTION_TYPES.values())[index % len(QUESTION_TYPES)]
     words = [_WORDS[at] for at in rng.integers(0, len(_WORDS), 12)]
-    options = {f"option_{letter}": f"{letter.lower()} {words[at]} {index % 97} {words[-at]}" for at, letter in enumerate("ABCD", start=1)}
+    options = {
+        f"option_{letter}": f"{letter.lower()} {words[at]} {index % 97} {words[-at]}"
+        for at, letter in enumerate("ABCD", start=1)
+    }
     return {
         "dataset": image.partition("/")[0],
         "question_id": f"{slug}_{index:06d}",

@@ -1,7 +1,8 @@
 """A command's seconds and peak memory, as the operating system counts them.
 
-The peak of a process begins with that of the process it was started from, which an `exec` does not reset: a measuring process that has
-grown would be measured itself. A small one in between starts the command and reports on it.
+The peak of a process begins with that of the process it was started from, which an `exec` does not
+reset: a measuring process that has grown would be measured itself. A small one in between starts
+the command and reports on it.
 """
 
 from __future__ import annotations
@@ -33,28 +34,44 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class CommandRun:
-    """What a command took: wall-clock `seconds`, the `peak` bytes of its largest process, and what it printed."""
+    """What a command took: wall-clock `seconds`, the `peak` bytes of its largest process, and what
+    it printed.
+    """
 
     seconds: float
     peak: int
     output: str
 
 
-def run(command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> CommandRun:
-    """Run a command in a folder, with the project's modules in reach; RuntimeError, with what it said, if it fails."""
+def run(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+) -> CommandRun:
+    """Run a command in a folder, with the project's modules in reach; RuntimeError, with what it
+    said, if it fails.
+    """
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
     with tempfile.NamedTemporaryFile(prefix="measured-") as report:
         between = [sys.executable, "-S", "-E", "-c", _BETWEEN, report.name, *command]
         ended = subprocess.run(
-            between, cwd=folder, env=settings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            between,
+            cwd=folder,
+            env=settings,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         if ended.returncode:
-            raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout[-4000:]}")
+            raise RuntimeError(
+                f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout[-4000:]}"
+            )
         seconds, peak = json.loads(Path(report.name).read_text(encoding="utf-8"))
     return CommandRun(seconds, peak, ended.stdout)
 
 
-def python(module: str, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None) -> CommandRun:
+def python(
+    module: str, *arguments: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> CommandRun:
     """Run a module of the project in a folder, as `python -m` does."""
     return run([sys.executable, "-m", module, *arguments], folder, environment)
 

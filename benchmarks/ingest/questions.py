@@ -1,4 +1,5 @@
-"""Parses and checks as many question records as OmniMedVQA has, and makes what stage splits needs; benchmarks.ingest runs this.
+"""Parses and checks as many question records as OmniMedVQA has, and makes what stage splits needs;
+benchmarks.ingest runs this.
 
 python -m benchmarks.ingest.questions make FOLDER
 python -m benchmarks.ingest.questions read FOLDER
@@ -26,7 +27,9 @@ _FILE: Final = "questions.json"
 
 
 def make(folder: Path) -> None:
-    """The question file of a corpus of all modalities, and the same records as stage resize hands them on."""
+    """The question file of a corpus of all modalities, and the same records as stage resize hands
+    them on.
+    """
     slugs = list(MODALITIES)
     found = []
     for index in range(RECORDS):
@@ -42,8 +45,15 @@ def make(folder: Path) -> None:
 def _resized(raw: dict[str, Any], slug: str) -> dict[str, Any]:
     """A record with the facts of an image that is no copy of another."""
     image = f"{layout.images(slug).as_posix()}/{raw['image_path'].removeprefix('Images/')}.png"
-    pixels, looks = (hashlib.sha256(f"{salt}{image}".encode()).hexdigest() for salt in ("pixels", "looks"))
-    facts = {"image": image, "source_size": [512, 400], "source_mode": "L", "brightness": [100.0, 50.0]}
+    pixels, looks = (
+        hashlib.sha256(f"{salt}{image}".encode()).hexdigest() for salt in ("pixels", "looks")
+    )
+    facts = {
+        "image": image,
+        "source_size": [512, 400],
+        "source_mode": "L",
+        "brightness": [100.0, 50.0],
+    }
     return {**raw, **facts, "pixel_hash": pixels, "perceptual_hash": looks}
 
 
@@ -54,7 +64,9 @@ def read(folder: Path) -> None:
     reading = read_record_files([(_FILE, content)])
     seconds = time.perf_counter() - begin
     if len(reading.records) != RECORDS:
-        raise SystemExit(f"only {len(reading.records)} of {RECORDS} records were kept: {reading.rows[:3]}")
+        raise SystemExit(
+            f"only {len(reading.records)} of {RECORDS} records were kept: {reading.rows[:3]}"
+        )
     print(json.dumps(seconds))
 
 

@@ -1,10 +1,12 @@
-"""Random reads of resized images, as training does them, from several kinds of files; benchmarks.ingest.storage runs this.
+"""Random reads of resized images, as training does them, from several kinds of files;
+benchmarks.ingest.storage runs this.
 
     python -m benchmarks.ingest.reading make FOLDER
     python -m benchmarks.ingest.reading read FOLDER
 
-A process of its own, so that what one measurement loads does not weigh on another. Everything is in the page cache, as most of
-OmniMedVQA's 12 GB are on a training host: what is measured is what the form of storage costs, not the disk.
+A process of its own, so that what one measurement loads does not weigh on another. Everything is in
+the page cache, as most of OmniMedVQA's 12 GB are on a training host: what is measured is what the
+form of storage costs, not the disk.
 """
 
 from __future__ import annotations
@@ -50,16 +52,20 @@ def make(folder: Path) -> None:
     for number, content in enumerate(contents):
         (folder / "files" / f"{number}.png").write_bytes(content)
     for first in range(0, IMAGES, PER_SHARD):
-        with zipfile.ZipFile(folder / f"{first // PER_SHARD}.zip", "w", zipfile.ZIP_STORED) as shard:
+        with zipfile.ZipFile(
+            folder / f"{first // PER_SHARD}.zip", "w", zipfile.ZIP_STORED
+        ) as shard:
             for number in range(first, min(first + PER_SHARD, IMAGES)):
                 shard.writestr(f"set/{number}.png", contents[number])
-    table = pa.table({"image": pa.array([{"bytes": content, "path": None} for content in contents])})
+    table = pa.table(
+        {"image": pa.array([{"bytes": content, "path": None} for content in contents])}
+    )
     # 100 rows a group, as the datasets library writes images
     pq.write_table(table, folder / "table.parquet", row_group_size=100, compression="none")
     features = Features({"image": ImageFeature()})
-    Dataset.from_dict({"image": [{"bytes": content, "path": None} for content in contents]}, features=features).save_to_disk(
-        folder / "arrow"
-    )
+    Dataset.from_dict(
+        {"image": [{"bytes": content, "path": None} for content in contents]}, features=features
+    ).save_to_disk(folder / "arrow")
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -79,7 +85,10 @@ def read(folder: Path) -> dict[str, Any]:
         for name, fetch in fetches.items():
             # a group of rows is read for each row: a tenth of the images is enough to see it
             chosen = order[: IMAGES // 10] if name.startswith("Parquet") else order
-            both = _milliseconds(fetch, chosen, decoded=False), _milliseconds(fetch, chosen, decoded=True)
+            both = (
+                _milliseconds(fetch, chosen, decoded=False),
+                _milliseconds(fetch, chosen, decoded=True),
+            )
             if repeat:
                 taken[name].append(both)
     size = sum(path.stat().st_size for path in (folder / "files").iterdir()) / IMAGES
@@ -87,7 +96,10 @@ def read(folder: Path) -> dict[str, Any]:
         "images": IMAGES,
         "image_bytes": round(size),
         "ways": {
-            name: {"read_ms": statistics.median(bare for bare, _ in both), "decoded_ms": statistics.median(whole for _, whole in both)}
+            name: {
+                "read_ms": statistics.median(bare for bare, _ in both),
+                "decoded_ms": statistics.median(whole for _, whole in both),
+            }
             for name, both in taken.items()
         },
     }
@@ -118,7 +130,8 @@ def _offsets(folder: Path) -> Fetch:
         handles.append(os.open(path, os.O_RDONLY))
         with zipfile.ZipFile(path) as shard:
             for info in shard.infolist():
-                # a local header has 30 bytes, then the name; zipfile writes no extra field for members of this size
+                # a local header has 30 bytes, then the name; zipfile writes no extra field for
+                # members of this size
                 start = info.header_offset + 30 + len(info.filename.encode())
                 places[int(Path(info.filename).stem)] = index, start, info.file_size
 
@@ -133,7 +146,9 @@ def _parquet(folder: Path) -> Fetch:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(folder / "table.parquet")
-    return lambda number: table.read_row_group(number // 100).column(0)[number % 100]["bytes"].as_py()
+    return lambda number: (
+        table.read_row_group(number // 100).column(0)[number % 100]["bytes"].as_py()
+    )
 
 
 def _arrow(folder: Path) -> Fetch:

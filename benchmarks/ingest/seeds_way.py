@@ -1,4 +1,5 @@
-"""How the seed of this project resizes images, rendered faithfully: threads around Pillow, and all images in memory as an Arrow table.
+"""How the seed of this project resizes images, rendered faithfully: threads around Pillow, and all
+images in memory as an Arrow table.
 
 python -m benchmarks.ingest.seeds_way FOLDER OUT
 """
@@ -26,7 +27,9 @@ def main(folder: Path, out: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(resized, paths))
-    Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(out)
+    Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(
+        out
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How should resized images be stored: one file each, or zip shards? What DVC and a reader in training pay for either.
+"""How should resized images be stored: one file each, or zip shards? What DVC and a reader in
+training pay for either.
 
     python -m benchmarks.ingest.storage [--images N] [--json FILE]
 
-DVC: projects of the shape of dvc.yaml (8 resize, 13 train, 14 evaluate, the report) in temporary folders, with this project's settings
-of DVC and commands that do nothing. Images are small files there: DVC's own costs go by their number. Reading: 2,000 images of
-384x384 opened in random order, each way in turn. Medians of 3; what happens only once is measured once.
+DVC: projects of the shape of dvc.yaml (8 resize, 13 train, 14 evaluate, the report) in temporary
+folders, with this project's settings of DVC and commands that do nothing. Images are small files
+there: DVC's own costs go by their number. Reading: 2,000 images of 384x384 opened in random order,
+each way in turn. Medians of 3; what happens only once is measured once.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ _IMAGE_BYTES: Final = 3_000
 def main() -> None:
     """Measure, print tables, write the JSON."""
     arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.ingest.storage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.ingest.storage",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_argument("--images", type=int, default=IMAGES, help=f"default: {IMAGES}")
     arguments.add_argument("--json", type=Path, help="write what was measured to this file")
@@ -50,7 +54,11 @@ def main() -> None:
         f"{count:,} in shards": (as_shards, count),
         f"{10 * count:,} in shards": (as_shards, 10 * count),
     }
-    result: dict[str, Any] = {"dvc": {}, "cores": os.cpu_count(), "provenance": collect_provenance({})}
+    result: dict[str, Any] = {
+        "dvc": {},
+        "cores": os.cpu_count(),
+        "provenance": collect_provenance({}),
+    }
     for name, (store, images) in ways.items():
         with tempfile.TemporaryDirectory(prefix="storage-") as folder:
             result["dvc"][name] = measure_dvc(Path(folder), store, images)
@@ -64,7 +72,8 @@ def main() -> None:
         write_json(given.json, result)
 
 
-# --- what DVC pays -----------------------------------------------------------------------------------------------------
+# --- what DVC pays
+# -----------------------------------------------------------------------------------------------------
 
 
 def as_files(folder: Path, images: int) -> None:
@@ -77,17 +86,23 @@ def as_files(folder: Path, images: int) -> None:
 
 
 def as_shards(folder: Path, images: int) -> None:
-    """Stored zips of PER_SHARD images each; of many images small ones, as only the number of shards matters."""
+    """Stored zips of PER_SHARD images each; of many images small ones, as only the number of shards
+    matters.
+    """
     folder.mkdir(parents=True)
     size = _IMAGE_BYTES if images <= IMAGES / 8 else 300
     for first in range(0, images, PER_SHARD):
-        with zipfile.ZipFile(folder / f"{first // PER_SHARD:05d}.zip", "w", zipfile.ZIP_STORED) as shard:
+        with zipfile.ZipFile(
+            folder / f"{first // PER_SHARD:05d}.zip", "w", zipfile.ZIP_STORED
+        ) as shard:
             for number in range(first, min(first + PER_SHARD, images)):
                 shard.writestr(f"set{number % 5}/{number:07d}.png", os.urandom(size))
 
 
 def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> dict[str, Any]:
-    """Seconds of DVC's commands in a project with so many images, and the peak bytes of the most hungry one."""
+    """Seconds of DVC's commands in a project with so many images, and the peak bytes of the most
+    hungry one.
+    """
     for slug in AXES["modality"]:
         store(root / "made" / slug, images // len(AXES["modality"]))
     write_project(root)
@@ -114,22 +129,41 @@ def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> 
 
 
 def write_project(root: Path) -> None:
-    """A project of DVC with the stages that produce or read images, as dvc.yaml and params.yaml have them."""
+    """A project of DVC with the stages that produce or read images, as dvc.yaml and params.yaml
+    have them.
+    """
     checkpoints = read_yaml(REPOSITORY / "params.yaml")["checkpoints"]
     stages: dict[str, Any] = {}
     for slug in AXES["modality"]:
         images = f"data/images/{slug}"
-        stages[f"resize-{slug}"] = {"cmd": f"mkdir -p data/images && mv made/{slug} {images}", "outs": [images]}
+        stages[f"resize-{slug}"] = {
+            "cmd": f"mkdir -p data/images && mv made/{slug} {images}",
+            "outs": [images],
+        }
     for name, item in checkpoints.items():
         model = f"models/{name}"
-        stages[f"train-{name}"] = {"cmd": f"mkdir -p models && echo {name} > {model}", "deps": [item["images"]], "outs": [model]}
+        stages[f"train-{name}"] = {
+            "cmd": f"mkdir -p models && echo {name} > {model}",
+            "deps": [item["images"]],
+            "outs": [model],
+        }
     for name in ["base", *checkpoints]:
         deps = ["data/images", *([f"models/{name}"] if name in checkpoints else [])]
         answers = f"predictions/{name}"
-        stages[f"evaluate-{name}"] = {"cmd": f"mkdir -p predictions && echo {name} > {answers}", "deps": deps, "outs": [answers]}
-    stages["report"] = {"cmd": "echo report > report", "deps": ["predictions", "data/images"], "outs": ["report"]}
+        stages[f"evaluate-{name}"] = {
+            "cmd": f"mkdir -p predictions && echo {name} > {answers}",
+            "deps": deps,
+            "outs": [answers],
+        }
+    stages["report"] = {
+        "cmd": "echo report > report",
+        "deps": ["predictions", "data/images"],
+        "outs": ["report"],
+    }
     (root / "dvc.yaml").write_text(dump_yaml({"stages": stages}), encoding="utf-8")
-    (root / ".gitignore").write_text("/data/\n/models/\n/predictions/\n/report\n/made/\n/remote/\n/state/\n", encoding="utf-8")
+    (root / ".gitignore").write_text(
+        "/data/\n/models/\n/predictions/\n/report\n/made/\n/remote/\n/state/\n", encoding="utf-8"
+    )
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     dvc(root, "init", "--quiet")
     shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
@@ -138,10 +172,15 @@ def write_project(root: Path) -> None:
 
 def dvc(root: Path, *arguments: str) -> CommandRun:
     """A command of DVC, which keeps what it remembers of files below `root` too."""
-    return run(["dvc", *arguments], root, {"DVC_SITE_CACHE_DIR": str(root / "state"), "DVC_NO_ANALYTICS": "1"})
+    return run(
+        ["dvc", *arguments],
+        root,
+        {"DVC_SITE_CACHE_DIR": str(root / "state"), "DVC_NO_ANALYTICS": "1"},
+    )
 
 
-# --- what is shown -----------------------------------------------------------------------------------------------------
+# --- what is shown
+# -----------------------------------------------------------------------------------------------------
 
 
 def _show_dvc(name: str, made: dict[str, Any]) -> None:
@@ -154,7 +193,12 @@ def _show_dvc(name: str, made: dict[str, Any]) -> None:
 
 
 def _show_reading(made: dict[str, Any]) -> None:
-    table = Table("way", "read, ms an image", "read and decoded", title=f"random read, images of {made['image_bytes'] / 1e3:.0f} kB")
+    table = Table(
+        "way",
+        "read, ms an image",
+        "read and decoded",
+        title=f"random read, images of {made['image_bytes'] / 1e3:.0f} kB",
+    )
     for name, way in made["ways"].items():
         table.add_row(name, f"{way['read_ms']:.3f}", f"{way['decoded_ms']:.3f}")
     Console().print(table)

@@ -53,7 +53,11 @@ class PanelGroup(TyperGroup):
 
 def _epilog(examples: Sequence[str]) -> str | None:
     # \b: lines stay as they are
-    return "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)]) if examples else None
+    return (
+        "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
+        if examples
+        else None
+    )
 
 
 def _panel(each: Any) -> str | None:
@@ -82,7 +86,9 @@ app: Final = make_group(
 )
 
 
-def command(group: typer.Typer, *examples: str, panel: str | None = None) -> Callable[[Command[Parameters]], Command[Parameters]]:
+def command(
+    group: typer.Typer, *examples: str, panel: str | None = None
+) -> Callable[[Command[Parameters]], Command[Parameters]]:
     """Register a function as a command of `group`; its docstring is the help, below it `examples`.
 
     The function returns the exit code, None for 0; errors are mapped by `run_stage`.

@@ -15,7 +15,9 @@ PANEL: Final = "Data"
 @command(app, "med-r1 check ward", "med-r1 check corpus.zip --json findings.json", panel=PANEL)
 def check(
     corpus: Annotated[Path, Argument(metavar="FOLDER_OR_ARCHIVE", help="The corpus.")],
-    json: Annotated[Path | None, Option(metavar="FILE", help="Write the findings there as well.")] = None,
+    json: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the findings there as well.")
+    ] = None,
     images: Annotated[bool, Option(help="Decode every image.")] = True,
     strict: Annotated[bool, Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     examples: Annotated[int, Option(min=0, metavar="N", help="Examples per kind of finding.")] = 3,
@@ -43,7 +45,9 @@ def profile(
         ),
     ],
     dry_run: Annotated[bool, Option("--dry-run", help="Show everything, write nothing.")] = False,
-    elsewhere: Annotated[bool, Option("--elsewhere", help="Write even if this machine cannot run it.")] = False,
+    elsewhere: Annotated[
+        bool, Option("--elsewhere", help="Write even if this machine cannot run it.")
+    ] = False,
 ) -> None:
     """Set params.yaml and data.dvc to another scale.
 
@@ -68,7 +72,9 @@ def fetch() -> None:
 
 @command(app, "med-r1 fetch-file https://example.org/corpus.zip corpus.zip", panel=PANEL)
 def fetch_file(
-    url: Annotated[str, Argument(metavar="URL", help="A path, or an http(s), s3, gs or ssh address.")],
+    url: Annotated[
+        str, Argument(metavar="URL", help="A path, or an http(s), s3, gs or ssh address.")
+    ],
     target: Annotated[Path, Argument(metavar="TARGET", help="Where the file is to lie.")],
     sha256: Annotated[str | None, Option(metavar="HEX", help="Its SHA-256.")] = None,
     md5: Annotated[str | None, Option(metavar="HEX", help="Its MD5.")] = None,

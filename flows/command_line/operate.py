@@ -14,7 +14,9 @@ PANEL: Final = "Operate"
 
 @command(app, "med-r1 doctor", "med-r1 doctor --fix", panel=PANEL)
 def doctor(
-    fix: Annotated[bool, Option("--fix", help="Fix what can be fixed without losing anything.")] = False,
+    fix: Annotated[
+        bool, Option("--fix", help="Fix what can be fixed without losing anything.")
+    ] = False,
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     silence: Annotated[
         float,
@@ -34,7 +36,9 @@ def doctor(
 
 @command(app, "med-r1 dashboard --port 4300", panel=PANEL)
 def dashboard(
-    host: Annotated[str, Option(help="Address to listen on; any but this machine's needs a password.")] = "127.0.0.1",
+    host: Annotated[
+        str, Option(help="Address to listen on; any but this machine's needs a password.")
+    ] = "127.0.0.1",
     port: Annotated[int, Option(help="Port; the report is served on the next one.")] = 4200,
 ) -> int:
     """Serve Prefect's dashboard, a worker and the report.

@@ -11,7 +11,14 @@ from flows.command_line.application import app, command, complete_checkpoint, ma
 from stages.core import layout
 
 PANEL: Final = "Results"
-Checkpoint = Annotated[str, Argument(metavar="CHECKPOINT", help="A checkpoint of params.yaml.", autocompletion=complete_checkpoint)]
+Checkpoint = Annotated[
+    str,
+    Argument(
+        metavar="CHECKPOINT",
+        help="A checkpoint of params.yaml.",
+        autocompletion=complete_checkpoint,
+    ),
+]
 
 champion = make_group("Show or change the champion: the checkpoints in use.")
 
@@ -27,8 +34,12 @@ def report(
         Path | None,
         Option(metavar="DIR", help="Make the report again from the *.parquet files in DIR alone."),
     ] = None,
-    blind_baselines: Annotated[Path, Option(metavar="DIR", help="With --predictions: blind baselines, if there are any.")] = layout.PRIOR,
-    out: Annotated[Path, Option(metavar="DIR", help="With --predictions: where to write.")] = layout.REBUILT,
+    blind_baselines: Annotated[
+        Path, Option(metavar="DIR", help="With --predictions: blind baselines, if there are any.")
+    ] = layout.PRIOR,
+    out: Annotated[
+        Path, Option(metavar="DIR", help="With --predictions: where to write.")
+    ] = layout.REBUILT,
 ) -> None:
     """Print the results, or make the report from predictions."""
     from stages.reporting import build
@@ -60,16 +71,27 @@ def compare(
     run(first, second, json_file=json, csv_folder=csv, samples=samples, seed=seed)
 
 
-@command(app, "med-r1 publish ct --repo OWNER/NAME", "med-r1 publish ct --remote shared --yes", panel=PANEL)
+@command(
+    app,
+    "med-r1 publish ct --repo OWNER/NAME",
+    "med-r1 publish ct --remote shared --yes",
+    panel=PANEL,
+)
 def publish(
     checkpoint: Checkpoint,
     repo: Annotated[
         str | None,
         Option(metavar="OWNER/NAME", help="Model repository on the hub; created if missing."),
     ] = None,
-    remote: Annotated[str | None, Option(metavar="NAME", help="DVC remote, as `dvc remote list` names it.")] = None,
-    public: Annotated[bool, Option("--public", help="Make the repository public; by default private.")] = False,
-    allow_dirty: Annotated[bool, Option("--allow-dirty", help="Publish what no commit describes.")] = False,
+    remote: Annotated[
+        str | None, Option(metavar="NAME", help="DVC remote, as `dvc remote list` names it.")
+    ] = None,
+    public: Annotated[
+        bool, Option("--public", help="Make the repository public; by default private.")
+    ] = False,
+    allow_dirty: Annotated[
+        bool, Option("--allow-dirty", help="Publish what no commit describes.")
+    ] = False,
     yes: Annotated[bool, Option("--yes", help="Upload; without it, only show.")] = False,
 ) -> None:
     """Publish a checkpoint to the Hugging Face hub or a DVC remote.
@@ -104,7 +126,9 @@ def promote(
 
 @command(champion, "med-r1 champion rollback", "med-r1 champion rollback --to 2")
 def rollback(
-    to: Annotated[int | None, Option(metavar="N", help="Version; by default the one before this.")] = None,
+    to: Annotated[
+        int | None, Option(metavar="N", help="Version; by default the one before this.")
+    ] = None,
 ) -> None:
     """Make an earlier version the champion."""
     from flows.registry.command import rollback
@@ -116,7 +140,9 @@ def rollback(
 def checkout(
     checkpoint: Checkpoint,
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Replaced if it exists.")],
-    version: Annotated[int | None, Option(metavar="N", help="Version; by default the champion.")] = None,
+    version: Annotated[
+        int | None, Option(metavar="N", help="Version; by default the champion.")
+    ] = None,
 ) -> None:
     """Put the weights of a champion into a folder."""
     from flows.registry.command import checkout

@@ -14,11 +14,18 @@ Only = Annotated[
     list[str] | None,
     Option(
         metavar="PATTERN",
-        help="Stage to bring up to date with all it needs, as train@ct, evaluate or 'train@*'; may be given several times.",
+        help=(
+            "Stage to bring up to date with all it needs, as train@ct, evaluate or 'train@*'; may"
+            " be given several times."
+        ),
     ),
 ]
-Slots = Annotated[int | None, Option(metavar="N", help="GPU stages at once; 1 on a machine without GPUs.")]
-Gpus = Annotated[str | None, Option(metavar="0,1", help="Indices of the GPUs to use; by default all visible.")]
+Slots = Annotated[
+    int | None, Option(metavar="N", help="GPU stages at once; 1 on a machine without GPUs.")
+]
+Gpus = Annotated[
+    str | None, Option(metavar="0,1", help="Indices of the GPUs to use; by default all visible.")
+]
 
 
 @command(app, "med-r1 plan", "med-r1 plan --only 'train@*' --slots 2", panel=PANEL)
@@ -50,8 +57,12 @@ def reproduce(only: Only = None, slots: Slots = None, gpus: Gpus = None) -> int:
 @command(app, "med-r1 workers --only 'train@*'", panel=PANEL)
 def workers(
     only: Only = None,
-    repository: Annotated[str | None, Option(help="Git repository that workers clone; by default origin.")] = None,
-    deployment: Annotated[str, Option(help="Deployment that stages are sent to.")] = "run-stage-on-worker/gpu",
+    repository: Annotated[
+        str | None, Option(help="Git repository that workers clone; by default origin.")
+    ] = None,
+    deployment: Annotated[
+        str, Option(help="Deployment that stages are sent to.")
+    ] = "run-stage-on-worker/gpu",
 ) -> int:
     """Bring every result up to date, GPU stages on other hosts.
 
@@ -64,8 +75,12 @@ def workers(
 
 @command(app, "med-r1 retrain --dry-run", "med-r1 retrain --start-from champion", panel=PANEL)
 def retrain(
-    dry_run: Annotated[bool, Option("--dry-run", help="Look and print what would be done, change nothing.")] = False,
-    force: Annotated[bool, Option("--force", help="Continue without new data, or with data refused before.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Look and print what would be done, change nothing.")
+    ] = False,
+    force: Annotated[
+        bool, Option("--force", help="Continue without new data, or with data refused before.")
+    ] = False,
     start_from: Annotated[
         Literal["base", "champion"] | None,
         Option(help="Where trainings touched by new data begin; by default as in params.yaml."),

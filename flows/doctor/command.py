@@ -35,7 +35,9 @@ _STYLES: Final = {"ok": "green", "warning": "yellow", "problem": "bold red", "me
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A finding, and what was done about it: `mended` says it, or is empty; `failed` is why that did not work, or empty."""
+    """A finding, and what was done about it: `mended` says it, or is empty; `failed` is why that
+    did not work, or empty.
+    """
 
     finding: Finding
     mended: str = ""
@@ -50,13 +52,22 @@ class Diagnosis:
 def pipeline(root: Path) -> list[Finding]:
     """Whether dvc.yaml, parameters and dvc.lock can be read."""
     if not (root / "dvc.yaml").is_file():
-        return [Finding("pipeline", "problem", f"{root / 'dvc.yaml'} is missing", "run from the project's root")]
+        return [
+            Finding(
+                "pipeline",
+                "problem",
+                f"{root / 'dvc.yaml'} is missing",
+                "run from the project's root",
+            )
+        ]
     recorded, graph = read_output_sizes(root), read_graph(root)
     return [Finding("pipeline", "ok", f"{len(graph.stages)} stages, {len(recorded)} in dvc.lock")]
 
 
 def checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
-    """What is looked at, by name; `silence`: time after which a flow run without a sign of life is taken for dead."""
+    """What is looked at, by name; `silence`: time after which a flow run without a sign of life is
+    taken for dead.
+    """
     return {
         "pipeline": pipeline,
         "orphans": leftovers.orphaned_processes,  # first, since what follows may be held by them
@@ -73,8 +84,11 @@ def checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
     }
 
 
-def examine(root: Path, fix: bool = False, wanted: Mapping[str, Check] | None = None) -> list[Diagnosis]:
-    """What each check finds in the workspace at `root`; with `fix`, what is safe is mended before the next check looks.
+def examine(
+    root: Path, fix: bool = False, wanted: Mapping[str, Check] | None = None
+) -> list[Diagnosis]:
+    """What each check finds in the workspace at `root`; with `fix`, what is safe is mended before
+    the next check looks.
 
     A check that fails is a problem of its own, and keeps none of the others from being made.
     """
@@ -84,7 +98,9 @@ def examine(root: Path, fix: bool = False, wanted: Mapping[str, Check] | None = 
             findings = check(root)
         except (InputError, OSError, psutil.Error) as error:
             findings = [Finding(name, "problem", str(error))]
-        diagnoses += [_mend(finding) if fix and finding.mend else Diagnosis(finding) for finding in findings]
+        diagnoses += [
+            _mend(finding) if fix and finding.mend else Diagnosis(finding) for finding in findings
+        ]
     return diagnoses
 
 
@@ -97,7 +113,9 @@ def _mend(finding: Finding) -> Diagnosis:
 
 
 def run(root: Path, *, fix: bool, as_json: bool, silence: float) -> int:
-    """Examine a workspace and print what was found; the exit code. `silence`: in minutes, see `checks`."""
+    """Examine a workspace and print what was found; the exit code. `silence`: in minutes, see
+    `checks`.
+    """
     diagnoses = examine(root, fix, checks(timedelta(minutes=silence)))
     if as_json:
         print(json.dumps([_as_dict(each) for each in diagnoses], ensure_ascii=False, indent=1))
@@ -128,8 +146,14 @@ def sum_up(diagnoses: Sequence[Diagnosis]) -> str:
     problems = sum(each.is_problem for each in diagnoses)
     warnings = sum(each.finding.level == "warning" and not each.mended for each in diagnoses)
     mended = sum(bool(each.mended) for each in diagnoses)
-    mendable = sum(bool(each.finding.mend) and not each.mended and not each.failed for each in diagnoses)
-    parts = [_count(problems, "problem"), _count(warnings, "warning"), *([f"{mended} mended"] if mended else [])]
+    mendable = sum(
+        bool(each.finding.mend) and not each.mended and not each.failed for each in diagnoses
+    )
+    parts = [
+        _count(problems, "problem"),
+        _count(warnings, "warning"),
+        *([f"{mended} mended"] if mended else []),
+    ]
     return ", ".join(parts) + (f"; --fix mends {mendable} of them" if mendable else "")
 
 

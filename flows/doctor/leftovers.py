@@ -1,4 +1,6 @@
-"""What a kill left behind: processes nobody waits for, their records, outputs that are half written."""
+"""What a kill left behind: processes nobody waits for, their records, outputs that are half
+written.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def orphaned_processes(root: Path) -> list[Finding]:
             "problem",
             f"{record.stem}: {', '.join(map(say, processes))} goes on though its guard is gone: "
             "nobody waits for it, and its slot is given away",
-            f"end it: kill -INT {' '.join(str(process.pid) for process in processes)}; the next flow does so too",
+            f"end it: kill -INT {' '.join(str(process.pid) for process in processes)}; the next"
+            " flow does so too",
             partial(_end_stage, record),
         )
         for record, processes in stages.items()
@@ -46,14 +49,29 @@ def temporary_servers(root: Path) -> list[Finding]:
     left = left_servers()
     if not left:
         return [Finding("temporary servers", "ok", "none is left of a flow that is gone")]
-    what = f"{', '.join(map(say, left))} goes on though the flow that brought it was killed: 200 MB of memory for nothing"
-    return [Finding("temporary servers", "warning", what, "end it: --fix; the next flow does so too", partial(_end, left))]
+    what = (
+        f"{', '.join(map(say, left))} goes on though the flow that brought it was killed: 200 MB of"
+        " memory for nothing"
+    )
+    return [
+        Finding(
+            "temporary servers",
+            "warning",
+            what,
+            "end it: --fix; the next flow does so too",
+            partial(_end, left),
+        )
+    ]
 
 
 def records(root: Path) -> list[Finding]:
     """Records of stages that run, of which none does."""
     guards = {record for process in psutil.process_iter() if (record := guarded_record(process))}
-    left = [path for path in sorted((root / RECORDS).resolve().glob("*.pid")) if path not in guards and not processes_of(path)]
+    left = [
+        path
+        for path in sorted((root / RECORDS).resolve().glob("*.pid"))
+        if path not in guards and not processes_of(path)
+    ]
     if not left:
         return [Finding("records", "ok", "none is left of a stage that is gone")]
     names = ", ".join(path.stem for path in left)
@@ -75,12 +93,19 @@ def incomplete_outputs(root: Path) -> list[Finding]:
         return [Finding("incomplete outputs", "ok", "none")]
     names = ", ".join(os.path.relpath(path, root) for path in left)
     if writers := _writers(root):
-        return [Finding("incomplete outputs", "ok", f"{names}: being written by {', '.join(map(say, writers))}")]
+        return [
+            Finding(
+                "incomplete outputs",
+                "ok",
+                f"{names}: being written by {', '.join(map(say, writers))}",
+            )
+        ]
     return [
         Finding(
             "incomplete outputs",
             "warning",
-            f"a killed stage left {names}: room is taken for nothing, and a folder that is an input seems to have changed",
+            f"a killed stage left {names}: room is taken for nothing, and a folder that is an input"
+            " seems to have changed",
             "remove them: --fix; a stage that runs again removes its own",
             partial(_remove, root, left),
         )
@@ -90,13 +115,19 @@ def incomplete_outputs(root: Path) -> list[Finding]:
 def _incomplete(root: Path) -> Iterator[Path]:
     for folder, names, files in os.walk(root):
         for name in [*names, *files]:
-            if name.startswith(".") and name.endswith(".incomplete"):  # as stages.core.outputs names them
+            if name.startswith(".") and name.endswith(
+                ".incomplete"
+            ):  # as stages.core.outputs names them
                 yield Path(folder) / name
-        names[:] = [name for name in names if name not in _NEVER and not name.endswith(".incomplete")]
+        names[:] = [
+            name for name in names if name not in _NEVER and not name.endswith(".incomplete")
+        ]
 
 
 def _half_cached(root: Path) -> Iterator[Path]:
-    """What DVC was copying into its cache when it was killed, or the disk was full: `dvc gc` does not know these names."""
+    """What DVC was copying into its cache when it was killed, or the disk was full: `dvc gc` does
+    not know these names.
+    """
     # only where no other workspace writes, and nothing that a transfer started by hand may be at
     for path in (root / ".dvc" / "cache" / "files" / "md5").glob("**/.*.tmp"):
         if path.is_file() and time.time() - path.stat().st_mtime > _STILL:
@@ -104,12 +135,17 @@ def _half_cached(root: Path) -> Iterator[Path]:
 
 
 def _writers(root: Path) -> list[psutil.Process]:
-    """Processes that may be writing an output here: those that DVC started for this workspace, and stages run by hand."""
+    """Processes that may be writing an output here: those that DVC started for this workspace, and
+    stages run by hand.
+    """
     found = []
     for process in psutil.process_iter():
         try:
             by_dvc = process.environ().get("DVC_ROOT") == str(root.resolve())
-            by_hand = any(part.startswith("stages.") for part in process.cmdline()) and Path(process.cwd()) == root.resolve()
+            by_hand = (
+                any(part.startswith("stages.") for part in process.cmdline())
+                and Path(process.cwd()) == root.resolve()
+            )
         except (psutil.Error, OSError):
             continue
         if (by_dvc or by_hand) and process.pid != os.getpid():

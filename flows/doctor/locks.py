@@ -36,19 +36,36 @@ def flow_lock(root: Path) -> list[Finding]:
     for path in sorted((root / FLOWS).glob("*lock")):
         for process in holders(path):
             if is_stopped(process):
-                found.append(_stopped(f"flow lock {path.name}", process, "no other flow can begin here"))
+                found.append(
+                    _stopped(f"flow lock {path.name}", process, "no other flow can begin here")
+                )
     return found or [Finding("flow lock", "ok", "no flow that stands still has this workspace")]
 
 
 def slots(root: Path) -> list[Finding]:
-    """Slots of GPU stages, of this host and of this workspace, that are taken though no stage runs in them."""
-    files = [path for folder in (host_folder(), root / FLOWS / "slots") for path in sorted(folder.glob("*.lock"))]
+    """Slots of GPU stages, of this host and of this workspace, that are taken though no stage runs
+    in them.
+    """
+    files = [
+        path
+        for folder in (host_folder(), root / FLOWS / "slots")
+        for path in sorted(folder.glob("*.lock"))
+    ]
     leaks = {path: _leak(path) for path in files}
     if any(leaks.values()):
         time.sleep(PATIENCE)
     found = [finding for path, leaked in leaks.items() if leaked and (finding := _leak(path))]
-    used = [f"{path.stem} by {record.stem}" for path in files for each in holders(path) if (record := guarded_record(each))]
-    return found or [Finding("slots", "ok", f"in use: {', '.join(dict.fromkeys(used))}" if used else "all are free")]
+    used = [
+        f"{path.stem} by {record.stem}"
+        for path in files
+        for each in holders(path)
+        if (record := guarded_record(each))
+    ]
+    return found or [
+        Finding(
+            "slots", "ok", f"in use: {', '.join(dict.fromkeys(used))}" if used else "all are free"
+        )
+    ]
 
 
 def _repository_lock(root: Path) -> Finding:
@@ -70,7 +87,8 @@ def _repository_lock(root: Path) -> Finding:
         return Finding(
             name,
             "problem",
-            f"{REPOSITORY_LOCK} is a hard-link lock (core.hardlink_lock), which outlives a DVC that was killed; every command waits for it",
+            f"{REPOSITORY_LOCK} is a hard-link lock (core.hardlink_lock), which outlives a DVC that"
+            " was killed; every command waits for it",
             f"if no DVC runs here on any host: rm {REPOSITORY_LOCK}",
         )
     return Finding(name, "ok", "free")
@@ -92,12 +110,28 @@ def _path_locks(root: Path) -> Finding:
             partial(_edit, root, partial(_set_aside, path)),
         )
     dead = {entry["pid"]: entry["cmd"] for entry in entries if not psutil.pid_exists(entry["pid"])}
-    reused = {pid: each["cmd"] for each in entries if (pid := each["pid"]) not in dead and _began(pid) > written + 1}
+    reused = {
+        pid: each["cmd"]
+        for each in entries
+        if (pid := each["pid"]) not in dead and _began(pid) > written + 1
+    }
     gone = dead | reused
     if not gone:
-        return Finding(name, "ok", f"held by {len({each['pid'] for each in entries})} processes, all alive" if entries else "none")
+        return Finding(
+            name,
+            "ok",
+            (
+                f"held by {len({each['pid'] for each in entries})} processes, all alive"
+                if entries
+                else "none"
+            ),
+        )
     shown = ", ".join(f"{pid} ({command})" for pid, command in sorted(gone.items()))
-    means = "DVC takes those for alive, and refuses what overlaps" if reused else "DVC drops them when it meets them"
+    means = (
+        "DVC takes those for alive, and refuses what overlaps"
+        if reused
+        else "DVC drops them when it meets them"
+    )
     return Finding(
         name,
         "problem" if reused else "warning",
@@ -111,7 +145,10 @@ def _read(path: Path) -> dict[str, Any]:
     """The list of path locks; ValueError if it is none."""
     content = json.loads(path.read_text(encoding="utf-8"))
     try:
-        if all(isinstance(entry["pid"], int) and isinstance(entry["cmd"], str) for entry in _entries(content)):
+        if all(
+            isinstance(entry["pid"], int) and isinstance(entry["cmd"], str)
+            for entry in _entries(content)
+        ):
             return content
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"unexpected form: {error!r}") from error
@@ -136,7 +173,9 @@ def _edit(root: Path, change: Callable[[], str]) -> str:
     """Change the list of path locks as DVC does, under its lock; InputError if DVC has it now."""
 
     def busy(_: str) -> InputError:
-        return InputError(f"DVC is running in {root}: nothing was changed; try again when it has ended")
+        return InputError(
+            f"DVC is running in {root}: nothing was changed; try again when it has ended"
+        )
 
     path_locks = exclusive_lock(root / f"{PATH_LOCKS}.lock", on_conflict=busy)
     with path_locks, exclusive_lock(root / REPOSITORY_LOCK, on_conflict=busy):
@@ -145,8 +184,13 @@ def _edit(root: Path, change: Callable[[], str]) -> str:
 
 def _drop(path: Path, gone: set[int]) -> str:
     content = _read(path)
-    content["write"] = {key: entry for key, entry in content.get("write", {}).items() if entry["pid"] not in gone}
-    readers = {key: [entry for entry in entries if entry["pid"] not in gone] for key, entries in content.get("read", {}).items()}
+    content["write"] = {
+        key: entry for key, entry in content.get("write", {}).items() if entry["pid"] not in gone
+    }
+    readers = {
+        key: [entry for entry in entries if entry["pid"] not in gone]
+        for key, entries in content.get("read", {}).items()
+    }
     content["read"] = {key: entries for key, entries in readers.items() if entries}
     path.write_text(json.dumps(content), encoding="utf-8")
     return f"dropped {', '.join(map(str, sorted(gone)))} from {PATH_LOCKS}"
@@ -162,19 +206,28 @@ def _leak(path: Path) -> Finding | None:
     """What is wrong with the lock of one slot, if anything is."""
     by = holders(path)
     if not by and is_locked(path):
-        return Finding("slots", "warning", f"slot {path.stem} is held by a process that this user cannot see", "look as its user")
+        return Finding(
+            "slots",
+            "warning",
+            f"slot {path.stem} is held by a process that this user cannot see",
+            "look as its user",
+        )
     if not by or any(guarded_record(process) for process in by):
         return None
     pids = " ".join(str(process.pid) for process in by)
     return Finding(
         "slots",
         "problem",
-        f"slot {path.stem} is held by {', '.join(map(say, by))}, but no stage runs in it: stages that need a GPU wait for it",
+        f"slot {path.stem} is held by {', '.join(map(say, by))}, but no stage runs in it: stages"
+        " that need a GPU wait for it",
         f"see what it is, then end it: kill {pids}",
     )
 
 
 def _stopped(check: str, process: psutil.Process, means: str) -> Finding:
     return Finding(
-        check, "problem", f"held by {say(process)}, which is stopped: {means}", f"let it go on: kill -CONT {process.pid}; or end it"
+        check,
+        "problem",
+        f"held by {say(process)}, which is stopped: {means}",
+        f"let it go on: kill -CONT {process.pid}; or end it",
     )

@@ -1,4 +1,6 @@
-"""Whether this machine has what the pipeline needs: GPUs and their libraries, room on the disk, the versions that were tested."""
+"""Whether this machine has what the pipeline needs: GPUs and their libraries, room on the disk, the
+versions that were tested.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +25,38 @@ _OPTIONAL: Final = {
 }
 _WITHOUT: Final = {"flash-attn": "base.attention: sdpa", "deepspeed": "grpo.parallel: auto"}
 _ANEW: Final = (
-    "it was built for another torch, as a rule: pip install flash-attn --no-build-isolation --force-reinstall --no-deps --no-cache-dir, "
-    "or set base.attention: sdpa"
+    "it was built for another torch, as a rule: pip install flash-attn --no-build-isolation"
+    " --force-reinstall --no-deps --no-cache-dir, or set base.attention: sdpa"
 )
 MARGIN: Final = 2
-"""Free space is short below this many times what the last outputs took: DVC keeps the old beside the new."""
+"""Free space is short below this many times what the last outputs took: DVC keeps the old beside
+the new.
+"""
 
 
 def gpu_parts(root: Path) -> list[Finding]:
     """GPUs, whether torch sees them, and libraries that only they use."""
     gpus = gpu_lines()
     if not gpus:
-        return [Finding("GPU", "warning", "none is here: GPU stages run on the CPU", "for models of full size, use a machine with one")]
+        return [
+            Finding(
+                "GPU",
+                "warning",
+                "none is here: GPU stages run on the CPU",
+                "for models of full size, use a machine with one",
+            )
+        ]
     findings = [Finding("GPU", "ok", "; ".join(gpus))]
     seen, said = ask_torch()
     if seen is None:
-        findings.append(Finding("torch", "problem", f"torch cannot be imported: {said}", "install anew: make install"))
+        findings.append(
+            Finding(
+                "torch",
+                "problem",
+                f"torch cannot be imported: {said}",
+                "install anew: make install",
+            )
+        )
     elif not seen.gpus or seen.broken:
         why = f"was built for CUDA {seen.cuda}" if seen.cuda else "was built without CUDA"
         findings.append(
@@ -46,25 +64,50 @@ def gpu_parts(root: Path) -> list[Finding]:
                 "torch",
                 "problem",
                 f"torch {seen.version} {why} and "
-                + ("sees no GPU, so GPU stages run on the CPU" if not seen.gpus else f"cannot use the GPU: {seen.broken}"),
+                + (
+                    "sees no GPU, so GPU stages run on the CPU"
+                    if not seen.gpus
+                    else f"cannot use the GPU: {seen.broken}"
+                ),
                 "install a torch for this driver, and see that CUDA_VISIBLE_DEVICES is not empty",
             )
         )
     else:
-        findings.append(Finding("torch", "ok", f"torch {seen.version}, CUDA {seen.cuda}: {', '.join(gpu.name for gpu in seen.gpus)}"))
+        findings.append(
+            Finding(
+                "torch",
+                "ok",
+                f"torch {seen.version}, CUDA {seen.cuda}:"
+                f" {', '.join(gpu.name for gpu in seen.gpus)}",
+            )
+        )
     return findings + gpu_libraries(root)
 
 
 def gpu_libraries(root: Path) -> list[Finding]:
-    """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing or broken."""
+    """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing or
+    broken.
+    """
     findings = []
     for package, why in _OPTIONAL.items():
         version = installed(package)
-        wanted = _setting(root, "base", "attention") if package == "flash-attn" else _setting(root, "grpo", "parallel")
+        wanted = (
+            _setting(root, "base", "attention")
+            if package == "flash-attn"
+            else _setting(root, "grpo", "parallel")
+        )
         kinds = wanted.values() if isinstance(wanted, dict) else [wanted]
         needed = any(each in ("flash_attention_2", "zero2", "zero3") for each in kinds)
-        if version and needed and package == "flash-attn" and (seen := ask_torch()[0]) and seen.flash:
-            findings.append(Finding(package, "problem", f"{version} cannot be imported: {seen.flash}", _ANEW))
+        if (
+            version
+            and needed
+            and package == "flash-attn"
+            and (seen := ask_torch()[0])
+            and seen.flash
+        ):
+            findings.append(
+                Finding(package, "problem", f"{version} cannot be imported: {seen.flash}", _ANEW)
+            )
             continue
         level: Level = "ok" if version else "problem" if needed else "warning"
         findings.append(
@@ -72,7 +115,12 @@ def gpu_libraries(root: Path) -> list[Finding]:
                 package,
                 level,
                 version or f"not installed: {why}",
-                "" if version else "pip install --no-build-isolation '.[gpu]'" + (f", or set {_WITHOUT[package]}" if needed else ""),
+                (
+                    ""
+                    if version
+                    else "pip install --no-build-isolation '.[gpu]'"
+                    + (f", or set {_WITHOUT[package]}" if needed else "")
+                ),
             )
         )
     return findings
@@ -82,12 +130,19 @@ def disk(root: Path) -> list[Finding]:
     """Free space against what the last run's outputs took, and the size of DVC's cache."""
     last = sum(sum(outs.values()) for outs in read_output_sizes(root).values())
     free, cache = free_space(root), tree_size(cache_folder(root)) or 0
-    what = f"{format_bytes(free)} free; the last outputs took {format_bytes(last)}, DVC's cache holds {format_bytes(cache)}"
-    remedy = "`dvc gc --workspace` drops results that no longer belong to this workspace from the cache"
+    what = (
+        f"{format_bytes(free)} free; the last outputs took {format_bytes(last)}, DVC's cache holds"
+        f" {format_bytes(cache)}"
+    )
+    remedy = (
+        "`dvc gc --workspace` drops results that no longer belong to this workspace from the cache"
+    )
     if free < last:
         return [Finding("disk", "problem", f"{what}: running all of it again does not fit", remedy)]
     if free < MARGIN * last:
-        return [Finding("disk", "warning", f"{what}: running all of it again leaves little", remedy)]
+        return [
+            Finding("disk", "warning", f"{what}: running all of it again leaves little", remedy)
+        ]
     return [Finding("disk", "ok", what)]
 
 
@@ -109,7 +164,11 @@ def versions(root: Path) -> list[Finding]:
                 "take the last committed one: git checkout HEAD -- pyproject.toml",
             )
         ]
-    wrong = [] if python.contains(platform.python_version()) else [f"python {platform.python_version()} ({python} is needed)"]
+    wrong = (
+        []
+        if python.contains(platform.python_version())
+        else [f"python {platform.python_version()} ({python} is needed)"]
+    )
     for each in wanted:
         if each.marker and not each.marker.evaluate():
             continue
@@ -118,10 +177,23 @@ def versions(root: Path) -> list[Finding]:
             wrong.append(f"{each.name} {version or 'missing'} ({each.specifier} is needed)")
     if wrong:
         return [
-            Finding("versions", "problem", f"not what pyproject.toml asks for: {'; '.join(wrong)}", "install what is locked: make install")
+            Finding(
+                "versions",
+                "problem",
+                f"not what pyproject.toml asks for: {'; '.join(wrong)}",
+                "install what is locked: make install",
+            )
         ]
-    found = ", ".join(f"{name} {version}" for name in ("dvc", "prefect", "torch") if (version := installed(name)))
-    return [Finding("versions", "ok", f"python {platform.python_version()}, {found}; all {len(wanted)} pins hold")]
+    found = ", ".join(
+        f"{name} {version}" for name in ("dvc", "prefect", "torch") if (version := installed(name))
+    )
+    return [
+        Finding(
+            "versions",
+            "ok",
+            f"python {platform.python_version()}, {found}; all {len(wanted)} pins hold",
+        )
+    ]
 
 
 def _setting(root: Path, group: str, key: str) -> Any:

@@ -13,7 +13,9 @@ _LOCKED: Final = re.compile(r"^lock:.*\bFLOCK\b", re.MULTILINE)
 
 
 def holders(path: Path) -> list[psutil.Process]:
-    """Processes of this user with which a file is locked (flock): those that locked it, and those that inherited the lock."""
+    """Processes of this user with which a file is locked (flock): those that locked it, and those
+    that inherited the lock.
+    """
     try:
         wanted = path.stat()
     except OSError:
@@ -49,7 +51,9 @@ def is_stopped(process: psutil.Process) -> bool:
 
 
 def guarded_record(process: psutil.Process) -> Path | None:
-    """The record of the stage that a process guards; None if it is no guard (`flows.dvc_api.guard`)."""
+    """The record of the stage that a process guards; None if it is no guard
+    (`flows.dvc_api.guard`).
+    """
     try:
         command = process.cmdline()
     except psutil.Error:
@@ -69,7 +73,9 @@ def _holds(pid: int, wanted: os.stat_result) -> bool:
                     if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino):
                         continue
                     # the file may be open more than once, by those who wait for it too
-                    if _LOCKED.search(Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text(encoding="ascii")):
+                    if _LOCKED.search(
+                        Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text(encoding="ascii")
+                    ):
                         return True
                 except OSError:
                     continue

@@ -1,4 +1,6 @@
-"""What a Prefect server believes: its version, runs that it takes for running, slots that it takes for used."""
+"""What a Prefect server believes: its version, runs that it takes for running, slots that it takes
+for used.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 SILENCE: Final = timedelta(minutes=15)
-"""A run that gave no sign for so long is taken for dead; a live one sends a heartbeat every 3 minutes."""
+"""A run that gave no sign for so long is taken for dead; a live one sends a heartbeat every 3
+minutes.
+"""
 _SECONDS: Final = 10.0
 _WORKER: Final = "prefect.worker.name"
 _CLOCKS: Final = timedelta(minutes=1)
@@ -34,12 +38,23 @@ def server(silence: timedelta = SILENCE) -> list[Finding]:
 
     address = PREFECT_API_URL.value()
     if not address:
-        return [Finding("Prefect server", "ok", "PREFECT_API_URL is not set: flows bring a server of their own")]
+        return [
+            Finding(
+                "Prefect server",
+                "ok",
+                "PREFECT_API_URL is not set: flows bring a server of their own",
+            )
+        ]
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
-    unusable = (HTTPError, PrefectException, RuntimeError, ValueError)  # the last two: an answer that is not Prefect's
+    unusable = (
+        HTTPError,
+        PrefectException,
+        RuntimeError,
+        ValueError,
+    )  # the last two: an answer that is not Prefect's
     with get_client(sync_client=True, httpx_settings={"timeout": _SECONDS}) as client:
         try:
             if (error := client.api_healthcheck()) is not None:
@@ -50,12 +65,26 @@ def server(silence: timedelta = SILENCE) -> list[Finding]:
         try:
             return [*found, *zombies(client, silence), *leaked_slots(client)]
         except unusable as error:
-            what = f"the server refuses what it is asked ({type(error).__name__}), so its runs and slots are not known"
-            return [*found, Finding("flow runs", "problem", what, "have server and client of one version, and look into the server's log")]
+            what = (
+                f"the server refuses what it is asked ({type(error).__name__}), so its runs and"
+                " slots are not known"
+            )
+            return [
+                *found,
+                Finding(
+                    "flow runs",
+                    "problem",
+                    what,
+                    "have server and client of one version, and look into the server's log",
+                ),
+            ]
 
 
-def zombies(client: SyncPrefectClient, silence: timedelta = SILENCE, now: datetime | None = None) -> list[Finding]:
-    """Runs of this project's flows that the server takes for running, but whose process is gone or gave no sign for so long.
+def zombies(
+    client: SyncPrefectClient, silence: timedelta = SILENCE, now: datetime | None = None
+) -> list[Finding]:
+    """Runs of this project's flows that the server takes for running, but whose process is gone or
+    gave no sign for so long.
 
     `now`: the time of the server's clock; this machine's if None.
     """
@@ -68,12 +97,19 @@ def zombies(client: SyncPrefectClient, silence: timedelta = SILENCE, now: dateti
                 Finding(
                     "flow runs",
                     "problem",
-                    f"{run.name!r} ({run.id}) is {run.state_name} for the server, but {why}: it will never end",
+                    f"{run.name!r} ({run.id}) is {run.state_name} for the server, but {why}: it"
+                    " will never end",
                     "have it marked as crashed: --fix",
                     partial(_crash, run, why),
                 )
             )
-    return found or [Finding("flow runs", "ok", f"{len(alive)} unfinished, each with signs of life" if alive else "none is unfinished")]
+    return found or [
+        Finding(
+            "flow runs",
+            "ok",
+            f"{len(alive)} unfinished, each with signs of life" if alive else "none is unfinished",
+        )
+    ]
 
 
 def leaked_slots(client: SyncPrefectClient) -> list[Finding]:
@@ -83,22 +119,41 @@ def leaked_slots(client: SyncPrefectClient) -> list[Finding]:
     leaks = []
     if not _active_runs(client, None):
         leaks += [
-            (f"{limit.active_slots} of {limit.limit} slots of {limit.name!r}", f"prefect gcl update {limit.name} --active-slots 0")
+            (
+                f"{limit.active_slots} of {limit.limit} slots of {limit.name!r}",
+                f"prefect gcl update {limit.name} --active-slots 0",
+            )
             for limit in client.read_global_concurrency_limits(limit=200, offset=0)
             if limit.active_slots
         ]
     for tag in client.read_concurrency_limits(limit=200, offset=0):
-        gone = [each for each in tag.active_slots if client.read_task_run(each).state_type != StateType.RUNNING]
+        gone = [
+            each
+            for each in tag.active_slots
+            if client.read_task_run(each).state_type != StateType.RUNNING
+        ]
         if gone:
-            leaks.append((f"{len(gone)} of {tag.concurrency_limit} slots of tag {tag.tag!r}", f"prefect concurrency-limit reset {tag.tag}"))
+            leaks.append(
+                (
+                    f"{len(gone)} of {tag.concurrency_limit} slots of tag {tag.tag!r}",
+                    f"prefect concurrency-limit reset {tag.tag}",
+                )
+            )
     return [
-        Finding("Prefect slots", "warning", f"{what} are used by no run; new runs wait until they expire, if they do", remedy)
+        Finding(
+            "Prefect slots",
+            "warning",
+            f"{what} are used by no run; new runs wait until they expire, if they do",
+            remedy,
+        )
         for what, remedy in leaks
     ] or [Finding("Prefect slots", "ok", "none is held by a run that is over")]
 
 
 def worker_name(pool: str, number: int) -> str:
-    """What workers of this project call themselves, here and in infra/worker.sh: pool, host, number of their process."""
+    """What workers of this project call themselves, here and in infra/worker.sh: pool, host, number
+    of their process.
+    """
     return f"{pool}-{socket.gethostname()}-{number}"
 
 
@@ -107,9 +162,16 @@ def project_flows(folder: Path = Path(__file__).parents[1]) -> list[str]:
     names = []
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for decorator in node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else ():
+            for decorator in (
+                node.decorator_list
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                else ()
+            ):
                 call = decorator if isinstance(decorator, ast.Call) else None
-                if isinstance(target := call.func if call else decorator, ast.Name) and target.id == "flow":
+                if (
+                    isinstance(target := call.func if call else decorator, ast.Name)
+                    and target.id == "flow"
+                ):
                     given = [
                         word.value.value
                         for word in (call.keywords if call else [])
@@ -121,13 +183,23 @@ def project_flows(folder: Path = Path(__file__).parents[1]) -> list[str]:
 
 def _active_runs(client: SyncPrefectClient, flows: Sequence[str] | None) -> list[FlowRun]:
     """Unfinished runs that have begun, of the named flows or of all."""
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
     from prefect.client.schemas.objects import StateType
 
     states = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     return client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))) if flows is not None else None,
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))),
+        flow_filter=(
+            FlowFilter(name=FlowFilterName(any_=list(flows))) if flows is not None else None
+        ),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=states))
+        ),
         limit=200,
     )
 
@@ -136,11 +208,20 @@ def _is_gone(client: SyncPrefectClient, run: FlowRun, silence: timedelta, now: d
     """Why a run must be dead; empty if it may be alive."""
     host, _, number = (run.infrastructure_pid or "").rpartition(":")
     # a worker of a process pool gives the number alone
-    if number.isdecimal() and (host == socket.gethostname() or (not host and _is_of_this_host(str(run.labels.get(_WORKER))))):
-        return "" if may_be_process(int(number), run.start_time) else f"its process {number} is gone"
+    if number.isdecimal() and (
+        host == socket.gethostname()
+        or (not host and _is_of_this_host(str(run.labels.get(_WORKER))))
+    ):
+        return (
+            "" if may_be_process(int(number), run.start_time) else f"its process {number} is gone"
+        )
     last = _last_sign(client, run, now)
     quiet = now - last
-    return f"it gave no sign of life for {quiet.total_seconds() / 60:.0f} minutes" if quiet > silence else ""
+    return (
+        f"it gave no sign of life for {quiet.total_seconds() / 60:.0f} minutes"
+        if quiet > silence
+        else ""
+    )
 
 
 def _is_of_this_host(worker: str) -> bool:
@@ -148,7 +229,9 @@ def _is_of_this_host(worker: str) -> bool:
 
 
 def may_be_process(number: int, begun: datetime | None) -> bool:
-    """Is there a process of this number that may be the one that began then? After a restart another can have the number."""
+    """Is there a process of this number that may be the one that began then? After a restart
+    another can have the number.
+    """
     try:
         born = datetime.fromtimestamp(psutil.Process(number).create_time(), UTC)
     except psutil.NoSuchProcess:
@@ -162,10 +245,27 @@ def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> dateti
     """When a run last changed its state, sent a heartbeat, or logged a line."""
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
     from prefect.client.schemas.sorting import LogSort
-    from prefect.events.filters import EventFilter, EventOccurredFilter, EventOrder, EventResourceFilter
+    from prefect.events.filters import (
+        EventFilter,
+        EventOccurredFilter,
+        EventOrder,
+        EventResourceFilter,
+    )
 
-    signs = [each for each in (run.state.timestamp if run.state else None, run.start_time, run.expected_start_time) if each]
-    logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=1, sort=LogSort.TIMESTAMP_DESC)
+    signs = [
+        each
+        for each in (
+            run.state.timestamp if run.state else None,
+            run.start_time,
+            run.expected_start_time,
+        )
+        if each
+    ]
+    logs = client.read_logs(
+        LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])),
+        limit=1,
+        sort=LogSort.TIMESTAMP_DESC,
+    )
     signs += [log.timestamp for log in logs]
     about = EventFilter(
         # the server's clock may be ahead of this one, by which the filter would end at now
@@ -178,9 +278,17 @@ def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> dateti
 
 
 def _crash(run: FlowRun, why: str) -> str:
-    """Mark a run, and what of it seems to run, as crashed: what waits for it goes on, and slots of its tasks are free."""
+    """Mark a run, and what of it seems to run, as crashed: what waits for it goes on, and slots of
+    its tasks are free.
+    """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter, TaskRunFilterState, TaskRunFilterStateType
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterId,
+        TaskRunFilter,
+        TaskRunFilterState,
+        TaskRunFilterStateType,
+    )
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
 
@@ -206,15 +314,31 @@ def _version(address: str, theirs: str) -> Finding:
         return Finding("Prefect server", "ok", what)
     same_minor = theirs.split(".")[:2] == ours.split(".")[:2]
     remedy = f"run the server with prefect {ours}: make install there, then restart it"
-    return Finding("Prefect server", "warning" if same_minor else "problem", f"{what}: requests may be refused", remedy)
+    return Finding(
+        "Prefect server",
+        "warning" if same_minor else "problem",
+        f"{what}: requests may be refused",
+        remedy,
+    )
 
 
 def _silent(address: str, error: Exception) -> Finding:
     if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
-        what, remedy = "which refuses this user", "set PREFECT_API_AUTH_STRING to what the server was started with"
+        what, remedy = (
+            "which refuses this user",
+            "set PREFECT_API_AUTH_STRING to what the server was started with",
+        )
     else:
-        what, remedy = f"where no Prefect answers ({type(error).__name__})", "start it, or unset PREFECT_API_URL to run without one"
-    return Finding("Prefect server", "problem", f"PREFECT_API_URL is {_shown(address)}, {what}: no flow can begin", remedy)
+        what, remedy = (
+            f"where no Prefect answers ({type(error).__name__})",
+            "start it, or unset PREFECT_API_URL to run without one",
+        )
+    return Finding(
+        "Prefect server",
+        "problem",
+        f"PREFECT_API_URL is {_shown(address)}, {what}: no flow can begin",
+        remedy,
+    )
 
 
 def _shown(address: str) -> str:

@@ -1,8 +1,9 @@
 """DVC's command line, as flows need it: what is stale, and one stage run safely beside others.
 
-Every call is `dvc --wait-for-lock`: without it, stages that start or end while another holds the repository's lock fail, and
-one that has run for hours can end unrecorded. `repro -s` runs one stage and looks at nothing upstream, so the caller keeps
-the order. A stage runs behind `flows.dvc_api.guard`: it ends when its caller does, however that ends.
+Every call is `dvc --wait-for-lock`: without it, stages that start or end while another holds the
+repository's lock fail, and one that has run for hours can end unrecorded. `repro -s` runs one stage
+and looks at nothing upstream, so the caller keeps the order. A stage runs behind
+`flows.dvc_api.guard`: it ends when its caller does, however that ends.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ TAIL: Final = 40
 """Last lines of a stage that a failure quotes."""
 _GUARD: Final = Path(__file__).with_name("guard.py")
 _ROUNDS: Final = 5
-"""How often what was ended is looked for again: a process may have been forking just then, or start another as its last act."""
+"""How often what was ended is looked for again: a process may have been forking just then, or start
+another as its last act.
+"""
 _NOISE: Final = re.compile(
-    r"^(To track the changes with git, run:|To enable auto staging, run:|\s*git add .*|\s*dvc config core\.autostage.*|Use `dvc push`.*|)$"
+    r"^(To track the changes with git, run:|To enable auto staging, run:|\s*git add .*|\s*dvc"
+    r" config core\.autostage.*|Use `dvc push`.*|)$"
 )
 
 
@@ -57,17 +61,24 @@ _EVENTS: Final[tuple[tuple[re.Pattern[str], DvcEvent], ...]] = (
     (re.compile(r"Running stage '"), DvcEvent.BEGAN),
     (re.compile(r"(Stage )?'.*' didn't change, skipping"), DvcEvent.UNCHANGED),
     (re.compile(r"Stage '.*' is cached - skipping run"), DvcEvent.CACHED),
-    (re.compile(r"ERROR: .*(Unable to acquire lock|' is busy, it is being blocked by:)"), DvcEvent.LOCKED),
+    (
+        re.compile(r"ERROR: .*(Unable to acquire lock|' is busy, it is being blocked by:)"),
+        DvcEvent.LOCKED,
+    ),
     (re.compile(r"ERROR: .*\[Errno (28|122)\]"), DvcEvent.DISK_FULL),
 )
 
 Reasons = dict[str, dict[str, str]]
-"""What made a stage stale: "changed deps", "changed outs" -> path -> "modified", "deleted", ..., and "changed command"."""
+"""What made a stage stale: "changed deps", "changed outs" -> path -> "modified", "deleted", ...,
+and "changed command".
+"""
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """How `dvc repro -s` ended: it `ran` the stage, found it `unchanged`, or took its outputs from the run-cache (`cached`)."""
+    """How `dvc repro -s` ended: it `ran` the stage, found it `unchanged`, or took its outputs from
+    the run-cache (`cached`).
+    """
 
     how: Literal["ran", "unchanged", "cached"]
     seconds: float
@@ -76,7 +87,8 @@ class StageRun:
 class StageError(Exception):
     """A stage did not end well; the message says which, why, and what to do.
 
-    `code` is the stage's own exit code, None where it did not begin or did not write one; `began`: DVC had begun to run its command.
+    `code` is the stage's own exit code, None where it did not begin or did not write one; `began`:
+    DVC had begun to run its command.
     """
 
     def __init__(self, message: str, code: ExitCode | None = None, *, began: bool = True) -> None:
@@ -90,25 +102,43 @@ class StoppedError(Exception):
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment, with the programs beside its Python first on the path, and nothing that reports home."""
+    """This process's environment, with the programs beside its Python first on the path, and
+    nothing that reports home.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "TOKENIZERS_PARALLELISM": "false"} | dict(extra or {})
+    return (
+        os.environ
+        | {"PATH": path, "DVC_NO_ANALYTICS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        | dict(extra or {})
+    )
 
 
 def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
-    """What `dvc` prints. InputError with what it says if it fails. `inherit_fds`: descriptors that it keeps open, such as a lock's."""
+    """What `dvc` prints. InputError with what it says if it fails. `inherit_fds`: descriptors that
+    it keeps open, such as a lock's.
+    """
     command = ["dvc", "--wait-for-lock", *arguments]
     done = subprocess.run(
-        command, cwd=root, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, pass_fds=tuple(inherit_fds)
+        command,
+        cwd=root,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        pass_fds=tuple(inherit_fds),
     )
     if done.returncode:
-        said = "\n".join(line for line in (done.stderr or done.stdout).splitlines() if line.strip())[-2000:]
+        said = "\n".join(
+            line for line in (done.stderr or done.stdout).splitlines() if line.strip()
+        )[-2000:]
         raise InputError(f"`{' '.join(command)}` failed with exit code {done.returncode}: {said}")
     return done.stdout
 
 
 def read_status(root: Path) -> dict[str, Reasons]:
-    """Stale stage -> why, by DVC's own reckoning; what only waits for a stale stage is not among them."""
+    """Stale stage -> why, by DVC's own reckoning; what only waits for a stale stage is not among
+    them.
+    """
     found: dict[str, list[str | dict[str, Any]]] = json.loads(dvc(root, "status", "--json") or "{}")
     stale: dict[str, Reasons] = {}
     for name, reasons in found.items():
@@ -138,7 +168,9 @@ def say_reasons(reasons: Reasons) -> str:
 
 
 class Runner:
-    """Runs stages of one workspace, and commands beside them; `stop` ends those that run and lets no other begin."""
+    """Runs stages of one workspace, and commands beside them; `stop` ends those that run and lets
+    no other begin.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -156,12 +188,15 @@ class Runner:
     ) -> StageRun:
         """`dvc repro -s` of one stage, its lines given to `report` as they come.
 
-        `inherit_fds`: file descriptors that the stage's processes keep open as long as one of them lives, such as a slot's lock.
-        StageError if it fails, StoppedError if this runner was stopped.
+        `inherit_fds`: file descriptors that the stage's processes keep open as long as one of them
+        lives, such as a slot's lock. StageError if it fails, StoppedError if this runner was
+        stopped.
         """
         start = time.monotonic()
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
-        events = self.watch(stage, command, report, folder=self.root, extra=extra, inherit_fds=inherit_fds)
+        events = self.watch(
+            stage, command, report, folder=self.root, extra=extra, inherit_fds=inherit_fds
+        )
         return StageRun(_how(events), time.monotonic() - start)
 
     def watch(
@@ -174,7 +209,8 @@ class Runner:
         extra: Mapping[str, str] | None = None,
         inherit_fds: Iterable[int] = (),
     ) -> set[DvcEvent]:
-        """Any command in `folder`, behind the guard and under a `name` that no other one runs under; else as `run`.
+        """Any command in `folder`, behind the guard and under a `name` that no other one runs
+        under; else as `run`.
 
         Returns what DVC reported, if the command is DVC.
         """
@@ -203,7 +239,9 @@ class Runner:
         try:
             assert process.stdout
             for line in process.stdout:
-                shown = line.rstrip("\n").rpartition("\r")[2].rstrip()  # of a bar that redraws itself, its last state
+                shown = (
+                    line.rstrip("\n").rpartition("\r")[2].rstrip()
+                )  # of a bar that redraws itself, its last state
                 if event := read_event(shown):
                     events.add(event)
                 if not _NOISE.match(shown):
@@ -223,11 +261,15 @@ class Runner:
         if code:
             outcome = read_outcome(folder, name, run)
             message = explain(name, code, outcome, events, list(tail))
-            raise StageError(message, outcome.code if outcome else None, began=DvcEvent.BEGAN in events)
+            raise StageError(
+                message, outcome.code if outcome else None, began=DvcEvent.BEGAN in events
+            )
         return events
 
     def stop(self) -> None:
-        """End the stages that run, and let no other begin. They are given time to end well; `run` returns when they have."""
+        """End the stages that run, and let no other begin. They are given time to end well; `run`
+        returns when they have.
+        """
         self.stopped = True
         for process in list(self._running):
             self._close(process)
@@ -243,9 +285,10 @@ class Runner:
 def read_event(line: str) -> DvcEvent | None:
     """What a line of DVC's output reports.
 
-    DVC's text is the only source of these: it exits with 255 for every error, and `repro` writes no result file. So it
-    is compared here and nowhere else, and only for what DVC does itself: how a stage's own process ended, its outcome
-    file says. tests/flows/dvc_api/test_client.py makes the installed DVC write each of the lines.
+    DVC's text is the only source of these: it exits with 255 for every error, and `repro` writes no
+    result file. So it is compared here and nowhere else, and only for what DVC does itself: how a
+    stage's own process ended, its outcome file says. tests/flows/dvc_api/test_client.py makes the
+    installed DVC write each of the lines.
     """
     return next((event for pattern, event in _EVENTS if pattern.match(line)), None)
 
@@ -259,28 +302,48 @@ def _how(events: Collection[DvcEvent]) -> Literal["ran", "unchanged", "cached"]:
     return "ran"  # an import of data does not announce that it begins
 
 
-def explain(stage: str, code: int, outcome: StageOutcome | None, events: Collection[DvcEvent], tail: list[str]) -> str:
-    """Why a stage failed and what to do: the reason of its own process, if it failed, before DVC's; then the last lines."""
+def explain(
+    stage: str,
+    code: int,
+    outcome: StageOutcome | None,
+    events: Collection[DvcEvent],
+    tail: list[str],
+) -> str:
+    """Why a stage failed and what to do: the reason of its own process, if it failed, before DVC's;
+    then the last lines.
+    """
     return f"{stage} failed: {_reason(code, outcome, events)}\n\n" + "\n".join(tail)
 
 
 def _reason(code: int, outcome: StageOutcome | None, events: Collection[DvcEvent]) -> str:
     own = outcome.code if outcome else ExitCode.DONE
-    if own == ExitCode.KILLED or code in (ExitCode.INTERRUPTED, ExitCode.KILLED, ExitCode.TERMINATED):
+    if own == ExitCode.KILLED or code in (
+        ExitCode.INTERRUPTED,
+        ExitCode.KILLED,
+        ExitCode.TERMINATED,
+    ):
         return "it was killed from outside. Run again: what it had kept is used"
     if outcome and outcome.message and own != ExitCode.CRASHED:
         return outcome.message
     if outcome and own == ExitCode.CRASHED:
         return f"{outcome.message or 'it crashed'} (see the lines below)"
     if DvcEvent.LOCKED in events:
-        return "another DVC command holds a file it needs. See which with `med-r1 doctor`, let it end, and run again"
+        return (
+            "another DVC command holds a file it needs. See which with `med-r1 doctor`, let it end,"
+            " and run again"
+        )
     if DvcEvent.DISK_FULL in events:
-        return "the disk is full; nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again"
+        return (
+            "the disk is full; nothing half-written was kept. Free some space (`dvc gc --workspace`"
+            " drops old results) and run again"
+        )
     return "see the lines below"
 
 
 def processes_of(record: Path) -> list[psutil.Process]:
-    """Processes that were started, directly or not, by the guard with this record, whoever their parent is now."""
+    """Processes that were started, directly or not, by the guard with this record, whoever their
+    parent is now.
+    """
     return [process for process, theirs in guarded_processes() if theirs == str(record)]
 
 
@@ -300,9 +363,19 @@ def guarded_processes() -> list[tuple[psutil.Process, str]]:
 def orphans(root: Path) -> list[tuple[psutil.Process, str]]:
     """Processes of stages of this workspace whose guard is gone: nothing waits for what they do."""
     folder = str((root / RECORDS).resolve())
-    theirs = [(process, record) for process, record in guarded_processes() if str(Path(record).parent) == folder]
-    guards = {" ".join(process.cmdline()) for process in psutil.process_iter() if _is_guard(process)}
-    return [(process, record) for process, record in theirs if not any(record in guard for guard in guards)]
+    theirs = [
+        (process, record)
+        for process, record in guarded_processes()
+        if str(Path(record).parent) == folder
+    ]
+    guards = {
+        " ".join(process.cmdline()) for process in psutil.process_iter() if _is_guard(process)
+    }
+    return [
+        (process, record)
+        for process, record in theirs
+        if not any(record in guard for guard in guards)
+    ]
 
 
 def end_processes(processes: Iterable[psutil.Process], patience: float = 10.0) -> None:
@@ -320,7 +393,9 @@ def end_processes(processes: Iterable[psutil.Process], patience: float = 10.0) -
 
 
 def end_stages(records: Iterable[Path]) -> list[int]:
-    """End what the guards with these records started, and what that starts while it is being ended; the ids of what was found."""
+    """End what the guards with these records started, and what that starts while it is being ended;
+    the ids of what was found.
+    """
     wanted = {str(record) for record in records}
     ended: list[int] = []
     for _ in range(_ROUNDS):

@@ -1,7 +1,9 @@
-"""DVC's graph of the pipeline, read once: what there is to run, what each needs, and what is stale and why.
+"""DVC's graph of the pipeline, read once: what there is to run, what each needs, and what is stale
+and why.
 
-The only place that uses DVC's Python objects, and only to read; all that changes a workspace goes through its command line
-(`flows.dvc_api.client`), in processes of their own, since `dvc.repo.Repo` may not be shared between threads.
+The only place that uses DVC's Python objects, and only to read; all that changes a workspace goes
+through its command line (`flows.dvc_api.client`), in processes of their own, since `dvc.repo.Repo`
+may not be shared between threads.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from stages.core.errors import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name for `dvc repro` ("train@ct", "data.dvc"), what it reads and writes, and `meta` of dvc.yaml.
+    """One stage: its name for `dvc repro` ("train@ct", "data.dvc"), what it reads and writes, and
+    `meta` of dvc.yaml.
 
     `gpus`: devices it needs; `minutes`: how long it is expected to take where nothing is on record.
     """
@@ -42,7 +45,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """Stages by name, in an order in which each comes after what it needs, and the names that each needs directly."""
+    """Stages by name, in an order in which each comes after what it needs, and the names that each
+    needs directly.
+    """
 
     stages: Mapping[str, Stage]
     needs: Mapping[str, frozenset[str]]
@@ -58,14 +63,22 @@ class Graph:
         return chosen.union(*(nx.descendants(self._edges, name) for name in chosen))
 
     def select(self, patterns: Iterable[str]) -> set[str]:
-        """Stages that one of the patterns means: a name, a group ("train"), or a glob ("train@*"). InputError if one means none."""
+        """Stages that one of the patterns means: a name, a group ("train"), or a glob ("train@*").
+        InputError if one means none.
+        """
         chosen: set[str] = set()
         for pattern in patterns:
-            found = {name for name, stage in self.stages.items() if stage.group == pattern or fnmatch.fnmatchcase(name, pattern)}
+            found = {
+                name
+                for name, stage in self.stages.items()
+                if stage.group == pattern or fnmatch.fnmatchcase(name, pattern)
+            }
             if not found:
-                near = ", ".join(name for name in self.stages if name.partition("@")[0] == pattern.partition("@")[0]) or ", ".join(
-                    self.stages
-                )
+                near = ", ".join(
+                    name
+                    for name in self.stages
+                    if name.partition("@")[0] == pattern.partition("@")[0]
+                ) or ", ".join(self.stages)
                 raise InputError(f"no stage of dvc.yaml is meant by {pattern!r}; there are: {near}")
             chosen |= found
         return chosen
@@ -96,11 +109,18 @@ def read_graph(root: Path) -> Graph:
             graph = repo.index.graph
             names = {stage: _name(stage, repo.root_dir) for stage in graph}
             # ties by name: the order does not depend on how DVC happens to list its files
-            ordered = nx.lexicographical_topological_sort(graph.reverse(copy=False), key=names.__getitem__)
+            ordered = nx.lexicographical_topological_sort(
+                graph.reverse(copy=False), key=names.__getitem__
+            )
             stages = [_stage(stage, names[stage], repo.root_dir) for stage in ordered]
-            needs = {names[stage]: frozenset(names[each] for each in graph.successors(stage)) for stage in graph}
+            needs = {
+                names[stage]: frozenset(names[each] for each in graph.successors(stage))
+                for stage in graph
+            }
     except DvcException as error:
-        raise InputError(f"DVC cannot read the pipeline in {root}: {error}. `dvc repro --dry` says where") from error
+        raise InputError(
+            f"DVC cannot read the pipeline in {root}: {error}. `dvc repro --dry` says where"
+        ) from error
     return Graph({stage.name: stage for stage in stages}, needs)
 
 
@@ -117,7 +137,9 @@ def _stage(stage: Any, name: str, root: str) -> Stage:
 
 
 def _name(stage: Any, root: str) -> str:
-    """As `dvc repro` takes it in the root: DVC's own addresses are relative to wherever this process is."""
+    """As `dvc repro` takes it in the root: DVC's own addresses are relative to wherever this
+    process is.
+    """
     file, name = os.path.relpath(stage.path, root), getattr(stage, "name", None)
     return file if name is None else name if file == "dvc.yaml" else f"{file}:{name}"
 

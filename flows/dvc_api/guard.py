@@ -2,12 +2,14 @@
 
     python -I flows/dvc_api/guard.py RECORD COMMAND...
 
-Standard input is a pipe whose other end the caller holds. When it closes, because the caller asked for it, was cancelled, or
-was killed and could ask for nothing, the command's whole process group is stopped: interrupted first, as from a keyboard, so
-that DVC takes its locks back and a stage removes what is half written; then terminated; then killed. The same holds for
-what is left of the group when the command itself was killed: DVC leaves the stage it runs behind.
+Standard input is a pipe whose other end the caller holds. When it closes, because the caller asked
+for it, was cancelled, or was killed and could ask for nothing, the command's whole process group is
+stopped: interrupted first, as from a keyboard, so that DVC takes its locks back and a stage removes
+what is half written; then terminated; then killed. The same holds for what is left of the group
+when the command itself was killed: DVC leaves the stage it runs behind.
 
-RECORD is a file that exists while the command runs. Standard library alone, so that it starts in milliseconds.
+RECORD is a file that exists while the command runs. Standard library alone, so that it starts in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -30,8 +32,15 @@ def main(record: str, command: list[str]) -> int:
     # what the group leaves behind comes to us, and not to an init that may never collect it
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)  # the caller decides, by the pipe; and a command inherits no ignored signal
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=os.environ | {"FLOW_RECORD": record})
+        signal.signal(
+            number, lambda *_: None
+        )  # the caller decides, by the pipe; and a command inherits no ignored signal
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"FLOW_RECORD": record},
+    )
     try:
         with open(record, "w", encoding="utf-8") as handle:
             handle.write(f"{child.pid}\n")

@@ -19,19 +19,28 @@ OutputSizes = Mapping[str, Mapping[str, int]]
 
 def read_output_sizes(root: Path) -> OutputSizes:
     """Sizes of the outputs by dvc.lock; empty if there is none. InputError if it is damaged."""
-    return {name: {out.path: out.size or 0 for out in stage.outs} for name, stage in read_locked_stages(root).items()}
+    return {
+        name: {out.path: out.size or 0 for out in stage.outs}
+        for name, stage in read_locked_stages(root).items()
+    }
 
 
 def out_size(root: Path, stage: Stage, sizes: OutputSizes) -> int | None:
-    """Bytes of a stage's outputs, as after its last run or else as they lie there; None if one is not known at all."""
-    recorded = _pinned(root / stage.name) if stage.name.endswith(".dvc") else sizes.get(stage.name, {})
+    """Bytes of a stage's outputs, as after its last run or else as they lie there; None if one is
+    not known at all.
+    """
+    recorded = (
+        _pinned(root / stage.name) if stage.name.endswith(".dvc") else sizes.get(stage.name, {})
+    )
     found = [recorded.get(out) if out in recorded else tree_size(root / out) for out in stage.outs]
     known = [size for size in found if size is not None]
     return sum(known) if len(known) == len(found) else None
 
 
 def tree_size(path: Path) -> int | None:
-    """Bytes of a file, or of all files in a folder; None if there is neither. Hard links count once."""
+    """Bytes of a file, or of all files in a folder; None if there is neither. Hard links count
+    once.
+    """
     if path.is_file():
         return path.stat().st_size
     if not path.is_dir():

@@ -21,8 +21,9 @@ from dvc_data.hashfile.hash_info import HashInfo
 def restorable(root: Path, names: Iterable[str]) -> set[str]:
     """Those of the given stages whose outputs `dvc repro` would take from the run-cache.
 
-    All that they read has to be as it will be when they run: a stage that waits for a stale one cannot be judged yet. While this
-    looks, the process's working directory is `root`, from which DVC resolves what its run-cache names.
+    All that they read has to be as it will be when they run: a stage that waits for a stale one
+    cannot be judged yet. While this looks, the process's working directory is `root`, from which
+    DVC resolves what its run-cache names.
     """
     wanted = set(names)
     logger = logging.getLogger("dvc")
@@ -31,7 +32,11 @@ def restorable(root: Path, names: Iterable[str]) -> set[str]:
     try:
         with contextlib.chdir(root), Repo() as repo:
             file = os.path.join(repo.root_dir, "dvc.yaml")
-            stages = {stage.name: stage for stage in repo.index.stages if stage.path == file and stage.name in wanted}
+            stages = {
+                stage.name: stage
+                for stage in repo.index.stages
+                if stage.path == file and stage.name in wanted
+            }
             return {name for name, stage in stages.items() if _is_kept(repo, stage)}
     finally:
         logger.setLevel(level)

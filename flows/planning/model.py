@@ -8,16 +8,19 @@ from typing import Literal
 from flows.dvc_api.client import Reasons
 
 Estimate = Literal["recorded", "meta", "run-cache"]
-"""Where a duration comes from: earlier runs here; `meta` of dvc.yaml; or nothing is computed, as DVC has the outputs."""
+"""Where a duration comes from: earlier runs here; `meta` of dvc.yaml; or nothing is computed, as
+DVC has the outputs.
+"""
 
 
 @dataclass(frozen=True)
 class Step:
     """A stage that would run.
 
-    `why`: in a line, what makes it stale and which stale stages it waits for. Those are in `after`; `reasons` is all that DVC says,
-    consequences included. `wave`: 1 for what can begin at once, 2 for what waits for those, and so on. `start` is an offset and
-    `seconds` a duration, both in seconds. `bytes`: the size of the outputs that are written anew, None if it was never known.
+    `why`: in a line, what makes it stale and which stale stages it waits for. Those are in `after`;
+    `reasons` is all that DVC says, consequences included. `wave`: 1 for what can begin at once, 2
+    for what waits for those, and so on. `start` is an offset and `seconds` a duration, both in
+    seconds. `bytes`: the size of the outputs that are written anew, None if it was never known.
     """
 
     name: str
@@ -37,9 +40,10 @@ class Step:
 class Plan:
     """What would run, by start, and what is up to date.
 
-    `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds` from the first start to the last end;
-    `gpu_hours` of the stages that need one; `bytes` of all outputs written anew, as far as known, and `bytes_free` for them.
-    `warnings`: what stands in the way; `notes`: how sure all this is.
+    `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds` from the first
+    start to the last end; `gpu_hours` of the stages that need one; `bytes` of all outputs written
+    anew, as far as known, and `bytes_free` for them. `warnings`: what stands in the way; `notes`:
+    how sure all this is.
     """
 
     steps: tuple[Step, ...]

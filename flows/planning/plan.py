@@ -4,7 +4,8 @@
     med-r1 plan --only 'train@*' --slots 2         these and what they need, two trainings at once
     med-r1 plan --json                             the same for a program
 
-What is stale is DVC's reckoning; the order is that of `flows.reproduce`, whose scheduler runs here against a clock of its own.
+What is stale is DVC's reckoning; the order is that of `flows.reproduce`, whose scheduler runs here
+against a clock of its own.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
     after = {name: tuple(graph.in_order(graph.needs[name] & among)) for name in names}
     kept = restorable(root, (name for name in names if not after[name])) if names else set()
     seconds, estimates = _estimate(root, graph, names, kept)
-    starts = simulate(graph, names, seconds, Capacity(len(found.names), max(os.cpu_count() or 1, 1)))
+    starts = simulate(
+        graph, names, seconds, Capacity(len(found.names), max(os.cpu_count() or 1, 1))
+    )
     waves: dict[str, int] = {}
     for name in names:
         waves[name] = 1 + max((waves[each] for each in after[name]), default=0)
@@ -63,7 +66,9 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
         Step(
             name=name,
             description=graph.stages[name].description,
-            why=say_why(graph, stale.get(name, {}), after[name], name in lock or name.endswith(".dvc")),
+            why=say_why(
+                graph, stale.get(name, {}), after[name], name in lock or name.endswith(".dvc")
+            ),
             reasons=stale.get(name, {}),
             after=after[name],
             wave=waves[name],
@@ -91,8 +96,12 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
     )
 
 
-def simulate(graph: Graph, names: Sequence[str], seconds: Mapping[str, float], capacity: Capacity) -> dict[str, float]:
-    """Stage -> seconds after which it begins, if each takes as long as `seconds` says: the flow's own order, on a clock of its own."""
+def simulate(
+    graph: Graph, names: Sequence[str], seconds: Mapping[str, float], capacity: Capacity
+) -> dict[str, float]:
+    """Stage -> seconds after which it begins, if each takes as long as `seconds` says: the flow's
+    own order, on a clock of its own.
+    """
     clock = _Clock()
     starts: dict[str, float] = {}
 
@@ -105,7 +114,9 @@ def simulate(graph: Graph, names: Sequence[str], seconds: Mapping[str, float], c
 
 
 class _Clock(Queue[StageResult]):
-    """Ends of stages, in the order in which they would come; to wait for one is to set the clock to it."""
+    """Ends of stages, in the order in which they would come; to wait for one is to set the clock to
+    it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,16 +132,22 @@ class _Clock(Queue[StageResult]):
 
 
 def _check(root: Path) -> OutputSizes:
-    """What dvc.lock says; InputError for what DVC would refuse less clearly, or a stage only when it runs."""
+    """What dvc.lock says; InputError for what DVC would refuse less clearly, or a stage only when
+    it runs.
+    """
     if not (root / "dvc.yaml").is_file():
         raise InputError(f"{root / 'dvc.yaml'} is missing: run from the project's root")
     lock = read_output_sizes(root)
-    if (root / "stages" / "core" / "params.py").is_file():  # the pipeline of this repository, whose parameters have a model
+    if (
+        root / "stages" / "core" / "params.py"
+    ).is_file():  # the pipeline of this repository, whose parameters have a model
         load_params(root / layout.PARAMS)
     return lock
 
 
-def _estimate(root: Path, graph: Graph, names: Sequence[str], kept: set[str]) -> tuple[dict[str, float], dict[str, Estimate]]:
+def _estimate(
+    root: Path, graph: Graph, names: Sequence[str], kept: set[str]
+) -> tuple[dict[str, float], dict[str, Estimate]]:
     """Stage -> seconds, and stage -> where that number comes from."""
     recorded = durations.read(root)
     seconds: dict[str, float] = {}
@@ -149,16 +166,24 @@ def _warnings(root: Path, steps: Sequence[Step], slots: int, written: int, free:
     said = []
     if written > free:
         said.append(
-            f"the disk is too small: {format_bytes(written)} would be written and {format_bytes(free)} are free. `dvc gc --workspace` drops "
-            "old results"
+            f"the disk is too small: {format_bytes(written)} would be written and"
+            f" {format_bytes(free)} are free. `dvc gc --workspace` drops old results"
         )
     for step in steps:
         if step.gpus > slots:
-            said.append(f"{step.name} needs {step.gpus} slots and there are {slots}: it will fail. Lower gpus in meta of dvc.yaml")
+            said.append(
+                f"{step.name} needs {step.gpus} slots and there are {slots}: it will fail. Lower"
+                " gpus in meta of dvc.yaml"
+            )
     changed = uncommitted_files(root, CODE) if steps else None
     if changed:
-        shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-        said.append(f"not committed: {shown}. Results will be marked as those of a changed commit (git_dirty)")
+        shown = ", ".join(changed[:5]) + (
+            f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        )
+        said.append(
+            f"not committed: {shown}. Results will be marked as those of a changed commit"
+            " (git_dirty)"
+        )
     return said
 
 
@@ -168,13 +193,20 @@ def _notes(steps: Sequence[Step]) -> list[str]:
 
     notes = []
     if meta := count("meta"):
-        notes.append(f"{meta} of {len(steps)} durations are those of meta in dvc.yaml, the full corpus on a GPU: no run is on record here")
+        notes.append(
+            f"{meta} of {len(steps)} durations are those of meta in dvc.yaml, the full corpus on a"
+            " GPU: no run is on record here"
+        )
     if (kept := count("run-cache")) and kept < len(steps):
         notes.append(
-            f"{kept} stages are in the run-cache and cost nothing; what comes after them may be there too: times are the most it takes"
+            f"{kept} stages are in the run-cache and cost nothing; what comes after them may be"
+            " there too: times are the most it takes"
         )
     if unknown := sum(step.bytes is None for step in steps):
-        notes.append(f"outputs of {unknown} of {len(steps)} stages were never made here, so their size is not in the sum")
+        notes.append(
+            f"outputs of {unknown} of {len(steps)} stages were never made here, so their size is"
+            " not in the sum"
+        )
     return notes
 
 

@@ -20,8 +20,12 @@ _SOURCES: Final = {"recorded": "", "meta": " *", "run-cache": ""}
 
 
 def print_plan(plan: Plan) -> None:
-    """Print a plan to standard output: what would run, what is up to date, warnings and notes, the sum."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=False)
+    """Print a plan to standard output: what would run, what is up to date, warnings and notes, the
+    sum.
+    """
+    console = Console(
+        width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=False
+    )
     if plan.steps:
         console.print(_table(plan))
     if plan.up_to_date:
@@ -34,15 +38,22 @@ def print_plan(plan: Plan) -> None:
 
 
 def sum_up(plan: Plan) -> str:
-    """The plan in a line: "31 of 42 stages would run, in 3 h 10 min on 2 GPUs: 5.8 GPU-hours; 1.2 GiB written, 58.0 GiB free"."""
+    """The plan in a line: "31 of 42 stages would run, in 3 h 10 min on 2 GPUs: 5.8 GPU-hours; 1.2
+    GiB written, 58.0 GiB free".
+    """
     if not plan.steps:
         return f"Nothing would run: all {len(plan.up_to_date)} stages are up to date"
     number, kind = len(plan.slots), "GPU" if plan.devices else "slot"
     about = "" if all(step.estimate == "recorded" for step in plan.steps) else "about "
-    hours = f"{plan.gpu_hours:.2f} GPU-hours" if plan.devices else f"{plan.gpu_hours:.2f} hours in slots, no GPU here"
+    hours = (
+        f"{plan.gpu_hours:.2f} GPU-hours"
+        if plan.devices
+        else f"{plan.gpu_hours:.2f} hours in slots, no GPU here"
+    )
     return (
-        f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run, in {about}{format_duration(plan.seconds)} "
-        f"on {number} {kind}{'s' if number > 1 else ''}: {hours}; {format_bytes(plan.bytes)} written, {format_bytes(plan.bytes_free)} free"
+        f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run, in"
+        f" {about}{format_duration(plan.seconds)} on {number} {kind}{'s' if number > 1 else ''}:"
+        f" {hours}; {format_bytes(plan.bytes)} written, {format_bytes(plan.bytes_free)} free"
     )
 
 
@@ -66,7 +77,14 @@ def _table(plan: Plan) -> Table:
             table.add_section()
         wave = step.wave
         size = "?" if step.bytes is None else format_bytes(step.bytes)
-        table.add_row(step.name, _begins(step), _takes(step), str(step.gpus or ""), size, _plain(_short(step.why)))
+        table.add_row(
+            step.name,
+            _begins(step),
+            _takes(step),
+            str(step.gpus or ""),
+            size,
+            _plain(_short(step.why)),
+        )
     return table
 
 
@@ -75,7 +93,11 @@ def _begins(step: Step) -> str:
 
 
 def _takes(step: Step) -> str:
-    return "from cache" if step.estimate == "run-cache" else format_duration(step.seconds) + _SOURCES[step.estimate]
+    return (
+        "from cache"
+        if step.estimate == "run-cache"
+        else format_duration(step.seconds) + _SOURCES[step.estimate]
+    )
 
 
 def _short(why: str) -> str:

@@ -1,4 +1,6 @@
-"""What a person sees of a run: live progress while a stage works, and at the end tables, heatmaps and the report as artifacts."""
+"""What a person sees of a run: live progress while a stage works, and at the end tables, heatmaps
+and the report as artifacts.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Progress:
         self._last = time.monotonic()
         note = f", {found.note}" if found.note else ""
         self._put(
-            100 * found.done / found.total, f"{self._stage.name}: {found.unit} {found.done} of {found.total}{note}, {found.left} s to go"
+            100 * found.done / found.total,
+            f"{self._stage.name}: {found.unit} {found.done} of {found.total}{note}, {found.left} s"
+            " to go",
         )
 
     def end(self) -> None:
@@ -65,12 +69,19 @@ class Progress:
     def _put(self, share: float, words: str) -> None:
         try:
             if self._artifact is None:
-                made = create_progress_artifact(share, key=key_of("progress", self._stage.name), description=words)
+                made = create_progress_artifact(
+                    share, key=key_of("progress", self._stage.name), description=words
+                )
                 self._artifact = cast(UUID, made)
             else:
                 update_progress_artifact(self._artifact, share, description=words)
-        except (PrefectException, HTTPError) as error:  # a stage does not fail because nobody can watch it
-            logging.getLogger(__name__).warning("the progress of %s could not be shown: %r", self._stage.name, error)
+        except (
+            PrefectException,
+            HTTPError,
+        ) as error:  # a stage does not fail because nobody can watch it
+            logging.getLogger(__name__).warning(
+                "the progress of %s could not be shown: %r", self._stage.name, error
+            )
 
 
 def key_of(*parts: str) -> str:
@@ -79,9 +90,11 @@ def key_of(*parts: str) -> str:
 
 
 def publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, str]) -> None:
-    """Put into the dashboard how each stage ended and, where there is a report, its numbers, heatmaps and address.
+    """Put into the dashboard how each stage ended and, where there is a report, its numbers,
+    heatmaps and address.
 
-    If the server cannot be reached that is logged, and nothing else: results do not depend on who sees them.
+    If the server cannot be reached that is logged, and nothing else: results do not depend on who
+    sees them.
     """
     try:
         _publish(root, results, reasons)
@@ -90,16 +103,26 @@ def publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, st
 
 
 def _publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, str]) -> None:
-    create_markdown_artifact(stages_table(results, reasons), key="stages", description=count(results))
+    create_markdown_artifact(
+        stages_table(results, reasons), key="stages", description=count(results)
+    )
     path = root / layout.REPORT / "metrics.json"
-    if not path.is_file() or not any(result.name == "report" and result.state in ("ran", "cached") for result in results):
+    if not path.is_file() or not any(
+        result.name == "report" and result.state in ("ran", "cached") for result in results
+    ):
         return
     create_markdown_artifact(
-        results_table(json.loads(path.read_text(encoding="utf-8"))), key="results", description="Accuracy of each checkpoint"
+        results_table(json.loads(path.read_text(encoding="utf-8"))),
+        key="results",
+        description="Accuracy of each checkpoint",
     )
     for figure in sorted((root / layout.REPORT / "figures").glob("*.png")):
         address = "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
-        create_image_artifact(address, key=key_of("figure", figure.stem), description=figure.stem.replace("-", " ").replace("_", " "))
+        create_image_artifact(
+            address,
+            key=key_of("figure", figure.stem),
+            description=figure.stem.replace("-", " ").replace("_", " "),
+        )
     page = root / layout.REPORT / "index.html"
     served = os.environ.get(REPORT_URL)
     link = f"{served.rstrip('/')}/index.html" if served else page.as_uri()
@@ -111,14 +134,19 @@ def stages_table(results: Sequence[StageResult], reasons: Mapping[str, str]) -> 
     rows = ["| stage | ended | seconds | why |", "|---|---|---:|---|"]
     for result in results:
         why = result.message.splitlines()[0] if result.message else reasons.get(result.name, "")
-        rows.append(f"| {result.name} | {result.state} | {result.seconds:.1f} | {why.replace('|', '/')} |")
+        rows.append(
+            f"| {result.name} | {result.state} | {result.seconds:.1f} | {why.replace('|', '/')} |"
+        )
     return "\n".join(rows)
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:
     """The in-domain numbers of report/metrics.json as a markdown table."""
     rows = [
-        "| checkpoint | n | base % | accuracy % | gain | 95% interval | blind baseline % | visual gain |",
+        (
+            "| checkpoint | n | base % | accuracy % | gain | 95% interval | blind baseline % |"
+            " visual gain |"
+        ),
         "|---|---:|---:|---:|---:|---|---:|---:|",
     ]
     for name, entry in metrics["checkpoints"].items():
@@ -127,8 +155,8 @@ def results_table(metrics: Mapping[str, Any]) -> str:
         blind_baseline = own["blind_baseline"] and own["blind_baseline"]["accuracy"]
         visual = own["visual"]["shuffled"] and own["visual"]["shuffled"]["gain"]
         rows.append(
-            f"| {label(name)} | {own['n']} | {percent(own['base'])} | {percent(own['accuracy'])} | {signed(own['gain'])} | {interval} "
-            f"| {percent(blind_baseline)} | {signed(visual)} |"
+            f"| {label(name)} | {own['n']} | {percent(own['base'])} | {percent(own['accuracy'])} |"
+            f" {signed(own['gain'])} | {interval} | {percent(blind_baseline)} | {signed(visual)} |"
         )
     return "\n".join(rows)
 
@@ -136,7 +164,10 @@ def results_table(metrics: Mapping[str, Any]) -> str:
 def count(results: Sequence[StageResult]) -> str:
     """How many stages ended how: "31 ran, 8 unchanged, 1 failed"."""
     counted = Counter(result.state for result in results)
-    return ", ".join(f"{number} {state}" for state, number in counted.most_common()) or "nothing was stale"
+    return (
+        ", ".join(f"{number} {state}" for state, number in counted.most_common())
+        or "nothing was stale"
+    )
 
 
 def print_summary(results: Sequence[StageResult]) -> None:

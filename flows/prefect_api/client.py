@@ -39,7 +39,10 @@ def answers(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        raise InputError(f"the Prefect server at {variables[ADDRESS]} asks for a password: set {PASSWORD} to user:password")
+        raise InputError(
+            f"the Prefect server at {variables[ADDRESS]} asks for a password: set {PASSWORD} to"
+            " user:password"
+        )
     return reply.is_success
 
 
@@ -52,13 +55,16 @@ def is_loopback(host: str) -> bool:
 
 
 def require_server() -> None:
-    """InputError if PREFECT_API_URL names a server that does not answer; without it, flows of this process bring one of their own."""
+    """InputError if PREFECT_API_URL names a server that does not answer; without it, flows of this
+    process bring one of their own.
+    """
     if not os.environ.get(ADDRESS):
         end_processes(left_servers())
         os.environ[_OWNER] = str(os.getpid())  # the server that Prefect starts inherits it
     elif not answers(os.environ):
         raise InputError(
-            f"no Prefect server answers at {os.environ[ADDRESS]} ({ADDRESS}): start one with `make dashboard`, or unset it to run without"
+            f"no Prefect server answers at {os.environ[ADDRESS]} ({ADDRESS}): start one with `make"
+            " dashboard`, or unset it to run without"
         )
 
 
@@ -68,7 +74,11 @@ def left_servers() -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             variables = process.environ()
-            if _EPHEMERAL in variables and _OWNER in variables and not _owned(process, int(variables[_OWNER])):
+            if (
+                _EPHEMERAL in variables
+                and _OWNER in variables
+                and not _owned(process, int(variables[_OWNER]))
+            ):
                 found.append(process)
         except (psutil.Error, OSError, ValueError):
             continue
@@ -76,7 +86,9 @@ def left_servers() -> list[psutil.Process]:
 
 
 def _owned(server: psutil.Process, owner: int) -> bool:
-    """Is the process that brought a server there: under its number, and not one that was given it later."""
+    """Is the process that brought a server there: under its number, and not one that was given it
+    later.
+    """
     try:
         return psutil.Process(owner).create_time() <= server.create_time()
     except psutil.NoSuchProcess:

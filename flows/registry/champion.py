@@ -1,8 +1,9 @@
 """The champion: the checkpoints in use, and how to go back to earlier ones.
 
-`champions/history/<n>.json` describes one version and never changes; `champions/champion.json` says which one is the champion, and is
-replaced in one step. Weights, predictions and the manifest of the corpus stay in DVC's cache, and in its default remote if there
-is one, under the hashes that a version names.
+`champions/history/<n>.json` describes one version and never changes; `champions/champion.json` says
+which one is the champion, and is replaced in one step. Weights, predictions and the manifest of the
+corpus stay in DVC's cache, and in its default remote if there is one, under the hashes that a
+version names.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ Written = TypeVar("Written", bound=_Record)
 
 
 class Entry(_Record):
-    """One checkpoint: what it is trained on, its weights and predictions, and how good it was on the tests of the time it was promoted."""
+    """One checkpoint: what it is trained on, its weights and predictions, and how good it was on
+    the tests of the time it was promoted.
+    """
 
     axis: str
     cell: str
@@ -57,7 +60,9 @@ class Entry(_Record):
 
 
 class Champion(_Record):
-    """One version. `predecessor`: the champion before it; `style` and `split_kind`: prompts and kind of split it was made with."""
+    """One version. `predecessor`: the champion before it; `style` and `split_kind`: prompts and
+    kind of split it was made with.
+    """
 
     version: int
     predecessor: int | None
@@ -95,7 +100,10 @@ def require(root: Path, number: int | None = None) -> Champion:
     """The champion, or the version of this number; InputError if there is none."""
     champion = current(root) if number is None else version(root, number)
     if champion is None:
-        raise InputError(f"{root / POINTER} is missing: there is no champion yet; `med-r1 champion promote` makes the present results one")
+        raise InputError(
+            f"{root / POINTER} is missing: there is no champion yet; `med-r1 champion promote`"
+            " makes the present results one"
+        )
     return champion
 
 
@@ -103,7 +111,10 @@ def version(root: Path, number: int) -> Champion:
     """One version. InputError, with those that there are, if there is none of this number."""
     path = _path(root, number)
     if not path.is_file():
-        raise InputError(f"there is no champion {number}; there are: {', '.join(map(str, versions(root))) or 'none'}")
+        raise InputError(
+            f"there is no champion {number}; there are:"
+            f" {', '.join(map(str, versions(root))) or 'none'}"
+        )
     return _read(path, Champion)
 
 
@@ -115,7 +126,8 @@ def versions(root: Path) -> list[int]:
 def promote(root: Path, why: str) -> Champion:
     """Make the present results the champion. InputError if they are not up to date.
 
-    Everything is written, and sent to the default remote if there is one, before the pointer is moved, in one step.
+    Everything is written, and sent to the default remote if there is one, before the pointer is
+    moved, in one step.
     """
     params = load_params(root / layout.PARAMS)
     check_current(root)
@@ -125,7 +137,14 @@ def promote(root: Path, why: str) -> Champion:
         path = Path(folder) / "manifest.json"
         write_manifest(path, take_manifest(root, params.splits.kind))
         manifest = store.keep(root, path)
-    store.push(root, {f"{name}/{part}": getattr(entry, part) for name, entry in checkpoints.items() for part in ("model", "predictions")})
+    store.push(
+        root,
+        {
+            f"{name}/{part}": getattr(entry, part)
+            for name, entry in checkpoints.items()
+            for part in ("model", "predictions")
+        },
+    )
     before = pointer(root)
     champion = Champion(
         version=max(versions(root), default=0) + 1,
@@ -146,10 +165,14 @@ def promote(root: Path, why: str) -> Champion:
 
 
 def rollback(root: Path, to: int | None = None) -> Champion:
-    """Make an earlier version the champion: the one before the present one, or `to`. Results in the workspace stay as they are."""
+    """Make an earlier version the champion: the one before the present one, or `to`. Results in the
+    workspace stay as they are.
+    """
     now = require(root)
     if to is None and now.predecessor is None:
-        raise InputError(f"champion {now.version} is the first: there is none before it to go back to")
+        raise InputError(
+            f"champion {now.version} is the first: there is none before it to go back to"
+        )
     target = version(root, to if to is not None else now.predecessor or 0)
     if target.version == now.version:
         raise InputError(f"{target.version} is the champion already")
@@ -158,11 +181,21 @@ def rollback(root: Path, to: int | None = None) -> Champion:
 
 
 def checkout(root: Path, name: str, folder: Path, number: int | None = None) -> Champion:
-    """Put a champion's weights into `folder`, in place of what was there; which champion. InputError if they cannot be had."""
+    """Put a champion's weights into `folder`, in place of what was there; which champion.
+    InputError if they cannot be had.
+    """
     champion = require(root, number)
     if name not in champion.checkpoints:
-        raise InputError(f"champion {champion.version} has no checkpoint {name!r}; it has: {', '.join(champion.checkpoints)}")
-    store.fetch(root, champion.checkpoints[name].model, folder, f"the weights of {name}, champion {champion.version}")
+        raise InputError(
+            f"champion {champion.version} has no checkpoint {name!r}; it has:"
+            f" {', '.join(champion.checkpoints)}"
+        )
+    store.fetch(
+        root,
+        champion.checkpoints[name].model,
+        folder,
+        f"the weights of {name}, champion {champion.version}",
+    )
     return champion
 
 
@@ -170,15 +203,24 @@ def manifest_of(root: Path, champion: Champion) -> Manifest:
     """What the champion's corpus held."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.json"
-        store.fetch(root, champion.manifest, path, f"the manifest of champion {champion.version}'s corpus")
+        store.fetch(
+            root, champion.manifest, path, f"the manifest of champion {champion.version}'s corpus"
+        )
         return read_manifest(path)
 
 
 def check_current(root: Path) -> None:
     """InputError if DVC finds anything stale that decides the checkpoints or their predictions."""
-    stale = {name: why for name, why in read_status(root).items() if name.partition("@")[0] in (*DECIDING, str(layout.DATA_DVC))}
+    stale = {
+        name: why
+        for name, why in read_status(root).items()
+        if name.partition("@")[0] in (*DECIDING, str(layout.DATA_DVC))
+    }
     for name, why in stale.items():
-        raise InputError(f"{name} is not up to date ({say_reasons(why)}), so these results are not what they would be: `dvc repro` first")
+        raise InputError(
+            f"{name} is not up to date ({say_reasons(why)}), so these results are not what they"
+            " would be: `dvc repro` first"
+        )
 
 
 def _entry(root: Path, params: Params, name: str, kept: dict[str, CachedObject]) -> Entry:
@@ -191,7 +233,9 @@ def _entry(root: Path, params: Params, name: str, kept: dict[str, CachedObject])
     rows, _ = read_predictions(root / layout.predictions(name), f"evaluate@{name}")
     check_predictions(rows, name, checkpoint.axis, paths["predictions"], checkpoint.split)
     own = in_domain(rows, checkpoint.axis, checkpoint.split)["correct"]
-    mean = macro(scores_by(tested(rows, checkpoint.axis), CELLS[checkpoint.axis], AXES[checkpoint.axis]))
+    mean = macro(
+        scores_by(tested(rows, checkpoint.axis), CELLS[checkpoint.axis], AXES[checkpoint.axis])
+    )
     return Entry(
         axis=checkpoint.axis,
         cell=checkpoint.split,
@@ -205,7 +249,9 @@ def _entry(root: Path, params: Params, name: str, kept: dict[str, CachedObject])
 
 
 def _point(root: Path, number: int, why: str) -> None:
-    write_json(root / POINTER, Pointer(version=number, since=_now(), why=why).model_dump(mode="json"))
+    write_json(
+        root / POINTER, Pointer(version=number, since=_now(), why=why).model_dump(mode="json")
+    )
 
 
 def _path(root: Path, number: int) -> Path:
@@ -217,7 +263,9 @@ def _read(path: Path, kind: type[Written]) -> Written:
     try:
         return kind.model_validate(read_json(path, remedy))
     except ValidationError as error:
-        raise InputError(f"{path} is damaged ({str(error).splitlines()[-2].strip()}): {remedy}") from error
+        raise InputError(
+            f"{path} is damaged ({str(error).splitlines()[-2].strip()}): {remedy}"
+        ) from error
 
 
 def _now() -> str:

@@ -14,12 +14,21 @@ from stages.reporting.labels import percent
 
 
 def show(root: Path) -> None:
-    """Print which version is the champion, since when, how good, and whether its weights are in the cache."""
+    """Print which version is the champion, since when, how good, and whether its weights are in the
+    cache.
+    """
     current, now = champion.require(root), champion.pointer(root)
     assert now
     console = Console(highlight=False)
-    console.print(f"champion {current.version} of {', '.join(map(str, champion.versions(root)))}, since {now.since}: {now.why}")
-    console.print(f"corpus md5:{current.corpus.md5} from {current.corpus.source}; commit {current.git_commit}", soft_wrap=True)
+    console.print(
+        f"champion {current.version} of {', '.join(map(str, champion.versions(root)))}, since"
+        f" {now.since}: {now.why}"
+    )
+    console.print(
+        f"corpus md5:{current.corpus.md5} from {current.corpus.source}; commit"
+        f" {current.git_commit}",
+        soft_wrap=True,
+    )
     table = Table(box=None)
     for head in ("checkpoint", "questions", "accuracy %", "macro %", "weights"):
         table.add_column(head, justify="left" if head in ("checkpoint", "weights") else "right")

@@ -1,12 +1,16 @@
-"""How far a corpus has moved from another: both are counted into histograms, and the histograms compared.
+"""How far a corpus has moved from another: both are counted into histograms, and the histograms
+compared.
 
-The measure is the Jensen-Shannon distance to base 2 (scipy has it): 0 for equal shares, 1 for shares without anything in common; it takes
-empty bins as they are, which the population stability index (PSI) does not. For small shifts PSI is about 5.5 times its square, so that the
-usual words for PSI carry over: below 0.1 (distance 0.13) little has changed, above 0.25 (distance 0.21) much has.
+The measure is the Jensen-Shannon distance to base 2 (scipy has it): 0 for equal shares, 1 for
+shares without anything in common; it takes empty bins as they are, which the population stability
+index (PSI) does not. For small shifts PSI is about 5.5 times its square, so that the usual words
+for PSI carry over: below 0.1 (distance 0.13) little has changed, above 0.25 (distance 0.21) much
+has.
 
-Two samples of one population differ too. The distance that 1 of 1,000 such pairs goes beyond is told beside it, from the chi-squared
-distribution that 8 ln 2 nm / (n + m) times the squared distance has for large samples (Lin 1991, Menendez et al. 1997); a distance
-below it says nothing. It takes what is counted for independent: questions about one image are not quite.
+Two samples of one population differ too. The distance that 1 of 1,000 such pairs goes beyond is
+told beside it, from the chi-squared distribution that 8 ln 2 nm / (n + m) times the squared
+distance has for large samples (Lin 1991, Menendez et al. 1997); a distance below it says nothing.
+It takes what is counted for independent: questions about one image are not quite.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ Summary = dict[str, dict[str, dict[str, int]]]
 
 _CONFIDENCE: Final = 0.999
 _FEWEST: Final = 20
-"""Fewer members than this on one side show nothing: the distribution of the distance is that of large samples."""
+"""Fewer members than this on one side show nothing: the distribution of the distance is that of
+large samples.
+"""
 _DIGITS: Final = 4
 _LEVELS: Final = tuple(range(16, 256, 16))
 _CONTRASTS: Final = tuple(range(8, 128, 8))
@@ -45,8 +51,9 @@ _SIDES: Final = (64, 128, 256, 384, 512, 768, 1024, 2048)
 class Drift:
     """How far one feature has moved in one scope.
 
-    `distance`: Jensen-Shannon, 0 to 1; `chance`: what samples of `before` and `after` members, all of one population, may well be apart;
-    `grown`, `shrunk`: the bins whose share has risen and fallen most.
+    `distance`: Jensen-Shannon, 0 to 1; `chance`: what samples of `before` and `after` members, all
+    of one population, may well be apart; `grown`, `shrunk`: the bins whose share has risen and
+    fallen most.
     """
 
     scope: str
@@ -64,19 +71,27 @@ class Drift:
 
 
 def summarise(records: Iterable[Record]) -> Summary:
-    """Count the records of a corpus, as stage resize leaves them: questions by what is asked, images, each once, by what they are like.
+    """Count the records of a corpus, as stage resize leaves them: questions by what is asked,
+    images, each once, by what they are like.
 
-    A feature that some record has no fact for, as in a corpus resized by an older version, is left out of its scope.
+    A feature that some record has no fact for, as in a corpus resized by an older version, is left
+    out of its scope.
     """
     listed = list(records)
-    scopes = {ALL: listed} | {slug: [record for record in listed if record.modality == slug] for slug in MODALITIES}
+    scopes = {ALL: listed} | {
+        slug: [record for record in listed if record.modality == slug] for slug in MODALITIES
+    }
     found: Summary = {}
     for scope, mine in scopes.items():
         images = list({str(record.fields["image"]): record for record in mine}.values())
         counted = {name: _count(mine, of) for name, of in _OF_QUESTIONS.items()} | {
             name: _count(images, of) for name, of in _OF_IMAGES.items()
         }
-        found[scope] = {name: counts for name, counts in counted.items() if counts and (scope == ALL or name != "modality")}
+        found[scope] = {
+            name: counts
+            for name, counts in counted.items()
+            if counts and (scope == ALL or name != "modality")
+        }
     return found
 
 
@@ -94,7 +109,10 @@ def compare(old: Summary, new: Summary) -> list[Drift]:
 
 def describe(drift: Drift) -> str:
     """One drift in a line."""
-    return f"{drift.scope}: {drift.feature} moved by {drift.distance:.2f} (more: {drift.grown}; less: {drift.shrunk})"
+    return (
+        f"{drift.scope}: {drift.feature} moved by {drift.distance:.2f} (more: {drift.grown}; less:"
+        f" {drift.shrunk})"
+    )
 
 
 def _compare(scope: str, feature: str, old: Mapping[str, int], new: Mapping[str, int]) -> Drift:
@@ -104,12 +122,26 @@ def _compare(scope: str, feature: str, old: Mapping[str, int], new: Mapping[str,
     first, second = zip(*shares.values(), strict=True)
     distance = float(jensenshannon(first, second, base=2)) if first != second else 0.0
     scale = 8 * math.log(2) * before * after / (before + after)
-    chance = math.sqrt(float(chi2.ppf(_CONFIDENCE, len(bins) - 1)) / scale) if len(bins) > 1 else 0.0
+    chance = (
+        math.sqrt(float(chi2.ppf(_CONFIDENCE, len(bins) - 1)) / scale) if len(bins) > 1 else 0.0
+    )
     if min(before, after) < _FEWEST:
         chance = 1.0
     ordered = sorted(bins, key=lambda name: (shares[name][1] - shares[name][0], name))
-    shrunk, grown = (f"{name} {shares[name][0]:.1%} to {shares[name][1]:.1%}" for name in (ordered[0], ordered[-1]))
-    return Drift(scope, feature, round(distance, _DIGITS), round(min(chance, 1.0), _DIGITS), before, after, grown, shrunk)
+    shrunk, grown = (
+        f"{name} {shares[name][0]:.1%} to {shares[name][1]:.1%}"
+        for name in (ordered[0], ordered[-1])
+    )
+    return Drift(
+        scope,
+        feature,
+        round(distance, _DIGITS),
+        round(min(chance, 1.0), _DIGITS),
+        before,
+        after,
+        grown,
+        shrunk,
+    )
 
 
 def _count(records: Sequence[Record], of: Callable[[Record], str | None]) -> dict[str, int]:
@@ -121,13 +153,25 @@ def _count(records: Sequence[Record], of: Callable[[Record], str | None]) -> dic
 def _bin(value: float, edges: Sequence[int]) -> str:
     """The name of the bin a value is in, such as "64-127"."""
     at = bisect_right(edges, value)
-    return f"under {edges[0]}" if at == 0 else f"{edges[-1]} and over" if at == len(edges) else _NAMES[edges[at - 1], edges[at]]
+    return (
+        f"under {edges[0]}"
+        if at == 0
+        else f"{edges[-1]} and over"
+        if at == len(edges)
+        else _NAMES[edges[at - 1], edges[at]]
+    )
 
 
-_NAMES: Final = {(low, high): f"{low}-{high - 1}" for edges in (_LEVELS, _CONTRASTS, _WORDS, _SIDES) for low, high in pairwise(edges)}
+_NAMES: Final = {
+    (low, high): f"{low}-{high - 1}"
+    for edges in (_LEVELS, _CONTRASTS, _WORDS, _SIDES)
+    for low, high in pairwise(edges)
+}
 
 
-def _fact(name: str, edges: Sequence[int], of: Callable[[Any], float]) -> Callable[[Record], str | None]:
+def _fact(
+    name: str, edges: Sequence[int], of: Callable[[Any], float]
+) -> Callable[[Record], str | None]:
     """The bin of a number that is made of a fact of a record; None if it has not got it."""
     return lambda record: _bin(of(record.fields[name]), edges) if name in record.fields else None
 

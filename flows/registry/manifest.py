@@ -1,7 +1,9 @@
-"""What a corpus holds, image by image and question by question, and what another holds that it does not.
+"""What a corpus holds, image by image and question by question, and what another holds that it does
+not.
 
-Made from the records of stage resize: images are known by the hash of their pixels as policies see them, so that a file saved
-anew is no new image, and one replaced under its name is. With the splits, also what each checkpoint was trained on.
+Made from the records of stage resize: images are known by the hash of their pixels as policies see
+them, so that a file saved anew is no new image, and one replaced under its name is. With the
+splits, also what each checkpoint was trained on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from stages.taxonomy import AXES, MODALITIES
 
 _REMEDY: Final = "run `dvc repro resize`"
 _DIGITS: Final = 16
-"""Hex digits kept of a hash: among a hundred million images, two that differ share them with a chance of one in three thousand."""
+"""Hex digits kept of a hash: among a hundred million images, two that differ share them with a
+chance of one in three thousand.
+"""
 
 Part = Literal["images", "questions"]
 
@@ -34,10 +38,12 @@ Part = Literal["images", "questions"]
 class Manifest:
     """A corpus as it was taken.
 
-    `images`: modality -> path -> hash of the pixels; `questions`: modality -> question id -> hash of what is asked of which image and of
-    the answer. `read` records were read, `refused` of them refused; `unknown`: modality_type -> records refused for it. `trained`: axis ->
-    slug -> paths of the images in its train split; `groups`: paths of images that belong together, where there are several. `summary`:
-    histograms by which drift is told, {} in manifests of a time before there were any.
+    `images`: modality -> path -> hash of the pixels; `questions`: modality -> question id -> hash
+    of what is asked of which image and of the answer. `read` records were read, `refused` of them
+    refused; `unknown`: modality_type -> records refused for it. `trained`: axis -> slug -> paths of
+    the images in its train split; `groups`: paths of images that belong together, where there are
+    several. `summary`: histograms by which drift is told, {} in manifests of a time before there
+    were any.
     """
 
     images: Mapping[str, Mapping[str, str]]
@@ -68,16 +74,24 @@ Changes = dict[str, dict[Part, Change]]
 
 
 def take_manifest(root: Path, kind: str | None = None) -> Manifest:
-    """The corpus of a workspace after stage resize, with the splits of `kind` if given. InputError if a file is missing or damaged."""
+    """The corpus of a workspace after stage resize, with the splits of `kind` if given. InputError
+    if a file is missing or damaged.
+    """
     images: dict[str, dict[str, str]] = {}
     questions: dict[str, dict[str, str]] = {}
     everything: list[Record] = []
     for slug in MODALITIES:
         records = list(iterate_records(root / layout.records(slug), _REMEDY))
-        images[slug] = {str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS] for record in records}
+        images[slug] = {
+            str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS]
+            for record in records
+        }
         questions[slug] = {record.question_id: _asked(record) for record in records}
         everything += records
-    accounts = [read_quarantine(root / layout.QUARANTINE / "resize" / f"{slug}.parquet") for slug in MODALITIES]
+    accounts = [
+        read_quarantine(root / layout.QUARANTINE / "resize" / f"{slug}.parquet")
+        for slug in MODALITIES
+    ]
     download = read_quarantine(root / layout.QUARANTINE / "download.parquet")
     unknown: dict[str, int] = {}
     for row in download.rows:
@@ -88,7 +102,15 @@ def take_manifest(root: Path, kind: str | None = None) -> Manifest:
     if kind is None:
         return Manifest(images, questions, download.read, refused, unknown, summary=summary)
     trained = {
-        axis: {slug: sorted({str(item["image"]) for item in read_split(root / layout.split(axis, slug, "train", kind))}) for slug in slugs}
+        axis: {
+            slug: sorted(
+                {
+                    str(item["image"])
+                    for item in read_split(root / layout.split(axis, slug, "train", kind))
+                }
+            )
+            for slug in slugs
+        }
         for axis, slugs in AXES.items()
     }
     groups = read_json(root / layout.SPLITS / "groups.json", "run `dvc repro splits`")
@@ -125,10 +147,11 @@ def touched(changes: Changes) -> list[str]:
 
 
 def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]:
-    """Images of `new` that are known to exactly one of two policies, trained on the same split of `old` and of `new`.
+    """Images of `new` that are known to exactly one of two policies, trained on the same split of
+    `old` and of `new`.
 
-    Known is an image if one of its group was trained on. New data may move an old training image into the test: what only one has seen
-    cannot be asked of both.
+    Known is an image if one of its group was trained on. New data may move an old training image
+    into the test: what only one has seen cannot be asked of both.
     """
     hash_of = {path: digest for paths in new.images.values() for path, digest in paths.items()}
     before = {path: digest for paths in old.images.values() for path, digest in paths.items()}
@@ -143,7 +166,10 @@ def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]
     for path in hash_of:
         if path in group_of:
             together.setdefault(group_of[path], []).append(knows(path))
-    sides = {group: (any(old for old, _ in each), any(new for _, new in each)) for group, each in together.items()}
+    sides = {
+        group: (any(old for old, _ in each), any(new for _, new in each))
+        for group, each in together.items()
+    }
     unequal = set()
     for path in hash_of:
         by_old, by_new = sides[group_of[path]] if path in group_of else knows(path)
@@ -153,13 +179,18 @@ def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]
 
 
 def drift(old: Manifest, new: Manifest) -> list[Drift] | None:
-    """How far `new` has moved from `old`, the furthest feature first; None if one of the two says nothing of it."""
+    """How far `new` has moved from `old`, the furthest feature first; None if one of the two says
+    nothing of it.
+    """
     return compare(old.summary, new.summary) if old.summary and new.summary else None
 
 
 def counts(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Modality -> how many images and questions."""
-    return {slug: {"images": len(manifest.images[slug]), "questions": len(manifest.questions[slug])} for slug in MODALITIES}
+    return {
+        slug: {"images": len(manifest.images[slug]), "questions": len(manifest.questions[slug])}
+        for slug in MODALITIES
+    }
 
 
 def _diff(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
@@ -171,8 +202,12 @@ def _diff(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
 
 
 def _asked(record: Record) -> str:
-    """A hash of all that makes a question: words, options, answer, type, and which image it is about."""
-    return _hash([record.question, *record.options, record.gold, record.question_type, record.image_path])
+    """A hash of all that makes a question: words, options, answer, type, and which image it is
+    about.
+    """
+    return _hash(
+        [record.question, *record.options, record.gold, record.question_type, record.image_path]
+    )
 
 
 def _hash(parts: Iterable[Any]) -> str:

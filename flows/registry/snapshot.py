@@ -1,7 +1,9 @@
-"""New data on trial: one retraining at a time, and a way back to the workspace as it was until the data is found good.
+"""New data on trial: one retraining at a time, and a way back to the workspace as it was until the
+data is found good.
 
-What was there before is kept in `.scratch/flows/before/` from before the source is fetched until the data is found good. It is there
-after a kill too: whoever comes next finds it and goes back first.
+What was there before is kept in `.scratch/flows/before/` from before the source is fetched until
+the data is found good. It is there after a kill too: whoever comes next finds it and goes back
+first.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class AlreadyRunningError(InputError):
 
 @contextmanager
 def only_retraining(root: Path) -> Iterator[None]:
-    """Hold the champion and the source of a workspace. AlreadyRunningError at once if another process does."""
+    """Hold the champion and the source of a workspace. AlreadyRunningError at once if another
+    process does.
+    """
 
     def taken(process: str) -> AlreadyRunningError:
         return AlreadyRunningError(f"a retraining (process {process}) runs in {root} already")
@@ -61,7 +65,9 @@ def commit(root: Path) -> None:
 
 
 def rollback(root: Path) -> str | None:
-    """Bring back data.dvc, dvc.lock, the corpus and what was made of it; None, or a word on what could not be brought back."""
+    """Bring back data.dvc, dvc.lock, the corpus and what was made of it; None, or a word on what
+    could not be brought back.
+    """
     for file in _FILES:
         kept = root / BEFORE / _kept(file)
         if kept.is_file():
@@ -75,7 +81,8 @@ def rollback(root: Path) -> str | None:
         word = None
     except InputError as error:
         word = (
-            f"not all files of the corpus before could be brought back from DVC's cache (`dvc repro {' '.join(TRIED)}` makes them): {error}"
+            "not all files of the corpus before could be brought back from DVC's cache (`dvc repro"
+            f" {' '.join(TRIED)}` makes them): {error}"
         )
     shutil.rmtree(root / BEFORE)
     return word

@@ -1,7 +1,9 @@
-"""DVC's cache and remote by hash: what no file of the workspace names any more can still be had, and new files put beside it.
+"""DVC's cache and remote by hash: what no file of the workspace names any more can still be had,
+and new files put beside it.
 
-Done in a borrowed workspace: a folder of its own, with the cache and the remotes of the real one, in which a `.dvc` file names what
-is wanted. So DVC's command line does all of it, remotes of any kind included, and the real workspace is not touched.
+Done in a borrowed workspace: a folder of its own, with the cache and the remotes of the real one,
+in which a `.dvc` file names what is wanted. So DVC's command line does all of it, remotes of any
+kind included, and the real workspace is not touched.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from stages.core.outputs import atomic_directory, atomic_file, read_json
 
 
 class CachedObject(BaseModel):
-    """A file or folder in DVC's cache: md5 (that of a folder ends in ".dir"), bytes, and files if it is a folder."""
+    """A file or folder in DVC's cache: md5 (that of a folder ends in ".dir"), bytes, and files if
+    it is a folder.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +49,9 @@ def _cached_as(out: Out) -> CachedObject:
 
 
 def keep(root: Path, path: Path) -> CachedObject:
-    """Put a file into the cache, and into the default remote if there is one. `path` itself is left alone."""
+    """Put a file into the cache, and into the default remote if there is one. `path` itself is left
+    alone.
+    """
     with _temporary_workspace(root) as (folder, remote):
         shutil.copyfile(path, folder / path.name)
         dvc(folder, "add", "--quiet", path.name)
@@ -56,15 +62,23 @@ def keep(root: Path, path: Path) -> CachedObject:
 
 
 def push(root: Path, things: Mapping[str, CachedObject]) -> bool:
-    """Send what the cache holds under these hashes to the default remote; False if there is none. `things`: any name -> what."""
+    """Send what the cache holds under these hashes to the default remote; False if there is none.
+    `things`: any name -> what.
+    """
     with _temporary_workspace(root) as (folder, remote):
         if remote and things:
-            dvc(folder, "push", "--quiet", *[_name(folder, f"thing-{at}", each) for at, each in enumerate(things.values())])
+            dvc(
+                folder,
+                "push",
+                "--quiet",
+                *[_name(folder, f"thing-{at}", each) for at, each in enumerate(things.values())],
+            )
     return remote
 
 
 def fetch(root: Path, thing: CachedObject, target: Path, what: str) -> None:
-    """Put what the cache, or else the default remote, holds under a hash at `target`, in place of what was there.
+    """Put what the cache, or else the default remote, holds under a hash at `target`, in place of
+    what was there.
 
     Files may be links into the cache, and read-only. InputError, naming `what`, if it is nowhere.
     """
@@ -72,12 +86,16 @@ def fetch(root: Path, thing: CachedObject, target: Path, what: str) -> None:
     with _temporary_workspace(root) as (folder, remote):
         file = _name(folder, "thing", thing)
         if lacking and not remote:
-            raise InputError(f"{what} ({thing.md5}) is not in DVC's cache any more, and there is no remote to fetch it from: {_LOST}")
+            raise InputError(
+                f"{what} ({thing.md5}) is not in DVC's cache any more, and there is no remote to"
+                f" fetch it from: {_LOST}"
+            )
         try:
             dvc(folder, "pull" if lacking else "checkout", "--quiet", file)
         except InputError as error:
             raise InputError(
-                f"{what} ({thing.md5}) is neither whole in DVC's cache nor in its remote: {_LOST}. DVC says: {error}"
+                f"{what} ({thing.md5}) is neither whole in DVC's cache nor in its remote: {_LOST}."
+                f" DVC says: {error}"
             ) from error
         found = folder / "thing"
         if found.is_dir():
@@ -109,7 +127,9 @@ def missing(root: Path, thing: CachedObject) -> int:
 
 @contextmanager
 def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
-    """An empty workspace with the cache and remotes of `root`, and whether there is a default remote."""
+    """An empty workspace with the cache and remotes of `root`, and whether there is a default
+    remote.
+    """
     parent = root / layout.SCRATCH / "flows" / "store"
     parent.mkdir(parents=True, exist_ok=True)
     # beside the workspace: links into the cache work where they work there
@@ -124,9 +144,17 @@ def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _settings(root: Path) -> dict[str, str]:
-    """What holds in the workspace, all levels taken together and relative paths resolved, by `section.key`."""
-    found = dict(line.split("=", 1) for line in dvc(root, "config", "--list").splitlines() if "=" in line)
-    found |= {"cache.dir": dvc(root, "cache", "dir").strip(), "core.no_scm": "true", "core.analytics": "false"}
+    """What holds in the workspace, all levels taken together and relative paths resolved, by
+    `section.key`.
+    """
+    found = dict(
+        line.split("=", 1) for line in dvc(root, "config", "--list").splitlines() if "=" in line
+    )
+    found |= {
+        "cache.dir": dvc(root, "cache", "dir").strip(),
+        "core.no_scm": "true",
+        "core.analytics": "false",
+    }
     return found
 
 
@@ -138,7 +166,9 @@ def _config(settings: Mapping[str, str]) -> str:
             section = f"'remote \"{section.removeprefix('remote.')}\"'"
         quote = next(each for each in ('"', "'", "'''") if each not in value)
         sections.setdefault(section, []).append(f"{key} = {quote}{value}{quote}")
-    return "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in sections.items()) + "\n"
+    return (
+        "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in sections.items()) + "\n"
+    )
 
 
 def _name(folder: Path, name: str, thing: CachedObject) -> str:

@@ -1,7 +1,9 @@
-"""The champion's answers to the challenger's test questions: its weights, put where stage evaluate looks for the challenger's.
+"""The champion's answers to the challenger's test questions: its weights, put where stage evaluate
+looks for the challenger's.
 
-The stage's own command is run, in a folder of links to the workspace in which only `models/` and `predictions/` are others. So what is
-compared differs in the weights alone, and the workspace is left as it is.
+The stage's own command is run, in a folder of links to the workspace in which only `models/` and
+`predictions/` are others. So what is compared differs in the weights alone, and the workspace is
+left as it is.
 """
 
 from __future__ import annotations
@@ -38,19 +40,29 @@ class ChampionEvaluation:
         return self.root / FOLDER / checkpoint / layout.model(checkpoint)
 
     def answer(
-        self, checkpoint: str, report: Callable[[str], None], extra: Mapping[str, str] | None = None, inherit_fds: Iterable[int] = ()
+        self,
+        checkpoint: str,
+        report: Callable[[str], None],
+        extra: Mapping[str, str] | None = None,
+        inherit_fds: Iterable[int] = (),
     ) -> Path:
-        """Run the command of evaluate@<checkpoint> on the champion's weights; the file of its predictions.
+        """Run the command of evaluate@<checkpoint> on the champion's weights; the file of its
+        predictions.
 
-        Lines go to `report`; `extra` and `inherit_fds` are as for a stage. StageError if it fails, StoppedError if it was stopped.
+        Lines go to `report`; `extra` and `inherit_fds` are as for a stage. StageError if it fails,
+        StoppedError if it was stopped.
         """
         folder = self.root / FOLDER / checkpoint
         if not self.weights(checkpoint).is_dir():
-            raise InputError(f"{self.weights(checkpoint)} is missing: fetch the champion's weights first")
+            raise InputError(
+                f"{self.weights(checkpoint)} is missing: fetch the champion's weights first"
+            )
         try:
             command = read_locked_stages(self.root)[f"evaluate@{checkpoint}"].shell_command
         except KeyError:
-            raise InputError(f"dvc.lock has no evaluate@{checkpoint}: run `dvc repro evaluate@{checkpoint}`") from None
+            raise InputError(
+                f"dvc.lock has no evaluate@{checkpoint}: run `dvc repro evaluate@{checkpoint}`"
+            ) from None
         for entry in self.root.iterdir():
             if entry.name not in _OWN:
                 link = folder / entry.name
@@ -58,9 +70,18 @@ class ChampionEvaluation:
                 link.symlink_to(entry, target_is_directory=entry.is_dir())
         answers = folder / layout.predictions(checkpoint)
         answers.unlink(missing_ok=True)
-        self._runner.watch(f"champion@{checkpoint}", ["sh", "-c", command], report, folder=folder, extra=extra, inherit_fds=inherit_fds)
+        self._runner.watch(
+            f"champion@{checkpoint}",
+            ["sh", "-c", command],
+            report,
+            folder=folder,
+            extra=extra,
+            inherit_fds=inherit_fds,
+        )
         if not answers.is_file():
-            raise StageError(f"champion@{checkpoint}: `{command}` wrote no {layout.predictions(checkpoint)}")
+            raise StageError(
+                f"champion@{checkpoint}: `{command}` wrote no {layout.predictions(checkpoint)}"
+            )
         return answers
 
     def clear(self) -> None:

@@ -1,4 +1,6 @@
-"""What a retraining decided, with all numbers it rests on: JSON for machines, a page of markdown for people."""
+"""What a retraining decided, with all numbers it rests on: JSON for machines, a page of markdown
+for people.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,11 @@ def make_decision(
 ) -> Decision:
     """All that was known when it was decided.
 
-    `identity`: the source's, as a probe gives it; `champion`, `successor`: versions before and, if promoted, after; `sizes`, `changes`: of
-    the corpus and against the champion's, by modality; `drift`: of each feature, None if not judged; `stages`: how they ended to
-    names; `checkpoints`: name -> "new weights" or "as before"; `stale_before`: stages that were not up to date before any new data.
+    `identity`: the source's, as a probe gives it; `champion`, `successor`: versions before and, if
+    promoted, after; `sizes`, `changes`: of the corpus and against the champion's, by modality;
+    `drift`: of each feature, None if not judged; `stages`: how they ended to names; `checkpoints`:
+    name -> "new weights" or "as before"; `stale_before`: stages that were not up to date before any
+    new data.
     """
     return {
         "outcome": outcome,
@@ -63,19 +67,33 @@ def make_decision(
         "successor": successor,
         "corpus": {**asdict(corpus), "identity": identity},
         "sizes": sizes,
-        "changes": changes and {slug: {part: asdict(change) for part, change in parts.items()} for slug, parts in changes.items()},
+        "changes": (
+            changes
+            and {
+                slug: {part: asdict(change) for part, change in parts.items()}
+                for slug, parts in changes.items()
+            }
+        ),
         "drift": None if drift is None else [asdict(each) for each in drift],
         "stale_before": stale_before,
         "stages": stages,
         "checkpoints": checkpoints,
         "rule": rule.model_dump(mode="json"),
-        "judgements": {name: _numbers(each) for name, each in verdict.judgements.items()} if verdict else None,
+        "judgements": (
+            {name: _numbers(each) for name, each in verdict.judgements.items()} if verdict else None
+        ),
     }
 
 
 def write_decision(root: Path, decision: Decision) -> Path:
     """Keep a record under the next number; where."""
-    number = max((int(path.stem) for path in (root / FOLDER).glob("*.json") if path.stem.isdigit()), default=0) + 1
+    number = (
+        max(
+            (int(path.stem) for path in (root / FOLDER).glob("*.json") if path.stem.isdigit()),
+            default=0,
+        )
+        + 1
+    )
     path = root / FOLDER / f"{number:04d}.json"
     write_json(path, decision)
     return path
@@ -94,11 +112,25 @@ def read_decisions(root: Path) -> list[Decision]:
 
 def markdown(decision: Decision) -> str:
     """The record as a page."""
-    lines = [f"# {_TITLES[decision['outcome']]}", "", *(f"- {reason}" for reason in decision["reasons"]), ""]
+    lines = [
+        f"# {_TITLES[decision['outcome']]}",
+        "",
+        *(f"- {reason}" for reason in decision["reasons"]),
+        "",
+    ]
     before, after = decision["champion"], decision["successor"]
-    lines.append(f"Champion before: {before or 'none'}; now: {after or before or 'none'}. Corpus: md5:{decision['corpus']['md5']}.")
+    lines.append(
+        f"Champion before: {before or 'none'}; now: {after or before or 'none'}. Corpus:"
+        f" md5:{decision['corpus']['md5']}."
+    )
     if decision["stages"]:
-        lines += ["", "Stages: " + "; ".join(f"{len(names)} {how}" for how, names in decision["stages"].items() if names)]
+        lines += [
+            "",
+            "Stages: "
+            + "; ".join(
+                f"{len(names)} {how}" for how, names in decision["stages"].items() if names
+            ),
+        ]
     if decision["changes"]:
         lines += ["", *_changes_table(decision)]
     if before and decision["changes"]:
@@ -112,11 +144,17 @@ def markdown(decision: Decision) -> str:
 
 def _numbers(judgement: Judgement) -> dict[str, Any]:
     cells = rows_of(judgement.cells, _DIGITS)
-    for cell in cells:  # adjusted over the cells of one checkpoint, which is no family that is decided on
+    for (
+        cell
+    ) in cells:  # adjusted over the cells of one checkpoint, which is no family that is decided on
         cell["challenger"], cell["champion"] = cell.pop("first"), cell.pop("second")
         del cell["p_holm"]
-    macro = judgement.macro and {name: round(value, _DIGITS) for name, value in asdict(judgement.macro).items()}
-    own = next((cell for cell in cells if judgement.own and cell["tested"] == judgement.own.tested), None)
+    macro = judgement.macro and {
+        name: round(value, _DIGITS) for name, value in asdict(judgement.macro).items()
+    }
+    own = next(
+        (cell for cell in cells if judgement.own and cell["tested"] == judgement.own.tested), None
+    )
     return {
         "own": own and {**own, "p_holm": float(f"{judgement.p:.4g}")},
         "macro": macro,
@@ -136,28 +174,45 @@ def _changes_table(decision: Decision) -> list[str]:
         cells = [slug]
         for part in ("images", "questions"):
             change = parts[part]
-            cells += [str(decision["sizes"][slug][part]), *(str(change[name] or "") for name in ("added", "removed", "changed"))]
+            cells += [
+                str(decision["sizes"][slug][part]),
+                *(str(change[name] or "") for name in ("added", "removed", "changed")),
+            ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
 def _drift_table(decision: Decision) -> list[str]:
-    """The features that moved further than is told, or a word that none did, or that it is not known."""
+    """The features that moved further than is told, or a word that none did, or that it is not
+    known.
+    """
     found = decision.get("drift")
     if found is None:
         return ["Drift: not judged, for the manifest of one of the two corpora says nothing of it."]
     limit = decision["rule"]["warn_drift"]
     told = [each for each in (Drift(**row) for row in found) if each.is_beyond(limit)]
     if not told:
-        return [f"Drift: of {len(found)} features none moved further than {limit} (retrain.warn_drift)."]
-    rows = ["| drift | feature | distance | by chance up to | more | less |", "|---|---|---:|---:|---|---|"]
-    rows += [f"| {each.scope} | {each.feature} | {each.distance:.2f} | {each.chance:.2f} | {each.grown} | {each.shrunk} |" for each in told]
+        return [
+            f"Drift: of {len(found)} features none moved further than {limit} (retrain.warn_drift)."
+        ]
+    rows = [
+        "| drift | feature | distance | by chance up to | more | less |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    rows += [
+        f"| {each.scope} | {each.feature} | {each.distance:.2f} | {each.chance:.2f} | {each.grown}"
+        f" | {each.shrunk} |"
+        for each in told
+    ]
     return rows
 
 
 def _judgements_table(judgements: Mapping[str, Any]) -> list[str]:
     rows = [
-        "| checkpoint | n | champion % | challenger % | difference | 95% interval | p (Holm) | axis mean | 95% interval | left out | |",
+        (
+            "| checkpoint | n | champion % | challenger % | difference | 95% interval | p (Holm) |"
+            " axis mean | 95% interval | left out | |"
+        ),
         "|---|---:|---:|---:|---:|---|---:|---:|---|---:|---|",
     ]
     for name, each in judgements.items():
@@ -167,8 +222,9 @@ def _judgements_table(judgements: Mapping[str, Any]) -> list[str]:
             rows.append(f"| {name} | 0 | - | - | - | - | - | - | - | {each['left_out']} | {word} |")
             continue
         rows.append(
-            f"| {name} | {own['n']} | {percent(own['champion'])} | {percent(own['challenger'])} | {signed(own['difference'])} "
-            f"| {signed(own['low'])} to {signed(own['high'])} | {p_value(own['p_holm'])} | {signed(macro['difference'])} "
-            f"| {signed(macro['low'])} to {signed(macro['high'])} | {each['left_out']} | {word} |"
+            f"| {name} | {own['n']} | {percent(own['champion'])} | {percent(own['challenger'])} |"
+            f" {signed(own['difference'])} | {signed(own['low'])} to {signed(own['high'])} |"
+            f" {p_value(own['p_holm'])} | {signed(macro['difference'])} | {signed(macro['low'])} to"
+            f" {signed(macro['high'])} | {each['left_out']} | {word} |"
         )
     return rows

@@ -5,7 +5,8 @@
     med-r1 retrain --force                      judge the workspace's settings against the champion, though no data is new
     med-r1 retrain --start-from champion        trainings that new data touches go on from the champion's weights
 
-What is decided is written to champions/decisions/; `med-r1 champion rollback` takes a promotion back.
+What is decided is written to champions/decisions/; `med-r1 champion rollback` takes a promotion
+back.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def retrain(
     gpus: list[str] | None = None,
     root: str | None = None,
 ) -> State[Any]:
-    """Take what the source of the corpus has new, bring up to date what it touches, and promote the result if it passes the gate.
+    """Take what the source of the corpus has new, bring up to date what it touches, and promote the
+    result if it passes the gate.
 
     Args:
         dry_run: Look at the source and say what would be done; nothing is changed.
@@ -60,13 +62,26 @@ def retrain(
     try:
         with only_retraining(workspace):
             wishes = RetrainOptions(dry_run, force, start_from)
-            ended = Retraining(workspace, wishes, bring_up_to_date, find_slots(workspace, slots, gpus), logger.info).run()
+            ended = Retraining(
+                workspace, wishes, bring_up_to_date, find_slots(workspace, slots, gpus), logger.info
+            ).run()
     except AlreadyRunningError as error:
-        return Completed(name="AlreadyRunning", message=f"{error}; this one has nothing to do", data=None)
+        return Completed(
+            name="AlreadyRunning", message=f"{error}; this one has nothing to do", data=None
+        )
     except RefusedDropError as error:
         _show(read_decisions(workspace)[-1])
-        return Failed(name="Refused", message=f"the new data was refused, and the workspace is as before: {error}", data=error)
-    except (InputError, StageError, StoppedError, StagesFailedError) as error:  # what a person can mend needs no traceback
+        return Failed(
+            name="Refused",
+            message=f"the new data was refused, and the workspace is as before: {error}",
+            data=error,
+        )
+    except (
+        InputError,
+        StageError,
+        StoppedError,
+        StagesFailedError,
+    ) as error:  # what a person can mend needs no traceback
         return Failed(message=str(error), data=error)
     if ended.decision:
         _show(ended.decision)
@@ -75,14 +90,27 @@ def retrain(
 
 def _show(decision: dict[str, Any]) -> None:
     create_markdown_artifact(
-        markdown(decision), key="retraining", description=f"{decision['outcome']}: {'; '.join(decision['reasons'])}"[:500]
+        markdown(decision),
+        key="retraining",
+        description=f"{decision['outcome']}: {'; '.join(decision['reasons'])}"[:500],
     )
 
 
-def run(dry_run: bool, force: bool, start_from: Start | None, slots: int | None, gpus: list[str] | None) -> int:
-    """Run the flow in the working directory and print how it ended; the exit code: 0 done, whatever was decided, 1 refused or failed."""
+def run(
+    dry_run: bool, force: bool, start_from: Start | None, slots: int | None, gpus: list[str] | None
+) -> int:
+    """Run the flow in the working directory and print how it ended; the exit code: 0 done, whatever
+    was decided, 1 refused or failed.
+    """
     require_server()
-    state = retrain(dry_run=dry_run, force=force, start_from=start_from, slots=slots, gpus=gpus, return_state=True)
+    state = retrain(
+        dry_run=dry_run,
+        force=force,
+        start_from=start_from,
+        slots=slots,
+        gpus=gpus,
+        return_state=True,
+    )
     if not state.is_completed():
         print(f"error: {state.message}", file=sys.stderr)
         return 1

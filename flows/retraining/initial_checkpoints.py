@@ -1,4 +1,6 @@
-"""Initial checkpoints: `checkpoints.<name>.start` of params.yaml, edited in place with comments and order intact."""
+"""Initial checkpoints: `checkpoints.<name>.start` of params.yaml, edited in place with comments and
+order intact.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,17 @@ from stages.core.params import load_params
 from stages.core.yaml_files import dump_edited, load_for_edit, read_text
 
 CHAMPIONS: Final = layout.MODELS / "champion"
-"""Champions' weights from which trainings begin. Not an output of DVC, but dependencies, pinned by hash in dvc.lock."""
+"""Champions' weights from which trainings begin. Not an output of DVC, but dependencies, pinned by
+hash in dvc.lock.
+"""
 
 
 def set_initial_checkpoints(root: Path, starts: Mapping[str, Path]) -> list[str]:
-    """Set the checkpoint from which some trainings begin; the names of those that began elsewhere before.
+    """Set the checkpoint from which some trainings begin; the names of those that began elsewhere
+    before.
 
-    InputError, with nothing written, if params.yaml cannot be used, or not be edited without changing its layout.
+    InputError, with nothing written, if params.yaml cannot be used, or not be edited without
+    changing its layout.
     """
     path = root / layout.PARAMS
     known = load_params(path).checkpoints

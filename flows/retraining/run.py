@@ -23,7 +23,15 @@ from flows.dvc_api.graph import read_graph
 from flows.registry import champion as champions
 from flows.registry import snapshot, store
 from flows.registry.champion import Champion
-from flows.registry.manifest import Manifest, counts, diff, drift, known_to_one, take_manifest, touched
+from flows.registry.manifest import (
+    Manifest,
+    counts,
+    diff,
+    drift,
+    known_to_one,
+    take_manifest,
+    touched,
+)
 from flows.retraining.champion_evaluation import ChampionEvaluation
 from flows.retraining.decision import Decision, make_decision, read_decisions, write_decision
 from flows.retraining.gate import PairedPredictions, Verdict, judge
@@ -52,15 +60,18 @@ class Result(Protocol):
 
 
 Reproduce = Callable[[list[str] | None], Sequence[Result]]
-"""Brings the stages that the patterns mean, or all, up to date, with what they need; raises if one fails."""
+"""Brings the stages that the patterns mean, or all, up to date, with what they need; raises if one
+fails.
+"""
 
 
 @dataclass(frozen=True)
 class RetrainOptions:
     """How a retraining is asked for.
 
-    `dry_run`: look and tell, change nothing; `force`: go on though nothing is new, or the data was refused before; `start_from`: the policy
-    from which the trainings begin that new data touches; what params.yaml says if None.
+    `dry_run`: look and tell, change nothing; `force`: go on though nothing is new, or the data was
+    refused before; `start_from`: the policy from which the trainings begin that new data touches;
+    what params.yaml says if None.
     """
 
     dry_run: bool = False
@@ -70,7 +81,9 @@ class RetrainOptions:
 
 @dataclass(frozen=True)
 class RetrainOutcome:
-    """How it ended: `name` in a word (NothingNew, DryRun, RefusedBefore, FirstChampion, Promoted, Kept), `message` in a sentence."""
+    """How it ended: `name` in a word (NothingNew, DryRun, RefusedBefore, FirstChampion, Promoted,
+    Kept), `message` in a sentence.
+    """
 
     name: str
     message: str
@@ -79,7 +92,8 @@ class RetrainOutcome:
 
 @dataclass
 class Retraining:
-    """A retraining of the workspace at `root`, whose lock (`snapshot.only_retraining`) the caller holds.
+    """A retraining of the workspace at `root`, whose lock (`snapshot.only_retraining`) the caller
+    holds.
 
     `slots`: where champions are evaluated; `report`: takes what a person wants to know meanwhile.
     """
@@ -94,11 +108,14 @@ class Retraining:
     _stale_before: list[str] = field(default_factory=list)
 
     def run(self) -> RetrainOutcome:
-        """Do it. RefusedDropError for data that may not be trained on; InputError and what `reproduce` raises otherwise."""
+        """Do it. RefusedDropError for data that may not be trained on; InputError and what
+        `reproduce` raises otherwise.
+        """
         if snapshot.on_trial(self.root) and not self.wishes.dry_run:
             word = snapshot.rollback(self.root)
             self.report(
-                f"an earlier run ended before its new data was judged: data.dvc is again as it was before{f'; {word}' if word else ''}"
+                "an earlier run ended before its new data was judged: data.dvc is again as it was"
+                f" before{f'; {word}' if word else ''}"
             )
         params = load_params(self.root / layout.PARAMS)
         champion = champions.current(self.root)
@@ -110,11 +127,15 @@ class Retraining:
         if ended := self._nothing_to_do(seen, champion, first):
             return ended
         if seen.changed:
-            seen = source.debounce(lambda: source.probe(self.root), seen, params.retrain.debounce_seconds, self.report)
+            seen = source.debounce(
+                lambda: source.probe(self.root), seen, params.retrain.debounce_seconds, self.report
+            )
         self._identity = seen.identity
         return self._take(seen, params, champion)
 
-    def _nothing_to_do(self, seen: source.Probe, champion: Champion | None, first: Decision | None) -> RetrainOutcome | None:
+    def _nothing_to_do(
+        self, seen: source.Probe, champion: Champion | None, first: Decision | None
+    ) -> RetrainOutcome | None:
         """How it ends already, None if it goes on."""
         pinned = source.pinned(self.root)
         known = "not known before it is fetched" if seen.identity is None else seen.identity
@@ -123,39 +144,72 @@ class Retraining:
         elif champion is None:
             news = "there is no champion yet"
         elif self._undecided(pinned, champion):
-            news = f"the corpus md5:{pinned.md5} was taken, but not decided on: an earlier run did not get so far"
+            news = (
+                f"the corpus md5:{pinned.md5} was taken, but not decided on: an earlier run did not"
+                " get so far"
+            )
         elif self.wishes.force:
             news = "nothing is new, but it was asked for"
         elif first:
             return RetrainOutcome(
-                "FirstChampion", f"the results that were there are champion {first['successor']}; {seen.source} has nothing new", first
+                "FirstChampion",
+                f"the results that were there are champion {first['successor']}; {seen.source} has"
+                " nothing new",
+                first,
             )
         else:
-            return RetrainOutcome("NothingNew", f"{seen.source} is as it was pinned (md5:{pinned.md5}); champion {champion.version} stays")
+            return RetrainOutcome(
+                "NothingNew",
+                f"{seen.source} is as it was pinned (md5:{pinned.md5}); champion {champion.version}"
+                " stays",
+            )
         self.report(news)
-        # the last word on what the source holds now; a corpus whose identity is not known is fetched again
-        refused = [each for each in read_decisions(self.root) if seen.identity and each["corpus"].get("identity") == seen.identity][-1:]
+        # the last word on what the source holds now; a corpus whose identity is not known is
+        # fetched again
+        refused = [
+            each
+            for each in read_decisions(self.root)
+            if seen.identity and each["corpus"].get("identity") == seen.identity
+        ][-1:]
         if refused and refused[0]["outcome"] == "refused" and not self.wishes.force:
             why = "; ".join(refused[0]["reasons"])
-            return RetrainOutcome("RefusedBefore", f"{news}. It was refused before ({why}); --force tries it again", refused[0])
+            return RetrainOutcome(
+                "RefusedBefore",
+                f"{news}. It was refused before ({why}); --force tries it again",
+                refused[0],
+            )
         if self.wishes.dry_run:
-            return RetrainOutcome("DryRun", f"{news}. A run would take and check it, bring up to date what it touches, and decide")
+            return RetrainOutcome(
+                "DryRun",
+                f"{news}. A run would take and check it, bring up to date what it touches, and"
+                " decide",
+            )
         return None
 
     def _undecided(self, pinned: source.PinnedCorpus, champion: Champion) -> bool:
         """Was the pinned corpus taken by a run that did not get to a decision."""
-        return pinned.md5 != champion.corpus.md5 and all(each["corpus"]["md5"] != pinned.md5 for each in read_decisions(self.root))
+        return pinned.md5 != champion.corpus.md5 and all(
+            each["corpus"]["md5"] != pinned.md5 for each in read_decisions(self.root)
+        )
 
-    def _take(self, seen: source.Probe, params: Params, champion: Champion | None) -> RetrainOutcome:
+    def _take(
+        self, seen: source.Probe, params: Params, champion: Champion | None
+    ) -> RetrainOutcome:
         """Fetch, check, reproduce, decide."""
         old = champions.manifest_of(self.root, champion) if champion else None
         self._stale_before = sorted(read_status(self.root))
         if self._stale_before:
-            self.report(f"stale before any new data, and made anew with it: {', '.join(self._stale_before)}")
-        if champion and (champion.split_kind, champion.style) != (params.splits.kind, params.prompt.style):
             self.report(
-                f"champion {champion.version} was made with {champion.split_kind} splits and {champion.style} prompts, challengers with "
-                f"{params.splits.kind} and {params.prompt.style}: champions are asked as challengers are"
+                f"stale before any new data, and made anew with it: {', '.join(self._stale_before)}"
+            )
+        if champion and (champion.split_kind, champion.style) != (
+            params.splits.kind,
+            params.prompt.style,
+        ):
+            self.report(
+                f"champion {champion.version} was made with {champion.split_kind} splits and"
+                f" {champion.style} prompts, challengers with {params.splits.kind} and"
+                f" {params.prompt.style}: champions are asked as challengers are"
             )
         self._check(seen.changed, params, champion, old)
         if self.wishes.start_from:
@@ -170,8 +224,12 @@ class Retraining:
             self.report(f"{error} (what is decided is decided)")
         return ended
 
-    def _check(self, fetch: bool, params: Params, champion: Champion | None, old: Manifest | None) -> None:
-        """Fetch the corpus, if asked to, and find it good; if not, or if anything fails, go back to the one before it."""
+    def _check(
+        self, fetch: bool, params: Params, champion: Champion | None, old: Manifest | None
+    ) -> None:
+        """Fetch the corpus, if asked to, and find it good; if not, or if anything fails, go back to
+        the one before it.
+        """
         if fetch:
             snapshot.save(self.root)
         try:
@@ -212,10 +270,15 @@ class Retraining:
         for line in drifted(new, old, params.retrain) if old else ():
             self.report(line)
         changed = touched(diff(old, new)) if old else []
-        self.report(f"the corpus is fit to train on{'; it changed in ' if changed else ''}{', '.join(changed)}")
+        self.report(
+            "the corpus is fit to train"
+            f" on{'; it changed in ' if changed else ''}{', '.join(changed)}"
+        )
 
     def _unpack(self, corpus: source.PinnedCorpus) -> None:
-        """Run the stages that read, check and test the corpus; what they say against it is a refusal."""
+        """Run the stages that read, check and test the corpus; what they say against it is a
+        refusal.
+        """
         try:
             self._reproduce(list(snapshot.TRIED))
         except Exception as error:
@@ -226,32 +289,46 @@ class Retraining:
     def _set_starts(self, params: Params, champion: Champion | None, wish: Start) -> None:
         """Let the trainings that the new data touches, and no others, begin from the wished policy."""
         self._reproduce(["splits"])
-        stale = {name.partition("@")[2] for name in read_status(self.root) if name.startswith("train@")}
+        stale = {
+            name.partition("@")[2] for name in read_status(self.root) if name.startswith("train@")
+        }
         names = [name for name in params.checkpoints if name in stale]
         if wish == "base":
             starts = dict.fromkeys(names, layout.BASE_MODEL)
         else:
             known = champion.checkpoints if champion else {}
             for name in [each for each in names if each not in known]:
-                self.report(f"{name} is no checkpoint of the champion: it begins where params.yaml says")
+                self.report(
+                    f"{name} is no checkpoint of the champion: it begins where params.yaml says"
+                )
             starts = {name: CHAMPIONS / name for name in names if name in known}
             for name in starts:
                 champions.checkout(self.root, name, self.root / starts[name])
         set_initial_checkpoints(self.root, starts)
         self.report(f"begin from the {wish}: {', '.join(starts) or 'none, for none is touched'}")
 
-    def _decide(self, params: Params, champion: Champion | None, old: Manifest | None, new: Manifest) -> RetrainOutcome:
+    def _decide(
+        self, params: Params, champion: Champion | None, old: Manifest | None, new: Manifest
+    ) -> RetrainOutcome:
         """Compare, judge, write the decision, move the champion."""
         if champion is None or old is None:
             decision = self._first(params, new)
-            return RetrainOutcome("FirstChampion", f"the results are champion {decision['successor']}, the first", decision)
+            return RetrainOutcome(
+                "FirstChampion",
+                f"the results are champion {decision['successor']}, the first",
+                decision,
+            )
         kept = store.outputs(self.root)
         how = {
-            name: "new checkpoint"
-            if name not in champion.checkpoints
-            else "as before"
-            if kept[str(layout.model(name))] == champion.checkpoints[name].model
-            else "new weights"
+            name: (
+                "new checkpoint"
+                if name not in champion.checkpoints
+                else (
+                    "as before"
+                    if kept[str(layout.model(name))] == champion.checkpoints[name].model
+                    else "new weights"
+                )
+            )
             for name in params.checkpoints
         }
         names = [name for name, each in how.items() if each == "new weights"]
@@ -260,16 +337,34 @@ class Retraining:
         for name, rows in answers.items():
             axis, cell = params.checkpoints[name].axis, params.checkpoints[name].split
             own, _ = read_predictions(self.root / layout.predictions(name), f"evaluate@{name}")
-            contests[name] = PairedPredictions(axis, cell, rows, own, frozenset(known_to_one(old, new, axis, cell)))
+            contests[name] = PairedPredictions(
+                axis, cell, rows, own, frozenset(known_to_one(old, new, axis, cell))
+            )
         gone = [name for name in champion.checkpoints if name not in params.checkpoints]
-        verdict = judge(contests, params.retrain, params.report.bootstrap_samples, params.report.bootstrap_seed, gone)
-        successor = champions.promote(self.root, "; ".join(verdict.reasons)).version if verdict.promote else None
+        verdict = judge(
+            contests,
+            params.retrain,
+            params.report.bootstrap_samples,
+            params.report.bootstrap_seed,
+            gone,
+        )
+        successor = (
+            champions.promote(self.root, "; ".join(verdict.reasons)).version
+            if verdict.promote
+            else None
+        )
         decision = self._decision(params, champion, old, new, how, verdict, successor)
         path = write_decision(self.root, decision).relative_to(self.root)
         said = "; ".join(verdict.reasons)
         if successor:
-            return RetrainOutcome("Promoted", f"champion {successor} takes the place of {champion.version}: {said} ({path})", decision)
-        return RetrainOutcome("Kept", f"champion {champion.version} stays: {said} ({path})", decision)
+            return RetrainOutcome(
+                "Promoted",
+                f"champion {successor} takes the place of {champion.version}: {said} ({path})",
+                decision,
+            )
+        return RetrainOutcome(
+            "Kept", f"champion {champion.version} stays: {said} ({path})", decision
+        )
 
     def _decision(
         self,
@@ -318,8 +413,12 @@ class Retraining:
         self.report(f"champion {made.version}: {made.why}")
         return decision
 
-    def _champions_answers(self, champion: Champion, names: Sequence[str]) -> dict[str, pd.DataFrame]:
-        """The champion's predictions, checkpoint by checkpoint, on the test questions that are in the workspace now."""
+    def _champions_answers(
+        self, champion: Champion, names: Sequence[str]
+    ) -> dict[str, pd.DataFrame]:
+        """The champion's predictions, checkpoint by checkpoint, on the test questions that are in
+        the workspace now.
+        """
         duel, graph = ChampionEvaluation(self.root), read_graph(self.root)
 
         def answer(name: str) -> pd.DataFrame:
@@ -333,7 +432,10 @@ class Retraining:
             return read_predictions(path, f"evaluate@{name}")[0]
 
         if names:
-            self.report(f"champion {champion.version} is asked the challengers' test questions: {', '.join(names)}")
+            self.report(
+                f"champion {champion.version} is asked the challengers' test questions:"
+                f" {', '.join(names)}"
+            )
         try:
             with ThreadPoolExecutor(max(len(self.slots.names), 1)) as pool:
                 try:
@@ -351,4 +453,7 @@ class Retraining:
 
     def _stages(self) -> dict[str, list[str]]:
         """How stages ended -> their names."""
-        return {state: [name for name, each in self._states.items() if each == state] for state in dict.fromkeys(self._states.values())}
+        return {
+            state: [name for name, each in self._states.items() if each == state]
+            for state in dict.fromkeys(self._states.values())
+        }

@@ -1,4 +1,6 @@
-"""Is new data fit to be trained on: what stops a run before anything is trained, and the words in which it says why."""
+"""Is new data fit to be trained on: what stops a run before anything is trained, and the words in
+which it says why.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class RefusedDropError(Exception):
 
 
 def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
-    """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none. Looks at the list of members, not at their bytes."""
+    """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none. Looks at the list
+    of members, not at their bytes.
+    """
     try:
         with open_corpus(root / path, limits, root / SCRATCH):
             pass
@@ -32,32 +36,43 @@ def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
 
 
 def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
-    """All that speaks against training on `new`, one line each; `old` is the champion's corpus, None if there is no champion."""
+    """All that speaks against training on `new`, one line each; `old` is the champion's corpus,
+    None if there is no champion.
+    """
     found = list(_unknown(new, old, rule))
     share = new.refused / new.read if new.read else 1.0
     if share > rule.max_refused:
         found.append(
-            f"{new.refused} of {new.read} records ({share:.1%}) were refused by download and resize, more than retrain.max_refused "
-            f"({rule.max_refused:.1%}): "
-            "data/quarantine/ of the refused run is summed up in the decision; correct the records, or raise the limit"
+            f"{new.refused} of {new.read} records ({share:.1%}) were refused by download and"
+            f" resize, more than retrain.max_refused ({rule.max_refused:.1%}): data/quarantine/ of"
+            " the refused run is summed up in the decision; correct the records, or raise the"
+            " limit"
         )
     if old is None:
         return found
     found += [
-        f"{describe(each)}, further from the champion's corpus than retrain.max_drift ({rule.max_drift:.2f}): see whether this is "
-        "the data that was meant; if it is, raise the limit, or set it to null"
+        f"{describe(each)}, further from the champion's corpus than retrain.max_drift"
+        f" ({rule.max_drift:.2f}): see whether this is the data that was meant; if it is, raise the"
+        " limit, or set it to null"
         for each in drift(old, new) or ()
         if rule.max_drift is not None and each.is_beyond(rule.max_drift)
     ]
     lost = [slug for slug in MODALITIES if old.questions[slug] and not new.questions[slug]]
     for slug in lost:
-        found.append(f"{slug} has vanished: {len(old.questions[slug])} questions in the champion's corpus, none in this one")
-    for name, slugs in {"all modalities": list(MODALITIES), **{slug: [slug] for slug in MODALITIES if slug not in lost}}.items():
+        found.append(
+            f"{slug} has vanished: {len(old.questions[slug])} questions in the champion's corpus,"
+            " none in this one"
+        )
+    for name, slugs in {
+        "all modalities": list(MODALITIES),
+        **{slug: [slug] for slug in MODALITIES if slug not in lost},
+    }.items():
         before, after = (_total(each, slugs) for each in (old, new))
         if before and after < before * (1 - rule.max_fewer_questions):
             found.append(
-                f"{name}: {after} questions, {1 - after / before:.0%} fewer than the {before} of the champion's corpus; "
-                f"retrain.max_fewer_questions allows {rule.max_fewer_questions:.0%}"
+                f"{name}: {after} questions, {1 - after / before:.0%} fewer than the {before} of"
+                " the champion's corpus; retrain.max_fewer_questions allows"
+                f" {rule.max_fewer_questions:.0%}"
             )
     return found
 
@@ -66,9 +81,14 @@ def drifted(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:
     """What is told of drift that stops nothing, one line each."""
     found = drift(old, new)
     if found is None:
-        return ["drift is not judged: the manifest of the champion's corpus is of a time before it was counted; the next champion's is not"]
+        return [
+            "drift is not judged: the manifest of the champion's corpus is of a time before it was"
+            " counted; the next champion's is not"
+        ]
     return [
-        f"drift: {describe(each)}, beyond retrain.warn_drift ({rule.warn_drift:.2f})" for each in found if each.is_beyond(rule.warn_drift)
+        f"drift: {describe(each)}, beyond retrain.warn_drift ({rule.warn_drift:.2f})"
+        for each in found
+        if each.is_beyond(rule.warn_drift)
     ]
 
 
@@ -86,8 +106,9 @@ def _total(manifest: Manifest, slugs: Sequence[str]) -> int:
 def _unknown(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
     """Modalities that are none of ours and that the champion's corpus did not have either."""
     return [
-        f"unknown modality {literal!r} in {count} records: if it is known to be none of ours, name it in retrain.ignored_modalities; "
-        "if it is a new one or another spelling, stages/taxonomy.py has to learn it"
+        f"unknown modality {literal!r} in {count} records: if it is known to be none of ours, name"
+        " it in retrain.ignored_modalities; if it is a new one or another spelling,"
+        " stages/taxonomy.py has to learn it"
         for literal, count in sorted(new.unknown.items())
         if literal not in rule.ignored_modalities and (old is None or literal not in old.unknown)
     ]

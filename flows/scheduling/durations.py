@@ -1,6 +1,7 @@
 """How long stages took here, so that a plan can say how long they will take.
 
-`.scratch/flows/durations.json` maps a stage to the seconds of its last runs, the newest last. It may be deleted at any time.
+`.scratch/flows/durations.json` maps a stage to the seconds of its last runs, the newest last. It
+may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ KEPT: Final = 5
 
 
 def record(root: Path, stage: str, seconds: float) -> None:
-    """Remember that a stage of the workspace at `root` ran for `seconds`; threads and processes may do so at once.
+    """Remember that a stage of the workspace at `root` ran for `seconds`; threads and processes may
+    do so at once.
 
-    A file that is no such record is moved aside, to `durations.json.broken`. No failure ends the caller: it is logged.
+    A file that is no such record is moved aside, to `durations.json.broken`. No failure ends the
+    caller: it is logged.
     """
     path = root / FILE
     try:
@@ -34,16 +37,22 @@ def record(root: Path, stage: str, seconds: float) -> None:
             except ValueError as error:
                 aside = path.with_name(path.name + ".broken")
                 path.replace(aside)
-                logging.getLogger(__name__).warning("%s held no durations (%s): moved to %s", path, error, aside.name)
+                logging.getLogger(__name__).warning(
+                    "%s held no durations (%s): moved to %s", path, error, aside.name
+                )
                 runs = {}
             runs[stage] = [*runs.get(stage, []), round(seconds, 3)][-KEPT:]
             write_json(path, dict(sorted(runs.items())))
     except OSError as error:
-        logging.getLogger(__name__).warning("how long %s took could not be recorded: %s", stage, error)
+        logging.getLogger(__name__).warning(
+            "how long %s took could not be recorded: %s", stage, error
+        )
 
 
 def read(root: Path) -> dict[str, float]:
-    """Stage -> median seconds of its last runs; empty where nothing, or nothing legible, is on record. Changes nothing."""
+    """Stage -> median seconds of its last runs; empty where nothing, or nothing legible, is on
+    record. Changes nothing.
+    """
     try:
         return {stage: median(seconds) for stage, seconds in _read(root / FILE).items() if seconds}
     except (OSError, ValueError):
@@ -56,10 +65,17 @@ def _read(path: Path) -> dict[str, list[float]]:
         runs = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    if not isinstance(runs, dict) or not all(isinstance(each, list) and all(map(_is_duration, each)) for each in runs.values()):
+    if not isinstance(runs, dict) or not all(
+        isinstance(each, list) and all(map(_is_duration, each)) for each in runs.values()
+    ):
         raise ValueError("expected an object of lists of seconds")
     return runs
 
 
 def _is_duration(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and value >= 0
+    )

@@ -16,7 +16,9 @@ DONE: Final = ("ran", "unchanged", "cached")
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended, after how many seconds, and why if not well; `code`: of its own process, where that failed."""
+    """How a stage ended, after how many seconds, and why if not well; `code`: of its own process,
+    where that failed.
+    """
 
     name: str
     state: State
@@ -39,7 +41,9 @@ class StagesFailedError(Exception):
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much may run at once: `gpu_slots` for stages that need GPUs, `cpu_jobs` for those that need none."""
+    """How much may run at once: `gpu_slots` for stages that need GPUs, `cpu_jobs` for those that
+    need none.
+    """
 
     gpu_slots: int
     cpu_jobs: int
@@ -53,10 +57,12 @@ def run_ready(
     ended: Queue[StageResult],
     skip: Callable[[StageResult], None] = lambda result: None,
 ) -> dict[str, StageResult]:
-    """Begin every stage as soon as those it needs among `names` are done and there is room; name -> how it ended.
+    """Begin every stage as soon as those it needs among `names` are done and there is room; name ->
+    how it ended.
 
-    `begin` starts a stage and returns at once; its end arrives in `ended`. A stage that fails holds up none but those that
-    need it, directly or not: they are skipped, and `skip` is told. Of stages that could begin, the one most others wait for goes first.
+    `begin` starts a stage and returns at once; its end arrives in `ended`. A stage that fails holds
+    up none but those that need it, directly or not: they are skipped, and `skip` is told. Of stages
+    that could begin, the one most others wait for goes first.
     """
     waiting = graph.in_order(names)
     among = set(waiting)
@@ -66,10 +72,16 @@ def run_ready(
     while waiting or running:
         for name in list(waiting):
             if missing := _failed(graph, name, results):
-                results[name] = StageResult(name, "skipped", message=f"not run, because {missing} {_HOW[results[missing].state]}")
+                results[name] = StageResult(
+                    name,
+                    "skipped",
+                    message=f"not run, because {missing} {_HOW[results[missing].state]}",
+                )
                 waiting.remove(name)
                 skip(results[name])
-        ready = [name for name in waiting if all(each in results for each in graph.needs[name] & among)]
+        ready = [
+            name for name in waiting if all(each in results for each in graph.needs[name] & among)
+        ]
         for name in sorted(ready, key=lambda name: -weight[name]):
             if _fits(graph, name, running, capacity):
                 waiting.remove(name)
@@ -82,12 +94,22 @@ def run_ready(
     return results
 
 
-_HOW: Final[Mapping[State, str]] = {"failed": "failed", "skipped": "was skipped", "stopped": "was stopped"}
+_HOW: Final[Mapping[State, str]] = {
+    "failed": "failed",
+    "skipped": "was skipped",
+    "stopped": "was stopped",
+}
 
 
 def _failed(graph: Graph, name: str, results: Mapping[str, StageResult]) -> str | None:
-    """A stage that this one needs and that did not end well; the first cause, not one that was itself skipped, where there is one."""
-    bad = [each for each in graph.in_order(graph.upstream([name]) - {name}) if each in results and results[each].state not in DONE]
+    """A stage that this one needs and that did not end well; the first cause, not one that was
+    itself skipped, where there is one.
+    """
+    bad = [
+        each
+        for each in graph.in_order(graph.upstream([name]) - {name})
+        if each in results and results[each].state not in DONE
+    ]
     return min(bad, key=lambda each: results[each].state == "skipped", default=None)
 
 

@@ -2,9 +2,11 @@
 
     med-r1 fetch-file https://example.org/corpus.zip data/raw/corpus.zip --sha256 9f86d0...
 
-Whatever fsspec opens: file, http(s), s3, gs, ssh. What has come lies in `<target>.part`; `<target>.part.json` says of which state of the
-source it is, and how much of it is on the disk for certain. A transfer that was stopped, or killed, goes on from there if the source is
-still the same, and begins anew if it is not, or if its server gives no parts of files. `target` is there only when all of it is.
+Whatever fsspec opens: file, http(s), s3, gs, ssh. What has come lies in `<target>.part`;
+`<target>.part.json` says of which state of the source it is, and how much of it is on the disk for
+certain. A transfer that was stopped, or killed, goes on from there if the source is still the same,
+and begins anew if it is not, or if its server gives no parts of files. `target` is there only when
+all of it is.
 """
 
 from __future__ import annotations
@@ -34,14 +36,27 @@ PAUSE: Final = 1.0
 BLOCK: Final = 4 * 2**20
 """Bytes asked for at a time."""
 SAFE: Final = 16 * 2**20
-"""Bytes after which what has come is forced onto the disk: as much is fetched again after a kill or a power cut, at most."""
+"""Bytes after which what has come is forced onto the disk: as much is fetched again after a kill or
+a power cut, at most.
+"""
 RESERVE: Final = 64 * 2**20
 """Bytes that are left free on the disk."""
 
 Result = TypeVar("Result")
 
 _MIB: Final = 2**20
-_TELLING: Final = ("ETag", "etag", "Content-MD5", "checksum", "md5", "md5Hash", "crc32c", "generation", "version_id", "VersionId")
+_TELLING: Final = (
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "checksum",
+    "md5",
+    "md5Hash",
+    "crc32c",
+    "generation",
+    "version_id",
+    "VersionId",
+)
 _TIMES: Final = ("mtime", "Last-Modified", "LastModified", "last_modified", "updated")
 
 
@@ -54,7 +69,9 @@ class Checksum(NamedTuple):
 
 @dataclass(frozen=True)
 class _State:
-    """Which state of the source has been fetched, and how many bytes of it are on the disk for certain."""
+    """Which state of the source has been fetched, and how many bytes of it are on the disk for
+    certain.
+    """
 
     source: str
     size: int | None
@@ -76,12 +93,15 @@ class _NoPartsError(Exception):
     """The server gives files from their beginning only."""
 
 
-def fetch(files: Any, address: str, target: Path, checksum: Checksum | None = None, *, noted: bool = False) -> None:
+def fetch(
+    files: Any, address: str, target: Path, checksum: Checksum | None = None, *, noted: bool = False
+) -> None:
     """Fetch `address` from the fsspec file system `files` to `target`, or go on with it.
 
-    Raises InputError if the source is not there, may not be read, gives up, or is not what `checksum` says; if another process is at
-    it; if the disk is too small. What was there at `target` stays until all has come. `noted`: what was fetched stays noted beside it,
-    until `forget`; asked for again, it is not fetched again while source and target stay as they are.
+    Raises InputError if the source is not there, may not be read, gives up, or is not what
+    `checksum` says; if another process is at it; if the disk is too small. What was there at
+    `target` stays until all has come. `noted`: what was fetched stays noted beside it, until
+    `forget`; asked for again, it is not fetched again while source and target stay as they are.
     """
     transfer = _Transfer(files, address, target)
 
@@ -97,8 +117,8 @@ def fetch(files: Any, address: str, target: Path, checksum: Checksum | None = No
             forget(target)
             transfer.part.unlink()
             raise InputError(
-                f"{transfer.name} has {checksum.kind} {found}, not {checksum.digest}: it is not the file that was meant; what came of "
-                "it is deleted"
+                f"{transfer.name} has {checksum.kind} {found}, not {checksum.digest}: it is not the"
+                " file that was meant; what came of it is deleted"
             )
         transfer.place()
     if not noted:
@@ -125,7 +145,13 @@ class _Transfer:
         """Is the target what was fetched last, and the source still the same."""
         before = self._state()
         now = self._look()
-        return bool(before and before.placed and before.placed == _stamp(self.target) and before.same(now) and now.identity)
+        return bool(
+            before
+            and before.placed
+            and before.placed == _stamp(self.target)
+            and before.same(now)
+            and now.identity
+        )
 
     def place(self) -> None:
         """Put what has come in the target's place."""
@@ -152,7 +178,9 @@ class _Transfer:
         out.seek(self.done)
         self._remember(out, now)
         certain = self.done
-        report = progress_reporter(f"fetching {self.part.stem}", (now.size or 0) // _MIB, "MiB", done=self.done // _MIB)
+        report = progress_reporter(
+            f"fetching {self.part.stem}", (now.size or 0) // _MIB, "MiB", done=self.done // _MIB
+        )
         for block in self._blocks(now.size):
             out.write(block)
             self.done += len(block)
@@ -208,8 +236,9 @@ class _Transfer:
         missing = (now.size or 0) - self.done
         for _, needed, free in find_shortages({self.part.parent: missing}, RESERVE):
             raise DiskFullError(
-                f"{self.name} needs {needed / _MIB:.0f} MiB more in {self.part.parent}/, which has {free / _MIB:.0f} MiB free: free some "
-                "space (`dvc gc --workspace` drops old results) and run again; what has come is kept"
+                f"{self.name} needs {needed / _MIB:.0f} MiB more in {self.part.parent}/, which has"
+                f" {free / _MIB:.0f} MiB free: free some space (`dvc gc --workspace` drops old"
+                " results) and run again; what has come is kept"
             )
 
     def without_parts(self) -> None:
@@ -225,36 +254,58 @@ def _with_patience(transfer: _Transfer, run: Callable[[], Result]) -> Result:
             return run()
         except _NoPartsError:
             transfer.without_parts()
-            print(f"{transfer.name}: its server gives no parts of files: fetched from the beginning, in one piece", file=sys.stderr)
+            print(
+                f"{transfer.name}: its server gives no parts of files: fetched from the beginning,"
+                " in one piece",
+                file=sys.stderr,
+            )
             continue
         except InputError:
             raise
         except Exception as error:
             _refuse_lasting(transfer.name, error)
-            failed = 1 if transfer.done > reached and not isinstance(error, _ChangedError) else failed + 1
+            failed = (
+                1
+                if transfer.done > reached and not isinstance(error, _ChangedError)
+                else failed + 1
+            )
             reached = max(reached, transfer.done)
             if failed >= ATTEMPTS:
                 raise InputError(
-                    f"{transfer.name} cannot be fetched ({_said(error)}), tried {failed} times; {transfer.done / _MIB:.1f} MiB have come "
-                    "and are kept: run again to go on"
+                    f"{transfer.name} cannot be fetched ({_said(error)}), tried {failed} times;"
+                    f" {transfer.done / _MIB:.1f} MiB have come and are kept: run again to go on"
                 ) from error
             pause = PAUSE * 2 ** (failed - 1)
-            print(f"{transfer.name}: {_said(error)}; tried again in {pause:g} s, from {transfer.done / _MIB:.1f} MiB on", file=sys.stderr)
+            print(
+                f"{transfer.name}: {_said(error)}; tried again in {pause:g} s, from"
+                f" {transfer.done / _MIB:.1f} MiB on",
+                file=sys.stderr,
+            )
             time.sleep(pause)
 
 
 def _refuse_lasting(name: str, error: Exception) -> None:
     """Raise what no patience mends: nothing there, no right to it, a full disk."""
-    status = getattr(error.__cause__ or error.__context__ or error, "status", getattr(error, "status", None))
+    status = getattr(
+        error.__cause__ or error.__context__ or error, "status", getattr(error, "status", None)
+    )
     answered = status is not None and 400 <= status < 500 and status not in (408, 429)
-    if answered or isinstance(error, PermissionError) or (isinstance(error, FileNotFoundError) and not error.__cause__):
-        raise InputError(f"{name} cannot be fetched: {_said(error)}: is it still there, and may you read it?") from error
+    if (
+        answered
+        or isinstance(error, PermissionError)
+        or (isinstance(error, FileNotFoundError) and not error.__cause__)
+    ):
+        raise InputError(
+            f"{name} cannot be fetched: {_said(error)}: is it still there, and may you read it?"
+        ) from error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise error
 
 
 def _said(error: BaseException) -> str:
-    """An error in one line, without what an address may hold; file systems report a server that is down as a file not found."""
+    """An error in one line, without what an address may hold; file systems report a server that is
+    down as a file not found.
+    """
     if isinstance(error, FileNotFoundError) and error.__cause__:
         error = error.__cause__
     status = getattr(error, "status", None)
@@ -297,11 +348,17 @@ def open_files(url: str) -> tuple[Any, str]:
         import aiohttp
 
         # the library's own limit ends every transfer after five minutes
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60), "trust_env": True}
+        options["client_kwargs"] = {
+            "timeout": aiohttp.ClientTimeout(total=None, sock_connect=60, sock_read=60),
+            "trust_env": True,
+        }
     try:
         files, address = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
-        raise InputError(f"{_public(url)} cannot be opened: {error} (`pip install 'dvc[s3,gs,ssh]'` brings what those need)") from error
+        raise InputError(
+            f"{_public(url)} cannot be opened: {error} (`pip install 'dvc[s3,gs,ssh]'` brings what"
+            " those need)"
+        ) from error
     return files, str(address)
 
 

@@ -1,7 +1,9 @@
-"""The corpus's source, which `data.dvc` imports: has it something new, without fetching it; and taking it.
+"""The corpus's source, which `data.dvc` imports: has it something new, without fetching it; and
+taking it.
 
-`dvc status` and `dvc repro` never look there: what is imported stays pinned until `dvc update`. A probe asks for the identity of
-the source alone: the hash of a local file (DVC remembers it while the file's time stays), the ETag of one behind HTTP.
+`dvc status` and `dvc repro` never look there: what is imported stays pinned until `dvc update`. A
+probe asks for the identity of the source alone: the hash of a local file (DVC remembers it while
+the file's time stays), the ETag of one behind HTTP.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ PATIENCE: Final = 300.0
 
 @dataclass(frozen=True)
 class Probe:
-    """What a source looks like: `identity` is its hash or ETag now, None where only fetching tells; `changed`: not what is pinned."""
+    """What a source looks like: `identity` is its hash or ETag now, None where only fetching tells;
+    `changed`: not what is pinned.
+    """
 
     source: str
     changed: bool
@@ -46,9 +50,13 @@ class PinnedCorpus:
 
 
 def probe(root: Path, patience: float = PATIENCE) -> Probe:
-    """Ask the source of data.dvc. InputError if it is gone, cannot be reached, or does not answer within `patience` seconds."""
+    """Ask the source of data.dvc. InputError if it is gone, cannot be reached, or does not answer
+    within `patience` seconds.
+    """
     # a process of its own: it can be given up, and DVC's objects stay out of this one's threads
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join(
+        [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     command = [sys.executable, "-m", "flows.source.probe"]
     try:
         done = subprocess.run(
@@ -62,22 +70,27 @@ def probe(root: Path, patience: float = PATIENCE) -> Probe:
         )
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"the source of {layout.DATA_DVC} did not answer within {patience:.0f} s: is it reachable? Try again later"
+            f"the source of {layout.DATA_DVC} did not answer within {patience:.0f} s: is it"
+            " reachable? Try again later"
         ) from None
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise InputError(
-            f"the source of {layout.DATA_DVC} cannot be asked: the process that asks it ended with exit code {done.returncode}: "
-            f"{done.stderr.strip()[-2000:]}"
+            f"the source of {layout.DATA_DVC} cannot be asked: the process that asks it ended with"
+            f" exit code {done.returncode}: {done.stderr.strip()[-2000:]}"
         ) from None
     if "error" in answer:
         raise InputError(answer["error"])
     return Probe(**answer)
 
 
-def debounce(look: Callable[[], Probe], first: Probe, seconds: float, report: Callable[[str], None]) -> Probe:
-    """The probe after which `look` has found the same for `seconds`: what is still being written, or replaced again, is waited for."""
+def debounce(
+    look: Callable[[], Probe], first: Probe, seconds: float, report: Callable[[str], None]
+) -> Probe:
+    """The probe after which `look` has found the same for `seconds`: what is still being written,
+    or replaced again, is waited for.
+    """
     while seconds:
         report(f"{first.source} has changed; it is taken when it has stayed so for {seconds:g} s")
         time.sleep(seconds)
@@ -89,7 +102,9 @@ def debounce(look: Callable[[], Probe], first: Probe, seconds: float, report: Ca
 
 
 def update(root: Path) -> None:
-    """Fetch the source and pin it, going on where an earlier transfer was stopped. InputError if it fails; data.dvc is then as it was."""
+    """Fetch the source and pin it, going on where an earlier transfer was stopped. InputError if it
+    fails; data.dvc is then as it was.
+    """
     take(root)
 
 
@@ -101,7 +116,9 @@ def pinned(root: Path) -> PinnedCorpus:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: `git checkout {layout.DATA_DVC}`") from None
     if not file.deps or not file.outs or file.outs[0].md5 is None:
-        raise InputError(f"{path} does not pin an import: `git checkout {layout.DATA_DVC}`, or `dvc update` it")
+        raise InputError(
+            f"{path} does not pin an import: `git checkout {layout.DATA_DVC}`, or `dvc update` it"
+        )
     out = file.outs[0]
     return PinnedCorpus(out.path, str(out.md5), out.size or 0, file.deps[0].source)
 
@@ -114,9 +131,19 @@ def _ask() -> Probe:
     try:
         with Repo() as repo:
             # not by target: only files of the workspace count, as for `dvc update`
-            stage = next((each for each in repo.index.stages if Path(each.path) == Path.cwd() / layout.DATA_DVC), None)
+            stage = next(
+                (
+                    each
+                    for each in repo.index.stages
+                    if Path(each.path) == Path.cwd() / layout.DATA_DVC
+                ),
+                None,
+            )
             if stage is None or not stage.is_import:
-                raise InputError(f"{layout.DATA_DVC} imports nothing: make it with `dvc import-url` so that new data can be looked for")
+                raise InputError(
+                    f"{layout.DATA_DVC} imports nothing: make it with `dvc import-url` so that new"
+                    " data can be looked for"
+                )
             dep: Any = stage.deps[0]
             if "repo" in dep.dumpd():
                 state = dep.status()
@@ -124,7 +151,8 @@ def _ask() -> Probe:
                     raise unreachable(str(dep))
                 return Probe(str(dep), bool(state), None)
             try:
-                # not dep.status(): over HTTP that begins to fetch the file to see whether it is there
+                # not dep.status(): over HTTP that begins to fetch the file to see whether it is
+                # there
                 found = dep.get_hash()
             except FileNotFoundError as error:
                 raise unreachable(dep.def_path, error) from error
@@ -134,14 +162,19 @@ def _ask() -> Probe:
 
 
 def main() -> int:
-    """Print what the source looks like as JSON, or {"error": why}; the exit code: 0 asked, 1 could not be asked."""
+    """Print what the source looks like as JSON, or {"error": why}; the exit code: 0 asked, 1 could
+    not be asked.
+    """
     try:
         print(json.dumps(asdict(_ask())))
     except InputError as error:
         print(json.dumps({"error": " ".join(str(error).split())}))
         return 1
     except Exception as error:  # a reason in one line is more use than a library's traceback
-        why = f"the source of {layout.DATA_DVC} cannot be asked: {type(error).__name__}: {' '.join(str(error).split())}"
+        why = (
+            f"the source of {layout.DATA_DVC} cannot be asked: {type(error).__name__}:"
+            f" {' '.join(str(error).split())}"
+        )
         print(json.dumps({"error": why}))
         return 1
     return 0

@@ -1,11 +1,13 @@
-"""Taking what the corpus's source holds, by a transfer that goes on where an earlier one was stopped, and pinning it.
+"""Taking what the corpus's source holds, by a transfer that goes on where an earlier one was
+stopped, and pinning it.
 
     med-r1 fetch
 
-DVC's own transfer begins anew each time. So a single file is fetched by flows/source/fetch.py, from the file system and with the
-credentials that DVC has for it, and `dvc commit` then writes data.dvc, as `dvc update` would have. What is no single file (a folder, an
-import from a repository, a bucket that keeps versions) is left to `dvc update`.
-If `meta` in data.dvc gives a `sha256`, the file must have it.
+DVC's own transfer begins anew each time. So a single file is fetched by flows/source/fetch.py, from
+the file system and with the credentials that DVC has for it, and `dvc commit` then writes data.dvc,
+as `dvc update` would have. What is no single file (a folder, an import from a repository, a bucket
+that keeps versions) is left to `dvc update`. If `meta` in data.dvc gives a `sha256`, the file must
+have it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from stages.core.outputs import atomic_file
 
 
 def take(root: Path) -> None:
-    """Fetch the source of data.dvc and pin it. InputError if that fails; data.dvc is then as it was.
+    """Fetch the source of data.dvc and pin it. InputError if that fails; data.dvc is then as it
+    was.
 
     Stopped or killed meanwhile, it is as it was, too, and the next call goes on with what has come.
     """
@@ -38,26 +41,40 @@ def take(root: Path) -> None:
         return
     path = root / layout.DATA_DVC
     before = path.read_bytes()
-    # DVC asks the source once more, hashes what has come, and writes data.dvc when all is in its cache
+    # DVC asks the source once more, hashes what has come, and writes data.dvc when all is in its
+    # cache
     dvc(root, "commit", "--force", str(layout.DATA_DVC))
     forget(root / fetched["target"])
     if (now := read_dvc_file(path).deps[0].identity) != fetched["identity"]:
         with atomic_file(path) as temporary:
             temporary.write_bytes(before)
-        raise InputError(f"the source of {layout.DATA_DVC} changed from {fetched['identity']} to {now} while it was fetched: run again")
+        raise InputError(
+            f"the source of {layout.DATA_DVC} changed from {fetched['identity']} to {now} while it"
+            " was fetched: run again"
+        )
 
 
 def unreachable(name: str, error: BaseException | None = None) -> InputError:
-    """What to say of a source that is not there: with the error below a "not found", as file systems say of a server that is down."""
+    """What to say of a source that is not there: with the error below a "not found", as file
+    systems say of a server that is down.
+    """
     cause = error and (error.__cause__ or error.__context__)
     why = f" ({' '.join(str(cause).split()) or type(cause).__name__})" if cause else ""
-    return InputError(f"the source {name} of {layout.DATA_DVC} is gone, or cannot be reached{why}: mend it, and run again")
+    return InputError(
+        f"the source {name} of {layout.DATA_DVC} is gone, or cannot be reached{why}: mend it, and"
+        " run again"
+    )
 
 
 def _fetch(root: Path) -> dict[str, str] | None:
-    """Have another process fetch the file; None if the source is for `dvc update`. InputError if it fails."""
-    # a process of its own: DVC's objects stay out of this one's threads. It ends when its standard input does, as it does with this one
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    """Have another process fetch the file; None if the source is for `dvc update`. InputError if it
+    fails.
+    """
+    # a process of its own: DVC's objects stay out of this one's threads. It ends when its standard
+    # input does, as it does with this one
+    paths = os.pathsep.join(
+        [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     with subprocess.Popen(
         [sys.executable, "-m", "flows.source.transfer"],
         cwd=root,
@@ -71,30 +88,40 @@ def _fetch(root: Path) -> dict[str, str] | None:
         code = process.wait()
     said: dict[str, Any] = json.loads(lines[-1]) if lines and not code else {}
     if "identity" not in said:
-        raise InputError(said.get("error") or f"the source of {layout.DATA_DVC} could not be fetched: what did it ended with {code}")
+        raise InputError(
+            said.get("error")
+            or f"the source of {layout.DATA_DVC} could not be fetched: what did it ended with {code}"
+        )
     return said if said["identity"] else None
 
 
 def _fetch_here() -> dict[str, str]:
-    """Fetch the source of data.dvc in the working directory, by DVC's own objects: its identity, and where it lies now.
+    """Fetch the source of data.dvc in the working directory, by DVC's own objects: its identity,
+    and where it lies now.
 
     The identity is empty if there is nothing to fetch, or nothing that can be fetched as one file.
     """
     from dvc.repo import Repo
 
     with Repo() as repo:
-        stage = next((each for each in repo.index.stages if Path(each.path) == Path.cwd() / layout.DATA_DVC), None)
+        stage = next(
+            (each for each in repo.index.stages if Path(each.path) == Path.cwd() / layout.DATA_DVC),
+            None,
+        )
         if stage is None or not stage.is_import or stage.is_repo_import or stage.is_db_import:
             return {"identity": ""}
         dep, out = stage.deps[0], stage.outs[0]
         try:
             kind = dep.fs.info(dep.fs_path)["type"]
         except FileNotFoundError as error:
-            raise unreachable(dep.def_path, error) from error  # `dvc update` would delete what there is before it finds that out
+            raise unreachable(
+                dep.def_path, error
+            ) from error  # `dvc update` would delete what there is before it finds that out
         if dep.fs.version_aware or kind != "file":
             return {"identity": ""}
         now = dep.get_hash()
-        # in DVC's cache, though another corpus lies in its place, as behind a profile that is set again: `dvc update` puts it there
+        # in DVC's cache, though another corpus lies in its place, as behind a profile that is set
+        # again: `dvc update` puts it there
         if now == dep.hash_info and (not out.workspace_status() or not out.changed_cache()):
             return {"identity": ""}
         fetch(dep.fs.fs, dep.fs_path, Path(out.fs_path), _checksum(stage.meta), noted=True)
@@ -102,12 +129,17 @@ def _fetch_here() -> dict[str, str]:
 
 
 def _checksum(meta: Any) -> Checksum | None:
-    """The SHA-256 in data.dvc's `meta`; None if it gives none. InputError if that is no SHA-256, or YAML takes it for a number."""
+    """The SHA-256 in data.dvc's `meta`; None if it gives none. InputError if that is no SHA-256, or
+    YAML takes it for a number.
+    """
     if not isinstance(meta, dict) or "sha256" not in meta:
         return None
     digest = meta["sha256"]
     if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-fA-F]{64}", digest)):
-        raise InputError(f"{layout.DATA_DVC}: meta.sha256 = {digest!r}: write 64 hex digits, in quotes, or take it out")
+        raise InputError(
+            f"{layout.DATA_DVC}: meta.sha256 = {digest!r}: write 64 hex digits, in quotes, or take"
+            " it out"
+        )
     return Checksum("sha256", digest)
 
 
@@ -122,7 +154,12 @@ def _fetch_for_caller() -> int:
         return 130
     except Exception as error:  # a reason in one line is more use than a library's traceback
         why = " ".join(str(error.__cause__ or error).split())
-        said = {"error": f"the source of {layout.DATA_DVC} is gone, or cannot be fetched ({type(error).__name__}: {why})"}
+        said = {
+            "error": (
+                f"the source of {layout.DATA_DVC} is gone, or cannot be fetched"
+                f" ({type(error).__name__}: {why})"
+            )
+        }
     print(json.dumps(said))
     return 0
 

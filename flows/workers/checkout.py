@@ -1,8 +1,10 @@
-"""A worker's own clone: one commit of the repository, the inputs of one stage, and a cache whose results it shares.
+"""A worker's own clone: one commit of the repository, the inputs of one stage, and a cache whose
+results it shares.
 
-Clones lie below $MED_R1_WORK (~/.cache/med-r1), numbered, and are kept: the next stage fetches only what is new, and a
-training that was killed goes on where its state is. Each is locked while a worker, or anything that it started, uses it:
-workers of one host take clones of their own, and never two processes one workspace.
+Clones lie below $MED_R1_WORK (~/.cache/med-r1), numbered, and are kept: the next stage fetches only
+what is new, and a training that was killed goes on where its state is. Each is locked while a
+worker, or anything that it started, uses it: workers of one host take clones of their own, and
+never two processes one workspace.
 """
 
 from __future__ import annotations
@@ -28,15 +30,21 @@ from stages.core.git import git, git_succeeds
 from stages.core.yaml_files import dump_yaml
 
 WORK: Final = "MED_R1_WORK"
-"""Environment variable: the folder for clones, on a disk with room for the corpus and a few checkpoints."""
+"""Environment variable: the folder for clones, on a disk with room for the corpus and a few
+checkpoints.
+"""
 
 Inputs = Mapping[str, Mapping[str, Any]]
-"""Stage -> its `cmd` and `outs` as dvc.lock has them: what a commit cannot say while the pipeline runs."""
+"""Stage -> its `cmd` and `outs` as dvc.lock has them: what a commit cannot say while the pipeline
+runs.
+"""
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone that is ours: its root, and the descriptor of its lock, to be kept open by whatever works in it."""
+    """A clone that is ours: its root, and the descriptor of its lock, to be kept open by whatever
+    works in it.
+    """
 
     root: Path
     lock_fd: int
@@ -44,11 +52,17 @@ class Clone:
 
 @contextmanager
 def claim(repository: str, stage: str) -> Iterator[Clone]:
-    """The first free clone of a repository, a new one if there is none; of free ones that which has the stage's unfinished state."""
+    """The first free clone of a repository, a new one if there is none; of free ones that which has
+    the stage's unfinished state.
+    """
     folder = work_folder() / hashlib.sha256(repository.encode()).hexdigest()[:16]
     numbers = {int(path.stem) for path in folder.glob("*.lock") if path.stem.isdigit()}
     group, _, key = stage.partition("@")
-    unfinished = {number for number in numbers if (folder / str(number) / layout.SCRATCH / group / key).is_dir()}
+    unfinished = {
+        number
+        for number in numbers
+        if (folder / str(number) / layout.SCRATCH / group / key).is_dir()
+    }
     known = sorted(numbers, key=lambda number: (number not in unfinished, number))
     with ExitStack() as stack:
         for number in chain(known, count(max(numbers, default=-1) + 1)):
@@ -65,42 +79,71 @@ def work_folder() -> Path:
 
 
 def check_out(clone: Clone, repository: str, commit: str) -> None:
-    """Have exactly the files of a commit there; what git ignores, as caches and unfinished states, stays.
+    """Have exactly the files of a commit there; what git ignores, as caches and unfinished states,
+    stays.
 
     InputError if the repository cannot be reached or has no such commit.
     """
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit):
-        raise InputError(f"{commit!r} is not a full commit id: give what `git rev-parse HEAD` prints")
+        raise InputError(
+            f"{commit!r} is not a full commit id: give what `git rev-parse HEAD` prints"
+        )
     fds = [clone.lock_fd]
     has_commit = ("cat-file", "-e", f"{commit}^{{commit}}")
     if not (clone.root / ".git").is_dir():
         # a clone that was interrupted is not taken for a whole one
         half = clone.root.with_suffix(".incomplete")
         shutil.rmtree(half, ignore_errors=True)
-        git(half.parent, "clone", "--quiet", "--no-checkout", "--", repository, half.name, inherit_fds=fds)
+        git(
+            half.parent,
+            "clone",
+            "--quiet",
+            "--no-checkout",
+            "--",
+            repository,
+            half.name,
+            inherit_fds=fds,
+        )
         half.rename(clone.root)
-    for lock in (clone.root / ".git").glob("*.lock"):  # of a git that was killed: the clone is locked, so no other git runs in it
+    for lock in (clone.root / ".git").glob(
+        "*.lock"
+    ):  # of a git that was killed: the clone is locked, so no other git runs in it
         lock.unlink()
     if not git_succeeds(clone.root, *has_commit, inherit_fds=fds):
         refs = "+refs/heads/*:refs/remotes/origin/*"
         git(clone.root, "fetch", "--quiet", "--force", "--tags", "origin", refs, inherit_fds=fds)
     if not git_succeeds(clone.root, *has_commit, inherit_fds=fds):
-        raise InputError(f"{repository} has no commit {commit} on a branch or tag: push it, then start again")
+        raise InputError(
+            f"{repository} has no commit {commit} on a branch or tag: push it, then start again"
+        )
     git(clone.root, "checkout", "--quiet", "--force", "--detach", commit, inherit_fds=fds)
     git(clone.root, "clean", "--quiet", "-ffd", inherit_fds=fds)
 
 
 def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> None:
-    """Have the outputs that a stage reads there, from the shared remote, as `inputs` pins them, and nothing else beside them.
+    """Have the outputs that a stage reads there, from the shared remote, as `inputs` pins them, and
+    nothing else beside them.
 
     InputError if `inputs` lacks one or the remote has it not.
     """
     makers = [graph.stages[name] for name in graph.in_order(graph.needs[stage.name])]
-    if missing := [maker.name for maker in makers if not maker.name.endswith(".dvc") and maker.name not in inputs]:
-        raise InputError(f"{stage.name} needs {', '.join(missing)}, of which nothing was sent: stages are sent by `med-r1 workers`")
+    if missing := [
+        maker.name
+        for maker in makers
+        if not maker.name.endswith(".dvc") and maker.name not in inputs
+    ]:
+        raise InputError(
+            f"{stage.name} needs {', '.join(missing)}, of which nothing was sent: stages are sent"
+            " by `med-r1 workers`"
+        )
     lock = {"schema": "2.0", "stages": {name: dict(entry) for name, entry in inputs.items()}}
     (clone.root / LOCK_FILE).write_text(dump_yaml(lock), encoding="utf-8")
-    read = [out for maker in makers for out in maker.outs if any(overlap(out, dep) for dep in stage.deps)]
+    read = [
+        out
+        for maker in makers
+        for out in maker.outs
+        if any(overlap(out, dep) for dep in stage.deps)
+    ]
     for dep in stage.deps:
         if any(out.startswith(f"{dep}/") for out in read):
             _remove_others(clone.root, Path(dep), [Path(out) for out in read])
@@ -109,19 +152,25 @@ def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> Non
 
 
 def clear_run_cache(clone: Clone) -> None:
-    """Empty the run-cache of a clone, so that what is pushed after a stage is the entry of that stage alone."""
+    """Empty the run-cache of a clone, so that what is pushed after a stage is the entry of that
+    stage alone.
+    """
     cache = clone.root / dvc(clone.root, "cache", "dir", inherit_fds=[clone.lock_fd]).strip()
     if cache.resolve().is_relative_to(clone.root):  # one that is shared is not ours to empty
         shutil.rmtree(cache / "runs", ignore_errors=True)
 
 
 def push_result(clone: Clone, stage: str) -> None:
-    """Put the outputs of a stage, and that they come of its inputs, into the shared remote. InputError if it takes them not."""
+    """Put the outputs of a stage, and that they come of its inputs, into the shared remote.
+    InputError if it takes them not.
+    """
     dvc(clone.root, "push", "--run-cache", stage, inherit_fds=[clone.lock_fd])
 
 
 def _remove_others(root: Path, folder: Path, kept: Sequence[Path]) -> None:
-    """Remove what is in a folder and neither one of the paths nor on the way to one: an earlier commit's outputs."""
+    """Remove what is in a folder and neither one of the paths nor on the way to one: an earlier
+    commit's outputs.
+    """
     for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
         inside = path.relative_to(root)
         if inside in kept:

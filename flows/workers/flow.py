@@ -1,11 +1,13 @@
-"""The pipeline on several hosts: GPU stages go to workers, each in a clone of its own; the others run here, and all results come here.
+"""The pipeline on several hosts: GPU stages go to workers, each in a clone of its own; the others
+run here, and all results come here.
 
     med-r1 workers                           all of it
     med-r1 workers --only 'train@*'          these and what they need
 
-A worker is `CUDA_VISIBLE_DEVICES=0 prefect worker start --pool gpu --limit 1`, one a GPU, on any host that reaches Prefect's server, the
-git repository and the DVC remote. It clones the commit, pulls the stage's inputs, runs it, and pushes the outputs with DVC's
-run-cache; this workspace then replays the stage from there, and never computes it. docs/hosts.md says how to set it up.
+A worker is `CUDA_VISIBLE_DEVICES=0 prefect worker start --pool gpu --limit 1`, one a GPU, on any
+host that reaches Prefect's server, the git repository and the DVC remote. It clones the commit,
+pulls the stage's inputs, runs it, and pushes the outputs with DVC's run-cache; this workspace then
+replays the stage from there, and never computes it. docs/hosts.md says how to set it up.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ from stages.core.provenance import collect_provenance
 
 DEPLOYMENT: Final = "run-stage-on-worker/gpu"
 AT_ONCE: Final = 48
-"""GPUs that stages sent out may ask for together; how many run is decided by how many workers there are."""
+"""GPUs that stages sent out may ask for together; how many run is decided by how many workers there
+are.
+"""
 EVERY: Final = 2.0
 """Seconds between two looks at a stage that a worker has."""
 PATIENCE: Final = 600.0
@@ -59,9 +63,14 @@ _UNFINISHED: Final = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 @flow(name="run-stage-on-worker", flow_run_name="{stage}")
 def run_stage_on_worker(
-    stage: str, repository: str, commit: str, inputs: dict[str, dict[str, Any]], versions: dict[str, str | None] | None = None
+    stage: str,
+    repository: str,
+    commit: str,
+    inputs: dict[str, dict[str, Any]],
+    versions: dict[str, str | None] | None = None,
 ) -> State[Any]:
-    """Run one stage in a clone of this worker's own, and put its outputs into the shared DVC remote.
+    """Run one stage in a clone of this worker's own, and put its outputs into the shared DVC
+    remote.
 
     Args:
         stage: As dvc.yaml names it, train@ct.
@@ -74,7 +83,10 @@ def run_stage_on_worker(
     ours = collect_provenance({})["versions"]
     for name, version in (versions or {}).items():
         if version != ours.get(name):
-            logger.warning(f"{name} is {ours.get(name)} here, {version} where the flow runs: results may differ in their last digits")
+            logger.warning(
+                f"{name} is {ours.get(name)} here, {version} where the flow runs: results may"
+                " differ in their last digits"
+            )
     try:
         with clones.claim(repository, stage) as clone:
             logger.info(f"commit {commit[:12]} in {clone.root}")
@@ -98,7 +110,9 @@ def run_stage_on_worker(
 
 
 def _set_labels(**labels: int | float | str) -> None:
-    """Facts of this flow run for the one that waits for it, which may be on another host: Prefect keeps labels with their types."""
+    """Facts of this flow run for the one that waits for it, which may be on another host: Prefect
+    keeps labels with their types.
+    """
     from prefect.runtime import flow_run
 
     with get_client(sync_client=True) as client:
@@ -108,7 +122,13 @@ def _set_labels(**labels: int | float | str) -> None:
 def _run(clone: clones.Clone, stage: Stage) -> StageResult:
     runner = Runner(clone.root)
     try:
-        return run_here(runner, stage, "sent by reproduce-on-workers", find_slots(clone.root), inherit_fds=[clone.lock_fd])
+        return run_here(
+            runner,
+            stage,
+            "sent by reproduce-on-workers",
+            find_slots(clone.root),
+            inherit_fds=[clone.lock_fd],
+        )
     finally:
         runner.stop()
 
@@ -122,9 +142,13 @@ def _name_run() -> str:
 
 @flow(name="reproduce-on-workers", flow_run_name=_name_run, task_runner=THREADS)  # type: ignore[arg-type]
 def reproduce_on_workers(
-    only: list[str] | None = None, repository: str | None = None, deployment: str = DEPLOYMENT, root: str | None = None
+    only: list[str] | None = None,
+    repository: str | None = None,
+    deployment: str = DEPLOYMENT,
+    root: str | None = None,
 ) -> Summary:
-    """Run every stale stage as soon as what it needs is done: GPU stages on workers, the others here.
+    """Run every stale stage as soon as what it needs is done: GPU stages on workers, the others
+    here.
 
     Args:
         only: Stages to bring up to date with all they need, by name, group or glob, as train@ct, evaluate, train@*; all if left out.
@@ -136,16 +160,24 @@ def reproduce_on_workers(
     try:
         graph = read_graph(workspace)
         asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
-        source = check(workspace, graph, [name for name in asked if graph.stages[name].gpus], repository)
+        source = check(
+            workspace, graph, [name for name in asked if graph.stages[name].gpus], repository
+        )
         sender = Sender(workspace, graph, source, _find(deployment))
-        place = ExecutionSite(Capacity(AT_ONCE, max(os.cpu_count() or 1, 1)), f"on workers of {deployment}", sender.run)
+        place = ExecutionSite(
+            Capacity(AT_ONCE, max(os.cpu_count() or 1, 1)),
+            f"on workers of {deployment}",
+            sender.run,
+        )
         return bring_up_to_date(workspace, only, place)
     except (InputError, StagesFailedError) as error:  # what a person can mend needs no traceback
         return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
 
 
 def _find(deployment: str) -> DeploymentResponse:
-    """The deployment that stages are sent to. InputError if there is none; a warning if no worker is there to take them."""
+    """The deployment that stages are sent to. InputError if there is none; a warning if no worker
+    is there to take them.
+    """
     with get_client(sync_client=True) as client:
         try:
             found = client.read_deployment_by_name(deployment)
@@ -156,18 +188,28 @@ def _find(deployment: str) -> DeploymentResponse:
             ) from error
         pool = found.work_pool_name
         if not pool:
-            raise InputError(f"the deployment {deployment!r} has no work pool: deploy it to one of type process")
-        if not any(worker.status == WorkerStatus.ONLINE for worker in client.read_workers_for_work_pool(pool)):
+            raise InputError(
+                f"the deployment {deployment!r} has no work pool: deploy it to one of type process"
+            )
+        if not any(
+            worker.status == WorkerStatus.ONLINE
+            for worker in client.read_workers_for_work_pool(pool)
+        ):
             get_run_logger().warning(
-                f"no worker takes stages yet: on each host, for each GPU, prefect worker start --pool {pool} --limit 1"
+                "no worker takes stages yet: on each host, for each GPU, prefect worker start"
+                f" --pool {pool} --limit 1"
             )
         return found
 
 
 class Sender:
-    """Sends GPU stages of one workspace to workers, and takes their results; the others it runs here."""
+    """Sends GPU stages of one workspace to workers, and takes their results; the others it runs
+    here.
+    """
 
-    def __init__(self, root: Path, graph: Graph, source: CodeSource, deployment: DeploymentResponse) -> None:
+    def __init__(
+        self, root: Path, graph: Graph, source: CodeSource, deployment: DeploymentResponse
+    ) -> None:
         self._graph = graph
         self._source = source
         self._deployment = deployment
@@ -196,13 +238,17 @@ class Sender:
             labels, ended = self._await(runner, stage, self._send(stage, parameters))
             if not ended.is_completed():
                 why = (ended.message or "without a word").removeprefix(f"{stage.name} failed: ")
-                message = f"{stage.name} failed: its run on a worker {_HOW.get(ended.type, ended.name)}: {why}"
+                message = (
+                    f"{stage.name} failed: its run on a worker {_HOW.get(ended.type, ended.name)}:"
+                    f" {why}"
+                )
                 raise StageError(message, _code_of(labels))
             # a second look: an entry of the run-cache can be half written when it is read first
             if not (_replay(runner, stage) or _replay(runner, stage)):
                 raise StageError(
-                    f"{stage.name} failed: a worker has run it, but of other inputs than are here now: something was changed meanwhile "
-                    f"(`dvc status {stage.name}`). Nothing was computed here; commit or take back the change and run again"
+                    f"{stage.name} failed: a worker has run it, but of other inputs than are here"
+                    f" now: something was changed meanwhile (`dvc status {stage.name}`). Nothing"
+                    " was computed here; commit or take back the change and run again"
                 )
         except StoppedError as error:
             return StageResult(stage.name, "stopped", message=str(error))
@@ -211,7 +257,8 @@ class Sender:
             return StageResult(stage.name, "failed", message=str(error), code=error.code)
         except (HTTPError, PrefectException) as error:
             why = (
-                f"{stage.name} failed: it could not be sent to a worker, for the server does not answer as it should ({error!r}). Run again"
+                f"{stage.name} failed: it could not be sent to a worker, for the server does not"
+                f" answer as it should ({error!r}). Run again"
             )
             logger.error(why)
             return StageResult(stage.name, "failed", message=why)
@@ -223,24 +270,42 @@ class Sender:
         return StageResult(stage.name, "ran", seconds, f"on {where}")
 
     def _send(self, stage: Stage, parameters: dict[str, Any]) -> UUID:
-        """A run of the stage by a worker: one that an earlier flow asked for and nobody waits for any more, or a new one."""
+        """A run of the stage by a worker: one that an earlier flow asked for and nobody waits for
+        any more, or a new one.
+        """
         logger = get_run_logger()
-        unfinished = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)))
+        unfinished = FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED))
+        )
         ours = DeploymentFilter(id=DeploymentFilterId(any_=[self._deployment.id]))
         with get_client(sync_client=True) as client:
-            for run in client.read_flow_runs(deployment_filter=ours, flow_run_filter=unfinished, limit=200):
+            for run in client.read_flow_runs(
+                deployment_filter=ours, flow_run_filter=unfinished, limit=200
+            ):
                 if run.parameters == parameters:
-                    logger.info(f"an earlier flow has sent it already, as run {run.name} ({run.id})")
+                    logger.info(
+                        f"an earlier flow has sent it already, as run {run.name} ({run.id})"
+                    )
                     return run.id
-        sent = run_deployment(self._deployment.id, parameters=parameters, timeout=0, flow_run_name=stage.name, tags=[stage.group, "gpu"])
+        sent = run_deployment(
+            self._deployment.id,
+            parameters=parameters,
+            timeout=0,
+            flow_run_name=stage.name,
+            tags=[stage.group, "gpu"],
+        )
         assert isinstance(sent, FlowRun)  # nothing to await in a thread
-        logger.info(f"sent to the workers of pool {self._deployment.work_pool_name} as run {sent.name} ({sent.id})")
+        logger.info(
+            f"sent to the workers of pool {self._deployment.work_pool_name} as run {sent.name}"
+            f" ({sent.id})"
+        )
         return sent.id
 
     def _await(self, runner: Runner, stage: Stage, run: UUID) -> tuple[KeyValueLabels, State[Any]]:
         """The labels of a worker's run, and how it ended.
 
-        StoppedError if the flow was stopped: then the run is, too. StageError if the server is gone.
+        StoppedError if the flow was stopped: then the run is, too. StageError if the server is
+        gone.
         """
         logger = get_run_logger()
         heard, said = time.monotonic(), ""
@@ -249,15 +314,19 @@ class Sender:
                 try:
                     if runner.stopped:
                         client.set_flow_run_state(run, State(type=StateType.CANCELLING))
-                        raise StoppedError(f"{stage.name} was stopped; what it had kept is used when it runs again in the same clone")
+                        raise StoppedError(
+                            f"{stage.name} was stopped; what it had kept is used when it runs again"
+                            " in the same clone"
+                        )
                     found = client.read_flow_run(run)
                     state = found.state
                     heard = time.monotonic()
                 except (HTTPError, PrefectException) as error:
                     if time.monotonic() - heard > PATIENCE:
                         raise StageError(
-                            f"{stage.name} failed: for {PATIENCE / 60:.0f} minutes the server has not told how it goes ({error!r}). "
-                            "Its worker may still finish it: start the server, then run again"
+                            f"{stage.name} failed: for {PATIENCE / 60:.0f} minutes the server has"
+                            f" not told how it goes ({error!r}). Its worker may still finish it:"
+                            " start the server, then run again"
                         ) from error
                     state = None
                 if state is not None:
@@ -265,11 +334,19 @@ class Sender:
                         return found.labels, state
                     if state.name != said:
                         said = str(state.name)
-                        logger.info({"Running": "a worker runs it", "Late": "no worker is free yet"}.get(said, said.lower()))
+                        logger.info(
+                            {"Running": "a worker runs it", "Late": "no worker is free yet"}.get(
+                                said, said.lower()
+                            )
+                        )
                 time.sleep(EVERY)
 
 
-_HOW: Final = {StateType.FAILED: "failed", StateType.CRASHED: "crashed", StateType.CANCELLED: "was cancelled"}
+_HOW: Final = {
+    StateType.FAILED: "failed",
+    StateType.CRASHED: "crashed",
+    StateType.CANCELLED: "was cancelled",
+}
 
 
 def _code_of(labels: KeyValueLabels) -> ExitCode | None:
@@ -278,7 +355,8 @@ def _code_of(labels: KeyValueLabels) -> ExitCode | None:
 
 
 def _replay(runner: Runner, stage: Stage) -> bool:
-    """Take a stage's outputs from the run-cache, here or in the remote; False if it is in neither. It is never computed here.
+    """Take a stage's outputs from the run-cache, here or in the remote; False if it is in neither.
+    It is never computed here.
 
     StageError if DVC fails for another reason.
     """
@@ -294,7 +372,13 @@ def _replay(runner: Runner, stage: Stage) -> bool:
 
 
 def run(only: list[str] | None, repository: str | None, deployment: str) -> int:
-    """Run the flow in the working directory and print how each stage ended; the exit code. InputError without a server."""
+    """Run the flow in the working directory and print how each stage ended; the exit code.
+    InputError without a server.
+    """
     if not PREFECT_API_URL.value():
-        raise InputError("PREFECT_API_URL is not set: workers and this flow meet at a server (docs/hosts.md)")
-    return summarize(lambda: reproduce_on_workers(only=only, repository=repository, deployment=deployment))
+        raise InputError(
+            "PREFECT_API_URL is not set: workers and this flow meet at a server (docs/hosts.md)"
+        )
+    return summarize(
+        lambda: reproduce_on_workers(only=only, repository=repository, deployment=deployment)
+    )

@@ -1,4 +1,6 @@
-"""What has to hold before stages go to other hosts, and what goes with each: a commit, the hashes of its inputs, and the inputs."""
+"""What has to hold before stages go to other hosts, and what goes with each: a commit, the hashes
+of its inputs, and the inputs.
+"""
 
 from __future__ import annotations
 
@@ -35,22 +37,27 @@ class CodeSource:
 
 
 def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None) -> CodeSource:
-    """The source of the workspace at `root` for the given stages, its origin if no repository is named.
+    """The source of the workspace at `root` for the given stages, its origin if no repository is
+    named.
 
-    InputError if what these stages read is not committed, if the commit is not in the repository, or if there is no DVC remote that
-    all hosts can share.
+    InputError if what these stages read is not committed, if the commit is not in the repository,
+    or if there is no DVC remote that all hosts can share.
     """
     commit = git(root, "rev-parse", "HEAD").strip()
     _check_committed(root, graph, names)
     _check_remote(root)
     found = repository or git_value(root, "config", "--get", "remote.origin.url")
     if not found:
-        raise InputError("the workspace has no git remote `origin` for workers to clone: push it somewhere, or name one with --repository")
+        raise InputError(
+            "the workspace has no git remote `origin` for workers to clone: push it somewhere, or"
+            " name one with --repository"
+        )
     address = urlsplit(found)
     if address.password or (address.username and address.scheme in ("http", "https")):
         raise InputError(
-            "the repository's address carries a user or password, which everybody would see in the dashboard: give the address without, "
-            "and those to git on each host (a credential helper, or SSH)"
+            "the repository's address carries a user or password, which everybody would see in the"
+            " dashboard: give the address without, and those to git on each host (a credential"
+            " helper, or SSH)"
         )
     source = CodeSource(str((root / found).resolve()) if (root / found).exists() else found, commit)
     _check_reachable(root, source)
@@ -59,11 +66,19 @@ def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None
 
 def _check_committed(root: Path, graph: Graph, names: Iterable[str]) -> None:
     made = {out for stage in graph.stages.values() for out in stage.outs}
-    files = set(CODE) | {_CONFIG, ".dvcignore"} | {name for name in graph.stages if name.endswith(".dvc")}
+    files = (
+        set(CODE)
+        | {_CONFIG, ".dvcignore"}
+        | {name for name in graph.stages if name.endswith(".dvc")}
+    )
     for name in names:
         deps = graph.stages[name].deps
         files |= {dep for dep in deps if not any(overlap(dep, out) for out in made)}
-    changed = git(root, "status", "--porcelain", "--untracked-files=all", "--", *sorted(files)).rstrip().splitlines()
+    changed = (
+        git(root, "status", "--porcelain", "--untracked-files=all", "--", *sorted(files))
+        .rstrip()
+        .splitlines()
+    )
     if changed:
         raise InputError(
             "workers run what is committed, and here something is not:\n"
@@ -82,14 +97,28 @@ def _check_reachable(root: Path, source: CodeSource) -> None:
         return
     for tip, ref in tips.items():
         if not git_succeeds(root, "cat-file", "-e", tip):
-            git(root, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", source.repository, ref.removesuffix("^{}"))
+            git(
+                root,
+                "fetch",
+                "--quiet",
+                "--no-tags",
+                "--no-write-fetch-head",
+                "--",
+                source.repository,
+                ref.removesuffix("^{}"),
+            )
         if git_succeeds(root, "merge-base", "--is-ancestor", source.commit, tip):
             return
-    raise InputError(f"commit {source.commit[:12]} is on no branch or tag of {source.repository}: `git push` it, then start again")
+    raise InputError(
+        f"commit {source.commit[:12]} is on no branch or tag of {source.repository}: `git push` it,"
+        " then start again"
+    )
 
 
 def _check_remote(root: Path) -> None:
-    """InputError if the committed configuration names no default remote, or one that cannot be shared or reached."""
+    """InputError if the committed configuration names no default remote, or one that cannot be
+    shared or reached.
+    """
     config = ConfigParser(interpolation=None)
     try:
         config.read(root / _CONFIG, encoding="utf-8")
@@ -100,28 +129,43 @@ def _check_remote(root: Path) -> None:
     url = config.get(f"'remote \"{name}\"'", "url", fallback="")
     if not name or not url:
         raise InputError(
-            f"hosts exchange data through a DVC remote, and {_CONFIG} names none: `dvc remote add --default shared s3://...` (or ssh, gs, "
-            "azure, or the path of a folder that all hosts mount), commit it; secrets by the environment of each host"
+            f"hosts exchange data through a DVC remote, and {_CONFIG} names none: `dvc remote add"
+            " --default shared s3://...` (or ssh, gs, azure, or the path of a folder that all"
+            " hosts mount), commit it; secrets by the environment of each host"
         )
     scheme = urlsplit(url).scheme
     if scheme in ("http", "https"):
-        raise InputError(f"the remote {name!r} ({url}) is of a kind that cannot hold DVC's run-cache: use s3, ssh, gs, azure or a folder")
+        raise InputError(
+            f"the remote {name!r} ({url}) is of a kind that cannot hold DVC's run-cache: use s3,"
+            " ssh, gs, azure or a folder"
+        )
     if not scheme:
         if not os.path.isabs(url):
-            raise InputError(f"the remote {name!r} is {url}, which is another folder for every clone: give its absolute path")
+            raise InputError(
+                f"the remote {name!r} is {url}, which is another folder for every clone: give its"
+                " absolute path"
+            )
         if not os.path.isdir(url):  # DVC would make it, on the wrong disk if a share is not mounted
-            raise InputError(f"the remote {name!r} cannot be reached: there is no folder {url}. Mount it, or `mkdir` it if it is new")
+            raise InputError(
+                f"the remote {name!r} cannot be reached: there is no folder {url}. Mount it, or"
+                " `mkdir` it if it is new"
+            )
         return
     try:
         with Repo(str(root)) as repo:
             odb = repo.cloud.get_remote_odb(name)
             odb.fs.exists(odb.path)
     except Exception as error:  # each kind of remote has its own
-        raise InputError(f"the remote {name!r} ({url}) cannot be reached: {error}. Try `dvc push` here, and mend what it says") from error
+        raise InputError(
+            f"the remote {name!r} ({url}) cannot be reached: {error}. Try `dvc push` here, and mend"
+            " what it says"
+        ) from error
 
 
 class RemoteInputs:
-    """What workers need of a workspace: pushes each stage's outputs once, and tells their hashes. For several threads."""
+    """What workers need of a workspace: pushes each stage's outputs once, and tells their hashes.
+    For several threads.
+    """
 
     def __init__(self, root: Path, graph: Graph) -> None:
         self._root = root
@@ -130,7 +174,9 @@ class RemoteInputs:
         self._there: set[str] = set()
 
     def push(self, stage: Stage) -> Inputs:
-        """Have the stage's inputs in the shared remote; the entries of dvc.lock that pin them. InputError if that fails."""
+        """Have the stage's inputs in the shared remote; the entries of dvc.lock that pin them.
+        InputError if that fails.
+        """
         makers = self._graph.in_order(self._graph.needs[stage.name])
         with self._lock:
             new = [name for name in makers if name not in self._there]
@@ -152,7 +198,9 @@ def read_entries(root: Path, names: Iterable[str]) -> Inputs:
         with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
             stages = read_locked_stages(root)
     except DvcException as error:
-        raise InputError(f"{root / LOCK_FILE} cannot be read: {error}. `med-r1 doctor` says more") from error
+        raise InputError(
+            f"{root / LOCK_FILE} cannot be read: {error}. `med-r1 doctor` says more"
+        ) from error
     names = list(names)
     if missing := [name for name in names if name not in stages]:
         raise InputError(f"{missing[0]} is not in {LOCK_FILE}: run `dvc repro {missing[0]}` first")

@@ -1,12 +1,14 @@
 """The answer in a completion: what a user who asked for one choice would accept, and nothing more.
 
-Accepted, case and surrounding blanks aside: the letter of an option, bare or as "(C)", "C)", "C.", "C:"; the same
-followed by the text of that very option; the text of exactly one option. It stands in a single `<answer>...</answer>`,
-or, where the completion has no answer tag at all, is all there is beside the thoughts.
+Accepted, case and surrounding blanks aside: the letter of an option, bare or as "(C)", "C)", "C.",
+"C:"; the same followed by the text of that very option; the text of exactly one option. It stands
+in a single `<answer>...</answer>`, or, where the completion has no answer tag at all, is all there
+is beside the thoughts.
 
-Refused (None): two answers, even equal ones; a letter with another option's text; nested, unclosed or repeated answer
-tags; an answer that stands in a thought; a letter the question does not offer; prose around the answer. Med-R1's own check
-differs: it takes the first of several tags and counts "C) Cyst" as wrong (released code, `grpo_vqa.py`).
+Refused (None): two answers, even equal ones; a letter with another option's text; nested, unclosed
+or repeated answer tags; an answer that stands in a thought; a letter the question does not offer;
+prose around the answer. Med-R1's own check differs: it takes the first of several tags and counts
+"C) Cyst" as wrong (released code, `grpo_vqa.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])(?:[).:]|(?=\s|$)))[.:]?\s*(.
 
 
 def extract_answer(completion: str, options: Mapping[str, str]) -> str | None:
-    """The letter a completion settles on, one of the keys of `options` ({"A": "CT", ...}), or None. Never raises."""
+    """The letter a completion settles on, one of the keys of `options` ({"A": "CT", ...}), or None.
+    Never raises.
+    """
     said, thoughts = completion, 1
     while thoughts:  # a thought may hold thoughts
         said, thoughts = _INNERMOST_THOUGHT.subn(" ", said)
@@ -40,7 +44,9 @@ def _settle(said: str, options: Mapping[str, str]) -> str | None:
         letter, text = (match.group(1) or match.group(2)).upper(), match.group(3)
         if letter in options and (not text or _plain(text) == _plain(options[letter])):
             return letter
-    named = [letter for letter, text in options.items() if _plain(said) and _plain(text) == _plain(said)]
+    named = [
+        letter for letter, text in options.items() if _plain(said) and _plain(text) == _plain(said)
+    ]
     return named[0] if len(named) == 1 else None
 
 

@@ -14,4 +14,6 @@ FORMATS: Final[dict[Style, re.Pattern[str]]] = {
     "no-think": re.compile(rf"\s*{_ANSWER}\s*", re.DOTALL),
     "think-after": re.compile(rf"\s*{_ANSWER}\s*{_THINK}\s*", re.DOTALL),
 }
-"""What a whole completion must look like: each block once, in order, none inside another, nothing outside."""
+"""What a whole completion must look like: each block once, in order, none inside another, nothing
+outside.
+"""

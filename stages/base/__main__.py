@@ -1,8 +1,10 @@
-"""Stage `base`: put the model every checkpoint starts from into models/base. The embedded one is made by stages.pretraining.
+"""Stage `base`: put the model every checkpoint starts from into models/base. The embedded one is
+made by stages.pretraining.
 
     python -m stages.base
 
-Copies base.source (a folder) or fetches it (a model id and revision). `med-r1 base-commit ID` prints a commit for base.revision.
+Copies base.source (a folder) or fetches it (a model id and revision). `med-r1 base-commit ID`
+prints a commit for base.revision.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ def _stage() -> None:
     base = load_params().base
     source = fetch(base)
 
-    from stages.policy.loading import check_policy_files, load_policy, load_processor, set_max_pixels  # imports torch
+    from stages.policy.loading import (
+        check_policy_files,
+        load_policy,
+        load_processor,
+        set_max_pixels,
+    )  # imports torch
 
     check_policy_files(source)
     with atomic_directory(layout.BASE_MODEL) as folder:
@@ -46,28 +53,47 @@ def _stage() -> None:
             set_max_pixels(processor, base.max_pixels)
             processor.save_pretrained(folder)
         model = load_policy(folder, dtype=base.dtype, attention=base.attention)
-        facts = {"source": base.source, "commit": base.revision, "licence": read_licence(source), "sha256": hashes(folder)}
+        facts = {
+            "source": base.source,
+            "commit": base.revision,
+            "licence": read_licence(source),
+            "sha256": hashes(folder),
+        }
         write_json(folder / ORIGIN, facts)
-    write_json(layout.training_provenance("base"), collect_provenance({"base": base}) | {"base_model": facts})
-    print(f"{base.source} -> {layout.BASE_MODEL}: {type(model).__name__}, {model.num_parameters():,} parameters")
+    write_json(
+        layout.training_provenance("base"),
+        collect_provenance({"base": base}) | {"base_model": facts},
+    )
+    print(
+        f"{base.source} -> {layout.BASE_MODEL}: {type(model).__name__}, {model.num_parameters():,}"
+        " parameters"
+    )
 
 
 def fetch(base: Base) -> Path:
-    """The folder that holds the base's files: `base.source` itself, or the hub's snapshot at `base.revision`.
+    """The folder that holds the base's files: `base.source` itself, or the hub's snapshot at
+    `base.revision`.
 
-    Raises InputError when the folder is missing, the revision is, or neither the local cache nor the hub has the model.
+    Raises InputError when the folder is missing, the revision is, or neither the local cache nor
+    the hub has the model.
     """
     folder = Path(base.source)
     if folder.is_dir():
         if base.revision is not None:
-            raise InputError(f"base.revision = {base.revision!r} has no meaning for the folder {folder}: set it to null in params.yaml")
+            raise InputError(
+                f"base.revision = {base.revision!r} has no meaning for the folder {folder}: set it"
+                " to null in params.yaml"
+            )
         return folder
     if base.source.count("/") != 1 or base.source.startswith((".", "/")):
-        raise InputError(f"base.source = {base.source!r}: no such folder, and not a model id of the form owner/name")
+        raise InputError(
+            f"base.source = {base.source!r}: no such folder, and not a model id of the form"
+            " owner/name"
+        )
     if base.revision is None:
         raise InputError(
-            f"base.source = {base.source!r}: no such folder; for a model id set base.revision to the commit to use (40 hex digits), as "
-            f"`med-r1 base-commit {base.source}` prints it"
+            f"base.source = {base.source!r}: no such folder; for a model id set base.revision to"
+            f" the commit to use (40 hex digits), as `med-r1 base-commit {base.source}` prints it"
         )
     return snapshot(base.source, base.revision, layout.BASE_MODEL)
 

@@ -1,6 +1,7 @@
 """Code that a model brings along (`auto_map`): said, never run, and not passed on.
 
-With it left in, whoever opens a checkpoint with trust_remote_code would run what somebody else may have changed since.
+With it left in, whoever opens a checkpoint with trust_remote_code would run what somebody else may
+have changed since.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ _KEY = "auto_map"
 def drop_code(folder: Path, source: str) -> None:
     """Take every `auto_map` out of the JSON files of a checkpoint, and say so.
 
-    Raises InputError if the model's type is none of transformers' own, so that it could not be opened without that code.
+    Raises InputError if the model's type is none of transformers' own, so that it could not be
+    opened without that code.
     """
     from transformers import CONFIG_MAPPING
 
     config = read_json(folder / "config.json", "take another copy of the model")
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in CONFIG_MAPPING:
-        brings = f" and is opened by code of its own ({_first(config)}), which is never run" if _named(config) else ""
+        brings = (
+            f" and is opened by code of its own ({_first(config)}), which is never run"
+            if _named(config)
+            else ""
+        )
         raise InputError(
-            f"base.source = {source!r} is of the type {kind!r}, which transformers does not know{brings}: take a model of a type it knows, "
-            "such as qwen2_vl, or a newer transformers"
+            f"base.source = {source!r} is of the type {kind!r}, which transformers does not"
+            f" know{brings}: take a model of a type it knows, such as qwen2_vl, or a newer"
+            " transformers"
         )
     for path in sorted(folder.glob("*.json")):
         try:
@@ -37,7 +44,11 @@ def drop_code(folder: Path, source: str) -> None:
         except ValueError:
             continue  # whoever needs it says what is wrong
         if isinstance(tree, dict) and _named(tree):
-            print(f"base: {path.name} names code that {source} brings along ({_first(tree)}): left out, never run", file=sys.stderr)
+            print(
+                f"base: {path.name} names code that {source} brings along ({_first(tree)}): left"
+                " out, never run",
+                file=sys.stderr,
+            )
             write_json(path, {key: value for key, value in tree.items() if key != _KEY})
 
 

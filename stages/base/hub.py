@@ -1,8 +1,9 @@
 """A base model from a Hugging Face hub, at one commit: the local cache's, or fetched into it.
 
-A commit never changes: what the cache holds whole is taken without asking anybody, so that a second run needs no network. Weights are
-fetched here and not by huggingface_hub, which begins a file anew after a kill (2.4) and does not compare it with its hash: they lie
-in the cache under the names it looks for, `blobs/<sha256>`, and the rest is left to it.
+A commit never changes: what the cache holds whole is taken without asking anybody, so that a second
+run needs no network. Weights are fetched here and not by huggingface_hub, which begins a file anew
+after a kill (2.4) and does not compare it with its hash: they lie in the cache under the names it
+looks for, `blobs/<sha256>`, and the rest is left to it.
 """
 
 from __future__ import annotations
@@ -27,16 +28,21 @@ TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
 RESERVE: Final = 256 * 2**20
 """Bytes that are left free on a disk."""
 
-FETCHED: Final[dict[str, Any]] = {"allow_patterns": [*TAKEN, "README.md"], "ignore_patterns": ["*/*"]}
+FETCHED: Final[dict[str, Any]] = {
+    "allow_patterns": [*TAKEN, "README.md"],
+    "ignore_patterns": ["*/*"],
+}
 """The model's card says its licence. Nothing in folders: other formats of the same weights."""
 _GIB: Final = 2**30
 
 
 def snapshot(model: str, revision: str, workspace: Path) -> Path:
-    """The folder with the files of `model` at a commit. It is going to be copied to `workspace`, which needs room for it.
+    """The folder with the files of `model` at a commit. It is going to be copied to `workspace`,
+    which needs room for it.
 
-    Raises InputError if the cache does not have it and the hub does not give it, telling apart: no network, no such model, no such
-    commit, no right to it; if it has no safetensors; if a disk is too small.
+    Raises InputError if the cache does not have it and the hub does not give it, telling apart: no
+    network, no such model, no such commit, no right to it; if it has no safetensors; if a disk is
+    too small.
     """
     cached = _cached(model, revision)
     if cached is not None:
@@ -46,7 +52,11 @@ def snapshot(model: str, revision: str, workspace: Path) -> Path:
     blobs = _storage(model) / "blobs"
     missing = [file for file in files if not _is_whole(blobs / _blob(file), file.size)]
     _check_space(
-        model, {_storage(model): sum(file.size - _come(blobs, file) for file in missing), workspace: sum(file.size for file in files)}
+        model,
+        {
+            _storage(model): sum(file.size - _come(blobs, file) for file in missing),
+            workspace: sum(file.size for file in files),
+        },
     )
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -61,7 +71,9 @@ def snapshot(model: str, revision: str, workspace: Path) -> Path:
 
 
 def resolve(model: str, name: str) -> str:
-    """The commit that a branch or tag of a model stands for now. InputError if the hub does not say, or `model` is no id."""
+    """The commit that a branch or tag of a model stands for now. InputError if the hub does not
+    say, or `model` is no id.
+    """
     from huggingface_hub import HfApi
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
@@ -74,9 +86,16 @@ def resolve(model: str, name: str) -> str:
             raise
         why = {
             "offline": "HF_HUB_OFFLINE forbids asking the hub: unset it",
-            "unreachable": f"{endpoint()} cannot be reached ({format_error(error)}): check the network",
-            "unknown id": f"{endpoint()} has no such model that you may see: check the spelling; for a private one set HF_TOKEN",
-            "no such revision": f"{endpoint()} has this model, but no branch or tag {name!r}: leave it out for main",
+            "unreachable": (
+                f"{endpoint()} cannot be reached ({format_error(error)}): check the network"
+            ),
+            "unknown id": (
+                f"{endpoint()} has no such model that you may see: check the spelling; for a"
+                " private one set HF_TOKEN"
+            ),
+            "no such revision": (
+                f"{endpoint()} has this model, but no branch or tag {name!r}: leave it out for main"
+            ),
         }
         raise InputError(f"{model}: {why.get(what, format_error(error))}") from error
 
@@ -91,7 +110,9 @@ def _cached(model: str, revision: str) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise InputError(f"base.source = {model!r} is no model id: {format_error(error)}") from error
+        raise InputError(
+            f"base.source = {model!r} is no model id: {format_error(error)}"
+        ) from error
     # of what an older huggingface_hub put there, it cannot tell whether it is all
     return None if missing_parts(folder) else folder
 
@@ -102,7 +123,11 @@ def _list(model: str, revision: str) -> list[Any]:
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import filter_repo_objects
 
-    files = [file for file in HfApi().list_repo_tree(model, revision=revision) if isinstance(file, RepoFile)]
+    files = [
+        file
+        for file in HfApi().list_repo_tree(model, revision=revision)
+        if isinstance(file, RepoFile)
+    ]
     _check_names(model, revision, [file.path for file in files])
     return list(filter_repo_objects(files, key=lambda file: file.path, **FETCHED))
 
@@ -112,8 +137,8 @@ def _check_names(model: str, revision: str, names: list[str]) -> None:
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
         held = f"only pickled ones ({pickled[0]}), which are never loaded" if pickled else "none"
         raise InputError(
-            f"base.source = {model!r} at {revision}: no *.safetensors weights, {held}. Take a commit that has them, or convert them "
-            "elsewhere and give the folder"
+            f"base.source = {model!r} at {revision}: no *.safetensors weights, {held}. Take a"
+            " commit that has them, or convert them elsewhere and give the folder"
         )
 
 
@@ -121,14 +146,17 @@ def _check_space(model: str, needed: dict[Path, int]) -> None:
     """InputError if a disk has no room for what is to be written below these folders."""
     for folders, size, free in find_shortages(needed, RESERVE):
         raise DiskFullError(
-            f"{model} needs {size / _GIB:.1f} GiB in {' and '.join(map(str, folders))}, where {free / _GIB:.1f} GiB are free: free "
-            "some space (`dvc gc --workspace` drops old results, `hf cache prune` old downloads), or set HF_HOME to a folder on a "
-            "larger disk"
+            f"{model} needs {size / _GIB:.1f} GiB in {' and '.join(map(str, folders))}, where"
+            f" {free / _GIB:.1f} GiB are free: free some space (`dvc gc --workspace` drops old"
+            " results, `hf cache prune` old downloads), or set HF_HOME to a folder on a larger"
+            " disk"
         )
 
 
 def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
-    """One file of weights into the cache, or the rest of it; InputError if it is not what the hub says it is."""
+    """One file of weights into the cache, or the rest of it; InputError if it is not what the hub
+    says it is.
+    """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -143,14 +171,24 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
         how = f"goes on from {come / _GIB:.2f} GiB of" if come else "fetches"
         print(f"base: {how} {file.path}, {file.size / _GIB:.2f} GiB", file=sys.stderr)
         address = hf_hub_url(model, file.path, revision=revision)
-        http_get(address, out, resume_size=come, headers=build_hf_headers(), expected_size=file.size, displayed_filename=file.path)
+        http_get(
+            address,
+            out,
+            resume_size=come,
+            headers=build_hf_headers(),
+            expected_size=file.size,
+            displayed_filename=file.path,
+        )
         out.flush()
         os.fsync(out.fileno())
         with part.open("rb") as whole:
             found = hashlib.file_digest(whole, "sha256").hexdigest()
         if found != file.lfs.sha256:
             part.unlink()
-            raise InputError(f"{file.path} of {model} came with sha256 {found}, not {file.lfs.sha256}: it is deleted; run again")
+            raise InputError(
+                f"{file.path} of {model} came with sha256 {found}, not {file.lfs.sha256}: it is"
+                " deleted; run again"
+            )
         part.replace(blob)
 
 
@@ -167,18 +205,40 @@ def _explained(model: str, revision: str) -> Iterator[None]:
         folder = "or set base.source to a folder with the model and base.revision to null"
         raise InputError(
             {
-                "offline": f"{which} is not whole in the local cache ({_storage(model)}), and HF_HUB_OFFLINE forbids asking the hub: unset "
-                f"it, fill the cache where there is a network (`hf download {model} --revision {revision}`), {folder}",
-                "unreachable": f"{which} is not whole in the local cache ({_storage(model)}), and {hub} cannot be reached ({format_error(error)}): "
-                f"check the network and run again, what has come is kept; {folder}",
-                "unknown id": f"{which}: {hub} has no such model that you may see. Check the spelling of the id; for a private one set "
-                f"HF_TOKEN; {folder}",
-                "gated": f"{which}: its owner wants terms to be accepted first: do so at {hub}/{model}, then set HF_TOKEN; {folder}",
-                "no such revision": f"{which}: {hub} has this model, but no such revision. {hub}/{model}/commits/main lists those it "
-                f"has; or run `med-r1 base-commit {model}`; {folder}",
-                "token refused": f"{which}: {hub} does not accept the token: set HF_TOKEN to a valid one, or unset it for a public model",
-                "no right": f"{which}: {hub} does not allow it with this token: ask its owner, {folder}",
-                "hub failed": f"{which}: {hub} failed ({format_error(error)}): run again later, what has come is kept; {folder}",
+                "offline": (
+                    f"{which} is not whole in the local cache ({_storage(model)}), and"
+                    " HF_HUB_OFFLINE forbids asking the hub: unset it, fill the cache where there"
+                    f" is a network (`hf download {model} --revision {revision}`), {folder}"
+                ),
+                "unreachable": (
+                    f"{which} is not whole in the local cache ({_storage(model)}), and {hub} cannot"
+                    f" be reached ({format_error(error)}): check the network and run again, what"
+                    f" has come is kept; {folder}"
+                ),
+                "unknown id": (
+                    f"{which}: {hub} has no such model that you may see. Check the spelling of the"
+                    f" id; for a private one set HF_TOKEN; {folder}"
+                ),
+                "gated": (
+                    f"{which}: its owner wants terms to be accepted first: do so at {hub}/{model},"
+                    f" then set HF_TOKEN; {folder}"
+                ),
+                "no such revision": (
+                    f"{which}: {hub} has this model, but no such revision."
+                    f" {hub}/{model}/commits/main lists those it has; or run `med-r1 base-commit"
+                    f" {model}`; {folder}"
+                ),
+                "token refused": (
+                    f"{which}: {hub} does not accept the token: set HF_TOKEN to a valid one, or"
+                    " unset it for a public model"
+                ),
+                "no right": (
+                    f"{which}: {hub} does not allow it with this token: ask its owner, {folder}"
+                ),
+                "hub failed": (
+                    f"{which}: {hub} failed ({format_error(error)}): run again later, what has come"
+                    f" is kept; {folder}"
+                ),
             }[what]
         ) from error
 

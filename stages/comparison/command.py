@@ -3,8 +3,9 @@
     med-r1 compare no-think/predictions think/predictions
     med-r1 compare A B --json compared.json --csv compared
 
-Both hold what stage evaluate writes, `<checkpoint>.parquet`, on the same splits: of two workspaces or commits that differ in one
-setting. What Med-R1 printed of No-Think minus Think stands beside, in tables and files of its own.
+Both hold what stage evaluate writes, `<checkpoint>.parquet`, on the same splits: of two workspaces
+or commits that differ in one setting. What Med-R1 printed of No-Think minus Think stands beside, in
+tables and files of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stages.comparison.pairs import BASE, MEANS, Comparison, RunPredictions, common_facts, compare, published_table, rows_of
+from stages.comparison.pairs import (
+    BASE,
+    MEANS,
+    Comparison,
+    RunPredictions,
+    common_facts,
+    compare,
+    published_table,
+    rows_of,
+)
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_file, write_json
 from stages.reporting.labels import label, signed
@@ -37,8 +47,17 @@ LEVEL: Final = 0.05
 AXIS_OF: Final = {BASE: "all"} | {slug: axis for axis, slugs in AXES.items() for slug in slugs}
 
 
-def run(first: Path, second: Path, *, json_file: Path | None, csv_folder: Path | None, samples: int, seed: int) -> None:
-    """Read, check and compare two directories of predictions; print the tables, write the files that are asked for.
+def run(
+    first: Path,
+    second: Path,
+    *,
+    json_file: Path | None,
+    csv_folder: Path | None,
+    samples: int,
+    seed: int,
+) -> None:
+    """Read, check and compare two directories of predictions; print the tables, write the files
+    that are asked for.
 
     `samples` and `seed` are those of the bootstrap.
     """
@@ -54,14 +73,20 @@ def run(first: Path, second: Path, *, json_file: Path | None, csv_folder: Path |
 def read_run(folder: Path) -> RunPredictions:
     """The checked predictions in a directory; InputError names what is missing or wrong in it.
 
-    Files of checkpoints that have no place in the tables, such as SFT's, are left out, and named on the terminal.
+    Files of checkpoints that have no place in the tables, such as SFT's, are left out, and named on
+    the terminal.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a directory: give two with predictions, such as predictions/")
+        raise InputError(
+            f"{folder} is not a directory: give two with predictions, such as predictions/"
+        )
     paths = sorted(folder.glob("*.parquet"))
     known = {path.stem: path for path in paths if path.stem in AXIS_OF}
     if not known:
-        raise InputError(f"{folder} holds no predictions of the base or a checkpoint (<checkpoint>.parquet): make them with `dvc repro`")
+        raise InputError(
+            f"{folder} holds no predictions of the base or a checkpoint (<checkpoint>.parquet):"
+            " make them with `dvc repro`"
+        )
     predictions, provenances = {}, {}
     for name, path in known.items():
         predictions[name], provenances[str(path)] = read_predictions(path, f"evaluate@{name}")
@@ -71,8 +96,16 @@ def read_run(folder: Path) -> RunPredictions:
     return RunPredictions(str(folder), predictions, common_facts(provenances))
 
 
-def as_json(first: RunPredictions, second: RunPredictions, compared: Sequence[Comparison], samples: int, seed: int) -> dict[str, Any]:
-    """Everything as plain values; ours in shares under `axes`, what was printed, in its own unit, under `published`."""
+def as_json(
+    first: RunPredictions,
+    second: RunPredictions,
+    compared: Sequence[Comparison],
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Everything as plain values; ours in shares under `axes`, what was printed, in its own unit,
+    under `published`.
+    """
     return {
         "first": {"source": first.source, **first.facts},
         "second": {"source": second.source, **second.facts},
@@ -81,7 +114,10 @@ def as_json(first: RunPredictions, second: RunPredictions, compared: Sequence[Co
             each.axis: {
                 "cells": rows_of(each.cells, DIGITS),
                 "means": {
-                    name: {key: round(value, DIGITS) + 0.0 if isinstance(value, float) else value for key, value in asdict(mean).items()}
+                    name: {
+                        key: round(value, DIGITS) + 0.0 if isinstance(value, float) else value
+                        for key, value in asdict(mean).items()
+                    }
                     for name, mean in each.means.items()
                 },
             }
@@ -95,7 +131,10 @@ def _published_json(axis: str) -> dict[str, Any]:
     table = published_table(axis)
     return {
         **{name: getattr(table, name) for name in ("measure", "unit", "source", "caveat")},
-        "cells": {trained: {cell: table.at(trained, cell) for cell in table.cells} for trained in table.cells},
+        "cells": {
+            trained: {cell: table.at(trained, cell) for cell in table.cells}
+            for trained in table.cells
+        },
         "means": {name: round(value, 2) for name, value in _published_means(axis).items()},
     }
 
@@ -108,8 +147,18 @@ def _published_means(axis: str) -> dict[str, float]:
 def _write_csv(folder: Path, compared: Sequence[Comparison]) -> None:
     for each in compared:
         _write_rows(folder / f"{each.axis}.csv", rows_of(each.cells, DIGITS))
-    means = [{"axis": each.axis, "mean": name, **asdict(mean)} for each in compared for name, mean in each.means.items()]
-    _write_rows(folder / "means.csv", [{k: round(v, DIGITS) + 0.0 if isinstance(v, float) else v for k, v in row.items()} for row in means])
+    means = [
+        {"axis": each.axis, "mean": name, **asdict(mean)}
+        for each in compared
+        for name, mean in each.means.items()
+    ]
+    _write_rows(
+        folder / "means.csv",
+        [
+            {k: round(v, DIGITS) + 0.0 if isinstance(v, float) else v for k, v in row.items()}
+            for row in means
+        ],
+    )
     printed = [(each.axis, published_table(each.axis)) for each in compared]
     rows = [
         {"axis": axis, "trained": trained, "tested": cell, "value": table.at(trained, cell)}
@@ -122,7 +171,10 @@ def _write_csv(folder: Path, compared: Sequence[Comparison]) -> None:
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+    with (
+        atomic_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as handle,
+    ):
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -132,26 +184,45 @@ def _print(first: RunPredictions, second: RunPredictions, compared: Sequence[Com
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     for letter, run in (("A", first), ("B", second)):
-        console.print(Text(f"{letter}: {run.source} ({', '.join(f'{name} {value}' for name, value in run.facts.items())})"), soft_wrap=True)
+        console.print(
+            Text(
+                f"{letter}: {run.source}"
+                f" ({', '.join(f'{name} {value}' for name, value in run.facts.items())})"
+            ),
+            soft_wrap=True,
+        )
     for each in compared:
         console.print(_table(each))
         console.print(_means_table(each))
         table = published_table(each.axis)
         console.print(_published(each.axis))
         console.print(Text(f"Source: {table.source}. {table.caveat}", style="dim"))
-    if (styles := tuple(run.facts["prompt style"] for run in (first, second))) != ("no-think", "think"):
-        console.print(Text(f"Printed was No-Think minus Think; A is {styles[0]}, B {styles[1]}: not the same comparison."))
+    if (styles := tuple(run.facts["prompt style"] for run in (first, second))) != (
+        "no-think",
+        "think",
+    ):
+        console.print(
+            Text(
+                f"Printed was No-Think minus Think; A is {styles[0]}, B {styles[1]}: not the same"
+                " comparison."
+            )
+        )
     console.print(
         Text(
-            "\nDifferences are A minus B in percentage points, on the same questions; below, the 95% interval over images with all their "
-            f"questions. *: McNemar's p below {LEVEL:g} after Holm over the table, the base's row by itself."
+            "\nDifferences are A minus B in percentage points, on the same questions; below, the"
+            f" 95% interval over images with all their questions. *: McNemar's p below {LEVEL:g}"
+            " after Holm over the table, the base's row by itself."
         )
     )
 
 
 def _table(compared: Comparison) -> Table:
     cells = {(cell.trained, cell.tested): cell for cell in compared.cells}
-    table = Table(title=f"A minus B by {compared.axis}: rows trained, columns tested", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"A minus B by {compared.axis}: rows trained, columns tested",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     table.add_column("")
     for slug in AXES[compared.axis]:
         n = next((cell.n for cell in compared.cells if cell.tested == slug), 0)
@@ -165,7 +236,10 @@ def _table(compared: Comparison) -> Table:
                 continue
             sure = cell.p_holm < LEVEL
             style = ("green" if cell.difference > 0 else "red") if sure else ""
-            words = f"{signed(cell.difference)}{'*' if sure else ' '}\n{signed(cell.low, 0)} {signed(cell.high, 0)}"
+            words = (
+                f"{signed(cell.difference)}{'*' if sure else ' '}\n{signed(cell.low, 0)}"
+                f" {signed(cell.high, 0)}"
+            )
             row.append(Text(words, style=f"{style} bold" if trained == slug else style))
         table.add_row(label(trained), *row)
     return table
@@ -176,7 +250,12 @@ def _means_table(compared: Comparison) -> Table:
     for name in ("mean over", "cells", "A minus B", "95% interval"):
         table.add_column(name, justify="left" if name == "mean over" else "right")
     for name, mean in compared.means.items():
-        table.add_row(name, str(mean.cells), signed(mean.difference), f"{signed(mean.low)} to {signed(mean.high)}")
+        table.add_row(
+            name,
+            str(mean.cells),
+            signed(mean.difference),
+            f"{signed(mean.low)} to {signed(mean.high)}",
+        )
     return table
 
 

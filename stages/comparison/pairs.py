@@ -1,8 +1,10 @@
-"""Two runs compared cell by cell: trained on what, tested on what, and by how much the first is right more often.
+"""Two runs compared cell by cell: trained on what, tested on what, and by how much the first is
+right more often.
 
-Both runs have answered the same questions, so every difference is paired: its interval resamples images with all their
-questions, and McNemar's test counts the questions that only one of the two has right, adjusted after Holm over the cells of a
-table. What Med-R1 printed of No-Think against Think is no part of this: it comes from `published`, with source and caveat.
+Both runs have answered the same questions, so every difference is paired: its interval resamples
+images with all their questions, and McNemar's test counts the questions that only one of the two
+has right, adjusted after Holm over the cells of a table. What Med-R1 printed of No-Think against
+Think is no part of this: it comes from `published`, with source and caveat.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from stages.scoring.tables import CELLS, tested
 from stages.taxonomy import AXES
 
 BASE: Final = "base"
-FACTS: Final = {"split kind": ("params", "splits.kind"), "corpus": ("corpus",), "prompt style": ("params", "prompt", "style")}
+FACTS: Final = {
+    "split kind": ("params", "splits.kind"),
+    "corpus": ("corpus",),
+    "prompt style": ("params", "prompt", "style"),
+}
 """What one run has in common -> where the provenance of its predictions says it."""
 _UNSAID: Final = object()
 SHARED: Final = ("split kind", "corpus")
@@ -30,7 +36,9 @@ SHARED: Final = ("split kind", "corpus")
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """The predictions of one run: checkpoint -> its rows; `source`, where they lie; `facts`, the values of `FACTS`."""
+    """The predictions of one run: checkpoint -> its rows; `source`, where they lie; `facts`, the
+    values of `FACTS`.
+    """
 
     source: str
     predictions: Mapping[str, pd.DataFrame]
@@ -39,10 +47,12 @@ class RunPredictions:
 
 @dataclass(frozen=True)
 class Cell:
-    """One checkpoint on the test questions of one modality or question type; accuracies and differences are shares, 0 to 1.
+    """One checkpoint on the test questions of one modality or question type; accuracies and
+    differences are shares, 0 to 1.
 
-    `difference` is the first run's accuracy minus the second's, `low` and `high` its 95% interval; `won` and `lost` count questions
-    that only the first, or only the second, has right; `p` is McNemar's, `p_holm` adjusted over its table (the base's row by itself).
+    `difference` is the first run's accuracy minus the second's, `low` and `high` its 95% interval;
+    `won` and `lost` count questions that only the first, or only the second, has right; `p` is
+    McNemar's, `p_holm` adjusted over its table (the base's row by itself).
     """
 
     trained: str
@@ -72,7 +82,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of one axis, row by row, the base's first, and means over those of trained checkpoints; a mean over none is left out."""
+    """All cells of one axis, row by row, the base's first, and means over those of trained
+    checkpoints; a mean over none is left out.
+    """
 
     axis: str
     cells: list[Cell]
@@ -88,7 +100,8 @@ MEANS: Final[dict[str, Callable[[str, str], bool]]] = {
 
 
 def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What the files of one run say of their making: file -> provenance, to one value for each of `FACTS`.
+    """What the files of one run say of their making: file -> provenance, to one value for each of
+    `FACTS`.
 
     InputError names the file that does not say, or the two that say otherwise.
     """
@@ -99,47 +112,70 @@ def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
             for key in keys:
                 value = value.get(key, _UNSAID) if isinstance(value, Mapping) else _UNSAID
             if value is _UNSAID:
-                raise InputError(f"{path} does not say with which {name} it was made; make it again with `dvc repro evaluate@<checkpoint>`")
+                raise InputError(
+                    f"{path} does not say with which {name} it was made; make it again with `dvc"
+                    " repro evaluate@<checkpoint>`"
+                )
             said[name].setdefault(str(value), path)
     for name, found in said.items():
         if len(found) > 1:
             (one, first), (other, second), *_ = found.items()
             raise InputError(
-                f"{first} and {second} lie in one directory, but the {name} is {one} in the first and {other} in the second: compare runs "
-                "that were evaluated whole, with `dvc repro`"
+                f"{first} and {second} lie in one directory, but the {name} is {one} in the first"
+                f" and {other} in the second: compare runs that were evaluated whole, with `dvc"
+                " repro`"
             )
     return {name: next(iter(found)) for name, found in said.items()}
 
 
 def check_comparable(first: RunPredictions, second: RunPredictions) -> None:
-    """Refuse, with an InputError, runs with other splits or corpora, other checkpoints, other questions or other gold answers."""
+    """Refuse, with an InputError, runs with other splits or corpora, other checkpoints, other
+    questions or other gold answers.
+    """
     for name in SHARED:
         if first.facts[name] != second.facts[name]:
             raise InputError(
-                f"{first.source} has the {name} {first.facts[name]}, {second.source} {second.facts[name]}: answers to other questions "
-                "cannot be paired; evaluate both on the same splits (splits.kind in params.yaml, data.dvc)"
+                f"{first.source} has the {name} {first.facts[name]}, {second.source}"
+                f" {second.facts[name]}: answers to other questions cannot be paired; evaluate both"
+                " on the same splits (splits.kind in params.yaml, data.dvc)"
             )
     for one, other in ((first, second), (second, first)):
         if missing := [name for name in one.predictions if name not in other.predictions]:
             raise InputError(
-                f"{other.source}/{missing[0]}.parquet not found, but {one.source} has it; make it with `dvc repro evaluate@{missing[0]}` "
-                "there, or compare directories of the same checkpoints"
+                f"{other.source}/{missing[0]}.parquet not found, but {one.source} has it; make it"
+                f" with `dvc repro evaluate@{missing[0]}` there, or compare directories of the same"
+                " checkpoints"
             )
     for name, rows in first.predictions.items():
-        _check_questions(rows, second.predictions[name], f"{first.source}/{name}.parquet", f"{second.source}/{name}.parquet")
+        _check_questions(
+            rows,
+            second.predictions[name],
+            f"{first.source}/{name}.parquet",
+            f"{second.source}/{name}.parquet",
+        )
 
 
-def compare(first: RunPredictions, second: RunPredictions, samples: int, seed: int) -> list[Comparison]:
-    """Every axis that has a checkpoint in both runs; `samples` resamples a cell, drawn from `seed`. See `check_comparable` for errors."""
+def compare(
+    first: RunPredictions, second: RunPredictions, samples: int, seed: int
+) -> list[Comparison]:
+    """Every axis that has a checkpoint in both runs; `samples` resamples a cell, drawn from `seed`.
+    See `check_comparable` for errors.
+    """
     check_comparable(first, second)
     compared = []
     for axis, slugs in AXES.items():
         names = [name for name in slugs if name in first.predictions]
         if names:
-            pairs = {name: _pair(first, second, name, axis) for name in ([BASE] if BASE in first.predictions else []) + names}
+            pairs = {
+                name: _pair(first, second, name, axis)
+                for name in ([BASE] if BASE in first.predictions else []) + names
+            }
             compared.append(_compare_axis(axis, pairs, samples, seed))
     if not compared:
-        raise InputError(f"{first.source} and {second.source} have no checkpoint in common but the base: train and evaluate some")
+        raise InputError(
+            f"{first.source} and {second.source} have no checkpoint in common but the base: train"
+            " and evaluate some"
+        )
     return compared
 
 
@@ -148,21 +184,27 @@ def published_table(axis: str) -> PublishedTable:
     return NO_THINK_MINUS_THINK[axis]
 
 
-def _check_questions(rows: pd.DataFrame, others: pd.DataFrame, source: str, other_source: str) -> None:
+def _check_questions(
+    rows: pd.DataFrame, others: pd.DataFrame, source: str, other_source: str
+) -> None:
     columns = ["gold", "image", *(f"{axis}_test" for axis in AXES)]
     one, other = (each.set_index("question_id")[columns] for each in (rows, others))
-    for here, there, has, lacks in ((one, other, source, other_source), (other, one, other_source, source)):
+    for here, there, has, lacks in (
+        (one, other, source, other_source),
+        (other, one, other_source, source),
+    ):
         if len(absent := here.index.difference(there.index)):
             raise InputError(
-                f"{lacks}: question {absent[0]!r} is one of {len(absent)} that only {has} has; evaluate both on the same splits"
+                f"{lacks}: question {absent[0]!r} is one of {len(absent)} that only {has} has;"
+                " evaluate both on the same splits"
             )
     for column in columns:
         own, theirs = np.asarray(one[column]), np.asarray(other.loc[one.index, column])
         if len(differing := np.flatnonzero(own != theirs)):
             at = differing[0]
             raise InputError(
-                f"{other_source}: question {one.index[at]!r}: {column} {str(theirs[at])!r}, but {str(own[at])!r} in {source}; evaluate "
-                "both on the same splits"
+                f"{other_source}: question {one.index[at]!r}: {column} {str(theirs[at])!r}, but"
+                f" {str(own[at])!r} in {source}; evaluate both on the same splits"
             )
 
 
@@ -170,23 +212,43 @@ def _pair(first: RunPredictions, second: RunPredictions, name: str, axis: str) -
     """One row a test question of the axis: its cell, its image, and whether each run is right."""
     own = tested(first.predictions[name], axis).set_index("question_id").sort_index()
     other = second.predictions[name].set_index("question_id").loc[own.index]
-    return pd.DataFrame({"cell": own[CELLS[axis]], "image": own["image"], "first": own["correct"], "second": other["correct"]})
+    return pd.DataFrame(
+        {
+            "cell": own[CELLS[axis]],
+            "image": own["image"],
+            "first": own["correct"],
+            "second": other["correct"],
+        }
+    )
 
 
-def _compare_axis(axis: str, pairs: Mapping[str, pd.DataFrame], samples: int, seed: int) -> Comparison:
+def _compare_axis(
+    axis: str, pairs: Mapping[str, pd.DataFrame], samples: int, seed: int
+) -> Comparison:
     tests = {
         (trained, cell): rows[rows["cell"] == cell]
         for trained, rows in pairs.items()
         for cell in AXES[axis]
         if (rows["cell"] == cell).any()
     }
-    p_values = {pair: mcnemar(rows["first"].to_numpy(bool), rows["second"].to_numpy(bool)).p for pair, rows in tests.items()}
+    p_values = {
+        pair: mcnemar(rows["first"].to_numpy(bool), rows["second"].to_numpy(bool)).p
+        for pair, rows in tests.items()
+    }
     adjusted: dict[str, float] = {}
-    for family in ([pair for pair in tests if pair[0] == BASE], [pair for pair in tests if pair[0] != BASE]):
+    for family in (
+        [pair for pair in tests if pair[0] == BASE],
+        [pair for pair in tests if pair[0] != BASE],
+    ):
         adjusted |= holm({_key(pair): p_values[pair] for pair in family})
-    cells = [_cell(*pair, rows, adjusted[_key(pair)], samples, seed) for pair, rows in tests.items()]
+    cells = [
+        _cell(*pair, rows, adjusted[_key(pair)], samples, seed) for pair, rows in tests.items()
+    ]
     trained = {pair: rows for pair, rows in tests.items() if pair[0] != BASE}
-    means = {name: _mean([rows for pair, rows in trained.items() if chosen(*pair)], samples, seed) for name, chosen in MEANS.items()}
+    means = {
+        name: _mean([rows for pair, rows in trained.items() if chosen(*pair)], samples, seed)
+        for name, chosen in MEANS.items()
+    }
     return Comparison(axis, cells, {name: mean for name, mean in means.items() if mean is not None})
 
 
@@ -194,7 +256,9 @@ def _key(pair: tuple[str, str]) -> str:
     return "/".join(pair)
 
 
-def _cell(trained: str, cell: str, rows: pd.DataFrame, p_holm: float, samples: int, seed: int) -> Cell:
+def _cell(
+    trained: str, cell: str, rows: pd.DataFrame, p_holm: float, samples: int, seed: int
+) -> Cell:
     first, second = rows["first"].to_numpy(bool), rows["second"].to_numpy(bool)
     low, high = paired_interval(first, second, samples, seed, clusters=rows["image"])
     test = mcnemar(first, second)
@@ -216,24 +280,40 @@ def _cell(trained: str, cell: str, rows: pd.DataFrame, p_holm: float, samples: i
 
 
 def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean | None:
-    """The mean of the cells' differences; images are resampled with their questions in all cells, sizes of cells held as they are."""
+    """The mean of the cells' differences; images are resampled with their questions in all cells,
+    sizes of cells held as they are.
+    """
     if not tables:
         return None
     # a question counts in each cell it stands in, by one over the cell's size
     shares = pd.concat(
-        [(rows["first"].astype(float) - rows["second"].astype(float)) / (len(rows) * len(tables)) for rows in tables], ignore_index=True
+        [
+            (rows["first"].astype(float) - rows["second"].astype(float)) / (len(rows) * len(tables))
+            for rows in tables
+        ],
+        ignore_index=True,
     )
     images = pd.concat([rows["image"] for rows in tables], ignore_index=True)
     summed = shares.groupby(images.to_numpy()).sum()
-    low, high = cluster_interval(summed.to_numpy() * len(summed), np.arange(len(summed)), samples, seed)
+    low, high = cluster_interval(
+        summed.to_numpy() * len(summed), np.arange(len(summed)), samples, seed
+    )
     return Mean(len(tables), float(summed.sum()), low, high)
 
 
 def rows_of(cells: Iterable[Cell], digits: int) -> list[dict[str, Any]]:
-    """Cells as plain values, floats rounded, but for the p values, of which four significant digits are kept."""
+    """Cells as plain values, floats rounded, but for the p values, of which four significant digits
+    are kept.
+    """
     return [
         {
-            name: float(f"{value:.4g}") if name.startswith("p") else round(value, digits) + 0.0 if isinstance(value, float) else value
+            name: (
+                float(f"{value:.4g}")
+                if name.startswith("p")
+                else round(value, digits) + 0.0
+                if isinstance(value, float)
+                else value
+            )
             for name, value in vars(cell).items()
         }
         for cell in cells

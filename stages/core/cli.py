@@ -1,4 +1,6 @@
-"""How a stage ends: results, or one clear message and an exit code of `stages.core.errors.ExitCode`."""
+"""How a stage ends: results, or one clear message and an exit code of
+`stages.core.errors.ExitCode`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from stages.core.outcome import StageOutcome, write_outcome
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main` and exit with the code of how it ended, which is also written as its outcome.
+    """Run a stage's `main` and exit with the code of how it ended, which is also written as its
+    outcome.
 
     Bugs keep their traceback.
     """
@@ -48,8 +51,9 @@ def _outcome_of(error: BaseException) -> StageOutcome:
         free = free_bytes(Path.cwd()) / 2**20
         return StageOutcome(
             ExitCode.DISK_FULL,
-            f"no space left on the disk while writing {error.filename or 'an output'} ({free:.0f} MiB free); "
-            "nothing half-written was kept. Free some space (`dvc gc --workspace` drops old results) and run again",
+            f"no space left on the disk while writing {error.filename or 'an output'} ({free:.0f}"
+            " MiB free); nothing half-written was kept. Free some space (`dvc gc --workspace`"
+            " drops old results) and run again",
         )
     return StageOutcome(ExitCode.CRASHED, f"{type(error).__name__}: {error}")
 

@@ -15,10 +15,11 @@ _PACKAGE: Final = "stages"
 
 
 def stage_code(stage: str, root: Path = Path()) -> list[Path]:
-    """Python files that a stage of dvc.yaml depends on, sorted; `stage` is a name without a key, such as "train".
+    """Python files that a stage of dvc.yaml depends on, sorted; `stage` is a name without a key,
+    such as "train".
 
-    A folder among the `deps` stands for all Python files below it. Raises InputError if dvc.yaml, the stage in it or one of
-    its files is missing.
+    A folder among the `deps` stands for all Python files below it. Raises InputError if dvc.yaml,
+    the stage in it or one of its files is missing.
     """
     code: set[Path] = set()
     for dep in _deps(root / PIPELINE, stage):
@@ -26,7 +27,10 @@ def stage_code(stage: str, root: Path = Path()) -> list[Path]:
             continue
         path = root / dep
         if not path.exists():
-            raise InputError(f"{path} is missing, a dependency of stage {stage}: restore it, or remove it from {root / PIPELINE}")
+            raise InputError(
+                f"{path} is missing, a dependency of stage {stage}: restore it, or remove it from"
+                f" {root / PIPELINE}"
+            )
         code |= {path} if path.is_file() else set(path.rglob("*.py"))
     return sorted(path for path in code if path.suffix == ".py")
 
@@ -36,13 +40,19 @@ def _deps(pipeline: Path, stage: str) -> list[str]:
         tree: Any = YAML(typ="safe").load(pipeline.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"{pipeline} is missing: run stages from the root of a checkout, since it lists the code that decides their results"
+            f"{pipeline} is missing: run stages from the root of a checkout, since it lists the"
+            " code that decides their results"
         ) from None
     except (UnicodeDecodeError, YAMLError) as error:
-        raise InputError(f"{pipeline} is not YAML ({error}): `git checkout {pipeline.name}` restores it") from error
+        raise InputError(
+            f"{pipeline} is not YAML ({error}): `git checkout {pipeline.name}` restores it"
+        ) from error
     try:
         entry = tree["stages"][stage]
         # a stage with `foreach` or `matrix` has one list of deps for all its keys
         return [str(dep) for dep in entry.get("do", entry)["deps"]]
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{pipeline} lists no deps of a stage {stage!r}: `git checkout {pipeline.name}` restores it") from error
+        raise InputError(
+            f"{pipeline} lists no deps of a stage {stage!r}: `git checkout {pipeline.name}`"
+            " restores it"
+        ) from error

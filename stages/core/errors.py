@@ -1,7 +1,7 @@
 """Errors that a user can fix, and the exit codes of stage processes.
 
-A stage prints such an error without a traceback (stages/core/cli.py). What callers tell apart is a type here and a code of
-`ExitCode`; nobody reads the message to decide anything.
+A stage prints such an error without a traceback (stages/core/cli.py). What callers tell apart is a
+type here and a code of `ExitCode`; nobody reads the message to decide anything.
 """
 
 from __future__ import annotations
@@ -32,12 +32,16 @@ class ExitCode(IntEnum):
     """Another process of the same training ended first (LostPeerError)."""
     INTERRUPTED = 130
     KILLED = 137
-    """Ended by a signal that it could not answer: what an outcome file says until the stage replaces it."""
+    """Ended by a signal that it could not answer: what an outcome file says until the stage
+    replaces it.
+    """
     TERMINATED = 143
 
 
 class InputError(Exception):
-    """Something given to the pipeline cannot be used; the message names file, record, value and remedy."""
+    """Something given to the pipeline cannot be used; the message names file, record, value and
+    remedy.
+    """
 
     code: ClassVar[ExitCode] = ExitCode.INPUT
 
@@ -61,7 +65,9 @@ class LostPeerError(InputError):
 
 
 class ReportedError(Exception):
-    """How a process of the same stage ended that has printed the reason already; `code` is its exit code."""
+    """How a process of the same stage ended that has printed the reason already; `code` is its exit
+    code.
+    """
 
     def __init__(self, code: ExitCode, message: str) -> None:
         """Keep the code beside the words."""
@@ -69,9 +75,13 @@ class ReportedError(Exception):
         self.code = code
 
 
-_BY_CODE: Final[Mapping[int, type[InputError]]] = {each.code: each for each in (SettingsError, DiskFullError, LostPeerError)}
+_BY_CODE: Final[Mapping[int, type[InputError]]] = {
+    each.code: each for each in (SettingsError, DiskFullError, LostPeerError)
+}
 
 
 def error_of(code: int, message: str) -> InputError:
-    """The error that passes on how a process of the stage's own ended, with a message of the caller's."""
+    """The error that passes on how a process of the stage's own ended, with a message of the
+    caller's.
+    """
     return _BY_CODE.get(code, InputError)(message)

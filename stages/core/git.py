@@ -64,7 +64,9 @@ def is_dirty(root: Path, paths: Iterable[str]) -> bool | None:
     return None if files is None else bool(files)
 
 
-def _run(root: Path, arguments: Iterable[str], inherit_fds: Iterable[int]) -> subprocess.CompletedProcess[str]:
+def _run(
+    root: Path, arguments: Iterable[str], inherit_fds: Iterable[int]
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["git", *arguments],
         cwd=root,

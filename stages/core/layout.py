@@ -1,4 +1,6 @@
-"""Where things lie, relative to the project's root, from which every stage runs. dvc.yaml says the same to DVC."""
+"""Where things lie, relative to the project's root, from which every stage runs. dvc.yaml says the
+same to DVC.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def corpus_records(modality: str) -> Path:
 
 
 def corpus_images(modality: str) -> Path:
-    """Image files that these records need, one per line: `file`, `sha256`, `size` in bytes (stage download)."""
+    """Image files that these records need, one per line: `file`, `sha256`, `size` in bytes (stage
+    download).
+    """
     return corpus(modality) / "images.jsonl"
 
 
@@ -46,17 +50,23 @@ def images(modality: str) -> Path:
 
 
 def frames(modality: str) -> Path:
-    """All frames of the images of one modality that have several (stage resize): DICOM's, kept for later."""
+    """All frames of the images of one modality that have several (stage resize): DICOM's, kept for
+    later.
+    """
     return DATA / "frames" / modality
 
 
 def records(modality: str) -> Path:
-    """The records of one modality whose image could be read, one per line, with image metadata (stage resize)."""
+    """The records of one modality whose image could be read, one per line, with image metadata
+    (stage resize).
+    """
     return DATA / "records" / f"{modality}.jsonl"
 
 
 def split(axis: str, slug: str, part: str, kind: str) -> Path:
-    """One split file: axis "modality" or "task", part "train" or "test", kind "grouped" or "published" (stage splits)."""
+    """One split file: axis "modality" or "task", part "train" or "test", kind "grouped" or
+    "published" (stage splits).
+    """
     return SPLITS / kind / axis / slug / f"{part}.json"
 
 
@@ -76,7 +86,9 @@ def training_log(checkpoint: str) -> Path:
 
 
 def training_provenance(checkpoint: str) -> Path:
-    """Commit, settings and versions behind a checkpoint or the base; beside the weights, so that no later stage depends on it."""
+    """Commit, settings and versions behind a checkpoint or the base; beside the weights, so that no
+    later stage depends on it.
+    """
     return TRAINING / f"{checkpoint}.provenance.json"
 
 

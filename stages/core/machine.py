@@ -1,4 +1,6 @@
-"""What this machine has: GPUs, what torch makes of them, installed packages. Read by stages/profiles and flows/doctor."""
+"""What this machine has: GPUs, what torch makes of them, installed packages. Read by
+stages/profiles and flows/doctor.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,9 @@ class Gpu:
 class Torch:
     """What torch says of itself and this machine.
 
-    `cuda`: what it was built for, None without. `broken`: why GPUs cannot be used though it was built for them. `flash`: why flash-attn,
-    which is installed, cannot be imported. Both empty if nothing is wrong.
+    `cuda`: what it was built for, None without. `broken`: why GPUs cannot be used though it was
+    built for them. `flash`: why flash-attn, which is installed, cannot be imported. Both empty if
+    nothing is wrong.
     """
 
     version: str
@@ -67,8 +70,14 @@ class Torch:
 
 
 def gpu_lines() -> list[str]:
-    """Index, name, memory and driver of each GPU, as nvidia-smi has them; CUDA_VISIBLE_DEVICES does not matter."""
-    command = ["nvidia-smi", "--query-gpu=index,name,memory.total,driver_version", "--format=csv,noheader"]
+    """Index, name, memory and driver of each GPU, as nvidia-smi has them; CUDA_VISIBLE_DEVICES does
+    not matter.
+    """
+    command = [
+        "nvidia-smi",
+        "--query-gpu=index,name,memory.total,driver_version",
+        "--format=csv,noheader",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
@@ -77,12 +86,23 @@ def gpu_lines() -> list[str]:
 
 
 def ask_torch() -> tuple[Torch | None, str]:
-    """What torch sees, asked in a process of its own, since CUDA stays on in one that asked; else None and why."""
-    done = subprocess.run([sys.executable, "-c", _ASK], env=dict(os.environ), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    """What torch sees, asked in a process of its own, since CUDA stays on in one that asked; else
+    None and why.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _ASK],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     if done.returncode:
         return None, (done.stderr.strip().splitlines() or ["it was killed"])[-1]
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    gpus = tuple(Gpu(*each) for each in zip(said["devices"], said.get("total", []), said.get("free", []), strict=True))
+    gpus = tuple(
+        Gpu(*each)
+        for each in zip(said["devices"], said.get("total", []), said.get("free", []), strict=True)
+    )
     return Torch(said["torch"], said["cuda"], gpus, _line(said["broken"]), _line(said["flash"])), ""
 
 

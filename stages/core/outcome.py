@@ -1,13 +1,16 @@
-"""How a stage process ended, as a small JSON file that flows and launchers read: `{"code", "message", "run"}`.
+"""How a stage process ended, as a small JSON file that flows and launchers read: `{"code",
+"message", "run"}`.
 
-DVC exits with 255 whatever its stage exits with, so the stage itself writes its exit code (`stages.core.errors.ExitCode`):
+DVC exits with 255 whatever its stage exits with, so the stage itself writes its exit code
+(`stages.core.errors.ExitCode`):
 
 - under DVC, or a flow, to `.scratch/outcomes/<stage>.json`, the stage named by DVC_STAGE;
 - as one of several processes that torchrun's launcher started, to the file that the launcher reads (TORCHELASTIC_ERROR_FILE);
 - run by hand, nowhere.
 
-A file of an earlier run is never taken for one of this run: the flow puts a new token into the environment of each run
-(MED_R1_RUN), the stage writes it beside the code, and the flow reads a file with its own token only.
+A file of an earlier run is never taken for one of this run: the flow puts a new token into the
+environment of each run (MED_R1_RUN), the stage writes it beside the code, and the flow reads a file
+with its own token only.
 """
 
 from __future__ import annotations
@@ -44,14 +47,20 @@ def outcome_path(root: Path, stage: str) -> Path:
 
 
 def write_outcome(outcome: StageOutcome) -> None:
-    """Write the outcome of this process to where somebody reads it. Never raises OSError: an outcome must not hide the error it reports."""
+    """Write the outcome of this process to where somebody reads it. Never raises OSError: an
+    outcome must not hide the error it reports.
+    """
     if launched := os.environ.get(_LAUNCHED):
         path = Path(launched)
     elif stage := os.environ.get(STAGE):
         path = outcome_path(Path(), stage)
     else:
         return
-    content = {"code": int(outcome.code), "message": outcome.message, "run": os.environ.get(RUN, "")}
+    content = {
+        "code": int(outcome.code),
+        "message": outcome.message,
+        "run": os.environ.get(RUN, ""),
+    }
     try:
         write_json(path, content)
     except OSError:
@@ -61,12 +70,16 @@ def write_outcome(outcome: StageOutcome) -> None:
 
 
 def read_outcome(root: Path, stage: str, run: str) -> StageOutcome | None:
-    """The outcome that the run with this token wrote; None if the stage did not begin in it, or the file is unreadable."""
+    """The outcome that the run with this token wrote; None if the stage did not begin in it, or the
+    file is unreadable.
+    """
     try:
         content = json.loads(outcome_path(root, stage).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return parse_outcome(content) if isinstance(content, dict) and content.get("run") == run else None
+    return (
+        parse_outcome(content) if isinstance(content, dict) and content.get("run") == run else None
+    )
 
 
 def parse_outcome(content: object) -> StageOutcome | None:

@@ -1,7 +1,7 @@
 """Outputs that are whole or absent: written under a temporary name, renamed when complete.
 
-A stage that is killed, or whose disk is full, leaves nothing under a final name. What an earlier kill left under a
-temporary name is removed by the next run.
+A stage that is killed, or whose disk is full, leaves nothing under a final name. What an earlier
+kill left under a temporary name is removed by the next run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success it is flushed to disk and takes the place of `path`."""
+    """Yield a temporary path to write to; on success it is flushed to disk and takes the place of
+    `path`.
+    """
     temporary = _temporary(path)
     try:
         yield temporary
@@ -40,7 +42,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary directory; on success it takes the place of `path` and all that was in it."""
+    """Yield an empty temporary directory; on success it takes the place of `path` and all that was
+    in it.
+    """
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -61,15 +65,22 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON Lines file: UTF-8, one object per line, of which only one is in memory at a time."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as handle:
+    """Write a JSON Lines file: UTF-8, one object per line, of which only one is in memory at a
+    time.
+    """
+    with (
+        atomic_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as handle,
+    ):
         handle.writelines(f"{_LINE_ENCODER.encode(record)}\n" for record in records)
 
 
 def read_json_lines(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
-    """Iterate over the objects of a JSON Lines file, one in memory at a time: the n-th stands in line n, from 1.
+    """Iterate over the objects of a JSON Lines file, one in memory at a time: the n-th stands in
+    line n, from 1.
 
-    Raises InputError, with the remedy, if the file is missing, or at the first line that is not a JSON object in UTF-8.
+    Raises InputError, with the remedy, if the file is missing, or at the first line that is not a
+    JSON object in UTF-8.
     """
     try:
         handle = path.open("rb")
@@ -80,9 +91,13 @@ def read_json_lines(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line.decode("utf-8"))
             except ValueError as error:
-                raise InputError(f"{path}, line {number} is not JSON ({error}): {remedy}") from error
+                raise InputError(
+                    f"{path}, line {number} is not JSON ({error}): {remedy}"
+                ) from error
             if not isinstance(record, dict):
-                raise InputError(f"{path}, line {number} is not a JSON object but {record!r:.60}: {remedy}")
+                raise InputError(
+                    f"{path}, line {number} is not a JSON object but {record!r:.60}: {remedy}"
+                )
             yield record
 
 

@@ -1,4 +1,6 @@
-"""params.yaml as one frozen model. An unknown key, a missing one or a wrong value stops a stage before it starts."""
+"""params.yaml as one frozen model. An unknown key, a missing one or a wrong value stops a stage
+before it starts.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,32 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from stages.core import layout
 from stages.core.errors import InputError, SettingsError
-from stages.core.settings.data import Cache, CorpusLimits, CorpusSettings, DataTest, DataTests, Dicom, Quarantine, Resize, Splits
+from stages.core.settings.data import (
+    Cache,
+    CorpusLimits,
+    CorpusSettings,
+    DataTest,
+    DataTests,
+    Dicom,
+    Quarantine,
+    Resize,
+    Splits,
+)
 from stages.core.settings.group import SettingsGroup
-from stages.core.settings.learning import Base, Checkpoint, Evaluate, Evaluation, Grpo, Lora, Prompt, Report, Retrain, Sft, Towers, Tracking
+from stages.core.settings.learning import (
+    Base,
+    Checkpoint,
+    Evaluate,
+    Evaluation,
+    Grpo,
+    Lora,
+    Prompt,
+    Report,
+    Retrain,
+    Sft,
+    Towers,
+    Tracking,
+)
 from stages.core.yaml_files import load_yaml, read_text
 from stages.taxonomy import AXES
 
@@ -91,45 +116,76 @@ class Params(SettingsGroup):
         entries = tree.get("checkpoints") if isinstance(tree, dict) else None
         if not isinstance(entries, dict):
             return tree
-        return tree | {"checkpoints": {name: {"split": name, **each} if isinstance(each, dict) else each for name, each in entries.items()}}
+        return tree | {
+            "checkpoints": {
+                name: {"split": name, **each} if isinstance(each, dict) else each
+                for name, each in entries.items()
+            }
+        }
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         if self.modalities != list(AXES["modality"]):
-            raise ValueError(f"modalities: must be {', '.join(AXES['modality'])}, in this order; got {', '.join(self.modalities)}")
+            raise ValueError(
+                f"modalities: must be {', '.join(AXES['modality'])}, in this order; got"
+                f" {', '.join(self.modalities)}"
+            )
         for name, checkpoint in self.checkpoints.items():
             self._check_name(name, checkpoint)
             self.grpo_for(name)
             if checkpoint.method == "sft":
                 self._check_sft(name, checkpoint)
             elif checkpoint.sft:
-                raise ValueError(f"checkpoints.{name}.sft: this checkpoint learns by GRPO; take it out, or set method to sft")
+                raise ValueError(
+                    f"checkpoints.{name}.sft: this checkpoint learns by GRPO; take it out, or set"
+                    " method to sft"
+                )
         language = getattr(self.base.attention, "language", self.base.attention)
-        if language == "flash_attention_2" and any(self.grpo_for(name).engine == "shared-prefix" for name in self.checkpoints):
+        if language == "flash_attention_2" and any(
+            self.grpo_for(name).engine == "shared-prefix" for name in self.checkpoints
+        ):
             raise ValueError(
-                "base.attention flash_attention_2 cannot take the mask of grpo.engine shared-prefix: use auto, which takes it for the "
-                "vision tower, or sdpa, or the engine trl"
+                "base.attention flash_attention_2 cannot take the mask of grpo.engine"
+                " shared-prefix: use auto, which takes it for the vision tower, or sdpa, or the"
+                " engine trl"
             )
         for cell in self.retrain.never_worse:
             name, _, tested = cell.partition("/")
             if name not in self.checkpoints or tested not in AXES[self.checkpoints[name].axis]:
-                raise ValueError(f"retrain.never_worse: {cell!r} is no cell; name a checkpoint and one that it is tested on, as ct/mri")
+                raise ValueError(
+                    f"retrain.never_worse: {cell!r} is no cell; name a checkpoint and one that it"
+                    " is tested on, as ct/mri"
+                )
         if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
-            raise ValueError(f"evaluations must be base and the checkpoints; not on both sides: {', '.join(sorted(extra))}")
+            raise ValueError(
+                "evaluations must be base and the checkpoints; not on both sides:"
+                f" {', '.join(sorted(extra))}"
+            )
         return self
 
     def _check_name(self, name: str, checkpoint: Checkpoint) -> None:
         axis, split = checkpoint.axis, checkpoint.split
         if split not in AXES[axis]:
-            where = f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
-            hint = " (say which it learns from: split)" if split == name and checkpoint.method == "sft" else ""
+            where = (
+                f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
+            )
+            hint = (
+                " (say which it learns from: split)"
+                if split == name and checkpoint.method == "sft"
+                else ""
+            )
             raise ValueError(f"{where}: no such {axis}{hint}; allowed: {', '.join(AXES[axis])}")
         wanted = f"sft-{split}" if checkpoint.method == "sft" else split
         if name != wanted:
-            raise ValueError(f"checkpoints.{name}: with the split {split!r} and the method {checkpoint.method} it must be called {wanted}")
+            raise ValueError(
+                f"checkpoints.{name}: with the split {split!r} and the method {checkpoint.method}"
+                f" it must be called {wanted}"
+            )
 
     def _check_sft(self, name: str, checkpoint: Checkpoint) -> None:
-        """The settings of an SFT checkpoint are allowed, and its budget is that of the GRPO checkpoint of its split."""
+        """The settings of an SFT checkpoint are allowed, and its budget is that of the GRPO
+        checkpoint of its split.
+        """
         self.sft_for(name)
         if checkpoint.split not in self.checkpoints:
             return
@@ -137,20 +193,32 @@ class Params(SettingsGroup):
         if differing := [key for key in BUDGET if getattr(own, key) != getattr(twin, key)]:
             key = differing[0]
             raise ValueError(
-                f"checkpoints.{name}: grpo.{key} is {getattr(own, key)!r}, but {getattr(twin, key)!r} for checkpoints.{checkpoint.split}: "
-                "both must see the same prompts, so give both the same `grpo`"
+                f"checkpoints.{name}: grpo.{key} is {getattr(own, key)!r}, but"
+                f" {getattr(twin, key)!r} for checkpoints.{checkpoint.split}: both must see the"
+                " same prompts, so give both the same `grpo`"
             )
 
     def grpo_for(self, checkpoint: str) -> Grpo:
-        """`grpo` with the overrides of one checkpoint; ValueError names an override that is not allowed."""
-        return _overridden(self.grpo, self.checkpoints[checkpoint].grpo, f"checkpoints.{checkpoint}.grpo")
+        """`grpo` with the overrides of one checkpoint; ValueError names an override that is not
+        allowed.
+        """
+        return _overridden(
+            self.grpo, self.checkpoints[checkpoint].grpo, f"checkpoints.{checkpoint}.grpo"
+        )
 
     def sft_for(self, checkpoint: str) -> Sft:
-        """`sft` with the overrides of one checkpoint; ValueError names a setting that is not allowed."""
-        sft = _overridden(self.sft, self.checkpoints[checkpoint].sft, f"checkpoints.{checkpoint}.sft")
+        """`sft` with the overrides of one checkpoint; ValueError names a setting that is not
+        allowed.
+        """
+        sft = _overridden(
+            self.sft, self.checkpoints[checkpoint].sft, f"checkpoints.{checkpoint}.sft"
+        )
         every = self.grpo_for(checkpoint).logging_steps
         if sft.save_steps % every:
-            raise ValueError(f"checkpoints.{checkpoint}: sft.save_steps {sft.save_steps} is no multiple of grpo.logging_steps {every}")
+            raise ValueError(
+                f"checkpoints.{checkpoint}: sft.save_steps {sft.save_steps} is no multiple of"
+                f" grpo.logging_steps {every}"
+            )
         return sft
 
     def require_checkpoint(self, name: str) -> Checkpoint:
@@ -191,7 +259,11 @@ def check_params(tree: dict[str, Any], path: Path) -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("\n       ".join([f"{path} has settings that are not allowed:", *explain(error, "", Params, tree)])) from error
+        raise SettingsError(
+            "\n       ".join(
+                [f"{path} has settings that are not allowed:", *explain(error, "", Params, tree)]
+            )
+        ) from error
 
 
 def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:
@@ -207,7 +279,9 @@ def _require(entries: dict[str, Any], name: str, what: str) -> Any:
     if name not in entries:
         close = difflib.get_close_matches(name, entries, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SettingsError(f"unknown {what} {name!r}{hint or '.'} {layout.PARAMS} knows: {', '.join(entries)}")
+        raise SettingsError(
+            f"unknown {what} {name!r}{hint or '.'} {layout.PARAMS} knows: {', '.join(entries)}"
+        )
     return entries[name]
 
 
@@ -223,11 +297,18 @@ def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: 
             hint = f"; did you mean {close[0]!r}?" if close else ""
             lines.append(f"{key}: unknown key{hint} Allowed here: {', '.join(known)}")
         elif problem["type"] == "missing":
-            lines.append(f"{key}: missing; add it (see params.yaml in the repository's history for a default)")
+            lines.append(
+                f"{key}: missing; add it (see params.yaml in the repository's history for a"
+                " default)"
+            )
         else:
             message = problem["msg"].removeprefix("Value error, ")
             # of a rule between settings the input is the whole group, and the message says which
-            shown = f" = {problem['input']!r}" if path and not isinstance(problem["input"], dict | list | BaseModel) else ""
+            shown = (
+                f" = {problem['input']!r}"
+                if path and not isinstance(problem["input"], dict | list | BaseModel)
+                else ""
+            )
             lines.append(f"{key}{shown}: {message[:1].lower()}{message[1:]}" if path else message)
     return lines
 
@@ -241,5 +322,12 @@ def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
             continue
         annotation = fields[part].annotation
         arguments = getattr(annotation, "__args__", ())
-        current = next((a for a in (annotation, *arguments) if isinstance(a, type) and issubclass(a, BaseModel)), current)
+        current = next(
+            (
+                a
+                for a in (annotation, *arguments)
+                if isinstance(a, type) and issubclass(a, BaseModel)
+            ),
+            current,
+        )
     return list(getattr(current, "model_fields", {}))

@@ -1,7 +1,7 @@
 """Where a result comes from: commit, corpus, parameters, versions. Written into every result file.
 
-Where a form has no room for it, as that of the published split files, it stands in a provenance.json beside them. No
-wall clock and no host names: the same inputs give the same bytes.
+Where a form has no room for it, as that of the published split files, it stands in a
+provenance.json beside them. No wall clock and no host names: the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,37 @@ from stages.core.dvc_files import read_dvc_file
 from stages.core.git import git_value, is_dirty
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
-CODE = ("stages", "infra/base", "infra/sample", "infra/requirements.lock", "params.yaml", "dvc.yaml", "data.dvc")
-"""What decides a result. A commit elsewhere, of a new report or a schedule say, does not change where a result comes from."""
+CODE = (
+    "stages",
+    "infra/base",
+    "infra/sample",
+    "infra/requirements.lock",
+    "params.yaml",
+    "dvc.yaml",
+    "data.dvc",
+)
+"""What decides a result. A commit elsewhere, of a new report or a schedule say, does not change
+where a result comes from.
+"""
 
 
 def collect_provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
     """The facts behind a result; `params` holds the groups of params.yaml that the stage read.
 
-    `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was changed since; None where git
-    does not know.
+    `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was
+    changed since; None where git does not know.
     """
     return {
         "git_commit": git_value(Path(), "log", "-1", "--format=%H", "--", *CODE),
         "git_dirty": is_dirty(Path(), CODE),
         "corpus": corpus_hash(),
-        "params": {name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group for name, group in params.items()},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "params": {
+            name: group.model_dump(mode="json") if isinstance(group, BaseModel) else group
+            for name, group in params.items()
+        },
+        "versions": (
+            {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+        ),
     }
 
 
@@ -47,7 +62,9 @@ def corpus_hash() -> str | None:
 
 
 def _version(package: str) -> str | None:
-    """The installed version; None where a package is not needed, as torch for the report, and not there."""
+    """The installed version; None where a package is not needed, as torch for the report, and not
+    there.
+    """
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

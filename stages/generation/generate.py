@@ -1,11 +1,14 @@
 """Greedy answers of a policy to many questions, each asked of one image or of several in its place.
 
-The image stands before the words. So what a policy makes of it, keys and values of all its layers, is computed once in a window of
-neighbouring questions, however many of them are about it and in however many variants it takes the place of another; each row then adds
-its own words and its answer. Rows of a window go in batches by length, the longest first, so that there is next to no padding.
+The image stands before the words. So what a policy makes of it, keys and values of all its layers,
+is computed once in a window of neighbouring questions, however many of them are about it and in
+however many variants it takes the place of another; each row then adds its own words and its
+answer. Rows of a window go in batches by length, the longest first, so that there is next to no
+padding.
 
-All batches follow from the questions and the batch size alone: on a CPU, answers that were interrupted, or shared among processes, are
-to the bit those of one run. With another batch size, sums are rounded in another order.
+All batches follow from the questions and the batch size alone: on a CPU, answers that were
+interrupted, or shared among processes, are to the bit those of one run. With another batch size,
+sums are rounded in another order.
 """
 
 from __future__ import annotations
@@ -34,8 +37,10 @@ BLANK: Final = ""
 """In place of a path: a black image of the size of the one that is asked about."""
 
 _WINDOW: Final = 256
-"""Questions. Of longer windows, what is kept of the images would fill a GPU (6 MB for each in Qwen2-VL-2B, in two variants), and the last
-ones of several processes would leave the others waiting."""
+"""Questions. Of longer windows, what is kept of the images would fill a GPU (6 MB for each in
+Qwen2-VL-2B, in two variants), and the last ones of several processes would leave the others
+waiting.
+"""
 
 Key = tuple[int, str]
 """Place of a question among those asked, and variant."""
@@ -43,7 +48,9 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Question:
-    """Words, and variant -> path of the image they are asked of; the first variant's image is the question's own."""
+    """Words, and variant -> path of the image they are asked of; the first variant's image is the
+    question's own.
+    """
 
     words: str
     images: Mapping[str, str]
@@ -56,7 +63,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a policy wrote: the text without special tokens, and the ids of its tokens, the end token among them."""
+    """What a policy wrote: the text without special tokens, and the ids of its tokens, the end
+    token among them.
+    """
 
     text: str
     ids: tuple[int, ...]
@@ -80,9 +89,11 @@ class _Row:
 
 
 def cut_windows(asked: Sequence[Question], batch_size: int | Literal["auto"]) -> list[range]:
-    """Cut the questions into windows of some batches each; those about one image that stand together stay together.
+    """Cut the questions into windows of some batches each; those about one image that stand
+    together stay together.
 
-    How many processes share the windows does not matter, so that one process may go on where several were interrupted.
+    How many processes share the windows does not matter, so that one process may go on where
+    several were interrupted.
     """
     least = _WINDOW if batch_size == "auto" else max(batch_size, min(4 * batch_size, _WINDOW))
     windows, start = [], 0
@@ -105,15 +116,21 @@ def answer_greedily(
     loaders: int = 0,
     leave: float = COMPACT_BELOW,
 ) -> Iterator[Answers]:
-    """Answer the questions of some windows (`cut_windows`), but for what is done, batch after batch.
+    """Answer the questions of some windows (`cut_windows`), but for what is done, batch after
+    batch.
 
-    Questions about the same or neighbouring images should stand together. `loaders`: threads that open images ahead of a GPU; with 0
-    they are opened as they are needed. Tokens that stand for images are never generated. Raises InputError naming an image that does
-    not open or a question that cannot be asked, and when a GPU's memory does not suffice.
+    Questions about the same or neighbouring images should stand together. `loaders`: threads that
+    open images ahead of a GPU; with 0 they are opened as they are needed. Tokens that stand for
+    images are never generated. Raises InputError naming an image that does not open or a question
+    that cannot be asked, and when a GPU's memory does not suffice.
     """
     policy.eval()
     embed_patches_by_product(policy)
-    left = [window for window in windows if not done >= {(place, variant) for place in window for variant in asked[place].images}]
+    left = [
+        window
+        for window in windows
+        if not done >= {(place, variant) for place in window for variant in asked[place].images}
+    ]
     paths = [_paths(asked, window) for window in left]
     answerer = _Answerer(policy, processor, max_new_tokens, batch_size, leave)
     with load_images(processor, policy.dtype, [*chain.from_iterable(paths)], loaders) as stream:
@@ -123,19 +140,44 @@ def answer_greedily(
 
 def _paths(asked: Sequence[Question], window: range) -> list[str]:
     """The images that the questions of a window need, each once."""
-    return list(dict.fromkeys(path for place in window for path in (asked[place].own, *asked[place].images.values()) if path != BLANK))
+    return list(
+        dict.fromkeys(
+            path
+            for place in window
+            for path in (asked[place].own, *asked[place].images.values())
+            if path != BLANK
+        )
+    )
 
 
 class _Answerer:
-    def __init__(self, policy: PreTrainedModel, processor: Any, most: int, batch_size: BatchSize, leave: float) -> None:
-        self._policy, self._processor, self._most, self._size, self._leave = policy, processor, most, batch_size, leave
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        processor: Any,
+        most: int,
+        batch_size: BatchSize,
+        leave: float,
+    ) -> None:
+        self._policy, self._processor, self._most, self._size, self._leave = (
+            policy,
+            processor,
+            most,
+            batch_size,
+            leave,
+        )
         ends = policy.generation_config.eos_token_id
         self._ends = ends if isinstance(ends, list) else [ends]
         self._suppressed = vision_token_ids(processor)
 
     @torch.inference_mode()
     def answer(
-        self, asked: Sequence[Question], window: range, paths: Sequence[str], stream: Iterator[Processed], done: Set[Key]
+        self,
+        asked: Sequence[Question],
+        window: range,
+        paths: Sequence[str],
+        stream: Iterator[Processed],
+        done: Set[Key],
     ) -> Iterator[Answers]:
         """Answer one window, whose images come next in the stream."""
         head, words = self._tokenize([asked[place] for place in window])
@@ -155,7 +197,11 @@ class _Answerer:
 
         prefixes = pass_over_images(self._policy, self._processor, head, words[0][0], needed())
         rows = [
-            _Row((place, variant), numbers[sizes[asked[place].own] if path == BLANK else path], words[place - window.start])
+            _Row(
+                (place, variant),
+                numbers[sizes[asked[place].own] if path == BLANK else path],
+                words[place - window.start],
+            )
             for place in window
             for variant, path in asked[place].images.items()
         ]
@@ -173,7 +219,10 @@ class _Answerer:
     def _try(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers | None:
         """The answers of some rows; None if they do not fit, with the batch size halved."""
         try:
-            return Answers(dict(zip((row.key for row in rows), self._complete(prefixes, rows), strict=True)), self._size.rows)
+            return Answers(
+                dict(zip((row.key for row in rows), self._complete(prefixes, rows), strict=True)),
+                self._size.rows,
+            )
         except torch.OutOfMemoryError as error:
             self._size.halve(error.with_traceback(None))  # which holds what took the memory
         torch.cuda.empty_cache()
@@ -182,15 +231,24 @@ class _Answerer:
     def _complete(self, prefixes: Prefixes, rows: Sequence[_Row]) -> list[Completion]:
         device, pad = self._policy.device, self._processor.tokenizer.pad_token_id
         picked = torch.tensor([row.prefix for row in rows], device=device)
-        before, after = max(prefixes.lengths[row.prefix] for row in rows), max(len(row.words) for row in rows)
+        before, after = (
+            max(prefixes.lengths[row.prefix] for row in rows),
+            max(len(row.words) for row in rows),
+        )
         layers = [
-            PreallocatedLayer.from_prefix(keys[picked, :, -before:], values[picked, :, -before:], after + self._most - 1)
+            PreallocatedLayer.from_prefix(
+                keys[picked, :, -before:], values[picked, :, -before:], after + self._most - 1
+            )
             for keys, values in prefixes.layers
         ]
         cache = DynamicCache()
         cache.layers = layers
-        ids = torch.tensor([[pad] * (after - len(row.words)) + row.words for row in rows], device=device)
-        lengths = torch.tensor([[prefixes.lengths[row.prefix], len(row.words)] for row in rows], device=device)
+        ids = torch.tensor(
+            [[pad] * (after - len(row.words)) + row.words for row in rows], device=device
+        )
+        lengths = torch.tensor(
+            [[prefixes.lengths[row.prefix], len(row.words)] for row in rows], device=device
+        )
         seen = torch.arange(before, device=device) >= before - lengths[:, :1]
         real = torch.arange(after, device=device) >= after - lengths[:, 1:]
         causal = torch.ones(after, after, dtype=torch.bool, device=device).tril() & real[:, None, :]
@@ -222,17 +280,27 @@ class _Answerer:
 
     def _tokenize(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
         """The token ids before the image, the same for all, and those behind it, for each question."""
-        texts = [self._processor.apply_chat_template(chat(each.words), add_generation_prompt=True, tokenize=False) for each in questions]
+        texts = [
+            self._processor.apply_chat_template(
+                chat(each.words), add_generation_prompt=True, tokenize=False
+            )
+            for each in questions
+        ]
         heads, words, token = [], [], self._processor.image_token_id
-        for question, ids in zip(questions, self._processor.tokenizer(texts)["input_ids"], strict=True):
+        for question, ids in zip(
+            questions, self._processor.tokenizer(texts)["input_ids"], strict=True
+        ):
             if (found := ids.count(token)) != 1:
                 raise InputError(
-                    f"the question {question.words[:80]!r} has {found} tokens that stand for images, its image needs 1: none may hold "
-                    f"{self._processor.image_token}"
+                    f"the question {question.words[:80]!r} has {found} tokens that stand for"
+                    f" images, its image needs 1: none may hold {self._processor.image_token}"
                 )
             place = ids.index(token)
             heads.append(ids[:place])
             words.append(ids[place + 1 :])
         if any(head != heads[0] for head in heads):
-            raise InputError("the model's chat template puts words of the question before its image, which Med-R1's prompts do not")
+            raise InputError(
+                "the model's chat template puts words of the question before its image, which"
+                " Med-R1's prompts do not"
+            )
         return heads[0], words

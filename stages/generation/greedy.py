@@ -12,7 +12,9 @@ from transformers import DynamicCache
 from stages.policy.kv_cache import PreallocatedLayer
 
 COMPACT_BELOW: Final = 0.5
-"""Rows that have ended leave when at most this share is still open: all at once, so that what stays is copied a few times only."""
+"""Rows that have ended leave when at most this share is still open: all at once, so that what stays
+is copied a few times only.
+"""
 
 
 @torch.inference_mode()
@@ -28,16 +30,20 @@ def complete_greedily(
     suppressed: Sequence[int] = (),
     leave: float = COMPACT_BELOW,
 ) -> list[list[int]]:
-    """The likeliest token, step after step, for each of B rows: lists of token ids, the end token among them.
+    """The likeliest token, step after step, for each of B rows: lists of token ids, the end token
+    among them.
 
-    `layers` hold the prompts' keys and values, with room for `max_tokens` - 1 columns, of which `mask` (B, W) says what is no padding;
-    `positions` (3, B), M-RoPE, and `logits` (B, V) are those of the first token. `suppressed` tokens are never written.
+    `layers` hold the prompts' keys and values, with room for `max_tokens` - 1 columns, of which
+    `mask` (B, W) says what is no padding; `positions` (3, B), M-RoPE, and `logits` (B, V) are those
+    of the first token. `suppressed` tokens are never written.
     """
     device = logits.device
     layers = list(layers)
     cache = DynamicCache()
     cache.layers = layers
-    stop, never = (torch.tensor(list(each), dtype=torch.long, device=device) for each in (ends, suppressed))
+    stop, never = (
+        torch.tensor(list(each), dtype=torch.long, device=device) for each in (ends, suppressed)
+    )
     written = torch.zeros(len(logits), max_tokens, dtype=torch.long, device=device)
     rows = torch.arange(len(logits), device=device)  # of what is left of the batch
     open_ = torch.ones(len(logits), dtype=torch.bool, device=device)
@@ -59,7 +65,13 @@ def complete_greedily(
             stay = open_.nonzero()[:, 0]
             for layer in layers:
                 layer.select_rows(stay)
-            rows, mask, positions, chosen, open_ = rows[stay], mask[stay], positions[:, stay], chosen[stay], open_[stay]
+            rows, mask, positions, chosen, open_ = (
+                rows[stay],
+                mask[stay],
+                positions[:, stay],
+                chosen[stay],
+                open_[stay],
+            )
         logits = policy(
             input_ids=chosen[:, None],
             attention_mask=None if whole else mask[:, None, None, : width + step + 1],

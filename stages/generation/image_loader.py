@@ -34,8 +34,11 @@ def process(processor: Any, image: Image.Image, dtype: torch.dtype) -> Processed
 
 
 @contextmanager
-def load_images(processor: Any, dtype: torch.dtype, paths: Sequence[str], threads: int) -> Iterator[Iterator[Processed]]:
-    """Inside, the images at some paths, in order; each as it is asked for, or with threads a few ahead of that.
+def load_images(
+    processor: Any, dtype: torch.dtype, paths: Sequence[str], threads: int
+) -> Iterator[Iterator[Processed]]:
+    """Inside, the images at some paths, in order; each as it is asked for, or with threads a few
+    ahead of that.
 
     Asking raises InputError naming an image that does not open.
     """

@@ -1,4 +1,6 @@
-"""How several processes share a training: what TRL's trainers are told of it, and what it means when a process loses the others."""
+"""How several processes share a training: what TRL's trainers are told of it, and what it means
+when a process loses the others.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "infra" / "deepspeed"
-_GONE: Final = re.compile(r"closed by peer|reset by peer|broken pipe|connection was aborted|remote process exited", re.IGNORECASE)
+_GONE: Final = re.compile(
+    r"closed by peer|reset by peer|broken pipe|connection was aborted|remote process exited",
+    re.IGNORECASE,
+)
 _LATE: Final = re.compile(r"timed out|timeout", re.IGNORECASE)
 _DISTRIBUTED: Final = re.compile(r"gloo|nccl|distributed|collective|store", re.IGNORECASE)
 
@@ -30,15 +35,19 @@ def deepspeed_configuration(grpo: Grpo) -> Path | None:
 
 
 def processes_to_launch(grpo: Grpo) -> int:
-    """How many processes this one has to start for a training; 0 if it trains itself, alone or as one of several.
+    """How many processes this one has to start for a training; 0 if it trains itself, alone or as
+    one of several.
 
-    With `none`, GPUs but the first are put out of its sight. Raises InputError where `ddp` finds one GPU, several processes are there that
-    `none` does not want, or DeepSpeed is missing.
+    With `none`, GPUs but the first are put out of its sight. Raises InputError where `ddp` finds
+    one GPU, several processes are there that `none` does not want, or DeepSpeed is missing.
     """
     parallel_arguments(grpo)
     if launched():
         if grpo.parallel == "none" and processes() > 1:
-            raise InputError(f"grpo.parallel none, but {processes()} processes were started: start one, or set it to auto")
+            raise InputError(
+                f"grpo.parallel none, but {processes()} processes were started: start one, or set"
+                " it to auto"
+            )
         return 0
     if grpo.parallel == "none":
         first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
@@ -46,27 +55,36 @@ def processes_to_launch(grpo: Grpo) -> int:
         return 0
     wanted, hosts = wanted_processes(), nodes()
     if grpo.parallel == "ddp" and wanted * hosts < 2:
-        raise InputError("grpo.parallel ddp needs several GPUs, and here is one or none: see CUDA_VISIBLE_DEVICES, or set it to auto")
+        raise InputError(
+            "grpo.parallel ddp needs several GPUs, and here is one or none: see"
+            " CUDA_VISIBLE_DEVICES, or set it to auto"
+        )
     return wanted if wanted * hosts > 1 or deepspeed_configuration(grpo) else 0
 
 
 def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
-    """`grpo.parallel` in the words of TRL's trainers. InputError without DeepSpeed where it is asked for."""
+    """`grpo.parallel` in the words of TRL's trainers. InputError without DeepSpeed where it is
+    asked for.
+    """
     configuration = deepspeed_configuration(grpo)
     if configuration and util.find_spec("deepspeed") is None:
         raise InputError(
-            f"grpo.parallel {grpo.parallel} needs the package deepspeed: `pip install --no-build-isolation '.[gpu]'`, or set it to auto"
+            f"grpo.parallel {grpo.parallel} needs the package deepspeed: `pip install"
+            " --no-build-isolation '.[gpu]'`, or set it to auto"
         )
     return {
         "deepspeed": configuration and str(configuration),
         "ddp_timeout": max(round(grpo.timeout_minutes * 60), 1),
-        # every question has an image, so that every pass uses every weight: nothing to search for, and an error instead of a wait if not
+        # every question has an image, so that every pass uses every weight: nothing to search for,
+        # and an error instead of a wait if not
         "ddp_find_unused_parameters": False,
     }
 
 
 def prepare_deepspeed(grpo: Grpo) -> None:
-    """Before DeepSpeed is imported: let it compute on a CPU where there is no GPU, and load a state's tensors and nothing else."""
+    """Before DeepSpeed is imported: let it compute on a CPU where there is no GPU, and load a
+    state's tensors and nothing else.
+    """
     if deepspeed_configuration(grpo) is None:
         return
     import torch
@@ -78,7 +96,9 @@ def prepare_deepspeed(grpo: Grpo) -> None:
 
 
 def join_deepspeed(grpo: Grpo, config: Any) -> None:
-    """Let DeepSpeed know the processes that TRL's `config` knows, before a model is opened: on a CPU it is told by nobody else."""
+    """Let DeepSpeed know the processes that TRL's `config` knows, before a model is opened: on a
+    CPU it is told by nobody else.
+    """
     if deepspeed_configuration(grpo) is None:
         return
     import deepspeed
@@ -96,8 +116,8 @@ def join_deepspeed(grpo: Grpo, config: Any) -> None:
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
     """The trained weights by name, whole on the first process; all have to call it.
 
-    Under `bf16` DeepSpeed computes with weights rounded to 16 bits and keeps those that it trains in 32: these are the ones. A weight
-    that is not trained is as it was rounded.
+    Under `bf16` DeepSpeed computes with weights rounded to 16 bits and keeps those that it trains
+    in 32: these are the ones. A weight that is not trained is as it was rounded.
     """
     state = dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {})
     if not (trainer.is_deepspeed_enabled and trainer.args.bf16):
@@ -105,10 +125,16 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     gathered: dict[int, torch.Tensor | None] = {}
-    for name, parameter in trainer.accelerator.unwrap_model(trainer.model_wrapped).named_parameters(remove_duplicate=False):
+    for name, parameter in trainer.accelerator.unwrap_model(trainer.model_wrapped).named_parameters(
+        remove_duplicate=False
+    ):
         if id(parameter) not in gathered:  # a tied weight stands under two names
-            whole = safe_get_full_fp32_param(parameter)  # all processes have a part; None if it is not trained
-            gathered[id(parameter)] = None if whole is None or name not in state else whole.detach().to("cpu", copy=True)
+            whole = safe_get_full_fp32_param(
+                parameter
+            )  # all processes have a part; None if it is not trained
+            gathered[id(parameter)] = (
+                None if whole is None or name not in state else whole.detach().to("cpu", copy=True)
+            )
         if (kept := gathered[id(parameter)]) is not None and name in state:
             state[name] = kept
     return state
@@ -116,7 +142,9 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def others_named(grpo: Grpo) -> Iterator[None]:
-    """Raise an InputError in place of an error that another process's end or silence causes in this one."""
+    """Raise an InputError in place of an error that another process's end or silence causes in this
+    one.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -126,10 +154,12 @@ def others_named(grpo: Grpo) -> Iterator[None]:
 
 
 def explain_peer_failure(error: RuntimeError, grpo: Grpo) -> InputError | None:
-    """LostPeerError if another process is gone, InputError if this one waited too long; None for an error of this one.
+    """LostPeerError if another process is gone, InputError if this one waited too long; None for an
+    error of this one.
 
-    torch raises gloo's failures as plain RuntimeError and NCCL's as one type for all causes, so the text is the only
-    source; it is compared here only. tests/stages/test_train.py kills a process of the installed torch.
+    torch raises gloo's failures as plain RuntimeError and NCCL's as one type for all causes, so the
+    text is the only source; it is compared here only. tests/stages/test_train.py kills a process of
+    the installed torch.
     """
     text = str(error)
     if processes() == 1 or not _DISTRIBUTED.search(text):
@@ -140,8 +170,8 @@ def explain_peer_failure(error: RuntimeError, grpo: Grpo) -> InputError | None:
         return LostPeerError(f"{who} lost the other processes ({first})")
     if _LATE.search(text):
         return InputError(
-            f"{who} waited {grpo.timeout_minutes:g} minutes for the others ({first}): one of them hangs or is far slower. See with "
-            "`nvidia-smi` and `py-spy dump` what it does; if it is only slow, raise grpo.timeout_minutes. NCCL_DEBUG=INFO says what NCCL "
-            "waits for"
+            f"{who} waited {grpo.timeout_minutes:g} minutes for the others ({first}): one of them"
+            " hangs or is far slower. See with `nvidia-smi` and `py-spy dump` what it does; if it"
+            " is only slow, raise grpo.timeout_minutes. NCCL_DEBUG=INFO says what NCCL waits for"
         )
     return None

@@ -1,10 +1,11 @@
 """A training that is killed goes on where it was, to the weights it would have had.
 
-transformers restores optimiser, scheduler, random state and the place in an epoch. What it does not know of is added
-here: for GRPO, TRL's count of micro-steps and the completions a batch still has to learn from; the order of the second and
-later epochs; which checkpoint was written whole; and the weights of a Qwen2-VL, which it saves but does not find again.
-Checkpoints are safetensors and JSON, but for the optimiser and random state, which transformers reads back as tensors
-only (`weights_only`).
+transformers restores optimiser, scheduler, random state and the place in an epoch. What it does not
+know of is added here: for GRPO, TRL's count of micro-steps and the completions a batch still has to
+learn from; the order of the second and later epochs; which checkpoint was written whole; and the
+weights of a Qwen2-VL, which it saves but does not find again. Checkpoints are safetensors and JSON,
+but for the optimiser and random state, which transformers reads back as tensors only
+(`weights_only`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ WHOLE: Final = "whole.json"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written whole; what a kill or a full disk left half-written is removed."""
+    """The last checkpoint that was written whole; what a kill or a full disk left half-written is
+    removed.
+    """
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
         if _is_whole(checkpoint):
@@ -48,7 +51,9 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 class Resumable:
-    """Goes before TRL's trainer in the bases of a trainer; `train(resume_from_checkpoint=...)` then resumes exactly."""
+    """Goes before TRL's trainer in the bases of a trainer; `train(resume_from_checkpoint=...)` then
+    resumes exactly.
+    """
 
     def train(self, resume_from_checkpoint: str | None = None, **more: Any) -> Any:
         """Train; from a checkpoint `newest_checkpoint` gave, if any."""
@@ -60,7 +65,9 @@ class Resumable:
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)  # type: ignore[misc]
 
     def keep(self, checkpoint: Path) -> None:
-        """Write what this kind of trainer has to remember beside weights, optimiser and place: nothing, or a subclass says what."""
+        """Write what this kind of trainer has to remember beside weights, optimiser and place:
+        nothing, or a subclass says what.
+        """
 
     def recall(self, checkpoint: Path) -> None:
         """Take up again what `keep` wrote."""
@@ -71,15 +78,18 @@ class Resumable:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the policy's weights, or fail.
 
-        transformers writes Qwen2-VL under the names of its first release and, on resuming, looks for today's: it finds no
-        weight, warns and goes on with those of the base (seen with 5.23). `from_pretrained` knows both.
+        transformers writes Qwen2-VL under the names of its first release and, on resuming, looks
+        for today's: it finds no weight, warns and goes on with those of the base (seen with 5.23).
+        `from_pretrained` knows both.
         """
         trainer: Any = self
         policy = trainer.model if model is None else model
         if not isinstance(policy, PreTrainedModel):  # an adapter, or wrapped by FSDP
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
-        kept = type(policy).from_pretrained(resume_from_checkpoint, dtype=policy.dtype, use_safetensors=True)
+        kept = type(policy).from_pretrained(
+            resume_from_checkpoint, dtype=policy.dtype, use_safetensors=True
+        )
         policy.load_state_dict(kept.state_dict(), strict=True)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -90,13 +100,18 @@ class Resumable:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = self
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
-        folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+        folder = (
+            Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+        )
         self.keep(folder)
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
             # DeepSpeed's parts, one a process, lie in a folder of their own
             files = sorted(path for path in folder.rglob("*") if path.is_file())
-            write_json(folder / WHOLE, {path.relative_to(folder).as_posix(): path.stat().st_size for path in files})
+            write_json(
+                folder / WHOLE,
+                {path.relative_to(folder).as_posix(): path.stat().st_size for path in files},
+            )
         trainer.accelerator.wait_for_everyone()
 
 
@@ -104,7 +119,9 @@ class ResumableRollout(Resumable):
     """`Resumable` for GRPO, whose batches of completions may serve several steps."""
 
     def keep(self, checkpoint: Path) -> None:
-        """Write the micro-step, metrics not yet logged, and completions that are still to be learnt from."""
+        """Write the micro-step, metrics not yet logged, and completions that are still to be learnt
+        from.
+        """
         _write_rollout(checkpoint, self)
 
     def recall(self, checkpoint: Path) -> None:
@@ -143,7 +160,9 @@ class _EpochOfSampler(TrainerCallback):  # type: ignore[misc]
 
 
 class _NoSaveAtTheEnd(TrainerCallback):  # type: ignore[misc]
-    """Resumed at its last step, transformers would take one more; and the result is written next anyway."""
+    """Resumed at its last step, transformers would take one more; and the result is written next
+    anyway.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -151,18 +170,29 @@ class _NoSaveAtTheEnd(TrainerCallback):  # type: ignore[misc]
 
 
 def _write_rollout(folder: Path, trainer: Any) -> None:
-    """The micro-step, metrics not yet logged, and the completions that are still to be learnt from, of one process."""
+    """The micro-step, metrics not yet logged, and the completions that are still to be learnt from,
+    of one process.
+    """
     pending = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) != 0
     tensors, others = _pack(trainer._buffered_inputs or [] if pending else [])
     stem = f"rollout-{trainer.accelerator.process_index}"
     save_file(tensors, folder / f"{stem}.safetensors")
-    write_json(folder / f"{stem}.json", {"step": trainer._step, "others": others, "metrics": dict(trainer._metrics["train"])})
+    write_json(
+        folder / f"{stem}.json",
+        {"step": trainer._step, "others": others, "metrics": dict(trainer._metrics["train"])},
+    )
 
 
-def _read_rollout(folder: Path, process: int) -> tuple[int, list[dict[str, Any]] | None, dict[str, list[float]]]:
+def _read_rollout(
+    folder: Path, process: int
+) -> tuple[int, list[dict[str, Any]] | None, dict[str, list[float]]]:
     stem = folder / f"rollout-{process}"
     facts = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-    return facts["step"], _unpack(load_file(stem.with_suffix(".safetensors")), facts["others"]) or None, facts["metrics"]
+    return (
+        facts["step"],
+        _unpack(load_file(stem.with_suffix(".safetensors")), facts["others"]) or None,
+        facts["metrics"],
+    )
 
 
 def _pack(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
@@ -172,7 +202,11 @@ def _pack(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[
     for number, batch in enumerate(batches):
         others.append({})
         for name, value in batch.items():
-            fields = {f"{name}.{field}": each for field, each in vars(value).items()} if isinstance(value, PromptBatch) else {name: value}
+            fields = (
+                {f"{name}.{field}": each for field, each in vars(value).items()}
+                if isinstance(value, PromptBatch)
+                else {name: value}
+            )
             for field, each in fields.items():
                 if isinstance(each, torch.Tensor):
                     tensors[f"{number}.{field}"] = each.detach().cpu().clone().contiguous()
@@ -187,7 +221,11 @@ def _unpack(tensors: dict[str, torch.Tensor], others: list[dict[str, Any]]) -> l
         number, _, field = name.partition(".")
         batches[int(number)][field] = value
     for batch in batches:
-        prompts = {name.partition(".")[2]: batch.pop(name) for name in [*batch] if name.startswith("prompts.")}
+        prompts = {
+            name.partition(".")[2]: batch.pop(name)
+            for name in [*batch]
+            if name.startswith("prompts.")
+        }
         if prompts:
             batch["prompts"] = PromptBatch(**prompts | {"images": tuple(prompts["images"])})
     return batches

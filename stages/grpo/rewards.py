@@ -1,7 +1,9 @@
-"""Med-R1's two rewards, accuracy and format, as TRL calls them: lists in, one float a completion out.
+"""Med-R1's two rewards, accuracy and format, as TRL calls them: lists in, one float a completion
+out.
 
-Both are stricter than the released code where that can be gamed: its format check passes any number of answer tags
-(`fullmatch` of `<answer>.*?</answer>` with DOTALL), its accuracy check takes the first of several.
+Both are stricter than the released code where that can be gamed: its format check passes any number
+of answer tags (`fullmatch` of `<answer>.*?</answer>` with DOTALL), its accuracy check takes the
+first of several.
 """
 
 from __future__ import annotations
@@ -17,8 +19,12 @@ from stages.prompts.styles import Style
 Reward = Callable[..., list[float]]
 
 
-def accuracy_reward(completions: list[Any], gold: list[str], options: list[list[str]], **_: Any) -> list[float]:
-    """1.0 where the completion's answer is the gold letter, else 0.0; `options` are the option texts of each question."""
+def accuracy_reward(
+    completions: list[Any], gold: list[str], options: list[list[str]], **_: Any
+) -> list[float]:
+    """1.0 where the completion's answer is the gold letter, else 0.0; `options` are the option
+    texts of each question.
+    """
     return [
         float(extract_answer(_text(completion), letter_options(texts)) == letter)
         for completion, letter, texts in zip(completions, gold, options, strict=True)
@@ -29,13 +35,18 @@ def format_reward(style: Style) -> Reward:
     """The reward that is 1.0 where a completion has exactly the blocks of `style`, else 0.0."""
 
     def format(completions: list[Any], **_: Any) -> list[float]:
-        return [float(FORMATS[style].fullmatch(_text(completion)) is not None) for completion in completions]
+        return [
+            float(FORMATS[style].fullmatch(_text(completion)) is not None)
+            for completion in completions
+        ]
 
     return format
 
 
 def reward_functions(names: list[str], style: Style) -> list[Reward]:
-    """The rewards of params.yaml by name, in order; each function's `__name__` is what it is logged under."""
+    """The rewards of params.yaml by name, in order; each function's `__name__` is what it is logged
+    under.
+    """
     functions: dict[str, Reward] = {"accuracy": accuracy_reward, "format": format_reward(style)}
     for name, function in functions.items():
         function.__name__ = name

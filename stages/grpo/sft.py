@@ -1,8 +1,10 @@
-"""Supervised fine-tuning on the answers, by TRL's SFTTrainer: the baseline that GRPO is to be judged against.
+"""Supervised fine-tuning on the answers, by TRL's SFTTrainer: the baseline that GRPO is to be
+judged against.
 
-A policy is shown, behind the words that evaluation asks with, the answer of the split and the end of its turn; the loss is on
-these tokens alone. It sees the prompts of its GRPO twin, as many at a step and in the same order. Med-R1's released SFT script
-differs, in its disfavour: loss on the prompt as well, a target that begins with "None", a prompt of its own (docs/sft.md).
+A policy is shown, behind the words that evaluation asks with, the answer of the split and the end
+of its turn; the loss is on these tokens alone. It sees the prompts of its GRPO twin, as many at a
+step and in the same order. Med-R1's released SFT script differs, in its disfavour: loss on the
+prompt as well, a target that begins with "None", a prompt of its own (docs/sft.md).
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from stages.core.params import Grpo, Sft
 from stages.corpus.dataset.problems import format_solution
 from stages.grpo.parallel import join_deepspeed
 from stages.grpo.resume import Resumable
-from stages.grpo.trainer import StepProgress, adapter, check_batch, check_prompts, shared_arguments, with_images
+from stages.grpo.trainer import (
+    StepProgress,
+    adapter,
+    check_batch,
+    check_prompts,
+    shared_arguments,
+    with_images,
+)
 from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
 from stages.policy.vision_features import embed_patches_by_product
@@ -28,10 +37,12 @@ from stages.prompts.styles import Style, ask, chat
 
 
 def target(gold: str) -> str:
-    """What the policy is to write, in every style: the answer as the split gives it, "<answer> C </answer>".
+    """What the policy is to write, in every style: the answer as the split gives it, "<answer> C
+    </answer>".
 
-    The corpus has no thoughts, and none are made up. So a policy of a think style is taught to answer without them: its answers
-    count in evaluation as any others, though GRPO's format reward would refuse them.
+    The corpus has no thoughts, and none are made up. So a policy of a think style is taught to
+    answer without them: its answers count in evaluation as any others, though GRPO's format reward
+    would refuse them.
     """
     return format_solution(gold)
 
@@ -54,13 +65,18 @@ def sft_config(grpo: Grpo, sft: Sft, scratch: Path, run_name: str) -> SFTConfig:
 
 
 def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dataset:
-    """Rows {"image": path, "problem", "gold"} as TRL takes them: prompt and completion as text, an image opened on use.
+    """Rows {"image": path, "problem", "gold"} as TRL takes them: prompt and completion as text, an
+    image opened on use.
 
-    As text and not as a chat, whose template adds a line break behind the end of the turn: a token that no policy ever writes.
+    As text and not as a chat, whose template adds a line break behind the end of the turn: a token
+    that no policy ever writes.
     """
     words = [ask(row["problem"], style, "evaluate") for row in rows]
     columns = {
-        "prompt": [processor.apply_chat_template(chat(each), add_generation_prompt=True, tokenize=False) for each in words],
+        "prompt": [
+            processor.apply_chat_template(chat(each), add_generation_prompt=True, tokenize=False)
+            for each in words
+        ],
         "completion": [target(row["gold"]) + processor.tokenizer.eos_token for row in rows],
         "image": [row["image"] for row in rows],
     }
@@ -68,7 +84,9 @@ def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dat
 
 
 class _InOrder(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer on prompts in the order of its GRPO trainer: the same sampler, without repeats for a group."""
+    """TRL's trainer on prompts in the order of its GRPO trainer: the same sampler, without repeats
+    for a group.
+    """
 
     def __init__(self, *arguments: Any, batch: int, repeats: int, **more: Any) -> None:
         self._batch, self._repeats = batch, repeats
@@ -90,21 +108,40 @@ class MedSFTTrainer(Resumable, _InOrder):
 
 
 def build_sft_trainer(
-    policy: PreTrainedModel, processor: Any, rows: list[dict[str, Any]], grpo: Grpo, sft: Sft, style: Style, *, scratch: Path, run_name: str
+    policy: PreTrainedModel,
+    processor: Any,
+    rows: list[dict[str, Any]],
+    grpo: Grpo,
+    sft: Sft,
+    style: Style,
+    *,
+    scratch: Path,
+    run_name: str,
 ) -> MedSFTTrainer:
     """A trainer ready to run, its state to go to `scratch`; rows as `sft_dataset` takes them.
 
-    Raises InputError if there are fewer prompts than a batch, one is too long or holds tokens that stand for images, a policy
-    would not end where its targets end, or several GPUs are to be used by one process.
+    Raises InputError if there are fewer prompts than a batch, one is too long or holds tokens that
+    stand for images, a policy would not end where its targets end, or several GPUs are to be used
+    by one process.
     """
     check_batch(grpo, len(rows), run_name)
     _check_end(policy, processor, run_name)
     dataset = sft_dataset(rows, style, processor)
-    check_prompts([ask(row["problem"], style, "evaluate") for row in rows], dataset[0]["image"], processor, policy, grpo)
+    check_prompts(
+        [ask(row["problem"], style, "evaluate") for row in rows],
+        dataset[0]["image"],
+        processor,
+        policy,
+        grpo,
+    )
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)
     # what GRPO draws at once, and how many steps it makes with it
-    parts = 1 if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass else grpo.gradient_accumulation_steps
+    parts = (
+        1
+        if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass
+        else grpo.gradient_accumulation_steps
+    )
     config = sft_config(grpo, sft, scratch, run_name)
     join_deepspeed(grpo, config)
     trainer = MedSFTTrainer(
@@ -119,8 +156,8 @@ def build_sft_trainer(
     )
     if trainer.args.n_gpu > 1:
         raise InputError(
-            f"{run_name}: {trainer.args.n_gpu} GPUs are visible to one process: set grpo.parallel to auto, or make one visible with "
-            "CUDA_VISIBLE_DEVICES=0"
+            f"{run_name}: {trainer.args.n_gpu} GPUs are visible to one process: set grpo.parallel"
+            " to auto, or make one visible with CUDA_VISIBLE_DEVICES=0"
         )
     embed_patches_by_product(policy)
     trainer.remove_callback(PrinterCallback)  # StepProgress says the same in a line
@@ -128,12 +165,14 @@ def build_sft_trainer(
 
 
 def _check_end(policy: PreTrainedModel, processor: Any, run_name: str) -> None:
-    """The token that ends a target must be one that ends a generation, or the trained policy would never stop."""
+    """The token that ends a target must be one that ends a generation, or the trained policy would
+    never stop.
+    """
     ends = policy.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     token, number = processor.tokenizer.eos_token, processor.tokenizer.eos_token_id
     if number not in ends or number in vision_token_ids(processor):
         raise InputError(
-            f"{run_name}: targets end in {token!r} (token {number}), but the base's generation ends at {ends}: set eos_token in its "
-            "tokenizer_config.json to the end of a turn"
+            f"{run_name}: targets end in {token!r} (token {number}), but the base's generation ends"
+            f" at {ends}: set eos_token in its tokenizer_config.json to the end of a turn"
         )

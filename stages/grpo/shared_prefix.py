@@ -1,15 +1,17 @@
 """GRPO that computes a prompt and its image once for the whole group, not once for each completion.
 
-A group is laid out in one row: the prompt without its last token, then a segment for each completion. A segment is the
-prompt's last token and all but the last token of the completion, so that its j-th hidden state predicts completion
-token j; it sees the prompt and itself, through a boolean mask of shape (B, 1, T, T), and goes on from the prompt's
-M-RoPE positions as if it stood alone. Log-probabilities and gradients are those of G separate rows; what is saved is
-G - 1 passes over prompt and image, and no logits are made where no completion token is predicted. A no-think answer is
-some ten tokens behind a prompt of hundreds, so that is nearly all of a step.
+A group is laid out in one row: the prompt without its last token, then a segment for each
+completion. A segment is the prompt's last token and all but the last token of the completion, so
+that its j-th hidden state predicts completion token j; it sees the prompt and itself, through a
+boolean mask of shape (B, 1, T, T), and goes on from the prompt's M-RoPE positions as if it stood
+alone. Log-probabilities and gradients are those of G separate rows; what is saved is G - 1 passes
+over prompt and image, and no logits are made where no completion token is predicted. A no-think
+answer is some ten tokens behind a prompt of hundreds, so that is nearly all of a step.
 
-Where the prompt's keys and values are at hand already, from the pass that began the rollout, the segments alone are run
-behind them (`score_segments`): one pass over the prompt, with gradients, then serves rollout and loss. Long completions
-are run so as well, each in a row of its own (`score_members`): in one row, most of what attention computes is masked away.
+Where the prompt's keys and values are at hand already, from the pass that began the rollout, the
+segments alone are run behind them (`score_segments`): one pass over the prompt, with gradients,
+then serves rollout and loss. Long completions are run so as well, each in a row of its own
+(`score_members`): in one row, most of what attention computes is masked away.
 
 Related: Prefix Grouper (arXiv 2506.05433), which does the same for text with two attention calls.
 """
@@ -29,15 +31,18 @@ from stages.policy.prefill import ImageInputs, PromptPass, pass_over_prompts, wi
 from stages.policy.prompt_batch import PromptBatch, recomputes
 
 PACK_MAX_TOKENS: Final = 256
-"""Completion tokens of a group up to which its segments share a row. Measured on a CPU: at 80 one row is faster by a tenth, at
-1200 rows of their own are by a third."""
+"""Completion tokens of a group up to which its segments share a row. Measured on a CPU: at 80 one
+row is faster by a tenth, at 1200 rows of their own are by a third.
+"""
 
 
 @dataclass(frozen=True)
 class SharedRows:
-    """Groups laid out one a row: T = P - 1 + G * C tokens, of which the last G * C predict the completions.
+    """Groups laid out one a row: T = P - 1 + G * C tokens, of which the last G * C predict the
+    completions.
 
-    `input_ids` (B, T); `mask` (B, 1, T, T), true where a query (row) sees a key (column); `positions` (3, B, T).
+    `input_ids` (B, T); `mask` (B, 1, T, T), true where a query (row) sees a key (column);
+    `positions` (3, B, T).
     """
 
     input_ids: Tensor
@@ -59,7 +64,9 @@ def pack_rows(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Ten
     column = torch.arange(len(member), device=device)
     sees = (column[:, None] >= column) & ((member == -1) | (member[:, None] == member))
     mask = with_itself(sees & real[:, None, :])
-    following = (prompts.positions[:, :, -1:] + torch.arange(length, device=device)).repeat(1, 1, group)
+    following = (prompts.positions[:, :, -1:] + torch.arange(length, device=device)).repeat(
+        1, 1, group
+    )
     positions = torch.cat([prompts.positions[:, :, :-1], following], dim=2)
     return SharedRows(torch.cat([prompts.ids[:, :-1], segments], dim=1), mask[:, None], positions)
 
@@ -73,7 +80,8 @@ def score(
     head: LMHeadOptions,
     done: PromptPass | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies (B * G, C) of completions (B, G, C), by the way that costs least.
+    """Log-probabilities and entropies (B * G, C) of completions (B, G, C), by the way that costs
+    least.
 
     `done` is a pass over the prompts that was made before, if any.
     """
@@ -82,11 +90,18 @@ def score(
     if done is None and (short or recomputes(policy)):
         return score_rows(policy, prompts, images, completion_ids, completion_mask, head)
     done = done or pass_over_prompts(policy, prompts, images)
-    return (score_segments if short else score_members)(policy, prompts, done, completion_ids, completion_mask, head)
+    return (score_segments if short else score_members)(
+        policy, prompts, done, completion_ids, completion_mask, head
+    )
 
 
 def score_rows(
-    policy: nn.Module, prompts: PromptBatch, images: ImageInputs, completion_ids: Tensor, completion_mask: Tensor, head: LMHeadOptions
+    policy: nn.Module,
+    prompts: PromptBatch,
+    images: ImageInputs,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
     """Prompt and segments in one row: one call of the policy."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
@@ -95,7 +110,12 @@ def score_rows(
 
 
 def score_segments(
-    policy: nn.Module, prompts: PromptBatch, done: PromptPass, completion_ids: Tensor, completion_mask: Tensor, head: LMHeadOptions
+    policy: nn.Module,
+    prompts: PromptBatch,
+    done: PromptPass,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
     """The segments of a group in one row, behind a pass over the prompts."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
@@ -110,23 +130,36 @@ def score_segments(
 
 
 def score_members(
-    policy: nn.Module, prompts: PromptBatch, done: PromptPass, completion_ids: Tensor, completion_mask: Tensor, head: LMHeadOptions
+    policy: nn.Module,
+    prompts: PromptBatch,
+    done: PromptPass,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
     """Each segment in a row of its own, behind the prompt's keys and values repeated for its group.
 
-    Nothing is computed between completions, which would be masked away: cheaper where they are long.
+    Nothing is computed between completions, which would be masked away: cheaper where they are
+    long.
     """
     batch, group, length = completion_ids.shape
     before, device = prompts.ids.shape[1] - 1, completion_ids.device
     last = prompts.ids[:, None, -1:].expand(batch, group, 1)
-    real = torch.cat([torch.ones_like(last), completion_mask[:, :, :-1]], dim=2).flatten(0, 1).bool()
+    real = (
+        torch.cat([torch.ones_like(last), completion_mask[:, :, :-1]], dim=2).flatten(0, 1).bool()
+    )
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     own = with_itself(causal & real[:, None, :])
-    prompt = prompts.mask[:, :-1].bool().repeat_interleave(group, 0)[:, None, :].expand(-1, length, -1)
+    prompt = (
+        prompts.mask[:, :-1].bool().repeat_interleave(group, 0)[:, None, :].expand(-1, length, -1)
+    )
     inputs = {
         "input_ids": torch.cat([last, completion_ids[:, :, :-1]], dim=2).flatten(0, 1),
         "attention_mask": torch.cat([prompt, own], dim=2)[:, None],
-        "position_ids": prompts.positions[:, :, -1:].repeat_interleave(group, 1) + torch.arange(length, device=device),
+        "position_ids": (
+            prompts.positions[:, :, -1:].repeat_interleave(group, 1)
+            + torch.arange(length, device=device)
+        ),
         "past_key_values": done.cache(before, group),
     }
     return head(policy, inputs, completion_ids.view(batch * group, 1, length))
@@ -136,23 +169,30 @@ def score_members(
 class LMHeadOptions:
     """From hidden states to log-probabilities, at a temperature.
 
-    `fused` projects tile by tile and keeps no logits, with the head TRL put into the policy (`add_fused_lm_head`): for
-    large vocabularies and long completions. Entropies, without gradient, if asked for.
+    `fused` projects tile by tile and keeps no logits, with the head TRL put into the policy
+    (`add_fused_lm_head`): for large vocabularies and long completions. Entropies, without gradient,
+    if asked for.
     """
 
     temperature: float
     fused: bool = False
     entropy: bool = False
 
-    def __call__(self, policy: nn.Module, inputs: dict[str, Any], completion_ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run the policy and score completions (B, G, C), which its last G * C hidden states predict."""
+    def __call__(
+        self, policy: nn.Module, inputs: dict[str, Any], completion_ids: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the policy and score completions (B, G, C), which its last G * C hidden states
+        predict.
+        """
         batch, group, length = completion_ids.shape
         predicting = group * length
         with last_layer_yields(policy, predicting) as alone:
             if self.fused:
                 labels = completion_ids.flatten(1)
                 if not alone:
-                    ignored = labels.new_full((batch, inputs["attention_mask"].shape[2] - predicting), -100)
+                    ignored = labels.new_full(
+                        (batch, inputs["attention_mask"].shape[2] - predicting), -100
+                    )
                     labels = torch.cat([ignored, labels], dim=1)
                 out = policy(**inputs, shift_labels=labels, fused_lm_head=True)
                 logps, entropies = (

@@ -1,6 +1,7 @@
 """The GRPO trainer: TRL's, with our settings in TRL's words and one log row a step.
 
-TRL counts completions where Med-R1 and we count prompts: its per-device batch is ours times the group size.
+TRL counts completions where Med-R1 and we count prompts: its per-device batch is ours times the
+group size.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ LOGGED: Final[dict[str, str]] = {
 
 
 def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) -> dict[str, Any]:
-    """What any of TRL's trainers is told, whichever way a policy learns; `scratch` is where it may write what is not a result."""
+    """What any of TRL's trainers is told, whichever way a policy learns; `scratch` is where it may
+    write what is not a result.
+    """
     return {
         "output_dir": str(scratch),
         "run_name": run_name,
@@ -63,7 +66,8 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "bf16": grpo.bf16,
         **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
-        # stages.core.services.tracking reports, by `TrackingCallback`: transformers' own way would add paths of this machine, and no hashes
+        # stages.core.services.tracking reports, by `TrackingCallback`: transformers' own way would
+        # add paths of this machine, and no hashes
         "report_to": "none",
         "remove_unused_columns": False,
         "save_strategy": "steps" if save_steps else "no",
@@ -89,11 +93,14 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         weight_decay=grpo.weight_decay,
         beta=grpo.beta,
         epsilon=grpo.epsilon,
-        # TRL's default multiplies the KL by the ratio, which changes its gradient; Med-R1's does not
+        # TRL's default multiplies the KL by the ratio, which changes its gradient; Med-R1's does
+        # not
         use_bias_correction_kl=False,
         num_iterations=grpo.num_iterations,
         # a pass over the prompts that has gradients can serve one loss only
-        steps_per_generation=1 if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass else None,
+        steps_per_generation=(
+            1 if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass else None
+        ),
         loss_type=grpo.loss_type,
         scale_rewards=grpo.scale_rewards,
         reward_weights=list(grpo.rewards.values()),
@@ -105,9 +112,13 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
 
 
 def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
-    """Rows {"image": path, "problem", "gold", "options"} as TRL takes them: a chat, an image opened on use, the gold."""
+    """Rows {"image": path, "problem", "gold", "options"} as TRL takes them: a chat, an image opened
+    on use, the gold.
+    """
     columns = {
-        "prompt": [[{"role": "user", "content": ask(row["problem"], style, "train")}] for row in rows],
+        "prompt": [
+            [{"role": "user", "content": ask(row["problem"], style, "train")}] for row in rows
+        ],
         "image": [row["image"] for row in rows],
         "gold": [row["gold"] for row in rows],
         "options": [row["options"] for row in rows],
@@ -117,21 +128,33 @@ def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
 
 def with_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Rows of a dataset with their images opened, in place of the paths in its column `image`."""
-    return batch | {"image": [_image(path) for path in batch["image"]]} if "image" in batch else batch
+    return (
+        batch | {"image": [_image(path) for path in batch["image"]]} if "image" in batch else batch
+    )
 
 
 @lru_cache(maxsize=256)
 def _image(path: str) -> Image.Image:
-    """An image by its path, decoded once for its group, and for the other questions about it while it is among the last 256."""
+    """An image by its path, decoded once for its group, and for the other questions about it while
+    it is among the last 256.
+    """
     return open_image(path)
 
 
 def build_trainer(
-    policy: PreTrainedModel, processor: Any, dataset: Dataset, grpo: Grpo, style: Style, *, scratch: Path, run_name: str
+    policy: PreTrainedModel,
+    processor: Any,
+    dataset: Dataset,
+    grpo: Grpo,
+    style: Style,
+    *,
+    scratch: Path,
+    run_name: str,
 ) -> MedGRPOTrainer:
     """A trainer ready to run, its state to go to `scratch`.
 
-    Raises InputError if there are fewer prompts than a batch, or one is too long or holds tokens that stand for images.
+    Raises InputError if there are fewer prompts than a batch, or one is too long or holds tokens
+    that stand for images.
     """
     check_batch(grpo, len(dataset), run_name)
     questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
@@ -140,8 +163,13 @@ def build_trainer(
         require_vllm(grpo.rollout)
     config = grpo_config(grpo, scratch, run_name)
     join_deepspeed(grpo, config)
-    kinds = {name: getattr(policy.config, name)._attn_implementation for name in ("text_config", "vision_config")}
-    if len(set(kinds.values())) > 1:  # TRL opens the reference with the language model's kind for both
+    kinds = {
+        name: getattr(policy.config, name)._attn_implementation
+        for name in ("text_config", "vision_config")
+    }
+    if (
+        len(set(kinds.values())) > 1
+    ):  # TRL opens the reference with the language model's kind for both
         config.model_init_kwargs = {"attn_implementation": kinds}
     config.generation_kwargs = never_sampled(processor, grpo.rollout)
     if grpo.freeze_vision_tower:
@@ -167,11 +195,15 @@ def build_trainer(
 
 
 def adapter(lora: Lora, policy: PreTrainedModel) -> Any:
-    """The adapter in peft's words, on layers of the policy's language model alone; InputError without peft or such layers."""
+    """The adapter in peft's words, on layers of the policy's language model alone; InputError
+    without peft or such layers.
+    """
     try:
         from peft import LoraConfig
     except ImportError:
-        raise InputError("grpo.lora needs the package peft: install the extra `lora`, or set grpo.lora to null") from None
+        raise InputError(
+            "grpo.lora needs the package peft: install the extra `lora`, or set grpo.lora to null"
+        ) from None
     # in the language model alone: the tower's layers may have the same names
     modules = rf".*language_model\..*\.({'|'.join(lora.target_modules)})"
     names = {
@@ -180,8 +212,17 @@ def adapter(lora: Lora, policy: PreTrainedModel) -> Any:
         if ".language_model." in name and isinstance(layer, torch.nn.Linear)
     }
     if unknown := sorted(set(lora.target_modules) - names):
-        raise InputError(f"grpo.lora.target_modules: the language model has no layer {unknown[0]!r}; it has {', '.join(sorted(names))}")
-    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM")
+        raise InputError(
+            f"grpo.lora.target_modules: the language model has no layer {unknown[0]!r}; it has"
+            f" {', '.join(sorted(names))}"
+        )
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=modules,
+        task_type="CAUSAL_LM",
+    )
 
 
 def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
@@ -190,21 +231,32 @@ def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
     if prompts < batch:
         shared = f" x {processes()} processes" if processes() > 1 else ""
         raise InputError(
-            f"{run_name}: {prompts} training questions are fewer than one step takes ({batch} = grpo.prompts_per_device x "
-            f"grpo.gradient_accumulation_steps{shared}): lower these in params.yaml or add questions"
+            f"{run_name}: {prompts} training questions are fewer than one step takes ({batch} ="
+            f" grpo.prompts_per_device x grpo.gradient_accumulation_steps{shared}): lower these in"
+            " params.yaml or add questions"
         )
 
 
-def check_prompts(questions: list[str], image: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo) -> None:
-    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut its image's tokens.
+def check_prompts(
+    questions: list[str], image: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo
+) -> None:
+    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut
+    its image's tokens.
 
-    `image` is any of theirs: every image has the size the resize stage gave it, so that one stands for all.
+    `image` is any of theirs: every image has the size the resize stage gave it, so that one stands
+    for all.
     """
     placeholders = processor.tokenizer.convert_ids_to_tokens(vision_token_ids(processor))
     for question in questions:
         if held := [token for token in placeholders if token in question]:
-            raise InputError(f"the question {question[:80]!r} contains {held[0]}, which stands for an image: take it out of the record")
-    texts = [processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False) for question in questions]
+            raise InputError(
+                f"the question {question[:80]!r} contains {held[0]}, which stands for an image:"
+                " take it out of the record"
+            )
+    texts = [
+        processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
+        for question in questions
+    ]
     first = processor(text=[texts[0]], images=[image])["input_ids"][0]
     extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
     lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
@@ -217,20 +269,25 @@ def check_prompts(questions: list[str], image: Image.Image, processor: Any, poli
     context = policy.config.get_text_config().max_position_embeddings
     if lengths[longest] + grpo.max_completion_length > context:
         raise InputError(
-            f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens and a completion up to "
-            f"{grpo.max_completion_length}, more than the {context} the model was made for: lower grpo.max_completion_length or "
-            "base.max_pixels"
+            f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens and a"
+            f" completion up to {grpo.max_completion_length}, more than the {context} the model was"
+            " made for: lower grpo.max_completion_length or base.max_pixels"
         )
 
 
 def write_log(history: list[dict[str, Any]], path: Path) -> None:
-    """One CSV row a logged step, from the trainer's history; no wall clock in it, so that two runs give the same file."""
+    """One CSV row a logged step, from the trainer's history; no wall clock in it, so that two runs
+    give the same file.
+    """
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=["step", *LOGGED.values()], lineterminator="\n")
         writer.writeheader()
         # the last entry has only totals
         steps = [logs for logs in history if "loss" in logs]
-        writer.writerows({"step": logs["step"]} | {ours: logs.get(theirs) for theirs, ours in LOGGED.items()} for logs in steps)
+        writer.writerows(
+            {"step": logs["step"]} | {ours: logs.get(theirs) for theirs, ours in LOGGED.items()}
+            for logs in steps
+        )
 
 
 class StepProgress(TrainerCallback):  # type: ignore[misc]
@@ -242,10 +299,18 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
         hidden = not sys.stderr.isatty() or not state.is_world_process_zero
-        self._bar = tqdm(total=state.max_steps, desc=self._name, initial=state.global_step, unit="step", disable=hidden)
+        self._bar = tqdm(
+            total=state.max_steps,
+            desc=self._name,
+            initial=state.global_step,
+            unit="step",
+            disable=hidden,
+        )
         self._tell = progress_reporter(self._name, state.max_steps, "step", done=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """Take one step on."""
         told = next((name for name in ("reward", "loss") if logs and name in logs), None)
         if logs and told and state.is_world_process_zero:
@@ -266,27 +331,37 @@ class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
     def __init__(self, run: TrackingRun) -> None:
         self._run = run
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         """Report one step."""
         told = logs or {}
-        if values := {f"train/{ours}": told[theirs] for theirs, ours in LOGGED.items() if theirs in told}:
+        if values := {
+            f"train/{ours}": told[theirs] for theirs, ours in LOGGED.items() if theirs in told
+        }:
             self._run.log(values, state.global_step)
 
 
 def deterministic(seed: int) -> None:
-    """Seed everything and ask torch for algorithms that give the same bits on every run (it warns where it has none)."""
+    """Seed everything and ask torch for algorithms that give the same bits on every run (it warns
+    where it has none).
+    """
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def save_policy(trainer: Any, processor: Any, folder: Path) -> None:
-    """Write the trained policy as a checkpoint that plain transformers opens: safetensors, processor, generation config."""
+    """Write the trained policy as a checkpoint that plain transformers opens: safetensors,
+    processor, generation config.
+    """
     state = whole_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return
     policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if hasattr(policy, "merge_and_unload"):
-        if trainer.is_deepspeed_enabled and trainer.args.bf16:  # it would be merged as it is rounded
+        if (
+            trainer.is_deepspeed_enabled and trainer.args.bf16
+        ):  # it would be merged as it is rounded
             policy.float().load_state_dict(state)
         policy.merge_and_unload().save_pretrained(folder)
     else:

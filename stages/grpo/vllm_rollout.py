@@ -1,9 +1,11 @@
-"""vLLM in place of the policy's own rollout: TRL's integration, with what it leaves open for images.
+"""vLLM in place of the policy's own rollout: TRL's integration, with what it leaves open for
+images.
 
-TRL hands vLLM in the trainer's process prompts in which the processor has put a token for each part of an image, and the image too;
-vLLM then makes room for the image again, behind the first of them, and the policy answers a prompt that nobody trains on (74 tokens
-became 137 for a Qwen3-VL, by vLLM's pull request 57796). So the tokens are made one again before, and the prompt that vLLM says it
-has seen is compared with the one that was meant, in either mode.
+TRL hands vLLM in the trainer's process prompts in which the processor has put a token for each part
+of an image, and the image too; vLLM then makes room for the image again, behind the first of them,
+and the policy answers a prompt that nobody trains on (74 tokens became 137 for a Qwen3-VL, by
+vLLM's pull request 57796). So the tokens are made one again before, and the prompt that vLLM says
+it has seen is compared with the one that was meant, in either mode.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ def require_vllm(rollout: str) -> None:
     """InputError if vLLM or a GPU for it is missing."""
     if util.find_spec("vllm") is None:
         raise InputError(
-            f"grpo.rollout {rollout} needs the package vllm: `pip install '.[vllm]'`, in an environment of its own if its torch is another "
-            "than this one; or set it to policy"
+            f"grpo.rollout {rollout} needs the package vllm: `pip install '.[vllm]'`, in an"
+            " environment of its own if its torch is another than this one; or set it to policy"
         )
     if not torch.cuda.is_available():
-        raise InputError(f"grpo.rollout {rollout} needs a GPU, and torch sees none: set it to policy")
+        raise InputError(
+            f"grpo.rollout {rollout} needs a GPU, and torch sees none: set it to policy"
+        )
 
 
 def vllm_arguments(grpo: Grpo) -> dict[str, Any]:
@@ -45,7 +49,9 @@ def vllm_arguments(grpo: Grpo) -> dict[str, Any]:
 
 
 def never_sampled(processor: Any, rollout: str) -> dict[str, Any]:
-    """What keeps tokens that stand for images out of completions, in the words of what samples them."""
+    """What keeps tokens that stand for images out of completions, in the words of what samples
+    them.
+    """
     ids = vision_token_ids(processor)
     if rollout == "policy":
         return {"suppress_tokens": ids}
@@ -53,7 +59,9 @@ def never_sampled(processor: Any, rollout: str) -> dict[str, Any]:
 
 
 def one_token_per_image(ids: Sequence[int], token: int) -> list[int]:
-    """A prompt in which each run of an image's tokens is one, as before the processor made room for the image."""
+    """A prompt in which each run of an image's tokens is one, as before the processor made room for
+    the image.
+    """
     kept: list[int] = []
     for value, run in groupby(ids):
         kept += [value] if value == token else list(run)
@@ -61,17 +69,24 @@ def one_token_per_image(ids: Sequence[int], token: int) -> list[int]:
 
 
 def check_prompts_of(vllm: Any, token: int) -> None:
-    """Let TRL's `VLLMGeneration` see each image once: `generate` then raises InputError where vLLM saw another prompt than was meant."""
+    """Let TRL's `VLLMGeneration` see each image once: `generate` then raises InputError where vLLM
+    saw another prompt than was meant.
+    """
     generate, colocated = vllm.generate, vllm.mode == "colocate"
 
     def checked(prompts: list[list[int]], **more: Any) -> Any:
-        made = generate(prompts=[one_token_per_image(ids, token) for ids in prompts] if colocated else prompts, **more)
+        made = generate(
+            prompts=[one_token_per_image(ids, token) for ids in prompts] if colocated else prompts,
+            **more,
+        )
         for number, (meant, seen) in enumerate(zip(prompts, made[0], strict=True)):
             if list(seen) != list(meant):
                 raise InputError(
-                    f"vLLM saw {len(seen)} tokens for prompt {number} of a batch, {list(seen).count(token)} of them of its image, where "
-                    f"the processor makes {len(meant)} with {meant.count(token)}: it would answer another prompt than is trained on. Give "
-                    "vLLM the checkpoint's own processor (base.max_pixels too), or set grpo.rollout to policy"
+                    f"vLLM saw {len(seen)} tokens for prompt {number} of a batch,"
+                    f" {list(seen).count(token)} of them of its image, where the processor makes"
+                    f" {len(meant)} with {meant.count(token)}: it would answer another prompt than"
+                    " is trained on. Give vLLM the checkpoint's own processor (base.max_pixels"
+                    " too), or set grpo.rollout to policy"
                 )
         return made
 

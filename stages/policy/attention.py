@@ -1,7 +1,8 @@
 """Which attention each part of a policy computes with, and whether it can here.
 
-flash-attn takes the patches of many images in one call, where transformers' other ways loop over images; but it knows no mask of
-four dimensions, which the rows of a shared prompt need in the language model. So the two parts may have different kinds.
+flash-attn takes the patches of many images in one call, where transformers' other ways loop over
+images; but it knows no mask of four dimensions, which the rows of a shared prompt need in the
+language model. So the two parts may have different kinds.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from stages.core.params import Towers
 FLASH: Final = "flash_attention_2"
 
 
-def choose_attention(wanted: str | Towers, dtype: torch.dtype, *, own_masks: bool) -> dict[str, str]:
+def choose_attention(
+    wanted: str | Towers, dtype: torch.dtype, *, own_masks: bool
+) -> dict[str, str]:
     """The `attn_implementation` of transformers for language model and vision tower.
 
-    `own_masks`: the language model is run with masks of our own, and so by sdpa where flash-attn was asked for. Raises InputError, with
-    what to do, if flash-attn is asked for by name and cannot be had; `auto` then says why, and takes sdpa.
+    `own_masks`: the language model is run with masks of our own, and so by sdpa where flash-attn
+    was asked for. Raises InputError, with what to do, if flash-attn is asked for by name and cannot
+    be had; `auto` then says why, and takes sdpa.
     """
     language, vision = _towers(wanted)
     if own_masks and language == FLASH:
@@ -31,7 +35,10 @@ def choose_attention(wanted: str | Towers, dtype: torch.dtype, *, own_masks: boo
     if vision == "auto":
         missing = flash_is_missing(dtype)
         if missing and _installed():
-            print(f"base.attention auto: sdpa for the vision tower, because {missing}", file=sys.stderr)
+            print(
+                f"base.attention auto: sdpa for the vision tower, because {missing}",
+                file=sys.stderr,
+            )
         vision = "sdpa" if missing else FLASH
     if FLASH in (language, vision) and (missing := flash_is_missing(dtype)):
         raise InputError(f"base.attention {FLASH}: {missing}; or set it to auto or sdpa")
@@ -48,16 +55,23 @@ def flash_is_missing(dtype: torch.dtype) -> str | None:
     except (ImportError, OSError) as error:  # an undefined symbol, or a library of another CUDA
         why = (str(error).splitlines() or [repr(error)])[0]
         return (
-            f"flash-attn {version} was built for another torch than {torch.__version__} ({why}): build it again with `pip install "
-            "--force-reinstall --no-deps --no-build-isolation --no-cache-dir flash-attn`"
+            f"flash-attn {version} was built for another torch than {torch.__version__} ({why}):"
+            " build it again with `pip install --force-reinstall --no-deps --no-build-isolation"
+            " --no-cache-dir flash-attn`"
         )
     if not torch.cuda.is_available():
         return "flash-attn needs a GPU, and torch sees none"
     if torch.cuda.get_device_capability() < (8, 0):
-        return f"flash-attn needs a GPU of compute capability 8.0 (Ampere), and {torch.cuda.get_device_name()} has less"
+        return (
+            "flash-attn needs a GPU of compute capability 8.0 (Ampere), and"
+            f" {torch.cuda.get_device_name()} has less"
+        )
     if dtype not in (torch.bfloat16, torch.float16):
         kept = str(dtype).removeprefix("torch.")
-        return f"flash-attn computes in 16 bits, and weights are opened in {kept} (base.dtype, and evaluate.dtype for tests)"
+        return (
+            f"flash-attn computes in 16 bits, and weights are opened in {kept} (base.dtype, and"
+            " evaluate.dtype for tests)"
+        )
     return None
 
 

@@ -1,4 +1,6 @@
-"""Names for work that may be interrupted: what was kept of it is only ever taken up again under the same."""
+"""Names for work that may be interrupted: what was kept of it is only ever taken up again under the
+same.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def files_hash(paths: Sequence[Path]) -> str:
 
 
 def state_folder(folder: Path) -> None:
-    """Make the folder for what is kept, named by its fingerprint; those of other settings beside it are removed."""
+    """Make the folder for what is kept, named by its fingerprint; those of other settings beside it
+    are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.parent.iterdir():
         if other.is_dir() and other.name != folder.name:

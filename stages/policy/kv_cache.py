@@ -1,4 +1,6 @@
-"""A layer of a cache with room behind what it holds: growing by concatenation, as transformers does, copies all at every step."""
+"""A layer of a cache with room behind what it holds: growing by concatenation, as transformers
+does, copies all at every step.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
     def from_prefix(cls, keys: Tensor, values: Tensor, more: int) -> Self:
         """A copy of keys and values with room for `more` columns behind them."""
         width = keys.shape[2]
-        roomy_keys, roomy_values = (each.new_empty(*each.shape[:2], width + more, each.shape[3]) for each in (keys, values))
+        roomy_keys, roomy_values = (
+            each.new_empty(*each.shape[:2], width + more, each.shape[3]) for each in (keys, values)
+        )
         roomy_keys[:, :, :width], roomy_values[:, :, :width] = keys, values
         return cls(roomy_keys, roomy_values, filled=width)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
         """Write new columns behind the old."""
         start = self.keys.shape[2]
         end = start + key_states.shape[2]

@@ -1,8 +1,9 @@
 """The language model's last layer, run only for the tokens whose hidden states are asked for.
 
-Above the last layer nothing attends any more: of a token that predicts nothing it takes the keys and values alone. Its
-queries, the output projection and the feed-forward network, 98% of the layer in Qwen2-VL-2B, would be computed for every token of
-prompt and image, and their gradients, which are zeros, with them. That is exact, and one layer in 28 of what a prompt costs.
+Above the last layer nothing attends any more: of a token that predicts nothing it takes the keys
+and values alone. Its queries, the output projection and the feed-forward network, 98% of the layer
+in Qwen2-VL-2B, would be computed for every token of prompt and image, and their gradients, which
+are zeros, with them. That is exact, and one layer in 28 of what a prompt costs.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ LAYERS: Final = ("Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer", "Qwen3VLTextDe
 
 @contextmanager
 def last_layer_yields(policy: Any, tokens: int) -> Iterator[bool]:
-    """Inside, hidden states above the policy's last layer are those of the last `tokens` tokens, and no others: (B, tokens, H).
+    """Inside, hidden states above the policy's last layer are those of the last `tokens` tokens,
+    and no others: (B, tokens, H).
 
-    Gives whether that holds. It does not, and all is as without, where a layer's activations are computed again for its gradients, later
-    than this context lasts; where something else has replaced the layer's forward; and for other layers than `LAYERS`.
+    Gives whether that holds. It does not, and all is as without, where a layer's activations are
+    computed again for its gradients, later than this context lasts; where something else has
+    replaced the layer's forward; and for other layers than `LAYERS`.
     """
     layer = backbone(policy).language_model.layers[-1]
     if (
@@ -70,7 +73,9 @@ def _forward(
         more["position_ids"] = position_ids[..., -tokens:]
     if hasattr(attention, "sliding_window"):
         more["sliding_window"] = attention.sliding_window
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, home.eager_attention_forward)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, home.eager_attention_forward
+    )
     mixed, _ = attend(
         attention,
         queries,

@@ -19,14 +19,25 @@ NEEDED = ("config.json", "tokenizer_config.json")
 
 
 def check_policy_files(folder: Path, setting: str = "base.source") -> None:
-    """Refuse, with an InputError that names the setting, a folder that is no checkpoint or whose safetensors are not all there."""
+    """Refuse, with an InputError that names the setting, a folder that is no checkpoint or whose
+    safetensors are not all there.
+    """
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{folder} is not a Hugging Face checkpoint: {', '.join(missing)} missing. Check {setting} in params.yaml")
+        raise InputError(
+            f"{folder} is not a Hugging Face checkpoint: {', '.join(missing)} missing. Check"
+            f" {setting} in params.yaml"
+        )
     if not any(folder.glob(WEIGHTS)):
-        raise InputError(f"{folder} has no {WEIGHTS} weights; pickled weights (*.bin, *.pt) are never loaded: convert them first")
+        raise InputError(
+            f"{folder} has no {WEIGHTS} weights; pickled weights (*.bin, *.pt) are never loaded:"
+            " convert them first"
+        )
     if problems := missing_parts(folder):
-        raise InputError(f"{folder}: {'; '.join(problems)}. Copy or fetch the model anew, or check {setting} in params.yaml")
+        raise InputError(
+            f"{folder}: {'; '.join(problems)}. Copy or fetch the model anew, or check {setting} in"
+            " params.yaml"
+        )
 
 
 def load_processor(folder: Path) -> ProcessorMixin:
@@ -36,14 +47,18 @@ def load_processor(folder: Path) -> ProcessorMixin:
     return processor
 
 
-def load_policy(folder: Path, *, dtype: str, attention: str | Towers, own_masks: bool = True) -> PreTrainedModel:
-    """The checkpoint's model, in `dtype` ("float32", "bfloat16"), with the attention that `base.attention` names.
+def load_policy(
+    folder: Path, *, dtype: str, attention: str | Towers, own_masks: bool = True
+) -> PreTrainedModel:
+    """The checkpoint's model, in `dtype` ("float32", "bfloat16"), with the attention that
+    `base.attention` names.
 
-    `own_masks`: rows will have masks of our own, as those of a shared prompt and of evaluation have. InputError if its weights lack a
-    tensor; one that is tied to another need not be stored.
+    `own_masks`: rows will have masks of our own, as those of a shared prompt and of evaluation
+    have. InputError if its weights lack a tensor; one that is tied to another need not be stored.
     """
     kinds = choose_attention(attention, getattr(torch, dtype), own_masks=own_masks)
-    # a bar for each of a hundred tensors, and what the libraries warn each other of, hide what a stage has to say
+    # a bar for each of a hundred tensors, and what the libraries warn each other of, hide what a
+    # stage has to say
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     policy, found = AutoModelForImageTextToText.from_pretrained(
@@ -56,12 +71,17 @@ def load_policy(folder: Path, *, dtype: str, attention: str | Towers, own_masks:
     )
     # transformers would draw them at random and go on
     if lacking := sorted(found["missing_keys"]):
-        raise InputError(f"{folder}: its weights lack {len(lacking)} tensors, {lacking[0]} among them: it is another model's, or damaged")
+        raise InputError(
+            f"{folder}: its weights lack {len(lacking)} tensors, {lacking[0]} among them: it is"
+            " another model's, or damaged"
+        )
     return policy
 
 
 def vision_token_ids(processor: Any) -> list[int]:
-    """Token ids that stand for images: sampling one puts a placeholder without an image into a completion."""
+    """Token ids that stand for images: sampling one puts a placeholder without an image into a
+    completion.
+    """
     tokenizer = processor.tokenizer
     names = [
         token

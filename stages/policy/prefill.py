@@ -14,21 +14,26 @@ from stages.policy.last_layer import last_layer_yields
 from stages.policy.prompt_batch import PromptBatch
 
 ImageInputs = Callable[[Tensor], dict[str, Any]]
-"""From the ids of rows to what a policy's forward takes for them and the images in them: `PromptBatch.image_inputs`, or features."""
+"""From the ids of rows to what a policy's forward takes for them and the images in them:
+`PromptBatch.image_inputs`, or features.
+"""
 
 
 @dataclass(frozen=True)
 class PromptPass:
     """A policy's pass over B prompts.
 
-    `keys_values`, a pair of (B, H, P, D) for each layer; `logits` (B, V) of the first completion token.
+    `keys_values`, a pair of (B, H, P, D) for each layer; `logits` (B, V) of the first completion
+    token.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     logits: Tensor
 
     def cache(self, tokens: int, repeats: int = 1) -> DynamicCache:
-        """A cache of the first `tokens` tokens, each row `repeats` times; gradients flow through it where this pass has any."""
+        """A cache of the first `tokens` tokens, each row `repeats` times; gradients flow through it
+        where this pass has any.
+        """
         pairs = [tuple(each[:, :, :tokens] for each in pair) for pair in self.keys_values]
         if repeats > 1:
             pairs = [tuple(each.repeat_interleave(repeats, 0) for each in pair) for pair in pairs]
@@ -36,7 +41,10 @@ class PromptPass:
 
     def detached(self) -> PromptPass:
         """The same without gradients, for a rollout."""
-        return PromptPass(tuple((keys.detach(), values.detach()) for keys, values in self.keys_values), self.logits.detach())
+        return PromptPass(
+            tuple((keys.detach(), values.detach()) for keys, values in self.keys_values),
+            self.logits.detach(),
+        )
 
 
 def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs) -> PromptPass:
@@ -55,9 +63,13 @@ def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInpu
             use_cache=True,
             logits_to_keep=1,
         )
-    return PromptPass(tuple((layer.keys, layer.values) for layer in out.past_key_values.layers), out.logits[:, -1])
+    return PromptPass(
+        tuple((layer.keys, layer.values) for layer in out.past_key_values.layers), out.logits[:, -1]
+    )
 
 
 def with_itself(mask: Tensor) -> Tensor:
-    """Let every query see itself, padding too: one that sees nothing has no softmax, and its NaN would spread."""
+    """Let every query see itself, padding too: one that sees nothing has no softmax, and its NaN
+    would spread.
+    """
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)

@@ -1,4 +1,6 @@
-"""Prompts with their images as tensors, one row a prompt, however many completions are sampled for it."""
+"""Prompts with their images as tensors, one row a prompt, however many completions are sampled for
+it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ from stages.core.errors import InputError
 class PromptBatch:
     """B prompts, padded on the left to P tokens.
 
-    `ids` and `mask` (B, P); `positions` (3, B, P), M-RoPE; `pixel_values` (patches, features) and `image_grid_thw`
-    (images, 3) of all prompts in order; `image_counts`, how many images each prompt has.
+    `ids` and `mask` (B, P); `positions` (3, B, P), M-RoPE; `pixel_values` (patches, features) and
+    `image_grid_thw` (images, 3) of all prompts in order; `image_counts`, how many images each
+    prompt has.
     """
 
     ids: Tensor
@@ -32,8 +35,14 @@ class PromptBatch:
         return len(self.ids)
 
     def image_inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """What a policy's forward takes for rows (B, T) that begin as these prompts: their ids and the pixels."""
-        return {"input_ids": ids, "pixel_values": self.pixel_values, "image_grid_thw": self.image_grid_thw}
+        """What a policy's forward takes for rows (B, T) that begin as these prompts: their ids and
+        the pixels.
+        """
+        return {
+            "input_ids": ids,
+            "pixel_values": self.pixel_values,
+            "image_grid_thw": self.image_grid_thw,
+        }
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
         """Some of the prompts, images with them."""
@@ -52,11 +61,13 @@ class PromptBatch:
         )
 
 
-def process_prompts(processor: Any, policy: nn.Module, chats: Sequence[list[dict[str, Any]]], device: torch.device) -> PromptBatch:
+def process_prompts(
+    processor: Any, policy: nn.Module, chats: Sequence[list[dict[str, Any]]], device: torch.device
+) -> PromptBatch:
     """Tokenise chats whose messages hold their images (PIL); each chat and image once.
 
-    Raises InputError, with the beginning of the question, where the tokens that stand for images are not as many as
-    the images need.
+    Raises InputError, with the beginning of the question, where the tokens that stand for images
+    are not as many as the images need.
     """
     fields = processor.apply_chat_template(
         conversation=list(chats),
@@ -66,11 +77,19 @@ def process_prompts(processor: Any, policy: nn.Module, chats: Sequence[list[dict
         return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": "left"},
     )
-    images = tuple(sum(part["type"] == "image" for message in chat for part in message["content"]) for chat in chats)
-    grids = torch.split(fields["image_grid_thw"], list(images)) if "image_grid_thw" in fields else ()
+    images = tuple(
+        sum(part["type"] == "image" for message in chat for part in message["content"])
+        for chat in chats
+    )
+    grids = (
+        torch.split(fields["image_grid_thw"], list(images)) if "image_grid_thw" in fields else ()
+    )
     _check_placeholders(processor, chats, fields["input_ids"], grids)
     positions, _ = backbone(policy).get_rope_index(
-        fields["input_ids"], fields["mm_token_type_ids"], image_grid_thw=fields["image_grid_thw"], attention_mask=fields["attention_mask"]
+        fields["input_ids"],
+        fields["mm_token_type_ids"],
+        image_grid_thw=fields["image_grid_thw"],
+        attention_mask=fields["attention_mask"],
     )
     return PromptBatch(
         ids=fields["input_ids"].to(device),
@@ -82,27 +101,39 @@ def process_prompts(processor: Any, policy: nn.Module, chats: Sequence[list[dict
     )
 
 
-def _check_placeholders(processor: Any, chats: Sequence[list[dict[str, Any]]], ids: Tensor, grids: Sequence[Tensor]) -> None:
+def _check_placeholders(
+    processor: Any, chats: Sequence[list[dict[str, Any]]], ids: Tensor, grids: Sequence[Tensor]
+) -> None:
     merged = processor.image_processor.merge_size**2
     found = (ids == processor.image_token_id).sum(1).tolist()
     for row, chat in enumerate(chats):
         needed = int(grids[row].prod(-1).sum()) // merged if grids else 0
         if found[row] != needed or not needed:
-            words = " ".join(part["text"] for message in chat for part in message["content"] if part["type"] == "text")
+            words = " ".join(
+                part["text"]
+                for message in chat
+                for part in message["content"]
+                if part["type"] == "text"
+            )
             raise InputError(
-                f"the question {words[:80]!r} has {found[row]} tokens that stand for images, its images need {needed}: every question "
-                f"needs an image, and none may contain {processor.image_token}"
+                f"the question {words[:80]!r} has {found[row]} tokens that stand for images, its"
+                f" images need {needed}: every question needs an image, and none may contain"
+                f" {processor.image_token}"
             )
 
 
 def backbone(policy: Any) -> Any:
-    """The model below the language head, without an adapter or what runs a policy in parallel around it."""
+    """The model below the language head, without an adapter or what runs a policy in parallel
+    around it.
+    """
     policy = unwrapped(policy)
     return (policy.get_base_model() if hasattr(policy, "get_base_model") else policy).model
 
 
 def unwrapped(policy: Any) -> Any:
-    """The policy itself, of one that is wrapped to run on several processes (DistributedDataParallel, DeepSpeed's engine)."""
+    """The policy itself, of one that is wrapped to run on several processes
+    (DistributedDataParallel, DeepSpeed's engine).
+    """
     while isinstance(getattr(policy, "module", None), nn.Module):
         policy = policy.module
     return policy
@@ -110,4 +141,6 @@ def unwrapped(policy: Any) -> Any:
 
 def recomputes(policy: Any) -> bool:
     """Are activations of a pass made now to be computed a second time, for its gradients?"""
-    return torch.is_grad_enabled() and bool(getattr(unwrapped(policy), "is_gradient_checkpointing", False))
+    return torch.is_grad_enabled() and bool(
+        getattr(unwrapped(policy), "is_gradient_checkpointing", False)
+    )

@@ -15,7 +15,9 @@ INDEX: Final = "model.safetensors.index.json"
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """What keeps the weights in a folder from being whole: files that are missing or cut short, in words; empty if nothing does."""
+    """What keeps the weights in a folder from being whole: files that are missing or cut short, in
+    words; empty if nothing does.
+    """
     names = sorted(path.name for path in folder.glob(WEIGHTS))
     if (folder / INDEX).is_file():
         try:
@@ -38,7 +40,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def _problem(path: Path) -> str | None:
-    """The size a safetensors file has, and the one its header tells: 8 bytes, the header, the tensors."""
+    """The size a safetensors file has, and the one its header tells: 8 bytes, the header, the
+    tensors.
+    """
     if not path.is_file():
         return f"{path.name} is missing"
     size = path.stat().st_size
@@ -46,7 +50,15 @@ def _problem(path: Path) -> str | None:
         length = int.from_bytes(handle.read(8), "little")
         try:
             header = json.loads(handle.read(length)) if 0 < length <= size else None
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"] if header else None
+            ends = (
+                [
+                    entry["data_offsets"][1]
+                    for name, entry in header.items()
+                    if name != "__metadata__"
+                ]
+                if header
+                else None
+            )
         except (ValueError, KeyError, TypeError, AttributeError):
             ends = None
     if ends is None:

@@ -15,9 +15,22 @@ from stages.pretraining.pretrain import Recipe, run
 
 def main() -> None:
     """Write the base into a folder."""
-    parser = argparse.ArgumentParser(prog="python -m stages.pretraining", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("out", nargs="?", type=Path, default=Path("infra/base"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--width", type=int, help="of its layers; the embedded base has 128, and a larger one is for a GPU")
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.pretraining",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+    )
+    parser.add_argument(
+        "out",
+        nargs="?",
+        type=Path,
+        default=Path("infra/base"),
+        help="folder to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--width",
+        type=int,
+        help="of its layers; the embedded base has 128, and a larger one is for a GPU",
+    )
     given = parser.parse_args()
     recipe = Recipe() if given.width is None else Recipe(width=given.width)
     with atomic_directory(given.out) as folder:

@@ -1,8 +1,9 @@
-"""The embedded base model's parts: a real Qwen2-VL, tiny, with a tokenizer and an image processor to match.
+"""The embedded base model's parts: a real Qwen2-VL, tiny, with a tokenizer and an image processor
+to match.
 
-Nothing is simulated: the classes are transformers' own, only the sizes differ from Qwen2-VL-2B's. An image is scaled to
-192x192 by the processor's own pixel limit and cut into patches of 24, so that it costs 16 tokens in the prompt
-(Qwen2-VL-2B: 384x384, patches of 14, 196 tokens).
+Nothing is simulated: the classes are transformers' own, only the sizes differ from Qwen2-VL-2B's.
+An image is scaled to 192x192 by the processor's own pixel limit and cut into patches of 24, so that
+it costs 16 tokens in the prompt (Qwen2-VL-2B: 384x384, patches of 14, 196 tokens).
 """
 
 from __future__ import annotations
@@ -43,42 +44,52 @@ SPECIAL_TOKENS = (
 )  # fmt: skip
 """Qwen2-VL's, in its order."""
 
-PRE_TOKENIZER = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZER = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 """Qwen2's word pattern: a word takes the one sign before it along, so ")Cyst" can become one token."""
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system'"
+    " %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{"
+    " message['role'] }}\n{% if message['content'] is string %}{{ message['content'] }}{% else %}{%"
+    " for content in message['content'] %}{% if content['type'] == 'image'"
+    " %}<|vision_start|><|image_pad|><|vision_end|>{% elif content['type'] == 'video'"
+    " %}<|vision_start|><|video_pad|><|vision_end|>{% elif content['type'] == 'text' %}{{"
+    " content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if"
+    " add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Lays a conversation out as Qwen2-VL's template does."""
 
 
 def _texts() -> Iterator[str]:
-    """What the tokenizer learns its words from: every word the phantoms and prompts know, in the places they stand."""
+    """What the tokenizer learns its words from: every word the phantoms and prompts know, in the
+    places they stand.
+    """
     words = {*phantoms.GRADES, *phantoms.SIDES, *phantoms.COUNTS, phantoms.NORMAL}
     words.update(word for decoys in phantoms.NEVER_GOLD.values() for word in decoys)
     for style in phantoms.STYLES.values():
         words.update((style.name, *style.anatomies, *style.diseases))
     for _, word in itertools.product(range(40), sorted(words)):
         yield f" A){word}, B){word}, C){word}, D){word} {word} {word}"
-    for _, wording in itertools.product(range(40), itertools.chain.from_iterable(phantoms.QUESTIONS.values())):
+    for _, wording in itertools.product(
+        range(40), itertools.chain.from_iterable(phantoms.QUESTIONS.values())
+    ):
         yield wording
     for _, prompts in itertools.product(range(40), PROMPTS.values()):
         yield from prompts.values()
     for _, letter in itertools.product(range(40), phantoms.LETTERS):
-        yield f"<think> x </think> <answer> {letter} </answer>\nsystem\nYou are a helpful assistant.\nuser\nassistant\n"
+        yield (
+            f"<think> x </think> <answer> {letter} </answer>\nsystem\nYou are a helpful"
+            " assistant.\nuser\nassistant\n"
+        )
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen's word pattern, special tokens and chat template; any text round-trips."""
+    """A byte-level BPE tokenizer with Qwen's word pattern, special tokens and chat template; any
+    text round-trips.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -106,7 +117,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
-    """Tokenizer and image processor in one; every image becomes at most 192x192 pixels, 64 patches, 16 tokens."""
+    """Tokenizer and image processor in one; every image becomes at most 192x192 pixels, 64 patches,
+    16 tokens.
+    """
     limits = {"min_pixels": (PATCH * MERGE) ** 2, "max_pixels": SIDE**2}
     patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 1}
     return Qwen2VLProcessor(
@@ -117,11 +130,14 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = HIDDEN) -> Qwen2VLForConditionalGeneration:
-    """A Qwen2-VL with 1.9 million untrained parameters (at the width of 128), tied embeddings, drawn so that it can be trained at all.
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, width: int = HIDDEN
+) -> Qwen2VLForConditionalGeneration:
+    """A Qwen2-VL with 1.9 million untrained parameters (at the width of 128), tied embeddings,
+    drawn so that it can be trained at all.
 
-    Matrices have standard deviation 1/sqrt(fan-in) and embeddings 0.3: with transformers' own 0.02 a model this narrow
-    stands still at chance for hundreds of steps.
+    Matrices have standard deviation 1/sqrt(fan-in) and embeddings 0.3: with transformers' own 0.02
+    a model this narrow stands still at chance for hundreds of steps.
     """
     token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
     config = Qwen2VLConfig(
@@ -133,7 +149,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = HIDD
             "num_attention_heads": width // HEAD,
             "num_key_value_heads": width // HEAD // 2,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [4, 6, 6],
+            },
             "bos_token_id": token["<|endoftext|>"],
             "eos_token_id": token["<|im_end|>"],
             "pad_token_id": token["<|endoftext|>"],
@@ -161,13 +181,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, width: int = HIDD
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 fan_in = module.weight[0].numel()
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) / math.sqrt(fan_in))
+                module.weight.copy_(
+                    torch.randn(module.weight.shape, generator=generator) / math.sqrt(fan_in)
+                )
                 if module.bias is not None:
                     module.bias.zero_()
         # last, and through the head as well: the two are one tensor
         embedding = model.get_input_embeddings().weight
         embedding.copy_(torch.randn(embedding.shape, generator=generator) * 0.3)
     model.generation_config = GenerationConfig(
-        bos_token_id=token["<|endoftext|>"], eos_token_id=[token["<|im_end|>"], token["<|endoftext|>"]], pad_token_id=token["<|endoftext|>"]
+        bos_token_id=token["<|endoftext|>"],
+        eos_token_id=[token["<|im_end|>"], token["<|endoftext|>"]],
+        pad_token_id=token["<|endoftext|>"],
     )
     return model

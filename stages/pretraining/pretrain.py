@@ -1,14 +1,17 @@
-"""The embedded base model's recipe: from random weights to right format and fair accuracy, on one small CPU, or on a GPU if there is one.
+"""The embedded base model's recipe: from random weights to right format and fair accuracy, on one
+small CPU, or on a GPU if there is one.
 
-Three lessons, each the ground of the next (a model this small that starts with the last stands at chance):
+Three lessons, each the ground of the next (a model this small that starts with the last stands at
+chance):
 1. `read`    the language model alone, with a perfect eye: the tokens of the image are the embeddings of the words that
              describe it. It learns what every prompt and answer style asks for, and to match a fact to an option's letter;
 2. `see`     the vision tower alone, the language model frozen: each token of an image is pulled to the embedding of the
              word the perfect eye would have put there;
 3. `answer`  both together, on images, until the held-out exam reaches `stop_at`.
 
-Phantoms come from a seed of their own (`Recipe.seed`), never from the corpus's, and wrong options are drawn from words
-that can be right, so that the base does not know the corpus's bias before RL has met it.
+Phantoms come from a seed of their own (`Recipe.seed`), never from the corpus's, and wrong options
+are drawn from words that can be right, so that the base does not know the corpus's bias before RL
+has met it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,14 @@ from stages.core.errors import InputError
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.corpus.sample import phantoms
 from stages.corpus.sample.phantoms import Phantom
-from stages.pretraining.embedded import HEAD, HIDDEN, IMAGE_TOKENS, build_model, build_processor, build_tokenizer
+from stages.pretraining.embedded import (
+    HEAD,
+    HIDDEN,
+    IMAGE_TOKENS,
+    build_model,
+    build_processor,
+    build_tokenizer,
+)
 from stages.prompts.styles import Purpose, Style, ask, chat
 
 if TYPE_CHECKING:
@@ -52,7 +62,9 @@ class Recipe:
     """Peak; linear warm-up over 50 steps, then cosine to a tenth over the lesson."""
     answer_learning_rate: float = 3e-4
     letter_weight: float = 4.0
-    """Weight of an answer's letter among the tokens of a completion, in lessons `read` and `answer`."""
+    """Weight of an answer's letter among the tokens of a completion, in lessons `read` and
+    `answer`.
+    """
     clip: float = 1.0
     log_every: int = 25
     stop_at: float = 0.58
@@ -68,7 +80,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A prompt as the chat template lays it out, its completion, and the image: its index, and its facts in words."""
+    """A prompt as the chat template lays it out, its completion, and the image: its index, and its
+    facts in words.
+    """
 
     prompt: str
     completion: str
@@ -77,19 +91,27 @@ class Exercise:
 
 
 def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -> None:
-    """Train and save the base to `out`: a Hugging Face directory in bfloat16 plus `pretraining.csv`, the log of the run."""
+    """Train and save the base to `out`: a Hugging Face directory in bfloat16 plus
+    `pretraining.csv`, the log of the run.
+    """
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     tokenizer = build_tokenizer()
     processor = build_processor(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(tokenizer, recipe.seed, recipe.width).to(device)
-    progress(f"{sum(p.numel() for p in model.parameters()):,} parameters; drawing {recipe.images} phantoms")
+    progress(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; drawing {recipe.images}"
+        " phantoms"
+    )
     shown = [phantoms.sample_phantom(rng) for _ in range(recipe.images)]
     pixels = _pixels(processor, shown, rng).to(device)
     held_out = [phantoms.sample_phantom(rng) for _ in range(512)]
     held_pixels = _pixels(processor, held_out, rng).to(device)
-    exam = [_question(phantom, index, processor, rng, "no-think", "evaluate") for index, phantom in enumerate(held_out)]
+    exam = [
+        _question(phantom, index, processor, rng, "no-think", "evaluate")
+        for index, phantom in enumerate(held_out)
+    ]
     log = _Log(out / "pretraining.csv", progress)
 
     def examine() -> float:
@@ -101,21 +123,41 @@ def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -
         return float(np.mean(rights))
 
     def read() -> tuple[torch.Tensor, float]:
-        return _loss(model, processor, _exercises(rng, shown, processor, recipe.batch, doctored=True), None, recipe.letter_weight)
+        return _loss(
+            model,
+            processor,
+            _exercises(rng, shown, processor, recipe.batch, doctored=True),
+            None,
+            recipe.letter_weight,
+        )
 
     def see() -> tuple[torch.Tensor, float]:
-        return _alignment(model, processor, rng.integers(len(shown), size=recipe.batch), shown, pixels)
+        return _alignment(
+            model, processor, rng.integers(len(shown), size=recipe.batch), shown, pixels
+        )
 
     def answer() -> tuple[torch.Tensor, float]:
-        return _loss(model, processor, _exercises(rng, shown, processor, recipe.batch), pixels, recipe.letter_weight)
+        return _loss(
+            model,
+            processor,
+            _exercises(rng, shown, processor, recipe.batch),
+            pixels,
+            recipe.letter_weight,
+        )
 
     eye = list(model.model.visual.parameters())
-    mind = [parameter for parameter in model.parameters() if not any(parameter is part for part in eye)]
-    rate, answer_rate = (each * HIDDEN / recipe.width for each in (recipe.learning_rate, recipe.answer_learning_rate))
+    mind = [
+        parameter for parameter in model.parameters() if not any(parameter is part for part in eye)
+    ]
+    rate, answer_rate = (
+        each * HIDDEN / recipe.width for each in (recipe.learning_rate, recipe.answer_learning_rate)
+    )
     with device:  # what lessons make of ids and masks is made there
         _lesson("read", read, mind, recipe.read_steps, rate, recipe, log)
         _lesson("see", see, eye, recipe.see_steps, rate, recipe, log, examine)
-        _lesson("answer", answer, [*mind, *eye], recipe.answer_steps, answer_rate, recipe, log, examine)
+        _lesson(
+            "answer", answer, [*mind, *eye], recipe.answer_steps, answer_rate, recipe, log, examine
+        )
         model.to(torch.bfloat16).save_pretrained(out)
         processor.save_pretrained(out)
         model.float()
@@ -133,7 +175,9 @@ def _lesson(
     examine: Callable[[], float] | None = None,
 ) -> None:
     """AdamW on one lesson's loss; `batch_loss` gives (loss, share right) of a fresh batch."""
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
 
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / 50) * (0.55 + 0.45 * float(np.cos(np.pi * step / steps)))
@@ -149,7 +193,11 @@ def _lesson(
         schedule.step()
         recent.append((loss.item(), right))
         if step % recipe.log_every == 0 or step == steps:
-            score = examine() if examine and (step % (2 * recipe.log_every) == 0 or step == steps) else float("nan")
+            score = (
+                examine()
+                if examine and (step % (2 * recipe.log_every) == 0 or step == steps)
+                else float("nan")
+            )
             mean_loss, mean_right = np.mean(recent, axis=0)
             log.write(name, step, float(mean_loss), float(mean_right), score)
             recent.clear()
@@ -164,7 +212,8 @@ def _loss(
     pixels: torch.Tensor | None,
     letter_weight: float = 1.0,
 ) -> tuple[torch.Tensor, float]:
-    """Weighted cross-entropy of the completion tokens, and the share of answer letters predicted right.
+    """Weighted cross-entropy of the completion tokens, and the share of answer letters predicted
+    right.
 
     Without `pixels` the eye is perfect: an image's tokens are the embeddings of its facts.
     """
@@ -173,11 +222,15 @@ def _loss(
     if pixels is None:
         ids = inputs.pop("input_ids")
         types = inputs.pop("mm_token_type_ids")
-        positions, _ = model.model.get_rope_index(ids, types, image_grid_thw=grid, attention_mask=inputs["attention_mask"])
+        positions, _ = model.model.get_rope_index(
+            ids, types, image_grid_thw=grid, attention_mask=inputs["attention_mask"]
+        )
         words = torch.tensor([_fact_ids(processor, exercise.facts) for exercise in batch]).flatten()
         embedding = model.get_input_embeddings()
         mixed = embedding(ids).masked_scatter((types == 1)[..., None], embedding(words))
-        hidden = model.model(inputs_embeds=mixed, position_ids=positions, **inputs).last_hidden_state
+        hidden = model.model(
+            inputs_embeds=mixed, position_ids=positions, **inputs
+        ).last_hidden_state
     else:
         chosen = pixels[[exercise.image for exercise in batch]].flatten(0, 1).float()
         hidden = model.model(**inputs, pixel_values=chosen, image_grid_thw=grid).last_hidden_state
@@ -191,16 +244,27 @@ def _loss(
 
 
 def _alignment(
-    model: Qwen2VLForConditionalGeneration, processor: Qwen2VLProcessor, chosen: np.ndarray, shown: list[Phantom], pixels: torch.Tensor
+    model: Qwen2VLForConditionalGeneration,
+    processor: Qwen2VLProcessor,
+    chosen: np.ndarray,
+    shown: list[Phantom],
+    pixels: torch.Tensor,
 ) -> tuple[torch.Tensor, float]:
-    """How far each token of an image is from the word it stands for, and the share whose nearest word is that one."""
+    """How far each token of an image is from the word it stands for, and the share whose nearest
+    word is that one.
+    """
     side = int(pixels.shape[1] ** 0.5)
     grid = torch.tensor([[1, side, side]] * len(chosen))
     seen = model.model.visual(pixels[chosen].flatten(0, 1).float(), grid_thw=grid).pooler_output
-    words = torch.tensor([_fact_ids(processor, shown[index].describe()) for index in chosen]).flatten()
+    words = torch.tensor(
+        [_fact_ids(processor, shown[index].describe()) for index in chosen]
+    ).flatten()
     embedding = model.get_input_embeddings().weight.detach()
     logits = seen @ embedding.T
-    loss = functional.cross_entropy(logits, words) + functional.mse_loss(seen, embedding[words]) / embedding.var()
+    loss = (
+        functional.cross_entropy(logits, words)
+        + functional.mse_loss(seen, embedding[words]) / embedding.var()
+    )
     return loss, (logits.argmax(-1) == words).float().mean().item()
 
 
@@ -215,11 +279,17 @@ def _letter_ids(processor: Qwen2VLProcessor) -> list[int]:
     return [processor.tokenizer.encode(f" {letter}")[0] for letter in LETTERS]
 
 
-def _encode(processor: Qwen2VLProcessor, batch: list[Exercise]) -> tuple[dict[str, Any], torch.Tensor]:
-    """Left-aligned ids with the completion behind the prompt; labels are -100 except on the completion and its end."""
+def _encode(
+    processor: Qwen2VLProcessor, batch: list[Exercise]
+) -> tuple[dict[str, Any], torch.Tensor]:
+    """Left-aligned ids with the completion behind the prompt; labels are -100 except on the
+    completion and its end.
+    """
     tokenizer = processor.tokenizer
     slots = processor.image_token * IMAGE_TOKENS
-    prompts = tokenizer([exercise.prompt.replace(processor.image_token, slots) for exercise in batch])["input_ids"]
+    prompts = tokenizer(
+        [exercise.prompt.replace(processor.image_token, slots) for exercise in batch]
+    )["input_ids"]
     completions = tokenizer([exercise.completion + "<|im_end|>" for exercise in batch])["input_ids"]
     width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     ids = torch.full((len(batch), width), tokenizer.pad_token_id)
@@ -240,8 +310,12 @@ def _encode(processor: Qwen2VLProcessor, batch: list[Exercise]) -> tuple[dict[st
     return inputs, labels
 
 
-def _pixels(processor: Qwen2VLProcessor, shown: list[Phantom], rng: np.random.Generator) -> torch.Tensor:
-    """(images, patches, values a patch) of every phantom, float16, through the processor every other stage uses."""
+def _pixels(
+    processor: Qwen2VLProcessor, shown: list[Phantom], rng: np.random.Generator
+) -> torch.Tensor:
+    """(images, patches, values a patch) of every phantom, float16, through the processor every
+    other stage uses.
+    """
     rows = []
     for phantom in shown:
         width, height = (int(side) for side in rng.integers(96, 224, 2))
@@ -262,8 +336,8 @@ def _question(
 ) -> Exercise:
     """A question about an image, in one answer style, with unbiased options.
 
-    `doctored` puts in two of five a word that no phantom has in a fact's place, so that such words, too, can be right:
-    only where the eye is perfect can the image be made to fit.
+    `doctored` puts in two of five a word that no phantom has in a fact's place, so that such words,
+    too, can be right: only where the eye is perfect can the image be made to fit.
     """
     asked = str(rng.choice(phantoms.askable(phantom)))
     gold, facts = phantom.answer(asked), phantom.describe()
@@ -274,17 +348,30 @@ def _question(
         facts, gold = facts.replace(gold, word, 1), word
     if doctored and asked in phantoms.NEVER_GOLD and rng.random() < 0.5:
         wrong = [word for word in phantoms.NEVER_GOLD[asked] if word not in options]
-        options = [option if option == gold or rng.random() < 0.5 else wrong.pop() for option in options]
+        options = [
+            option if option == gold or rng.random() < 0.5 else wrong.pop() for option in options
+        ]
     problem = format_problem(str(rng.choice(phantoms.QUESTIONS[asked])), options)
     answer, thought = format_solution(LETTERS[options.index(gold)]), f"<think> {facts} </think>"
-    completion = {"no-think": answer, "think": f"{thought} {answer}", "think-after": f"{answer} {thought}"}[style]
+    completion = {
+        "no-think": answer,
+        "think": f"{thought} {answer}",
+        "think-after": f"{answer} {thought}",
+    }[style]
     return Exercise(_prompt(processor, ask(problem, style, purpose)), completion, index, facts)
 
 
 def _exercises(
-    rng: np.random.Generator, shown: list[Phantom], processor: Qwen2VLProcessor, size: int, *, doctored: bool = False
+    rng: np.random.Generator,
+    shown: list[Phantom],
+    processor: Qwen2VLProcessor,
+    size: int,
+    *,
+    doctored: bool = False,
 ) -> list[Exercise]:
-    """A batch: a tenth describe the image, the rest answer (seven of ten no-think, the others with thoughts)."""
+    """A batch: a tenth describe the image, the rest answer (seven of ten no-think, the others with
+    thoughts).
+    """
     batch = []
     for _ in range(size):
         index = int(rng.integers(len(shown)))
@@ -295,12 +382,16 @@ def _exercises(
             batch.append(Exercise(_prompt(processor, "Describe this image."), facts, index, facts))
         else:
             style: Style = "no-think" if draw < 0.8 else "think" if draw < 0.92 else "think-after"
-            batch.append(_question(shown[index], index, processor, rng, style, purpose, doctored=doctored))
+            batch.append(
+                _question(shown[index], index, processor, rng, style, purpose, doctored=doctored)
+            )
     return batch
 
 
 def _prompt(processor: Qwen2VLProcessor, words: str) -> str:
-    return str(processor.apply_chat_template(chat(words), add_generation_prompt=True, tokenize=False))
+    return str(
+        processor.apply_chat_template(chat(words), add_generation_prompt=True, tokenize=False)
+    )
 
 
 class _Log:

@@ -1,4 +1,6 @@
-"""Whether this machine can carry a profile to its end: what stands against it, and what to do about it."""
+"""Whether this machine can carry a profile to its end: what stands against it, and what to do about
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,25 @@ Level = Literal["note", "stops"]
 SMALLER: Final[tuple[dict[str, Any], ...]] = (
     {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4}},
     {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4, "fused_head": True}},
-    {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4, "fused_head": True, "freeze_vision_tower": True}},
     {
         "grpo": {
             "prompts_per_device": 1,
             "gradient_accumulation_steps": 4,
             "fused_head": True,
-            "lora": {"rank": 16, "alpha": 32, "dropout": 0.0, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+            "freeze_vision_tower": True,
+        }
+    },
+    {
+        "grpo": {
+            "prompts_per_device": 1,
+            "gradient_accumulation_steps": 4,
+            "fused_head": True,
+            "lora": {
+                "rank": 16,
+                "alpha": 32,
+                "dropout": 0.0,
+                "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+            },
         }
     },
 )
@@ -68,9 +82,16 @@ def look() -> Machine:
 
 
 def findings(
-    profile: Profile, params: Params, machine: Machine, fetched: Iterable[Download], root: Path, tree: dict[str, Any]
+    profile: Profile,
+    params: Params,
+    machine: Machine,
+    fetched: Iterable[Download],
+    root: Path,
+    tree: dict[str, Any],
 ) -> list[ProfileFinding]:
-    """All that stands against the run; `tree` is params.yaml as it will be, which smaller variants are tried on."""
+    """All that stands against the run; `tree` is params.yaml as it will be, which smaller variants
+    are tried on.
+    """
     fetched = list(fetched)
     return [
         *_gpu(profile.model, machine),
@@ -87,27 +108,41 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[ProfileFinding]:
     if model is None or model.parameters < CPU_PARAMETERS:
         return
     if machine.torch is None:
-        yield ProfileFinding("torch", "stops", f"torch cannot be imported: {machine.said}", "install anew: make install")
+        yield ProfileFinding(
+            "torch",
+            "stops",
+            f"torch cannot be imported: {machine.said}",
+            "install anew: make install",
+        )
     elif (machine.lines and not machine.gpus) or (machine.torch.gpus and machine.torch.broken):
-        built = f"was built for CUDA {machine.torch.cuda}" if machine.torch.cuda else "was built without CUDA"
+        built = (
+            f"was built for CUDA {machine.torch.cuda}"
+            if machine.torch.cuda
+            else "was built without CUDA"
+        )
         why = machine.torch.broken or "sees no GPU: is CUDA_VISIBLE_DEVICES empty?"
         yield ProfileFinding(
             "CUDA",
             "stops",
-            f"{'; '.join(machine.lines) or 'a GPU'} is here, but torch {machine.torch.version}, which {built}, cannot use it: {why}",
-            "update the driver, or install a torch for it (pytorch.org/get-started names the index of each CUDA) into .venv",
+            f"{'; '.join(machine.lines) or 'a GPU'} is here, but torch {machine.torch.version},"
+            f" which {built}, cannot use it: {why}",
+            "update the driver, or install a torch for it (pytorch.org/get-started names the index"
+            " of each CUDA) into .venv",
         )
     elif not machine.gpus:
         billions = model.parameters / 1e9
         yield ProfileFinding(
             "GPU",
             "stops",
-            f"none is here, and on a CPU a model of {billions:.1f} billion parameters would train for months",
+            f"none is here, and on a CPU a model of {billions:.1f} billion parameters would train"
+            " for months",
             "run on a machine with one, or `med-r1 profile sample`",
         )
 
 
-def _gpu_memory(model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree: dict[str, Any]) -> Iterator[ProfileFinding]:
+def _gpu_memory(
+    model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree: dict[str, Any]
+) -> Iterator[ProfileFinding]:
     if model is None or not gpus:
         return
     needed = sum(memory(params, model).values())
@@ -115,10 +150,16 @@ def _gpu_memory(model: Model | None, params: Params, gpus: tuple[Gpu, ...], tree
     if not small:
         return
     gpu = min(small, key=lambda each: each.free)
-    what = f"a training takes about {format_bytes(needed)} (estimated); {gpu.name} has {format_bytes(gpu.free)} free of {format_bytes(gpu.total)}"
+    what = (
+        f"a training takes about {format_bytes(needed)} (estimated); {gpu.name} has"
+        f" {format_bytes(gpu.free)} free of {format_bytes(gpu.total)}"
+    )
     if gpu.total >= needed:
         yield ProfileFinding(
-            "GPU memory", "stops", what, "end what else runs on it (nvidia-smi names it), or hide it: CUDA_VISIBLE_DEVICES"
+            "GPU memory",
+            "stops",
+            what,
+            "end what else runs on it (nvidia-smi names it), or hide it: CUDA_VISIBLE_DEVICES",
         )
         return
     remedy = "use a GPU with more"
@@ -147,7 +188,8 @@ def _flash(params: Params, machine: Machine) -> Iterator[ProfileFinding]:
         yield ProfileFinding(
             "flash-attn",
             "stops",
-            "base.attention names flash_attention_2, which computes in 16 bits, and base.dtype is float32",
+            "base.attention names flash_attention_2, which computes in 16 bits, and base.dtype is"
+            " float32",
             "set base.attention: auto, which takes it where it can, or base.dtype: bfloat16",
         )
     version = installed("flash-attn")
@@ -156,10 +198,15 @@ def _flash(params: Params, machine: Machine) -> Iterator[ProfileFinding]:
         yield ProfileFinding(
             "flash-attn",
             level,
-            f"{version} is installed but cannot be imported, as when it was built for another torch than {machine.torch.version}: "
-            f"{machine.torch.flash}",
-            "build it for this one: pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps flash-attn"
-            + ("; or set base.attention: sdpa" if wanted else "; or pip uninstall flash-attn: libraries may try it unasked"),
+            f"{version} is installed but cannot be imported, as when it was built for another torch"
+            f" than {machine.torch.version}: {machine.torch.flash}",
+            "build it for this one: pip install --no-build-isolation --no-cache-dir"
+            " --force-reinstall --no-deps flash-attn"
+            + (
+                "; or set base.attention: sdpa"
+                if wanted
+                else "; or pip uninstall flash-attn: libraries may try it unasked"
+            ),
         )
     elif wanted and not version:
         yield ProfileFinding(
@@ -183,8 +230,17 @@ def _deepspeed(params: Params) -> Iterator[ProfileFinding]:
 def _sources(fetched: Iterable[Download], params: Params) -> Iterator[ProfileFinding]:
     for each in fetched:
         if not each.here and (why := unreachable(each, params, each.size)):
-            where = "a folder for base.source" if each.name == "base" else "a file for the path in `deps` of data.dvc"
-            yield ProfileFinding(each.name, "stops", f"{each.source}: {why}", f"mend it and run again; without a network, name {where}")
+            where = (
+                "a folder for base.source"
+                if each.name == "base"
+                else "a file for the path in `deps` of data.dvc"
+            )
+            yield ProfileFinding(
+                each.name,
+                "stops",
+                f"{each.source}: {why}",
+                f"mend it and run again; without a network, name {where}",
+            )
 
 
 def _weights(profile: Profile, params: Params) -> Iterator[ProfileFinding]:
@@ -192,22 +248,33 @@ def _weights(profile: Profile, params: Params) -> Iterator[ProfileFinding]:
         yield ProfileFinding(
             "base",
             "stops",
-            f"{', '.join(wrong)} of {params.base.source} in the local cache is missing, or is another file than the pinned one",
+            f"{', '.join(wrong)} of {params.base.source} in the local cache is missing, or is"
+            " another file than the pinned one",
             "remove the model from the cache, `hf cache rm` or by hand, and run again",
         )
 
 
 def _left(made: dict[str, int], root: Path) -> dict[str, int]:
-    """What is still to be written, as far as it does not lie there: of a run that goes on, most does."""
+    """What is still to be written, as far as it does not lie there: of a run that goes on, most
+    does.
+    """
     return {what: max(0, size - _size(root / WHERE[what])) for what, size in made.items()}
 
 
 def _size(path: Path) -> int:
-    return sum((Path(folder) / name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
+    return sum(
+        (Path(folder) / name).lstat().st_size
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
 
 
-def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iterator[ProfileFinding]:
-    """Of each disk that is written to, room against need; DVC's cache on another disk takes all outputs a second time."""
+def _disk(
+    made: dict[str, int], fetched: Iterable[Download], root: Path
+) -> Iterator[ProfileFinding]:
+    """Of each disk that is written to, room against need; DVC's cache on another disk takes all
+    outputs a second time.
+    """
     written = sum(made.values())
     wanted = {root: written}
     cache = _cache(root)
@@ -220,8 +287,10 @@ def _disk(made: dict[str, int], fetched: Iterable[Download], root: Path) -> Iter
         yield ProfileFinding(
             "disk",
             "stops",
-            f"about {format_bytes(size)} will be written (estimated), {format_bytes(free)} are free where {folders[0].resolve()} is",
-            "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME moves the hub's cache alone",
+            f"about {format_bytes(size)} will be written (estimated), {format_bytes(free)} are free"
+            f" where {folders[0].resolve()} is",
+            "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME"
+            " moves the hub's cache alone",
         )
 
 
@@ -246,11 +315,17 @@ def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[st
     if profile.model is None or profile.scale is None:
         unknown = "corpus" if profile.model else "model"
         embedded = params.base.source == EMBEDDED
-        yield "GPU: none is needed" if embedded else f"GPU: no estimate, as the profile says nothing of the size of its {unknown}"
+        yield (
+            "GPU: none is needed"
+            if embedded
+            else f"GPU: no estimate, as the profile says nothing of the size of its {unknown}"
+        )
         return
     name = machine.gpus[0].name if machine.gpus else ""
     wanted = needs(params, profile.model, profile.scale, name)
-    parts = ", ".join(f"{what} {format_bytes(size)}" for what, size in wanted.memory.items() if size)
+    parts = ", ".join(
+        f"{what} {format_bytes(size)}" for what, size in wanted.memory.items() if size
+    )
     yield f"GPU memory: about {format_bytes(wanted.bytes)} a training: {parts}"
     count = max(len(machine.gpus), 1)
     both = wanted.training + wanted.evaluation
@@ -260,5 +335,11 @@ def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[st
         where = f"by those of an {wanted.gpu}: {name} is not in the table"
     else:
         where = f"of an {wanted.gpu}: no GPU was found here"
-    yield f"GPU-hours: about {both:.1f} ({wanted.training:.1f} to train, {wanted.evaluation:.1f} to test), {where}"
-    yield "These are estimates, right to a factor of about two: stages/profiles/needs.py says how they are made."
+    yield (
+        f"GPU-hours: about {both:.1f} ({wanted.training:.1f} to train, {wanted.evaluation:.1f} to"
+        f" test), {where}"
+    )
+    yield (
+        "These are estimates, right to a factor of about two: stages/profiles/needs.py says how"
+        " they are made."
+    )

@@ -22,7 +22,9 @@ SECONDS: Final = 10
 
 @dataclass(frozen=True)
 class Download:
-    """A thing to fetch. `size` in bytes, None if it is not known; `pins`: what tells it from every other; `here`: nothing is left to do."""
+    """A thing to fetch. `size` in bytes, None if it is not known; `pins`: what tells it from every
+    other; `here`: nothing is left to do.
+    """
 
     name: str
     source: str
@@ -36,14 +38,19 @@ def downloads(profile: Profile, params: Params, pinned: DvcFile) -> list[Downloa
     found = [_corpus(pinned)]
     if not Path(params.base.source).is_dir():
         known = profile.model
-        hashes = f", SHA-256 of {len(known.sha256)} files of weights" if known and known.sha256 else "; no hash is known beside it"
+        hashes = (
+            f", SHA-256 of {len(known.sha256)} files of weights"
+            if known and known.sha256
+            else "; no hash is known beside it"
+        )
         found.append(
             Download(
                 "base",
                 params.base.source,
                 known.size if known else None,
                 f"revision {params.base.revision}{hashes}" if params.base.revision else "nothing",
-                params.base.revision is not None and cached(params.base.source, params.base.revision) is not None,
+                params.base.revision is not None
+                and cached(params.base.source, params.base.revision) is not None,
             )
         )
     return found
@@ -55,26 +62,37 @@ def cached(source: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, local_files_only=True, **FETCHED))
+        folder = Path(
+            snapshot_download(source, revision=revision, local_files_only=True, **FETCHED)
+        )
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
     return folder if (folder / "config.json").exists() and not missing_parts(folder) else None
 
 
 def wrong_weights(profile: Profile, params: Params) -> list[str]:
-    """Files of the cached base that are not the pinned ones: the cache names each large file by its SHA-256."""
-    folder = cached(params.base.source, params.base.revision) if profile.model and not Path(params.base.source).is_dir() else None
+    """Files of the cached base that are not the pinned ones: the cache names each large file by its
+    SHA-256.
+    """
+    folder = (
+        cached(params.base.source, params.base.revision)
+        if profile.model and not Path(params.base.source).is_dir()
+        else None
+    )
     if folder is None or profile.model is None:
         return []
     return [
         name
         for name, digest in profile.model.sha256.items()
-        if not (folder / name).exists() or (len((folder / name).resolve().name) == 64 and (folder / name).resolve().name != digest)
+        if not (folder / name).exists()
+        or (len((folder / name).resolve().name) == 64 and (folder / name).resolve().name != digest)
     ]
 
 
 def unreachable(download: Download, params: Params, size: int | None) -> str:
-    """Why it cannot be had now; empty if it can, or if only the transfer itself can tell (buckets, ssh)."""
+    """Why it cannot be had now; empty if it can, or if only the transfer itself can tell (buckets,
+    ssh).
+    """
     if download.name == "base":
         return _hub(download.source, params.base.revision)
     scheme = urlsplit(download.source).scheme
@@ -86,10 +104,20 @@ def unreachable(download: Download, params: Params, size: int | None) -> str:
 def _corpus(pinned: DvcFile) -> Download:
     dep, out = pinned.deps[0], pinned.outs[0]
     size = pinned.meta.get("size") if out.size is None else out.size
-    told = [f"{kind} {value}" for kind, value in (("SHA-256", pinned.meta.get("sha256")), ("MD5", out.md5)) if value]
+    told = [
+        f"{kind} {value}"
+        for kind, value in (("SHA-256", pinned.meta.get("sha256")), ("MD5", out.md5))
+        if value
+    ]
     path = Path(out.path)
     here = path.exists() and (size is None or path.is_dir() or path.stat().st_size == size)
-    return Download("corpus", dep.path, size, " and ".join(told) or "no hash yet: the first download pins it", here)
+    return Download(
+        "corpus",
+        dep.path,
+        size,
+        " and ".join(told) or "no hash yet: the first download pins it",
+        here,
+    )
 
 
 def _http(address: str, size: int | None) -> str:
@@ -102,27 +130,46 @@ def _http(address: str, size: int | None) -> str:
         return f"its server answers {error.code} {error.reason}: is the address still right?"
     except (OSError, ValueError) as error:
         return f"its server is not reached ({getattr(error, 'reason', error)}): is there a network?"
-    return f"its server has {told} bytes of it, not {size}: another file" if told and size and int(told) != size else ""
+    return (
+        f"its server has {told} bytes of it, not {size}: another file"
+        if told and size and int(told) != size
+        else ""
+    )
 
 
 def _hub(source: str, revision: str | None) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return "there is no such folder, and it is no model id (owner/name)"
     if revision is None:
-        return f"base.revision is null, and a model id needs a commit: `med-r1 base-commit {source}` prints one"
+        return (
+            f"base.revision is null, and a model id needs a commit: `med-r1 base-commit {source}`"
+            " prints one"
+        )
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         HfApi().model_info(source, revision=revision, timeout=SECONDS)
     except RevisionNotFoundError:
-        return f"the hub has no commit {revision} of it: is base.revision right, or was it taken back?"
+        return (
+            f"the hub has no commit {revision} of it: is base.revision right, or was it taken back?"
+        )
     except RepositoryNotFoundError:
-        return "the hub knows no such model: is base.source spelt right, or is it private (HF_TOKEN)?"
+        return (
+            "the hub knows no such model: is base.source spelt right, or is it private (HF_TOKEN)?"
+        )
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set, and it is not in the local cache"
     except HfHubHTTPError as error:
-        return f"the hub answers {error.response.status_code if error.response is not None else 'nothing'}"
+        return (
+            "the hub answers"
+            f" {error.response.status_code if error.response is not None else 'nothing'}"
+        )
     except Exception as error:  # no network has as many names as there are libraries
         return f"the hub is not reached ({type(error).__name__}): is there a network?"
     return ""

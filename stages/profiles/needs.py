@@ -1,7 +1,9 @@
-"""What a profile needs: memory, disk, hours. Estimates, from counts of FLOPs and bytes; only the sizes of downloads are known.
+"""What a profile needs: memory, disk, hours. Estimates, from counts of FLOPs and bytes; only the
+sizes of downloads are known.
 
-Hours are those of matrix products at a share of the GPU's peak, and of sampling a token at a time, which waits for launches rather than
-for products. Both are assumptions (`TRAINING`, `SAMPLING`), right to a factor of about two; benchmarks/gpu.md has what was measured.
+Hours are those of matrix products at a share of the GPU's peak, and of sampling a token at a time,
+which waits for launches rather than for products. Both are assumptions (`TRAINING`, `SAMPLING`),
+right to a factor of about two; benchmarks/gpu.md has what was measured.
 """
 
 from __future__ import annotations
@@ -64,18 +66,26 @@ class Needs:
 
 
 def needs(params: Params, model: Model, scale: Scale, gpu: str = REFERENCE) -> Needs:
-    """What training and testing all checkpoints takes on GPUs of this name; of one that is not in `PEAKS`, as on `REFERENCE`."""
+    """What training and testing all checkpoints takes on GPUs of this name; of one that is not in
+    `PEAKS`, as on `REFERENCE`.
+    """
     known = next((part for part in PEAKS if part in gpu), REFERENCE)
     low, high = PEAKS[known]
     in_bfloat16 = params.base.dtype == "bfloat16"
-    training = _training_seconds(params, model, scale, (low if params.grpo.bf16 or in_bfloat16 else high) * TRAINING)
+    training = _training_seconds(
+        params, model, scale, (low if params.grpo.bf16 or in_bfloat16 else high) * TRAINING
+    )
     tested_in = params.evaluate.dtype or params.base.dtype
-    evaluation = _evaluation_seconds(params, model, scale, (low if tested_in == "bfloat16" else high) * TRAINING)
+    evaluation = _evaluation_seconds(
+        params, model, scale, (low if tested_in == "bfloat16" else high) * TRAINING
+    )
     return Needs(memory(params, model), training / 3600, evaluation / 3600, known)
 
 
 def memory(params: Params, model: Model) -> dict[str, int]:
-    """Bytes of GPU memory that training takes at most, by what takes it. Spreading over several GPUs is not counted."""
+    """Bytes of GPU memory that training takes at most, by what takes it. Spreading over several
+    GPUs is not counted.
+    """
     grpo = params.grpo
     size = 4 if params.base.dtype == "float32" else 2
     all_weights = model.parameters - (model.vision_parameters if grpo.freeze_vision_tower else 0)
@@ -85,7 +95,9 @@ def memory(params: Params, model: Model) -> dict[str, int]:
     if grpo.gradient_checkpointing:  # a layer at a time
         kept = (copies * model.prompt_mb + completion * model.token_mb) * 2 / model.layers
     else:
-        kept = (0.4 if grpo.freeze_vision_tower else 1.0) * copies * model.prompt_mb + completion * model.token_mb
+        kept = (
+            0.4 if grpo.freeze_vision_tower else 1.0
+        ) * copies * model.prompt_mb + completion * model.token_mb
     # logits, their logarithms and the gradient of them, in float32
     logits = 0 if grpo.fused_head else 3 * 4 * completion * model.vocabulary
     return {
@@ -100,15 +112,22 @@ def memory(params: Params, model: Model) -> dict[str, int]:
 
 
 def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
-    """Bytes that a run writes beside what it fetches, by what takes them; without what is not known. `gpus`: trainings at a time."""
+    """Bytes that a run writes beside what it fetches, by what takes them; without what is not
+    known. `gpus`: trainings at a time.
+    """
     made = {"report": REPORT}
     if profile.scale:
         made["resized images"] = profile.scale.images * IMAGE
     if profile.model:
         size = 4 if params.base.dtype == "float32" else 2
-        made["models"] = profile.model.size + len(params.checkpoints) * profile.model.parameters * size
-        # weights and Adam's two moments, in the last state and the one before it, and in a new one before the oldest goes
-        made["states to resume from"] = max(gpus, 1) * 3 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
+        made["models"] = (
+            profile.model.size + len(params.checkpoints) * profile.model.parameters * size
+        )
+        # weights and Adam's two moments, in the last state and the one before it, and in a new one
+        # before the oldest goes
+        made["states to resume from"] = (
+            max(gpus, 1) * 3 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
+        )
     return made
 
 
@@ -120,7 +139,8 @@ def _training_seconds(params: Params, model: Model, scale: Scale, rate: float) -
         prompts = min(prompts, len(params.checkpoints) * grpo.max_steps * batch)
     seen = model.prompt_tflop * 1e12 * (grpo.num_generations if grpo.engine == "trl" else 1)
     tokens = TOKENS[params.prompt.style] * grpo.num_generations * model.token_gflop * 1e9
-    # sampling, policy, its backward of twice that, reference; the shared prefix's policy pass over the prompt is the sampling's
+    # sampling, policy, its backward of twice that, reference; the shared prefix's policy pass over
+    # the prompt is the sampling's
     passes = 5 if grpo.engine == "trl" or not grpo.reuse_prompt_pass else 4
     flops = prompts * (passes * seen + 5 * tokens)
     return flops / rate + prompts / grpo.prompts_per_device * TOKENS[params.prompt.style] * SAMPLING
@@ -128,8 +148,15 @@ def _training_seconds(params: Params, model: Model, scale: Scale, rate: float) -
 
 def _evaluation_seconds(params: Params, model: Model, scale: Scale, rate: float) -> float:
     axes = _axes(params)
-    tested = sum(1 + sum(entry.axis == axis for entry in params.checkpoints.values()) for axis in axes)
-    asked = scale.questions * (1 - params.splits.train_share) * tested * (3 if params.evaluate.ablations else 1)
+    tested = sum(
+        1 + sum(entry.axis == axis for entry in params.checkpoints.values()) for axis in axes
+    )
+    asked = (
+        scale.questions
+        * (1 - params.splits.train_share)
+        * tested
+        * (3 if params.evaluate.ablations else 1)
+    )
     tokens = TOKENS[params.prompt.style]
     flops = asked * (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9)
     batch = params.evaluate.batch_size

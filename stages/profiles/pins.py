@@ -1,4 +1,6 @@
-"""data.dvc of a profile: what it imports, with the hashes that DVC added when it was fetched before."""
+"""data.dvc of a profile: what it imports, with the hashes that DVC added when it was fetched
+before.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ KEPT: Final = layout.SCRATCH / "profiles"
 
 
 def imported(text: str, data: dict[str, Any] | None, root: Path) -> str:
-    """data.dvc with another import; as it is if it imports the same already. Comments above its first key stay."""
+    """data.dvc with another import; as it is if it imports the same already. Comments above its
+    first key stay.
+    """
     if data is None:
         return text
     wanted = DvcFile.model_validate(data)
@@ -30,7 +34,9 @@ def imported(text: str, data: dict[str, Any] | None, root: Path) -> str:
 
 
 def keep(text: str, root: Path) -> None:
-    """Keep what a data.dvc pins, for when a profile imports the same again; one without a hash pins nothing."""
+    """Keep what a data.dvc pins, for when a profile imports the same again; one without a hash pins
+    nothing.
+    """
     pinned = parse_dvc_file(text, layout.DATA_DVC)
     if not pinned.outs or pinned.outs[0].md5 is None:
         return

@@ -1,7 +1,8 @@
-"""A profile: a YAML file that says what of params.yaml and data.dvc is other than in the embedded sample, and how large that is.
+"""A profile: a YAML file that says what of params.yaml and data.dvc is other than in the embedded
+sample, and how large that is.
 
-Shipped ones lie in infra/profiles. `extends` names the profile that it differs from; without one that is `sample`, which changes
-no parameter: params.yaml as it is committed.
+Shipped ones lie in infra/profiles. `extends` names the profile that it differs from; without one
+that is `sample`, which changes no parameter: params.yaml as it is committed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Model(SettingsGroup):
 
     size: PositiveInt
     """Bytes of all files that are fetched."""
-    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        default_factory=dict
+    )
     """File of weights -> its hash, as far as it is known; else the revision alone pins it."""
     parameters: PositiveInt
     vision_parameters: PositiveInt
@@ -45,7 +48,9 @@ class Model(SettingsGroup):
     token_gflop: PositiveFloat
     """10^9 FLOPs of a forward pass over a token of a completion, logits among them."""
     prompt_mb: PositiveFloat
-    """10^6 bytes of activations that a forward pass over an image and its prompt keeps for its backward pass, in bfloat16."""
+    """10^6 bytes of activations that a forward pass over an image and its prompt keeps for its
+    backward pass, in bfloat16.
+    """
     token_mb: PositiveFloat
     """The same of a token of a completion."""
 
@@ -56,7 +61,9 @@ class Profile(SettingsGroup):
     about: str = ""
     extends: str = SAMPLE
     data: dict[str, Any] | None = None
-    """What data.dvc holds, in DVC's words; `meta.sha256` and `meta.size` are those of the archive. null leaves data.dvc as it is."""
+    """What data.dvc holds, in DVC's words; `meta.sha256` and `meta.size` are those of the archive.
+    null leaves data.dvc as it is.
+    """
     scale: Scale | None = None
     model: Model | None = None
     params: dict[str, Any] = Field(default_factory=dict)
@@ -64,7 +71,8 @@ class Profile(SettingsGroup):
 
 
 def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
-    """The file of a profile, by its name or by its path, and the profile with what it extends filled in.
+    """The file of a profile, by its name or by its path, and the profile with what it extends
+    filled in.
 
     Raises InputError naming the file if it is not there, is no profile, or extends itself.
     """
@@ -76,20 +84,27 @@ def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     made = dict(tree)
     for key, value in changes.items():
         before = made.get(key)
-        made[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+        made[key] = (
+            merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+        )
     return made
 
 
 def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
     path = _find(name, folder, above)
     if path.resolve() in above:
-        raise InputError(f"{path}: extends itself, through {' and '.join(str(each) for each in above)}: take one `extends` out")
+        raise InputError(
+            f"{path}: extends itself, through {' and '.join(str(each) for each in above)}: take one"
+            " `extends` out"
+        )
     own = _read(path)
     if path.stem == SAMPLE and path.parent == folder:
         return path, own
     # a path is meant from the file that names it
     beside = path.parent / own.extends
-    _, base = _load(str(beside) if beside.is_file() else own.extends, folder, [*above, path.resolve()])
+    _, base = _load(
+        str(beside) if beside.is_file() else own.extends, folder, [*above, path.resolve()]
+    )
     given = own.model_fields_set
     return path, Profile(
         about=own.about or base.about,
@@ -97,7 +112,11 @@ def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
         data=own.data if "data" in given else base.data,
         # what is known of another corpus or model says nothing of ours
         scale=own.scale if "scale" in given or "data" in given else base.scale,
-        model=own.model if "model" in given or {"source", "revision"} & set(own.params.get("base") or {}) else base.model,
+        model=(
+            own.model
+            if "model" in given or {"source", "revision"} & set(own.params.get("base") or {})
+            else base.model
+        ),
         params=merged(base.params, own.params),
     )
 
@@ -112,7 +131,8 @@ def _find(name: str, folder: Path, above: list[Path]) -> Path:
     hint = f"; did you mean {close[0]!r}?" if close else ""
     who = f"{above[-1]}: extends = {name!r}: " if above else ""
     raise InputError(
-        f"{who}no profile and no file {name!r}{hint or '.'} Profiles in {folder}/: {', '.join(known) or 'none'}; or give a YAML file"
+        f"{who}no profile and no file {name!r}{hint or '.'} Profiles in {folder}/:"
+        f" {', '.join(known) or 'none'}; or give a YAML file"
     )
 
 
@@ -121,7 +141,9 @@ def _read(path: Path) -> Profile:
     try:
         profile = Profile.model_validate(tree)
     except ValidationError as error:
-        raise InputError("\n       ".join([f"{path} is no profile:", *explain(error, "", Profile, tree)])) from error
+        raise InputError(
+            "\n       ".join([f"{path} is no profile:", *explain(error, "", Profile, tree)])
+        ) from error
     _check_data(path, profile.data)
     return profile
 
@@ -137,7 +159,15 @@ def _check_data(path: Path, data: dict[str, Any] | None) -> None:
         usable = False
     if not usable:
         shown = dump_yaml(data).strip()
-        raise InputError(f"{path}: data must hold one path in `deps`, the source, and one in `outs`, where it goes; not\n{shown}")
+        raise InputError(
+            f"{path}: data must hold one path in `deps`, the source, and one in `outs`, where it"
+            f" goes; not\n{shown}"
+        )
     digest = (data.get("meta") or {}).get("sha256")
-    if digest is not None and not (isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")):
-        raise InputError(f"{path}: data.meta.sha256 = {digest!r}: 64 hex digits are a SHA-256; leave it out if it is not known")
+    if digest is not None and not (
+        isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
+    ):
+        raise InputError(
+            f"{path}: data.meta.sha256 = {digest!r}: 64 hex digits are a SHA-256; leave it out if"
+            " it is not known"
+        )

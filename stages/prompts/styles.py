@@ -1,7 +1,9 @@
-"""The words a policy is asked with: Med-R1's prompts for training, evaluation and zero-shot use, by answer style.
+"""The words a policy is asked with: Med-R1's prompts for training, evaluation and zero-shot use, by
+answer style.
 
-Med-R1 words training and evaluation differently; both are kept as published (arXiv 2503.13939, released code). The
-think-after prompt was not released: ours is the think prompt with the two tasks in the other order.
+Med-R1 words training and evaluation differently; both are kept as published (arXiv 2503.13939,
+released code). The think-after prompt was not released: ours is the think prompt with the two tasks
+in the other order.
 """
 
 from __future__ import annotations
@@ -14,29 +16,37 @@ Purpose = Literal["train", "evaluate"]
 PROMPTS: Final[dict[Purpose, dict[Style, str]]] = {
     "train": {
         "think": (
-            "{problem} Your task: 1. Think through the question step by step, enclose your reasoning process in "
-            "<think>...</think> tags. 2. Then provide the correct single-letter choice (A, B, C, D,...) inside "
-            "<answer>...</answer> tags. 3. No extra information or text outside of these tags."
+            "{problem} Your task: 1. Think through the question step by step, enclose your"
+            " reasoning process in <think>...</think> tags. 2. Then provide the correct"
+            " single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. 3. No extra"
+            " information or text outside of these tags."
         ),
         "no-think": (
-            "{problem} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...) inside "
-            "<answer>...</answer> tags. 2. No extra information or text outside of this tag."
+            "{problem} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...)"
+            " inside <answer>...</answer> tags. 2. No extra information or text outside of this"
+            " tag."
         ),
         "think-after": (
-            "{problem} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...) inside "
-            "<answer>...</answer> tags. 2. Then explain your choice step by step, enclose your reasoning process in "
-            "<think>...</think> tags. 3. No extra information or text outside of these tags."
+            "{problem} Your task: 1. Provide the correct single-letter choice (A, B, C, D,...)"
+            " inside <answer>...</answer> tags. 2. Then explain your choice step by step, enclose"
+            " your reasoning process in <think>...</think> tags. 3. No extra information or text"
+            " outside of these tags."
         ),
     },
     "evaluate": {
         "think": (
-            "{problem} Think through the question step by step in <think>...</think> tags. Then provide the correct "
-            "single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags."
+            "{problem} Think through the question step by step in <think>...</think> tags. Then"
+            " provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer>"
+            " tags."
         ),
-        "no-think": ("{problem} Provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags."),
+        "no-think": (
+            "{problem} Provide the correct single-letter choice (A, B, C, D,...) inside"
+            " <answer>...</answer> tags."
+        ),
         "think-after": (
-            "{problem} Provide the correct single-letter choice (A, B, C, D,...) inside <answer>...</answer> tags. "
-            "Then explain your choice step by step in <think>...</think> tags."
+            "{problem} Provide the correct single-letter choice (A, B, C, D,...) inside"
+            " <answer>...</answer> tags. Then explain your choice step by step in"
+            " <think>...</think> tags."
         ),
     },
 }
@@ -48,5 +58,7 @@ def ask(problem: str, style: Style, purpose: Purpose) -> str:
 
 
 def chat(words: str) -> list[dict[str, Any]]:
-    """One user turn with an image, the image before the words (Med-R1's order); no system turn is passed."""
+    """One user turn with an image, the image before the words (Med-R1's order); no system turn is
+    passed.
+    """
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]

@@ -1,1 +1,3 @@
-"""A finished checkpoint made ready to leave: what goes with it, what keeps it here, and the two ways out."""
+"""A finished checkpoint made ready to leave: what goes with it, what keeps it here, and the two
+ways out.
+"""

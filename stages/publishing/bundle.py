@@ -1,4 +1,6 @@
-"""What is published of a checkpoint: weights and processor, card, predictions, licence; nothing unfinished, nothing that does not fit."""
+"""What is published of a checkpoint: weights and processor, card, predictions, licence; nothing
+unfinished, nothing that does not fit.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,9 @@ class Bundle:
 def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = False) -> Bundle:
     """A checkpoint of params.yaml as it is published, `repo` the id its card is to name.
 
-    Raises InputError, with what to run, for an unfinished checkpoint; for one of a changed working tree, unless `allow_dirty`; for
-    predictions or a card of another training of it; for code, and for a secret of the environment in a file.
+    Raises InputError, with what to run, for an unfinished checkpoint; for one of a changed working
+    tree, unless `allow_dirty`; for predictions or a card of another training of it; for code, and
+    for a secret of the environment in a file.
     """
     checkpoint, folder = params.require_checkpoint(name), layout.model(name)
     provenance = _finished(name, folder)
@@ -72,7 +75,8 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     table, origin = read_predictions(layout.predictions(name), f"evaluate@{name}")
     if origin.get("weights") != hashes(folder):
         raise InputError(
-            f"{layout.predictions(name)} are answers of other weights than those in {folder}: run `dvc repro evaluate@{name} report`"
+            f"{layout.predictions(name)} are answers of other weights than those in {folder}: run"
+            f" `dvc repro evaluate@{name} report`"
         )
     if origin.get("git_dirty") is not False and not allow_dirty:
         raise InputError(_dirty(str(layout.predictions(name)), f"evaluate@{name}"))
@@ -80,8 +84,12 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     card_path = CARDS / f"{name}.md"
     if not card_path.is_file():
         raise InputError(f"{card_path} is missing: run `dvc repro report`")
-    usage = Usage(repo or f"OWNER/{name}", params.resize.size, _tokens(origin, params), _dtype(origin, params))
-    card = render(card_path.read_text(encoding="utf-8"), name, checkpoint, provenance, usage, _datasets())
+    usage = Usage(
+        repo or f"OWNER/{name}", params.resize.size, _tokens(origin, params), _dtype(origin, params)
+    )
+    card = render(
+        card_path.read_text(encoding="utf-8"), name, checkpoint, provenance, usage, _datasets()
+    )
     items = [Item("README.md", card.encode())]
     items += [Item(path.name, path) for pattern in TAKEN for path in sorted(folder.glob(pattern))]
     items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
@@ -98,16 +106,31 @@ def _finished(name: str, folder: Path) -> dict[str, Any]:
     run = f"`dvc repro train@{name}`"
     if not folder.is_dir():
         begun = list((layout.SCRATCH / "train" / name).glob("*/checkpoint-*"))
-        raise InputError(f"{folder} is unfinished: {run} goes on where it was stopped" if begun else f"{folder} is missing: {run}")
-    problems = [f"{each} is missing" for each in NEEDED if not (folder / each).is_file()] + missing_parts(folder)
+        raise InputError(
+            f"{folder} is unfinished: {run} goes on where it was stopped"
+            if begun
+            else f"{folder} is missing: {run}"
+        )
+    problems = [
+        f"{each} is missing" for each in NEEDED if not (folder / each).is_file()
+    ] + missing_parts(folder)
     if problems:
-        raise InputError(f"{folder} is unfinished or damaged ({'; '.join(problems)}): `dvc checkout {folder}`, or {run}")
+        raise InputError(
+            f"{folder} is unfinished or damaged ({'; '.join(problems)}): `dvc checkout {folder}`,"
+            f" or {run}"
+        )
     provenance = read_json(layout.training_provenance(name), run)
     config = read_json(folder / "config.json", run)
     if not isinstance(provenance, dict) or not isinstance(config, dict):
-        raise InputError(f"{layout.training_provenance(name)} and {folder}/config.json must hold objects: `dvc checkout`, or {run}")
+        raise InputError(
+            f"{layout.training_provenance(name)} and {folder}/config.json must hold objects: `dvc"
+            f" checkout`, or {run}"
+        )
     if config.get("auto_map"):
-        raise InputError(f"{folder}/config.json names code (auto_map), which others would run: make base and checkpoint again, {run}")
+        raise InputError(
+            f"{folder}/config.json names code (auto_map), which others would run: make base and"
+            f" checkpoint again, {run}"
+        )
     return provenance
 
 
@@ -120,8 +143,9 @@ def _commit(name: str, provenance: dict[str, Any], allow_dirty: bool) -> str:
 
 def _dirty(what: str, stage: str) -> str:
     return (
-        f"{what} were made from a working tree that no commit describes, so that nobody could make them again: commit, then `dvc repro "
-        f"--single-item --force {stage}`, or publish all the same with --allow-dirty"
+        f"{what} were made from a working tree that no commit describes, so that nobody could make"
+        f" them again: commit, then `dvc repro --single-item --force {stage}`, or publish all the"
+        " same with --allow-dirty"
     )
 
 
@@ -130,11 +154,16 @@ def _check_report(name: str, correct: list[bool]) -> None:
     metrics = read_json(METRICS, "run `dvc repro report`")
     try:
         told = metrics["checkpoints"][name]["in_domain"]
-        same = told["n"] == len(correct) and abs(told["accuracy"] - sum(correct) / len(correct)) < 1e-4
+        same = (
+            told["n"] == len(correct) and abs(told["accuracy"] - sum(correct) / len(correct)) < 1e-4
+        )
     except (KeyError, TypeError, ZeroDivisionError):
         same = False
     if not same:
-        raise InputError(f"{METRICS} does not hold the results of {layout.predictions(name)}: run `dvc repro report`")
+        raise InputError(
+            f"{METRICS} does not hold the results of {layout.predictions(name)}: run `dvc repro"
+            " report`"
+        )
 
 
 def _tokens(origin: dict[str, Any], params: Params) -> int:
@@ -162,4 +191,7 @@ def _check_secrets(items: list[Item]) -> None:
             continue
         content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
         if variable := find_leaked_secret(content):
-            raise InputError(f"{item.name} holds the value of ${variable}, a secret: take it out, and make the checkpoint again")
+            raise InputError(
+                f"{item.name} holds the value of ${variable}, a secret: take it out, and make the"
+                " checkpoint again"
+            )

@@ -1,4 +1,6 @@
-"""The card a checkpoint is published with: the report's, with what a hub and somebody without this project need to know."""
+"""The card a checkpoint is published with: the report's, with what a hub and somebody without this
+project need to know.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,25 @@ class Usage:
     """What answers were computed in."""
 
 
-def render(report: str, name: str, checkpoint: Checkpoint, facts: dict[str, Any], usage: Usage, datasets: list[str]) -> str:
-    """The card, from the report's (`report`), what the checkpoint says of its making (`facts`), and data sets of the hub.
+def render(
+    report: str,
+    name: str,
+    checkpoint: Checkpoint,
+    facts: dict[str, Any],
+    usage: Usage,
+    datasets: list[str],
+) -> str:
+    """The card, from the report's (`report`), what the checkpoint says of its making (`facts`), and
+    data sets of the hub.
 
     Raises InputError if the report's is no card.
     """
     begin, _, rest = report.partition("---\n")
     _, end, body = rest.partition("\n---\n")
     if begin or not end:
-        raise InputError(f"report/cards/{name}.md is no model card: run `dvc repro --single-item --force report`")
+        raise InputError(
+            f"report/cards/{name}.md is no model card: run `dvc repro --single-item --force report`"
+        )
     settings = facts.get("params") or {}
     return render_markdown(
         Path(__file__).with_name("card.md.j2"),
@@ -51,12 +63,24 @@ def render(report: str, name: str, checkpoint: Checkpoint, facts: dict[str, Any]
 def _front(checkpoint: Checkpoint, facts: dict[str, Any], datasets: list[str]) -> dict[str, Any]:
     """What a hub reads: base, licence, data, task, tags."""
     base = facts.get("base_model") or {}
-    source = str(base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source") or "")
+    source = str(
+        base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source") or ""
+    )
     hub = bool(base.get("commit"))
-    front: dict[str, Any] = {**carried_licence(facts), "library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    front: dict[str, Any] = {
+        **carried_licence(facts),
+        "library_name": "transformers",
+        "pipeline_tag": "image-text-to-text",
+    }
     if hub:
         front |= {"base_model": source, "base_model_relation": "finetune"}
     if datasets:
         front["datasets"] = datasets
-    front["tags"] = ["medical", "visual-question-answering", "multiple-choice", checkpoint.method, checkpoint.split]
+    front["tags"] = [
+        "medical",
+        "visual-question-answering",
+        "multiple-choice",
+        checkpoint.method,
+        checkpoint.split,
+    ]
     return front

@@ -1,4 +1,5 @@
-"""Publish a finished checkpoint: weights, processor, card and predictions, to a Hugging Face hub or a DVC remote.
+"""Publish a finished checkpoint: weights, processor, card and predictions, to a Hugging Face hub or
+a DVC remote.
 
     med-r1 publish ct --repo me/med-r1-ct            show what would be uploaded; nothing is
     med-r1 publish ct --repo me/med-r1-ct --yes      upload it; the token is HF_TOKEN's
@@ -20,24 +21,43 @@ from stages.publishing.hub_repository import upload
 _MIB = 2**20
 
 
-def run(checkpoint: str, repo: str | None, remote: str | None, *, public: bool, allow_dirty: bool, yes: bool) -> None:
-    """Check a checkpoint, show what would leave, and with `yes` send it to a repository of the hub, a DVC remote, or both."""
+def run(
+    checkpoint: str,
+    repo: str | None,
+    remote: str | None,
+    *,
+    public: bool,
+    allow_dirty: bool,
+    yes: bool,
+) -> None:
+    """Check a checkpoint, show what would leave, and with `yes` send it to a repository of the hub,
+    a DVC remote, or both.
+    """
     if repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise InputError(f"--repo {repo!r} is not of the form OWNER/NAME")
     if yes and not (repo or remote):
-        raise InputError("publish where to? Name a repository of the hub with --repo OWNER/NAME, or a DVC remote with --remote NAME")
+        raise InputError(
+            "publish where to? Name a repository of the hub with --repo OWNER/NAME, or a DVC remote"
+            " with --remote NAME"
+        )
     bundle = gather(checkpoint, load_params(), repo, allow_dirty=allow_dirty)
     if remote:
         check_remote(remote)
     show(bundle, repo, remote, public=public)
     if not yes:
-        print("\nNothing was uploaded. To do it, add --yes" + ("." if repo or remote else " and --repo or --remote."))
+        print(
+            "\nNothing was uploaded. To do it, add --yes"
+            + ("." if repo or remote else " and --repo or --remote.")
+        )
         return
     if repo:
         print(f"{bundle.checkpoint} -> {upload(bundle, repo, public=public)}")
     if remote:
         pin = push(bundle, remote)
-        print(f"{bundle.checkpoint} -> DVC remote {remote}; `git add {pin} {pin.parent}/.gitignore` keeps where it is")
+        print(
+            f"{bundle.checkpoint} -> DVC remote {remote}; `git add {pin} {pin.parent}/.gitignore`"
+            " keeps where it is"
+        )
 
 
 def show(bundle: Bundle, repo: str | None, remote: str | None, *, public: bool) -> None:
@@ -46,7 +66,16 @@ def show(bundle: Bundle, repo: str | None, remote: str | None, *, public: bool) 
     for item in bundle.items:
         print(f"{item.sha256()}  {item.size:>14,}  {item.name}")
     total = sum(item.size for item in bundle.items) / _MIB
-    places = [f"hub repository {repo}, {'PUBLIC: seen by everybody' if public else 'private'}"] if repo else []
+    places = (
+        [f"hub repository {repo}, {'PUBLIC: seen by everybody' if public else 'private'}"]
+        if repo
+        else []
+    )
     places += [f"DVC remote {remote}"] if remote else []
-    print(f"\n{len(bundle.items)} files, {total:.1f} MiB, to: {' and '.join(places) or 'nowhere yet'}")
-    print(f"predictions/{bundle.checkpoint}.parquet holds ids and image paths of test questions: look at them before data of patients")
+    print(
+        f"\n{len(bundle.items)} files, {total:.1f} MiB, to: {' and '.join(places) or 'nowhere yet'}"
+    )
+    print(
+        f"predictions/{bundle.checkpoint}.parquet holds ids and image paths of test questions: look"
+        " at them before data of patients"
+    )

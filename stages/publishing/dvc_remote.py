@@ -1,6 +1,8 @@
-"""To a DVC remote of any kind: a folder published/<checkpoint>, pinned by a .dvc file that git can keep.
+"""To a DVC remote of any kind: a folder published/<checkpoint>, pinned by a .dvc file that git can
+keep.
 
-`dvc get REPOSITORY published/<checkpoint>` then brings it to anywhere. What was pushed before an interruption is not pushed again.
+`dvc get REPOSITORY published/<checkpoint>` then brings it to anywhere. What was pushed before an
+interruption is not pushed again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ def check_remote(remote: str) -> None:
     known = [line.split()[0] for line in _dvc("remote", "list").splitlines() if line.strip()]
     if remote not in known:
         has = f"it knows {', '.join(known)}" if known else "it knows none"
-        raise InputError(f"DVC knows no remote {remote!r} ({has}): `dvc remote add {remote} s3://...` (or ssh, gs, azure, a folder)")
+        raise InputError(
+            f"DVC knows no remote {remote!r} ({has}): `dvc remote add {remote} s3://...` (or ssh,"
+            " gs, azure, a folder)"
+        )
 
 
 def push(bundle: Bundle, remote: str) -> Path:
@@ -47,7 +52,9 @@ def push(bundle: Bundle, remote: str) -> Path:
 
 
 def _link(source: Path, path: Path) -> None:
-    """A second name for the file, so that weights take their room once; a copy where a disk does not allow it."""
+    """A second name for the file, so that weights take their room once; a copy where a disk does
+    not allow it.
+    """
     try:
         os.link(source, path)
     except OSError:
@@ -56,9 +63,15 @@ def _link(source: Path, path: Path) -> None:
 
 def _dvc(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode:
         told = masked(" ".join((done.stderr or done.stdout).split()))[-500:]
-        raise InputError(f"`dvc {' '.join(arguments)}` failed: {told}. Mend it and run the same command again: what was pushed is kept")
+        raise InputError(
+            f"`dvc {' '.join(arguments)}` failed: {told}. Mend it and run the same command again:"
+            " what was pushed is kept"
+        )
     return done.stdout

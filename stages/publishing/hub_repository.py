@@ -1,4 +1,5 @@
-"""To a repository of a Hugging Face hub, in one commit: all of a checkpoint is there, or nothing of it.
+"""To a repository of a Hugging Face hub, in one commit: all of a checkpoint is there, or nothing of
+it.
 
 What was uploaded before an interruption is kept by the hub under its hash, and not sent again.
 """
@@ -13,14 +14,19 @@ from stages.publishing.bundle import Bundle
 
 
 def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
-    """Upload; the address of the commit. What the repository held of another checkpoint's weights is taken out.
+    """Upload; the address of the commit. What the repository held of another checkpoint's weights
+    is taken out.
 
-    The token is the environment's HF_TOKEN and nobody else's. Raises InputError without one, if the hub does not accept it or cannot be
-    reached, and if the repository is public where a private one was asked for, or the other way round.
+    The token is the environment's HF_TOKEN and nobody else's. Raises InputError without one, if the
+    hub does not accept it or cannot be reached, and if the repository is public where a private one
+    was asked for, or the other way round.
     """
     token = os.environ.get("HF_TOKEN")
     if not token:
-        raise InputError(f"uploading to {repo} needs a token with the right to write: set it as HF_TOKEN in the environment")
+        raise InputError(
+            f"uploading to {repo} needs a token with the right to write: set it as HF_TOKEN in the"
+            " environment"
+        )
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
@@ -29,13 +35,21 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
         there = api.model_info(repo)
         if bool(there.private) is public:
             raise InputError(
-                f"{repo} is there and {'private' if there.private else 'public'}: {'leave --public out' if public else 'give --public'}, "
-                "name another with --repo, or change it in its settings"
+                f"{repo} is there and {'private' if there.private else 'public'}:"
+                f" {'leave --public out' if public else 'give --public'}, name another with --repo,"
+                " or change it in its settings"
             )
         names = {item.name for item in bundle.items}
-        old = [each.rfilename for each in there.siblings or [] if "/" not in each.rfilename and ".safetensors" in each.rfilename]
+        old = [
+            each.rfilename
+            for each in there.siblings or []
+            if "/" not in each.rfilename and ".safetensors" in each.rfilename
+        ]
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(item.name, item.content if isinstance(item.content, bytes) else str(item.content)) for item in bundle.items
+            CommitOperationAdd(
+                item.name, item.content if isinstance(item.content, bytes) else str(item.content)
+            )
+            for item in bundle.items
         ]
         changes += [CommitOperationDelete(name) for name in old if name not in names]
         message = f"{bundle.checkpoint}, made with commit {bundle.commit[:12]}"
@@ -48,7 +62,10 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
             raise
         remedy = {
             "offline": "unset HF_HUB_OFFLINE",
-            "unreachable": "check the network and run the same command again: what has arrived is not sent twice",
+            "unreachable": (
+                "check the network and run the same command again: what has arrived is not sent"
+                " twice"
+            ),
             "unknown id": "check the owner in --repo, and that HF_TOKEN may see it",
             "gated": "ask its owner",
             "no such revision": "look at it in a browser",
@@ -56,4 +73,7 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
             "no right": "HF_TOKEN needs the right to write there",
             "hub failed": "run the same command again later: what has arrived is not sent twice",
         }.get(what or "", "run the same command again: what has arrived is not sent twice")
-        raise InputError(f"{bundle.checkpoint} is not published to {endpoint()}/{repo} ({format_error(error)}): {remedy}") from error
+        raise InputError(
+            f"{bundle.checkpoint} is not published to {endpoint()}/{repo} ({format_error(error)}):"
+            f" {remedy}"
+        ) from error

@@ -1,6 +1,8 @@
-"""Build the report from predictions, and show it: what the stage and the command `med-r1 report` share.
+"""Build the report from predictions, and show it: what the stage and the command `med-r1 report`
+share.
 
-Everything is computed from predictions, blind baselines, training logs and split files: no model, no GPU and no torch are needed.
+Everything is computed from predictions, blind baselines, training logs and split files: no model,
+no GPU and no torch are needed.
 """
 
 from __future__ import annotations
@@ -72,26 +74,37 @@ class Sources:
 
 
 def rebuild(folder: Path, blind_baselines: Path = layout.PRIOR, out: Path = layout.REBUILT) -> None:
-    """The report from a folder of predictions and, where there are any, blind baselines; what else it would hold is said to be missing."""
+    """The report from a folder of predictions and, where there are any, blind baselines; what else
+    it would hold is said to be missing.
+    """
     params = load_params()
     paths = {name: folder / f"{name}.parquet" for name in ["base", *params.checkpoints]}
     absent = [name for name, path in paths.items() if name != "base" and not path.is_file()]
     found = {path.stem for path in folder.glob("*.parquet")} - paths.keys()
     if found:
         raise InputError(
-            f"{folder}: predictions of {', '.join(sorted(found))}, which params.yaml does not know: add them to checkpoints there"
+            f"{folder}: predictions of {', '.join(sorted(found))}, which params.yaml does not know:"
+            " add them to checkpoints there"
         )
-    sources = read_sources(params, {name: path for name, path in paths.items() if name not in absent}, None)
+    sources = read_sources(
+        params, {name: path for name, path in paths.items() if name not in absent}, None
+    )
     if not sources.targets:
-        raise InputError(f"{folder} holds no predictions of a checkpoint: give the folder with base.parquet and <checkpoint>.parquet")
+        raise InputError(
+            f"{folder} holds no predictions of a checkpoint: give the folder with base.parquet and"
+            " <checkpoint>.parquet"
+        )
     sources.missing = [f"predictions of {', '.join(absent)}"] if absent else []
     if blind_baselines.is_dir():
         wanted = {(target.axis, target.cell) for target in sources.targets.values()}
         sources.blind_baselines = {
-            (axis, slug): read_blind_baseline(blind_baselines / axis / f"{slug}.json") for axis, slug in sorted(wanted)
+            (axis, slug): read_blind_baseline(blind_baselines / axis / f"{slug}.json")
+            for axis, slug in sorted(wanted)
         }
     else:
-        sources.missing.append(f"blind baseline, majority letter and prior-balanced subset (no {blind_baselines})")
+        sources.missing.append(
+            f"blind baseline, majority letter and prior-balanced subset (no {blind_baselines})"
+        )
     sources.missing += [
         "sizes and leaks of the splits, words of the questions",
         "training curves",
@@ -107,16 +120,29 @@ def show() -> None:
 
 
 def targets_of(params: Params) -> dict[str, Target]:
-    """Checkpoint -> what it was trained for, in the order of the tables; an entry may name its split and its method."""
-    entries = {name: Target(entry.axis, entry.split, entry.method) for name, entry in params.checkpoints.items()}
+    """Checkpoint -> what it was trained for, in the order of the tables; an entry may name its
+    split and its method.
+    """
+    entries = {
+        name: Target(entry.axis, entry.split, entry.method)
+        for name, entry in params.checkpoints.items()
+    }
     axes = list(AXES)
-    order = sorted(entries, key=lambda name: (axes.index(entries[name].axis), AXES[entries[name].axis].index(entries[name].cell)))
+    order = sorted(
+        entries,
+        key=lambda name: (
+            axes.index(entries[name].axis),
+            AXES[entries[name].axis].index(entries[name].cell),
+        ),
+    )
     # beside one another: checkpoints of one cell, in the order of params.yaml
     return {name: entries[name] for name in order}
 
 
 def read_sources(params: Params, paths: dict[str, Path], kind: str | None) -> Sources:
-    """The checked predictions of the base and of each checkpoint in `paths`, on splits of one kind (`kind`, if given)."""
+    """The checked predictions of the base and of each checkpoint in `paths`, on splits of one kind
+    (`kind`, if given).
+    """
     targets = {name: target for name, target in targets_of(params).items() if name in paths}
     predictions, origins = {}, {}
     for name in ["base", *targets]:
@@ -142,8 +168,14 @@ def _gather(sources: Sources) -> gather.Evidence:
         blind_baselines=sources.blind_baselines,
         style=sources.style,
     )
-    if any(entry["in_domain"]["visual"]["shuffled"] is None for entry in metrics["checkpoints"].values()):
-        sources.missing.append("visual gain of at least one checkpoint (evaluate.ablations was off, or no image could be exchanged)")
+    if any(
+        entry["in_domain"]["visual"]["shuffled"] is None
+        for entry in metrics["checkpoints"].values()
+    ):
+        sources.missing.append(
+            "visual gain of at least one checkpoint (evaluate.ablations was off, or no image could"
+            " be exchanged)"
+        )
     facts = collect_provenance({"report": settings, "splits.kind": sources.kind or "not on record"})
     return gather.Evidence(
         metrics=metrics | {"splits": sources.used, "missing": sources.missing, "provenance": facts},
@@ -166,7 +198,10 @@ def write_report(sources: Sources, folder: Path) -> None:
     evidence = _gather(sources)
     facts = {
         **evidence.metrics["provenance"],
-        "predictions": [{"checkpoints": names, "provenance": origin} for names, origin in gather.group_origins(evidence.origins)],
+        "predictions": [
+            {"checkpoints": names, "provenance": origin}
+            for names, origin in gather.group_origins(evidence.origins)
+        ],
     }
     images = inline_images(case.image for case in evidence.cases)
     _write_figures(folder / "figures", evidence, sources.targets, facts)
@@ -181,7 +216,10 @@ def write_report(sources: Sources, folder: Path) -> None:
     with atomic_directory(folder / "cards") as temporary:
         for name in sources.targets:
             (temporary / f"{name}.md").write_text(render_card(name, evidence), encoding="utf-8")
-    for path, text in {folder / PAGE.name: render_page(evidence, images), folder / "report.md": render_report(evidence)}.items():
+    for path, text in {
+        folder / PAGE.name: render_page(evidence, images),
+        folder / "report.md": render_report(evidence),
+    }.items():
         with atomic_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     write_json(folder / PROVENANCE.name, facts)
@@ -192,17 +230,31 @@ def write_report(sources: Sources, folder: Path) -> None:
         print(f"report: not in it: {'; '.join(sources.missing)}")
 
 
-def _write_figures(folder: Path, evidence: gather.Evidence, targets: dict[str, Target], facts: dict[str, Any]) -> None:
+def _write_figures(
+    folder: Path, evidence: gather.Evidence, targets: dict[str, Target], facts: dict[str, Any]
+) -> None:
     with atomic_directory(folder) as temporary:
         for axis, tables in evidence.tables.items():
             by = CELLS[axis].replace("_", " ")
             save_heatmap(temporary / f"{axis}.png", tables.accuracy, f"Accuracy (%) by {by}", facts)
-            save_heatmap(temporary / f"to_base_{axis}.png", tables.to_base, f"Accuracy less the base's (points) by {by}", facts)
+            save_heatmap(
+                temporary / f"to_base_{axis}.png",
+                tables.to_base,
+                f"Accuracy less the base's (points) by {by}",
+                facts,
+            )
             if tables.visual_gain.there:
                 title = f"Accuracy less that with an exchanged image (points) by {by}"
-                save_heatmap(temporary / f"visual_gain_{axis}.png", tables.visual_gain, title, facts)
+                save_heatmap(
+                    temporary / f"visual_gain_{axis}.png", tables.visual_gain, title, facts
+                )
         if evidence.logs:
-            save_training(temporary / "training.png", evidence.logs, {name: targets[name].axis for name in evidence.logs}, facts)
+            save_training(
+                temporary / "training.png",
+                evidence.logs,
+                {name: targets[name].axis for name in evidence.logs},
+                facts,
+            )
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Geometry of the page's small drawings: training curves, sparklines, intervals. Coordinates only, no colours."""
+"""Geometry of the page's small drawings: training curves, sparklines, intervals. Coordinates only,
+no colours.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """The pixel of a value, to a tenth."""
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+        return round(
+            self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1
+        )
 
     def ticks(self, count: int) -> list[float]:
         """About `count` round values within the scale."""
@@ -50,9 +54,18 @@ def ends(values: pd.Series[float]) -> tuple[float, float]:
     return float(values.iloc[:tenth].mean()), float(values.iloc[-tenth:].mean())
 
 
-def reward_panels(logs: Mapping[str, pd.DataFrame], width: int = 180, height: int = 110) -> dict[str, Any]:
-    """A small multiple a checkpoint: total, accuracy and format reward over the steps, all on one scale."""
-    top = max(float(log[name].max()) for log in logs.values() for name in REWARDS if log[name].notna().any())
+def reward_panels(
+    logs: Mapping[str, pd.DataFrame], width: int = 180, height: int = 110
+) -> dict[str, Any]:
+    """A small multiple a checkpoint: total, accuracy and format reward over the steps, all on one
+    scale.
+    """
+    top = max(
+        float(log[name].max())
+        for log in logs.values()
+        for name in REWARDS
+        if log[name].notna().any()
+    )
     rise = Scale(0.0, math.ceil(top) or 1, height - 16, 6)
     panels = []
     for name, log in logs.items():
@@ -65,23 +78,40 @@ def reward_panels(logs: Mapping[str, pd.DataFrame], width: int = 180, height: in
                 "steps": (int(log["step"].iloc[0]), int(log["step"].iloc[-1])),
             }
         )
-    return {"width": width, "height": height, "ticks": [(rise(tick), f"{tick:g}") for tick in rise.ticks(3)], "panels": panels}
+    return {
+        "width": width,
+        "height": height,
+        "ticks": [(rise(tick), f"{tick:g}") for tick in rise.ticks(3)],
+        "panels": panels,
+    }
 
 
-def sparklines(logs: Mapping[str, pd.DataFrame], column: str, width: int = 120, height: int = 26) -> dict[str, dict[str, Any] | None]:
+def sparklines(
+    logs: Mapping[str, pd.DataFrame], column: str, width: int = 120, height: int = 26
+) -> dict[str, dict[str, Any] | None]:
     """One line a checkpoint, all on one scale from zero; None where the quantity was not logged."""
-    top = max((float(log[column].max()) for log in logs.values() if log[column].notna().any()), default=1.0)
+    top = max(
+        (float(log[column].max()) for log in logs.values() if log[column].notna().any()),
+        default=1.0,
+    )
     rise = Scale(0.0, top or 1.0, height - 2, 2)
     return {
-        name: {"line": _line(thinned(log), column, _steps(log, 1, width - 1), rise), "ends": ends(log[column])}
-        if log[column].notna().any()
-        else None
+        name: (
+            {
+                "line": _line(thinned(log), column, _steps(log, 1, width - 1), rise),
+                "ends": ends(log[column]),
+            }
+            if log[column].notna().any()
+            else None
+        )
         for name, log in logs.items()
     }
 
 
 def interval_scale(entries: list[dict[str, Any]]) -> Scale:
-    """One scale for all gains and their intervals, zero included; it ends at 100, so that its pixels are percent."""
+    """One scale for all gains and their intervals, zero included; it ends at 100, so that its
+    pixels are percent.
+    """
     low = min(0.0, *(entry["low"] for entry in entries))
     high = max(0.0, *(entry["high"] for entry in entries))
     margin = 0.04 * (high - low) or 0.01
@@ -95,4 +125,8 @@ def _steps(log: pd.DataFrame, start: float, end: float) -> Scale:
 
 def _line(log: pd.DataFrame, column: str, across: Scale, rise: Scale) -> str:
     """The `points` of an SVG polyline, steps without a value left out."""
-    return " ".join(f"{across(step)},{rise(value)}" for step, value in zip(log["step"], log[column], strict=True) if value == value)
+    return " ".join(
+        f"{across(step)},{rise(value)}"
+        for step, value in zip(log["step"], log[column], strict=True)
+        if value == value
+    )

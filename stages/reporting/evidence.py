@@ -1,4 +1,6 @@
-"""What the page shows beside the metrics: examples, split counts, refused inputs and where the predictions come from."""
+"""What the page shows beside the metrics: examples, split counts, refused inputs and where the
+predictions come from.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import Results
 from stages.corpus.splitting.leaks import Leaks, total
 from stages.predictions.schema import ABLATIONS
-from stages.scoring.tables import CELLS, CrossTable, Target, cross_table, cross_to_base, cross_visual_gain, in_domain
+from stages.scoring.tables import (
+    CELLS,
+    CrossTable,
+    Target,
+    cross_table,
+    cross_to_base,
+    cross_visual_gain,
+    in_domain,
+)
 
 SYNTHETIC: Final = "Phantom"
 """How the names of drawn datasets begin."""
@@ -36,7 +46,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Refusals:
-    """How many records of one source set were refused for one reason, of how many that were read, and a few of them."""
+    """How many records of one source set were refused for one reason, of how many that were read,
+    and a few of them.
+    """
 
     dataset: str
     reason: Reason
@@ -52,7 +64,9 @@ class Refusals:
 
 @dataclass(frozen=True)
 class Case:
-    """One question and what a checkpoint wrote; `problem` is the question as asked, None if the split is not at hand."""
+    """One question and what a checkpoint wrote; `problem` is the question as asked, None if the
+    split is not at hand.
+    """
 
     checkpoint: str
     verdict: str
@@ -64,7 +78,9 @@ class Case:
     answer: str | None
     output: str
     without: tuple[str, str] | None
-    """With "only without its image": how it was asked then ("blank", "shuffled"), and what was written."""
+    """With "only without its image": how it was asked then ("blank", "shuffled"), and what was
+    written.
+    """
     image: str
     """Path of the image, as in the split."""
 
@@ -105,48 +121,81 @@ class Evidence:
     """Parts that are not in this report because they were not at hand, in words."""
 
 
-def count_split(axis: str, slug: str, train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> Split:
+def count_split(
+    axis: str, slug: str, train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]
+) -> Split:
     """Count the questions of one split, and those in test whose image was trained on."""
     trained = {question["image"] for question in train}
-    return Split(axis, slug, len(train), len(test), sum(question["image"] in trained for question in test))
+    return Split(
+        axis, slug, len(train), len(test), sum(question["image"] in trained for question in test)
+    )
 
 
 def splits_used(kind: str, splits: Sequence[Split], leaks: Mapping[str, Leaks]) -> dict[str, Any]:
-    """For metrics.json: the kind of split, and of each kind and axis how many test questions there are and are known from training.
+    """For metrics.json: the kind of split, and of each kind and axis how many test questions there
+    are and are known from training.
 
-    `shared` is counted anew from the split files that were used. Raises InputError if it is not what `leaks` says of them.
+    `shared` is counted anew from the split files that were used. Raises InputError if it is not
+    what `leaks` says of them.
     """
-    summed = {each: {axis: total(slugs.values()) for axis, slugs in axes.items()} for each, axes in leaks.items()}
+    summed = {
+        each: {axis: total(slugs.values()) for axis, slugs in axes.items()}
+        for each, axes in leaks.items()
+    }
     for split in splits:
         told = leaks[kind][split.axis][split.slug]
         if (told.test, told.image) != (split.test, split.shared):
             raise InputError(
-                f"the {kind} split {split.axis}/{split.slug} has {split.test} test questions, {split.shared} with an image of train, but "
-                f"its count of leaks says {told.test} and {told.image}: run `dvc repro --force splits`"
+                f"the {kind} split {split.axis}/{split.slug} has {split.test} test questions,"
+                f" {split.shared} with an image of train, but its count of leaks says {told.test}"
+                f" and {told.image}: run `dvc repro --force splits`"
             )
-    return {"kind": kind, "leaks": {each: {axis: asdict(leak) for axis, leak in axes.items()} for each, axes in summed.items()}}
+    return {
+        "kind": kind,
+        "leaks": {
+            each: {axis: asdict(leak) for axis, leak in axes.items()}
+            for each, axes in summed.items()
+        },
+    }
 
 
-def make_tables(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target]) -> dict[str, Tables]:
+def make_tables(
+    predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target]
+) -> dict[str, Tables]:
     """The tables of each axis that has checkpoints."""
     tables = {}
     for axis, other in zip(CELLS, reversed(CELLS), strict=True):
-        used = {name: rows for name, rows in predictions.items() if name == "base" or targets[name].axis == axis}
+        used = {
+            name: rows
+            for name, rows in predictions.items()
+            if name == "base" or targets[name].axis == axis
+        }
         if len(used) == 1:
             continue
         accuracy = cross_table(used, axis, CELLS[axis], targets)
         visual = cross_visual_gain(used, axis, CELLS[axis], targets)
-        tables[axis] = Tables(accuracy, visual, cross_to_base(accuracy), cross_table(used, axis, CELLS[other]))
+        tables[axis] = Tables(
+            accuracy, visual, cross_to_base(accuracy), cross_table(used, axis, CELLS[other])
+        )
     return tables
 
 
-def pick_cases(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], problems: Mapping[str, str]) -> list[Case]:
-    """Of each checkpoint in-domain the first case of each verdict, by question id: right, wrong, only without its image, unreadable."""
+def pick_cases(
+    predictions: Mapping[str, pd.DataFrame],
+    targets: Mapping[str, Target],
+    problems: Mapping[str, str],
+) -> list[Case]:
+    """Of each checkpoint in-domain the first case of each verdict, by question id: right, wrong,
+    only without its image, unreadable.
+    """
     cases = []
     for name, target in targets.items():
         rows = in_domain(predictions[name], target.axis, target.cell).sort_values("question_id")
         read = rows["answer"].notna()
-        blind = {variant: ~rows["correct"] & rows[f"{variant}_correct"].eq(other=True) for variant in ABLATIONS}
+        blind = {
+            variant: ~rows["correct"] & rows[f"{variant}_correct"].eq(other=True)
+            for variant in ABLATIONS
+        }
         either = blind["blank"] | blind["shuffled"]
         chosen = {
             "right": rows[rows["correct"]],
@@ -157,13 +206,28 @@ def pick_cases(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Ta
         for verdict, found in chosen.items():
             for row in found.head(1).to_dict("records"):
                 variant = next(
-                    (each for each in reversed(ABLATIONS) if verdict.startswith("right only") and row[f"{each}_correct"] is True), None
+                    (
+                        each
+                        for each in reversed(ABLATIONS)
+                        if verdict.startswith("right only") and row[f"{each}_correct"] is True
+                    ),
+                    None,
                 )
                 cases.append(
                     Case(
                         checkpoint=name,
                         verdict=verdict,
-                        **{str(field): row[field] for field in ("question_id", "modality", "question_type", "gold", "output", "image")},
+                        **{
+                            str(field): row[field]
+                            for field in (
+                                "question_id",
+                                "modality",
+                                "question_type",
+                                "gold",
+                                "output",
+                                "image",
+                            )
+                        },
                         problem=problems.get(row["question_id"]),
                         answer=row["answer"] if isinstance(row["answer"], str) else None,
                         without=(variant, row[f"{variant}_output"]) if variant else None,
@@ -172,7 +236,9 @@ def pick_cases(predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Ta
     return cases
 
 
-def outputs_of_signs(metrics: Mapping[str, Any], predictions: Mapping[str, pd.DataFrame]) -> dict[tuple[str, str], str]:
+def outputs_of_signs(
+    metrics: Mapping[str, Any], predictions: Mapping[str, pd.DataFrame]
+) -> dict[tuple[str, str], str]:
     """What was written for the questions that stand as examples beside indicators that are raised."""
     named = [
         (name, each)
@@ -181,12 +247,17 @@ def outputs_of_signs(metrics: Mapping[str, Any], predictions: Mapping[str, pd.Da
         if indicator["triggered"]
         for each in indicator["question_ids"]
     ]
-    outputs = {name: predictions[name].set_index("question_id")["output"] for name in {name for name, _ in named}}
+    outputs = {
+        name: predictions[name].set_index("question_id")["output"]
+        for name in {name for name, _ in named}
+    }
     return {(name, each): str(outputs[name][each]) for name, each in named}
 
 
 def count_refusals(quarantine: Sequence[Quarantine]) -> list[Refusals]:
-    """What was refused by source set and reason, the most frequent first; shares are of what download read of the set."""
+    """What was refused by source set and reason, the most frequent first; shares are of what
+    download read of the set.
+    """
     rows: dict[tuple[str, Reason], list[Row]] = {}
     read: dict[str, int] = {}
     for account in quarantine:
@@ -195,7 +266,10 @@ def count_refusals(quarantine: Sequence[Quarantine]) -> list[Refusals]:
         for row in account.rows:
             rows.setdefault((row.set, row.reason), []).append(row)
     ordered = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [Refusals(name, reason, len(same), read[name], tuple(same[:EXAMPLES])) for (name, reason), same in ordered]
+    return [
+        Refusals(name, reason, len(same), read[name], tuple(same[:EXAMPLES]))
+        for (name, reason), same in ordered
+    ]
 
 
 def group_origins(origins: Mapping[str, dict[str, Any]]) -> list[tuple[list[str], dict[str, Any]]]:

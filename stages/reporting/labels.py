@@ -11,7 +11,9 @@ _NAMES: Final = {"ct": "CT", "mri": "MRI", "x-ray": "X-ray", "oct": "OCT"}
 
 
 _STORED: Final = 4
-"""Digits of shares in metrics.json: what is shown is rounded from there, so that a number is the same wherever it stands."""
+"""Digits of shares in metrics.json: what is shown is rounded from there, so that a number is the
+same wherever it stands.
+"""
 _METHODS: Final = {"sft": "SFT"}
 
 
@@ -40,4 +42,8 @@ def p_value(p: float | None) -> str:
 
 def clip(text: str) -> str:
     """Cut a long text, and say how much of it is missing."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
+    return (
+        text
+        if len(text) <= LONGEST
+        else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
+    )

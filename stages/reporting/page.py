@@ -1,7 +1,7 @@
 """The page: one HTML file with everything in it, for a desk, a phone and paper, in light and dark.
 
-The words and the structure are in page.html.j2, the looks in page.css; here the numbers are put in order for them.
-Everything that a model or a data set wrote is escaped.
+The words and the structure are in page.html.j2, the looks in page.css; here the numbers are put in
+order for them. Everything that a model or a data set wrote is escaped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ APART_SHADES: Final = 25
 
 
 def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
-    """The report as one HTML document that refers to nothing outside itself; `images`: path -> data address, as far as there are."""
+    """The report as one HTML document that refers to nothing outside itself; `images`: path -> data
+    address, as far as there are.
+    """
     metrics, names = evidence.metrics, evidence.metrics["checkpoints"]
     crossed = evidence.tables.values()
     scaled = bounds([*(each.accuracy for each in crossed), *(each.slices for each in crossed)])
@@ -52,21 +54,40 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
         summary=metrics["summary"],
         base=metrics["base"],
         checkpoints=names,
-        by_axis={axis: {name: entry for name, entry in names.items() if entry["axis"] == axis} for axis in metrics["base"]},
+        by_axis={
+            axis: {name: entry for name, entry in names.items() if entry["axis"] == axis}
+            for axis in metrics["base"]
+        },
         chance=metrics["summary"]["chance"],
         scale=scale,
         ticks=scale.ticks(5),
         bounds=scaled,
         apart=apart,
         shades={"light": shades(LIGHT, SHADES), "dark": shades(DARK, SHADES)},
-        shades_apart={"light": shades(DIVERGING, APART_SHADES), "dark": shades(DIVERGING_DARK, APART_SHADES)},
-        accuracies={axis: _heat(found.accuracy, scaled, "s", SHADES) for axis, found in evidence.tables.items()},
-        visuals={axis: _heat(found.visual_gain, (-apart, apart), "d", APART_SHADES) for axis, found in evidence.tables.items()},
-        to_base={axis: _heat(found.to_base, (-apart, apart), "d", APART_SHADES) for axis, found in evidence.tables.items()},
-        slices={axis: _heat(found.slices, scaled, "s", SHADES) for axis, found in evidence.tables.items()},
+        shades_apart={
+            "light": shades(DIVERGING, APART_SHADES),
+            "dark": shades(DIVERGING_DARK, APART_SHADES),
+        },
+        accuracies={
+            axis: _heat(found.accuracy, scaled, "s", SHADES)
+            for axis, found in evidence.tables.items()
+        },
+        visuals={
+            axis: _heat(found.visual_gain, (-apart, apart), "d", APART_SHADES)
+            for axis, found in evidence.tables.items()
+        },
+        to_base={
+            axis: _heat(found.to_base, (-apart, apart), "d", APART_SHADES)
+            for axis, found in evidence.tables.items()
+        },
+        slices={
+            axis: _heat(found.slices, scaled, "s", SHADES)
+            for axis, found in evidence.tables.items()
+        },
         rewards=reward_panels(evidence.logs) if evidence.logs else None,
         sparks=[
-            {"title": title, "format": form, "lines": sparklines(evidence.logs, column)} for column, (title, form) in tables.SPARKS.items()
+            {"title": title, "format": form, "lines": sparklines(evidence.logs, column)}
+            for column, (title, form) in tables.SPARKS.items()
         ],
         refusals=count_refusals(evidence.quarantine),
         printed={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
@@ -74,16 +95,36 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
     )
 
 
-def _heat(table: CrossTable, scaled: tuple[float, float], prefix: str, count: int) -> dict[str, Any]:
-    """Heads and rows of a table of coloured cells; `shade` is the class of a cell's colour, None where there is no number."""
+def _heat(
+    table: CrossTable, scaled: tuple[float, float], prefix: str, count: int
+) -> dict[str, Any]:
+    """Heads and rows of a table of coloured cells; `shade` is the class of a cell's colour, None
+    where there is no number.
+    """
     low, high = scaled
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, values in table.values.items():
         rows[name] = []
         for cell, value in values.items():
-            shade = None if value is None else f"{prefix}{round((value - low) / (high - low) * (count - 1))}"
-            rows[name].append({"value": value, "shade": shade, "own": table.own.get(name) == cell, "macro": cell == "macro"})
-    return {"questions": table.questions, "rows": rows, "there": table.there, "signed": table.measure != "accuracy"}
+            shade = (
+                None
+                if value is None
+                else f"{prefix}{round((value - low) / (high - low) * (count - 1))}"
+            )
+            rows[name].append(
+                {
+                    "value": value,
+                    "shade": shade,
+                    "own": table.own.get(name) == cell,
+                    "macro": cell == "macro",
+                }
+            )
+    return {
+        "questions": table.questions,
+        "rows": rows,
+        "there": table.there,
+        "signed": table.measure != "accuracy",
+    }
 
 
 def _heading(words: str) -> str:

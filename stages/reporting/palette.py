@@ -1,4 +1,6 @@
-"""Colours of an accuracy, and of a difference with its zero in the middle: for light pages and prints, for dark pages, the same in PNG."""
+"""Colours of an accuracy, and of a difference with its zero in the middle: for light pages and
+prints, for dark pages, the same in PNG.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,33 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 
 from stages.scoring.tables import CrossTable
 
-LIGHT: Final = LinearSegmentedColormap.from_list("accuracy", ["#f3efe4", "#c9d9d3", "#7fb0b4", "#3b7c94", "#1d4a6b"])
-DARK: Final = LinearSegmentedColormap.from_list("accuracy-dark", ["#23282c", "#27424f", "#2f6a80", "#5a9fae", "#c3e0d8"])
-DIVERGING: Final = LinearSegmentedColormap.from_list("difference", ["#8f3a1d", "#d98f6a", "#f3efe4", "#7fb0b4", "#1d5a7d"])
-DIVERGING_DARK: Final = LinearSegmentedColormap.from_list("difference-dark", ["#f0a080", "#8a4a33", "#23282c", "#2f6a80", "#9fd0dc"])
+LIGHT: Final = LinearSegmentedColormap.from_list(
+    "accuracy", ["#f3efe4", "#c9d9d3", "#7fb0b4", "#3b7c94", "#1d4a6b"]
+)
+DARK: Final = LinearSegmentedColormap.from_list(
+    "accuracy-dark", ["#23282c", "#27424f", "#2f6a80", "#5a9fae", "#c3e0d8"]
+)
+DIVERGING: Final = LinearSegmentedColormap.from_list(
+    "difference", ["#8f3a1d", "#d98f6a", "#f3efe4", "#7fb0b4", "#1d5a7d"]
+)
+DIVERGING_DARK: Final = LinearSegmentedColormap.from_list(
+    "difference-dark", ["#f0a080", "#8a4a33", "#23282c", "#2f6a80", "#9fd0dc"]
+)
 
 
 def max_abs(tables: Iterable[CrossTable]) -> float:
-    """The tenth that no difference in these tables exceeds on either side: the ends of a scale with zero in the middle."""
+    """The tenth that no difference in these tables exceeds on either side: the ends of a scale with
+    zero in the middle.
+    """
     cells = (value for table in tables for row in table.values.values() for value in row.values())
     return math.ceil(max([0.1, *(abs(value) for value in cells if value is not None)]) * 10) / 10
 
 
 def bounds(tables: Iterable[CrossTable]) -> tuple[float, float]:
     """The tenths that enclose all accuracies there are: the ends of a scale for these tables."""
-    cells = (accuracy for table in tables for row in table.values.values() for accuracy in row.values())
+    cells = (
+        accuracy for table in tables for row in table.values.values() for accuracy in row.values()
+    )
     present = [accuracy for accuracy in cells if accuracy is not None]
     if not present:
         return (0.0, 1.0)
@@ -33,9 +47,11 @@ def bounds(tables: Iterable[CrossTable]) -> tuple[float, float]:
 
 
 def shades(scale: Colormap, steps: int) -> list[tuple[str, str]]:
-    """`steps` colours from low to high, each with the text colour, black or white, that reads best on it (WCAG 2.2).
+    """`steps` colours from low to high, each with the text colour, black or white, that reads best
+    on it (WCAG 2.2).
 
-    The better of the two always has a contrast of at least 4.58, which is above the 4.5 that WCAG asks for.
+    The better of the two always has a contrast of at least 4.58, which is above the 4.5 that WCAG
+    asks for.
     """
     colours = [to_hex(scale(step / (steps - 1))) for step in range(steps)]
     return [(colour, text_color(colour)) for colour in colours]
@@ -43,6 +59,9 @@ def shades(scale: Colormap, steps: int) -> list[tuple[str, str]]:
 
 def text_color(colour: str) -> str:
     """Black or white, whichever contrasts more with a background."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in to_rgb(colour)
+    ]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#000000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#ffffff"

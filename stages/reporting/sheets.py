@@ -23,8 +23,15 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
     _write(folder / "in_domain.csv", *_in_domain(checkpoints))
     _write(folder / "datasets.csv", *_datasets(checkpoints))
     _write(folder / "reward_hacking.csv", *_indicators(checkpoints))
-    printed = [[each.subject, each.measure, each.value, each.unit, each.source, each.caveat] for each in (*HEADLINES, *THIRD_PARTY)]
-    _write(folder / "published_by_others.csv", ["subject", "measure", "value", "unit", "source", "caveat"], printed)
+    printed = [
+        [each.subject, each.measure, each.value, each.unit, each.source, each.caveat]
+        for each in (*HEADLINES, *THIRD_PARTY)
+    ]
+    _write(
+        folder / "published_by_others.csv",
+        ["subject", "measure", "value", "unit", "source", "caveat"],
+        printed,
+    )
     for axis, tables in evidence.tables.items():
         _write(folder / f"cross_{axis}.csv", *_cross(tables.accuracy))
         _write(folder / f"visual_gain_{axis}.csv", *_cross(tables.visual_gain))
@@ -35,15 +42,17 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
 def write_training(path: Path, logs: Mapping[str, pd.DataFrame]) -> None:
     """Write the training curves of all checkpoints as one long table, for `dvc plots`.
 
-    Columns checkpoint, step, metric and value; a row per value that was logged. Long logs are means over blocks of
-    steps, as the plots carry the whole table with them.
+    Columns checkpoint, step, metric and value; a row per value that was logged. Long logs are means
+    over blocks of steps, as the plots carry the whole table with them.
     """
     rows = []
     for name, log in logs.items():
         shown = thinned(log)
         for metric in LOG_COLUMNS[1:]:
             logged = shown[["step", metric]].dropna()
-            rows += [[name, f"{step:g}", metric, f"{value:.6g}"] for step, value in logged.to_numpy()]
+            rows += [
+                [name, f"{step:g}", metric, f"{value:.6g}"] for step, value in logged.to_numpy()
+            ]
     _write(path, ["checkpoint", "step", "metric", "value"], rows)
 
 
@@ -51,19 +60,27 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted keys; what is empty keeps its key."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+        found |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping) and value
+            else {f"{prefix}{key}": value}
+        )
     return found
 
 
 def _in_domain(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     rows = {
-        name: {key: entry[key] for key in ("axis", "cell", "method")}
-        | flat({key: value for key, value in entry["in_domain"].items() if key != "by_dataset"})
+        name: (
+            {key: entry[key] for key in ("axis", "cell", "method")}
+            | flat({key: value for key, value in entry["in_domain"].items() if key != "by_dataset"})
+        )
         for name, entry in checkpoints.items()
     }
     # a part that is missing for all is one column without a value
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    return ["checkpoint", *columns], [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
+    return ["checkpoint", *columns], [
+        [name, *(row.get(column) for column in columns)] for name, row in rows.items()
+    ]
 
 
 def _datasets(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -88,8 +105,14 @@ def _indicators(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[An
 
 def _cross(table: CrossTable) -> tuple[list[str], list[list[Any]]]:
     """One row a checkpoint; the first row counts the questions."""
-    rows = [[name, *("" if value is None else round(value, DIGITS) + 0.0 for value in row.values())] for name, row in table.values.items()]
-    return ["checkpoint", *table.questions, "macro"], [["questions", *table.questions.values(), ""], *rows]
+    rows = [
+        [name, *("" if value is None else round(value, DIGITS) + 0.0 for value in row.values())]
+        for name, row in table.values.items()
+    ]
+    return ["checkpoint", *table.questions, "macro"], [
+        ["questions", *table.questions.values(), ""],
+        *rows,
+    ]
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

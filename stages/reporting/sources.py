@@ -28,7 +28,8 @@ LOG_COLUMNS: Final = (
 
 
 def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One checkpoint's predictions, answers extracted and scored, and the provenance in the file; `stage` makes the file.
+    """One checkpoint's predictions, answers extracted and scored, and the provenance in the file;
+    `stage` makes the file.
 
     InputError if the file is missing, or not what stage evaluate writes.
     """
@@ -47,15 +48,18 @@ def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, An
 
 
 def check_same_kind(origins: Mapping[str, dict[str, Any]], kind: str | None) -> str | None:
-    """The kind of split that all predictions were made on, None if none says so; InputError if they differ, or from `kind` if given."""
+    """The kind of split that all predictions were made on, None if none says so; InputError if they
+    differ, or from `kind` if given.
+    """
     told = {name: origin.get("params", {}).get("splits.kind") for name, origin in origins.items()}
     found = {name: each for name, each in told.items() if each is not None}
     wanted = kind or next(iter(found.values()), None)
     for name, each in found.items():
         if each != wanted:
             raise InputError(
-                f"the predictions of {name!r} were made on {each!r} splits, not on {wanted!r}: numbers on different questions cannot stand "
-                f"in one report; run `dvc repro evaluate@{name}`, or set splits.kind to {each!r}"
+                f"the predictions of {name!r} were made on {each!r} splits, not on {wanted!r}:"
+                " numbers on different questions cannot stand in one report; run `dvc repro"
+                f" evaluate@{name}`, or set splits.kind to {each!r}"
             )
     return wanted
 
@@ -67,7 +71,9 @@ def read_training_log(path: Path, stage: str) -> pd.DataFrame:
     except FileNotFoundError:
         raise _absent(path, stage) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a table of steps ({error}); make it again with {stage}") from error
+        raise InputError(
+            f"{path} is not a table of steps ({error}); make it again with {stage}"
+        ) from error
     if missing := [name for name in LOG_COLUMNS if name not in log]:
         raise InputError(f"{path}: no column {missing[0]!r}; make it again with {stage}")
     for name in LOG_COLUMNS:
@@ -75,10 +81,16 @@ def read_training_log(path: Path, stage: str) -> pd.DataFrame:
         wrong = numbers.isna() & log[name].notna()
         if wrong.any():
             at = int(wrong.to_numpy().argmax())
-            raise InputError(f"{path}: row {at}: {name} {log[name].iloc[at]!r} is not a number; make it again with {stage}")
+            raise InputError(
+                f"{path}: row {at}: {name} {log[name].iloc[at]!r} is not a number; make it again"
+                f" with {stage}"
+            )
         log[name] = numbers
     if log.empty or log["step"].isna().any():
-        raise InputError(f"{path}: {'no steps in it' if log.empty else 'a row without a step'}; make it again with {stage}")
+        raise InputError(
+            f"{path}: {'no steps in it' if log.empty else 'a row without a step'}; make it again"
+            f" with {stage}"
+        )
     return log.sort_values("step", ignore_index=True)
 
 

@@ -131,7 +131,13 @@ def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
                 entry,
                 own["n"],
                 _accuracy(own["accuracy"], own["accuracy_low"], own["accuracy_high"]),
-                _accuracy(blind_baseline["accuracy"], blind_baseline["low"], blind_baseline["high"]) if blind_baseline else MISSING,
+                (
+                    _accuracy(
+                        blind_baseline["accuracy"], blind_baseline["low"], blind_baseline["high"]
+                    )
+                    if blind_baseline
+                    else MISSING
+                ),
                 percent(own["base"]),
                 _difference(own["gain"], own["low"], own["high"]),
                 p_value(own["p_holm"]),
@@ -141,7 +147,9 @@ def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
-    """What the image contributes per checkpoint: above the blind baseline, visual gains, balanced subset."""
+    """What the image contributes per checkpoint: above the blind baseline, visual gains, balanced
+    subset.
+    """
     gains = ("visual gain", "over a black image", "base's visual gain")
     names = ("above the blind baseline", *gains, "balanced", "n", "base there")
     rows = []
@@ -151,7 +159,9 @@ def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
         found = (visual["shuffled"], visual["blank"], own["base_visual"]["shuffled"])
         above = MISSING
         if blind_baseline:
-            above = _difference(blind_baseline["above"], blind_baseline["above_low"], blind_baseline["above_high"])
+            above = _difference(
+                blind_baseline["above"], blind_baseline["above_low"], blind_baseline["above_high"]
+            )
         rows.append(
             _checkpoint_row(
                 name,
@@ -167,7 +177,11 @@ def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
 def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
     """Accuracies of rules that see no image, and of the base under the published protocols."""
     protocols = ("fair", "zero-shot", "tag", "tag-or-raw")
-    blind_baselines = {"blind_baseline": "accuracy", "blind baseline, normalised": "normalised", "blind baseline, pooled": "pooled"}
+    blind_baselines = {
+        "blind_baseline": "accuracy",
+        "blind baseline, normalised": "normalised",
+        "blind baseline, pooled": "pooled",
+    }
     scored = (f"base, {each.replace('-or-', ' or ')}" for each in protocols)
     names = ("chance", "majority letter", *blind_baselines, *scored)
     rows = []
@@ -179,7 +193,10 @@ def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
                 name,
                 percent(own["chance"]),
                 f"{percent(majority['accuracy'])} ({majority['letter']})" if majority else MISSING,
-                *(percent(blind_baseline[key]) if blind_baseline else MISSING for key in blind_baselines.values()),
+                *(
+                    percent(blind_baseline[key]) if blind_baseline else MISSING
+                    for key in blind_baselines.values()
+                ),
                 *(percent(own["base_scored"][protocol]) for protocol in protocols),
             )
         )

@@ -18,19 +18,34 @@ _COLORS: Final = {"up": "green", "down": "red"}
 
 
 def print_report(metrics: dict[str, Any], page: Path) -> None:
-    """Print the table of metrics.json, in colour on a terminal and as plain text elsewhere, at most 100 columns wide."""
+    """Print the table of metrics.json, in colour on a terminal and as plain text elsewhere, at most
+    100 columns wide.
+    """
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     title = "In %, differences in points, on each checkpoint's own test questions"
     console.print(rich_table(overview(metrics["checkpoints"]), title, no_wrap=True))
     for sentence in sentences(metrics):
         console.print(Text(sentence))
-    console.print(Text(f"Page: {page}" if page.exists() else f"Page: {page} is not here: `dvc pull` or `dvc repro`"), soft_wrap=True)
+    console.print(
+        Text(
+            f"Page: {page}"
+            if page.exists()
+            else f"Page: {page} is not here: `dvc pull` or `dvc repro`"
+        ),
+        soft_wrap=True,
+    )
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:
-    """What the table comes to: accuracy and gain, the blind baseline, the image, the splits, and what is missing."""
-    found = [summary_sentence(metrics["summary"]), blind_baseline_sentence(metrics["summary"]), image_sentence(metrics["summary"])]
+    """What the table comes to: accuracy and gain, the blind baseline, the image, the splits, and
+    what is missing.
+    """
+    found = [
+        summary_sentence(metrics["summary"]),
+        blind_baseline_sentence(metrics["summary"]),
+        image_sentence(metrics["summary"]),
+    ]
     if metrics["splits"]:
         found.append(splits_sentence(metrics["splits"]))
     if metrics["missing"]:
@@ -42,10 +57,12 @@ def summary_sentence(summary: dict[str, Any]) -> str:
     """How it went, in one sentence."""
     n = summary["checkpoints"]
     return (
-        f"In-domain accuracy went from {percent(summary['in_domain_base'])}% to {percent(summary['in_domain'])}% on average "
-        f"({signed(summary['in_domain_gain'])} points); {summary['beat_base']} of {n} checkpoints beat the base, "
-        f"{summary['above_zero']} with a 95% interval above zero, {summary['below_zero']} with one below; "
-        f"{summary['significant']} gains or losses stand after adjusting for all tests (Holm, 5%)."
+        f"In-domain accuracy went from {percent(summary['in_domain_base'])}% to"
+        f" {percent(summary['in_domain'])}% on average ({signed(summary['in_domain_gain'])}"
+        f" points); {summary['beat_base']} of {n} checkpoints beat the base,"
+        f" {summary['above_zero']} with a 95% interval above zero, {summary['below_zero']} with one"
+        f" below; {summary['significant']} gains or losses stand after adjusting for all tests"
+        " (Holm, 5%)."
     )
 
 
@@ -54,29 +71,41 @@ def blind_baseline_sentence(summary: dict[str, Any]) -> str:
     if summary["blind_baseline"] is None:
         return "Blind baseline: missing, so that no accuracy here says that the image was used."
     return (
-        f"Blind baseline: a rule that sees only the options' texts is right in {percent(summary['blind_baseline'])}%; "
-        f"{summary['above_blind_baseline']} of {summary['checkpoints']} checkpoints are above it with their 95% interval."
+        "Blind baseline: a rule that sees only the options' texts is right in"
+        f" {percent(summary['blind_baseline'])}%; {summary['above_blind_baseline']} of"
+        f" {summary['checkpoints']} checkpoints are above it with their 95% interval."
     )
 
 
 def image_sentence(summary: dict[str, Any]) -> str:
     """What the images contribute, in one sentence."""
     if summary["visual_gain"] is None:
-        return "Visual gain: missing; ask the questions without their images too (evaluate.ablations)."
+        return (
+            "Visual gain: missing; ask the questions without their images too (evaluate.ablations)."
+        )
     return (
-        f"Visual gain: with the real instead of an exchanged image {signed(summary['visual_gain'])} points "
-        f"(base {signed(summary['base_visual_gain'])}); above zero with the 95% interval for {summary['sees']} of {summary['checkpoints']}."
+        f"Visual gain: with the real instead of an exchanged image {signed(summary['visual_gain'])}"
+        f" points (base {signed(summary['base_visual_gain'])}); above zero with the 95% interval"
+        f" for {summary['sees']} of {summary['checkpoints']}."
     )
 
 
 def splits_sentence(splits: dict[str, Any]) -> str:
-    """Which splits were used, and how many of their test questions show an image that was trained on, beside the published ones."""
+    """Which splits were used, and how many of their test questions show an image that was trained
+    on, beside the published ones.
+    """
 
     def leak(kind: str) -> str:
-        return " and ".join(f"{found['group']} of {found['test']} by {axis}" for axis, found in splits["leaks"][kind].items())
+        return " and ".join(
+            f"{found['group']} of {found['test']} by {axis}"
+            for axis, found in splits["leaks"][kind].items()
+        )
 
     published = f" (published: {leak('published')})" if splits["kind"] != "published" else ""
-    return f"Splits: {splits['kind']}; test questions with an image, a copy or a patient of train: {leak(splits['kind'])}{published}."
+    return (
+        f"Splits: {splits['kind']}; test questions with an image, a copy or a patient of train:"
+        f" {leak(splits['kind'])}{published}."
+    )
 
 
 def rich_table(sheet: Sheet, title: str, *, style: str = "", no_wrap: bool = False) -> Table:

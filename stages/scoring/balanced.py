@@ -1,15 +1,18 @@
-"""The prior-balanced subset of a test split: the largest on which the blind prior does no better than guessing.
+"""The prior-balanced subset of a test split: the largest on which the blind prior does no better
+than guessing.
 
-Definition. Of a subset S with n(q) options for question q, chance is the mean over S of 1/n(q), and the prior's accuracy
-the mean over S of its credit c(q) (`Prior.credit`). The prior is at chance on S if the two are equal, exactly, in rational
-numbers: the sum over S of the excess c(q) - 1/n(q) is 0. Both means are over S itself, so chance follows its make-up.
+Definition. Of a subset S with n(q) options for question q, chance is the mean over S of 1/n(q), and
+the prior's accuracy the mean over S of its credit c(q) (`Prior.credit`). The prior is at chance on
+S if the two are equal, exactly, in rational numbers: the sum over S of the excess c(q) - 1/n(q) is
+0. Both means are over S itself, so chance follows its make-up.
 
-The largest such S is the split less the smallest set whose excesses sum to that of the whole split: a knapsack in integers,
-solved exactly. Which of the questions with the same excess go is settled by a hash of their ids, so neither the order of the file
-nor anything about an image enters. The empty set is at chance: on a split that the prior has all right, nothing is left.
+The largest such S is the split less the smallest set whose excesses sum to that of the whole split:
+a knapsack in integers, solved exactly. Which of the questions with the same excess go is settled by
+a hash of their ids, so neither the order of the file nor anything about an image enters. The empty
+set is at chance: on a split that the prior has all right, nothing is left.
 
-All questions that the prior gets wrong tend to stay, and few of those it gets right: an accuracy on the subset is one with
-the shortcut taken away, not an estimate for the split.
+All questions that the prior gets wrong tend to stay, and few of those it gets right: an accuracy on
+the subset is one with the shortcut taken away, not an estimate for the split.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ _FAR = np.iinfo(np.int32).max // 2
 
 @dataclass(frozen=True)
 class Balanced:
-    """The questions kept, in the order of the split, of `n` in all; `chance` on them is also the prior's accuracy, None if none are."""
+    """The questions kept, in the order of the split, of `n` in all; `chance` on them is also the
+    prior's accuracy, None if none are.
+    """
 
     question_ids: tuple[str, ...]
     n: int
@@ -45,34 +50,53 @@ class Balanced:
 
 
 def balanced_subset(prior: Prior, questions: Sequence[Question]) -> Balanced:
-    """The largest subset of a test split on which `prior` is at chance. Question ids must be distinct."""
-    excesses = [prior.credit(question) - Fraction(1, len(question.options)) for question in questions]
+    """The largest subset of a test split on which `prior` is at chance. Question ids must be
+    distinct.
+    """
+    excesses = [
+        prior.credit(question) - Fraction(1, len(question.options)) for question in questions
+    ]
     order = sorted(range(len(questions)), key=lambda i: _hashed(questions[i].question_id))
     kept = largest_without_excess([excesses[i] for i in order])
     chosen = [questions[i] for i in sorted(order[place] for place in kept)]
-    return Balanced(tuple(question.question_id for question in chosen), len(questions), chance(chosen) if chosen else None)
+    return Balanced(
+        tuple(question.question_id for question in chosen),
+        len(questions),
+        chance(chosen) if chosen else None,
+    )
 
 
 def largest_without_excess(excesses: Sequence[Fraction]) -> list[int]:
-    """Ascending indices of a largest subset that sums to 0; among equal values those that come first are kept.
+    """Ascending indices of a largest subset that sums to 0; among equal values those that come
+    first are kept.
 
-    Time and memory grow with the sum of absolute values in units of their common denominator: for 90,000 questions of 2 to 4
-    options, where the unit is 1/12, a few seconds.
+    Time and memory grow with the sum of absolute values in units of their common denominator: for
+    90,000 questions of 2 to 4 options, where the unit is 1/12, a few seconds.
     """
     unit = Fraction(1, math.lcm(*(excess.denominator for excess in excesses)))
     places: dict[int, list[int]] = {}
     for place, excess in enumerate(excesses):
         places.setdefault(int(excess / unit), []).append(place)
     values = sorted(places)
-    dropped = _fewest(values, [len(places[value]) for value in values], sum(value * len(places[value]) for value in values))
-    return sorted(place for value, count in zip(values, dropped, strict=True) for place in places[value][: len(places[value]) - count])
+    dropped = _fewest(
+        values,
+        [len(places[value]) for value in values],
+        sum(value * len(places[value]) for value in values),
+    )
+    return sorted(
+        place
+        for value, count in zip(values, dropped, strict=True)
+        for place in places[value][: len(places[value]) - count]
+    )
 
 
 def _fewest(values: Sequence[int], counts: Sequence[int], target: int) -> list[int]:
-    """How many of each value to take, at most its count, for the sum `target` with the fewest in all.
+    """How many of each value to take, at most its count, for the sum `target` with the fewest in
+    all.
 
-    `target` must be reachable, as the sum of everything is. Dynamic programme over the values: `best[s]` is the least number that
-    sums to s + low. Of several answers, the one with the least of the last value, then of the one before, and so on.
+    `target` must be reachable, as the sum of everything is. Dynamic programme over the values:
+    `best[s]` is the least number that sums to s + low. Of several answers, the one with the least
+    of the last value, then of the one before, and so on.
     """
     low = sum(value * count for value, count in zip(values, counts, strict=True) if value < 0)
     high = sum(value * count for value, count in zip(values, counts, strict=True) if value > 0)
@@ -83,7 +107,9 @@ def _fewest(values: Sequence[int], counts: Sequence[int], target: int) -> list[i
         stages.append(best := _with(best, value, count))
     at = target - low
     taken: list[int] = []
-    for before, value, count in zip(stages[-2::-1], reversed(values), reversed(counts), strict=True):
+    for before, value, count in zip(
+        stages[-2::-1], reversed(values), reversed(counts), strict=True
+    ):
         here = stages[len(values) - len(taken)][at]
         number = 0 if value == 0 else _number_taken(before, here, at, value, count)
         taken.append(number)
@@ -92,7 +118,9 @@ def _fewest(values: Sequence[int], counts: Sequence[int], target: int) -> list[i
 
 
 def _with(best: NDArray[np.int32], value: int, count: int) -> NDArray[np.int32]:
-    """`best` once up to `count` of `value` may be taken as well, in lots of 1, 2, 4, ... which make up every number."""
+    """`best` once up to `count` of `value` may be taken as well, in lots of 1, 2, 4, ... which make
+    up every number.
+    """
     if value == 0:
         return best
     lot = 1
@@ -110,7 +138,9 @@ def _with(best: NDArray[np.int32], value: int, count: int) -> NDArray[np.int32]:
     return best
 
 
-def _number_taken(before: NDArray[np.int32], here: np.int32, at: int, value: int, count: int) -> int:
+def _number_taken(
+    before: NDArray[np.int32], here: np.int32, at: int, value: int, count: int
+) -> int:
     """The least number x of `value` for which before[at - x value] + x is `here`."""
     numbers = np.arange(count + 1)
     sources = at - numbers * value

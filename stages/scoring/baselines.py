@@ -1,8 +1,9 @@
-"""What an accuracy is to be held against without training: chance, the majority letter, and the base scored as published.
+"""What an accuracy is to be held against without training: chance, the majority letter, and the
+base scored as published.
 
-The published evaluation (released code of arXiv 2503.13939, src/eval_vqa) compares strings, and not the same ones for every model.
-`extract_answer` accepts what a reader would. What lies between the two is form, not knowledge: a gain over a base scored by
-string equality holds both.
+The published evaluation (released code of arXiv 2503.13939, src/eval_vqa) compares strings, and not
+the same ones for every model. `extract_answer` accepts what a reader would. What lies between the
+two is form, not knowledge: a gain over a base scored by string equality holds both.
 """
 
 from __future__ import annotations
@@ -37,21 +38,28 @@ def _tag_or_raw(output: str) -> str | None:
     return _tag(output) if "answer" in output else output
 
 
-PROTOCOLS: Final[dict[Protocol, Callable[[str], str | None]]] = {"zero-shot": _raw, "tag": _tag, "tag-or-raw": _tag_or_raw}
+PROTOCOLS: Final[dict[Protocol, Callable[[str], str | None]]] = {
+    "zero-shot": _raw,
+    "tag": _tag,
+    "tag-or-raw": _tag_or_raw,
+}
 """How the released scripts find the string that must equal the gold letter; None is wrong.
 
 - zero-shot, also No-Think with Qwen2-VL: the whole output, blanks included, so that "C." and "C) CT" are wrong.
 - tag, Think: the first answer tag that holds a single word.
 - tag-or-raw, No-Think with Qwen2.5-VL: the tag if the output has the word "answer" in it, else the whole output.
 
-The published zero-shot prompt asks for a letter and no tags. On outputs to a prompt that asks for tags, "zero-shot" counts a
-well-formed answer as wrong; it is the published number only for a base that was asked in the published way.
+The published zero-shot prompt asks for a letter and no tags. On outputs to a prompt that asks for
+tags, "zero-shot" counts a well-formed answer as wrong; it is the published number only for a base
+that was asked in the published way.
 """
 
 
 @dataclass(frozen=True)
 class Majority:
-    """Always the same letter: the most frequent gold letter of train, and how often it is right in test."""
+    """Always the same letter: the most frequent gold letter of train, and how often it is right in
+    test.
+    """
 
     letter: str
     score: Score
@@ -59,7 +67,9 @@ class Majority:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What needs no model, on one test split: expected accuracy of guessing, exactly, and the majority letter."""
+    """What needs no model, on one test split: expected accuracy of guessing, exactly, and the
+    majority letter.
+    """
 
     chance: Fraction
     majority: Majority
@@ -67,22 +77,41 @@ class Baselines:
 
 def baselines(train: Sequence[Question], test: Sequence[Question]) -> Baselines:
     """Chance and majority letter of one split; neither side may be empty."""
-    return Baselines(chance(test), majority_letter((question.letter for question in train), [question.letter for question in test]))
+    return Baselines(
+        chance(test),
+        majority_letter(
+            (question.letter for question in train), [question.letter for question in test]
+        ),
+    )
 
 
 def majority_letter(train: Iterable[str], test: Sequence[str]) -> Majority:
-    """The most frequent of the gold letters `train`, the first in the alphabet of several, tried on the gold letters `test`."""
+    """The most frequent of the gold letters `train`, the first in the alphabet of several, tried on
+    the gold letters `test`.
+    """
     counts = Counter(train)
     letter = min(counts, key=lambda each: (-counts[each], each))
     return Majority(letter, Score(sum(gold == letter for gold in test), len(test)))
 
 
 def score_as_published(predictions: pd.DataFrame, protocol: Protocol) -> Score:
-    """Right answers by one of the published protocols, from the columns `output` and `gold` of a table of predictions."""
+    """Right answers by one of the published protocols, from the columns `output` and `gold` of a
+    table of predictions.
+    """
     read = PROTOCOLS[protocol]
-    return Score(sum(read(said) == gold for said, gold in zip(predictions["output"], predictions["gold"], strict=True)), len(predictions))
+    return Score(
+        sum(
+            read(said) == gold
+            for said, gold in zip(predictions["output"], predictions["gold"], strict=True)
+        ),
+        len(predictions),
+    )
 
 
 def score_every_way(predictions: pd.DataFrame) -> dict[str, Score]:
-    """The fair score ("fair": `extract_answer`, column `correct`) and beside it, on the same outputs, each published protocol's."""
-    return {"fair": score(predictions)} | {name: score_as_published(predictions, name) for name in PROTOCOLS}
+    """The fair score ("fair": `extract_answer`, column `correct`) and beside it, on the same
+    outputs, each published protocol's.
+    """
+    return {"fair": score(predictions)} | {
+        name: score_as_published(predictions, name) for name in PROTOCOLS
+    }

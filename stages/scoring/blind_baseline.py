@@ -1,8 +1,10 @@
-"""The blind baseline of one split as a file: all that later numbers are held against, so that they need no split.
+"""The blind baseline of one split as a file: all that later numbers are held against, so that they
+need no split.
 
-Two ways to count texts: `as_written` is what a model reads, and gives away more where gold and distractors are spelt
-differently; `normalised` is what is left when spelling does not count. The blind baseline beside an accuracy is the first. Both also pooled
-over all train splits of the axis, for a model that was trained on more than one.
+Two ways to count texts: `as_written` is what a model reads, and gives away more where gold and
+distractors are spelt differently; `normalised` is what is left when spelling does not count. The
+blind baseline beside an accuracy is the first. Both also pooled over all train splits of the axis,
+for a model that was trained on more than one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ RULES: Final = ("as_written", "normalised")
 
 @dataclass(frozen=True)
 class Rule:
-    """The prior with one way of counting, on one test split: accuracies from 0 to 1, Wilson's 95% interval."""
+    """The prior with one way of counting, on one test split: accuracies from 0 to 1, Wilson's 95%
+    interval.
+    """
 
     accuracy: float
     low: float
@@ -33,14 +37,18 @@ class Rule:
     pooled: float
     """Accuracy of the prior of all train splits of the axis together."""
     balanced: tuple[str, ...]
-    """Question ids of the largest part of the test split on which the prior is at chance (`stages.scoring.balanced`)."""
+    """Question ids of the largest part of the test split on which the prior is at chance
+    (`stages.scoring.balanced`).
+    """
     credit: dict[str, float]
     """Question id -> expected right answers of the prior, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class BlindBaseline:
-    """What needs no model on the test of one split: chance, the letter most often gold in train, the prior both ways."""
+    """What needs no model on the test of one split: chance, the letter most often gold in train,
+    the prior both ways.
+    """
 
     axis: str
     split: str
@@ -62,7 +70,9 @@ def find_blind_baseline(
     own: Mapping[str, Prior],
     pooled: Mapping[str, Prior],
 ) -> BlindBaseline:
-    """The blind baseline of one split; `own` and `pooled` hold a prior for each of `RULES`, fitted on its train and on all of the axis."""
+    """The blind baseline of one split; `own` and `pooled` hold a prior for each of `RULES`, fitted
+    on its train and on all of the axis.
+    """
     simple = baselines(train, test)
     rules = {}
     for name in RULES:
@@ -76,7 +86,17 @@ def find_blind_baseline(
             credit=blind_credits(own[name], test),
         )
     majority = simple.majority.score.accuracy or 0.0
-    return BlindBaseline(axis, split, kind, len(train), len(test), float(simple.chance), simple.majority.letter, majority, rules)
+    return BlindBaseline(
+        axis,
+        split,
+        kind,
+        len(train),
+        len(test),
+        float(simple.chance),
+        simple.majority.letter,
+        majority,
+        rules,
+    )
 
 
 def as_json(blind_baseline: BlindBaseline) -> dict[str, Any]:
@@ -85,16 +105,31 @@ def as_json(blind_baseline: BlindBaseline) -> dict[str, Any]:
 
 
 def read_blind_baseline(path: Path) -> BlindBaseline:
-    """The blind baseline in one file of stage prior. InputError if it is missing, or not such a file."""
+    """The blind baseline in one file of stage prior. InputError if it is missing, or not such a
+    file.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        rules = {name: Rule(**found["rules"][name] | {"balanced": tuple(found["rules"][name]["balanced"])}) for name in RULES}
-        fields = {name: found[name] for name in BlindBaseline.__dataclass_fields__ if name != "rules"}
+        rules = {
+            name: Rule(
+                **found["rules"][name] | {"balanced": tuple(found["rules"][name]["balanced"])}
+            )
+            for name in RULES
+        }
+        fields = {
+            name: found[name] for name in BlindBaseline.__dataclass_fields__ if name != "rules"
+        }
         blind_baseline = BlindBaseline(**fields, rules=rules)
-        if any(len(rule.credit) != blind_baseline.n or not set(rule.balanced) <= rule.credit.keys() for rule in rules.values()):
+        if any(
+            len(rule.credit) != blind_baseline.n or not set(rule.balanced) <= rule.credit.keys()
+            for rule in rules.values()
+        ):
             raise ValueError(f"its credits are not those of {blind_baseline.n} questions")
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro prior`") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} holds no blind baseline ({error!r}): delete it and run `dvc repro --force prior`") from error
+        raise InputError(
+            f"{path} holds no blind baseline ({error!r}): delete it and run `dvc repro --force"
+            " prior`"
+        ) from error
     return blind_baseline

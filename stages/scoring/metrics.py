@@ -1,6 +1,8 @@
-"""All numbers of the report, from predictions and blind baselines alone: plain values, rounded, ready for JSON.
+"""All numbers of the report, from predictions and blind baselines alone: plain values, rounded,
+ready for JSON.
 
-What is not known is None and never 0: a blind baseline that was not given, an image that was not exchanged, a cell without questions.
+What is not known is None and never 0: a blind baseline that was not given, an image that was not
+exchanged, a cell without questions.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from stages.prompts.styles import Style
 from stages.scoring.baselines import score_every_way
 from stages.scoring.blind_baseline import RULES, BlindBaseline
 from stages.scoring.hacking import detect_reward_hacking
-from stages.scoring.statistics import bootstrap_cells, cluster_interval, holm, mcnemar, percentiles, wilson_interval
+from stages.scoring.statistics import (
+    bootstrap_cells,
+    cluster_interval,
+    holm,
+    mcnemar,
+    percentiles,
+    wilson_interval,
+)
 from stages.scoring.tables import (
     Score,
     Target,
@@ -53,12 +62,14 @@ def compute_metrics(
     blind_baselines: BlindBaselines | None = None,
     style: Style = "no-think",
 ) -> dict[str, Any]:
-    """Summary, base and checkpoints: accuracies, counts, and each checkpoint's gains with their intervals.
+    """Summary, base and checkpoints: accuracies, counts, and each checkpoint's gains with their
+    intervals.
 
-    `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples` and `seed` are those of the
-    bootstrap, which draws images; `style` is that of the prompts. The base has results on the tests of both axes, a
-    checkpoint on those of its own. The summary is over the checkpoints trained with GRPO, if there are any: p values are adjusted for
-    all. InputError if a blind baseline is of other questions than were answered.
+    `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples`
+    and `seed` are those of the bootstrap, which draws images; `style` is that of the prompts. The
+    base has results on the tests of both axes, a checkpoint on those of its own. The summary is
+    over the checkpoints trained with GRPO, if there are any: p values are adjusted for all.
+    InputError if a blind baseline is of other questions than were answered.
     """
     base, blind_baselines = predictions["base"], blind_baselines or {}
     interval = partial(cluster_interval, samples=samples, seed=seed)
@@ -68,11 +79,20 @@ def compute_metrics(
         own = _in_domain(predictions[name], base, target, blind_baseline, interval)
         indicators = [
             asdict(indicator)
-            for indicator in detect_reward_hacking(tested(predictions[name], target.axis), tested(base, target.axis), style)
+            for indicator in detect_reward_hacking(
+                tested(predictions[name], target.axis), tested(base, target.axis), style
+            )
         ]
-        checkpoints[name] = {**asdict(target), "in_domain": own, **_results(predictions[name], target.axis), "hacking": indicators}
+        checkpoints[name] = {
+            **asdict(target),
+            "in_domain": own,
+            **_results(predictions[name], target.axis),
+            "hacking": indicators,
+        }
     spread = _macro_intervals(predictions, targets, blind_baselines, samples, seed)
-    for name, p in holm({name: entry["in_domain"]["p"] for name, entry in checkpoints.items()}).items():
+    for name, p in holm(
+        {name: entry["in_domain"]["p"] for name, entry in checkpoints.items()}
+    ).items():
         checkpoints[name]["in_domain"]["p_holm"] = p
     _compare_methods(checkpoints, predictions, targets, interval)
     axes = {target.axis for target in targets.values()}
@@ -87,9 +107,14 @@ def compute_metrics(
 
 
 def _summary(checkpoints: Mapping[str, dict[str, Any]], base: pd.DataFrame) -> dict[str, Any]:
-    trained = [entry for entry in checkpoints.values() if entry["method"] == "grpo"] or list(checkpoints.values())
+    trained = [entry for entry in checkpoints.values() if entry["method"] == "grpo"] or list(
+        checkpoints.values()
+    )
     own = [entry["in_domain"] for entry in trained]
-    means = {name: mean_of_all([entry[name] for entry in own]) for name in ("base", "accuracy", "gain", "chance")}
+    means = {
+        name: mean_of_all([entry[name] for entry in own])
+        for name in ("base", "accuracy", "gain", "chance")
+    }
     return {
         "checkpoints": len(own),
         "base_micro": score(base).accuracy,
@@ -101,37 +126,82 @@ def _summary(checkpoints: Mapping[str, dict[str, Any]], base: pd.DataFrame) -> d
         "above_zero": sum(entry["low"] > 0 for entry in own),
         "below_zero": sum(entry["high"] < 0 for entry in own),
         "significant": sum(entry["p_holm"] <= 0.05 for entry in own),
-        "blind_baseline": mean_of_all([entry["blind_baseline"] and entry["blind_baseline"]["accuracy"] for entry in own]),
-        "above_blind_baseline": sum(entry["blind_baseline"]["above_low"] > 0 for entry in own)
-        if all(entry["blind_baseline"] for entry in own)
-        else None,
+        "blind_baseline": mean_of_all(
+            [entry["blind_baseline"] and entry["blind_baseline"]["accuracy"] for entry in own]
+        ),
+        "above_blind_baseline": (
+            sum(entry["blind_baseline"]["above_low"] > 0 for entry in own)
+            if all(entry["blind_baseline"] for entry in own)
+            else None
+        ),
         "visual_gain": mean_of_all([_gain(entry["visual"]) for entry in own]),
         "base_visual_gain": mean_of_all([_gain(entry["base_visual"]) for entry in own]),
-        "sees": sum(entry["visual"]["shuffled"]["low"] > 0 for entry in own) if all(entry["visual"]["shuffled"] for entry in own) else None,
-        "reward_hacking_indicators": sum(indicator["triggered"] for entry in trained for indicator in entry["hacking"]),
+        "sees": (
+            sum(entry["visual"]["shuffled"]["low"] > 0 for entry in own)
+            if all(entry["visual"]["shuffled"] for entry in own)
+            else None
+        ),
+        "reward_hacking_indicators": sum(
+            indicator["triggered"] for entry in trained for indicator in entry["hacking"]
+        ),
     }
 
 
 def _macro_intervals(
-    predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], blind_baselines: BlindBaselines, samples: int, seed: int
+    predictions: Mapping[str, pd.DataFrame],
+    targets: Mapping[str, Target],
+    blind_baselines: BlindBaselines,
+    samples: int,
+    seed: int,
 ) -> dict[str, list[float] | None]:
-    """95% intervals of the summary's means over checkpoints, images drawn for all of them together; None where a mean is missing."""
-    trained = {name: target for name, target in targets.items() if target.method == "grpo"} or dict(targets)
+    """95% intervals of the summary's means over checkpoints, images drawn for all of them together;
+    None where a mean is missing.
+    """
+    trained = {name: target for name, target in targets.items() if target.method == "grpo"} or dict(
+        targets
+    )
     base = predictions["base"].set_index("question_id")
-    cells: dict[str, list[tuple[Any, Any]]] = {"in_domain": [], "in_domain_gain": [], "above_blind_baseline": [], "visual_gain": []}
+    cells: dict[str, list[tuple[Any, Any]]] = {
+        "in_domain": [],
+        "in_domain_gain": [],
+        "above_blind_baseline": [],
+        "visual_gain": [],
+    }
     for name, target in trained.items():
-        own = in_domain(predictions[name], target.axis, target.cell).set_index("question_id").sort_index()
+        own = (
+            in_domain(predictions[name], target.axis, target.cell)
+            .set_index("question_id")
+            .sort_index()
+        )
         right, images = own["correct"].to_numpy(float), own["image"]
         cells["in_domain"].append((right, images))
-        cells["in_domain_gain"].append((right - base.loc[own.index, "correct"].to_numpy(float), images))
+        cells["in_domain_gain"].append(
+            (right - base.loc[own.index, "correct"].to_numpy(float), images)
+        )
         if blind_baseline := blind_baselines.get((target.axis, target.cell)):
-            cells["above_blind_baseline"].append((right - own.index.map(blind_baseline.rules[RULES[0]].credit).to_numpy(float), images))
+            cells["above_blind_baseline"].append(
+                (
+                    right - own.index.map(blind_baseline.rules[RULES[0]].credit).to_numpy(float),
+                    images,
+                )
+            )
         asked = with_ablation(own, "shuffled")
         if len(asked):
-            cells["visual_gain"].append((asked["correct"].to_numpy(float) - asked["shuffled_correct"].to_numpy(float), asked["image"]))
+            cells["visual_gain"].append(
+                (
+                    asked["correct"].to_numpy(float) - asked["shuffled_correct"].to_numpy(float),
+                    asked["image"],
+                )
+            )
     whole = {name: found for name, found in cells.items() if len(found) == len(trained)}
     draws = bootstrap_cells([cell for found in whole.values() for cell in found], samples, seed)
-    means = dict(zip(whole, np.nanmean(draws.reshape(samples, len(whole), len(trained)), axis=2).T, strict=True))
+    means = dict(
+        zip(
+            whole,
+            np.nanmean(draws.reshape(samples, len(whole), len(trained)), axis=2).T,
+            strict=True,
+        )
+    )
     return {name: list(percentiles(means[name])) if name in means else None for name in cells}
 
 
@@ -141,10 +211,18 @@ def _gain(visual: Mapping[str, dict[str, Any] | None]) -> float | None:
 
 
 def _in_domain(
-    rows: pd.DataFrame, base: pd.DataFrame, target: Target, blind_baseline: BlindBaseline | None, interval: Interval
+    rows: pd.DataFrame,
+    base: pd.DataFrame,
+    target: Target,
+    blind_baseline: BlindBaseline | None,
+    interval: Interval,
 ) -> dict[str, Any]:
-    """One checkpoint and the base on the test questions of the modality or question type it was trained on."""
-    own = in_domain(rows, target.axis, target.cell).set_index("question_id", drop=False).sort_index()
+    """One checkpoint and the base on the test questions of the modality or question type it was
+    trained on.
+    """
+    own = (
+        in_domain(rows, target.axis, target.cell).set_index("question_id", drop=False).sort_index()
+    )
     same = base.set_index("question_id", drop=False).loc[own.index]
     after, before = own["correct"].to_numpy(bool), same["correct"].to_numpy(bool)
     low, high = interval(after.astype(int) - before.astype(int), own["image"])
@@ -159,12 +237,20 @@ def _in_domain(
         "high": high,
         **{"won": test.won, "lost": test.lost, "p": test.p, "p_holm": None},
         "chance": float(np.mean(1 / own["n_options"])),
-        "majority": {"letter": blind_baseline.letter, "accuracy": blind_baseline.letter_accuracy} if blind_baseline else None,
-        "blind_baseline": _over_blind_baseline(own, blind_baseline, interval) if blind_baseline else None,
+        "majority": (
+            {"letter": blind_baseline.letter, "accuracy": blind_baseline.letter_accuracy}
+            if blind_baseline
+            else None
+        ),
+        "blind_baseline": (
+            _over_blind_baseline(own, blind_baseline, interval) if blind_baseline else None
+        ),
         "visual": {variant: _visual(own, variant, interval) for variant in ABLATIONS},
         "base_visual": {variant: _visual(same, variant, interval) for variant in ABLATIONS},
         "balanced": _balanced(own, same, blind_baseline) if blind_baseline else None,
-        "base_scored": {protocol: found.accuracy for protocol, found in score_every_way(same).items()},
+        "base_scored": {
+            protocol: found.accuracy for protocol, found in score_every_way(same).items()
+        },
         "by_dataset": _by_dataset(own, same, blind_baseline),
     }
     return found
@@ -175,13 +261,18 @@ def _with_interval(found: Score) -> dict[str, float | None]:
     return {"accuracy": found.accuracy, "accuracy_low": low, "accuracy_high": high}
 
 
-def _over_blind_baseline(own: pd.DataFrame, blind_baseline: BlindBaseline, interval: Interval) -> dict[str, Any]:
-    """The blind baseline of the split, both ways of counting, and how far above the first the accuracy is."""
+def _over_blind_baseline(
+    own: pd.DataFrame, blind_baseline: BlindBaseline, interval: Interval
+) -> dict[str, Any]:
+    """The blind baseline of the split, both ways of counting, and how far above the first the
+    accuracy is.
+    """
     rule = blind_baseline.rules[RULES[0]]
     if own.index.symmetric_difference(pd.Index(rule.credit)).size:
         raise InputError(
-            f"the blind baseline of {blind_baseline.axis}/{blind_baseline.split} ({blind_baseline.kind}) is of other questions than the predictions are: "
-            "the splits have changed since; run `dvc repro prior`, and evaluate on the same splits"
+            f"the blind baseline of {blind_baseline.axis}/{blind_baseline.split}"
+            f" ({blind_baseline.kind}) is of other questions than the predictions are: the splits"
+            " have changed since; run `dvc repro prior`, and evaluate on the same splits"
         )
     over = own["correct"].to_numpy(float) - own.index.map(rule.credit).to_numpy(float)
     low, high = interval(over.round(9), own["image"])
@@ -198,17 +289,31 @@ def _over_blind_baseline(own: pd.DataFrame, blind_baseline: BlindBaseline, inter
 
 
 def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, Any] | None:
-    """What the image contributes: accuracy with it less accuracy without, on the questions asked both ways; None if there are none."""
+    """What the image contributes: accuracy with it less accuracy without, on the questions asked
+    both ways; None if there are none.
+    """
     asked = with_ablation(own, variant)
     if asked.empty:
         return None
     seen, unseen = score(asked), score(without_image(asked, variant))
-    low, high = interval(asked["correct"].to_numpy(int) - asked[f"{variant}_correct"].to_numpy(int), asked["image"])
-    return {"n": seen.n, "accuracy": unseen.accuracy, "gain": (seen.correct - unseen.correct) / seen.n, "low": low, "high": high}
+    low, high = interval(
+        asked["correct"].to_numpy(int) - asked[f"{variant}_correct"].to_numpy(int), asked["image"]
+    )
+    return {
+        "n": seen.n,
+        "accuracy": unseen.accuracy,
+        "gain": (seen.correct - unseen.correct) / seen.n,
+        "low": low,
+        "high": high,
+    }
 
 
-def _balanced(own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline) -> dict[str, Any]:
-    """Accuracy where the blind prior is at chance; without an accuracy if there is no such question."""
+def _balanced(
+    own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline
+) -> dict[str, Any]:
+    """Accuracy where the blind prior is at chance; without an accuracy if there is no such
+    question.
+    """
     ids = list(blind_baseline.rules[RULES[0]].balanced)
     chosen = own.loc[ids]
     return {
@@ -219,38 +324,69 @@ def _balanced(own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseli
     }
 
 
-def _by_dataset(own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline | None) -> dict[str, Any]:
+def _by_dataset(
+    own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline | None
+) -> dict[str, Any]:
     asked = with_ablation(own, "shuffled")
     scores, before = scores_by(own, "dataset"), scores_by(same, "dataset")
-    seen, unseen = scores_by(asked, "dataset"), scores_by(without_image(asked, "shuffled"), "dataset")
-    credit = own.index.to_series().map(blind_baseline.rules[RULES[0]].credit).groupby(own["dataset"]).mean() if blind_baseline else None
+    seen, unseen = (
+        scores_by(asked, "dataset"),
+        scores_by(without_image(asked, "shuffled"), "dataset"),
+    )
+    credit = (
+        own.index.to_series()
+        .map(blind_baseline.rules[RULES[0]].credit)
+        .groupby(own["dataset"])
+        .mean()
+        if blind_baseline
+        else None
+    )
     return {
         name: {
             "n": found.n,
             "accuracy": found.accuracy,
             "base": before[name].accuracy,
             "blind_baseline": None if credit is None else float(credit[name]),
-            "visual_gain": (seen[name].correct - unseen[name].correct) / seen[name].n if name in seen else None,
+            "visual_gain": (
+                (seen[name].correct - unseen[name].correct) / seen[name].n if name in seen else None
+            ),
         }
         for name, found in scores.items()
     }
 
 
 def _compare_methods(
-    checkpoints: Mapping[str, dict[str, Any]], predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], interval: Interval
+    checkpoints: Mapping[str, dict[str, Any]],
+    predictions: Mapping[str, pd.DataFrame],
+    targets: Mapping[str, Target],
+    interval: Interval,
 ) -> None:
-    """Beside each checkpoint of another method: by how much GRPO's of the same cell is better, on the same questions."""
-    by_grpo = {(target.axis, target.cell): name for name, target in targets.items() if target.method == "grpo"}
+    """Beside each checkpoint of another method: by how much GRPO's of the same cell is better, on
+    the same questions.
+    """
+    by_grpo = {
+        (target.axis, target.cell): name
+        for name, target in targets.items()
+        if target.method == "grpo"
+    }
     for name, target in targets.items():
         rival = by_grpo.get((target.axis, target.cell))
         if rival is None or rival == name:
             continue
         one, other = (
-            in_domain(predictions[each], target.axis, target.cell).set_index("question_id").sort_index() for each in (rival, name)
+            in_domain(predictions[each], target.axis, target.cell)
+            .set_index("question_id")
+            .sort_index()
+            for each in (rival, name)
         )
         difference = one["correct"].to_numpy(int) - other["correct"].to_numpy(int)
         low, high = interval(difference, one["image"])
-        checkpoints[name]["in_domain"]["grpo"] = {"checkpoint": rival, "gain": float(difference.mean()), "low": low, "high": high}
+        checkpoints[name]["in_domain"]["grpo"] = {
+            "checkpoint": rival,
+            "gain": float(difference.mean()),
+            "low": low,
+            "high": high,
+        }
 
 
 def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
@@ -277,7 +413,9 @@ def _cells(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def _rounded(value: Any, key: str = "") -> Any:
-    """Floats to `DIGITS` digits, NumPy's among them, p values to three that count; -0.0 becomes 0.0."""
+    """Floats to `DIGITS` digits, NumPy's among them, p values to three that count; -0.0 becomes
+    0.0.
+    """
     if isinstance(value, dict):
         return {name: _rounded(item, name) for name, item in value.items()}
     if isinstance(value, list | tuple):

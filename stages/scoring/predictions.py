@@ -28,22 +28,29 @@ SCORED: Final = pa.schema(
 )
 """Predictions with what `add_answers` computes: the form in which people read them.
 
-`answer`: a letter, null where the completion has none; `correct`: whether it is the gold letter, null where the question was not
-asked in that variant.
+`answer`: a letter, null where the completion has none; `correct`: whether it is the gold letter,
+null where the question was not asked in that variant.
 """
 
 
 def check_columns(table: pa.Table, source: str, remedy: str) -> None:
-    """Refuse a table without the columns of `SCHEMA`: InputError names `source`, the column and its type or row, and `remedy`."""
+    """Refuse a table without the columns of `SCHEMA`: InputError names `source`, the column and its
+    type or row, and `remedy`.
+    """
     for field in SCHEMA:
         if field.name not in table.column_names:
             raise InputError(f"{source}: no column {field.name!r}; {remedy}")
         column = table[field.name]
         if column.type != field.type:
-            raise InputError(f"{source}: column {field.name!r} holds {column.type}, not {field.type}; {remedy}")
+            raise InputError(
+                f"{source}: column {field.name!r} holds {column.type}, not {field.type}; {remedy}"
+            )
         if not field.nullable and column.null_count:
             row = column.is_null().to_pylist().index(True)
-            raise InputError(f"{source}: row {row} (question {table['question_id'][row]}) has no {field.name}; {remedy}")
+            raise InputError(
+                f"{source}: row {row} (question {table['question_id'][row]}) has no {field.name};"
+                f" {remedy}"
+            )
 
 
 def add_answers(table: pa.Table) -> pa.Table:
@@ -55,15 +62,23 @@ def add_answers(table: pa.Table) -> pa.Table:
     for prefix in _PREFIXES:
         outputs = table[f"{prefix}output"].to_pylist()
         asked = [output is not None for output in outputs]
-        answers = [extract_answer(output or "", texts) for output, texts in zip(outputs, options, strict=True)]
+        answers = [
+            extract_answer(output or "", texts)
+            for output, texts in zip(outputs, options, strict=True)
+        ]
         columns[f"{prefix}answer"] = answers
         columns[f"{prefix}correct"] = [
-            answer == letter if each else None for each, answer, letter in zip(asked, answers, gold, strict=True)
+            answer == letter if each else None
+            for each, answer, letter in zip(asked, answers, gold, strict=True)
         ]
     return pa.table(columns, schema=SCORED.with_metadata(table.schema.metadata))
 
 
-def write_scored(target: Path | BinaryIO, predictions: pd.DataFrame, provenance: Mapping[str, Any]) -> None:
-    """Write predictions with their answers as Parquet, with the provenance of the completions in the metadata."""
+def write_scored(
+    target: Path | BinaryIO, predictions: pd.DataFrame, provenance: Mapping[str, Any]
+) -> None:
+    """Write predictions with their answers as Parquet, with the provenance of the completions in
+    the metadata.
+    """
     table = pa.Table.from_pandas(predictions, schema=SCORED, preserve_index=False)
     pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), target)

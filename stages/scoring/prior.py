@@ -1,18 +1,21 @@
-"""The blind prior: how far the wording of the options alone leads, without an image and without the question.
+"""The blind prior: how far the wording of the options alone leads, without an image and without the
+question.
 
     python -m stages.scoring.prior --train TRAIN.json --test TEST.json
 
-It counts, in a train split, how often each option text is offered and how often it is gold, and picks the option with the
-highest smoothed rate, (gold + 1/4) / (offered + 1): a text never seen has the rate of one option among four. Distractors
-of OmniMedVQA come from a vocabulary that is seldom gold, so this blind baseline is high: an accuracy that does not clear it is no
-evidence that the image was used.
+It counts, in a train split, how often each option text is offered and how often it is gold, and
+picks the option with the highest smoothed rate, (gold + 1/4) / (offered + 1): a text never seen has
+the rate of one option among four. Distractors of OmniMedVQA come from a vocabulary that is seldom
+gold, so this blind baseline is high: an accuracy that does not clear it is no evidence that the
+image was used.
 
-Texts are counted normalised (`normalise`), or with `exact` as they are written, which is what a model reads and gives away
-more: in the published ultrasound questions gold is "kidney" and the distractor "Kidney", each without exception.
+Texts are counted normalised (`normalise`), or with `exact` as they are written, which is what a
+model reads and gives away more: in the published ultrasound questions gold is "kidney" and the
+distractor "Kidney", each without exception.
 
-Options that tie share the credit: k tied options, gold among them, count as 1/k of a right answer, the expectation of a fair
-draw. So the order of the options makes no difference, nothing is drawn, and a question of which the rule knows nothing
-contributes exactly chance.
+Options that tie share the credit: k tied options, gold among them, count as 1/k of a right answer,
+the expectation of a fair draw. So the order of the options makes no difference, nothing is drawn,
+and a question of which the rule knows nothing contributes exactly chance.
 """
 
 from __future__ import annotations
@@ -32,14 +35,18 @@ from stages.scoring.statistics import wilson_interval
 
 PSEUDO_GOLD: Final = 0.25
 PSEUDO_OFFERED: Final = 1.0
-"""One option more, seen being gold a quarter of the time. Both are exact in binary, so that equal rates are equal floats."""
+"""One option more, seen being gold a quarter of the time. Both are exact in binary, so that equal
+rates are equal floats.
+"""
 
 _APART = re.compile(r"[\s_-]+")
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What was counted: option text, normalised unless `exact`, -> how often it was gold, and how often offered."""
+    """What was counted: option text, normalised unless `exact`, -> how often it was gold, and how
+    often offered.
+    """
 
     gold: Counter[str]
     offered: Counter[str]
@@ -64,7 +71,9 @@ class Prior:
 
 @dataclass(frozen=True)
 class BlindScore:
-    """A rule's expected right answers among `n` questions, and the accuracy of guessing on the same ones."""
+    """A rule's expected right answers among `n` questions, and the accuracy of guessing on the same
+    ones.
+    """
 
     correct: Fraction
     n: int
@@ -77,17 +86,23 @@ class BlindScore:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval; a little too wide where ties are shared, for shared credit varies less than a draw."""
+        """Wilson's 95% interval; a little too wide where ties are shared, for shared credit varies
+        less than a draw.
+        """
         return wilson_interval(float(self.correct), self.n)
 
 
 def normalise(text: str) -> str:
-    """An option text as counted: no case, no full stops at the end, blanks, hyphens and underscores alike ("x_ray." is "X-ray")."""
+    """An option text as counted: no case, no full stops at the end, blanks, hyphens and underscores
+    alike ("x_ray." is "X-ray").
+    """
     return _APART.sub(" ", text).strip(" .").casefold()
 
 
 def fit_prior(questions: Iterable[Question], *, exact: bool = False) -> Prior:
-    """Count the options of train questions, as they are written if `exact`. Without any question, all options tie: chance."""
+    """Count the options of train questions, as they are written if `exact`. Without any question,
+    all options tie: chance.
+    """
     gold: Counter[str] = Counter()
     offered: Counter[str] = Counter()
     for question in questions:
@@ -100,11 +115,13 @@ def fit_prior(questions: Iterable[Question], *, exact: bool = False) -> Prior:
 def pool(priors: Sequence[Prior]) -> Prior:
     """The prior of one or more train splits together, as if fitted on all their questions.
 
-    Pool within one axis only: the two axes are independent draws, so the train splits of one hold test questions of the other.
-    ValueError without priors, or if only some are `exact`.
+    Pool within one axis only: the two axes are independent draws, so the train splits of one hold
+    test questions of the other. ValueError without priors, or if only some are `exact`.
     """
     if len({prior.exact for prior in priors}) != 1:
-        raise ValueError("give at least one prior, and only such as count texts alike: all exact, or none")
+        raise ValueError(
+            "give at least one prior, and only such as count texts alike: all exact, or none"
+        )
     gold: Counter[str] = Counter()
     offered: Counter[str] = Counter()
     for prior in priors:
@@ -120,31 +137,54 @@ def blind_score(prior: Prior, questions: Sequence[Question]) -> BlindScore:
 
 
 def blind_credits(prior: Prior, questions: Iterable[Question]) -> dict[str, float]:
-    """Question id -> expected right answers of the prior, 0 to 1: what a paired difference to a model is taken with."""
+    """Question id -> expected right answers of the prior, 0 to 1: what a paired difference to a
+    model is taken with.
+    """
     return {question.question_id: float(prior.credit(question)) for question in questions}
 
 
 def main() -> None:
-    """Fit on one split file, test on another, print the blind baseline that a model on the same test has to clear."""
+    """Fit on one split file, test on another, print the blind baseline that a model on the same
+    test has to clear.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m stages.scoring.prior",
-        description="The accuracy of a rule that counts option texts in TRAIN and never sees an image, on TEST.",
+        description=(
+            "The accuracy of a rule that counts option texts in TRAIN and never sees an image, on"
+            " TEST."
+        ),
     )
-    parser.add_argument("--train", type=Path, required=True, help="split file to count in, published form, plain or .gz")
-    parser.add_argument("--test", type=Path, required=True, help="split file to test on, the same form")
+    parser.add_argument(
+        "--train",
+        type=Path,
+        required=True,
+        help="split file to count in, published form, plain or .gz",
+    )
+    parser.add_argument(
+        "--test", type=Path, required=True, help="split file to test on, the same form"
+    )
     arguments = parser.parse_args()
     train, test = read_questions(arguments.train), read_questions(arguments.test)
     prior = fit_prior(train)
-    print(f"train       {len(train)} questions, {len(prior.offered)} option texts, {len(prior.gold)} of them ever gold: {arguments.train}")
+    print(
+        f"train       {len(train)} questions, {len(prior.offered)} option texts, {len(prior.gold)}"
+        f" of them ever gold: {arguments.train}"
+    )
     print(f"test        {len(test)} questions: {arguments.test}")
     print(f"accuracy    {_shown(blind_score(prior, test))}")
-    print(f"as written  {_shown(blind_score(fit_prior(train, exact=True), test))}; spelling and capitals count")
+    print(
+        f"as written  {_shown(blind_score(fit_prior(train, exact=True), test))}; spelling and"
+        " capitals count"
+    )
     print(f"chance      {float(chance(test)):.2%}")
 
 
 def _shown(score: BlindScore) -> str:
     low, high = score.interval
-    return f"{score.accuracy:.2%} ({float(score.correct):.6g} of n = {score.n}), 95% Wilson interval {low:.2%} to {high:.2%}"
+    return (
+        f"{score.accuracy:.2%} ({float(score.correct):.6g} of n = {score.n}), 95% Wilson interval"
+        f" {low:.2%} to {high:.2%}"
+    )
 
 
 def _key(text: str, exact: bool) -> str:

@@ -1,8 +1,10 @@
-"""What others printed: Med-R1's differences, headline numbers, splits, and third parties' numbers. To stand beside ours, apart.
+"""What others printed: Med-R1's differences, headline numbers, splits, and third parties' numbers.
+To stand beside ours, apart.
 
-Each number says where it stands and with what caution to read it. Only the counts of `SPLITS` were made by us, from the released
-files. The types are not those of our own results, so that the two cannot get into one table
-unnoticed. Of Med-R1 the absolute accuracies by modality and by question type are not here: they could not be read at the source.
+Each number says where it stands and with what caution to read it. Only the counts of `SPLITS` were
+made by us, from the released files. The types are not those of our own results, so that the two
+cannot get into one table unnoticed. Of Med-R1 the absolute accuracies by modality and by question
+type are not here: they could not be read at the source.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class PublishedTable:
     @property
     def cross_domain(self) -> float:
         """Mean off the diagonal."""
-        return _mean([value for i, row in enumerate(self.values) for j, value in enumerate(row) if i != j])
+        return _mean(
+            [value for i, row in enumerate(self.values) for j, value in enumerate(row) if i != j]
+        )
 
     @property
     def mean(self) -> float:
@@ -64,10 +68,12 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """One released split. Of its test questions `two_options` and `three_options` have so many, all others four.
+    """One released split. Of its test questions `two_options` and `three_options` have so many, all
+    others four.
 
-    `chance` and `majority_letter`, in percent, are of the test file: the mean of 1 / options, and the share of its most frequent gold
-    letter (which letter that is, is known only from the test file itself).
+    `chance` and `majority_letter`, in percent, are of the test file: the mean of 1 / options, and
+    the share of its most frequent gold letter (which letter that is, is known only from the test
+    file itself).
     """
 
     axis: str
@@ -84,8 +90,9 @@ class PublishedSplit:
 
 
 _ORIENTATION: Final = (
-    "Read off an image that says only 'Improvement'; the sign, No-Think minus Think, follows the README's heading and the abstract. "
-    "Rows are training: values times test questions are whole numbers by column. "
+    "Read off an image that says only 'Improvement'; the sign, No-Think minus Think, follows the"
+    " README's heading and the abstract. Rows are training: values times test questions are whole"
+    " numbers by column. "
 )
 NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {
     "modality": PublishedTable(
@@ -117,7 +124,9 @@ NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {
         ),
         unit="percentage points",
         source=f"{PAPER}, released Images/taskimprove_heatmap.png",
-        caveat=_ORIENTATION + "One run a cell, no interval printed; lesion grading has 436 test questions and carries the large values.",
+        caveat=_ORIENTATION
+        + "One run a cell, no interval printed; lesion grading has 436 test questions and carries"
+        " the large values.",
     ),
 }
 """Axis -> the printed differences, in the order of the axis's cells."""
@@ -130,7 +139,8 @@ HEADLINES: Final[tuple[Published, ...]] = (
         69.91,
         "percent",
         "IEEE TMI 2026 (ieeexplore 11371404), as quoted by a document on GitHub",
-        "Second hand. Whether it is the mean of the 8 x 8 table or of something else is not said where it could be read.",
+        "Second hand. Whether it is the mean of the 8 x 8 table or of something else is not said"
+        " where it could be read.",
     ),
     Published(
         "Med-R1 (Qwen2-VL-2B, GRPO)",
@@ -138,7 +148,8 @@ HEADLINES: Final[tuple[Published, ...]] = (
         29.94,
         "relative percent",
         f"{PAPER}, abstract",
-        f"{_RELATIVE}: with 69.91% it implies a base of 53.80%. The released zero-shot script takes 'C.' for wrong.",
+        f"{_RELATIVE}: with 69.91% it implies a base of 53.80%. The released zero-shot script takes"
+        " 'C.' for wrong.",
     ),
     Published(
         "Med-R1 (Qwen2-VL-2B, GRPO)",
@@ -150,9 +161,15 @@ HEADLINES: Final[tuple[Published, ...]] = (
     ),
 )
 
-_CONTAMINATED: Final = "All 88,996 open-access questions; what a model saw of them in training differs and is mostly not said"
+_CONTAMINATED: Final = (
+    "All 88,996 open-access questions; what a model saw of them in training differs and is mostly"
+    " not said"
+)
 _LINGSHU: Final = "Lingshu report, Table 6"
-_REPRODUCED: Final = "Another group's run of the released checkpoint, not the authors'; outside the data it was trained on"
+_REPRODUCED: Final = (
+    "Another group's run of the released checkpoint, not the authors'; outside the data it was"
+    " trained on"
+)
 
 
 def _omnimed(subject: str, value: float, source: str, caveat: str = _CONTAMINATED) -> Published:
@@ -161,11 +178,16 @@ def _omnimed(subject: str, value: float, source: str, caveat: str = _CONTAMINATE
 
 def _transfer(subject: str, source: str, **values: float) -> tuple[Published, ...]:
     return tuple(
-        Published(subject, f"{name.replace('_', ' ')} accuracy", value, "percent", source, _REPRODUCED) for name, value in values.items()
+        Published(
+            subject, f"{name.replace('_', ' ')} accuracy", value, "percent", source, _REPRODUCED
+        )
+        for name, value in values.items()
     )
 
 
-_MEDGR2: Final = "MedGR2 (AAAI-26, arXiv 2508.20549), OmniMedVQA overall, as summarised by third parties"
+_MEDGR2: Final = (
+    "MedGR2 (AAAI-26, arXiv 2508.20549), OmniMedVQA overall, as summarised by third parties"
+)
 _OPHVLM: Final = "OphVLM README, OmniMedVQA-Eye"
 THIRD_PARTY: Final[tuple[Published, ...]] = (
     *(
@@ -194,7 +216,12 @@ THIRD_PARTY: Final[tuple[Published, ...]] = (
             "Gemini-2.5-Flash": 71.0,
         }.items()
     ),
-    _omnimed("Lingshu-7B with RLVR", 81.3, "Lingshu report", f"{_CONTAMINATED}. Reinforcement learning lowered it, from 82.9"),
+    _omnimed(
+        "Lingshu-7B with RLVR",
+        81.3,
+        "Lingshu report",
+        f"{_CONTAMINATED}. Reinforcement learning lowered it, from 82.9",
+    ),
     _omnimed("Lingshu-7B", 82.74, "an outside reproduction with MedEvalKit"),
     _omnimed("Med-R1-3B", 72.57, _MEDGR2),
     _omnimed("Qwen2.5-VL-72B", 67.71, _MEDGR2),
@@ -208,7 +235,9 @@ THIRD_PARTY: Final[tuple[Published, ...]] = (
     _omnimed("LLaVA-1.5-LLaMA3-8B with PubMedVision", 75.1, "HuatuoGPT-Vision README"),
     _omnimed("HuatuoGPT-V-34B", 76.9, "HuatuoGPT-Vision README"),
     *(
-        Published(subject, "OmniMedVQA eye questions accuracy", value, "percent", _OPHVLM, _CONTAMINATED)
+        Published(
+            subject, "OmniMedVQA eye questions accuracy", value, "percent", _OPHVLM, _CONTAMINATED
+        )
         for subject, value in {
             "Med-R1-2B-Fundus": 69.11,
             "MedVLM-R1": 64.31,
@@ -219,19 +248,53 @@ THIRD_PARTY: Final[tuple[Published, ...]] = (
         }.items()
     ),
     *_transfer(
-        "Med-R1-2B", _LINGSHU, **{"MMMU-Med": 34.8, "VQA-RAD": 39.0, "SLAKE": 54.5, "PathVQA": 15.3, "PMC-VQA": 47.4, "MedXpertQA-MM": 21.1}
+        "Med-R1-2B",
+        _LINGSHU,
+        **{
+            "MMMU-Med": 34.8,
+            "VQA-RAD": 39.0,
+            "SLAKE": 54.5,
+            "PathVQA": 15.3,
+            "PMC-VQA": 47.4,
+            "MedXpertQA-MM": 21.1,
+        },
     ),
     *_transfer(
         "Med-R1-2B",
         "Lingshu report, Table 7 (text only)",
-        **{"MMLU-Med": 51.5, "PubMedQA": 66.2, "MedMCQA": 39.1, "MedQA": 39.9, "Medbullets": 33.6, "MedXQA": 11.2, "SGPQA": 17.9},
+        **{
+            "MMLU-Med": 51.5,
+            "PubMedQA": 66.2,
+            "MedMCQA": 39.1,
+            "MedQA": 39.9,
+            "Medbullets": 33.6,
+            "MedXQA": 11.2,
+            "SGPQA": 17.9,
+        },
     ),
-    *_transfer("Med-R1-2B", "Med-RWR", **{"MedXpertQA-MM": 21.5, "MMMU-H&M": 42.7, "ECBench": 36.7}),
-    *_transfer("Med-R1-2B", "Med-RWR", **{"MMMU-Pro-H&M, first of two settings,": 33.9, "MMMU-Pro-H&M, second of two settings,": 23.8}),
+    *_transfer(
+        "Med-R1-2B", "Med-RWR", **{"MedXpertQA-MM": 21.5, "MMMU-H&M": 42.7, "ECBench": 36.7}
+    ),
+    *_transfer(
+        "Med-R1-2B",
+        "Med-RWR",
+        **{
+            "MMMU-Pro-H&M, first of two settings,": 33.9,
+            "MMMU-Pro-H&M, second of two settings,": 23.8,
+        },
+    ),
     *_transfer(
         "Med-R1-3B",
         "MedSynapse-V",
-        **{"VQA-RAD": 53.2, "SLAKE": 52.8, "PathVQA": 44.1, "PMC-VQA": 38.5, "MMMU*": 30.4, "MedXpert": 18.5, "GMAI-MMBench": 35.2},
+        **{
+            "VQA-RAD": 53.2,
+            "SLAKE": 52.8,
+            "PathVQA": 44.1,
+            "PMC-VQA": 38.5,
+            "MMMU*": 30.4,
+            "MedXpert": 18.5,
+            "GMAI-MMBench": 35.2,
+        },
     ),
 )
 """Numbers that others give, for Med-R1 and for models tested on the same questions.
@@ -245,10 +308,19 @@ _DRAWS: Final = "Random over questions, not images; the two axes are independent
 
 
 def _splits(
-    axis: str, folder: str, by_subtraction: str, rows: Sequence[tuple[int, int, int, int, int, float, float]]
+    axis: str,
+    folder: str,
+    by_subtraction: str,
+    rows: Sequence[tuple[int, int, int, int, int, float, float]],
 ) -> list[PublishedSplit]:
     return [
-        PublishedSplit(axis, slug, *row, _FILES.format(folder), f"{_DRAWS} {_SUBTRACTED}" if slug == by_subtraction else _DRAWS)
+        PublishedSplit(
+            axis,
+            slug,
+            *row,
+            _FILES.format(folder),
+            f"{_DRAWS} {_SUBTRACTED}" if slug == by_subtraction else _DRAWS,
+        )
         for slug, row in zip(AXES[axis], rows, strict=True)
     ]
 
@@ -282,7 +354,9 @@ SPLITS: Final[tuple[PublishedSplit, ...]] = (
         ],
     ),
 )
-"""The 13 released splits. One more training question by modality has no modality on record, so that the totals there are 88,995."""
+"""The 13 released splits. One more training question by modality has no modality on record, so that
+the totals there are 88,995.
+"""
 
 
 def _mean(values: Sequence[float]) -> float:

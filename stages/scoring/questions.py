@@ -1,4 +1,5 @@
-"""A question reduced to what a rule may use that is shown neither the image nor the wording: options and gold.
+"""A question reduced to what a rule may use that is shown neither the image nor the wording:
+options and gold.
 
 Whatever takes a `Question` cannot look at an image or at what was asked, for neither is in it.
 """
@@ -15,9 +16,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.errors import InputError
-from stages.corpus.dataset.problems import LETTERS, is_option_list, letter_options, parse_problem, parse_solution
+from stages.corpus.dataset.problems import (
+    LETTERS,
+    is_option_list,
+    letter_options,
+    parse_problem,
+    parse_solution,
+)
 
-FORM: Final = 'a JSON list of {"image": ..., "problem": "... A)..., B)...", "solution": "<answer> B </answer>"}, plain or .gz'
+FORM: Final = (
+    'a JSON list of {"image": ..., "problem": "... A)..., B)...", "solution": "<answer> B'
+    ' </answer>"}, plain or .gz'
+)
 """The published form of a split file, in words."""
 
 _GZIP: Final = b"\x1f\x8b"
@@ -38,9 +48,11 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a split file in the published form, which holds no ids: `as_questions` says what stands in for them.
+    """The questions of a split file in the published form, which holds no ids: `as_questions` says
+    what stands in for them.
 
-    Raises InputError, naming the file, the record, the value and the remedy, if it is missing, unreadable or not such a list.
+    Raises InputError, naming the file, the record, the value and the remedy, if it is missing,
+    unreadable or not such a list.
     """
     try:
         data = path.read_bytes()
@@ -48,9 +60,17 @@ def read_questions(path: Path) -> list[Question]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: give the path of a split file, {FORM}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): give {FORM}") from error
-    except (OSError, EOFError, zlib.error) as error:  # a folder, no permission, a broken or cut-off gzip
-        raise InputError(f"{path} cannot be read ({error}): give {FORM}, or fetch the file again") from error
+        raise InputError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): give {FORM}"
+        ) from error
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:  # a folder, no permission, a broken or cut-off gzip
+        raise InputError(
+            f"{path} cannot be read ({error}): give {FORM}, or fetch the file again"
+        ) from error
     try:
         items = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -61,28 +81,34 @@ def read_questions(path: Path) -> list[Question]:
 def as_questions(items: Any, source: str) -> list[Question]:
     """The questions of a split as read from JSON; `source` is its name in messages.
 
-    A record without `question_id`, as all published ones are, is called "#<index>". Raises InputError, naming the record,
-    the value and the remedy, for anything but a list of at least one question with distinct ids, each with its options and
-    with a gold letter among them.
+    A record without `question_id`, as all published ones are, is called "#<index>". Raises
+    InputError, naming the record, the value and the remedy, for anything but a list of at least one
+    question with distinct ids, each with its options and with a gold letter among them.
     """
     if not isinstance(items, list):
         raise InputError(f"{source} is not a split but {_shown(items)}: give {FORM}")
     if not items:
         raise InputError(f"{source} holds no questions: give {FORM}, with at least one")
-    questions = [_as_question(item, index, f"{source}, record {index}") for index, item in enumerate(items)]
+    questions = [
+        _as_question(item, index, f"{source}, record {index}") for index, item in enumerate(items)
+    ]
     first: dict[str, int] = {}
     for index, question in enumerate(questions):
         if first.setdefault(question.question_id, index) != index:
             raise InputError(
-                f"{source}, record {index}: question_id {question.question_id!r} is also that of record "
-                f"{first[question.question_id]}; make the ids unique or leave them out"
+                f"{source}, record {index}: question_id {question.question_id!r} is also that of"
+                f" record {first[question.question_id]}; make the ids unique or leave them out"
             )
     return questions
 
 
 def chance(questions: Sequence[Question]) -> Fraction:
-    """Expected accuracy of a guess, uniform among the options of each of at least one question: the mean of 1 / options."""
-    return sum((Fraction(1, len(question.options)) for question in questions), Fraction()) / len(questions)
+    """Expected accuracy of a guess, uniform among the options of each of at least one question: the
+    mean of 1 / options.
+    """
+    return sum((Fraction(1, len(question.options)) for question in questions), Fraction()) / len(
+        questions
+    )
 
 
 def _as_question(item: Any, index: int, place: str) -> Question:
@@ -90,7 +116,9 @@ def _as_question(item: Any, index: int, place: str) -> Question:
         raise InputError(f"{place} is no question but {_shown(item)}: give {FORM}")
     for field in ("problem", "solution"):
         if not isinstance(item.get(field), str):
-            raise InputError(f"{place}: {field} is {_shown(item.get(field))}, not text: give {FORM}")
+            raise InputError(
+                f"{place}: {field} is {_shown(item.get(field))}, not text: give {FORM}"
+            )
     try:
         options = letter_options(_option_texts(item))
         letter = parse_solution(item["solution"])
@@ -98,14 +126,20 @@ def _as_question(item: Any, index: int, place: str) -> Question:
         raise InputError(f"{place}: {error}; correct the record or take it out") from error
     if letter not in options:
         raise InputError(
-            f"{place}: gold {letter!r} is not among the options {', '.join(options)} of {item['problem']!r}; "
-            "correct the solution or take the record out"
+            f"{place}: gold {letter!r} is not among the options {', '.join(options)} of"
+            f" {item['problem']!r}; correct the solution or take the record out"
         )
-    return Question(str(item.get("question_id", f"#{index}")), tuple(options.values()), list(options).index(letter))
+    return Question(
+        str(item.get("question_id", f"#{index}")),
+        tuple(options.values()),
+        list(options).index(letter),
+    )
 
 
 def _option_texts(item: dict[str, Any]) -> list[str]:
-    """The field `options`, or, for published split files, which lack it, the texts parsed from `problem`; ValueError if unusable."""
+    """The field `options`, or, for published split files, which lack it, the texts parsed from
+    `problem`; ValueError if unusable.
+    """
     if "options" not in item:
         return list(parse_problem(item["problem"])[1].values())
     options = item["options"]

@@ -1,8 +1,9 @@
 """How sure an accuracy is, and a difference between two on the same questions.
 
-Questions about one image are not independent: a policy that misreads it misses them together. Intervals that resample
-images with all their questions allow for that (cluster bootstrap: Davison and Hinkley 1997, section 3.8; Field and Welsh
-2007); intervals over questions are too narrow wherever images have several.
+Questions about one image are not independent: a policy that misreads it misses them together.
+Intervals that resample images with all their questions allow for that (cluster bootstrap: Davison
+and Hinkley 1997, section 3.8; Field and Welsh 2007); intervals over questions are too narrow
+wherever images have several.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _AT_ONCE: Final = 2**22
 
 @dataclass(frozen=True)
 class McNemar:
-    """Exact McNemar test: questions that only the one side has right, those only the other has, and the two-sided p value."""
+    """Exact McNemar test: questions that only the one side has right, those only the other has, and
+    the two-sided p value.
+    """
 
     won: int
     lost: int
@@ -33,52 +36,75 @@ class McNemar:
 
 
 def paired_interval(
-    after: NDArray[np.bool_], before: NDArray[np.bool_], samples: int, seed: int, clusters: ArrayLike | pd.Series[Any] | None = None
+    after: NDArray[np.bool_],
+    before: NDArray[np.bool_],
+    samples: int,
+    seed: int,
+    clusters: ArrayLike | pd.Series[Any] | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron and Tibshirani 1993, ch. 13) of mean(after) - mean(before), 95%.
+    """Percentile bootstrap interval (Efron and Tibshirani 1993, ch. 13) of mean(after) -
+    mean(before), 95%.
 
-    `after[i]` and `before[i]` are whether question i was answered rightly; both have shape (n,), n > 0. Questions are
-    resampled `samples` times, each with both of its answers; with `clusters` (n labels, such as `image`), images are, each
-    with all of its questions. ValueError if lengths differ or are 0.
+    `after[i]` and `before[i]` are whether question i was answered rightly; both have shape (n,), n
+    > 0. Questions are resampled `samples` times, each with both of its answers; with `clusters` (n
+    labels, such as `image`), images are, each with all of its questions. ValueError if lengths
+    differ or are 0.
     """
     if np.shape(after) != np.shape(before):
         raise ValueError(f"{np.shape(after)} answers cannot be paired with {np.shape(before)}")
     differences = np.asarray(after, dtype=np.int64) - np.asarray(before, dtype=np.int64)
-    return cluster_interval(differences, np.arange(len(differences)) if clusters is None else clusters, samples, seed)
+    return cluster_interval(
+        differences, np.arange(len(differences)) if clusters is None else clusters, samples, seed
+    )
 
 
-def cluster_interval(values: ArrayLike, clusters: ArrayLike | pd.Series[Any], samples: int, seed: int) -> tuple[float, float]:
-    """Percentile interval, 95%, of the mean of `values` (n,), one a question, when whole clusters are resampled.
+def cluster_interval(
+    values: ArrayLike, clusters: ArrayLike | pd.Series[Any], samples: int, seed: int
+) -> tuple[float, float]:
+    """Percentile interval, 95%, of the mean of `values` (n,), one a question, when whole clusters
+    are resampled.
 
-    Values may be answers (an accuracy), differences between two checkpoints on the same questions (a paired difference), or
-    anything else that is averaged. For arguments and errors see `bootstrap_means`.
+    Values may be answers (an accuracy), differences between two checkpoints on the same questions
+    (a paired difference), or anything else that is averaged. For arguments and errors see
+    `bootstrap_means`.
     """
     return percentiles(bootstrap_means(values, clusters, samples, seed))
 
 
 def percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95% of bootstrap draws (samples,): for statistics made of several, such as a macro mean over cells."""
+    """The middle 95% of bootstrap draws (samples,): for statistics made of several, such as a macro
+    mean over cells.
+    """
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def bootstrap_means(values: ArrayLike, clusters: ArrayLike | pd.Series[Any], samples: int, seed: int) -> NDArray[np.float64]:
+def bootstrap_means(
+    values: ArrayLike, clusters: ArrayLike | pd.Series[Any], samples: int, seed: int
+) -> NDArray[np.float64]:
     """Means of `values` (n,) in `samples` resamples of clusters with replacement, shape (samples,).
 
-    `clusters` (n,) labels the cluster of each value. A resample has as many clusters as there are, so its number of values
-    varies: its mean is the ratio of the two sums. With few clusters, below some thirty, the interval is too narrow.
-    ValueError if lengths differ or are 0, or if a label is missing.
+    `clusters` (n,) labels the cluster of each value. A resample has as many clusters as there are,
+    so its number of values varies: its mean is the ratio of the two sums. With few clusters, below
+    some thirty, the interval is too narrow. ValueError if lengths differ or are 0, or if a label is
+    missing.
 
-    A cluster enters only by its sum and its size, and how often each such pair is drawn is multinomial. Drawing these
-    counts is the same bootstrap at a cost that grows with the distinct pairs, a few dozen, and not with n.
+    A cluster enters only by its sum and its size, and how often each such pair is drawn is
+    multinomial. Drawing these counts is the same bootstrap at a cost that grows with the distinct
+    pairs, a few dozen, and not with n.
     """
     array = np.asarray(values)
     codes, labels = pd.factorize(np.asarray(clusters))
     if not 0 < len(array) == len(codes):
-        raise ValueError(f"{len(array)} values and {len(codes)} cluster labels: give as many of one as of the other, at least one")
+        raise ValueError(
+            f"{len(array)} values and {len(codes)} cluster labels: give as many of one as of the"
+            " other, at least one"
+        )
     if (codes < 0).any():
-        raise ValueError(f"value {int((codes < 0).argmax())} has no cluster label: give each question its image")
+        raise ValueError(
+            f"value {int((codes < 0).argmax())} has no cluster label: give each question its image"
+        )
     sums, sizes = np.bincount(codes, weights=array), np.bincount(codes)
     pairs, counts = np.unique(np.column_stack([sums, sizes]), axis=0, return_counts=True)
     shares = counts / counts.sum()
@@ -93,19 +119,28 @@ def bootstrap_means(values: ArrayLike, clusters: ArrayLike | pd.Series[Any], sam
     return means
 
 
-def bootstrap_cells(cells: Sequence[tuple[ArrayLike, ArrayLike | pd.Series[Any]]], samples: int, seed: int) -> NDArray[np.float64]:
-    """Means of several cells in the same `samples` resamples of clusters, shape (samples, cells): what a macro mean's interval needs.
+def bootstrap_cells(
+    cells: Sequence[tuple[ArrayLike, ArrayLike | pd.Series[Any]]], samples: int, seed: int
+) -> NDArray[np.float64]:
+    """Means of several cells in the same `samples` resamples of clusters, shape (samples, cells):
+    what a macro mean's interval needs.
 
-    A cell is its values and their cluster labels. Clusters of all cells are drawn together, for an image asked about in two
-    cells is misread in both. A resample in which a cell has no value has NaN there. ValueError without cells.
+    A cell is its values and their cluster labels. Clusters of all cells are drawn together, for an
+    image asked about in two cells is misread in both. A resample in which a cell has no value has
+    NaN there. ValueError without cells.
     """
     if not cells:
         raise ValueError("no cells to resample: give at least one")
-    codes, labels = pd.factorize(np.concatenate([np.asarray(clusters, dtype=object) for _, clusters in cells]))
+    codes, labels = pd.factorize(
+        np.concatenate([np.asarray(clusters, dtype=object) for _, clusters in cells])
+    )
     parts = np.split(codes, np.cumsum([len(np.asarray(values)) for values, _ in cells])[:-1])
     n = len(labels)
     sums = np.column_stack(
-        [np.bincount(part, weights=np.asarray(values), minlength=n) for part, (values, _) in zip(parts, cells, strict=True)]
+        [
+            np.bincount(part, weights=np.asarray(values), minlength=n)
+            for part, (values, _) in zip(parts, cells, strict=True)
+        ]
     )
     sizes = np.column_stack([np.bincount(part, minlength=n) for part in parts]).astype(np.float64)
     rng = np.random.default_rng(seed)
@@ -121,26 +156,33 @@ def bootstrap_cells(cells: Sequence[tuple[ArrayLike, ArrayLike | pd.Series[Any]]
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval (1927) of an accuracy, 95%: `correct` right answers among `n` > 0 questions.
+    """Wilson's score interval (1927) of an accuracy, 95%: `correct` right answers among `n` > 0
+    questions.
 
-    `correct` need not be whole: a rule that draws among tied options has an expected number. ValueError unless 0 <= correct <= n.
+    `correct` need not be whole: a rule that draws among tied options has an expected number.
+    ValueError unless 0 <= correct <= n.
     """
     if not (n > 0 and 0 <= correct <= n):
-        raise ValueError(f"{correct} right answers among {n} questions: the first must lie between 0 and the second, which is above 0")
+        raise ValueError(
+            f"{correct} right answers among {n} questions: the first must lie between 0 and the"
+            " second, which is above 0"
+        )
     z2 = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
     wrong = n - correct
     centre = correct + z2 / 2
     half = math.sqrt(z2 * (correct * wrong / n + z2 / 4))
     # rounding may leave a share of almost nothing below 0
-    return max((centre - half) / (n + z2), 0.0) if correct else 0.0, min((centre + half) / (n + z2), 1.0) if wrong else 1.0
+    return max((centre - half) / (n + z2), 0.0) if correct else 0.0, (
+        min((centre + half) / (n + z2), 1.0) if wrong else 1.0
+    )
 
 
 def mcnemar(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> McNemar:
     """Exact McNemar test (1947) of two sides that answered the same questions, both of shape (n,).
 
-    Under the null hypothesis a question that only one side has right is as likely the one's as the other's: binomial, p = 1/2.
-    It takes questions for independent; where images have several, `paired_interval` with clusters is the safer word.
-    ValueError if lengths differ.
+    Under the null hypothesis a question that only one side has right is as likely the one's as the
+    other's: binomial, p = 1/2. It takes questions for independent; where images have several,
+    `paired_interval` with clusters is the safer word. ValueError if lengths differ.
     """
     if np.shape(after) != np.shape(before):
         raise ValueError(f"{np.shape(after)} answers cannot be paired with {np.shape(before)}")
@@ -151,8 +193,9 @@ def mcnemar(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> McNemar:
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down adjustment (1979) of a family of p values, by name; order as given.
 
-    To reject where the adjusted value is at most alpha keeps the chance of even one false rejection in the family at or below
-    alpha, whatever the tests have to do with each other. ValueError for a value outside 0 to 1, NaN included.
+    To reject where the adjusted value is at most alpha keeps the chance of even one false rejection
+    in the family at or below alpha, whatever the tests have to do with each other. ValueError for a
+    value outside 0 to 1, NaN included.
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:

@@ -1,10 +1,12 @@
-"""From predictions to accuracies: by modality, by question type, by dataset, and crossed with the checkpoints.
+"""From predictions to accuracies: by modality, by question type, by dataset, and crossed with the
+checkpoints.
 
-A prediction is one row: what one checkpoint wrote for one question. Every accuracy comes with the number of questions
-behind it. A cell without a question has no accuracy, and a macro mean over such a cell has none either.
+A prediction is one row: what one checkpoint wrote for one question. Every accuracy comes with the
+number of questions behind it. A cell without a question has no accuracy, and a macro mean over such
+a cell has none either.
 
-Published results are unweighted means over the cells (macro) as far as the source tells (arXiv 2503.13939, released
-evaluation scripts); the mean over questions (micro) stands beside them.
+Published results are unweighted means over the cells (macro) as far as the source tells (arXiv
+2503.13939, released evaluation scripts); the mean over questions (micro) stands beside them.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Measure = Literal["accuracy", "visual gain", "difference to base"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a checkpoint was trained for: a cell (slug) of an axis, by a method. Its name need not say so."""
+    """What a checkpoint was trained for: a cell (slug) of an axis, by a method. Its name need not
+    say so.
+    """
 
     axis: str
     cell: str
@@ -53,8 +57,9 @@ class Score:
 class CrossTable:
     """One number for several checkpoints on the same questions, cell by cell.
 
-    `values`: checkpoint, "base" first -> cell -> accuracy or difference of accuracies, None where there is none; the last cell is
-    "macro", the mean of the others. `questions`: how many there are in each cell. `own`: checkpoint -> the cell it was trained on.
+    `values`: checkpoint, "base" first -> cell -> accuracy or difference of accuracies, None where
+    there is none; the last cell is "macro", the mean of the others. `questions`: how many there are
+    in each cell. `own`: checkpoint -> the cell it was trained on.
     """
 
     measure: Measure
@@ -73,14 +78,20 @@ def score(predictions: pd.DataFrame) -> Score:
     return Score(int(predictions["correct"].sum()), len(predictions))
 
 
-def scores_by(predictions: pd.DataFrame, column: str, cells: Sequence[str] | None = None) -> dict[str, Score]:
-    """One score for each value of `column`; with `cells`, exactly these, in their order, empty ones included."""
+def scores_by(
+    predictions: pd.DataFrame, column: str, cells: Sequence[str] | None = None
+) -> dict[str, Score]:
+    """One score for each value of `column`; with `cells`, exactly these, in their order, empty ones
+    included.
+    """
     found = {str(value): score(rows) for value, rows in predictions.groupby(column, sort=True)}
     return found if cells is None else {cell: found.get(cell, Score(0, 0)) for cell in cells}
 
 
 def macro(scores: Mapping[str, Score]) -> float | None:
-    """Unweighted mean accuracy over the cells; None if a cell is empty, for it would be a mean over something else."""
+    """Unweighted mean accuracy over the cells; None if a cell is empty, for it would be a mean over
+    something else.
+    """
     return mean_of_all([cell.accuracy for cell in scores.values()])
 
 
@@ -101,32 +112,74 @@ def in_domain(predictions: pd.DataFrame, axis: str, cell: str) -> pd.DataFrame:
     return rows[rows[CELLS[axis]] == cell]
 
 
-def cross_table(predictions: Mapping[str, pd.DataFrame], axis: str, column: str, targets: Mapping[str, Target] | None = None) -> CrossTable:
-    """Accuracies: cross the base and the checkpoints of `axis`, all tested on its test splits, with the values of `column`.
+def cross_table(
+    predictions: Mapping[str, pd.DataFrame],
+    axis: str,
+    column: str,
+    targets: Mapping[str, Target] | None = None,
+) -> CrossTable:
+    """Accuracies: cross the base and the checkpoints of `axis`, all tested on its test splits, with
+    the values of `column`.
 
-    `column` is "modality" or "question_type"; `predictions` holds "base" and checkpoints of `axis` only; with `targets`, the
-    table knows which cells are in-domain.
+    `column` is "modality" or "question_type"; `predictions` holds "base" and checkpoints of `axis`
+    only; with `targets`, the table knows which cells are in-domain.
     """
-    scores = {name: scores_by(tested(rows, axis), column, _cells(column)) for name, rows in predictions.items()}
-    values = {name: {cell: found.accuracy for cell, found in row.items()} for name, row in scores.items()}
-    return _crossed("accuracy", values, {cell: found.n for cell, found in scores["base"].items()}, column, targets)
+    scores = {
+        name: scores_by(tested(rows, axis), column, _cells(column))
+        for name, rows in predictions.items()
+    }
+    values = {
+        name: {cell: found.accuracy for cell, found in row.items()} for name, row in scores.items()
+    }
+    return _crossed(
+        "accuracy",
+        values,
+        {cell: found.n for cell, found in scores["base"].items()},
+        column,
+        targets,
+    )
 
 
 def cross_visual_gain(
-    predictions: Mapping[str, pd.DataFrame], axis: str, column: str, targets: Mapping[str, Target] | None = None
+    predictions: Mapping[str, pd.DataFrame],
+    axis: str,
+    column: str,
+    targets: Mapping[str, Target] | None = None,
 ) -> CrossTable:
-    """As `cross_table`, but accuracy less that with an exchanged image, on the questions that were asked both ways."""
-    asked = {name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()}
+    """As `cross_table`, but accuracy less that with an exchanged image, on the questions that were
+    asked both ways.
+    """
+    asked = {
+        name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()
+    }
     seen = {name: scores_by(rows, column, _cells(column)) for name, rows in asked.items()}
-    unseen = {name: scores_by(without_image(rows, "shuffled"), column, _cells(column)) for name, rows in asked.items()}
-    values = {name: {cell: _less(found.accuracy, unseen[name][cell].accuracy) for cell, found in row.items()} for name, row in seen.items()}
-    return _crossed("visual gain", values, {cell: found.n for cell, found in seen["base"].items()}, column, targets)
+    unseen = {
+        name: scores_by(without_image(rows, "shuffled"), column, _cells(column))
+        for name, rows in asked.items()
+    }
+    values = {
+        name: {
+            cell: _less(found.accuracy, unseen[name][cell].accuracy) for cell, found in row.items()
+        }
+        for name, row in seen.items()
+    }
+    return _crossed(
+        "visual gain",
+        values,
+        {cell: found.n for cell, found in seen["base"].items()},
+        column,
+        targets,
+    )
 
 
 def cross_to_base(table: CrossTable) -> CrossTable:
     """The differences of a table of accuracies to its first row, the base, which is not in it."""
     base = table.values["base"]
-    rows = {name: {cell: _less(value, base[cell]) for cell, value in row.items()} for name, row in table.values.items() if name != "base"}
+    rows = {
+        name: {cell: _less(value, base[cell]) for cell, value in row.items()}
+        for name, row in table.values.items()
+        if name != "base"
+    }
     return CrossTable("difference to base", rows, table.questions, table.own)
 
 
@@ -155,7 +208,11 @@ def _crossed(
     column: str,
     targets: Mapping[str, Target] | None,
 ) -> CrossTable:
-    own = {name: targets[name].cell for name in values if targets and name in targets and CELLS[targets[name].axis] == column}
+    own = {
+        name: targets[name].cell
+        for name in values
+        if targets and name in targets and CELLS[targets[name].axis] == column
+    }
     rows = {name: {**row, "macro": mean_of_all(list(row.values()))} for name, row in values.items()}
     return CrossTable(measure, rows, questions, own)
 
@@ -164,28 +221,38 @@ def _less(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else value - other
 
 
-def check_predictions(predictions: pd.DataFrame, checkpoint: str, axis: str, source: str, cell: str | None = None) -> None:
-    """Refuse a table that is not what one checkpoint wrote for the test questions of its axis ("all" for the base).
+def check_predictions(
+    predictions: pd.DataFrame, checkpoint: str, axis: str, source: str, cell: str | None = None
+) -> None:
+    """Refuse a table that is not what one checkpoint wrote for the test questions of its axis
+    ("all" for the base).
 
-    InputError names `source` (the file), the question, the value and the way out: another checkpoint's rows, a duplicate
-    question, an unknown modality or question type, a question outside the test split, a gold letter that is not offered, an
-    incomplete ablation, no question of the `cell` that the checkpoint was trained on (its name, unless given).
+    InputError names `source` (the file), the question, the value and the way out: another
+    checkpoint's rows, a duplicate question, an unknown modality or question type, a question
+    outside the test split, a gold letter that is not offered, an incomplete ablation, no question
+    of the `cell` that the checkpoint was trained on (its name, unless given).
     """
     if predictions.empty:
         raise InputError(f"{source}: no predictions in it; {_again(checkpoint)}")
     for name, (wrong, why) in _faults(predictions, checkpoint, axis).items():
         if wrong.any():
             row = predictions[wrong].iloc[0]
-            raise InputError(f"{source}: question {row['question_id']!r}: {name} {row[name]!r} is {why}; {_again(checkpoint)}")
+            raise InputError(
+                f"{source}: question {row['question_id']!r}: {name} {row[name]!r} is {why};"
+                f" {_again(checkpoint)}"
+            )
     cell = cell or checkpoint
     if axis in CELLS and in_domain(predictions, axis, cell).empty:
         raise InputError(
-            f"{source}: no test question with {CELLS[axis]} {cell!r}, so {checkpoint} cannot be judged in-domain; "
-            f"take it out of checkpoints in params.yaml or give the corpus more such questions"
+            f"{source}: no test question with {CELLS[axis]} {cell!r}, so {checkpoint} cannot be"
+            " judged in-domain; take it out of checkpoints in params.yaml or give the corpus more"
+            " such questions"
         )
 
 
-def _faults(predictions: pd.DataFrame, checkpoint: str, axis: str) -> dict[str, tuple[pd.Series[bool], str]]:
+def _faults(
+    predictions: pd.DataFrame, checkpoint: str, axis: str
+) -> dict[str, tuple[pd.Series[bool], str]]:
     """Column -> the rows in which its value cannot be, and why."""
     # NaN for what is no letter, which is below no number of options
     place = predictions["gold"].map({letter: number for number, letter in enumerate(LETTERS)})
@@ -193,8 +260,14 @@ def _faults(predictions: pd.DataFrame, checkpoint: str, axis: str) -> dict[str, 
     faults = {
         "checkpoint": (predictions["checkpoint"] != checkpoint, f"in the file of {checkpoint!r}"),
         "question_id": (predictions["question_id"].duplicated(), "given twice"),
-        "modality": (~predictions["modality"].isin(AXES["modality"]), f"not one of {', '.join(AXES['modality'])}"),
-        "question_type": (~predictions["question_type"].isin(AXES["task"]), f"not one of {', '.join(AXES['task'])}"),
+        "modality": (
+            ~predictions["modality"].isin(AXES["modality"]),
+            f"not one of {', '.join(AXES['modality'])}",
+        ),
+        "question_type": (
+            ~predictions["question_type"].isin(AXES["task"]),
+            f"not one of {', '.join(AXES['task'])}",
+        ),
         "image": (~wanted, f"of a question outside the test split of the axis {axis!r}"),
         "n_options": (predictions["n_options"] < 2, "no number of options to choose from"),
         "completion_tokens": (predictions["completion_tokens"] < 0, "no number of tokens"),
@@ -203,22 +276,38 @@ def _faults(predictions: pd.DataFrame, checkpoint: str, axis: str) -> dict[str, 
     for variant in ABLATIONS:
         asked = predictions[f"{variant}_image"].notna()
         for name in (f"{variant}_output", f"{variant}_completion_tokens"):
-            faults[name] = (predictions[name].notna() != asked, f"at odds with its {variant}_image: one without the other")
+            faults[name] = (
+                predictions[name].notna() != asked,
+                f"at odds with its {variant}_image: one without the other",
+            )
     return faults
 
 
 def check_same_questions(base: pd.DataFrame, other: pd.DataFrame, axis: str, source: str) -> None:
-    """Refuse a comparison that is not paired: both must have answered the same test questions of `axis`, with the same gold."""
+    """Refuse a comparison that is not paired: both must have answered the same test questions of
+    `axis`, with the same gold.
+    """
     gold = tested(base, axis).set_index("question_id")["gold"]
     own = other.set_index("question_id")["gold"]
-    remedy = "evaluate both on the same splits: `dvc repro evaluate@base` and this checkpoint's evaluate"
-    for who, ids in (("the base did not", own.index.difference(gold.index)), ("only the base did", gold.index.difference(own.index))):
+    remedy = (
+        "evaluate both on the same splits: `dvc repro evaluate@base` and this checkpoint's evaluate"
+    )
+    for who, ids in (
+        ("the base did not", own.index.difference(gold.index)),
+        ("only the base did", gold.index.difference(own.index)),
+    ):
         if len(ids):
-            raise InputError(f"{source}: question {ids[0]!r} is one of {len(ids)} to be answered by both, but {who}; {remedy}")
+            raise InputError(
+                f"{source}: question {ids[0]!r} is one of {len(ids)} to be answered by both, but"
+                f" {who}; {remedy}"
+            )
     differs = own[own != gold.reindex(own.index)]
     if len(differs):
         name = differs.index[0]
-        raise InputError(f"{source}: question {name!r}: gold {differs.iloc[0]!r}, but {gold[name]!r} for the base; {remedy}")
+        raise InputError(
+            f"{source}: question {name!r}: gold {differs.iloc[0]!r}, but {gold[name]!r} for the"
+            f" base; {remedy}"
+        )
 
 
 def _again(checkpoint: str) -> str:

@@ -102,7 +102,24 @@ def test_an_option_that_begins_like_a_letter_is_still_its_text() -> None:
     assert extract_answer("<answer>B</answer>", options) == "B"
 
 
-PIECES = ["<think>", "</think>", "<answer>", "</answer>", "A", "b", "(", ")", ".", " ", "\n", "Cyst", "CT", "é", "\x00", "K"]
+PIECES = [
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "A",
+    "b",
+    "(",
+    ")",
+    ".",
+    " ",
+    "\n",
+    "Cyst",
+    "CT",
+    "é",
+    "\x00",
+    "K",
+]
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=20).map("".join)))
@@ -110,8 +127,14 @@ def test_no_completion_raises_and_every_answer_was_offered(completion: str) -> N
     assert extract_answer(completion, OPTIONS) in {None, *OPTIONS}
 
 
-@given(st.sampled_from(sorted(OPTIONS)), st.text(alphabet=" \n\t", max_size=3), st.text(alphabet="abc <>", max_size=9))
-def test_an_answer_in_its_tag_is_found_whatever_was_thought(letter: str, blank: str, thought: str) -> None:
+@given(
+    st.sampled_from(sorted(OPTIONS)),
+    st.text(alphabet=" \n\t", max_size=3),
+    st.text(alphabet="abc <>", max_size=9),
+)
+def test_an_answer_in_its_tag_is_found_whatever_was_thought(
+    letter: str, blank: str, thought: str
+) -> None:
     tag = f"<answer>{blank}{letter}{blank}</answer>"
     assert extract_answer(f"<think>{thought}</think>{tag}", OPTIONS) == letter
     assert extract_answer(f"{tag}<think>{thought}</think>", OPTIONS) == letter
@@ -122,6 +145,12 @@ def test_no_options_make_it_raise(completion: str, options: dict[str, str]) -> N
     assert extract_answer(completion, options) in {None, *options}
 
 
-@given(st.permutations(["Cyst", "No, it's normal.", "X-ray (AP)", "Left lobe, upper"]), st.integers(0, 3))
+@given(
+    st.permutations(["Cyst", "No, it's normal.", "X-ray (AP)", "Left lobe, upper"]),
+    st.integers(0, 3),
+)
 def test_the_text_of_an_option_names_it_wherever_it_stands(texts: list[str], right: int) -> None:
-    assert extract_answer(f"<answer>{texts[right]}</answer>", dict(zip("ABCD", texts, strict=True))) == "ABCD"[right]
+    assert (
+        extract_answer(f"<answer>{texts[right]}</answer>", dict(zip("ABCD", texts, strict=True)))
+        == "ABCD"[right]
+    )

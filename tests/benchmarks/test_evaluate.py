@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evaluate import __main__, measure
-from benchmarks.evaluate.measure import EMBEDDED, Case, answer, margin, questions, set_up, with_ablations
+from benchmarks.evaluate.measure import (
+    EMBEDDED,
+    Case,
+    answer,
+    margin,
+    questions,
+    set_up,
+    with_ablations,
+)
 from benchmarks.evaluate.published import answer_as_published
 from stages.core.outputs import read_json
 from stages.generation.generate import BLANK
@@ -18,20 +26,41 @@ def test_both_loops_give_the_same_answers_and_the_ratio_is_that_of_their_seconds
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "result.json"
-    words = ["--model", EMBEDDED, "--questions", "6", "--questions-per-image", "3", "1", "--repeats", "1", "--json", str(path)]
+    words = [
+        "--model",
+        EMBEDDED,
+        "--questions",
+        "6",
+        "--questions-per-image",
+        "3",
+        "1",
+        "--repeats",
+        "1",
+        "--json",
+        str(path),
+    ]
     monkeypatch.setattr(sys, "argv", ["evaluate", *words])
     __main__.main()
     made = read_json(path, "")
-    assert [(row["questions"], row["images"], row["same_answers"]) for row in made["rows"]] == [(6, 2, 1.0), (6, 6, 1.0)]
+    assert [(row["questions"], row["images"], row["same_answers"]) for row in made["rows"]] == [
+        (6, 2, 1.0),
+        (6, 6, 1.0),
+    ]
     first = made["rows"][0]
-    assert made["speedup"] == pytest.approx(first["seconds"]["published"] / first["seconds"]["ours"])
+    assert made["speedup"] == pytest.approx(
+        first["seconds"]["published"] / first["seconds"]["ours"]
+    )
     assert made["questions_per_second"] == pytest.approx(6 / first["seconds"]["ours"])
-    assert made["published_questions_per_second"] == pytest.approx(6 / first["seconds"]["published"])
+    assert made["published_questions_per_second"] == pytest.approx(
+        6 / first["seconds"]["published"]
+    )
     assert made["same_answers"] == 1
     assert "speedup" in capsys.readouterr().out
 
 
-def test_answers_that_differ_are_told_with_how_near_the_tokens_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_differ_are_told_with_how_near_the_tokens_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def other(*arguments: object, **settings: object) -> list[list[int]]:
         right = answer_as_published(*arguments, **settings)  # type: ignore[arg-type]
         return [[*right[0][:2], 7, 8], *right[1:]] if len(right) > 2 else right
@@ -61,8 +90,18 @@ def test_ablations_ask_of_a_black_image_and_of_the_next(tmp_path: Path) -> None:
         assert each.images["shuffled"] == asked[(place + 2) % 6].own
 
 
-@pytest.mark.parametrize("wrong", [["--questions", "0"], ["--repeats", "-1"], ["--questions-per-image", "0"], ["--model", "none"]])
-def test_arguments_that_mean_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: list[str]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--questions", "0"],
+        ["--repeats", "-1"],
+        ["--questions-per-image", "0"],
+        ["--model", "none"],
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(
+    monkeypatch: pytest.MonkeyPatch, wrong: list[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", *wrong])
     with pytest.raises(SystemExit, match="2"):
         __main__.main()

@@ -1,4 +1,6 @@
-"""The readers keep their word over damaged files: some of those that benchmarks.fuzz makes, always the same."""
+"""The readers keep their word over damaged files: some of those that benchmarks.fuzz makes, always
+the same.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The page of what the matrix costs: hours follow from rates, a run goes on where it was cut off, and what failed is said."""
+"""The page of what the matrix costs: hours follow from rates, a run goes on where it was cut off,
+and what failed is said.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_hours_follow_from_the_rates() -> None:
     assert EVALUATED == 9 * 17_662 + 6 * 17_919
 
 
-def test_what_is_there_is_not_measured_again_and_what_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_measured_again_and_what_fails_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "gpu"
     asked: list[str] = []
     broken = True
@@ -60,24 +64,43 @@ def test_what_is_there_is_not_measured_again_and_what_fails_is_said(tmp_path: Pa
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", measure)
-    monkeypatch.setattr(gpu, "device", lambda: {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"})
+    monkeypatch.setattr(
+        gpu, "device", lambda: {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
+    )
     monkeypatch.setattr(gpu, "provenance", lambda facts: facts)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--models", "tiny", "--parts", "steps", "evaluation", "--out", str(out)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["gpu", "--models", "tiny", "--parts", "steps", "evaluation", "--out", str(out)],
+    )
     assert gpu.main() == 1
-    assert asked == ["steps-tiny-no-think", "evaluation-tiny-no-think", "steps-tiny-think", "evaluation-tiny-think"]
+    assert asked == [
+        "steps-tiny-no-think",
+        "evaluation-tiny-no-think",
+        "steps-tiny-think",
+        "evaluation-tiny-think",
+    ]
     page = out.with_suffix(".md").read_text()
     assert "evaluation-tiny-think failed" in page
     assert "| tiny-no-think | 4 | 10 | shared-prefix | 20.0 | 100 | 50% | 8.0 | 4.00 |" in page
     assert "No GPU was at hand" in page
-    assert read_json(out.with_suffix(".json"), "")["failed"] == ["evaluation-tiny-no-think", "evaluation-tiny-think"]
+    assert read_json(out.with_suffix(".json"), "")["failed"] == [
+        "evaluation-tiny-no-think",
+        "evaluation-tiny-think",
+    ]
     asked.clear()
     broken = False
     assert gpu.main() == 0
-    assert asked == ["evaluation-tiny-no-think", "evaluation-tiny-think"], "what is there is not measured again"
+    assert asked == [
+        "evaluation-tiny-no-think",
+        "evaluation-tiny-think",
+    ], "what is there is not measured again"
     assert "| tiny-think | 100.0 | 25.0 | 4.00 |" in out.with_suffix(".md").read_text()
 
 
-def test_what_was_measured_by_other_words_or_elsewhere_is_not_taken_for_this(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_by_other_words_or_elsewhere_is_not_taken_for_this(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     here = {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
 
@@ -88,7 +111,9 @@ def test_what_was_measured_by_other_words_or_elsewhere_is_not_taken_for_this(tmp
 
     def run(*words: str) -> list[str]:
         asked.clear()
-        monkeypatch.setattr(sys, "argv", ["gpu", "--models", "tiny", "--parts", "steps", "--out", "gpu", *words])
+        monkeypatch.setattr(
+            sys, "argv", ["gpu", "--models", "tiny", "--parts", "steps", "--out", "gpu", *words]
+        )
         assert gpu.main() == 0
         return list(asked)
 
@@ -101,7 +126,9 @@ def test_what_was_measured_by_other_words_or_elsewhere_is_not_taken_for_this(tmp
     assert run("--repeats", "2") == both
     here["torch"] = "3"
     assert run("--repeats", "2") == both
-    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == [f"{name}.json" for name in both]
+    assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == [
+        f"{name}.json" for name in both
+    ]
 
 
 def test_the_learning_run_is_the_sample_with_another_base(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The benchmark of a step: its figures follow from the arithmetic of the notes, and its three ways compute one step."""
+"""The benchmark of a step: its figures follow from the arithmetic of the notes, and its three ways
+compute one step.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,20 @@ def tiny() -> Iterator[Bench]:
 
 def model_costs(name: str) -> Costs:
     shape = SHAPES[name]
-    return costs(AutoConfig.for_model(shape.family, text_config=shape.text, vision_config=shape.vision))
+    return costs(
+        AutoConfig.for_model(shape.family, text_config=shape.text, vision_config=shape.vision)
+    )
 
 
 def test_flops_of_qwen2_vl_2b_are_those_worked_out_by_hand() -> None:
     model = model_costs("qwen2-vl-2b")
-    assert model.token == pytest.approx(2.6204e9, rel=1e-4), "28 layers of 46,792,704 weights, two FLOPs each"
+    assert model.token == pytest.approx(2.6204e9, rel=1e-4), (
+        "28 layers of 46,792,704 weights, two FLOPs each"
+    )
     assert model.head == pytest.approx(0.4667e9, rel=1e-3)
-    assert model.image == pytest.approx(1102.9e9, rel=1e-4), "988.9 blocks, 13.4 merger, 100.7 attention"
+    assert model.image == pytest.approx(1102.9e9, rel=1e-4), (
+        "988.9 blocks, 13.4 merger, 100.7 attention"
+    )
     assert model.text(276) == pytest.approx(729.8e9, rel=1e-4)
     assert model.image / (model.image + model.text(276)) == pytest.approx(0.60, abs=0.005)
     assert model.text(10, behind=276, logits=10) == pytest.approx(0.0313e12, rel=0.03)
@@ -50,10 +58,19 @@ def test_flops_of_qwen2_vl_2b_are_those_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("name", "completion", "group", "tera"),
-    [("qwen2-vl-2b", 10, 4, 39.34), ("qwen2-vl-2b", 10, 8, 78.69), ("qwen2-vl-2b", 150, 8, 96.32), ("qwen2.5-vl-3b", 10, 4, 55.34)],
+    [
+        ("qwen2-vl-2b", 10, 4, 39.34),
+        ("qwen2-vl-2b", 10, 8, 78.69),
+        ("qwen2-vl-2b", 150, 8, 96.32),
+        ("qwen2.5-vl-3b", 10, 4, 55.34),
+    ],
 )
-def test_flops_of_a_step_with_copies_are_those_worked_out_by_hand(name: str, completion: int, group: int, tera: float) -> None:
-    """By hand the prefill made logits of one position; here it makes all, as Qwen2-VL does in Med-R1's transformers."""
+def test_flops_of_a_step_with_copies_are_those_worked_out_by_hand(
+    name: str, completion: int, group: int, tera: float
+) -> None:
+    """By hand the prefill made logits of one position; here it makes all, as Qwen2-VL does in
+    Med-R1's transformers.
+    """
     model = model_costs(name)
     all_logits = per_prompt("g_copies", model, 276, completion, group)
     assert (all_logits - group * 275 * model.head) / 1e12 == pytest.approx(tera, rel=1e-3)
@@ -63,9 +80,12 @@ def test_flops_of_ours_leave_out_all_but_one_pass_over_the_prompt() -> None:
     model, completion = model_costs("qwen2-vl-2b"), 10
     ours = [per_prompt("shared", model, 276, completion, group) for group in (4, 8)]
     behind = model.text(completion, behind=276, logits=completion)
-    assert ours[1] - ours[0] == pytest.approx(4 * 5 * behind), "four completions more: decoded, scored, backward, reference"
-    # by hand 9.79 TF where every pass is made; the pass that serves rollout and loss is one pass over image and prompt less, and
-    # the last layer makes keys and values alone of 275 tokens: four times 92.0 MF less
+    assert ours[1] - ours[0] == pytest.approx(4 * 5 * behind), (
+        "four completions more: decoded, scored, backward, reference"
+    )
+    # by hand 9.79 TF where every pass is made; the pass that serves rollout and loss is one pass
+    # over image and prompt less, and the last layer makes keys and values alone of 275 tokens: four
+    # times 92.0 MF less
     assert ours[0] / 1e12 == pytest.approx(9.79 - 1.833 - 4 * 275 * 92.0e6 / 1e12, abs=0.01)
 
 
@@ -73,13 +93,19 @@ def test_the_default_model_has_ten_million_weights_in_the_proportions_of_the_2b(
     policy = build_policy(SHAPES["10m"], torch.device("cpu"), seed=0)
     assert 8e6 < sum(parameter.numel() for parameter in policy.parameters()) < 12e6
     small, real = (model_costs(name) for name in ("10m", "qwen2-vl-2b"))
-    shares = [(each.image / (each.image + each.text(276)), each.head / (each.head + each.token)) for each in (small, real)]
+    shares = [
+        (each.image / (each.image + each.text(276)), each.head / (each.head + each.token))
+        for each in (small, real)
+    ]
     assert shares[0] == pytest.approx(shares[1], abs=0.04)
 
 
 def test_figures_follow_from_seconds() -> None:
     steps: dict[Way, float] = {"g_copies": 8.0, "trl": 6.0, "shared": 2.0}
-    seconds = {way: {"step": step} | dict.fromkeys(PARTS, 0.0) | {"backward": 0.75 * step} for way, step in steps.items()}
+    seconds = {
+        way: {"step": step} | dict.fromkeys(PARTS, 0.0) | {"backward": 0.75 * step}
+        for way, step in steps.items()
+    }
     flops: dict[Way, float] = {"g_copies": 4e12, "trl": 3e12, "shared": 1e12}
     result = figures(seconds, flops, prompts=4, tokens=40, rate=1e12)
     assert (result["speedup_vs_g_copies"], result["speedup_vs_trl"]) == (4, 3)
@@ -122,10 +148,15 @@ def test_copies_and_ours_give_the_same_log_probabilities_and_gradients(tiny: Ben
 
 def test_every_way_learns_from_completions_of_the_same_length(tiny: Bench) -> None:
     for step in tiny.steps(GROUP, COMPLETION):
-        before = {name: parameter.detach().clone() for name, parameter in tiny.policy.named_parameters()}
+        before = {
+            name: parameter.detach().clone() for name, parameter in tiny.policy.named_parameters()
+        }
         seconds = tiny.timed(step)
         assert all(seconds[part] > 0 for part in PARTS)
-        assert any(not torch.equal(parameter, before[name]) for name, parameter in tiny.policy.named_parameters())
+        assert any(
+            not torch.equal(parameter, before[name])
+            for name, parameter in tiny.policy.named_parameters()
+        )
         if isinstance(step, TrainerStep):
             assert step.scores["policy forward"].shape == (2 * GROUP, COMPLETION)
             assert step.trainer._metrics["train"]["completions/min_length"][-1] == COMPLETION
@@ -135,15 +166,20 @@ def test_every_way_learns_from_completions_of_the_same_length(tiny: Bench) -> No
 
 
 def test_the_copies_are_whole(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G images through the tower in generation, and logits of the full vocabulary at every position of the prefill."""
+    """G images through the tower in generation, and logits of the full vocabulary at every position
+    of the prefill.
+    """
     copies, _, _ = tiny.steps(GROUP, COMPLETION)
     prompt = copies.copies("Is it?", tiny.examples[0]["image"])
     patches: list[int] = []
     logits: list[tuple[int, ...]] = []
     tower = tiny.policy.model.visual.register_forward_pre_hook(
-        lambda _, given, named: patches.append(len((given or (named["hidden_states"],))[0])), with_kwargs=True
+        lambda _, given, named: patches.append(len((given or (named["hidden_states"],))[0])),
+        with_kwargs=True,
     )
-    head = tiny.policy.lm_head.register_forward_hook(lambda _, __, out: logits.append(tuple(out.shape)))
+    head = tiny.policy.lm_head.register_forward_hook(
+        lambda _, __, out: logits.append(tuple(out.shape))
+    )
     completions = copies.sample(prompt)
     log_probabilities(tiny.policy, prompt, completions)
     tower.remove()
@@ -159,9 +195,21 @@ def test_prompts_are_as_long_as_published_ones(tiny: Bench) -> None:
     assert tiny.prompt_tokens() == pytest.approx(276, abs=4)
 
 
-def test_the_command_writes_rows_with_where_they_come_from(tmp_path: Path, run: RunStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_rows_with_where_they_come_from(
+    tmp_path: Path, run: RunStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result, chart = tmp_path / "step.json", tmp_path / "step.png"
-    asked = ["--quick", "--model", "tiny", "--repeats", "1", "--prompts", "1", "--completions", "10"]
+    asked = [
+        "--quick",
+        "--model",
+        "tiny",
+        "--repeats",
+        "1",
+        "--prompts",
+        "1",
+        "--completions",
+        "10",
+    ]
     run(__main__, *asked, "--json", str(result), "--chart", str(chart), "--set", "fused_head=true")
     written: dict[str, Any] = json.loads(result.read_text())
     (row,) = written["rows"]
@@ -184,5 +232,10 @@ def test_a_setting_that_would_change_the_result_is_refused(run: RunStage) -> Non
 
 
 def test_the_plan_covers_every_size() -> None:
-    assert Plan("tiny", (4, 8), (10, 150), 1, 1, {}).cells() == [(4, 10), (8, 10), (4, 150), (8, 150)]
+    assert Plan("tiny", (4, 8), (10, 150), 1, 1, {}).cells() == [
+        (4, 10),
+        (8, 10),
+        (4, 150),
+        (8, 150),
+    ]
     assert measure.LEARNING_RATE == 1e-6

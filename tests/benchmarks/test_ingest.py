@@ -1,4 +1,6 @@
-"""The benchmark of the ingest measures what it says, at a size at which nothing it measures means anything."""
+"""The benchmark of the ingest measures what it says, at a size at which nothing it measures means
+anything.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,18 @@ from benchmarks.ingest import corpora, storage
 from benchmarks.ingest.measured import python, run
 
 
-def test_speed_memory_and_the_work_for_more_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed_memory_and_the_work_for_more_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = ingest.measure(tmp_path, number=6, repeats=1)
-    assert (made["images"], made["speedup"] > 0, made["peak_memory_bytes"] > 10**7) == (6, True, True)
-    assert made["images_per_second"] == pytest.approx(made["speedup"] * made["seed_images_per_second"])
+    assert (made["images"], made["speedup"] > 0, made["peak_memory_bytes"] > 10**7) == (
+        6,
+        True,
+        True,
+    )
+    assert made["images_per_second"] == pytest.approx(
+        made["speedup"] * made["seed_images_per_second"]
+    )
     saved = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert "dataset_info.json" in saved
     ingest.show(made | {"peak_memory_bytes_at": {"6": 10**8}})
@@ -35,7 +45,9 @@ def test_images_are_all_different_files_that_decode() -> None:
     assert len({Image.open(BytesIO(content)).tobytes() for content in small}) == 300
 
 
-def test_dvc_is_measured_on_a_project_of_this_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dvc_is_measured_on_a_project_of_this_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(storage, "REPEATS", 1)
     made = storage.measure_dvc(tmp_path, storage.as_shards, 80)
     assert (made["images"], made["files"]) == (80, 8)

@@ -7,7 +7,9 @@ import pytest
 from benchmarks import report as benchmark
 
 
-def test_a_small_run_is_measured_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_run_is_measured_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(benchmark, "TESTED", 400)
     monkeypatch.setattr(benchmark, "TRAINED", 400)
     before = Path.cwd()

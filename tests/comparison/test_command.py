@@ -41,11 +41,15 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a", tmp_path / "b"
 
 
-def run(first: Path, second: Path, json_file: Path | None = None, csv_folder: Path | None = None) -> None:
+def run(
+    first: Path, second: Path, json_file: Path | None = None, csv_folder: Path | None = None
+) -> None:
     compare.run(first, second, json_file=json_file, csv_folder=csv_folder, samples=200, seed=42)
 
 
-def test_tables_show_both_runs_and_what_was_printed_apart(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_show_both_runs_and_what_was_printed_apart(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     run(*runs)
     shown = capsys.readouterr().out
     assert "prompt style no-think" in shown
@@ -56,19 +60,34 @@ def test_tables_show_both_runs_and_what_was_printed_apart(runs: tuple[Path, Path
     assert "released Images/modalityimprove_heatmap.png" in shown
     assert "One run a cell, no interval printed." in " ".join(shown.split())
     assert "not the same comparison" not in shown
-    assert max(len(line) for line in shown.splitlines() if not line.startswith(("A: ", "B: "))) <= compare.WIDTH
+    assert (
+        max(len(line) for line in shown.splitlines() if not line.startswith(("A: ", "B: ")))
+        <= compare.WIDTH
+    )
 
 
-def test_another_pair_of_styles_is_said_to_be_another_comparison(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_pair_of_styles_is_said_to_be_another_comparison(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     run(*reversed(runs))
-    assert "Printed was No-Think minus Think; A is think, B no-think: not the same comparison." in capsys.readouterr().out
+    assert (
+        "Printed was No-Think minus Think; A is think, B no-think: not the same comparison."
+        in capsys.readouterr().out
+    )
 
 
-def test_files_hold_every_cell_and_the_printed_ones_apart(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_files_hold_every_cell_and_the_printed_ones_apart(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
     run(*runs, json_file=tmp_path / "out.json", csv_folder=tmp_path / "out")
     found: dict[str, Any] = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert found["first"]["prompt style"] == "no-think"
-    assert found["bootstrap"] == {"samples": 200, "seed": 42, "clusters": "image", "confidence": 0.95}
+    assert found["bootstrap"] == {
+        "samples": 200,
+        "seed": 42,
+        "clusters": "image",
+        "confidence": 0.95,
+    }
     for axis, slugs in AXES.items():
         cells = found["axes"][axis]["cells"]
         assert len(cells) == (len(slugs) + 1) * len(slugs)
@@ -80,17 +99,24 @@ def test_files_hold_every_cell_and_the_printed_ones_apart(runs: tuple[Path, Path
     assert found["published"]["modality"]["cells"]["mri"]["ct"] == 16.94
     printed = list(csv.DictReader((tmp_path / "out" / "published.csv").open(encoding="utf-8")))
     assert len(printed) == 64 + 25
-    assert all(row["source"] and row["caveat"] and row["unit"] == "percentage points" for row in printed)
+    assert all(
+        row["source"] and row["caveat"] and row["unit"] == "percentage points" for row in printed
+    )
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     run(*runs, csv_folder=tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_checkpoints_without_a_place_in_the_tables_are_named(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_checkpoints_without_a_place_in_the_tables_are_named(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     (runs[0] / "ct.parquet").rename(runs[0] / "sft-ct.parquet")
     (runs[1] / "ct.parquet").unlink()
     run(*runs)
-    assert f"{runs[0]}: left out, as they have no place in the tables: sft-ct" in capsys.readouterr().out
+    assert (
+        f"{runs[0]}: left out, as they have no place in the tables: sft-ct"
+        in capsys.readouterr().out
+    )
 
 
 def test_bad_runs_are_refused_by_name(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -102,11 +128,19 @@ def test_bad_runs_are_refused_by_name(runs: tuple[Path, Path], tmp_path: Path) -
         run(first, tmp_path / "empty")
     write(second / "ct.parquet", make_predictions(QUESTIONS, "ct"), "no-think")
     with pytest.raises(
-        InputError, match=r"b/anatomy-identification.parquet and .*b/ct.parquet lie in one directory, but the prompt style is"
+        InputError,
+        match=(
+            r"b/anatomy-identification.parquet and .*b/ct.parquet lie in one directory, but the"
+            r" prompt style is"
+        ),
     ):
         run(first, second)
-    write(second / "ct.parquet", make_predictions(QUESTIONS, "mri").assign(checkpoint="mri"), "think")
-    with pytest.raises(InputError, match=r"b/ct.parquet: question .*: checkpoint 'mri' is in the file of 'ct'"):
+    write(
+        second / "ct.parquet", make_predictions(QUESTIONS, "mri").assign(checkpoint="mri"), "think"
+    )
+    with pytest.raises(
+        InputError, match=r"b/ct.parquet: question .*: checkpoint 'mri' is in the file of 'ct'"
+    ):
         run(first, second)
     (second / "ct.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"ct.parquet is not a parquet file"):

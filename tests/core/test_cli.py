@@ -12,8 +12,24 @@ from pathlib import Path
 import pytest
 
 from stages.core.cli import run_stage
-from stages.core.errors import DiskFullError, ExitCode, InputError, LostPeerError, ReportedError, SettingsError, error_of
-from stages.core.outcome import RUN, STAGE, StageOutcome, outcome_path, parse_outcome, read_outcome, write_outcome
+from stages.core.errors import (
+    DiskFullError,
+    ExitCode,
+    InputError,
+    LostPeerError,
+    ReportedError,
+    SettingsError,
+    error_of,
+)
+from stages.core.outcome import (
+    RUN,
+    STAGE,
+    StageOutcome,
+    outcome_path,
+    parse_outcome,
+    read_outcome,
+    write_outcome,
+)
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from tests.workspaces import REPOSITORY
 
@@ -51,7 +67,9 @@ def end(error: BaseException) -> int:
     return int(exit_.value.code or 0)
 
 
-@pytest.mark.parametrize(("error", "code"), ENDS, ids=[f"{type(error).__name__} {code.name}" for error, code in ENDS])
+@pytest.mark.parametrize(
+    ("error", "code"), ENDS, ids=[f"{type(error).__name__} {code.name}" for error, code in ENDS]
+)
 def test_a_stage_ends_with_the_code_of_its_error_and_says_so_in_its_outcome(
     error: BaseException, code: ExitCode, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,7 +95,9 @@ def test_a_bug_keeps_its_traceback_and_is_an_outcome(workspace: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_stage(main)
-    assert read_outcome(workspace, "train@ct", "this run") == StageOutcome(ExitCode.CRASHED, "ZeroDivisionError: by zero")
+    assert read_outcome(workspace, "train@ct", "this run") == StageOutcome(
+        ExitCode.CRASHED, "ZeroDivisionError: by zero"
+    )
 
 
 def test_a_stage_that_succeeds_says_so(workspace: Path) -> None:
@@ -86,8 +106,13 @@ def test_a_stage_that_succeeds_says_so(workspace: Path) -> None:
 
 
 def test_a_stage_that_is_killed_says_so(workspace: Path) -> None:
-    text = "import os, signal\nfrom stages.core.cli import run_stage\nrun_stage(lambda: os.kill(os.getpid(), signal.SIGKILL))"
-    done = subprocess.run([sys.executable, "-c", text], env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    text = (
+        "import os, signal\nfrom stages.core.cli import run_stage\nrun_stage(lambda:"
+        " os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    )
     assert done.returncode == -9
     outcome = read_outcome(workspace, "train@ct", "this run")
     assert outcome is not None
@@ -100,7 +125,17 @@ def test_an_outcome_of_another_run_or_stage_is_never_read(workspace: Path) -> No
     assert read_outcome(workspace, "train@mri", "this run") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"run": "this run"}', b'{"run": "this run", "code": 99, "message": ""}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"run": "this run"}',
+        b'{"run": "this run", "code": 99, "message": ""}',
+    ],
+)
 def test_what_is_no_outcome_is_none(content: bytes, workspace: Path) -> None:
     path = outcome_path(workspace, "train@ct")
     path.parent.mkdir(parents=True)
@@ -114,10 +149,14 @@ def test_run_by_hand_nothing_is_written(workspace: Path, monkeypatch: pytest.Mon
     assert not list(workspace.iterdir())
 
 
-def test_a_process_that_was_launched_writes_where_its_launcher_reads(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_launched_writes_where_its_launcher_reads(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(workspace / "rank.json"))
     end(InputError("bad"))
-    assert parse_outcome(json.loads((workspace / "rank.json").read_text())) == StageOutcome(ExitCode.INPUT, "bad")
+    assert parse_outcome(json.loads((workspace / "rank.json").read_text())) == StageOutcome(
+        ExitCode.INPUT, "bad"
+    )
     assert not outcome_path(workspace, "train@ct").exists(), "the launcher's to write"
 
 

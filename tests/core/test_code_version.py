@@ -29,7 +29,14 @@ stages:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for name in ("train.py", "report.py", "grpo/trainer.py", "grpo/deep/er.py", "grpo/notes.md", "grpo/__pycache__/trainer.pyc"):
+    for name in (
+        "train.py",
+        "report.py",
+        "grpo/trainer.py",
+        "grpo/deep/er.py",
+        "grpo/notes.md",
+        "grpo/__pycache__/trainer.pyc",
+    ):
         (tmp_path / "stages" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "stages" / name).write_text("1", encoding="utf-8")
     (tmp_path / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
@@ -44,7 +51,9 @@ def test_files_and_the_python_files_of_folders_are_found(checkout: Path) -> None
 
 def test_without_a_pipeline_the_missing_file_is_named(checkout: Path) -> None:
     (checkout / "dvc.yaml").unlink()
-    with pytest.raises(InputError, match=r"dvc\.yaml is missing: run stages from the root of a checkout"):
+    with pytest.raises(
+        InputError, match=r"dvc\.yaml is missing: run stages from the root of a checkout"
+    ):
         stage_code("train", checkout)
 
 
@@ -63,12 +72,16 @@ def test_a_damaged_pipeline_is_named(checkout: Path, text: str) -> None:
 
 def test_a_dependency_that_is_missing_is_named(checkout: Path) -> None:
     (checkout / "stages/train.py").unlink()
-    with pytest.raises(InputError, match=r"stages/train\.py is missing, a dependency of stage train"):
+    with pytest.raises(
+        InputError, match=r"stages/train\.py is missing, a dependency of stage train"
+    ):
         stage_code("train", checkout)
 
 
 def test_state_is_kept_across_edits_of_code_that_its_stage_never_runs(tmp_path: Path) -> None:
-    shutil.copytree(REPOSITORY / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        REPOSITORY / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
 
     def hashes() -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""A file has one holder at a time, and is free when its holder and what inherited the lock are gone."""
+"""A file has one holder at a time, and is free when its holder and what inherited the lock are
+gone.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,20 @@ from stages.core.file_lock import LockedError, exclusive_lock
 def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.lock"
     with exclusive_lock(path, holder="somebody else"), exclusive_lock(tmp_path / "b.lock"):
-        with pytest.raises(ValueError, match="^somebody else$"), exclusive_lock(path, on_conflict=ValueError):
+        with (
+            pytest.raises(ValueError, match="^somebody else$"),
+            exclusive_lock(path, on_conflict=ValueError),
+        ):
             pass
-        with pytest.raises(LockedError, match="^unknown$"), exclusive_lock(tmp_path / "b.lock", on_conflict=LockedError):
+        with (
+            pytest.raises(LockedError, match="^unknown$"),
+            exclusive_lock(tmp_path / "b.lock", on_conflict=LockedError),
+        ):
             pass
     with exclusive_lock(path, on_conflict=LockedError, holder="me"):
-        assert path.read_text(encoding="utf-8") == "me", "a shorter name leaves nothing of a longer one"
+        assert path.read_text(encoding="utf-8") == "me", (
+            "a shorter name leaves nothing of a longer one"
+        )
 
 
 def test_the_content_of_a_file_that_is_locked_stays(tmp_path: Path) -> None:

@@ -10,11 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import InputError
-from stages.core.outputs import atomic_directory, atomic_file, read_json_lines, write_json, write_json_lines
+from stages.core.outputs import (
+    atomic_directory,
+    atomic_file,
+    read_json_lines,
+    write_json,
+    write_json_lines,
+)
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError])
-def test_a_file_that_fails_half_way_keeps_the_old_one(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_a_file_that_fails_half_way_keeps_the_old_one(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
     target = tmp_path / "folder" / "result.json"
     write_json(target, {"old": 1})
     with pytest.raises(failure), atomic_file(target) as temporary:
@@ -55,8 +63,16 @@ def test_json_never_holds_nan(tmp_path: Path) -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
@@ -66,7 +82,10 @@ def test_json_has_the_bytes_of_json_dumps(value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "value.json"
         write_json(path, value)
-        assert path.read_text(encoding="utf-8") == json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+        assert (
+            path.read_text(encoding="utf-8")
+            == json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), [float("inf")], [{"a": [float("nan")]}]])

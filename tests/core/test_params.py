@@ -129,10 +129,18 @@ def test_shortcuts_of_the_engine_do_not_bind_trls(tree: dict[str, Any], tmp_path
     [
         ({"parallel": "zero3", "lora": LORA}, "lora excludes parallel zero3"),
         ({"parallel": "zero3", "vision_cache_mb": 1}, "vision_cache_mb excludes parallel zero3"),
-        ({"rollout": "vllm-server"}, "rollout vllm-server with vllm_server None: the address belongs to vllm-server, and it needs one"),
+        (
+            {"rollout": "vllm-server"},
+            (
+                "rollout vllm-server with vllm_server None: the address belongs to vllm-server, and"
+                " it needs one"
+            ),
+        ),
     ],
 )
-def test_settings_that_cannot_go_together_are_refused(tree: dict[str, Any], tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+def test_settings_that_cannot_go_together_are_refused(
+    tree: dict[str, Any], tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
     tree["grpo"] |= {"reuse_prompt_pass": False} | settings
     with pytest.raises(InputError, match=said) as error:
         load(tree, tmp_path)
@@ -140,7 +148,9 @@ def test_settings_that_cannot_go_together_are_refused(tree: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("attention", ["auto", {"language": "sdpa", "vision": "flash_attention_2"}])
-def test_each_tower_may_have_an_attention_of_its_own(tree: dict[str, Any], tmp_path: Path, attention: Any) -> None:
+def test_each_tower_may_have_an_attention_of_its_own(
+    tree: dict[str, Any], tmp_path: Path, attention: Any
+) -> None:
     tree["base"]["attention"] = attention
     assert load(tree, tmp_path)
 
@@ -168,14 +178,20 @@ def test_a_file_that_is_no_settings_file_is_refused(text: str, tmp_path: Path) -
         load_params(path)
 
 
-def test_evaluations_must_be_the_checkpoints_and_the_base(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_evaluations_must_be_the_checkpoints_and_the_base(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
     del tree["evaluations"]["ct"]
     with pytest.raises(InputError, match="not on both sides: ct"):
         load(tree, tmp_path)
 
 
 def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
-    text = re.sub(r"learning_rate: \S+", "learning_rate: 1e-6", (REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    text = re.sub(
+        r"learning_rate: \S+",
+        "learning_rate: 1e-6",
+        (REPOSITORY / "params.yaml").read_text(encoding="utf-8"),
+    )
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8")
     assert load_params(path).grpo.learning_rate == 1e-6
@@ -184,7 +200,10 @@ def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:
 def test_a_data_test_is_switched_off_by_a_plain_off(tmp_path: Path) -> None:
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
     path = tmp_path / "params.yaml"
-    path.write_text(text.replace("letter_bias: {severity: warning", "letter_bias: {severity: off"), encoding="utf-8")
+    path.write_text(
+        text.replace("letter_bias: {severity: warning", "letter_bias: {severity: off"),
+        encoding="utf-8",
+    )
     assert load_params(path).data_tests.letter_bias.severity == "off"
 
 
@@ -198,7 +217,10 @@ def test_a_checkpoints_own_settings_win(tree: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.parametrize("ask", ["require_checkpoint", "require_evaluation"])
 def test_an_unknown_checkpoint_is_answered_with_the_known_ones(ask: str) -> None:
     params = load_params(REPOSITORY / "params.yaml")
-    with pytest.raises(InputError, match=r"unknown checkpoint 'fundas'; did you mean 'fundus'\? params.yaml knows: "):
+    with pytest.raises(
+        InputError,
+        match=r"unknown checkpoint 'fundas'; did you mean 'fundus'\? params.yaml knows: ",
+    ):
         getattr(params, ask)("fundas")
 
 
@@ -221,7 +243,11 @@ def test_one_line_switches_the_sft_baselines_on(tmp_path: Path) -> None:
         f"sft-{name}" for name in list(params.checkpoints)[:13]
     ]
     assert set(params.evaluations) == {"base", *params.checkpoints}
-    assert all(params.sft_for(name) == params.sft for name, entry in params.checkpoints.items() if entry.method == "sft")
+    assert all(
+        params.sft_for(name) == params.sft
+        for name, entry in params.checkpoints.items()
+        if entry.method == "sft"
+    )
 
 
 def test_a_split_left_out_is_the_name(tree: dict[str, Any], tmp_path: Path) -> None:
@@ -229,7 +255,9 @@ def test_a_split_left_out_is_the_name(tree: dict[str, Any], tmp_path: Path) -> N
     assert load(tree, tmp_path).require_checkpoint("ct").split == "ct"
 
 
-def test_an_sft_checkpoint_takes_the_budget_of_its_twin_and_its_own_settings(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_an_sft_checkpoint_takes_the_budget_of_its_twin_and_its_own_settings(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
     put(tree, "checkpoints.ct.grpo", {"max_steps": 7})
     tree["checkpoints"]["sft-ct"] = tree["evaluations"]["sft-ct"] = SFT | {
         "grpo": {"max_steps": 7, "beta": 0.1},

@@ -22,7 +22,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def commit() -> str:
@@ -50,11 +52,15 @@ def test_a_change_of_code_does(repository: Path) -> None:
 
 def test_the_corpus_is_named_by_the_hash_that_pins_it(repository: Path) -> None:
     assert collect_provenance({})["corpus"] is None
-    (repository / "data.dvc").write_text("outs:\n- md5: abc\n  path: data/raw/corpus.zip\n", encoding="utf-8")
+    (repository / "data.dvc").write_text(
+        "outs:\n- md5: abc\n  path: data/raw/corpus.zip\n", encoding="utf-8"
+    )
     assert collect_provenance({})["corpus"] == "md5:abc"
 
 
-def test_outside_a_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_repository_there_is_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     facts = collect_provenance({})

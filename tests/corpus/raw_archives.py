@@ -39,7 +39,12 @@ def write_zip(path: Path, files: dict[str, bytes], top: str = "OmniMedVQA/") -> 
     return path
 
 
-def write_tar(path: Path, files: dict[str, bytes], top: str = "OmniMedVQA/", extra: tarfile.TarInfo | None = None) -> Path:
+def write_tar(
+    path: Path,
+    files: dict[str, bytes],
+    top: str = "OmniMedVQA/",
+    extra: tarfile.TarInfo | None = None,
+) -> Path:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         for name, data in files.items():
@@ -48,7 +53,9 @@ def write_tar(path: Path, files: dict[str, bytes], top: str = "OmniMedVQA/", ext
             file.addfile(info, io.BytesIO(data))
         if extra:
             file.addfile(extra)
-    packed = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    packed = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(
+        path.suffix, bytes
+    )
     path.write_bytes(packed(buffer.getvalue()))
     return path
 

@@ -11,7 +11,9 @@ from typing import Any
 
 
 class Served:
-    """What is served and how; what was asked for is in `asked`: the first byte of each GET, None for a whole file."""
+    """What is served and how; what was asked for is in `asked`: the first byte of each GET, None
+    for a whole file.
+    """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -56,7 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.send_header("Content-Length", str(end - start))
         if served.etag:
-            self.send_header("ETag", f'"{hashlib.sha256(content[:1000]).hexdigest()}-{len(content)}"')
+            self.send_header(
+                "ETag", f'"{hashlib.sha256(content[:1000]).hexdigest()}-{len(content)}"'
+            )
         self.end_headers()
         if body:
             self._send(content[start:end], start)

@@ -1,4 +1,6 @@
-"""The pipeline as a user runs it: real `dvc repro` of two checkpoints in a clone, again, interrupted, and repeated."""
+"""The pipeline as a user runs it: real `dvc repro` of two checkpoints in a clone, again,
+interrupted, and repeated.
+"""
 
 from __future__ import annotations
 
@@ -48,9 +50,13 @@ def locked(root: Path, stage: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """This working tree as a fresh clone would have it, cut down to two checkpoints of two steps each."""
+    """This working tree as a fresh clone would have it, cut down to two checkpoints of two steps
+    each.
+    """
     root = tmp_path_factory.mktemp("clone")
-    files = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY)
+    files = run(
+        "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY
+    )
     for name in files.split("\0"):
         if name and (REPOSITORY / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +80,9 @@ def test_one_command_leads_from_the_pinned_corpus_to_the_report(clone: Path) -> 
     assert set(metrics["checkpoints"]) == {"ct", "lesion-grading"}
     page = (clone / "report" / "index.html").read_text(encoding="utf-8")
     assert "Lesion grading" in page
-    assert run("git", "status", "--porcelain", "data.dvc", cwd=clone) == "", "the import stays pinned"
+    assert run("git", "status", "--porcelain", "data.dvc", cwd=clone) == "", (
+        "the import stays pinned"
+    )
 
 
 def test_every_question_read_is_kept_or_in_quarantine(clone: Path) -> None:
@@ -83,20 +91,34 @@ def test_every_question_read_is_kept_or_in_quarantine(clone: Path) -> None:
     records = sorted((clone / "data" / "records").glob("*.jsonl"))
     assert len(records) == len(MODALITIES)
     kept = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in records)
-    resized = [read_quarantine(path) for path in sorted((clone / "data" / "quarantine" / "resize").glob("*.parquet"))]
+    resized = [
+        read_quarantine(path)
+        for path in sorted((clone / "data" / "quarantine" / "resize").glob("*.parquet"))
+    ]
     assert kept == download.kept - sum(len(account.rows) for account in resized)
     for axis in ("modality", "task"):
-        parts = [json.loads(path.read_text(encoding="utf-8")) for path in (clone / "data" / "splits" / "grouped" / axis).glob("*/*.json")]
+        parts = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in (clone / "data" / "splits" / "grouped" / axis).glob("*/*.json")
+        ]
         assert sum(map(len, parts)) == kept
 
 
 def test_results_of_all_stages_carry_their_provenance(clone: Path) -> None:
     results = []
-    for name in ("predictions/ct.parquet", "data/quarantine/download.parquet", "data/quarantine/resize/ct.parquet"):
+    for name in (
+        "predictions/ct.parquet",
+        "data/quarantine/download.parquet",
+        "data/quarantine/resize/ct.parquet",
+    ):
         results.append(json.loads(pq.read_schema(clone / name).metadata[b"provenance"]))
     for name in ("data/data-tests.json", "report/metrics.json"):
         results.append(json.loads((clone / name).read_text(encoding="utf-8"))["provenance"])
-    for name in ("data/splits/provenance.json", "training/ct.provenance.json", "report/provenance.json"):
+    for name in (
+        "data/splits/provenance.json",
+        "training/ct.provenance.json",
+        "report/provenance.json",
+    ):
         results.append(json.loads((clone / name).read_text(encoding="utf-8")))
     for facts in results:
         assert facts["git_commit"] == run("git", "rev-parse", "HEAD", cwd=clone).strip()
@@ -139,10 +161,14 @@ def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        # a shell that runs the tests in the background has them ignore interrupts, and so would this
+        # a shell that runs the tests in the background has them ignore interrupts, and so would
+        # this
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    temporary, state = clone / "models" / ".lesion-grading.incomplete", clone / ".scratch" / "train" / "lesion-grading"
+    temporary, state = (
+        clone / "models" / ".lesion-grading.incomplete",
+        clone / ".scratch" / "train" / "lesion-grading",
+    )
     deadline = time.monotonic() + 120
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -157,7 +183,9 @@ def test_an_interrupted_stage_leaves_nothing_half_written_and_runs_again(clone: 
 
 def test_a_bad_setting_stops_a_stage_with_one_message(clone: Path) -> None:
     text = (clone / "params.yaml").read_text(encoding="utf-8")
-    (clone / "params.yaml").write_text(text.replace("num_generations: 8", "num_generations: 1"), encoding="utf-8")
+    (clone / "params.yaml").write_text(
+        text.replace("num_generations: 8", "num_generations: 1"), encoding="utf-8"
+    )
     try:
         output = run(sys.executable, "-m", "stages.train", "ct", cwd=clone, code=ExitCode.SETTINGS)
     finally:
@@ -170,4 +198,6 @@ def test_a_report_can_be_read_without_its_models(clone: Path) -> None:
     table = pd.read_parquet(clone / "report" / "tables" / "predictions" / "base.parquet")
     metrics = json.loads((clone / "report" / "metrics.json").read_text(encoding="utf-8"))
     mine = table[(table["modality"] == "ct") & table["modality_test"]]
-    assert metrics["checkpoints"]["ct"]["in_domain"]["base"] == pytest.approx(mine["correct"].mean(), abs=1e-4)
+    assert metrics["checkpoints"]["ct"]["in_domain"]["base"] == pytest.approx(
+        mine["correct"].mean(), abs=1e-4
+    )

@@ -1,7 +1,9 @@
-"""A workspace with the pipeline's own graph and a corpus of noise: real DVC, real git, real stages up to the splits.
+"""A workspace with the pipeline's own graph and a corpus of noise: real DVC, real git, real stages
+up to the splits.
 
-Training and all after it cost nothing: a policy is a number, the share of questions that it answers rightly, which the words of its
-training questions decide. The archive comes from a folder beside the workspace, its source.
+Training and all after it cost nothing: a policy is a number, the share of questions that it answers
+rightly, which the words of its training questions decide. The archive comes from a folder beside
+the workspace, its source.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
 Raw = dict[str, Any]
 CHECKPOINTS = ("ct", "x-ray", "disease-diagnosis", "lesion-grading")
 
-# a question is answered rightly if a number that its id gives is below the policy's: a better policy knows all that a worse one does
+# a question is answered rightly if a number that its id gives is below the policy's: a better
+# policy knows all that a worse one does
 TOOLS = """
 import hashlib, json, sys
 from pathlib import Path
@@ -76,15 +79,21 @@ def evaluate(name):
 run_stage(lambda: {"train": train, "evaluate": evaluate}[sys.argv[1]](sys.argv[2]))
 """
 REPORT = (
-    "mkdir -p report/cards report/figures report/tables && for f in cards/a figures/a tables/a summary.json metrics.json index.html "
+    "mkdir -p report/cards report/figures report/tables && for f in cards/a figures/a tables/a"
+    " summary.json metrics.json index.html "
     """report.md training.csv provenance.json; do echo '{"checkpoints": {}}' > report/$f; done"""
 )
 
 
 def make_records(
-    per_type: int = 16, modalities: Sequence[str] = tuple(MODALITIES), mark: str = "", kinds: Sequence[str] = tuple(QUESTION_TYPES)
+    per_type: int = 16,
+    modalities: Sequence[str] = tuple(MODALITIES),
+    mark: str = "",
+    kinds: Sequence[str] = tuple(QUESTION_TYPES),
 ) -> list[Raw]:
-    """Records of every modality: `per_type` images, each with a question of every type of `kinds`; `mark` is in ids and words."""
+    """Records of every modality: `per_type` images, each with a question of every type of `kinds`;
+    `mark` is in ids and words.
+    """
     return [
         {
             "dataset": f"Set {slug}",
@@ -104,12 +113,19 @@ def make_records(
 
 
 def write_corpus(path: Path, records: Sequence[Raw]) -> None:
-    """An archive of these records with an image of noise for each path, the same bytes for the same records."""
+    """An archive of these records with an image of noise for each path, the same bytes for the same
+    records.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("OmniMedVQA/QA_information/Open-access/Set.json"), json.dumps(list(records)))
+        archive.writestr(
+            zipfile.ZipInfo("OmniMedVQA/QA_information/Open-access/Set.json"),
+            json.dumps(list(records)),
+        )
         for name in sorted({record["image_path"] for record in records}):
-            noise = np.random.default_rng(list(name.encode())).integers(0, 255, (24, 24), dtype=np.uint8)
+            noise = np.random.default_rng(list(name.encode())).integers(
+                0, 255, (24, 24), dtype=np.uint8
+            )
             if "blank" in name:
                 noise[:] = 90
             buffer = BytesIO()
@@ -118,25 +134,38 @@ def write_corpus(path: Path, records: Sequence[Raw]) -> None:
 
 
 def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path:
-    """The pipeline with these checkpoints, committed and run; its source is `root`/../source/corpus.zip."""
+    """The pipeline with these checkpoints, committed and run; its source is
+    `root`/../source/corpus.zip.
+    """
     root.mkdir(parents=True)
-    shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (root / "infra" / "base").mkdir(parents=True)
     shutil.copytree(REPOSITORY / "infra" / "deepspeed", root / "infra" / "deepspeed")
     (root / "infra" / "base" / "skill.json").write_text("0.0", encoding="utf-8")
     (root / "tools.py").write_text(TOOLS, encoding="utf-8")
     pipeline = read_yaml(REPOSITORY / "dvc.yaml")
     del pipeline["plots"]
-    for name, command in {"train": "python tools.py train ${key}", "evaluate": "python tools.py evaluate ${key}"}.items():
+    for name, command in {
+        "train": "python tools.py train ${key}",
+        "evaluate": "python tools.py evaluate ${key}",
+    }.items():
         pipeline["stages"][name]["do"]["cmd"] = command
     pipeline["stages"]["base"]["cmd"] = (
-        "mkdir -p models && cp -r infra/base models/base && mkdir -p training && echo {} > training/base.provenance.json"
+        "mkdir -p models && cp -r infra/base models/base && mkdir -p training && echo {} >"
+        " training/base.provenance.json"
     )
-    pipeline["stages"]["prior"]["cmd"] = "mkdir -p data/prior && cat data/splits/grouped/task/*/test.json > data/prior/all.json"
+    pipeline["stages"]["prior"]["cmd"] = (
+        "mkdir -p data/prior && cat data/splits/grouped/task/*/test.json > data/prior/all.json"
+    )
     pipeline["stages"]["report"]["cmd"] = REPORT
     (root / "dvc.yaml").write_text(dump_yaml(pipeline), encoding="utf-8")
     (root / "params.yaml").write_text(_params(checkpoints), encoding="utf-8")
-    (root / "data.dvc").write_text("deps:\n- path: ../source/corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
+    (root / "data.dvc").write_text(
+        "deps:\n- path: ../source/corpus.zip\nouts:\n- path: data/raw/corpus.zip\n",
+        encoding="utf-8",
+    )
     shutil.copy(REPOSITORY / ".gitignore", root)
     (root / ".dvc").mkdir()
     shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
@@ -177,12 +206,21 @@ def by_dvc(root: Path) -> Any:
     def reproduce(only: list[str] | None) -> Iterator[StageResult]:
         token = uuid4().hex
         command = ["dvc", "repro", *(only or [])]
-        done = subprocess.run(command, cwd=root, env=ENVIRONMENT | {RUN: token}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=root, env=ENVIRONMENT | {RUN: token}, capture_output=True, text=True
+        )
         if done.returncode:
-            written = [read_outcome(root, path.stem, token) for path in outcome_path(root, "any").parent.glob("*.json")]
+            written = [
+                read_outcome(root, path.stem, token)
+                for path in outcome_path(root, "any").parent.glob("*.json")
+            ]
             codes = [each.code for each in written if each and each.code]
             raise StageError(done.stdout + done.stderr, codes[0] if codes else None)
-        ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage '")]
+        ran = [
+            line.split("'")[1]
+            for line in done.stdout.splitlines()
+            if line.startswith("Running stage '")
+        ]
         return iter([StageResult(name, "ran") for name in ran])
 
     return reproduce

@@ -19,10 +19,16 @@ class Api(BaseHTTPRequestHandler):
     """A server at /api that lets somebody in, one at /open that lets all in, one at /broken."""
 
     def do_GET(self) -> None:
-        codes = {"/open/admin/version": 200, "/broken/admin/version": 500, "/forbidden/admin/version": 403}
+        codes = {
+            "/open/admin/version": 200,
+            "/broken/admin/version": 500,
+            "/forbidden/admin/version": 403,
+        }
         allowed = self.headers.get("Authorization") == CREDENTIALS
         guarded = 200 if allowed else 401
-        self.send_response(guarded if self.path == "/api/admin/version" else codes.get(self.path, 404))
+        self.send_response(
+            guarded if self.path == "/api/admin/version" else codes.get(self.path, 404)
+        )
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -44,21 +50,28 @@ def test_a_server_that_answers_is_told_from_one_that_does_not(address: str) -> N
     assert not answers({ADDRESS: "http://127.0.0.1:1/api"})
 
 
-@pytest.mark.parametrize("wrong", ["", "no address", "http://127.0.0.1:port/api", "ftp://127.0.0.1/api", "http://["])
+@pytest.mark.parametrize(
+    "wrong", ["", "no address", "http://127.0.0.1:port/api", "ftp://127.0.0.1/api", "http://["]
+)
 def test_what_is_no_address_does_not_answer(wrong: str) -> None:
     assert not answers({ADDRESS: wrong})
 
 
 def test_the_password_is_given_and_a_refusal_is_told(address: str) -> None:
     assert answers({ADDRESS: f"{address}/api", PASSWORD: "somebody:se:cret"})
-    for variables in ({ADDRESS: f"{address}/api"}, {ADDRESS: f"{address}/api", PASSWORD: "somebody:else"}):
+    for variables in (
+        {ADDRESS: f"{address}/api"},
+        {ADDRESS: f"{address}/api", PASSWORD: "somebody:else"},
+    ):
         with pytest.raises(InputError, match=PASSWORD):
             answers(variables)
     with pytest.raises(InputError, match=PASSWORD):
         answers({ADDRESS: f"{address}/forbidden"})
 
 
-def test_no_proxy_stands_between_this_machine_and_itself(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_stands_between_this_machine_and_itself(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -66,7 +79,9 @@ def test_no_proxy_stands_between_this_machine_and_itself(address: str, monkeypat
     assert answers({ADDRESS: f"{address}/open"})
 
 
-def test_other_addresses_are_reached_by_the_proxy(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_addresses_are_reached_by_the_proxy(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", address)
@@ -77,4 +92,6 @@ def test_other_addresses_are_reached_by_the_proxy(address: str, monkeypatch: pyt
 
 
 def test_an_address_of_this_machine_is_known() -> None:
-    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "prefect")] == [True] * 3 + [False] * 2
+    assert [
+        is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "prefect")
+    ] == [True] * 3 + [False] * 2

@@ -1,4 +1,6 @@
-"""The command `med-r1`: help of every command, cheap imports, exit codes, and that what documents and messages quote exists."""
+"""The command `med-r1`: help of every command, cheap imports, exit codes, and that what documents
+and messages quote exists.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ import pytest
 import typer
 
 from flows.command_line import application
-from flows.command_line.application import command, complete_checkpoint, complete_profile, make_group
+from flows.command_line.application import (
+    command,
+    complete_checkpoint,
+    complete_profile,
+    make_group,
+)
 from flows.doctor import server
 from flows.workers.flow import DEPLOYMENT
 from stages.core.errors import ExitCode, InputError
@@ -25,7 +32,16 @@ from tests.commands import MED_R1, med_r1
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "prefect", "dvc", "pandas", "matplotlib", "numpy", "ruamel.yaml")
-QUOTING = ("README.md", "CONTRIBUTING.md", "Makefile", "docs/*.md", "infra/**/*", "flows/**/*.py", "stages/**/*.py", "benchmarks/**/*.py")
+QUOTING = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "Makefile",
+    "docs/*.md",
+    "infra/**/*",
+    "flows/**/*.py",
+    "stages/**/*.py",
+    "benchmarks/**/*.py",
+)
 QUOTED = re.compile(r"(?<!namespace )med-r1 ([a-z][^`\n#\"]*)")
 PLACEHOLDERS = str.maketrans("[]|", "   ")
 
@@ -58,7 +74,9 @@ def command_of(words: list[str]) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-def test_every_command_has_help_with_examples(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_examples(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert med_r1(*path, "--help") == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"Usage: {' '.join(('med-r1', *path))}")
@@ -75,8 +93,13 @@ def test_commands_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = f"import sys, flows.command_line as c\ntry: c.main(['plan', '--help'])\nfinally: print(set({HEAVY}) & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    code = (
+        "import sys, flows.command_line as c\ntry: c.main(['plan', '--help'])\nfinally:"
+        f" print(set({HEAVY}) & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1] == "set()"
 
 
@@ -88,17 +111,25 @@ def test_every_quoted_command_line_exists() -> None:
         path = command_of(words)
         assert path, f"{file}: no command in 'med-r1 {line}'"
         options = {word.partition("=")[0].strip(".,;:)") for word in words if word.startswith("-")}
-        known = {name for each in COMMANDS[path].params for name in (*each.opts, *each.secondary_opts)} | {"--help"}
+        known = {
+            name for each in COMMANDS[path].params for name in (*each.opts, *each.secondary_opts)
+        } | {"--help"}
         assert options <= known, f"{file}: med-r1 {line}"
 
 
 def test_every_command_is_in_the_documents_or_a_message() -> None:
-    used = {command_of(line.split()) for file, line in quoted() if not file.startswith("flows/command_line/")}
+    used = {
+        command_of(line.split())
+        for file, line in quoted()
+        if not file.startswith("flows/command_line/")
+    }
     assert not set(LEAVES) - used
 
 
 def test_the_installed_program_is_this_command() -> None:
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "scripts"
+    ]
     module, _, name = scripts["med-r1"].partition(":")
     assert callable(getattr(importlib.import_module(module), name))
 
@@ -109,8 +140,19 @@ def test_without_installation_the_package_runs_as_a_module() -> None:
     assert done.stdout.startswith("Usage: med-r1 report")
 
 
-@pytest.mark.parametrize("arguments", [[], ["chek"], ["plan", "--slots", "two"], ["plan", "--colour"], ["champion", "checkout", "ct"]])
-def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["chek"],
+        ["plan", "--slots", "two"],
+        ["plan", "--colour"],
+        ["champion", "checkout", "ct"],
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert med_r1(*arguments) == 2
     assert "med-r1" in capsys.readouterr().err
 
@@ -121,7 +163,10 @@ def test_two_checksums_are_refused(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (3, 3), (InputError("bad"), ExitCode.INPUT), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [(None, 0), (0, 0), (3, 3), (InputError("bad"), ExitCode.INPUT), (KeyboardInterrupt(), 130)],
+)
 def test_exit_codes_of_commands(result: int | BaseException | None, code: int) -> None:
     group = make_group("Commands of a test.")
 
@@ -162,7 +207,11 @@ def test_completion_of_a_broken_project_is_empty(project: Path, text: str | None
 
 
 def test_defaults_repeated_for_cheap_help_are_those_of_the_modules() -> None:
-    defaults = {each.name: each.default for path in (("doctor",), ("workers",)) for each in COMMANDS[path].params}
+    defaults = {
+        each.name: each.default
+        for path in (("doctor",), ("workers",))
+        for each in COMMANDS[path].params
+    }
     assert defaults["silence"] == server.SILENCE.total_seconds() / 60
     assert defaults["deployment"] == DEPLOYMENT
     assert application.PROFILES == schema.FOLDER

@@ -1,4 +1,6 @@
-"""The dashboard: who may reach it, that it serves what infra/prefect.yaml says, and that it ends whole."""
+"""The dashboard: who may reach it, that it serves what infra/prefect.yaml says, and that it ends
+whole.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def port() -> int:
             return number
 
 
-def test_others_need_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_others_need_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv(PASSWORD, raising=False)
     for password in ("", "no-colon", "no-password:", ":no-user"):
         monkeypatch.setenv(PASSWORD, password)
@@ -55,11 +59,15 @@ def test_others_need_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     variables = variables_for(tmp_path, "0.0.0.0", 4200)
     assert variables["PREFECT_API_AUTH_STRING"] == "somebody:secret"
     assert variables["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
-    assert variables[REPORT_URL] == "http://127.0.0.1:4201", "the report asks for no password: it stays here"
+    assert variables[REPORT_URL] == "http://127.0.0.1:4201", (
+        "the report asks for no password: it stays here"
+    )
     assert "secret" not in "".join(capfd.readouterr())
 
 
-def test_an_address_of_ipv6_stands_in_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_ipv6_stands_in_brackets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv(PASSWORD, raising=False)
     assert variables_for(tmp_path, "::1", 4200)["PREFECT_API_URL"] == "http://[::1]:4200/api"
 
@@ -73,8 +81,12 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, port: int
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["serve.lock"]
 
 
-@pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda each: f"{each['entrypoint']}:{each['name']}")
-def test_every_deployment_is_of_a_flow_that_takes_its_parameters(deployment: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "deployment", DEPLOYMENTS, ids=lambda each: f"{each['entrypoint']}:{each['name']}"
+)
+def test_every_deployment_is_of_a_flow_that_takes_its_parameters(
+    deployment: dict[str, Any],
+) -> None:
     file, name = deployment["entrypoint"].split(":")
     found = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
     assert isinstance(found, Flow)
@@ -87,23 +99,33 @@ def test_the_dashboard_serves_all_deployments_ends_whole_when_it_is_killed_and_g
     tmp_path: Path, port: int
 ) -> None:
     make_workspace(tmp_path, ["a"])
-    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", *SERVED, cwd=REPOSITORY).split():
+    for name in run(
+        "git", "ls-files", "--cached", "--others", "--exclude-standard", *SERVED, cwd=REPOSITORY
+    ).split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     (tmp_path / "hold" / "a").touch()
     dashboard, said = start(tmp_path, port)
     try:
         assert f"Dashboard: http://127.0.0.1:{port}\n" in said, said
-        api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", auth=("somebody", "secret"), timeout=30)
+        api = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}/api", auth=("somebody", "secret"), timeout=30
+        )
         assert httpx.post(f"{api.base_url}deployments/filter", json={}).status_code == 401
         served = api.post("/deployments/filter", json={}).json()
         assert len(served) == len(DEPLOYMENTS)
         assert not any(schedule["active"] for each in served for schedule in each["schedules"])
-        assert {pool["name"] for pool in api.post("/work_pools/filter", json={}).json()} >= {"local", "gpu"}
+        assert {pool["name"] for pool in api.post("/work_pools/filter", json={}).json()} >= {
+            "local",
+            "gpu",
+        }
         (automation,) = api.post("/automations/filter", json={}).json()
         assert automation["trigger"]["expect"] == ["dataset.updated"]
         assert httpx.get(f"http://127.0.0.1:{port + 1}/").status_code == 200
-        may = {origin: _may_ask(api, origin) for origin in ("http://other.example", f"http://127.0.0.1:{port}")}
+        may = {
+            origin: _may_ask(api, origin)
+            for origin in ("http://other.example", f"http://127.0.0.1:{port}")
+        }
         assert may == {"http://other.example": False, f"http://127.0.0.1:{port}": True}
         with pytest.raises(InputError, match=rf"runs already: http://127.0.0.1:{port}"):
             serve(tmp_path, "127.0.0.1", port + 2)
@@ -112,7 +134,9 @@ def test_the_dashboard_serves_all_deployments_ends_whole_when_it_is_killed_and_g
         assert state_of(api, first) == "RUNNING"
         second = ask_for(api)
         until(lambda: state_of(api, second) == "CANCELLED")
-        assert "secret" not in said + "".join(path.read_text(encoding="utf-8", errors="replace") for path in tmp_path.rglob("*.log"))
+        assert "secret" not in said + "".join(
+            path.read_text(encoding="utf-8", errors="replace") for path in tmp_path.rglob("*.log")
+        )
     finally:
         dashboard.kill()
         dashboard.wait()
@@ -133,9 +157,18 @@ def test_the_dashboard_serves_all_deployments_ends_whole_when_it_is_killed_and_g
 
 def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
     """The dashboard of the workspace, ready or failed, and what it has said."""
-    environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("PREFECT_")} | {PASSWORD: "somebody:secret"}
+    environment = {
+        key: value for key, value in ENVIRONMENT.items() if not key.startswith("PREFECT_")
+    } | {PASSWORD: "somebody:secret"}
     command = [*MED_R1, "dashboard", "--port", str(port)]
-    dashboard = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    dashboard = subprocess.Popen(
+        command,
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert dashboard.stdout
     said = ""
     for line in dashboard.stdout:
@@ -147,17 +180,30 @@ def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
 
 def _may_ask(api: httpx.Client, origin: str) -> bool:
     """Does the server let a page of that origin send it JSON?"""
-    asks = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    return api.options("/deployments/filter", headers=asks).headers.get("access-control-allow-origin") in (origin, "*")
+    asks = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    return api.options("/deployments/filter", headers=asks).headers.get(
+        "access-control-allow-origin"
+    ) in (origin, "*")
 
 
 def ask_for(api: httpx.Client) -> str:
-    """Ask for train@a, as the dashboard does, again while the server says that its database is busy; the run's id."""
+    """Ask for train@a, as the dashboard does, again while the server says that its database is
+    busy; the run's id.
+    """
     deployment = api.get("/deployments/name/reproduce/local").json()
     asked: list[httpx.Response] = []
 
     def answered() -> bool:
-        asked.append(api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"only": ["train@a"]}}))
+        asked.append(
+            api.post(
+                f"/deployments/{deployment['id']}/create_flow_run",
+                json={"parameters": {"only": ["train@a"]}},
+            )
+        )
         return asked[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
 
     until(answered)

@@ -29,37 +29,72 @@ def free_port() -> int:
 
 def as_database_user(*command: str) -> list[str]:
     """PostgreSQL refuses to run as root."""
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command] if AS_ROOT else list(command)
+    return (
+        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
+        if AS_ROOT
+        else list(command)
+    )
 
 
 @pytest.fixture
 def database() -> Iterator[tuple[Path, int]]:
-    """The binaries and the port of a PostgreSQL with a database `prefect` and the extension pg_trgm."""
+    """The binaries and the port of a PostgreSQL with a database `prefect` and the extension
+    pg_trgm.
+    """
     found = shutil.which("initdb")
     binaries = BINARIES or (Path(found).resolve().parent if found else None)
     if binaries is None:
         pytest.skip("PostgreSQL is not installed here (apt-get install postgresql)")
-    folder, port = Path(subprocess.check_output(as_database_user("mktemp", "-d", "-p", "/tmp"), text=True).strip()), free_port()
+    folder, port = (
+        Path(
+            subprocess.check_output(
+                as_database_user("mktemp", "-d", "-p", "/tmp"), text=True
+            ).strip()
+        ),
+        free_port(),
+    )
     data = folder / "data"
     try:
         subprocess.run(
-            as_database_user(str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "prefect"), check=True, capture_output=True
+            as_database_user(
+                str(binaries / "initdb"), "-D", str(data), "-A", "trust", "-U", "prefect"
+            ),
+            check=True,
+            capture_output=True,
         )
-        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
-        control = as_database_user(str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log"))
+        options = (
+            f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
+        )
+        control = as_database_user(
+            str(binaries / "pg_ctl"), "-D", str(data), "-w", "-l", str(folder / "log")
+        )
         subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True, cwd="/")
         try:
             query(binaries, port, "postgres", "CREATE DATABASE prefect")
             query(binaries, port, "prefect", "CREATE EXTENSION pg_trgm")
             yield binaries, port
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/")
+            subprocess.run(
+                [*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/"
+            )
     finally:
         shutil.rmtree(folder)
 
 
 def query(binaries: Path, port: int, database: str, statement: str) -> str:
-    command = [str(binaries / "psql"), "-h", "127.0.0.1", "-p", str(port), "-U", "prefect", "-d", database, "-tAc", statement]
+    command = [
+        str(binaries / "psql"),
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-U",
+        "prefect",
+        "-d",
+        database,
+        "-tAc",
+        statement,
+    ]
     return subprocess.check_output(command, text=True).strip()
 
 
@@ -70,13 +105,25 @@ def test_the_flow_is_recorded_in_postgresql(database: tuple[Path, int], tmp_path
         "PYTHONPATH": str(REPOSITORY),
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://prefect@127.0.0.1:{database_port}/prefect",
+        "PREFECT_API_DATABASE_CONNECTION_URL": (
+            f"postgresql+asyncpg://prefect@127.0.0.1:{database_port}/prefect"
+        ),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
     log = tmp_path / "server.log"
     with log.open("wb") as handle:
-        command = [str(Path(sys.executable).parent / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=handle, stderr=handle)
+        command = [
+            str(Path(sys.executable).parent / "prefect"),
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
+        server = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=handle, stderr=handle
+        )
     try:
         deadline = time.monotonic() + 120
         while not _answers(port):
@@ -87,10 +134,23 @@ def test_the_flow_is_recorded_in_postgresql(database: tuple[Path, int], tmp_path
         run_it = [*MED_R1, "reproduce", "--only", "train@a"]
         done = subprocess.run(run_it, cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        while query(binaries, database_port, "prefect", "SELECT count(*) FROM task_run WHERE state_name = 'Ran'") != "2":
-            assert time.monotonic() < deadline + 60, "task runs are told to the server a moment after they end"
+        while (
+            query(
+                binaries,
+                database_port,
+                "prefect",
+                "SELECT count(*) FROM task_run WHERE state_name = 'Ran'",
+            )
+            != "2"
+        ):
+            assert time.monotonic() < deadline + 60, (
+                "task runs are told to the server a moment after they end"
+            )
             time.sleep(0.3)
-        assert query(binaries, database_port, "prefect", "SELECT name, state_type FROM flow_run") == "reproduce train@a|COMPLETED"
+        assert (
+            query(binaries, database_port, "prefect", "SELECT name, state_type FROM flow_run")
+            == "reproduce train@a|COMPLETED"
+        )
         assert "up to date" in run("dvc", "repro", "train@a", cwd=root)
     finally:
         server.terminate()

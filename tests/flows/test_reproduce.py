@@ -1,4 +1,6 @@
-"""The flow against a real Prefect API: the results of plain `dvc repro`, whatever fails or is killed on the way."""
+"""The flow against a real Prefect API: the results of plain `dvc repro`, whatever fails or is
+killed on the way.
+"""
 
 from __future__ import annotations
 
@@ -47,22 +49,35 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, s
 
 
 def states(*names: str) -> dict[str, tuple[str, str]]:
-    """Task -> name and message of its state, of the latest flow run, as soon as the server knows all of `names` to have ended."""
+    """Task -> name and message of its state, of the latest flow run, as soon as the server knows
+    all of `names` to have ended.
+    """
     deadline = time.monotonic() + 60
     while True:
         with get_client(sync_client=True) as client:
             latest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
             wanted = FlowRunFilter(id=FlowRunFilterId(any_=[latest.id]))
-            runs = {each.name: each.state for each in client.read_task_runs(flow_run_filter=wanted) if each.state}
-        if all(name in runs and runs[name].is_final() for name in names) or time.monotonic() > deadline:
+            runs = {
+                each.name: each.state
+                for each in client.read_task_runs(flow_run_filter=wanted)
+                if each.state
+            }
+        if (
+            all(name in runs and runs[name].is_final() for name in names)
+            or time.monotonic() > deadline
+        ):
             return {name: (str(state.name), str(state.message)) for name, state in runs.items()}
         time.sleep(0.2)
 
 
-def test_results_are_those_of_plain_dvc_and_a_second_run_has_nothing_to_do(root: Path, reference: dict[str, Any]) -> None:
+def test_results_are_those_of_plain_dvc_and_a_second_run_has_nothing_to_do(
+    root: Path, reference: dict[str, Any]
+) -> None:
     summary = reproduce(root=str(root), slots=2)
     assert summary.clean
-    assert {result.name: result.state for result in summary.results} == dict.fromkeys(reference, "ran")
+    assert {result.name: result.state for result in summary.results} == dict.fromkeys(
+        reference, "ran"
+    )
     assert locked(root) == reference
     assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
     again = reproduce(root=str(root))
@@ -83,7 +98,11 @@ def test_a_failed_stage_holds_up_none_but_those_that_need_it(
     assert seen["train@b"] == ("Failed", "train@b failed: b has no luck")
     assert seen["train@a"][0] == "Ran"
     (root / "fail" / "b").unlink()
-    assert {result.name for result in reproduce(root=str(root)).results} == {"train@b", "evaluate@b", "report"}
+    assert {result.name for result in reproduce(root=str(root)).results} == {
+        "train@b",
+        "evaluate@b",
+        "report",
+    }
     assert locked(root) == reference
 
 
@@ -102,14 +121,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 16 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_when_results_are_recorded_is_named_and_once_there_is_room_nothing_is_lost(small_disk: Path) -> None:
+def test_a_disk_that_is_full_when_results_are_recorded_is_named_and_once_there_is_room_nothing_is_lost(
+    small_disk: Path,
+) -> None:
     root = make_workspace(small_disk / "workspace", keys=("a",))
     with (root / "work.sh").open("a", encoding="utf-8") as script:
         script.write('[ "$1" = predictions ] || head -c 5000000 /dev/zero >> "$1/$2.txt"\n')
@@ -128,16 +153,24 @@ def test_only_what_is_asked_for_is_run_with_what_it_needs(root: Path) -> None:
     summary = reproduce(only=["evaluate@a"], root=str(root))
     assert [result.name for result in summary.results] == ["split", "train@a", "evaluate@a"]
     assert summary.clean
-    with pytest.raises(InputError, match=r"no stage of dvc.yaml is meant by 'train@z'; there are: train@a, train@b, train@c"):
+    with pytest.raises(
+        InputError,
+        match=r"no stage of dvc.yaml is meant by 'train@z'; there are: train@a, train@b, train@c",
+    ):
         reproduce(only=["train@z"], root=str(root))
 
 
 def test_two_flows_in_one_workspace_are_refused(root: Path) -> None:
-    with only_flow(root), pytest.raises(InputError, match=rf"another flow \(process {os.getpid()}\) runs in"):
+    with (
+        only_flow(root),
+        pytest.raises(InputError, match=rf"another flow \(process {os.getpid()}\) runs in"),
+    ):
         reproduce(root=str(root))
 
 
-def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_had_happened(root: Path, reference: dict[str, Any]) -> None:
+def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_had_happened(
+    root: Path, reference: dict[str, Any]
+) -> None:
     (root / "hold" / "a").touch()
     flow = subprocess.Popen(
         [*MED_R1, "reproduce", "--slots", "2"],
@@ -169,7 +202,9 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
     assert not left_servers()
 
 
-def test_the_command_line_says_how_it_ended(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_says_how_it_ended(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(root)
     assert med_r1("reproduce", "--only", "nothing") == ExitCode.INPUT
     assert "error: no stage of dvc.yaml is meant by 'nothing'" in capsys.readouterr().err
@@ -181,11 +216,16 @@ def test_the_command_line_says_how_it_ended(root: Path, monkeypatch: pytest.Monk
     assert "error: DVC cannot read the pipeline" in capsys.readouterr().err
 
 
-def test_a_server_that_does_not_answer_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_does_not_answer_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(root)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert med_r1("reproduce") == ExitCode.INPUT
-    assert "error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL): start one with" in capsys.readouterr().err
+    assert (
+        "error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL): start one"
+        " with" in capsys.readouterr().err
+    )
 
 
 def test_a_task_whose_state_cannot_be_asked_for_has_failed_and_holds_up_nobody() -> None:
@@ -196,4 +236,8 @@ def test_a_task_whose_state_cannot_be_asked_for_has_failed_and_holds_up_nobody()
 
     result = _crashed("train@a", Unreachable())  # type: ignore[arg-type]
     assert result.state == "failed"
-    assert result.message == "train@a failed: its task ended without a state that could be asked for (ConnectError: refused). Run again"
+    assert (
+        result.message
+        == "train@a failed: its task ended without a state that could be asked for (ConnectError:"
+        " refused). Run again"
+    )

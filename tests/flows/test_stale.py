@@ -17,13 +17,17 @@ from tests.flows.tiny import REPOSITORY, run
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stages that depend on the code that the pipeline's do, and on nothing else, up to date."""
     root = tmp_path_factory.mktemp("pipeline")
-    pipeline = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    pipeline = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))[
+        "stages"
+    ]
     stages = {}
     for name, entry in pipeline.items():
         code = [dep for dep in entry.get("do", entry)["deps"] if dep.startswith("stages/")]
         stages[name] = {"cmd": f"echo > {name}.txt", "deps": code, "outs": [f"{name}.txt"]}
     (root / "dvc.yaml").write_text(json.dumps({"stages": stages}), encoding="utf-8")
-    shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__")
+    )
     run("git", "init", "-q", cwd=root)
     run("dvc", "init", "-q", cwd=root)
     shutil.copy(REPOSITORY / ".dvcignore", root)
@@ -41,7 +45,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluate.py", {"evaluate"}),
     ],
 )
-def test_an_edit_makes_stale_what_the_code_decides_and_nothing_else(root: Path, edited: str, stale: set[str]) -> None:
+def test_an_edit_makes_stale_what_the_code_decides_and_nothing_else(
+    root: Path, edited: str, stale: set[str]
+) -> None:
     path = root / "stages" / edited
     before = path.read_text(encoding="utf-8")
     path.write_text(f"{before}# edited\n", encoding="utf-8")

@@ -48,7 +48,9 @@ run_stage(main)
 
 
 def run(*command: str, cwd: Path, code: int = 0, more: Mapping[str, str] | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, env=ENVIRONMENT | dict(more or {}), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT | dict(more or {}), capture_output=True, text=True
+    )
     output = done.stdout + done.stderr
     assert done.returncode == code, output[-4000:]
     return output
@@ -79,7 +81,10 @@ def _pipeline(keys: list[str]) -> dict[str, Any]:
     return {
         "stages": {
             "split": {
-                "cmd": f"mkdir -p parts && for key in {parts}; do cat corpus.txt > parts/$key.txt; echo $key >> parts/$key.txt; done",
+                "cmd": (
+                    f"mkdir -p parts && for key in {parts}; do cat corpus.txt > parts/$key.txt;"
+                    " echo $key >> parts/$key.txt; done"
+                ),
                 "deps": ["corpus.txt"],
                 "outs": [f"parts/{key}.txt" for key in keys],
                 "meta": {"gpus": 0, "minutes": 1},
@@ -118,4 +123,6 @@ def locked(root: Path) -> dict[str, dict[str, str]]:
     """Stage -> path -> md5 of its outputs, from dvc.lock."""
     path = root / "dvc.lock"
     stages = read_yaml(path)["stages"] if path.is_file() else {}
-    return {name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()}
+    return {
+        name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()
+    }

@@ -10,7 +10,10 @@ from stages.core.errors import InputError
 from stages.generation.answer_store import AnswerStore
 from stages.generation.generate import Answers, Completion, Key
 
-FIRST: dict[Key, Completion] = {(3, "real"): Completion("<answer> é </answer>", (5, 7, 844)), (3, "blank"): Completion("", (844,))}
+FIRST: dict[Key, Completion] = {
+    (3, "real"): Completion("<answer> é </answer>", (5, 7, 844)),
+    (3, "blank"): Completion("", (844,)),
+}
 SECOND: dict[Key, Completion] = {(1, "real"): Completion("b", (6,))}
 
 
@@ -46,5 +49,7 @@ def test_those_of_another_fingerprint_are_removed_and_never_read(tmp_path: Path)
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("a file", encoding="utf-8")
-    with pytest.raises(InputError, match=r"a, where answers are kept as they come, cannot be written to"):
+    with pytest.raises(
+        InputError, match=r"a, where answers are kept as they come, cannot be written to"
+    ):
         AnswerStore(tmp_path / "a").make_folder()

@@ -28,8 +28,12 @@ def test_auto_is_a_fixed_number_on_a_cpu_and_a_given_number_is_that_everywhere()
         assert BatchSize(7, torch.device(device)).rows == 7
 
 
-@pytest.mark.parametrize(("free", "rows"), [(130 * GIB, MOST), (20 * GIB, 512), (4 * GIB, 128), (GIB // 8, 4), (1, 1)])
-def test_a_gpu_begins_with_what_its_free_memory_holds(monkeypatch: pytest.MonkeyPatch, free: int, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("free", "rows"), [(130 * GIB, MOST), (20 * GIB, 512), (4 * GIB, 128), (GIB // 8, 4), (1, 1)]
+)
+def test_a_gpu_begins_with_what_its_free_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, free: int, rows: int
+) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 141 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
@@ -55,8 +59,14 @@ def test_it_is_halved_down_to_one_and_then_the_remedy_is_named() -> None:
         size.halve(PACK_MAX_TOKENS)
         assert size.rows == rows
     with pytest.raises(
-        InputError, match=r"one answer at a time \(CUDA out of memory. Tried to allocate 2 GiB\): lower evaluate.max_new_tokens"
+        InputError,
+        match=(
+            r"one answer at a time \(CUDA out of memory. Tried to allocate 2 GiB\): lower"
+            r" evaluate.max_new_tokens"
+        ),
     ):
         size.halve(PACK_MAX_TOKENS)
-    with pytest.raises(InputError, match=r"evaluate.batch_size 64 \(.*\): lower it, or set it to auto"):
+    with pytest.raises(
+        InputError, match=r"evaluate.batch_size 64 \(.*\): lower it, or set it to auto"
+    ):
         BatchSize(64, torch.device("cuda")).halve(PACK_MAX_TOKENS)

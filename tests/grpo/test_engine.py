@@ -25,42 +25,62 @@ def steer(each: Any, monkeypatch: pytest.MonkeyPatch, rewards: list[float] | Non
     """Let the trainer sample `SAID`, in the order of its prompts, and give these rewards."""
     words: Iterator[list[int]] = iter(SAID * 10)
     if each.sharing.engine == "trl":
-        monkeypatch.setattr(each, "_generate_single_turn", lambda ids, *_, **__: ([next(words) for _ in ids], None))
+        monkeypatch.setattr(
+            each, "_generate_single_turn", lambda ids, *_, **__: ([next(words) for _ in ids], None)
+        )
     else:
         monkeypatch.setattr(
             "stages.grpo.engine.sample_completions",
-            lambda policy, prompts, done, uniform, sampling: [next(words) for _ in range(len(prompts) * uniform.shape[1])],
+            lambda policy, prompts, done, uniform, sampling: [
+                next(words) for _ in range(len(prompts) * uniform.shape[1])
+            ],
         )
     values = rewards or [float(index % 3) for index in range(8)]
     pool: Iterator[float] = iter(values * 10)
     each.reward_funcs = [lambda completions, **_: [next(pool) for _ in completions]]
-    each.reward_func_names, each.reward_weights, each.reward_processing_classes = ["order"], torch.ones(1), [None]
+    each.reward_func_names, each.reward_weights, each.reward_processing_classes = (
+        ["order"],
+        torch.ones(1),
+        [None],
+    )
 
 
 def trained(each: Any) -> dict[str, torch.Tensor]:
-    """The trained weights. Plain SGD makes the step the gradient, where Adam's first would be its sign."""
-    each.optimizer = torch.optim.SGD([p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate)
+    """The trained weights. Plain SGD makes the step the gradient, where Adam's first would be its
+    sign.
+    """
+    each.optimizer = torch.optim.SGD(
+        [p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate
+    )
     each.args.max_grad_norm = 0.0
     each.train()
     return {name: parameter.detach().clone() for name, parameter in each.model.named_parameters()}
 
 
-def assert_same_step(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: PreTrainedModel) -> None:
+def assert_same_step(
+    one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], start: PreTrainedModel
+) -> None:
     before = start.state_dict()
     moved = sum((one[name] - before[name]).pow(2).sum() for name in one)
     apart = sum((one[name] - other[name]).pow(2).sum() for name in one)
     assert moved > 0
-    assert (apart / moved) ** 0.5 <= 1e-3  # the step is small beside the weights it is the difference of
+    assert (
+        apart / moved
+    ) ** 0.5 <= 1e-3  # the step is small beside the weights it is the difference of
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_a_whole_step_is_trls(family: str, reuse: bool, loss_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_step_is_trls(
+    family: str, reuse: bool, loss_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"loss_type": loss_type, "learning_rate": 0.1}
     ours = trainer(tmp_path, random_policy(family), reuse_prompt_pass=reuse, **settings)
     steer(ours, monkeypatch)
-    stock = trainer(tmp_path, random_policy(family), engine="trl", reuse_prompt_pass=False, **settings)
+    stock = trainer(
+        tmp_path, random_policy(family), engine="trl", reuse_prompt_pass=False, **settings
+    )
     one = trained(ours)
     steer(stock, monkeypatch)
     assert_same_step(one, trained(stock), random_policy(family))
@@ -70,9 +90,17 @@ def test_a_whole_step_is_trls(family: str, reuse: bool, loss_type: str, tmp_path
     ("ours", "stock"),
     [
         ({"prompts_per_device": 1, "gradient_accumulation_steps": 2}, {}),
-        ({"prompts_per_device": 1, "gradient_accumulation_steps": 2, "reuse_prompt_pass": False}, {}),
         (
-            {"num_iterations": 3, "max_steps": 3, "reuse_prompt_pass": False, "learning_rate": 0.01},
+            {"prompts_per_device": 1, "gradient_accumulation_steps": 2, "reuse_prompt_pass": False},
+            {},
+        ),
+        (
+            {
+                "num_iterations": 3,
+                "max_steps": 3,
+                "reuse_prompt_pass": False,
+                "learning_rate": 0.01,
+            },
             {"num_iterations": 3, "max_steps": 3, "learning_rate": 0.01},
         ),
         ({"beta": 0.0}, {"beta": 0.0}),
@@ -97,7 +125,9 @@ def test_cuts_and_shortcuts_give_trls_weights(
     assert_same_step(first, trained(other), embedded_policy())
 
 
-def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_without_advantage_is_not_passed_through_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     each = trainer(tmp_path, beta=0.0, skip_zero_advantage=True, reuse_prompt_pass=False)
     steer(each, monkeypatch, [0.0, 1.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.0])
     scored: list[int] = []
@@ -110,7 +140,8 @@ def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Pa
     monkeypatch.setattr(engine, "score", counting)
     trained(each)
     assert scored == [1]
-    # nothing to learn from at all: one group still runs, so that no other process waits for this one
+    # nothing to learn from at all: one group still runs, so that no other process waits for this
+    # one
     scored.clear()
     alike = trainer(tmp_path, beta=0.0, skip_zero_advantage=True, reuse_prompt_pass=False)
     steer(alike, monkeypatch, [1.0] * 8)
@@ -121,14 +152,20 @@ def test_a_group_without_advantage_is_not_passed_through_the_policy(tmp_path: Pa
 
 
 def test_a_frozen_tower_does_not_move_and_sees_an_image_once(tmp_path: Path) -> None:
-    each = trainer(tmp_path, freeze_vision_tower=True, vision_cache_mb=10, max_steps=3, learning_rate=1e-3)
+    each = trainer(
+        tmp_path, freeze_vision_tower=True, vision_cache_mb=10, max_steps=3, learning_rate=1e-3
+    )
     seen: list[int] = []
     for model in (each.model, each.ref_model):
         model.model.visual.register_forward_hook(lambda *_: seen.append(1))
     each.train()
     assert len(seen) == 2, "two images, three steps, policy and reference"
     before = embedded_policy().state_dict()
-    moved = {name for name, parameter in each.model.named_parameters() if not torch.equal(parameter, before[name])}
+    moved = {
+        name
+        for name, parameter in each.model.named_parameters()
+        if not torch.equal(parameter, before[name])
+    }
     assert moved
     assert not any("visual" in name for name in moved)
 
@@ -142,13 +179,17 @@ def test_features_over_the_limit_are_dropped_and_computed_again(tmp_path: Path) 
     prompts = process_prompts(processor(), policy, chats(questions(tmp_path)), torch.device("cpu"))
     small, large = VisionFeatures(1), VisionFeatures(10**6)
     with torch.no_grad():
-        direct = policy.model.get_image_features(prompts.pixel_values, prompts.image_grid_thw, return_dict=True).pooler_output
+        direct = policy.model.get_image_features(
+            prompts.pixel_values, prompts.image_grid_thw, return_dict=True
+        ).pooler_output
     ids = prompts.ids
     embedded = policy.get_input_embeddings()(ids)
     places = (ids == processor().image_token_id)[..., None].expand_as(embedded)
     expected = embedded.masked_scatter(places, torch.cat(list(direct)))
     for features in (small, large, small, large):
-        torch.testing.assert_close(features(policy, prompts)(ids)["inputs_embeds"], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            features(policy, prompts)(ids)["inputs_embeds"], expected, rtol=0, atol=1e-5
+        )
 
 
 def test_features_alone_are_refused_for_a_model_that_needs_more(tmp_path: Path) -> None:
@@ -156,7 +197,9 @@ def test_features_alone_are_refused_for_a_model_that_needs_more(tmp_path: Path) 
         trainer(tmp_path, random_policy("qwen3_vl"), vision_cache_mb=1).train()
 
 
-def test_an_adapter_on_layers_that_are_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+def test_an_adapter_on_layers_that_are_not_there_is_refused_with_those_that_are(
+    tmp_path: Path,
+) -> None:
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "query"]}
     with pytest.raises(InputError, match=r"no layer 'query'; it has .*k_proj, .*q_proj"):
         trainer(tmp_path, lora=lora)
@@ -169,22 +212,35 @@ def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> 
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
     each = trainer(tmp_path, lora=lora, max_steps=3, learning_rate=1e-2)
     assert each.ref_model is None
-    trainable = [name for name, parameter in each.model.named_parameters() if parameter.requires_grad]
+    trainable = [
+        name for name, parameter in each.model.named_parameters() if parameter.requires_grad
+    ]
     assert trainable
     assert all("language_model" in name and "lora" in name for name in trainable)
     each.train()
-    assert each.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6), "the adapter begins as nothing"
+    assert each.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6), (
+        "the adapter begins as nothing"
+    )
     save_policy(each, processor(), tmp_path / "out")
-    before, after = embedded_policy().state_dict(), load_policy(tmp_path / "out", dtype="float32", attention="sdpa").state_dict()
+    before, after = (
+        embedded_policy().state_dict(),
+        load_policy(tmp_path / "out", dtype="float32", attention="sdpa").state_dict(),
+    )
     assert before.keys() == after.keys()
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])} == {
+    assert {
+        name.rpartition(".")[0].rpartition(".")[2]
+        for name in before
+        if not torch.equal(before[name], after[name])
+    } == {
         "q_proj",
         "v_proj",
     }
 
 
 def test_groups_stay_whole_and_images_with_their_prompts(tmp_path: Path) -> None:
-    each = trainer(tmp_path, prompts_per_device=1, gradient_accumulation_steps=2, reuse_prompt_pass=False)
+    each = trainer(
+        tmp_path, prompts_per_device=1, gradient_accumulation_steps=2, reuse_prompt_pass=False
+    )
     assert isinstance(each, MedGRPOTrainer)
     each.model.train()
     rows = [each.train_dataset[row // 4] for row in range(8)]
@@ -199,7 +255,9 @@ def test_groups_stay_whole_and_images_with_their_prompts(tmp_path: Path) -> None
         assert len(prompts.pixel_values) == int(prompts.image_grid_thw.prod())
 
 
-def test_an_image_is_processed_once_for_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_processed_once_for_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     each = trainer(tmp_path)
     counted: list[int] = []
     images = type(processor().image_processor)
@@ -217,12 +275,20 @@ def test_an_image_is_processed_once_for_its_group(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (lambda completions, **_: [float("nan")] * len(completions), r"the reward 'broken' gave no number for completion 0"),
-        (lambda completions, **_: [None] * len(completions), r"the reward 'broken' gave no number for completion 0"),
+        (
+            lambda completions, **_: [float("nan")] * len(completions),
+            r"the reward 'broken' gave no number for completion 0",
+        ),
+        (
+            lambda completions, **_: [None] * len(completions),
+            r"the reward 'broken' gave no number for completion 0",
+        ),
         (lambda completions, **_: [1.0], r"'broken' returned 1 rewards, but 8 were expected"),
     ],
 )
-def test_a_reward_that_gives_no_number_for_each_completion_stops_the_run(reward: Any, message: str, tmp_path: Path) -> None:
+def test_a_reward_that_gives_no_number_for_each_completion_stops_the_run(
+    reward: Any, message: str, tmp_path: Path
+) -> None:
     each = trainer(tmp_path)
     each.reward_funcs, each.reward_func_names = [reward], ["broken"]
     each.reward_weights, each.reward_processing_classes = torch.ones(1), [None]
@@ -234,12 +300,21 @@ def test_rewards_see_the_image_and_every_column(tmp_path: Path) -> None:
     each = trainer(tmp_path)
     seen: dict[str, Any] = {}
 
-    def reward(completions: list[Any], image: list[Any], gold: list[str], options: list[list[str]], **_: Any) -> list[float]:
+    def reward(
+        completions: list[Any],
+        image: list[Any],
+        gold: list[str],
+        options: list[list[str]],
+        **_: Any,
+    ) -> list[float]:
         seen.update(image=image, gold=gold, options=options)
         return [0.0] * len(completions)
 
     each.reward_funcs, each.reward_func_names = [reward], ["looks"]
     each.reward_weights, each.reward_processing_classes = torch.ones(1), [None]
     each.train()
-    assert [image.size for image in seen["image"]] in ([(96, 144)] * 4 + [(384, 384)] * 4, [(384, 384)] * 4 + [(96, 144)] * 4)
+    assert [image.size for image in seen["image"]] in (
+        [(96, 144)] * 4 + [(384, 384)] * 4,
+        [(384, 384)] * 4 + [(96, 144)] * 4,
+    )
     assert seen["gold"] == ["A"] * 8

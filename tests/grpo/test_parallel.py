@@ -1,4 +1,6 @@
-"""Several processes learn what one learns from the same batch, whatever is shared, cut or left out between them."""
+"""Several processes learn what one learns from the same batch, whatever is shared, cut or left out
+between them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from stages.core.distributed.launch import launch
 from stages.core.errors import InputError, LostPeerError
 from stages.core.params import Grpo, load_params
 from stages.grpo import engine
-from stages.grpo.parallel import CONFIGURATIONS, explain_peer_failure, others_named, parallel_arguments, processes_to_launch
+from stages.grpo.parallel import (
+    CONFIGURATIONS,
+    explain_peer_failure,
+    others_named,
+    parallel_arguments,
+    processes_to_launch,
+)
 from tests.grpo.tiny import REPOSITORY, embedded_policy
 from tests.grpo.two_processes import CASES, step
 
@@ -23,13 +31,21 @@ PLAIN = [case for case in CASES if not case.startswith("zero")]
 
 
 def settings(**changed: object) -> Grpo:
-    return Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | {"reuse_prompt_pass": False} | changed)
+    return Grpo.model_validate(
+        load_params(REPOSITORY / "params.yaml").grpo.model_dump()
+        | {"reuse_prompt_pass": False}
+        | changed
+    )
 
 
 def compare(folder: Path, cases: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Run cases in two processes and in this one; how far their steps lie apart, as a share of the step."""
+    """Run cases in two processes and in this one; how far their steps lie apart, as a share of the
+    step.
+    """
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
-    monkeypatch.setitem(vars(engine), "sample_completions", vars(engine)["sample_completions"])  # is put back behind the test
+    monkeypatch.setitem(
+        vars(engine), "sample_completions", vars(engine)["sample_completions"]
+    )  # is put back behind the test
     launch(["tests.grpo.two_processes", str(folder), *cases], 2, folder / "logs", "see above")
     before, apart = embedded_policy().state_dict(), {}
     for case in cases:
@@ -37,30 +53,42 @@ def compare(folder: Path, cases: list[str], monkeypatch: pytest.MonkeyPatch) -> 
         one, two = step(folder / case, case), load_file(folder / f"{case}.safetensors")
         assert one.keys() == two.keys()
         start = {name: before.get(name, torch.zeros_like(value)) for name, value in one.items()}
-        if case == "adapter":  # whose first part begins at random, and does not move in the first step
+        if (
+            case == "adapter"
+        ):  # whose first part begins at random, and does not move in the first step
             start |= {name: value for name, value in one.items() if "lora_A" in name}
             start |= {name: value for name, value in one.items() if "lora_" not in name}
         moved = sum(float((one[name] - start[name]).pow(2).sum()) for name in one)
         assert moved > 0, case
-        apart[case] = (sum(float((one[name] - two[name]).pow(2).sum()) for name in one) / moved) ** 0.5
+        apart[case] = (
+            sum(float((one[name] - two[name]).pow(2).sum()) for name in one) / moved
+        ) ** 0.5
     return apart
 
 
-def test_two_processes_take_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_take_the_step_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     apart = compare(tmp_path, PLAIN, monkeypatch)
     print(apart)
     assert apart.pop("bfloat16") < 0.05
     assert all(each < 1e-4 for each in apart.values()), apart
 
 
-@pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it")
+@pytest.mark.skipif(
+    util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it"
+)
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("zero")])
-def test_deepspeed_takes_the_step_of_one_process(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_takes_the_step_of_one_process(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     apart = compare(tmp_path, [case], monkeypatch)
     print(apart)
     if "bfloat16" in case:
         kept = load_file(tmp_path / f"{case}.safetensors").values()
-        assert any(not torch.equal(weights, weights.bfloat16().float()) for weights in kept), "the weights are those that are trained"
+        assert any(not torch.equal(weights, weights.bfloat16().float()) for weights in kept), (
+            "the weights are those that are trained"
+        )
     assert apart[case] < (0.05 if "bfloat16" in case else 1e-4)
 
 
@@ -68,24 +96,48 @@ def test_deepspeed_takes_the_step_of_one_process(case: str, tmp_path: Path, monk
 def test_the_configurations_are_deepspeeds_and_leave_to_trl_what_params_say(stage: int) -> None:
     tree = json.loads((CONFIGURATIONS / f"zero{stage}.json").read_text(encoding="utf-8"))
     assert tree["zero_optimization"]["stage"] == stage
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    ):
         assert tree[key] == "auto"
     assert tree["bf16"] == {"enabled": "auto"}
     if stage == 3:
-        assert tree["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"], "or the checkpoint would be empty"
+        assert tree["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"], (
+            "or the checkpoint would be empty"
+        )
 
 
-def test_deepspeed_that_is_missing_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_that_is_missing_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("stages.grpo.parallel.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"grpo.parallel zero2 needs the package deepspeed: `pip install --no-build-isolation '.\[gpu\]'`"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"grpo.parallel zero2 needs the package deepspeed: `pip install --no-build-isolation"
+            r" '.\[gpu\]'`"
+        ),
+    ):
         processes_to_launch(settings(parallel="zero2"))
 
 
 @pytest.mark.parametrize(
     ("way", "there", "started"),
-    [("auto", "1", 0), ("auto", "3", 3), ("ddp", "2", 2), ("none", "4", 0), ("zero2", "1", 1), ("zero3", "2", 2)],
+    [
+        ("auto", "1", 0),
+        ("auto", "3", 3),
+        ("ddp", "2", 2),
+        ("none", "4", 0),
+        ("zero2", "1", 1),
+        ("zero3", "2", 2),
+    ],
 )
-def test_a_process_is_started_for_each_gpu_of_the_slot(way: str, there: str, started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_is_started_for_each_gpu_of_the_slot(
+    way: str, there: str, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("stages.grpo.parallel.util.find_spec", lambda name: object())
     monkeypatch.setenv("MED_R1_PROCESSES", there)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -100,9 +152,13 @@ def test_what_was_launched_by_others_launches_nothing(monkeypatch: pytest.Monkey
         processes_to_launch(settings(parallel="none"))
 
 
-def test_ddp_is_refused_where_there_is_nothing_to_share_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddp_is_refused_where_there_is_nothing_to_share_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MED_R1_PROCESSES", "1")
-    with pytest.raises(InputError, match="grpo.parallel ddp needs several GPUs, and here is one or none"):
+    with pytest.raises(
+        InputError, match="grpo.parallel ddp needs several GPUs, and here is one or none"
+    ):
         processes_to_launch(settings(parallel="ddp"))
 
 
@@ -116,14 +172,28 @@ def test_the_timeout_is_passed_on() -> None:
     assert parallel_arguments(settings(timeout_minutes=1.5))["ddp_timeout"] == 90
 
 
-GONE = "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4000"
-LATE = "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 90000ms for recv operation to complete"
-NCCL = "NCCL communicator was aborted on rank 1. Watchdog caught collective operation timeout: WorkNCCL(SeqNum=9, OpType=ALLREDUCE)"
+GONE = (
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"
+    " [127.0.0.1]:4000"
+)
+LATE = (
+    "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 90000ms for"
+    " recv operation to complete"
+)
+NCCL = (
+    "NCCL communicator was aborted on rank 1. Watchdog caught collective operation timeout:"
+    " WorkNCCL(SeqNum=9, OpType=ALLREDUCE)"
+)
 
 
 @pytest.mark.parametrize(
     ("text", "error"),
-    [(GONE, LostPeerError), (LATE, InputError), (NCCL, InputError), ("mat1 and mat2 shapes cannot be multiplied", RuntimeError)],
+    [
+        (GONE, LostPeerError),
+        (LATE, InputError),
+        (NCCL, InputError),
+        ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
+    ],
 )
 def test_an_error_that_comes_from_another_process_has_a_type_of_its_own(
     text: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch

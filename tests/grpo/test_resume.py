@@ -20,7 +20,9 @@ class Stopped(Exception):
     """What a kill looks like from inside: nothing is finished, nothing tidied up."""
 
 
-def run(folder: Path, settings: dict[str, Any], stop_after: int | None = None, resume: bool = False) -> dict[str, torch.Tensor]:
+def run(
+    folder: Path, settings: dict[str, Any], stop_after: int | None = None, resume: bool = False
+) -> dict[str, torch.Tensor]:
     deterministic(1)
     each = trainer(folder, **settings)
     if stop_after:
@@ -40,7 +42,13 @@ def run(folder: Path, settings: dict[str, Any], stop_after: int | None = None, r
     return {name: parameter.detach().clone() for name, parameter in each.model.named_parameters()}
 
 
-BASE_SETTINGS: dict[str, Any] = {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-3, "prompts_per_device": 1, "num_train_epochs": 9.0}
+BASE_SETTINGS: dict[str, Any] = {
+    "max_steps": 6,
+    "save_steps": 2,
+    "learning_rate": 1e-3,
+    "prompts_per_device": 1,
+    "num_train_epochs": 9.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -48,14 +56,17 @@ BASE_SETTINGS: dict[str, Any] = {"max_steps": 6, "save_steps": 2, "learning_rate
     [
         ({}, 3),  # two prompts, one a step: step 4 lies in the second epoch
         ({"gradient_accumulation_steps": 2}, 7),
-        # two updates a batch of completions and a state saved between them: what is left of the batch is kept
+        # two updates a batch of completions and a state saved between them: what is left of the
+        # batch is kept
         ({"num_iterations": 2, "reuse_prompt_pass": False, "save_steps": 3}, 4),
         ({"num_iterations": 2, "reuse_prompt_pass": False, "save_steps": 3, "engine": "trl"}, 4),
         ({"lora": {"rank": 2, "alpha": 4, "dropout": 0.5, "target_modules": ["q_proj"]}}, 5),
         ({"logging_steps": 2, "vision_cache_mb": 10}, 5),
     ],
 )
-def test_weights_and_log_are_those_of_an_undisturbed_run(settings: dict[str, Any], stop_after: int, tmp_path: Path) -> None:
+def test_weights_and_log_are_those_of_an_undisturbed_run(
+    settings: dict[str, Any], stop_after: int, tmp_path: Path
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
@@ -92,7 +103,10 @@ def test_a_checkpoint_that_was_not_written_whole_is_passed_over_and_removed(tmp_
 
 def test_no_more_than_two_checkpoints_are_kept_and_none_of_the_last_step(tmp_path: Path) -> None:
     run(tmp_path, BASE_SETTINGS | {"save_steps": 1})
-    assert sorted(path.name for path in (tmp_path / "state").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+    assert sorted(path.name for path in (tmp_path / "state").glob("checkpoint-*")) == [
+        "checkpoint-4",
+        "checkpoint-5",
+    ]
 
 
 def test_no_checkpoint_without_save_steps(tmp_path: Path) -> None:

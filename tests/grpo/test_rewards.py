@@ -28,21 +28,32 @@ from stages.prompts.styles import PROMPTS, Style, ask, chat
         ("think-after", "<think> a </think> <answer> A </answer>", 0.0),
     ],
 )
-def test_format_wants_each_block_once_in_order_and_nothing_else(style: Style, completion: str, reward: float) -> None:
-    assert format_reward(style)(completions=[[{"role": "assistant", "content": completion}]]) == [reward]
+def test_format_wants_each_block_once_in_order_and_nothing_else(
+    style: Style, completion: str, reward: float
+) -> None:
+    assert format_reward(style)(completions=[[{"role": "assistant", "content": completion}]]) == [
+        reward
+    ]
 
 
 def test_accuracy_compares_the_answer_with_the_gold_letter_of_its_own_question() -> None:
     (accuracy,) = reward_functions(["accuracy"], "no-think")
     completions = [
-        [{"role": "assistant", "content": text}] for text in ("<answer> B </answer>", "<answer> B </answer>", "<answer> D </answer>")
+        [{"role": "assistant", "content": text}]
+        for text in ("<answer> B </answer>", "<answer> B </answer>", "<answer> D </answer>")
     ]
-    rewards = accuracy(completions=completions, gold=["B", "A", "D"], options=[["CT", "PET"], ["CT", "PET"], ["x", "y", "z"]])
+    rewards = accuracy(
+        completions=completions,
+        gold=["B", "A", "D"],
+        options=[["CT", "PET"], ["CT", "PET"], ["x", "y", "z"]],
+    )
     assert rewards == [1.0, 0.0, 0.0]
 
 
 def test_rewards_keep_the_order_and_names_of_params() -> None:
-    assert [function.__name__ for function in reward_functions(["format", "accuracy"], "think")] == ["format", "accuracy"]
+    assert [
+        function.__name__ for function in reward_functions(["format", "accuracy"], "think")
+    ] == ["format", "accuracy"]
 
 
 @pytest.mark.parametrize("style", ["think", "no-think", "think-after"])

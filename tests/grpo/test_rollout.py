@@ -18,12 +18,19 @@ ENDS = (844, 842)
 
 
 def rollout(
-    policy: PreTrainedModel, prompts: PromptBatch, numbers: list[int], group: int = 4, seed: int = 5, **more: object
+    policy: PreTrainedModel,
+    prompts: PromptBatch,
+    numbers: list[int],
+    group: int = 4,
+    seed: int = 5,
+    **more: object,
 ) -> list[list[int]]:
     sampling = Sampling(**{"max_tokens": 12, "ends": ENDS, "pad": 842} | more)  # type: ignore[arg-type]
     with torch.no_grad():
         done = pass_over_prompts(policy, prompts, prompts.image_inputs)
-    return sample_completions(policy, prompts, done, draws(seed, numbers, group, sampling.max_tokens), sampling)
+    return sample_completions(
+        policy, prompts, done, draws(seed, numbers, group, sampling.max_tokens), sampling
+    )
 
 
 def prompts_for(policy: PreTrainedModel, folder: Path) -> PromptBatch:
@@ -37,7 +44,12 @@ def test_greedy_completions_are_those_of_generate(family: str, tmp_path: Path) -
     ours = rollout(policy, prompts, [0, 1], group=2, temperature=0.0)
     rows = chats(questions(tmp_path))
     inputs = processor().apply_chat_template(
-        rows, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+        rows,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
     )
     width = inputs["input_ids"].shape[1]
     theirs = policy.generate(**inputs, max_new_tokens=12, do_sample=False)[:, width:].tolist()
@@ -50,7 +62,9 @@ def test_completions_of_a_prompt_do_not_depend_on_who_shares_the_call(tmp_path: 
     policy = embedded_policy()
     prompts = prompts_for(policy, tmp_path)
     together = rollout(policy, prompts, [3, 4], temperature=1.5)
-    alone = rollout(policy, prompts.select([0]), [3], temperature=1.5) + rollout(policy, prompts.select([1]), [4], temperature=1.5)
+    alone = rollout(policy, prompts.select([0]), [3], temperature=1.5) + rollout(
+        policy, prompts.select([1]), [4], temperature=1.5
+    )
     assert together == alone
     assert len({tuple(each) for each in together[:4]}) > 1, "members of a group differ"
     assert together == rollout(policy, prompts, [3, 4], temperature=1.5)
@@ -79,10 +93,14 @@ class Constant:
         return type(self)(self.logits.expand(*input_ids.shape, -1).tolist())
 
 
-def sample_constant(probabilities: list[float], tokens: int, group: int, **more: object) -> tuple[list[list[int]], int]:
+def sample_constant(
+    probabilities: list[float], tokens: int, group: int, **more: object
+) -> tuple[list[list[int]], int]:
     policy = Constant(torch.tensor(probabilities).log().tolist())
     ones = torch.ones(1, 1, dtype=torch.long)
-    prompts = PromptBatch(ones, ones, torch.zeros(3, 1, 1, dtype=torch.long), torch.zeros(0), torch.zeros(0, 3), (0,))
+    prompts = PromptBatch(
+        ones, ones, torch.zeros(3, 1, 1, dtype=torch.long), torch.zeros(0), torch.zeros(0, 3), (0,)
+    )
     sampling = Sampling(**{"max_tokens": tokens, "ends": (0,), "pad": 9} | more)  # type: ignore[arg-type]
     done = PromptPass((), policy.logits[None])
     rows = sample_completions(policy, prompts, done, draws(1, [0], group, tokens), sampling)  # type: ignore[arg-type]

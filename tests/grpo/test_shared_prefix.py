@@ -12,7 +12,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.grpo.shared_prefix import PACK_MAX_TOKENS, LMHeadOptions, pack_rows, score, score_members, score_rows, score_segments
+from stages.grpo.shared_prefix import (
+    PACK_MAX_TOKENS,
+    LMHeadOptions,
+    pack_rows,
+    score,
+    score_members,
+    score_rows,
+    score_segments,
+)
 from stages.policy.last_layer import last_layer_yields
 from stages.policy.prefill import pass_over_prompts
 from stages.policy.prompt_batch import PromptBatch, process_prompts
@@ -26,12 +34,16 @@ def draw_completions(group: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
     """Completions (2, G, C) of words, and their mask; lengths are cycled over the rows."""
     width = max(lengths)
     ids = torch.randint(20, 700, (2, group, width), generator=torch.Generator().manual_seed(7))
-    mask = torch.stack([torch.arange(width) < lengths[row % len(lengths)] for row in range(2 * group)]).long()
+    mask = torch.stack(
+        [torch.arange(width) < lengths[row % len(lengths)] for row in range(2 * group)]
+    ).long()
     return ids, mask.view(2, group, width)
 
 
 def apart(policy: PreTrainedModel, rows: list[list[dict[str, Any]]], ids: Tensor) -> Tensor:
-    """Log-probabilities (2 * G, C) from a row for each completion, with an image and positions of its own."""
+    """Log-probabilities (2 * G, C) from a row for each completion, with an image and positions of
+    its own.
+    """
     group, length = ids.shape[1:]
     inputs = processor().apply_chat_template(
         [row for row in rows for _ in range(group)],
@@ -44,31 +56,42 @@ def apart(policy: PreTrainedModel, rows: list[list[dict[str, Any]]], ids: Tensor
     flat = ids.flatten(0, 1)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], flat], dim=1)
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(flat)], dim=1)
-    inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(flat)], dim=1)
+    inputs["mm_token_type_ids"] = torch.cat(
+        [inputs["mm_token_type_ids"], torch.zeros_like(flat)], dim=1
+    )
     logits = policy(**inputs, use_cache=False).logits[:, -length - 1 : -1] / TEMPERATURE
     return logits.log_softmax(-1).gather(-1, flat[..., None])[..., 0]
 
 
-def gradients(policy: PreTrainedModel, score: Callable[[], Tensor], mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(
+    policy: PreTrainedModel, score: Callable[[], Tensor], mask: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probabilities, and the gradients of their mean weighted with advantages of both signs."""
     policy.zero_grad()
     logps, flat = score(), mask.flatten(0, 1)
     advantages = torch.linspace(-1, 1, len(flat))[:, None]
     (advantages * logps * flat / flat.sum(1, keepdim=True)).mean().backward()
-    return logps.detach()[flat.bool()], {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+    return logps.detach()[flat.bool()], {
+        name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None
+    }
 
 
-def assert_same(one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]]) -> None:
+def assert_same(
+    one: tuple[Tensor, dict[str, Tensor]], other: tuple[Tensor, dict[str, Tensor]]
+) -> None:
     assert (one[0] - other[0]).abs().max() <= 1e-5
     assert one[1].keys() == other[1].keys()
-    # over all parameters together: single tensors of tiny norm, such as a bias, would compare rounding
+    # over all parameters together: single tensors of tiny norm, such as a bias, would compare
+    # rounding
     difference = sum((one[1][name] - other[1][name]).pow(2).sum() for name in one[1])
     norm = sum(gradient.pow(2).sum() for gradient in one[1].values())
     assert norm > 0
     assert (difference / norm) ** 0.5 <= 1e-5
 
 
-def prepared(family: str, folder: Path) -> tuple[PreTrainedModel, list[list[dict[str, Any]]], PromptBatch]:
+def prepared(
+    family: str, folder: Path
+) -> tuple[PreTrainedModel, list[list[dict[str, Any]]], PromptBatch]:
     policy, rows = random_policy(family), chats(questions(folder))
     return policy, rows, process_prompts(processor(), policy, rows, torch.device("cpu"))
 
@@ -76,42 +99,68 @@ def prepared(family: str, folder: Path) -> tuple[PreTrainedModel, list[list[dict
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("group", [2, 4, 8])
 @pytest.mark.parametrize("lengths", [[8], [1, 8, 3], [1]])
-def test_log_probabilities_and_gradients_are_those_of_separate_rows(family: str, group: int, lengths: list[int], tmp_path: Path) -> None:
+def test_log_probabilities_and_gradients_are_those_of_separate_rows(
+    family: str, group: int, lengths: list[int], tmp_path: Path
+) -> None:
     policy, rows, prompts = prepared(family, tmp_path)
     assert len(set(prompts.image_grid_thw.prod(-1).tolist())) == 2, "two sizes of image"
     ids, mask = draw_completions(group, lengths)
     separate = gradients(policy, lambda: apart(policy, rows, ids), mask)
     head = LMHeadOptions(TEMPERATURE)
-    in_rows = gradients(policy, lambda: score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0], mask)
+    in_rows = gradients(
+        policy, lambda: score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0], mask
+    )
     assert_same(in_rows, separate)
 
     def behind_one_pass() -> Tensor:
-        return score_segments(policy, prompts, pass_over_prompts(policy, prompts, prompts.image_inputs), ids, mask, head)[0]
+        return score_segments(
+            policy,
+            prompts,
+            pass_over_prompts(policy, prompts, prompts.image_inputs),
+            ids,
+            mask,
+            head,
+        )[0]
 
     assert_same(gradients(policy, behind_one_pass, mask), separate)
 
     def in_rows_of_their_own() -> Tensor:
-        return score_members(policy, prompts, pass_over_prompts(policy, prompts, prompts.image_inputs), ids, mask, head)[0]
+        return score_members(
+            policy,
+            prompts,
+            pass_over_prompts(policy, prompts, prompts.image_inputs),
+            ids,
+            mask,
+            head,
+        )[0]
 
     assert_same(gradients(policy, in_rows_of_their_own, mask), separate)
 
 
 @pytest.mark.parametrize("length", [8, 80])
 @pytest.mark.parametrize("behind", [True, False])
-def test_the_way_is_chosen_by_length_and_gives_the_same(length: int, behind: bool, tmp_path: Path) -> None:
+def test_the_way_is_chosen_by_length_and_gives_the_same(
+    length: int, behind: bool, tmp_path: Path
+) -> None:
     policy, rows, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [length, 2])
     assert (ids[0].numel() > PACK_MAX_TOKENS) == (length == 80)
 
     def chosen() -> Tensor:
         done = pass_over_prompts(policy, prompts, prompts.image_inputs) if behind else None
-        return score(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE), done)[0]
+        return score(
+            policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE), done
+        )[0]
 
-    assert_same(gradients(policy, chosen, mask), gradients(policy, lambda: apart(policy, rows, ids), mask))
+    assert_same(
+        gradients(policy, chosen, mask), gradients(policy, lambda: apart(policy, rows, ids), mask)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_patches_embedded_by_a_product_are_those_of_the_convolution(family: str, tmp_path: Path) -> None:
+def test_patches_embedded_by_a_product_are_those_of_the_convolution(
+    family: str, tmp_path: Path
+) -> None:
     policy, _, prompts = prepared(family, tmp_path)
     tower = policy.model.visual.patch_embed
     before = tower(prompts.pixel_values)
@@ -129,12 +178,22 @@ def test_the_fused_head_gives_the_same(family: str, tmp_path: Path) -> None:
     def scores(head: LMHeadOptions) -> tuple[Tensor, Tensor | None]:
         return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)
 
-    plain, fused = LMHeadOptions(TEMPERATURE, entropy=True), LMHeadOptions(TEMPERATURE, fused=True, entropy=True)
-    assert_same(gradients(policy, lambda: scores(fused)[0], mask), gradients(policy, lambda: scores(plain)[0], mask))
+    plain, fused = (
+        LMHeadOptions(TEMPERATURE, entropy=True),
+        LMHeadOptions(TEMPERATURE, fused=True, entropy=True),
+    )
+    assert_same(
+        gradients(policy, lambda: scores(fused)[0], mask),
+        gradients(policy, lambda: scores(plain)[0], mask),
+    )
     torch.testing.assert_close(scores(fused)[1], scores(plain)[1], rtol=1e-4, atol=1e-5)
     done = pass_over_prompts(policy, prompts, prompts.image_inputs)
-    behind = score_segments(policy, prompts, done, ids, mask, fused)[0].flatten()[mask.flatten().bool()]
-    torch.testing.assert_close(behind, scores(plain)[0].flatten()[mask.flatten().bool()], rtol=0, atol=1e-5)
+    behind = score_segments(policy, prompts, done, ids, mask, fused)[0].flatten()[
+        mask.flatten().bool()
+    ]
+    torch.testing.assert_close(
+        behind, scores(plain)[0].flatten()[mask.flatten().bool()], rtol=0, atol=1e-5
+    )
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
@@ -142,7 +201,9 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     ids, mask = draw_completions(4, [8, 3])
 
     def score() -> Tensor:
-        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))[0]
+        return score_rows(
+            policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE)
+        )[0]
 
     plain = gradients(policy, score, mask)
     policy.train()
@@ -154,10 +215,16 @@ def test_some_of_the_prompts_are_scored_as_among_all(tmp_path: Path) -> None:
     policy, _, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [8, 3])
     with torch.no_grad():
-        together, _ = score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))
+        together, _ = score_rows(
+            policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE)
+        )
         second = prompts.select([1])
-        alone, _ = score_rows(policy, second, second.image_inputs, ids[1:], mask[1:], LMHeadOptions(TEMPERATURE))
-    torch.testing.assert_close(alone[mask[1].bool()], together[4:][mask[1].bool()], rtol=0, atol=1e-5)
+        alone, _ = score_rows(
+            policy, second, second.image_inputs, ids[1:], mask[1:], LMHeadOptions(TEMPERATURE)
+        )
+    torch.testing.assert_close(
+        alone[mask[1].bool()], together[4:][mask[1].bool()], rtol=0, atol=1e-5
+    )
 
 
 def batch(ids: Tensor, mask: Tensor, positions: Tensor) -> PromptBatch:
@@ -165,8 +232,12 @@ def batch(ids: Tensor, mask: Tensor, positions: Tensor) -> PromptBatch:
 
 
 def test_a_completion_sees_its_prompt_and_itself_and_nothing_else() -> None:
-    prompt = batch(torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]), torch.zeros(3, 1, 3, dtype=torch.long))
-    rows = pack_rows(prompt, torch.tensor([[[7, 8, 3], [9, 3, 0]]]), torch.tensor([[[1, 1, 1], [1, 1, 0]]]))
+    prompt = batch(
+        torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]), torch.zeros(3, 1, 3, dtype=torch.long)
+    )
+    rows = pack_rows(
+        prompt, torch.tensor([[[7, 8, 3], [9, 3, 0]]]), torch.tensor([[[1, 1, 1], [1, 1, 0]]])
+    )
     # each segment begins with the prompt's last token and leaves out the completion's last
     assert rows.input_ids.tolist() == [[0, 5, 6, 7, 8, 6, 9, 3]]
     seen = [row.nonzero().flatten().tolist() for row in rows.mask[0, 0]]
@@ -176,8 +247,14 @@ def test_a_completion_sees_its_prompt_and_itself_and_nothing_else() -> None:
 def test_positions_start_again_behind_the_prompt_for_every_completion() -> None:
     positions = torch.tensor([[[0, 1, 4]], [[0, 2, 4]], [[0, 3, 4]]])
     prompt = batch(torch.tensor([[4, 5, 6]]), torch.ones(1, 3, dtype=torch.long), positions)
-    rows = pack_rows(prompt, torch.tensor([[[7, 8], [9, 3]]]), torch.ones(1, 2, 2, dtype=torch.long))
-    assert rows.positions.tolist() == [[[0, 1, 4, 5, 4, 5]], [[0, 2, 4, 5, 4, 5]], [[0, 3, 4, 5, 4, 5]]]
+    rows = pack_rows(
+        prompt, torch.tensor([[[7, 8], [9, 3]]]), torch.ones(1, 2, 2, dtype=torch.long)
+    )
+    assert rows.positions.tolist() == [
+        [[0, 1, 4, 5, 4, 5]],
+        [[0, 2, 4, 5, 4, 5]],
+        [[0, 3, 4, 5, 4, 5]],
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,7 +263,9 @@ def test_the_last_layer_is_run_for_the_tokens_that_predict_one(family: str, tmp_
     layers = policy.model.language_model.layers
     tokens: list[tuple[int, int]] = []
     for index in (0, -1):
-        layers[index].mlp.register_forward_hook(lambda _, inputs, __, index=index: tokens.append((index, inputs[0].shape[1])))
+        layers[index].mlp.register_forward_hook(
+            lambda _, inputs, __, index=index: tokens.append((index, inputs[0].shape[1]))
+        )
     ids, mask = draw_completions(2, [3])
     done = pass_over_prompts(policy, prompts, prompts.image_inputs)
     score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))

@@ -22,7 +22,9 @@ def grpo() -> Grpo:
 
 
 def test_prompts_a_device_become_completions_a_device(grpo: Grpo, tmp_path: Path) -> None:
-    config = grpo_config(grpo.model_copy(update={"prompts_per_device": 3, "num_generations": 4}), tmp_path, "ct")
+    config = grpo_config(
+        grpo.model_copy(update={"prompts_per_device": 3, "num_generations": 4}), tmp_path, "ct"
+    )
     assert config.per_device_train_batch_size == 12
     assert config.num_generations == 4
 
@@ -58,8 +60,18 @@ def test_placeholders_of_images_are_never_sampled(grpo: Grpo, tmp_path: Path) ->
     from PIL import Image
 
     Image.new("RGB", (384, 384)).save(image)
-    rows = [{"image": str(image), "problem": "Scan? A)CT, B)MRI", "gold": "A", "options": ["CT", "MRI"]}] * 8
-    trainer = build_trainer(policy, processor, train_dataset(rows, "no-think"), grpo, "no-think", scratch=tmp_path, run_name="ct")
+    rows = [
+        {"image": str(image), "problem": "Scan? A)CT, B)MRI", "gold": "A", "options": ["CT", "MRI"]}
+    ] * 8
+    trainer = build_trainer(
+        policy,
+        processor,
+        train_dataset(rows, "no-think"),
+        grpo,
+        "no-think",
+        scratch=tmp_path,
+        run_name="ct",
+    )
     assert set(trainer.generation_config.suppress_tokens) == set(ids)
 
 
@@ -77,23 +89,47 @@ def test_a_question_that_holds_a_placeholder_is_refused_by_name(tmp_path: Path) 
     rows[1]["problem"] = "What is <|image_pad|> here? A)CT, B)MRI"
     policy = load_policy(BASE, dtype="float32", attention="sdpa")
     grpo = load_params(REPOSITORY / "params.yaml").grpo.model_copy(update={"prompts_per_device": 2})
-    with pytest.raises(InputError, match=r"What is <\|image_pad\|> here.* contains <\|image_pad\|>, which stands for an image"):
-        build_trainer(policy, processor(), train_dataset(rows, "no-think"), grpo, "no-think", scratch=tmp_path, run_name="ct")
+    with pytest.raises(
+        InputError,
+        match=r"What is <\|image_pad\|> here.* contains <\|image_pad\|>, which stands for an image",
+    ):
+        build_trainer(
+            policy,
+            processor(),
+            train_dataset(rows, "no-think"),
+            grpo,
+            "no-think",
+            scratch=tmp_path,
+            run_name="ct",
+        )
 
 
 def test_a_prompt_and_completion_beyond_the_models_context_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"more than the 4096 the model was made for: lower grpo.max_completion_length"):
+    with pytest.raises(
+        InputError,
+        match=r"more than the 4096 the model was made for: lower grpo.max_completion_length",
+    ):
         trainer(tmp_path, max_completion_length=4090)
 
 
 @pytest.mark.parametrize("wrong", ["no image", "two images for one placeholder"])
-def test_placeholders_that_do_not_fit_the_images_name_the_question(wrong: str, tmp_path: Path) -> None:
+def test_placeholders_that_do_not_fit_the_images_name_the_question(
+    wrong: str, tmp_path: Path
+) -> None:
     rows = chats(questions(tmp_path))
     if wrong == "no image":
         rows[1][0]["content"] = rows[1][0]["content"][1:]
-        message = r"How severe is the lesion.* has 0 tokens that stand for images, its images need 0: every question needs an image"
+        message = (
+            r"How severe is the lesion.* has 0 tokens that stand for images, its images need 0:"
+            r" every question needs an image"
+        )
     else:
         rows[1][0]["content"][1]["text"] += "<|image_pad|>"
         message = "image_pad.* tokens in the prompts should be the same as the number of images"
     with pytest.raises((InputError, ValueError, StopIteration, IndexError), match=message):
-        process_prompts(processor(), load_policy(BASE, dtype="float32", attention="sdpa"), rows, torch.device("cpu"))
+        process_prompts(
+            processor(),
+            load_policy(BASE, dtype="float32", attention="sdpa"),
+            rows,
+            torch.device("cpu"),
+        )

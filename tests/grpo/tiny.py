@@ -1,4 +1,6 @@
-"""Tiny policies of the supported families with random weights, and questions about phantoms for them."""
+"""Tiny policies of the supported families with random weights, and questions about phantoms for
+them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from stages.prompts.styles import ask
 REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-QUESTIONS = ("Scan? A)CT, B)MRI", "How severe is the lesion? A)Mild, B)Moderate, C)Severe, D)None of these")
+QUESTIONS = (
+    "Scan? A)CT, B)MRI",
+    "How severe is the lesion? A)Mild, B)Moderate, C)Severe, D)None of these",
+)
 
 
 @cache
@@ -31,14 +36,44 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
     """About a million parameters, in float32, that take what the embedded base's processor makes."""
     base = AutoConfig.from_pretrained(BASE)
     text = base.text_config.to_dict()
-    shared = {"depth": 2, "hidden_size": 64, "num_heads": 2, "patch_size": 24, "spatial_merge_size": 2, "temporal_patch_size": 1}
+    shared = {
+        "depth": 2,
+        "hidden_size": 64,
+        "num_heads": 2,
+        "patch_size": 24,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 1,
+    }
     vision = {
         "qwen2_vl": shared | {"embed_dim": 64, "hidden_size": 64},
-        "qwen2_5_vl": shared | {"intermediate_size": 96, "out_hidden_size": 64, "window_size": 96, "fullatt_block_indexes": [1]},
-        "qwen3_vl": shared
-        | {"intermediate_size": 96, "out_hidden_size": 64, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        "qwen2_5_vl": (
+            shared
+            | {
+                "intermediate_size": 96,
+                "out_hidden_size": 64,
+                "window_size": 96,
+                "fullatt_block_indexes": [1],
+            }
+        ),
+        "qwen3_vl": (
+            shared
+            | {
+                "intermediate_size": 96,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0],
+            }
+        ),
     }[family]
-    kept = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "rms_norm_eps", "rope_parameters", "tie_word_embeddings")
+    kept = (
+        "vocab_size",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "rms_norm_eps",
+        "rope_parameters",
+        "tie_word_embeddings",
+    )
     text = {name: text[name] for name in kept} | {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -48,8 +83,18 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
         "head_dim": 32,
         "max_position_embeddings": 4096,
     }
-    tokens = {name: getattr(base, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")}
-    config = AutoConfig.for_model(family, text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens)
+    tokens = {
+        name: getattr(base, name)
+        for name in (
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        )
+    }
+    config = AutoConfig.for_model(
+        family, text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
+    )
     torch.manual_seed(seed)
     policy = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").float()
     with torch.no_grad():
@@ -71,8 +116,12 @@ def questions(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for number, problem in enumerate(QUESTIONS):
         image = folder / f"{number}.png"
-        phantoms.draw(phantoms.sample_phantom(rng), ((384, 384), (96, 144))[number], rng).save(image)
-        rows.append({"image": str(image), "problem": problem, "gold": "A", "options": ["CT", "MRI"]})
+        phantoms.draw(phantoms.sample_phantom(rng), ((384, 384), (96, 144))[number], rng).save(
+            image
+        )
+        rows.append(
+            {"image": str(image), "problem": problem, "gold": "A", "options": ["CT", "MRI"]}
+        )
     return rows
 
 
@@ -80,7 +129,15 @@ def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """As the engine hands them to the processor."""
     dataset = train_dataset(rows, "no-think")
     return [
-        [{"role": "user", "content": [{"type": "image", "image": row["image"]}, {"type": "text", "text": row["prompt"][0]["content"]}]}]
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": row["image"]},
+                    {"type": "text", "text": row["prompt"][0]["content"]},
+                ],
+            }
+        ]
         for row in (dataset[index] for index in range(len(rows)))
     ]
 
@@ -90,13 +147,25 @@ def words(row: dict[str, Any]) -> str:
 
 
 def trainer(folder: Path, policy: PreTrainedModel | None = None, **settings: Any) -> Any:
-    """A trainer on the two questions: 4 completions each, one optimiser step a batch, unless told otherwise."""
-    small = {"num_generations": 4, "prompts_per_device": 2, "max_steps": 1, "save_steps": 0, "num_train_epochs": 100.0}
-    grpo = Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | small | settings)
+    """A trainer on the two questions: 4 completions each, one optimiser step a batch, unless told
+    otherwise.
+    """
+    small = {
+        "num_generations": 4,
+        "prompts_per_device": 2,
+        "max_steps": 1,
+        "save_steps": 0,
+        "num_train_epochs": 100.0,
+    }
+    grpo = Grpo.model_validate(
+        load_params(REPOSITORY / "params.yaml").grpo.model_dump() | small | settings
+    )
     dataset = train_dataset(questions(folder), "no-think")
     if policy is None:
         policy = embedded_policy()
     else:  # the reference is opened from where the policy came from
         policy.save_pretrained(folder / "policy")
         policy = load_policy(folder / "policy", dtype="float32", attention="sdpa")
-    return build_trainer(policy, processor(), dataset, grpo, "no-think", scratch=folder / "state", run_name="x")
+    return build_trainer(
+        policy, processor(), dataset, grpo, "no-think", scratch=folder / "state", run_name="x"
+    )

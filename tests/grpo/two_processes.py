@@ -1,6 +1,8 @@
-"""One optimiser step of a trainer that is one of several processes, for tests: python -m tests.grpo.two_processes FOLDER CASE...
+"""One optimiser step of a trainer that is one of several processes, for tests: python -m
+tests.grpo.two_processes FOLDER CASE...
 
-The completions and rewards are given, so that the step is decided by the batch alone; the first process keeps the weights.
+The completions and rewards are given, so that the step is decided by the batch alone; the first
+process keeps the weights.
 """
 
 from __future__ import annotations
@@ -32,7 +34,11 @@ CASES: Final[dict[str, dict[str, Any]]] = {
     "checkpointing": {"gradient_checkpointing": True, "reuse_prompt_pass": False},
     "frozen tower": {"freeze_vision_tower": True, "vision_cache_mb": 10},
     "adapter": {"lora": LORA},
-    "no pass without advantage": {"beta": 0.0, "skip_zero_advantage": True, "reuse_prompt_pass": False},
+    "no pass without advantage": {
+        "beta": 0.0,
+        "skip_zero_advantage": True,
+        "reuse_prompt_pass": False,
+    },
     "bfloat16": {"bf16": True},
     "zero2": {"parallel": "zero2", "reuse_prompt_pass": False},
     "zero3": {"parallel": "zero3", "reuse_prompt_pass": False},
@@ -43,15 +49,29 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 
 
 def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
-    """The weights after one step of plain SGD on the same two prompts, one a process or both in one; {} but in the first process."""
-    settings = {"prompts_per_device": PROMPTS // processes(), "learning_rate": 0.1, "max_grad_norm": 1e9} | CASES[case]
+    """The weights after one step of plain SGD on the same two prompts, one a process or both in
+    one; {} but in the first process.
+    """
+    settings = {
+        "prompts_per_device": PROMPTS // processes(),
+        "learning_rate": 0.1,
+        "max_grad_norm": 1e9,
+    } | CASES[case]
     if processes() == 1:
         settings["parallel"] = "none"
-    prepare_deepspeed(Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | settings))
+    prepare_deepspeed(
+        Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | settings)
+    )
     each = trainer(folder, **settings)
-    steer(each, int(os.environ.get("RANK", "0")) * len(SAID) // processes(), alike=case == "no pass without advantage")
+    steer(
+        each,
+        int(os.environ.get("RANK", "0")) * len(SAID) // processes(),
+        alike=case == "no pass without advantage",
+    )
     # plain, so that the step is the gradient; DeepSpeed asks for one itself
-    optimizer = each.optimizer = torch.optim.SGD([p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate)
+    optimizer = each.optimizer = torch.optim.SGD(
+        [p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate
+    )
     each.create_optimizer = lambda *_, **__: optimizer
     each.train()
     whole = whole_weights(each)
@@ -61,7 +81,9 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
 
 
 def steer(each: Any, first: int, alike: bool) -> None:
-    """Let a trainer sample `SAID` from row `first` on, and give `REWARDS`; `alike`: the same ones to all of the second group."""
+    """Let a trainer sample `SAID` from row `first` on, and give `REWARDS`; `alike`: the same ones
+    to all of the second group.
+    """
     rewards = REWARDS[:GROUP] + [1.0] * GROUP if alike else REWARDS
     words: Iterator[list[int]] = iter((SAID * 3)[first:])
     pool: Iterator[float] = iter((rewards * 3)[first:])
@@ -72,7 +94,11 @@ def steer(each: Any, first: int, alike: bool) -> None:
             next(words) for _ in range(len(prompts) * uniform.shape[1])
         ]
     each.reward_funcs = [lambda completions, **_: [next(pool) for _ in completions]]
-    each.reward_func_names, each.reward_weights, each.reward_processing_classes = ["order"], torch.ones(1), [None]
+    each.reward_func_names, each.reward_weights, each.reward_processing_classes = (
+        ["order"],
+        torch.ones(1),
+        [None],
+    )
 
 
 def main() -> None:

@@ -8,12 +8,16 @@ from typing import Literal
 from stages.corpus.quarantine.reasons import CorpusFault, Reason
 
 End = Literal["refused", "quarantined", "kept"]
-"""refused: stage download stops and names it; quarantined: its records are, and all others are kept; kept: it does no harm."""
+"""refused: stage download stops and names it; quarantined: its records are, and all others are
+kept; kept: it does no harm.
+"""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One class of hostile input: its bytes, what becomes of it, the code of its refusal, and what the message names."""
+    """One class of hostile input: its bytes, what becomes of it, the code of its refusal, and what
+    the message names.
+    """
 
     content: bytes
     end: End

@@ -1,4 +1,6 @@
-"""The table of hostile input: each class is named, refused or in quarantine; what stands beside it comes through unharmed."""
+"""The table of hostile input: each class is named, refused or in quarantine; what stands beside it
+comes through unharmed.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ GOOD = {f"good {number}": record(f"good {number}") for number in range(3)}
 IMAGE = saved(scene(), "PNG")
 CORPUS = {
     f"{QUESTIONS}/Good.json": json.dumps(list(GOOD.values())).encode(),
-    f"{QUESTIONS}/More.json": json.dumps([record("more", image_path=NAMED, dataset="More")]).encode(),
+    f"{QUESTIONS}/More.json": (
+        json.dumps([record("more", image_path=NAMED, dataset="More")]).encode()
+    ),
     "Images/Good/a.png": IMAGE,
     NAMED: IMAGE,
 }
@@ -70,7 +74,10 @@ class Outcome:
     @property
     def refused(self) -> dict[str, Row]:
         """Question id, or file where there is none, -> its row in quarantine."""
-        return {str(row.where.question_id or row.where.file): row for row in (*self.download.rows, *self.resize.rows)}
+        return {
+            str(row.where.question_id or row.where.file): row
+            for row in (*self.download.rows, *self.resize.rows)
+        }
 
 
 def start(module: ModuleType, *arguments: str) -> None:
@@ -82,7 +89,9 @@ def start(module: ModuleType, *arguments: str) -> None:
 
 
 def ingest(root: Path, content: bytes) -> Outcome:
-    """Download and resize of a corpus in the folder `root`, which is the working directory meanwhile."""
+    """Download and resize of a corpus in the folder `root`, which is the working directory
+    meanwhile.
+    """
     params = read_yaml(ROOT / "params.yaml")
     # here nearly everything is refused, and is to be seen
     params["quarantine"] |= {"max_refused_share": 1.0, "max_refused_share_of_set": 1.0}
@@ -95,7 +104,10 @@ def ingest(root: Path, content: bytes) -> Outcome:
         start(download)
         start(resize, "ct")
         left = {each["question_id"] for each in read_json_lines(layout.records("ct"), "")}
-        downloaded, resized = (read_quarantine(layout.QUARANTINE / name) for name in ("download.parquet", "resize/ct.parquet"))
+        downloaded, resized = (
+            read_quarantine(layout.QUARANTINE / name)
+            for name in ("download.parquet", "resize/ct.parquet")
+        )
         return Outcome(downloaded, resized, left)
     finally:
         os.chdir(before)
@@ -133,16 +145,24 @@ def test_an_archive(tmp_path: Path, name: str) -> None:
             (row,) = outcome.refused.values()
             assert row.reason == case.code
             assert case.named in (row.what, row.where.file)
-    assert [path.name for path in tmp_path.iterdir()] == ["project"], "nothing is written beside the project"
+    assert [path.name for path in tmp_path.iterdir()] == ["project"], (
+        "nothing is written beside the project"
+    )
     assert not list(tmp_path.rglob("*evil*"))
 
 
 @pytest.fixture(scope="module")
 def imaged(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """All hostile images in one corpus with good ones."""
-    asked = [record(name, image_path=f"Images/Hostile/{number}.png", dataset="Hostile") for number, name in enumerate(IMAGES)]
+    asked = [
+        record(name, image_path=f"Images/Hostile/{number}.png", dataset="Hostile")
+        for number, name in enumerate(IMAGES)
+    ]
     content = {each["image_path"]: IMAGES[each["question_id"]].content for each in asked}
-    return ingest(tmp_path_factory.mktemp("images"), zipped({**CORPUS, **content, f"{QUESTIONS}/Hostile.json": json.dumps(asked).encode()}))
+    return ingest(
+        tmp_path_factory.mktemp("images"),
+        zipped({**CORPUS, **content, f"{QUESTIONS}/Hostile.json": json.dumps(asked).encode()}),
+    )
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -159,18 +179,29 @@ def test_good_images_beside_hostile_ones_are_kept(imaged: Outcome) -> None:
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """All hostile records in one file, and each hostile file, in one corpus with good ones."""
     hostile = [
-        record(name, **({"question_id": name} | change)) if isinstance(change, dict) and change else change
+        (
+            record(name, **({"question_id": name} | change))
+            if isinstance(change, dict) and change
+            else change
+        )
         for name, (change, _) in RECORDS.items()
     ]
     content = {f"{QUESTIONS}/Hostile.json": json.dumps(hostile).encode()}
-    content |= {f"{QUESTIONS}/{name.replace('/', ' of ')}.json": case.content for name, case in FILES.items()}
+    content |= {
+        f"{QUESTIONS}/{name.replace('/', ' of ')}.json": case.content
+        for name, case in FILES.items()
+    }
     return ingest(tmp_path_factory.mktemp("records"), zipped({**CORPUS, **content}))
 
 
 @pytest.mark.parametrize("number", range(len(RECORDS)), ids=list(RECORDS))
 def test_a_record(asked: Outcome, number: int) -> None:
     name, (_, reason) = list(RECORDS.items())[number]
-    found = [row.reason for row in asked.download.rows if row.where.file.endswith("/Hostile.json") and row.where.record == number]
+    found = [
+        row.reason
+        for row in asked.download.rows
+        if row.where.file.endswith("/Hostile.json") and row.where.record == number
+    ]
     assert found == [reason], name
 
 

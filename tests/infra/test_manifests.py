@@ -1,4 +1,6 @@
-"""Files for servers: what they name exists, nothing secret is in them, nobody is root, and no two workers share a workspace."""
+"""Files for servers: what they name exists, nothing secret is in them, nobody is root, and no two
+workers share a workspace.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ COMPOSE = read_yaml(INFRA / "compose.yaml")
 KUBERNETES = sorted((INFRA / "kubernetes").glob("*.yaml"))
 POOLS = {"local", "gpu"}
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-WRITTEN = [INFRA / "Dockerfile", INFRA / "worker.sh", INFRA / "compose.yaml", INFRA / "slurm" / "worker.sbatch", *KUBERNETES]
+WRITTEN = [
+    INFRA / "Dockerfile",
+    INFRA / "worker.sh",
+    INFRA / "compose.yaml",
+    INFRA / "slurm" / "worker.sbatch",
+    *KUBERNETES,
+]
 SECRET = re.compile(r"PASSWORD|PASSWD|AUTH_STRING|SECRET|TOKEN(?!IZERS)|API_KEY")
 
 
@@ -36,12 +44,16 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
             yield each["metadata"]["name"], each["spec"]["template"]
 
 
-POD = pytest.mark.parametrize("template", [template for _, template in pods()], ids=[name for name, _ in pods()])
+POD = pytest.mark.parametrize(
+    "template", [template for _, template in pods()], ids=[name for name, _ in pods()]
+)
 SERVICE = pytest.mark.parametrize("service", COMPOSE["services"].values(), ids=COMPOSE["services"])
 
 
 @SERVICE
-def test_compose_takes_passwords_from_the_environment_and_does_not_start_without(service: dict[str, Any]) -> None:
+def test_compose_takes_passwords_from_the_environment_and_does_not_start_without(
+    service: dict[str, Any],
+) -> None:
     named = {key: value for key, value in service["environment"].items() if SECRET.search(key)}
     assert named
     for key, value in named.items():
@@ -49,8 +61,12 @@ def test_compose_takes_passwords_from_the_environment_and_does_not_start_without
 
 
 @POD
-def test_kubernetes_takes_passwords_from_the_secret_that_the_docs_create(template: dict[str, Any]) -> None:
-    created = re.findall(r"--from-literal=([a-z-]+)=", (ROOT / "docs" / "servers.md").read_text(encoding="utf-8"))
+def test_kubernetes_takes_passwords_from_the_secret_that_the_docs_create(
+    template: dict[str, Any],
+) -> None:
+    created = re.findall(
+        r"--from-literal=([a-z-]+)=", (ROOT / "docs" / "servers.md").read_text(encoding="utf-8")
+    )
     for container in template["spec"]["containers"]:
         named = {each["name"]: each for each in container["env"] if SECRET.search(each["name"])}
         assert named
@@ -73,8 +89,12 @@ def test_no_file_holds_a_password(path: Path) -> None:
 
 def test_images_are_pinned_and_ours_has_the_version_of_the_project() -> None:
     images = {each["image"] for each in COMPOSE["services"].values()}
-    images |= {container["image"] for _, template in pods() for container in template["spec"]["containers"]}
-    images |= set(re.findall(r"^FROM (\S+)", (INFRA / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    images |= {
+        container["image"] for _, template in pods() for container in template["spec"]["containers"]
+    }
+    images |= set(
+        re.findall(r"^FROM (\S+)", (INFRA / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     assert {image for image in images if image.startswith("med-r1:")} == {f"med-r1:{VERSION}"}
     for image in images:
         assert re.fullmatch(r"[a-z0-9-]+:\d+\.\d+(\.\d+)?(-[a-z-]+)?", image), image
@@ -95,7 +115,11 @@ def test_the_image_is_built_of_locked_requirements_and_runs_as_nobody_of_note() 
 @SERVICE
 def test_no_service_of_compose_is_root(service: dict[str, Any]) -> None:
     # an image of others begins as root unless told; ours does not, as the test above has it
-    assert service.get("user", "") == "postgres" if service["image"].startswith("postgres:") else service["image"].startswith("med-r1:")
+    assert (
+        service.get("user", "") == "postgres"
+        if service["image"].startswith("postgres:")
+        else service["image"].startswith("med-r1:")
+    )
     assert service["cap_drop"] == ["ALL"]
     assert not service.get("privileged")
 
@@ -108,12 +132,17 @@ def test_no_pod_is_root_or_may_become_it(template: dict[str, Any]) -> None:
     assert settings["seccompProfile"] == {"type": "RuntimeDefault"}
     assert template["spec"]["automountServiceAccountToken"] is False
     for container in template["spec"]["containers"]:
-        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        }
         assert set(container["resources"]) == {"requests", "limits"}
 
 
 def test_only_this_host_reaches_the_dashboard() -> None:
-    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    published = [
+        port for service in COMPOSE["services"].values() for port in service.get("ports", [])
+    ]
     assert published == ["127.0.0.1:4200:4200"]
     assert all("type" not in each["spec"] for each in objects() if each["kind"] == "Service")
     assert not any(each["kind"] == "Ingress" or "hostNetwork" in str(each) for each in objects())
@@ -123,15 +152,25 @@ def test_background_services_are_in_the_one_servers_process() -> None:
     """Apart from it, and without Redis between them, task runs and events are lost."""
     deployment = next(each for each in objects() if each["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    assert (deployment["spec"]["replicas"], deployment["spec"]["strategy"]) == (
+        1,
+        {"type": "Recreate"},
+    )
     for command in (container["args"], COMPOSE["services"]["server"]["command"]):
         assert command[:3] == ["prefect", "server", "start"]
         assert "--no-services" not in command
 
 
 def test_workers_ask_pools_that_the_deployments_use() -> None:
-    commands = [service["command"] for service in COMPOSE["services"].values() if "command" in service]
-    commands += [container["args"] for _, template in pods() for container in template["spec"]["containers"] if "args" in container]
+    commands = [
+        service["command"] for service in COMPOSE["services"].values() if "command" in service
+    ]
+    commands += [
+        container["args"]
+        for _, template in pods()
+        for container in template["spec"]["containers"]
+        if "args" in container
+    ]
     asked = [command[1:] for command in commands if command[0] == "med-r1-worker"]
     assert sorted(asked) == [["gpu"], ["gpu"], ["local"], ["local"]]
     deployments = read_yaml(INFRA / "prefect.yaml")["deployments"]
@@ -140,12 +179,19 @@ def test_workers_ask_pools_that_the_deployments_use() -> None:
 
 
 def test_no_two_workers_share_a_workspace() -> None:
-    mounted = [volume for service in COMPOSE["services"].values() for volume in service["volumes"] if volume.endswith(":/workspace")]
+    mounted = [
+        volume
+        for service in COMPOSE["services"].values()
+        for volume in service["volumes"]
+        if volume.endswith(":/workspace")
+    ]
     assert len(mounted) == len(set(mounted)) == 2
     for each in objects():
         if each["metadata"]["name"].startswith("worker-") and each["kind"] != "Service":
             assert each["kind"] == "StatefulSet", "only it gives every replica a volume of its own"
-            assert [claim["metadata"]["name"] for claim in each["spec"]["volumeClaimTemplates"]] == ["workspace"]
+            assert [
+                claim["metadata"]["name"] for claim in each["spec"]["volumeClaimTemplates"]
+            ] == ["workspace"]
             assert "shareProcessNamespace" not in each["spec"]["template"]["spec"]
 
 
@@ -153,7 +199,9 @@ def test_a_gpu_worker_has_one_gpu_and_no_probe_restarts_a_worker() -> None:
     templates = dict(pods())
     for name in ("worker-local", "worker-gpu"):
         (container,) = templates[name]["spec"]["containers"]
-        assert container["resources"]["limits"].get("nvidia.com/gpu", 0) == (1 if name == "worker-gpu" else 0)
+        assert container["resources"]["limits"].get("nvidia.com/gpu", 0) == (
+            1 if name == "worker-gpu" else 0
+        )
         assert "livenessProbe" not in container, "a server that is away must not end a training"
     (device,) = COMPOSE["services"]["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "device_ids": ["0"], "capabilities": ["gpu"]}
@@ -164,11 +212,25 @@ def test_compose_and_the_image_name_files_that_exist() -> None:
     build = COMPOSE["services"]["server"]["build"]
     context = INFRA / build["context"]
     assert (context / build["dockerfile"]).is_file()
-    let_in = {line[1:] for line in (INFRA / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")}
-    copied = set(re.findall(r"^COPY (?:--\S+ )?(\S+) ", (INFRA / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE))
+    let_in = {
+        line[1:]
+        for line in (INFRA / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+        if line.startswith("!")
+    }
+    copied = set(
+        re.findall(
+            r"^COPY (?:--\S+ )?(\S+) ",
+            (INFRA / "Dockerfile").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
+    )
     assert copied == let_in
     assert all((context / path).is_file() for path in copied)
-    sources = {volume.split(":")[0] for service in COMPOSE["services"].values() for volume in service["volumes"]}
+    sources = {
+        volume.split(":")[0]
+        for service in COMPOSE["services"].values()
+        for volume in service["volumes"]
+    }
     paths = {each for each in sources if each.startswith(".")}
     assert paths == {"./postgres/init.sql", "../.git"}
     assert all((INFRA / path).exists() for path in paths)
@@ -177,10 +239,16 @@ def test_compose_and_the_image_name_files_that_exist() -> None:
 
 def test_kustomize_has_all_manifests_and_their_parts_find_each_other() -> None:
     settings = read_yaml(INFRA / "kubernetes" / "kustomization.yaml")
-    assert sorted([*settings["resources"], "kustomization.yaml"]) == [path.name for path in KUBERNETES]
+    assert sorted([*settings["resources"], "kustomization.yaml"]) == [
+        path.name for path in KUBERNETES
+    ]
     labels = [template["metadata"]["labels"].items() for _, template in pods()]
     selectors = [each["spec"]["selector"] for each in objects() if each["kind"] == "Service"]
-    selectors += [each["spec"]["podSelector"].get("matchLabels", {}) for each in objects() if each["kind"] == "NetworkPolicy"]
+    selectors += [
+        each["spec"]["podSelector"].get("matchLabels", {})
+        for each in objects()
+        if each["kind"] == "NetworkPolicy"
+    ]
     assert len(selectors) == 9
     for selector in selectors:
         assert any(selector.items() <= each for each in labels), selector

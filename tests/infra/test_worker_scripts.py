@@ -1,4 +1,6 @@
-"""The scripts that start a worker: what they refuse, with real git, and that each has a clone of its own."""
+"""The scripts that start a worker: what they refuse, with real git, and that each has a clone of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SLURM = {
 
 def git(folder: Path, *arguments: str) -> str:
     command = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -52,19 +56,38 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(script: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": os.environ.get("HOME", "/"), **variables}
-    return subprocess.run(["bash", str(script), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": os.environ.get("HOME", "/"),
+        **variables,
+    }
+    return subprocess.run(
+        ["bash", str(script), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def start(source: Path, root: Path, revision: str = "", pool: str = "gpu", **more: str) -> subprocess.CompletedProcess[str]:
+def start(
+    source: Path, root: Path, revision: str = "", pool: str = "gpu", **more: str
+) -> subprocess.CompletedProcess[str]:
     """Start a worker of a server that is not there."""
-    variables = {"MED_R1_REPOSITORY": str(source), "MED_R1_ROOT": str(root), "MED_R1_REVISION": revision, **more}
+    variables = {
+        "MED_R1_REPOSITORY": str(source),
+        "MED_R1_ROOT": str(root),
+        "MED_R1_REVISION": revision,
+        **more,
+    }
     return run(WORKER, pool, PREFECT_API_URL="http://127.0.0.1:9/api", **variables)
 
 
 def test_a_worker_says_its_host_in_its_name_as_the_doctor_expects() -> None:
     (name,) = re.findall(r'--name "([^"]+)"', WORKER.read_text(encoding="utf-8"))
-    said = subprocess.run(["bash", "-c", f'pool=gpu; echo "{name} $$"'], capture_output=True, text=True, check=True).stdout.split()
+    said = subprocess.run(
+        ["bash", "-c", f'pool=gpu; echo "{name} $$"'], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert said[0] == worker_name("gpu", int(said[1]))
 
 
@@ -93,7 +116,11 @@ def test_a_pool_that_nothing_is_deployed_to_is_refused(source: Path, tmp_path: P
 
 @pytest.mark.parametrize("missing", ["PREFECT_API_URL", "MED_R1_REPOSITORY", "MED_R1_ROOT"])
 def test_a_missing_setting_is_named_with_its_meaning(missing: str, tmp_path: Path) -> None:
-    given = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "MED_R1_REPOSITORY": str(tmp_path), "MED_R1_ROOT": str(tmp_path / "workspace")}
+    given = {
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "MED_R1_REPOSITORY": str(tmp_path),
+        "MED_R1_ROOT": str(tmp_path / "workspace"),
+    }
     done = run(WORKER, "gpu", **{key: value for key, value in given.items() if key != missing})
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {missing} is not set: ")
@@ -116,7 +143,9 @@ def test_a_revision_that_is_not_there_is_refused(source: Path, tmp_path: Path) -
     assert "has no commit or branch no-such-branch" in done.stderr
 
 
-def test_results_in_a_workspace_are_never_overwritten_by_another_revision(source: Path, tmp_path: Path) -> None:
+def test_results_in_a_workspace_are_never_overwritten_by_another_revision(
+    source: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "workspace"
     git(tmp_path, "clone", "--quiet", str(source), str(root))
     (root / "dvc.lock").write_text("what a worker has done\n", encoding="utf-8")
@@ -126,19 +155,32 @@ def test_results_in_a_workspace_are_never_overwritten_by_another_revision(source
     assert (root / "dvc.lock").read_text(encoding="utf-8") == "what a worker has done\n"
 
 
-def test_a_worker_clones_what_it_is_told_to_and_without_a_server_ends_with_an_error(source: Path, tmp_path: Path) -> None:
+def test_a_worker_clones_what_it_is_told_to_and_without_a_server_ends_with_an_error(
+    source: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "workspaces" / "one"
-    done = start(source, root, revision="v1", pool="local", PREFECT_HOME=str(tmp_path / "home"), DO_NOT_TRACK="1")
+    done = start(
+        source,
+        root,
+        revision="v1",
+        pool="local",
+        PREFECT_HOME=str(tmp_path / "home"),
+        DO_NOT_TRACK="1",
+    )
     assert done.returncode != 0
     assert "connection" in (done.stdout + done.stderr).lower()
     assert git(root, "rev-parse", "HEAD") == git(source, "rev-parse", "v1")
     assert not Path(f"{root}.part").exists()
 
 
-def test_a_worker_in_the_background_of_a_shell_can_be_interrupted(source: Path, tmp_path: Path) -> None:
+def test_a_worker_in_the_background_of_a_shell_can_be_interrupted(
+    source: Path, tmp_path: Path
+) -> None:
     programs = tmp_path / "programs"
     programs.mkdir()
-    asked = programs / "prefect"  # in place of the worker: it says which signals it was started to ignore
+    asked = (
+        programs / "prefect"
+    )  # in place of the worker: it says which signals it was started to ignore
     asked.write_text("#!/bin/sh\ngrep SigIgn /proc/$$/status\n", encoding="utf-8")
     asked.chmod(0o755)
     shell = tmp_path / "in-the-background.sh"
@@ -164,7 +206,10 @@ def test_hosts_of_one_training_meet_and_the_first_alone_asks_dvc(tmp_path: Path)
         "dvc": 'echo "dvc $*"',
         "python": 'echo "python $* of $MED_R1_NODES at $MED_R1_RENDEZVOUS"',
         # in place of Slurm: the command on both hosts, one after the other
-        "srun": 'while [[ $1 == --* ]]; do shift; done; for host in 0 1; do SLURM_NODEID=$host "$@"; done',
+        "srun": (
+            'while [[ $1 == --* ]]; do shift; done; for host in 0 1; do SLURM_NODEID=$host "$@";'
+            " done"
+        ),
     }
     for name, code in said.items():
         (programs / name).write_text(f"#!/usr/bin/env bash\n{code}\n", encoding="utf-8")
@@ -172,7 +217,12 @@ def test_hosts_of_one_training_meet_and_the_first_alone_asks_dvc(tmp_path: Path)
     venv = tmp_path / "venv"
     venv.mkdir()
     (venv / "bin").symlink_to(programs)
-    job = {"SLURM_JOB_NODELIST": "host[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_SUBMIT_DIR": str(tmp_path), "MED_R1_VENV": str(venv)}
+    job = {
+        "SLURM_JOB_NODELIST": "host[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "MED_R1_VENV": str(venv),
+    }
     job["PATH"] = f"{programs}:{os.environ['PATH']}"
     assert run(TRAIN, "ct", **job).stdout.splitlines() == [
         "dvc --wait-for-lock repro --single-item train@ct",
@@ -183,6 +233,10 @@ def test_hosts_of_one_training_meet_and_the_first_alone_asks_dvc(tmp_path: Path)
 
 
 def test_slurm_interrupts_workers_before_their_time_is_over() -> None:
-    options = [line.removeprefix("#SBATCH ") for line in SBATCH.read_text(encoding="utf-8").splitlines() if line.startswith("#SBATCH ")]
+    options = [
+        line.removeprefix("#SBATCH ")
+        for line in SBATCH.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#SBATCH ")
+    ]
     assert {"--gres=gpu:1", "--ntasks=1", "--signal=B:TERM@180"} <= set(options)
     assert any(option.startswith("--array=") for option in options)

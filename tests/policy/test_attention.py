@@ -1,4 +1,6 @@
-"""Each tower gets the attention it can have here, and a flash-attn that does not load is told with its remedy."""
+"""Each tower gets the attention it can have here, and a flash-attn that does not load is told with
+its remedy.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def build(folder: Path, policy: Any) -> Any:
     """A trainer of this very policy."""
     grpo = load_params(REPOSITORY / "params.yaml").grpo.model_copy(update={"prompts_per_device": 2})
     dataset = train_dataset(questions(folder), "no-think")
-    return build_trainer(policy, processor(), dataset, grpo, "no-think", scratch=folder / "state", run_name="x")
+    return build_trainer(
+        policy, processor(), dataset, grpo, "no-think", scratch=folder / "state", run_name="x"
+    )
 
 
 @pytest.fixture
@@ -47,14 +51,24 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_is_sdpa_where_flash_attn_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert choose_attention("auto", torch.bfloat16, own_masks=True) == {"text_config": "sdpa", "vision_config": "sdpa"}
+    assert choose_attention("auto", torch.bfloat16, own_masks=True) == {
+        "text_config": "sdpa",
+        "vision_config": "sdpa",
+    }
     assert capsys.readouterr().err == ""
 
 
-def test_auto_takes_flash_attn_for_the_vision_tower_alone(tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_flash_attn_for_the_vision_tower_alone(
+    tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, "", monkeypatch)
-    assert choose_attention("auto", torch.bfloat16, own_masks=True) == {"text_config": "sdpa", "vision_config": "flash_attention_2"}
-    assert choose_attention("auto", torch.float32, own_masks=True)["vision_config"] == "sdpa", "it computes in 16 bits"
+    assert choose_attention("auto", torch.bfloat16, own_masks=True) == {
+        "text_config": "sdpa",
+        "vision_config": "flash_attention_2",
+    }
+    assert choose_attention("auto", torch.float32, own_masks=True)["vision_config"] == "sdpa", (
+        "it computes in 16 bits"
+    )
 
 
 def test_auto_goes_on_without_a_flash_attn_that_does_not_load_and_says_why(
@@ -65,17 +79,33 @@ def test_auto_goes_on_without_a_flash_attn_that_does_not_load_and_says_why(
     assert "flash-attn 2.8.3 was built for another torch than" in capsys.readouterr().err
 
 
-def test_flash_attn_asked_for_by_name_is_refused_where_it_cannot_be_had(tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attn_asked_for_by_name_is_refused_where_it_cannot_be_had(
+    tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
-        InputError, match=r"flash-attn is not installed: `pip install --no-build-isolation '.\[gpu\]'`; or set it to auto or sdpa"
+        InputError,
+        match=(
+            r"flash-attn is not installed: `pip install --no-build-isolation '.\[gpu\]'`; or set it"
+            r" to auto or sdpa"
+        ),
     ):
         choose_attention("flash_attention_2", torch.bfloat16, own_masks=False)
     install(tmp_path, BROKEN, monkeypatch)
-    with pytest.raises(InputError, match=r"another torch than .*undefined symbol.*: build it again with `pip install --force-reinstall"):
-        choose_attention(Towers(language="sdpa", vision="flash_attention_2"), torch.bfloat16, own_masks=True)
+    with pytest.raises(
+        InputError,
+        match=(
+            r"another torch than .*undefined symbol.*: build it again with `pip install"
+            r" --force-reinstall"
+        ),
+    ):
+        choose_attention(
+            Towers(language="sdpa", vision="flash_attention_2"), torch.bfloat16, own_masks=True
+        )
 
 
-def test_flash_attn_needs_a_gpu_that_has_it_and_16_bits(tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flash_attn_needs_a_gpu_that_has_it_and_16_bits(
+    tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, "", monkeypatch)
     with pytest.raises(InputError, match="computes in 16 bits, and weights are opened in float32"):
         choose_attention("flash_attention_2", torch.float32, own_masks=False)
@@ -84,7 +114,9 @@ def test_flash_attn_needs_a_gpu_that_has_it_and_16_bits(tmp_path: Path, gpu: Non
         choose_attention("flash_attention_2", torch.bfloat16, own_masks=False)
 
 
-def test_rows_with_masks_of_their_own_never_go_to_flash_attn(tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_with_masks_of_their_own_never_go_to_flash_attn(
+    tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, "", monkeypatch)
     kinds = choose_attention("flash_attention_2", torch.bfloat16, own_masks=True)
     assert kinds == {"text_config": "sdpa", "vision_config": "flash_attention_2"}

@@ -50,22 +50,30 @@ def test_any_text_comes_back_from_the_tokenizer(text: str) -> None:
 def test_an_image_costs_its_16_tokens_and_options_are_whole_words() -> None:
     tokenizer = build_tokenizer_once()
     processor = build_processor(tokenizer)
-    text = processor.apply_chat_template(chat(ask("x A)Cyst, B)MRI", "no-think", "train")), add_generation_prompt=True, tokenize=False)
+    text = processor.apply_chat_template(
+        chat(ask("x A)Cyst, B)MRI", "no-think", "train")),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
     ids = processor(text=[text], images=[Image.new("RGB", (384, 384))])["input_ids"][0]
     assert ids.count(processor.image_token_id) == IMAGE_TOKENS == 16
     assert {")Cyst", ")MRI"} <= set(tokenizer.convert_ids_to_tokens(ids))
 
 
 def test_untrained_weights_are_the_same_for_the_same_seed() -> None:
-    first, second, other = (build_model(build_tokenizer_once(), seed).state_dict() for seed in (1, 1, 2))
+    first, second, other = (
+        build_model(build_tokenizer_once(), seed).state_dict() for seed in (1, 1, 2)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
 def test_a_conversation_is_laid_out_as_qwen2_vl_does() -> None:
-    text = build_processor(build_tokenizer_once()).apply_chat_template(chat("Hi"), add_generation_prompt=True, tokenize=False)
-    assert text == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    text = build_processor(build_tokenizer_once()).apply_chat_template(
+        chat("Hi"), add_generation_prompt=True, tokenize=False
+    )
+    assert (
+        text == "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Hi<|im_end|>\n<|im_start|>assistant\n"
     )
 

@@ -12,11 +12,15 @@ from stages.pretraining.pretrain import Recipe, _exercises, run
 SMALL = Recipe(images=8, read_steps=3, see_steps=2, answer_steps=2, batch=4, log_every=1)
 
 
-def test_two_runs_of_the_recipe_give_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_of_the_recipe_give_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines: list[str] = []
     for name in ("first", "second"):
         run(SMALL, tmp_path / name, progress=lines.append)
-    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    first, second = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")
+    )
     assert first == second
     log = (tmp_path / "first" / "pretraining.csv").read_text(encoding="utf-8").splitlines()
     assert log[0] == "lesson,step,loss,right,exam,minutes"

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from stages.core.params import Params, load_params
 from stages.profiles import downloads
@@ -53,7 +57,9 @@ def at(revision: str | None) -> Params:
         (ConnectionError, "is there a network?"),
     ],
 )
-def test_the_hub_is_asked_for_the_revision(monkeypatch: pytest.MonkeyPatch, error: type[Exception], expected: str) -> None:
+def test_the_hub_is_asked_for_the_revision(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], expected: str
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error.__new__(error)
 
@@ -75,7 +81,9 @@ def test_what_stage_base_would_refuse_is_refused_before_the_hub_is_asked(
     assert expected in unreachable(Download("base", source, 1, "", False), at(None), 1)
 
 
-def test_a_base_in_the_cache_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_in_the_cache_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -95,11 +103,15 @@ def test_a_base_in_the_cache_is_whole_or_not_there(tmp_path: Path, monkeypatch: 
     assert downloads.cached("owner/tiny", commit) is None, "a part of it"
 
 
-def test_other_weights_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_weights_in_the_cache_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, full = load_profile("full", REPOSITORY / "infra/profiles")
     assert full.model is not None
     params = load_params(REPOSITORY / "params.yaml")
-    params = params.model_copy(update={"base": params.base.model_copy(update={"source": "Qwen/Qwen2-VL-2B-Instruct"})})
+    params = params.model_copy(
+        update={"base": params.base.model_copy(update={"source": "Qwen/Qwen2-VL-2B-Instruct"})}
+    )
     monkeypatch.setattr(downloads, "cached", lambda *_: tmp_path)
     (first, digest), (second, _) = full.model.sha256.items()
     (tmp_path / "blobs").mkdir()

@@ -1,4 +1,6 @@
-"""`med-r1 profile`: to another scale and back without a trace, and nothing written for a run that cannot finish."""
+"""`med-r1 profile`: to another scale and back without a trace, and nothing written for a run that
+cannot finish.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,11 @@ def test_comments_stay_and_values_are_the_papers(root: Path) -> None:
     text = (root / "params.yaml").read_text()
     assert comments <= {line.partition("#")[2] for line in text.splitlines()}
     params = load_params()
-    assert (params.grpo.learning_rate, params.grpo.num_generations, params.base.max_pixels) == (1e-6, 4, 401408)
+    assert (params.grpo.learning_rate, params.grpo.num_generations, params.base.max_pixels) == (
+        1e-6,
+        4,
+        401408,
+    )
     assert params.grpo.prompts_per_device * params.grpo.gradient_accumulation_steps == 4
     assert params.prompt.style == "no-think"
     imports = read_yaml(root / "data.dvc")
@@ -89,7 +95,9 @@ def test_edits_beside_a_profile_survive_it(root: Path) -> None:
     path = root / "params.yaml"
     path.write_text(path.read_text().replace("bootstrap_samples: 10000", "bootstrap_samples: 2000"))
     apply("sample")
-    assert path.read_text() == (REPOSITORY / "params.yaml").read_text().replace("bootstrap_samples: 10000", "bootstrap_samples: 2000")
+    assert path.read_text() == (REPOSITORY / "params.yaml").read_text().replace(
+        "bootstrap_samples: 10000", "bootstrap_samples: 2000"
+    )
 
 
 def test_each_shipped_profile_is_allowed_and_no_think(root: Path) -> None:
@@ -103,7 +111,9 @@ def test_the_sample_pins_what_is_committed(root: Path) -> None:
     assert imported("", sample.data, root) == (REPOSITORY / "data.dvc").read_text()
 
 
-def test_a_dry_run_shows_all_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_all_and_writes_nothing(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = content(root)
     apply("full", dry_run=True)
     assert content(root) == before
@@ -125,16 +135,34 @@ def test_a_dry_run_shows_all_and_writes_nothing(root: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("here", "expected"),
     [
-        (machine(), "none is here, and on a CPU a model of 2.2 billion parameters would train for months"),
-        (Machine(["0, NVIDIA H200"], Torch("2.11.0", "13.0", (), "the driver is too old", ""), ""), "the driver is too old"),
-        (machine(H200, broken="no kernel image is available"), "which was built for CUDA 13.0, cannot use it: no kernel image"),
-        (Machine([], None, "No module named torch"), "torch cannot be imported: No module named torch"),
+        (
+            machine(),
+            "none is here, and on a CPU a model of 2.2 billion parameters would train for months",
+        ),
+        (
+            Machine(
+                ["0, NVIDIA H200"], Torch("2.11.0", "13.0", (), "the driver is too old", ""), ""
+            ),
+            "the driver is too old",
+        ),
+        (
+            machine(H200, broken="no kernel image is available"),
+            "which was built for CUDA 13.0, cannot use it: no kernel image",
+        ),
+        (
+            Machine([], None, "No module named torch"),
+            "torch cannot be imported: No module named torch",
+        ),
         (machine(Gpu("NVIDIA H200", 150 * 10**9, 10**9)), "end what else runs on it"),
         (machine(Gpu("NVIDIA L4", 24 * 10**9, 24 * 10**9)), "a training takes about"),
     ],
 )
 def test_a_machine_that_cannot_run_it_is_refused(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Machine, expected: str
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    here: Machine,
+    expected: str,
 ) -> None:
     before = content(root)
     monkeypatch.setattr(profile, "look", lambda: here)
@@ -149,7 +177,9 @@ def test_a_machine_that_cannot_run_it_is_refused(
 def test_a_gpu_that_is_too_small_is_told_what_would_fit(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(profile, "look", lambda: machine(Gpu("NVIDIA H100", 85 * 10**9, 85 * 10**9)))
+    monkeypatch.setattr(
+        profile, "look", lambda: machine(Gpu("NVIDIA H100", 85 * 10**9, 85 * 10**9))
+    )
     apply("full", dry_run=True)
     with pytest.raises(InputError):
         apply("full-3b")
@@ -173,10 +203,30 @@ def test_a_small_disk_is_refused_but_not_when_the_rest_lies_there(
 @pytest.mark.parametrize(
     ("attention", "version", "flash", "expected"),
     [
-        ("flash_attention_2", None, "", "base.attention is flash_attention_2, and it is not installed"),
-        ("flash_attention_2", "2.8.3", "undefined symbol: _ZN3c10", "as when it was built for another torch than 2.11.0: undefined"),
-        ("flash_attention_2", "2.8.3", "", "names flash_attention_2, which computes in 16 bits, and base.dtype is float32"),
-        ("sdpa", "2.8.3", "undefined symbol: _ZN3c10", "note: flash-attn: 2.8.3 is installed but cannot be imported"),
+        (
+            "flash_attention_2",
+            None,
+            "",
+            "base.attention is flash_attention_2, and it is not installed",
+        ),
+        (
+            "flash_attention_2",
+            "2.8.3",
+            "undefined symbol: _ZN3c10",
+            "as when it was built for another torch than 2.11.0: undefined",
+        ),
+        (
+            "flash_attention_2",
+            "2.8.3",
+            "",
+            "names flash_attention_2, which computes in 16 bits, and base.dtype is float32",
+        ),
+        (
+            "sdpa",
+            "2.8.3",
+            "undefined symbol: _ZN3c10",
+            "note: flash-attn: 2.8.3 is installed but cannot be imported",
+        ),
     ],
 )
 def test_flash_attn_missing_or_of_another_torch(
@@ -190,7 +240,11 @@ def test_flash_attn_missing_or_of_another_torch(
 ) -> None:
     monkeypatch.setattr(checks, "installed", lambda _: version)
     monkeypatch.setattr(profile, "look", lambda: machine(H200, flash=flash))
-    name = own(root, f"extends: full\nparams:\n  base: {{attention: {attention}}}\n  grpo: {{engine: trl, num_generations: 2}}\n")
+    name = own(
+        root,
+        f"extends: full\nparams:\n  base: {{attention: {attention}}}\n  grpo: {{engine: trl,"
+        " num_generations: 2}\n",
+    )
     if attention == "sdpa":
         apply(name)
     else:
@@ -210,18 +264,38 @@ def test_an_own_profile_overrides_only_what_differs(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("params:\n  grpo: {sead: 7}\n", r"own\.yaml has settings .*\n.*grpo\.sead: unknown key; did you mean 'seed'"),
-        ("params:\n  grpo: {num_generations: 1}\n", r"own\.yaml .*\n.*grpo\.num_generations = 1: .*greater than or equal to 2"),
-        ("params:\n  prompt: {style: thinking}\n", r"own\.yaml .*\n.*style = 'thinking': .*'think', 'no-think' or 'think-after'"),
+        (
+            "params:\n  grpo: {sead: 7}\n",
+            r"own\.yaml has settings .*\n.*grpo\.sead: unknown key; did you mean 'seed'",
+        ),
+        (
+            "params:\n  grpo: {num_generations: 1}\n",
+            r"own\.yaml .*\n.*grpo\.num_generations = 1: .*greater than or equal to 2",
+        ),
+        (
+            "params:\n  prompt: {style: thinking}\n",
+            r"own\.yaml .*\n.*style = 'thinking': .*'think', 'no-think' or 'think-after'",
+        ),
         ("param: {}\n", r"own\.yaml is no profile:\n.*param: unknown key; did you mean 'params'"),
-        ("extends: ful\n", r"own\.yaml: extends = 'ful': no profile .*'full'\? Profiles in infra/profiles/: full, full-3b, sample"),
+        (
+            "extends: ful\n",
+            (
+                r"own\.yaml: extends = 'ful': no profile .*'full'\? Profiles in infra/profiles/:"
+                r" full, full-3b, sample"
+            ),
+        ),
         ("extends: own.yaml\n", r"own\.yaml: extends itself"),
         ("data: {deps: []}\n", r"own\.yaml: data must hold one path in `deps`"),
         ("- a\n", r"own\.yaml: expected groups of settings, got list"),
-        ("data:\n  deps: [{path: a}]\n  outs: [{path: b}]\n  meta: {sha256: 12ab}\n", r"data\.meta\.sha256 = '12ab': 64 hex digits"),
+        (
+            "data:\n  deps: [{path: a}]\n  outs: [{path: b}]\n  meta: {sha256: 12ab}\n",
+            r"data\.meta\.sha256 = '12ab': 64 hex digits",
+        ),
     ],
 )
-def test_a_wrong_profile_is_refused_by_file_key_and_value(root: Path, text: str, expected: str) -> None:
+def test_a_wrong_profile_is_refused_by_file_key_and_value(
+    root: Path, text: str, expected: str
+) -> None:
     before = content(root)
     with pytest.raises(InputError, match=expected):
         apply(own(root, text))
@@ -231,7 +305,9 @@ def test_a_wrong_profile_is_refused_by_file_key_and_value(root: Path, text: str,
 def test_what_was_pinned_of_a_large_corpus_is_pinned_again_when_it_comes_back(root: Path) -> None:
     _, full = load_profile("full")
     assert full.data is not None
-    fetched = dump_yaml(full.data | {"outs": [{"path": "data/raw/corpus.zip", "md5": "0a" * 16, "size": 5}]})
+    fetched = dump_yaml(
+        full.data | {"outs": [{"path": "data/raw/corpus.zip", "md5": "0a" * 16, "size": 5}]}
+    )
     keep(fetched, root)
     sample = (root / "data.dvc").read_text()
     assert imported("# mine\n" + sample, full.data, root) == "# mine\n" + fetched
@@ -245,8 +321,12 @@ def test_the_estimate_follows_the_parameters(root: Path) -> None:
     assert full.scale is not None
     assert 60e9 < sum(memory(params, full.model).values()) < 85e9
     now = needs(params, full.model, full.scale, "NVIDIA H200")
-    think = params.model_copy(update={"prompt": params.prompt.model_copy(update={"style": "think"})})
+    think = params.model_copy(
+        update={"prompt": params.prompt.model_copy(update={"style": "think"})}
+    )
     assert needs(think, full.model, full.scale, "NVIDIA H200").training > now.training
-    frozen = params.model_copy(update={"grpo": params.grpo.model_copy(update={"freeze_vision_tower": True})})
+    frozen = params.model_copy(
+        update={"grpo": params.grpo.model_copy(update={"freeze_vision_tower": True})}
+    )
     assert sum(memory(frozen, full.model).values()) < now.bytes
     assert needs(params, full.model, full.scale, "NVIDIA A100").training > now.training

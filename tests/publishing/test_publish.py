@@ -1,4 +1,6 @@
-"""Publishing a checkpoint: shown first, refused with a remedy, uploaded in one commit, and opened where nothing of this project is."""
+"""Publishing a checkpoint: shown first, refused with a remedy, uploaded in one commit, and opened
+where nothing of this project is.
+"""
 
 import json
 import os
@@ -26,7 +28,10 @@ from tests.workspaces import REPOSITORY, small_workspace
 
 TOKEN = "hf_thisIsTheTokenOfTheTest"
 CLEAN = {"git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": False}
-CARD = "---\nlicense: apache-2.0\n---\n\n# ct\n\n**Not a medical device. Not for clinical use.**\n\n## Limits\n\n- Phantoms are drawings.\n"
+CARD = (
+    "---\nlicense: apache-2.0\n---\n\n# ct\n\n**Not a medical device. Not for clinical use.**\n\n##"
+    " Limits\n\n- Phantoms are drawings.\n"
+)
 REPO = "me/med-r1-ct"
 
 
@@ -35,7 +40,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with ct trained, tested and reported on, all at one commit."""
     root = tmp_path_factory.mktemp("finished")
     small_workspace(root, images_a_modality=1)
-    base = {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}, "sha256": {}}
+    base = {
+        "source": "owner/tiny",
+        "commit": "c" * 40,
+        "licence": {"license": "other", "license_name": "qwen-research"},
+        "sha256": {},
+    }
     (root / layout.BASE_MODEL / "base_model.json").write_text(json.dumps(base), encoding="utf-8")
     (root / layout.BASE_MODEL / "LICENSE").write_text("Read me.", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -51,7 +61,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = rows[rows["modality"] == "ct"]["correct"]
     (root / "report" / "cards").mkdir(parents=True)
     (root / "report" / "cards" / "ct.md").write_text(CARD, encoding="utf-8")
-    metrics = {"checkpoints": {"ct": {"in_domain": {"n": len(own), "accuracy": round(float(own.mean()), 4)}}}}
+    metrics = {
+        "checkpoints": {
+            "ct": {"in_domain": {"n": len(own), "accuracy": round(float(own.mean()), 4)}}
+        }
+    }
     (root / "report" / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     url = "https://huggingface.co/datasets/foreverbeliever/OmniMedVQA/resolve/main/OmniMedVQA.zip"
     (root / "data.dvc").write_text(dump_yaml({"deps": [{"path": url}]}), encoding="utf-8")
@@ -83,7 +97,12 @@ def start(root: Path, *arguments: str, **environment: str) -> subprocess.Complet
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     command = [*MED_R1, "publish", "ct", *arguments]
     return subprocess.run(
-        command, cwd=root, env=clean | {"PYTHONPATH": str(REPOSITORY)} | environment, capture_output=True, text=True, timeout=120
+        command,
+        cwd=root,
+        env=clean | {"PYTHONPATH": str(REPOSITORY)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -103,7 +122,10 @@ def test_the_card_says_what_a_hub_reads_and_what_the_report_says(project: Path) 
     card = gather("ct", load_params(), REPO).card
     front = load_yaml(card.split("---\n")[1], Path("front matter"))
     assert front["base_model"] == "owner/tiny"
-    assert (front["license"], front["license_name"]) == ("other", "qwen-research"), "a model carries its base's licence on"
+    assert (front["license"], front["license_name"]) == (
+        "other",
+        "qwen-research",
+    ), "a model carries its base's licence on"
     assert front["datasets"] == ["foreverbeliever/OmniMedVQA"]
     assert front["pipeline_tag"] == "image-text-to-text"
     assert {"medical", "grpo", "ct"} <= set(front["tags"])
@@ -113,12 +135,16 @@ def test_the_card_says_what_a_hub_reads_and_what_the_report_says(project: Path) 
 
 
 def test_the_card_loads_it_in_what_it_was_tested_in(project: Path) -> None:
-    told = json.loads(pq.read_schema(project / layout.predictions("ct")).metadata[b"provenance"])["params"]
+    told = json.loads(pq.read_schema(project / layout.predictions("ct")).metadata[b"provenance"])[
+        "params"
+    ]
     change_origin(project, params=told | {"evaluate": told["evaluate"] | {"dtype": "bfloat16"}})
     assert "dtype=torch.bfloat16" in gather("ct", load_params(), REPO).card
 
 
-def test_an_uploaded_checkpoint_opens_with_nothing_of_this_project_and_answers_the_same(project: Path, tmp_path: Path) -> None:
+def test_an_uploaded_checkpoint_opens_with_nothing_of_this_project_and_answers_the_same(
+    project: Path, tmp_path: Path
+) -> None:
     with hub_serving() as hub:
         hub.token = TOKEN
         environment = hub.environment(tmp_path / "cache") | {"HF_TOKEN": TOKEN}
@@ -147,12 +173,20 @@ def test_an_uploaded_checkpoint_opens_with_nothing_of_this_project_and_answers_t
     # an import of the project fails in this process, although the environment has it installed
     code = f"import sys\nsys.modules['stages'] = sys.modules['flows'] = None\n{code}"
     code += f"\nprint(answer(Image.open({str(project / item['image'])!r}), {item['problem']!r}))\n"
-    opened = subprocess.run([sys.executable, "-I", "-c", code], cwd=elsewhere, capture_output=True, text=True, timeout=120)
+    opened = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert opened.returncode == 0, opened.stderr
     assert opened.stdout.strip() == row["output"].strip()
 
 
-def test_an_upload_that_broke_off_is_run_again_and_sends_what_is_missing(project: Path, tmp_path: Path) -> None:
+def test_an_upload_that_broke_off_is_run_again_and_sends_what_is_missing(
+    project: Path, tmp_path: Path
+) -> None:
     with hub_serving() as hub:
         environment = hub.environment(tmp_path / "cache") | {"HF_TOKEN": TOKEN}
         hub.fail_uploads = 1
@@ -162,7 +196,9 @@ def test_an_upload_that_broke_off_is_run_again_and_sends_what_is_missing(project
         assert not hub.repositories[REPO].commits, "all or nothing"
         done = start(project, "--repo", REPO, "--yes", **environment)
         assert done.returncode == 0, done.stderr
-        assert len(hub.uploaded) == len(set(hub.uploaded)) == 2, "weights and predictions, once each"
+        assert len(hub.uploaded) == len(set(hub.uploaded)) == 2, (
+            "weights and predictions, once each"
+        )
         hub.repositories[REPO].files["model-00001-of-00002.safetensors"] = b"of an older one"
         start(project, "--repo", REPO, "--yes", **environment)
         assert "model-00001-of-00002.safetensors" not in hub.repositories[REPO].files
@@ -172,9 +208,17 @@ def test_an_upload_that_broke_off_is_run_again_and_sends_what_is_missing(project
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (["--yes", "--repo", REPO], {}, "needs a token with the right to write: set it as HF_TOKEN"),
+        (
+            ["--yes", "--repo", REPO],
+            {},
+            "needs a token with the right to write: set it as HF_TOKEN",
+        ),
         (["--yes", "--repo", REPO], {"HF_TOKEN": "hf_anotherOne"}, "set HF_TOKEN to a valid token"),
-        (["--yes", "--repo", "me/open"], {"HF_TOKEN": TOKEN}, "me/open is there and public: give --public"),
+        (
+            ["--yes", "--repo", "me/open"],
+            {"HF_TOKEN": TOKEN},
+            "me/open is there and public: give --public",
+        ),
         (["--yes"], {}, "publish where to?"),
         (["--repo", "ct"], {}, "is not of the form OWNER/NAME"),
         (["--remote", "nowhere"], {}, "DVC knows no remote 'nowhere'"),
@@ -196,14 +240,20 @@ def test_a_place_that_takes_nothing_is_named(
 def test_a_hub_out_of_reach_leaves_all_here(project: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
-        done = start(project, "--repo", REPO, "--yes", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
+        done = start(
+            project, "--repo", REPO, "--yes", HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN
+        )
     assert done.returncode == ExitCode.INPUT
     assert "check the network and run the same command again" in done.stderr, done.stderr
 
 
 def test_a_dvc_remote_gets_the_same_and_gives_it_back(project: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "remote", "add", "-q", "shared", str(store)]):
+    for command in (
+        ["git", "init", "-q"],
+        ["dvc", "init", "-q"],
+        ["dvc", "remote", "add", "-q", "shared", str(store)],
+    ):
         subprocess.run(command, cwd=project, check=True)
     done = start(project, "--remote", "shared", "--yes")
     assert done.returncode == 0, done.stderr
@@ -233,33 +283,63 @@ def cut_short(root: Path) -> None:
 
 def secret(root: Path) -> None:
     os.environ["ACME_API_KEY"] = "0123456789abcdef-planted"
-    change_json(root / layout.model("ct") / "generation_config.json", note="0123456789abcdef-planted")
+    change_json(
+        root / layout.model("ct") / "generation_config.json", note="0123456789abcdef-planted"
+    )
 
 
 DAMAGE: dict[str, tuple[Any, str]] = {
-    "missing": (lambda root: shutil.rmtree(root / layout.model("ct")), r"models/ct is missing: `dvc repro train@ct`"),
-    "unfinished": (unfinished, "models/ct is unfinished: `dvc repro train@ct` goes on where it was stopped"),
-    "no processor": (lambda root: (root / "models/ct/tokenizer_config.json").unlink(), "tokenizer_config.json is missing"),
+    "missing": (
+        lambda root: shutil.rmtree(root / layout.model("ct")),
+        r"models/ct is missing: `dvc repro train@ct`",
+    ),
+    "unfinished": (
+        unfinished,
+        "models/ct is unfinished: `dvc repro train@ct` goes on where it was stopped",
+    ),
+    "no processor": (
+        lambda root: (root / "models/ct/tokenizer_config.json").unlink(),
+        "tokenizer_config.json is missing",
+    ),
     "cut short": (cut_short, r"model.safetensors has \d+ bytes instead of \d+"),
-    "dirty": (lambda root: change_json(root / "training/ct.provenance.json", git_dirty=True), "--allow-dirty"),
-    "dirty answers": (lambda root: change_origin(root, git_dirty=True), "predictions/ct.parquet were made from a working tree"),
+    "dirty": (
+        lambda root: change_json(root / "training/ct.provenance.json", git_dirty=True),
+        "--allow-dirty",
+    ),
+    "dirty answers": (
+        lambda root: change_origin(root, git_dirty=True),
+        "predictions/ct.parquet were made from a working tree",
+    ),
     "other answers": (
         lambda root: change_origin(root, weights={"model.safetensors": "f" * 64}),
-        r"predictions/ct.parquet are answers of other weights than those in models/ct: run `dvc repro evaluate@ct report`",
+        (
+            r"predictions/ct.parquet are answers of other weights than those in models/ct: run `dvc"
+            r" repro evaluate@ct report`"
+        ),
     ),
     "no answers": (lambda root: layout.predictions("ct").unlink(), "predictions/ct.parquet"),
     "other report": (
-        lambda root: (root / "report/metrics.json").write_text('{"checkpoints": {"ct": {"in_domain": {"n": 1, "accuracy": 0.5}}}}'),
+        lambda root: (root / "report/metrics.json").write_text(
+            '{"checkpoints": {"ct": {"in_domain": {"n": 1, "accuracy": 0.5}}}}'
+        ),
         "does not hold the results of predictions/ct.parquet: run `dvc repro report`",
     ),
-    "no card": (lambda root: (root / "report/cards/ct.md").unlink(), "report/cards/ct.md is missing: run `dvc repro report`"),
-    "code": (lambda root: change_json(root / "models/ct/config.json", auto_map={"AutoModel": "own.Own"}), "names code"),
+    "no card": (
+        lambda root: (root / "report/cards/ct.md").unlink(),
+        "report/cards/ct.md is missing: run `dvc repro report`",
+    ),
+    "code": (
+        lambda root: change_json(root / "models/ct/config.json", auto_map={"AutoModel": "own.Own"}),
+        "names code",
+    ),
     "secret": (secret, r"holds the value of \$ACME_API_KEY"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_cannot_be_published_is_refused_with_the_remedy(damage: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_published_is_refused_with_the_remedy(
+    damage: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ACME_API_KEY", "")
     spoil, message = DAMAGE[damage]
     spoil(project)

@@ -22,12 +22,19 @@ def test_a_short_log_is_drawn_step_by_step() -> None:
 
 def test_ends_are_means_over_the_first_and_last_tenth() -> None:
     log = make_training_log("ct", steps=40)
-    assert ends(log["reward"]) == pytest.approx((log["reward"].iloc[:4].mean(), log["reward"].iloc[-4:].mean()))
+    assert ends(log["reward"]) == pytest.approx(
+        (log["reward"].iloc[:4].mean(), log["reward"].iloc[-4:].mean())
+    )
 
 
 def test_panels_share_a_scale_that_holds_every_reward() -> None:
     drawn = reward_panels({name: make_training_log(name) for name in ("ct", "mri")})
-    heights = [float(point.split(",")[1]) for panel in drawn["panels"] for line in panel["lines"].values() for point in line.split()]
+    heights = [
+        float(point.split(",")[1])
+        for panel in drawn["panels"]
+        for line in panel["lines"].values()
+        for point in line.split()
+    ]
     assert 0 <= min(heights) <= max(heights) <= drawn["height"]
     assert [text for _, text in drawn["ticks"]] == ["0", "1", "2"]
 
@@ -43,7 +50,14 @@ def test_what_was_not_logged_is_not_drawn() -> None:
 
 
 def test_a_log_of_one_step_can_be_drawn() -> None:
-    assert len(reward_panels({"ct": make_training_log("ct", steps=1)})["panels"][0]["lines"]["reward"].split()) == 1
+    assert (
+        len(
+            reward_panels({"ct": make_training_log("ct", steps=1)})["panels"][0]["lines"][
+                "reward"
+            ].split()
+        )
+        == 1
+    )
 
 
 def test_the_interval_scale_holds_zero_and_every_interval() -> None:

@@ -20,7 +20,13 @@ HOSTILE = "a | `b`\n<img src=x onerror=alert(1)> [bold]c[/bold]"
 FELL = Cell("-1.5", "-2.0", "-1.0", "down")
 ROSE = Cell("+0.5", note="limit 1")
 SHEET = Sheet(
-    (CHECKPOINT, Column("words | <b>", "text"), Column("gain"), Column("blind_baseline"), Column("n")),
+    (
+        CHECKPOINT,
+        Column("words | <b>", "text"),
+        Column("gain"),
+        Column("blind_baseline"),
+        Column("n"),
+    ),
     (
         Row((Cell("ct"), Cell(HOSTILE), FELL, MISSING, Cell(1234)), "By modality"),
         Row((Cell("mri"), Cell(lines=(HOSTILE, "last")), ROSE, Cell(), Cell(0)), "By modality"),

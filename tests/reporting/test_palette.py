@@ -9,7 +9,10 @@ from stages.scoring.tables import CrossTable
 
 def luminance(colour: str) -> float:
     """Relative luminance (WCAG 2.2)."""
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for part in to_rgb(colour)
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -22,13 +25,32 @@ def test_text_contrasts_with_every_shade(scale: Colormap) -> None:
 
 @pytest.mark.parametrize(
     ("accuracies", "ends"),
-    [([0.23, 0.71, None], (0.2, 0.8)), ([0.3, 0.4], (0.3, 0.4)), ([0.5], (0.4, 0.6)), ([0.0], (0.0, 0.1)), ([1.0, 1.0], (0.9, 1.0))],
+    [
+        ([0.23, 0.71, None], (0.2, 0.8)),
+        ([0.3, 0.4], (0.3, 0.4)),
+        ([0.5], (0.4, 0.6)),
+        ([0.0], (0.0, 0.1)),
+        ([1.0, 1.0], (0.9, 1.0)),
+    ],
 )
-def test_the_scale_encloses_all_accuracies_there_are(accuracies: list[float | None], ends: tuple[float, float]) -> None:
+def test_the_scale_encloses_all_accuracies_there_are(
+    accuracies: list[float | None], ends: tuple[float, float]
+) -> None:
     row = {str(number): accuracy for number, accuracy in enumerate(accuracies)}
     assert bounds([CrossTable("accuracy", {"base": row}, {}, {})]) == pytest.approx(ends)
 
 
-@pytest.mark.parametrize(("values", "end"), [([0.23, -0.71, None], 0.8), ([0.05], 0.1), ([None], 0.1), ([], 0.1), ([-1.0], 1.0)])
-def test_a_scale_of_differences_has_zero_in_its_middle(values: list[float | None], end: float) -> None:
-    assert max_abs([CrossTable("visual gain", {"ct": {str(i): value for i, value in enumerate(values)}}, {}, {})]) == pytest.approx(end)
+@pytest.mark.parametrize(
+    ("values", "end"),
+    [([0.23, -0.71, None], 0.8), ([0.05], 0.1), ([None], 0.1), ([], 0.1), ([-1.0], 1.0)],
+)
+def test_a_scale_of_differences_has_zero_in_its_middle(
+    values: list[float | None], end: float
+) -> None:
+    assert max_abs(
+        [
+            CrossTable(
+                "visual gain", {"ct": {str(i): value for i, value in enumerate(values)}}, {}, {}
+            )
+        ]
+    ) == pytest.approx(end)

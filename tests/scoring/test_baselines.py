@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 
 from stages.answers.extraction import extract_answer
-from stages.scoring.baselines import PROTOCOLS, Protocol, baselines, majority_letter, score_as_published, score_every_way
+from stages.scoring.baselines import (
+    PROTOCOLS,
+    Protocol,
+    baselines,
+    majority_letter,
+    score_as_published,
+    score_every_way,
+)
 from stages.scoring.questions import Question
 from stages.scoring.tables import Score
 
@@ -31,7 +38,9 @@ from stages.scoring.tables import Score
         ("", False, False, False, False),
     ],
 )
-def test_each_protocol_counts_as_the_released_script_does(output: str, zero_shot: bool, tag: bool, tag_or_raw: bool, fair: bool) -> None:
+def test_each_protocol_counts_as_the_released_script_does(
+    output: str, zero_shot: bool, tag: bool, tag_or_raw: bool, fair: bool
+) -> None:
     correct = extract_answer(output, {"A": "CT", "B": "Cyst"}) == "B"
     rows = pd.DataFrame({"output": [output], "gold": ["B"], "correct": [correct]})
     found = {name: score.correct == 1 for name, score in score_every_way(rows).items()}
@@ -50,7 +59,11 @@ def test_the_majority_letter_is_trains_and_is_scored_on_test() -> None:
 
 
 def test_baselines_of_a_split() -> None:
-    train = [Question("1", ("x", "y"), 1), Question("2", ("x", "y"), 1), Question("3", ("x", "y"), 0)]
+    train = [
+        Question("1", ("x", "y"), 1),
+        Question("2", ("x", "y"), 1),
+        Question("3", ("x", "y"), 0),
+    ]
     test = [Question("4", ("x", "y"), 1), Question("5", ("x", "y", "z", "w"), 3)]
     found = baselines(train, test)
     assert found.chance == Fraction(3, 8)

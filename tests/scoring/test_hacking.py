@@ -18,8 +18,12 @@ from tests.fakes import CHECKPOINTS, make_predictions, make_questions
 GOOD = "<think>It is round, with a bright rim.</think><answer>{}</answer>"
 
 
-def table(n: int = 200, output: str = GOOD, accuracy: float = 0.8, tokens: int = 60) -> pd.DataFrame:
-    """Predictions over four options, `accuracy` of them right, gold letters evenly spread; "{}" in output is the answer."""
+def table(
+    n: int = 200, output: str = GOOD, accuracy: float = 0.8, tokens: int = 60
+) -> pd.DataFrame:
+    """Predictions over four options, `accuracy` of them right, gold letters evenly spread; "{}" in
+    output is the answer.
+    """
     gold = np.array(list("ABCD"))[np.arange(n) % 4]
     right = np.arange(n) % 100 < 100 * accuracy
     answer = np.where(right, gold, np.array(list("BCDA"))[np.arange(n) % 4])
@@ -40,7 +44,10 @@ BASE = table(output="it may be {}", accuracy=0.3, tokens=100)
 
 
 def indicators(rows: pd.DataFrame, style: Style = "think", **limits: float) -> dict[str, Indicator]:
-    return {indicator.name: indicator for indicator in detect_reward_hacking(rows, BASE, style, HackingLimits(**limits))}
+    return {
+        indicator.name: indicator
+        for indicator in detect_reward_hacking(rows, BASE, style, HackingLimits(**limits))
+    }
 
 
 def triggered(rows: pd.DataFrame, style: Style = "think") -> set[str]:
@@ -55,13 +62,20 @@ def changed(rows: pd.DataFrame, part: float, **values: Any) -> pd.DataFrame:
 
 @pytest.mark.parametrize(
     ("style", "output"),
-    [("think", GOOD), ("no-think", "<answer>{}</answer>"), ("think-after", "<answer>{}</answer><think>It is round.</think>")],
+    [
+        ("think", GOOD),
+        ("no-think", "<answer>{}</answer>"),
+        ("think-after", "<answer>{}</answer><think>It is round.</think>"),
+    ],
 )
 def test_an_honest_policy_raises_nothing(style: Style, output: str) -> None:
     assert triggered(table(output=output), style) == set()
 
 
-@pytest.mark.parametrize("output", ["<answer>A</answer><answer>B</answer>", "<think>a</think><think>b</think><answer>B</answer>"])
+@pytest.mark.parametrize(
+    "output",
+    ["<answer>A</answer><answer>B</answer>", "<think>a</think><think>b</think><answer>B</answer>"],
+)
 def test_repeated_tags_are_counted(output: str) -> None:
     found = indicators(changed(table(), 0.03, output=output))["repeated tags"]
     assert (found.triggered, found.count, found.n, found.measured) == (True, 6, 200, 0.03)
@@ -69,7 +83,9 @@ def test_repeated_tags_are_counted(output: str) -> None:
 
 
 def test_one_slip_is_no_habit() -> None:
-    found = indicators(changed(table(), 0.005, output="<answer>A</answer><answer>B</answer>"))["repeated tags"]
+    found = indicators(changed(table(), 0.005, output="<answer>A</answer><answer>B</answer>"))[
+        "repeated tags"
+    ]
     assert (found.triggered, found.count, found.question_ids) == (False, 1, ("q00000",))
 
 
@@ -86,7 +102,11 @@ def test_always_one_letter_is_raised_against_gold() -> None:
     assert found.triggered
     assert (found.count, found.n) == (200, 200)
     assert "share of C" in found.what
-    assert set(rows.set_index("question_id").loc[list(found.question_ids), "gold"]) <= {"A", "B", "D"}
+    assert set(rows.set_index("question_id").loc[list(found.question_ids), "gold"]) <= {
+        "A",
+        "B",
+        "D",
+    }
 
 
 def test_one_letter_is_right_where_gold_is_that_letter() -> None:
@@ -108,9 +128,15 @@ def test_shrunken_completions_are_raised_where_thoughts_are_asked_for() -> None:
 
 
 def test_lengths_are_compared_on_the_questions_that_both_answered() -> None:
-    found = {indicator.name: indicator for indicator in detect_reward_hacking(table(tokens=12), BASE.iloc[:50], "think")}["length collapse"]
+    found = {
+        indicator.name: indicator
+        for indicator in detect_reward_hacking(table(tokens=12), BASE.iloc[:50], "think")
+    }["length collapse"]
     assert (found.count, found.n) == (50, 50)
-    none = {indicator.name: indicator for indicator in detect_reward_hacking(table(), BASE.iloc[:0], "think")}["length collapse"]
+    none = {
+        indicator.name: indicator
+        for indicator in detect_reward_hacking(table(), BASE.iloc[:0], "think")
+    }["length collapse"]
     assert (none.triggered, none.n, none.measured) == (False, 0, None)
 
 
@@ -122,7 +148,9 @@ def test_form_without_accuracy_is_form_at_or_below_chance(accuracy: float, empty
 
 
 def test_bad_accuracy_without_the_form_is_another_matter() -> None:
-    assert not indicators(table(output="perhaps {}", accuracy=0.05))["form without accuracy"].triggered
+    assert not indicators(table(output="perhaps {}", accuracy=0.05))[
+        "form without accuracy"
+    ].triggered
 
 
 def test_tables_without_rows_or_answers_raise_nothing() -> None:
@@ -133,16 +161,30 @@ def test_tables_without_rows_or_answers_raise_nothing() -> None:
 def test_order_of_rows_does_not_matter_and_signs_are_plain_values() -> None:
     rows = changed(table(accuracy=0.2, tokens=9), 0.3, output="<answer>A</answer><think></think>")
     found = detect_reward_hacking(rows, BASE, "think")
-    assert detect_reward_hacking(rows.sample(frac=1, random_state=3), BASE.sample(frac=1, random_state=4), "think") == found
+    assert (
+        detect_reward_hacking(
+            rows.sample(frac=1, random_state=3), BASE.sample(frac=1, random_state=4), "think"
+        )
+        == found
+    )
     for indicator in found:
-        assert {type(value) for value in asdict(indicator).values()} <= {str, bool, int, float, tuple, type(None)}
+        assert {type(value) for value in asdict(indicator).values()} <= {
+            str,
+            bool,
+            int,
+            float,
+            tuple,
+            type(None),
+        }
         assert len(indicator.question_ids) <= 3
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_tables_as_evaluate_writes_them_are_watched(checkpoint: str) -> None:
     questions = make_questions(per_cell=8)
-    found = detect_reward_hacking(make_predictions(questions, checkpoint), make_predictions(questions, "base"), "no-think")
+    found = detect_reward_hacking(
+        make_predictions(questions, checkpoint), make_predictions(questions, "base"), "no-think"
+    )
     assert len(found) == 5
 
 
@@ -162,7 +204,9 @@ def test_a_full_test_split_is_watched_in_seconds() -> None:
 def test_scoring_imports_no_torch() -> None:
     root = Path(__file__).parents[2]
     names = [
-        f"stages.{package}.{path.stem}" for package in ("answers", "scoring") for path in (root / "stages" / package).glob("[a-z]*.py")
+        f"stages.{package}.{path.stem}"
+        for package in ("answers", "scoring")
+        for path in (root / "stages" / package).glob("[a-z]*.py")
     ]
     assert len(names) > 10
     code = f"import sys; [__import__(name) for name in {names!r}]; sys.exit('torch' in sys.modules)"

@@ -33,7 +33,9 @@ SOURCE, REMEDY = "predictions/ct.parquet", "make it again"
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
-    return pa.Table.from_pylist([ROW | row for row in rows], schema=SCHEMA.with_metadata({"provenance": "{}"}))
+    return pa.Table.from_pylist(
+        [ROW | row for row in rows], schema=SCHEMA.with_metadata({"provenance": "{}"})
+    )
 
 
 def refusal(predictions: pa.Table) -> str:
@@ -48,9 +50,18 @@ def test_the_schema_holds_no_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "answer"), [("<answer>B</answer>", "B"), ("Nodule", "B"), ("<answer>A</answer>", "A"), ("C", None), ("", None)]
+    ("output", "answer"),
+    [
+        ("<answer>B</answer>", "B"),
+        ("Nodule", "B"),
+        ("<answer>A</answer>", "A"),
+        ("C", None),
+        ("", None),
+    ],
 )
-def test_an_answer_is_extracted_with_the_options_of_its_question(output: str, answer: str | None) -> None:
+def test_an_answer_is_extracted_with_the_options_of_its_question(
+    output: str, answer: str | None
+) -> None:
     scored = add_answers(table({"output": output}))
     assert scored.schema.equals(SCORED)
     (row,) = scored.to_pylist()
@@ -92,7 +103,13 @@ def test_a_missing_value_is_named_with_its_row(column: str) -> None:
 
 @pytest.mark.parametrize(
     ("column", "values"),
-    [("modality_test", ["True"]), ("output", [7]), ("completion_tokens", [3.5]), ("options", [["Cyst", None]]), ("blank_output", [1])],
+    [
+        ("modality_test", ["True"]),
+        ("output", [7]),
+        ("completion_tokens", [3.5]),
+        ("options", [["Cyst", None]]),
+        ("blank_output", [1]),
+    ],
 )
 def test_a_column_of_another_type_is_named(column: str, values: list[Any]) -> None:
     predictions = table({})

@@ -25,17 +25,32 @@ WORDS = ["Cyst", "cyst.", "Nodule", "X-ray", "x_ray.", "CT", "Chest", "No"]
 
 @st.composite
 def question_lists(draw: st.DrawFn, least: int = 0) -> list[Question]:
-    texts = draw(st.lists(st.lists(st.sampled_from(WORDS), min_size=2, max_size=4), min_size=least, max_size=12))
-    return [Question(f"q{i}", tuple(options), draw(st.integers(0, len(options) - 1))) for i, options in enumerate(texts)]
+    texts = draw(
+        st.lists(
+            st.lists(st.sampled_from(WORDS), min_size=2, max_size=4), min_size=least, max_size=12
+        )
+    )
+    return [
+        Question(f"q{i}", tuple(options), draw(st.integers(0, len(options) - 1)))
+        for i, options in enumerate(texts)
+    ]
 
 
 def permuted(question: Question, rng: random.Random) -> Question:
     order = rng.sample(range(len(question.options)), len(question.options))
-    return Question(question.question_id, tuple(question.options[i] for i in order), order.index(question.gold))
+    return Question(
+        question.question_id, tuple(question.options[i] for i in order), order.index(question.gold)
+    )
 
 
 def test_rates_are_the_smoothed_counts() -> None:
-    prior = fit_prior([Question("1", ("Cyst", "CT"), 0), Question("2", ("cyst.", "CT", "Chest"), 2), Question("3", ("CT", "No"), 0)])
+    prior = fit_prior(
+        [
+            Question("1", ("Cyst", "CT"), 0),
+            Question("2", ("cyst.", "CT", "Chest"), 2),
+            Question("3", ("CT", "No"), 0),
+        ]
+    )
     assert prior.rate("CYST") == 1.25 / 3
     assert prior.rate("CT") == 1.25 / 4
     assert prior.rate("Chest") == 1.25 / 2
@@ -45,14 +60,23 @@ def test_rates_are_the_smoothed_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("X-ray", "x_ray."), ("Cyst", " cyst .  "), ("Common bile duct", "common  Bile-Duct"), ("STRASSE", "straße")]
+    ("one", "other"),
+    [
+        ("X-ray", "x_ray."),
+        ("Cyst", " cyst .  "),
+        ("Common bile duct", "common  Bile-Duct"),
+        ("STRASSE", "straße"),
+    ],
 )
 def test_spellings_of_one_text_count_as_one(one: str, other: str) -> None:
     assert normalise(one) == normalise(other)
 
 
 def test_texts_as_written_tell_more_than_normalised_ones() -> None:
-    questions = [Question(f"{i}", ("kidney", "Liver") if i % 2 else ("Kidney", "liver"), 0 if i % 2 else 1) for i in range(10)]
+    questions = [
+        Question(f"{i}", ("kidney", "Liver") if i % 2 else ("Kidney", "liver"), 0 if i % 2 else 1)
+        for i in range(10)
+    ]
     assert blind_score(fit_prior(questions), questions).accuracy == 0.5
     assert blind_score(fit_prior(questions, exact=True), questions).accuracy == 1.0
 
@@ -64,23 +88,37 @@ def test_a_prior_that_was_never_fitted_is_at_chance() -> None:
 
 
 def test_equal_rates_from_different_counts_tie() -> None:
-    train = [Question("1", ("Cyst", "a"), 1)] * 9 + [Question("2", ("Cyst", "b"), 0)] * 3  # (3 + 1/4) / (12 + 1) is 1/4
+    train = [Question("1", ("Cyst", "a"), 1)] * 9 + [
+        Question("2", ("Cyst", "b"), 0)
+    ] * 3  # (3 + 1/4) / (12 + 1) is 1/4
     assert fit_prior(train).favourites(("Cyst", "never seen")) == [0, 1]
 
 
 @given(question_lists(), question_lists(least=1), st.integers(0, 99), st.booleans())
-def test_the_order_of_options_changes_no_accuracy(train: list[Question], test: list[Question], seed: int, exact: bool) -> None:
+def test_the_order_of_options_changes_no_accuracy(
+    train: list[Question], test: list[Question], seed: int, exact: bool
+) -> None:
     rng = random.Random(seed)
     before = blind_score(fit_prior(train, exact=exact), test)
-    after = blind_score(fit_prior([permuted(q, rng) for q in train], exact=exact), [permuted(q, rng) for q in test])
+    after = blind_score(
+        fit_prior([permuted(q, rng) for q in train], exact=exact), [permuted(q, rng) for q in test]
+    )
     assert after == before
 
 
-@given(question_lists(), question_lists(least=1), st.text(max_size=20), st.text("abc? ", max_size=20))
-def test_images_and_wording_change_nothing(train: list[Question], test: list[Question], image: str, wording: str) -> None:
+@given(
+    question_lists(), question_lists(least=1), st.text(max_size=20), st.text("abc? ", max_size=20)
+)
+def test_images_and_wording_change_nothing(
+    train: list[Question], test: list[Question], image: str, wording: str
+) -> None:
     def published(questions: list[Question], image: str, wording: str) -> list[dict[str, str]]:
         return [
-            {"image": image, "problem": format_problem(wording, question.options), "solution": format_solution(question.letter)}
+            {
+                "image": image,
+                "problem": format_problem(wording, question.options),
+                "solution": format_solution(question.letter),
+            }
             for question in questions
         ]
 
@@ -92,7 +130,9 @@ def test_images_and_wording_change_nothing(train: list[Question], test: list[Que
 
 
 @given(question_lists(), question_lists(least=1))
-def test_shared_credit_is_the_expectation_of_a_fair_draw(train: list[Question], test: list[Question]) -> None:
+def test_shared_credit_is_the_expectation_of_a_fair_draw(
+    train: list[Question], test: list[Question]
+) -> None:
     prior = fit_prior(train)
     for question in test:
         drawn = [choice == question.gold for choice in prior.favourites(question.options)]
@@ -104,22 +144,37 @@ def test_shared_credit_is_the_expectation_of_a_fair_draw(train: list[Question], 
 
 
 @given(question_lists(), question_lists(), st.booleans())
-def test_pooled_splits_are_fitted_as_one(first: list[Question], second: list[Question], exact: bool) -> None:
-    assert pool([fit_prior(first, exact=exact), fit_prior(second, exact=exact)]) == fit_prior([*first, *second], exact=exact)
+def test_pooled_splits_are_fitted_as_one(
+    first: list[Question], second: list[Question], exact: bool
+) -> None:
+    assert pool([fit_prior(first, exact=exact), fit_prior(second, exact=exact)]) == fit_prior(
+        [*first, *second], exact=exact
+    )
 
 
 def test_priors_that_count_differently_do_not_pool() -> None:
     for priors in ([fit_prior([]), fit_prior([], exact=True)], []):
-        with pytest.raises(ValueError, match="at least one prior, and only such as count texts alike"):
+        with pytest.raises(
+            ValueError, match="at least one prior, and only such as count texts alike"
+        ):
             pool(priors)
 
 
 def test_it_finds_distractors_that_are_never_gold_and_loses_them_with_shuffled_gold() -> None:
     rng = np.random.default_rng(4)
     golds, others = [f"gold {i}" for i in range(6)], [f"other {i}" for i in range(60)]
-    options = [tuple(rng.permutation([rng.choice(golds), *rng.choice(others, 3, replace=False)]).tolist()) for _ in range(800)]
-    telling = [Question(f"{i}", texts, next(j for j, t in enumerate(texts) if t.startswith("gold"))) for i, texts in enumerate(options)]
-    shuffled = [Question(question.question_id, question.options, int(rng.integers(4))) for question in telling]
+    options = [
+        tuple(rng.permutation([rng.choice(golds), *rng.choice(others, 3, replace=False)]).tolist())
+        for _ in range(800)
+    ]
+    telling = [
+        Question(f"{i}", texts, next(j for j, t in enumerate(texts) if t.startswith("gold")))
+        for i, texts in enumerate(options)
+    ]
+    shuffled = [
+        Question(question.question_id, question.options, int(rng.integers(4)))
+        for question in telling
+    ]
     assert blind_score(fit_prior(telling[:400]), telling[400:]).accuracy > 0.99
     low, high = blind_score(fit_prior(shuffled[:400]), shuffled[400:]).interval
     assert low < 0.25 < high
@@ -127,12 +182,23 @@ def test_it_finds_distractors_that_are_never_gold_and_loses_them_with_shuffled_g
 
 def write(path: Path, options: list[tuple[list[str], str]]) -> str:
     path.write_text(
-        json.dumps([{"image": "a.png", "problem": format_problem("What?", texts), "solution": format_solution(g)} for texts, g in options])
+        json.dumps(
+            [
+                {
+                    "image": "a.png",
+                    "problem": format_problem("What?", texts),
+                    "solution": format_solution(g),
+                }
+                for texts, g in options
+            ]
+        )
     )
     return str(path)
 
 
-def test_the_tool_prints_accuracy_count_chance_and_interval(tmp_path: Path, run: RunStage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tool_prints_accuracy_count_chance_and_interval(
+    tmp_path: Path, run: RunStage, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = write(tmp_path / "train.json", [(["Cyst", "CT, plain", "No"], "B")] * 3)
     test = write(tmp_path / "test.json", [(["No", "CT, plain"], "B"), (["new", "newer"], "A")])
     run(tool, "--train", train, "--test", test)
@@ -151,7 +217,9 @@ def test_the_tool_refuses_bad_input_in_one_line_with_its_exit_code(tmp_path: Pat
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == ExitCode.INPUT
-    assert done.stderr.startswith(f"error: {train}, record 0: gold 'C' is not among the options A, B")
+    assert done.stderr.startswith(
+        f"error: {train}, record 0: gold 'C' is not among the options A, B"
+    )
     assert done.stderr.count("\n") == 1
 
 

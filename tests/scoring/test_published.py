@@ -8,7 +8,15 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, SPLITS, THIRD_PARTY, Published, PublishedSplit, PublishedTable
+from stages.scoring.published import (
+    HEADLINES,
+    NO_THINK_MINUS_THINK,
+    SPLITS,
+    THIRD_PARTY,
+    Published,
+    PublishedSplit,
+    PublishedTable,
+)
 from stages.taxonomy import AXES
 
 TESTED = {(split.axis, split.slug): split.test for split in SPLITS}
@@ -16,7 +24,9 @@ TESTED = {(split.axis, split.slug): split.test for split in SPLITS}
 
 @pytest.mark.parametrize("axis", AXES)
 def test_differences_are_whole_numbers_of_test_questions(axis: str) -> None:
-    """Each is a difference of two accuracies printed to 0.01; a wrong digit, row for column, or another split would not be whole."""
+    """Each is a difference of two accuracies printed to 0.01; a wrong digit, row for column, or
+    another split would not be whole.
+    """
     table = NO_THINK_MINUS_THINK[axis]
     for row in table.values:
         for cell, value in zip(table.cells, row, strict=True):
@@ -30,11 +40,18 @@ def test_differences_have_a_row_and_a_column_a_cell() -> None:
         assert np.shape(table.values) == (len(table.cells), len(table.cells))
 
 
-@pytest.mark.parametrize(("axis", "mean", "in_domain", "cross_domain"), [("modality", 2.57, 1.67, 2.70), ("task", 0.58, 2.69, 0.06)])
-def test_means_are_those_of_the_printed_cells(axis: str, mean: float, in_domain: float, cross_domain: float) -> None:
+@pytest.mark.parametrize(
+    ("axis", "mean", "in_domain", "cross_domain"),
+    [("modality", 2.57, 1.67, 2.70), ("task", 0.58, 2.69, 0.06)],
+)
+def test_means_are_those_of_the_printed_cells(
+    axis: str, mean: float, in_domain: float, cross_domain: float
+) -> None:
     table = NO_THINK_MINUS_THINK[axis]
     values = np.array(table.values)
-    assert (table.mean, table.in_domain, table.cross_domain) == pytest.approx((mean, in_domain, cross_domain), abs=0.005)
+    assert (table.mean, table.in_domain, table.cross_domain) == pytest.approx(
+        (mean, in_domain, cross_domain), abs=0.005
+    )
     assert table.in_domain == pytest.approx(np.diag(values).mean())
     assert table.at(table.cells[1], table.cells[0]) == values[1, 0]
 
@@ -59,14 +76,23 @@ def test_splits_add_up() -> None:
 def test_chance_is_that_of_the_option_counts() -> None:
     for split in SPLITS:
         four = split.test - split.two_options - split.three_options
-        guessed = Fraction(split.two_options, 2) + Fraction(split.three_options, 3) + Fraction(four, 4)
+        guessed = (
+            Fraction(split.two_options, 2) + Fraction(split.three_options, 3) + Fraction(four, 4)
+        )
         assert split.chance == pytest.approx(100 * float(guessed / split.test), abs=0.005)
         assert split.chance - 2 < split.majority_letter < 100
-    assert np.mean([split.chance for split in SPLITS if split.axis == "modality"]) == pytest.approx(27.25, abs=0.01)
+    assert np.mean([split.chance for split in SPLITS if split.axis == "modality"]) == pytest.approx(
+        27.25, abs=0.01
+    )
 
 
 def test_every_number_has_a_source_and_a_caveat() -> None:
-    entries: list[Published | PublishedSplit | PublishedTable] = [*HEADLINES, *THIRD_PARTY, *SPLITS, *NO_THINK_MINUS_THINK.values()]
+    entries: list[Published | PublishedSplit | PublishedTable] = [
+        *HEADLINES,
+        *THIRD_PARTY,
+        *SPLITS,
+        *NO_THINK_MINUS_THINK.values(),
+    ]
     for entry in entries:
         assert len(entry.source) > 5
         assert len(entry.caveat) > 20

@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 from stages.core.errors import InputError
 from stages.scoring.questions import Question, as_questions, chance, read_questions
 
-ITEM = {"image": "a.png", "problem": "What is it? A)CT, B)MRI, or so, C)X-ray (AP)", "solution": "<answer> B </answer>"}
+ITEM = {
+    "image": "a.png",
+    "problem": "What is it? A)CT, B)MRI, or so, C)X-ray (AP)",
+    "solution": "<answer> B </answer>",
+}
 
 
 def refusal(data: bytes, folder: Path) -> str:
@@ -28,10 +32,15 @@ def refusal(data: bytes, folder: Path) -> str:
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize("name", ["split.json", "split.json.gz"])
-def test_a_split_is_read_plain_or_packed_whatever_it_is_called(tmp_path: Path, pack: Any, name: str) -> None:
+def test_a_split_is_read_plain_or_packed_whatever_it_is_called(
+    tmp_path: Path, pack: Any, name: str
+) -> None:
     (tmp_path / name).write_bytes(pack(json.dumps([ITEM, ITEM | {"question_id": "x"}]).encode()))
     options = ("CT", "MRI, or so", "X-ray (AP)")
-    assert read_questions(tmp_path / name) == [Question("#0", options, 1), Question("x", options, 1)]
+    assert read_questions(tmp_path / name) == [
+        Question("#0", options, 1),
+        Question("x", options, 1),
+    ]
 
 
 def test_the_field_options_is_taken_rather_than_the_text_of_the_problem() -> None:
@@ -41,7 +50,11 @@ def test_the_field_options_is_taken_rather_than_the_text_of_the_problem() -> Non
 
 
 def test_neither_image_nor_wording_is_kept() -> None:
-    other = {"image": "other.png", "problem": "Is this a mouse? " + ITEM["problem"].split("? ")[1], "solution": ITEM["solution"]}
+    other = {
+        "image": "other.png",
+        "problem": "Is this a mouse? " + ITEM["problem"].split("? ")[1],
+        "solution": ITEM["solution"],
+    }
     assert as_questions([ITEM], "") == as_questions([other], "")
     assert set(vars(as_questions([ITEM], "")[0])) == {"question_id", "options", "gold"}
 
@@ -71,7 +84,10 @@ def test_what_is_no_split_is_refused_by_name(tmp_path: Path, data: bytes, said: 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"solution": "<answer> D </answer>"}, "gold 'D' is not among the options A, B, C of 'What is it?"),
+        (
+            {"solution": "<answer> D </answer>"},
+            "gold 'D' is not among the options A, B, C of 'What is it?",
+        ),
         ({"solution": "MRI"}, "solution 'MRI' is not of the form"),
         ({"solution": 2}, "solution is 2, not text"),
         ({"problem": "What is it?"}, "no options 'A)..., B)...' in problem 'What is it?'"),
@@ -79,11 +95,16 @@ def test_what_is_no_split_is_refused_by_name(tmp_path: Path, data: bytes, said: 
         ({"options": None}, "options is missing, not a list"),
         ({"options": ["CT"]}, "options is ['CT'], not a list of 2 to 4 texts"),
         ({"options": ["CT", 3]}, "options is ['CT', 3], not a list"),
-        ({"options": ["CT", "MRI"], "solution": "<answer> C </answer>"}, "gold 'C' is not among the options A, B of"),
+        (
+            {"options": ["CT", "MRI"], "solution": "<answer> C </answer>"},
+            "gold 'C' is not among the options A, B of",
+        ),
         ({"question_id": "#0"}, "question_id '#0' is also that of record 0"),
     ],
 )
-def test_a_bad_record_is_refused_with_its_place_and_value(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_a_bad_record_is_refused_with_its_place_and_value(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
     message = refusal(json.dumps([ITEM, ITEM | change]).encode(), tmp_path)
     assert "record 1: " in message
     assert said in message
@@ -99,18 +120,28 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 FIELD_NAMES = ["image", "problem", "solution", "options", "question_id"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELD_NAMES) | st.text(max_size=3), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(FIELD_NAMES) | st.text(max_size=3), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
 
-@given(JSON | st.lists(st.fixed_dictionaries({"problem": st.text(), "solution": st.text()}), max_size=2))
+@given(
+    JSON
+    | st.lists(st.fixed_dictionaries({"problem": st.text(), "solution": st.text()}), max_size=2)
+)
 def test_whatever_json_holds_it_is_read_or_refused(value: Any) -> None:
     with suppress(InputError):
         assert as_questions(value, "x")
 
 
 def test_chance_is_the_mean_over_the_options_of_each_question() -> None:
-    questions = [Question("a", ("x", "y"), 0), Question("b", ("x", "y", "z"), 0), Question("c", ("w", "x", "y", "z"), 3)]
+    questions = [
+        Question("a", ("x", "y"), 0),
+        Question("b", ("x", "y", "z"), 0),
+        Question("c", ("w", "x", "y", "z"), 3),
+    ]
     assert chance(questions) == Fraction(13, 36)
     assert [question.letter for question in questions] == ["A", "A", "D"]

@@ -29,13 +29,22 @@ def answers(n: int, before: float, after: float, seed: int) -> tuple[Answers, An
     return rng.random(n) < after, rng.random(n) < before
 
 
-@pytest.mark.parametrize(("n", "before", "after"), [(40, 0.3, 0.6), (200, 0.5, 0.5), (1000, 0.7, 0.65)])
-def test_the_paired_interval_is_scipys_percentile_bootstrap(n: int, before: float, after: float) -> None:
+@pytest.mark.parametrize(
+    ("n", "before", "after"), [(40, 0.3, 0.6), (200, 0.5, 0.5), (1000, 0.7, 0.65)]
+)
+def test_the_paired_interval_is_scipys_percentile_bootstrap(
+    n: int, before: float, after: float
+) -> None:
     won, lost = answers(n, before, after, seed=1)
     low, high = paired_interval(won, lost, samples=20_000, seed=7)
     differences = won.astype(float) - lost
     reference = stats.bootstrap(
-        (differences,), np.mean, n_resamples=20_000, batch=500, method="percentile", rng=np.random.default_rng(3)
+        (differences,),
+        np.mean,
+        n_resamples=20_000,
+        batch=500,
+        method="percentile",
+        rng=np.random.default_rng(3),
     ).confidence_interval
     # two quantiles of 20,000 draws each, on a lattice of step 1/n
     tolerance = 0.06 * float(differences.std()) / np.sqrt(n) + 1.01 / n
@@ -50,7 +59,9 @@ def test_the_paired_interval_is_that_of_resampled_questions() -> None:
     for _ in range(20_000):
         chosen = rng.integers(30, size=30)
         means.append(won[chosen].mean() - lost[chosen].mean())
-    assert paired_interval(won, lost, samples=20_000, seed=2) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.034)
+    assert paired_interval(won, lost, samples=20_000, seed=2) == pytest.approx(
+        tuple(np.quantile(means, [0.025, 0.975])), abs=0.034
+    )
 
 
 def test_pairing_makes_the_interval_narrower_when_answers_agree() -> None:
@@ -76,8 +87,13 @@ def test_the_interval_holds_the_difference(pairs: list[tuple[bool, bool]]) -> No
 
 
 @pytest.mark.parametrize(("won", "difference"), [(True, 1.0), (False, 0.0)])
-def test_answers_that_do_not_vary_give_an_interval_without_width(won: bool, difference: float) -> None:
-    assert paired_interval(np.full(9, won), np.zeros(9, dtype=bool), samples=200, seed=1) == (difference, difference)
+def test_answers_that_do_not_vary_give_an_interval_without_width(
+    won: bool, difference: float
+) -> None:
+    assert paired_interval(np.full(9, won), np.zeros(9, dtype=bool), samples=200, seed=1) == (
+        difference,
+        difference,
+    )
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
@@ -98,7 +114,9 @@ def test_wilsons_interval_is_his_formula(correct: int, n: int) -> None:
     assert wilson_interval(correct, n) == pytest.approx((centre - half, centre + half), abs=1e-12)
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 10), (10, 10), (7, 20), (17_661, 17_662)])
+@pytest.mark.parametrize(
+    ("correct", "n"), [(0, 1), (1, 1), (0, 10), (10, 10), (7, 20), (17_661, 17_662)]
+)
 def test_wilsons_interval_is_scipys(correct: int, n: int) -> None:
     reference = stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
     assert wilson_interval(correct, n) == pytest.approx((reference.low, reference.high), abs=1e-12)
@@ -106,7 +124,9 @@ def test_wilsons_interval_is_scipys(correct: int, n: int) -> None:
 
 @given(st.integers(1, 50_000), st.floats(0, 1))
 @example(12, 1e-16)
-def test_wilsons_interval_holds_the_accuracy_and_stays_between_0_and_1(n: int, share: float) -> None:
+def test_wilsons_interval_holds_the_accuracy_and_stays_between_0_and_1(
+    n: int, share: float
+) -> None:
     low, high = wilson_interval(share * n, n)
     assert 0 <= low <= share + 1e-12
     assert share - 1e-12 <= high <= 1
@@ -123,7 +143,12 @@ def clustered(images: int, each: int, seed: int) -> tuple[Answers, Answers, NDAr
     rng = np.random.default_rng(seed)
     image = np.repeat(np.arange(images), rng.integers(1, each + 1, size=images))
     sides = [
-        np.where(rng.random(len(image)) < 0.8, (rng.random(images) < share)[image], rng.random(len(image)) < share) for share in (0.7, 0.5)
+        np.where(
+            rng.random(len(image)) < 0.8,
+            (rng.random(images) < share)[image],
+            rng.random(len(image)) < share,
+        )
+        for share in (0.7, 0.5)
     ]
     return sides[0], sides[1], np.char.add("image ", image.astype(str))
 
@@ -136,20 +161,27 @@ def test_the_cluster_interval_is_that_of_resampled_images() -> None:
     for _ in range(10_000):
         chosen = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
         means.append(after[chosen].mean() - before[chosen].mean())
-    assert paired_interval(after, before, 10_000, 1, image) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.012)
+    assert paired_interval(after, before, 10_000, 1, image) == pytest.approx(
+        tuple(np.quantile(means, [0.025, 0.975])), abs=0.012
+    )
 
 
 def test_images_of_one_size_are_scipys_bootstrap_of_image_means() -> None:
     rng = np.random.default_rng(2)
     values = rng.normal(size=(60, 1)) + rng.normal(size=(60, 3))
-    reference = stats.bootstrap((values.mean(axis=1),), np.mean, n_resamples=20_000, method="percentile", rng=rng).confidence_interval
+    reference = stats.bootstrap(
+        (values.mean(axis=1),), np.mean, n_resamples=20_000, method="percentile", rng=rng
+    ).confidence_interval
     found = cluster_interval(values.ravel(), np.repeat(np.arange(60), 3), 20_000, 5)
     assert found == pytest.approx((reference.low, reference.high), abs=0.015)
 
 
 def test_questions_that_share_an_image_are_less_sure() -> None:
     after, before, image = clustered(400, 6, seed=4)
-    by_question, by_image = paired_interval(after, before, 4000, 1), paired_interval(after, before, 4000, 1, image)
+    by_question, by_image = (
+        paired_interval(after, before, 4000, 1),
+        paired_interval(after, before, 4000, 1, image),
+    )
     assert by_image[1] - by_image[0] > 1.3 * (by_question[1] - by_question[0])
 
 
@@ -164,13 +196,22 @@ def test_the_cluster_interval_covers_the_truth_where_that_over_questions_does_no
     assert covered["question"] / 300 < 0.85
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=40))
-def test_clusters_of_one_question_are_questions_and_names_do_not_matter(rows: list[tuple[bool, bool, int]]) -> None:
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=40)
+)
+def test_clusters_of_one_question_are_questions_and_names_do_not_matter(
+    rows: list[tuple[bool, bool, int]],
+) -> None:
     after, before = (np.array(side, dtype=bool) for side in list(zip(*rows, strict=True))[:2])
-    assert paired_interval(after, before, 300, 1, [f"{i}" for i in range(len(rows))]) == paired_interval(after, before, 300, 1)
+    assert paired_interval(
+        after, before, 300, 1, [f"{i}" for i in range(len(rows))]
+    ) == paired_interval(after, before, 300, 1)
     image = [row[2] for row in rows]
     low, high = paired_interval(after, before, 300, 1, image)
-    assert paired_interval(after, before, 300, 1, [f"image {number}" for number in image]) == (low, high)
+    assert paired_interval(after, before, 300, 1, [f"image {number}" for number in image]) == (
+        low,
+        high,
+    )
     assert -1 <= low <= high <= 1
 
 
@@ -183,18 +224,29 @@ def test_the_draws_do_not_depend_on_how_many_fit_at_once(monkeypatch: pytest.Mon
 
 def test_draws_of_several_cells_make_a_macro_interval() -> None:
     cells = [clustered(200, 4, seed) for seed in (1, 2)]
-    draws = np.mean([bootstrap_means(after, image, 4000, seed) for seed, (after, _, image) in enumerate(cells)], axis=0)
+    draws = np.mean(
+        [bootstrap_means(after, image, 4000, seed) for seed, (after, _, image) in enumerate(cells)],
+        axis=0,
+    )
     low, high = percentiles(draws)
-    widths = [np.subtract(*cluster_interval(after, image, 4000, 1)[::-1]) for after, _, image in cells]
+    widths = [
+        np.subtract(*cluster_interval(after, image, 4000, 1)[::-1]) for after, _, image in cells
+    ]
     assert low < np.mean([after.mean() for after, _, _ in cells]) < high
     assert high - low == pytest.approx(np.hypot(*widths) / 2, rel=0.1)
 
 
 @pytest.mark.parametrize(
     ("values", "clusters", "said"),
-    [([], [], "0 values and 0 cluster labels"), ([1, 0], ["a"], "2 values and 1"), ([1, 0], ["a", None], "value 1 has no cluster label")],
+    [
+        ([], [], "0 values and 0 cluster labels"),
+        ([1, 0], ["a"], "2 values and 1"),
+        ([1, 0], ["a", None], "value 1 has no cluster label"),
+    ],
 )
-def test_values_without_clusters_are_refused(values: list[int], clusters: list[str | None], said: str) -> None:
+def test_values_without_clusters_are_refused(
+    values: list[int], clusters: list[str | None], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         bootstrap_means(values, np.array(clusters, dtype=object), 10, 1)
 
@@ -216,10 +268,15 @@ def test_fourteen_checkpoints_of_eighteen_thousand_answers_take_seconds() -> Non
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_mcnemar_is_the_binomial_tail_of_the_questions_that_differ(pairs: list[tuple[bool, bool]]) -> None:
+def test_mcnemar_is_the_binomial_tail_of_the_questions_that_differ(
+    pairs: list[tuple[bool, bool]],
+) -> None:
     after, before = (np.array(side, dtype=bool) for side in zip(*pairs, strict=True))
     found = mcnemar(after, before)
-    assert (found.won, found.lost) == (sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
+    assert (found.won, found.lost) == (
+        sum(a and not b for a, b in pairs),
+        sum(b and not a for a, b in pairs),
+    )
     differing = found.won + found.lost
     tail = 2 * stats.binom.cdf(min(found.won, found.lost), differing, 0.5) if differing else 1.0
     assert found.p == pytest.approx(min(1.0, tail))
@@ -234,17 +291,27 @@ def test_mcnemar_reads_the_published_example() -> None:
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=6))
 def test_holm_rejects_what_the_closed_bonferroni_test_rejects(p_values: dict[str, float]) -> None:
-    """Holm is the closure of Bonferroni: a hypothesis goes if every family it belongs to has a small enough value."""
+    """Holm is the closure of Bonferroni: a hypothesis goes if every family it belongs to has a
+    small enough value.
+    """
     found = holm(p_values)
-    families = list(chain.from_iterable(combinations(p_values, size) for size in range(1, len(p_values) + 1)))
+    families = list(
+        chain.from_iterable(combinations(p_values, size) for size in range(1, len(p_values) + 1))
+    )
     for name, adjusted in found.items():
-        closed = max(min(1.0, len(family) * min(p_values[each] for each in family)) for family in families if name in family)
+        closed = max(
+            min(1.0, len(family) * min(p_values[each] for each in family))
+            for family in families
+            if name in family
+        )
         assert adjusted == pytest.approx(closed)
     assert list(found) == list(p_values)
 
 
 def test_holm_steps_down() -> None:
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+        {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
+    )
     assert holm({}) == {}
 
 
@@ -257,9 +324,13 @@ def test_what_is_no_p_value_is_refused(p: float) -> None:
 def test_cells_are_resampled_together_and_each_as_by_itself() -> None:
     rng = np.random.default_rng(3)
     values, images = rng.integers(0, 2, 400), rng.integers(0, 150, 400)
-    draws = bootstrap_cells([(values, images), (values, images), (values[:100], images[:100])], 3000, 1)
+    draws = bootstrap_cells(
+        [(values, images), (values, images), (values[:100], images[:100])], 3000, 1
+    )
     assert (draws[:, 0] == draws[:, 1]).all(), "the same images in the same resample"
-    assert percentiles(draws[:, 0]) == pytest.approx(cluster_interval(values, images, 3000, 2), abs=0.01)
+    assert percentiles(draws[:, 0]) == pytest.approx(
+        cluster_interval(values, images, 3000, 2), abs=0.01
+    )
     assert draws[:, 2].std() > draws[:, 0].std()
     with pytest.raises(ValueError, match="no cells"):
         bootstrap_cells([], 100, 1)

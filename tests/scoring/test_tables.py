@@ -39,7 +39,9 @@ def changed(predictions: pd.DataFrame, column: str, value: Any, row: int = 3) ->
 
 
 def test_micro_counts_questions_and_macro_counts_cells(base: pd.DataFrame) -> None:
-    rows = base.iloc[:4].assign(modality=["ct", "ct", "ct", "mri"], correct=[True, True, True, False])
+    rows = base.iloc[:4].assign(
+        modality=["ct", "ct", "ct", "mri"], correct=[True, True, True, False]
+    )
     scores = tables.scores_by(rows, "modality")
     assert scores == {"ct": Score(3, 3), "mri": Score(0, 1)}
     assert tables.score(rows).accuracy == 0.75
@@ -51,7 +53,10 @@ def test_slices_add_up_to_the_whole(base: pd.DataFrame, column: str) -> None:
     scores = tables.scores_by(base, column)
     assert sum(cell.n for cell in scores.values()) == len(base)
     assert sum(cell.correct for cell in scores.values()) == base["correct"].sum()
-    assert all(cell.accuracy == base[base[column] == name]["correct"].mean() for name, cell in scores.items())
+    assert all(
+        cell.accuracy == base[base[column] == name]["correct"].mean()
+        for name, cell in scores.items()
+    )
 
 
 def test_an_empty_cell_is_missing_and_so_is_a_mean_over_it(base: pd.DataFrame) -> None:
@@ -64,8 +69,12 @@ def test_an_empty_cell_is_missing_and_so_is_a_mean_over_it(base: pd.DataFrame) -
     assert tables.macro({}) is None
 
 
-@pytest.mark.parametrize(("axis", "column", "size"), [("modality", "modality", 8), ("task", "question_type", 5)])
-def test_the_cross_table_has_a_row_a_checkpoint_below_the_base(axis: str, column: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("axis", "column", "size"), [("modality", "modality", 8), ("task", "question_type", 5)]
+)
+def test_the_cross_table_has_a_row_a_checkpoint_below_the_base(
+    axis: str, column: str, size: int
+) -> None:
     names = ["base", *(name for name, own in CHECKPOINTS.items() if own == axis)]
     predictions = {name: make_predictions(QUESTIONS, name) for name in names}
     table = tables.cross_table(predictions, axis, column)
@@ -89,7 +98,12 @@ def test_a_cross_table_shows_an_empty_cell_as_missing(base: pd.DataFrame) -> Non
 
 @pytest.mark.parametrize("checkpoint", ["base", *CHECKPOINTS])
 def test_good_predictions_pass(checkpoint: str) -> None:
-    tables.check_predictions(make_predictions(QUESTIONS, checkpoint), checkpoint, CHECKPOINTS.get(checkpoint, "all"), SOURCE)
+    tables.check_predictions(
+        make_predictions(QUESTIONS, checkpoint),
+        checkpoint,
+        CHECKPOINTS.get(checkpoint, "all"),
+        SOURCE,
+    )
 
 
 def test_predictions_without_any_readable_answer_pass(ct: pd.DataFrame) -> None:
@@ -101,13 +115,19 @@ def test_predictions_without_any_readable_answer_pass(ct: pd.DataFrame) -> None:
     [
         ("checkpoint", "mri", "checkpoint 'mri' is in the file of 'ct'"),
         ("modality", "pet", "modality 'pet' is not one of ct, mri"),
-        ("question_type", "Lesion Grading", "question_type 'Lesion Grading' is not one of anatomy-identification"),
+        (
+            "question_type",
+            "Lesion Grading",
+            "question_type 'Lesion Grading' is not one of anatomy-identification",
+        ),
         ("modality_test", False, "outside the test split of the axis 'modality'"),
         ("gold", "Z", "gold 'Z' is not the letter of one of its options"),
         ("gold", "AB", "gold 'AB' is not the letter of one of its options"),
     ],
 )
-def test_a_wrong_value_is_named_with_its_question_and_the_remedy(ct: pd.DataFrame, column: str, value: object, said: str) -> None:
+def test_a_wrong_value_is_named_with_its_question_and_the_remedy(
+    ct: pd.DataFrame, column: str, value: object, said: str
+) -> None:
     row = int(ct["correct"].to_numpy().argmax())
     message = refusal(changed(ct, column, value, row))
     assert message.startswith(f"{SOURCE}: question {ct['question_id'].iloc[row]!r}: ")
@@ -116,7 +136,9 @@ def test_a_wrong_value_is_named_with_its_question_and_the_remedy(ct: pd.DataFram
 
 
 def test_a_question_given_twice_is_refused(ct: pd.DataFrame) -> None:
-    assert f"question_id {ct['question_id'].iloc[3]!r} is given twice" in refusal(changed(ct, "question_id", ct["question_id"].iloc[3], 4))
+    assert f"question_id {ct['question_id'].iloc[3]!r} is given twice" in refusal(
+        changed(ct, "question_id", ct["question_id"].iloc[3], 4)
+    )
 
 
 def test_an_empty_table_is_refused(ct: pd.DataFrame) -> None:
@@ -133,11 +155,17 @@ def test_the_same_questions_pass(base: pd.DataFrame, ct: pd.DataFrame) -> None:
     tables.check_same_questions(base, ct, "modality", SOURCE)
 
 
-def test_a_question_that_only_one_side_answered_is_named(base: pd.DataFrame, ct: pd.DataFrame) -> None:
+def test_a_question_that_only_one_side_answered_is_named(
+    base: pd.DataFrame, ct: pd.DataFrame
+) -> None:
     name = ct["question_id"].iloc[0]
-    with pytest.raises(InputError, match=f"{SOURCE}: question '{name}' .* but only the base did; evaluate both"):
+    with pytest.raises(
+        InputError, match=f"{SOURCE}: question '{name}' .* but only the base did; evaluate both"
+    ):
         tables.check_same_questions(base, ct.iloc[1:], "modality", SOURCE)
-    with pytest.raises(InputError, match=f"{SOURCE}: question '{name}' .* but the base did not; evaluate both"):
+    with pytest.raises(
+        InputError, match=f"{SOURCE}: question '{name}' .* but the base did not; evaluate both"
+    ):
         tables.check_same_questions(base[base["question_id"] != name], ct, "modality", SOURCE)
 
 
@@ -147,7 +175,9 @@ def test_another_gold_than_the_base_had_is_refused(base: pd.DataFrame, ct: pd.Da
 
 
 def test_ablations_that_were_not_done_pass() -> None:
-    tables.check_predictions(make_predictions(QUESTIONS, "ct", ablations=False), "ct", "modality", SOURCE)
+    tables.check_predictions(
+        make_predictions(QUESTIONS, "ct", ablations=False), "ct", "modality", SOURCE
+    )
 
 
 def test_a_question_whose_image_could_not_be_exchanged_passes(ct: pd.DataFrame) -> None:
@@ -167,17 +197,24 @@ def test_incomplete_ablations_are_refused(ct: pd.DataFrame, variant: str, field:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"), [("n_options", 1, "no number of options"), ("completion_tokens", -1, "no number of tok")]
+    ("column", "value", "said"),
+    [("n_options", 1, "no number of options"), ("completion_tokens", -1, "no number of tok")],
 )
-def test_numbers_that_cannot_be_are_refused(ct: pd.DataFrame, column: str, value: int, said: str) -> None:
+def test_numbers_that_cannot_be_are_refused(
+    ct: pd.DataFrame, column: str, value: int, said: str
+) -> None:
     assert said in refusal(changed(ct, column, value))
 
 
 def test_a_checkpoint_is_held_to_the_cell_it_was_trained_on(ct: pd.DataFrame) -> None:
     rows = ct.assign(checkpoint="sft-ct")
     tables.check_predictions(rows, "sft-ct", "modality", SOURCE, cell="ct")
-    with pytest.raises(InputError, match="no test question with modality 'oct', so sft-ct cannot be judged"):
-        tables.check_predictions(rows[rows["modality"] != "oct"], "sft-ct", "modality", SOURCE, cell="oct")
+    with pytest.raises(
+        InputError, match="no test question with modality 'oct', so sft-ct cannot be judged"
+    ):
+        tables.check_predictions(
+            rows[rows["modality"] != "oct"], "sft-ct", "modality", SOURCE, cell="oct"
+        )
 
 
 def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
@@ -193,13 +230,19 @@ def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
     for name, rows in predictions.items():
         for cell in AXES["modality"]:
             own = rows[rows["modality_test"] & (rows["modality"] == cell)]
-            assert visual.values[name][cell] == pytest.approx(own["correct"].mean() - own["shuffled_correct"].astype(float).mean())
+            assert visual.values[name][cell] == pytest.approx(
+                own["correct"].mean() - own["shuffled_correct"].astype(float).mean()
+            )
             if name != "base":
-                assert to_base.values[name][cell] == pytest.approx(accuracy.values[name][cell] - accuracy.values["base"][cell])  # type: ignore[operator]
+                assert to_base.values[name][cell] == pytest.approx(
+                    accuracy.values[name][cell] - accuracy.values["base"][cell]
+                )  # type: ignore[operator]
 
 
 def test_without_exchanged_images_a_table_of_visual_gains_is_empty() -> None:
-    predictions = {name: make_predictions(QUESTIONS, name, ablations=False) for name in ("base", "ct")}
+    predictions = {
+        name: make_predictions(QUESTIONS, name, ablations=False) for name in ("base", "ct")
+    }
     visual = tables.cross_visual_gain(predictions, "modality", "modality")
     assert not visual.there
     assert set(visual.questions.values()) == {0}

@@ -33,7 +33,11 @@ def kept(slug: str) -> list[Raw]:
 
 
 def tree() -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(layout.DATA.rglob("*")) if path.is_file() and "raw" not in path.parts}
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(layout.DATA.rglob("*"))
+        if path.is_file() and "raw" not in path.parts
+    }
 
 
 def images(slug: str) -> dict[str, dict[str, Any]]:
@@ -48,15 +52,24 @@ def test_records_and_the_hashes_of_only_the_images_they_name_lie_by_modality(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     ct = [make_record(question_id=name, source="kept") for name in ("b", "a")]
-    oct_ = make_record(question_id="c", modality_type=MODALITIES["oct"], image_path="Images/Ö [1]/x y.tif")
-    make_corpus([*ct, oct_], {"Images/unnamed.png": b"", "QA_information/Restricted-access/x.json": b"["})
+    oct_ = make_record(
+        question_id="c", modality_type=MODALITIES["oct"], image_path="Images/Ö [1]/x y.tif"
+    )
+    make_corpus(
+        [*ct, oct_], {"Images/unnamed.png": b"", "QA_information/Restricted-access/x.json": b"["}
+    )
     run(download)
     assert kept("ct") == ct[::-1]
     assert kept("oct") == [oct_]
     assert images("ct") == {"Images/Chest CT Scan/a.png": facts(image())}
     assert images("oct") == {"Images/Ö [1]/x y.tif": facts(image())}
-    assert all(kept(slug) == [] and images(slug) == {} for slug in MODALITIES if slug not in ("ct", "oct"))
-    assert sorted(path.name for path in layout.corpus("ct").iterdir()) == ["images.jsonl", "records.jsonl"], "no image is copied"
+    assert all(
+        kept(slug) == [] and images(slug) == {} for slug in MODALITIES if slug not in ("ct", "oct")
+    )
+    assert sorted(path.name for path in layout.corpus("ct").iterdir()) == [
+        "images.jsonl",
+        "records.jsonl",
+    ], "no image is copied"
 
 
 @pytest.mark.parametrize("kind", ["c.tar", "c.tar.gz", "c.tar.zst", "c"])
@@ -69,12 +82,16 @@ def test_every_kind_of_source_gives_the_same(
     first = {path: content for path, content in tree().items() if "quarantine" not in path}
     write(project / kind, files, "")
     text = Path("params.yaml").read_text(encoding="utf-8")
-    Path("params.yaml").write_text(text.replace("archive: data/raw/corpus.zip", f"archive: {kind}"), encoding="utf-8")
+    Path("params.yaml").write_text(
+        text.replace("archive: data/raw/corpus.zip", f"archive: {kind}"), encoding="utf-8"
+    )
     run(download)
     assert {path: content for path, content in tree().items() if "quarantine" not in path} == first
 
 
-def test_two_runs_give_the_same_bytes(run: RunStage, make_corpus: MakeCorpus, full_records: list[Raw]) -> None:
+def test_two_runs_give_the_same_bytes(
+    run: RunStage, make_corpus: MakeCorpus, full_records: list[Raw]
+) -> None:
     make_corpus([*full_records, None])
     run(download)
     first = tree()
@@ -82,7 +99,9 @@ def test_two_runs_give_the_same_bytes(run: RunStage, make_corpus: MakeCorpus, fu
     assert tree() == first
 
 
-def test_a_file_left_by_an_earlier_corpus_is_gone(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def test_a_file_left_by_an_earlier_corpus_is_gone(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
     make_corpus([make_record(image_path="Images/old.png")])
     run(download)
     make_corpus([make_record(image_path="Images/new.png")])
@@ -106,7 +125,12 @@ def test_a_file_left_by_an_earlier_corpus_is_gone(run: RunStage, make_corpus: Ma
     ],
 )
 def test_a_bad_record_goes_to_quarantine_and_the_good_one_is_kept(
-    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, capsys: pytest.CaptureFixture[str], bad: dict[str, Any], why: str
+    run: RunStage,
+    make_corpus: MakeCorpus,
+    make_record: MakeRecord,
+    capsys: pytest.CaptureFixture[str],
+    bad: dict[str, Any],
+    why: str,
 ) -> None:
     good, other = make_record(question_id="good"), make_record(**({"question_id": "bad"} | bad))
     make_corpus([good], {"QA_information/Open-access/T.json": json.dumps([other]).encode()})
@@ -120,22 +144,33 @@ def test_a_bad_record_goes_to_quarantine_and_the_good_one_is_kept(
     assert "download: read 2 records, kept 1, quarantined 1" in capsys.readouterr().out
 
 
-def test_the_account_says_where_it_comes_from(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def test_the_account_says_where_it_comes_from(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
     make_corpus([make_record()])
     run(download)
     facts = json.loads(pq.read_schema(ACCOUNT).metadata[b"provenance"])
     assert facts == collect_provenance({"corpus": load_params().corpus})
 
 
-def test_a_question_file_that_is_cut_short_is_one_row(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
+def test_a_question_file_that_is_cut_short_is_one_row(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
     make_corpus([make_record()], {"QA_information/Open-access/Cut.json": b'[{"dataset"'})
     run(download)
     account = read_quarantine(ACCOUNT)
-    assert (account.read, account.kept, str(account.rows[0].where)) == (2, 1, "QA_information/Open-access/Cut.json")
+    assert (account.read, account.kept, str(account.rows[0].where)) == (
+        2,
+        1,
+        "QA_information/Open-access/Cut.json",
+    )
 
 
 def test_no_archive_is_refused_with_the_way_to_get_it(run: RunStage, project: Path) -> None:
-    with pytest.raises(InputError, match=r"data/raw/corpus\.zip .*is missing: run `dvc repro`, or `dvc pull data\.dvc`"):
+    with pytest.raises(
+        InputError,
+        match=r"data/raw/corpus\.zip .*is missing: run `dvc repro`, or `dvc pull data\.dvc`",
+    ):
         run(download)
     assert not layout.DATA.exists()
 
@@ -152,7 +187,10 @@ def test_a_corpus_without_a_usable_record_is_refused_and_accounted_for(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     make_corpus([make_record(gt_answer=None), {}])
-    with pytest.raises(InputError, match=r"no usable record: 2 read, all refused; data/quarantine/download\.parquet says why"):
+    with pytest.raises(
+        InputError,
+        match=r"no usable record: 2 read, all refused; data/quarantine/download\.parquet says why",
+    ):
         run(download)
     assert len(read_quarantine(ACCOUNT).rows) == 2
     assert not layout.corpus("ct").exists()
@@ -161,13 +199,22 @@ def test_a_corpus_without_a_usable_record_is_refused_and_accounted_for(
 def test_too_much_refused_of_one_source_set_stops_and_the_account_can_be_read(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
-    torn = [make_record(question_id=f"torn{number}", dataset="Torn", gt_answer="?" if number < 6 else "Nodule") for number in range(20)]
+    torn = [
+        make_record(
+            question_id=f"torn{number}", dataset="Torn", gt_answer="?" if number < 6 else "Nodule"
+        )
+        for number in range(20)
+    ]
     good = [make_record(question_id=f"good{number}") for number in range(200)]
     make_corpus([*torn, *good])
     with pytest.raises(
         InputError,
-        match=r"data/raw/corpus\.zip: too much was refused by download: of 'Torn' 6 of 20 records \(30\.0%\) .* 6 answer-not-offered "
-        r"\('\?' in QA_information.*quarantine\.max_refused_share_of_set allows 20\.0%\. data/quarantine/download\.parquet holds",
+        match=(
+            r"data/raw/corpus\.zip: too much was refused by download: of 'Torn' 6 of 20 records"
+            r" \(30\.0%\) .* 6 answer-not-offered "
+            r"\('\?' in QA_information.*quarantine\.max_refused_share_of_set allows 20\.0%\."
+            r" data/quarantine/download\.parquet holds"
+        ),
     ):
         run(download)
     assert len(read_quarantine(ACCOUNT).rows) == 6
@@ -193,13 +240,21 @@ def test_a_damaged_image_sends_its_records_to_quarantine_and_no_others(
     run(download)
     account = read_quarantine(ACCOUNT)
     assert (account.read, account.kept) == (3, 1)
-    assert all(row.what == "Images/bad.png" and row.why == "the image cannot be read from the corpus: bad CRC-32" for row in account.rows)
+    assert all(
+        row.what == "Images/bad.png"
+        and row.why == "the image cannot be read from the corpus: bad CRC-32"
+        for row in account.rows
+    )
     assert [record["question_id"] for record in kept("ct")] == ["c"]
     assert list(images("ct")) == ["Images/Chest CT Scan/a.png"]
 
 
-def test_a_damaged_question_file_is_one_row(run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord) -> None:
-    path = make_corpus([make_record()], {"QA_information/Open-access/T.json": b'[{"x": 1}, {"x": 2}]'})
+def test_a_damaged_question_file_is_one_row(
+    run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord
+) -> None:
+    path = make_corpus(
+        [make_record()], {"QA_information/Open-access/T.json": b'[{"x": 1}, {"x": 2}]'}
+    )
     damage(path, b'[{"x": 1}, {"x": 2}]')
     run(download)
     account = read_quarantine(ACCOUNT)
@@ -229,14 +284,21 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_of_a_corpus_that_grew_only_what_is_new_is_read(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, read: list[str]
 ) -> None:
-    records = [make_record(question_id=str(number), image_path=f"Images/{number}.png") for number in range(20)]
+    records = [
+        make_record(question_id=str(number), image_path=f"Images/{number}.png")
+        for number in range(20)
+    ]
     make_corpus(records[:18])
     run(download)
     assert len([name for name in read if name.startswith("Images/")]) == 18
     read.clear()
     make_corpus(records, {"Images/3.png": image(size=(5, 5))})
     run(download)
-    assert sorted(name for name in read if name.startswith("Images/")) == ["Images/18.png", "Images/19.png", "Images/3.png"]
+    assert sorted(name for name in read if name.startswith("Images/")) == [
+        "Images/18.png",
+        "Images/19.png",
+        "Images/3.png",
+    ]
     assert images("ct")["Images/3.png"] == facts(image(size=(5, 5)))
     with_memo = tree()
     download.MEMO.unlink()
@@ -255,7 +317,11 @@ def test_a_damaged_memo_is_as_good_as_none(
     if how == "gone":
         download.MEMO.unlink()
     else:
-        changed = {"cut": content[:-40], "changed": content[:60] + bytes([content[60] ^ 1]) + content[61:], "empty": b""}
+        changed = {
+            "cut": content[:-40],
+            "changed": content[:60] + bytes([content[60] ^ 1]) + content[61:],
+            "empty": b"",
+        }
         download.MEMO.write_bytes(changed[how])
     read.clear()
     run(download)
@@ -267,7 +333,10 @@ def test_images_are_hashed_in_memory_that_does_not_grow_with_their_number(
     run: RunStage, make_corpus: MakeCorpus, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_IN_FLIGHT", 2 * 2**20)
-    records = [make_record(question_id=str(number), image_path=f"Images/{number}.png") for number in range(60)]
+    records = [
+        make_record(question_id=str(number), image_path=f"Images/{number}.png")
+        for number in range(60)
+    ]
     make_corpus(records, {record["image_path"]: os.urandom(2**20) for record in records})
     tracemalloc.start()
     run(download)

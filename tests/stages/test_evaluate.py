@@ -44,7 +44,9 @@ def run_evaluate(monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> None:
     evaluate.main()
 
 
-def test_the_base_answers_every_test_question_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_answers_every_test_question_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_evaluate(monkeypatch, "base")
     table = pd.read_parquet(layout.predictions("base"))
     assert list(table.columns) == SCHEMA.names
@@ -61,7 +63,9 @@ def test_answers_do_not_depend_on_the_batch(root: Path, monkeypatch: pytest.Monk
     outputs = []
     text = (root / "params.yaml").read_text(encoding="utf-8")
     for size in (16, 5):
-        (root / "params.yaml").write_text(text.replace("batch_size: 16", f"batch_size: {size}"), encoding="utf-8")
+        (root / "params.yaml").write_text(
+            text.replace("batch_size: 16", f"batch_size: {size}"), encoding="utf-8"
+        )
         run_evaluate(monkeypatch, "base")
         outputs.append(pd.read_parquet(layout.predictions("base"))["output"].tolist())
     assert outputs[0] == outputs[1]
@@ -69,9 +73,14 @@ def test_answers_do_not_depend_on_the_batch(root: Path, monkeypatch: pytest.Monk
 
 def test_a_checkpoint_is_tested_on_its_own_axis(root: Path) -> None:
     first = evaluate.test_questions("all", "grouped")[0]
-    removed, path = first["question_id"], layout.split("task", first["question_type"], "test", "grouped")
+    removed, path = (
+        first["question_id"],
+        layout.split("task", first["question_type"], "test", "grouped"),
+    )
     path.write_text(path.read_text(encoding="utf-8").replace(removed, "other"), encoding="utf-8")
-    modality = {item["question_id"]: item for item in evaluate.test_questions("modality", "grouped")}
+    modality = {
+        item["question_id"]: item for item in evaluate.test_questions("modality", "grouped")
+    }
     task = {item["question_id"]: item for item in evaluate.test_questions("task", "grouped")}
     assert removed in modality
     assert not modality[removed]["task_test"]
@@ -80,25 +89,33 @@ def test_a_checkpoint_is_tested_on_its_own_axis(root: Path) -> None:
     assert not task["other"]["modality_test"]
 
 
-def test_an_untrained_checkpoint_is_named_with_the_command_that_trains_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrained_checkpoint_is_named_with_the_command_that_trains_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"models/ct is missing: run `dvc repro train@ct`"):
         run_evaluate(monkeypatch, "ct")
 
 
-def test_an_image_that_does_not_open_is_named_and_nothing_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_does_not_open_is_named_and_nothing_is_written(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (layout.images("oct") / "0.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"data/images/oct/0.png is no image that can be opened"):
         run_evaluate(monkeypatch, "base")
     assert not layout.predictions("base").exists()
 
 
-def test_every_question_is_asked_of_a_black_image_and_of_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_question_is_asked_of_a_black_image_and_of_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path, images_a_modality=3)
     monkeypatch.chdir(tmp_path)
     run_evaluate(monkeypatch, "base")
     table = pd.read_parquet(layout.predictions("base"))
     assert (table["shuffled_image"] != table["image"]).all()
-    assert (table["shuffled_image"].map(lambda path: Path(path).parent.name) == table["modality"]).all()
+    assert (
+        table["shuffled_image"].map(lambda path: Path(path).parent.name) == table["modality"]
+    ).all()
     pairs = table[["image", "shuffled_image"]].drop_duplicates()
     assert pairs["image"].is_unique
     assert set(pairs["image"]) == set(pairs["shuffled_image"]), "every image is lent once"
@@ -109,19 +126,27 @@ def test_every_question_is_asked_of_a_black_image_and_of_anothers(tmp_path: Path
     assert (table["blank_output"] != table["output"]).any()
 
 
-def test_ablations_can_be_turned_off_and_change_no_answer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablations_can_be_turned_off_and_change_no_answer(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_evaluate(monkeypatch, "base")
     with_ablations = pd.read_parquet(layout.predictions("base"))
-    assert with_ablations["shuffled_output"].isna().all(), "one image a modality has none to be exchanged with"
+    assert with_ablations["shuffled_output"].isna().all(), (
+        "one image a modality has none to be exchanged with"
+    )
     text = (root / "params.yaml").read_text(encoding="utf-8")
-    (root / "params.yaml").write_text(text.replace("ablations: true", "ablations: false"), encoding="utf-8")
+    (root / "params.yaml").write_text(
+        text.replace("ablations: true", "ablations: false"), encoding="utf-8"
+    )
     run_evaluate(monkeypatch, "base")
     without = pd.read_parquet(layout.predictions("base"))
     assert without["blank_output"].isna().all()
     assert without["output"].equals(with_ablations["output"])
 
 
-@pytest.mark.parametrize(("said", "computed"), [(None, torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("said", "computed"), [(None, torch.float32), ("bfloat16", torch.bfloat16)]
+)
 def test_answers_are_computed_in_what_is_asked_for(
     root: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, computed: torch.dtype
 ) -> None:
@@ -165,10 +190,14 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
 
 def started(**environment: str) -> subprocess.Popen[str]:
     given = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
-    return subprocess.Popen(COMMAND, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        COMMAND, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change_settings(root, "evaluate", batch_size=1)
     run_evaluate(monkeypatch, "base")
     undisturbed = pq.read_table(layout.predictions("base"))
@@ -198,12 +227,16 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(root: Path, monke
 
 
 @pytest.mark.parametrize("changed", ["checkpoint", "settings", "style", "question", "image"])
-def test_answers_kept_of_anything_else_are_never_used(root: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+def test_answers_kept_of_anything_else_are_never_used(
+    root: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
     interrupt(monkeypatch)
     (folder,) = KEPT.iterdir()
     for part in folder.glob("0*.json"):
         content = json.loads(part.read_text(encoding="utf-8"))
-        content["answers"] = [[place, variant, "stale", ids] for place, variant, _, ids in content["answers"]]
+        content["answers"] = [
+            [place, variant, "stale", ids] for place, variant, _, ids in content["answers"]
+        ]
         part.write_text(json.dumps(content), encoding="utf-8")
     assert folder.is_dir()
     if changed == "checkpoint":
@@ -217,17 +250,23 @@ def test_answers_kept_of_anything_else_are_never_used(root: Path, monkeypatch: p
         change_settings(root, "prompt", style="think")
     elif changed == "question":
         for axis in ("modality", "task"):
-            for split in (root / layout.split(axis, "ct", "test", "grouped")).parents[1].glob("*/test.json"):
-                split.write_text(split.read_text(encoding="utf-8").replace(" A)", "  A)", 1), encoding="utf-8")
+            for split in (
+                (root / layout.split(axis, "ct", "test", "grouped")).parents[1].glob("*/test.json")
+            ):
+                split.write_text(
+                    split.read_text(encoding="utf-8").replace(" A)", "  A)", 1), encoding="utf-8"
+                )
     else:
         shutil.copy(layout.images("oct") / "0.png", layout.images("ct") / "0.png")
     run_evaluate(monkeypatch, "base")
     assert "stale" not in pd.read_parquet(layout.predictions("base"))["output"].tolist()
 
 
-def test_kept_answers_are_used_where_nothing_has_changed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_answers_are_used_where_nothing_has_changed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupt(monkeypatch)
-    (part, *_) = sorted(KEPT.glob("*/0*.json"))
+    part, *_ = sorted(KEPT.glob("*/0*.json"))
     content = json.loads(part.read_text(encoding="utf-8"))
     content["answers"][0][2] = "kept"
     part.write_text(json.dumps(content), encoding="utf-8")
@@ -236,7 +275,9 @@ def test_kept_answers_are_used_where_nothing_has_changed(root: Path, monkeypatch
     assert (table[["output", "blank_output"]] == "kept").to_numpy().sum() == 1
 
 
-def test_several_processes_share_the_questions_to_the_same_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_share_the_questions_to_the_same_rows(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change_settings(root, "evaluate", batch_size=5)
     run_evaluate(monkeypatch, "base")
     alone = pq.read_table(layout.predictions("base"))
@@ -263,7 +304,9 @@ def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path) -> None:
     assert not layout.predictions("base").exists()
 
 
-def test_a_gpu_that_was_promised_and_is_not_there_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_was_promised_and_is_not_there_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=0, but torch .* sees no GPU"):
@@ -283,9 +326,14 @@ def imported(module: str) -> set[str]:
             continue
         seen.add(name)
         for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                else []
+            )
             if isinstance(node, ast.ImportFrom):
-                # `from stages.grpo import generate` imports the package and may import a module of it
+                # `from stages.grpo import generate` imports the package and may import a module of
+                # it
                 names = [f"{node.module}", *(f"{node.module}.{each}" for each in names)]
             waiting += [each for each in names if each.partition(".")[0] == "stages"]
     return seen
@@ -294,5 +342,11 @@ def imported(module: str) -> set[str]:
 def test_evaluating_imports_neither_the_answer_rule_nor_scoring() -> None:
     modules = imported("stages.evaluate")
     assert {"stages.predictions.schema", "stages.generation.generate"} <= modules
-    assert "stages.answers.extraction" in imported("stages.report"), "the search finds what is there"
-    assert not [name for name in modules if name.startswith(("stages.scoring", "stages.grpo.rewards", "stages.reporting"))]
+    assert "stages.answers.extraction" in imported("stages.report"), (
+        "the search finds what is there"
+    )
+    assert not [
+        name
+        for name in modules
+        if name.startswith(("stages.scoring", "stages.grpo.rewards", "stages.reporting"))
+    ]

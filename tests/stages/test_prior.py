@@ -24,17 +24,30 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_split_has_the_blind_baseline_that_the_library_finds(root: Path, run: RunStage, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_split_has_the_blind_baseline_that_the_library_finds(
+    root: Path, run: RunStage, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(prior)
-    assert f"prior: {sum(map(len, AXES.values()))} splits, grouped -> data/prior" in capsys.readouterr().out
+    assert (
+        f"prior: {sum(map(len, AXES.values()))} splits, grouped -> data/prior"
+        in capsys.readouterr().out
+    )
     for axis, slugs in AXES.items():
-        trains = {slug: read_questions(layout.split(axis, slug, "train", "grouped")) for slug in slugs}
+        trains = {
+            slug: read_questions(layout.split(axis, slug, "train", "grouped")) for slug in slugs
+        }
         for slug in slugs:
             blind_baseline, test = (
                 read_blind_baseline(layout.prior(axis, slug)),
                 read_questions(layout.split(axis, slug, "test", "grouped")),
             )
-            assert (blind_baseline.axis, blind_baseline.split, blind_baseline.kind, blind_baseline.train, blind_baseline.n) == (
+            assert (
+                blind_baseline.axis,
+                blind_baseline.split,
+                blind_baseline.kind,
+                blind_baseline.train,
+                blind_baseline.n,
+            ) == (
                 axis,
                 slug,
                 "grouped",
@@ -49,7 +62,9 @@ def test_every_split_has_the_blind_baseline_that_the_library_finds(root: Path, r
                 assert rule.pooled == blind_score(fit_prior(together, exact=exact), test).accuracy
                 assert list(rule.credit) == [question.question_id for question in test]
                 chosen = [rule.credit[each] for each in rule.balanced]
-                assert sum(chosen) == pytest.approx(sum(1 / len(q.options) for q in test if q.question_id in rule.balanced))
+                assert sum(chosen) == pytest.approx(
+                    sum(1 / len(q.options) for q in test if q.question_id in rule.balanced)
+                )
 
 
 def test_files_say_where_they_come_from_and_are_the_same_twice(root: Path, run: RunStage) -> None:
@@ -58,10 +73,14 @@ def test_files_say_where_they_come_from_and_are_the_same_twice(root: Path, run: 
         run(prior)
         contents.append({path: path.read_bytes() for path in sorted(layout.PRIOR.rglob("*.json"))})
     assert contents[0] == contents[1]
-    assert json.loads(layout.prior("modality", "ct").read_text(encoding="utf-8"))["provenance"]["params"] == {"splits.kind": "grouped"}
+    assert json.loads(layout.prior("modality", "ct").read_text(encoding="utf-8"))["provenance"][
+        "params"
+    ] == {"splits.kind": "grouped"}
 
 
-def test_the_kind_of_split_in_use_is_the_one_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: RunStage) -> None:
+def test_the_kind_of_split_in_use_is_the_one_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: RunStage
+) -> None:
     write_project(tmp_path, per_cell=8, kind="published")
     monkeypatch.chdir(tmp_path)
     run(prior)
@@ -74,7 +93,9 @@ def test_the_kind_of_split_in_use_is_the_one_counted(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("spoil", ["missing", "no gold", "empty"])
-def test_a_bad_split_is_refused_by_name_and_the_blind_baselines_there_were_stay(root: Path, run: RunStage, spoil: str) -> None:
+def test_a_bad_split_is_refused_by_name_and_the_blind_baselines_there_were_stay(
+    root: Path, run: RunStage, spoil: str
+) -> None:
     run(prior)
     before = layout.prior("modality", "ct").read_bytes()
     path = layout.split("task", "lesion-grading", "test", "grouped")
@@ -83,7 +104,10 @@ def test_a_bad_split_is_refused_by_name_and_the_blind_baselines_there_were_stay(
     elif spoil == "empty":
         write_json(path, [])
     else:
-        write_json(path, [item | {"solution": "C"} for item in json.loads(path.read_text(encoding="utf-8"))])
+        write_json(
+            path,
+            [item | {"solution": "C"} for item in json.loads(path.read_text(encoding="utf-8"))],
+        )
     with pytest.raises(InputError, match=r"lesion-grading/test\.json"):
         run(prior)
     assert layout.prior("modality", "ct").read_bytes() == before
@@ -95,7 +119,10 @@ def test_a_file_that_is_no_blind_baseline_is_refused(tmp_path: Path, content: st
     with pytest.raises(InputError, match=r"ct\.json is missing: run `dvc repro prior`"):
         read_blind_baseline(path)
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=r"ct\.json holds no blind baseline .*: delete it and run `dvc repro --force prior`"):
+    with pytest.raises(
+        InputError,
+        match=r"ct\.json holds no blind baseline .*: delete it and run `dvc repro --force prior`",
+    ):
         read_blind_baseline(path)
 
 

@@ -1,4 +1,6 @@
-"""Stage report on a made-up finished pipeline: right numbers, same bytes, one self-contained page, bad inputs refused."""
+"""Stage report on a made-up finished pipeline: right numbers, same bytes, one self-contained page,
+bad inputs refused.
+"""
 
 import contextlib
 import hashlib
@@ -40,10 +42,33 @@ from tests.fakes import (
     write_project,
 )
 
-CROSSED = [f"{name}_{axis}.csv" for name in ("cross", "slices", "to_base", "visual_gain") for axis in AXES]
-TABLES = sorted([*CROSSED, "datasets.csv", "in_domain.csv", "predictions", "published_by_others.csv", "reward_hacking.csv"])
-FIGURES = sorted(["training.png", *(f"{name}{axis}.png" for name in ("", "to_base_", "visual_gain_") for axis in AXES)])
-FILES = ["index.html", "metrics.json", "provenance.json", "report.md", "summary.json", "training.csv"]
+CROSSED = [
+    f"{name}_{axis}.csv" for name in ("cross", "slices", "to_base", "visual_gain") for axis in AXES
+]
+TABLES = sorted(
+    [
+        *CROSSED,
+        "datasets.csv",
+        "in_domain.csv",
+        "predictions",
+        "published_by_others.csv",
+        "reward_hacking.csv",
+    ]
+)
+FIGURES = sorted(
+    [
+        "training.png",
+        *(f"{name}{axis}.png" for name in ("", "to_base_", "visual_gain_") for axis in AXES),
+    ]
+)
+FILES = [
+    "index.html",
+    "metrics.json",
+    "provenance.json",
+    "report.md",
+    "summary.json",
+    "training.csv",
+]
 OUTPUTS = sorted(["cards", "figures", "tables", *FILES])
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\x00\u202e\"'&amp;"
 
@@ -67,7 +92,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def replace(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     """Write one checkpoint's predictions anew, changed."""
-    write_predictions(layout.predictions(name), change(make_predictions(make_questions(per_cell=8), name)))
+    write_predictions(
+        layout.predictions(name), change(make_predictions(make_questions(per_cell=8), name))
+    )
 
 
 class Page(HTMLParser):
@@ -123,27 +150,40 @@ def test_a_figure_carries_its_provenance(made: Path, name: str) -> None:
     with Image.open(made / layout.REPORT / "figures" / name) as figure:
         texts = {key: value for key, value in figure.info.items() if isinstance(value, str)}
     assert list(texts) == ["provenance"]
-    assert json.loads(texts["provenance"]) == json.loads((made / build.PROVENANCE).read_text(encoding="utf-8"))
+    assert json.loads(texts["provenance"]) == json.loads(
+        (made / build.PROVENANCE).read_text(encoding="utf-8")
+    )
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_cross_tables_agree_with_the_metrics_and_count_the_questions(made: Path, axis: str) -> None:
     metrics = metrics_of(made)
-    table = pd.read_csv(made / layout.REPORT / "tables" / f"cross_{axis}.csv", index_col="checkpoint")
+    table = pd.read_csv(
+        made / layout.REPORT / "tables" / f"cross_{axis}.csv", index_col="checkpoint"
+    )
     column = "by_modality" if axis == "modality" else "by_question_type"
     assert list(table.index) == ["questions", "base", *AXES[axis]]
     assert list(table.columns) == [*AXES[axis], "macro"]
     for name in ["base", *AXES[axis]]:
         found = metrics["base"][axis] if name == "base" else metrics["checkpoints"][name]
-        assert table.loc[name].to_dict() == {cell: found[column][cell]["accuracy"] for cell in AXES[axis]} | {"macro": found["macro"]}
-        assert table.loc["questions", list(AXES[axis])].to_dict() == {cell: found[column][cell]["n"] for cell in AXES[axis]}
+        assert table.loc[name].to_dict() == {
+            cell: found[column][cell]["accuracy"] for cell in AXES[axis]
+        } | {"macro": found["macro"]}
+        assert table.loc["questions", list(AXES[axis])].to_dict() == {
+            cell: found[column][cell]["n"] for cell in AXES[axis]
+        }
 
 
 def test_the_page_refers_to_nothing_outside_itself(made: Path) -> None:
     html = (made / build.PAGE).read_text(encoding="utf-8")
     tags = page(made).tags
     assert not {"script", "iframe", "object", "embed", "form", "base"} & {tag for tag, _ in tags}
-    references = [attributes[name] for _, attributes in tags for name in ("src", "href", "srcset", "data") if name in attributes]
+    references = [
+        attributes[name]
+        for _, attributes in tags
+        for name in ("src", "href", "srcset", "data")
+        if name in attributes
+    ]
     assert references
     assert all(value and value.startswith(("#", "data:")) for value in references)
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
@@ -160,19 +200,32 @@ def test_the_page_can_be_walked_without_seeing_it(made: Path) -> None:
     assert names.count("h1") == 1
     assert names.count("table") == names.count("caption")
     assert all("scope" in attributes for tag, attributes in tags if tag == "th")
-    labels = [attributes["aria-labelledby"] for _, attributes in tags if "aria-labelledby" in attributes]
+    labels = [
+        attributes["aria-labelledby"] for _, attributes in tags if "aria-labelledby" in attributes
+    ]
     links = [str(attributes["href"])[1:] for tag, attributes in tags if tag == "a"]
     assert {*labels, *links} <= set(identifiers)
     scrolls = [attributes for _, attributes in tags if attributes.get("class") == "scroll"]
-    assert all(attributes["tabindex"] == "0" and attributes["role"] == "region" for attributes in scrolls)
-    assert all("aria-label" in attributes or "aria-hidden" in attributes for tag, attributes in tags if tag == "svg")
+    assert all(
+        attributes["tabindex"] == "0" and attributes["role"] == "region" for attributes in scrolls
+    )
+    assert all(
+        "aria-label" in attributes or "aria-hidden" in attributes
+        for tag, attributes in tags
+        if tag == "svg"
+    )
 
 
 def test_the_page_says_how_it_went(made: Path) -> None:
     summary = metrics_of(made)["summary"]
     words = page(made).words()
-    assert f"rises from {100 * summary['in_domain_base']:.1f}% to {100 * summary['in_domain']:.1f}%" in words.replace("\xa0", " ")
-    assert f"{summary['beat_base']} of 13 answer more questions of their own kind correctly" in words
+    assert (
+        f"rises from {100 * summary['in_domain_base']:.1f}% to {100 * summary['in_domain']:.1f}%"
+        in words.replace("\xa0", " ")
+    )
+    assert (
+        f"{summary['beat_base']} of 13 answer more questions of their own kind correctly" in words
+    )
     assert "the image cannot be used: the file is empty" in words
     assert "md5:5d41402abc4b2a76b9719d911017c592" in words
 
@@ -182,7 +235,11 @@ def test_two_runs_give_the_same_bytes(project: Path) -> None:
     for _ in range(2):
         report.make()
         digests.append(
-            {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(layout.REPORT.rglob("*.*")) if path.is_file()}
+            {
+                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in sorted(layout.REPORT.rglob("*.*"))
+                if path.is_file()
+            }
         )
     assert digests[0] == digests[1]
 
@@ -198,18 +255,21 @@ def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
     assert ("Nothing clinical." in page().words()) is synthetic
 
 
-def test_the_blind_baseline_and_what_the_image_contributes_stand_beside_the_accuracy(made: Path) -> None:
+def test_the_blind_baseline_and_what_the_image_contributes_stand_beside_the_accuracy(
+    made: Path,
+) -> None:
     summary, words = metrics_of(made)["summary"], page(made).words().replace("\xa0", " ")
     assert (
-        f"A rule that sees no image, only how often each option was right in training, reaches {100 * summary['blind_baseline']:.1f}%"
-        in words
+        "A rule that sees no image, only how often each option was right in training, reaches"
+        f" {100 * summary['blind_baseline']:.1f}%" in words
     )
     assert f"the checkpoints lose {100 * summary['visual_gain']:.1f} points" in words
     for name, entry in metrics_of(made)["checkpoints"].items():
         own = entry["in_domain"]
         assert (
-            f"{100 * own['blind_baseline']['accuracy']:.1f} {100 * own['blind_baseline']['low']:.1f} to {100 * own['blind_baseline']['high']:.1f}"
-            in words
+            f"{100 * own['blind_baseline']['accuracy']:.1f}"
+            f" {100 * own['blind_baseline']['low']:.1f} to"
+            f" {100 * own['blind_baseline']['high']:.1f}" in words
         ), name
 
 
@@ -237,20 +297,30 @@ def test_signs_of_reward_hacking_are_shown_with_what_was_written(project: Path) 
     replace("ct", lambda rows: rows.assign(output="<answer>A</answer><answer>A</answer>"))
     report.make()
     words = page().words()
-    n = sum(metrics_of(project)["checkpoints"]["ct"]["by_modality"][slug]["n"] for slug in AXES["modality"])
+    n = sum(
+        metrics_of(project)["checkpoints"]["ct"]["by_modality"][slug]["n"]
+        for slug in AXES["modality"]
+    )
     assert f"CT: repeated tags, {n} of {n}" in words
     assert "<answer>A</answer><answer>A</answer>" in words
 
 
 def test_without_ablations_visual_gains_are_missing_and_never_zero(project: Path) -> None:
     for name in ["base", *CHECKPOINTS]:
-        write_predictions(layout.predictions(name), make_predictions(make_questions(per_cell=8), name, ablations=False))
+        write_predictions(
+            layout.predictions(name),
+            make_predictions(make_questions(per_cell=8), name, ablations=False),
+        )
     report.make()
-    assert "Missing by modality: the questions were not asked without their images" in page().words()
+    assert (
+        "Missing by modality: the questions were not asked without their images" in page().words()
+    )
     assert metrics_of(project)["summary"]["visual_gain"] is None
     assert "visual gain of at least one checkpoint" in page().words()
     build.show()
-    table = pd.read_csv(layout.REPORT / "tables" / "visual_gain_modality.csv", index_col="checkpoint")
+    table = pd.read_csv(
+        layout.REPORT / "tables" / "visual_gain_modality.csv", index_col="checkpoint"
+    )
     assert table.drop("questions").isna().to_numpy().all()
     assert not (layout.REPORT / "figures" / "visual_gain_modality.png").exists()
 
@@ -261,11 +331,16 @@ def test_an_empty_cell_is_shown_as_missing(project: Path) -> None:
         write_predictions(Path("saved", f"{name}.parquet"), rows[rows["modality"] != "oct"])
     build.rebuild(Path("saved"))
     for sheet in ("cross", "visual_gain", "to_base"):
-        table = pd.read_csv(layout.REBUILT / "tables" / f"{sheet}_modality.csv", index_col="checkpoint")
+        table = pd.read_csv(
+            layout.REBUILT / "tables" / f"{sheet}_modality.csv", index_col="checkpoint"
+        )
         assert table.loc["questions", "oct"] == 0
         assert table.drop("questions")[["oct", "macro"]].isna().to_numpy().all()
         assert not table[["ct", "mri"]].isna().to_numpy().any()
-    assert metrics_of_rebuilt()["checkpoints"]["ct"]["by_modality"]["oct"] == {"accuracy": None, "n": 0}
+    assert metrics_of_rebuilt()["checkpoints"]["ct"]["by_modality"]["oct"] == {
+        "accuracy": None,
+        "n": 0,
+    }
 
 
 def metrics_of_rebuilt() -> dict[str, Any]:
@@ -276,18 +351,36 @@ def metrics_of_rebuilt() -> dict[str, Any]:
 def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None:
     text = (made / layout.REPORT / "cards" / f"{name}.md").read_text(encoding="utf-8")
     own = metrics_of(made)["checkpoints"][name]["in_domain"]
-    assert text.startswith("---\nlicense: other\nlicense_name: as-the-base\n"), "which is not on record here"
-    assert load_yaml(text.split("---")[1], Path("front matter"))["pipeline_tag"] == "image-text-to-text"
+    assert text.startswith("---\nlicense: other\nlicense_name: as-the-base\n"), (
+        "which is not on record here"
+    )
+    assert (
+        load_yaml(text.split("---")[1], Path("front matter"))["pipeline_tag"]
+        == "image-text-to-text"
+    )
     assert "Not for clinical use." in text
     assert "Corpus: `md5:5d41402abc4b2a76b9719d911017c592` (drawn phantoms, not patients)" in text
     assert (
-        f"Splits: grouped; {len(json.loads((made / layout.split(CHECKPOINTS[name], name, 'train', 'grouped')).read_text()))} questions"
+        "Splits: grouped;"
+        f" {len(json.loads((made / layout.split(CHECKPOINTS[name], name, 'train', 'grouped')).read_text()))}"
+        " questions" in text
+    )
+    assert (
+        f"| {name} | {own['n']} | {percent(own['accuracy'])} [{percent(own['accuracy_low'])} to"
+        f" {percent(own['accuracy_high'])}]" in text
+    )
+    assert (
+        f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])} to"
         in text
     )
-    assert f"| {name} | {own['n']} | {percent(own['accuracy'])} [{percent(own['accuracy_low'])} to {percent(own['accuracy_high'])}]" in text
-    assert f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])} to" in text
     assert f"{signed(own['gain'])} [{signed(own['low'])} to {signed(own['high'])}]" in text
-    for title in ("## Intended use", "## Limits", "## What the base may have seen", "## Settings", "## Provenance"):
+    for title in (
+        "## Intended use",
+        "## Limits",
+        "## What the base may have seen",
+        "## Settings",
+        "## Provenance",
+    ):
         assert title in text
 
 
@@ -295,14 +388,22 @@ def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None
     ("source", "licence", "said"),
     [
         ("infra/base", {"license": "apache-2.0"}, "trained from scratch on drawings"),
-        ("Qwen/Qwen2.5-VL-3B-Instruct", {"license": "other", "license_name": "qwen-research"}, "arXiv 2606.10066"),
+        (
+            "Qwen/Qwen2.5-VL-3B-Instruct",
+            {"license": "other", "license_name": "qwen-research"},
+            "arXiv 2606.10066",
+        ),
     ],
 )
 def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
     project: Path, source: str, licence: dict[str, str], said: str
 ) -> None:
     base = {"source": source, "licence": licence if "Qwen" in source else {}}
-    trained = {"corpus": "md5:0", "params": {"base": {"source": source}, "grpo": {"beta": 0.04}}, "base_model": base}
+    trained = {
+        "corpus": "md5:0",
+        "params": {"base": {"source": source}, "grpo": {"beta": 0.04}},
+        "base_model": base,
+    }
     layout.training_provenance("ct").write_text(json.dumps(trained), encoding="utf-8")
     report.make()
     text = (layout.REPORT / "cards" / "ct.md").read_text(encoding="utf-8")
@@ -311,11 +412,16 @@ def test_a_card_tells_what_its_base_may_have_seen_and_how_it_was_trained(
     assert "grpo.beta: 0.04" in text
     assert ("base_model:" in text) is ("Qwen" in source)
     front = load_yaml(text.split("---")[1], Path("front matter"))
-    assert {field: front.get(field) for field in licence} == licence, "a model carries its base's licence on"
+    assert {field: front.get(field) for field in licence} == licence, (
+        "a model carries its base's licence on"
+    )
 
 
 def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
-    text, words = (made / layout.REPORT / "report.md").read_text(encoding="utf-8"), page(made).words()
+    text, words = (
+        (made / layout.REPORT / "report.md").read_text(encoding="utf-8"),
+        page(made).words(),
+    )
     for title in (
         "In-domain",
         "Across domains",
@@ -331,8 +437,8 @@ def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
     for entry in metrics_of(made)["checkpoints"].values():
         own = entry["in_domain"]
         assert (
-            f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])} to {percent(own['blind_baseline']['high'])}]"
-            in text
+            f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])}"
+            f" to {percent(own['blind_baseline']['high'])}]" in text
         )
     before, after = text.split("## Printed by others: not ours, not to be compared")
     assert "69.91" in after
@@ -345,21 +451,28 @@ def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
 def test_what_a_model_wrote_stays_text_in_markdown(project: Path) -> None:
     replace("ct", lambda rows: rows.assign(output="```\n# not a title\n<script>alert(1)</script>"))
     report.make()
-    assert "````text\n```\n# not a title\n<script>alert(1)</script>\n````" in (layout.REPORT / "report.md").read_text(encoding="utf-8")
+    assert "````text\n```\n# not a title\n<script>alert(1)</script>\n````" in (
+        layout.REPORT / "report.md"
+    ).read_text(encoding="utf-8")
 
 
 def tables_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "tables").rglob("*.*"))}
 
 
-def test_every_table_is_made_again_from_predictions_and_floors(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_table_is_made_again_from_predictions_and_floors(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in (layout.PREDICTIONS, layout.PRIOR):
         shutil.copytree(made / folder, tmp_path / folder)
     shutil.copy(made / layout.PARAMS, tmp_path)
     monkeypatch.chdir(tmp_path)
     build.rebuild(layout.PREDICTIONS)
     assert tables_in(layout.REBUILT) == tables_in(made / layout.REPORT)
-    again, metrics = json.loads((layout.REBUILT / "metrics.json").read_text(encoding="utf-8")), metrics_of(made)
+    again, metrics = (
+        json.loads((layout.REBUILT / "metrics.json").read_text(encoding="utf-8")),
+        metrics_of(made),
+    )
     assert {name: again[name] for name in ("summary", "base", "checkpoints")} == {
         name: metrics[name] for name in ("summary", "base", "checkpoints")
     }
@@ -386,14 +499,22 @@ def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same
         assert part in said
         assert part in words
     assert "What leaks is not known here." in words
-    ours, theirs = (pd.read_csv(folder / "tables" / "in_domain.csv", index_col=0) for folder in (Path("out"), made / layout.REPORT))
+    ours, theirs = (
+        pd.read_csv(folder / "tables" / "in_domain.csv", index_col=0)
+        for folder in (Path("out"), made / layout.REPORT)
+    )
     assert ours["blind_baseline"].isna().all(), "missing, not zero"
-    shared = [column for column in ours if column in theirs and column not in ("p_holm", "balanced", "majority")]
+    shared = [
+        column
+        for column in ours
+        if column in theirs and column not in ("p_holm", "balanced", "majority")
+    ]
     assert len(shared) > 25
     pd.testing.assert_frame_equal(ours[shared], theirs.loc[ours.index, shared])
     for axis in AXES:
         ours, theirs = (
-            pd.read_csv(folder / "tables" / f"visual_gain_{axis}.csv", index_col=0) for folder in (Path("out"), made / layout.REPORT)
+            pd.read_csv(folder / "tables" / f"visual_gain_{axis}.csv", index_col=0)
+            for folder in (Path("out"), made / layout.REPORT)
         )
         pd.testing.assert_frame_equal(ours, theirs.loc[ours.index])
 
@@ -410,9 +531,14 @@ def test_the_predictions_are_among_the_tables_with_answer_and_correctness(made: 
 
 def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path) -> None:
     table = make_predictions(make_questions(per_cell=8), "mri")
-    write_predictions(layout.predictions("mri"), table, PROVENANCE | {"params": {"splits.kind": "published"}})
+    write_predictions(
+        layout.predictions("mri"), table, PROVENANCE | {"params": {"splits.kind": "published"}}
+    )
     for make in (report.make, lambda: build.rebuild(layout.PREDICTIONS)):
-        with pytest.raises(InputError, match=r"the predictions of 'mri' were made on 'published' splits, not on 'grouped'"):
+        with pytest.raises(
+            InputError,
+            match=r"the predictions of 'mri' were made on 'published' splits, not on 'grouped'",
+        ):
             make()
 
 
@@ -424,7 +550,9 @@ def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path)
         (["base", "ct", "pet"], "predictions of pet"),
     ],
 )
-def test_a_folder_that_is_none_of_predictions_is_refused(project: Path, names: list[str], message: str) -> None:
+def test_a_folder_that_is_none_of_predictions_is_refused(
+    project: Path, names: list[str], message: str
+) -> None:
     Path("saved").mkdir()
     for name in names:
         shutil.copy(layout.predictions("ct" if name == "pet" else name), f"saved/{name}.parquet")
@@ -433,14 +561,29 @@ def test_a_folder_that_is_none_of_predictions_is_refused(project: Path, names: l
     assert not layout.REBUILT.exists()
 
 
-def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_method_stands_beside_that_of_grpo(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     targets = build.targets_of(load_params())
     with_sft = {**targets, "sft-ct": Target("modality", "ct", "sft")}
-    ordered = sorted(with_sft, key=lambda name: (with_sft[name].axis, list(AXES[with_sft[name].axis]).index(with_sft[name].cell)))
-    write_predictions(layout.predictions("sft-ct"), make_predictions(make_questions(per_cell=8), "sft-ct", cell="ct"))
+    ordered = sorted(
+        with_sft,
+        key=lambda name: (
+            with_sft[name].axis,
+            list(AXES[with_sft[name].axis]).index(with_sft[name].cell),
+        ),
+    )
+    write_predictions(
+        layout.predictions("sft-ct"),
+        make_predictions(make_questions(per_cell=8), "sft-ct", cell="ct"),
+    )
     layout.training_provenance("sft-ct").write_text(json.dumps(PROVENANCE), encoding="utf-8")
     tree = read_yaml(layout.PARAMS)
-    entries = load_params().model_copy(update={"checkpoints": load_params().checkpoints | {"sft-ct": load_params().checkpoints["ct"]}})
+    entries = load_params().model_copy(
+        update={
+            "checkpoints": load_params().checkpoints | {"sft-ct": load_params().checkpoints["ct"]}
+        }
+    )
     assert "sft-ct" not in tree["checkpoints"]
     monkeypatch.setattr(report, "load_params", lambda: entries)
     monkeypatch.setattr(build, "targets_of", lambda _: {name: with_sft[name] for name in ordered})
@@ -462,17 +605,27 @@ def seen_by_modality(root: Path, kind: str) -> tuple[int, int]:
     return seen, total
 
 
-def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_the_published_ones_leak(made: Path) -> None:
+def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_the_published_ones_leak(
+    made: Path,
+) -> None:
     seen, total = seen_by_modality(made, "grouped")
     assert seen == 0
     words = page(made).words()
     assert "The splits are grouped:" in words
-    assert f"In the splits by modality, 0 of {total} test questions (0.0%) show an image that is also in train, 0 one of a group" in words
+    assert (
+        f"In the splits by modality, 0 of {total} test questions (0.0%) show an image that is also"
+        " in train, 0 one of a group" in words
+    )
     seen, total = seen_by_modality(made, "published")
-    assert f"Under published, at random over questions, it would be {seen} of {total} by modality ({100 * seen / total:.1f}%;" in words
+    assert (
+        f"Under published, at random over questions, it would be {seen} of {total} by modality"
+        f" ({100 * seen / total:.1f}%;" in words
+    )
 
 
-def test_the_share_of_seen_test_images_of_published_splits_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_seen_test_images_of_published_splits_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_project(tmp_path, per_cell=8, kind="published")
     monkeypatch.chdir(tmp_path)
     report.make()
@@ -480,7 +633,10 @@ def test_the_share_of_seen_test_images_of_published_splits_is_counted(tmp_path: 
     assert seen > 0
     words = page().words()
     assert "The splits are published:" in words
-    assert f"In the splits by modality, {seen} of {total} test questions ({100 * seen / total:.1f}%)" in words
+    assert (
+        f"In the splits by modality, {seen} of {total} test questions ({100 * seen / total:.1f}%)"
+        in words
+    )
     assert "Under published" not in words
 
 
@@ -488,16 +644,30 @@ def test_metrics_hold_the_leaks_of_both_kinds(made: Path) -> None:
     splits = metrics_of(made)["splits"]
     assert splits["kind"] == "grouped"
     for axis in AXES:
-        assert splits["leaks"]["grouped"][axis] | {"test": 0} == {"test": 0, "image": 0, "group": 0, "other_axis": 0}
+        assert splits["leaks"]["grouped"][axis] | {"test": 0} == {
+            "test": 0,
+            "image": 0,
+            "group": 0,
+            "other_axis": 0,
+        }
     seen, total = seen_by_modality(made, "published")
-    assert (splits["leaks"]["published"]["modality"]["image"], splits["leaks"]["published"]["modality"]["test"]) == (seen, total)
+    assert (
+        splits["leaks"]["published"]["modality"]["image"],
+        splits["leaks"]["published"]["modality"]["test"],
+    ) == (seen, total)
 
 
 def test_counts_of_leaks_that_are_not_those_of_the_splits_are_refused(project: Path) -> None:
     leaks = json.loads(layout.LEAKS.read_text(encoding="utf-8"))
     leaks["grouped"]["modality"]["mri"]["image"] += 1
     layout.LEAKS.write_text(json.dumps(leaks), encoding="utf-8")
-    with pytest.raises(InputError, match=r"grouped split modality/mri has \d+ test questions, 0 with .* says \d+ and 1: run `dvc repro"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"grouped split modality/mri has \d+ test questions, 0 with .* says \d+ and 1: run `dvc"
+            r" repro"
+        ),
+    ):
         report.make()
 
 
@@ -532,7 +702,9 @@ def test_a_run_without_a_reference_has_no_kl_to_show(project: Path) -> None:
     assert page().words().count("not logged") == 1
 
 
-def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report.make()
     assert capsys.readouterr().out == "report: 13 checkpoints and the base -> report/index.html\n"
     build.show()
@@ -543,34 +715,62 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(project: Path, cap
     for name, entry in metrics_of(project)["checkpoints"].items():
         (row,) = (line.split() for line in lines if line.split()[:1] == [name])
         own = entry["in_domain"]
-        assert row[1:5] == [str(own["n"]), f"{100 * own['accuracy']:.1f}", f"{100 * own['base']:.1f}", f"{100 * own['gain']:+.1f}"]
+        assert row[1:5] == [
+            str(own["n"]),
+            f"{100 * own['accuracy']:.1f}",
+            f"{100 * own['base']:.1f}",
+            f"{100 * own['gain']:+.1f}",
+        ]
         visual = own["visual"]["shuffled"]["gain"]
-        assert row[-2:] == [f"{100 * own['blind_baseline']['accuracy']:.1f}", f"{100 * visual:+.1f}"]
+        assert row[-2:] == [
+            f"{100 * own['blind_baseline']['accuracy']:.1f}",
+            f"{100 * visual:+.1f}",
+        ]
     assert lines[-1] == "Page: report/index.html"
     seen, total = seen_by_modality(project, "published")
     assert f"(published: {seen} of {total} by modality and" in " ".join(shown.split())
 
 
-def test_the_summary_is_small_enough_for_dvc_metrics_show_and_says_where_it_comes_from(made: Path) -> None:
-    summary, metrics = json.loads((made / build.SUMMARY).read_text(encoding="utf-8")), metrics_of(made)
+def test_the_summary_is_small_enough_for_dvc_metrics_show_and_says_where_it_comes_from(
+    made: Path,
+) -> None:
+    summary, metrics = (
+        json.loads((made / build.SUMMARY).read_text(encoding="utf-8")),
+        metrics_of(made),
+    )
     assert summary["in_domain_gain"] == metrics["summary"]["in_domain_gain"]
-    assert summary["gain"] == {name: entry["in_domain"]["gain"] for name, entry in metrics["checkpoints"].items()}
+    assert summary["gain"] == {
+        name: entry["in_domain"]["gain"] for name, entry in metrics["checkpoints"].items()
+    }
     assert summary["corpus"] == metrics["provenance"]["corpus"]
 
 
 def test_show_without_a_report_says_how_to_make_one(project: Path) -> None:
-    with pytest.raises(InputError, match=r"report/metrics\.json is missing: make the report with `dvc repro --force report`"):
+    with pytest.raises(
+        InputError,
+        match=r"report/metrics\.json is missing: make the report with `dvc repro --force report`",
+    ):
         build.show()
 
 
-def test_what_was_refused_is_told_by_source_set_and_reason_with_shares_and_examples(made: Path) -> None:
+def test_what_was_refused_is_told_by_source_set_and_reason_with_shares_and_examples(
+    made: Path,
+) -> None:
     html = (made / build.PAGE).read_text(encoding="utf-8")
     assert "6 were refused." in html
     read = 5 * 8  # questions of a modality, a data set each
-    for name, reason, count, of in (("mri", "answer-not-offered", 2, read + 2), ("fundus", "image-empty", 1, read)):
+    for name, reason, count, of in (
+        ("mri", "answer-not-offered", 2, read + 2),
+        ("fundus", "image-empty", 1, read),
+    ):
         numbers = f'<td class="n">{count}</td>\n<td class="n">{100 * count / of:.2f}</td>'
-        assert f'<th scope="row">Phantom {name}</th>\n<td><code>{reason}</code></td>\n{numbers}' in html
-    assert "Phantom mri.json#5 (mri-5): Spleen: gt_answer is none of the options" in page(made).words()
+        assert (
+            f'<th scope="row">Phantom {name}</th>\n<td><code>{reason}</code></td>\n{numbers}'
+            in html
+        )
+    assert (
+        "Phantom mri.json#5 (mri-5): Spleen: gt_answer is none of the options" in page(made).words()
+    )
     text = (made / layout.REPORT / "report.md").read_text(encoding="utf-8")
     assert f"| Phantom mri | answer-not-offered | 2 | {100 * 2 / (read + 2):.2f} | QA" in text
     assert "data/corpus/ct/records.jsonl" in text
@@ -586,7 +786,9 @@ def test_nothing_refused_is_said(project: Path) -> None:
     assert "Nothing was refused." in (layout.REPORT / "report.md").read_text(encoding="utf-8")
 
 
-def test_tests_of_the_data_and_the_light_of_images_are_shown_warnings_with_what_to_do(made: Path) -> None:
+def test_tests_of_the_data_and_the_light_of_images_are_shown_warnings_with_what_to_do(
+    made: Path,
+) -> None:
     html, words = (made / build.PAGE).read_text(encoding="utf-8"), page(made).words()
     assert "19 of 20 passed." in words
     row = (
@@ -608,7 +810,9 @@ def test_what_a_data_set_wrote_of_refused_records_stays_text(project: Path) -> N
     path = layout.QUARANTINE / "download.parquet"
     account = read_quarantine(path)
     kept = [name for name, taken in account.sets.items() for _ in range(taken.kept)]
-    row = Row(RecordLocation(HOSTILE, 0, HOSTILE), HOSTILE, HOSTILE, Reason.FIELD_EMPTY, HOSTILE, HOSTILE)
+    row = Row(
+        RecordLocation(HOSTILE, 0, HOSTILE), HOSTILE, HOSTILE, Reason.FIELD_EMPTY, HOSTILE, HOSTILE
+    )
     write_quarantine(path, account.stage, account.kept + 1, kept, [row], PROVENANCE)
     report.make()
     assert not [tag for tag, _ in page().tags if tag in ("script", "img")]
@@ -623,11 +827,20 @@ def test_an_option_with_markup_stays_text_in_the_cases(project: Path) -> None:
     words = "a | b\n```\n# title\n<img src=x> `c`"
     path = layout.split("task", "lesion-grading", "test", "grouped")
     questions = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps([each | {"problem": f"What? A){words}, B)Cyst"} for each in questions]), encoding="utf-8")
+    path.write_text(
+        json.dumps([each | {"problem": f"What? A){words}, B)Cyst"} for each in questions]),
+        encoding="utf-8",
+    )
     report.make()
     assert not [tag for tag, _ in page().tags if tag == "img"]
-    tokens = MarkdownIt("commonmark").enable("table").parse((layout.REPORT / "report.md").read_text(encoding="utf-8"))
-    assert f"What? A){words}, B)Cyst\n" in [token.content for token in tokens if token.type == "fence"]
+    tokens = (
+        MarkdownIt("commonmark")
+        .enable("table")
+        .parse((layout.REPORT / "report.md").read_text(encoding="utf-8"))
+    )
+    assert f"What? A){words}, B)Cyst\n" in [
+        token.content for token in tokens if token.type == "fence"
+    ]
 
 
 def delete(path: Path) -> Callable[[], None]:
@@ -641,32 +854,88 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (delete(layout.predictions("mri")), r"predictions/mri\.parquet not found; make it first: `dvc repro evaluate@mri`"),
-        (overwrite(layout.predictions("mri"), "no parquet"), r"predictions/mri\.parquet is not a parquet file"),
-        (lambda: pd.DataFrame({"a": [1]}).to_parquet(layout.predictions("mri")), r"mri\.parquet does not say where it comes from"),
-        (lambda: replace("mri", lambda rows: rows.assign(checkpoint="ct")), r"predictions/mri\.parquet: question .* checkpoint 'ct'"),
-        (lambda: replace("mri", lambda rows: rows.iloc[1:]), r"predictions/mri\.parquet: question .* but only the base did"),
+        (
+            delete(layout.predictions("mri")),
+            r"predictions/mri\.parquet not found; make it first: `dvc repro evaluate@mri`",
+        ),
+        (
+            overwrite(layout.predictions("mri"), "no parquet"),
+            r"predictions/mri\.parquet is not a parquet file",
+        ),
+        (
+            lambda: pd.DataFrame({"a": [1]}).to_parquet(layout.predictions("mri")),
+            r"mri\.parquet does not say where it comes from",
+        ),
+        (
+            lambda: replace("mri", lambda rows: rows.assign(checkpoint="ct")),
+            r"predictions/mri\.parquet: question .* checkpoint 'ct'",
+        ),
+        (
+            lambda: replace("mri", lambda rows: rows.iloc[1:]),
+            r"predictions/mri\.parquet: question .* but only the base did",
+        ),
         (lambda: replace("base", lambda rows: rows.iloc[1:]), r"question .* but the base did not"),
-        (delete(layout.training_log("oct")), r"training/oct\.csv not found; make it first: `dvc repro train@oct`"),
+        (
+            delete(layout.training_log("oct")),
+            r"training/oct\.csv not found; make it first: `dvc repro train@oct`",
+        ),
         (overwrite(layout.training_log("oct"), ""), r"training/oct\.csv is not a table of steps"),
-        (overwrite(layout.training_log("oct"), "step,reward\n1,2\n"), r"training/oct\.csv: no column 'reward_accuracy'"),
-        (lambda: make_training_log("oct").assign(kl="x").to_csv(layout.training_log("oct")), r"oct\.csv: row 0: kl 'x' is not a number"),
-        (lambda: make_training_log("oct").iloc[:0].to_csv(layout.training_log("oct")), r"training/oct\.csv: no steps in it"),
-        (lambda: make_training_log("oct").assign(step=np.nan).to_csv(layout.training_log("oct")), r"oct\.csv: a row without a step"),
-        (delete(layout.split("task", "lesion-grading", "train", "grouped")), r"lesion-grading/train\.json is missing"),
+        (
+            overwrite(layout.training_log("oct"), "step,reward\n1,2\n"),
+            r"training/oct\.csv: no column 'reward_accuracy'",
+        ),
+        (
+            lambda: make_training_log("oct").assign(kl="x").to_csv(layout.training_log("oct")),
+            r"oct\.csv: row 0: kl 'x' is not a number",
+        ),
+        (
+            lambda: make_training_log("oct").iloc[:0].to_csv(layout.training_log("oct")),
+            r"training/oct\.csv: no steps in it",
+        ),
+        (
+            lambda: make_training_log("oct").assign(step=np.nan).to_csv(layout.training_log("oct")),
+            r"oct\.csv: a row without a step",
+        ),
+        (
+            delete(layout.split("task", "lesion-grading", "train", "grouped")),
+            r"lesion-grading/train\.json is missing",
+        ),
         (delete(layout.LEAKS), r"data/splits/leaks\.json is missing: run `dvc repro splits`"),
-        (delete(layout.prior("task", "lesion-grading")), r"prior/task/lesion-grading\.json is missing: run `dvc repro prior`"),
-        (overwrite(layout.prior("modality", "ct"), "{}"), r"prior/modality/ct\.json holds no blind baseline"),
-        (lambda: replace("mri", lambda rows: rows.assign(blank_image=None)), r"mri\.parquet: question .* blank_output"),
-        (lambda: replace("mri", lambda rows: pd.concat([rows, rows.iloc[:1]])), r"mri\.parquet: question .* is given twice"),
-        (lambda: replace("mri", lambda rows: rows.assign(completion_tokens=-1)), r"mri\.parquet: question .* is no number of tokens"),
-        (overwrite(layout.LEAKS, '{"grouped": {}}'), r"data/splits/leaks\.json does not count leaks"),
+        (
+            delete(layout.prior("task", "lesion-grading")),
+            r"prior/task/lesion-grading\.json is missing: run `dvc repro prior`",
+        ),
+        (
+            overwrite(layout.prior("modality", "ct"), "{}"),
+            r"prior/modality/ct\.json holds no blind baseline",
+        ),
+        (
+            lambda: replace("mri", lambda rows: rows.assign(blank_image=None)),
+            r"mri\.parquet: question .* blank_output",
+        ),
+        (
+            lambda: replace("mri", lambda rows: pd.concat([rows, rows.iloc[:1]])),
+            r"mri\.parquet: question .* is given twice",
+        ),
+        (
+            lambda: replace("mri", lambda rows: rows.assign(completion_tokens=-1)),
+            r"mri\.parquet: question .* is no number of tokens",
+        ),
+        (
+            overwrite(layout.LEAKS, '{"grouped": {}}'),
+            r"data/splits/leaks\.json does not count leaks",
+        ),
         (delete(layout.QUARANTINE / "resize" / "ct.parquet"), r"resize/ct\.parquet is missing"),
         (delete(layout.DATA_TESTS), r"data/data-tests\.json is missing: run `dvc repro splits`"),
-        (overwrite(layout.DATA_TESTS, "[]"), r"data/data-tests\.json holds no results of data tests"),
+        (
+            overwrite(layout.DATA_TESTS, "[]"),
+            r"data/data-tests\.json holds no results of data tests",
+        ),
     ],
 )
-def test_a_bad_input_is_refused_by_name_and_nothing_is_written(project: Path, spoil: Callable[[], Any], message: str) -> None:
+def test_a_bad_input_is_refused_by_name_and_nothing_is_written(
+    project: Path, spoil: Callable[[], Any], message: str
+) -> None:
     spoil()
     with pytest.raises(InputError, match=message):
         report.make()
@@ -677,7 +946,10 @@ def test_predictions_on_other_splits_are_refused(project: Path) -> None:
     path = layout.split("task", "lesion-grading", "test", "grouped")
     questions = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(questions[1:]), encoding="utf-8")
-    with pytest.raises(InputError, match=f"question '{questions[0]['question_id']}' .* the splits have changed since"):
+    with pytest.raises(
+        InputError,
+        match=f"question '{questions[0]['question_id']}' .* the splits have changed since",
+    ):
         report.make()
 
 
@@ -696,5 +968,9 @@ assert "torch" not in sys.modules
 
 
 def test_the_report_is_made_where_torch_cannot_be_imported(project: Path) -> None:
-    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
     assert build.METRICS.is_file()

@@ -1,4 +1,6 @@
-"""Stage splits: 13 train and test files in the published form, free of leaks and drawn independently."""
+"""Stage splits: 13 train and test files in the published form, free of leaks and drawn
+independently.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +30,37 @@ BITS = 256
 
 
 def hashes_of(name: str, *flipped: int) -> Raw:
-    """Hashes as far from those of another name as those of two images; of one name, as many bits apart as are flipped in one."""
+    """Hashes as far from those of another name as those of two images; of one name, as many bits
+    apart as are flipped in one.
+    """
     number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     for bit in flipped:
         number ^= 1 << bit
-    return {"pixel_hash": hashlib.sha256(f"{name}{flipped}".encode()).hexdigest(), "perceptual_hash": f"{number:0{BITS // 4}x}"}
+    return {
+        "pixel_hash": hashlib.sha256(f"{name}{flipped}".encode()).hexdigest(),
+        "perceptual_hash": f"{number:0{BITS // 4}x}",
+    }
 
 
 def facts_of(name: str) -> Raw:
     """What else stage resize says of the image of that name."""
-    return {"source_size": [512, 400], "source_mode": "L", "brightness": [90.5, 40.25], **hashes_of(name)}
+    return {
+        "source_size": [512, 400],
+        "source_mode": "L",
+        "brightness": [90.5, 40.25],
+        **hashes_of(name),
+    }
 
 
 def write_records(records: list[Raw]) -> None:
     """What stage resize leaves."""
     for slug, literal in MODALITIES.items():
         mine = [
-            {"image": f"data/images/{slug}/{record['image_path']}.png", **facts_of(record["image_path"]), **record}
+            {
+                "image": f"data/images/{slug}/{record['image_path']}.png",
+                **facts_of(record["image_path"]),
+                **record,
+            }
             for record in records
             if record["modality_type"] == literal
         ]
@@ -72,14 +88,23 @@ def records(project: Path, full_records: list[Raw]) -> list[Raw]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_question_is_in_one_part_of_each_axis(run: RunStage, records: list[Raw], kind: str) -> None:
+def test_each_question_is_in_one_part_of_each_axis(
+    run: RunStage, records: list[Raw], kind: str
+) -> None:
     run(splits)
     for axis, slugs in AXES.items():
-        parts = Counter(name for slug in slugs for part in ("train", "test") for name in part_ids(axis, slug, part, kind))
+        parts = Counter(
+            name
+            for slug in slugs
+            for part in ("train", "test")
+            for name in part_ids(axis, slug, part, kind)
+        )
         assert parts == Counter(record["question_id"] for record in records)
 
 
-def test_an_item_is_in_the_published_form_with_what_it_is_sliced_by(run: RunStage, records: list[Raw]) -> None:
+def test_an_item_is_in_the_published_form_with_what_it_is_sliced_by(
+    run: RunStage, records: list[Raw]
+) -> None:
     run(splits)
     item = read_split(layout.split("task", "lesion-grading", "train", "grouped"))[0]
     assert set(item) == set(FIELDS)
@@ -91,11 +116,16 @@ def test_an_item_is_in_the_published_form_with_what_it_is_sliced_by(run: RunStag
     assert item["options"] == ["Cyst", "Nodule"]
 
 
-def test_one_file_beside_both_kinds_says_where_the_splits_come_from(run: RunStage, records: list[Raw]) -> None:
+def test_one_file_beside_both_kinds_says_where_the_splits_come_from(
+    run: RunStage, records: list[Raw]
+) -> None:
     run(splits)
     facts = json.loads((layout.SPLITS / "provenance.json").read_text(encoding="utf-8"))
     assert facts == collect_provenance({"splits": load_params().splits})
-    assert {path.name for kind in KINDS for path in (layout.SPLITS / kind).rglob("*.json")} == {"train.json", "test.json"}
+    assert {path.name for kind in KINDS for path in (layout.SPLITS / kind).rglob("*.json")} == {
+        "train.json",
+        "test.json",
+    }
 
 
 def test_another_commit_changes_what_is_said_of_the_splits_and_not_the_splits(
@@ -105,7 +135,9 @@ def test_another_commit_changes_what_is_said_of_the_splits_and_not_the_splits(
     first = tree()
     monkeypatch.setattr(splits, "provenance", lambda params: {"git_commit": "another"})
     run(splits)
-    assert {path for path, content in tree().items() if content != first[path]} == {"data/splits/provenance.json"}
+    assert {path for path, content in tree().items() if content != first[path]} == {
+        "data/splits/provenance.json"
+    }
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "report"])
@@ -113,11 +145,17 @@ def test_no_stage_depends_on_what_is_said_of_the_splits(stage: str) -> None:
     stages = read_yaml(ROOT / "dvc.yaml")["stages"]
     deps = stages[stage].get("do", stages[stage])["deps"]
     assert any(dep.startswith("data/splits/") for dep in deps)
-    assert all(dep.startswith("data/splits/${splits.kind}/") for dep in deps if dep.startswith("data/splits/") and dep != str(layout.LEAKS))
+    assert all(
+        dep.startswith("data/splits/${splits.kind}/")
+        for dep in deps
+        if dep.startswith("data/splits/") and dep != str(layout.LEAKS)
+    )
     assert not {"data", "data/splits", "data/splits/provenance.json"} & set(deps)
 
 
-def test_files_are_sorted_and_two_runs_give_the_same_bytes(run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_sorted_and_two_runs_give_the_same_bytes(
+    run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]
+) -> None:
     run(splits)
     first = tree()
     assert len(first) == 2 * 26 + 3  # groups, leaks and provenance
@@ -129,38 +167,78 @@ def test_files_are_sorted_and_two_runs_give_the_same_bytes(run: RunStage, record
     assert "splits: read 160 records, kept 160, quarantined 0" in capsys.readouterr().out
 
 
-def test_new_data_of_one_modality_leaves_the_others_as_they_were(run: RunStage, records: list[Raw]) -> None:
+def test_new_data_of_one_modality_leaves_the_others_as_they_were(
+    run: RunStage, records: list[Raw]
+) -> None:
     run(splits)
     first = tree()
-    before = {name for slug in MODALITIES if slug != "ct" for name in part_ids("modality", slug, "test", "grouped")}
-    write_records([*records, *(records[0] | {"question_id": f"new_{number}", "image_path": f"Images/{number}"} for number in range(30))])
+    before = {
+        name
+        for slug in MODALITIES
+        if slug != "ct"
+        for name in part_ids("modality", slug, "test", "grouped")
+    }
+    write_records(
+        [
+            *records,
+            *(
+                records[0] | {"question_id": f"new_{number}", "image_path": f"Images/{number}"}
+                for number in range(30)
+            ),
+        ]
+    )
     run(splits)
-    changed = {path.rsplit("/", 1)[0] for path, content in tree().items() if content != first[path]} - {"data/splits"}
-    kind = next(slug for slug, literal in QUESTION_TYPES.items() if literal == records[0]["question_type"])
+    changed = {
+        path.rsplit("/", 1)[0] for path, content in tree().items() if content != first[path]
+    } - {"data/splits"}
+    kind = next(
+        slug for slug, literal in QUESTION_TYPES.items() if literal == records[0]["question_type"]
+    )
     published = {f"data/splits/published/{name}" for name in ("modality/ct", f"task/{kind}")}
     assert {path for path in changed if "published" in path} == published
-    assert {path for path in changed if "grouped/modality" in path} == {"data/splits/grouped/modality/ct"}
+    assert {path for path in changed if "grouped/modality" in path} == {
+        "data/splits/grouped/modality/ct"
+    }
     tested = {name for slug in QUESTION_TYPES for name in part_ids("task", slug, "test", "grouped")}
     assert before == {name for name in tested if not name.startswith(("ct_", "new_"))}
 
 
 @pytest.mark.parametrize(("count", "train"), [(2, 1), (3, 2), (4, 3), (5, 4), (10, 8), (101, 81)])
-def test_a_published_share_of_the_questions_is_for_training_and_neither_part_is_empty(count: int, train: int) -> None:
-    items: list[Raw] = [{"question_id": f"{number:03d}", "modality": "ct", "question_type": "other"} for number in range(count)]
+def test_a_published_share_of_the_questions_is_for_training_and_neither_part_is_empty(
+    count: int, train: int
+) -> None:
+    items: list[Raw] = [
+        {"question_id": f"{number:03d}", "modality": "ct", "question_type": "other"}
+        for number in range(count)
+    ]
     first, second = splits.published(items, SETTINGS)["modality"]["ct"]
     assert (len(first), len(second)) == (train, count - train)
-    assert sorted(item["question_id"] for item in first + second) == [item["question_id"] for item in items]
+    assert sorted(item["question_id"] for item in first + second) == [
+        item["question_id"] for item in items
+    ]
 
 
 def test_seed_axis_and_slug_each_change_the_published_draw() -> None:
     kind = "lesion-grading"
     items: list[Raw] = [
-        {"question_id": f"{slug}{number:03d}", "modality": slug, "question_type": kind if slug == "ct" else "other"}
+        {
+            "question_id": f"{slug}{number:03d}",
+            "modality": slug,
+            "question_type": kind if slug == "ct" else "other",
+        }
         for slug in ("ct", "mri")
         for number in range(100)
     ]
-    draw, other = splits.published(items, SETTINGS), splits.published(items, SETTINGS.model_copy(update={"seed": 43}))
-    drawn = [draw["modality"]["ct"], draw["modality"]["mri"], draw["task"][kind], other["modality"]["ct"]]
+    draw, other = (
+        splits.published(items, SETTINGS),
+        splits.published(items, SETTINGS.model_copy(update={"seed": 43})),
+    )
+    drawn = [
+        draw["modality"]["ct"],
+        draw["modality"]["mri"],
+        draw["task"][kind],
+        other["modality"]["ct"],
+    ]
     tests = [tuple(item["question_id"][-3:] for item in test) for _, test in drawn]
     assert len(set(tests)) == 4
 
@@ -180,7 +258,13 @@ def test_an_empty_split_is_refused_and_the_old_ones_stay(
     first = tree()
     of_slug = [record for record in records if record[field] == literal]
     write_records([record for record in records if record not in of_slug[left:]])
-    with pytest.raises(InputError, match=rf"split {axis}/{slug} would be empty on one side: {left} usable.*add data of this {axis}"):
+    with pytest.raises(
+        InputError,
+        match=(
+            rf"split {axis}/{slug} would be empty on one side: {left} usable.*add data of this"
+            rf" {axis}"
+        ),
+    ):
         run(splits)
     assert tree() == first
 
@@ -204,7 +288,11 @@ def test_no_image_no_copy_and_no_patient_of_a_test_is_in_any_train_split_of_eith
         assert not seen & tested, key
         assert tested
     leaks = read_leaks(layout.LEAKS)
-    assert all((leak.image, leak.group, leak.other_axis) == (0, 0, 0) for slugs in leaks["grouped"].values() for leak in slugs.values())
+    assert all(
+        (leak.image, leak.group, leak.other_axis) == (0, 0, 0)
+        for slugs in leaks["grouped"].values()
+        for leak in slugs.values()
+    )
     for axis in AXES:
         published = total(leaks["published"][axis].values())
         assert published.image < published.group
@@ -212,7 +300,9 @@ def test_no_image_no_copy_and_no_patient_of_a_test_is_in_any_train_split_of_eith
     assert total(leaks["published"]["modality"].values()).image > 0
 
 
-def test_shares_are_within_a_point_by_modality_and_type(run: RunStage, project: Path, make_record: MakeRecord) -> None:
+def test_shares_are_within_a_point_by_modality_and_type(
+    run: RunStage, project: Path, make_record: MakeRecord
+) -> None:
     write_records(corpus_with_copies_and_patients(make_record))
     run(splits)
     for axis, slugs in AXES.items():
@@ -221,18 +311,25 @@ def test_shares_are_within_a_point_by_modality_and_type(run: RunStage, project: 
             assert abs(train / (train + test) - 0.8) <= 0.01, slug
 
 
-def test_images_that_belong_together_are_listed(run: RunStage, project: Path, make_record: MakeRecord) -> None:
+def test_images_that_belong_together_are_listed(
+    run: RunStage, project: Path, make_record: MakeRecord
+) -> None:
     records = corpus_with_copies_and_patients(make_record)
     write_records(records)
     run(splits)
     listed = json.loads((layout.SPLITS / "groups.json").read_text(encoding="utf-8"))
     assert listed == sorted(sorted(images) for images in listed)
-    assert {len(images) for images in listed} == {2, 4}  # a copy, and a patient of two images with a copy of each
+    assert {len(images) for images in listed} == {
+        2,
+        4,
+    }  # a copy, and a patient of two images with a copy of each
     assert all("/patient" in image for images in listed if len(images) == 4 for image in images)
 
 
 def corpus_with_copies_and_patients(make_record: MakeRecord) -> list[Raw]:
-    """Of each modality 60 images, half of them two of a patient, each with a near-duplicate, and two questions about each file."""
+    """Of each modality 60 images, half of them two of a patient, each with a near-duplicate, and
+    two questions about each file.
+    """
     records = []
     for slug, literal in MODALITIES.items():
         for number in range(60):
@@ -256,9 +353,22 @@ def corpus_with_copies_and_patients(make_record: MakeRecord) -> list[Raw]:
 def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_published_kind_is_used(
     run: RunStage, records: list[Raw]
 ) -> None:
-    write_records([record | hashes_of("all alike") if record["modality_type"] == MODALITIES["oct"] else record for record in records])
+    write_records(
+        [
+            (
+                record | hashes_of("all alike")
+                if record["modality_type"] == MODALITIES["oct"]
+                else record
+            )
+            for record in records
+        ]
+    )
     with pytest.raises(
-        InputError, match=r"modality/oct would be empty .* 20 usable question\(s\) in 1 group.*lower splits.near_dup.* published"
+        InputError,
+        match=(
+            r"modality/oct would be empty .* 20 usable question\(s\) in 1 group.*lower"
+            r" splits.near_dup.* published"
+        ),
     ):
         run(splits)
     use_published()
@@ -266,26 +376,43 @@ def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_pub
     assert len(part_ids("modality", "oct", "test", "published")) == 4
 
 
-def test_groups_too_large_for_the_share_are_told(run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]) -> None:
+def test_groups_too_large_for_the_share_are_told(
+    run: RunStage, records: list[Raw], capsys: pytest.CaptureFixture[str]
+) -> None:
     run(splits)
     out = capsys.readouterr().out
-    assert out.count("groups too large for the share") >= 8  # four images a modality: three of them are 75%
+    assert (
+        out.count("groups too large for the share") >= 8
+    )  # four images a modality: three of them are 75%
     assert "splits: 32 images in 32 groups, the largest of 1" in out
     assert "splits: training and tests use grouped" in out
 
 
-def test_records_without_hashes_are_refused_with_the_stage_that_makes_them(run: RunStage, records: list[Raw]) -> None:
+def test_records_without_hashes_are_refused_with_the_stage_that_makes_them(
+    run: RunStage, records: list[Raw]
+) -> None:
     found = list(read_json_lines(layout.records("ct"), ""))
     del found[3]["perceptual_hash"]
     write_json_lines(layout.records("ct"), found)
-    with pytest.raises(InputError, match=r"facts 1 .*data/records/ct\.jsonl, line 4 .*perceptual_hash is missing: run `dvc repro resize`"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"facts 1 .*data/records/ct\.jsonl, line 4 .*perceptual_hash is missing: run `dvc repro"
+            r" resize`"
+        ),
+    ):
         run(splits)
 
 
-def test_a_question_id_of_two_modalities_is_refused_naming_both(run: RunStage, records: list[Raw]) -> None:
+def test_a_question_id_of_two_modalities_is_refused_naming_both(
+    run: RunStage, records: list[Raw]
+) -> None:
     double = next(record for record in records if record["modality_type"] == MODALITIES["mri"])
     write_records([*records, double | {"modality_type": MODALITIES["ct"]}])
-    named = r"data/records/mri\.jsonl, line 1 .*question_id stands twice; kept: data/records/ct\.jsonl, line 21 "
+    named = (
+        r"data/records/mri\.jsonl, line 1 .*question_id stands twice; kept: data/records/ct\.jsonl,"
+        r" line 21 "
+    )
     with pytest.raises(InputError, match=named):
         run(splits)
 
@@ -297,29 +424,55 @@ def test_what_the_tests_of_the_corpus_found_is_written_beside_the_splits(
     found = {each.test: each.outcome for each in read_results(layout.DATA_TESTS).tests}
     assert found["schema"] == "passed"
     assert found["single_answer_tests"] == "failed"  # the right answer is always Nodule
-    assert "warning: data test single_answer_tests 26 (limit 0): test splits in which" in capsys.readouterr().out
+    assert (
+        "warning: data test single_answer_tests 26 (limit 0): test splits in which"
+        in capsys.readouterr().out
+    )
     facts = json.loads(layout.DATA_TESTS.read_text(encoding="utf-8"))["provenance"]
     params = load_params()
-    assert facts == collect_provenance({"splits": params.splits, "data_tests": params.data_tests, "resize.size": "384"})
+    assert facts == collect_provenance(
+        {"splits": params.splits, "data_tests": params.data_tests, "resize.size": "384"}
+    )
 
 
-def test_a_failed_error_stops_before_splits_are_written_and_what_was_found_can_be_read(run: RunStage, records: list[Raw]) -> None:
+def test_a_failed_error_stops_before_splits_are_written_and_what_was_found_can_be_read(
+    run: RunStage, records: list[Raw]
+) -> None:
     run(splits)
     first = tree()
     write_records([record | {"brightness": [7.0, 0.0]} for record in records])
     with pytest.raises(
-        InputError, match=r"1 data test failed: blank_images 1 \(limit 0\.05\), as data/images/.*data/data-tests\.json holds all"
+        InputError,
+        match=(
+            r"1 data test failed: blank_images 1 \(limit 0\.05\), as"
+            r" data/images/.*data/data-tests\.json holds all"
+        ),
     ):
         run(splits)
     assert tree() == first
-    assert [each.test for each in read_results(layout.DATA_TESTS).tests if each.stops] == ["blank_images"]
+    assert [each.test for each in read_results(layout.DATA_TESTS).tests if each.stops] == [
+        "blank_images"
+    ]
     change_params("data_tests", blank_images={"severity": "warning", "limit": 0.05})
     run(splits)
 
 
-def test_records_that_were_changed_by_hand_stop_with_all_of_them_counted(run: RunStage, records: list[Raw]) -> None:
-    write_records([record | ({"gt_answer": "x"} if number < 3 else {}) for number, record in enumerate(records)])
-    with pytest.raises(InputError, match=r"gold 3 \(limit 0\), as data/records/ct\.jsonl, line 1 .*gt_answer is none of the options"):
+def test_records_that_were_changed_by_hand_stop_with_all_of_them_counted(
+    run: RunStage, records: list[Raw]
+) -> None:
+    write_records(
+        [
+            record | ({"gt_answer": "x"} if number < 3 else {})
+            for number, record in enumerate(records)
+        ]
+    )
+    with pytest.raises(
+        InputError,
+        match=(
+            r"gold 3 \(limit 0\), as data/records/ct\.jsonl, line 1 .*gt_answer is none of the"
+            r" options"
+        ),
+    ):
         run(splits)
     assert not layout.SPLITS.exists()
     assert {each.test for each in read_results(layout.DATA_TESTS).tests} == set(RECORD_TESTS)
@@ -334,7 +487,9 @@ def test_nothing_but_the_report_depends_on_what_the_tests_found(stage: str) -> N
 
 def test_a_modality_that_was_not_resized_is_named(run: RunStage, records: list[Raw]) -> None:
     layout.records("fundus").unlink()
-    with pytest.raises(InputError, match=r"data/records/fundus\.jsonl is missing: run `dvc repro resize`"):
+    with pytest.raises(
+        InputError, match=r"data/records/fundus\.jsonl is missing: run `dvc repro resize`"
+    ):
         run(splits)
 
 
@@ -347,7 +502,9 @@ def test_a_split_file_without_usable_options_is_refused_with_the_stage_that_make
     items = read_split(path)
     items[1]["options"] = options
     write_json(path, items)
-    with pytest.raises(InputError, match=r"ct/train\.json, item 1: options is .*run `dvc repro splits`"):
+    with pytest.raises(
+        InputError, match=r"ct/train\.json, item 1: options is .*run `dvc repro splits`"
+    ):
         read_split(path)
     del items[1]["options"]
     write_json(path, items)

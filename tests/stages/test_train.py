@@ -34,59 +34,87 @@ def run_train(monkeypatch: pytest.MonkeyPatch, root: Path, checkpoint: str) -> N
     train.main()
 
 
-def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_checkpoint_opens_with_plain_transformers_and_has_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path)
     run_train(monkeypatch, tmp_path, "ct")
     folder = layout.model("ct")
     # a process of its own, where nothing of this project can be imported
     code = (
-        "import sys, torch; from transformers import AutoProcessor, AutoModelForImageTextToText as Model; from PIL import Image;"
-        f"m = Model.from_pretrained({str(folder.resolve())!r}); p = AutoProcessor.from_pretrained({str(folder.resolve())!r});"
-        "c = [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'What type of scan is this? A)CT, B)MRI'}]}];"
-        "t = p.apply_chat_template(c, add_generation_prompt=True, tokenize=False);"
-        "i = p(text=[t], images=[Image.new('RGB', (384, 384))], return_tensors='pt');"
-        "print(type(m).__name__, m.generate(**i, max_new_tokens=2).shape[0]); assert not any(n.startswith('stages') for n in sys.modules)"
+        "import sys, torch; from transformers import AutoProcessor, AutoModelForImageTextToText as"
+        f" Model; from PIL import Image;m = Model.from_pretrained({str(folder.resolve())!r}); p ="
+        f" AutoProcessor.from_pretrained({str(folder.resolve())!r});c = [{{'role': 'user',"
+        " 'content': [{'type': 'image'}, {'type': 'text', 'text': 'What type of scan is this?"
+        " A)CT, B)MRI'}]}];t = p.apply_chat_template(c, add_generation_prompt=True,"
+        " tokenize=False);i = p(text=[t], images=[Image.new('RGB', (384, 384))],"
+        " return_tensors='pt');print(type(m).__name__, m.generate(**i,"
+        " max_new_tokens=2).shape[0]); assert not any(n.startswith('stages') for n in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert done.stdout.split() == ["Qwen2VLForConditionalGeneration", "1"], done.stderr
     assert not list(folder.glob("*.bin")), "no pickles"
-    before = AutoModelForImageTextToText.from_pretrained(layout.BASE_MODEL, dtype=torch.float32).state_dict()
+    before = AutoModelForImageTextToText.from_pretrained(
+        layout.BASE_MODEL, dtype=torch.float32
+    ).state_dict()
     after = AutoModelForImageTextToText.from_pretrained(folder).state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     rows = list(csv.DictReader(layout.training_log("ct").open(encoding="utf-8")))
     assert [row["step"] for row in rows] == ["1", "2"]
     assert all(
-        row[column] != "" for row in rows for column in ("loss", "reward", "reward_accuracy", "reward_format", "kl", "completion_length")
+        row[column] != ""
+        for row in rows
+        for column in (
+            "loss",
+            "reward",
+            "reward_accuracy",
+            "reward_format",
+            "kl",
+            "completion_length",
+        )
     )
     facts = json.loads(layout.training_provenance("ct").read_text(encoding="utf-8"))
     assert facts["params"]["grpo"]["max_steps"] == 2
-    assert not (folder / "provenance.json").exists(), "another commit alone changes no weights folder"
+    assert not (folder / "provenance.json").exists(), (
+        "another commit alone changes no weights folder"
+    )
     assert facts["versions"]["trl"]
 
 
-def test_a_checkpoint_starts_from_the_policy_that_params_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_starts_from_the_policy_that_params_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path)
     run_train(monkeypatch, tmp_path, "ct")
     tree = read_yaml(tmp_path / "params.yaml")
     tree["checkpoints"]["mri"]["start"] = "models/ct"
     (tmp_path / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     run_train(monkeypatch, tmp_path, "mri")
-    start, after = (AutoModelForImageTextToText.from_pretrained(layout.model(name)).state_dict() for name in ("ct", "mri"))
+    start, after = (
+        AutoModelForImageTextToText.from_pretrained(layout.model(name)).state_dict()
+        for name in ("ct", "mri")
+    )
     base = AutoModelForImageTextToText.from_pretrained(layout.BASE_MODEL).state_dict()
 
     def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
         return sum(float((one[name].float() - other[name].float()).pow(2).sum()) for name in one)
 
     assert 0 < distance(start, after) < distance(base, after)
-    assert "trained from `models/ct`" in (layout.model("mri") / "README.md").read_text(encoding="utf-8")
+    assert "trained from `models/ct`" in (layout.model("mri") / "README.md").read_text(
+        encoding="utf-8"
+    )
     tree["checkpoints"]["mri"]["start"] = "models/nowhere"
     (tmp_path / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
-    with pytest.raises(InputError, match=re.escape("models/nowhere is not a Hugging Face checkpoint")) as refused:
+    with pytest.raises(
+        InputError, match=re.escape("models/nowhere is not a Hugging Face checkpoint")
+    ) as refused:
         run_train(monkeypatch, tmp_path, "mri")
     assert "checkpoints.mri.start" in str(refused.value)
 
 
-def test_results_do_not_depend_on_the_cores_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_cores_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path)
     before = torch.get_num_threads()
     try:
@@ -97,35 +125,51 @@ def test_results_do_not_depend_on_the_cores_of_the_machine(tmp_path: Path, monke
         torch.set_num_threads(before)
 
 
-def test_a_prompt_over_the_limit_is_refused_not_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_over_the_limit_is_refused_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path, grpo={"max_prompt_length": 50})
-    with pytest.raises(InputError, match=r"takes \d+ tokens, more than grpo.max_prompt_length = 50"):
+    with pytest.raises(
+        InputError, match=r"takes \d+ tokens, more than grpo.max_prompt_length = 50"
+    ):
         run_train(monkeypatch, tmp_path, "mri")
     assert not layout.model("mri").exists()
     assert not layout.training_log("mri").exists()
 
 
-def test_the_token_count_of_the_limit_is_that_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_count_of_the_limit_is_that_of_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path)
     monkeypatch.chdir(tmp_path)
     from stages.prompts.styles import ask, chat
 
     processor = AutoProcessor.from_pretrained(layout.BASE_MODEL)
-    items = json.loads(layout.split("modality", "oct", "train", "grouped").read_text(encoding="utf-8"))
+    items = json.loads(
+        layout.split("modality", "oct", "train", "grouped").read_text(encoding="utf-8")
+    )
     texts = [
-        processor.apply_chat_template(chat(ask(i["problem"], "no-think", "train")), add_generation_prompt=True, tokenize=False)
+        processor.apply_chat_template(
+            chat(ask(i["problem"], "no-think", "train")), add_generation_prompt=True, tokenize=False
+        )
         for i in items
     ]
-    longest = max(len(processor(text=[t], images=[Image.open(i["image"])])["input_ids"][0]) for t, i in zip(texts, items, strict=True))
+    longest = max(
+        len(processor(text=[t], images=[Image.open(i["image"])])["input_ids"][0])
+        for t, i in zip(texts, items, strict=True)
+    )
     small_params = (tmp_path / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(
-        small_params.replace("max_prompt_length: 1024", f"max_prompt_length: {longest - 1}"), encoding="utf-8"
+        small_params.replace("max_prompt_length: 1024", f"max_prompt_length: {longest - 1}"),
+        encoding="utf-8",
     )
     with pytest.raises(InputError, match=f"takes {longest} tokens"):
         run_train(monkeypatch, tmp_path, "oct")
 
 
-def test_fewer_questions_than_a_step_takes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_questions_than_a_step_takes_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path, grpo={"prompts_per_device": 999})
     with pytest.raises(InputError, match="ct: 12 training questions are fewer than one step takes"):
         run_train(monkeypatch, tmp_path, "ct")
@@ -137,14 +181,21 @@ def test_an_unknown_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         run_train(monkeypatch, tmp_path, "base")
 
 
-def test_a_missing_image_is_named_with_its_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_image_is_named_with_its_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path)
     (tmp_path / layout.images("ct") / "1.png").unlink()
-    with pytest.raises(InputError, match=r"ct_1_modality: image data/images/ct/1.png is missing; run `dvc repro resize`"):
+    with pytest.raises(
+        InputError,
+        match=r"ct_1_modality: image data/images/ct/1.png is missing; run `dvc repro resize`",
+    ):
         run_train(monkeypatch, tmp_path, "ct")
 
 
-def test_an_empty_or_missing_split_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_or_missing_split_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path)
     path = tmp_path / layout.split("task", "lesion-grading", "train", "grouped")
     path.write_text("[]", encoding="utf-8")
@@ -162,11 +213,22 @@ OPENS = (
 )
 
 
-def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_workspace(tmp_path, images_a_modality=1, sft={"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_share": 0.0})
+def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_workspace(
+        tmp_path,
+        images_a_modality=1,
+        sft={"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_share": 0.0},
+    )
     run_train(monkeypatch, tmp_path, "sft-ct")
     folder = layout.model("sft-ct")
-    done = subprocess.run([sys.executable, "-c", OPENS.format(folder=str(folder.resolve()))], capture_output=True, text=True, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-c", OPENS.format(folder=str(folder.resolve()))],
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
     assert done.stdout.split() == ["Qwen2VLForConditionalGeneration"], done.stderr
     assert not list(folder.glob("*.bin")), "no pickles"
     facts = json.loads(layout.training_provenance("sft-ct").read_text(encoding="utf-8"))
@@ -177,7 +239,9 @@ def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(tmp_path
     rows = list(csv.DictReader(layout.training_log("sft-ct").open(encoding="utf-8")))
     assert [row["step"] for row in rows] == ["1", "2"]
     assert all(row[column] for row in rows for column in ("loss", "learning_rate", "grad_norm"))
-    assert not any(row[column] for row in rows for column in ("reward", "kl", "completion_length")), "it has none"
+    assert not any(
+        row[column] for row in rows for column in ("reward", "kl", "completion_length")
+    ), "it has none"
     assert float(rows[1]["loss"]) < float(rows[0]["loss"])
     assert not (tmp_path / layout.SCRATCH / "train" / "sft-ct").exists()
     monkeypatch.setattr(sys, "argv", ["evaluate", "sft-ct"])
@@ -189,7 +253,9 @@ def test_an_sft_checkpoint_keeps_the_contract_and_is_tested_on_its_axis(tmp_path
 
 
 @pytest.mark.parametrize("style", ["think", "think-after"])
-def test_the_think_styles_train_and_evaluate(style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_think_styles_train_and_evaluate(
+    style: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path, images_a_modality=1, grpo={"max_completion_length": 24}, style=style)
     run_train(monkeypatch, tmp_path, "oct")
     rows = list(csv.DictReader(layout.training_log("oct").open(encoding="utf-8")))
@@ -218,8 +284,12 @@ def environment() -> dict[str, str]:
 
 
 def kill_while_it_saves(root: Path, after: int) -> None:
-    """Start the stage and end it with SIGKILL while it writes its state, at step `after` or soon after."""
-    process = subprocess.Popen(COMMAND, cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Start the stage and end it with SIGKILL while it writes its state, at step `after` or soon
+    after.
+    """
+    process = subprocess.Popen(
+        COMMAND, cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     scratch = root / layout.SCRATCH / "train" / "ct"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -231,7 +301,9 @@ def kill_while_it_saves(root: Path, after: int) -> None:
     process.wait()
 
 
-def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_one(
+    tmp_path: Path,
+) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for root in (whole, killed):
         root.mkdir()
@@ -240,12 +312,16 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_on
     kill_while_it_saves(killed, after=7)
     assert not (killed / layout.model("ct")).exists()
     kill_while_it_saves(killed, after=20)
-    done = subprocess.run(COMMAND, cwd=killed, env=environment(), check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        COMMAND, cwd=killed, env=environment(), check=True, capture_output=True, text=True
+    )
     assert int(re.search(r"ct: goes on from step (\d+), kept in", done.stderr).group(1)) >= 19  # type: ignore[union-attr]
     assert weights(whole) == weights(killed)
     log = layout.training_log("ct")
     assert (whole / log).read_bytes() == (killed / log).read_bytes()
-    assert not (killed / layout.SCRATCH / "train" / "ct").exists(), "the state of a finished training is removed"
+    assert not (killed / layout.SCRATCH / "train" / "ct").exists(), (
+        "the state of a finished training is removed"
+    )
 
 
 def test_a_state_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
@@ -253,8 +329,13 @@ def test_a_state_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
     kill_while_it_saves(tmp_path, after=5)
     (old,) = (tmp_path / layout.SCRATCH / "train" / "ct").iterdir()
     params = tmp_path / "params.yaml"
-    params.write_text(params.read_text(encoding="utf-8").replace("max_steps: 40", "max_steps: 2"), encoding="utf-8")
-    done = subprocess.run(COMMAND, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True)
+    params.write_text(
+        params.read_text(encoding="utf-8").replace("max_steps: 40", "max_steps: 2"),
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        COMMAND, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True
+    )
     assert "goes on from" not in done.stderr
     assert not old.exists()
     assert "ct: 2 steps" in done.stdout
@@ -264,22 +345,33 @@ TWO = {"max_steps": 8, "save_steps": 2, "num_generations": 4, "learning_rate": 1
 
 
 def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
-    """Start the stage on two processes and kill one when a state is kept, from step `after` on; what the stage said in the end."""
+    """Start the stage on two processes and kill one when a state is kept, from step `after` on;
+    what the stage said in the end.
+    """
     command, several = [*COMMAND[:-1], name], environment() | {"MED_R1_PROCESSES": "2"}
     launcher = subprocess.Popen(command, cwd=root, env=several, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
     while launcher.poll() is None and time.monotonic() < deadline:
-        kept = [path.parent for path in (root / layout.SCRATCH).glob(f"train/{name}/*/checkpoint-*/{WHOLE}")]
+        kept = [
+            path.parent
+            for path in (root / layout.SCRATCH).glob(f"train/{name}/*/checkpoint-*/{WHOLE}")
+        ]
         if any(int(path.name.rpartition("-")[2]) >= after for path in kept):
             break
         time.sleep(0.02)
     assert launcher.poll() is None, "ended before a process could be killed"
-    ranks = [each for each in psutil.Process(launcher.pid).children() if each.environ().get("RANK") == str(rank)]
+    ranks = [
+        each
+        for each in psutil.Process(launcher.pid).children()
+        if each.environ().get("RANK") == str(rank)
+    ]
     ranks[0].kill()
     killed = time.monotonic()
     _, said = launcher.communicate(timeout=120)
     assert launcher.returncode == ExitCode.INPUT
-    assert time.monotonic() - killed < 60, "the other does not wait for the timeout of thirty minutes"
+    assert time.monotonic() - killed < 60, (
+        "the other does not wait for the timeout of thirty minutes"
+    )
     return said
 
 
@@ -293,26 +385,41 @@ def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_p
     done = subprocess.run(COMMAND, cwd=two, env=several, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout == "ct: 8 steps on 12 questions -> models/ct\n", "said once"
-    rows = [list(csv.DictReader((root / layout.training_log("ct")).open(encoding="utf-8"))) for root in (one, two)]
-    # before the first step; later, where gradients are near zero, the size of Adam's steps is a matter of rounding
+    rows = [
+        list(csv.DictReader((root / layout.training_log("ct")).open(encoding="utf-8")))
+        for root in (one, two)
+    ]
+    # before the first step; later, where gradients are near zero, the size of Adam's steps is a
+    # matter of rounding
     for column in ("reward", "reward_accuracy", "reward_format", "completion_length", "grad_norm"):
-        assert float(rows[0][0][column]) == pytest.approx(float(rows[1][0][column]), rel=1e-3), column
-    facts = [json.loads((root / layout.training_provenance("ct")).read_text(encoding="utf-8")) for root in (one, two)]
+        assert float(rows[0][0][column]) == pytest.approx(float(rows[1][0][column]), rel=1e-3), (
+            column
+        )
+    facts = [
+        json.loads((root / layout.training_provenance("ct")).read_text(encoding="utf-8"))
+        for root in (one, two)
+    ]
     assert [each["processes"] for each in facts] == [1, 2]
 
     said = kill_a_rank(killed, rank=1, after=2)
     assert "process 2 of 2 (rank 1) was killed by signal 9 (SIGKILL)" in said
     assert "Run the same command again: it goes on from the last state that was kept" in said
     assert not (killed / layout.model("ct")).exists()
-    done = subprocess.run(COMMAND, cwd=killed, env=several, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        COMMAND, cwd=killed, env=several, check=True, capture_output=True, text=True
+    )
     assert re.search(r"ct: goes on from step [2468], kept in", done.stderr)
     assert weights(two) == weights(killed), "bit for bit"
-    assert (two / layout.training_log("ct")).read_bytes() == (killed / layout.training_log("ct")).read_bytes()
+    assert (two / layout.training_log("ct")).read_bytes() == (
+        killed / layout.training_log("ct")
+    ).read_bytes()
     assert not (killed / layout.SCRATCH / "train" / "ct").exists()
     assert not (killed / layout.SCRATCH / "launch" / "ct").exists()
 
 
-@pytest.mark.skipif(util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it")
+@pytest.mark.skipif(
+    util.find_spec("deepspeed") is None, reason="deepspeed is not installed: the extra `gpu` has it"
+)
 @pytest.mark.parametrize(("way", "name"), [("zero2", "ct"), ("zero3", "ct"), ("zero2", "sft-ct")])
 def test_deepspeed_goes_on_when_a_process_was_killed(way: str, name: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -322,8 +429,12 @@ def test_deepspeed_goes_on_when_a_process_was_killed(way: str, name: str, tmp_pa
         small_workspace(root, grpo=settings, sft={"save_steps": 2})
     several, command = environment() | {"MED_R1_PROCESSES": "2"}, [*COMMAND[:-1], name]
     subprocess.run(command, cwd=whole, env=several, check=True, capture_output=True)
-    assert "process 1 of 2 (rank 0) was killed by signal 9 (SIGKILL)" in kill_a_rank(killed, rank=0, after=2, name=name)
-    done = subprocess.run(command, cwd=killed, env=several, check=True, capture_output=True, text=True)
+    assert "process 1 of 2 (rank 0) was killed by signal 9 (SIGKILL)" in kill_a_rank(
+        killed, rank=0, after=2, name=name
+    )
+    done = subprocess.run(
+        command, cwd=killed, env=several, check=True, capture_output=True, text=True
+    )
     assert re.search(rf"{name}: goes on from step [2468], kept in", done.stderr)
     assert weights(whole, name) == weights(killed, name)
 
@@ -338,16 +449,29 @@ def test_where_one_gpu_is_to_train_the_others_are_out_of_sight_before_cuda_is_as
         run_train(monkeypatch, tmp_path, "ct")
 
 
-def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small_workspace(tmp_path)
-    origin = {"source": "owner/tiny", "commit": "c" * 40, "licence": {"license": "other", "license_name": "qwen-research"}}
-    (tmp_path / layout.BASE_MODEL / "base_model.json").write_text(json.dumps(origin), encoding="utf-8")
+    origin = {
+        "source": "owner/tiny",
+        "commit": "c" * 40,
+        "licence": {"license": "other", "license_name": "qwen-research"},
+    }
+    (tmp_path / layout.BASE_MODEL / "base_model.json").write_text(
+        json.dumps(origin), encoding="utf-8"
+    )
     run_train(monkeypatch, tmp_path, "ct")
-    front = load_yaml((layout.model("ct") / "README.md").read_text(encoding="utf-8").split("---\n")[1], Path("front matter"))
+    front = load_yaml(
+        (layout.model("ct") / "README.md").read_text(encoding="utf-8").split("---\n")[1],
+        Path("front matter"),
+    )
     assert (front["license"], front["license_name"]) == ("other", "qwen-research")
 
 
-def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_gpu_memory_says_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from stages.grpo import engine
 
     small_workspace(tmp_path)
@@ -357,7 +481,11 @@ def test_running_out_of_gpu_memory_says_what_to_lower(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(engine, "score", full)
     with pytest.raises(
-        InputError, match=r"out of GPU memory at step 1 .*Lower grpo.prompts_per_device \(now 2;.*grpo.num_generations \(now 2\)"
+        InputError,
+        match=(
+            r"out of GPU memory at step 1 .*Lower grpo.prompts_per_device \(now"
+            r" 2;.*grpo.num_generations \(now 2\)"
+        ),
     ):
         run_train(monkeypatch, tmp_path, "ct")
     assert not layout.model("ct").exists()

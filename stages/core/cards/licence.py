@@ -30,11 +30,15 @@ def read_licence(folder: Path) -> dict[str, str]:
         tree = load_yaml(front, card)
     except InputError:
         return {}
-    return {key: str(tree[key]) for key in FIELDS if tree.get(key)} if isinstance(tree, dict) else {}
+    return (
+        {key: str(tree[key]) for key in FIELDS if tree.get(key)} if isinstance(tree, dict) else {}
+    )
 
 
 def carried_licence(facts: Mapping[str, Any]) -> dict[str, str]:
-    """These fields for a model whose provenance is `facts`: those of its base. Where they are not on record, nobody may guess them."""
+    """These fields for a model whose provenance is `facts`: those of its base. Where they are not
+    on record, nobody may guess them.
+    """
     base = facts.get("base_model") or {}
     source = base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source")
     if source == EMBEDDED:

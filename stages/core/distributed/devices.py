@@ -8,27 +8,38 @@ from stages.core.errors import InputError
 
 
 def check_gpus(bf16: str | None) -> None:
-    """InputError, with what to do, if GPUs were promised and torch sees none, cannot compute on one, or one lacks bfloat16.
+    """InputError, with what to do, if GPUs were promised and torch sees none, cannot compute on
+    one, or one lacks bfloat16.
 
     `bf16`: what asks for bfloat16, in words, if anything does.
     Nothing is asked where no GPU was promised and none is seen: a CPU is used.
     """
     import torch
 
-    promised = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip() not in ("", "-1", "NoDevFiles")]
+    promised = [
+        each
+        for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if each.strip() not in ("", "-1", "NoDevFiles")
+    ]
     if not torch.cuda.is_available():
         if promised:
-            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+            built = (
+                f"built for CUDA {torch.version.cuda}"
+                if torch.version.cuda
+                else "built without CUDA"
+            )
             raise InputError(
-                f"CUDA_VISIBLE_DEVICES={','.join(promised)}, but torch {torch.__version__}, {built}, sees no GPU: `nvidia-smi` shows which "
-                "are there and the newest CUDA that the driver knows. Install a newer driver or a torch for that CUDA, or set "
-                "CUDA_VISIBLE_DEVICES= to compute on the CPU"
+                f"CUDA_VISIBLE_DEVICES={','.join(promised)}, but torch {torch.__version__},"
+                f" {built}, sees no GPU: `nvidia-smi` shows which are there and the newest CUDA"
+                " that the driver knows. Install a newer driver or a torch for that CUDA, or set"
+                " CUDA_VISIBLE_DEVICES= to compute on the CPU"
             )
         return
     count = torch.cuda.device_count()
     if len(promised) > count:
         raise InputError(
-            f"CUDA_VISIBLE_DEVICES={','.join(promised)} names {len(promised)} GPUs, but torch sees {count}: `nvidia-smi -L` lists them"
+            f"CUDA_VISIBLE_DEVICES={','.join(promised)} names {len(promised)} GPUs, but torch sees"
+            f" {count}: `nvidia-smi -L` lists them"
         )
     number = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", number)
@@ -37,9 +48,12 @@ def check_gpus(bf16: str | None) -> None:
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:
         raise InputError(
-            f"GPU {number} cannot be computed on ({str(error).splitlines()[0]}); torch {torch.__version__} was built for CUDA "
-            f"{torch.version.cuda} and {' '.join(torch.cuda.get_arch_list())}: install one for this GPU and driver, and see with "
-            "`nvidia-smi` that nobody else has it"
+            f"GPU {number} cannot be computed on ({str(error).splitlines()[0]}); torch"
+            f" {torch.__version__} was built for CUDA {torch.version.cuda} and"
+            f" {' '.join(torch.cuda.get_arch_list())}: install one for this GPU and driver, and see"
+            " with `nvidia-smi` that nobody else has it"
         ) from error
     if bf16 and torch.cuda.get_device_capability(device) < (8, 0):
-        raise InputError(f"{bf16}: {name} has no bfloat16 (it takes compute capability 8.0): compute in float32")
+        raise InputError(
+            f"{bf16}: {name} has no bfloat16 (it takes compute capability 8.0): compute in float32"
+        )

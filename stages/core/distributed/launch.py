@@ -1,8 +1,10 @@
-"""One process a GPU: a stage that starts itself again on every GPU of its slot, by torchrun's launcher.
+"""One process a GPU: a stage that starts itself again on every GPU of its slot, by torchrun's
+launcher.
 
-A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without it, all of the machine are. Several hosts
-start the same stage in the same workspace; MED_R1_NODES says how many they are, MED_R1_RENDEZVOUS where they meet (docs/cluster.md).
-What was launched by somebody else, as by `torchrun`, is one of the processes already and starts none.
+A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without
+it, all of the machine are. Several hosts start the same stage in the same workspace; MED_R1_NODES
+says how many they are, MED_R1_RENDEZVOUS where they meet (docs/cluster.md). What was launched by
+somebody else, as by `torchrun`, is one of the processes already and starts none.
 """
 
 from __future__ import annotations
@@ -31,11 +33,15 @@ TAIL: Final = 12
 NODES: Final = "MED_R1_NODES"
 RENDEZVOUS: Final = "MED_R1_RENDEZVOUS"
 RENDEZVOUS_TIMEOUT_S: Final = 1800
-"""Seconds that hosts wait for each other: one of them asks DVC first, which may wait for a lock and look at every image."""
+"""Seconds that hosts wait for each other: one of them asks DVC first, which may wait for a lock and
+look at every image.
+"""
 _LAUNCHER: Final = "MED_R1_LAUNCHER"
 _EVERY: Final = 0.2
 _PATIENCE: Final = "10"
-"""Seconds that the other processes have to end, once one has failed. Less than a guard's patience (flows/dvc_api/guard.py)."""
+"""Seconds that the other processes have to end, once one has failed. Less than a guard's patience
+(flows/dvc_api/guard.py).
+"""
 _PARENT_DEATH_SIGNAL: Final = 1
 _SILENT: Final = (ExitCode.DONE, ExitCode.CRASHED, ExitCode.KILLED)
 """Outcomes that say nothing of what to do."""
@@ -43,7 +49,9 @@ _SILENT: Final = (ExitCode.DONE, ExitCode.CRASHED, ExitCode.KILLED)
 
 @dataclass(frozen=True)
 class RankFailure:
-    """How one of the processes failed: its exit status, negative for a signal, what it wrote of it, its last lines."""
+    """How one of the processes failed: its exit status, negative for a signal, what it wrote of it,
+    its last lines.
+    """
 
     status: int
     outcome: StageOutcome | None = None
@@ -58,7 +66,9 @@ class RankFailure:
 
     @property
     def is_consequence(self) -> bool:
-        """Whether it ended because another one did: terminated by the launcher, or without its peers."""
+        """Whether it ended because another one did: terminated by the launcher, or without its
+        peers.
+        """
         return self.status in (-signal.SIGTERM, ExitCode.LOST_PEER)
 
 
@@ -73,17 +83,26 @@ def processes() -> int:
 
 
 def nodes() -> int:
-    """How many hosts work together, as `NODES` says. InputError if that is no number, or `RENDEZVOUS` does not say where they meet."""
+    """How many hosts work together, as `NODES` says. InputError if that is no number, or
+    `RENDEZVOUS` does not say where they meet.
+    """
     given = os.environ.get(NODES, "1")
     if not given.isdecimal() or not int(given):
-        raise InputError(f"{NODES}={given!r} is no number of hosts: set it to 1 or more, or unset it")
+        raise InputError(
+            f"{NODES}={given!r} is no number of hosts: set it to 1 or more, or unset it"
+        )
     if int(given) > 1 and not re.fullmatch(r"[\w.-]+:\d+", os.environ.get(RENDEZVOUS, "")):
-        raise InputError(f"{NODES}={given}, but {RENDEZVOUS} names no port of one of the hosts: set it on all to the same, as host1:29500")
+        raise InputError(
+            f"{NODES}={given}, but {RENDEZVOUS} names no port of one of the hosts: set it on all to"
+            " the same, as host1:29500"
+        )
     return int(given)
 
 
 def end_with_launcher() -> None:
-    """Let this process, if `launch` started it, end when its launcher does, even by `kill -9`: nobody would wait for its result."""
+    """Let this process, if `launch` started it, end when its launcher does, even by `kill -9`:
+    nobody would wait for its result.
+    """
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None:
         return
@@ -93,11 +112,14 @@ def end_with_launcher() -> None:
 
 
 def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None:
-    """Run `python -m <command>` as `number` processes of this host that work together, and return when all are done.
+    """Run `python -m <command>` as `number` processes of this host that work together, and return
+    when all are done.
 
-    What the first one prints is shown as it comes; what each prints is kept in `logs` while they run. The first that fails ends the others:
-    an InputError, of the type of its exit code, names it, with its reason or last lines and the `remedy`; ReportedError where the
-    first process printed the reason, which was shown. Asked to stop, all are, and KeyboardInterrupt or SystemExit is raised.
+    What the first one prints is shown as it comes; what each prints is kept in `logs` while they
+    run. The first that fails ends the others: an InputError, of the type of its exit code, names
+    it, with its reason or last lines and the `remedy`; ReportedError where the first process
+    printed the reason, which was shown. Asked to stop, all are, and KeyboardInterrupt or SystemExit
+    is raised.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -135,12 +157,18 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         sys.exit(128 + stopped.sigval)
     except RendezvousError as error:
         raise InputError(
-            f"the {hosts} hosts did not meet at {config.rdzv_endpoint} within {RENDEZVOUS_TIMEOUT_S // 60} minutes ({error}): start the same command on "
-            f"all of them, with {RENDEZVOUS} a port of the one that begins that the others reach; {remedy}"
+            f"the {hosts} hosts did not meet at {config.rdzv_endpoint} within"
+            f" {RENDEZVOUS_TIMEOUT_S // 60} minutes ({error}): start the same command on all of"
+            f" them, with {RENDEZVOUS} a port of the one that begins that the others reach;"
+            f" {remedy}"
         ) from error
     except ChildFailedError as error:
         failed = {
-            rank: RankFailure(failure.exitcode, parse_outcome(failure.error_file_data), _last_lines(logs, failure.local_rank))
+            rank: RankFailure(
+                failure.exitcode,
+                parse_outcome(failure.error_file_data),
+                _last_lines(logs, failure.local_rank),
+            )
             for rank, failure in error.failures.items()
         }
         rank = root_cause_rank(failed)
@@ -155,7 +183,14 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
 
 def root_cause_rank(failed: Mapping[int, RankFailure]) -> int:
     """The rank that failed first: the lowest of those that did not fail because another one had."""
-    return min(failed, key=lambda rank: (failed[rank].status == -signal.SIGTERM, failed[rank].is_consequence, rank))
+    return min(
+        failed,
+        key=lambda rank: (
+            failed[rank].status == -signal.SIGTERM,
+            failed[rank].is_consequence,
+            rank,
+        ),
+    )
 
 
 def explain(failed: Mapping[int, RankFailure], number: int, remedy: str) -> str:
@@ -163,20 +198,38 @@ def explain(failed: Mapping[int, RankFailure], number: int, remedy: str) -> str:
     rank = root_cause_rank(failed)
     failure = failed[rank]
     code = failure.status
-    how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"ended with exit status {code}"
+    how = (
+        f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        if code < 0
+        else f"ended with exit status {code}"
+    )
     who = f"process {rank + 1} of {number} (rank {rank}) {how}"
     if reason := failure.explained:
-        # the message says what to do; where the process only lost the others, doing it again may help
+        # the message says what to do; where the process only lost the others, doing it again may
+        # help
         return f"{reason.message} ({who}{f'; {remedy}' if failure.is_consequence else ''})"
-    killed = " - by hand, or by the kernel where memory ran out (`dmesg` says so)" if code == -signal.SIGKILL else ""
+    killed = (
+        " - by hand, or by the kernel where memory ran out (`dmesg` says so)"
+        if code == -signal.SIGKILL
+        else ""
+    )
     tail = [line for line in failure.tail if line.strip()]
     said = "\n".join(f"    {line}" for line in tail) or "    nothing"
-    return f"{who}{killed}; the others were ended. {remedy[:1].upper()}{remedy[1:]}. Its last lines:\n{said}"
+    return (
+        f"{who}{killed}; the others were ended. {remedy[:1].upper()}{remedy[1:]}. Its last"
+        f" lines:\n{said}"
+    )
 
 
 def _last_lines(logs: Path, rank: int) -> list[str]:
-    files = sorted(logs.glob(f"*/attempt_0/{rank}/*.log"), key=lambda path: path.name)  # stderr, then stdout
-    return [line for path in files for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]][:TAIL]
+    files = sorted(
+        logs.glob(f"*/attempt_0/{rank}/*.log"), key=lambda path: path.name
+    )  # stderr, then stdout
+    return [
+        line
+        for path in files
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    ][:TAIL]
 
 
 @contextmanager
@@ -213,7 +266,10 @@ def _shown(logs: Path) -> Iterator[None]:
     """Show what the first process prints, as it comes."""
     done = threading.Event()
     streams: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
-    followers = [threading.Thread(target=_follow, args=(logs, name, stream, done), daemon=True) for name, stream in streams.items()]
+    followers = [
+        threading.Thread(target=_follow, args=(logs, name, stream, done), daemon=True)
+        for name, stream in streams.items()
+    ]
     for each in followers:
         each.start()
     try:

@@ -13,7 +13,9 @@ from stages.core.errors import InputError, LostPeerError, error_of
 from stages.core.outcome import STAGE
 
 PROCESSES: Final = "MED_R1_PROCESSES"
-"""Environment variable: how many processes share the work, in place of one for each GPU that is visible."""
+"""Environment variable: how many processes share the work, in place of one for each GPU that is
+visible.
+"""
 _STARTED_BY: Final = "MED_R1_STARTED_BY"
 """Environment variable of a share: the id of the process that shared out the work."""
 _EVERY: Final = 0.5
@@ -21,7 +23,9 @@ _EVERY: Final = 0.5
 
 
 def wanted_processes() -> int:
-    """One for each visible GPU, at least one; or what `PROCESSES` says. InputError if that is no number, or more than there are GPUs."""
+    """One for each visible GPU, at least one; or what `PROCESSES` says. InputError if that is no
+    number, or more than there are GPUs.
+    """
     import torch
 
     gpus = torch.cuda.device_count()
@@ -29,23 +33,34 @@ def wanted_processes() -> int:
     if given is None:
         return max(gpus, 1)
     if not given.isdecimal() or not int(given):
-        raise InputError(f"{PROCESSES}={given!r} is no number of processes: set it to 1 or more, or unset it for one a GPU")
+        raise InputError(
+            f"{PROCESSES}={given!r} is no number of processes: set it to 1 or more, or unset it for"
+            " one a GPU"
+        )
     if gpus and int(given) > gpus:
-        raise InputError(f"{PROCESSES}={given}, but {gpus} GPUs are visible: set it to no more than that, or unset it")
+        raise InputError(
+            f"{PROCESSES}={given}, but {gpus} GPUs are visible: set it to no more than that, or"
+            " unset it"
+        )
     return int(given)
 
 
 def run_ranks(command: Sequence[str], number: int, report: Callable[[], None]) -> None:
-    """Run `python -m <command> --share <i>/<number>` for each i, each with a GPU of its own if there are any, until all are done.
+    """Run `python -m <command> --share <i>/<number>` for each i, each with a GPU of its own if
+    there are any, until all are done.
 
-    `report` is called now and then. The first process that fails ends the others: an InputError, of the type of its exit
-    code, says which it was. What a process prints, an error's reason too, goes where this one's goes.
+    `report` is called now and then. The first process that fails ends the others: an InputError, of
+    the type of its exit code, says which it was. What a process prints, an error's reason too, goes
+    where this one's goes.
     """
     # the outcome of the stage is this process's to write
     environment = {name: value for name, value in os.environ.items() if name != STAGE}
     environment[_STARTED_BY] = str(os.getpid())
     running = [
-        subprocess.Popen([sys.executable, "-m", *command, "--share", f"{share}/{number}"], env={**environment, **_gpu(share)})
+        subprocess.Popen(
+            [sys.executable, "-m", *command, "--share", f"{share}/{number}"],
+            env={**environment, **_gpu(share)},
+        )
         for share in range(number)
     ]
     try:
@@ -65,17 +80,21 @@ def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
     for share, process in enumerate(running):
         if process.poll():
             how = (
-                f"was killed by signal {-process.returncode}" if process.returncode < 0 else f"ended with exit status {process.returncode}"
+                f"was killed by signal {-process.returncode}"
+                if process.returncode < 0
+                else f"ended with exit status {process.returncode}"
             )
             raise error_of(
                 process.returncode,
-                f"process {share + 1} of {len(running)} {how}; its reason is printed above. What all of them made is kept: re-run the "
-                "same command to resume",
+                f"process {share + 1} of {len(running)} {how}; its reason is printed above. What"
+                " all of them made is kept: re-run the same command to resume",
             )
 
 
 def _gpu(share: int) -> dict[str, str]:
-    """The environment in which a process sees one GPU alone; nothing to change where there are none."""
+    """The environment in which a process sees one GPU alone; nothing to change where there are
+    none.
+    """
     import torch
 
     if not torch.cuda.device_count():
@@ -85,6 +104,8 @@ def _gpu(share: int) -> dict[str, str]:
 
 
 def check_still_wanted() -> None:
-    """LostPeerError in a share if the process that shared out the work is gone: it works for nobody, and beside one that goes on."""
+    """LostPeerError in a share if the process that shared out the work is gone: it works for
+    nobody, and beside one that goes on.
+    """
     if os.environ.get(_STARTED_BY) != str(os.getppid()):
         raise LostPeerError("the process that shared out the work is gone")

@@ -1,4 +1,6 @@
-"""How far long work has come: a bar on a terminal, elsewhere a line every ten seconds with the time still to go."""
+"""How far long work has come: a bar on a terminal, elsewhere a line every ten seconds with the time
+still to go.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ EVERY = 10.0
 """Seconds between two lines."""
 
 
-_LINE: Final = re.compile(r"(?P<name>\S[^:]*): (?P<unit>\w+) (?P<done>\d+) of (?P<total>\d+), (?:(?P<note>.*), )?(?P<left>\d+) s to go")
+_LINE: Final = re.compile(
+    r"(?P<name>\S[^:]*): (?P<unit>\w+) (?P<done>\d+) of (?P<total>\d+), (?:(?P<note>.*),"
+    r" )?(?P<left>\d+) s to go"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,14 @@ def read_progress(line: str) -> Progress | None:
     found = _LINE.fullmatch(line.strip())
     if not found:
         return None
-    return Progress(found["name"], found["unit"], int(found["done"]), int(found["total"]), found["note"] or "", int(found["left"]))
+    return Progress(
+        found["name"],
+        found["unit"],
+        int(found["done"]),
+        int(found["total"]),
+        found["note"] or "",
+        int(found["left"]),
+    )
 
 
 def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator[Item]:
@@ -50,8 +62,11 @@ def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator
                 report(count, f"{count / max(time.monotonic() - start, 1e-9):.1f} a second, ")
 
 
-def progress_reporter(name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY) -> Callable[[int, str], None]:
-    """A function (count, note) that prints where the work is, at most once in `every` seconds from now on.
+def progress_reporter(
+    name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY
+) -> Callable[[int, str], None]:
+    """A function (count, note) that prints where the work is, at most once in `every` seconds from
+    now on.
 
     `done`: how much was there before the work began, as when it is resumed.
     """
@@ -63,6 +78,10 @@ def progress_reporter(name: str, total: int, unit: str, *, done: int = 0, every:
         if now - last >= every:
             last = now
             left = (now - start) / max(count - done, 1) * (total - count)
-            print(f"{name}: {unit} {count} of {total}, {note}{left:.0f} s to go", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {unit} {count} of {total}, {note}{left:.0f} s to go",
+                file=sys.stderr,
+                flush=True,
+            )
 
     return report

@@ -1,1 +1,3 @@
-"""Services outside of this machine: the Hugging Face hub, Weights & Biases, and the secrets they need."""
+"""Services outside of this machine: the Hugging Face hub, Weights & Biases, and the secrets they
+need.
+"""

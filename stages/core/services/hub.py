@@ -1,4 +1,6 @@
-"""What went wrong between this machine and a Hugging Face hub, told apart as far as its answer allows."""
+"""What went wrong between this machine and a Hugging Face hub, told apart as far as its answer
+allows.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,22 @@ from typing import Literal
 
 from stages.core.services.secrets import masked
 
-HubErrorKind = Literal["offline", "unreachable", "unknown id", "gated", "no such revision", "token refused", "no right", "hub failed"]
+HubErrorKind = Literal[
+    "offline",
+    "unreachable",
+    "unknown id",
+    "gated",
+    "no such revision",
+    "token refused",
+    "no right",
+    "hub failed",
+]
 
 
 def classify_error(error: BaseException) -> HubErrorKind | None:
-    """What an error of huggingface_hub, or of what it sends requests with, means; None for an error that is neither's."""
+    """What an error of huggingface_hub, or of what it sends requests with, means; None for an error
+    that is neither's.
+    """
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -26,8 +39,11 @@ def classify_error(error: BaseException) -> HubErrorKind | None:
         return {401: "token refused", 403: "no right"}.get(status, "hub failed")  # type: ignore[return-value]
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (error.__cause__ is not None and classify_error(error.__cause__)) or "unreachable"
-    # huggingface_hub has changed its HTTP library twice: each has errors of its own for a host that is not there
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests"):
+    # huggingface_hub has changed its HTTP library twice: each has errors of its own for a host that
+    # is not there
+    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[
+        0
+    ] in ("httpx", "httpx2", "requests"):
         return "unreachable"
     return None
 

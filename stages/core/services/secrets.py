@@ -1,4 +1,6 @@
-"""Secrets of the environment, which nothing that leaves this machine may hold, and no message either."""
+"""Secrets of the environment, which nothing that leaves this machine may hold, and no message
+either.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,18 @@ _SHORTEST: Final = 12
 
 
 def find_leaked_secret(content: bytes) -> str | None:
-    """The variable whose value stands in `content`, as it is or as JSON writes it; None if there is none. Variables by their names."""
+    """The variable whose value stands in `content`, as it is or as JSON writes it; None if there is
+    none. Variables by their names.
+    """
     for name, value in _secrets():
-        if any(form.encode() in content for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])):
+        if any(
+            form.encode() in content
+            for form in (
+                value,
+                json.dumps(value)[1:-1],
+                json.dumps(value, ensure_ascii=False)[1:-1],
+            )
+        ):
             return name
     return None
 
@@ -30,6 +41,15 @@ def masked(text: str) -> str:
 
 def _secrets() -> Iterator[tuple[str, str]]:
     """Name and value of each, the longest first: one may be part of another."""
-    found = [(name, value) for name, value in os.environ.items() if _SECRET.search(name.upper()) and len(value) >= _SHORTEST]
+    found = [
+        (name, value)
+        for name, value in os.environ.items()
+        if _SECRET.search(name.upper()) and len(value) >= _SHORTEST
+    ]
     # of a path, as SSH_AUTH_SOCK's, nobody need be kept from knowing
-    return iter(sorted((each for each in found if not each[1].startswith("/")), key=lambda each: (-len(each[1]), each[0])))
+    return iter(
+        sorted(
+            (each for each in found if not each[1].startswith("/")),
+            key=lambda each: (-len(each[1]), each[0]),
+        )
+    )

@@ -1,8 +1,10 @@
-"""Runs in Weights & Biases: what a stage measures, as it measures it. No result depends on it, and none is lost when it fails.
+"""Runs in Weights & Biases: what a stage measures, as it measures it. No result depends on it, and
+none is lost when it fails.
 
-A run has the name of its checkpoint, in the group of its checkpoint, so that training and test stand together; its configuration is the
-provenance of the result, its artifacts hold the hashes of data and models, not those themselves. What wandb gathers of its own
-accord, of host, user, paths, command line, console, source code, is turned off.
+A run has the name of its checkpoint, in the group of its checkpoint, so that training and test
+stand together; its configuration is the provenance of the result, its artifacts hold the hashes of
+data and models, not those themselves. What wandb gathers of its own accord, of host, user, paths,
+command line, console, source code, is turned off.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _MODES: Final = {"online": "online", "offline": "offline", "dryrun": "offline", 
 
 
 class TrackingRun:
-    """A run that takes what is measured. Where tracking is off, or has failed, it takes it and does nothing."""
+    """A run that takes what is measured. Where tracking is off, or has failed, it takes it and does
+    nothing.
+    """
 
     def __init__(self, run: Any = None) -> None:
         self._run = run
@@ -44,8 +48,15 @@ class TrackingRun:
         """Numbers of the whole run."""
         self._try("summary", lambda run: run.summary.update(dict(values)))
 
-    def artifact(self, name: str, kind: Literal["dataset", "model", "predictions"], hashes: Callable[[], Mapping[str, str | None]]) -> None:
-        """The hashes of something: another version of the artifact if one of them is another, the same if none is."""
+    def artifact(
+        self,
+        name: str,
+        kind: Literal["dataset", "model", "predictions"],
+        hashes: Callable[[], Mapping[str, str | None]],
+    ) -> None:
+        """The hashes of something: another version of the artifact if one of them is another, the
+        same if none is.
+        """
 
         def log(run: Any) -> None:
             import wandb
@@ -70,34 +81,52 @@ class TrackingRun:
             call(self._run)
         except Exception as error:  # whatever becomes of wandb, hours of training are worth more
             self._run = None
-            print(f"wandb: {what} failed ({format_error(error)}): no more is reported of this run; its results are whole", file=sys.stderr)
+            print(
+                f"wandb: {what} failed ({format_error(error)}): no more is reported of this run;"
+                " its results are whole",
+                file=sys.stderr,
+            )
 
 
 def check_tracking(tracking: Tracking) -> None:
-    """InputError, before anything is computed, if runs are to go online and there is no key; one that is not taken means offline."""
+    """InputError, before anything is computed, if runs are to go online and there is no key; one
+    that is not taken means offline.
+    """
     if _mode(tracking) != "online":
         return
     try:
         known = _wandb().login(prompt=False)
     except Exception as error:  # it does not tell a wrong key from a server that does not answer
-        print(f"wandb: cannot log in ({format_error(error)}): runs are kept on the disk", file=sys.stderr)
+        print(
+            f"wandb: cannot log in ({format_error(error)}): runs are kept on the disk",
+            file=sys.stderr,
+        )
         os.environ["WANDB_MODE"] = "offline"
         return
     if not known:
         raise InputError(
-            "tracking.wandb is online, and no key for it is here: set WANDB_API_KEY in the environment, run `wandb login`, or set "
-            "tracking.wandb to offline and send runs later (`wandb sync`)"
+            "tracking.wandb is online, and no key for it is here: set WANDB_API_KEY in the"
+            " environment, run `wandb login`, or set tracking.wandb to offline and send runs later"
+            " (`wandb sync`)"
         )
 
 
 @contextmanager
 def tracked(
-    params: Params, job: Literal["train", "evaluate", "report"], name: str, config: Mapping[str, Any], *, identity: str, active: bool = True
+    params: Params,
+    job: Literal["train", "evaluate", "report"],
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    identity: str,
+    active: bool = True,
 ) -> Iterator[TrackingRun]:
-    """The run of one job on a checkpoint; one that does nothing if tracking is off or `active` is false, as beside the main process.
+    """The run of one job on a checkpoint; one that does nothing if tracking is off or `active` is
+    false, as beside the main process.
 
-    Its tags are the answer style and, of a checkpoint that is trained, axis, split and method. `identity` tells runs of other settings
-    apart: a job that was killed and goes on is one run. Raises InputError if the configuration holds a secret of the environment.
+    Its tags are the answer style and, of a checkpoint that is trained, axis, split and method.
+    `identity` tells runs of other settings apart: a job that was killed and goes on is one run.
+    Raises InputError if the configuration holds a secret of the environment.
     """
     tracking = params.tracking
     mode = _mode(tracking)
@@ -106,10 +135,21 @@ def tracked(
         return
     text = json.dumps(config, sort_keys=True)
     if variable := find_leaked_secret(text.encode()):
-        raise InputError(f"the settings hold the value of ${variable}, a secret, which would go to wandb: take it out of params.yaml")
+        raise InputError(
+            f"the settings hold the value of ${variable}, a secret, which would go to wandb: take"
+            " it out of params.yaml"
+        )
     entry = params.checkpoints.get(name)
     tags = [params.prompt.style, *([entry.axis, entry.split, entry.method] if entry else [])]
-    run = _begin(tracking, mode, job, name, config, tags, f"{name}-{job}-{hashlib.sha256(f'{identity}{text}'.encode()).hexdigest()[:12]}")
+    run = _begin(
+        tracking,
+        mode,
+        job,
+        name,
+        config,
+        tags,
+        f"{name}-{job}-{hashlib.sha256(f'{identity}{text}'.encode()).hexdigest()[:12]}",
+    )
     try:
         yield run
     except BaseException:
@@ -118,11 +158,22 @@ def tracked(
     run.finish(0)
 
 
-def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[str, Any], tags: list[str], run_id: str) -> TrackingRun:
+def _begin(
+    tracking: Tracking,
+    mode: str,
+    job: str,
+    name: str,
+    config: Mapping[str, Any],
+    tags: list[str],
+    run_id: str,
+) -> TrackingRun:
     """A run, online if that is wanted and the server answers; else on the disk."""
     wandb = _wandb()
     (layout.SCRATCH / "wandb").mkdir(parents=True, exist_ok=True)
-    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):  # as the home folder is nobody's workspace
+    for variable in (
+        "WANDB_DATA_DIR",
+        "WANDB_CACHE_DIR",
+    ):  # as the home folder is nobody's workspace
         os.environ.setdefault(variable, str((layout.SCRATCH / "wandb").resolve()))
     settings = wandb.Settings(
         console="off",
@@ -156,10 +207,18 @@ def _begin(tracking: Tracking, mode: str, job: str, name: str, config: Mapping[s
                 settings=settings,
             )
         except Exception as error:
-            then = "the run is kept on the disk" if each == "online" else "nothing is reported of this run"
+            then = (
+                "the run is kept on the disk"
+                if each == "online"
+                else "nothing is reported of this run"
+            )
             print(f"wandb: cannot begin {each} ({format_error(error)}): {then}", file=sys.stderr)
             continue
-        where = run.url if each == "online" else f"kept in {os.path.relpath(Path(run.dir).parent)}; `wandb sync` sends it"
+        where = (
+            run.url
+            if each == "online"
+            else f"kept in {os.path.relpath(Path(run.dir).parent)}; `wandb sync` sends it"
+        )
         print(f"wandb: {name}, {job}: {where}", file=sys.stderr)
         return TrackingRun(run)
     return TrackingRun()
@@ -171,7 +230,9 @@ def _mode(tracking: Tracking) -> str:
         return "none"
     told = os.environ.get("WANDB_MODE") or tracking.wandb
     if told not in _MODES:
-        raise InputError(f"WANDB_MODE = {told!r} in the environment: allowed are {', '.join(_MODES)}")
+        raise InputError(
+            f"WANDB_MODE = {told!r} in the environment: allowed are {', '.join(_MODES)}"
+        )
     return _MODES[told]
 
 
@@ -179,5 +240,8 @@ def _wandb() -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise InputError(f"tracking.wandb is on, and wandb cannot be imported ({error}): `make install`, or set it to none") from error
+        raise InputError(
+            f"tracking.wandb is on, and wandb cannot be imported ({error}): `make install`, or set"
+            " it to none"
+        ) from error
     return wandb

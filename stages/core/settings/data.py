@@ -7,7 +7,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.core.settings.group import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsGroup, Share
+from stages.core.settings.group import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SettingsGroup,
+    Share,
+)
 
 
 class CorpusLimits(SettingsGroup):
@@ -16,18 +22,24 @@ class CorpusLimits(SettingsGroup):
     max_members: PositiveInt
     """Files and folders in all."""
     max_member_mb: PositiveInt
-    """MiB of one file, unpacked. Files are read whole, one on each core: this bounds the memory that takes."""
+    """MiB of one file, unpacked. Files are read whole, one on each core: this bounds the memory
+    that takes.
+    """
     max_total_mb: PositiveInt
     """MiB of all files, unpacked."""
     max_ratio: PositiveInt
-    """Bytes unpacked from each packed byte, of one file and of a compressed tar, beyond the first 16 MiB."""
+    """Bytes unpacked from each packed byte, of one file and of a compressed tar, beyond the first
+    16 MiB.
+    """
 
 
 class CorpusSettings(SettingsGroup):
     """Stage download, and what stage resize reads in place."""
 
     archive: str
-    """Path of the raw corpus, an archive, a folder of archives, or a folder; data.dvc puts it there."""
+    """Path of the raw corpus, an archive, a folder of archives, or a folder; data.dvc puts it
+    there.
+    """
     limits: CorpusLimits
 
 
@@ -41,31 +53,45 @@ class Resize(SettingsGroup):
     background: Literal["black", "white"]
     """What shows where an image is see-through."""
     deep_grey: Literal["range", "percentiles", "depth"]
-    """How grey of more than 8 bits, or real-valued, becomes 8-bit. range: from the image's darkest to its brightest pixel;
-    percentiles: from its 0.5th to its 99.5th percentile, so that a few odd pixels do not set the range; depth: from 0 to the most that
-    its type can hold (a real-valued one as range). DICOM has rules of its own: group dicom."""
+    """How grey of more than 8 bits, or real-valued, becomes 8-bit. range: from the image's darkest
+    to its brightest pixel; percentiles: from its 0.5th to its 99.5th percentile, so that a few odd
+    pixels do not set the range; depth: from 0 to the most that its type can hold (a real-valued one
+    as range). DICOM has rules of its own: group dicom.
+    """
     frames: Literal["first", "refuse"]
-    """Of an animation, or of a TIFF with several pages: show the first image, or quarantine the file."""
+    """Of an animation, or of a TIFF with several pages: show the first image, or quarantine the
+    file.
+    """
     shrink_on_load: bool
-    """Decode large JPEG files at a half, a quarter or an eighth of their size, but at twice the size that is wanted or more: faster,
-    and within a grey level on photographs, but not on pure noise."""
+    """Decode large JPEG files at a half, a quarter or an eighth of their size, but at twice the
+    size that is wanted or more: faster, and within a grey level on photographs, but not on pure
+    noise.
+    """
     max_megapixels: PositiveInt
-    """Larger images, in millions of pixels, are quarantined before they are decoded: what unpacks to more may be a bomb."""
+    """Larger images, in millions of pixels, are quarantined before they are decoded: what unpacks
+    to more may be a bomb.
+    """
 
 
 class Cache(SettingsGroup):
-    """What is kept of earlier work, in .scratch; no result depends on it, and deleting it costs nothing but time."""
+    """What is kept of earlier work, in .scratch; no result depends on it, and deleting it costs
+    nothing but time.
+    """
 
     images_gb: PositiveFloat
-    """Resized images, in 10^9 bytes; beyond, those not used for longest go first. They are shared with data/images as hard links, so
-    that only images of earlier corpora and settings take room of their own."""
+    """Resized images, in 10^9 bytes; beyond, those not used for longest go first. They are shared
+    with data/images as hard links, so that only images of earlier corpora and settings take room of
+    their own.
+    """
 
 
 class Quarantine(SettingsGroup):
-    """Stages download and resize: how much each may refuse of what it reads before it stops. Every run, new data or not, is held to it.
+    """Stages download and resize: how much each may refuse of what it reads before it stops. Every
+    run, new data or not, is held to it.
 
-    Beyond these limits something is wrong with the corpus. Retrain.max_refused is another thing: how much a drop of new data may have
-    lost over both stages together before it is not worth training on; only flow retrain asks it, of data that passed here.
+    Beyond these limits something is wrong with the corpus. Retrain.max_refused is another thing:
+    how much a drop of new data may have lost over both stages together before it is not worth
+    training on; only flow retrain asks it, of data that passed here.
     """
 
     max_refused_share: Share
@@ -75,11 +101,15 @@ class Quarantine(SettingsGroup):
     min_refused: PositiveInt
     """Refused records, of a set or of all, below which a share says nothing and nothing stops."""
     sets: dict[str, Share]
-    """Source set -> a limit of its own; 1.0 lets all of it be refused. {} if none is known to be bad."""
+    """Source set -> a limit of its own; 1.0 lets all of it be refused. {} if none is known to be
+    bad.
+    """
 
 
 class Dicom(SettingsGroup):
-    """Stage resize, for images that are DICOM files. What each of these means for grey: docs/ingest-dicom.md."""
+    """Stage resize, for images that are DICOM files. What each of these means for grey:
+    docs/ingest-dicom.md.
+    """
 
     frame: Literal["middle", "first"]
     """Of the frames of a file, or the files of a series, the one that is asked about."""
@@ -94,7 +124,9 @@ class Dicom(SettingsGroup):
     accept_burned_in: bool
     """Take images whose header says that text is burned into them."""
     accept_unflagged: bool
-    """Take images of kinds that often have text burned in, if their header does not say that they have none."""
+    """Take images of kinds that often have text burned in, if their header does not say that they
+    have none.
+    """
 
     @model_validator(mode="after")
     def _window_has_a_width(self) -> Self:
@@ -107,15 +139,21 @@ class Splits(SettingsGroup):
     """Stage splits."""
 
     kind: Literal["grouped", "published"]
-    """What training and testing use; both are made. grouped: all questions of an image, of its copies and of its patient are on
-    one side, the same on both axes. published: random over questions, each axis by itself, as in Med-R1."""
+    """What training and testing use; both are made. grouped: all questions of an image, of its
+    copies and of its patient are on one side, the same on both axes. published: random over
+    questions, each axis by itself, as in Med-R1.
+    """
     train_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the questions that is trained on."""
     near_duplicates: Annotated[int, Field(ge=0, le=24)] | None
-    """Bits, of 256, in which the perceptual hashes of two copies of an image may differ; null: only equal pixels make a copy."""
+    """Bits, of 256, in which the perceptual hashes of two copies of an image may differ; null: only
+    equal pixels make a copy.
+    """
     patient_patterns: list[str]
-    """Regular expressions, searched in the path of a source image; the first that is found gives, as its first group, an id that
-    is the same for all images of a patient in a data set. [] if paths say nothing of patients."""
+    """Regular expressions, searched in the path of a source image; the first that is found gives,
+    as its first group, an id that is the same for all images of a patient in a data set. [] if
+    paths say nothing of patients.
+    """
     seed: int
 
     @model_validator(mode="after")
@@ -124,9 +162,14 @@ class Splits(SettingsGroup):
             try:
                 groups = re.compile(pattern).groups
             except re.error as error:
-                raise ValueError(f"patient_patterns: {pattern!r} is no regular expression: {error}") from error
+                raise ValueError(
+                    f"patient_patterns: {pattern!r} is no regular expression: {error}"
+                ) from error
             if not groups:
-                raise ValueError(f"patient_patterns: {pattern!r} has no group: put what names the patient in brackets")
+                raise ValueError(
+                    f"patient_patterns: {pattern!r} has no group: put what names the patient in"
+                    " brackets"
+                )
         return self
 
 
@@ -134,13 +177,16 @@ class DataTest(SettingsGroup):
     """One test of the corpus."""
 
     severity: Literal["error", "warning", "off"]
-    """What a failure does: stop stage splits, before anything is trained; be told in its output and in the report; nothing."""
+    """What a failure does: stop stage splits, before anything is trained; be told in its output and
+    in the report; nothing.
+    """
     limit: NonNegativeFloat
     """The largest value that passes; of questions_of_modality and questions_of_type, the smallest."""
 
 
 class DataTests(SettingsGroup):
-    """Tests of the corpus as a whole (stage splits): see stages/corpus/splitting/data_tests.py and docs/ingest-quality.md.
+    """Tests of the corpus as a whole (stage splits): see stages/corpus/splitting/data_tests.py and
+    docs/ingest-quality.md.
 
     What a single record must hold, and that no id stands twice, is tested too, always as an error.
     """

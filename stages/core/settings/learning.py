@@ -6,16 +6,26 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from stages.core.settings.group import NonNegativeFloat, PositiveFloat, PositiveInt, SettingsGroup, Share
+from stages.core.settings.group import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SettingsGroup,
+    Share,
+)
 
 
 class Towers(SettingsGroup):
     """Attention, said for each part of a policy."""
 
     language: Literal["eager", "sdpa", "flash_attention_2"]
-    """flash_attention_2 only with grpo.engine trl, whose rows need no masks of their own; stage evaluate, whose do, then takes sdpa."""
+    """flash_attention_2 only with grpo.engine trl, whose rows need no masks of their own; stage
+    evaluate, whose do, then takes sdpa.
+    """
     vision: Literal["auto", "eager", "sdpa", "flash_attention_2"]
-    """flash_attention_2 takes all images in one call, where sdpa takes one at a time; auto chooses it where it runs, else sdpa."""
+    """flash_attention_2 takes all images in one call, where sdpa takes one at a time; auto chooses
+    it where it runs, else sdpa.
+    """
 
 
 class Base(SettingsGroup):
@@ -27,10 +37,14 @@ class Base(SettingsGroup):
     """The commit of a model id, 40 hex digits: a name or a tag could move. null for a folder."""
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] | Towers
-    """One kind for language model and vision tower, or {language: sdpa, vision: auto}, which is what auto means: on a GPU take that,
-    and have flash-attn installed. sdpa runs everywhere; eager is slowest, for comparisons alone."""
+    """One kind for language model and vision tower, or {language: sdpa, vision: auto}, which is
+    what auto means: on a GPU take that, and have flash-attn installed. sdpa runs everywhere; eager
+    is slowest, for comparisons alone.
+    """
     threads: PositiveInt
-    """Threads of a CPU that a policy is computed with: with other numbers, sums are rounded in other orders."""
+    """Threads of a CPU that a policy is computed with: with other numbers, sums are rounded in
+    other orders.
+    """
     max_pixels: PositiveInt | None
     """Largest image, in pixels, that the processor passes on; null keeps its own limit."""
 
@@ -62,23 +76,36 @@ class Grpo(SettingsGroup):
     """Stage train: GRPO (arXiv 2402.03300) as TRL's GRPOTrainer runs it."""
 
     engine: Literal["shared-prefix", "trl"]
-    """Compute a prompt and its image once for its group, or once for each completion as TRL does: the same numbers."""
+    """Compute a prompt and its image once for its group, or once for each completion as TRL does:
+    the same numbers.
+    """
     reuse_prompt_pass: bool
-    """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a fourth less work. It holds
-    the activations of all prompts of a forward pass while completions are sampled."""
+    """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a
+    fourth less work. It holds the activations of all prompts of a forward pass while completions
+    are sampled.
+    """
     skip_zero_advantage: bool
-    """No pass of the policy for groups whose completions were all worth the same. Needs beta 0, without which they have a
-    gradient, and excludes reuse_prompt_pass."""
+    """No pass of the policy for groups whose completions were all worth the same. Needs beta 0,
+    without which they have a gradient, and excludes reuse_prompt_pass.
+    """
     fused_head: bool
-    """Log-probabilities tile by tile, without keeping logits: for large vocabularies and long completions on a GPU."""
+    """Log-probabilities tile by tile, without keeping logits: for large vocabularies and long
+    completions on a GPU.
+    """
     freeze_vision_tower: bool
-    """Train the language model alone; gradients end at the features of the image. Choose it to save the tower's backward pass, over
-    half of a step of short answers, where the base sees such images well enough; with `vision_cache_mb` an image is seen once."""
+    """Train the language model alone; gradients end at the features of the image. Choose it to save
+    the tower's backward pass, over half of a step of short answers, where the base sees such images
+    well enough; with `vision_cache_mb` an image is seen once.
+    """
     vision_cache_mb: Annotated[int, Field(ge=0)]
-    """Memory for features of images, in MiB: of the reference's tower, and of the policy's if frozen. 0: none are kept."""
+    """Memory for features of images, in MiB: of the reference's tower, and of the policy's if
+    frozen. 0: none are kept.
+    """
     lora: Lora | None
-    """Train an adapter instead of all weights; the reference is then the policy without it. Choose it where gradients and optimiser do not
-    fit beside the weights: it saves their memory, and the reference's. It needs the extra `lora`. null: all weights, as published."""
+    """Train an adapter instead of all weights; the reference is then the policy without it. Choose
+    it where gradients and optimiser do not fit beside the weights: it saves their memory, and the
+    reference's. It needs the extra `lora`. null: all weights, as published.
+    """
     seed: int
     num_generations: Annotated[int, Field(ge=2)]
     """Completions sampled for each prompt: the group an advantage is relative to."""
@@ -102,7 +129,9 @@ class Grpo(SettingsGroup):
     """Optimiser updates made with one batch of completions."""
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"]
     scale_rewards: Literal["group", "batch", "none"]
-    """What the advantage is divided by: the standard deviation of its group, of the batch, or nothing."""
+    """What the advantage is divided by: the standard deviation of its group, of the batch, or
+    nothing.
+    """
     rewards: dict[Literal["accuracy", "format"], float]
     """Reward name -> weight."""
     temperature: PositiveFloat
@@ -112,29 +141,41 @@ class Grpo(SettingsGroup):
     max_completion_length: PositiveInt
     """Tokens."""
     gradient_checkpointing: bool
-    """Compute activations a second time instead of keeping them: a third more work, far less memory. Choose it when a step of one prompt a
-    device does not fit, before ZeRO-3."""
+    """Compute activations a second time instead of keeping them: a third more work, far less
+    memory. Choose it when a step of one prompt a device does not fit, before ZeRO-3.
+    """
     bf16: bool
-    """Mixed precision: compute in bfloat16. Choose it on any GPU that has it (Ampere and newer); on a CPU it is slower."""
+    """Mixed precision: compute in bfloat16. Choose it on any GPU that has it (Ampere and newer); on
+    a CPU it is slower.
+    """
     parallel: Literal["auto", "none", "ddp", "zero2", "zero3"]
-    """How the GPUs of a slot share a training, one process on each. auto: by DDP if there are several, else plainly. none: plainly, on
-    the first. ddp: refused where there is but one. zero2: DeepSpeed cuts optimiser and gradients into a part for each GPU; choose it when
-    a 2B or 3B model's do not fit beside the weights. zero3: the weights too, gathered for each pass; slowest, so only when a
-    model does not fit otherwise. infra/deepspeed/ has their configurations; they need the extra `gpu`. docs/launch.md"""
+    """How the GPUs of a slot share a training, one process on each. auto: by DDP if there are
+    several, else plainly. none: plainly, on the first. ddp: refused where there is but one. zero2:
+    DeepSpeed cuts optimiser and gradients into a part for each GPU; choose it when a 2B or 3B
+    model's do not fit beside the weights. zero3: the weights too, gathered for each pass; slowest,
+    so only when a model does not fit otherwise. infra/deepspeed/ has their configurations; they
+    need the extra `gpu`. docs/launch.md
+    """
     timeout_minutes: PositiveFloat
-    """How long a process waits for the others before the training ends. More where one may be long at something alone, such as writing
-    its state to a slow disk; less to notice sooner that one hangs."""
+    """How long a process waits for the others before the training ends. More where one may be long
+    at something alone, such as writing its state to a slow disk; less to notice sooner that one
+    hangs.
+    """
     rollout: Literal["policy", "vllm-colocate", "vllm-server"]
-    """What samples completions. policy: the policy itself, behind its own pass over the prompt; choose it for answers of some ten tokens.
-    vllm-colocate: vLLM on the same GPUs; choose it for thoughts of hundreds of tokens. vllm-server: vLLM on GPUs of its own, `vllm_server`.
-    Both need a GPU and the extra `vllm`, and cannot give the same draws again."""
+    """What samples completions. policy: the policy itself, behind its own pass over the prompt;
+    choose it for answers of some ten tokens. vllm-colocate: vLLM on the same GPUs; choose it for
+    thoughts of hundreds of tokens. vllm-server: vLLM on GPUs of its own, `vllm_server`. Both need a
+    GPU and the extra `vllm`, and cannot give the same draws again.
+    """
     vllm_memory_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of a GPU's memory that vLLM takes beside a training (vllm-colocate)."""
     vllm_server: Annotated[str, Field(pattern=r"^https?://[^/@\s]+$")] | None
     """Address of the server of vllm-server, as http://host:8000."""
     logging_steps: PositiveInt
     save_steps: Annotated[int, Field(ge=0)]
-    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
+    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps
+    none.
+    """
 
     @model_validator(mode="after")
     def _has_rewards(self) -> Self:
@@ -148,12 +189,17 @@ class Grpo(SettingsGroup):
             self._check_sharing()
         self._check_parallel()
         if self.save_steps % self.logging_steps:
-            raise ValueError(f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}")
+            raise ValueError(
+                f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}"
+            )
         return self
 
     def _check_sharing(self) -> None:
         if self.skip_zero_advantage and self.beta:
-            raise ValueError(f"skip_zero_advantage needs beta 0, not {self.beta}: the KL of a group without advantage has a gradient")
+            raise ValueError(
+                f"skip_zero_advantage needs beta 0, not {self.beta}: the KL of a group without"
+                " advantage has a gradient"
+            )
         if self.reuse_prompt_pass:
             wrong = {
                 "skip_zero_advantage": self.skip_zero_advantage,
@@ -163,29 +209,36 @@ class Grpo(SettingsGroup):
                 "num_iterations above 1": self.num_iterations > 1,
             }
             if refused := [name for name, given in wrong.items() if given]:
-                raise ValueError(f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false")
+                raise ValueError(
+                    f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false"
+                )
 
     def _check_parallel(self) -> None:
         if self.parallel == "zero3" and self.lora:
             raise ValueError(
-                "lora excludes parallel zero3, which cuts the weights an adapter is merged into: set parallel to auto or zero2"
+                "lora excludes parallel zero3, which cuts the weights an adapter is merged into:"
+                " set parallel to auto or zero2"
             )
         if self.parallel == "zero3" and self.vision_cache_mb:
             raise ValueError(
-                "vision_cache_mb excludes parallel zero3: a process that has an image's features would not gather the tower's weights, "
-                "and the others would wait for it. Set it to 0"
+                "vision_cache_mb excludes parallel zero3: a process that has an image's features"
+                " would not gather the tower's weights, and the others would wait for it. Set it"
+                " to 0"
             )
         if (self.rollout == "vllm-server") != (self.vllm_server is not None):
             raise ValueError(
-                f"rollout {self.rollout} with vllm_server {self.vllm_server}: the address belongs to vllm-server, and it needs one"
+                f"rollout {self.rollout} with vllm_server {self.vllm_server}: the address belongs"
+                " to vllm-server, and it needs one"
             )
 
 
 class Sft(SettingsGroup):
-    """Stage train of a checkpoint with `method: sft`: supervised fine-tuning on the answers, as TRL's SFTTrainer runs it.
+    """Stage train of a checkpoint with `method: sft`: supervised fine-tuning on the answers, as
+    TRL's SFTTrainer runs it.
 
-    All else is `grpo`'s, so that the two differ in the method alone: seed, prompts a step and their order, steps, norm of the
-    gradients, Adam's second moment, frozen tower, adapter, precision, DeepSpeed, logging. What belongs to completions is unused.
+    All else is `grpo`'s, so that the two differ in the method alone: seed, prompts a step and their
+    order, steps, norm of the gradients, Adam's second moment, frozen tower, adapter, precision,
+    DeepSpeed, logging. What belongs to completions is unused.
     """
 
     learning_rate: PositiveFloat
@@ -194,29 +247,40 @@ class Sft(SettingsGroup):
     """Share of the optimiser steps in which the learning rate rises from zero."""
     weight_decay: NonNegativeFloat
     save_steps: Annotated[int, Field(ge=0)]
-    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps none."""
+    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps
+    none.
+    """
 
 
 class Evaluate(SettingsGroup):
     """Stage evaluate."""
 
     batch_size: PositiveInt | Literal["auto"]
-    """Answers generated together, each to a question about one image. auto: as many as the memory of the GPU holds, found by trying; 64
-    on a CPU. Choose a number for the same rounding on every machine, auto for speed on a GPU."""
+    """Answers generated together, each to a question about one image. auto: as many as the memory
+    of the GPU holds, found by trying; 64 on a CPU. Choose a number for the same rounding on every
+    machine, auto for speed on a GPU.
+    """
     dtype: Literal["float32", "bfloat16"] | None
-    """What answers are computed in; null: base.dtype. Choose bfloat16 where weights are in float32 for training's sake alone (grpo.bf16):
-    float32 has a fifteenth of its speed on a GPU."""
+    """What answers are computed in; null: base.dtype. Choose bfloat16 where weights are in float32
+    for training's sake alone (grpo.bf16): float32 has a fifteenth of its speed on a GPU.
+    """
     max_new_tokens: PositiveInt
     ablations: bool
-    """Ask every question of a black image and of another image of its modality too: what did the image contribute?"""
+    """Ask every question of a black image and of another image of its modality too: what did the
+    image contribute?
+    """
 
 
 class Tracking(SettingsGroup):
-    """Runs of stages train and evaluate in Weights & Biases. No stage depends on it: turning it on makes nothing stale."""
+    """Runs of stages train and evaluate in Weights & Biases. No stage depends on it: turning it on
+    makes nothing stale.
+    """
 
     wandb: Literal["none", "offline", "online"]
-    """offline keeps runs in .scratch/wandb for `wandb sync`. Choose it where workers have no network; online where they have, with
-    WANDB_API_KEY in the environment: it falls back to offline if the server does not answer. WANDB_MODE says otherwise."""
+    """offline keeps runs in .scratch/wandb for `wandb sync`. Choose it where workers have no
+    network; online where they have, with WANDB_API_KEY in the environment: it falls back to offline
+    if the server does not answer. WANDB_MODE says otherwise.
+    """
     project: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]
     entity: str | None
     """Team or user that the project belongs to; null: the account's own."""
@@ -230,30 +294,49 @@ class Report(SettingsGroup):
 
 
 class Retrain(SettingsGroup):
-    """Flow retrain: which new data is taken, and when what was trained on it takes the champion's place. No stage reads it."""
+    """Flow retrain: which new data is taken, and when what was trained on it takes the champion's
+    place. No stage reads it.
+    """
 
     debounce_seconds: NonNegativeFloat
-    """A source that has changed is taken when it has looked the same for so long: an upload that goes on, or many, make one run."""
+    """A source that has changed is taken when it has looked the same for so long: an upload that
+    goes on, or many, make one run.
+    """
     max_fewer_questions: Annotated[float, Field(ge=0, le=1)]
-    """Share of the questions of the champion's corpus, of all and of each modality, that a new one may lack."""
+    """Share of the questions of the champion's corpus, of all and of each modality, that a new one
+    may lack.
+    """
     max_refused: Annotated[float, Field(ge=0, le=1)]
-    """Share of the records of new data that download and resize together may have refused. Each of the two stages has stopped before
-    if it refused more than the group `quarantine` allows, whatever it runs for."""
+    """Share of the records of new data that download and resize together may have refused. Each of
+    the two stages has stopped before if it refused more than the group `quarantine` allows,
+    whatever it runs for.
+    """
     warn_drift: Share
-    """Jensen-Shannon distance from the champion's corpus, of one feature in one modality or in all, from which it is told; 0.13 is about
-    a population stability index of 0.1."""
+    """Jensen-Shannon distance from the champion's corpus, of one feature in one modality or in all,
+    from which it is told; 0.13 is about a population stability index of 0.1.
+    """
     max_drift: Share | None
     """The same, beyond which new data is not trained on; null: drift stops nothing."""
     ignored_modalities: list[str]
-    """Values of modality_type that are known to be none of ours; any other unknown one stops the run."""
+    """Values of modality_type that are known to be none of ours; any other unknown one stops the
+    run.
+    """
     min_test_questions: PositiveInt
-    """A checkpoint with fewer test questions of its own, that both sides can be asked, is not judged, and so not promoted."""
+    """A checkpoint with fewer test questions of its own, that both sides can be asked, is not
+    judged, and so not promoted.
+    """
     max_loss: NonNegativeFloat
-    """Points. The 95% interval of challenger minus champion, on its own test and over its axis, may not reach below minus this."""
+    """Points. The 95% interval of challenger minus champion, on its own test and over its axis, may
+    not reach below minus this.
+    """
     never_worse: list[str]
-    """Cells, "<checkpoint>/<modality or question type tested>", in which the challenger must answer as many questions rightly."""
+    """Cells, "<checkpoint>/<modality or question type tested>", in which the challenger must answer
+    as many questions rightly.
+    """
     min_better: Annotated[int, Field(ge=0)]
-    """Checkpoints that must be better on their own test: interval above zero, and McNemar's p, after Holm, below 0.05."""
+    """Checkpoints that must be better on their own test: interval above zero, and McNemar's p,
+    after Holm, below 0.05.
+    """
 
 
 class Checkpoint(SettingsGroup):
@@ -261,13 +344,19 @@ class Checkpoint(SettingsGroup):
 
     axis: Literal["modality", "task"]
     split: str
-    """What it learns from: a modality or a question type. Left out, it is the checkpoint's name; dvc.yaml wants it written out."""
+    """What it learns from: a modality or a question type. Left out, it is the checkpoint's name;
+    dvc.yaml wants it written out.
+    """
     method: Literal["grpo", "sft"] = "grpo"
-    """How it learns. A checkpoint by GRPO has the name of its split, one by SFT is called sft-<split>. dvc.yaml wants it written out."""
+    """How it learns. A checkpoint by GRPO has the name of its split, one by SFT is called
+    sft-<split>. dvc.yaml wants it written out.
+    """
     images: str
     """Folder of the images its split needs; dvc.yaml makes it a dependency."""
     start: str = "models/base"
-    """Folder of the policy it begins with, its reference too: the base, or what was trained before. dvc.yaml wants it written out."""
+    """Folder of the policy it begins with, its reference too: the base, or what was trained before.
+    dvc.yaml wants it written out.
+    """
     grpo: dict[str, Any] = Field(default_factory=dict)
     """Keys of `grpo` that differ for this checkpoint."""
     sft: dict[str, Any] = Field(default_factory=dict)

@@ -1,7 +1,9 @@
-"""One raw archive, a zip or an uncompressed tar: what it lists, and any member of it read in place, from any thread.
+"""One raw archive, a zip or an uncompressed tar: what it lists, and any member of it read in place,
+from any thread.
 
-Nothing is ever unpacked to a path that an archive names: members are read into memory, one by one, by their position in the
-file. What may stand in an archive at all is said in stages/corpus/archives/safety.py, what a corpus is in stages/corpus/archives/source.py.
+Nothing is ever unpacked to a path that an archive names: members are read into memory, one by one,
+by their position in the file. What may stand in an archive at all is said in
+stages/corpus/archives/safety.py, what a corpus is in stages/corpus/archives/source.py.
 """
 
 from __future__ import annotations
@@ -24,7 +26,13 @@ from stages.corpus.dataset.zip_header import HEADER_SIZE, find_content
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 _AGAIN: Final = "fetch it again, or make it again from the corpus's folder"
-_ZIP_DAMAGE: Final = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error, OverflowError)
+_ZIP_DAMAGE: Final = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    UnicodeDecodeError,
+    struct.error,
+    OverflowError,
+)
 # ValueError: what tarfile says of a size or a list of holes that is no number
 _TAR_DAMAGE: Final = (tarfile.TarError, ValueError, RecursionError, OverflowError)
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
@@ -33,10 +41,15 @@ _LARGEST_HEADER: Final = 2**20
 
 
 class DamagedMemberError(RefusedDataError):
-    """A file of the corpus whose bytes cannot be had; the others can. `name` is the file's, `why` the reason alone."""
+    """A file of the corpus whose bytes cannot be had; the others can. `name` is the file's, `why`
+    the reason alone.
+    """
 
     def __init__(self, path: Path, name: str, why: str) -> None:
-        super().__init__(f"{path}: member {name!r} cannot be read ({why}): it may be cut short or damaged; {_AGAIN}")
+        super().__init__(
+            f"{path}: member {name!r} cannot be read ({why}): it may be cut short or damaged;"
+            f" {_AGAIN}"
+        )
         self.name, self.why = name, why
 
 
@@ -52,9 +65,10 @@ class _SizeMismatchError(Exception):
 class Member:
     """A file or folder of a source, as the source lists it.
 
-    `size` and `packed` are its bytes unpacked and as they lie there, `end - position` what it takes of the container's file (0 in a
-    folder); `refused` says why it may not be there at all. `mark` is what the source itself says of the content, so that another
-    content would have another mark; empty if it says nothing. `load` reads the content: whole, or DamagedMemberError.
+    `size` and `packed` are its bytes unpacked and as they lie there, `end - position` what it takes
+    of the container's file (0 in a folder); `refused` says why it may not be there at all. `mark`
+    is what the source itself says of the content, so that another content would have another mark;
+    empty if it says nothing. `load` reads the content: whole, or DamagedMemberError.
     """
 
     source: Path
@@ -70,21 +84,26 @@ class Member:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether the first bytes are those of a zip: zipfile would also accept a tar that ends with one."""
+    """Whether the first bytes are those of a zip: zipfile would also accept a tar that ends with
+    one.
+    """
     with path.open("rb") as handle:
         return handle.read(2) == b"PK"
 
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[list[Member]]:
-    """The members of a zip, in the order of their bytes; they can be read until this is left. RefusedDataError if it is damaged."""
+    """The members of a zip, in the order of their bytes; they can be read until this is left.
+    RefusedDataError if it is damaged.
+    """
     with path.open("rb") as handle:
         yield _zip_members(path, handle)
 
 
 @contextmanager
 def open_tar(path: Path, called: Path) -> Iterator[list[Member]]:
-    """The members of an uncompressed tar; they can be read until this is left. RefusedDataError if it is damaged.
+    """The members of an uncompressed tar; they can be read until this is left. RefusedDataError if
+    it is damaged.
 
     `called`: the archive that errors name, of which `path` may be an uncompressed copy.
     """
@@ -102,18 +121,23 @@ def damage_explained(path: Path, kinds: tuple[type[Exception], ...]) -> Iterator
     except kinds as error:
         why = f"{error or type(error).__name__}"
         raise RefusedDataError(
-            f"{path} is not a whole zip, tar, tar.gz or tar.zst ({why}): it may be cut short or damaged; {_AGAIN}"
+            f"{path} is not a whole zip, tar, tar.gz or tar.zst ({why}): it may be cut short or"
+            f" damaged; {_AGAIN}"
         ) from error
 
 
 def _zip_members(path: Path, handle: IO[bytes]) -> list[Member]:
-    """All members; what zipfile knows of each, which takes several times their memory, goes as they are made."""
+    """All members; what zipfile knows of each, which takes several times their memory, goes as they
+    are made.
+    """
     with damage_explained(path, _ZIP_DAMAGE), zipfile.ZipFile(handle) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         end = archive.start_dir
     del archive
     members = []
-    while infos:  # from behind: a member ends before the next begins, or where the list of members does
+    while (
+        infos
+    ):  # from behind: a member ends before the next begins, or where the list of members does
         info = infos.pop()
         members.append(_zip_member(path, handle.fileno(), info, end))
         end = info.header_offset
@@ -127,7 +151,10 @@ def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) ->
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         refused = "a link" if kind == stat.S_IFLNK else "a device file"
     elif info.compress_type not in _METHODS:
-        refused = f"packed by method {info.compress_type}, of which only 0 (stored), 8 (deflate) and 12 (bzip2) are read"
+        refused = (
+            f"packed by method {info.compress_type}, of which only 0 (stored), 8 (deflate) and 12"
+            " (bzip2) are read"
+        )
     if info.header_offset < 0:
         refused = refused or "a place before the beginning of the file"
     # from the first byte of its header to the last of its content, at the least
@@ -137,12 +164,34 @@ def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) ->
     name = _zip_name(info)
     mark = f"zip {name} {info.file_size} {info.CRC:08x}"
     utf8, sizes = bool(info.flag_bits & 0x800), (info.compress_size, info.file_size)
-    packed = _Packed(path, name, descriptor, info.header_offset, info.orig_filename, utf8, info.compress_type, *sizes, info.CRC)
-    return Member(path, name, *sizes[::-1], info.header_offset, least, name.endswith("/"), refused, mark, packed.load)
+    packed = _Packed(
+        path,
+        name,
+        descriptor,
+        info.header_offset,
+        info.orig_filename,
+        utf8,
+        info.compress_type,
+        *sizes,
+        info.CRC,
+    )
+    return Member(
+        path,
+        name,
+        *sizes[::-1],
+        info.header_offset,
+        least,
+        name.endswith("/"),
+        refused,
+        mark,
+        packed.load,
+    )
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The name, with a surrogate in it if it is not UTF-8. Some zips, those of macOS too, hold UTF-8 without saying so."""
+    """The name, with a surrogate in it if it is not UTF-8. Some zips, those of macOS too, hold
+    UTF-8 without saying so.
+    """
     if info.flag_bits & 0x800 or info.orig_filename.isascii():
         return info.orig_filename
     return info.orig_filename.encode("cp437").decode("utf-8", "surrogateescape")
@@ -236,11 +285,24 @@ def _tar_member(path: Path, descriptor: int, info: tarfile.TarInfo) -> Member:
         refused = "a device file"
     load = partial(_load, path, info.name, partial(_pread, descriptor, info.size, info.offset_data))
     end = info.offset_data + info.size
-    return Member(path, info.name, info.size, info.size, info.offset_data, end, info.isdir(), refused, "", load)
+    return Member(
+        path,
+        info.name,
+        info.size,
+        info.size,
+        info.offset_data,
+        end,
+        info.isdir(),
+        refused,
+        "",
+        load,
+    )
 
 
 class _Headers:
-    """A tar's file as tarfile may read it to list members: no header block beyond all measure is taken into memory."""
+    """A tar's file as tarfile may read it to list members: no header block beyond all measure is
+    taken into memory.
+    """
 
     def __init__(self, handle: IO[bytes]) -> None:
         self._handle = handle

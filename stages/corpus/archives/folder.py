@@ -1,4 +1,6 @@
-"""The files of a folder, listed without following a link and without opening anything that is no regular file."""
+"""The files of a folder, listed without following a link and without opening anything that is no
+regular file.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _KINDS: Final = {stat.S_IFLNK: "a link", stat.S_IFSOCK: "a socket", stat.S_IFIFO
 
 
 def list_folder(root: Path, most: int) -> list[Member]:
-    """All files below `root`, each with its path from there; no more than `most` + 1. InputError for a folder that cannot be listed."""
+    """All files below `root`, each with its path from there; no more than `most` + 1. InputError
+    for a folder that cannot be listed.
+    """
     members: list[Member] = []
     for member in _walk(root):
         members.append(member)
@@ -28,7 +32,11 @@ def list_folder(root: Path, most: int) -> list[Member]:
 
 def archives_in(files: Iterable[Member]) -> list[Member]:
     """Those that lie at the top and are archives by their name, sorted."""
-    found = [member for member in files if "/" not in member.name and not member.refused and member.name.lower().endswith(_SUFFIXES)]
+    found = [
+        member
+        for member in files
+        if "/" not in member.name and not member.refused and member.name.lower().endswith(_SUFFIXES)
+    ]
     return sorted(found, key=lambda member: member.name)
 
 
@@ -45,7 +53,10 @@ def _walk(root: Path) -> Iterator[Member]:
                     else:
                         yield _member(root, name, entry.stat(follow_symlinks=False))
         except PermissionError as error:
-            raise InputError(f"{root / folder} may not be read: give yourself the right to (`chmod -R u+rX {root}`)") from error
+            raise InputError(
+                f"{root / folder} may not be read: give yourself the right to (`chmod -R u+rX"
+                f" {root}`)"
+            ) from error
 
 
 def _member(root: Path, name: str, info: os.stat_result) -> Member:
@@ -59,10 +70,13 @@ def _member(root: Path, name: str, info: os.stat_result) -> Member:
 def _load(root: Path, name: str, size: int) -> bytes:
     path = root / name
     try:
-        # it was a regular file when it was listed: no link or pipe that has taken its place is opened
+        # it was a regular file when it was listed: no link or pipe that has taken its place is
+        # opened
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError as error:
-        raise InputError(f"{path} may not be read: give yourself the right to (`chmod u+r`)") from error
+        raise InputError(
+            f"{path} may not be read: give yourself the right to (`chmod u+r`)"
+        ) from error
     except OSError as error:
         raise DamagedMemberError(root, name, error.strerror or str(error)) from error
     with open(descriptor, "rb") as handle:
@@ -70,5 +84,7 @@ def _load(root: Path, name: str, size: int) -> bytes:
             raise DamagedMemberError(root, name, "it is no regular file any more")
         content = handle.read(size + 1)
     if len(content) != size:
-        raise DamagedMemberError(root, name, f"it had {size} bytes when it was listed, and has not now")
+        raise DamagedMemberError(
+            root, name, f"it had {size} bytes when it was listed, and has not now"
+        )
     return content

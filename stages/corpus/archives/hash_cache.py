@@ -1,10 +1,12 @@
-"""What images hashed to when they were last read, so that one that has not changed is not read again.
+"""What images hashed to when they were last read, so that one that has not changed is not read
+again.
 
-An image is known by its mark (stages/corpus/archives/source.py). This takes two contents for the same if a zip gives both the same name,
-size and CRC-32, or a folder the same path, size, time of change and inode. So it does not see bytes that were damaged while the CRC
-beside them stayed, nor a CRC that somebody forged. Both are seen by stage resize, which compares what it reads with the hash: the one
-sends records to quarantine there, the other is an error, and no wrong image is taken for the right one.
-A file to lose: without it, or if it is damaged, all images are read.
+An image is known by its mark (stages/corpus/archives/source.py). This takes two contents for the
+same if a zip gives both the same name, size and CRC-32, or a folder the same path, size, time of
+change and inode. So it does not see bytes that were damaged while the CRC beside them stayed, nor a
+CRC that somebody forged. Both are seen by stage resize, which compares what it reads with the hash:
+the one sends records to quarantine there, the other is an error, and no wrong image is taken for
+the right one. A file to lose: without it, or if it is damaged, all images are read.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from stages.core.outputs import atomic_file
 MOST: Final = 4_000_000
 """Images that are remembered, 48 bytes each."""
 OTHER_CORPUS: Final = (
-    "the corpus is another one than was read, or lies about its members: delete .scratch/corpus/hashes, `dvc repro -f download`"
+    "the corpus is another one than was read, or lies about its members: delete"
+    " .scratch/corpus/hashes, `dvc repro -f download`"
 )
 """What to do about an image that does not have its hash."""
 _MAGIC: Final = b"sha256 of images, 1\n"
@@ -36,13 +39,17 @@ class HashCache:
         self._known = _read(path)
 
     def get(self, mark: str) -> str | None:
-        """The hash of the content that had this mark; None if it is not known, or the mark is empty."""
+        """The hash of the content that had this mark; None if it is not known, or the mark is
+        empty.
+        """
         found = self._known.get(_key(mark)) if mark else None
         return found.hex() if found else None
 
     def write(self, seen: Mapping[str, str]) -> None:
         """Remember these marks and hashes, and nothing else, for the next run."""
-        known = sorted((_key(mark), bytes.fromhex(digest)) for mark, digest in seen.items() if mark)[:MOST]
+        known = sorted(
+            (_key(mark), bytes.fromhex(digest)) for mark, digest in seen.items() if mark
+        )[:MOST]
         digest = hashlib.sha256(_MAGIC)
         with atomic_file(self.path) as temporary, temporary.open("wb") as out:
             out.write(_MAGIC)

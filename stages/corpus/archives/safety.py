@@ -1,7 +1,9 @@
-"""What may stand in a corpus at all: names that lead nowhere else and are told apart on every system, and sizes within limits.
+"""What may stand in a corpus at all: names that lead nowhere else and are told apart on every
+system, and sizes within limits.
 
-One bad member refuses the whole source, before any is read: who plants one may have planted others. A member that is only
-damaged is no danger, and is found out when it is read (stages/corpus/archives/archive.py).
+One bad member refuses the whole source, before any is read: who plants one may have planted others.
+A member that is only damaged is no danger, and is found out when it is read
+(stages/corpus/archives/archive.py).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ MIB: Final = 2**20
 
 
 def checked(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict[str, Member]:
-    """The files among `members` by their normal name. RefusedDataError names the first that may not be there, and says what to do."""
+    """The files among `members` by their normal name. RefusedDataError names the first that may not
+    be there, and says what to do.
+    """
     files: dict[str, Member] = {}
     keys: dict[str, str] = {}
     total = count = 0
@@ -38,7 +42,11 @@ def checked(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict
         if count > limits.max_members:
             raise _over(path, f"more than {limits.max_members} members", "max_members")
         if total > limits.max_total_mb * MIB:
-            raise _over(path, f"more than {limits.max_total_mb} MiB unpacked, up to member {member.name!a}", "max_total_mb")
+            raise _over(
+                path,
+                f"more than {limits.max_total_mb} MiB unpacked, up to member {member.name!a}",
+                "max_total_mb",
+            )
         name = posixpath.normpath(member.name)
         if why := member.refused or unsafe_path(member.name) or _too_long(name):
             raise _refused(member, why)
@@ -54,16 +62,22 @@ def checked(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict
 
 
 def check_growth(path: Path, unpacked: int, packed: int, limits: CorpusLimits) -> None:
-    """RefusedDataError if a stream has given more than it may, of which `packed` bytes were read and `unpacked` came out."""
+    """RefusedDataError if a stream has given more than it may, of which `packed` bytes were read
+    and `unpacked` came out.
+    """
     if unpacked > limits.max_total_mb * MIB:
         raise _over(path, f"more than {limits.max_total_mb} MiB unpacked", "max_total_mb")
     if unpacked > _FREE_RATIO + packed * limits.max_ratio:
-        raise _over(path, f"more than {limits.max_ratio} bytes unpacked from each of its own", "max_ratio")
+        raise _over(
+            path, f"more than {limits.max_ratio} bytes unpacked from each of its own", "max_ratio"
+        )
 
 
 def _check_size(path: Path, member: Member, limits: CorpusLimits) -> None:
     if (most := max(member.size, member.packed)) > limits.max_member_mb * MIB:
-        what = f"member {member.name!r} has {most / MIB:.0f} MiB, more than {limits.max_member_mb} MiB"
+        what = (
+            f"member {member.name!r} has {most / MIB:.0f} MiB, more than {limits.max_member_mb} MiB"
+        )
         raise _over(path, what, "max_member_mb")
     if member.size > _FREE_RATIO + member.packed * limits.max_ratio:
         grows = f"would grow from {member.packed} to {member.size} bytes"
@@ -73,8 +87,8 @@ def _check_size(path: Path, member: Member, limits: CorpusLimits) -> None:
 
 def _over(path: Path, what: str, limit: str) -> RefusedDataError:
     return RefusedDataError(
-        f"{path}: {what}: exceeds corpus.limits.{limit} (possible decompression bomb): remove it, or raise the limit in "
-        "params.yaml if you trust it",
+        f"{path}: {what}: exceeds corpus.limits.{limit} (possible decompression bomb): remove it,"
+        " or raise the limit in params.yaml if you trust it",
         CorpusFault.LIMIT,
     )
 
@@ -87,7 +101,9 @@ def _refused(member: Member, why: str) -> RefusedDataError:
 def _too_long(name: str) -> str | None:
     if len(name) > LONGEST_PATH // 4 and len(name.encode()) > LONGEST_PATH:
         return f"a path longer than {LONGEST_PATH} bytes"
-    if len(name) > LONGEST_NAME // 4 and any(len(part.encode()) > LONGEST_NAME for part in name.split("/")):
+    if len(name) > LONGEST_NAME // 4 and any(
+        len(part.encode()) > LONGEST_NAME for part in name.split("/")
+    ):
         return f"a name longer than {LONGEST_NAME} bytes"
     return None
 
@@ -97,7 +113,8 @@ def _same(member: Member, other: Member, exactly: bool) -> str:
     if exactly:
         return f"a name that stands{where} already" if where else "a name that stands in it twice"
     return (
-        f"a name that other systems cannot tell from {other.name!a}{where} (upper and lower case, or the same letter written in two ways)"
+        f"a name that other systems cannot tell from {other.name!a}{where} (upper and lower case,"
+        " or the same letter written in two ways)"
     )
 
 

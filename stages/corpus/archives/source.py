@@ -4,8 +4,9 @@
 - A tar.gz or tar.zst cannot be: it is unpacked once, in a stream, to one uncompressed tar (stages/corpus/archives/unpacked.py).
 - Of a folder, files are read by their path. Archives directly in it count as if what they hold lay there.
 
-Two layouts are known. OmniMedVQA's: one folder that holds `QA_information/Open-access` and `Images`. A table's: one or more *.csv at the
-root and images anywhere below; these are named as if they lay under `Images`, as in the other.
+Two layouts are known. OmniMedVQA's: one folder that holds `QA_information/Open-access` and
+`Images`. A table's: one or more *.csv at the root and images anywhere below; these are named as if
+they lay under `Images`, as in the other.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Corpus:
     """The files of a corpus, named relative to the folder that holds its questions."""
 
     def __init__(self, path: Path, members: Iterable[Member], limits: CorpusLimits) -> None:
-        """Check every member; `RefusedDataError` names the first that is unsafe, or says what is not found."""
+        """Check every member; `RefusedDataError` names the first that is unsafe, or says what is
+        not found.
+        """
         self.path = path
         self._files = _named(path, checked(path, members, limits))
 
@@ -48,7 +51,9 @@ class Corpus:
 
     @property
     def question_files(self) -> list[str]:
-        """Those that hold questions, sorted: JSON directly in QA_information/Open-access, CSV at the root."""
+        """Those that hold questions, sorted: JSON directly in QA_information/Open-access, CSV at
+        the root.
+        """
         return [name for name in self._files if _holds_questions(name)]
 
     def __contains__(self, name: str) -> bool:
@@ -60,12 +65,19 @@ class Corpus:
         return self._files[name].size
 
     def mark(self, name: str) -> str:
-        """What tells this content from another without reading it, as far as the source says; empty if it says nothing."""
+        """What tells this content from another without reading it, as far as the source says; empty
+        if it says nothing.
+        """
         return self._files[name].mark
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """These names in the order of storage, in which they are read fastest. KeyError for an unknown one."""
-        return sorted(names, key=lambda name: (str(self._files[name].source), self._files[name].position, name))
+        """These names in the order of storage, in which they are read fastest. KeyError for an
+        unknown one.
+        """
+        return sorted(
+            names,
+            key=lambda name: (str(self._files[name].source), self._files[name].position, name),
+        )
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, content) in the order of storage. Raises as `fetch` does."""
@@ -75,7 +87,8 @@ class Corpus:
     def fetch(self, name: str) -> bytes:
         """The content of one file; safe from several threads at once, and nothing of it is kept.
 
-        Raises KeyError for an unknown name, DamagedMemberError for a file whose bytes cannot be had.
+        Raises KeyError for an unknown name, DamagedMemberError for a file whose bytes cannot be
+        had.
         """
         return self._files[name].load()
 
@@ -84,8 +97,9 @@ class Corpus:
 def open_corpus(path: Path, limits: CorpusLimits, scratch: Path = SCRATCH) -> Iterator[Corpus]:
     """Open a corpus of any kind and check all that it holds; it can be read until this is left.
 
-    Raises RefusedDataError for a file that is no archive or is cut short, for an unsafe member, for more than `limits` allow, and for what
-    does not hold one corpus; FileNotFoundError if there is nothing at `path`.
+    Raises RefusedDataError for a file that is no archive or is cut short, for an unsafe member, for
+    more than `limits` allow, and for what does not hold one corpus; FileNotFoundError if there is
+    nothing at `path`.
     """
     with ExitStack() as opened:
         if not path.is_dir():
@@ -93,27 +107,39 @@ def open_corpus(path: Path, limits: CorpusLimits, scratch: Path = SCRATCH) -> It
             yield Corpus(path, members, limits)
             return
         members = list_folder(path, limits.max_members)
-        inner = archives_in(members) if all(_before_layout(member.name) is None for member in members) else []
+        inner = (
+            archives_in(members)
+            if all(_before_layout(member.name) is None for member in members)
+            else []
+        )
         if inner:
             members = [member for member in members if member not in inner]
-            for _, more in _open_archives([path / member.name for member in inner], limits, scratch, opened):
+            for _, more in _open_archives(
+                [path / member.name for member in inner], limits, scratch, opened
+            ):
                 members += _without_top(more)
         yield Corpus(path, members, limits)
 
 
-def _open_archives(paths: Sequence[Path], limits: CorpusLimits, scratch: Path, opened: ExitStack) -> list[tuple[Path, list[Member]]]:
+def _open_archives(
+    paths: Sequence[Path], limits: CorpusLimits, scratch: Path, opened: ExitStack
+) -> list[tuple[Path, list[Member]]]:
     """Each archive with its members, which can be read until `opened` is left."""
     listed = []
     compressed = [path for path in paths if is_compressed(path)]
     with unpacked_tars(compressed, scratch, limits) as copies:
         for path in paths:
-            found = opened.enter_context(open_zip(path) if is_zip(path) else open_tar(copies.get(path, path), path))
+            found = opened.enter_context(
+                open_zip(path) if is_zip(path) else open_tar(copies.get(path, path), path)
+            )
             listed.append((path, found))
     return listed
 
 
 def _without_top(members: Sequence[Member]) -> list[Member]:
-    """One archive of several as if its layout began at the top: each may have a folder of its own around it."""
+    """One archive of several as if its layout began at the top: each may have a folder of its own
+    around it.
+    """
     starts = {start for member in members if (start := _before_layout(member.name)) is not None}
     (start,) = starts if len(starts) == 1 else ("",)
     return [replace(member, name=member.name.removeprefix(start)) for member in members]
@@ -127,7 +153,9 @@ def _before_layout(name: str) -> str | None:
 
 def _holds_questions(name: str) -> bool:
     folder, _, file = name.rpartition("/")
-    return (folder + "/" == QUESTIONS and file.endswith(".json")) or (not folder and _is_table(file))
+    return (folder + "/" == QUESTIONS and file.endswith(".json")) or (
+        not folder and _is_table(file)
+    )
 
 
 def _is_table(name: str) -> bool:
@@ -136,25 +164,41 @@ def _is_table(name: str) -> bool:
 
 def _named(path: Path, files: dict[str, Member]) -> dict[str, Member]:
     """The corpus's files by the names that records use, sorted."""
-    starts = {name[:at] for name in files if (at := f"/{name}".find(f"/{QUESTIONS}")) >= 0 and not name.startswith(_SHADOWS)}
-    roots = sorted(start for start in starts if any(name.startswith(start + IMAGES) for name in files))
+    starts = {
+        name[:at]
+        for name in files
+        if (at := f"/{name}".find(f"/{QUESTIONS}")) >= 0 and not name.startswith(_SHADOWS)
+    }
+    roots = sorted(
+        start for start in starts if any(name.startswith(start + IMAGES) for name in files)
+    )
     if len(roots) == 1:
         root = roots[0]
-        return {name.removeprefix(root): files[name] for name in sorted(files) if name.startswith(root)}
+        return {
+            name.removeprefix(root): files[name] for name in sorted(files) if name.startswith(root)
+        }
     if roots:
-        why = f"{path}: expected one corpus, found {len(roots)} corpora, in {', '.join(map(repr, roots[:3]))}"
+        why = (
+            f"{path}: expected one corpus, found {len(roots)} corpora, in"
+            f" {', '.join(map(repr, roots[:3]))}"
+        )
         raise RefusedDataError(why, CorpusFault.LAYOUT)
     if (top := _table_root(files)) is not None:
-        return _under_images(path, {name.removeprefix(top): files[name] for name in files if name.startswith(top)})
+        return _under_images(
+            path, {name.removeprefix(top): files[name] for name in files if name.startswith(top)}
+        )
     tops = ", ".join(sorted({name.partition("/")[0] for name in files})[:5]) or "nothing"
     raise RefusedDataError(
-        f"{path}: expected one folder with {QUESTIONS} and {IMAGES} (OmniMedVQA's layout), or one with *.csv, found at the top: {tops}",
+        f"{path}: expected one folder with {QUESTIONS} and {IMAGES} (OmniMedVQA's layout), or one"
+        f" with *.csv, found at the top: {tops}",
         CorpusFault.LAYOUT,
     )
 
 
 def _table_root(files: Iterable[str]) -> str | None:
-    """The folder, "" or with a slash at the end, that holds a table and all else; None if there is none."""
+    """The folder, "" or with a slash at the end, that holds a table and all else; None if there is
+    none.
+    """
     names = [name for name in files if not name.startswith(_SHADOWS)]
     tables = [name for name in names if _is_table(name)]
     if not tables:
@@ -170,7 +214,10 @@ def _under_images(path: Path, files: dict[str, Member]) -> dict[str, Member]:
         stays = _holds_questions(name) or name.startswith(IMAGES)
         shown = name if stays else IMAGES + name
         if shown in named:
-            why = f"{path}: {shown!r} stands for two files, one under {IMAGES} and one beside it; rename one of them"
+            why = (
+                f"{path}: {shown!r} stands for two files, one under {IMAGES} and one beside it;"
+                " rename one of them"
+            )
             raise RefusedDataError(why, CorpusFault.LAYOUT)
         named[shown] = member
     return dict(sorted(named.items()))

@@ -1,7 +1,7 @@
 """A compressed tar as an uncompressed one: it can be read in any order only so.
 
-The copy is made once, in a stream, and kept outside all outputs until another archive takes its place: what a run needs of it is
-the newest. It may be deleted at any time, and is then made again.
+The copy is made once, in a stream, and kept outside all outputs until another archive takes its
+place: what a run needs of it is the newest. It may be deleted at any time, and is then made again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from stages.corpus.archives.safety import MIB, check_growth
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _WINDOW: Final = 2**27
-"""Bytes of what came before that zstd may refer to: as much as its own program takes without being asked for more."""
+"""Bytes of what came before that zstd may refer to: as much as its own program takes without being
+asked for more.
+"""
 _BLOCK: Final = 4 * MIB
 _RESERVE: Final = 256 * MIB
 """Bytes that are left free on the disk."""
@@ -43,11 +45,15 @@ def is_compressed(path: Path) -> bool:
 
 
 @contextmanager
-def unpacked_tars(paths: Iterable[Path], folder: Path, limits: CorpusLimits) -> Iterator[dict[Path, Path]]:
-    """The uncompressed copies in `folder` of these compressed tars, made where they are not there; copies of others are deleted.
+def unpacked_tars(
+    paths: Iterable[Path], folder: Path, limits: CorpusLimits
+) -> Iterator[dict[Path, Path]]:
+    """The uncompressed copies in `folder` of these compressed tars, made where they are not there;
+    copies of others are deleted.
 
-    They stay where they are until this is left; one that was opened meanwhile can be read for longer. Whoever else wants some waits:
-    the stages of all modalities begin at once. RefusedDataError for a damaged one or a bomb, DiskFullError for too small a disk.
+    They stay where they are until this is left; one that was opened meanwhile can be read for
+    longer. Whoever else wants some waits: the stages of all modalities begin at once.
+    RefusedDataError for a damaged one or a bomb, DiskFullError for too small a disk.
     """
     if not (wanted := list(paths)):
         yield {}
@@ -66,14 +72,21 @@ def unpacked_tars(paths: Iterable[Path], folder: Path, limits: CorpusLimits) -> 
 def _identity(path: Path) -> str:
     """What tells an archive from the one that lay there before, on this machine."""
     info = path.stat()
-    return hashlib.sha256(f"{path.resolve()} {info.st_size} {info.st_mtime_ns} {info.st_ino}".encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        f"{path.resolve()} {info.st_size} {info.st_mtime_ns} {info.st_ino}".encode()
+    ).hexdigest()[:32]
 
 
 def _unpack(path: Path, target: Path, limits: CorpusLimits) -> None:
     packed = path.stat().st_size
     _check_space(path, target, packed)
     report = progress_reporter(f"unpacking {path.name}", packed // MIB, "MiB")
-    with path.open("rb") as source, damage_explained(path, _DAMAGE), atomic_file(target) as temporary, temporary.open("wb") as out:
+    with (
+        path.open("rb") as source,
+        damage_explained(path, _DAMAGE),
+        atomic_file(target) as temporary,
+        temporary.open("wb") as out,
+    ):
         stream = _stream(source)
         done = 0
         while block := stream.read(_BLOCK):
@@ -89,13 +102,16 @@ def _stream(source: IO[bytes]) -> Any:
     source.seek(0)
     if magic.startswith(_GZIP):
         return gzip.GzipFile(fileobj=source)
-    return zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(source, read_across_frames=True, closefd=False)
+    return zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(
+        source, read_across_frames=True, closefd=False
+    )
 
 
 def _check_space(path: Path, target: Path, needed: int) -> None:
     for _, total, free in find_shortages({target.parent: needed}, _RESERVE):
         raise DiskFullError(
-            f"{path} is unpacked to {target.parent}/, since a compressed tar cannot be read in any order: {free // MIB} MiB are free "
-            f"there, {total // MIB} MiB at least are needed. Free some space (`dvc gc --workspace` drops old results), or "
-            "give the corpus as a zip or an uncompressed tar, which are read in place; then run again"
+            f"{path} is unpacked to {target.parent}/, since a compressed tar cannot be read in any"
+            f" order: {free // MIB} MiB are free there, {total // MIB} MiB at least are needed."
+            " Free some space (`dvc gc --workspace` drops old results), or give the corpus as a"
+            " zip or an uncompressed tar, which are read in place; then run again"
         )

@@ -1,7 +1,9 @@
-"""Resized images, as everything after stage resize opens them: by the path that a split file names, out of the shards they lie in.
+"""Resized images, as everything after stage resize opens them: by the path that a split file names,
+out of the shards they lie in.
 
-The images of a modality lie in data/images/<modality> in shards: zip files that compress nothing, whose members are named by the path
-that follows. So few files are quick to list, hash and send (docs/ingest-storage.md), any program opens them, and
+The images of a modality lie in data/images/<modality> in shards: zip files that compress nothing,
+whose members are named by the path that follows. So few files are quick to list, hash and send
+(docs/ingest-storage.md), any program opens them, and
 
     for modality in data/images/*/; do (cd $modality && unzip -q '*.zip'); done
 
@@ -25,7 +27,16 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.corpus.dataset.zip_header import find_content
 
-__all__ = ["SUFFIX", "MemberLocation", "exists", "identity", "list_shard", "open_image", "read_image", "read_location"]
+__all__ = [
+    "SUFFIX",
+    "MemberLocation",
+    "exists",
+    "identity",
+    "list_shard",
+    "open_image",
+    "read_image",
+    "read_location",
+]
 
 SUFFIX: Final = ".zip"
 
@@ -59,7 +70,8 @@ _indices: dict[Path, _Index] = {}
 def open_image(path: str | Path) -> Image.Image:
     """The image at a path as split files name it, data/images/<modality>/...: RGB, loaded.
 
-    Safe from any thread, and in a process forked from one that has opened images. InputError if it is missing or damaged.
+    Safe from any thread, and in a process forked from one that has opened images. InputError if it
+    is missing or damaged.
     """
     content = read_image(path)
     try:
@@ -76,7 +88,9 @@ def read_image(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path} is missing, in {_folder(path) or 'data/images'}{'/*' + SUFFIX} too: {_REMEDY}") from None
+        raise InputError(
+            f"{path} is missing, in {_folder(path) or 'data/images'}{'/*' + SUFFIX} too: {_REMEDY}"
+        ) from None
 
 
 def exists(path: str | Path) -> bool:
@@ -85,7 +99,9 @@ def exists(path: str | Path) -> bool:
 
 
 def identity(path: str | Path) -> str:
-    """By what an image's bytes are known again, without reading those of a shard. InputError if it is missing."""
+    """By what an image's bytes are known again, without reading those of a shard. InputError if it
+    is missing.
+    """
     if (place := _find(path)) is not None:
         return f"{place.size} {place.crc:08x}"
     return hashlib.sha256(read_image(path)).hexdigest()
@@ -95,13 +111,17 @@ def list_shard(shard: Path) -> dict[str, MemberLocation]:
     """Name -> place of each image of a shard. InputError if it is not a whole zip."""
     try:
         with zipfile.ZipFile(shard) as archive:
-            return {info.filename: MemberLocation(shard, info.header_offset, info.file_size, info.CRC) for info in archive.infolist()}
+            return {
+                info.filename: MemberLocation(shard, info.header_offset, info.file_size, info.CRC)
+                for info in archive.infolist()
+            }
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(f"{shard} is not a whole shard ({error}): {_REMEDY}") from error
 
 
 def read_location(place: MemberLocation, path: str | Path) -> bytes:
-    """The bytes of the image that lies there, `path` to whoever reads an error. InputError if they cannot be had or are damaged.
+    """The bytes of the image that lies there, `path` to whoever reads an error. InputError if they
+    cannot be had or are damaged.
 
     By position, through a descriptor of its own: nothing is shared with other threads or processes.
     """
@@ -112,7 +132,9 @@ def read_location(place: MemberLocation, path: str | Path) -> bytes:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise InputError(f"{path} cannot be read from {place.shard} ({error}): {_REMEDY}") from error
+        raise InputError(
+            f"{path} cannot be read from {place.shard} ({error}): {_REMEDY}"
+        ) from error
     except zipfile.BadZipFile as error:
         raise _damaged(place, path) from error
     if zlib.crc32(content) != place.crc:
@@ -123,7 +145,10 @@ def read_location(place: MemberLocation, path: str | Path) -> bytes:
 def _damaged(place: MemberLocation, path: str | Path) -> InputError:
     # DVC's cache and stage resize's have the same file under other names, and would put it back
     everywhere = f"`find . -samefile {shlex.quote(str(place.shard))} -delete`"
-    return InputError(f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and run `dvc repro resize`")
+    return InputError(
+        f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and"
+        " run `dvc repro resize`"
+    )
 
 
 def _folder(path: str | Path) -> Path | None:

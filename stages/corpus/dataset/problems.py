@@ -1,4 +1,6 @@
-"""The published text of a question: `question A)..., B)...` and `<answer> C </answer>` (Med-R1's split files)."""
+"""The published text of a question: `question A)..., B)...` and `<answer> C </answer>` (Med-R1's
+split files).
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,19 @@ def is_option_list(value: object) -> TypeGuard[list[str]]:
 
 def format_problem(question: str, options: Sequence[str]) -> str:
     """The question with its options (2 to 4 texts) as Med-R1 writes them: "question A)x, B)y"."""
-    return question + " " + ", ".join(f"{letter}){text}" for letter, text in letter_options(options).items())
+    return (
+        question
+        + " "
+        + ", ".join(f"{letter}){text}" for letter, text in letter_options(options).items())
+    )
 
 
 def parse_problem(problem: str) -> tuple[str, dict[str, str]]:
     """The inverse of `format_problem`: ("question", {"A": "x", "B": "y"}).
 
-    Only for split files without the field `options`, and to check that a question survives the published form.
-    Labels are taken in order, each the first one behind the last, so commas and brackets inside options do no harm.
-    Raises ValueError when fewer than two options are found.
+    Only for split files without the field `options`, and to check that a question survives the
+    published form. Labels are taken in order, each the first one behind the last, so commas and
+    brackets inside options do no harm. Raises ValueError when fewer than two options are found.
     """
     starts: list[tuple[int, int]] = []
     position = 0

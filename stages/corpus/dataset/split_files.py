@@ -1,4 +1,6 @@
-"""Read split files: Med-R1's published `image`, `problem`, `solution`, with option texts and the fields to slice results by."""
+"""Read split files: Med-R1's published `image`, `problem`, `solution`, with option texts and the
+fields to slice results by.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from stages.corpus.dataset.problems import is_option_list
 
 KINDS: Final = ("grouped", "published")
 """Splits free of leaks, and splits drawn at random over questions as Med-R1's are."""
-FIELDS: Final = ("image", "problem", "solution", "options", "question_id", "dataset", "modality", "question_type")
+FIELDS: Final = (
+    "image",
+    "problem",
+    "solution",
+    "options",
+    "question_id",
+    "dataset",
+    "modality",
+    "question_type",
+)
 """`options`: the option texts in letter order, so that no reader parses `problem`."""
 
 
@@ -19,11 +30,16 @@ def read_split(path: Path) -> list[dict[str, Any]]:
     """The items of one split file. Raises InputError if it is missing, not such a list, or empty."""
     items = read_json(path, "run `dvc repro splits`")
     if not isinstance(items, list) or not items:
-        raise InputError(f"{path} holds no questions: check the corpus and data/quarantine/, then run `dvc repro splits`")
+        raise InputError(
+            f"{path} holds no questions: check the corpus and data/quarantine/, then run `dvc repro"
+            " splits`"
+        )
     for index, item in enumerate(items):
         missing = [field for field in FIELDS if not isinstance(item, dict) or field not in item]
         if missing:
-            raise InputError(f"{path}, item {index}: {', '.join(missing)} missing; run `dvc repro splits`")
+            raise InputError(
+                f"{path}, item {index}: {', '.join(missing)} missing; run `dvc repro splits`"
+            )
         if not is_option_list(item["options"]):
             wrong = f"options is {item['options']!r:.60}, not a list of 2 to 4 texts"
             raise InputError(f"{path}, item {index}: {wrong}; run `dvc repro splits`")

@@ -8,7 +8,9 @@ import zipfile
 from typing import Final
 
 _LOCAL: Final = struct.Struct("<4s22xHH")
-"""Magic, then at the end the lengths of the name and of the extra field, which follow in this order."""
+"""Magic, then at the end the lengths of the name and of the extra field, which follow in this
+order.
+"""
 HEADER_SIZE: Final = _LOCAL.size
 """Bytes of a local header before the name."""
 

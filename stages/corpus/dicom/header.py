@@ -1,7 +1,9 @@
-"""What a DICOM header says of its pixels, checked before any is decoded, and the few facts that may leave the reader.
+"""What a DICOM header says of its pixels, checked before any is decoded, and the few facts that may
+leave the reader.
 
-Everything that is kept of a header is a number within bounds or a word of a closed list, written here and not copied from the
-file: docs/ingest-dicom.md says of each why it names nobody. Rules for burned-in text: `_check_annotation`.
+Everything that is kept of a header is a number within bounds or a word of a closed list, written
+here and not copied from the file: docs/ingest-dicom.md says of each why it names nobody. Rules for
+burned-in text: `_check_annotation`.
 """
 
 from __future__ import annotations
@@ -23,16 +25,93 @@ from stages.corpus.quarantine.reasons import Reason
 
 BODY_PARTS: Final = frozenset(
     (
-        *("ABDOMEN", "ABDOMENPELVIS", "ANKLE", "AORTA", "ARM", "BLADDER", "BRAIN", "BREAST", "CAROTID", "CHEST", "CHESTABDOMEN"),
-        *("CHESTABDPELVIS", "CLAVICLE", "COCCYX", "COLON", "CSPINE", "EAR", "ELBOW", "EXTREMITY", "EYE", "FEMUR", "FINGER", "FOOT"),
-        *("FOREARM", "HAND", "HEAD", "HEADNECK", "HEART", "HIP", "HUMERUS", "JAW", "KIDNEY", "KNEE", "LEG", "LIVER", "LSPINE", "LUNG"),
-        *("MAXILLA", "NECK", "ORBIT", "PANCREAS", "PELVIS", "PROSTATE", "RIB", "SACRUM", "SCAPULA", "SHOULDER", "SKIN", "SKULL", "SPINE"),
-        *("SPLEEN", "SSPINE", "STERNUM", "STOMACH", "THIGH", "THUMB", "THYROID", "TIBIA", "TOE", "TSPINE", "UTERUS", "WHOLEBODY", "WRIST"),
+        *(
+            "ABDOMEN",
+            "ABDOMENPELVIS",
+            "ANKLE",
+            "AORTA",
+            "ARM",
+            "BLADDER",
+            "BRAIN",
+            "BREAST",
+            "CAROTID",
+            "CHEST",
+            "CHESTABDOMEN",
+        ),
+        *(
+            "CHESTABDPELVIS",
+            "CLAVICLE",
+            "COCCYX",
+            "COLON",
+            "CSPINE",
+            "EAR",
+            "ELBOW",
+            "EXTREMITY",
+            "EYE",
+            "FEMUR",
+            "FINGER",
+            "FOOT",
+        ),
+        *(
+            "FOREARM",
+            "HAND",
+            "HEAD",
+            "HEADNECK",
+            "HEART",
+            "HIP",
+            "HUMERUS",
+            "JAW",
+            "KIDNEY",
+            "KNEE",
+            "LEG",
+            "LIVER",
+            "LSPINE",
+            "LUNG",
+        ),
+        *(
+            "MAXILLA",
+            "NECK",
+            "ORBIT",
+            "PANCREAS",
+            "PELVIS",
+            "PROSTATE",
+            "RIB",
+            "SACRUM",
+            "SCAPULA",
+            "SHOULDER",
+            "SKIN",
+            "SKULL",
+            "SPINE",
+        ),
+        *(
+            "SPLEEN",
+            "SSPINE",
+            "STERNUM",
+            "STOMACH",
+            "THIGH",
+            "THUMB",
+            "THYROID",
+            "TIBIA",
+            "TOE",
+            "TSPINE",
+            "UTERUS",
+            "WHOLEBODY",
+            "WRIST",
+        ),
     )
 )
 """Values of BodyPartExamined that are passed on (of PS3.16 Annex L, those in common use)."""
 
-PHOTOMETRIC: Final = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+PHOTOMETRIC: Final = (
+    "MONOCHROME1",
+    "MONOCHROME2",
+    "PALETTE COLOR",
+    "RGB",
+    "YBR_FULL",
+    "YBR_FULL_422",
+    "YBR_ICT",
+    "YBR_RCT",
+)
 
 _CAPTURED: Final = ("DV", "DI", "DF", "WSD", "SD", "SI", "DRW", "SYN")
 """ConversionType: how a secondary capture was made, from a screen, a film, a drawing."""
@@ -41,14 +120,55 @@ _OFTEN_ANNOTATED: Final = ("US", "IVUS", "ES", "OT", "SC", "XC")
 _SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class, and the beginning of those of its multi-frame kinds."""
 
-_PIXELS: Final = {"PixelData": ("OB", "OW"), "FloatPixelData": ("OF",), "DoubleFloatPixelData": ("OD",)}
+_PIXELS: Final = {
+    "PixelData": ("OB", "OW"),
+    "FloatPixelData": ("OF",),
+    "DoubleFloatPixelData": ("OD",),
+}
 _GROUPS: Final = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _KEYWORDS: Final = (
-    *("SOPClassUID", "ImageType", "Modality", "ConversionType", "BodyPartExamined", "SeriesInstanceUID", "InstanceNumber"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "PixelSpacing", "PixelAspectRatio", "BurnedInAnnotation"),
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *(
+        "SOPClassUID",
+        "ImageType",
+        "Modality",
+        "ConversionType",
+        "BodyPartExamined",
+        "SeriesInstanceUID",
+        "InstanceNumber",
+    ),
+    *(
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "SliceThickness",
+        "PixelSpacing",
+        "PixelAspectRatio",
+        "BurnedInAnnotation",
+    ),
+    *(
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "PlanarConfiguration",
+    ),
+    *(
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+    ),
+    *(
+        "RescaleSlope",
+        "RescaleIntercept",
+        "RescaleType",
+        "ModalityLUTSequence",
+        "WindowCenter",
+        "WindowWidth",
+        "VOILUTFunction",
+    ),
     *("VOILUTSequence", "PresentationLUTShape"),
     *(*PALETTE, *_GROUPS, *_PIXELS),
 )
@@ -56,7 +176,9 @@ _KEYWORDS: Final = (
 
 @dataclass(frozen=True)
 class Tags:
-    """All that goes on beside the pixels. Lengths are in millimetres; None where the file says nothing that is allowed."""
+    """All that goes on beside the pixels. Lengths are in millimetres; None where the file says
+    nothing that is allowed.
+    """
 
     modality: str | None
     body_part: str | None
@@ -93,7 +215,9 @@ class Tags:
 
 @dataclass(frozen=True)
 class SeriesPosition:
-    """Where a file stands in its series. `series` is a hash, good for comparisons within one run of the reader only."""
+    """Where a file stands in its series. `series` is a hash, good for comparisons within one run of
+    the reader only.
+    """
 
     series: str | None = field(repr=False)
     normal_position: float | None
@@ -104,7 +228,9 @@ class SeriesPosition:
 
 @dataclass(frozen=True)
 class Header:
-    """A header that was checked: what decoding needs, what may go on, and where the file stands in a series."""
+    """A header that was checked: what decoding needs, what may go on, and where the file stands in
+    a series.
+    """
 
     tags: Tags
     place: SeriesPosition
@@ -125,12 +251,15 @@ class Header:
 def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) -> Header:
     """Read and check the header of a DICOM file; no pixel is decoded.
 
-    max_pixels: of one frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which
-    quotes no value of the file but the size of the image and words of closed lists.
+    max_pixels: of one frame, if it has a limit of its own beside dicom.max_total_pixels. Raises
+    ImageError with the reason, which quotes no value of the file but the size of the image and
+    words of closed lists.
     """
     syntax, elements = read_elements(content, _KEYWORDS, settings.max_inflated_mb * 2**20)
     if syntax not in DECODERS:
-        raise ImageError(f"DICOM transfer syntax {syntax_name(syntax)!r} is not supported", Reason.IMAGE_SYNTAX)
+        raise ImageError(
+            f"DICOM transfer syntax {syntax_name(syntax)!r} is not supported", Reason.IMAGE_SYNTAX
+        )
     rows, columns, frames = _size(elements, settings, max_pixels)
     photometric = _photometric(elements)
     samples = elements.unsigned("SamplesPerPixel") or 1
@@ -142,7 +271,10 @@ def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) 
     _check_annotation(elements, tags, settings)
     encapsulated = syntax in ENCAPSULATED
     if undefined != encapsulated:
-        raise ImageError("the pixel data are not in the form that the transfer syntax has: wrong length or wrong syntax")
+        raise ImageError(
+            "the pixel data are not in the form that the transfer syntax has: wrong length or wrong"
+            " syntax"
+        )
     if not encapsulated:
         _check_length(len(pixels), rows * columns * samples * allocated, frames, photometric)
     grey = samples == 1 and photometric != "PALETTE COLOR"
@@ -158,7 +290,13 @@ def read_header(content: bytes, settings: Dicom, max_pixels: int | None = None) 
         keyword=keyword,
         representation=representation,
         pixels=pixels,
-        greys=read_greys(elements, Depth(stored, signed), frames, photometric == "MONOCHROME1", window) if grey else (),
+        greys=(
+            read_greys(
+                elements, Depth(stored, signed), frames, photometric == "MONOCHROME1", window
+            )
+            if grey
+            else ()
+        ),
         palette=read_palette(elements, signed=signed) if photometric == "PALETTE COLOR" else None,
     )
 
@@ -179,7 +317,10 @@ def _size(elements: Elements, settings: Dicom, max_pixels: int | None) -> tuple[
         raise ImageError(f"too many frames: {_counted(frames)}, {limited}", Reason.IMAGE_TOO_LARGE)
     if rows * columns * frames > settings.max_total_pixels:
         limited = f"the limit is {settings.max_total_pixels} (dicom.max_total_pixels)"
-        raise ImageError(f"too many pixels: {columns} x {rows} in {frames} frames, {limited}", Reason.IMAGE_TOO_LARGE)
+        raise ImageError(
+            f"too many pixels: {columns} x {rows} in {frames} frames, {limited}",
+            Reason.IMAGE_TOO_LARGE,
+        )
     return rows, columns, frames
 
 
@@ -191,15 +332,25 @@ def _counted(frames: int) -> str:
 def _photometric(elements: Elements) -> str:
     found = elements.code("PhotometricInterpretation", PHOTOMETRIC)
     if found is None:
-        raise ImageError(f"PhotometricInterpretation is missing or none of {', '.join(PHOTOMETRIC)}")
+        raise ImageError(
+            f"PhotometricInterpretation is missing or none of {', '.join(PHOTOMETRIC)}"
+        )
     return found
 
 
 def _pixel_element(elements: Elements) -> tuple[str, bytes, str | None, bool]:
     """(keyword, bytes, value representation, whether the length was undefined)."""
-    found = [(keyword, bulk) for keyword, allowed in _PIXELS.items() if (bulk := elements.bulk(keyword, allowed)) is not None]
+    found = [
+        (keyword, bulk)
+        for keyword, allowed in _PIXELS.items()
+        if (bulk := elements.bulk(keyword, allowed)) is not None
+    ]
     if len(found) != 1:
-        raise ImageError("a DICOM file with several kinds of pixel data" if found else "a DICOM file without pixel data")
+        raise ImageError(
+            "a DICOM file with several kinds of pixel data"
+            if found
+            else "a DICOM file without pixel data"
+        )
     keyword, (pixels, representation, undefined) = found[0]
     return keyword, pixels, representation, undefined
 
@@ -225,14 +376,21 @@ def _bits(elements: Elements, keyword: str) -> tuple[int, int, bool]:
 
 
 def _check_length(found: int, bits: int, frames: int, photometric: str) -> None:
-    """ImageError unless pixel data that are not compressed have the length of their frames, some padding aside."""
+    """ImageError unless pixel data that are not compressed have the length of their frames, some
+    padding aside.
+    """
     if photometric == "YBR_FULL_422":
         bits = bits * 2 // 3
     wanted = math.ceil(bits * frames / 8)
     if found < wanted:
-        raise ImageError("the pixel data are shorter than the image's size demands: cut short, or a wrong header")
+        raise ImageError(
+            "the pixel data are shorter than the image's size demands: cut short, or a wrong header"
+        )
     if found >= wanted + max(bits // 8, 2):
-        raise ImageError("the pixel data are longer, by a frame or more, than the image's size demands: a wrong header")
+        raise ImageError(
+            "the pixel data are longer, by a frame or more, than the image's size demands: a wrong"
+            " header"
+        )
 
 
 def _tags(elements: Elements, size: tuple[int, int, int], photometric: str, stored: int) -> Tags:
@@ -254,7 +412,9 @@ def _tags(elements: Elements, size: tuple[int, int, int], photometric: str, stor
 
 
 def _measures(elements: Elements) -> Elements:
-    """The data set that holds sizes in millimetres: an enhanced multi-frame file has them in a functional group."""
+    """The data set that holds sizes in millimetres: an enhanced multi-frame file has them in a
+    functional group.
+    """
     for group in elements.items(_GROUPS[0])[:1]:
         for measures in group.items("PixelMeasuresSequence")[:1]:
             return measures
@@ -281,18 +441,27 @@ def _aspect(elements: Elements) -> tuple[int, int] | None:
 
 
 def _check_annotation(elements: Elements, tags: Tags, settings: Dicom) -> None:
-    """ImageError if there is text in the pixels, or may well be: burned-in text is beyond what a reader of headers can take out."""
+    """ImageError if there is text in the pixels, or may well be: burned-in text is beyond what a
+    reader of headers can take out.
+    """
     if tags.burned_in:
         if not settings.accept_burned_in:
-            raise ImageError("text is burned into the image, BurnedInAnnotation says (dicom.accept_burned_in)", Reason.IMAGE_ANNOTATION)
-    elif tags.burned_in is None and not settings.accept_unflagged and (kind := _risk(elements, tags)):
+            raise ImageError(
+                "text is burned into the image, BurnedInAnnotation says (dicom.accept_burned_in)",
+                Reason.IMAGE_ANNOTATION,
+            )
+    elif (
+        tags.burned_in is None and not settings.accept_unflagged and (kind := _risk(elements, tags))
+    ):
         why = f"{kind} without BurnedInAnnotation: it may show a name (dicom.accept_unflagged)"
         raise ImageError(why, Reason.IMAGE_UNFLAGGED)
 
 
 def _risk(elements: Elements, tags: Tags) -> str | None:
     """What makes an image one that often has text burned in; None if nothing does."""
-    if (elements.uid("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE) or elements.code("ConversionType", _CAPTURED):
+    if (elements.uid("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE) or elements.code(
+        "ConversionType", _CAPTURED
+    ):
         return "a secondary capture"
     if tags.modality in _OFTEN_ANNOTATED:
         return f"an image of modality {tags.modality}"
@@ -309,7 +478,11 @@ def _place(elements: Elements) -> SeriesPosition:
     if orientation and position:
         (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
         normal = (b * f - c * e, c * d - a * f, a * e - b * d)
-        along = sum(part * at for part, at in zip(normal, position, strict=True)) if any(normal) else None
+        along = (
+            sum(part * at for part, at in zip(normal, position, strict=True))
+            if any(normal)
+            else None
+        )
     number = elements.integers("InstanceNumber", 1)
     hashed = hashlib.sha256(series.encode()).hexdigest() if series else None
     return SeriesPosition(hashed, along, orientation, number[0] if number else None)

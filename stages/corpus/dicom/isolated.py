@@ -1,4 +1,5 @@
-"""Frames decoded in a process of their own, one for each thread: a decoder that crashes or hangs is the file's fault, not the stage's end.
+"""Frames decoded in a process of their own, one for each thread: a decoder that crashes or hangs is
+the file's fault, not the stage's end.
 
 What the decoder writes to standard error, which no filter of Python's would catch, is dropped.
 """
@@ -23,10 +24,14 @@ _PATIENCE: Final = 120.0
 _mine = threading.local()
 
 
-def decode_isolated(content: bytes, syntax: str, options: dict[str, Any]) -> tuple[NDArray[Any], str]:
-    """One encapsulated frame by pydicom's decoder with these options: the array, and its photometric interpretation.
+def decode_isolated(
+    content: bytes, syntax: str, options: dict[str, Any]
+) -> tuple[NDArray[Any], str]:
+    """One encapsulated frame by pydicom's decoder with these options: the array, and its
+    photometric interpretation.
 
-    Raises ImageError if it cannot be decoded, or if the decoder crashes or does not end; the next frame gets another process then.
+    Raises ImageError if it cannot be decoded, or if the decoder crashes or does not end; the next
+    frame gets another process then.
     """
     worker = _worker()
     reply: dict[str, Any] = {}
@@ -35,7 +40,11 @@ def decode_isolated(content: bytes, syntax: str, options: dict[str, Any]) -> tup
     late.start()
     try:
         source, target = _pipes(worker)
-        source.write(json.dumps({"syntax": syntax, "length": len(content), **options}).encode() + b"\n" + content)
+        source.write(
+            json.dumps({"syntax": syntax, "length": len(content), **options}).encode()
+            + b"\n"
+            + content
+        )
         source.flush()
         reply = json.loads(target.readline() or b"{}")
         data = target.read(reply.get("length") or 0)
@@ -58,7 +67,9 @@ def _worker() -> subprocess.Popen[bytes]:
     if found is None or found.poll() is not None:
         # -P: what lies beside the worker is not to take the place of installed modules
         command = [sys.executable, "-P", str(_WORKER)]
-        found = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        found = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         _mine.worker = found
     return found
 

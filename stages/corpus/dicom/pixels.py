@@ -1,6 +1,8 @@
-"""Frames of pixel data as arrays, by pydicom's decoders, which are given bytes and checked numbers and never the data set.
+"""Frames of pixel data as arrays, by pydicom's decoders, which are given bytes and checked numbers
+and never the data set.
 
-Before a compressed frame is decoded its own header must agree with the DICOM one: a decoder takes memory for what the former says.
+Before a compressed frame is decoded its own header must agree with the DICOM one: a decoder takes
+memory for what the former says.
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ from pydicom.pixels.decoders.base import get_decoder
 from stages.corpus.dicom.header import Header
 from stages.corpus.dicom.headers.elements import guarded
 from stages.corpus.dicom.isolated import decode_isolated
-from stages.corpus.dicom.syntaxes import DECODERS, ENCAPSULATED, ISOLATED, JPEG, JPEG_2000, JPEG_2000_LOSSLESS, JPEG_EXTENDED, RLE
+from stages.corpus.dicom.syntaxes import (
+    DECODERS,
+    ENCAPSULATED,
+    ISOLATED,
+    JPEG,
+    JPEG_2000,
+    JPEG_2000_LOSSLESS,
+    JPEG_EXTENDED,
+    RLE,
+)
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
 
@@ -45,7 +56,9 @@ class Frames:
         return self.header.tags.frames
 
     def stored(self, index: int) -> NDArray[Any]:
-        """Stored values of a grey or palette frame (rows, columns), or RGB (rows, columns, 3). Raises ImageError."""
+        """Stored values of a grey or palette frame (rows, columns), or RGB (rows, columns, 3).
+        Raises ImageError.
+        """
         header = self.header
         source, at, count = header.pixels, index, header.tags.frames
         if self._encoded is not None:
@@ -69,11 +82,15 @@ class Frames:
 
         found, photometric = _decoded(source, at, header.syntax, options)
         if header.samples == 3 and photometric != "RGB":
-            raise ImageError(f"{header.tags.photometric} cannot be turned into RGB in this transfer syntax")
+            raise ImageError(
+                f"{header.tags.photometric} cannot be turned into RGB in this transfer syntax"
+            )
         return _used_bits(found, header)
 
 
-def _decoded(source: bytes, index: int, syntax: str, options: dict[str, Any]) -> tuple[NDArray[Any], str]:
+def _decoded(
+    source: bytes, index: int, syntax: str, options: dict[str, Any]
+) -> tuple[NDArray[Any], str]:
     """The frame at an index, and its photometric interpretation once decoded."""
     options = {**options, "decoding_plugin": DECODERS[syntax]}
     if syntax in ISOLATED:
@@ -155,7 +172,9 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _j2k_size(frame: bytes) -> tuple[int, int, int, int] | None:
-    """(rows, columns, samples, bits) of a JPEG 2000 codestream, be it in a JP2 file or not as it should be; None if it is none."""
+    """(rows, columns, samples, bits) of a JPEG 2000 codestream, be it in a JP2 file or not as it
+    should be; None if it is none.
+    """
     start = 0 if frame.startswith(_J2K) else frame.find(_J2K) if frame[4:8] == b"jP  " else -1
     if start < 0 or start + 43 > len(frame):
         return None
@@ -165,19 +184,25 @@ def _j2k_size(frame: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _check_runs(frame: bytes, header: Header) -> None:
-    """ImageError if the segments of an RLE frame (PS3.5 Annex G) are damaged or unpack to more than the image has."""
+    """ImageError if the segments of an RLE frame (PS3.5 Annex G) are damaged or unpack to more than
+    the image has.
+    """
     if len(frame) < _RLE_HEADER:
         raise ImageError("the compressed pixel data were cut short")
     count, *offsets = struct.unpack_from("<16I", frame)
     if count != header.samples * header.allocated // 8:
         raise ImageError("the pixel data are not compressed as the transfer syntax says")
     ends = [*offsets[1:count], len(frame)]
-    if any(not _RLE_HEADER <= start <= end for start, end in zip(offsets[:count], ends, strict=True)):
+    if any(
+        not _RLE_HEADER <= start <= end for start, end in zip(offsets[:count], ends, strict=True)
+    ):
         raise ImageError("the fragments of the pixel data are damaged")
     if _RLE_GROWTH * len(frame) <= _RLE_UNCHECKED:
         return
     most = header.tags.rows * header.tags.columns + _RLE_HEADER
-    if any(_unpacked(frame[start:end]) > most for start, end in zip(offsets[:count], ends, strict=True)):
+    if any(
+        _unpacked(frame[start:end]) > most for start, end in zip(offsets[:count], ends, strict=True)
+    ):
         raise ImageError("the compressed image has another size than the DICOM header says")
 
 

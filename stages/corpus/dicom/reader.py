@@ -1,7 +1,9 @@
-"""DICOM files: their frames as 8-bit grey or RGB, and a few facts that name nobody. Nothing else leaves this reader.
+"""DICOM files: their frames as 8-bit grey or RGB, and a few facts that name nobody. Nothing else
+leaves this reader.
 
-What is read, the window that grey is shown through, what is passed on and what is refused: docs/ingest-dicom.md. A patient may be
-named in any element, in pydicom's warnings and in its exceptions: see stages/corpus/dicom/headers/elements.py for how none gets out.
+What is read, the window that grey is shown through, what is passed on and what is refused:
+docs/ingest-dicom.md. A patient may be named in any element, in pydicom's warnings and in its
+exceptions: see stages/corpus/dicom/headers/elements.py for how none gets out.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ Levels = NDArray[np.uint8]
 
 
 class _Renderer:
-    """Shows the frames of a file in 8 bits, one at a time. ImageError if the pixels of one are damaged."""
+    """Shows the frames of a file in 8 bits, one at a time. ImageError if the pixels of one are
+    damaged.
+    """
 
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
@@ -48,17 +52,24 @@ class _Renderer:
 
     @cached_property
     def _greys(self) -> tuple[Grey, ...]:
-        """The grey steps; where there is no window, all frames are decoded once to find their range."""
+        """The grey steps; where there is no window, all frames are decoded once to find their
+        range.
+        """
         greys = self._frames.header.greys
         if all(grey.is_complete for grey in greys):
             return greys
-        found = (greys[at if len(greys) > 1 else 0].values(self._frames.stored(at)) for at in range(len(self._frames)))
+        found = (
+            greys[at if len(greys) > 1 else 0].values(self._frames.stored(at))
+            for at in range(len(self._frames))
+        )
         return with_range(greys, found)
 
 
 @dataclass(frozen=True)
 class DicomImage:
-    """A file or a series: its frames in order, the index of the one that a question is about, and what is known of them."""
+    """A file or a series: its frames in order, the index of the one that a question is about, and
+    what is known of them.
+    """
 
     frames: Sequence[Levels]
     representative: int
@@ -68,17 +79,20 @@ class DicomImage:
 
 
 def read_dicom(content: bytes, settings: Dicom, max_pixels: int | None = None) -> DicomImage:
-    """Read a file of one frame or several. Frames are decoded when they are asked for, and may raise ImageError then.
+    """Read a file of one frame or several. Frames are decoded when they are asked for, and may
+    raise ImageError then.
 
-    max_pixels: of a frame, if it has a limit of its own beside dicom.max_total_pixels. Raises ImageError with the reason, which quotes
-    no value but sizes and words of closed lists.
+    max_pixels: of a frame, if it has a limit of its own beside dicom.max_total_pixels. Raises
+    ImageError with the reason, which quotes no value but sizes and words of closed lists.
     """
     if not is_dicom(content):
         raise ImageError("not a DICOM file", Reason.IMAGE_FORMAT)
     header = read_header(content, settings, max_pixels)
     frames = Frames(header)
     shown = LazySequence(len(frames), _Renderer(frames).frame)
-    return DicomImage(shown, representative(header.tags.frames, settings), header.tags, header.place)
+    return DicomImage(
+        shown, representative(header.tags.frames, settings), header.tags, header.place
+    )
 
 
 def representative(count: int, settings: Dicom) -> int:

@@ -1,7 +1,7 @@
 """The transfer syntaxes of DICOM (PS3.5 Annex A) that are read, and with what.
 
-One decoder each, so that results do not depend on which others happen to be installed. Other syntaxes, all video among them, are
-refused by their registered name.
+One decoder each, so that results do not depend on which others happen to be installed. Other
+syntaxes, all video among them, are refused by their registered name.
 """
 
 from __future__ import annotations
@@ -32,5 +32,7 @@ DECODERS: Final = {
 ISOLATED: Final = frozenset((JPEG_LOSSLESS, JPEG_LOSSLESS_SV1))
 """Those whose decoder ends the whole process over some damaged files, and so gets one of its own."""
 ENCAPSULATED: Final = frozenset(syntax for syntax, plugin in DECODERS.items() if plugin)
-JPEG: Final = frozenset((JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS, JPEG_LS_NEAR))
+JPEG: Final = frozenset(
+    (JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS, JPEG_LS_NEAR)
+)
 """Of those, with a JPEG marker for the size of the image."""

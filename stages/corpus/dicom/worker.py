@@ -1,7 +1,9 @@
-"""A process of its own that decodes frames with GDCM, which ends the whole process over some damaged files.
+"""A process of its own that decodes frames with GDCM, which ends the whole process over some
+damaged files.
 
-Started by stages/corpus/dicom/isolated.py, by path: it needs nothing of this project. For each frame it reads a line of JSON with
-the options of pydicom's decoder and then the bytes, and answers with a line of JSON and the decoded bytes.
+Started by stages/corpus/dicom/isolated.py, by path: it needs nothing of this project. For each
+frame it reads a line of JSON with the options of pydicom's decoder and then the bytes, and answers
+with a line of JSON and the decoded bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,12 @@ def answer(asked: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> None:
     try:
         found, facts = get_decoder(asked.pop("syntax")).as_array(content, index=0, **asked)
         data = found.tobytes()
-        reply = {"length": len(data), "shape": found.shape, "dtype": found.dtype.str, "photometric": facts["photometric_interpretation"]}
+        reply = {
+            "length": len(data),
+            "shape": found.shape,
+            "dtype": found.dtype.str,
+            "photometric": facts["photometric_interpretation"],
+        }
     except Exception:  # noqa: S110  the answer says that it failed; why is for nobody to read
         pass
     target.write(json.dumps(reply).encode() + b"\n" + data)

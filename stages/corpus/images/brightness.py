@@ -1,4 +1,6 @@
-"""How bright an image is and how much that varies over it: what tells blank, black and washed-out images from others."""
+"""How bright an image is and how much that varies over it: what tells blank, black and washed-out
+images from others.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ _DIGITS = 2
 
 
 def brightness(image: Image.Image) -> list[float]:
-    """Mean and standard deviation of the grey levels, both in levels of 0 to 255; the second is the image's contrast."""
+    """Mean and standard deviation of the grey levels, both in levels of 0 to 255; the second is the
+    image's contrast.
+    """
     counts = np.array(image.convert("L").histogram())
     levels = np.arange(len(counts))
     number = int(counts.sum())

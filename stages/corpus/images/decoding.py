@@ -1,10 +1,13 @@
 """Medical images as they come, decoded to the square RGB images a policy sees.
 
-What a file is, its first bytes say, never its name. PNG, JPEG and WebP with 8 bits a channel are decoded by libvips, colours in a
-stream, without all of their pixels being in memory at once; whatever else there is, by Pillow, whose result the other's equals within
-half a grey level (docs/ingest-images.md has the numbers). A file that is not whole is refused: no image is ever half there.
+What a file is, its first bytes say, never its name. PNG, JPEG and WebP with 8 bits a channel are
+decoded by libvips, colours in a stream, without all of their pixels being in memory at once;
+whatever else there is, by Pillow, whose result the other's equals within half a grey level
+(docs/ingest-images.md has the numbers). A file that is not whole is refused: no image is ever half
+there.
 
-8-bit images keep their values. What is deeper or real-valued has no agreed range, and is scaled as `resize.deep_grey` says.
+8-bit images keep their values. What is deeper or real-valued has no agreed range, and is scaled as
+`resize.deep_grey` says.
 """
 
 from __future__ import annotations
@@ -17,8 +20,12 @@ from importlib import metadata
 from io import BytesIO
 from typing import Any, Final
 
-os.environ.setdefault("VIPS_CONCURRENCY", "1")  # images are decoded beside each other, each by one thread
-os.environ.setdefault("VIPS_WARNING", "0")  # any value keeps libvips from printing what `_streamed` asks it for
+os.environ.setdefault(
+    "VIPS_CONCURRENCY", "1"
+)  # images are decoded beside each other, each by one thread
+os.environ.setdefault(
+    "VIPS_WARNING", "0"
+)  # any value keeps libvips from printing what `_streamed` asks it for
 
 import numpy as np
 import pyvips
@@ -33,13 +40,32 @@ from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
 
-__all__ = ["DECODER", "ENCODER", "FORMATS", "Decoded", "ImageError", "decode", "decode_files", "encode"]
+__all__ = [
+    "DECODER",
+    "ENCODER",
+    "FORMATS",
+    "Decoded",
+    "ImageError",
+    "decode",
+    "decode_files",
+    "encode",
+]
 
 FORMATS: Final = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 """What is read at all: libvips and Pillow know more, some through external programs."""
 _RULES: Final = 3
-"""Raise it when the same bytes and settings give another image, other facts, or another reason for refusal."""
-_DECODERS: Final = ("numpy", "pillow", "pydicom", "pyjpegls", "pylibjpeg-openjpeg", "python-gdcm", "scipy")
+"""Raise it when the same bytes and settings give another image, other facts, or another reason for
+refusal.
+"""
+_DECODERS: Final = (
+    "numpy",
+    "pillow",
+    "pydicom",
+    "pyjpegls",
+    "pylibjpeg-openjpeg",
+    "python-gdcm",
+    "scipy",
+)
 DECODER: Final = " ".join(
     [f"rules {_RULES}", f"libvips {'.'.join(str(pyvips.version(part)) for part in range(3))}"]
     + [f"{package} {metadata.version(package)}" for package in _DECODERS]
@@ -67,7 +93,8 @@ _ROWS: Final = 64
 _DAMAGE: Final = ("Corrupt JPEG data", "remature end", "Inconsistent progression")
 """Warnings of libjpeg after which it continues with grey, or with pixels in wrong places.
 
-libvips passes libjpeg's text on and no code, so the text is compared, here only; tests/corpus/images/test_decoding.py has such files.
+libvips passes libjpeg's text on and no code, so the text is compared, here only;
+tests/corpus/images/test_decoding.py has such files.
 """
 _LONGEST_SHRINK: Final = 8
 _TURNED: Final = (5, 6, 7, 8)
@@ -79,13 +106,16 @@ _blind_baseline: Final = ReadWriteLock()
 Image.MAX_IMAGE_PIXELS = None
 pyvips.cache_set_max(0)
 pyvips.block_untrusted_set(True)
-# of every call it tells two things, one while it tells the other: with two handlers, two threads that do so wait for each other forever
+# of every call it tells two things, one while it tells the other: with two handlers, two threads
+# that do so wait for each other forever
 logging.getLogger("pyvips").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A (size, size) RGB image, and the file's own width and height, as seen (upright), and mode, by Pillow's name."""
+    """A (size, size) RGB image, and the file's own width and height, as seen (upright), and mode,
+    by Pillow's name.
+    """
 
     image: Image.Image
     width: int
@@ -93,20 +123,26 @@ class Decoded:
     mode: str
     """Of a DICOM file its photometric interpretation."""
     frames: Sequence[Image.Image] = ()
-    """Of a DICOM series or multi-frame file all images in order, (size, size) RGB, `image` among them; decoded when asked for, so
-    that asking may raise ImageError. Empty where there is one image only."""
+    """Of a DICOM series or multi-frame file all images in order, (size, size) RGB, `image` among
+    them; decoded when asked for, so that asking may raise ImageError. Empty where there is one
+    image only.
+    """
     tags: Tags | None = None
     """Of a DICOM file what is passed on of its header."""
 
 
-def decode_files(contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, folder: bool = False) -> Decoded:
-    """Decode what a record names: one file of any kind, or a folder, which must hold the DICOM files of a series.
+def decode_files(
+    contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, folder: bool = False
+) -> Decoded:
+    """Decode what a record names: one file of any kind, or a folder, which must hold the DICOM
+    files of a series.
 
     Raises ImageError with the reason.
     """
     if not folder:
         contents = [contents[0]]  # read once: whoever gives them may fetch each anew
-        # first of all: a file can be DICOM and another kind at once, and what DICOM says of burned-in text must be heeded
+        # first of all: a file can be DICOM and another kind at once, and what DICOM says of
+        # burned-in text must be heeded
         if not is_dicom(contents[0]):
             return decode(contents[0], settings)
     found = read_series(contents, dicom, settings.max_megapixels * 10**6)
@@ -118,11 +154,15 @@ def decode_files(contents: Sequence[bytes], settings: Resize, dicom: Dicom, *, f
     images = LazySequence(len(found.frames), resized)
     shown = images[found.representative]
     frames = images if len(images) > 1 else ()
-    return Decoded(shown, found.tags.columns, found.tags.rows, found.tags.photometric, frames, found.tags)
+    return Decoded(
+        shown, found.tags.columns, found.tags.rows, found.tags.photometric, frames, found.tags
+    )
 
 
 def decode(content: bytes, settings: Resize) -> Decoded:
-    """Decode a file's bytes, turn the image as its EXIF says, and resize it to a square. Raises ImageError with the reason."""
+    """Decode a file's bytes, turn the image as its EXIF says, and resize it to a square. Raises
+    ImageError with the reason.
+    """
     kind = _kind(content)
     if kind in _STREAMED and (decoded := _streamed(content, kind, settings)) is not None:
         return decoded
@@ -132,7 +172,8 @@ def decode(content: bytes, settings: Resize) -> Decoded:
         raise ImageError("truncated or damaged: its header cannot be read") from None
     except (ImageError, MemoryError):
         raise
-    except Exception as error:  # all is in memory: whatever a decoder raises, and they raise all kinds, is the file's fault
+    # all is in memory: whatever a decoder raises, and they raise all kinds, is the file's fault
+    except Exception as error:
         raise ImageError(f"truncated or damaged: {error or type(error).__name__}") from error
 
 
@@ -141,7 +182,9 @@ def encode(image: Image.Image) -> bytes:
     with _blind_baseline.shared():
         made = pyvips.Image.new_from_memory(image.tobytes(), image.width, image.height, 3, "uchar")
         # as small as by Pillow's default, and faster three to six times (docs/ingest-images.md)
-        content: bytes = made.copy(interpretation="srgb").pngsave_buffer(compression=3, filter="sub", keep="none")
+        content: bytes = made.copy(interpretation="srgb").pngsave_buffer(
+            compression=3, filter="sub", keep="none"
+        )
         return content
 
 
@@ -157,7 +200,9 @@ def _kind(content: bytes) -> str:
 def _check_size(width: int, height: int, settings: Resize) -> None:
     if width * height > settings.max_megapixels * 10**6:
         raise ImageError(
-            f"too many pixels: {width} x {height}; resize.max_megapixels allows {settings.max_megapixels} million", Reason.IMAGE_TOO_LARGE
+            f"too many pixels: {width} x {height}; resize.max_megapixels allows"
+            f" {settings.max_megapixels} million",
+            Reason.IMAGE_TOO_LARGE,
         )
     if not width or not height:
         raise ImageError("truncated or damaged: an image without pixels")
@@ -176,7 +221,8 @@ def _streamed(content: bytes, kind: str, settings: Resize) -> Decoded | None:
             pyvips.vips_lib.vips_error_clear()
             return _by_libvips(content, kind, settings, "warning")
         except pyvips.Error as error:
-            # of several things libjpeg tells the first only: behind a harmless one there may be a worse
+            # of several things libjpeg tells the first only: behind a harmless one there may be a
+            # worse
             if any(words in str(error) for words in _DAMAGE):
                 raise ImageError(f"truncated or damaged: {_first_line(error)}") from error
         try:
@@ -194,7 +240,11 @@ def _by_libvips(content: bytes, kind: str, settings: Resize, fail_on: str) -> De
     if mode is None:
         return None
     width, height = opened.width, opened.height
-    if settings.shrink_on_load and kind == "JPEG" and (factor := _shrink(width, height, settings.size)) > 1:
+    if (
+        settings.shrink_on_load
+        and kind == "JPEG"
+        and (factor := _shrink(width, height, settings.size)) > 1
+    ):
         opened = _open(content, fail_on, shrink=factor)
     image = Image.fromarray(_resized(_opaque(opened, settings), settings)).convert("RGB")
     orientation = _number(opened, "orientation")
@@ -204,7 +254,9 @@ def _by_libvips(content: bytes, kind: str, settings: Resize, fail_on: str) -> De
 
 
 def _open(content: bytes, fail_on: str, **options: Any) -> pyvips.Image:
-    return pyvips.Image.new_from_buffer(content, "", access="sequential", fail_on=fail_on, **options)
+    return pyvips.Image.new_from_buffer(
+        content, "", access="sequential", fail_on=fail_on, **options
+    )
 
 
 def _number(opened: pyvips.Image, field: str) -> int:
@@ -213,27 +265,43 @@ def _number(opened: pyvips.Image, field: str) -> int:
 
 def _pages(content: bytes, opened: pyvips.Image) -> int:
     """How many images a file says it holds; libvips does not look for those of an animated PNG."""
-    at = content.find(b"acTL", 0, content.find(b"IDAT")) if content.startswith(_STARTS["PNG"]) else -1
+    at = (
+        content.find(b"acTL", 0, content.find(b"IDAT"))
+        if content.startswith(_STARTS["PNG"])
+        else -1
+    )
     return int.from_bytes(content[at + 4 : at + 8]) if at > 0 else _number(opened, "n-pages")
 
 
 def _first_line(error: pyvips.Error) -> str:
-    lines = [line.strip() for line in str(error.detail or error.message).splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in str(error.detail or error.message).splitlines() if line.strip()
+    ]
     return lines[0] if lines else type(error).__name__
 
 
 def _mode(content: bytes, kind: str, opened: pyvips.Image) -> str | None:
-    """Pillow's name for how the pixels are stored; None for what libvips shows otherwise than Pillow does."""
+    """Pillow's name for how the pixels are stored; None for what libvips shows otherwise than
+    Pillow does.
+    """
     if opened.format != "uchar":
         return None
     if kind == "PNG":
         depth, colour = content[24], content[25]
-        return "1" if (depth, colour) == (1, 0) else {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}[colour]
-    return {("JPEG", 1): "L", ("JPEG", 3): "RGB", ("WEBP", 3): "RGB", ("WEBP", 4): "RGBA"}.get((kind, opened.bands))
+        return (
+            "1"
+            if (depth, colour) == (1, 0)
+            else {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}[colour]
+        )
+    return {("JPEG", 1): "L", ("JPEG", 3): "RGB", ("WEBP", 3): "RGB", ("WEBP", 4): "RGBA"}.get(
+        (kind, opened.bands)
+    )
 
 
 def _shrink(width: int, height: int, size: int) -> int:
-    """The power of two by which a JPEG may be decoded smaller, and still be twice as large as what is made of it."""
+    """The power of two by which a JPEG may be decoded smaller, and still be twice as large as what
+    is made of it.
+    """
     factor = 1
     while factor < _LONGEST_SHRINK and min(width, height) >= 4 * factor * size:
         factor *= 2
@@ -241,22 +309,39 @@ def _shrink(width: int, height: int, size: int) -> int:
 
 
 def _opaque(opened: pyvips.Image, settings: Resize) -> pyvips.Image:
-    return opened.flatten(background=_BACKGROUNDS[settings.background]) if opened.hasalpha() else opened
+    return (
+        opened.flatten(background=_BACKGROUNDS[settings.background])
+        if opened.hasalpha()
+        else opened
+    )
 
 
 def _resized(opened: pyvips.Image, settings: Resize) -> NDArray[np.uint8]:
     """Grey or RGB values, (size, size) or (size, size, 3); decoding happens here."""
     size = settings.size
-    if opened.bands > 1 and settings.resample in _KERNELS and min(opened.width, opened.height) >= size:
-        # in Pillow's order, widths first: by libvips's own, images that are black and white only are off by more than a level
+    if (
+        opened.bands > 1
+        and settings.resample in _KERNELS
+        and min(opened.width, opened.height) >= size
+    ):
+        # in Pillow's order, widths first: by libvips's own, images that are black and white only
+        # are off by more than a level
         kernel = _KERNELS[settings.resample]
-        return _values(opened.reduceh(opened.width / size, kernel=kernel).reducev(opened.height / size, kernel=kernel))
+        return _values(
+            opened.reduceh(opened.width / size, kernel=kernel).reducev(
+                opened.height / size, kernel=kernel
+            )
+        )
     # libvips enlarges by other formulas than Pillow, and is no faster with one channel
     return np.asarray(Image.fromarray(_values(opened)).resize((size, size), _filter(settings)))
 
 
 def _values(opened: pyvips.Image) -> NDArray[np.uint8]:
-    shape = (opened.height, opened.width) if opened.bands == 1 else (opened.height, opened.width, opened.bands)
+    shape = (
+        (opened.height, opened.width)
+        if opened.bands == 1
+        else (opened.height, opened.width, opened.bands)
+    )
     return np.frombuffer(opened.write_to_memory(), dtype=np.uint8).reshape(shape)
 
 
@@ -280,7 +365,9 @@ def _by_pillow(content: bytes, settings: Resize) -> Decoded:
 
 def _check_frames(number: int, settings: Resize) -> None:
     if number > 1 and settings.frames == "refuse":
-        raise ImageError(f"{number} images in one file, and resize.frames is refuse", Reason.IMAGE_FRAMES)
+        raise ImageError(
+            f"{number} images in one file, and resize.frames is refuse", Reason.IMAGE_FRAMES
+        )
 
 
 def _rgb(image: Image.Image, settings: Resize) -> Image.Image:
@@ -294,7 +381,9 @@ def _rgb(image: Image.Image, settings: Resize) -> Image.Image:
 
 
 def _scaled(image: Image.Image, how: str) -> Image.Image:
-    """Grey of any depth as 8-bit grey; what has one level only becomes black, unless its depth says what that level is."""
+    """Grey of any depth as 8-bit grey; what has one level only becomes black, unless its depth says
+    what that level is.
+    """
     levels = np.asarray(image)
     if levels.dtype.kind == "f" and not np.isfinite(levels).all():
         raise ImageError("pixels that are not finite numbers")
@@ -307,6 +396,8 @@ def _scaled(image: Image.Image, how: str) -> Image.Image:
     grey = np.zeros(levels.shape, dtype=np.uint8)
     if highest > lowest:
         for start in range(0, len(levels), _ROWS):  # eight bytes a pixel, but never of all pixels
-            rows = (levels[start : start + _ROWS].astype(np.float64) - lowest) * (255 / (highest - lowest))
+            rows = (levels[start : start + _ROWS].astype(np.float64) - lowest) * (
+                255 / (highest - lowest)
+            )
             grey[start : start + _ROWS] = np.rint(np.clip(rows, 0, 255))
     return Image.fromarray(grey)

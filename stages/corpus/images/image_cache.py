@@ -1,8 +1,11 @@
-"""What stage resize made before, so that it is not made again: shards of images, and for each image what it was made from.
+"""What stage resize made before, so that it is not made again: shards of images, and for each image
+what it was made from.
 
-An image is known by a key, a hash of its source's bytes, of the settings and of the decoder. The shards are those of data/images under
-another link, so that they take no room twice as long as both are there; an SQLite file says which image lies in which, and what its
-records get to know of it. A refusal is kept as well. All of it may be deleted at any time: what is not found, or not whole, is made anew.
+An image is known by a key, a hash of its source's bytes, of the settings and of the decoder. The
+shards are those of data/images under another link, so that they take no room twice as long as both
+are there; an SQLite file says which image lies in which, and what its records get to know of it. A
+refusal is kept as well. All of it may be deleted at any time: what is not found, or not whole, is
+made anew.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ _LISTED: Final = 64
 
 @dataclass(frozen=True)
 class Known:
-    """What was made of an image: `facts` for its records, and where its file lies; a refusal has no shard."""
+    """What was made of an image: `facts` for its records, and where its file lies; a refusal has no
+    shard.
+    """
 
     facts: dict[str, Any]
     shard: str | None
@@ -46,7 +51,9 @@ class Known:
 
 
 class ImageCache:
-    """A folder with what was made before, for one stage at a time or several beside each other. Nothing it meets stops a stage."""
+    """A folder with what was made before, for one stage at a time or several beside each other.
+    Nothing it meets stops a stage.
+    """
 
     def __init__(self, folder: Path, limit: int) -> None:
         """`limit`: bytes of shards, beyond which those go that were not used for longest."""
@@ -59,11 +66,18 @@ class ImageCache:
         self._run = 0
         with self._tried():
             self._shards.mkdir(parents=True, exist_ok=True)
-            self._open = sqlite3.connect(folder / "index.sqlite", timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+            self._open = sqlite3.connect(
+                folder / "index.sqlite",
+                timeout=_PATIENCE,
+                isolation_level=None,
+                check_same_thread=False,
+            )
             self._open.execute("PRAGMA journal_mode = WAL")
             self._open.execute("PRAGMA synchronous = NORMAL")
             self._open.executescript(_TABLES)
-            held, self._run = self._open.execute("SELECT count(*), coalesce(max(used), 0) + 1 FROM shards").fetchone()
+            held, self._run = self._open.execute(
+                "SELECT count(*), coalesce(max(used), 0) + 1 FROM shards"
+            ).fetchone()
             if not held:  # files that a lost index knew would be counted by nobody
                 for left in self._shards.iterdir():
                     left.unlink(missing_ok=True)
@@ -96,7 +110,9 @@ class ImageCache:
             return None
 
     def take(self, shard: str, target: Path) -> bool:
-        """Put a whole shard, if there is one of that name, at `target`. It is read only if its file was touched since."""
+        """Put a whole shard, if there is one of that name, at `target`. It is read only if its file
+        was touched since.
+        """
         row = self._one("SELECT stamp FROM shards WHERE name = ?", [shard])
         if row is None:
             return False
@@ -110,7 +126,14 @@ class ImageCache:
         except (OSError, zipfile.BadZipFile):
             self._forget(shard)
             return False
-        self._write([("UPDATE shards SET used = ?, stamp = ? WHERE name = ?", [(self._run, _stamp(path), shard)])])
+        self._write(
+            [
+                (
+                    "UPDATE shards SET used = ?, stamp = ? WHERE name = ?",
+                    [(self._run, _stamp(path), shard)],
+                )
+            ]
+        )
         return True
 
     def keep(self, path: Path, images: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
@@ -120,10 +143,14 @@ class ImageCache:
             return
         rows = [(key, path.name, member, json.dumps(facts)) for key, member, facts in images]
         with self._tried():
-            # the row first: a kill then leaves a row whose file is missing, which is found out, and no file without a row, which is not
+            # the row first: a kill then leaves a row whose file is missing, which is found out, and
+            # no file without a row, which is not
             self._write(
                 [
-                    ("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)", [(path.name, size, _stamp(path), self._run)]),
+                    (
+                        "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)",
+                        [(path.name, size, _stamp(path), self._run)],
+                    ),
                     ("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", rows),
                 ]
             )
@@ -144,14 +171,18 @@ class ImageCache:
         if over <= 0:
             return
         with self._tried():
-            for name, size in list(self._rows("SELECT name, bytes FROM shards ORDER BY used, name", [])):
+            for name, size in list(
+                self._rows("SELECT name, bytes FROM shards ORDER BY used, name", [])
+            ):
                 if over <= 0:
                     break
                 self._forget(name)
                 over -= size
 
     def _places(self, shard: str) -> dict[str, MemberLocation]:
-        """Where the images of a shard lie; the last few shards are kept listed, as names in order come from a few of them."""
+        """Where the images of a shard lie; the last few shards are kept listed, as names in order
+        come from a few of them.
+        """
         with self._turn:
             if shard not in self._listed:
                 while len(self._listed) >= _LISTED:
@@ -162,7 +193,12 @@ class ImageCache:
     def _forget(self, shard: str) -> None:
         with self._turn:
             self._listed.pop(shard, None)
-        self._write([("DELETE FROM images WHERE shard = ?", [(shard,)]), ("DELETE FROM shards WHERE name = ?", [(shard,)])])
+        self._write(
+            [
+                ("DELETE FROM images WHERE shard = ?", [(shard,)]),
+                ("DELETE FROM shards WHERE name = ?", [(shard,)]),
+            ]
+        )
         with self._tried():
             (self._shards / shard).unlink(missing_ok=True)
 
@@ -194,9 +230,14 @@ class ImageCache:
             try:
                 yield
             except (sqlite3.Error, OSError) as error:
-                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(
+                    error, sqlite3.OperationalError
+                ):
                     _set_aside(self._folder / "index.sqlite")
-                print(f"{self._folder} cannot be used ({error}): images are made anew", file=sys.stderr)
+                print(
+                    f"{self._folder} cannot be used ({error}): images are made anew",
+                    file=sys.stderr,
+                )
                 if self._open is not None:
                     with suppress(sqlite3.Error):
                         self._open.close()
@@ -204,7 +245,9 @@ class ImageCache:
 
 
 def _set_aside(index: Path) -> None:
-    """Remove a damaged index, so that the next stage begins a new one; its shards are of no use without it."""
+    """Remove a damaged index, so that the next stage begins a new one; its shards are of no use
+    without it.
+    """
     for path in (index, index.with_name(index.name + "-wal"), index.with_name(index.name + "-shm")):
         path.unlink(missing_ok=True)
     shutil.rmtree(index.parent / "shards", ignore_errors=True)
@@ -216,7 +259,9 @@ def _stamp(path: Path) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy, with its times, where the file system has no links, or `target` is on another one."""
+    """The same file under another name; a copy, with its times, where the file system has no links,
+    or `target` is on another one.
+    """
     try:
         os.link(source, target)
     except FileExistsError:

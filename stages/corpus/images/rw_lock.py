@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 
 class ReadWriteLock:
-    """A place that many threads share, and one can have to itself: a lock for readers and writers, who go first."""
+    """A place that many threads share, and one can have to itself: a lock for readers and writers,
+    who go first.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

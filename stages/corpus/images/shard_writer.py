@@ -1,8 +1,9 @@
-"""How resized images are cut into shards, and a shard is written: the same images give the same shards, whatever was there before.
+"""How resized images are cut into shards, and a shard is written: the same images give the same
+shards, whatever was there before.
 
-Images are taken in the order of their names, and a shard ends after a name whose hash says so. Images that come or go change the
-shard they fall into, and no other (content-defined chunking, as rsync and backup programs do with bytes). The name of a shard is a hash
-of what is in it.
+Images are taken in the order of their names, and a shard ends after a name whose hash says so.
+Images that come or go change the shard they fall into, and no other (content-defined chunking, as
+rsync and backup programs do with bytes). The name of a shard is a hash of what is in it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def shard_name(images: Iterable[tuple[str, str]]) -> str:
 
 
 def write_shard(path: Path, images: Iterable[tuple[str, bytes]]) -> None:
-    """Write (member, content of its file) as they come: one at a time is in memory, and nothing but them decides the bytes."""
+    """Write (member, content of its file) as they come: one at a time is in memory, and nothing but
+    them decides the bytes.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for member, content in images:
             info = zipfile.ZipInfo(member, _EPOCH)

@@ -25,12 +25,15 @@ def advise(reason: Reason) -> Advice:
 def _literals(kind: str, literals: Mapping[str, str]) -> Advice:
     return Advice(
         kind,
-        f"Write one of ours: {', '.join(literals)}; OmniMedVQA's JSON: {'; '.join(literals.values())}. "
-        "A further one cannot be trained without code: see docs/own-data.md.",
+        f"Write one of ours: {', '.join(literals)}; OmniMedVQA's JSON:"
+        f" {'; '.join(literals.values())}. A further one cannot be trained without code: see"
+        " docs/own-data.md.",
     )
 
 
-_FIELDS = Advice("fields that are missing, empty or no text", "Fill them in as texts, or remove the record.")
+_FIELDS = Advice(
+    "fields that are missing, empty or no text", "Fill them in as texts, or remove the record."
+)
 _CHARACTERS = Advice(
     "texts with characters that cannot be seen",
     "Retype the text, or remove the character; it is often a sign of a wrong encoding.",
@@ -39,7 +42,8 @@ _CHARACTERS = Advice(
 _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.FILE_UNREADABLE: Advice(
         "damaged JSON files",
-        "No record of such a file is used. Export it again; `python -m json.tool FILE` shows the place.",
+        "No record of such a file is used. Export it again; `python -m json.tool FILE` shows the"
+        " place.",
     ),
     Reason.FILE_EMPTY: Advice("empty files", "Remove the file, or export it again."),
     Reason.FILE_DAMAGED: Advice(
@@ -50,14 +54,23 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "files in another encoding",
         "Save the file as UTF-8: in Excel 'CSV UTF-8 (Comma delimited)', in pandas the default.",
     ),
-    Reason.FILE_FORM: Advice("JSON files that are no list", "A question file is a list of records: [{...}, {...}]."),
+    Reason.FILE_FORM: Advice(
+        "JSON files that are no list", "A question file is a list of records: [{...}, {...}]."
+    ),
     Reason.COLUMN_MISSING: Advice(
         "CSV files without a required column",
-        "The first line names the columns: image, question, options (or option_A, option_B, ...), answer, modality, type.",
+        "The first line names the columns: image, question, options (or option_A, option_B, ...),"
+        " answer, modality, type.",
     ),
-    Reason.COLUMN_DUPLICATE: Advice("CSV files with a column twice", "Remove one of the two columns."),
-    Reason.COLUMN_UNNAMED: Advice("CSV columns without a name", "Name the column, or save without it."),
-    Reason.ROW_QUOTING: Advice("CSV cells with stray quotation marks", "Let a program write the CSV."),
+    Reason.COLUMN_DUPLICATE: Advice(
+        "CSV files with a column twice", "Remove one of the two columns."
+    ),
+    Reason.COLUMN_UNNAMED: Advice(
+        "CSV columns without a name", "Name the column, or save without it."
+    ),
+    Reason.ROW_QUOTING: Advice(
+        "CSV cells with stray quotation marks", "Let a program write the CSV."
+    ),
     Reason.ROW_LENGTH: Advice(
         "CSV rows of another length than the first line",
         "Put a cell that holds the separator in quotation marks.",
@@ -66,26 +79,36 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "list elements that are no record",
         "Each element of the list is an object with a record's fields.",
     ),
-    Reason.RECORD_VALUE: Advice("values that cannot be stored", "Leave the field out, or write it as a short text."),
-    Reason.FIELD_DUPLICATE: Advice("fields that stand twice in a record", "Nobody knows which is meant: remove one."),
+    Reason.RECORD_VALUE: Advice(
+        "values that cannot be stored", "Leave the field out, or write it as a short text."
+    ),
+    Reason.FIELD_DUPLICATE: Advice(
+        "fields that stand twice in a record", "Nobody knows which is meant: remove one."
+    ),
     Reason.FIELD_MISSING: _FIELDS,
     Reason.FIELD_TYPE: _FIELDS,
     Reason.FIELD_EMPTY: _FIELDS,
     Reason.FIELD_ENCODING: _CHARACTERS,
     Reason.FIELD_TEXT: _CHARACTERS,
-    Reason.FIELD_LENGTH: Advice("texts that are too long", f"A prompt takes no more than {LONGEST} characters."),
+    Reason.FIELD_LENGTH: Advice(
+        "texts that are too long", f"A prompt takes no more than {LONGEST} characters."
+    ),
     Reason.FIELD_TOKEN: Advice(
         "texts with a model's commands",
         "Remove the token or tag: a model would obey it instead of reading it.",
     ),
     Reason.OPTION_COUNT: Advice("too few options", "Give two to four options, without a gap."),
-    Reason.OPTION_EXTRA: Advice("more than four options", "Leave out wrong ones until there are four."),
+    Reason.OPTION_EXTRA: Advice(
+        "more than four options", "Leave out wrong ones until there are four."
+    ),
     Reason.OPTIONS_EQUAL: Advice("equal options", "Make the options differ, or leave one out."),
     Reason.OPTIONS_FORM: Advice(
         "options that cannot be told apart",
         'Write "Cyst | Nodule", or the JSON list ["Cyst", "Nodule"], or a column for each.',
     ),
-    Reason.OPTION_LETTERS: Advice("options with their letters", "Write the texts alone: 'Cyst', not 'A) Cyst'."),
+    Reason.OPTION_LETTERS: Advice(
+        "options with their letters", "Write the texts alone: 'Cyst', not 'A) Cyst'."
+    ),
     Reason.OPTION_LABEL: Advice(
         "texts that look like options",
         "Reword what looks like ' A)' or ', B)' in a question or an option.",
@@ -94,23 +117,31 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "answers that are none of the options",
         "Write the option's text exactly; in a CSV its letter will do.",
     ),
-    Reason.ANSWER_AMBIGUOUS: Advice("answers that mean two options", "Write the text of the option that is meant."),
+    Reason.ANSWER_AMBIGUOUS: Advice(
+        "answers that mean two options", "Write the text of the option that is meant."
+    ),
     Reason.UNKNOWN_MODALITY: _literals("unknown modalities", MODALITIES),
     Reason.MODALITY_MISMATCH: Advice(
         "images of another modality than their record",
-        "The record and the header of its DICOM file disagree: correct the record's modality, or name the image that was meant.",
+        "The record and the header of its DICOM file disagree: correct the record's modality, or"
+        " name the image that was meant.",
     ),
     Reason.UNKNOWN_QUESTION_TYPE: _literals("unknown question types", QUESTION_TYPES),
-    Reason.DUPLICATE_ID: Advice("questions that stand twice", "Remove one; if they differ, give each an id of its own."),
+    Reason.DUPLICATE_ID: Advice(
+        "questions that stand twice", "Remove one; if they differ, give each an id of its own."
+    ),
     Reason.IMAGE_PATH: Advice(
         "paths that cannot be used",
-        "Give the image's path from the CSV's folder, with / between folders; in JSON from Images/ on.",
+        "Give the image's path from the CSV's folder, with / between folders; in JSON from"
+        " Images/ on.",
     ),
     Reason.IMAGE_MISSING: Advice(
         "images that are missing",
         "Add the file, or correct the path: capitals count, and so does the suffix.",
     ),
-    Reason.IMAGE_EMPTY: Advice("images that are empty", "Copy or export the file again: it has no bytes."),
+    Reason.IMAGE_EMPTY: Advice(
+        "images that are empty", "Copy or export the file again: it has no bytes."
+    ),
     Reason.IMAGE_FORMAT: Advice(
         "files that are no image of a known format",
         "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM: the content counts, not the suffix.",
@@ -134,19 +165,20 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     ),
     Reason.IMAGE_DAMAGED: Advice(
         "images that cannot be decoded",
-        "Copy or export the file again: a PNG or JPEG from its source, a DICOM file as DICOM, because its header is checked, too.",
+        "Copy or export the file again: a PNG or JPEG from its source, a DICOM file as DICOM,"
+        " because its header is checked, too.",
     ),
     Reason.IMAGE_ANNOTATION: Advice(
         "DICOM images with text burned in",
-        "Redact the pixels (a name may be in them), then set BurnedInAnnotation to NO. If no patient can be "
-        "recognised, dicom.accept_burned_in in params.yaml accepts such images. Do not export them as PNG: "
-        "that removes the flag and leaves the name.",
+        "Redact the pixels (a name may be in them), then set BurnedInAnnotation to NO. If no"
+        " patient can be recognised, dicom.accept_burned_in in params.yaml accepts such images. Do"
+        " not export them as PNG: that removes the flag and leaves the name.",
     ),
     Reason.IMAGE_UNFLAGGED: Advice(
         "DICOM images that may have text burned in",
-        "Look at every such image for names, dates and numbers, and redact what you find. Then set BurnedInAnnotation to NO "
-        "in each reviewed file, or, once all are reviewed, set dicom.accept_unflagged to true in "
-        "params.yaml. Do not export them as PNG: that removes the header that is checked and "
-        "leaves the name (docs/ingest-dicom.md).",
+        "Look at every such image for names, dates and numbers, and redact what you find. Then set"
+        " BurnedInAnnotation to NO in each reviewed file, or, once all are reviewed, set"
+        " dicom.accept_unflagged to true in params.yaml. Do not export them as PNG: that removes"
+        " the header that is checked and leaves the name (docs/ingest-dicom.md).",
     ),
 }

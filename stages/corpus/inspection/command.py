@@ -1,10 +1,13 @@
-"""Look a corpus over before it is used: what it holds, what would be refused and why, and what to do about it.
+"""Look a corpus over before it is used: what it holds, what would be refused and why, and what to
+do about it.
 
     med-r1 check FOLDER_OR_ARCHIVE [--json FILE] [--no-images] [--strict] [--examples N]
 
-A folder or archive in OmniMedVQA's layout, or with a CSV and images beside it (docs/own-data.md). Nothing is written but FILE.
+A folder or archive in OmniMedVQA's layout, or with a CSV and images beside it (docs/own-data.md).
+Nothing is written but FILE.
 
-Exit code: 0, every record is usable; 1, some are refused, or with --strict something is odd; 2, nothing can be used.
+Exit code: 0, every record is usable; 1, some are refused, or with --strict something is odd; 2,
+nothing can be used.
 """
 
 from __future__ import annotations
@@ -33,15 +36,26 @@ _WIDTH: Final = 132
 """Columns where there is no terminal to ask."""
 
 
-def run(corpus_path: Path, *, json_file: Path | None = None, images: bool = True, strict: bool = False, examples: int = 3) -> int:
-    """Print what a corpus holds and what is wrong with it; the exit code says whether it can be used.
+def run(
+    corpus_path: Path,
+    *,
+    json_file: Path | None = None,
+    images: bool = True,
+    strict: bool = False,
+    examples: int = 3,
+) -> int:
+    """Print what a corpus holds and what is wrong with it; the exit code says whether it can be
+    used.
 
-    `images`: decode every image; `strict`: warnings count as problems; `examples`: shown per kind of finding.
+    `images`: decode every image; `strict`: warnings count as problems; `examples`: shown per kind
+    of finding.
     """
     try:
         params = load_params(layout.PARAMS if layout.PARAMS.is_file() else _OURS)
         if not corpus_path.exists():
-            raise InputError(f"{corpus_path} is neither a file nor a folder: give the path of the corpus")
+            raise InputError(
+                f"{corpus_path} is neither a file nor a folder: give the path of the corpus"
+            )
         with (
             tempfile.TemporaryDirectory(prefix="check-") as scratch,
             open_corpus(corpus_path, params.corpus.limits, Path(scratch)) as corpus,
@@ -59,26 +73,41 @@ def run(corpus_path: Path, *, json_file: Path | None = None, images: bool = True
 
 def plain(text: str) -> str:
     """A text in which nothing can move the cursor, change colours or turn the writing round."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
 
 
 def _print(path: Path, inspection: Inspection, status: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     files = inspection.question_files
-    console.print(escape(plain(f"{path}: {inspection.layout} layout, {len(files)} question file(s): {', '.join(files[:5])}")))
+    console.print(
+        escape(
+            plain(
+                f"{path}: {inspection.layout} layout, {len(files)} question file(s):"
+                f" {', '.join(files[:5])}"
+            )
+        )
+    )
     console.print(_table(inspection))
     if not inspection.decoded:
         console.print("Images were not decoded (--no-images): some may still be refused.")
     for finding in inspection.findings:
         colour = "red" if finding.level == "refused" else "yellow"
-        console.print(f"\n[bold {colour}]{escape(finding.kind)}: {finding.count}[/] ({finding.level})")
+        console.print(
+            f"\n[bold {colour}]{escape(finding.kind)}: {finding.count}[/] ({finding.level})"
+        )
         console.print(f"  {escape(finding.remedy)}")
         for row in finding.examples:
             what = "" if row.what == row.where else f": {row.what!r}"
             console.print(escape(plain(f"  - {row.where}{what}: {row.why}")), soft_wrap=True)
         if finding.count > len(finding.examples):
             console.print(f"  - and {finding.count - len(finding.examples)} more")
-    console.print(f"\nread {inspection.read} records: {inspection.kept} usable, {inspection.refused} refused: [bold]{status}[/]")
+    console.print(
+        f"\nread {inspection.read} records: {inspection.kept} usable, {inspection.refused} refused:"
+        f" [bold]{status}[/]"
+    )
 
 
 def _table(inspection: Inspection) -> Table:
@@ -90,8 +119,18 @@ def _table(inspection: Inspection) -> Table:
     table.add_column("images", justify="right")
     for slug in AXES["modality"]:
         counts = [inspection.questions.get((slug, kind), 0) for kind in AXES["task"]]
-        table.add_row(slug, *(str(count or "") for count in counts), str(sum(counts)), str(inspection.images.get(slug, 0)))
-    sums = [sum(inspection.questions.get((slug, kind), 0) for slug in AXES["modality"]) for kind in AXES["task"]]
+        table.add_row(
+            slug,
+            *(str(count or "") for count in counts),
+            str(sum(counts)),
+            str(inspection.images.get(slug, 0)),
+        )
+    sums = [
+        sum(inspection.questions.get((slug, kind), 0) for slug in AXES["modality"])
+        for kind in AXES["task"]
+    ]
     table.add_section()
-    table.add_row("all", *(str(count) for count in sums), str(sum(sums)), str(sum(inspection.images.values())))
+    table.add_row(
+        "all", *(str(count) for count in sums), str(sum(sums)), str(sum(inspection.images.values()))
+    )
     return table

@@ -1,7 +1,8 @@
-"""What a corpus holds and what is wrong with it, found as the pipeline would find it, without writing anything.
+"""What a corpus holds and what is wrong with it, found as the pipeline would find it, without
+writing anything.
 
-Questions go through the reader of stage download, images through the decoder of stage resize. Images are held in memory one
-at a time and thread, refusals by kind with a few examples of each.
+Questions go through the reader of stage download, images through the decoder of stage resize.
+Images are held in memory one at a time and thread, refusals by kind with a few examples of each.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class Example(NamedTuple):
 
 @dataclass
 class CorpusFinding:
-    """One kind of thing that is wrong, or odd: how often, some examples, and what to do. `refused`: records are lost by it."""
+    """One kind of thing that is wrong, or odd: how often, some examples, and what to do. `refused`:
+    records are lost by it.
+    """
 
     kind: str
     remedy: str
@@ -58,7 +61,9 @@ class CorpusFinding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. read = kept + refused; `questions`: (modality, question type) -> number of those kept; `images`: of a modality."""
+    """What was found. read = kept + refused; `questions`: (modality, question type) -> number of
+    those kept; `images`: of a modality.
+    """
 
     layout: str
     question_files: list[str]
@@ -75,7 +80,9 @@ class Inspection:
         return self.read - self.kept
 
     def status(self, strict: bool = False) -> Status:
-        """Ready: all is usable; problems: some of it is refused, or with `strict` is odd; unusable: nothing is left."""
+        """Ready: all is usable; problems: some of it is refused, or with `strict` is odd; unusable:
+        nothing is left.
+        """
         if not self.kept:
             return "unusable"
         return "problems" if self.refused or (strict and self.findings) else "ready"
@@ -107,31 +114,60 @@ class Findings:
 
     def ordered(self) -> list[CorpusFinding]:
         """What loses records first, then by count."""
-        return sorted(self.by_kind.values(), key=lambda finding: (finding.level != "refused", -finding.count, finding.kind))
+        return sorted(
+            self.by_kind.values(),
+            key=lambda finding: (finding.level != "refused", -finding.count, finding.kind),
+        )
 
 
-def inspect(corpus: Corpus, params: Params, *, images: bool = True, examples: int = 3) -> Inspection:
-    """Read all questions, and with `images` decode every image that one names. InputError if a file cannot be read at all."""
+def inspect(
+    corpus: Corpus, params: Params, *, images: bool = True, examples: int = 3
+) -> Inspection:
+    """Read all questions, and with `images` decode every image that one names. InputError if a file
+    cannot be read at all.
+    """
     findings = Findings(examples)
     reading, files = find_images(corpus, read_questions(corpus))
     for row in _pointed(reading.rows, corpus.names):
         findings.refuse(row)
     _note_columns(corpus, findings)
-    kept = _without_bad_images(corpus, reading.records, files, params, findings) if images else reading.records
+    kept = (
+        _without_bad_images(corpus, reading.records, files, params, findings)
+        if images
+        else reading.records
+    )
     _note_unnamed(corpus, {name for names in files.values() for name in names}, findings)
     _note_small(kept, findings)
-    counts = Counter(modality for modality, _ in {(record.modality, record.image_path) for record in kept})
-    layout = "CSV" if corpus.question_files and all(name.lower().endswith(".csv") for name in corpus.question_files) else "OmniMedVQA"
+    counts = Counter(
+        modality for modality, _ in {(record.modality, record.image_path) for record in kept}
+    )
+    layout = (
+        "CSV"
+        if corpus.question_files
+        and all(name.lower().endswith(".csv") for name in corpus.question_files)
+        else "OmniMedVQA"
+    )
     questions = Counter((record.modality, record.question_type) for record in kept)
     return Inspection(
-        layout, list(corpus.question_files), reading.read, len(kept), dict(questions), dict(counts), images, findings.ordered()
+        layout,
+        list(corpus.question_files),
+        reading.read,
+        len(kept),
+        dict(questions),
+        dict(counts),
+        images,
+        findings.ordered(),
     )
 
 
 def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
     """The same for programs."""
     questions = {
-        slug: {kind: inspection.questions[slug, kind] for kind in AXES["task"] if (slug, kind) in inspection.questions}
+        slug: {
+            kind: inspection.questions[slug, kind]
+            for kind in AXES["task"]
+            if (slug, kind) in inspection.questions
+        }
         for slug in AXES["modality"]
     }
     return {
@@ -158,15 +194,19 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
 
 
 def _pointed(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows; that of a missing image points to one that has its name but for capitals or the folder."""
+    """The rows; that of a missing image points to one that has its name but for capitals or the
+    folder.
+    """
     alike: dict[str, list[str]] = {}
     if any(row.reason == Reason.IMAGE_MISSING for row in rows):
         for name in names:
             alike.setdefault(_bare(name), []).append(name)
     return [
-        row._replace(why=f"{row.why}; there is {alike[_bare(row.what)][0]!r}")
-        if row.reason == Reason.IMAGE_MISSING and len(alike.get(_bare(row.what), [])) == 1
-        else row
+        (
+            row._replace(why=f"{row.why}; there is {alike[_bare(row.what)][0]!r}")
+            if row.reason == Reason.IMAGE_MISSING and len(alike.get(_bare(row.what), [])) == 1
+            else row
+        )
         for row in rows
     ]
 
@@ -176,7 +216,11 @@ def _bare(name: str) -> str:
 
 
 def _without_bad_images(
-    corpus: Corpus, records: list[Record], files: Mapping[str, list[str]], params: Params, findings: Findings
+    corpus: Corpus,
+    records: list[Record],
+    files: Mapping[str, list[str]],
+    params: Params,
+    findings: Findings,
 ) -> list[Record]:
     """The records whose image can be decoded; notes images that are byte for byte the same."""
     asked = sorted(files)
@@ -203,9 +247,15 @@ def _without_bad_images(
             errors[name] = error
         elif (known := first.setdefault(digest, name)) != name:
             remedy = (
-                "No harm: copies are kept together in train or test. Questions of a copy with another answer would contradict each other."
+                "No harm: copies are kept together in train or test. Questions of a copy with"
+                " another answer would contradict each other."
             )
-            findings.add("images that are there twice", remedy, "note", Example(name, known, "the same bytes as this one"))
+            findings.add(
+                "images that are there twice",
+                remedy,
+                "note",
+                Example(name, known, "the same bytes as this one"),
+            )
     for record in records:
         if error := errors.get(record.image_path):
             why = f"the image cannot be used: {error}"
@@ -214,22 +264,42 @@ def _without_bad_images(
 
 
 def _note_columns(corpus: Corpus, findings: Findings) -> None:
-    """Columns of a CSV that are not taken: they could have been meant for one that is, or should not be in the file at all."""
-    for name, content in corpus.read(name for name in corpus.question_files if name.lower().endswith(".csv")):
+    """Columns of a CSV that are not taken: they could have been meant for one that is, or should
+    not be in the file at all.
+    """
+    for name, content in corpus.read(
+        name for name in corpus.question_files if name.lower().endswith(".csv")
+    ):
         try:
             left_out = read_header(decode_text(content)).left_out
         except RefusedRecord:
             continue  # its one row says so
         for column in left_out:
-            remedy = "They are not read and go nowhere. Take out what names a patient before the folder is passed on."
-            findings.add("columns that are left out", remedy, "note", Example(name, column, "no column of ours"))
+            remedy = (
+                "They are not read and go nowhere. Take out what names a patient before the folder"
+                " is passed on."
+            )
+            findings.add(
+                "columns that are left out",
+                remedy,
+                "note",
+                Example(name, column, "no column of ours"),
+            )
 
 
 def _note_unnamed(corpus: Corpus, named: set[str], findings: Findings) -> None:
     for name in corpus.names:
         if name.startswith(IMAGES) and name not in named and not _hidden(name):
-            remedy = "They are not used. Name them in a question, or take them out; a name with other capitals is another name."
-            findings.add("images that no question names", remedy, "note", Example(name, name, "named by no record that could be read"))
+            remedy = (
+                "They are not used. Name them in a question, or take them out; a name with other"
+                " capitals is another name."
+            )
+            findings.add(
+                "images that no question names",
+                remedy,
+                "note",
+                Example(name, name, "named by no record that could be read"),
+            )
 
 
 def _hidden(name: str) -> bool:
@@ -242,12 +312,16 @@ def _note_small(kept: Sequence[Record], findings: Findings) -> None:
     for axis, slugs in AXES.items():
         by_slug: dict[str, set[str]] = {slug: set() for slug in slugs}
         for record in kept:
-            by_slug[record.modality if axis == "modality" else record.question_type].add(record.image_path)
+            by_slug[record.modality if axis == "modality" else record.question_type].add(
+                record.image_path
+            )
         for slug, images in by_slug.items():
             if len(images) < LEAST:
                 remedy = (
-                    f"Each of the 13 splits needs {LEAST} images that are no copies, and hundreds to mean anything; stage splits refuses "
-                    "a corpus that lacks one. Add data, or give the pipeline this corpus together with one that has it: docs/own-data.md."
+                    f"Each of the 13 splits needs {LEAST} images that are no copies, and hundreds"
+                    " to mean anything; stage splits refuses a corpus that lacks one. Add data, or"
+                    " give the pipeline this corpus together with one that has it:"
+                    " docs/own-data.md."
                 )
                 row = Example(f"{axis}/{slug}", f"{len(images)} images", f"fewer than {LEAST}")
                 findings.add("splits without data", remedy, "note", row)

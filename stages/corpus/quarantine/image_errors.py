@@ -6,7 +6,9 @@ from stages.corpus.quarantine.reasons import Reason
 
 
 class ImageError(ValueError):
-    """An image that cannot be decoded; the message is the reason, without the file's name, `reason` its code."""
+    """An image that cannot be decoded; the message is the reason, without the file's name, `reason`
+    its code.
+    """
 
     def __init__(self, why: str, reason: Reason = Reason.IMAGE_DAMAGED) -> None:
         """Keep the code beside the words."""
@@ -15,4 +17,6 @@ class ImageError(ValueError):
 
 
 class UnreadError(ImageError):
-    """An image whose bytes could not be had: nothing is known of the image, so that this is no result to remember."""
+    """An image whose bytes could not be had: nothing is known of the image, so that this is no
+    result to remember.
+    """

@@ -1,8 +1,9 @@
 """What was refused, kept beside what was taken: a row each, and counts that must add up.
 
-An account is a parquet file: a row for each refused input, ready for pandas or SQL, and in the metadata of its schema, under
-`quarantine`, the stage with what it read and kept of each source set, so that shares can be told, and under `provenance` where all that
-comes from. No times are written: the same inputs give the same bytes.
+An account is a parquet file: a row for each refused input, ready for pandas or SQL, and in the
+metadata of its schema, under `quarantine`, the stage with what it read and kept of each source set,
+so that shares can be told, and under `provenance` where all that comes from. No times are written:
+the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from stages.core.outputs import atomic_file
 from stages.corpus.quarantine.reasons import Reason
 
 NO_SET: Final = "(no source set)"
-"""How a record that names no source set, or a question file that cannot be read, is called among the sets."""
+"""How a record that names no source set, or a question file that cannot be read, is called among
+the sets.
+"""
 
 _LONGEST = 300
 """Characters of an offending value that are kept."""
@@ -44,9 +47,11 @@ _SCHEMA: Final = pa.schema(
 
 
 class RecordLocation(NamedTuple):
-    """Where a record stands: `record` is its place in the list of its file, from 0, `line` where it begins; None for a whole file.
+    """Where a record stands: `record` is its place in the list of its file, from 0, `line` where it
+    begins; None for a whole file.
 
-    A row of a table, or of a JSON Lines file, has a line only; a record of a JSON file of one line, only its place in the list.
+    A row of a table, or of a JSON Lines file, has a line only; a record of a JSON file of one line,
+    only its place in the list.
     """
 
     file: str
@@ -59,13 +64,18 @@ class RecordLocation(NamedTuple):
         if self.record is None and self.line is None:
             return self.file
         listed = "" if self.record is None else f"#{self.record}"
-        return f"{self.file}{listed}{'' if self.line is None else f', line {self.line}'} ({self.question_id or 'no question_id'})"
+        return (
+            f"{self.file}{listed}{'' if self.line is None else f', line {self.line}'}"
+            f" ({self.question_id or 'no question_id'})"
+        )
 
 
 class Row(NamedTuple):
-    """One refused input: `where` it stands, `what` the offending value is, `why` it is refused, in plain words and as a code.
+    """One refused input: `where` it stands, `what` the offending value is, `why` it is refused, in
+    plain words and as a code.
 
-    `dataset`, the source set, and `modality` are as they were written, None where they were not or are no texts.
+    `dataset`, the source set, and `modality` are as they were written, None where they were not or
+    are no texts.
     """
 
     where: RecordLocation
@@ -118,7 +128,8 @@ class Quarantine:
 
 
 def tally(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Quarantine:
-    """The account of one stage, rows sorted by where they stand; `kept` is the source set of each record that is kept.
+    """The account of one stage, rows sorted by where they stand; `kept` is the source set of each
+    record that is kept.
 
     AssertionError if read is not kept + quarantined.
     """
@@ -126,47 +137,80 @@ def tally(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Qu
     kept_of, refused_of = Counter(map(shown, kept)), Counter(row.set for row in ordered)
     if read != kept_of.total() + len(ordered):
         raise AssertionError(
-            f"{stage}: read {read} records, but kept {kept_of.total()} + quarantined {len(ordered)} = {kept_of.total() + len(ordered)}"
+            f"{stage}: read {read} records, but kept {kept_of.total()} + quarantined {len(ordered)}"
+            f" = {kept_of.total() + len(ordered)}"
         )
     names = sorted(kept_of.keys() | refused_of.keys())
-    return Quarantine(stage, {name: Counts(kept_of[name] + refused_of[name], kept_of[name]) for name in names}, ordered)
+    return Quarantine(
+        stage,
+        {name: Counts(kept_of[name] + refused_of[name], kept_of[name]) for name in names},
+        ordered,
+    )
 
 
 def write_quarantine(
-    path: Path, stage: str, read: int, kept: Iterable[str], rows: Iterable[Row], provenance: Mapping[str, Any]
+    path: Path,
+    stage: str,
+    read: int,
+    kept: Iterable[str],
+    rows: Iterable[Row],
+    provenance: Mapping[str, Any],
 ) -> Quarantine:
     """Write the account of one stage as parquet, and return it; the arguments are those of `tally`."""
     account = tally(stage, read, kept, rows)
-    facts = {"stage": account.stage, "read": account.read, "kept": account.kept, "quarantined": len(account.rows)}
+    facts = {
+        "stage": account.stage,
+        "read": account.read,
+        "kept": account.kept,
+        "quarantined": len(account.rows),
+    }
     sets = {name: taken._asdict() for name, taken in account.sets.items()}
-    metadata = {"quarantine": json.dumps(facts | {"sets": sets}, ensure_ascii=False), "provenance": json.dumps(provenance)}
+    metadata = {
+        "quarantine": json.dumps(facts | {"sets": sets}, ensure_ascii=False),
+        "provenance": json.dumps(provenance),
+    }
     listed = [
-        {"stage": account.stage, **row.where._asdict(), **{name: value for name, value in row._asdict().items() if name != "where"}}
+        {
+            "stage": account.stage,
+            **row.where._asdict(),
+            **{name: value for name, value in row._asdict().items() if name != "where"},
+        }
         for row in account.rows
     ]
     with atomic_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(listed, schema=_SCHEMA.with_metadata(metadata)), temporary, compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist(listed, schema=_SCHEMA.with_metadata(metadata)),
+            temporary,
+            compression="zstd",
+        )
     return account
 
 
 def read_quarantine(path: Path) -> Quarantine:
-    """Read what `write_quarantine` wrote. InputError if it is missing, not such a file, or does not add up."""
+    """Read what `write_quarantine` wrote. InputError if it is missing, not such a file, or does not
+    add up.
+    """
     try:
         table = pq.read_table(path)
         facts = json.loads(table.schema.metadata[b"quarantine"])
         account = Quarantine(
-            facts["stage"], {name: Counts(**taken) for name, taken in facts["sets"].items()}, tuple(map(_row, table.to_pylist()))
+            facts["stage"],
+            {name: Counts(**taken) for name, taken in facts["sets"].items()},
+            tuple(map(_row, table.to_pylist())),
         )
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro`") from None
     except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} is not a quarantine file ({error!r}): delete it and run `dvc repro`") from error
+        raise InputError(
+            f"{path} is not a quarantine file ({error!r}): delete it and run `dvc repro`"
+        ) from error
     refused = Counter(row.set for row in account.rows)
     for name in {*account.sets, *refused}:
         taken = account.sets.get(name, Counts(0, 0))
         if taken.refused != refused[name]:
             raise InputError(
-                f"{path} does not add up: {name}: read {taken.read}, kept {taken.kept}, rows {refused[name]}; run `dvc repro -f`"
+                f"{path} does not add up: {name}: read {taken.read}, kept {taken.kept}, rows"
+                f" {refused[name]}; run `dvc repro -f`"
             )
     return account
 
@@ -174,14 +218,23 @@ def read_quarantine(path: Path) -> Quarantine:
 def shown(value: object) -> str:
     """Any value as a text that can be written down: no lone surrogates, cut when long."""
     text = value if isinstance(value, str) else repr(value)
-    if not text.isascii():  # else it stays the same object: a file's name is not kept anew for each of its records
+    if (
+        not text.isascii()
+    ):  # else it stays the same object: a file's name is not kept anew for each of its records
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 
 def _row(found: dict[str, Any]) -> Row:
     place = RecordLocation(**{name: found[name] for name in RecordLocation._fields})
-    return Row(place, found["what"], found["why"], Reason(found["reason"]), found["dataset"], found["modality"])
+    return Row(
+        place,
+        found["what"],
+        found["why"],
+        Reason(found["reason"]),
+        found["dataset"],
+        found["modality"],
+    )
 
 
 def _order(row: Row) -> tuple[str, int, int, str, str, str]:

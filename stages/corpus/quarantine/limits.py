@@ -1,4 +1,6 @@
-"""Is too much refused, of one source set or of all: then something is wrong with the corpus, and nothing should be trained on the rest."""
+"""Is too much refused, of one source set or of all: then something is wrong with the corpus, and
+nothing should be trained on the rest.
+"""
 
 from __future__ import annotations
 
@@ -37,32 +39,49 @@ class RefusalLimits(Protocol):
 
 
 def check_refused(account: Quarantine, limits: RefusalLimits, path: Path, of: str) -> None:
-    """RefusedDataError if more was refused than `limits` allow; `path` is where the account was written, `of` what was read."""
+    """RefusedDataError if more was refused than `limits` allow; `path` is where the account was
+    written, `of` what was read.
+    """
     found = list(_beyond(account, limits))
     if not found:
         return
     rest = f"; and {len(found) - _SHOWN} more source sets" if len(found) > _SHOWN else ""
     raise RefusedDataError(
-        f"{of}: too much was refused by {account.stage}: {'; '.join(found[:_SHOWN])}{rest}. {path} holds every refused record and why "
-        f"(docs/ingest-quality.md): correct the corpus, or, if the rest is good, raise the limit in params.yaml and run `dvc repro` again",
+        f"{of}: too much was refused by {account.stage}: {'; '.join(found[:_SHOWN])}{rest}. {path}"
+        " holds every refused record and why (docs/ingest-quality.md): correct the corpus, or, if"
+        " the rest is good, raise the limit in params.yaml and run `dvc repro` again",
         CorpusFault.TOO_MUCH_REFUSED,
     )
 
 
 def _beyond(account: Quarantine, limits: RefusalLimits) -> Iterable[str]:
-    """One text for each limit that is passed: that of all sets together, then those of sets, the most refused records first."""
+    """One text for each limit that is passed: that of all sets together, then those of sets, the
+    most refused records first.
+    """
     others = {name: taken for name, taken in account.sets.items() if name not in limits.sets}
-    together = Counts(sum(taken.read for taken in others.values()), sum(taken.kept for taken in others.values()))
+    together = Counts(
+        sum(taken.read for taken in others.values()), sum(taken.kept for taken in others.values())
+    )
     if _too_much(together, limits.max_refused_share, limits):
         rows = [row for row in account.rows if row.set in others]
-        whole = "all sets" if len(others) == len(account.sets) else "all sets without a limit of their own"
-        yield f"of {whole} {_said(together, rows)}, quarantine.max_refused_share allows {limits.max_refused_share:.1%}"
+        whole = (
+            "all sets"
+            if len(others) == len(account.sets)
+            else "all sets without a limit of their own"
+        )
+        yield (
+            f"of {whole} {_said(together, rows)}, quarantine.max_refused_share allows"
+            f" {limits.max_refused_share:.1%}"
+        )
     for name, taken in sorted(account.sets.items(), key=lambda each: (-each[1].refused, each[0])):
         own = name in limits.sets
         limit = limits.sets[name] if own else limits.max_refused_share_of_set
         key = f"quarantine.sets.{name}" if own else "quarantine.max_refused_share_of_set"
         if _too_much(taken, limit, limits):
-            yield f"of {name!r} {_said(taken, [row for row in account.rows if row.set == name])}, {key} allows {limit:.1%}"
+            yield (
+                f"of {name!r} {_said(taken, [row for row in account.rows if row.set == name])},"
+                f" {key} allows {limit:.1%}"
+            )
 
 
 def _too_much(taken: Counts, limit: float, limits: RefusalLimits) -> bool:
@@ -72,7 +91,15 @@ def _too_much(taken: Counts, limit: float, limits: RefusalLimits) -> bool:
 def _said(taken: Counts, rows: Iterable[Row]) -> str:
     """How much, and for which reasons mostly, the first example of each."""
     listed = list(rows)
-    commonest = sorted(Counter(row.reason for row in listed).items(), key=lambda each: (-each[1], each[0]))[:_REASONS]
+    commonest = sorted(
+        Counter(row.reason for row in listed).items(), key=lambda each: (-each[1], each[0])
+    )[:_REASONS]
     examples = {row.reason: row for row in reversed(listed)}
-    reasons = ", ".join(f"{count} {reason} ({examples[reason].what!r} in {examples[reason].where})" for reason, count in commonest)
-    return f"{taken.refused} of {taken.read} records ({taken.share:.1%}) were refused, mostly: {reasons}"
+    reasons = ", ".join(
+        f"{count} {reason} ({examples[reason].what!r} in {examples[reason].where})"
+        for reason, count in commonest
+    )
+    return (
+        f"{taken.refused} of {taken.read} records ({taken.share:.1%}) were refused, mostly:"
+        f" {reasons}"
+    )

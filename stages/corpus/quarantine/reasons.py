@@ -1,4 +1,6 @@
-"""Closed lists of refusal codes, for records and for whole corpora; codes stay when the words of a message change."""
+"""Closed lists of refusal codes, for records and for whole corpora; codes stay when the words of a
+message change.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,14 @@ from stages.core.errors import ExitCode, InputError
 class Reason(StrEnum):
     """Why a record, an image or a question file is refused: what programs compare.
 
-    A quarantine row also carries the reason in words. docs/ingest-quality.md lists all codes with their remedies, and
-    stages/corpus/inspection/advice.py has advice for each.
+    A quarantine row also carries the reason in words. docs/ingest-quality.md lists all codes with
+    their remedies, and stages/corpus/inspection/advice.py has advice for each.
     """
 
     FILE_UNREADABLE = "file-unreadable"
-    """A question file that cannot be parsed; like every file-level refusal it counts as one record read."""
+    """A question file that cannot be parsed; like every file-level refusal it counts as one record
+    read.
+    """
     FILE_EMPTY = "file-empty"
     FILE_DAMAGED = "file-damaged"
     """A question file whose bytes cannot be read from the corpus."""
@@ -37,7 +41,9 @@ class Reason(StrEnum):
     RECORD_FORM = "record-form"
     """A record that is not an object with fields."""
     RECORD_VALUE = "record-value"
-    """A record with a value that cannot be stored: too long, too deeply nested, or a number out of range."""
+    """A record with a value that cannot be stored: too long, too deeply nested, or a number out of
+    range.
+    """
     FIELD_DUPLICATE = "field-duplicate"
     """A record with the same field twice."""
     FIELD_MISSING = "field-missing"
@@ -94,7 +100,9 @@ class Reason(StrEnum):
     IMAGE_ANNOTATION = "image-annotation"
     """The DICOM header says that text is burned into the pixels, which may name a patient."""
     IMAGE_UNFLAGGED = "image-unflagged"
-    """A kind of DICOM image that often has text burned in, with a header that does not say whether it has."""
+    """A kind of DICOM image that often has text burned in, with a header that does not say whether
+    it has.
+    """
 
 
 @unique

@@ -1,7 +1,9 @@
-"""The records of a user's JSON file one by one, each with its place and what json.loads would pass over in silence.
+"""The records of a user's JSON file one by one, each with its place and what json.loads would pass
+over in silence.
 
-The standard parser takes the last of two equal keys, and NaN, and numbers too large for a float. Which value was meant, or what
-a reader elsewhere would make of it, nobody knows: such a record is refused, the others of its file are not.
+The standard parser takes the last of two equal keys, and NaN, and numbers too large for a float.
+Which value was meant, or what a reader elsewhere would make of it, nobody knows: such a record is
+refused, the others of its file are not.
 """
 
 from __future__ import annotations
@@ -21,16 +23,20 @@ LARGEST: Final = 1_000_000
 _DEEPEST: Final = 16
 """Levels of lists and objects inside a record: writers that indent go down by recursion, too."""
 _MOST_DIGITS: Final = 400
-"""Digits of a number: a float has at most 309 before its point, and Python itself refuses to read 4300."""
+"""Digits of a number: a float has at most 309 before its point, and Python itself refuses to read
+4300.
+"""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class RawRecord(NamedTuple):
-    """What stands at one place of a question file, as it was read; `refusal` if that alone makes it unfit.
+    """What stands at one place of a question file, as it was read; `refusal` if that alone makes it
+    unfit.
 
-    `number`: its place in a list, from 0; `line`: where it begins, from 1. Either is None where it says nothing.
+    `number`: its place in a list, from 0; `line`: where it begins, from 1. Either is None where it
+    says nothing.
     """
 
     number: int | None
@@ -42,16 +48,21 @@ class RawRecord(NamedTuple):
 def parse_list(text: str) -> Iterator[RawRecord]:
     """The elements of a JSON list in their order; places in a file of several lines name the line.
 
-    Raises RefusedRecord when the file as a whole is no such list, which may be found out at its end: until then, nothing of it counts.
+    Raises RefusedRecord when the file as a whole is no such list, which may be found out at its
+    end: until then, nothing of it counts.
     """
     if not text:
         raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
     try:
         yield from _elements(text, lines=text.find("\n", 0, text.rfind("]") + 1) >= 0)
     except RecursionError:
-        raise RefusedRecord("nested too deeply", "not a JSON file that can be parsed", Reason.FILE_UNREADABLE) from None
+        raise RefusedRecord(
+            "nested too deeply", "not a JSON file that can be parsed", Reason.FILE_UNREADABLE
+        ) from None
     except ValueError as error:
-        raise RefusedRecord(str(error), "not a JSON file that can be parsed", Reason.FILE_UNREADABLE) from error
+        raise RefusedRecord(
+            str(error), "not a JSON file that can be parsed", Reason.FILE_UNREADABLE
+        ) from error
 
 
 def _elements(text: str, lines: bool) -> Iterator[RawRecord]:
@@ -96,7 +107,10 @@ def _decoder(odd: list[RefusedRecord]) -> json.JSONDecoder:
 
     def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # most texts of a corpus stand in it many times: each is kept once
-        found = {intern(key): known.setdefault(value, value) if type(value) is str else value for key, value in pairs}
+        found = {
+            intern(key): known.setdefault(value, value) if type(value) is str else value
+            for key, value in pairs
+        }
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
@@ -106,7 +120,11 @@ def _decoder(odd: list[RefusedRecord]) -> json.JSONDecoder:
 
     def number(digits: str) -> int:
         if len(digits) > _MOST_DIGITS:
-            odd.append(RefusedRecord(digits, f"a number of more than {_MOST_DIGITS} digits", Reason.RECORD_VALUE))
+            odd.append(
+                RefusedRecord(
+                    digits, f"a number of more than {_MOST_DIGITS} digits", Reason.RECORD_VALUE
+                )
+            )
             return 0
         return int(digits)
 
@@ -118,9 +136,15 @@ def _decoder(odd: list[RefusedRecord]) -> json.JSONDecoder:
         return found
 
     def constant(name: str) -> None:
-        odd.append(RefusedRecord(name, f"{name} is not JSON: put null, or leave the field out", Reason.RECORD_VALUE))
+        odd.append(
+            RefusedRecord(
+                name, f"{name} is not JSON: put null, or leave the field out", Reason.RECORD_VALUE
+            )
+        )
 
-    return json.JSONDecoder(object_pairs_hook=make, parse_int=number, parse_float=fraction, parse_constant=constant)
+    return json.JSONDecoder(
+        object_pairs_hook=make, parse_int=number, parse_float=fraction, parse_constant=constant
+    )
 
 
 def _refusal(raw: Any, odd: list[RefusedRecord], size: int, escaped: bool) -> RefusedRecord | None:
@@ -128,7 +152,9 @@ def _refusal(raw: Any, odd: list[RefusedRecord], size: int, escaped: bool) -> Re
     if odd:
         return odd[0]
     if size > LARGEST:
-        return RefusedRecord(f"{size} characters", f"a record of more than {LARGEST} characters", Reason.RECORD_VALUE)
+        return RefusedRecord(
+            f"{size} characters", f"a record of more than {LARGEST} characters", Reason.RECORD_VALUE
+        )
     if isinstance(raw, dict):
         for key, value in raw.items():
             if escaped or type(value) is not str:
@@ -144,7 +170,9 @@ def _refusal(raw: Any, odd: list[RefusedRecord], size: int, escaped: bool) -> Re
 def _check_further(value: Any, level: int) -> None:
     """RefusedRecord for what no later stage could write down again."""
     if level > _DEEPEST:
-        raise RefusedRecord(f"{level} levels", f"is nested more than {_DEEPEST} levels deep", Reason.RECORD_VALUE)
+        raise RefusedRecord(
+            f"{level} levels", f"is nested more than {_DEEPEST} levels deep", Reason.RECORD_VALUE
+        )
     if isinstance(value, str):
         if not is_unicode(value):
             raise RefusedRecord(value, "is not Unicode text", Reason.FIELD_ENCODING)

@@ -1,4 +1,6 @@
-"""The questions of a corpus and the files of their images, as stage download takes them and the check of a corpus foresees it."""
+"""The questions of a corpus and the files of their images, as stage download takes them and the
+check of a corpus foresees it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from stages.corpus.records.records import Reading, read_record_files, refuse
 
 
 def read_questions(corpus: Corpus) -> Reading:
-    """The records of all question files; a file whose bytes cannot be had is one row, as one that cannot be parsed.
+    """The records of all question files; a file whose bytes cannot be had is one row, as one that
+    cannot be parsed.
 
     A record without modality_type has that of its image, if the image is DICOM and says it.
     """
@@ -26,12 +29,22 @@ def read_questions(corpus: Corpus) -> Reading:
             try:
                 yield name, corpus.fetch(name)
             except DamagedMemberError as error:
-                rows.append(Row(RecordLocation(name), error.why, "the file cannot be read from the corpus", Reason.FILE_DAMAGED))
+                rows.append(
+                    Row(
+                        RecordLocation(name),
+                        error.why,
+                        "the file cannot be read from the corpus",
+                        Reason.FILE_DAMAGED,
+                    )
+                )
 
     def modality(image_path: str) -> str | None:
         """Of a DICOM file, or the first one of a series."""
         try:
-            return next((modality_of(corpus.fetch(name)) for name in image_files(names, image_path)[:1]), None)
+            return next(
+                (modality_of(corpus.fetch(name)) for name in image_files(names, image_path)[:1]),
+                None,
+            )
         except DamagedMemberError:
             return None
 
@@ -40,13 +53,20 @@ def read_questions(corpus: Corpus) -> Reading:
 
 
 def find_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
-    """The same reading, records whose image is not there quarantined; image_path -> its files, several of a DICOM series."""
+    """The same reading, records whose image is not there quarantined; image_path -> its files,
+    several of a DICOM series.
+    """
     names = corpus.names
-    files = {path: image_files(names, path) for path in sorted({record.image_path for record in reading.records})}
+    files = {
+        path: image_files(names, path)
+        for path in sorted({record.image_path for record in reading.records})
+    }
     rows = [
         refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING)
         for record in reading.records
         if not files[record.image_path]
     ]
     kept = [record for record in reading.records if files[record.image_path]]
-    return Reading(reading.read, kept, [*reading.rows, *rows]), {path: found for path, found in files.items() if found}
+    return Reading(reading.read, kept, [*reading.rows, *rows]), {
+        path: found for path, found in files.items() if found
+    }

@@ -1,9 +1,11 @@
-"""OmniMedVQA's records (arXiv 2402.09181): what one must hold to become a question, and why another is refused.
+"""OmniMedVQA's records (arXiv 2402.09181): what one must hold to become a question, and why another
+is refused.
 
-`QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id, question_type,
-question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to option_D (absent when there are
-fewer), modality_type. A record is taken as it stands or refused with a reason, never mended. A CSV of one's own gives such
-records, too (stages/corpus/records/table.py).
+`QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id,
+question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to
+option_D (absent when there are fewer), modality_type. A record is taken as it stands or refused
+with a reason, never mended. A CSV of one's own gives such records, too
+(stages/corpus/records/table.py).
 """
 
 from __future__ import annotations
@@ -38,7 +40,15 @@ __all__ = [
     "read_record_lines",
 ]
 
-FIELDS: Final = ("dataset", "question_id", "question_type", "question", "gt_answer", "image_path", "modality_type")
+FIELDS: Final = (
+    "dataset",
+    "question_id",
+    "question_type",
+    "question",
+    "gt_answer",
+    "image_path",
+    "modality_type",
+)
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
 _NAMES = ("dataset", "question_id", "image_path")
@@ -49,7 +59,9 @@ _LONGEST_NAME = 240
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question that can be asked. Texts are without outer blanks, `modality` and `question_type` slugs, `gold` a letter."""
+    """One question that can be asked. Texts are without outer blanks, `modality` and
+    `question_type` slugs, `gold` a letter.
+    """
 
     question_id: str
     dataset: str
@@ -66,7 +78,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a set of record files gave: read = records + rows; a file that cannot be parsed counts as one read."""
+    """What a set of record files gave: read = records + rows; a file that cannot be parsed counts
+    as one read.
+    """
 
     read: int
     records: list[Record]
@@ -74,11 +88,16 @@ class Reading:
 
 
 ModalityOf = Callable[[str], str | None]
-"""The slug of the modality that the image at an image_path names itself; None if it does not, or is not there."""
+"""The slug of the modality that the image at an image_path names itself; None if it does not, or is
+not there.
+"""
 
 
-def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None) -> Reading:
-    """Read (name, content) pairs, JSON or .csv, in the order of their names; what is refused becomes a quarantine row.
+def read_record_files(
+    files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None
+) -> Reading:
+    """Read (name, content) pairs, JSON or .csv, in the order of their names; what is refused
+    becomes a quarantine row.
 
     `modality_of` is asked for records without modality_type only.
     """
@@ -99,7 +118,8 @@ def read_record_files(files: Iterable[tuple[str, bytes]], modality_of: ModalityO
 
 
 def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
-    """Read the JSON Lines files of an earlier stage in the order of their names; a record that was made unfit becomes a row.
+    """Read the JSON Lines files of an earlier stage in the order of their names; a record that was
+    made unfit becomes a row.
 
     Raises InputError, with `remedy`, if a file is missing or a line is not a JSON object.
     """
@@ -114,23 +134,35 @@ def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
 def iterate_records(path: Path, remedy: str) -> Iterator[Record]:
     """Iterate over the records of a JSON Lines file of an earlier stage, one in memory at a time.
 
-    Raises InputError, with `remedy`, if the file is missing or at the first line that is not a usable record.
+    Raises InputError, with `remedy`, if the file is missing or at the first line that is not a
+    usable record.
     """
     for each in _lines(path, remedy):
         try:
             yield check_record(each.raw, _place(path.as_posix(), each))
         except RefusedRecord as refusal:
             wrong = f"{refusal.what!r}: {refusal.why}"
-            raise InputError(f"{path}, line {each.line} was changed by hand: {wrong}; {remedy}") from refusal
+            raise InputError(
+                f"{path}, line {each.line} was changed by hand: {wrong}; {remedy}"
+            ) from refusal
 
 
 def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
     """The row of a record that was good until now."""
-    return Row(record.place, shown(what), why, reason, shown(record.dataset), shown(record.fields["modality_type"]))
+    return Row(
+        record.place,
+        shown(what),
+        why,
+        reason,
+        shown(record.dataset),
+        shown(record.fields["modality_type"]),
+    )
 
 
 def check_record(raw: object, place: RecordLocation) -> Record:
-    """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is wrong with it first."""
+    """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is
+    wrong with it first.
+    """
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
     given = [key for key in raw if key.startswith("option_")]
@@ -139,7 +171,11 @@ def check_record(raw: object, place: RecordLocation) -> Record:
     if len(set(options)) < len(options):
         raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
     if text["gt_answer"] not in options:
-        raise RefusedRecord(text["gt_answer"], f"gt_answer is none of the options {shown(list(options))}", Reason.ANSWER_NOT_OFFERED)
+        raise RefusedRecord(
+            text["gt_answer"],
+            f"gt_answer is none of the options {shown(list(options))}",
+            Reason.ANSWER_NOT_OFFERED,
+        )
     if raw["modality_type"] not in MODALITY_SLUGS:
         raise _unknown(raw, "modality_type", MODALITIES, Reason.UNKNOWN_MODALITY)
     if raw["question_type"] not in QUESTION_TYPE_SLUGS:
@@ -161,7 +197,9 @@ def check_record(raw: object, place: RecordLocation) -> Record:
 
 
 class _Collected:
-    """Records by question_id in the order they were read, a row per refused one, and the number of all."""
+    """Records by question_id in the order they were read, a row per refused one, and the number of
+    all.
+    """
 
     def __init__(self, modality_of: ModalityOf) -> None:
         self._modality_of = modality_of
@@ -181,12 +219,18 @@ class _Collected:
                 why = f"question_id stands twice; kept: {first.place}"
                 raise RefusedRecord(record.question_id, why, Reason.DUPLICATE_ID)
         except RefusedRecord as refusal:
-            dataset, modality = (_written(found.raw, field) for field in ("dataset", "modality_type"))
-            self._rows.append(Row(place, refusal.what, refusal.why, refusal.reason, dataset, modality))
+            dataset, modality = (
+                _written(found.raw, field) for field in ("dataset", "modality_type")
+            )
+            self._rows.append(
+                Row(place, refusal.what, refusal.why, refusal.reason, dataset, modality)
+            )
 
     def refuse_file(self, name: str, refusal: RefusedRecord) -> None:
         self._read += 1
-        self._rows.append(Row(RecordLocation(shown(name)), refusal.what, refusal.why, refusal.reason))
+        self._rows.append(
+            Row(RecordLocation(shown(name)), refusal.what, refusal.why, refusal.reason)
+        )
 
     def reading(self) -> Reading:
         return Reading(self._read, list(self._records.values()), self._rows)
@@ -194,7 +238,10 @@ class _Collected:
 
 def _share_texts(raw: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
     """The record with one object per distinct text: most texts of a corpus stand in it many times."""
-    return {intern(key): texts.setdefault(value, value) if type(value) is str else value for key, value in raw.items()}
+    return {
+        intern(key): texts.setdefault(value, value) if type(value) is str else value
+        for key, value in raw.items()
+    }
 
 
 def _lines(path: Path, remedy: str) -> Iterator[RawRecord]:
@@ -203,8 +250,14 @@ def _lines(path: Path, remedy: str) -> Iterator[RawRecord]:
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:
-    """The record with the modality_type of its image, where it has none itself and the image says it."""
-    if not isinstance(raw, dict) or "modality_type" in raw or not isinstance(raw.get("image_path"), str):
+    """The record with the modality_type of its image, where it has none itself and the image says
+    it.
+    """
+    if (
+        not isinstance(raw, dict)
+        or "modality_type" in raw
+        or not isinstance(raw.get("image_path"), str)
+    ):
         return raw
     slug = modality_of(raw["image_path"])
     return raw if slug is None else raw | {"modality_type": MODALITIES[slug]}
@@ -225,11 +278,15 @@ def _parse(name: str, text: str) -> list[RawRecord]:
 
 def _place(file: str, found: RawRecord) -> RecordLocation:
     question_id = found.raw.get("question_id") if isinstance(found.raw, dict) else None
-    return RecordLocation(shown(file), found.number, shown(question_id) if question_id else None, found.line)
+    return RecordLocation(
+        shown(file), found.number, shown(question_id) if question_id else None, found.line
+    )
 
 
 def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:
-    """The fields without outer blanks; RefusedRecord for what is no text, or may not stand in a prompt, a name or a path."""
+    """The fields without outer blanks; RefusedRecord for what is no text, or may not stand in a
+    prompt, a name or a path.
+    """
     try:
         text = {field: raw[field].strip() for field in fields}
         together = " ".join([raw[field] for field in fields])
@@ -264,11 +321,15 @@ def _options(given: list[str]) -> tuple[str, ...]:
     if len(given) < 2:
         raise RefusedRecord(given, "fewer than two options", Reason.OPTION_COUNT)
     if gaps := [field for field in expected if field not in given]:
-        raise RefusedRecord(sorted(given), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT)
+        raise RefusedRecord(
+            sorted(given), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT
+        )
     return expected
 
 
-def _unknown(raw: dict[str, Any], field: str, literals: Mapping[str, str], reason: Reason) -> RefusedRecord:
+def _unknown(
+    raw: dict[str, Any], field: str, literals: Mapping[str, str], reason: Reason
+) -> RefusedRecord:
     """The refusal of a literal that is not in OmniMedVQA's list, with the nearest one that is."""
     slug = nearest(raw[field], literals)
     meant = f"; did you mean {literals[slug]!r} (slug {slug})?" if slug else ""
@@ -280,14 +341,24 @@ def _check_image_path(path: str) -> None:
         raise RefusedRecord(path, f"image_path is {why}", Reason.IMAGE_PATH)
     if not path.startswith(IMAGES) or posixpath.normpath(path) != path:
         raise RefusedRecord(path, f"image_path is not a file under {IMAGES}", Reason.IMAGE_PATH)
-    if len(path) * 4 > _LONGEST_NAME and any(len(part.encode()) > _LONGEST_NAME for part in path.split("/")):
-        raise RefusedRecord(path, f"image_path has a name longer than {_LONGEST_NAME} bytes", Reason.IMAGE_PATH)
+    if len(path) * 4 > _LONGEST_NAME and any(
+        len(part.encode()) > _LONGEST_NAME for part in path.split("/")
+    ):
+        raise RefusedRecord(
+            path, f"image_path has a name longer than {_LONGEST_NAME} bytes", Reason.IMAGE_PATH
+        )
 
 
 def _check_published_form(question: str, options: tuple[str, ...]) -> None:
-    """Med-R1's one-line form cannot carry every text: a question with " A)" in it would be cut there by every reader."""
+    """Med-R1's one-line form cannot carry every text: a question with " A)" in it would be cut
+    there by every reader.
+    """
     if ")" not in question and ")" not in "".join(options):
         return  # nothing but the labels themselves can look like one
     problem = format_problem(question, options)
     if parse_problem(problem) != (question, letter_options(options)):
-        raise RefusedRecord(problem, "a text that holds an option label cannot be told from the options", Reason.OPTION_LABEL)
+        raise RefusedRecord(
+            problem,
+            "a text that holds an option label cannot be told from the options",
+            Reason.OPTION_LABEL,
+        )

@@ -1,8 +1,10 @@
-"""A spreadsheet's CSV as records in OmniMedVQA's form: one question a row, found by the names of its columns.
+"""A spreadsheet's CSV as records in OmniMedVQA's form: one question a row, found by the names of
+its columns.
 
-What a CSV adds to JSON is leave for more than one spelling, never for a guess: columns go by a few names, a modality by our slug or
-by OmniMedVQA's words, an answer by its text or its letter; where two readings of a cell differ, the row is refused. Rows become the
-same objects as a JSON file holds, and go through the same check. docs/own-data.md says it for those who fill in the sheet.
+What a CSV adds to JSON is leave for more than one spelling, never for a guess: columns go by a few
+names, a modality by our slug or by OmniMedVQA's words, an answer by its text or its letter; where
+two readings of a cell differ, the row is refused. Rows become the same objects as a JSON file
+holds, and go through the same check. docs/own-data.md says it for those who fill in the sheet.
 
 Columns of other names are not taken: they often hold what should not travel with an image.
 """
@@ -35,8 +37,10 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "id": ("id", "question id"),
     "dataset": ("dataset", "data set"),
 }
-"""Column -> the names it goes by, in any case, with or without blanks, hyphens and underscores. Options may also stand in columns of
-their own: option A to option D, choice A to choice D, or A to D."""
+"""Column -> the names it goes by, in any case, with or without blanks, hyphens and underscores.
+Options may also stand in columns of their own: option A to option D, choice A to choice D, or A to
+D.
+"""
 
 _REQUIRED = ("image", "question", "answer", "modality", "type")
 _DELIMITERS = ",;\t"
@@ -46,8 +50,8 @@ _JSON_LIST = re.compile(r'\[\s*(?:"|\])')
 _PYTHON_LIST = re.compile(r"\[\s*'")
 _LABELLED = re.compile(r"\(?([A-Da-d])[):]")
 _QUOTING = (
-    'quotation marks do not fit, or one is not closed, so that a cell is too long: put the whole cell in "...", and '
-    'write "" for one inside it'
+    "quotation marks do not fit, or one is not closed, so that a cell is too long: put the whole"
+    ' cell in "...", and write "" for one inside it'
 )
 
 
@@ -65,11 +69,14 @@ class Header:
     def left_out(self) -> list[str]:
         """The names of the columns that are not taken."""
         taken = set(self.columns.values())
-        return [name for number, name in enumerate(self.names) if number not in taken and name.strip()]
+        return [
+            name for number, name in enumerate(self.names) if number not in taken and name.strip()
+        ]
 
 
 def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
-    """The rows of a CSV as raw records in OmniMedVQA's form, with their lines; `dataset` is for rows that name none.
+    """The rows of a CSV as raw records in OmniMedVQA's form, with their lines; `dataset` is for
+    rows that name none.
 
     Empty rows do not count. Raises RefusedRecord if there is no header to read them by.
     """
@@ -96,14 +103,21 @@ def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
 
 
 def read_header(text: str) -> Header:
-    """Find delimiter and columns; RefusedRecord names what is missing, or stands twice, and what was found."""
+    """Find delimiter and columns; RefusedRecord names what is missing, or stands twice, and what
+    was found.
+    """
     if not text.strip():
         raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
-    header = max((_header(text, delimiter) for delimiter in _DELIMITERS), key=lambda found: len(found.columns))
+    header = max(
+        (_header(text, delimiter) for delimiter in _DELIMITERS),
+        key=lambda found: len(found.columns),
+    )
     roles = [role for name in header.names if (role := _role(name))]
     found = ", ".join(repr(name) for name in header.names)
     if twice := sorted({role for role in roles if roles.count(role) > 1}):
-        raise RefusedRecord(found, f"two columns mean {_spoken(twice[0])}: take one out", Reason.COLUMN_DUPLICATE)
+        raise RefusedRecord(
+            found, f"two columns mean {_spoken(twice[0])}: take one out", Reason.COLUMN_DUPLICATE
+        )
     missing = [name for name in _REQUIRED if name not in header.columns]
     letters = [letter for letter in LETTERS if letter in header.columns]
     if "options" not in header.columns and letters[:2] != ["A", "B"]:
@@ -111,11 +125,16 @@ def read_header(text: str) -> Header:
     if missing:
         raise RefusedRecord(
             found,
-            f"the first line lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}{_meant(missing, header)}",
+            f"the first line lacks the column{'s' * (len(missing) > 1)}"
+            f" {', '.join(missing)}{_meant(missing, header)}",
             Reason.COLUMN_MISSING,
         )
     if "options" in header.columns and letters:
-        raise RefusedRecord(found, "options stand in one column and in several: take out the one or the others", Reason.COLUMN_DUPLICATE)
+        raise RefusedRecord(
+            found,
+            "options stand in one column and in several: take out the one or the others",
+            Reason.COLUMN_DUPLICATE,
+        )
     return header
 
 
@@ -130,7 +149,9 @@ def _header(text: str, delimiter: str) -> Header:
 
 
 def _role(name: str) -> str | None:
-    """What a column of this name holds: a key of COLUMNS, a letter for an option, or nothing that is taken."""
+    """What a column of this name holds: a key of COLUMNS, a letter for an option, or nothing that
+    is taken.
+    """
     plain = _plain(name)
     if match := _OPTION.fullmatch(plain):
         return (match[1] or match[2]).upper()
@@ -147,12 +168,16 @@ def _spoken(role: str) -> str:
 
 def _meant(missing: Sequence[str], header: Header) -> str:
     """A name in the header that looks like the first missing one."""
-    close = difflib.get_close_matches(missing[0], [name.strip().casefold() for name in header.left_out], 1)
+    close = difflib.get_close_matches(
+        missing[0], [name.strip().casefold() for name in header.left_out], 1
+    )
     return f"; is {close[0]!r} meant for {missing[0]}?" if close else ""
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines with their ends, as editors count them: str.splitlines would also cut at a form feed or inside a cell."""
+    """Lines with their ends, as editors count them: str.splitlines would also cut at a form feed or
+    inside a cell.
+    """
     at = 0
     for match in _LINE_END.finditer(text):
         yield text[at : match.end()]
@@ -172,12 +197,20 @@ def _record(cells: list[str], header: Header, dataset: str) -> dict[str, str]:
     if len(cells) != len(header.names):
         sign = {"\t": "tab"}.get(header.delimiter, f"'{header.delimiter}'")
         raise RefusedRecord(
-            cells, f"a row of another length than the first line: put a cell that holds a {sign} in quotation marks", Reason.ROW_LENGTH
+            cells,
+            f"a row of another length than the first line: put a cell that holds a {sign} in"
+            " quotation marks",
+            Reason.ROW_LENGTH,
         )
-    if nameless := [cell for name, cell in zip(header.names, cells, strict=True) if cell.strip() and not name.strip()]:
+    if nameless := [
+        cell
+        for name, cell in zip(header.names, cells, strict=True)
+        if cell.strip() and not name.strip()
+    ]:
         raise RefusedRecord(
             nameless[0],
-            "a cell under a column without a name: name the column in the first line, or take it out",
+            "a cell under a column without a name: name the column in the first line, or take"
+            " it out",
             Reason.COLUMN_UNNAMED,
         )
     row = {role: cells[number] for role, number in header.columns.items()}
@@ -188,7 +221,15 @@ def _record(cells: list[str], header: Header, dataset: str) -> dict[str, str]:
     image = row["image"].strip()
     if image and not image.startswith(IMAGES) and not unsafe_path(image):
         image = IMAGES + image
-    content = [row.get("dataset", "").strip(), kind, row["question"].strip(), answer.strip(), image, options, modality]
+    content = [
+        row.get("dataset", "").strip(),
+        kind,
+        row["question"].strip(),
+        answer.strip(),
+        image,
+        options,
+        modality,
+    ]
     record = {
         "dataset": row.get("dataset", "").strip() or dataset,
         "question_id": row.get("id", "").strip() or _id_of(content),
@@ -213,8 +254,14 @@ def _options(row: Mapping[str, str]) -> dict[str, str]:
         texts = _split(row["options"].strip())
         found = {f"option_{chr(ord('A') + number)}": text for number, text in enumerate(texts[:26])}
     else:
-        found = {f"option_{role}": text for role, text in sorted(row.items()) if len(role) == 1 and text.strip()}
-    labels = [match[1].upper() for text in found.values() if (match := _LABELLED.match(text.strip()))]
+        found = {
+            f"option_{role}": text
+            for role, text in sorted(row.items())
+            if len(role) == 1 and text.strip()
+        }
+    labels = [
+        match[1].upper() for text in found.values() if (match := _LABELLED.match(text.strip()))
+    ]
     if len(found) > 1 and labels == list(LETTERS[: len(found)]):
         raise RefusedRecord(
             list(found.values()),
@@ -228,35 +275,47 @@ def _split(cell: str) -> list[str]:
     """The options in one cell: a JSON list of texts, or texts with | between them."""
     if _PYTHON_LIST.match(cell):
         raise RefusedRecord(
-            cell, 'options look like a list of Python\'s: put "..." around each, as JSON has it, or | between them', Reason.OPTIONS_FORM
+            cell,
+            'options look like a list of Python\'s: put "..." around each, as JSON has it, or |'
+            " between them",
+            Reason.OPTIONS_FORM,
         )
     if not _JSON_LIST.match(cell):
         return [text.strip() for text in cell.split("|")] if cell else []
     try:
         texts = json.loads(cell)
     except (ValueError, RecursionError) as error:
-        raise RefusedRecord(cell, f"options begin like a JSON list, but are none ({error})", Reason.OPTIONS_FORM) from None
+        raise RefusedRecord(
+            cell, f"options begin like a JSON list, but are none ({error})", Reason.OPTIONS_FORM
+        ) from None
     if not all(isinstance(text, str) for text in texts):
-        raise RefusedRecord(cell, "options are a JSON list, but not of texts alone", Reason.OPTIONS_FORM)
+        raise RefusedRecord(
+            cell, "options are a JSON list, but not of texts alone", Reason.OPTIONS_FORM
+        )
     return list(texts)
 
 
 def _answer(cell: str, options: Mapping[str, str]) -> str:
-    """The text of the option that is meant; what is neither an option's text nor its letter stays as it is, to be refused."""
+    """The text of the option that is meant; what is neither an option's text nor its letter stays
+    as it is, to be refused.
+    """
     answer = cell.strip()
     by_letter = options.get(f"option_{answer.upper()}") if len(answer) == 1 else None
     by_text = next((text for text in options.values() if text.strip() == answer), None)
     if by_letter is not None and by_text is not None and by_letter.strip() != by_text.strip():
         raise RefusedRecord(
             cell,
-            f"the answer is the text of one option and the letter of another, {by_letter.strip()!r}: write the text of the other",
+            "the answer is the text of one option and the letter of another,"
+            f" {by_letter.strip()!r}: write the text of the other",
             Reason.ANSWER_AMBIGUOUS,
         )
     return by_text if by_text is not None else by_letter if by_letter is not None else cell
 
 
 def _literal(cell: str, literals: Mapping[str, str], field: str) -> str:
-    """OmniMedVQA's word for a slug or for itself, in any case; an empty cell stays one, to be refused."""
+    """OmniMedVQA's word for a slug or for itself, in any case; an empty cell stays one, to be
+    refused.
+    """
     given = cell.strip().casefold()
     if not given:
         return cell
@@ -265,4 +324,8 @@ def _literal(cell: str, literals: Mapping[str, str], field: str) -> str:
             return literal
     meant = f"; did you mean {slug}?" if (slug := nearest(given, literals)) else ";"
     reason = Reason.UNKNOWN_MODALITY if literals is MODALITIES else Reason.UNKNOWN_QUESTION_TYPE
-    raise RefusedRecord(cell.strip(), f"unknown {field}{meant} allowed: {', '.join(literals)}, or OmniMedVQA's words for them", reason)
+    raise RefusedRecord(
+        cell.strip(),
+        f"unknown {field}{meant} allowed: {', '.join(literals)}, or OmniMedVQA's words for them",
+        reason,
+    )

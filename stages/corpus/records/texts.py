@@ -1,7 +1,9 @@
-"""The texts of question files: how bytes become them, and what may not be in one because of where it goes.
+"""The texts of question files: how bytes become them, and what may not be in one because of where
+it goes.
 
-Questions and options go into a prompt, ids and paths into file names, all of them onto terminals and pages. A text with something
-in it that is not read there as it is written is refused by name; nothing is taken out of it.
+Questions and options go into a prompt, ids and paths into file names, all of them onto terminals
+and pages. A text with something in it that is not read there as it is written is refused by name;
+nothing is taken out of it.
 """
 
 from __future__ import annotations
@@ -14,24 +16,32 @@ from stages.corpus.quarantine.ledger import shown
 from stages.corpus.quarantine.reasons import Reason
 
 LONGEST: Final = 20_000
-"""Characters of one text. The longest question of OmniMedVQA has 308; a prompt's limit in tokens is grpo.max_prompt_length."""
+"""Characters of one text. The longest question of OmniMedVQA has 308; a prompt's limit in tokens is
+grpo.max_prompt_length.
+"""
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _NUL = re.compile(rb"\x00")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# newline, tab and the two characters of Windows' newline stay as they are; a carriage return alone writes over its line
+# newline, tab and the two characters of Windows' newline stay as they are; a carriage return alone
+# writes over its line
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 _LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-# overrides and isolates, not the plain marks that Arabic and Hebrew are written with; what joins letters in Persian stays, too
+# overrides and isolates, not the plain marks that Arabic and Hebrew are written with; what joins
+# letters in Persian stays, too
 _DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _INVISIBLE = re.compile("[\u200b\u2060-\u2064\ufeff\U000e0000-\U000e007f]")
 # Qwen's and others' control tokens, and the tags that an answer is to be given in
-_TOKEN = re.compile(r"<\|[^\s<>|]{1,64}\|>|</?(?:think|answer|tool_call|tool_response)>", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"<\|[^\s<>|]{1,64}\|>|</?(?:think|answer|tool_call|tool_response)>", re.IGNORECASE
+)
 
 
 class RefusedRecord(Exception):
-    """A record, or a file of them, that cannot be used: `what` is the offending value, `why` the reason in words, `reason` its code."""
+    """A record, or a file of them, that cannot be used: `what` is the offending value, `why` the
+    reason in words, `reason` its code.
+    """
 
     def __init__(self, what: object, why: str, reason: Reason) -> None:
         """Keep the value in a form that can be written down."""
@@ -40,7 +50,9 @@ class RefusedRecord(Exception):
 
 
 def decode(content: bytes) -> str:
-    """A file's bytes as text: UTF-8 with or without a byte order mark, or UTF-16 with one. RefusedRecord for anything else."""
+    """A file's bytes as text: UTF-8 with or without a byte order mark, or UTF-16 with one.
+    RefusedRecord for anything else.
+    """
     remedy = "save it as UTF-8 (in Excel: CSV UTF-8)"
     if content.startswith(_UTF_32):
         raise RefusedRecord("UTF-32", f"not UTF-8 text: {remedy}", Reason.FILE_ENCODING)
@@ -61,12 +73,18 @@ def decode(content: bytes) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         found = f"byte 0x{content[error.start]:02x} in line {line}"
         if encoding == "utf-16":
-            raise RefusedRecord(found, f"UTF-16 text that is damaged or cut short: {remedy}", Reason.FILE_ENCODING) from None
-        raise RefusedRecord(found, f"not UTF-8 text, perhaps Windows-1252: {remedy}", Reason.FILE_ENCODING) from None
+            raise RefusedRecord(
+                found, f"UTF-16 text that is damaged or cut short: {remedy}", Reason.FILE_ENCODING
+            ) from None
+        raise RefusedRecord(
+            found, f"not UTF-8 text, perhaps Windows-1252: {remedy}", Reason.FILE_ENCODING
+        ) from None
 
 
 def is_plain(text: str) -> bool:
-    """Can nothing in a text, or in several joined by blanks, be unfit: the quick answer for nearly all; False says nothing."""
+    """Can nothing in a text, or in several joined by blanks, be unfit: the quick answer for nearly
+    all; False says nothing.
+    """
     return text.isprintable() and "<" not in text
 
 

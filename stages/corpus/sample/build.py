@@ -1,10 +1,12 @@
-"""The embedded corpus: phantoms in OmniMedVQA's layout, every file kind readers must take, and a few broken things.
+"""The embedded corpus: phantoms in OmniMedVQA's layout, every file kind readers must take, and a
+few broken things.
 
     python -m stages.corpus.sample.build [--out infra/sample/omnimedvqa-phantoms.zip]
 
-Sixteen source sets, two a modality, one an anatomy. Every run gives the same bytes (with the Pillow and numpy of
-infra/requirements.lock): seeds are [7, set, image], and the zip's dates are fixed. Images are stored as they are, question
-files as bzip2, which gives the same bytes wherever it runs; deflate does not.
+Sixteen source sets, two a modality, one an anatomy. Every run gives the same bytes (with the Pillow
+and numpy of infra/requirements.lock): seeds are [7, set, image], and the zip's dates are fixed.
+Images are stored as they are, question files as bzip2, which gives the same bytes wherever it runs;
+deflate does not.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from PIL import ExifTags, Image
 
 from stages.core.outputs import atomic_file
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
-from stages.corpus.sample.phantoms import ASKED_TYPE, LETTERS, Phantom, askable, draw, options_for, sample_phantom
+from stages.corpus.sample.phantoms import (
+    ASKED_TYPE,
+    LETTERS,
+    Phantom,
+    askable,
+    draw,
+    options_for,
+    sample_phantom,
+)
 from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
 from stages.taxonomy import MODALITIES
 
@@ -52,7 +62,8 @@ SETS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """(data set, modality slug, anatomy)."""
 
-# part of the archive that data.dvc pins: another word here is another corpus, so it keeps the path of this module at that time
+# part of the archive that data.dvc pins: another word here is another corpus, so it keeps the path
+# of this module at that time
 README: Final = """\
 OmniMedVQA-phantoms: a synthetic corpus in the layout of OmniMedVQA (arXiv 2402.09181)
 
@@ -69,8 +80,14 @@ a question.
 _GREY = ("ct", "mri", "x-ray", "ultrasound", "oct")
 """Modalities whose images have no colour to lose."""
 
-_TURNED_BY = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-"""EXIF orientation -> how pixels are stored so that a viewer, turning them as the tag says, shows them upright."""
+_TURNED_BY = {
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+"""EXIF orientation -> how pixels are stored so that a viewer, turning them as the tag says, shows
+them upright.
+"""
 
 
 _JPEG: Final[dict[str, Any]] = {"quality": 80, "optimize": True}
@@ -96,16 +113,28 @@ def build_sample() -> dict[str, bytes]:
 
 def write_archive(files: dict[str, bytes], out: Path) -> None:
     """Write files under the top folder as a zip whose bytes depend on nothing else."""
-    with atomic_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        atomic_file(out) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for name in sorted(files):
             info = zipfile.ZipInfo(TOP + name, date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system, info.external_attr = 3, 0o100644 << 16  # a plain file of a Unix, wherever it is made
-            archive.writestr(info, files[name], zipfile.ZIP_BZIP2 if name.startswith(QUESTIONS) else zipfile.ZIP_STORED)
+            info.create_system, info.external_attr = (
+                3,
+                0o100644 << 16,
+            )  # a plain file of a Unix, wherever it is made
+            archive.writestr(
+                info,
+                files[name],
+                zipfile.ZIP_BZIP2 if name.startswith(QUESTIONS) else zipfile.ZIP_STORED,
+            )
 
 
 def main() -> None:
     """Write the archive and say what is in it."""
-    arguments = argparse.ArgumentParser(prog="python -m stages.corpus.sample.build", description=__doc__)
+    arguments = argparse.ArgumentParser(
+        prog="python -m stages.corpus.sample.build", description=__doc__
+    )
     arguments.add_argument("--out", type=Path, default=DEFAULT_OUT)
     out: Path = arguments.parse_args().out
     files = build_sample()
@@ -114,14 +143,19 @@ def main() -> None:
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {images} images, {len(SETS)} source sets")
 
 
-# --- questions ---------------------------------------------------------------------------------------------------------
+# --- questions
+# ---------------------------------------------------------------------------------------------------------
 
 
-def _questions(phantom: Phantom, dataset: str, path: str, first: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _questions(
+    phantom: Phantom, dataset: str, path: str, first: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
     """One record for each thing that can be asked of a phantom; of count and side, one."""
     left_out = str(rng.choice(["count", "side"]))
     records = []
-    for number, asked in enumerate((asked for asked in askable(phantom) if asked != left_out), start=first):
+    for number, asked in enumerate(
+        (asked for asked in askable(phantom) if asked != left_out), start=first
+    ):
         options = options_for(phantom, asked, rng, biased=True)
         records.append(
             {
@@ -131,7 +165,10 @@ def _questions(phantom: Phantom, dataset: str, path: str, first: int, rng: np.ra
                 "question": str(rng.choice(WORDINGS[asked])),
                 "gt_answer": phantom.answer(asked),
                 "image_path": path,
-                **{f"option_{letter}": option for letter, option in zip(LETTERS, options, strict=False)},
+                **{
+                    f"option_{letter}": option
+                    for letter, option in zip(LETTERS, options, strict=False)
+                },
                 "modality_type": MODALITIES[phantom.modality],
             }
         )
@@ -140,14 +177,19 @@ def _questions(phantom: Phantom, dataset: str, path: str, first: int, rng: np.ra
 
 def _json(records: list[dict[str, Any]]) -> bytes:
     """A JSON list, a line a record."""
-    return ("[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n").encode()
+    return (
+        "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n"
+    ).encode()
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
-    """(width, height), portrait or landscape, sides from 96 to 198 pixels, up to 1.6 times as long as wide."""
+    """(width, height), portrait or landscape, sides from 96 to 198 pixels, up to 1.6 times as long
+    as wide.
+    """
     short = int(rng.integers(96, 125))
     long = round(short * (1 + 0.6 * float(rng.random())))
     return (short, long) if rng.random() < 0.5 else (long, short)
@@ -156,7 +198,12 @@ def _size(rng: np.random.Generator) -> tuple[int, int]:
 def _stem(index: int, rng: np.random.Generator) -> str:
     """A file name without suffix: mostly plain, some with what path handling trips over."""
     plain = f"image_{index:03d}"
-    odd = (f"image {index:03d} (1)", f"[{index:03d}] séance", f"Bild-{index:03d}.größe 1", f"画像{index:03d}")
+    odd = (
+        f"image {index:03d} (1)",
+        f"[{index:03d}] séance",
+        f"Bild-{index:03d}.größe 1",
+        f"画像{index:03d}",
+    )
     return str(rng.choice(odd)) if rng.random() < 0.1 else plain
 
 
@@ -231,7 +278,9 @@ def _tiff(image: Image.Image) -> bytes:
 
 
 def _bmp(image: Image.Image) -> bytes:
-    return _saved(image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "BMP")
+    return _saved(
+        image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "BMP"
+    )
 
 
 class _Kind(NamedTuple):
@@ -246,7 +295,10 @@ class _Kind(NamedTuple):
 _KINDS: Final = (
     _Kind(0.68, ".jpg", _jpeg),
     _Kind(0.10, ".jpeg", _grey_jpeg, grey=True),
-    *(_Kind(0.02, ".JPG", partial(_turned_jpeg, orientation=orientation)) for orientation in _TURNED_BY),
+    *(
+        _Kind(0.02, ".JPG", partial(_turned_jpeg, orientation=orientation))
+        for orientation in _TURNED_BY
+    ),
     _Kind(0.055, ".png", _palette_png),
     _Kind(0.03, ".png", _grey_png, grey=True),
     _Kind(0.025, ".png", _deep_png, grey=True),
@@ -258,11 +310,14 @@ _KINDS: Final = (
 )
 
 
-# --- what is broken ----------------------------------------------------------------------------------------------------
+# --- what is broken
+# ----------------------------------------------------------------------------------------------------
 
 
 def _broken(files: dict[str, bytes], tables: dict[str, list[dict[str, Any]]]) -> dict[str, bytes]:
-    """Append one bad record of each kind to `tables`, a set each, and return the bad files they name."""
+    """Append one bad record of each kind to `tables`, a set each, and return the bad files they
+    name.
+    """
     datasets = [dataset for dataset, _, _ in SETS]
     whole = next(content for name, content in sorted(files.items()) if name.endswith(".jpg"))
     folders = [f"{IMAGES}{dataset}/" for dataset in datasets]
@@ -271,7 +326,9 @@ def _broken(files: dict[str, bytes], tables: dict[str, list[dict[str, Any]]]) ->
         f"{folders[1]}not an image.png": b"This is a text, whatever its name says.\n",
         f"{folders[2]}empty.jpg": b"",
     }
-    changes: list[dict[str, str | None]] = [{"image_path": path} for path in (*images, f"{folders[3]}missing.jpg")]
+    changes: list[dict[str, str | None]] = [
+        {"image_path": path} for path in (*images, f"{folders[3]}missing.jpg")
+    ]
     changes += [
         {"gt_answer": None},
         {"gt_answer": "None of these"},

@@ -1,13 +1,15 @@
-"""Synthetic phantoms: images of nobody, whose every fact can be seen, and the questions one can ask of them.
+"""Synthetic phantoms: images of nobody, whose every fact can be seen, and the questions one can ask
+of them.
 
-A phantom is a drawing in the style of one imaging modality with zero to four lesions. What a question may ask for is
-what was drawn: the modality is the look of the whole image, the anatomy its outline, the disease the lesions' shape,
-the grade their size, and count and side their number and place. `draw` needs numpy and Pillow only, and gives the same
-pixels for the same generator state.
+A phantom is a drawing in the style of one imaging modality with zero to four lesions. What a
+question may ask for is what was drawn: the modality is the look of the whole image, the anatomy its
+outline, the disease the lesions' shape, the grade their size, and count and side their number and
+place. `draw` needs numpy and Pillow only, and gives the same pixels for the same generator state.
 
-Two thirds of the questions can be answered from the image only (diagnosis, grade, count, side: every option is gold
-equally often). The rest share OmniMedVQA's bias on purpose: their wrong options come mostly from words that are never
-the answer, so a reader who has only seen the text can learn to answer them.
+Two thirds of the questions can be answered from the image only (diagnosis, grade, count, side:
+every option is gold equally often). The rest share OmniMedVQA's bias on purpose: their wrong
+options come mostly from words that are never the answer, so a reader who has only seen the text can
+learn to answer them.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ LETTERS: Final = "ABCD"
 class Style:
     """How one modality looks and what it calls things.
 
-    `name` is the answer to "which modality"; `anatomies` the two outlines it has; `diseases` the name of each lesion
-    shape, in the order of `SHAPES`; `lesion` the RGB of a lesion's body and `rim` of its edge.
+    `name` is the answer to "which modality"; `anatomies` the two outlines it has; `diseases` the
+    name of each lesion shape, in the order of `SHAPES`; `lesion` the RGB of a lesion's body and
+    `rim` of its edge.
     """
 
     name: str
@@ -43,20 +46,68 @@ class Style:
 
 
 STYLES: Final[dict[str, Style]] = {
-    "ct": Style("CT", ("Chest", "Abdomen"), ("Nodule", "Cyst", "Haemorrhage"), (250, 250, 250), (10, 10, 10)),
-    "mri": Style("MRI", ("Brain", "Knee"), ("Tumor", "Cyst", "Haemorrhage"), (255, 255, 255), (20, 20, 20)),
-    "x-ray": Style("X-ray", ("Chest", "Hand"), ("Nodule", "Cyst", "Pneumonia"), (255, 255, 255), (5, 5, 5)),
-    "ultrasound": Style("Ultrasound", ("Breast", "Thyroid"), ("Tumor", "Cyst", "Abscess"), (255, 255, 255), (0, 0, 0)),
-    "dermoscopy": Style("Dermoscopy", ("Skin", "Nail"), ("Nevus", "Cyst", "Melanoma"), (60, 25, 20), (250, 235, 220)),
-    "fundus": Style("Fundus", ("Retina", "Macula"), ("Drusen", "Cyst", "Haemorrhage"), (250, 245, 170), (60, 5, 5)),
-    "oct": Style("OCT", ("Macula", "Nerve"), ("Drusen", "Cyst", "Edema"), (255, 255, 255), (0, 0, 0)),
-    "microscopy": Style("Microscopy", ("Blood", "Colon"), ("Parasite", "Cyst", "Carcinoma"), (50, 10, 90), (250, 250, 250)),
+    "ct": Style(
+        "CT", ("Chest", "Abdomen"), ("Nodule", "Cyst", "Haemorrhage"), (250, 250, 250), (10, 10, 10)
+    ),
+    "mri": Style(
+        "MRI", ("Brain", "Knee"), ("Tumor", "Cyst", "Haemorrhage"), (255, 255, 255), (20, 20, 20)
+    ),
+    "x-ray": Style(
+        "X-ray", ("Chest", "Hand"), ("Nodule", "Cyst", "Pneumonia"), (255, 255, 255), (5, 5, 5)
+    ),
+    "ultrasound": Style(
+        "Ultrasound",
+        ("Breast", "Thyroid"),
+        ("Tumor", "Cyst", "Abscess"),
+        (255, 255, 255),
+        (0, 0, 0),
+    ),
+    "dermoscopy": Style(
+        "Dermoscopy", ("Skin", "Nail"), ("Nevus", "Cyst", "Melanoma"), (60, 25, 20), (250, 235, 220)
+    ),
+    "fundus": Style(
+        "Fundus",
+        ("Retina", "Macula"),
+        ("Drusen", "Cyst", "Haemorrhage"),
+        (250, 245, 170),
+        (60, 5, 5),
+    ),
+    "oct": Style(
+        "OCT", ("Macula", "Nerve"), ("Drusen", "Cyst", "Edema"), (255, 255, 255), (0, 0, 0)
+    ),
+    "microscopy": Style(
+        "Microscopy",
+        ("Blood", "Colon"),
+        ("Parasite", "Cyst", "Carcinoma"),
+        (50, 10, 90),
+        (250, 250, 250),
+    ),
 }
 
 NORMAL: Final = "Normal"
 NEVER_GOLD: Final[dict[str, tuple[str, ...]]] = {
-    "modality": ("PET", "SPECT", "Thermography", "Mammography", "Angiography", "Endoscopy", "Scintigraphy", "EEG"),
-    "anatomy": ("Spleen", "Femur", "Cornea", "Bladder", "Tongue", "Pancreas", "Elbow", "Larynx", "Uterus", "Ankle"),
+    "modality": (
+        "PET",
+        "SPECT",
+        "Thermography",
+        "Mammography",
+        "Angiography",
+        "Endoscopy",
+        "Scintigraphy",
+        "EEG",
+    ),
+    "anatomy": (
+        "Spleen",
+        "Femur",
+        "Cornea",
+        "Bladder",
+        "Tongue",
+        "Pancreas",
+        "Elbow",
+        "Larynx",
+        "Uterus",
+        "Ankle",
+    ),
 }
 """Options that are offered and never right: OmniMedVQA's distractors come mostly from such words."""
 
@@ -114,38 +165,63 @@ class Phantom:
     @property
     def disease(self) -> str:
         """The name its modality gives the lesion shape, or "Normal"."""
-        return NORMAL if self.shape is None else STYLES[self.modality].diseases[SHAPES.index(self.shape)]
+        return (
+            NORMAL
+            if self.shape is None
+            else STYLES[self.modality].diseases[SHAPES.index(self.shape)]
+        )
 
     def answer(self, asked: str) -> str:
-        """The gold option text for one of the keys of `QUESTIONS`; KeyError if it cannot be asked of this phantom."""
-        answers = {"modality": STYLES[self.modality].name, "anatomy": self.anatomy, "disease": self.disease}
+        """The gold option text for one of the keys of `QUESTIONS`; KeyError if it cannot be asked
+        of this phantom.
+        """
+        answers = {
+            "modality": STYLES[self.modality].name,
+            "anatomy": self.anatomy,
+            "disease": self.disease,
+        }
         if self.grade is not None and self.side is not None:
             answers |= {"grade": self.grade, "count": COUNTS[self.count - 1], "side": self.side}
         return answers[asked]
 
     def describe(self) -> str:
         """Everything drawn, in one line: "CT Chest Nodule Mild Two Left"."""
-        asked = ("modality", "anatomy", "disease") + (("grade", "count", "side") if self.shape else ())
+        asked = ("modality", "anatomy", "disease") + (
+            ("grade", "count", "side") if self.shape else ()
+        )
         return " ".join(self.answer(item) for item in asked)
 
 
-def sample_phantom(rng: np.random.Generator, modality: str | None = None, anatomy: str | None = None) -> Phantom:
+def sample_phantom(
+    rng: np.random.Generator, modality: str | None = None, anatomy: str | None = None
+) -> Phantom:
     """Draw a phantom's facts: one in ten is normal, everything else uniform."""
     modality = modality or str(rng.choice(list(MODALITIES)))
     anatomy = anatomy or str(rng.choice(STYLES[modality].anatomies))
     if rng.random() < 0.1:
         return Phantom(modality, anatomy, None, None, None, 0)
-    return Phantom(modality, anatomy, str(rng.choice(SHAPES)), str(rng.choice(GRADES)), str(rng.choice(SIDES)), int(rng.integers(1, 5)))
+    return Phantom(
+        modality,
+        anatomy,
+        str(rng.choice(SHAPES)),
+        str(rng.choice(GRADES)),
+        str(rng.choice(SIDES)),
+        int(rng.integers(1, 5)),
+    )
 
 
-# --- questions ---------------------------------------------------------------------------------------------------------
+# --- questions
+# ---------------------------------------------------------------------------------------------------------
 
 
-def options_for(phantom: Phantom, asked: str, rng: np.random.Generator, *, biased: bool = True) -> list[str]:
+def options_for(
+    phantom: Phantom, asked: str, rng: np.random.Generator, *, biased: bool = True
+) -> list[str]:
     """Two to four distinct option texts in random order, the answer among them.
 
-    With `biased`, three quarters of the wrong options of modality and anatomy questions are words that are never gold;
-    without, they are other modalities and anatomies only (what the embedded base is trained on).
+    With `biased`, three quarters of the wrong options of modality and anatomy questions are words
+    that are never gold; without, they are other modalities and anatomies only (what the embedded
+    base is trained on).
     """
     gold = phantom.answer(asked)
     style = STYLES[phantom.modality]
@@ -160,11 +236,17 @@ def options_for(phantom: Phantom, asked: str, rng: np.random.Generator, *, biase
         wrong = list(style.diseases) + ([NORMAL] if gold == NORMAL or rng.random() < 0.75 else [])
         size = len(wrong)
     else:
-        names = [s.name for s in STYLES.values()] if asked == "modality" else [a for s in STYLES.values() for a in s.anatomies]
+        names = (
+            [s.name for s in STYLES.values()]
+            if asked == "modality"
+            else [a for s in STYLES.values() for a in s.anatomies]
+        )
         names = sorted(set(names) - {gold})
         size = int(rng.choice([2, 3, 4], p=[0.15, 0.15, 0.7]))
         decoys = NEVER_GOLD[asked]
-        wrong = [str(rng.choice(decoys if biased and rng.random() < 0.75 else names)) for _ in range(12)]
+        wrong = [
+            str(rng.choice(decoys if biased and rng.random() < 0.75 else names)) for _ in range(12)
+        ]
     wrong = list(dict.fromkeys(option for option in wrong if option != gold))
     options = [gold, *(wrong[i] for i in rng.permutation(len(wrong))[: size - 1])]
     return [options[i] for i in rng.permutation(len(options))]
@@ -172,10 +254,13 @@ def options_for(phantom: Phantom, asked: str, rng: np.random.Generator, *, biase
 
 def askable(phantom: Phantom) -> list[str]:
     """The keys of `QUESTIONS` that have an answer for this phantom."""
-    return [asked for asked in QUESTIONS if phantom.shape or asked in ("modality", "anatomy", "disease")]
+    return [
+        asked for asked in QUESTIONS if phantom.shape or asked in ("modality", "anatomy", "disease")
+    ]
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images
+# ----------------------------------------------------------------------------------------------------------
 
 
 def draw(phantom: Phantom, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -194,25 +279,49 @@ def draw(phantom: Phantom, size: tuple[int, int], rng: np.random.Generator) -> I
 
 
 def _lesions(canvas: Image.Image, phantom: Phantom, rng: np.random.Generator) -> None:
-    """Paint `count` lesions of one shape and size into one half of the canvas, none touching another."""
+    """Paint `count` lesions of one shape and size into one half of the canvas, none touching
+    another.
+    """
     width, height = canvas.size
     style, pen = STYLES[phantom.modality], ImageDraw.Draw(canvas)
     grade = GRADES.index(phantom.grade or "")
-    # radii in units of the axes, so that a lesion in a portrait image is round again after the resize to a square
+    # radii in units of the axes, so that a lesion in a portrait image is round again after the
+    # resize to a square
     radius = (0.045, 0.078, 0.112)[grade] * (1 + 0.08 * (2 * float(rng.random()) - 1))
-    # a column of cells: with four severe lesions a half is nearly full, so places are cells with jitter, not free draws
+    # a column of cells: with four severe lesions a half is nearly full, so places are cells with
+    # jitter, not free draws
     cells = [(x, y) for y in (0.20, 0.40, 0.60, 0.80) for x in (0.18, 0.36)]
     if radius > 0.09:
-        cells = [(x, y) for i, y in enumerate((0.17, 0.39, 0.61, 0.83)) for x in ((0.16, 0.34)[i % 2],)]
+        cells = [
+            (x, y) for i, y in enumerate((0.17, 0.39, 0.61, 0.83)) for x in ((0.16, 0.34)[i % 2],)
+        ]
     chosen = rng.permutation(len(cells))[: phantom.count]
     for index in sorted(int(i) for i in chosen):
         x, y = cells[index]
         x, y = x + 0.02 * (2 * float(rng.random()) - 1), y + 0.015 * (2 * float(rng.random()) - 1)
         x = x if phantom.side == "Left" else 1 - x
-        _lesion(pen, phantom.shape or "", x * width, y * height, radius * width, radius * height, style, rng)
+        _lesion(
+            pen,
+            phantom.shape or "",
+            x * width,
+            y * height,
+            radius * width,
+            radius * height,
+            style,
+            rng,
+        )
 
 
-def _lesion(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, rx: float, ry: float, style: Style, rng: np.random.Generator) -> None:
+def _lesion(
+    pen: ImageDraw.ImageDraw,
+    shape: str,
+    x: float,
+    y: float,
+    rx: float,
+    ry: float,
+    style: Style,
+    rng: np.random.Generator,
+) -> None:
     box = (x - rx, y - ry, x + rx, y + ry)
     if shape == "solid":
         pen.ellipse(box, fill=style.lesion)
@@ -223,14 +332,25 @@ def _lesion(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, rx: float,
         turn = float(rng.random()) * np.pi
         angles = turn + np.arange(14) * np.pi / 7
         reach = np.where(np.arange(14) % 2 == 0, 1.15, 0.45)
-        pen.polygon([(x + rx * r * np.cos(a), y + ry * r * np.sin(a)) for a, r in zip(angles, reach, strict=True)], fill=style.rim)
         pen.polygon(
-            [(x + 0.55 * rx * r * np.cos(a), y + 0.55 * ry * r * np.sin(a)) for a, r in zip(angles, reach, strict=True)],
+            [
+                (x + rx * r * np.cos(a), y + ry * r * np.sin(a))
+                for a, r in zip(angles, reach, strict=True)
+            ],
+            fill=style.rim,
+        )
+        pen.polygon(
+            [
+                (x + 0.55 * rx * r * np.cos(a), y + 0.55 * ry * r * np.sin(a))
+                for a, r in zip(angles, reach, strict=True)
+            ],
             fill=style.lesion,
         )
 
 
-def _blank(width: int, height: int, colour: tuple[int, int, int]) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _blank(
+    width: int, height: int, colour: tuple[int, int, int]
+) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     canvas = Image.new("RGB", (width, height), colour)
     return canvas, ImageDraw.Draw(canvas)
 
@@ -240,13 +360,17 @@ def _grey(level: float) -> tuple[int, int, int]:
     return value, value, value
 
 
-def _box(width: int, height: int, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+def _box(
+    width: int, height: int, x0: float, y0: float, x1: float, y1: float
+) -> tuple[float, float, float, float]:
     """A box in fractions of the canvas, in pixels."""
     return x0 * width, y0 * height, x1 * width, y1 * height
 
 
 def _ct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A body in cross-section on black: bright bony ring, grey inside; a chest has two dark lungs, an abdomen a spine."""
+    """A body in cross-section on black: bright bony ring, grey inside; a chest has two dark lungs,
+    an abdomen a spine.
+    """
     canvas, pen = _blank(width, height, (0, 0, 0))
     wobble = 0.02 * float(rng.random())
     pen.ellipse(_box(width, height, 0.02 + wobble, 0.05, 0.98 - wobble, 0.95), fill=_grey(190))
@@ -260,7 +384,9 @@ def _ct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> 
 
 
 def _mri(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Soft grey on black under a sideways field gradient; a brain has two ventricles, a knee a joint gap across."""
+    """Soft grey on black under a sideways field gradient; a brain has two ventricles, a knee a
+    joint gap across.
+    """
     canvas, pen = _blank(width, height, (8, 8, 8))
     if phantom.anatomy == "Brain":
         pen.ellipse(_box(width, height, 0.08, 0.03, 0.92, 0.97), fill=_grey(215))
@@ -268,11 +394,17 @@ def _mri(phantom: Phantom, width: int, height: int, rng: np.random.Generator) ->
         pen.ellipse(_box(width, height, 0.44, 0.32, 0.49, 0.62), fill=_grey(25))
         pen.ellipse(_box(width, height, 0.51, 0.32, 0.56, 0.62), fill=_grey(25))
     else:
-        pen.rounded_rectangle(_box(width, height, 0.10, 0.0, 0.90, 0.46), radius=width // 8, fill=_grey(135))
-        pen.rounded_rectangle(_box(width, height, 0.10, 0.54, 0.90, 1.0), radius=width // 8, fill=_grey(135))
+        pen.rounded_rectangle(
+            _box(width, height, 0.10, 0.0, 0.90, 0.46), radius=width // 8, fill=_grey(135)
+        )
+        pen.rounded_rectangle(
+            _box(width, height, 0.10, 0.54, 0.90, 1.0), radius=width // 8, fill=_grey(135)
+        )
     field = np.linspace(0.6, 1.1, width)[None, :, None]
     field = field if rng.random() < 0.5 else field[:, ::-1]
-    return Image.fromarray(np.clip(np.asarray(canvas, dtype=np.float64) * field, 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(np.asarray(canvas, dtype=np.float64) * field, 0, 255).astype(np.uint8)
+    )
 
 
 def _xray(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
@@ -283,23 +415,41 @@ def _xray(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -
         pen.rectangle(_box(width, height, 0.46, 0.0, 0.54, 1.0), fill=_grey(205))
         for rib in range(6):
             y = 0.08 + 0.15 * rib + shift
-            pen.arc(_box(width, height, 0.03, y, 0.97, y + 0.16), 180, 360, fill=_grey(150), width=max(2, height // 45))
+            pen.arc(
+                _box(width, height, 0.03, y, 0.97, y + 0.16),
+                180,
+                360,
+                fill=_grey(150),
+                width=max(2, height // 45),
+            )
     else:
         pen.ellipse(_box(width, height, 0.25, 0.60, 0.75, 1.05), fill=_grey(170))
         for ray in range(5):
             x = 0.08 + 0.19 * ray + shift
-            pen.line(_box(width, height, x + 0.03, 0.05, 0.35 + 0.075 * ray, 0.75), fill=_grey(170), width=max(3, width // 18))
+            pen.line(
+                _box(width, height, x + 0.03, 0.05, 0.35 + 0.075 * ray, 0.75),
+                fill=_grey(170),
+                width=max(3, width // 18),
+            )
     return canvas
 
 
 def _ultrasound(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A fan of echoes on black; a breast shows layers, a thyroid two lobes. The speckle is put on by `draw`."""
+    """A fan of echoes on black; a breast shows layers, a thyroid two lobes. The speckle is put on
+    by `draw`.
+    """
     canvas, pen = _blank(width, height, (0, 0, 0))
     pen.pieslice(_box(width, height, -0.35, -0.75, 1.35, 0.98), 30, 150, fill=_grey(95))
     if phantom.anatomy == "Breast":
         for layer in (0.25, 0.5, 0.75):
             y = layer + 0.03 * float(rng.random())
-            pen.arc(_box(width, height, -0.2, y - 0.4, 1.2, y), 40, 140, fill=_grey(150), width=max(2, height // 40))
+            pen.arc(
+                _box(width, height, -0.2, y - 0.4, 1.2, y),
+                40,
+                140,
+                fill=_grey(150),
+                width=max(2, height // 40),
+            )
     else:
         pen.ellipse(_box(width, height, 0.22, 0.30, 0.48, 0.70), fill=_grey(55))
         pen.ellipse(_box(width, height, 0.52, 0.30, 0.78, 0.70), fill=_grey(55))
@@ -311,20 +461,32 @@ def _dermoscopy(phantom: Phantom, width: int, height: int, rng: np.random.Genera
     canvas, pen = _blank(width, height, (226, 170, 150))
     if phantom.anatomy == "Nail":
         pen.rectangle(_box(width, height, 0.0, 0.0, 1.0, 1.0), fill=(190, 120, 105))
-        pen.rounded_rectangle(_box(width, height, 0.08, 0.06, 0.92, 1.1), radius=width // 4, fill=(240, 205, 195))
+        pen.rounded_rectangle(
+            _box(width, height, 0.08, 0.06, 0.92, 1.1), radius=width // 4, fill=(240, 205, 195)
+        )
     for _ in range(5):
         x0, x1 = (float(v) for v in rng.random(2))
-        pen.line(_box(width, height, x0, 0.0, x1, 1.0), fill=(120, 80, 70), width=max(1, width // 130))
+        pen.line(
+            _box(width, height, x0, 0.0, x1, 1.0), fill=(120, 80, 70), width=max(1, width // 130)
+        )
     return canvas
 
 
 def _fundus(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """An orange disc on black with vessels; the retina view has the bright optic disc, the macula view a dark spot."""
+    """An orange disc on black with vessels; the retina view has the bright optic disc, the macula
+    view a dark spot.
+    """
     canvas, pen = _blank(width, height, (0, 0, 0))
     pen.ellipse(_box(width, height, 0.0, 0.0, 1.0, 1.0), fill=(200, 85, 35))
     for vessel in range(4):
         bend = 0.15 + 0.2 * vessel + 0.05 * float(rng.random())
-        pen.arc(_box(width, height, 0.1, bend, 1.5, bend + 0.5), 150, 250, fill=(140, 30, 20), width=max(1, width // 80))
+        pen.arc(
+            _box(width, height, 0.1, bend, 1.5, bend + 0.5),
+            150,
+            250,
+            fill=(140, 30, 20),
+            width=max(1, width // 80),
+        )
     if phantom.anatomy == "Retina":
         pen.ellipse(_box(width, height, 0.42, 0.40, 0.58, 0.60), fill=(255, 225, 150))
     else:
@@ -345,14 +507,23 @@ def _oct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) ->
 
 
 def _microscopy(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Stained cells on white: round pink cells in blood, a lilac tissue with tubular glands in colon."""
-    canvas, pen = _blank(width, height, (244, 238, 242) if phantom.anatomy == "Blood" else (214, 184, 220))
+    """Stained cells on white: round pink cells in blood, a lilac tissue with tubular glands in
+    colon.
+    """
+    canvas, pen = _blank(
+        width, height, (244, 238, 242) if phantom.anatomy == "Blood" else (214, 184, 220)
+    )
     for _ in range(22):
         x, y = (float(v) for v in rng.random(2))
         if phantom.anatomy == "Blood":
-            pen.ellipse(_box(width, height, x - 0.035, y - 0.035, x + 0.035, y + 0.035), fill=(236, 176, 186))
+            pen.ellipse(
+                _box(width, height, x - 0.035, y - 0.035, x + 0.035, y + 0.035),
+                fill=(236, 176, 186),
+            )
         else:
-            pen.ellipse(_box(width, height, x - 0.02, y - 0.07, x + 0.02, y + 0.07), fill=(188, 140, 200))
+            pen.ellipse(
+                _box(width, height, x - 0.02, y - 0.07, x + 0.02, y + 0.07), fill=(188, 140, 200)
+            )
     return canvas
 
 

@@ -1,7 +1,9 @@
-"""The tests of a corpus: what each means, what to do if it fails, and the judgement by severity and limit.
+"""The tests of a corpus: what each means, what to do if it fails, and the judgement by severity and
+limit.
 
-A failed test of severity `error` stops the pipeline before anything is trained; a `warning` goes on and into the report. Tests of single
-records are always errors: without what they ask for, a record is no question.
+A failed test of severity `error` stops the pipeline before anything is trained; a `warning` goes on
+and into the report. Tests of single records are always errors: without what they ask for, a record
+is no question.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a corpus, in the order of TESTS, and statistics of its images by modality (`expectations.statistics`)."""
+    """All results of a corpus, in the order of TESTS, and statistics of its images by modality
+    (`expectations.statistics`).
+    """
 
     tests: tuple[Result, ...]
     statistics: Mapping[str, Mapping[str, Any]]
@@ -79,34 +83,73 @@ _ANEW: Final = "the file was changed after stage resize: run `dvc repro -f resiz
 _LOOK: Final = "look at the examples, and take out or correct what is wrong in the corpus"
 
 RECORD_TESTS: Final[Mapping[str, Expectation]] = {
-    "schema": Expectation("records without a field, or with one of another type, and files that are no list of records", _ANEW),
-    "facts": Expectation("records without what stage resize found out of their image", "run `dvc repro resize`"),
-    "values": Expectation("records of an unknown modality or question type, of a text or a path that cannot be used", _ANEW),
-    "options": Expectation("records with fewer than 2 or more than 4 options, or with equal ones", _ANEW),
+    "schema": Expectation(
+        "records without a field, or with one of another type, and files that are no list of"
+        " records",
+        _ANEW,
+    ),
+    "facts": Expectation(
+        "records without what stage resize found out of their image", "run `dvc repro resize`"
+    ),
+    "values": Expectation(
+        "records of an unknown modality or question type, of a text or a path that cannot be used",
+        _ANEW,
+    ),
+    "options": Expectation(
+        "records with fewer than 2 or more than 4 options, or with equal ones", _ANEW
+    ),
     "gold": Expectation("records whose answer is none of the options", _ANEW),
-    "ids": Expectation("question ids that stand twice", "make the ids of the corpus unique and run `dvc repro`"),
+    "ids": Expectation(
+        "question ids that stand twice", "make the ids of the corpus unique and run `dvc repro`"
+    ),
     "files": Expectation("records that stand in the file of another modality", _ANEW),
 }
 """Tests of single records: always errors, none may be found."""
 
 CORPUS_TESTS: Final[Mapping[str, Expectation]] = {
-    "repeated_questions": Expectation("share of questions that repeat another: words, options, image", "take the repetitions out"),
-    "contradictions": Expectation("share of questions that another one about the same image contradicts", _LOOK),
-    "letter_bias": Expectation("excess of the letter that is right most often over chance, share of questions", "shuffle the options"),
-    "majority_letter": Expectation("largest share of one letter among the right answers of a split", "shuffle the options"),
+    "repeated_questions": Expectation(
+        "share of questions that repeat another: words, options, image", "take the repetitions out"
+    ),
+    "contradictions": Expectation(
+        "share of questions that another one about the same image contradicts", _LOOK
+    ),
+    "letter_bias": Expectation(
+        "excess of the letter that is right most often over chance, share of questions",
+        "shuffle the options",
+    ),
+    "majority_letter": Expectation(
+        "largest share of one letter among the right answers of a split", "shuffle the options"
+    ),
     "majority_answer": Expectation(
-        "largest share of one text among the right answers of a split", "ask more, or compare it with the blind baseline"
+        "largest share of one text among the right answers of a split",
+        "ask more, or compare it with the blind baseline",
     ),
-    "single_answer_tests": Expectation("test splits in which one letter or one text is always right", "add questions with other answers"),
-    "questions_of_modality": Expectation("questions of the modality that has fewest", "add data of this modality", least=True),
-    "questions_of_type": Expectation("questions of the question type that has fewest", "add data of this type", least=True),
+    "single_answer_tests": Expectation(
+        "test splits in which one letter or one text is always right",
+        "add questions with other answers",
+    ),
+    "questions_of_modality": Expectation(
+        "questions of the modality that has fewest", "add data of this modality", least=True
+    ),
+    "questions_of_type": Expectation(
+        "questions of the question type that has fewest", "add data of this type", least=True
+    ),
     "blank_images": Expectation("share of images of one grey level", _LOOK),
-    "dark_or_bright_images": Expectation("share of images all but black or white", "see whether 16-bit sources are scaled; " + _LOOK),
-    "upscaled_images": Expectation("share of images smaller than what they are resized to", "get larger sources, or lower resize.size"),
-    "extreme_aspect_images": Expectation(
-        "share of images more than 4 times as long as wide, or as wide as long", "crop them in the corpus"
+    "dark_or_bright_images": Expectation(
+        "share of images all but black or white", "see whether 16-bit sources are scaled; " + _LOOK
     ),
-    "duplicate_images": Expectation("share of images with the pixels of another", "take copies out; grouped splits keep them on one side"),
+    "upscaled_images": Expectation(
+        "share of images smaller than what they are resized to",
+        "get larger sources, or lower resize.size",
+    ),
+    "extreme_aspect_images": Expectation(
+        "share of images more than 4 times as long as wide, or as wide as long",
+        "crop them in the corpus",
+    ),
+    "duplicate_images": Expectation(
+        "share of images with the pixels of another",
+        "take copies out; grouped splits keep them on one side",
+    ),
 }
 """Tests of the corpus, with a severity and a limit in params.yaml."""
 
@@ -149,19 +192,27 @@ class _Always:
 
 def judge_records(reading: Reading, file_of: Mapping[str, str]) -> list[Result]:
     """The tests of single records; `file_of` is modality -> the file its records should stand in."""
-    measured = {name: expectations.refused_for(reading, reasons) for name, reasons in _REASONS.items()}
+    measured = {
+        name: expectations.refused_for(reading, reasons) for name, reasons in _REASONS.items()
+    }
     measured["facts"] = expectations.lacking_facts(reading.records)
     measured["files"] = expectations.strays(reading.records, file_of)
     return [_judge(name, measured[name], _Always()) for name in RECORD_TESTS]
 
 
-def judge_corpus(records: Sequence[Record], draw: Draw, size: int, rules: Mapping[str, Rule]) -> Results:
+def judge_corpus(
+    records: Sequence[Record], draw: Draw, size: int, rules: Mapping[str, Rule]
+) -> Results:
     """The tests of records that passed those of single ones, and of the splits drawn from them.
 
-    `size`: side of the resized images; `rules`: test -> severity and limit, for all of CORPUS_TESTS.
+    `size`: side of the resized images; `rules`: test -> severity and limit, for all of
+    CORPUS_TESTS.
     """
     images = expectations.images_of(records)
-    modalities, kinds = (Counter(getattr(record, field) for record in records) for field in ("modality", "question_type"))
+    modalities, kinds = (
+        Counter(getattr(record, field) for record in records)
+        for field in ("modality", "question_type")
+    )
     measured = {
         "repeated_questions": expectations.repeated_questions(records),
         "contradictions": expectations.contradictions(records),
@@ -169,7 +220,9 @@ def judge_corpus(records: Sequence[Record], draw: Draw, size: int, rules: Mappin
         "majority_letter": expectations.majority_letter(draw),
         "majority_answer": expectations.majority_answer(draw),
         "single_answer_tests": expectations.single_answer_tests(draw),
-        "questions_of_modality": expectations.fewest({slug: modalities[slug] for slug in MODALITIES}),
+        "questions_of_modality": expectations.fewest(
+            {slug: modalities[slug] for slug in MODALITIES}
+        ),
         "questions_of_type": expectations.fewest({slug: kinds[slug] for slug in QUESTION_TYPES}),
         "blank_images": expectations.blank(images),
         "dark_or_bright_images": expectations.dark_or_bright(images),
@@ -182,10 +235,23 @@ def judge_corpus(records: Sequence[Record], draw: Draw, size: int, rules: Mappin
 
 
 def write_results(path: Path, results: Results, provenance: Mapping[str, Any]) -> None:
-    """Write results as JSON, with what each test means and what to do, and `passed`: is there no failed error."""
-    tests = [{**asdict(each), "meaning": TESTS[each.test].meaning, "remedy": TESTS[each.test].remedy} for each in results.tests]
+    """Write results as JSON, with what each test means and what to do, and `passed`: is there no
+    failed error.
+    """
+    tests = [
+        {**asdict(each), "meaning": TESTS[each.test].meaning, "remedy": TESTS[each.test].remedy}
+        for each in results.tests
+    ]
     passed = not any(each.stops for each in results.tests)
-    write_json(path, {"passed": passed, "tests": tests, "statistics": results.statistics, "provenance": provenance})
+    write_json(
+        path,
+        {
+            "passed": passed,
+            "tests": tests,
+            "statistics": results.statistics,
+            "provenance": provenance,
+        },
+    )
 
 
 def read_results(path: Path) -> Results:
@@ -193,21 +259,34 @@ def read_results(path: Path) -> Results:
     remedy = "run `dvc repro splits`"
     tree = read_json(path, remedy)
     try:
-        tests = [{key: value for key, value in each.items() if key not in ("meaning", "remedy")} for each in tree["tests"]]
-        return Results(tuple(Result(**{**each, "examples": tuple(each["examples"])}) for each in tests), tree["statistics"])
+        tests = [
+            {key: value for key, value in each.items() if key not in ("meaning", "remedy")}
+            for each in tree["tests"]
+        ]
+        return Results(
+            tuple(Result(**{**each, "examples": tuple(each["examples"])}) for each in tests),
+            tree["statistics"],
+        )
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} holds no results of data tests ({error!r}): {remedy}") from error
 
 
 def stop_on_errors(results: Results, path: Path) -> None:
-    """RefusedDataError if a test of severity error failed; `path` is where all results were written."""
+    """RefusedDataError if a test of severity error failed; `path` is where all results were
+    written.
+    """
     failed = [each for each in results.tests if each.stops]
     if not failed:
         return
-    said = "; ".join(f"{describe(each)}{f', as {each.examples[0]}' if each.examples else ''}: {TESTS[each.test].remedy}" for each in failed)
+    said = "; ".join(
+        f"{describe(each)}{f', as {each.examples[0]}' if each.examples else ''}:"
+        f" {TESTS[each.test].remedy}"
+        for each in failed
+    )
     raise RefusedDataError(
-        f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {said}. {path} holds all results (docs/ingest-quality.md); "
-        "to go on all the same, unless single records are at fault: another limit, or the severity warning, in data_tests of params.yaml",
+        f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {said}. {path} holds all"
+        " results (docs/ingest-quality.md); to go on all the same, unless single records are at"
+        " fault: another limit, or the severity warning, in data_tests of params.yaml",
         CorpusFault.DATA_TEST,
     )
 

@@ -1,8 +1,10 @@
-"""What is expected of a corpus as a whole, once all its modalities are together: measured here, judged in data_tests.py.
+"""What is expected of a corpus as a whole, once all its modalities are together: measured here,
+judged in data_tests.py.
 
-Every function takes records, or the splits drawn from them, and says how much of what it looked at is not as it should be. Records are
-those of stage resize, with the facts of their images; what a single record must hold is records.py's matter, and counted here again, for
-files can be changed between two stages.
+Every function takes records, or the splits drawn from them, and says how much of what it looked at
+is not as it should be. Records are those of stage resize, with the facts of their images; what a
+single record must hold is records.py's matter, and counted here again, for files can be changed
+between two stages.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ Draw = Mapping[str, Mapping[str, tuple[Sequence[Item], Sequence[Item]]]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a test found: the `value` that is held against its limit, how many things were `checked`, how many of them offend (`found`)."""
+    """What a test found: the `value` that is held against its limit, how many things were
+    `checked`, how many of them offend (`found`).
+    """
 
     value: float
     checked: int
@@ -61,13 +65,17 @@ class ImageStatistics(NamedTuple):
     light: tuple[float, float]
 
 
-# --- single records ----------------------------------------------------------------------------------------------------
+# --- single records
+# ----------------------------------------------------------------------------------------------------
 
 
 def refused_for(reading: Reading, reasons: Iterable[Reason]) -> Measured:
     """Records that cannot be used for one of these reasons."""
     wanted = frozenset(reasons)
-    return _offending([f"{row.where}: {row.why}: {row.what}" for row in reading.rows if row.reason in wanted], reading.read)
+    return _offending(
+        [f"{row.where}: {row.why}: {row.what}" for row in reading.rows if row.reason in wanted],
+        reading.read,
+    )
 
 
 def lacking_facts(records: Sequence[Record]) -> Measured:
@@ -76,39 +84,60 @@ def lacking_facts(records: Sequence[Record]) -> Measured:
     for record in records:
         wrong = [name for name, is_good in _FACTS.items() if not is_good(record.fields.get(name))]
         if wrong:
-            what = f"{wrong[0]} is missing" if wrong[0] not in record.fields else f"{wrong[0]} is {record.fields[wrong[0]]!r}"
+            what = (
+                f"{wrong[0]} is missing"
+                if wrong[0] not in record.fields
+                else f"{wrong[0]} is {record.fields[wrong[0]]!r}"
+            )
             found.append(f"{record.place}: {what}")
     return _offending(found, len(records))
 
 
 def strays(records: Sequence[Record], file_of: Mapping[str, str]) -> Measured:
-    """Records that stand in the file of another modality than theirs; `file_of` is modality -> file."""
-    found = [f"{record.place}: {record.modality}" for record in records if record.place.file != file_of[record.modality]]
+    """Records that stand in the file of another modality than theirs; `file_of` is modality ->
+    file.
+    """
+    found = [
+        f"{record.place}: {record.modality}"
+        for record in records
+        if record.place.file != file_of[record.modality]
+    ]
     return _offending(found, len(records))
 
 
-# --- questions ---------------------------------------------------------------------------------------------------------
+# --- questions
+# ---------------------------------------------------------------------------------------------------------
 
 
 def repeated_questions(records: Sequence[Record]) -> Measured:
-    """Share of the questions that another one repeats: same words, same options in any order, same image."""
+    """Share of the questions that another one repeats: same words, same options in any order, same
+    image.
+    """
     first: dict[tuple[Any, ...], Record] = {}
     found = []
     for record in records:
-        known = first.setdefault((record.question, tuple(sorted(record.options)), record.fields["pixel_hash"]), record)
+        known = first.setdefault(
+            (record.question, tuple(sorted(record.options)), record.fields["pixel_hash"]), record
+        )
         if known is not record:
             found.append(f"{record.question_id} repeats {known.question_id}")
     return _share(found, len(records))
 
 
 def contradictions(records: Sequence[Record]) -> Measured:
-    """Share of the questions whose words are asked of the same pixels elsewhere, with an answer that one of the two offers and rules out.
+    """Share of the questions whose words are asked of the same pixels elsewhere, with an answer
+    that one of the two offers and rules out.
 
-    Other answers alone are no contradiction: "CT" and "Computed tomography" may both be right where only one of them is offered.
+    Other answers alone are no contradiction: "CT" and "Computed tomography" may both be right where
+    only one of them is offered.
     """
-    alike: dict[tuple[str, str], dict[tuple[str, frozenset[str]], list[Record]]] = defaultdict(lambda: defaultdict(list))
+    alike: dict[tuple[str, str], dict[tuple[str, frozenset[str]], list[Record]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for record in records:
-        alike[record.question, record.fields["pixel_hash"]][_answer(record), frozenset(record.options)].append(record)
+        alike[record.question, record.fields["pixel_hash"]][
+            _answer(record), frozenset(record.options)
+        ].append(record)
     at_odds: set[str] = set()
     texts = []
     for asked in alike.values():
@@ -116,30 +145,48 @@ def contradictions(records: Sequence[Record]) -> Measured:
             if one[0] != other[0] and (one[0] in other[1] or other[0] in one[1]):
                 first, second = asked[one], asked[other]
                 at_odds |= {record.question_id for record in (*first, *second)}
-                texts.append(f"{first[0].question_id}: {one[0]!r}, {second[0].question_id}: {other[0]!r}")
+                texts.append(
+                    f"{first[0].question_id}: {one[0]!r}, {second[0].question_id}: {other[0]!r}"
+                )
     return _share(sorted(texts), len(records), len(at_odds))
 
 
 def letter_bias(records: Sequence[Record]) -> Measured:
-    """By how much, as a share of the questions, a letter is right more often than if options stood in any order; the worst letter."""
+    """By how much, as a share of the questions, a letter is right more often than if options stood
+    in any order; the worst letter.
+    """
     chance: dict[str, float] = defaultdict(float)
     right = Counter(record.gold for record in records)
     for record in records:
         for letter in LETTERS[: len(record.options)]:
             chance[letter] += 1 / len(record.options)
-    excess = {letter: (right[letter] - chance[letter]) / max(len(records), 1) for letter in sorted(chance)}
+    excess = {
+        letter: (right[letter] - chance[letter]) / max(len(records), 1) for letter in sorted(chance)
+    }
     worst = max(excess, key=lambda letter: (excess[letter], letter), default="")
-    shares = tuple(f"{letter}: right in {right[letter]}, by chance {chance[letter]:.0f}" for letter in sorted(chance))
-    return Measured(round(excess.get(worst, 0.0), _DIGITS), len(records), right[worst], shares, worst)
+    shares = tuple(
+        f"{letter}: right in {right[letter]}, by chance {chance[letter]:.0f}"
+        for letter in sorted(chance)
+    )
+    return Measured(
+        round(excess.get(worst, 0.0), _DIGITS), len(records), right[worst], shares, worst
+    )
 
 
 def fewest(counts: Mapping[str, int]) -> Measured:
     """The smallest of several counts."""
     name = min(counts, key=lambda each: (counts[each], each))
-    return Measured(counts[name], len(counts), counts[name], tuple(f"{each}: {counts[each]}" for each in counts), name)
+    return Measured(
+        counts[name],
+        len(counts),
+        counts[name],
+        tuple(f"{each}: {counts[each]}" for each in counts),
+        name,
+    )
 
 
-# --- splits ------------------------------------------------------------------------------------------------------------
+# --- splits
+# ------------------------------------------------------------------------------------------------------------
 
 
 def majority_letter(draw: Draw) -> Measured:
@@ -153,19 +200,25 @@ def majority_answer(draw: Draw) -> Measured:
 
 
 def single_answer_tests(draw: Draw) -> Measured:
-    """Test splits of more than one question in which one letter, or one text, is always right: they cannot tell policies apart."""
+    """Test splits of more than one question in which one letter, or one text, is always right: they
+    cannot tell policies apart.
+    """
     found, checked = [], 0
     for axis, slugs in draw.items():
         for slug, (_, test) in slugs.items():
             checked += 1
-            for what, of in (("letter", lambda item: parse_solution(item["solution"])), ("answer", _gold_text)):
+            for what, of in (
+                ("letter", lambda item: parse_solution(item["solution"])),
+                ("answer", _gold_text),
+            ):
                 values = {of(item) for item in test}
                 if len(test) > 1 and len(values) == 1:
                     found.append(f"{axis}/{slug}: the {what} is always {values.pop()!r}")
     return _offending(found, checked)
 
 
-# --- images ----------------------------------------------------------------------------------------------------------
+# --- images
+# ----------------------------------------------------------------------------------------------------------
 
 
 def images_of(records: Sequence[Record]) -> list[ImageStatistics]:
@@ -174,24 +227,43 @@ def images_of(records: Sequence[Record]) -> list[ImageStatistics]:
     for record in records:
         facts = record.fields
         (width, height), (mean, std) = facts["source_size"], facts["brightness"]
-        found[facts["image"]] = ImageStatistics(facts["image"], record.modality, width, height, facts["pixel_hash"], (mean, std))
+        found[facts["image"]] = ImageStatistics(
+            facts["image"], record.modality, width, height, facts["pixel_hash"], (mean, std)
+        )
     return [found[image] for image in sorted(found)]
 
 
 def blank(images: Sequence[ImageStatistics]) -> Measured:
     """Share of the images that show one grey level all over."""
-    return _share([f"{each.image}: all about {each.light[0]:.0f}" for each in images if each.light[1] < BLANK], len(images))
+    return _share(
+        [
+            f"{each.image}: all about {each.light[0]:.0f}"
+            for each in images
+            if each.light[1] < BLANK
+        ],
+        len(images),
+    )
 
 
 def dark_or_bright(images: Sequence[ImageStatistics]) -> Measured:
     """Share of the images that are all but black, or all but white."""
-    found = [f"{each.image}: {each.light[0]:.1f} of 255" for each in images if not DARK <= each.light[0] <= BRIGHT]
+    found = [
+        f"{each.image}: {each.light[0]:.1f} of 255"
+        for each in images
+        if not DARK <= each.light[0] <= BRIGHT
+    ]
     return _share(found, len(images))
 
 
 def upscaled(images: Sequence[ImageStatistics], size: int) -> Measured:
-    """Share of the images with a side shorter than `size` pixels, that of the square they were brought to."""
-    found = [f"{each.image}: {each.width} x {each.height}" for each in images if min(each.width, each.height) < size]
+    """Share of the images with a side shorter than `size` pixels, that of the square they were
+    brought to.
+    """
+    found = [
+        f"{each.image}: {each.width} x {each.height}"
+        for each in images
+        if min(each.width, each.height) < size
+    ]
     return _share(found, len(images))
 
 
@@ -208,12 +280,20 @@ def extreme_aspect(images: Sequence[ImageStatistics]) -> Measured:
 def duplicates(images: Sequence[ImageStatistics]) -> Measured:
     """Share of the images whose pixels another one has under another name."""
     first: dict[str, str] = {}
-    found = [f"{each.image} is {first[each.pixel_hash]}" for each in images if first.setdefault(each.pixel_hash, each.image) != each.image]
+    found = [
+        f"{each.image} is {first[each.pixel_hash]}"
+        for each in images
+        if first.setdefault(each.pixel_hash, each.image) != each.image
+    ]
     return _share(found, len(images))
 
 
-def statistics(records: Sequence[Record], images: Sequence[ImageStatistics], size: int) -> dict[str, dict[str, Any]]:
-    """Modality -> counts, and mean and standard deviation over its images of brightness and contrast, for those that have any."""
+def statistics(
+    records: Sequence[Record], images: Sequence[ImageStatistics], size: int
+) -> dict[str, dict[str, Any]]:
+    """Modality -> counts, and mean and standard deviation over its images of brightness and
+    contrast, for those that have any.
+    """
     questions = Counter(record.modality for record in records)
     found: dict[str, dict[str, Any]] = {}
     for slug in MODALITIES:
@@ -221,14 +301,25 @@ def statistics(records: Sequence[Record], images: Sequence[ImageStatistics], siz
         if not mine:
             continue
         sides = [min(each.width, each.height) for each in mine]
-        found[slug] = {"questions": questions[slug], "images": len(mine), "median_side": float(np.median(sides))}
-        for name, values in (("brightness", [each.light[0] for each in mine]), ("contrast", [each.light[1] for each in mine])):
-            found[slug][name] = {"mean": round(fmean(values), 2), "std": round(float(np.std(values)), 2)}
+        found[slug] = {
+            "questions": questions[slug],
+            "images": len(mine),
+            "median_side": float(np.median(sides)),
+        }
+        for name, values in (
+            ("brightness", [each.light[0] for each in mine]),
+            ("contrast", [each.light[1] for each in mine]),
+        ):
+            found[slug][name] = {
+                "mean": round(fmean(values), 2),
+                "std": round(float(np.std(values)), 2),
+            }
         found[slug]["upscaled"] = upscaled(mine, size).value
     return found
 
 
-# --- helpers -----------------------------------------------------------------------------------------------------------
+# --- helpers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def _is_text(value: object) -> bool:
@@ -240,11 +331,19 @@ def _is_hash(value: object) -> bool:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(side) is int and side > 0 for side in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(side) is int and side > 0 for side in value)
+    )
 
 
 def _is_light(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(each) in (int, float) and 0 <= each <= 255 for each in value)
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(each) in (int, float) and 0 <= each <= 255 for each in value)
+    )
 
 
 _FACTS: Final[Mapping[str, Callable[[object], bool]]] = {
@@ -265,7 +364,12 @@ def _offending(found: Sequence[str], checked: int) -> Measured:
 def _share(found: Sequence[str], checked: int, count: int | None = None) -> Measured:
     """A test whose value is a share of what it looked at; `count` if it is not that of the texts."""
     number = len(found) if count is None else count
-    return Measured(round(number / checked, _DIGITS) if checked else 0.0, checked, number, tuple(found[:_EXAMPLES]))
+    return Measured(
+        round(number / checked, _DIGITS) if checked else 0.0,
+        checked,
+        number,
+        tuple(found[:_EXAMPLES]),
+    )
 
 
 def _commonest(draw: Draw, of: Callable[[Item], str]) -> Measured:
@@ -278,7 +382,13 @@ def _commonest(draw: Draw, of: Callable[[Item], str]) -> Measured:
                 ((value, count),) = Counter(map(of, items)).most_common(1) or [("", 0)]
                 share = round(count / len(items), _DIGITS) if items else 0.0
                 if share > worst.value:
-                    worst = Measured(share, 0, count, (f"{value!r} in {count} of {len(items)}",), f"{axis}/{slug}/{part}")
+                    worst = Measured(
+                        share,
+                        0,
+                        count,
+                        (f"{value!r} in {count} of {len(items)}",),
+                        f"{axis}/{slug}/{part}",
+                    )
     return Measured(worst.value, checked, worst.found, worst.examples, worst.where)
 
 

@@ -1,6 +1,8 @@
-"""Which questions must stay together: those about one image, about copies of it, or about one patient.
+"""Which questions must stay together: those about one image, about copies of it, or about one
+patient.
 
-A group is all that is linked, through however many others: if a is a copy of b, and c is of b's patient, the three are one.
+A group is all that is linked, through however many others: if a is a copy of b, and c is of b's
+patient, the three are one.
 """
 
 from __future__ import annotations
@@ -18,12 +20,16 @@ from scipy.sparse.csgraph import connected_components
 from stages.corpus.splitting.near_pairs import near_pairs
 
 _MOST_LINKS: Final = 2**20
-"""Links that are held before they are joined: where all images look alike there are as many as pairs."""
+"""Links that are held before they are joined: where all images look alike there are as many as
+pairs.
+"""
 
 
 @dataclass(frozen=True)
 class GroupedImage:
-    """What is known of one image: where it is, its hashes (64 hex digits each), and whose it is, if its path says so."""
+    """What is known of one image: where it is, its hashes (64 hex digits each), and whose it is, if
+    its path says so.
+    """
 
     image: str
     pixel_hash: str
@@ -32,7 +38,8 @@ class GroupedImage:
 
 
 def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
-    """(data set, id) by the first pattern found in "Images/<data set>/...": its first group that took part. None if none is found.
+    """(data set, id) by the first pattern found in "Images/<data set>/...": its first group that
+    took part. None if none is found.
 
     Ids are those of a data set: patient 7 of another one is somebody else.
     """
@@ -47,8 +54,9 @@ def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[st
 def group_images(images: Sequence[GroupedImage], near_duplicates: int | None) -> dict[str, str]:
     """Image -> the name of its group, which is the first of its images in the order of their names.
 
-    `near_duplicates` is the number of bits in which the perceptual hashes of two copies may differ; None links only images
-    whose pixels are equal. The order of `images` does not matter; each image may be there once.
+    `near_duplicates` is the number of bits in which the perceptual hashes of two copies may differ;
+    None links only images whose pixels are equal. The order of `images` does not matter; each image
+    may be there once.
     """
     ordered = sorted(images, key=lambda image: image.image)
     links: list[NDArray[np.intp]] = [
@@ -57,15 +65,22 @@ def group_images(images: Sequence[GroupedImage], near_duplicates: int | None) ->
     ]
     labels = _join(np.arange(len(ordered)), links)
     if near_duplicates is not None and ordered:
-        labels = _join_all(labels, near_pairs([image.perceptual_hash for image in ordered], near_duplicates))
+        labels = _join_all(
+            labels, near_pairs([image.perceptual_hash for image in ordered], near_duplicates)
+        )
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return {image.image: ordered[index].image for image, index in zip(ordered, first[inverse].tolist(), strict=True)}
+    return {
+        image.image: ordered[index].image
+        for image, index in zip(ordered, first[inverse].tolist(), strict=True)
+    }
 
 
 def _equal(keys: Sequence[object]) -> NDArray[np.intp]:
     """Each index linked to the first of the same key; a key that is None is equal to none."""
     first: dict[object, int] = {}
-    found = [(first.setdefault(key, index), index) for index, key in enumerate(keys) if key is not None]
+    found = [
+        (first.setdefault(key, index), index) for index, key in enumerate(keys) if key is not None
+    ]
     return np.array(found, dtype=np.intp).reshape(-1, 2)
 
 
@@ -84,6 +99,9 @@ def _join_all(labels: NDArray[np.intp], found: Iterable[NDArray[np.intp]]) -> ND
 def _join(labels: NDArray[np.intp], links: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
     """Labels from 0 in which what the links link, directly or through others, has become one."""
     pairs = labels[np.concatenate([*links, np.empty((0, 2), np.intp)])]
-    graph = coo_array((np.ones(len(pairs), dtype=np.int32), (pairs[:, 0], pairs[:, 1])), shape=(len(labels), len(labels)))
+    graph = coo_array(
+        (np.ones(len(pairs), dtype=np.int32), (pairs[:, 0], pairs[:, 1])),
+        shape=(len(labels), len(labels)),
+    )
     _, joined = connected_components(graph, directed=False)
     return np.asarray(joined, dtype=np.intp)[labels]

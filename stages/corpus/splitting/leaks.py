@@ -1,4 +1,6 @@
-"""How much of a test is known from training: questions whose image, or an image of the same group, was trained on."""
+"""How much of a test is known from training: questions whose image, or an image of the same group,
+was trained on.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,18 @@ Draw = Mapping[str, Mapping[str, tuple[Sequence[Item], Sequence[Item]]]]
 
 @dataclass(frozen=True)
 class Leak:
-    """Of one split, or of several together, the test questions, and how many of them are known in which way."""
+    """Of one split, or of several together, the test questions, and how many of them are known in
+    which way.
+    """
 
     test: int
     """All test questions."""
     image: int
     """Those whose image is also in train of the same split."""
     group: int
-    """Those with an image of the same group in train: it, a copy of it, or another one of the patient."""
+    """Those with an image of the same group in train: it, a copy of it, or another one of the
+    patient.
+    """
     other_axis: int
     """Those which are themselves training questions on the other axis."""
 
@@ -38,12 +44,19 @@ Leaks = dict[str, dict[str, Leak]]
 def count_leaks(draw: Draw, group_of: Mapping[str, str]) -> Leaks:
     """What leaks in each split of a draw; `group_of` is image -> group."""
     trained = {
-        axis: {item["question_id"] for train, _ in slugs.values() for item in train}  # of all checkpoints of the axis
+        axis: {
+            item["question_id"] for train, _ in slugs.values() for item in train
+        }  # of all checkpoints of the axis
         for axis, slugs in draw.items()
     }
     return {
         axis: {
-            slug: _count(train, test, group_of, set().union(*(known for other, known in trained.items() if other != axis)))
+            slug: _count(
+                train,
+                test,
+                group_of,
+                set().union(*(known for other, known in trained.items() if other != axis)),
+            )
             for slug, (train, test) in slugs.items()
         }
         for axis, slugs in draw.items()
@@ -53,26 +66,42 @@ def count_leaks(draw: Draw, group_of: Mapping[str, str]) -> Leaks:
 def total(leaks: Iterable[Leak]) -> Leak:
     """The sum over splits."""
     rows = list(leaks)
-    return Leak(**{field.name: sum(getattr(row, field.name) for row in rows) for field in fields(Leak)})
+    return Leak(
+        **{field.name: sum(getattr(row, field.name) for row in rows) for field in fields(Leak)}
+    )
 
 
 def as_json(leaks: Leaks) -> dict[str, dict[str, dict[str, int]]]:
     """The counts as they are written down."""
-    return {axis: {slug: asdict(leak) for slug, leak in slugs.items()} for axis, slugs in leaks.items()}
+    return {
+        axis: {slug: asdict(leak) for slug, leak in slugs.items()} for axis, slugs in leaks.items()
+    }
 
 
 def read_leaks(path: Path) -> dict[str, Leaks]:
-    """Kind of split -> its counts, from the file of stage splits. InputError if it is missing or is no such file."""
+    """Kind of split -> its counts, from the file of stage splits. InputError if it is missing or is
+    no such file.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {kind: {axis: {slug: Leak(**found[kind][axis][slug]) for slug in AXES[axis]} for axis in AXES} for kind in KINDS}
+        return {
+            kind: {
+                axis: {slug: Leak(**found[kind][axis][slug]) for slug in AXES[axis]}
+                for axis in AXES
+            }
+            for kind in KINDS
+        }
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro splits`") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} does not count leaks ({error!r}): delete it and run `dvc repro splits`") from error
+        raise InputError(
+            f"{path} does not count leaks ({error!r}): delete it and run `dvc repro splits`"
+        ) from error
 
 
-def _count(train: Sequence[Item], test: Sequence[Item], group_of: Mapping[str, str], elsewhere: set[str]) -> Leak:
+def _count(
+    train: Sequence[Item], test: Sequence[Item], group_of: Mapping[str, str], elsewhere: set[str]
+) -> Leak:
     images = {item["image"] for item in train}
     groups = {group_of[image] for image in images}
     return Leak(

@@ -17,14 +17,18 @@ _Hashes = NDArray[np.uint64]
 
 
 def near_pairs(hashes: Sequence[str], distance: int) -> Iterator[NDArray[np.intp]]:
-    """Pairs of indices, in arrays of shape (pairs, 2), of hashes of 64 hex digits that differ in at most `distance` bits.
+    """Pairs of indices, in arrays of shape (pairs, 2), of hashes of 64 hex digits that differ in at
+    most `distance` bits.
 
-    Of equal hashes each is paired with the first, and only the first with others; a pair may come more than once. Exact, without
-    comparing all pairs: of distance + 1 bands of bits two near hashes agree on one at least, so that only those which share a
-    band are compared (multi-index hashing, Norouzi et al. 2012, arXiv 1307.2982, with a radius of 0). Memory grows with the
-    number of hashes, time with that of the pairs that share a band.
+    Of equal hashes each is paired with the first, and only the first with others; a pair may come
+    more than once. Exact, without comparing all pairs: of distance + 1 bands of bits two near
+    hashes agree on one at least, so that only those which share a band are compared (multi-index
+    hashing, Norouzi et al. 2012, arXiv 1307.2982, with a radius of 0). Memory grows with the number
+    of hashes, time with that of the pairs that share a band.
     """
-    words = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(len(hashes), _WORDS)
+    words = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint64).reshape(
+        len(hashes), _WORDS
+    )
     distinct, first, inverse = np.unique(words, axis=0, return_index=True, return_inverse=True)
     first_of = first[inverse.reshape(-1)]
     copies = np.flatnonzero(first_of != np.arange(len(hashes)))
@@ -37,7 +41,8 @@ def near_pairs(hashes: Sequence[str], distance: int) -> Iterator[NDArray[np.intp
 def _bands(hashes: _Hashes, number: int) -> Iterator[NDArray[np.int64]]:
     """For each band a label of every hash, equal where all bits of the band are.
 
-    A band takes every number-th bit: low frequencies, alike within a modality, are then in all of them, and none is without high ones.
+    A band takes every number-th bit: low frequencies, alike within a modality, are then in all of
+    them, and none is without high ones.
     """
     bits = np.unpackbits(hashes.view(np.uint8), axis=1)
     for start in range(number):
@@ -46,8 +51,12 @@ def _bands(hashes: _Hashes, number: int) -> Iterator[NDArray[np.int64]]:
         yield np.unique(whole, return_inverse=True)[1].astype(np.int64).reshape(-1)
 
 
-def _near_within(hashes: _Hashes, band: NDArray[np.int64], distance: int) -> Iterator[NDArray[np.intp]]:
-    """Near pairs among hashes of the same label: each is compared with the next one of its run, the next but one, and so on."""
+def _near_within(
+    hashes: _Hashes, band: NDArray[np.int64], distance: int
+) -> Iterator[NDArray[np.intp]]:
+    """Near pairs among hashes of the same label: each is compared with the next one of its run, the
+    next but one, and so on.
+    """
     order = np.argsort(band, kind="stable")
     ordered, labels = hashes[order], band[order]
     ends = np.searchsorted(labels, labels, side="right")

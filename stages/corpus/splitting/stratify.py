@@ -1,9 +1,11 @@
-"""Whole groups of questions for training or for testing, so that both sides hold every kind of question in its share.
+"""Whole groups of questions for training or for testing, so that both sides hold every kind of
+question in its share.
 
-The aim is that of iterative stratification (Sechidis et al. 2011, "On the stratification of multi-label data") for groups
-instead of single examples. Groups that hold the same numbers of each kind of question are interchangeable, so it is only
-decided how many of them are trained on; which ones is decided by a hash of the group's name. So the order of the input does
-not matter, and new data moves few of the old groups to the other side.
+The aim is that of iterative stratification (Sechidis et al. 2011, "On the stratification of
+multi-label data") for groups instead of single examples. Groups that hold the same numbers of each
+kind of question are interchangeable, so it is only decided how many of them are trained on; which
+ones is decided by a hash of the group's name. So the order of the input does not matter, and new
+data moves few of the old groups to the other side.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ Group = Mapping[Stratum, int]
 """How many questions of each stratum a group holds."""
 
 _EMPTY: Final = 1.0
-"""What an empty side costs; a side that is off by one question in ten costs a tenth of one over ten."""
+"""What an empty side costs; a side that is off by one question in ten costs a tenth of one over
+ten.
+"""
 _GAIN: Final = 1e-9
 """Less is a rounding error."""
 
@@ -30,10 +34,12 @@ _Floats = NDArray[np.float64]
 
 
 def stratify(groups: Mapping[str, Group], train_share: float, seed: int) -> set[str]:
-    """The names of the groups to train on, so that of each modality, type and stratum about `train_share` is in them.
+    """The names of the groups to train on, so that of each modality, type and stratum about
+    `train_share` is in them.
 
-    Every modality is decided by itself: data of another one changes nothing, unless a group spans both. Groups that span
-    several modalities are decided first, among themselves. Where a stratum has groups enough, neither side of it is empty.
+    Every modality is decided by itself: data of another one changes nothing, unless a group spans
+    both. Groups that span several modalities are decided first, among themselves. Where a stratum
+    has groups enough, neither side of it is empty.
     """
     by_modality: dict[str, list[str]] = defaultdict(list)
     spanning: list[str] = []
@@ -43,41 +49,65 @@ def stratify(groups: Mapping[str, Group], train_share: float, seed: int) -> set[
     rank = {name: _hash(f"{seed}/{name}") for name in groups}
     train = _choose(spanning, groups, train_share, rank, {}, {})
     for modality in sorted(by_modality):
-        fixed = [_total(groups[name] for name in names) for names in (train & set(spanning), set(spanning) - train)]
-        given = [{stratum: n for stratum, n in side.items() if stratum[0] == modality} for side in fixed]
+        fixed = [
+            _total(groups[name] for name in names)
+            for names in (train & set(spanning), set(spanning) - train)
+        ]
+        given = [
+            {stratum: n for stratum, n in side.items() if stratum[0] == modality} for side in fixed
+        ]
         train |= _choose(by_modality[modality], groups, train_share, rank, *given)
     return train
 
 
 def _choose(
-    names: Iterable[str], groups: Mapping[str, Group], share: float, rank: Mapping[str, bytes], train: Group, test: Group
+    names: Iterable[str],
+    groups: Mapping[str, Group],
+    share: float,
+    rank: Mapping[str, bytes],
+    train: Group,
+    test: Group,
 ) -> set[str]:
     """Of the groups of these names those to train on, given what is on both sides already."""
     alike: dict[tuple[tuple[Stratum, int], ...], list[str]] = defaultdict(list)
     for name in names:
         alike[tuple(sorted(groups[name].items()))].append(name)
-    # large groups first: small ones even out what they leave. Those of a size by a hash: modalities that are built alike would
-    # otherwise be rounded alike, and small errors add up in their question types
+    # large groups first: small ones even out what they leave. Those of a size by a hash: modalities
+    # that are built alike would otherwise be rounded alike, and small errors add up in their
+    # question types
     kinds = sorted(alike, key=lambda kind: (-sum(n for _, n in kind), _hash(str(kind))))
     strata = sorted({stratum for kind in kinds for stratum, _ in kind} | {*train, *test})
-    held = np.array([[dict(kind).get(stratum, 0) for stratum in strata] for kind in kinds], dtype=np.float64).reshape(
-        len(kinds), len(strata)
-    )
-    sides = [np.array([side.get(stratum, 0) for stratum in strata], dtype=np.float64) for side in (train, test)]
+    held = np.array(
+        [[dict(kind).get(stratum, 0) for stratum in strata] for kind in kinds], dtype=np.float64
+    ).reshape(len(kinds), len(strata))
+    sides = [
+        np.array([side.get(stratum, 0) for stratum in strata], dtype=np.float64)
+        for side in (train, test)
+    ]
     numbers = np.array([len(alike[kind]) for kind in kinds])
-    chosen = _Balance(_with_total(held), numbers, share, *(_with_total(side[None])[0] for side in sides)).solve()
-    return {name for kind, number in zip(kinds, chosen, strict=True) for name in sorted(alike[kind], key=rank.__getitem__)[:number]}
+    chosen = _Balance(
+        _with_total(held), numbers, share, *(_with_total(side[None])[0] for side in sides)
+    ).solve()
+    return {
+        name
+        for kind, number in zip(kinds, chosen, strict=True)
+        for name in sorted(alike[kind], key=rank.__getitem__)[:number]
+    }
 
 
 class _Balance:
-    """How many groups of each kind to train on: whole numbers, near a share of the questions of each stratum.
+    """How many groups of each kind to train on: whole numbers, near a share of the questions of
+    each stratum.
 
-    held: (kinds, strata) questions in one group of a kind; numbers: (kinds,) groups of it; train, test: (strata,) questions that
-    are on a side already. What is made small is the sum over strata of (questions too many or too few)^2 / questions, chi square
-    but for a factor, with a penalty for empty sides.
+    held: (kinds, strata) questions in one group of a kind; numbers: (kinds,) groups of it; train,
+    test: (strata,) questions that are on a side already. What is made small is the sum over strata
+    of (questions too many or too few)^2 / questions, chi square but for a factor, with a penalty
+    for empty sides.
     """
 
-    def __init__(self, held: _Floats, numbers: NDArray[np.intp], share: float, train: _Floats, test: _Floats) -> None:
+    def __init__(
+        self, held: _Floats, numbers: NDArray[np.intp], share: float, train: _Floats, test: _Floats
+    ) -> None:
         self.held, self.numbers = held, numbers
         self.given = train
         self.all = train + test + numbers @ held
@@ -85,7 +115,9 @@ class _Balance:
         self.share = share
 
     def solve(self) -> list[int]:
-        """Round the share of each kind up or down, then change one kind or two by one group as long as that helps."""
+        """Round the share of each kind up or down, then change one kind or two by one group as long
+        as that helps.
+        """
         chosen = self._rounded()
         train = self.given + chosen @ self.held
         while (move := self._best_move(chosen, train)) is not None:
@@ -97,7 +129,10 @@ class _Balance:
     def cost(self, train: _Floats) -> _Floats:
         """Of (..., strata) questions to train on: (...)."""
         empty = (train <= 0) | (train >= self.all)
-        return (((train - self.target) ** 2 / np.maximum(self.all, 1)) + _EMPTY * (empty & (self.all > 1))).sum(axis=-1)
+        return (
+            ((train - self.target) ** 2 / np.maximum(self.all, 1))
+            + _EMPTY * (empty & (self.all > 1))
+        ).sum(axis=-1)
 
     def _rounded(self) -> NDArray[np.intp]:
         """Each kind's share, up or down as it evens out the kinds before it."""
@@ -107,7 +142,9 @@ class _Balance:
             train += chosen[kind] * self.held[kind]
             expected += self.share * number * self.held[kind]
             more = train + self.held[kind]
-            if chosen[kind] < number and self._apart(more - expected) < self._apart(train - expected):
+            if chosen[kind] < number and self._apart(more - expected) < self._apart(
+                train - expected
+            ):
                 chosen[kind], train = chosen[kind] + 1, more
         return chosen
 
@@ -115,10 +152,16 @@ class _Balance:
         return float((difference**2 / np.maximum(self.all, 1)).sum())
 
     def _best_move(self, chosen: NDArray[np.intp], train: _Floats) -> list[tuple[int, int]] | None:
-        """The change by one group, or if there is none the first good exchange of two, that lowers the cost; None if none does."""
+        """The change by one group, or if there is none the first good exchange of two, that lowers
+        the cost; None if none does.
+        """
         limit = float(self.cost(train)) - _GAIN
         steps = [
-            (kind, step) for step in (1, -1) for kind in np.flatnonzero((chosen < self.numbers) if step > 0 else (chosen > 0)).tolist()
+            (kind, step)
+            for step in (1, -1)
+            for kind in np.flatnonzero(
+                (chosen < self.numbers) if step > 0 else (chosen > 0)
+            ).tolist()
         ]
         if not steps:
             return None
@@ -135,7 +178,9 @@ class _Balance:
 
 
 def _with_total(counts: _Floats) -> _Floats:
-    """(rows, strata) with the sum over strata as a further column: the modality as a whole is to have its share, too."""
+    """(rows, strata) with the sum over strata as a further column: the modality as a whole is to
+    have its share, too.
+    """
     return np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)
 
 

@@ -8,7 +8,13 @@ from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from stages.core.cards.templating import code_block, code_span, escape_markdown, front_matter, render_markdown
+from stages.core.cards.templating import (
+    code_block,
+    code_span,
+    escape_markdown,
+    front_matter,
+    render_markdown,
+)
 from stages.core.yaml_files import load_yaml
 
 HOSTILE = [

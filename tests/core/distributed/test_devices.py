@@ -23,7 +23,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("visible", [None, "", "-1"])
-def test_nothing_is_asked_of_a_machine_without_gpus(visible: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_asked_of_a_machine_without_gpus(
+    visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -32,10 +34,18 @@ def test_nothing_is_asked_of_a_machine_without_gpus(visible: str | None, monkeyp
     check_gpus(bf16=WANTED)
 
 
-def test_a_slot_with_a_gpu_that_torch_does_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slot_with_a_gpu_that_torch_does_not_see_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(InputError, match=r"CUDA_VISIBLE_DEVICES=0,1, but torch .* sees no GPU: .*Install a newer driver or a torch"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"CUDA_VISIBLE_DEVICES=0,1, but torch .* sees no GPU: .*Install a newer driver or a"
+            r" torch"
+        ),
+    ):
         check_gpus(bf16=WANTED)
 
 
@@ -45,17 +55,31 @@ def test_fewer_gpus_than_promised_are_refused(gpu: None, monkeypatch: pytest.Mon
         check_gpus(bf16=WANTED)
 
 
-def test_a_gpu_that_torch_was_not_built_for_is_refused(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_was_not_built_for_is_refused(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, **__: object) -> torch.Tensor:
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+        raise RuntimeError(
+            "CUDA error: no kernel image is available for execution on the device\nmore"
+        )
 
     monkeypatch.setattr(torch, "ones", broken)
-    with pytest.raises(InputError, match=r"GPU 0 cannot be computed on \(CUDA error: no kernel image is available .* sm_90: install one"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"GPU 0 cannot be computed on \(CUDA error: no kernel image is available .* sm_90:"
+            r" install one"
+        ),
+    ):
         check_gpus(bf16=None)
 
 
-def test_bfloat16_is_refused_where_the_gpu_has_none(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_refused_where_the_gpu_has_none(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
-    with pytest.raises(InputError, match=r"^grpo.bf16 true: Tesla V100 has no bfloat16 \(.*\): compute in float32"):
+    with pytest.raises(
+        InputError, match=r"^grpo.bf16 true: Tesla V100 has no bfloat16 \(.*\): compute in float32"
+    ):
         check_gpus(bf16=WANTED)
     check_gpus(bf16=None)

@@ -53,11 +53,15 @@ def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_first_process_is_shown_and_nothing_is_left(member: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_first_process_is_shown_and_nothing_is_left(
+    member: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     launch(["member", "fine"], 2, member / "logs", "again")
     out, err = capfd.readouterr()
     assert out == "out of 0 2\n"
-    assert err == "ct: step 1 of 3, reward 1.00, 9 s to go\n", "as the process wrote it: flows read such lines"
+    assert err == "ct: step 1 of 3, reward 1.00, 9 s to go\n", (
+        "as the process wrote it: flows read such lines"
+    )
     assert not (member / "logs").exists()
     assert "MED_R1_LAUNCHER" not in os.environ
 
@@ -65,9 +69,21 @@ def test_the_first_process_is_shown_and_nothing_is_left(member: Path, capfd: pyt
 @pytest.mark.parametrize(
     ("how", "code", "named"),
     [
-        ("fails", ExitCode.INPUT, ["process 2 of 2 (rank 1)", "exit status 9", "Run it again", "    what it did last"]),
-        ("killed", ExitCode.INPUT, ["process 2 of 2 (rank 1)", "signal 9 (SIGKILL)", "dmesg", "    unseen"]),
-        ("refused", ExitCode.INPUT, ["the question is too long: raise it", "process 2 of 2 (rank 1)"]),
+        (
+            "fails",
+            ExitCode.INPUT,
+            ["process 2 of 2 (rank 1)", "exit status 9", "Run it again", "    what it did last"],
+        ),
+        (
+            "killed",
+            ExitCode.INPUT,
+            ["process 2 of 2 (rank 1)", "signal 9 (SIGKILL)", "dmesg", "    unseen"],
+        ),
+        (
+            "refused",
+            ExitCode.INPUT,
+            ["the question is too long: raise it", "process 2 of 2 (rank 1)"],
+        ),
         ("full", ExitCode.DISK_FULL, ["/scratch is full", "process 2 of 2 (rank 1)"]),
     ],
 )
@@ -81,39 +97,60 @@ def test_a_process_that_dies_ends_the_others_and_is_named_with_its_last_lines(
     assert error.value.code == code
     for words in named:
         assert words in str(error.value)
-    assert not [each for each in psutil.Process().children(recursive=True) if "member" in each.cmdline()]
+    assert not [
+        each for each in psutil.Process().children(recursive=True) if "member" in each.cmdline()
+    ]
 
 
-def test_what_the_first_process_said_of_itself_is_not_said_twice(member: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_first_process_said_of_itself_is_not_said_twice(
+    member: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     text = "from stages.core.cli import run_stage\nfrom stages.core.errors import SettingsError\n"
     text += "def main():\n    raise SettingsError('no such image: fetch it')\nrun_stage(main)\n"
     (member / "refuses.py").write_text(text, encoding="utf-8")
     with pytest.raises(ReportedError) as stopped:
         launch(["refuses"], 2, member / "logs", "run it again")
-    assert (stopped.value.code, str(stopped.value)) == (ExitCode.SETTINGS, "no such image: fetch it")
+    assert (stopped.value.code, str(stopped.value)) == (
+        ExitCode.SETTINGS,
+        "no such image: fetch it",
+    )
     assert capfd.readouterr().err == "error: no such image: fetch it\n"
 
 
-def test_a_host_that_nobody_comes_to_meet_says_so(member: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_nobody_comes_to_meet_says_so(
+    member: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("MED_R1_NODES", "2")
     monkeypatch.setenv("MED_R1_RENDEZVOUS", place)
     monkeypatch.setattr("stages.core.distributed.launch.MEETING", 3)
-    with pytest.raises(InputError, match=rf"the 2 hosts did not meet at {place} .*start the same command on all of them.*; run it again"):
+    with pytest.raises(
+        InputError,
+        match=(
+            rf"the 2 hosts did not meet at {place} .*start the same command on all of them.*; run"
+            r" it again"
+        ),
+    ):
         launch(["member", "fine"], 1, member / "logs", "run it again")
 
 
-def test_two_hosts_that_meet_are_one_training(member: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    (member / "above.py").write_text(ABOVE.replace('["below"]', '["member", "fine"]').replace(", 2,", ", 1,"), encoding="utf-8")
+def test_two_hosts_that_meet_are_one_training(
+    member: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (member / "above.py").write_text(
+        ABOVE.replace('["below"]', '["member", "fine"]').replace(", 2,", ", 1,"), encoding="utf-8"
+    )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("MED_R1_NODES", "2")
     monkeypatch.setenv("MED_R1_RENDEZVOUS", f"localhost:{port}")
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen([sys.executable, "above.py"], cwd=member, env=environment, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "above.py"], cwd=member, env=environment, stdout=subprocess.PIPE, text=True
+    ) as other:
         launch(["member", "fine"], 1, member / "own", "again")
         said, _ = other.communicate(timeout=60)
     assert sorted([said, capfd.readouterr().out]) == ["out of 0 2\n", "out of 1 2\n"]
@@ -121,9 +158,15 @@ def test_two_hosts_that_meet_are_one_training(member: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("count", "place", "said"),
-    [("two", "", "is no number of hosts"), ("0", "", "is no number of hosts"), ("2", "", "set it on all to the same, as host1:29500")],
+    [
+        ("two", "", "is no number of hosts"),
+        ("0", "", "is no number of hosts"),
+        ("2", "", "set it on all to the same, as host1:29500"),
+    ],
 )
-def test_hosts_that_cannot_meet_are_refused(count: str, place: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_that_cannot_meet_are_refused(
+    count: str, place: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MED_R1_NODES", count)
     monkeypatch.setenv("MED_R1_RENDEZVOUS", place)
     with pytest.raises(InputError, match=said):
@@ -165,7 +208,13 @@ def test_no_process_outlives_its_launcher(number: signal.Signals, tmp_path: Path
     (tmp_path / "above.py").write_text(ABOVE, encoding="utf-8")
     (tmp_path / "below.py").write_text(BELOW, encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{tmp_path}"}
-    above = subprocess.Popen([sys.executable, "above.py"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    above = subprocess.Popen(
+        [sys.executable, "above.py"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     files = [tmp_path / f"{rank}.pid" for rank in (0, 1)]
     deadline = time.monotonic() + 120
     while not all(path.exists() and path.read_text() for path in files):

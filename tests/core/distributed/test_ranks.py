@@ -1,4 +1,6 @@
-"""Work shared by processes: all of it, and all ended when one fails or the one that shared it out is gone."""
+"""Work shared by processes: all of it, and all ended when one fails or the one that shared it out
+is gone.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pids(folder: Path, number: int = 2) -> list[int]:
-    while len(found := [path.read_text(encoding="utf-8").split() for path in sorted(folder.glob("*.pid"))]) < number or [] in found:
+    while (
+        len(
+            found := [
+                path.read_text(encoding="utf-8").split() for path in sorted(folder.glob("*.pid"))
+            ]
+        )
+        < number
+        or [] in found
+    ):
         time.sleep(0.02)
     return [int(words[0]) for words in found]
 
@@ -51,7 +61,9 @@ def gone(pid: int, within: float = 20.0) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_all_shares_run_each_with_a_gpu_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_shares_run_each_with_a_gpu_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[int] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     for visible, expected in ((None, ["0", "1", "2"]), ("4,GPU-7,6", ["4", "GPU-7", "6"])):
@@ -60,7 +72,9 @@ def test_all_shares_run_each_with_a_gpu_of_its_own(folder: Path, monkeypatch: py
         else:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         shares.run_ranks(["worker", "go", "on"], 3, lambda: told.append(1))
-        assert [path.read_text(encoding="utf-8").split()[1] for path in sorted(folder.glob("*.pid"))] == expected
+        assert [
+            path.read_text(encoding="utf-8").split()[1] for path in sorted(folder.glob("*.pid"))
+        ] == expected
     assert told
 
 
@@ -69,18 +83,26 @@ def test_one_that_fails_ends_the_others_and_is_named(folder: Path) -> None:
         pids(folder)
         (folder / "fail").touch()
 
-    with pytest.raises(InputError, match=r"process 2 of 2 ended with exit status 3; .* is kept: re-run the same command"):
+    with pytest.raises(
+        InputError,
+        match=r"process 2 of 2 ended with exit status 3; .* is kept: re-run the same command",
+    ):
         shares.run_ranks(["worker", "wait", "on"], 2, fail)
     assert all(gone(pid) for pid in pids(folder))
 
 
 def test_one_that_is_killed_is_named_with_its_signal(folder: Path) -> None:
     with pytest.raises(InputError, match="process 1 of 2 was killed by signal 9"):
-        shares.run_ranks(["worker", "wait", "on"], 2, lambda: os.kill(pids(folder)[0], signal.SIGKILL))
+        shares.run_ranks(
+            ["worker", "wait", "on"], 2, lambda: os.kill(pids(folder)[0], signal.SIGKILL)
+        )
 
 
 def test_shares_end_when_the_one_that_started_them_is_killed(folder: Path) -> None:
-    code = "from stages.core.distributed.ranks import run_ranks; run_ranks(['worker', 'wait', 'check'], 2, lambda: None)"
+    code = (
+        "from stages.core.distributed.ranks import run_ranks; run_ranks(['worker', 'wait',"
+        " 'check'], 2, lambda: None)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
         workers = pids(folder)
         parent.kill()
@@ -99,5 +121,7 @@ def test_there_are_as_many_as_gpus_unless_told_otherwise(monkeypatch: pytest.Mon
         shares.wanted_processes()
     for wrong in ("two", "0", "-1", ""):
         monkeypatch.setenv(shares.PROCESSES, wrong)
-        with pytest.raises(InputError, match=rf"MED_R1_PROCESSES='{wrong}' is no number of processes"):
+        with pytest.raises(
+            InputError, match=rf"MED_R1_PROCESSES='{wrong}' is no number of processes"
+        ):
             shares.wanted_processes()

@@ -41,7 +41,9 @@ def test_as_many_are_under_way_as_the_budget_allows() -> None:
 
 
 @pytest.mark.parametrize(("budget", "most"), [(10, 10), (4, 7)])
-def test_weights_are_added_up_and_an_item_beyond_the_budget_goes_alone(budget: int, most: int) -> None:
+def test_weights_are_added_up_and_an_item_beyond_the_budget_goes_alone(
+    budget: int, most: int
+) -> None:
     weights = [5, 1, 7, 3, 2, 2, 3]
     under_way, peaks, lock = 0, [0], threading.Lock()
 

@@ -28,7 +28,9 @@ HOST = "a-host-that-nobody-needs-to-know"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One without wandb's variables, which the stages set some of, with two secrets, and a host of its own."""
+    """One without wandb's variables, which the stages set some of, with two secrets, and a host of
+    its own.
+    """
     for name in ("WANDB_MODE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_BASE_URL"):
         monkeypatch.setenv(name, "")  # put back at the end, whatever is set in between
         monkeypatch.delenv(name)
@@ -45,14 +47,18 @@ def params(**tracking: Any) -> Params:
 
 
 def kept(root: Path, job: str, *words: str) -> bytes:
-    """All that lies on the disk of the only run of a job, without the staged files of its artifacts; `words` have to be in it.
+    """All that lies on the disk of the only run of a job, without the staged files of its
+    artifacts; `words` have to be in it.
 
-    They are waited for: the run is over when wandb's service knows all of it, which is a moment before the disk has it.
+    They are waited for: the run is over when wandb's service knows all of it, which is a moment
+    before the disk has it.
     """
     (folder,) = (root / layout.SCRATCH / "wandb").glob(f"offline-run-*-{job}-*")
     deadline = time.monotonic() + 30
     while True:
-        content = b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+        content = b"\n".join(
+            path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+        )
         missing = [word for word in words if word.encode() not in content]
         if not missing:
             return content
@@ -82,19 +88,27 @@ def test_training_and_test_are_runs_of_their_checkpoint_and_hold_numbers_setting
     set_tracking(tmp_path, "offline")
     run_stage(train, "ct", monkeypatch, tmp_path)
     run_stage(evaluate, "ct", monkeypatch, tmp_path)
-    assert (tmp_path / layout.model("ct") / "model.safetensors").read_bytes() == weights, "what is told changes nothing"
+    assert (tmp_path / layout.model("ct") / "model.safetensors").read_bytes() == weights, (
+        "what is told changes nothing"
+    )
     told = capsys.readouterr().err
     assert "wandb: ct, train: kept in .scratch/wandb/offline-run-" in told
     settings = ('"lr_scheduler":"linear"', "git_commit", "no-think", "modality")
-    trained = kept(tmp_path, "ct-train", "train/reward", "train/kl", *settings, "hashes.json", "ct-train")
-    tested = kept(tmp_path, "ct-evaluate", "test/completion_tokens", "ct-predictions", '"max_new_tokens":12')
+    trained = kept(
+        tmp_path, "ct-train", "train/reward", "train/kl", *settings, "hashes.json", "ct-train"
+    )
+    tested = kept(
+        tmp_path, "ct-evaluate", "test/completion_tokens", "ct-predictions", '"max_new_tokens":12'
+    )
     for content in (trained, tested):
         for secret in (KEY, "hf_0123456789", HOST, str(tmp_path / "home")):
             assert secret.encode() not in content, secret
     assert not (tmp_path / "home").exists(), "nothing is written beside the workspace"
 
 
-def test_a_report_tracks_the_accuracies_of_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_tracks_the_accuracies_of_each_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_project(tmp_path, per_cell=8)
     tree = read_yaml(tmp_path / layout.PARAMS)
     tree["checkpoints"] = {"ct": tree["checkpoints"]["ct"]}
@@ -102,36 +116,62 @@ def test_a_report_tracks_the_accuracies_of_each_checkpoint(tmp_path: Path, monke
     tree["tracking"]["wandb"] = "offline"
     (tmp_path / layout.PARAMS).write_text(dump_yaml(tree), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_API_KEY", KEY[::-1])  # KEY itself is the commit in the made-up provenance
+    monkeypatch.setenv(
+        "WANDB_API_KEY", KEY[::-1]
+    )  # KEY itself is the commit in the made-up provenance
     report.make()
     for name, axis in (("base", "task/lesion-grading"), ("ct", "modality/ct")):
-        kept(tmp_path, f"{name}-report", f"test/{axis}", f"test/{axis}/blank", f"test/{axis}/shuffled")
+        kept(
+            tmp_path,
+            f"{name}-report",
+            f"test/{axis}",
+            f"test/{axis}/blank",
+            f"test/{axis}/shuffled",
+        )
 
 
-def test_a_job_that_is_killed_and_goes_on_is_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_is_killed_and_goes_on_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     settings = params(wandb="offline")
-    with pytest.raises(KeyboardInterrupt), tracked(settings, "train", "ct", {"seed": 1}, identity="x"):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tracked(settings, "train", "ct", {"seed": 1}, identity="x"),
+    ):
         raise KeyboardInterrupt
     for identity in ("x", "y"):
         with tracked(settings, "train", "ct", {"seed": 1}, identity=identity) as run:
             run.log({"train/loss": 1.0}, 1)
-    names = sorted(path.name.partition("-ct-train-")[2][:12] for path in (layout.SCRATCH / "wandb").glob("offline-run-*"))
+    names = sorted(
+        path.name.partition("-ct-train-")[2][:12]
+        for path in (layout.SCRATCH / "wandb").glob("offline-run-*")
+    )
     assert len(names) == 3
     assert len(set(names)) == 2
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
-def test_online_without_a_key_is_refused_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_online_without_a_key_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     small_workspace(tmp_path)
     set_tracking(tmp_path, "online")
     monkeypatch.delenv("WANDB_API_KEY")
     (tmp_path / layout.model("ct")).symlink_to("base")
     command = [sys.executable, "-m", f"stages.{stage}", "ct"]
     # a process of its own: wandb does not forget a key that it has seen
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == ExitCode.INPUT
-    assert done.stderr.startswith("error: tracking.wandb is online, and no key for it is here: set WANDB_API_KEY")
+    assert done.stderr.startswith(
+        "error: tracking.wandb is online, and no key for it is here: set WANDB_API_KEY"
+    )
 
 
 def test_a_server_that_does_not_answer_means_offline(
@@ -147,16 +187,28 @@ def test_a_server_that_does_not_answer_means_offline(
     kept(tmp_path, "ct-train", "train/loss")
 
 
-def test_a_secret_among_the_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_among_the_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with (
-        pytest.raises(InputError, match=r"the settings hold the value of \$WANDB_API_KEY, a secret"),
-        tracked(params(wandb="offline"), "train", "ct", {"base": {"source": f"/models/{KEY}"}}, identity="x"),
+        pytest.raises(
+            InputError, match=r"the settings hold the value of \$WANDB_API_KEY, a secret"
+        ),
+        tracked(
+            params(wandb="offline"),
+            "train",
+            "ct",
+            {"base": {"source": f"/models/{KEY}"}},
+            identity="x",
+        ),
     ):
         pass
 
 
-def test_a_run_that_breaks_is_told_once_and_takes_nothing_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_breaks_is_told_once_and_takes_nothing_with_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     class Broken:
         def log(self, values: Mapping[str, float], step: int) -> None:
             raise BrokenPipeError("the service is gone")
@@ -165,10 +217,17 @@ def test_a_run_that_breaks_is_told_once_and_takes_nothing_with_it(capsys: pytest
     run.log({"loss": 1.0}, 1)
     run.log({"loss": 1.0}, 2)
     run.finish(0)
-    assert capsys.readouterr().err == "wandb: log failed (the service is gone): no more is reported of this run; its results are whole\n"
+    assert (
+        capsys.readouterr().err
+        == "wandb: log failed (the service is gone): no more is reported of this run; its results"
+        " are whole\n"
+    )
 
 
-@pytest.mark.parametrize(("setting", "variable", "left"), [("none", "online", 0), ("online", "disabled", 0), ("online", "offline", 1)])
+@pytest.mark.parametrize(
+    ("setting", "variable", "left"),
+    [("none", "online", 0), ("online", "disabled", 0), ("online", "offline", 1)],
+)
 def test_the_environment_may_say_less_than_the_settings(
     setting: str, variable: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,5 +242,10 @@ def test_the_environment_may_say_less_than_the_settings(
 
 def test_a_mode_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "on")
-    with pytest.raises(InputError, match=r"WANDB_MODE = 'on' in the environment: allowed are online, offline, dryrun, disabled"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"WANDB_MODE = 'on' in the environment: allowed are online, offline, dryrun, disabled"
+        ),
+    ):
         check_tracking(params(wandb="offline").tracking)

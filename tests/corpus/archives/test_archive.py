@@ -21,7 +21,9 @@ from tests.corpus.raw_archives import GOOD, KINDS, opened_at, write, write_tar, 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
 @pytest.mark.parametrize("top", ["", "OmniMedVQA/", "./OmniMedVQA/"])
-def test_files_are_listed_sorted_and_read_relative_to_the_corpus_folder(tmp_path: Path, name: str, top: str) -> None:
+def test_files_are_listed_sorted_and_read_relative_to_the_corpus_folder(
+    tmp_path: Path, name: str, top: str
+) -> None:
     with opened_at(write(tmp_path / name, GOOD | {"README.txt": b""}, top)) as opened:
         assert opened.names == sorted([*GOOD, "README.txt"])
         assert dict(opened.read(GOOD)) == GOOD
@@ -30,13 +32,21 @@ def test_files_are_listed_sorted_and_read_relative_to_the_corpus_folder(tmp_path
 
 
 def test_a_members_kind_is_told_by_its_first_bytes_not_by_its_name(tmp_path: Path) -> None:
-    with opened_at(write_tar(tmp_path / "c.tar.gz", GOOD).rename(tmp_path / "corpus.zip")) as opened:
+    with opened_at(
+        write_tar(tmp_path / "c.tar.gz", GOOD).rename(tmp_path / "corpus.zip")
+    ) as opened:
         assert len(opened.names) == len(GOOD)
 
 
 def test_what_stands_beside_the_corpus_is_left_alone(tmp_path: Path) -> None:
     shadow = {f"__MACOSX/OmniMedVQA/{name}": b"shadow" for name in GOOD}
-    with opened_at(write_zip(tmp_path / "c.zip", {f"OmniMedVQA/{name}": data for name, data in GOOD.items()} | shadow, "")) as opened:
+    with opened_at(
+        write_zip(
+            tmp_path / "c.zip",
+            {f"OmniMedVQA/{name}": data for name, data in GOOD.items()} | shadow,
+            "",
+        )
+    ) as opened:
         assert opened.names == sorted(GOOD)
 
 
@@ -54,7 +64,10 @@ def test_what_stands_beside_the_corpus_is_left_alone(tmp_path: Path) -> None:
 )
 def test_unsafe_names_refuse_the_archive(tmp_path: Path, suffix: str, name: str, why: str) -> None:
     files = {f"OmniMedVQA/{good}": data for good, data in GOOD.items()} | {name: b"x"}
-    with pytest.raises(InputError, match=why) as caught, opened_at(write(tmp_path / f"c{suffix}", files, "")):
+    with (
+        pytest.raises(InputError, match=why) as caught,
+        opened_at(write(tmp_path / f"c{suffix}", files, "")),
+    ):
         pass
     assert ascii(name) in str(caught.value)
     assert f"c{suffix}" in str(caught.value)
@@ -73,7 +86,10 @@ def test_unsafe_names_refuse_the_archive(tmp_path: Path, suffix: str, name: str,
 def test_links_and_devices_in_a_tar_refuse_it(tmp_path: Path, kind: bytes, why: str) -> None:
     info = tarfile.TarInfo("OmniMedVQA/Images/evil.png")
     info.type, info.linkname = kind, "/etc/passwd"
-    with pytest.raises(InputError, match=f"evil.png.*{why}"), opened_at(write_tar(tmp_path / "c.tar", GOOD, extra=info)):
+    with (
+        pytest.raises(InputError, match=f"evil.png.*{why}"),
+        opened_at(write_tar(tmp_path / "c.tar", GOOD, extra=info)),
+    ):
         pass
 
 
@@ -100,7 +116,9 @@ def test_an_encrypted_member_refuses_the_archive(tmp_path: Path) -> None:
 def test_a_name_that_is_a_file_and_a_folder_refuses_the_archive(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match="Images/B/x.*file and a folder"),
-        opened_at(write_zip(tmp_path / "c.zip", GOOD | {"Images/B/x": b"", "Images/B/x/y/z.png": b""})),
+        opened_at(
+            write_zip(tmp_path / "c.zip", GOOD | {"Images/B/x": b"", "Images/B/x/y/z.png": b""})
+        ),
     ):
         pass
 
@@ -110,7 +128,12 @@ def test_a_name_that_is_a_file_and_a_folder_refuses_the_archive(tmp_path: Path) 
 def test_a_truncated_archive_is_refused(tmp_path: Path, name: str, share: float) -> None:
     path = write(tmp_path / name, GOOD)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(InputError, match=r"not a whole zip, tar, tar\.gz or tar\.zst.*fetch it again"), opened_at(path):
+    with (
+        pytest.raises(
+            InputError, match=r"not a whole zip, tar, tar\.gz or tar\.zst.*fetch it again"
+        ),
+        opened_at(path),
+    ):
         pass
 
 
@@ -121,7 +144,9 @@ def test_a_tar_gz_that_lacks_its_last_bytes_is_refused(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"\x1f\x8b", b"hello", bytes(9), b"<html>not found</html>"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"\x1f\x8b", b"hello", bytes(9), b"<html>not found</html>"]
+)
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "corpus.zip"
     path.write_bytes(content)
@@ -152,7 +177,10 @@ def stored(tmp_path: Path) -> Path:
 def test_a_damaged_member_is_named_and_the_others_are_read(stored: Path) -> None:
     stored.write_bytes(stored.read_bytes().replace(b"other", b"ether"))
     with opened_at(stored) as opened:
-        with pytest.raises(DamagedMemberError, match=r"member 'Images/B \[x\]/größe\.png' cannot be read \(bad CRC-32\)"):
+        with pytest.raises(
+            DamagedMemberError,
+            match=r"member 'Images/B \[x\]/größe\.png' cannot be read \(bad CRC-32\)",
+        ):
             opened.fetch("Images/B [x]/größe.png")
         others = [name for name in GOOD if "größe" not in name]
         assert dict(opened.read(others)) == {name: GOOD[name] for name in others}
@@ -163,7 +191,10 @@ def test_a_damaged_header_of_a_member_is_found_out(stored: Path, at: int) -> Non
     content = bytearray(stored.read_bytes())
     content[content.index(b"PK\x03\x04", 1) + at] ^= 1  # the second member's mark or name
     stored.write_bytes(content)
-    with opened_at(stored) as opened, pytest.raises(DamagedMemberError, match=r"A\.json.*its header is not the one"):
+    with (
+        opened_at(stored) as opened,
+        pytest.raises(DamagedMemberError, match=r"A\.json.*its header is not the one"),
+    ):
         list(opened.read(opened.names))
 
 
@@ -181,24 +212,35 @@ def test_packed_bytes_that_are_damaged_are_found_out(tmp_path: Path) -> None:
 
 def test_a_member_larger_than_the_limit_refuses_the_archive(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "c.zip", GOOD | {"Images/big.png": bytes(2**20 + 1)})
-    refused = pytest.raises(InputError, match=r"Images/big\.png' has 1 MiB, .*corpus\.limits\.max_member_mb")
+    refused = pytest.raises(
+        InputError, match=r"Images/big\.png' has 1 MiB, .*corpus\.limits\.max_member_mb"
+    )
     with refused, opened_at(path, max_member_mb=1):
         pass
 
 
 def test_a_member_that_unpacks_to_many_times_its_size_refuses_the_archive(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "c.zip", GOOD | {"Images/bomb.png": bytes(40 * 2**20)})
-    with pytest.raises(InputError, match=r"Images/bomb\.png' would grow from .* more than 200 times.*max_ratio"), opened_at(path):
+    with (
+        pytest.raises(
+            InputError, match=r"Images/bomb\.png' would grow from .* more than 200 times.*max_ratio"
+        ),
+        opened_at(path),
+    ):
         pass
 
 
 def test_a_black_image_is_no_bomb(tmp_path: Path) -> None:
-    with opened_at(write_zip(tmp_path / "c.zip", GOOD | {"Images/black.bmp": bytes(3 * 2**20)})) as opened:
+    with opened_at(
+        write_zip(tmp_path / "c.zip", GOOD | {"Images/black.bmp": bytes(3 * 2**20)})
+    ) as opened:
         assert len(opened.fetch("Images/black.bmp")) == 3 * 2**20
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_STORED])
-def test_a_member_that_lies_about_its_size_is_read_no_further_than_it_claims(tmp_path: Path, method: int) -> None:
+def test_a_member_that_lies_about_its_size_is_read_no_further_than_it_claims(
+    tmp_path: Path, method: int
+) -> None:
     path = tmp_path / "c.zip"
     bomb = bytes(30 * 2**20)
     with zipfile.ZipFile(path, "w", method) as file:
@@ -210,11 +252,16 @@ def test_a_member_that_lies_about_its_size_is_read_no_further_than_it_claims(tmp
     path.write_bytes(content)
     with opened_at(path) as opened:
         tracemalloc.start()
-        with pytest.raises(InputError, match=r"lie\.png' is refused: it unpacks to more than the 1000 bytes that it claims") as caught:
+        with pytest.raises(
+            InputError,
+            match=r"lie\.png' is refused: it unpacks to more than the 1000 bytes that it claims",
+        ) as caught:
             opened.fetch("Images/lie.png")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert not isinstance(caught.value, DamagedMemberError), "no damage: the whole archive is refused"
+    assert not isinstance(caught.value, DamagedMemberError), (
+        "no damage: the whole archive is refused"
+    )
     assert method == zipfile.ZIP_STORED or peak < 2**20
 
 
@@ -223,7 +270,10 @@ def test_a_member_that_claims_more_than_it_holds_is_damaged(stored: Path) -> Non
     at = content.rindex("Images/B [x]/größe.png".encode()) - 46 + 24
     content[at : at + 4] = (6).to_bytes(4, "little")
     stored.write_bytes(content)
-    with opened_at(stored) as opened, pytest.raises(DamagedMemberError, match="5 bytes of the 6 that it claims"):
+    with (
+        opened_at(stored) as opened,
+        pytest.raises(DamagedMemberError, match="5 bytes of the 6 that it claims"),
+    ):
         opened.fetch("Images/B [x]/größe.png")
 
 
@@ -231,10 +281,18 @@ def test_members_that_share_bytes_refuse_the_archive(stored: Path) -> None:
     with zipfile.ZipFile(stored) as file:
         infos = file.infolist()
     content = bytearray(stored.read_bytes())
-    at = content.rindex(infos[1].filename.encode()) - 46 + 42  # of the second member, where it begins: where the first does
+    at = (
+        content.rindex(infos[1].filename.encode()) - 46 + 42
+    )  # of the second member, where it begins: where the first does
     content[at : at + 4] = infos[0].header_offset.to_bytes(4, "little")
     stored.write_bytes(content)
-    with pytest.raises(InputError, match="is refused: bytes that another member or the list of members has, too"), opened_at(stored):
+    with (
+        pytest.raises(
+            InputError,
+            match="is refused: bytes that another member or the list of members has, too",
+        ),
+        opened_at(stored),
+    ):
         pass
 
 
@@ -243,7 +301,12 @@ def test_a_member_that_reaches_into_the_list_of_members_refuses_the_archive(stor
     at = content.rindex("Images/B [x]/größe.png".encode()) - 46 + 20  # its packed size
     content[at : at + 4] = (500).to_bytes(4, "little")
     stored.write_bytes(content)
-    with pytest.raises(InputError, match="bytes that another member or the list of members has, too"), opened_at(stored):
+    with (
+        pytest.raises(
+            InputError, match="bytes that another member or the list of members has, too"
+        ),
+        opened_at(stored),
+    ):
         pass
 
 
@@ -252,7 +315,10 @@ def test_a_member_packed_by_a_method_that_is_not_read_is_named(stored: Path, met
     content = bytearray(stored.read_bytes())
     content[content.index(b"PK\x01\x02") + 10] = method
     stored.write_bytes(content)
-    with pytest.raises(InputError, match=rf"B\.json' is refused: packed by method {method}"), opened_at(stored):
+    with (
+        pytest.raises(InputError, match=rf"B\.json' is refused: packed by method {method}"),
+        opened_at(stored),
+    ):
         pass
 
 
@@ -290,7 +356,9 @@ def test_a_sparse_file_in_a_tar_refuses_it(tmp_path: Path) -> None:
         pass
 
 
-def test_a_tar_whose_member_ends_before_it_begins_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
+def test_a_tar_whose_member_ends_before_it_begins_is_refused_and_not_read_for_ever(
+    tmp_path: Path,
+) -> None:
     info = tarfile.TarInfo("OmniMedVQA/Images/loop.png")
     raw = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     raw[124:136] = b"\xff" * 10 + (-1024).to_bytes(2, "big", signed=True)  # its size, in base 256
@@ -305,7 +373,10 @@ def test_a_tar_whose_member_ends_before_it_begins_is_refused_and_not_read_for_ev
 @pytest.mark.parametrize("field", ["size", "GNU.sparse.size", "GNU.sparse.map"])
 def test_a_tar_header_that_gives_no_number_is_damage(tmp_path: Path, field: str) -> None:
     info = tarfile.TarInfo("OmniMedVQA/Images/odd.png")
-    info.pax_headers = {field: "many", "GNU.sparse.size" if field.endswith("map") else "comment": "1"}
+    info.pax_headers = {
+        field: "many",
+        "GNU.sparse.size" if field.endswith("map") else "comment": "1",
+    }
     with tarfile.open(tmp_path / "c.tar", "w", format=tarfile.PAX_FORMAT) as file:
         file.addfile(info)
     with pytest.raises(InputError, match=r"c\.tar"), opened_at(tmp_path / "c.tar"):
@@ -314,16 +385,25 @@ def test_a_tar_header_that_gives_no_number_is_damage(tmp_path: Path, field: str)
 
 def test_a_zip_member_that_begins_before_the_file_is_refused(stored: Path) -> None:
     content = bytearray(stored.read_bytes())
-    end = content.rindex(b"PK\x05\x06")  # the list of members is said to begin further on than it does
-    content[end + 16 : end + 20] = (int.from_bytes(content[end + 16 : end + 20], "little") + 50).to_bytes(4, "little")
+    end = content.rindex(
+        b"PK\x05\x06"
+    )  # the list of members is said to begin further on than it does
+    content[end + 16 : end + 20] = (
+        int.from_bytes(content[end + 16 : end + 20], "little") + 50
+    ).to_bytes(4, "little")
     stored.write_bytes(content)
-    with pytest.raises(InputError, match="is refused: a place before the beginning of the file"), opened_at(stored):
+    with (
+        pytest.raises(InputError, match="is refused: a place before the beginning of the file"),
+        opened_at(stored),
+    ):
         pass
 
 
 def test_an_empty_zip_holds_no_corpus(tmp_path: Path) -> None:
     with (
-        pytest.raises(InputError, match=r"c\.zip: expected one folder with .*found at the top: nothing"),
+        pytest.raises(
+            InputError, match=r"c\.zip: expected one folder with .*found at the top: nothing"
+        ),
         opened_at(write_zip(tmp_path / "c.zip", {})),
     ):
         pass
@@ -341,11 +421,21 @@ def test_a_tar_header_of_a_gigabyte_is_not_taken_into_memory(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["c.tar.gz", "c.tar.zst"])
-def test_a_compressed_tar_that_is_a_bomb_is_stopped_while_it_is_unpacked(tmp_path: Path, name: str) -> None:
+def test_a_compressed_tar_that_is_a_bomb_is_stopped_while_it_is_unpacked(
+    tmp_path: Path, name: str
+) -> None:
     path = write_tar(tmp_path / name, GOOD | {"Images/bomb.png": bytes(60 * 2**20)})
-    with pytest.raises(InputError, match=r"more than 200 bytes unpacked from each of its own.*max_ratio"), opened_at(path):
+    with (
+        pytest.raises(
+            InputError, match=r"more than 200 bytes unpacked from each of its own.*max_ratio"
+        ),
+        opened_at(path),
+    ):
         pass
-    with pytest.raises(InputError, match=r"more than 5 MiB unpacked.*max_total_mb"), opened_at(path, max_total_mb=5, max_ratio=100_000):
+    with (
+        pytest.raises(InputError, match=r"more than 5 MiB unpacked.*max_total_mb"),
+        opened_at(path, max_total_mb=5, max_ratio=100_000),
+    ):
         pass
     assert not list((tmp_path / "scratch").glob("*tar*")), "nothing half unpacked stays"
 
@@ -358,7 +448,9 @@ def test_a_compressed_tar_that_is_a_bomb_is_stopped_while_it_is_unpacked(tmp_pat
     ],
 )
 @pytest.mark.parametrize("name", ["c.zip", "c.tar", "c"])
-def test_too_much_in_all_is_refused(tmp_path: Path, name: str, limits: dict[str, int], why: str) -> None:
+def test_too_much_in_all_is_refused(
+    tmp_path: Path, name: str, limits: dict[str, int], why: str
+) -> None:
     path = write(tmp_path / name, GOOD | {"Images/big.png": bytes(3 * 2**20)})
     with pytest.raises(InputError, match=why), opened_at(path, **limits):
         pass
@@ -375,10 +467,17 @@ def test_too_much_in_all_is_refused(tmp_path: Path, name: str, limits: dict[str,
         (f"Images/{'/'.join(['x' * 100] * 11)}.png", "a path longer than 1024 bytes"),
     ],
 )
-def test_names_that_some_systems_cannot_keep_are_refused(tmp_path: Path, name: str, other: str, why: str) -> None:
-    with pytest.raises(InputError, match=why) as caught, opened_at(write(tmp_path / name, GOOD | {other: b"x"})):
+def test_names_that_some_systems_cannot_keep_are_refused(
+    tmp_path: Path, name: str, other: str, why: str
+) -> None:
+    with (
+        pytest.raises(InputError, match=why) as caught,
+        opened_at(write(tmp_path / name, GOOD | {other: b"x"})),
+    ):
         pass
-    assert ascii(other)[1:-1] in str(caught.value) or "größe".encode("unicode_escape").decode() in str(caught.value)
+    assert ascii(other)[1:-1] in str(caught.value) or "größe".encode(
+        "unicode_escape"
+    ).decode() in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
@@ -389,9 +488,13 @@ def test_an_archive_in_the_corpus_is_a_file_like_others(tmp_path: Path, name: st
         assert len(opened.names) == len(GOOD) + 1
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data(), st.sampled_from(["c.zip", "c.tar"]))
-def test_whatever_bytes_are_changed_nothing_but_a_named_error_comes(tmp_path: Path, data: st.DataObject, name: str) -> None:
+def test_whatever_bytes_are_changed_nothing_but_a_named_error_comes(
+    tmp_path: Path, data: st.DataObject, name: str
+) -> None:
     content = bytearray(write(tmp_path / name, GOOD).read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(content) - 1))
@@ -408,9 +511,17 @@ def test_whatever_bytes_are_changed_nothing_but_a_named_error_comes(tmp_path: Pa
     [
         ({"notes/readme.md": b""}, "found at the top: notes"),
         ({"QA_information/Open-access/A.json": b"[]"}, "found at the top: QA_information"),
-        ({f"{top}/{name}": b"" for top in ("one", "two") for name in GOOD}, "found 2 corpora, in 'one/', 'two/'"),
+        (
+            {f"{top}/{name}": b"" for top in ("one", "two") for name in GOOD},
+            "found 2 corpora, in 'one/', 'two/'",
+        ),
     ],
 )
-def test_an_archive_must_hold_one_corpus(tmp_path: Path, files: dict[str, bytes], found: str) -> None:
-    with pytest.raises(InputError, match=found), opened_at(write_zip(tmp_path / "c.zip", files, "")):
+def test_an_archive_must_hold_one_corpus(
+    tmp_path: Path, files: dict[str, bytes], found: str
+) -> None:
+    with (
+        pytest.raises(InputError, match=found),
+        opened_at(write_zip(tmp_path / "c.zip", files, "")),
+    ):
         pass

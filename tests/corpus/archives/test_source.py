@@ -1,4 +1,6 @@
-"""A corpus of any kind and layout: what it is made of, what it is named, and that it is read in place."""
+"""A corpus of any kind and layout: what it is made of, what it is named, and that it is read in
+place.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,29 @@ import pytest
 from stages.core.errors import InputError
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import open_corpus
-from tests.corpus.raw_archives import GOOD, KINDS, LIMITS, opened_at, write, write_folder, write_tar, write_zip
+from tests.corpus.raw_archives import (
+    GOOD,
+    KINDS,
+    LIMITS,
+    opened_at,
+    write,
+    write_folder,
+    write_tar,
+    write_zip,
+)
 
-TABLE = {"questions.csv": b"image,question", "ct/a.png": b"a", "deep/er/b.png": b"b", "notes.txt": b""}
+TABLE = {
+    "questions.csv": b"image,question",
+    "ct/a.png": b"a",
+    "deep/er/b.png": b"b",
+    "notes.txt": b"",
+}
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
-def test_the_question_files_are_those_of_open_access_and_tables_at_the_root(tmp_path: Path, name: str) -> None:
+def test_the_question_files_are_those_of_open_access_and_tables_at_the_root(
+    tmp_path: Path, name: str
+) -> None:
     more = {
         "QA_information/Restricted-access/C.json": b"",
         "QA_information/Open-access/deep/D.json": b"",
@@ -29,14 +47,26 @@ def test_the_question_files_are_those_of_open_access_and_tables_at_the_root(tmp_
         "Images/labels.csv": b"",
     }
     with opened_at(write(tmp_path / name, GOOD | more)) as corpus:
-        assert corpus.question_files == ["QA_information/Open-access/A.json", "QA_information/Open-access/B.json", "more.CSV"]
+        assert corpus.question_files == [
+            "QA_information/Open-access/A.json",
+            "QA_information/Open-access/B.json",
+            "more.CSV",
+        ]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
 @pytest.mark.parametrize("top", ["", "my data/", "a/b/"])
-def test_images_beside_a_table_are_named_as_if_they_lay_under_images(tmp_path: Path, name: str, top: str) -> None:
+def test_images_beside_a_table_are_named_as_if_they_lay_under_images(
+    tmp_path: Path, name: str, top: str
+) -> None:
     with opened_at(write(tmp_path / name, TABLE | {"Images/c.png": b"c"}, top)) as corpus:
-        assert corpus.names == ["Images/c.png", "Images/ct/a.png", "Images/deep/er/b.png", "Images/notes.txt", "questions.csv"]
+        assert corpus.names == [
+            "Images/c.png",
+            "Images/ct/a.png",
+            "Images/deep/er/b.png",
+            "Images/notes.txt",
+            "questions.csv",
+        ]
         assert corpus.question_files == ["questions.csv"]
         assert corpus.fetch("Images/deep/er/b.png") == b"b"
 
@@ -50,7 +80,13 @@ def test_two_files_that_would_be_named_alike_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize("files", [{}, {"a.png": b""}, {"one/q.csv": b"", "two/a.png": b""}])
 def test_a_folder_without_questions_is_no_corpus(tmp_path: Path, files: dict[str, bytes]) -> None:
     (tmp_path / "c").mkdir()
-    refused = pytest.raises(InputError, match=r"expected one folder with QA_information/Open-access/ and Images/ .*or one with \*\.csv")
+    refused = pytest.raises(
+        InputError,
+        match=(
+            r"expected one folder with QA_information/Open-access/ and Images/ .*or one with"
+            r" \*\.csv"
+        ),
+    )
     with refused, opened_at(write_folder(tmp_path / "c", files)):
         pass
 
@@ -80,7 +116,10 @@ def test_a_name_that_two_archives_hold_is_refused_with_both(tmp_path: Path, seco
     (tmp_path / "c").mkdir()
     write_zip(tmp_path / "c" / "one.zip", GOOD)
     write_zip(tmp_path / "c" / "two.zip", {second: b""}, "")
-    with pytest.raises(InputError, match=r"two\.zip: member 'Images/B \[x\]/gr.*in one\.zip"), opened_at(tmp_path / "c"):
+    with (
+        pytest.raises(InputError, match=r"two\.zip: member 'Images/B \[x\]/gr.*in one\.zip"),
+        opened_at(tmp_path / "c"),
+    ):
         pass
 
 
@@ -104,11 +143,16 @@ def test_a_plain_folder_keeps_archives_that_lie_in_it_closed(tmp_path: Path) -> 
 def test_a_link_in_a_folder_is_refused_and_not_followed(tmp_path: Path, target: str) -> None:
     path = write_folder(tmp_path / "c", GOOD)
     (path / "Images" / "link").symlink_to(target)
-    with pytest.raises(InputError, match=r"member 'Images/link' is refused: a link"), opened_at(path):
+    with (
+        pytest.raises(InputError, match=r"member 'Images/link' is refused: a link"),
+        opened_at(path),
+    ):
         pass
 
 
-def test_a_pipe_and_a_socket_in_a_folder_are_refused_and_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_and_a_socket_in_a_folder_are_refused_and_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_folder(tmp_path / "c", GOOD)
     os.mkfifo(path / "Images" / "pipe.png")
     with pytest.raises(InputError, match=r"pipe\.png' is refused: a pipe"), opened_at(path):
@@ -150,11 +194,16 @@ def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monke
 
     with opened_at(path) as corpus:
         monkeypatch.setattr(os, "open", refuse)  # whoever runs as root may read everything
-        with pytest.raises(InputError, match=r"größe\.png may not be read: give yourself the right to"):
+        with pytest.raises(
+            InputError, match=r"größe\.png may not be read: give yourself the right to"
+        ):
             corpus.fetch("Images/B [x]/größe.png")
     monkeypatch.undo()
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(InputError, match=r"may not be read: give yourself the right to \(`chmod -R"), opened_at(path):
+    with (
+        pytest.raises(InputError, match=r"may not be read: give yourself the right to \(`chmod -R"),
+        opened_at(path),
+    ):
         pass
 
 
@@ -178,7 +227,9 @@ def test_what_can_be_read_in_place_is_not_copied(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["c.tar.gz", "c.tar.zst"])
-def test_a_compressed_tar_is_unpacked_once_and_only_the_newest_is_kept(tmp_path: Path, name: str) -> None:
+def test_a_compressed_tar_is_unpacked_once_and_only_the_newest_is_kept(
+    tmp_path: Path, name: str
+) -> None:
     path, scratch = write_tar(tmp_path / name, GOOD), tmp_path / "scratch"
     with opened_at(path):
         (first,) = scratch.glob("*.tar")
@@ -206,10 +257,18 @@ def test_a_copy_that_a_kill_left_half_made_is_no_copy(tmp_path: Path) -> None:
     assert not (scratch / ".abc.tar.incomplete").exists()
 
 
-def test_a_disk_too_small_for_the_copy_is_found_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_for_the_copy_is_found_before_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_tar(tmp_path / "c.tar.gz", GOOD)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(InputError, match=r"cannot be read in any order: 0 MiB are free there.*give the corpus as a zip"), opened_at(path):
+    with (
+        pytest.raises(
+            InputError,
+            match=r"cannot be read in any order: 0 MiB are free there.*give the corpus as a zip",
+        ),
+        opened_at(path),
+    ):
         pass
     monkeypatch.undo()
     assert not list((tmp_path / "scratch").glob("*tar*"))
@@ -217,7 +276,9 @@ def test_a_disk_too_small_for_the_copy_is_found_before_it_is_made(tmp_path: Path
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
 def test_many_threads_read_at_once(tmp_path: Path, name: str) -> None:
-    files = GOOD | {f"Images/{number}.png": bytes([number]) * (1000 + 3000 * number) for number in range(60)}
+    files = GOOD | {
+        f"Images/{number}.png": bytes([number]) * (1000 + 3000 * number) for number in range(60)
+    }
     with opened_at(write(tmp_path / name, files)) as corpus, ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             assert dict(zip(files, pool.map(corpus.fetch, files), strict=True)) == files

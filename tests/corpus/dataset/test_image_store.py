@@ -1,4 +1,6 @@
-"""Images in shards: the same shards for the same images, little changed by little, and opened by the path that split files name."""
+"""Images in shards: the same shards for the same images, little changed by little, and opened by
+the path that split files name.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ FOLDER = Path("data/images/ct")
 
 
 def drawn(number: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    )
 
 
 def pixels(image: Image.Image) -> bytes:
@@ -56,7 +60,9 @@ def test_every_image_opens_as_it_was_put_in(stored: dict[str, Image.Image]) -> N
     assert store.open_image(path).mode == "RGB"
 
 
-def test_unpacked_by_any_program_images_lie_where_their_paths_say(stored: dict[str, Image.Image]) -> None:
+def test_unpacked_by_any_program_images_lie_where_their_paths_say(
+    stored: dict[str, Image.Image],
+) -> None:
     for shard in FOLDER.glob("*.zip"):
         with zipfile.ZipFile(shard) as archive:
             archive.extractall(FOLDER)
@@ -73,18 +79,28 @@ def test_a_plain_file_is_opened_where_no_shard_has_it(stored: dict[str, Image.Im
     shadowed = Path(next(iter(stored)))
     shadowed.parent.mkdir(exist_ok=True)
     drawn(98).save(shadowed)
-    assert pixels(store.open_image(shadowed)) == pixels(stored[str(shadowed)]), "the shard is what DVC keeps"
+    assert pixels(store.open_image(shadowed)) == pixels(stored[str(shadowed)]), (
+        "the shard is what DVC keeps"
+    )
 
 
 def test_what_is_missing_is_named_with_the_remedy(stored: dict[str, Image.Image]) -> None:
     assert not store.exists(FOLDER / "none.png")
-    with pytest.raises(InputError, match=r"data/images/ct/none\.png is missing, in data/images/ct/\*\.zip too: run `dvc repro resize`"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"data/images/ct/none\.png is missing, in data/images/ct/\*\.zip too: run `dvc repro"
+            r" resize`"
+        ),
+    ):
         store.open_image(FOLDER / "none.png")
     with pytest.raises(InputError, match=r"data/images/mri/none\.png is missing"):
         store.open_image("data/images/mri/none.png")
 
 
-def test_a_folder_that_was_made_anew_is_looked_at_anew(stored: dict[str, Image.Image], tmp_path: Path) -> None:
+def test_a_folder_that_was_made_anew_is_looked_at_anew(
+    stored: dict[str, Image.Image], tmp_path: Path
+) -> None:
     path = next(iter(stored))
     store.open_image(path)
     FOLDER.rename(tmp_path / "old")
@@ -102,7 +118,13 @@ def test_a_damaged_shard_is_named_and_not_shown(stored: dict[str, Image.Image]) 
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
-    with pytest.raises(InputError, match=r"is damaged in data/images/ct/0\.zip: delete that under all its names, `find \. -samefile"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"is damaged in data/images/ct/0\.zip: delete that under all its names, `find \."
+            r" -samefile"
+        ),
+    ):
         for each in stored:
             store.open_image(each)
     places = store.list_shard(shard)
@@ -136,12 +158,22 @@ with multiprocessing.get_context("fork").Pool(4) as processes:
 """
 
 
-def test_threads_and_forked_processes_read_beside_each_other(stored: dict[str, Image.Image]) -> None:
+def test_threads_and_forked_processes_read_beside_each_other(
+    stored: dict[str, Image.Image],
+) -> None:
     wanted = [pixels(image) for image in stored.values()]
     with ThreadPoolExecutor(8) as pool:
-        assert all(found == wanted for found in pool.map(lambda _: _hash_all(list(stored)), range(16)))
+        assert all(
+            found == wanted for found in pool.map(lambda _: _hash_all(list(stored)), range(16))
+        )
     # in a process of its own: what else runs in this one may hold a lock that a fork would copy
-    done = subprocess.run([sys.executable, "-c", FORKING, *stored], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, *stored],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path.cwd(),
+    )
     assert json.loads(done.stdout) == [[hashlib.sha256(each).hexdigest() for each in wanted]] * 8
 
 
@@ -153,7 +185,9 @@ def test_no_file_stays_open(stored: dict[str, Image.Image]) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_shard_has_the_same_bytes_whenever_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_has_the_same_bytes_whenever_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     members = [("a.png", encode(drawn(1))), ("b/ü.png", encode(drawn(2)))]
     write_shard(tmp_path / "one.zip", members)
     monkeypatch.setattr("time.time", lambda: 4e9)
@@ -188,7 +222,16 @@ def test_an_image_more_changes_the_shard_it_falls_into_and_no_other() -> None:
 
 def test_a_shards_name_is_what_is_in_it() -> None:
     members = [("a.png", "1"), ("b.png", "2")]
-    names = {shard_name(each) for each in (members, members[:1], [("a.png", "1"), ("b.png", "3")], [("a.pn", "g1"), ("b.png", "2")], [])}
+    names = {
+        shard_name(each)
+        for each in (
+            members,
+            members[:1],
+            [("a.png", "1"), ("b.png", "3")],
+            [("a.pn", "g1"), ("b.png", "2")],
+            [],
+        )
+    }
     assert len(names) == 5
     assert shard_name(iter(members)) in names
 

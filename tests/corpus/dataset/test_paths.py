@@ -18,7 +18,9 @@ NAMES = ["Images/a.dcm", "Images/a/1", "Images/a/2", "Images/a/b/3", "Images/ab/
         ("Images/x", []),
     ],
 )
-def test_an_image_path_names_a_file_or_the_files_in_a_folder(image_path: str, files: list[str]) -> None:
+def test_an_image_path_names_a_file_or_the_files_in_a_folder(
+    image_path: str, files: list[str]
+) -> None:
     assert image_files(NAMES, image_path) == files
 
 

@@ -6,20 +6,36 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution, parse_problem, parse_solution
+from stages.corpus.dataset.problems import (
+    LETTERS,
+    format_problem,
+    format_solution,
+    parse_problem,
+    parse_solution,
+)
 
 LABELS = (" A)", ", B)", ", C)", ", D)")
-TEXTS = st.text(st.sampled_from("abAB ,.()[]?é\n") | st.characters(codec="utf-8"), min_size=1, max_size=20)
+TEXTS = st.text(
+    st.sampled_from("abAB ,.()[]?é\n") | st.characters(codec="utf-8"), min_size=1, max_size=20
+)
 
 
 @given(TEXTS, st.lists(TEXTS, min_size=2, max_size=4))
-def test_texts_with_commas_and_brackets_come_back_as_they_were(question: str, options: list[str]) -> None:
+def test_texts_with_commas_and_brackets_come_back_as_they_were(
+    question: str, options: list[str]
+) -> None:
     assume(not any(label in text for label in LABELS for text in (question, *options)))
-    assert parse_problem(format_problem(question, options)) == (question, dict(zip(LETTERS, options, strict=False)))
+    assert parse_problem(format_problem(question, options)) == (
+        question,
+        dict(zip(LETTERS, options, strict=False)),
+    )
 
 
 def test_the_form_is_med_r1s() -> None:
-    assert format_problem("What is it?", ["CT", "MRI, or so", "X-ray (AP)"]) == "What is it? A)CT, B)MRI, or so, C)X-ray (AP)"
+    assert (
+        format_problem("What is it?", ["CT", "MRI, or so", "X-ray (AP)"])
+        == "What is it? A)CT, B)MRI, or so, C)X-ray (AP)"
+    )
     assert format_solution("C") == "<answer> C </answer>"
 
 
@@ -29,12 +45,16 @@ def test_a_problem_without_two_options_is_refused(problem: str) -> None:
         parse_problem(problem)
 
 
-@pytest.mark.parametrize("solution", ["<answer> C </answer>", "<answer>C</answer>", " <answer>\nC </answer> "])
+@pytest.mark.parametrize(
+    "solution", ["<answer> C </answer>", "<answer>C</answer>", " <answer>\nC </answer> "]
+)
 def test_a_solution_gives_its_letter(solution: str) -> None:
     assert parse_solution(solution) == "C"
 
 
-@pytest.mark.parametrize("solution", ["", "C", "<answer> E </answer>", "<answer> AB </answer>", "<answer> A </answer> x"])
+@pytest.mark.parametrize(
+    "solution", ["", "C", "<answer> E </answer>", "<answer> AB </answer>", "<answer> A </answer> x"]
+)
 def test_a_solution_without_one_letter_is_refused(solution: str) -> None:
     with pytest.raises(ValueError, match="not of the form"):
         parse_solution(solution)

@@ -1,4 +1,6 @@
-"""Broken and hostile DICOM files: each is refused for a reason, none crashes the reader, none gets memory before it is checked."""
+"""Broken and hostile DICOM files: each is refused for a reason, none crashes the reader, none gets
+memory before it is checked.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from stages.corpus.images.decoding import ImageError
 from stages.corpus.quarantine.reasons import Reason
 from tests.dicoms import ENCODERS, compressed, dataset, deflated, file, ramp, settings, written
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of what these files are made with
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:pydicom"
+)  # of what these files are made with
 GOOD = file(ramp())
 
 
@@ -99,15 +103,24 @@ def test_a_compressed_image_of_another_size_is_refused_before_it_is_decoded(synt
         ({"NumberOfFrames": -1}, "less than 1"),
         ({"NumberOfFrames": 65}, r"too many frames: 65, the limit is 64 \(dicom\.max_frames\)"),
         ({"NumberOfFrames": 19530517}, "a million or more"),
-        ({"Rows": 65535, "Columns": 65535}, "too many pixels: 65535 x 65535 in 1 frames, the limit is"),
-        ({"Rows": 4000, "Columns": 4000}, r"4000 x 4000 in 1 frames, the limit is 10000000 \(dicom\.max_total_pixels\)"),
+        (
+            {"Rows": 65535, "Columns": 65535},
+            "too many pixels: 65535 x 65535 in 1 frames, the limit is",
+        ),
+        (
+            {"Rows": 4000, "Columns": 4000},
+            r"4000 x 4000 in 1 frames, the limit is 10000000 \(dicom\.max_total_pixels\)",
+        ),
         ({"BitsAllocated": 12}, "BitsAllocated is none of"),
         ({"BitsAllocated": 7, "BitsStored": 7}, "BitsAllocated is none of"),
         ({"BitsStored": 9}, "BitsStored and HighBit"),
         ({"BitsStored": 8, "HighBit": 3}, "BitsStored and HighBit"),
         ({"PixelRepresentation": 2}, "PixelRepresentation is neither"),
         ({"SamplesPerPixel": 3}, "SamplesPerPixel 3 does not go with MONOCHROME2"),
-        ({"SamplesPerPixel": 4, "PhotometricInterpretation": "ARGB"}, "PhotometricInterpretation is missing or none of"),
+        (
+            {"SamplesPerPixel": 4, "PhotometricInterpretation": "ARGB"},
+            "PhotometricInterpretation is missing or none of",
+        ),
         ({"PhotometricInterpretation": None}, "PhotometricInterpretation is missing"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PaletteColorLookupTable.* is missing"),
         ({"FloatPixelData": b"\0" * 4}, "several kinds of pixel data"),
@@ -118,7 +131,9 @@ def test_a_header_that_does_not_fit_is_refused(elements: dict[str, Any], why: st
 
 
 def test_more_than_is_decoded_of_a_frame_is_refused_whatever_all_frames_may_have() -> None:
-    with pytest.raises(ImageError, match=r"too many pixels: 40 x 32, the limit is 1279 \(resize\.max_megapixels\)") as caught:
+    with pytest.raises(
+        ImageError, match=r"too many pixels: 40 x 32, the limit is 1279 \(resize\.max_megapixels\)"
+    ) as caught:
         read_dicom(GOOD, settings(), 40 * 32 - 1)
     assert caught.value.reason == Reason.IMAGE_TOO_LARGE
     assert len(read_dicom(GOOD, settings(), 40 * 32).frames) == 1
@@ -151,8 +166,12 @@ def test_an_element_that_stands_twice_is_refused() -> None:
 
 @pytest.mark.parametrize("tag", [(0x0009, 0x1001), (0x0028, 0x3010)], ids=["skipped", "wanted"])
 @pytest.mark.parametrize("depth", [50, 20_000])
-def test_sequences_in_sequences_without_end_do_not_take_the_reader_down(tag: tuple[int, int], depth: int) -> None:
-    opened = struct.pack("<HH2sHI", *tag, b"SQ", 0, 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+def test_sequences_in_sequences_without_end_do_not_take_the_reader_down(
+    tag: tuple[int, int], depth: int
+) -> None:
+    opened = struct.pack("<HH2sHI", *tag, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
     at = GOOD.index(element((0x28, 0x10), b"US", struct.pack("<H", 32))[:6])
     content = GOOD[:at] + opened * depth + GOOD[at:]
     refused(content)
@@ -164,7 +183,9 @@ def test_a_deflated_bomb_is_stopped_at_the_limit() -> None:
     refused(bomb, r"larger than 1 MiB \(dicom\.max_inflated_mb\)")
 
 
-def test_runs_that_unpack_to_more_than_the_image_are_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_unpack_to_more_than_the_image_are_not_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("stages.corpus.dicom.pixels._RLE_UNCHECKED", 0)
     frame = struct.pack("<16I", 1, 64, *[0] * 14) + b"\x81\0" * 2000
     found = dataset(ramp())
@@ -174,7 +195,9 @@ def test_runs_that_unpack_to_more_than_the_image_are_not_unpacked(monkeypatch: p
 
 
 @pytest.mark.parametrize("offsets", [(64, 4_000_000_000), (0, 64), (900, 64)])
-def test_segments_of_runs_that_do_not_follow_each_other_are_refused(offsets: tuple[int, int]) -> None:
+def test_segments_of_runs_that_do_not_follow_each_other_are_refused(
+    offsets: tuple[int, int],
+) -> None:
     found = dataset(ramp(dtype="uint16"))
     found.PixelData = encapsulate([struct.pack("<16I", 2, *offsets, *[0] * 13) + b"\x81\0" * 500])
     found["PixelData"].is_undefined_length = True
@@ -205,7 +228,9 @@ def test_a_decoder_that_crashes_or_hangs_is_a_reason_and_the_next_file_is_read(
     """GDCM ends its process over some damaged files."""
     content = compressed(ramp(), syntaxes.JPEG_LOSSLESS_SV1)
     crashing = tmp_path / "worker.py"
-    crashing.write_text(f"import os, sys, time\nsys.stdin.buffer.readline()\n{fault}\n", encoding="utf-8")
+    crashing.write_text(
+        f"import os, sys, time\nsys.stdin.buffer.readline()\n{fault}\n", encoding="utf-8"
+    )
     with monkeypatch.context() as planted:
         planted.setattr(dicom_isolated, "_PATIENCE", 1.0)
         planted.setattr(dicom_isolated, "_WORKER", crashing)
@@ -222,7 +247,10 @@ def test_bytes_changed_anywhere_give_an_image_or_a_reason(kind: str) -> None:
         for _ in range(rng.choice((1, 2, 8))):
             spoilt[rng.randrange(128, len(spoilt))] = rng.randrange(256)
         with contextlib.suppress(ImageError):
-            assert all(frame.dtype == np.uint8 for frame in read_dicom(bytes(spoilt), settings(accept_unflagged=True)).frames)
+            assert all(
+                frame.dtype == np.uint8
+                for frame in read_dicom(bytes(spoilt), settings(accept_unflagged=True)).frames
+            )
 
 
 def test_silence_lasts_until_the_last_one_leaves() -> None:

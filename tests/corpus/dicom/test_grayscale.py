@@ -1,4 +1,6 @@
-"""The grey chain against values computed by hand from the standard's equations, and against pydicom's own functions."""
+"""The grey chain against values computed by hand from the standard's equations, and against
+pydicom's own functions.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from tests.dicoms import dataset, file, ramp, settings, written
 HU: dict[str, Any] = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
 
 
-def shown(found: Dataset | NDArray[Any], at: int = 0, ct_window: list[float] | None = None, **elements: Any) -> NDArray[np.uint8]:
+def shown(
+    found: Dataset | NDArray[Any],
+    at: int = 0,
+    ct_window: list[float] | None = None,
+    **elements: Any,
+) -> NDArray[np.uint8]:
     content = written(found) if isinstance(found, Dataset) else file(found, **elements)
     return read_dicom(content, settings(ct_window=ct_window)).frames[at]
 
@@ -55,7 +62,9 @@ def levels(*values: float, dtype: str = "int16") -> NDArray[Any]:
         ("SIGMOID", 100, 50, 1e9, 1),
     ],
 )
-def test_a_window_follows_the_equations_of_the_standard(function: Any, center: float, width: float, value: float, wanted: float) -> None:
+def test_a_window_follows_the_equations_of_the_standard(
+    function: Any, center: float, width: float, value: float, wanted: float
+) -> None:
     assert Window(center, width, function)(np.array([value])) == pytest.approx(wanted, abs=1e-12)
 
 
@@ -66,7 +75,12 @@ def test_rescale_is_slope_times_value_plus_intercept() -> None:
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 @pytest.mark.parametrize(("center", "width"), [(40, 400), (-600, 1500), (300.5, 77.25)])
 def test_a_window_agrees_with_pydicoms(function: str, center: float, width: float) -> None:
-    elements = HU | {"WindowCenter": center, "WindowWidth": width, "VOILUTFunction": function, "BitsStored": 12}
+    elements = HU | {
+        "WindowCenter": center,
+        "WindowWidth": width,
+        "VOILUTFunction": function,
+        "BitsStored": 12,
+    }
     found = dataset(ramp(dtype="uint16", top=4095), **elements)
     theirs = apply_windowing(apply_modality_lut(ramp(dtype="uint16", top=4095), found), found)
     # pydicom's range of output is that of the values of the modality: -1024 to 3071
@@ -84,7 +98,12 @@ def lut(first: int, bits: int, entries: NDArray[Any], vr: str = "US") -> Dataset
 @pytest.mark.parametrize(("first", "bits"), [(0, 10), (100, 12), (1000, 16)])
 def test_a_voi_lut_agrees_with_pydicoms_and_goes_before_a_window(first: int, bits: int) -> None:
     entries = np.rint(np.linspace(0, 1, 2000) ** 2 * (2**bits - 1))
-    elements = {"VOILUTSequence": [lut(first, bits, entries)], "WindowCenter": 5, "WindowWidth": 10, "BitsStored": 12}
+    elements = {
+        "VOILUTSequence": [lut(first, bits, entries)],
+        "WindowCenter": 5,
+        "WindowWidth": 10,
+        "BitsStored": 12,
+    }
     found = dataset(ramp(dtype="uint16", top=4095), **elements)
     content = written(found)
     theirs = apply_voi_lut(ramp(dtype="uint16", top=4095), dcmread(BytesIO(content)))
@@ -107,7 +126,10 @@ def test_a_modality_lut_agrees_with_pydicoms_and_takes_the_place_of_a_rescale() 
 
 @pytest.mark.parametrize("entries", [65536, 10])
 def test_a_table_of_65536_entries_says_0(entries: int) -> None:
-    found = dataset(levels(0, 5, 9, dtype="uint16"), VOILUTSequence=[lut(0, 16, np.arange(entries) * (65535 // (entries - 1)))])
+    found = dataset(
+        levels(0, 5, 9, dtype="uint16"),
+        VOILUTSequence=[lut(0, 16, np.arange(entries) * (65535 // (entries - 1)))],
+    )
     step = 65535 // (entries - 1)
     assert shown(found).tolist() == [[round(at * step / 65535 * 255) for at in (0, 5, 9)]]
 
@@ -202,17 +224,22 @@ def test_frames_of_different_ranges_map_equal_values_to_equal_levels() -> None:
     assert [shown(frames, at, **window).tolist() for at in range(3)] == expected
 
 
-# --- CT ----------------------------------------------------------------------------------------------------------------
+# --- CT
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_ct_is_shown_through_the_window_of_params_in_hounsfield_units() -> None:
     pixels = levels(1024 - 160, 1024 + 40, 1024 + 239, 1024 - 1000, 3000)
     # c 40, w 400: -160 HU is black, 239 HU white, 40 HU (0.5 / 399 + 0.5) of the way
-    assert shown(pixels, ct_window=[40, 400], WindowCenter=0, WindowWidth=10, **HU).tolist() == [[0, 128, 255, 0, 255]]
+    assert shown(pixels, ct_window=[40, 400], WindowCenter=0, WindowWidth=10, **HU).tolist() == [
+        [0, 128, 255, 0, 255]
+    ]
 
 
 def test_null_leaves_ct_its_own_window() -> None:
-    assert shown(levels(1023, 1024, 1025), WindowCenter=1, WindowWidth=1, **HU).tolist() == [[0, 0, 255]]
+    assert shown(levels(1023, 1024, 1025), WindowCenter=1, WindowWidth=1, **HU).tolist() == [
+        [0, 0, 255]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -224,15 +251,20 @@ def test_null_leaves_ct_its_own_window() -> None:
     ],
 )
 def test_the_window_of_params_is_for_hounsfield_units_alone(elements: dict[str, Any]) -> None:
-    found = shown(levels(0, 5, 10), ct_window=[40, 400], WindowCenter=5.5, WindowWidth=11, **elements)
+    found = shown(
+        levels(0, 5, 10), ct_window=[40, 400], WindowCenter=5.5, WindowWidth=11, **elements
+    )
     assert found.tolist() == [[0, 128, 255]]
 
 
-# --- ranges, inversion, padding ----------------------------------------------------------------------------------------
+# --- ranges, inversion, padding
+# ----------------------------------------------------------------------------------------
 
 
 def test_the_first_of_several_windows_counts() -> None:
-    assert shown(levels(0, 5, 10), WindowCenter=[5.5, 900], WindowWidth=[11, 3]).tolist() == [[0, 128, 255]]
+    assert shown(levels(0, 5, 10), WindowCenter=[5.5, 900], WindowWidth=[11, 3]).tolist() == [
+        [0, 128, 255]
+    ]
 
 
 def test_eight_bits_keep_their_place_after_a_rescale() -> None:
@@ -241,19 +273,31 @@ def test_eight_bits_keep_their_place_after_a_rescale() -> None:
 
 def test_padding_does_not_count_for_the_range() -> None:
     assert shown(levels(-2000, 0, 50, 100), PixelPaddingValue=-2000).tolist() == [[0, 0, 128, 255]]
-    padded = shown(levels(-2000, -1500, 0, 50, 100), PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1000)
+    padded = shown(
+        levels(-2000, -1500, 0, 50, 100), PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1000
+    )
     assert padded.tolist() == [[0, 0, 0, 128, 255]]
 
 
 @pytest.mark.parametrize(
     ("photometric", "shape", "inverted"),
     [
-        *(("MONOCHROME2", None, False), ("MONOCHROME2", "IDENTITY", False), ("MONOCHROME2", "INVERSE", True)),
+        *(
+            ("MONOCHROME2", None, False),
+            ("MONOCHROME2", "IDENTITY", False),
+            ("MONOCHROME2", "INVERSE", True),
+        ),
         *(("MONOCHROME1", None, True), ("MONOCHROME1", "INVERSE", True)),
     ],
 )
-def test_the_inversion_comes_last_and_once(photometric: str, shape: str | None, inverted: bool) -> None:
-    elements: dict[str, Any] = {"PhotometricInterpretation": photometric, "WindowCenter": 5.5, "WindowWidth": 11}
+def test_the_inversion_comes_last_and_once(
+    photometric: str, shape: str | None, inverted: bool
+) -> None:
+    elements: dict[str, Any] = {
+        "PhotometricInterpretation": photometric,
+        "WindowCenter": 5.5,
+        "WindowWidth": 11,
+    }
     found = shown(levels(0, 5, 10), **elements | ({"PresentationLUTShape": shape} if shape else {}))
     assert found.tolist() == [[255, 128, 0] if inverted else [0, 128, 255]]
 
@@ -269,14 +313,24 @@ def test_pixels_over_the_whole_range_of_32_bits_are_read() -> None:
 def test_each_frame_of_an_enhanced_file_has_its_own_steps() -> None:
     def group(intercept: float, center: float) -> Dataset:
         found, transformation, window = Dataset(), Dataset(), Dataset()
-        transformation.RescaleSlope, transformation.RescaleIntercept, transformation.RescaleType = 1, intercept, "US"
+        transformation.RescaleSlope, transformation.RescaleIntercept, transformation.RescaleType = (
+            1,
+            intercept,
+            "US",
+        )
         window.WindowCenter, window.WindowWidth = center, 11
-        found.PixelValueTransformationSequence, found.FrameVOILUTSequence = [transformation], [window]
+        found.PixelValueTransformationSequence, found.FrameVOILUTSequence = (
+            [transformation],
+            [window],
+        )
         return found
 
     frames = np.stack([levels(0, 5, 10, 10), levels(0, 5, 10, 10)])
     found = dataset(frames, PerFrameFunctionalGroupsSequence=[group(0, 5.5), group(100, 110.5)])
-    assert [shown(found, at).tolist() for at in (0, 1)] == [[[0, 128, 255, 255]], [[0, 0, 128, 128]]]
+    assert [shown(found, at).tolist() for at in (0, 1)] == [
+        [[0, 128, 255, 255]],
+        [[0, 0, 128, 128]],
+    ]
     shared = dataset(frames, SharedFunctionalGroupsSequence=[group(100, 105.5)])
     assert shown(shared, 1).tolist() == [[0, 128, 255, 255]]
 
@@ -285,16 +339,24 @@ def test_each_frame_of_an_enhanced_file_has_its_own_steps() -> None:
     ("elements", "why"),
     [
         ({"WindowCenter": 5, "WindowWidth": 0}, "WindowWidth is too small"),
-        ({"WindowCenter": 5, "WindowWidth": -3, "VOILUTFunction": "SIGMOID"}, "WindowWidth is too small"),
+        (
+            {"WindowCenter": 5, "WindowWidth": -3, "VOILUTFunction": "SIGMOID"},
+            "WindowWidth is too small",
+        ),
         ({"WindowCenter": 5}, "not both"),
-        ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": "JANE"}, "VOILUTFunction is none of LINEAR"),
+        (
+            {"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": "JANE"},
+            "VOILUTFunction is none of LINEAR",
+        ),
         ({"RescaleSlope": 0}, "RescaleSlope is 0"),
         ({"RescaleSlope": "1e308", "RescaleIntercept": "1e308"}, "not finite"),
         ({"VOILUTSequence": [lut(0, 17, np.arange(9))]}, "impossible size"),
         ({"VOILUTSequence": [Dataset()]}, "LUTDescriptor or LUTData is missing"),
     ],
 )
-def test_steps_that_the_standard_does_not_define_are_refused(elements: dict[str, Any], why: str) -> None:
+def test_steps_that_the_standard_does_not_define_are_refused(
+    elements: dict[str, Any], why: str
+) -> None:
     with pytest.raises(ImageError, match=why) as caught:
         shown(levels(0, 500, 1000), **elements)
     assert "JANE" not in str(caught.value)

@@ -1,4 +1,6 @@
-"""What a DICOM file is beside its pixels: frames, facts that may go on, modality, and what is done about burned-in text."""
+"""What a DICOM file is beside its pixels: frames, facts that may go on, modality, and what is done
+about burned-in text.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from stages.corpus.dicom.headers.modality import modality_of
 from stages.corpus.dicom.reader import read_dicom
 from stages.corpus.images.decoding import ImageError, decode_files
 from tests.conftest import resize_settings
-from tests.dicoms import CT_STORAGE, SECONDARY_CAPTURE, dataset, deflated, file, ramp, settings, written
+from tests.dicoms import (
+    CT_STORAGE,
+    SECONDARY_CAPTURE,
+    dataset,
+    deflated,
+    file,
+    ramp,
+    settings,
+    written,
+)
 
 
 def shown(content: bytes, **changes: Any) -> NDArray[np.uint8]:
@@ -21,15 +32,23 @@ def shown(content: bytes, **changes: Any) -> NDArray[np.uint8]:
     return read_dicom(content, settings(**changes)).frames[0]
 
 
-# --- frames, tags, modality --------------------------------------------------------------------------------------------
+# --- frames, tags, modality
+# --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("frame", "count", "index"), [("middle", 1, 0), ("middle", 2, 1), ("middle", 5, 2), ("first", 5, 0)])
-def test_the_frame_that_is_asked_about_is_the_one_that_params_say(frame: str, count: int, index: int) -> None:
+@pytest.mark.parametrize(
+    ("frame", "count", "index"),
+    [("middle", 1, 0), ("middle", 2, 1), ("middle", 5, 2), ("first", 5, 0)],
+)
+def test_the_frame_that_is_asked_about_is_the_one_that_params_say(
+    frame: str, count: int, index: int
+) -> None:
     frames = np.stack([ramp() // (number + 1) for number in range(count)])
     found = read_dicom(file(frames), settings(frame=frame))
     assert found.representative == index
-    decoded = decode_files([file(frames)], resize_settings(size=24, resample="nearest"), settings(frame=frame))
+    decoded = decode_files(
+        [file(frames)], resize_settings(size=24, resample="nearest"), settings(frame=frame)
+    )
     assert np.asarray(decoded.image).max() == frames[index].max()
     assert len(decoded.frames) == (count if count > 1 else 0)
 
@@ -42,8 +61,20 @@ def test_frames_of_a_file_without_a_window_share_one_range() -> None:
 
 
 def test_of_a_header_only_facts_that_name_nobody_go_on() -> None:
-    elements = {"PixelSpacing": [0.1234567891, 0.5], "SliceThickness": "2.5", "BodyPartExamined": "CHEST", "PixelAspectRatio": [3, 4]}
-    content = file(ramp(), **elements, BurnedInAnnotation="NO", PatientName="Doe^Jane", PatientID="77", StudyDescription="of Jane Doe")
+    elements = {
+        "PixelSpacing": [0.1234567891, 0.5],
+        "SliceThickness": "2.5",
+        "BodyPartExamined": "CHEST",
+        "PixelAspectRatio": [3, 4],
+    }
+    content = file(
+        ramp(),
+        **elements,
+        BurnedInAnnotation="NO",
+        PatientName="Doe^Jane",
+        PatientID="77",
+        StudyDescription="of Jane Doe",
+    )
     assert read_dicom(content, settings()).tags.as_fields() == {
         "Modality": "MR",
         "BodyPartExamined": "CHEST",
@@ -81,9 +112,31 @@ def test_what_is_not_on_a_closed_list_stays_behind(keyword: str, value: Any) -> 
 @pytest.mark.parametrize(
     ("modality", "slug"),
     [
-        *(("CT", "ct"), ("MR", "mri"), ("CR", "x-ray"), ("DX", "x-ray"), ("RG", "x-ray"), ("MG", "x-ray"), ("US", "ultrasound")),
-        *(("OP", "fundus"), ("OPT", "oct"), ("SM", "microscopy"), ("GM", "microscopy"), ("DMS", "dermoscopy")),
-        *(("ES", None), ("NM", None), ("PT", None), ("XC", None), ("OT", None), ("JANE", None), ("", None)),
+        *(
+            ("CT", "ct"),
+            ("MR", "mri"),
+            ("CR", "x-ray"),
+            ("DX", "x-ray"),
+            ("RG", "x-ray"),
+            ("MG", "x-ray"),
+            ("US", "ultrasound"),
+        ),
+        *(
+            ("OP", "fundus"),
+            ("OPT", "oct"),
+            ("SM", "microscopy"),
+            ("GM", "microscopy"),
+            ("DMS", "dermoscopy"),
+        ),
+        *(
+            ("ES", None),
+            ("NM", None),
+            ("PT", None),
+            ("XC", None),
+            ("OT", None),
+            ("JANE", None),
+            ("", None),
+        ),
     ],
 )
 def test_the_header_names_the_modality(modality: str, slug: str | None) -> None:
@@ -91,12 +144,16 @@ def test_the_header_names_the_modality(modality: str, slug: str | None) -> None:
     assert modality_of(deflated(file(ramp(), Modality=modality))) == slug
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"\0" * 128 + b"DICM", file(ramp())[:200], b"\0" * 128 + b"DICM" + b"\xff" * 99])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", b"\0" * 128 + b"DICM", file(ramp())[:200], b"\0" * 128 + b"DICM" + b"\xff" * 99],
+)
 def test_a_file_without_a_header_names_no_modality(content: bytes) -> None:
     assert modality_of(content) is None
 
 
-# --- burned-in text ----------------------------------------------------------------------------------------------------
+# --- burned-in text
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_burned_in_text_is_refused_unless_it_is_accepted() -> None:
@@ -121,7 +178,9 @@ def test_burned_in_text_is_refused_unless_it_is_accepted() -> None:
         {"Modality": "US", "BurnedInAnnotation": "MAYBE"},
     ],
 )
-def test_kinds_that_often_have_text_burned_in_must_say_that_they_have_none(elements: dict[str, Any]) -> None:
+def test_kinds_that_often_have_text_burned_in_must_say_that_they_have_none(
+    elements: dict[str, Any],
+) -> None:
     with pytest.raises(ImageError, match=r"without BurnedInAnnotation.*dicom\.accept_unflagged"):
         shown(file(ramp(), **elements))
     shown(file(ramp(), **elements), accept_unflagged=True)
@@ -153,5 +212,10 @@ def test_overlays_are_not_drawn() -> None:
 
 def test_an_image_is_an_image_of_the_size_that_policies_see() -> None:
     decoded = decode_files([file(ramp())], resize_settings(size=24), settings())
-    assert (decoded.image.size, decoded.image.mode, decoded.width, decoded.height) == ((24, 24), "RGB", 40, 32)
+    assert (decoded.image.size, decoded.image.mode, decoded.width, decoded.height) == (
+        (24, 24),
+        "RGB",
+        40,
+        32,
+    )
     assert decoded.tags is not None

@@ -16,7 +16,17 @@ from stages.corpus.dicom import syntaxes
 from stages.corpus.dicom.headers.elements import BIG_ENDIAN, EXPLICIT, IMPLICIT
 from stages.corpus.dicom.reader import read_dicom
 from stages.corpus.images.decoding import ImageError
-from tests.dicoms import ENCODERS, colours, compressed, dataset, deflated, file, ramp, settings, written
+from tests.dicoms import (
+    ENCODERS,
+    colours,
+    compressed,
+    dataset,
+    deflated,
+    file,
+    ramp,
+    settings,
+    written,
+)
 
 PYDICOMS = Path(pydicom.__file__).parent / "data" / "test_files"
 LOSSY = (syntaxes.JPEG_BASELINE, syntaxes.JPEG_EXTENDED, syntaxes.JPEG_LS_NEAR, syntaxes.JPEG_2000)
@@ -27,7 +37,8 @@ def shown(content: bytes, **changes: Any) -> NDArray[np.uint8]:
     return read_dicom(content, settings(**changes)).frames[0]
 
 
-# --- photometric interpretations ---------------------------------------------------------------------------------------
+# --- photometric interpretations
+# ---------------------------------------------------------------------------------------
 
 
 def test_eight_bits_without_a_window_keep_their_values() -> None:
@@ -35,10 +46,15 @@ def test_eight_bits_without_a_window_keep_their_values() -> None:
 
 
 def test_monochrome1_is_inverted() -> None:
-    np.testing.assert_array_equal(shown(file(ramp(), PhotometricInterpretation="MONOCHROME1")), 255 - ramp())
+    np.testing.assert_array_equal(
+        shown(file(ramp(), PhotometricInterpretation="MONOCHROME1")), 255 - ramp()
+    )
 
 
-@pytest.mark.parametrize(("dtype", "top"), [("uint16", 4095), ("uint16", 65535), ("int16", 2000), ("uint32", 2**31), ("int32", 2**30)])
+@pytest.mark.parametrize(
+    ("dtype", "top"),
+    [("uint16", 4095), ("uint16", 65535), ("int16", 2000), ("uint32", 2**31), ("int32", 2**30)],
+)
 def test_deep_grey_without_a_window_takes_the_range_of_its_pixels(dtype: str, top: int) -> None:
     pixels = ramp(dtype=dtype, top=top) // 2 + (-top // 4 if dtype.startswith("i") else 7)
     values = pixels.astype(float)
@@ -64,7 +80,12 @@ def test_bits_that_are_not_stored_do_not_show(signed: bool) -> None:
     """Overlays, with text, may lie in them."""
     clean = ramp(dtype="uint16", top=4095)
     dirty = (clean | 0xF000 * (np.arange(40, dtype=np.uint16) % 2)).astype("<u2")
-    elements: dict[str, Any] = {"BitsStored": 12, "PixelRepresentation": int(signed), "WindowCenter": 1000, "WindowWidth": 2500}
+    elements: dict[str, Any] = {
+        "BitsStored": 12,
+        "PixelRepresentation": int(signed),
+        "WindowCenter": 1000,
+        "WindowWidth": 2500,
+    }
     np.testing.assert_array_equal(shown(file(dirty, **elements)), shown(file(clean, **elements)))
 
 
@@ -112,7 +133,11 @@ def test_ybr_full_422_becomes_rgb() -> None:
 def palette(bits: int, segmented: bool = False) -> dict[str, Any]:
     """Red rises, green falls, blue stays; 256 entries, the first for the stored value 10."""
     scale = 257 if bits == 16 else 1
-    tables = {"Red": np.arange(256) * scale, "Green": np.arange(255, -1, -1) * scale, "Blue": np.full(256, 90 * scale)}
+    tables = {
+        "Red": np.arange(256) * scale,
+        "Green": np.arange(255, -1, -1) * scale,
+        "Blue": np.full(256, 90 * scale),
+    }
     elements: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
     kind = "<u2" if bits == 16 else "u1"
     for colour, table in tables.items():
@@ -155,12 +180,15 @@ def test_a_linear_segment_is_rounded_to_even() -> None:
 
 def test_an_indirect_segment_of_a_palette_is_refused() -> None:
     elements = palette(16, segmented=True)
-    elements["SegmentedRedPaletteColorLookupTableData"] = np.array([0, 1, 0, 2, 60_000, 0, 0], dtype="<u2").tobytes()
+    elements["SegmentedRedPaletteColorLookupTableData"] = np.array(
+        [0, 1, 0, 2, 60_000, 0, 0], dtype="<u2"
+    ).tobytes()
     with pytest.raises(ImageError, match="segment that is damaged, or indirect"):
         shown(file(ramp(), **elements))
 
 
-# --- transfer syntaxes -------------------------------------------------------------------------------------------------
+# --- transfer syntaxes
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG_ENDIAN])
@@ -187,11 +215,15 @@ def test_compressed_grey_is_read(syntax: str) -> None:
 def test_compressed_colours_are_read(syntax: str) -> None:
     kinds = {syntaxes.JPEG_BASELINE: "YBR_FULL_422", syntaxes.JPEG_EXTENDED: "YBR_FULL_422"}
     kinds |= {syntaxes.JPEG_2000_LOSSLESS: "YBR_RCT", syntaxes.JPEG_2000: "YBR_ICT"}
-    found = shown(compressed(colours(), syntax, PhotometricInterpretation=kinds.get(syntax, "RGB"))).astype(int)
+    found = shown(
+        compressed(colours(), syntax, PhotometricInterpretation=kinds.get(syntax, "RGB"))
+    ).astype(int)
     assert np.abs(found - colours()).max() <= (12 if syntax in LOSSY else 0)
 
 
-@pytest.mark.parametrize("syntax", sorted(syntaxes.ENCAPSULATED - {syntaxes.JPEG_BASELINE, syntaxes.JPEG_EXTENDED}))
+@pytest.mark.parametrize(
+    "syntax", sorted(syntaxes.ENCAPSULATED - {syntaxes.JPEG_BASELINE, syntaxes.JPEG_EXTENDED})
+)
 @pytest.mark.parametrize(("dtype", "stored"), [("uint16", 16), ("uint16", 12), ("int16", 16)])
 def test_compressed_deep_grey_is_read(syntax: str, dtype: str, stored: int) -> None:
     pixels = ramp(dtype=dtype, top=4000) - (2000 if dtype == "int16" else 0)
@@ -201,7 +233,9 @@ def test_compressed_deep_grey_is_read(syntax: str, dtype: str, stored: int) -> N
     assert np.abs(found - plain).max() <= (4 if syntax in LOSSY else 0)
 
 
-@pytest.mark.parametrize("syntax", [syntaxes.RLE, syntaxes.JPEG_BASELINE, syntaxes.JPEG_LS, syntaxes.JPEG_2000_LOSSLESS])
+@pytest.mark.parametrize(
+    "syntax", [syntaxes.RLE, syntaxes.JPEG_BASELINE, syntaxes.JPEG_LS, syntaxes.JPEG_2000_LOSSLESS]
+)
 def test_every_frame_of_a_compressed_file_is_read(syntax: str) -> None:
     frames = np.stack([ramp() // (number + 1) for number in range(3)])
     found = read_dicom(compressed(frames, syntax), settings()).frames
@@ -253,7 +287,16 @@ OWN_REFUSALS = {
 }
 """Of pydicom's files with an image those that this reader refuses, and why."""
 NO_IMAGE = (
-    *("UN_sequence", "empty_charset_LEI", "nested_priv_SQ", "no_meta_group_length", "priv_SQ", "reportsi", "rtplan", "rtplan_truncated"),
+    *(
+        "UN_sequence",
+        "empty_charset_LEI",
+        "nested_priv_SQ",
+        "no_meta_group_length",
+        "priv_SQ",
+        "reportsi",
+        "rtplan",
+        "rtplan_truncated",
+    ),
     *("reportsi_with_empty_number_tags", "test-SR", "waveform_ecg"),
 )
 
@@ -271,8 +314,18 @@ def test_pydicoms_own_files_are_read_or_refused_for_a_known_reason(path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["MR_small_RLE", "MR_small_bigendian", "MR_small_implicit", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless"]
+    "name",
+    [
+        "MR_small_RLE",
+        "MR_small_bigendian",
+        "MR_small_implicit",
+        "MR_small_jp2klossless",
+        "MR_small_jpeg_ls_lossless",
+    ],
 )
 def test_one_image_looks_the_same_in_every_lossless_syntax(name: str) -> None:
-    plain, other = (shown((PYDICOMS / f"{stem}.dcm").read_bytes(), accept_unflagged=True) for stem in ("MR_small", name))
+    plain, other = (
+        shown((PYDICOMS / f"{stem}.dcm").read_bytes(), accept_unflagged=True)
+        for stem in ("MR_small", name)
+    )
     np.testing.assert_array_equal(plain, other)

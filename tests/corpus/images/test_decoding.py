@@ -57,7 +57,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "bmp": (saved(scene(), "BMP"), "L"),
     "webp": (saved(scene().convert("RGB"), "WEBP", quality=95), "RGB"),
     "gif": (saved(scene(), "GIF"), "P"),
-    "first frame of a gif": (saved(scene(), "GIF", save_all=True, append_images=[Image.new("L", SIZE, 0)]), "P"),
+    "first frame of a gif": (
+        saved(scene(), "GIF", save_all=True, append_images=[Image.new("L", SIZE, 0)]),
+        "P",
+    ),
 }
 
 
@@ -73,7 +76,9 @@ def test_every_kind_of_file_shows_the_image_that_was_drawn(kind: str) -> None:
 
 def test_a_black_and_white_image_is_black_and_white() -> None:
     image = Image.fromarray(np.asarray(scene()) > 127)
-    levels = np.asarray(decode(saved(image, "PNG"), resize_settings(size=SIZE[1], resample="nearest")).image)
+    levels = np.asarray(
+        decode(saved(image, "PNG"), resize_settings(size=SIZE[1], resample="nearest")).image
+    )
     assert set(np.unique(levels)) == {0, 255}
 
 
@@ -96,7 +101,13 @@ def test_a_turned_image_is_set_upright(orientation: int, kind: str) -> None:
     content = saved(stored, kind, exif=exif, **({"quality": 95} if kind != "TIFF" else {}))
     decoded = decode(content, resize_settings(size=32, resample="bilinear"))
     assert (decoded.width, decoded.height) == SIZE
-    assert np.abs(np.asarray(decoded.image, dtype=float) - np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))).max() < 10
+    assert (
+        np.abs(
+            np.asarray(decoded.image, dtype=float)
+            - np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+        ).max()
+        < 10
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -109,7 +120,10 @@ def test_what_is_see_through_shows_black(mode: str) -> None:
 def test_a_see_through_palette_colour_shows_black() -> None:
     image = Image.new("P", SIZE, 0)
     image.putpalette([255, 255, 255, 0, 0, 255])
-    assert np.asarray(decode(saved(image, "PNG", transparency=0), resize_settings(size=8)).image).max() == 0
+    assert (
+        np.asarray(decode(saved(image, "PNG", transparency=0), resize_settings(size=8)).image).max()
+        == 0
+    )
 
 
 def test_a_deep_image_of_one_level_is_black_not_an_error() -> None:
@@ -118,15 +132,24 @@ def test_a_deep_image_of_one_level_is_black_not_an_error() -> None:
 
 
 def test_the_filter_is_the_one_that_is_named() -> None:
-    """Pillow's own pixels; where libvips makes fewer, its own but for rounding, and for what it takes to lie beyond the border."""
+    """Pillow's own pixels; where libvips makes fewer, its own but for rounding, and for what it
+    takes to lie beyond the border.
+    """
     names = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
     waves = np.add.outer(np.sin(np.arange(150) / 1.7), np.cos(np.arange(200) / 2.3))
     image = Image.fromarray(np.rint(127.5 + 60 * waves).astype(np.uint8))
     content = saved(image, "PNG")
     for size in (60, 160):
-        wanted = {name: np.asarray(image.resize((size, size), Image.Resampling[name.upper()]), dtype=float) for name in names}
+        wanted = {
+            name: np.asarray(
+                image.resize((size, size), Image.Resampling[name.upper()]), dtype=float
+            )
+            for name in names
+        }
         for name in names:
-            found = np.asarray(decode(content, resize_settings(size=size, resample=name)).image, dtype=float)[..., 0]
+            found = np.asarray(
+                decode(content, resize_settings(size=size, resample=name)).image, dtype=float
+            )[..., 0]
             apart = {other: np.abs(found - pixels) for other, pixels in wanted.items()}
             mine = apart.pop(name)
             if size < 150 and name in ("bilinear", "bicubic", "lanczos"):
@@ -164,7 +187,9 @@ def test_more_pixels_than_are_allowed_are_an_error(kind: str) -> None:
     content = FILES[kind][0]
     assert decode(content, resize_settings(size=32, max_megapixels=960e-6)).width == SIZE[0]
     for limit in (959e-6, 10e-6):
-        with pytest.raises(ImageError, match=r"too many pixels: 40 x 24; resize\.max_megapixels allows"):
+        with pytest.raises(
+            ImageError, match=r"too many pixels: 40 x 24; resize\.max_megapixels allows"
+        ):
             decode(content, resize_settings(size=32, max_megapixels=limit))
 
 

@@ -1,4 +1,6 @@
-"""The default is Pillow's bicubic within a grey level on every kind of content, and damage that libjpeg only warns of is found."""
+"""The default is Pillow's bicubic within a grey level on every kind of content, and damage that
+libjpeg only warns of is found.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def lines() -> Image.Image:
     image = Image.new("RGB", SIZE)
     rng = np.random.default_rng(3)
     for _ in range(200):
-        ImageDraw.Draw(image).line([int(rng.integers(side)) for side in (*SIZE, *SIZE)], fill=(255, 255, 255), width=2)
+        ImageDraw.Draw(image).line(
+            [int(rng.integers(side)) for side in (*SIZE, *SIZE)], fill=(255, 255, 255), width=2
+        )
     return image
 
 
@@ -46,8 +50,12 @@ CONTENT = {"thin lines": lines(), "black and white noise": noise(2), "noise": no
 def off(content: bytes) -> float:
     """Grey levels, on average, between the image and what Pillow makes of it at full resolution."""
     with Image.open(BytesIO(content)) as opened:
-        wanted = opened.convert("RGB").resize((DEFAULT.size, DEFAULT.size), Image.Resampling.BICUBIC)
-    return float(np.abs(np.asarray(decode(content, DEFAULT).image, dtype=float) - np.asarray(wanted)).mean())
+        wanted = opened.convert("RGB").resize(
+            (DEFAULT.size, DEFAULT.size), Image.Resampling.BICUBIC
+        )
+    return float(
+        np.abs(np.asarray(decode(content, DEFAULT).image, dtype=float) - np.asarray(wanted)).mean()
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -69,7 +77,11 @@ def test_grey_is_not_off_at_all(name: str, kind: str) -> None:
     assert off(saved(CONTENT[name].convert("L"), kind)) == 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_blocks": 50}], ids=["plain", "progressive", "restarts"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"progressive": True}, {"restart_marker_blocks": 50}],
+    ids=["plain", "progressive", "restarts"],
+)
 def test_a_jpeg_cut_short_is_found_though_it_has_an_end(settings: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     whole = saved(draw(sample_phantom(rng, "fundus"), SIZE, rng), "JPEG", quality=90, **settings)
@@ -82,14 +94,19 @@ def test_a_jpeg_cut_short_is_found_though_it_has_an_end(settings: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("settings", "percent"), [({"progressive": True}, 26), ({"progressive": True}, 56), ({"restart_marker_blocks": 50}, 17)]
+    ("settings", "percent"),
+    [({"progressive": True}, 26), ({"progressive": True}, 56), ({"restart_marker_blocks": 50}, 17)],
 )
-def test_a_jpeg_that_lacks_bytes_inside_is_refused_where_its_coding_tells(settings: dict[str, Any], percent: int) -> None:
+def test_a_jpeg_that_lacks_bytes_inside_is_refused_where_its_coding_tells(
+    settings: dict[str, Any], percent: int
+) -> None:
     rng = np.random.default_rng(0)
     whole = saved(draw(sample_phantom(rng, "fundus"), SIZE, rng), "JPEG", quality=90, **settings)
     at = len(whole) * percent // 100
     assert off(whole) < 0.5
-    with pytest.raises(ImageError, match="truncated or damaged: VipsJpeg: .*(bad Huffman code|extraneous bytes)"):
+    with pytest.raises(
+        ImageError, match="truncated or damaged: VipsJpeg: .*(bad Huffman code|extraneous bytes)"
+    ):
         decode(whole[:at] + whole[at + 400 :], DEFAULT)
 
 
@@ -100,8 +117,12 @@ def test_what_decodes_is_named_with_its_version(package: str) -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("PNG", np.uint16), ("TIFF", np.float32)])
 @pytest.mark.parametrize("how", ["range", "percentiles", "depth"])
-def test_deep_grey_is_scaled_the_same_at_once_and_in_strips(kind: str, dtype: type, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    levels: np.ndarray[Any, Any] = np.random.default_rng(2).integers(100, 5000, (130, 90)).astype(dtype)
+def test_deep_grey_is_scaled_the_same_at_once_and_in_strips(
+    kind: str, dtype: type, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: np.ndarray[Any, Any] = (
+        np.random.default_rng(2).integers(100, 5000, (130, 90)).astype(dtype)
+    )
     settings = DEFAULT.model_copy(update={"deep_grey": how, "size": 64})
     found = []
     for rows in (7, 10_000):

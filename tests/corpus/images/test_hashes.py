@@ -18,7 +18,9 @@ NEAR = load_params().splits.near_duplicates or 0
 def phantoms(modality: str, number: int) -> list[Image.Image]:
     rngs = [np.random.default_rng([11, index]) for index in range(number)]
     drawn = [draw(sample_phantom(rng, modality), (120, 140), rng) for rng in rngs]
-    return [image.resize((384, 384), Image.Resampling.BICUBIC) for image in drawn]  # as those of the sample are
+    return [
+        image.resize((384, 384), Image.Resampling.BICUBIC) for image in drawn
+    ]  # as those of the sample are
 
 
 def bits_apart(first: str, second: str) -> int:
@@ -36,7 +38,9 @@ def test_nearly_all_copies_are_nearer_than_the_threshold_and_no_other_images_are
     hashes = [perceptual_hash(image) for image in images]
     found: list[bool] = []
     for image, own in zip(images, hashes, strict=True):
-        smaller = image.resize((200, 200), Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BICUBIC)
+        smaller = image.resize((200, 200), Image.Resampling.BILINEAR).resize(
+            image.size, Image.Resampling.BICUBIC
+        )
         copies = (as_jpeg(image, 75), smaller, ImageEnhance.Contrast(image).enhance(0.9))
         found += [bits_apart(own, perceptual_hash(copy)) <= NEAR for copy in copies]
         assert perceptual_hash(image.convert("L")) == own
@@ -45,7 +49,12 @@ def test_nearly_all_copies_are_nearer_than_the_threshold_and_no_other_images_are
 
 
 def test_an_even_image_has_a_hash_without_noise_in_it() -> None:
-    assert len({perceptual_hash(Image.new("RGB", (384, 384), (level,) * 3)) for level in range(1, 256)}) == 1
+    assert (
+        len(
+            {perceptual_hash(Image.new("RGB", (384, 384), (level,) * 3)) for level in range(1, 256)}
+        )
+        == 1
+    )
 
 
 def test_pixel_hashes_tell_pixels_and_sizes_apart_and_not_modes() -> None:

@@ -25,7 +25,10 @@ def shard(folder: Path, name: str, size: int = 1000) -> Path:
 
 
 def kept(cache: ImageCache, path: Path) -> None:
-    cache.keep(path, [(f"{path.stem}-{letter}", f"{letter}.png", FACTS | {"letter": letter}) for letter in "ab"])
+    cache.keep(
+        path,
+        [(f"{path.stem}-{letter}", f"{letter}.png", FACTS | {"letter": letter}) for letter in "ab"],
+    )
 
 
 @pytest.fixture
@@ -33,7 +36,9 @@ def cache(tmp_path: Path) -> ImageCache:
     return ImageCache(tmp_path / "cache", 10**6)
 
 
-def test_an_image_is_found_again_with_its_facts_and_bytes(cache: ImageCache, tmp_path: Path) -> None:
+def test_an_image_is_found_again_with_its_facts_and_bytes(
+    cache: ImageCache, tmp_path: Path
+) -> None:
     path = shard(tmp_path, "one.zip")
     kept(cache, path)
     cache.keep_refusals([("bad", {"why": "the file is empty", "reason": "image-empty"})])
@@ -65,7 +70,10 @@ def test_threads_that_keep_and_take_beside_each_other_lose_nothing(
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, range(threads)))
     assert "cannot be used" not in capfd.readouterr().err
-    assert len(cache.known([f"{path.stem}-{number}" for path in paths for number in range(200)])) == 64 * 200
+    assert (
+        len(cache.known([f"{path.stem}-{number}" for path in paths for number in range(200)]))
+        == 64 * 200
+    )
 
 
 def test_a_shard_is_taken_whole_and_shares_its_bytes(cache: ImageCache, tmp_path: Path) -> None:
@@ -75,12 +83,16 @@ def test_a_shard_is_taken_whole_and_shares_its_bytes(cache: ImageCache, tmp_path
     path.unlink()
     assert cache.take("one.zip", tmp_path / "again.zip")
     assert (tmp_path / "again.zip").read_bytes() == content
-    assert (tmp_path / "again.zip").stat().st_ino == (tmp_path / "cache" / "shards" / "one.zip").stat().st_ino
+    assert (tmp_path / "again.zip").stat().st_ino == (
+        tmp_path / "cache" / "shards" / "one.zip"
+    ).stat().st_ino
     assert not cache.take("none.zip", tmp_path / "none.zip")
     assert not (tmp_path / "none.zip").exists()
 
 
-def test_a_shard_that_was_changed_under_its_other_name_is_not_taken(cache: ImageCache, tmp_path: Path) -> None:
+def test_a_shard_that_was_changed_under_its_other_name_is_not_taken(
+    cache: ImageCache, tmp_path: Path
+) -> None:
     path = shard(tmp_path, "one.zip")
     kept(cache, path)
     content = bytearray(path.read_bytes())
@@ -91,7 +103,9 @@ def test_a_shard_that_was_changed_under_its_other_name_is_not_taken(cache: Image
     assert cache.known(["one-a"]) == {}
 
 
-def test_a_shard_that_was_only_touched_is_looked_through_and_taken(cache: ImageCache, tmp_path: Path) -> None:
+def test_a_shard_that_was_only_touched_is_looked_through_and_taken(
+    cache: ImageCache, tmp_path: Path
+) -> None:
     path = shard(tmp_path, "one.zip")
     kept(cache, path)
     path.touch()
@@ -99,7 +113,9 @@ def test_a_shard_that_was_only_touched_is_looked_through_and_taken(cache: ImageC
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_an_image_whose_shard_is_damaged_is_forgotten(cache: ImageCache, tmp_path: Path, damage: str) -> None:
+def test_an_image_whose_shard_is_damaged_is_forgotten(
+    cache: ImageCache, tmp_path: Path, damage: str
+) -> None:
     kept(cache, shard(tmp_path, "one.zip"))
     inside = tmp_path / "cache" / "shards" / "one.zip"
     known = cache.known(["one-a"])["one-a"]
@@ -146,7 +162,9 @@ def test_it_may_be_deleted_while_it_is_in_use(cache: ImageCache, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\x00" + bytes(500)])
-def test_a_damaged_index_is_begun_anew(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_index_is_begun_anew(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "cache"
     with closing(ImageCache(folder, 10**6)) as cache:
         kept(cache, shard(tmp_path, "one.zip"))
@@ -173,7 +191,9 @@ def test_two_stages_use_it_at_once(tmp_path: Path) -> None:
         assert index.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written_is_done_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "cache").write_text("a file")
     with closing(ImageCache(tmp_path / "cache", 10**6)) as cache:
         kept(cache, shard(tmp_path, "one.zip"))

@@ -30,7 +30,12 @@ Tree = dict[str, bytes]
 
 def tree() -> Tree:
     folders = (layout.images("ct"), layout.frames("ct"), layout.DATA / "records")
-    return {str(path): path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path): path.read_bytes()
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -62,14 +67,21 @@ def corpus(make_corpus: MakeCorpus, make_record: MakeRecord, run: RunStage) -> P
 
 def grow(make_corpus: MakeCorpus, make_record: MakeRecord, number: int) -> None:
     change_params("quarantine", max_refused_share=1.0, max_refused_share_of_set=1.0)
-    images = {f"Images/a/{each:03d}.png": saved(smooth(30 + each, 40), "PNG") for each in range(number)}
-    images |= {"Images/a/007.png": b"no image", "Images/a/008.png": images["Images/a/008.png"][:300]}
+    images = {
+        f"Images/a/{each:03d}.png": saved(smooth(30 + each, 40), "PNG") for each in range(number)
+    }
+    images |= {
+        "Images/a/007.png": b"no image",
+        "Images/a/008.png": images["Images/a/008.png"][:300],
+    }
     images["Images/a/009.dcm"] = file(LEVELS[None].repeat(3, axis=0), Modality="CT")
     make_corpus([make_record(question_id=path, image_path=path) for path in images], images)
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
-def test_a_second_run_decodes_nothing_and_gives_the_same_bytes(run: RunStage, decoded: list[int]) -> None:
+def test_a_second_run_decodes_nothing_and_gives_the_same_bytes(
+    run: RunStage, decoded: list[int]
+) -> None:
     run(resize, "ct")
     first = tree()
     assert (len(decoded), len(list(layout.images("ct").iterdir())) > 3) == (41, True)
@@ -107,7 +119,9 @@ def test_of_a_corpus_that_grew_only_what_is_new_is_decoded_and_few_shards_change
 
 @pytest.mark.usefixtures("corpus", "small_shards")
 @pytest.mark.parametrize("change", [{"size": 64}, {"resample": "lanczos"}])
-def test_other_settings_are_other_images(run: RunStage, decoded: list[int], change: dict[str, object]) -> None:
+def test_other_settings_are_other_images(
+    run: RunStage, decoded: list[int], change: dict[str, object]
+) -> None:
     run(resize, "ct")
     decoded.clear()
     change_params("resize", **change)
@@ -132,7 +146,9 @@ def test_another_decoder_that_sees_the_same_leaves_the_shards_as_they_were(
 
 @pytest.mark.usefixtures("corpus", "small_shards")
 @pytest.mark.parametrize("damage", ["shard", "index", "frames", "all shards"])
-def test_what_is_damaged_in_the_cache_is_made_anew(run: RunStage, decoded: list[int], damage: str) -> None:
+def test_what_is_damaged_in_the_cache_is_made_anew(
+    run: RunStage, decoded: list[int], damage: str
+) -> None:
     run(resize, "ct")
     first = tree()
     decoded.clear()
@@ -140,7 +156,12 @@ def test_what_is_damaged_in_the_cache_is_made_anew(run: RunStage, decoded: list[
     frames = resize.CACHE / "shards" / next(layout.frames("ct").iterdir()).name
     shutil.rmtree(layout.images("ct"))
     shutil.rmtree(layout.frames("ct"))
-    for path in {"shard": kept[:1], "index": [resize.CACHE / "index.sqlite"], "frames": [frames], "all shards": kept}[damage]:
+    for path in {
+        "shard": kept[:1],
+        "index": [resize.CACHE / "index.sqlite"],
+        "frames": [frames],
+        "all shards": kept,
+    }[damage]:
         path.write_bytes(path.read_bytes()[:50] + bytes(50))
     run(resize, "ct")
     assert tree() == first
@@ -152,7 +173,11 @@ def test_a_shard_damaged_under_all_its_names_is_mended_as_the_error_says(run: Ru
     run(resize, "ct")
     first = tree()
     path = next(each["image"] for each in read_json_lines(layout.records("ct"), ""))
-    shard = next(each for each in layout.images("ct").iterdir() if path.partition("/ct/")[2] in list_shard(each))
+    shard = next(
+        each
+        for each in layout.images("ct").iterdir()
+        if path.partition("/ct/")[2] in list_shard(each)
+    )
     times = (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 0xFF
@@ -169,7 +194,9 @@ def test_a_shard_damaged_under_all_its_names_is_mended_as_the_error_says(run: Ru
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
-def test_one_core_and_many_give_the_same_bytes(run: RunStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_core_and_many_give_the_same_bytes(
+    run: RunStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for cores in (1, 4):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
@@ -180,7 +207,9 @@ def test_one_core_and_many_give_the_same_bytes(run: RunStage, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("corpus")
-def test_a_run_that_is_killed_leaves_nothing_half_and_is_gone_on_with(run: RunStage, project: Path) -> None:
+def test_a_run_that_is_killed_leaves_nothing_half_and_is_gone_on_with(
+    run: RunStage, project: Path
+) -> None:
     slow = (
         "import time, sys\n"
         "from stages.corpus.images import resizer as maker, shard_writer as shards\n"
@@ -190,7 +219,9 @@ def test_a_run_that_is_killed_leaves_nothing_half_and_is_gone_on_with(run: RunSt
         "sys.argv = ['resize', 'ct']; resize.main()"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", slow], cwd=project, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow], cwd=project, env=environment, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while len(list((resize.CACHE / "shards").glob("*.zip"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -198,10 +229,19 @@ def test_a_run_that_is_killed_leaves_nothing_half_and_is_gone_on_with(run: RunSt
     process.wait()
     assert not layout.images("ct").exists()
     assert not layout.records("ct").exists()
-    done = subprocess.run([sys.executable, "-c", slow], cwd=project, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", slow],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     fresh = int(done.stdout.partition("(")[2].partition(" of them")[0])
     assert 0 < fresh < 41
     resumed = tree()
     shutil.rmtree(resize.CACHE)
-    subprocess.run([sys.executable, "-c", slow], cwd=project, env=environment, capture_output=True, check=True)
+    subprocess.run(
+        [sys.executable, "-c", slow], cwd=project, env=environment, capture_output=True, check=True
+    )
     assert tree() == resumed

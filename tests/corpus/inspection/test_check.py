@@ -1,4 +1,6 @@
-"""The check of a corpus as its owner has it: counts, every problem with its place and a remedy, an exit code, nothing written."""
+"""The check of a corpus as its owner has it: counts, every problem with its place and a remedy, an
+exit code, nothing written.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
 @pytest.fixture
 def ward(tmp_path: Path) -> Path:
     """A folder with a spreadsheet and its images, nothing wrong with it."""
-    return write(tmp_path / "ward", {"ward.csv": HEADER + ROWS, "a.png": image(), "sub/b.png": image(size=(9, 9))})
+    return write(
+        tmp_path / "ward",
+        {"ward.csv": HEADER + ROWS, "a.png": image(), "sub/b.png": image(size=(9, 9))},
+    )
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -62,7 +67,9 @@ def found(run_check: Check, path: Path, *arguments: str) -> dict[str, Any]:
     return said
 
 
-def test_a_good_folder_is_counted_and_ready(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_folder_is_counted_and_ready(
+    run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = tree(ward)
     assert run_check(ward) == 0
     assert tree(ward) == before
@@ -77,14 +84,22 @@ def test_a_good_folder_is_counted_and_ready(run_check: Check, ward: Path, capsys
 
 def test_splits_without_data_are_said_and_matter_when_strict(run_check: Check, ward: Path) -> None:
     said = found(run_check, ward)
-    assert said["by kind"]["splits without data"]["count"] == len(MODALITIES) + len(QUESTION_TYPES) - 1
+    assert (
+        said["by kind"]["splits without data"]["count"] == len(MODALITIES) + len(QUESTION_TYPES) - 1
+    )
     assert (run_check(ward), run_check(ward, "--strict")) == (0, 1)
 
 
-def test_a_full_corpus_is_ready_even_when_strict(run_check: Check, tmp_path: Path, full_records: list[Raw]) -> None:
+def test_a_full_corpus_is_ready_even_when_strict(
+    run_check: Check, tmp_path: Path, full_records: list[Raw]
+) -> None:
     images = {record["image_path"] for record in full_records}
-    files: dict[str, str | bytes] = {name: image(size=(5 + number, 5)) for number, name in enumerate(sorted(images))}
-    folder = write(tmp_path / "full", files | {"QA_information/Open-access/Set.json": json.dumps(full_records)})
+    files: dict[str, str | bytes] = {
+        name: image(size=(5 + number, 5)) for number, name in enumerate(sorted(images))
+    }
+    folder = write(
+        tmp_path / "full", files | {"QA_information/Open-access/Set.json": json.dumps(full_records)}
+    )
     assert run_check(folder, "--strict") == 0
     with zipfile.ZipFile(tmp_path / "full.zip", "w") as archive:
         for path in sorted(folder.rglob("*")):
@@ -94,8 +109,19 @@ def test_a_full_corpus_is_ready_even_when_strict(run_check: Check, tmp_path: Pat
     assert kinds[0] | {"corpus": ""} == kinds[1] | {"corpus": ""}
 
 
-def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(ward, {"broken.png": image()[:40], "twin.png": image(), "unused.jpg": b"", ".DS_Store": b"", "B.PNG": image(size=(3, 3))})
+def test_each_problem_is_told_with_its_place_and_what_to_do(
+    run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        ward,
+        {
+            "broken.png": image()[:40],
+            "twin.png": image(),
+            "unused.jpg": b"",
+            ".DS_Store": b"",
+            "B.PNG": image(size=(3, 3)),
+        },
+    )
     bad = [
         "broken.png,What?,x|y,x,ct,lesion-grading",
         "twin.png,What?,x|y,x,ct,lesion-grading",
@@ -104,9 +130,26 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, wa
         "a.png,What?,x|y,x,CT scan,lesion-grading",
         "a.png,Where?,x|y,z,ct,lesion-grading",
     ]
-    write(ward, {"ward.csv": (HEADER + ROWS + "\n".join(bad)).replace("type\n", "type,patient\n").replace("diagnosis\n", "diagnosis,P\n")})
+    write(
+        ward,
+        {
+            "ward.csv": (
+                (HEADER + ROWS + "\n".join(bad))
+                .replace("type\n", "type,patient\n")
+                .replace("diagnosis\n", "diagnosis,P\n")
+            )
+        },
+    )
     text = (ward / "ward.csv").read_text(encoding="utf-8")
-    write(ward, {"ward.csv": "\n".join(line if line.endswith((",P", "patient")) else f"{line},P" for line in text.split("\n"))})
+    write(
+        ward,
+        {
+            "ward.csv": "\n".join(
+                line if line.endswith((",P", "patient")) else f"{line},P"
+                for line in text.split("\n")
+            )
+        },
+    )
     said = found(run_check, ward, "--examples", "1")
     kinds = said["by kind"]
     assert (said["status"], said["read"], said["kept"]) == ("problems", 8, 3)
@@ -115,12 +158,25 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, wa
         row = kinds[kind]["examples"][0]
         return f"{row['where'].partition(' (')[0]}: {row['what']}: {row['why']}"
 
-    assert example("images that cannot be decoded").startswith("ward.csv, line 4: Images/broken.png: the image cannot be used: ")
-    assert example("images that are missing") == "ward.csv, line 6: Images/nowhere.png: the image is not in the corpus"
+    assert example("images that cannot be decoded").startswith(
+        "ward.csv, line 4: Images/broken.png: the image cannot be used: "
+    )
+    assert (
+        example("images that are missing")
+        == "ward.csv, line 6: Images/nowhere.png: the image is not in the corpus"
+    )
     assert kinds["images that are missing"]["count"] == 2
-    assert example("unknown modalities").startswith("ward.csv, line 8: CT scan: unknown modality_type; did you mean ct?")
-    assert example("answers that are none of the options") == "ward.csv, line 9: z: gt_answer is none of the options ['x', 'y']"
-    assert example("images that are there twice") == "Images/twin.png: Images/a.png: the same bytes as this one"
+    assert example("unknown modalities").startswith(
+        "ward.csv, line 8: CT scan: unknown modality_type; did you mean ct?"
+    )
+    assert (
+        example("answers that are none of the options")
+        == "ward.csv, line 9: z: gt_answer is none of the options ['x', 'y']"
+    )
+    assert (
+        example("images that are there twice")
+        == "Images/twin.png: Images/a.png: the same bytes as this one"
+    )
     assert kinds["images that no question names"]["count"] == 2
     assert example("columns that are left out") == "ward.csv: patient: no column of ours"
     capsys.readouterr()
@@ -134,7 +190,9 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(run_check: Check, wa
     assert "read 8 records: 3 usable, 5 refused: problems" in out
 
 
-def test_without_images_no_image_is_opened(run_check: Check, ward: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_images_no_image_is_opened(
+    run_check: Check, ward: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(ward, {"a.png": b"no image"})
     assert run_check(ward) == 1
     monkeypatch.setattr(inspection, "decode_files", None)
@@ -142,20 +200,39 @@ def test_without_images_no_image_is_opened(run_check: Check, ward: Path, monkeyp
     assert not found(run_check, ward, "--no-images")["images_decoded"]
 
 
-def test_examples_are_limited_and_counts_are_not(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(ward, {"ward.csv": HEADER + ROWS + "".join(f"{number}.png,What?,x|y,x,ct,lesion-grading\n" for number in range(9))})
-    (finding,) = [each for each in found(run_check, ward, "--examples", "2")["findings"] if each["level"] == "refused"]
+def test_examples_are_limited_and_counts_are_not(
+    run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        ward,
+        {
+            "ward.csv": (
+                HEADER
+                + ROWS
+                + "".join(f"{number}.png,What?,x|y,x,ct,lesion-grading\n" for number in range(9))
+            )
+        },
+    )
+    (finding,) = [
+        each
+        for each in found(run_check, ward, "--examples", "2")["findings"]
+        if each["level"] == "refused"
+    ]
     assert (finding["count"], len(finding["examples"])) == (9, 2)
     assert "  - and 7 more" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["", HEADER, "image;words\n", HEADER + "a.png,What?,x|y,z,ct,lesion-grading"])
+@pytest.mark.parametrize(
+    "content", ["", HEADER, "image;words\n", HEADER + "a.png,What?,x|y,z,ct,lesion-grading"]
+)
 def test_what_has_no_usable_record_is_unusable(run_check: Check, ward: Path, content: str) -> None:
     write(ward, {"ward.csv": content})
     assert run_check(ward) == 2
 
 
-def test_what_is_no_corpus_is_unusable_and_told(run_check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_corpus_is_unusable_and_told(
+    run_check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path, {"x.zip": b"PK"})
     for path, why in {
@@ -167,8 +244,18 @@ def test_what_is_no_corpus_is_unusable_and_told(run_check: Check, tmp_path: Path
         assert why in capsys.readouterr().err
 
 
-def test_nothing_in_a_corpus_moves_the_cursor(run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(ward, {"ward.csv": HEADER + ROWS + "a.png,\x1b[2JGone\u202e,[red]x|y,[red]x,ct,lesion-grading\n", "\x1b[31m.png": b""})
+def test_nothing_in_a_corpus_moves_the_cursor(
+    run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(
+        ward,
+        {
+            "ward.csv": (
+                HEADER + ROWS + "a.png,\x1b[2JGone\u202e,[red]x|y,[red]x,ct,lesion-grading\n"
+            ),
+            "\x1b[31m.png": b"",
+        },
+    )
     assert run_check(ward) == 1
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -177,12 +264,28 @@ def test_nothing_in_a_corpus_moves_the_cursor(run_check: Check, ward: Path, caps
     assert "\\x1b[31m.png" in out
 
 
-def test_json_that_means_a_known_modality_is_told_so(run_check: Check, tmp_path: Path, make_record: MakeRecord) -> None:
-    records = [make_record(), make_record(question_id="b", modality_type="CT"), make_record(question_id="c", question_type="diagnosis")]
-    folder = write(tmp_path / "c", {"QA_information/Open-access/S.json": json.dumps(records), "Images/Chest CT Scan/a.png": image()})
+def test_json_that_means_a_known_modality_is_told_so(
+    run_check: Check, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    records = [
+        make_record(),
+        make_record(question_id="b", modality_type="CT"),
+        make_record(question_id="c", question_type="diagnosis"),
+    ]
+    folder = write(
+        tmp_path / "c",
+        {
+            "QA_information/Open-access/S.json": json.dumps(records),
+            "Images/Chest CT Scan/a.png": image(),
+        },
+    )
     kinds = found(run_check, folder)["by kind"]
-    assert kinds["unknown modalities"]["examples"][0]["why"].endswith("did you mean 'CT(Computed Tomography)' (slug ct)?")
-    assert kinds["unknown question types"]["examples"][0]["why"].endswith("did you mean 'Disease Diagnosis' (slug disease-diagnosis)?")
+    assert kinds["unknown modalities"]["examples"][0]["why"].endswith(
+        "did you mean 'CT(Computed Tomography)' (slug ct)?"
+    )
+    assert kinds["unknown question types"]["examples"][0]["why"].endswith(
+        "did you mean 'Disease Diagnosis' (slug disease-diagnosis)?"
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,13 +326,23 @@ def test_refusals_that_are_mended_in_the_same_way_are_counted_together() -> None
     ("elements", "reason", "setting"),
     [
         ({"Modality": "US"}, Reason.IMAGE_UNFLAGGED, "dicom.accept_unflagged"),
-        ({"Modality": "US", "BurnedInAnnotation": "YES"}, Reason.IMAGE_ANNOTATION, "dicom.accept_burned_in"),
+        (
+            {"Modality": "US", "BurnedInAnnotation": "YES"},
+            Reason.IMAGE_ANNOTATION,
+            "dicom.accept_burned_in",
+        ),
     ],
 )
 def test_a_dicom_image_that_may_name_a_patient_is_to_be_reviewed_and_never_stripped_of_its_header(
     run_check: Check, ward: Path, elements: dict[str, str], reason: Reason, setting: str
 ) -> None:
-    write(ward, {"us.dcm": dicom_file(ramp(), **elements), "ward.csv": HEADER + ROWS + "us.dcm,What?,x|y,x,ultrasound,lesion-grading\n"})
+    write(
+        ward,
+        {
+            "us.dcm": dicom_file(ramp(), **elements),
+            "ward.csv": HEADER + ROWS + "us.dcm,What?,x|y,x,ultrasound,lesion-grading\n",
+        },
+    )
     said = found(run_check, ward)
     assert (said["status"], said["refused"]) == ("problems", 1)
     (finding,) = [each for each in said["findings"] if each["level"] == "refused"]
@@ -247,7 +360,13 @@ def test_a_dicom_image_that_may_name_a_patient_is_to_be_reviewed_and_never_strip
         ("cut.png", image()[:40], Reason.IMAGE_DAMAGED),
     ],
 )
-def test_each_kind_of_unusable_image_has_its_own_advice(run_check: Check, ward: Path, name: str, content: bytes, reason: Reason) -> None:
-    write(ward, {name: content, "ward.csv": HEADER + ROWS + f"{name},What?,x|y,x,ct,lesion-grading\n"})
-    refused = [each["kind"] for each in found(run_check, ward)["findings"] if each["level"] == "refused"]
+def test_each_kind_of_unusable_image_has_its_own_advice(
+    run_check: Check, ward: Path, name: str, content: bytes, reason: Reason
+) -> None:
+    write(
+        ward, {name: content, "ward.csv": HEADER + ROWS + f"{name},What?,x|y,x,ct,lesion-grading\n"}
+    )
+    refused = [
+        each["kind"] for each in found(run_check, ward)["findings"] if each["level"] == "refused"
+    ]
     assert refused == [advise(reason).kind]

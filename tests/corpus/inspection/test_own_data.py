@@ -1,4 +1,6 @@
-"""docs/own-data.md is literally true: its sheet, looked over, gives its output; mended, it is ready, alone and beside a corpus."""
+"""docs/own-data.md is literally true: its sheet, looked over, gives its output; mended, it is
+ready, alone and beside a corpus.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SAMPLE = ROOT / "infra/sample/omnimedvqa-phantoms.zip"
 
 def block(language: str, number: int = 0) -> str:
     """A code block of the document."""
-    found: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
+    found: list[tuple[str, str]] = re.findall(
+        r"^```(\w*)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL
+    )
     return [text for kind, text in found if kind == language][number]
 
 
@@ -45,7 +49,9 @@ def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ward"
 
 
-def test_the_sheet_gives_the_output_that_is_shown(ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_sheet_gives_the_output_that_is_shown(
+    ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = block("", 1).split()
     assert command[0] == "med-r1"
     assert med_r1(*command[1:]) == 1
@@ -66,21 +72,27 @@ def test_mended_it_is_ready(ward: Path) -> None:
     assert reading.records[0].options[0] == "Nodule, solid"
 
 
-def test_beside_a_corpus_that_has_the_other_splits_nothing_is_short(ward: Path, tmp_path: Path) -> None:
+def test_beside_a_corpus_that_has_the_other_splits_nothing_is_short(
+    ward: Path, tmp_path: Path
+) -> None:
     with zipfile.ZipFile(SAMPLE) as archive:
         archive.extractall(tmp_path)
     (corpus,) = [path.parent for path in tmp_path.glob("**/QA_information")]
     kept = [looked_over(corpus)["kept"]]
     (ward / "scans").parent.rename(corpus / "Images/ward")
     sheet = re.sub("^(scans|skin)/", r"Images/ward/\1/", mended(block("csv")), flags=re.MULTILINE)
-    (corpus / "Images/ward/ward.csv").rename(corpus / "ward.csv").write_text(sheet, encoding="utf-8")
+    (corpus / "Images/ward/ward.csv").rename(corpus / "ward.csv").write_text(
+        sheet, encoding="utf-8"
+    )
     said = looked_over(corpus)
     assert said["kept"] == kept[0] + 4
     assert "splits without data" not in [finding["kind"] for finding in said["findings"]]
 
 
 def looked_over(corpus: Path) -> dict[str, Any]:
-    assert med_r1("check", str(corpus), "--no-images", "--json", "out.json") == 1, "the sample has records that are refused"
+    assert med_r1("check", str(corpus), "--no-images", "--json", "out.json") == 1, (
+        "the sample has records that are refused"
+    )
     said: dict[str, Any] = json.loads(Path("out.json").read_text(encoding="utf-8"))
     return said
 
@@ -95,7 +107,10 @@ def test_all_names_and_limits_in_the_text_are_those_of_the_code() -> None:
 
 
 def test_the_settings_that_are_shown_fit_the_files_they_go_into() -> None:
-    pinned, params = load_yaml(block("yaml", 0), Path("page")), load_yaml(block("yaml", 1), Path("page"))
+    pinned, params = (
+        load_yaml(block("yaml", 0), Path("page")),
+        load_yaml(block("yaml", 1), Path("page")),
+    )
     assert pinned["outs"][0]["path"] == params["corpus"]["archive"]
     known = read_yaml(ROOT / "params.yaml")
     assert set(params["corpus"]) <= set(known["corpus"])

@@ -15,7 +15,16 @@ import pytest
 from stages.core.errors import InputError
 from stages.core.params import Quarantine as RefusalLimits
 from stages.corpus.images.decoding import ImageError
-from stages.corpus.quarantine.ledger import NO_SET, Counts, Quarantine, RecordLocation, Row, read_quarantine, tally, write_quarantine
+from stages.corpus.quarantine.ledger import (
+    NO_SET,
+    Counts,
+    Quarantine,
+    RecordLocation,
+    Row,
+    read_quarantine,
+    tally,
+    write_quarantine,
+)
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import RefusedRecord, check_record, read_record_files
@@ -35,7 +44,12 @@ TABLE = [
 
 
 def refused(of_set: str, count: int, reason: Reason = Reason.FIELD_EMPTY) -> list[Row]:
-    return [Row(RecordLocation("a.json", number, f"q{number}"), f"value {number}", "why", reason, of_set) for number in range(count)]
+    return [
+        Row(
+            RecordLocation("a.json", number, f"q{number}"), f"value {number}", "why", reason, of_set
+        )
+        for number in range(count)
+    ]
 
 
 def account(*sets: tuple[str, int, int]) -> Quarantine:
@@ -45,20 +59,31 @@ def account(*sets: tuple[str, int, int]) -> Quarantine:
     return tally("download", len(kept) + len(rows), kept, rows)
 
 
-def test_an_account_is_sorted_by_place_read_back_and_says_where_it_comes_from(tmp_path: Path) -> None:
+def test_an_account_is_sorted_by_place_read_back_and_says_where_it_comes_from(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "q.parquet"
-    written = write_quarantine(path, "download", 9, ["Set b", "Set a", "Set b"], [*TABLE, *ROWS], {"corpus": "md5:abc"})
+    written = write_quarantine(
+        path, "download", 9, ["Set b", "Set a", "Set b"], [*TABLE, *ROWS], {"corpus": "md5:abc"}
+    )
     assert read_quarantine(path) == written
     assert (written.stage, written.read, written.kept) == ("download", 9, 3)
     lines = ["c.csv, line 7 (x)", "c.csv, line 12 (a)", "c.csv, line 101 (no question_id)"]
-    assert [str(row.where) for row in written.rows] == ["a.json", "b.json#9 (y)", "b.json#10 (x)", *lines]
+    assert [str(row.where) for row in written.rows] == [
+        "a.json",
+        "b.json#9 (y)",
+        "b.json#10 (x)",
+        *lines,
+    ]
     assert written.sets == {NO_SET: Counts(1, 0), "Set a": Counts(1, 1), "Set b": Counts(7, 2)}
     assert json.loads(pq.read_schema(path).metadata[b"provenance"]) == {"corpus": "md5:abc"}
 
 
 def test_two_accounts_of_the_same_rows_in_another_order_are_the_same_bytes(tmp_path: Path) -> None:
     for name, rows in {"1": [*ROWS, *TABLE], "2": [*ROWS, *TABLE][::-1]}.items():
-        write_quarantine(tmp_path / name, "download", 8, ["Set b", "Set a"], rows, {"corpus": "md5:abc"})
+        write_quarantine(
+            tmp_path / name, "download", 8, ["Set b", "Set a"], rows, {"corpus": "md5:abc"}
+        )
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
@@ -89,7 +114,13 @@ def test_an_account_that_does_not_add_up_is_neither_written_nor_read(tmp_path: P
     write_quarantine(path, "download", 4, ["Set a"], ROWS, {})
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
-    with pytest.raises(InputError, match=r"q\.parquet does not add up: \(no source set\): read 1, kept 0, rows 0; run `dvc repro -f`"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"q\.parquet does not add up: \(no source set\): read 1, kept 0, rows 0; run `dvc"
+            r" repro -f`"
+        ),
+    ):
         read_quarantine(path)
 
 
@@ -114,7 +145,9 @@ def unknown_reason(path: Path) -> None:
         (unknown_reason, r"q\.parquet is not a quarantine file .*'because' is not a valid Reason"),
     ],
 )
-def test_a_broken_account_is_named(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_a_broken_account_is_named(
+    tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
     spoil(tmp_path / "q.parquet")
     with pytest.raises(InputError, match=message):
         read_quarantine(tmp_path / "q.parquet")
@@ -141,21 +174,38 @@ def test_a_broken_account_is_named(tmp_path: Path, spoil: Callable[[Path], objec
         ({"question": "Is A) right?"}, Reason.OPTION_LABEL),
     ],
 )
-def test_each_kind_of_bad_record_has_its_code(make_record: MakeRecord, changes: dict[str, Any], reason: Reason) -> None:
+def test_each_kind_of_bad_record_has_its_code(
+    make_record: MakeRecord, changes: dict[str, Any], reason: Reason
+) -> None:
     with pytest.raises(RefusedRecord) as caught:
         check_record(make_record(**changes), RecordLocation("here"))
     assert caught.value.reason == reason
 
 
 def test_each_code_is_in_the_list_for_those_who_read_accounts() -> None:
-    table = [line for line in (ROOT / "docs/ingest-quality.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    table = [
+        line
+        for line in (ROOT / "docs/ingest-quality.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
     assert [code for code in Reason if not any(f"`{code}`" in line for line in table)] == []
 
 
-def test_a_row_has_the_source_set_and_modality_as_written_and_none_where_they_are_no_texts(make_record: MakeRecord) -> None:
-    bad = [make_record(modality_type="PET"), make_record(dataset=["x"], modality_type=3), None, make_record(dataset="", gt_answer="x")]
+def test_a_row_has_the_source_set_and_modality_as_written_and_none_where_they_are_no_texts(
+    make_record: MakeRecord,
+) -> None:
+    bad = [
+        make_record(modality_type="PET"),
+        make_record(dataset=["x"], modality_type=3),
+        None,
+        make_record(dataset="", gt_answer="x"),
+    ]
     rows = read_record_files([("a.json", json.dumps(bad).encode())]).rows
-    assert [(row.dataset, row.modality) for row in rows[:3]] == [("Chest CT Scan", "PET"), (None, None), (None, None)]
+    assert [(row.dataset, row.modality) for row in rows[:3]] == [
+        ("Chest CT Scan", "PET"),
+        (None, None),
+        (None, None),
+    ]
     assert rows[3].set == NO_SET
     assert [row.reason for row in rows[1:3]] == [Reason.FIELD_TYPE, Reason.RECORD_FORM]
 
@@ -179,18 +229,27 @@ def test_little_refused_goes_on(sets: list[tuple[str, int, int]]) -> None:
 
 def test_too_much_of_one_set_stops_though_all_together_are_good() -> None:
     with pytest.raises(InputError) as caught:
-        check_refused(account(("good", 1000, 0), ("torn", 79, 21)), LIMITS, Path("q.parquet"), "corpus.zip")
-    assert str(caught.value) == (
-        "corpus.zip: too much was refused by download: of 'torn' 21 of 100 records (21.0%) were refused, mostly: "
-        "21 field-empty ('value 0' in a.json#0 (q0)), quarantine.max_refused_share_of_set allows 20.0%. q.parquet holds every refused "
-        "record and why (docs/ingest-quality.md): correct the corpus, or, if the rest is good, "
-        "raise the limit in params.yaml and run `dvc repro` again"
+        check_refused(
+            account(("good", 1000, 0), ("torn", 79, 21)), LIMITS, Path("q.parquet"), "corpus.zip"
+        )
+    assert (
+        str(caught.value)
+        == "corpus.zip: too much was refused by download: of 'torn' 21 of 100 records (21.0%) were"
+        " refused, mostly: 21 field-empty ('value 0' in a.json#0 (q0)),"
+        " quarantine.max_refused_share_of_set allows 20.0%. q.parquet holds every refused record"
+        " and why (docs/ingest-quality.md): correct the corpus, or, if the rest is good, raise"
+        " the limit in params.yaml and run `dvc repro` again"
     )
 
 
 def test_too_much_of_all_stops_though_no_set_is_beyond_its_limit() -> None:
     sets = [(f"set {number}", 90, 10) for number in range(4)]
-    with pytest.raises(InputError, match=r"of all sets 40 of 400 records \(10\.0%\) .*quarantine\.max_refused_share allows 5\.0%"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"of all sets 40 of 400 records \(10\.0%\) .*quarantine\.max_refused_share allows 5\.0%"
+        ),
+    ):
         check_refused(account(*sets), LIMITS, Path("q.parquet"), "corpus.zip")
 
 
@@ -208,5 +267,11 @@ def test_the_commonest_reasons_come_first_and_of_many_sets_the_worst() -> None:
     with pytest.raises(InputError, match=r"mostly: 7 image-missing .*, 5 field-type "):
         check_refused(tally("download", 12, [], rows), LIMITS, Path("q.parquet"), "corpus.zip")
     many = account(*((f"set {number}", 0, 10 + number) for number in range(9)))
-    with pytest.raises(InputError, match=r"of all sets 126 of 126 .*of 'set 8' 18 of 18.*of 'set 5' 15 .*; and 5 more source sets"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"of all sets 126 of 126 .*of 'set 8' 18 of 18.*of 'set 5' 15 .*; and 5 more source"
+            r" sets"
+        ),
+    ):
         check_refused(many, LIMITS, Path("q.parquet"), "corpus.zip")

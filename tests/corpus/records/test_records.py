@@ -14,7 +14,13 @@ from stages.core.errors import InputError
 from stages.core.outputs import write_json_lines
 from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.records import RefusedRecord, check_record, iterate_records, read_record_files, read_record_lines
+from stages.corpus.records.records import (
+    RefusedRecord,
+    check_record,
+    iterate_records,
+    read_record_files,
+    read_record_lines,
+)
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.conftest import MakeRecord
 
@@ -23,16 +29,26 @@ HERE = RecordLocation("here.json", 0, "x")
 
 @pytest.mark.parametrize("slug", MODALITIES)
 @pytest.mark.parametrize("kind", QUESTION_TYPES)
-def test_every_modality_and_type_is_known_by_its_literal(make_record: MakeRecord, slug: str, kind: str) -> None:
-    record = check_record(make_record(modality_type=MODALITIES[slug], question_type=QUESTION_TYPES[kind]), HERE)
+def test_every_modality_and_type_is_known_by_its_literal(
+    make_record: MakeRecord, slug: str, kind: str
+) -> None:
+    record = check_record(
+        make_record(modality_type=MODALITIES[slug], question_type=QUESTION_TYPES[kind]), HERE
+    )
     assert (record.modality, record.question_type) == (slug, kind)
 
 
-def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(make_record: MakeRecord) -> None:
+def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(
+    make_record: MakeRecord,
+) -> None:
     raw = make_record(option_C="Normal", gt_answer=" Normal ", question=" What? ", source="kept")
     record = check_record(raw, HERE)
     assert record.fields == raw
-    assert (record.question, record.options, record.gold) == ("What?", ("Cyst", "Nodule", "Normal"), "C")
+    assert (record.question, record.options, record.gold) == (
+        "What?",
+        ("Cyst", "Nodule", "Normal"),
+        "C",
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +70,11 @@ def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(make_record:
         ({"option_B": None, "option_C": "Nodule"}, "['option_A', 'option_C']", Reason.OPTION_COUNT),
         ({"option_C": "x", "option_D": "y", "option_E": "z"}, "['option_E']", Reason.OPTION_EXTRA),
         ({"modality_type": "ct"}, "ct", Reason.UNKNOWN_MODALITY),
-        ({"modality_type": "OCT (Optical Coherence Tomography)"}, "OCT (Optical Coherence Tomography)", Reason.UNKNOWN_MODALITY),
+        (
+            {"modality_type": "OCT (Optical Coherence Tomography)"},
+            "OCT (Optical Coherence Tomography)",
+            Reason.UNKNOWN_MODALITY,
+        ),
         ({"question_type": "disease diagnosis"}, "disease diagnosis", Reason.UNKNOWN_QUESTION_TYPE),
         ({"image_path": "/Images/a.png"}, "/Images/a.png", Reason.IMAGE_PATH),
         ({"image_path": "Images/../a.png"}, "Images/../a.png", Reason.IMAGE_PATH),
@@ -65,14 +85,20 @@ def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(make_record:
         ({"image_path": f"Images/{'ö' * 130}.png"}, f"Images/{'ö' * 130}.png", Reason.IMAGE_PATH),
     ],
 )
-def test_a_bad_record_is_refused_with_value_and_reason(make_record: MakeRecord, changes: dict[str, Any], what: str, reason: Reason) -> None:
+def test_a_bad_record_is_refused_with_value_and_reason(
+    make_record: MakeRecord, changes: dict[str, Any], what: str, reason: Reason
+) -> None:
     with pytest.raises(RefusedRecord) as caught:
         check_record(make_record(**changes), HERE)
     assert (caught.value.what, caught.value.reason) == (what, reason)
 
 
-@pytest.mark.parametrize("changes", [{"question": "Is A) right?"}, {"option_A": "Cyst, B) or more"}])
-def test_a_text_the_published_form_cannot_carry_is_refused(make_record: MakeRecord, changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"question": "Is A) right?"}, {"option_A": "Cyst, B) or more"}]
+)
+def test_a_text_the_published_form_cannot_carry_is_refused(
+    make_record: MakeRecord, changes: dict[str, str]
+) -> None:
     with pytest.raises(RefusedRecord, match="cannot be told from the options"):
         check_record(make_record(**changes), HERE)
 
@@ -80,10 +106,19 @@ def test_a_text_the_published_form_cannot_carry_is_refused(make_record: MakeReco
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"question": "Is it <|image_pad|>?"}, "question holds <|image_pad|>, which a model reads as a command"),
+        (
+            {"question": "Is it <|image_pad|>?"},
+            "question holds <|image_pad|>, which a model reads as a command",
+        ),
         ({"option_A": "</think>"}, "option_A holds </think>, which a model reads as a command"),
-        ({"question": "\u202eWhat?"}, "question holds U+202E, which changes the direction of writing"),
-        ({"option_B": "a\x1bb", "gt_answer": "a\x1bb"}, "gt_answer holds the control character U+001B"),
+        (
+            {"question": "\u202eWhat?"},
+            "question holds U+202E, which changes the direction of writing",
+        ),
+        (
+            {"option_B": "a\x1bb", "gt_answer": "a\x1bb"},
+            "gt_answer holds the control character U+001B",
+        ),
         ({"question": "What?\x1f"}, "question holds the control character U+001F"),
         ({"question_id": "a\nb"}, "question_id holds the control character U+000A"),
         ({"dataset": "a\tb"}, "dataset holds the control character U+0009"),
@@ -91,7 +126,9 @@ def test_a_text_the_published_form_cannot_carry_is_refused(make_record: MakeReco
         ({"question": "x" * 20_001}, "question has 20001 characters, the limit is 20000"),
     ],
 )
-def test_what_may_not_stand_in_a_prompt_or_a_name_is_refused(make_record: MakeRecord, changes: dict[str, Any], why: str) -> None:
+def test_what_may_not_stand_in_a_prompt_or_a_name_is_refused(
+    make_record: MakeRecord, changes: dict[str, Any], why: str
+) -> None:
     with pytest.raises(RefusedRecord) as caught:
         check_record(make_record(**changes), HERE)
     assert caught.value.why == why
@@ -122,7 +159,11 @@ def test_what_is_no_object_is_refused(raw: Any) -> None:
         (b"\xff\xfe\xfa", "byte 0xfa", Reason.FILE_ENCODING),
         (b'[{"x": "\xe4"}]', "byte 0xe4 in line 1", Reason.FILE_ENCODING),
         ("[]".encode("utf-32"), "UTF-32", Reason.FILE_ENCODING),
-        (b'[{"x": "raw \n newline"}]', "Invalid control character at: line 1 column 13", Reason.FILE_UNREADABLE),
+        (
+            b'[{"x": "raw \n newline"}]',
+            "Invalid control character at: line 1 column 13",
+            Reason.FILE_UNREADABLE,
+        ),
         (b"[" * 100_000, "nested too deeply", Reason.FILE_UNREADABLE),
         (b'[{"a":' * 100_000, "nested too deeply", Reason.FILE_UNREADABLE),
         (b"{}", "dict", Reason.FILE_FORM),
@@ -130,8 +171,12 @@ def test_what_is_no_object_is_refused(raw: Any) -> None:
         (b"1" * 10_000, "int", Reason.FILE_FORM),
     ],
 )
-def test_a_bad_file_is_one_row(make_record: MakeRecord, content: bytes, what: str, reason: Reason) -> None:
-    reading = read_record_files([("Bad.json", content), ("Good.json", json.dumps([make_record()]).encode())])
+def test_a_bad_file_is_one_row(
+    make_record: MakeRecord, content: bytes, what: str, reason: Reason
+) -> None:
+    reading = read_record_files(
+        [("Bad.json", content), ("Good.json", json.dumps([make_record()]).encode())]
+    )
     assert (reading.read, len(reading.records)) == (2, 1)
     (row,) = reading.rows
     assert row.where == RecordLocation("Bad.json")
@@ -142,7 +187,9 @@ def test_a_bad_file_is_one_row(make_record: MakeRecord, content: bytes, what: st
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_does_no_harm(make_record: MakeRecord, encoding: str) -> None:
     content = json.dumps([make_record(question="Größe?")], ensure_ascii=False).encode(encoding)
-    assert [record.question for record in read_record_files([("a.json", content)]).records] == ["Größe?"]
+    assert [record.question for record in read_record_files([("a.json", content)]).records] == [
+        "Größe?"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -170,13 +217,20 @@ def test_what_a_parser_passes_over_is_refused_and_the_others_are_kept(
     reading = read_record_files([("a.json", f"[{bad},\n {good}]".encode())])
     assert [record.question_id for record in reading.records] == ["good"]
     (row,) = reading.rows
-    assert (row.where, str(row.where)) == (RecordLocation("a.json", 0, "bad", 1), "a.json#0, line 1 (bad)")
+    assert (row.where, str(row.where)) == (
+        RecordLocation("a.json", 0, "bad", 1),
+        "a.json#0, line 1 (bad)",
+    )
     assert what in row.what
     assert row.reason == reason
 
 
-def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(make_record: MakeRecord, tmp_path: Path) -> None:
-    raw = make_record(source={"list": [1, None, 0.5, {"deep": "\U0001f600"}]}, pages=10**300, note="\u2028")
+def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(
+    make_record: MakeRecord, tmp_path: Path
+) -> None:
+    raw = make_record(
+        source={"list": [1, None, 0.5, {"deep": "\U0001f600"}]}, pages=10**300, note="\u2028"
+    )
     (record,) = read_record_files([("a.json", json.dumps([raw]).encode())]).records
     write_json_lines(tmp_path / "records.jsonl", [record.fields])
     assert next(iterate_records(tmp_path / "records.jsonl", "remedy")).fields == raw
@@ -184,11 +238,20 @@ def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(make_
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord, end: str) -> None:
-    raws: list[Any] = [make_record(question_id="a"), make_record(question_id="b", gt_answer="?"), None, []]
+    raws: list[Any] = [
+        make_record(question_id="a"),
+        make_record(question_id="b", gt_answer="?"),
+        None,
+        [],
+    ]
     text = json.dumps(raws, indent=1)
-    reading = read_record_files([("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())])
+    reading = read_record_files(
+        [("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())]
+    )
     lines = text.split("\n")
-    begins = [number for number, line in enumerate(lines, start=1) if line in (" {", " null,", " []")]
+    begins = [
+        number for number, line in enumerate(lines, start=1) if line in (" {", " null,", " []")
+    ]
     assert str(reading.records[0].place) == f"a.json#0, line {begins[0]} (a)"
     assert [str(row.where) for row in reading.rows] == [
         f"a.json#1, line {begins[1]} (b)",
@@ -202,12 +265,18 @@ def test_the_row_of_a_refused_record_has_its_modality_as_written(make_record: Ma
     raw = make_record(gt_answer="x")
     del raw["modality_type"]
     reading = read_record_files([("a.json", json.dumps([raw]).encode())], lambda image_path: "ct")
-    assert [(row.reason, row.modality) for row in reading.rows] == [(Reason.ANSWER_NOT_OFFERED, None)]
+    assert [(row.reason, row.modality) for row in reading.rows] == [
+        (Reason.ANSWER_NOT_OFFERED, None)
+    ]
 
 
-def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(make_record: MakeRecord) -> None:
+def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(
+    make_record: MakeRecord,
+) -> None:
     first, second = make_record(question="First?"), make_record(question="Second?")
-    reading = read_record_files([("b.json", json.dumps([second]).encode()), ("a.json", json.dumps([first]).encode())])
+    reading = read_record_files(
+        [("b.json", json.dumps([second]).encode()), ("a.json", json.dumps([first]).encode())]
+    )
     assert [record.question for record in reading.records] == ["First?"]
     assert reading.rows == [
         Row(
@@ -242,19 +311,31 @@ def test_a_long_value_is_cut_in_its_row(make_record: MakeRecord) -> None:
 
 
 def test_ten_thousand_records_take_about_a_second_at_most(make_record: MakeRecord) -> None:
-    content = json.dumps([make_record(question_id=str(number)) for number in range(10_000)]).encode()
+    content = json.dumps(
+        [make_record(question_id=str(number)) for number in range(10_000)]
+    ).encode()
     start = time.process_time()
     assert len(read_record_files([("a.json", content)]).records) == 10_000
     assert time.process_time() - start < 2
 
 
-def test_records_of_an_earlier_stage_are_read_back_with_their_lines(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_records_of_an_earlier_stage_are_read_back_with_their_lines(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
     path = tmp_path / "records.jsonl"
-    records = [make_record(question_id=f"q{each}", more={"list": [each, {}], "text": "\u2028\n}"}) for each in range(3)]
+    records = [
+        make_record(question_id=f"q{each}", more={"list": [each, {}], "text": "\u2028\n}"})
+        for each in range(3)
+    ]
     write_json_lines(path, records)
-    for found in (list(iterate_records(path, "remedy")), read_record_lines([path], "remedy").records):
+    for found in (
+        list(iterate_records(path, "remedy")),
+        read_record_lines([path], "remedy").records,
+    ):
         assert [record.fields for record in found] == records
-        assert [record.place for record in found] == [RecordLocation(path.as_posix(), None, f"q{each}", each + 1) for each in range(3)]
+        assert [record.place for record in found] == [
+            RecordLocation(path.as_posix(), None, f"q{each}", each + 1) for each in range(3)
+        ]
 
 
 def test_records_are_read_one_at_a_time(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -267,9 +348,13 @@ def test_records_are_read_one_at_a_time(tmp_path: Path, make_record: MakeRecord)
     assert peak < path.stat().st_size / 5
 
 
-def test_an_unfit_record_of_an_earlier_stage_is_a_row_or_stops_at_its_line(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_an_unfit_record_of_an_earlier_stage_is_a_row_or_stops_at_its_line(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    write_json_lines(paths[0], [make_record(question_id="q1"), make_record(question_id="q2", gt_answer="x")])
+    write_json_lines(
+        paths[0], [make_record(question_id="q1"), make_record(question_id="q2", gt_answer="x")]
+    )
     write_json_lines(paths[1], [make_record(question_id="q1")])
     reading = read_record_lines(reversed(paths), "remedy")
     assert (reading.read, [record.question_id for record in reading.records]) == (3, ["q1"])

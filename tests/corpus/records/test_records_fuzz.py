@@ -1,4 +1,6 @@
-"""Whatever bytes a question file holds, its readers answer with records and refusals that add up, and that can be written down."""
+"""Whatever bytes a question file holds, its readers answer with records and refusals that add up,
+and that can be written down.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,51 @@ ROW = {
 }
 # what parsers, prompts and paths stumble over
 TOKENS = [
-    *('"', "'", "\\", "\n", "\r", "\r\n", ",", ";", "\t", "|", "[", "]", "{", "}", ":", "null", "NaN", "-Infinity", "1e999", "9" * 5000),
-    *("\\ud800", "\\u0000", "\x00", "\x1b", "\ufeff", "\u202e", "<|im_end|>", " A)", ", B)", "../", "\\", "/", "[" * 2000, '{"a":' * 2000),
+    *(
+        '"',
+        "'",
+        "\\",
+        "\n",
+        "\r",
+        "\r\n",
+        ",",
+        ";",
+        "\t",
+        "|",
+        "[",
+        "]",
+        "{",
+        "}",
+        ":",
+        "null",
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "9" * 5000,
+    ),
+    *(
+        "\\ud800",
+        "\\u0000",
+        "\x00",
+        "\x1b",
+        "\ufeff",
+        "\u202e",
+        "<|im_end|>",
+        " A)",
+        ", B)",
+        "../",
+        "\\",
+        "/",
+        "[" * 2000,
+        '{"a":' * 2000,
+    ),
     *("[]", "{}", '""', '"question": "x",', "option_E", "x" * 30_000),
 ]
 bounded = settings(
-    deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], derandomize=True
+    deadline=None,
+    max_examples=600,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    derandomize=True,
 )
 
 # JSON that a parser takes, or nearly: what to do about it is decided here
@@ -80,11 +121,17 @@ any_text = st.text(st.characters(exclude_categories=[]), max_size=8)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | any_text | st.sampled_from(TOKENS),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.sampled_from([*RAW, "option_E"]), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.text(max_size=8) | st.sampled_from([*RAW, "option_E"]), inner, max_size=3
+        )
     ),
     max_leaves=6,
 )
-edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(TOKENS) | st.binary(max_size=4)), max_size=4)
+edits = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 12), st.sampled_from(TOKENS) | st.binary(max_size=4)),
+    max_size=4,
+)
 
 
 def check(name: str, content: bytes) -> int:
@@ -95,11 +142,13 @@ def check(name: str, content: bytes) -> int:
     beside = [record.fields for record in reading.records if record.place.file == "zzz.json"]
     assert beside == [] or beside == [good], "the other file is unharmed"
     assert len({record.question_id for record in reading.records}) == len(reading.records)
-    written = json.dumps([record.fields for record in reading.records], ensure_ascii=False, indent=1, allow_nan=False).encode()
+    written = json.dumps(
+        [record.fields for record in reading.records], ensure_ascii=False, indent=1, allow_nan=False
+    ).encode()
     again = read_record_files([("again.json", written)])
-    assert [record.fields for record in again.records] == [record.fields for record in reading.records], (
-        "what was kept is read back as it was"
-    )
+    assert [record.fields for record in again.records] == [
+        record.fields for record in reading.records
+    ], "what was kept is read back as it was"
     for row in reading.rows:
         assert row.where.file in (name, "zzz.json")
         assert row.why
@@ -110,7 +159,11 @@ def check(name: str, content: bytes) -> int:
 def mutate(content: bytes, changes: list[tuple[float, int, str | bytes]], cut: float) -> bytes:
     for place, removed, added in changes:
         at = int(place * len(content))
-        content = content[:at] + (added if isinstance(added, bytes) else added.encode("utf-8", "surrogatepass")) + content[at + removed :]
+        content = (
+            content[:at]
+            + (added if isinstance(added, bytes) else added.encode("utf-8", "surrogatepass"))
+            + content[at + removed :]
+        )
     return content[: int(cut * len(content))]
 
 
@@ -131,7 +184,13 @@ def test_arbitrary_bytes(name: str, content: bytes) -> None:
 
 @bounded
 @given(
-    st.lists(st.builds(lambda changes: RAW | changes, st.dictionaries(st.sampled_from([*RAW, "x"]), json_values, max_size=2)), max_size=4)
+    st.lists(
+        st.builds(
+            lambda changes: RAW | changes,
+            st.dictionaries(st.sampled_from([*RAW, "x"]), json_values, max_size=2),
+        ),
+        max_size=4,
+    )
 )
 def test_records_with_any_values(raws: list[dict[str, Any]]) -> None:
     check("a.json", json.dumps(raws).encode())
@@ -139,7 +198,14 @@ def test_records_with_any_values(raws: list[dict[str, Any]]) -> None:
 
 @bounded
 @given(
-    st.lists(st.tuples(st.sampled_from([*RAW, "x", "y"]), st.sampled_from(FRAGMENTS) | json_values.map(json.dumps)), max_size=3), any_text
+    st.lists(
+        st.tuples(
+            st.sampled_from([*RAW, "x", "y"]),
+            st.sampled_from(FRAGMENTS) | json_values.map(json.dumps),
+        ),
+        max_size=3,
+    ),
+    any_text,
 )
 def test_records_with_any_further_fields(fields: list[tuple[str, str]], name: str) -> None:
     further = "".join(f", {json.dumps(key)}: {value}" for key, value in [*fields, (name, "1")])
@@ -147,26 +213,60 @@ def test_records_with_any_further_fields(fields: list[tuple[str, str]], name: st
 
 
 @bounded
-@given(st.sampled_from([None, 1]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), edits, st.floats(0.5, 1.2))
-def test_mutated_json(indent: int | None, encoding: str, changes: list[tuple[float, int, str | bytes]], cut: float) -> None:
-    content = json.dumps([{**RAW, "question_id": f"q{number}"} for number in range(3)], indent=indent).encode(encoding)
+@given(
+    st.sampled_from([None, 1]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    edits,
+    st.floats(0.5, 1.2),
+)
+def test_mutated_json(
+    indent: int | None, encoding: str, changes: list[tuple[float, int, str | bytes]], cut: float
+) -> None:
+    content = json.dumps(
+        [{**RAW, "question_id": f"q{number}"} for number in range(3)], indent=indent
+    ).encode(encoding)
     check("a.json", mutate(content, changes, cut))
 
 
 @bounded
-@given(st.sampled_from(",;\t"), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]), edits, st.floats(0.5, 1.2))
-def test_mutated_csv(delimiter: str, encoding: str, changes: list[tuple[float, int, str | bytes]], cut: float) -> None:
-    content = as_csv([{**ROW, "id": f"q{number}"} for number in range(3)], delimiter).encode(encoding)
+@given(
+    st.sampled_from(",;\t"),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    edits,
+    st.floats(0.5, 1.2),
+)
+def test_mutated_csv(
+    delimiter: str, encoding: str, changes: list[tuple[float, int, str | bytes]], cut: float
+) -> None:
+    content = as_csv([{**ROW, "id": f"q{number}"} for number in range(3)], delimiter).encode(
+        encoding
+    )
     check("a.csv", mutate(content, changes, cut))
 
 
 @bounded
-@given(st.lists(st.dictionaries(st.sampled_from([*ROW]), st.text(max_size=12) | st.sampled_from(TOKENS), max_size=2), max_size=4))
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from([*ROW]), st.text(max_size=12) | st.sampled_from(TOKENS), max_size=2
+        ),
+        max_size=4,
+    )
+)
 def test_rows_with_any_cells(changes: list[dict[str, str]]) -> None:
     text = as_csv([ROW | change for change in changes], ",")
     check("a.csv", text.encode("utf-8", "surrogatepass"))
 
 
 def test_files_without_a_fault_are_kept_whole_by_the_same_contract() -> None:
-    assert check("a.json", json.dumps([{**RAW, "question_id": f"q{number}"} for number in range(3)]).encode()) == 3
-    assert check("a.csv", as_csv([{**ROW, "id": f"q{number}"} for number in range(3)], ";").encode()) == 3
+    assert (
+        check(
+            "a.json",
+            json.dumps([{**RAW, "question_id": f"q{number}"} for number in range(3)]).encode(),
+        )
+        == 3
+    )
+    assert (
+        check("a.csv", as_csv([{**ROW, "id": f"q{number}"} for number in range(3)], ";").encode())
+        == 3
+    )

@@ -30,11 +30,16 @@ ROW = {
 }
 
 
-def table(*rows: dict[str, str], delimiter: str = ",", columns: list[str] | None = None, end: str = "\r\n") -> str:
+def table(
+    *rows: dict[str, str], delimiter: str = ",", columns: list[str] | None = None, end: str = "\r\n"
+) -> str:
     """A CSV as a program writes it."""
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(
-        buffer, columns or [*dict.fromkeys(key for row in rows for key in row)], delimiter=delimiter, lineterminator=end
+        buffer,
+        columns or [*dict.fromkeys(key for row in rows for key in row)],
+        delimiter=delimiter,
+        lineterminator=end,
     )
     writer.writeheader()
     writer.writerows(rows)
@@ -85,15 +90,24 @@ def test_a_row_is_a_record_as_omnimedvqa_has_it() -> None:
 def test_a_csv_and_a_json_file_with_its_records_give_the_same() -> None:
     record = only(table(ROW))
     from_json = read_record_files([("ward.json", json.dumps([record.fields]).encode())]).records[0]
-    assert (from_json.fields, from_json.options, from_json.gold) == (record.fields, record.options, record.gold)
+    assert (from_json.fields, from_json.options, from_json.gold) == (
+        record.fields,
+        record.options,
+        record.gold,
+    )
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_separators_line_ends_and_encodings_of_spreadsheets_are_found(end: str, delimiter: str, encoding: str) -> None:
+def test_separators_line_ends_and_encodings_of_spreadsheets_are_found(
+    end: str, delimiter: str, encoding: str
+) -> None:
     row = ROW | {"question": "Größe?; \t, 日本", "image": "ö/a;b,c.png"}
-    assert only(table(row, delimiter=delimiter, end=end).encode(encoding)).question == "Größe?; \t, 日本"
+    assert (
+        only(table(row, delimiter=delimiter, end=end).encode(encoding)).question
+        == "Größe?; \t, 日本"
+    )
 
 
 @pytest.mark.parametrize("role", COLUMNS)
@@ -101,15 +115,27 @@ def test_columns_go_by_any_of_their_names_in_any_case_and_order(role: str) -> No
     full = ROW | {"id": "q1", "dataset": "Ward 7"}
     expected = only(table(full)).fields
     for name in COLUMNS[role]:
-        for written in (name, name.upper(), f" {name.title()} ", name.replace(" ", "_"), name.replace(" ", "-"), name.replace(" ", "")):
-            renamed = {written if key == role else key: value for key, value in reversed(full.items())}
+        for written in (
+            name,
+            name.upper(),
+            f" {name.title()} ",
+            name.replace(" ", "_"),
+            name.replace(" ", "-"),
+            name.replace(" ", ""),
+        ):
+            renamed = {
+                written if key == role else key: value for key, value in reversed(full.items())
+            }
             assert only(table(renamed)).fields == expected, written
 
 
 @pytest.mark.parametrize("prefix", ["option_", "Option ", "OPTION", "choice-", ""])
 def test_options_may_have_columns_of_their_own(prefix: str) -> None:
     row = {key: value for key, value in ROW.items() if key != "options"}
-    options = {f"{prefix}{letter}": text for letter, text in zip(LETTERS, ["Cyst, simple", "Nodule", "", " "], strict=True)}
+    options = {
+        f"{prefix}{letter}": text
+        for letter, text in zip(LETTERS, ["Cyst, simple", "Nodule", "", " "], strict=True)
+    }
     assert only(table(row | options)).options == ("Cyst, simple", "Nodule")
 
 
@@ -146,7 +172,9 @@ def test_an_answer_is_a_text_or_a_letter(options: str, answer: str, gold: str) -
 
 @pytest.mark.parametrize("given_as", ["slug", "literal"])
 @pytest.mark.parametrize("change", [str, str.upper, str.lower, lambda text: f"  {text} "])
-def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(given_as: str, change: Any) -> None:
+def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(
+    given_as: str, change: Any
+) -> None:
     for slug, literal in MODALITIES.items():
         for kind, words in QUESTION_TYPES.items():
             modality, asked = (slug, kind) if given_as == "slug" else (literal, words)
@@ -171,7 +199,11 @@ def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(given_as: 
         ({"options": '["Cyst", "Nodule"'}, '["Cyst", "Nodule"', Reason.OPTIONS_FORM),
         ({"options": '["Cyst", 3]'}, '["Cyst", 3]', Reason.OPTIONS_FORM),
         ({"options": '["\\ud800", "Nodule"]'}, "\\ud800", Reason.FIELD_ENCODING),
-        ({"options": "A) Cyst|b) Nodule", "answer": "A"}, "['A) Cyst', 'b) Nodule']", Reason.OPTION_LETTERS),
+        (
+            {"options": "A) Cyst|b) Nodule", "answer": "A"},
+            "['A) Cyst', 'b) Nodule']",
+            Reason.OPTION_LETTERS,
+        ),
         ({"answer": "nodule"}, "nodule", Reason.ANSWER_NOT_OFFERED),
         ({"answer": "C"}, "C", Reason.ANSWER_NOT_OFFERED),
         ({"options": "B|A", "answer": "A"}, "A", Reason.ANSWER_AMBIGUOUS),
@@ -192,7 +224,9 @@ def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(given_as: 
         ({"question": "What A)x"}, "What A)x A)Cyst, simple, B)Nodule", Reason.OPTION_LABEL),
     ],
 )
-def test_a_row_that_cannot_be_read_in_one_way_is_refused(changes: dict[str, str], what: str, reason: Reason) -> None:
+def test_a_row_that_cannot_be_read_in_one_way_is_refused(
+    changes: dict[str, str], what: str, reason: Reason
+) -> None:
     text = table(ROW | changes)
     content = text.encode() if "\x00" not in text else text.encode("utf-16")
     found = refusal(content)
@@ -215,7 +249,10 @@ def test_letters_that_agree_with_the_text_are_no_contradiction() -> None:
         ("image,Image Path,question,options,answer,modality,type\n", Reason.COLUMN_DUPLICATE),
         ("image,question,options,answer,gt_answer,modality,type\n", Reason.COLUMN_DUPLICATE),
         ("image,question,a,A,b,answer,modality,type\n", Reason.COLUMN_DUPLICATE),
-        ("image,question,options,option_A,option_B,answer,modality,type\n", Reason.COLUMN_DUPLICATE),
+        (
+            "image,question,options,option_A,option_B,answer,modality,type\n",
+            Reason.COLUMN_DUPLICATE,
+        ),
         ('"image,question\n', Reason.COLUMN_MISSING),
     ],
 )
@@ -249,18 +286,48 @@ def test_another_encoding_is_refused_with_the_place(content: bytes, what: str) -
 
 
 def test_lines_are_those_of_the_file_whatever_stands_in_its_cells() -> None:
-    rows = [ROW | {"id": "a", "question": "one\ntwo\r\nthree"}, ROW | {"id": "b"}, ROW | {"id": "c"}]
+    rows = [
+        ROW | {"id": "a", "question": "one\ntwo\r\nthree"},
+        ROW | {"id": "b"},
+        ROW | {"id": "c"},
+    ]
     text = "\n" + table(*rows).replace('scans/a.png,"What', '\r\n,,,,,,\r\nscans/a.png,"What', 1)
-    assert [str(record.place) for record in read(text).records] == ["ward.csv, line 3 (a)", "ward.csv, line 8 (b)", "ward.csv, line 9 (c)"]
+    assert [str(record.place) for record in read(text).records] == [
+        "ward.csv, line 3 (a)",
+        "ward.csv, line 8 (b)",
+        "ward.csv, line 9 (c)",
+    ]
     lines = text.replace("\r\n", "\n").split("\n")
     assert [lines[number - 1][:11] for number in (3, 8, 9)] == ["scans/a.png"] * 3
 
 
 def test_bad_rows_do_not_harm_the_others() -> None:
     good = [f"{index}.png,What?,x|y,y,ct,lesion-grading" for index in range(3)]
-    bad = ["9.png,What?,x|y,y,ct", "9.png,What?,x|y,y,ct,lesion-grading,more", '9.png,"What"?,x|y,y,ct,lesion-grading']
-    reading = read("\n".join([",".join(HEADER), bad[0], good[0], bad[1], good[1], "", bad[2], good[2], '9.png,"never closed']))
-    assert [record.image_path for record in reading.records] == ["Images/0.png", "Images/1.png", "Images/2.png"]
+    bad = [
+        "9.png,What?,x|y,y,ct",
+        "9.png,What?,x|y,y,ct,lesion-grading,more",
+        '9.png,"What"?,x|y,y,ct,lesion-grading',
+    ]
+    reading = read(
+        "\n".join(
+            [
+                ",".join(HEADER),
+                bad[0],
+                good[0],
+                bad[1],
+                good[1],
+                "",
+                bad[2],
+                good[2],
+                '9.png,"never closed',
+            ]
+        )
+    )
+    assert [record.image_path for record in reading.records] == [
+        "Images/0.png",
+        "Images/1.png",
+        "Images/2.png",
+    ]
     assert [(str(row.where), row.reason) for row in reading.rows] == [
         ("ward.csv, line 2 (no question_id)", Reason.ROW_LENGTH),
         ("ward.csv, line 4 (no question_id)", Reason.ROW_LENGTH),
@@ -278,7 +345,9 @@ def test_ids_come_from_what_a_row_says_not_from_where_it_stands() -> None:
     rows = [ROW | {"question": f"Is it {number}?"} for number in range(3)]
     ids = {record.question: record.question_id for record in read(table(*rows)).records}
     assert len(set(ids.values())) == 3
-    again = read(table(ROW, rows[2], rows[0], rows[1], columns=[*reversed(HEADER)]), "other.csv").records
+    again = read(
+        table(ROW, rows[2], rows[0], rows[1], columns=[*reversed(HEADER)]), "other.csv"
+    ).records
     assert {record.question: record.question_id for record in again[1:]} == ids
     spoken = ROW | {
         "modality": "CT(computed tomography)",
@@ -287,14 +356,23 @@ def test_ids_come_from_what_a_row_says_not_from_where_it_stands() -> None:
         "options": '["Cyst, simple", "Nodule"]',
     }
     assert only(table(spoken)).question_id == only(table(ROW)).question_id
-    for key, value in {"image": "b.png", "question": "?", "options": "Nodule|Cyst", "answer": "A", "modality": "mri"}.items():
+    for key, value in {
+        "image": "b.png",
+        "question": "?",
+        "options": "Nodule|Cyst",
+        "answer": "A",
+        "modality": "mri",
+    }.items():
         assert only(table(ROW | {key: value})).question_id != only(table(ROW)).question_id
 
 
 def test_the_second_of_two_equal_rows_is_refused() -> None:
     reading = read(table(ROW, ROW))
     (record,), (row,) = reading.records, reading.rows
-    assert (str(row.where), row.reason) == (f"ward.csv, line 3 ({record.question_id})", Reason.DUPLICATE_ID)
+    assert (str(row.where), row.reason) == (
+        f"ward.csv, line 3 ({record.question_id})",
+        Reason.DUPLICATE_ID,
+    )
     assert str(record.place) in row.why
 
 
@@ -311,11 +389,18 @@ def test_a_column_without_a_name_may_only_be_empty() -> None:
 
 def test_csv_and_json_are_read_side_by_side() -> None:
     fields = dict(only(table(ROW)).fields) | {"question_id": "from json"}
-    files = [("QA_information/Open-access/S.json", json.dumps([fields]).encode()), ("W.CSV", table(ROW).encode())]
+    files = [
+        ("QA_information/Open-access/S.json", json.dumps([fields]).encode()),
+        ("W.CSV", table(ROW).encode()),
+    ]
     assert {record.dataset for record in read_record_files(files).records} == {"ward", "W"}
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(",;|\t\"'\n[]()ABCD "), min_size=1, max_size=25)
+texts = st.text(
+    st.characters(exclude_categories=["Cs"]) | st.sampled_from(",;|\t\"'\n[]()ABCD "),
+    min_size=1,
+    max_size=25,
+)
 
 
 def fit(text: str) -> bool:
@@ -334,20 +419,44 @@ def fit(text: str) -> bool:
     st.booleans(),
 )
 def test_any_texts_come_back_as_they_were_written(
-    question: str, options: list[str], gold: int, delimiter: str, end: str, encoding: str, in_one: bool, by_letter: bool
+    question: str,
+    options: list[str],
+    gold: int,
+    delimiter: str,
+    end: str,
+    encoding: str,
+    in_one: bool,
+    by_letter: bool,
 ) -> None:
     gold %= len(options)
     letter = LETTERS[gold]
     answer = letter if by_letter else options[gold]
     meant = [text.strip() for text in options]
-    # a one-letter answer that is also another option's text, or the letter of another, is refused: another test
-    assume(not (len(answer.strip()) == 1 and answer.strip().upper() in LETTERS) or (by_letter and letter not in meant))
-    row = {key: value for key, value in ROW.items() if key != "options"} | {"question": question, "answer": answer}
-    row |= {"options": json.dumps(options)} if in_one else {f"option_{key}": text for key, text in zip(LETTERS, options, strict=False)}
+    # a one-letter answer that is also another option's text, or the letter of another, is refused:
+    # another test
+    assume(
+        not (len(answer.strip()) == 1 and answer.strip().upper() in LETTERS)
+        or (by_letter and letter not in meant)
+    )
+    row = {key: value for key, value in ROW.items() if key != "options"} | {
+        "question": question,
+        "answer": answer,
+    }
+    row |= (
+        {"options": json.dumps(options)}
+        if in_one
+        else {f"option_{key}": text for key, text in zip(LETTERS, options, strict=False)}
+    )
     record = only(table(row, delimiter=delimiter, end=end).encode(encoding))
-    assert (record.question, record.options, record.gold) == (question.strip(), tuple(meant), letter)
+    assert (record.question, record.options, record.gold) == (
+        question.strip(),
+        tuple(meant),
+        letter,
+    )
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_texts_are_not_normalised(form: Any) -> None:
-    assert only(table(ROW | {"question": unicodedata.normalize(form, "Größe?")})).question == unicodedata.normalize(form, "Größe?")
+    assert only(
+        table(ROW | {"question": unicodedata.normalize(form, "Größe?")})
+    ).question == unicodedata.normalize(form, "Größe?")

@@ -1,4 +1,6 @@
-"""Texts of question files: the encodings that are read, and what may not stand in a prompt or a name."""
+"""Texts of question files: the encodings that are read, and what may not stand in a prompt or a
+name.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.texts import LONGEST, RefusedRecord, decode, is_plain, is_unicode, unfit, unfit_name
+from stages.corpus.records.texts import (
+    LONGEST,
+    RefusedRecord,
+    decode,
+    is_plain,
+    is_unicode,
+    unfit,
+    unfit_name,
+)
 from tests.conftest import ROOT
 
 
@@ -81,7 +91,9 @@ def test_a_name_has_one_line(text: str) -> None:
 
 
 def test_every_special_token_of_the_embedded_base_is_refused() -> None:
-    tokens = json.loads((ROOT / "infra/base/tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    tokens = json.loads((ROOT / "infra/base/tokenizer.json").read_text(encoding="utf-8"))[
+        "added_tokens"
+    ]
     assert tokens
     assert [token["content"] for token in tokens if not unfit(f"What is {token['content']}?")] == []
 

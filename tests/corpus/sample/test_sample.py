@@ -1,4 +1,6 @@
-"""The embedded corpus: reproducible, large and varied enough, and not to be answered without its images."""
+"""The embedded corpus: reproducible, large and varied enough, and not to be answered without its
+images.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ ASKED = {wording: asked for asked, wordings in WORDINGS.items() for wording in w
 @pytest.fixture(scope="module")
 def reading() -> Reading:
     with open_corpus(COMMITTED, LIMITS) as archive:
-        return read_record_files(archive.read(name for name in archive.names if name.startswith(QUESTIONS)))
+        return read_record_files(
+            archive.read(name for name in archive.names if name.startswith(QUESTIONS))
+        )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,9 @@ def images() -> dict[str, bytes]:
         return dict(archive.read(name for name in archive.names if name.startswith(IMAGES)))
 
 
-def test_the_committed_archive_is_made_again_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_committed_archive_is_made_again_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["sample", "--out", str(tmp_path / "again.zip")])
     sample.main()
     again, committed = ((tmp_path / "again.zip").read_bytes(), COMMITTED.read_bytes())
@@ -52,7 +58,9 @@ def test_the_committed_archive_is_made_again_byte_for_byte(tmp_path: Path, monke
     assert len(committed) <= 8_000_000
 
 
-def test_it_is_large_enough_and_every_modality_is_asked_every_type(reading: Reading, images: dict[str, bytes]) -> None:
+def test_it_is_large_enough_and_every_modality_is_asked_every_type(
+    reading: Reading, images: dict[str, bytes]
+) -> None:
     assert len(images) >= 600
     assert len(reading.records) >= 2400
     assert len({record.dataset for record in reading.records}) >= 14
@@ -91,14 +99,21 @@ def test_images_are_of_every_kind_and_shape(images: dict[str, bytes]) -> None:
         kinds.add((opened.format, decoded.mode, opened.getexif().get(ExifTags.Base.Orientation)))
         ratios.append(decoded.width / decoded.height)
         assert 96 <= min(decoded.width, decoded.height) <= max(decoded.width, decoded.height) <= 224
-    wanted = {("JPEG", mode, None) for mode in ("RGB", "L", "CMYK")} | {("JPEG", "RGB", turned) for turned in (3, 6, 8)}
-    wanted |= {("PNG", mode, None) for mode in ("P", "L", "I;16", "RGBA", "LA")} | {("TIFF", "RGB", None), ("BMP", "P", None)}
+    wanted = {("JPEG", mode, None) for mode in ("RGB", "L", "CMYK")} | {
+        ("JPEG", "RGB", turned) for turned in (3, 6, 8)
+    }
+    wanted |= {("PNG", mode, None) for mode in ("P", "L", "I;16", "RGBA", "LA")} | {
+        ("TIFF", "RGB", None),
+        ("BMP", "P", None),
+    }
     assert kinds == wanted
     assert min(ratios) < 0.7
     assert max(ratios) > 1.45
 
 
-def test_what_is_broken_is_refused_for_its_own_reason(reading: Reading, images: dict[str, bytes]) -> None:
+def test_what_is_broken_is_refused_for_its_own_reason(
+    reading: Reading, images: dict[str, bytes]
+) -> None:
     reasons = sorted(row.why.split(" [")[0] for row in reading.rows)
     assert reasons == [
         "gt_answer is missing",
@@ -116,19 +131,35 @@ def test_what_is_broken_is_refused_for_its_own_reason(reading: Reading, images: 
             decode(content, resize_settings(size=16, resample="nearest"))
         except ImageError as error:
             bad.append(str(error).partition(":")[0].partition(" (")[0])
-    assert sorted(bad) == ["not an image of a known format", "the file is empty", "truncated or damaged"]
+    assert sorted(bad) == [
+        "not an image of a known format",
+        "the file is empty",
+        "truncated or damaged",
+    ]
 
 
-def test_what_is_broken_is_less_than_stops_a_run_and_much_more_of_a_set_is_not(reading: Reading) -> None:
+def test_what_is_broken_is_less_than_stops_a_run_and_much_more_of_a_set_is_not(
+    reading: Reading,
+) -> None:
     limits = load_params(ROOT / "params.yaml").quarantine
 
     def check(rows: list[Row]) -> None:
         kept = [record.dataset for record in reading.records]
-        check_refused(tally("download", len(kept) + len(rows), kept, rows), limits, Path("q.parquet"), "the sample")
+        check_refused(
+            tally("download", len(kept) + len(rows), kept, rows),
+            limits,
+            Path("q.parquet"),
+            "the sample",
+        )
 
     check(reading.rows)
     with pytest.raises(InputError, match="of 'Phantom Brain MRI' 200 of"):
-        check([*reading.rows, *(reading.rows[0]._replace(dataset="Phantom Brain MRI") for _ in range(200))])
+        check(
+            [
+                *reading.rows,
+                *(reading.rows[0]._replace(dataset="Phantom Brain MRI") for _ in range(200)),
+            ]
+        )
 
 
 def test_at_least_half_of_the_questions_need_the_image(reading: Reading) -> None:
@@ -137,11 +168,16 @@ def test_at_least_half_of_the_questions_need_the_image(reading: Reading) -> None
 
 
 @pytest.mark.parametrize("asked", sorted(VISUAL))
-def test_counting_option_texts_stays_at_chance_where_the_image_is_needed(reading: Reading, asked: str) -> None:
+def test_counting_option_texts_stays_at_chance_where_the_image_is_needed(
+    reading: Reading, asked: str
+) -> None:
     learnt, tested = halves(reading.records)
     questions = [record for record in tested if ASKED[record.question] == asked]
     chance = np.mean([1 / len(record.options) for record in questions])
-    assert abs(np.mean([count_rule(learnt, record) == record.gold for record in questions]) - chance) < 0.08
+    assert (
+        abs(np.mean([count_rule(learnt, record) == record.gold for record in questions]) - chance)
+        < 0.08
+    )
 
 
 def test_counting_option_texts_beats_chance_elsewhere_as_in_omnimedvqa(reading: Reading) -> None:
@@ -150,10 +186,14 @@ def test_counting_option_texts_beats_chance_elsewhere_as_in_omnimedvqa(reading: 
     assert np.mean([count_rule(learnt, record) == record.gold for record in questions]) > 0.8
 
 
-def halves(records: Iterable[Record]) -> tuple[dict[str, tuple[Counter[str], Counter[str]]], list[Record]]:
+def halves(
+    records: Iterable[Record],
+) -> tuple[dict[str, tuple[Counter[str], Counter[str]]], list[Record]]:
     """(modality -> how often each text was gold, and offered, in a random half; the other half)."""
     rng = np.random.default_rng(0)
-    learnt: dict[str, tuple[Counter[str], Counter[str]]] = {slug: (Counter(), Counter()) for slug in MODALITIES}
+    learnt: dict[str, tuple[Counter[str], Counter[str]]] = {
+        slug: (Counter(), Counter()) for slug in MODALITIES
+    }
     tested = []
     for record in records:
         if rng.random() < 0.5:

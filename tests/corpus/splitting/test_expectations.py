@@ -49,13 +49,18 @@ def good() -> list[Raw]:
         for number in range(25):
             for at, kind in enumerate(QUESTION_TYPES.values()):
                 turn = number + at
-                options = {f"option_{letter}": ANSWERS[(turn // 4 + place) % 4] for place, letter in enumerate(LETTERS)}
+                options = {
+                    f"option_{letter}": ANSWERS[(turn // 4 + place) % 4]
+                    for place, letter in enumerate(LETTERS)
+                }
                 name = f"{list(MODALITIES).index(slug):02x}{number:02x}"
                 record: Raw = {
                     "dataset": f"Set {slug}",
                     "question_id": f"{slug}_{number}_{at}",
                     "question_type": kind,
-                    "question": f"What is seen? ({kind})",  # questions about one image must not answer one another
+                    "question": (
+                        f"What is seen? ({kind})"
+                    ),  # questions about one image must not answer one another
                     "gt_answer": options[f"option_{LETTERS[turn % 4]}"],
                     "image_path": f"Images/{slug}/{number}.png",
                     **options,
@@ -76,7 +81,9 @@ def read(records: list[Raw]) -> Reading:
     by_file: dict[str, list[Raw]] = {name: [] for name in FILE_OF.values()}
     slugs = {literal: slug for slug, literal in MODALITIES.items()}
     for record in records:
-        by_file[FILE_OF[record.get("_file") or slugs.get(record.get("modality_type", ""), "ct")]].append(record)
+        by_file[
+            FILE_OF[record.get("_file") or slugs.get(record.get("modality_type", ""), "ct")]
+        ].append(record)
     return read_record_files((name, json.dumps(found).encode()) for name, found in by_file.items())
 
 
@@ -103,7 +110,9 @@ def draw_of(records: list[Record]) -> Draw:
 
 def of_ct(change: Callable[[int, Raw], object]) -> Plant:
     """Plant a change in each record of CT; it gets the number of the record."""
-    return lambda records: [change(at, record) for at, record in enumerate(records) if record["modality_type"] == CT]
+    return lambda records: [
+        change(at, record) for at, record in enumerate(records) if record["modality_type"] == CT
+    ]
 
 
 def in_one(**changes: Any) -> Plant:
@@ -122,7 +131,13 @@ def results(records: list[Raw]) -> dict[str, Result]:
     first = judge_records(reading, FILE_OF)
     if any(each.stops for each in first):
         return {each.test: each for each in first}
-    return {each.test: each for each in (*first, *judge_corpus(reading.records, draw_of(reading.records), SIZE, RULES).tests)}
+    return {
+        each.test: each
+        for each in (
+            *first,
+            *judge_corpus(reading.records, draw_of(reading.records), SIZE, RULES).tests,
+        )
+    }
 
 
 def test_good_data_passes_every_test() -> None:
@@ -133,12 +148,26 @@ def test_good_data_passes_every_test() -> None:
 
 
 def option_letters(at: int, record: Raw) -> None:
-    record |= {"option_A": record["gt_answer"], "option_B": "Else", "option_C": "Other", "option_D": "None"}
+    record |= {
+        "option_A": record["gt_answer"],
+        "option_B": "Else",
+        "option_C": "Other",
+        "option_D": "None",
+    }
 
 
 def same_answer(at: int, record: Raw) -> None:
-    record |= {"option_A": "Nodule", "option_B": "Else", "option_C": "Other", "option_D": "None", "gt_answer": "Nodule"}
-    record["option_A"], record[f"option_{LETTERS[at % 4]}"] = record[f"option_{LETTERS[at % 4]}"], record["option_A"]
+    record |= {
+        "option_A": "Nodule",
+        "option_B": "Else",
+        "option_C": "Other",
+        "option_D": "None",
+        "gt_answer": "Nodule",
+    }
+    record["option_A"], record[f"option_{LETTERS[at % 4]}"] = (
+        record[f"option_{LETTERS[at % 4]}"],
+        record["option_A"],
+    )
 
 
 def repeat(records: list[Raw]) -> None:
@@ -148,16 +177,27 @@ def repeat(records: list[Raw]) -> None:
 def contradict(records: list[Raw]) -> None:
     for record in records[:30]:
         other = next(answer for answer in ANSWERS if answer != record["gt_answer"])
-        records.append(record | {"question_id": f"{record['question_id']} again", "image": "data/images/ct/copy.png", "gt_answer": other})
+        records.append(
+            record
+            | {
+                "question_id": f"{record['question_id']} again",
+                "image": "data/images/ct/copy.png",
+                "gt_answer": other,
+            }
+        )
 
 
 def few_of_ct(records: list[Raw]) -> None:
-    records[:] = [record for at, record in enumerate(records) if record["modality_type"] != CT or at < 90]
+    records[:] = [
+        record for at, record in enumerate(records) if record["modality_type"] != CT or at < 90
+    ]
 
 
 def few_gradings(records: list[Raw]) -> None:
     kind = QUESTION_TYPES["lesion-grading"]
-    records[:] = [record for at, record in enumerate(records) if record["question_type"] != kind or at < 400]
+    records[:] = [
+        record for at, record in enumerate(records) if record["question_type"] != kind or at < 400
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,25 +219,47 @@ def few_gradings(records: list[Raw]) -> None:
         ("files", in_one(_file="mri"), "mri.json#0 (ct_0_0): ct"),
         ("repeated_questions", repeat, "again repeats ct_0_0"),
         ("contradictions", contradict, "ct_0_0: 'Cyst', ct_0_0 again: 'Nodule'"),
-        ("letter_bias", lambda records: list(map(partial(option_letters, 0), records)), "A: right in 1000, by chance 250"),
+        (
+            "letter_bias",
+            lambda records: list(map(partial(option_letters, 0), records)),
+            "A: right in 1000, by chance 250",
+        ),
         ("majority_letter", of_ct(option_letters), "'A' in 100 of 100"),
         ("majority_answer", of_ct(same_answer), "'nodule' in 100 of 100"),
         ("single_answer_tests", of_ct(same_answer), "modality/ct: the answer is always 'nodule'"),
         ("single_answer_tests", of_ct(option_letters), "modality/ct: the letter is always 'A'"),
         ("questions_of_modality", few_of_ct, "ct: 90"),
         ("questions_of_type", few_gradings, "lesion-grading: 80"),
-        ("blank_images", of_ct(lambda at, record: record.update(brightness=[20.0, 0.0])), "data/images/ct/0.png: all about 20"),
-        ("dark_or_bright_images", of_ct(lambda at, record: record.update(brightness=[2.0, 1.5])), "data/images/ct/0.png: 2.0 of 255"),
+        (
+            "blank_images",
+            of_ct(lambda at, record: record.update(brightness=[20.0, 0.0])),
+            "data/images/ct/0.png: all about 20",
+        ),
+        (
+            "dark_or_bright_images",
+            of_ct(lambda at, record: record.update(brightness=[2.0, 1.5])),
+            "data/images/ct/0.png: 2.0 of 255",
+        ),
         (
             "upscaled_images",
             lambda records: [record.update(source_size=[384, 383]) for record in records],
             "data/images/ct/0.png: 384 x 383",
         ),
-        ("extreme_aspect_images", of_ct(lambda at, record: record.update(source_size=[1601, 400])), "data/images/ct/0.png: 1601 x 400"),
-        ("duplicate_images", of_ct(lambda at, record: record.update(pixel_hash="ab" * 32)), "data/images/ct/1.png is data/images/ct/0.png"),
+        (
+            "extreme_aspect_images",
+            of_ct(lambda at, record: record.update(source_size=[1601, 400])),
+            "data/images/ct/0.png: 1601 x 400",
+        ),
+        (
+            "duplicate_images",
+            of_ct(lambda at, record: record.update(pixel_hash="ab" * 32)),
+            "data/images/ct/1.png is data/images/ct/0.png",
+        ),
     ],
 )
-def test_a_planted_defect_fails_its_test_with_an_example(test: str, plant: Plant, example: str) -> None:
+def test_a_planted_defect_fails_its_test_with_an_example(
+    test: str, plant: Plant, example: str
+) -> None:
     records = good()
     plant(records)
     found = results(records)[test]
@@ -219,11 +281,23 @@ def test_an_image_is_upscaled_if_one_side_is_shorter(size: list[int], passes: bo
 
 
 def test_other_answers_contradict_only_where_one_is_offered_and_ruled_out() -> None:
-    first = good()[0] | {"gt_answer": "CT", "option_A": "CT", "option_B": "MRI", "option_C": "PET", "option_D": "OCT"}
-    other_words = first | {"question_id": "b", "gt_answer": "Computed tomography", "option_A": "Computed tomography"}
+    first = good()[0] | {
+        "gt_answer": "CT",
+        "option_A": "CT",
+        "option_B": "MRI",
+        "option_C": "PET",
+        "option_D": "OCT",
+    }
+    other_words = first | {
+        "question_id": "b",
+        "gt_answer": "Computed tomography",
+        "option_A": "Computed tomography",
+    }
     other_image = first | {"question_id": "c", "gt_answer": "MRI", "pixel_hash": "f" * 64}
     other_question = first | {"question_id": "d", "gt_answer": "MRI", "question": "What else?"}
-    assert contradictions(read([first, other_words, other_image, other_question]).records).found == 0
+    assert (
+        contradictions(read([first, other_words, other_image, other_question]).records).found == 0
+    )
     one_offers = first | {"question_id": "e", "gt_answer": "PET", "option_A": "X-ray"}
     found = contradictions(read([first, one_offers]).records)
     assert (found.value, found.found, found.checked) == (1.0, 2, 2)
@@ -231,7 +305,10 @@ def test_other_answers_contradict_only_where_one_is_offered_and_ruled_out() -> N
 
 def test_letters_are_compared_with_chance_where_questions_have_fewer_options() -> None:
     two = {"option_C": None, "option_D": None}
-    records = [{name: value for name, value in (record | two).items() if value is not None} for record in good()[:40]]
+    records = [
+        {name: value for name, value in (record | two).items() if value is not None}
+        for record in good()[:40]
+    ]
     for at, record in enumerate(records):
         record |= {"option_A": "Yes", "option_B": "No", "gt_answer": "Yes" if at % 2 else "No"}
     assert letter_bias(read(records).records).value == 0.0
@@ -239,7 +316,10 @@ def test_letters_are_compared_with_chance_where_questions_have_fewer_options() -
 
 def test_no_records_at_all_fail_what_asks_for_some_and_divide_nothing() -> None:
     found = {each.test: each for each in judge_corpus([], draw_of([]), SIZE, RULES).tests}
-    assert {name for name, each in found.items() if each.outcome == "failed"} == {"questions_of_modality", "questions_of_type"}
+    assert {name for name, each in found.items() if each.outcome == "failed"} == {
+        "questions_of_modality",
+        "questions_of_type",
+    }
 
 
 def test_severity_decides_what_a_failure_does() -> None:
@@ -248,12 +328,17 @@ def test_severity_decides_what_a_failure_does() -> None:
     reading = read(records)
 
     def judged(severity: str) -> Results:
-        rules = RULES | {"blank_images": SETTINGS.blank_images.model_copy(update={"severity": severity})}
+        rules = RULES | {
+            "blank_images": SETTINGS.blank_images.model_copy(update={"severity": severity})
+        }
         return judge_corpus(reading.records, draw_of(reading.records), SIZE, rules)
 
     with pytest.raises(
         InputError,
-        match=r"1 data test failed: blank_images 0\.125 \(limit 0\.05\), as data/images/ct/0\.png: .*: look at .* r\.json holds",
+        match=(
+            r"1 data test failed: blank_images 0\.125 \(limit 0\.05\), as data/images/ct/0\.png:"
+            r" .*: look at .* r\.json holds"
+        ),
     ):
         stop_on_errors(judged("error"), Path("r.json"))
     stop_on_errors(judged("warning"), Path("r.json"))
@@ -270,9 +355,13 @@ def test_results_are_kept_with_what_to_do_and_read_back(tmp_path: Path) -> None:
     assert read_results(path) == found
     tree = json.loads(path.read_text(encoding="utf-8"))
     assert (tree["passed"], tree["provenance"]) == (True, {"corpus": "md5:abc"})
-    assert {each["test"] for each in tree["tests"] if each["remedy"] and each["meaning"]} == set(TESTS)
+    assert {each["test"] for each in tree["tests"] if each["remedy"] and each["meaning"]} == set(
+        TESTS
+    )
     path.write_text('{"tests": [{"test": "x"}]}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"r\.json holds no results of data tests .*run `dvc repro splits`"):
+    with pytest.raises(
+        InputError, match=r"r\.json holds no results of data tests .*run `dvc repro splits`"
+    ):
         read_results(path)
 
 

@@ -21,8 +21,12 @@ def hash_of(*bits: int) -> str:
     return f"{sum(1 << bit for bit in set(bits)):0{BITS // 4}x}"
 
 
-def image(image: str, pixels: str = "", bits: tuple[int, ...] = (), patient: str | None = None) -> GroupedImage:
-    return GroupedImage(image, pixels or image, hash_of(*bits), ("Set", patient) if patient else None)
+def image(
+    image: str, pixels: str = "", bits: tuple[int, ...] = (), patient: str | None = None
+) -> GroupedImage:
+    return GroupedImage(
+        image, pixels or image, hash_of(*bits), ("Set", patient) if patient else None
+    )
 
 
 def test_a_copy_of_a_copy_and_its_patients_other_images_are_one_group() -> None:
@@ -49,7 +53,12 @@ def test_no_images_have_no_groups() -> None:
 
 images_of_few_kinds = st.lists(
     st.builds(
-        lambda pixels, bits, patient: ("", str(pixels), hash_of(*bits), ("Set", str(patient)) if patient else None),
+        lambda pixels, bits, patient: (
+            "",
+            str(pixels),
+            hash_of(*bits),
+            ("Set", str(patient)) if patient else None,
+        ),
         st.integers(0, 12),
         st.sets(st.integers(0, 12), max_size=4),
         st.integers(0, 6),
@@ -63,8 +72,15 @@ def components(images: list[GroupedImage], distance: int | None) -> dict[str, st
     group = {each.image: each.image for each in images}
 
     def alike(a: GroupedImage, b: GroupedImage) -> bool:
-        near = distance is not None and (int(a.perceptual_hash, 16) ^ int(b.perceptual_hash, 16)).bit_count() <= distance
-        return near or a.pixel_hash == b.pixel_hash or (a.patient is not None and a.patient == b.patient)
+        near = (
+            distance is not None
+            and (int(a.perceptual_hash, 16) ^ int(b.perceptual_hash, 16)).bit_count() <= distance
+        )
+        return (
+            near
+            or a.pixel_hash == b.pixel_hash
+            or (a.patient is not None and a.patient == b.patient)
+        )
 
     for _ in images:
         for a in images:
@@ -95,7 +111,10 @@ def test_many_links_are_joined_a_portion_at_a_time(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("path", "patient"),
     [
-        ("Images/Mura/MURA-v1.1/valid/XR_ELBOW/patient11204/study1_negative/image2.png", "patient11204"),
+        (
+            "Images/Mura/MURA-v1.1/valid/XR_ELBOW/patient11204/study1_negative/image2.png",
+            "patient11204",
+        ),
         ("Images/PAD-UFES-20/uncompresses_data/imgs_part_1/PAT_134_201_587.png", "PAT_134"),
         ("Images/CoronaHack/test/person126_bacteria_599.jpeg", "person126"),
         ("Images/CoronaHack/test/IM-0005-0001.jpeg", "IM-0005"),
@@ -104,9 +123,15 @@ def test_many_links_are_joined_a_portion_at_a_time(monkeypatch: pytest.MonkeyPat
         ("Images/Knee Osteoarthritis/test/0/9009927L.png", "9009927"),
         ("Images/DeepDRiD/regular-fundus-test/389/389_l2.jpg", "389"),
         ("Images/Chest X-Ray PA/normal/00000662_003.png", "00000662"),
-        ("Images/COVIDx CXR-4/test/MIDRC-RICORD-1C-419639-002895-42704-0.png", "MIDRC-RICORD-1C-419639-002895"),
+        (
+            "Images/COVIDx CXR-4/test/MIDRC-RICORD-1C-419639-002895-42704-0.png",
+            "MIDRC-RICORD-1C-419639-002895",
+        ),
         ("Images/BreakHis/benign/SOB_B_A-14-22549AB-200-032.png", "14-22549AB"),
-        ("Images/NLM- Malaria Data/Parasitized/C180P141NThinF_IMG_20151201_165528_cell_177.png", "C180P141"),
+        (
+            "Images/NLM- Malaria Data/Parasitized/C180P141NThinF_IMG_20151201_165528_cell_177.png",
+            "C180P141",
+        ),
         ("Images/OLIVES/train/Prime_FULL_Prime_FULL_02-046_W20_OD_fundus_OD_W20.tif", "02-046"),
         ("Images/OLIVES/train/TREX DME_GILA_0201GOD_V6_OS_fundus_OS_V6.tif", "0201"),
         ("Images/MAlig Lymph/CLL/sj-03-5521_005.tif", "sj-03-5521"),
@@ -115,13 +140,21 @@ def test_many_links_are_joined_a_portion_at_a_time(monkeypatch: pytest.MonkeyPat
         ("Images/Retinal OCT-C8/test/NORMAL/normal_test_1339.jpg", None),
     ],
 )
-def test_the_default_patterns_find_the_patients_of_omnimedvqa(path: str, patient: str | None) -> None:
-    assert patient_of(path, PATTERNS) == (None if patient is None else (path.split("/")[1], patient))
+def test_the_default_patterns_find_the_patients_of_omnimedvqa(
+    path: str, patient: str | None
+) -> None:
+    assert patient_of(path, PATTERNS) == (
+        None if patient is None else (path.split("/")[1], patient)
+    )
 
 
 def test_an_id_is_one_of_its_data_set() -> None:
     pattern = [re.compile(r"(\d+)_")]
-    assert patient_of("Images/A/7_1.png", pattern) == patient_of("Images/A/sub/7_2.png", pattern) == ("A", "7")
+    assert (
+        patient_of("Images/A/7_1.png", pattern)
+        == patient_of("Images/A/sub/7_2.png", pattern)
+        == ("A", "7")
+    )
     assert patient_of("Images/B/7_1.png", pattern) == ("B", "7")
     assert patient_of("Images/7_1.png", pattern) == ("", "7")
     assert patient_of("Images/A/x.png", pattern) is None

@@ -27,5 +27,7 @@ def test_an_image_a_copy_and_the_other_axis_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("parts", [([], []), ([item("1", "a")], [])])
-def test_an_empty_test_leaks_nothing(parts: tuple[list[dict[str, str]], list[dict[str, str]]]) -> None:
+def test_an_empty_test_leaks_nothing(
+    parts: tuple[list[dict[str, str]], list[dict[str, str]]],
+) -> None:
     assert count_leaks({"modality": {"ct": parts}}, GROUP_OF)["modality"]["ct"] == Leak(0, 0, 0, 0)

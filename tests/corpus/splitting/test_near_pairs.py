@@ -20,7 +20,9 @@ def test_hashes_have_the_length_that_images_are_hashed_to() -> None:
 def linked(hashes: list[str], distance: int) -> list[set[int]]:
     """The groups that near_pairs links, by brute force over its pairs."""
     groups = [{index} for index in range(len(hashes))]
-    for first, second in (pair for found in near_pairs(hashes, distance) for pair in found.tolist()):
+    for first, second in (
+        pair for found in near_pairs(hashes, distance) for pair in found.tolist()
+    ):
         union = groups[first] | groups[second]
         for index in union:
             groups[index] = union

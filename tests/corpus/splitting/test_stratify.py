@@ -1,4 +1,6 @@
-"""Groups stay whole, shares are kept wherever group sizes allow it, and little moves when data comes."""
+"""Groups stay whole, shares are kept wherever group sizes allow it, and little moves when data
+comes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 from stages.corpus.splitting.stratify import Group, Stratum, stratify
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
-STRATA: list[Stratum] = [(modality, kind) for modality in list(MODALITIES)[:3] for kind in list(QUESTION_TYPES)[:3]]
+STRATA: list[Stratum] = [
+    (modality, kind) for modality in list(MODALITIES)[:3] for kind in list(QUESTION_TYPES)[:3]
+]
 
 
 def shares(groups: Mapping[str, Group], train: set[str]) -> dict[Any, tuple[float, int]]:
@@ -35,13 +39,22 @@ def made(rng: np.random.Generator, number: int, largest: int) -> dict[str, dict[
     for index in range(number):
         modality = STRATA[int(rng.integers(len(STRATA)))][0]
         kinds = [stratum for stratum in STRATA if stratum[0] == modality]
-        groups[f"{modality}/{index}"] = {kinds[int(k)]: int(rng.integers(1, largest + 1)) for k in rng.integers(3, size=2)}
+        groups[f"{modality}/{index}"] = {
+            kinds[int(k)]: int(rng.integers(1, largest + 1)) for k in rng.integers(3, size=2)
+        }
     return groups
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 10**6), st.integers(300, 600), st.integers(1, 6), st.sampled_from([0.5, 0.7, 0.8, 0.9]))
-def test_shares_are_within_a_point_of_each_modality_type_and_stratum(seed: int, number: int, largest: int, share: float) -> None:
+@given(
+    st.integers(0, 10**6),
+    st.integers(300, 600),
+    st.integers(1, 6),
+    st.sampled_from([0.5, 0.7, 0.8, 0.9]),
+)
+def test_shares_are_within_a_point_of_each_modality_type_and_stratum(
+    seed: int, number: int, largest: int, share: float
+) -> None:
     groups = made(np.random.default_rng(seed), number, largest)
     for key, (found, n) in shares(groups, stratify(groups, share, 42)).items():
         assert abs(found - share) <= max(0.01, 1 / n), key
@@ -52,7 +65,10 @@ def test_large_patients_are_evened_out_by_small_ones() -> None:
     sizes = np.rint(rng.lognormal(1, 1.2, 400)).astype(int) + 1
     assert sizes.max() > 50
     kinds = rng.integers(3, size=400)
-    groups = {str(index): {STRATA[int(k)]: int(n)} for index, (k, n) in enumerate(zip(kinds, sizes, strict=True))}
+    groups = {
+        str(index): {STRATA[int(k)]: int(n)}
+        for index, (k, n) in enumerate(zip(kinds, sizes, strict=True))
+    }
     for key, (found, _) in shares(groups, stratify(groups, 0.8, 42)).items():
         assert abs(found - 0.8) <= 0.01, key
 
@@ -87,7 +103,9 @@ def test_data_of_one_modality_moves_no_group_of_another_and_few_of_its_own() -> 
 
 
 def test_a_group_that_spans_modalities_is_on_one_side_and_counted_in_both() -> None:
-    groups: dict[str, dict[Stratum, int]] = {f"{m}/{i}": {(m, "k"): 1} for m in ("ct", "mri") for i in range(80)}
+    groups: dict[str, dict[Stratum, int]] = {
+        f"{m}/{i}": {(m, "k"): 1} for m in ("ct", "mri") for i in range(80)
+    }
     groups |= {f"both/{index}": {("ct", "k"): 2, ("mri", "k"): 2} for index in range(10)}
     for key, (found, _) in shares(groups, stratify(groups, 0.8, 42)).items():
         assert abs(found - 0.8) <= 0.01, key

@@ -1,4 +1,6 @@
-"""The doctor looks at everything, mends what is safe, and its exit code says whether something is wrong."""
+"""The doctor looks at everything, mends what is safe, and its exit code says whether something is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def test_a_healthy_workspace_has_no_problem(root: Path, capsys: pytest.CaptureFi
     assert any(line.startswith("ok ") and "4 stages, 4 in dvc.lock" in line for line in lines)
 
 
-def test_a_problem_is_told_with_its_remedy_and_changes_nothing_until_it_is_mended(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_problem_is_told_with_its_remedy_and_changes_nothing_until_it_is_mended(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     break_a_lock(root)
     assert med_r1("doctor") == 1
     printed = capsys.readouterr().out
@@ -60,22 +64,40 @@ def test_json_has_every_finding(root: Path, capsys: pytest.CaptureFixture[str]) 
     break_a_lock(root)
     assert med_r1("doctor", "--json") == 1
     found = {each["check"]: each for each in json.loads(capsys.readouterr().out)}
-    assert (found["DVC path locks"]["level"], found["DVC path locks"]["mendable"], found["DVC path locks"]["mended"]) == (
+    assert (
+        found["DVC path locks"]["level"],
+        found["DVC path locks"]["mendable"],
+        found["DVC path locks"]["mended"],
+    ) == (
         "problem",
         True,
         "",
     )
-    assert {"pipeline", "DVC lock", "flow lock", "orphans", "records", "slots", "incomplete outputs", "Prefect server", "disk"} <= set(
-        found
-    )
+    assert {
+        "pipeline",
+        "DVC lock",
+        "flow lock",
+        "orphans",
+        "records",
+        "slots",
+        "incomplete outputs",
+        "Prefect server",
+        "disk",
+    } <= set(found)
 
 
-def test_what_one_check_cannot_read_keeps_no_other_from_being_made(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_one_check_cannot_read_keeps_no_other_from_being_made(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (root / "dvc.lock").write_text("<<<<<<< HEAD\n", encoding="utf-8")
     break_a_lock(root)
     assert med_r1("doctor", "--json") == 1
     levels = {each["check"]: each["level"] for each in json.loads(capsys.readouterr().out)}
-    assert [name for name, level in levels.items() if level == "problem"] == ["pipeline", "DVC path locks", "disk"]
+    assert [name for name, level in levels.items() if level == "problem"] == [
+        "pipeline",
+        "DVC path locks",
+        "disk",
+    ]
     assert levels["orphans"] == "ok"
 
 
@@ -92,7 +114,10 @@ def test_a_mend_that_fails_leaves_the_problem_and_mends_the_next(tmp_path: Path)
     def fail() -> str:
         raise subprocess.SubprocessError("no luck")
 
-    findings = [Finding("one", "problem", "broken", mend=fail), Finding("two", "problem", "broken", mend=lambda: "did it")]
+    findings = [
+        Finding("one", "problem", "broken", mend=fail),
+        Finding("two", "problem", "broken", mend=lambda: "did it"),
+    ]
     diagnoses = examine(tmp_path, fix=True, wanted={"all": lambda root: findings})
     assert [(each.is_problem, each.mended, each.failed) for each in diagnoses] == [
         (True, "", "could not be mended: no luck"),

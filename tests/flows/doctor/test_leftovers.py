@@ -18,7 +18,11 @@ from flows.doctor.command import examine
 from flows.dvc_api.client import RECORDS, processes_of
 from tests.flows.tiny import REPOSITORY
 
-CHECKS = {"orphans": leftovers.orphaned_processes, "records": leftovers.records, "incomplete": leftovers.incomplete_outputs}
+CHECKS = {
+    "orphans": leftovers.orphaned_processes,
+    "records": leftovers.records,
+    "incomplete": leftovers.incomplete_outputs,
+}
 
 
 @pytest.fixture
@@ -54,11 +58,26 @@ def guarded(root: Path, stage: str) -> subprocess.Popen[str]:
     """A stage behind its guard, which has written its record."""
     guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"
     record = root / RECORDS / f"{stage}.pid"
-    process = start(root, sys.executable, "-I", "-S", str(guard), str(record), "sh", "-c", "echo up; sleep 300; true")
+    process = start(
+        root,
+        sys.executable,
+        "-I",
+        "-S",
+        str(guard),
+        str(record),
+        "sh",
+        "-c",
+        "echo up; sleep 300; true",
+    )
     deadline = time.monotonic() + 30
-    while not (record.exists() and record.read_text(encoding="utf-8").strip()) and time.monotonic() < deadline:
+    while (
+        not (record.exists() and record.read_text(encoding="utf-8").strip())
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
-    while not any(each.name() == "sleep" for each in psutil.Process(process.pid).children(recursive=True)):
+    while not any(
+        each.name() == "sleep" for each in psutil.Process(process.pid).children(recursive=True)
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
@@ -99,7 +118,13 @@ def test_what_a_killed_guard_leaves_is_ended_and_its_record_removed(root: Path) 
 
 def test_what_a_stage_starts_while_it_is_being_ended_is_ended_too(root: Path) -> None:
     record = (root / RECORDS / "train@a.pid").resolve()
-    start(root, "sh", "-c", "trap 'sleep 300 & exit' INT; echo up; while true; do sleep 0.1; done", FLOW_RECORD=str(record))
+    start(
+        root,
+        "sh",
+        "-c",
+        "trap 'sleep 300 & exit' INT; echo up; while true; do sleep 0.1; done",
+        FLOW_RECORD=str(record),
+    )
     record.touch()
     assert levels(root)["orphans"] == "problem"
     examine(root, fix=True, wanted=CHECKS)
@@ -115,11 +140,20 @@ def test_processes_of_other_workspaces_are_left_alone(root: Path, tmp_path: Path
     assert process.poll() is None
 
 
-def test_a_server_that_a_killed_flow_had_brought_is_ended_and_that_of_a_living_one_is_not(root: Path) -> None:
+def test_a_server_that_a_killed_flow_had_brought_is_ended_and_that_of_a_living_one_is_not(
+    root: Path,
+) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     left, used = (
-        start(root, "sh", "-c", "echo up; exec sleep 300", PREFECT__SERVER_EPHEMERAL="1", FLOW_SERVER_OWNER=str(owner))
+        start(
+            root,
+            "sh",
+            "-c",
+            "echo up; exec sleep 300",
+            PREFECT__SERVER_EPHEMERAL="1",
+            FLOW_SERVER_OWNER=str(owner),
+        )
         for owner in (gone.pid, os.getpid())
     )
     (diagnosis,) = examine(root, fix=True, wanted={"servers": leftovers.temporary_servers})
@@ -131,8 +165,16 @@ def test_a_server_that_a_killed_flow_had_brought_is_ended_and_that_of_a_living_o
 
 
 def test_half_written_outputs_are_removed_and_nothing_else(root: Path) -> None:
-    folder, file = root / "models" / ".ct.incomplete", root / "predictions" / ".ct.parquet.incomplete"
-    kept = [root / "models" / "ct" / "weights", root / "data" / "incomplete", root / ".git" / ".x.incomplete", root / "x.incomplete"]
+    folder, file = (
+        root / "models" / ".ct.incomplete",
+        root / "predictions" / ".ct.parquet.incomplete",
+    )
+    kept = [
+        root / "models" / "ct" / "weights",
+        root / "data" / "incomplete",
+        root / ".git" / ".x.incomplete",
+        root / "x.incomplete",
+    ]
     for path in [folder / "deep" / "weights", file, *kept]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half", encoding="utf-8")
@@ -146,7 +188,11 @@ def test_half_written_outputs_are_removed_and_nothing_else(root: Path) -> None:
 
 def test_what_dvc_was_copying_into_its_cache_is_removed_once_nobody_is_at_it(root: Path) -> None:
     cache = root / ".dvc" / "cache" / "files" / "md5"
-    left, fresh, whole = cache / "80" / ".V3Qp2Q7l5mXE.tmp", cache / ".L8teTgr6.tmp", cache / "80" / "cea60a291192a5"
+    left, fresh, whole = (
+        cache / "80" / ".V3Qp2Q7l5mXE.tmp",
+        cache / ".L8teTgr6.tmp",
+        cache / "80" / "cea60a291192a5",
+    )
     for path in (left, fresh, whole):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half", encoding="utf-8")
@@ -161,7 +207,12 @@ def test_what_dvc_was_copying_into_its_cache_is_removed_once_nobody_is_at_it(roo
 def test_an_output_that_may_be_being_written_is_left_alone(root: Path, by_dvc: bool) -> None:
     (root / "models" / ".ct.incomplete").mkdir(parents=True)
     process = start(
-        root, "sh", "-c", "echo up; sleep 300; true", "stages.train" if not by_dvc else "x", **({"DVC_ROOT": str(root)} if by_dvc else {})
+        root,
+        "sh",
+        "-c",
+        "echo up; sleep 300; true",
+        "stages.train" if not by_dvc else "x",
+        **({"DVC_ROOT": str(root)} if by_dvc else {}),
     )
     (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
     assert diagnosis.finding.level == "ok"

@@ -1,4 +1,6 @@
-"""Locks whose holders are gone, stand still, or are at work: told apart, and only the first are broken."""
+"""Locks whose holders are gone, stand still, or are at work: told apart, and only the first are
+broken.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ HOLD = (
     "print('held', flush=True); time.sleep(300)"
 )
 HARD_LINK = (
-    "import os, sys; from dvc.lock import HardlinkLock; lock = HardlinkLock(sys.argv[1], tmp_dir=sys.argv[2]); lock.lock(); os._exit(9)"
+    "import os, sys; from dvc.lock import HardlinkLock; lock = HardlinkLock(sys.argv[1],"
+    " tmp_dir=sys.argv[2]); lock.lock(); os._exit(9)"
 )
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -50,7 +53,9 @@ def start() -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(*command: str, **options: Any) -> subprocess.Popen[str]:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **options)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **options
+        )
         started.append(process)
         assert process.stdout
         assert process.stdout.readline()
@@ -80,10 +85,15 @@ def only(findings: list[Finding], check: str) -> Finding:
     return found[0]
 
 
-def write_path_locks(root: Path, write: dict[str, int], read: dict[str, list[int]] | None = None) -> Path:
+def write_path_locks(
+    root: Path, write: dict[str, int], read: dict[str, list[int]] | None = None
+) -> Path:
     content = {
         "write": {path: {"pid": pid, "cmd": f"dvc repro {pid}"} for path, pid in write.items()},
-        "read": {path: [{"pid": pid, "cmd": f"dvc repro {pid}"} for pid in pids] for path, pids in (read or {}).items()},
+        "read": {
+            path: [{"pid": pid, "cmd": f"dvc repro {pid}"} for pid in pids]
+            for path, pids in (read or {}).items()
+        },
     }
     path = root / locks.PATH_LOCKS
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -102,7 +112,11 @@ def test_a_healthy_workspace_has_none(root: Path) -> None:
 
 def test_path_locks_of_dead_processes_are_dropped_and_those_of_live_ones_kept(root: Path) -> None:
     dead, other, alive = dead_pid(), dead_pid(), os.getpid()
-    path = write_path_locks(root, {"parts/a.txt": dead, "models": alive}, {"corpus.txt": [other, alive], "work.sh": [dead]})
+    path = write_path_locks(
+        root,
+        {"parts/a.txt": dead, "models": alive},
+        {"corpus.txt": [other, alive], "work.sh": [dead]},
+    )
     finding = only(locks.dvc_locks(root), "DVC path locks")
     assert finding.level == "warning"
     assert str(dead) in finding.what
@@ -115,12 +129,16 @@ def test_path_locks_of_dead_processes_are_dropped_and_those_of_live_ones_kept(ro
     assert only(locks.dvc_locks(root), "DVC path locks").level == "ok"
 
 
-def test_a_number_that_another_process_has_now_blocks_dvc_until_it_is_dropped(root: Path, start: Start) -> None:
+def test_a_number_that_another_process_has_now_blocks_dvc_until_it_is_dropped(
+    root: Path, start: Start
+) -> None:
     pid = start("sh", "-c", "echo up; sleep 300").pid
     path = write_path_locks(root, {str(root / "models" / "a.txt"): pid})
     hour_ago = path.stat().st_mtime - 3600
     os.utime(path, (hour_ago, hour_ago))
-    assert "is busy, it is being blocked by" in run("dvc", "repro", "-s", "train@a", cwd=root, code=255)
+    assert "is busy, it is being blocked by" in run(
+        "dvc", "repro", "-s", "train@a", cwd=root, code=255
+    )
     os.utime(path, (hour_ago, hour_ago))
     finding = only(locks.dvc_locks(root), "DVC path locks")
     assert (finding.level, str(pid) in finding.what) == ("problem", True)
@@ -129,8 +147,13 @@ def test_a_number_that_another_process_has_now_blocks_dvc_until_it_is_dropped(ro
     run("dvc", "repro", "-s", "train@a", cwd=root)
 
 
-@pytest.mark.parametrize("broken", ["{", '{"write": {"a": {"pid": "x", "cmd": "y"}}}', '{"write": []}', '{"read": {"a": [{}]}}'])
-def test_a_broken_list_of_path_locks_stops_dvc_until_it_is_set_aside(root: Path, broken: str) -> None:
+@pytest.mark.parametrize(
+    "broken",
+    ["{", '{"write": {"a": {"pid": "x", "cmd": "y"}}}', '{"write": []}', '{"read": {"a": [{}]}}'],
+)
+def test_a_broken_list_of_path_locks_stops_dvc_until_it_is_set_aside(
+    root: Path, broken: str
+) -> None:
     path = root / locks.PATH_LOCKS
     path.write_text(broken, encoding="utf-8")
     run("dvc", "repro", "-s", "train@a", cwd=root, code=255)
@@ -146,13 +169,19 @@ def test_nothing_is_mended_while_dvc_is_at_work(root: Path, start: Start) -> Non
     path = write_path_locks(root, {"models": dead_pid()})
     before = path.read_bytes()
     start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
-    diagnosis = examine(root, fix=True, wanted={"locks": lambda root: [only(locks.dvc_locks(root), "DVC path locks")]})[0]
+    diagnosis = examine(
+        root,
+        fix=True,
+        wanted={"locks": lambda root: [only(locks.dvc_locks(root), "DVC path locks")]},
+    )[0]
     assert "DVC is running in" in diagnosis.failed
     assert not diagnosis.mended
     assert path.read_bytes() == before
 
 
-def test_a_lock_in_use_is_named_and_one_of_a_process_that_stands_still_is_a_problem(root: Path, start: Start) -> None:
+def test_a_lock_in_use_is_named_and_one_of_a_process_that_stands_still_is_a_problem(
+    root: Path, start: Start
+) -> None:
     process = start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
     finding = only(locks.dvc_locks(root), "DVC lock")
     assert (finding.level, str(process.pid) in finding.what) == ("ok", True)
@@ -171,7 +200,9 @@ def test_who_only_waits_for_a_lock_does_not_hold_it(root: Path, start: Start) ->
 def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_that_is_left_to_the_user(root: Path) -> None:
     path = root / locks.REPOSITORY_LOCK
     path.unlink()
-    done = subprocess.run([sys.executable, "-c", HARD_LINK, str(path), str(path.parent)], timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", HARD_LINK, str(path), str(path.parent)], timeout=60
+    )
     assert done.returncode == 9
     finding = only(locks.dvc_locks(root), "DVC lock")
     assert (finding.level, finding.mend) == ("problem", None)
@@ -184,11 +215,16 @@ def test_a_flow_that_stands_still_is_a_problem(root: Path, start: Start) -> None
     process = start(sys.executable, "-c", HOLD, str(path))
     assert locks.flow_lock(root)[0].level == "ok"
     stand_still(process)
-    assert (locks.flow_lock(root)[0].level, str(process.pid) in locks.flow_lock(root)[0].what) == ("problem", True)
+    assert (locks.flow_lock(root)[0].level, str(process.pid) in locks.flow_lock(root)[0].what) == (
+        "problem",
+        True,
+    )
 
 
 @pytest.mark.parametrize("of_host", [True, False])
-def test_a_slot_held_by_a_process_that_runs_no_stage_is_leaked(root: Path, start: Start, of_host: bool) -> None:
+def test_a_slot_held_by_a_process_that_runs_no_stage_is_leaked(
+    root: Path, start: Start, of_host: bool
+) -> None:
     folder = host_folder() if of_host else root / locks.FLOWS / "slots"
     folder.mkdir(parents=True)
     process = start(sys.executable, "-c", HOLD, str(folder / "0.lock"))
@@ -197,19 +233,35 @@ def test_a_slot_held_by_a_process_that_runs_no_stage_is_leaked(root: Path, start
     assert f"kill {process.pid}" in finding.remedy
 
 
-def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_killed(root: Path, start: Start) -> None:
+def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_killed(
+    root: Path, start: Start
+) -> None:
     slots = Slots(("cpu-0",), root / locks.FLOWS / "slots", False)
     record = (root / "train@a.pid").resolve()
     with slots.take(1, lambda: True) as (_, held):
         guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"
-        process = start(sys.executable, "-I", "-S", str(guard), str(record), "sh", "-c", "echo up; sleep 300", pass_fds=held)
-    assert [(finding.level, finding.what) for finding in locks.slots(root)] == [("ok", "in use: cpu-0 by train@a")]
+        process = start(
+            sys.executable,
+            "-I",
+            "-S",
+            str(guard),
+            str(record),
+            "sh",
+            "-c",
+            "echo up; sleep 300",
+            pass_fds=held,
+        )
+    assert [(finding.level, finding.what) for finding in locks.slots(root)] == [
+        ("ok", "in use: cpu-0 by train@a")
+    ]
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
     for child in children:
         child.kill()
-    assert [(finding.level, finding.what) for finding in locks.slots(root)] == [("ok", "all are free")]
+    assert [(finding.level, finding.what) for finding in locks.slots(root)] == [
+        ("ok", "all are free")
+    ]
 
 
 def test_a_lock_that_was_given_back_is_free(tmp_path: Path) -> None:

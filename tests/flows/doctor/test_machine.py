@@ -30,11 +30,15 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_machine_without_a_gpu_is_warned_of_and_torch_is_not_even_asked(tmp_path: Path, bare: Path) -> None:
+def test_a_machine_without_a_gpu_is_warned_of_and_torch_is_not_even_asked(
+    tmp_path: Path, bare: Path
+) -> None:
     assert levels(machine.gpu_parts(tmp_path)) == {"GPU": "warning"}
 
 
-def test_a_gpu_that_torch_does_not_see_is_a_problem(tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_does_not_see_is_a_problem(
+    tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (bare / "nvidia-smi").write_text(SMI, encoding="utf-8")
     (bare / "nvidia-smi").chmod(0o755)
@@ -49,7 +53,11 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(tmp_path: Path, bare: Path, 
     [
         ({"base": {"attention": "sdpa"}, "grpo": {"parallel": "auto"}}, "warning", "warning"),
         ({"base": {"attention": "flash_attention_2"}}, "problem", "warning"),
-        ({"base": {"attention": {"language": "sdpa", "vision": "flash_attention_2"}}}, "problem", "warning"),
+        (
+            {"base": {"attention": {"language": "sdpa", "vision": "flash_attention_2"}}},
+            "problem",
+            "warning",
+        ),
         ({"grpo": {"parallel": "zero2"}}, "warning", "problem"),
     ],
 )
@@ -60,20 +68,32 @@ def test_a_missing_library_is_a_problem_only_where_parameters_ask_for_it(
     assert levels(machine.gpu_libraries(tmp_path)) == {"flash-attn": flash, "deepspeed": deepspeed}
 
 
-def test_an_installed_library_is_named_with_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_library_is_named_with_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, version in (("flash_attn", "2.8.3"), ("deepspeed", "0.18.6")):
         folder = tmp_path / f"{name}-{version}.dist-info"
         folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert [(finding.level, finding.what) for finding in machine.gpu_libraries(tmp_path)] == [("ok", "2.8.3"), ("ok", "0.18.6")]
+    assert [(finding.level, finding.what) for finding in machine.gpu_libraries(tmp_path)] == [
+        ("ok", "2.8.3"),
+        ("ok", "0.18.6"),
+    ]
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.0, "ok"), (0.7, "warning"), (1.3, "problem")])
-def test_free_space_is_measured_by_what_the_last_outputs_took(tmp_path: Path, share: float, level: str) -> None:
+def test_free_space_is_measured_by_what_the_last_outputs_took(
+    tmp_path: Path, share: float, level: str
+) -> None:
     root = make_workspace(tmp_path / "workspace", keys=("a",))
     size = int(share * shutil.disk_usage(root).free)
-    (root / "dvc.lock").write_text(dump_yaml({"stages": {"train@a": {"outs": [{"path": "models", "size": size}]}}}), encoding="utf-8")
+    (root / "dvc.lock").write_text(
+        dump_yaml({"stages": {"train@a": {"outs": [{"path": "models", "size": size}]}}}),
+        encoding="utf-8",
+    )
     (root / ".dvc" / "cache").mkdir()
     (root / ".dvc" / "cache" / "old").write_bytes(b"x" * 2048)
     (finding,) = machine.disk(root)
@@ -87,8 +107,8 @@ def test_this_installation_is_what_the_repository_asks_for() -> None:
 
 def test_each_version_that_is_not_what_is_asked_for_is_named(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
-        '[project]\nrequires-python = ">=4"\n'
-        'dependencies = ["dvc>=99", "no-such-library>=1", "psutil>=1", "tqdm<1; python_version < \'3\'"]\n',
+        '[project]\nrequires-python = ">=4"\ndependencies = ["dvc>=99", "no-such-library>=1",'
+        ' "psutil>=1", "tqdm<1; python_version < \'3\'"]\n',
         encoding="utf-8",
     )
     (finding,) = machine.versions(tmp_path)

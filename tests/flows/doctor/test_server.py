@@ -1,4 +1,6 @@
-"""Against a real Prefect server: runs whose process is gone, slots nobody uses, and servers that do not answer."""
+"""Against a real Prefect server: runs whose process is gone, slots nobody uses, and servers that do
+not answer.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.doctor.command import examine
 from flows.doctor.findings import Finding
-from flows.doctor.server import leaked_slots, may_be_process, project_flows, server, worker_name, zombies
+from flows.doctor.server import (
+    leaked_slots,
+    may_be_process,
+    project_flows,
+    server,
+    worker_name,
+    zombies,
+)
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -63,12 +72,19 @@ def settled(client: SyncPrefectClient) -> Iterator[None]:
 
 
 def after(minutes: float) -> datetime:
-    """A moment ahead: the server gives every state the time at which it comes, so that tests look from later."""
+    """A moment ahead: the server gives every state the time at which it comes, so that tests look
+    from later.
+    """
     return datetime.now(UTC) + timedelta(minutes=minutes)
 
 
 def begin(
-    client: SyncPrefectClient, state: State, name: str, function: object = reproduce, process: str | None = None, worker: str | None = None
+    client: SyncPrefectClient,
+    state: State,
+    name: str,
+    function: object = reproduce,
+    process: str | None = None,
+    worker: str | None = None,
 ) -> FlowRun:
     run = client.create_flow_run(function, name=name)  # type: ignore[arg-type]
     client.set_flow_run_state(run.id, state, force=True)
@@ -101,24 +117,35 @@ def test_a_healthy_server_has_none(client: SyncPrefectClient) -> None:
 
 
 @pytest.mark.parametrize("state", [Running(), Pending(), Cancelling()])
-def test_a_run_without_a_sign_of_life_is_a_zombie_and_is_marked_as_crashed(client: SyncPrefectClient, state: State) -> None:
+def test_a_run_without_a_sign_of_life_is_a_zombie_and_is_marked_as_crashed(
+    client: SyncPrefectClient, state: State
+) -> None:
     silent = begin(client, state, "silent")
     begin(client, Running(), "not ours", other)
     assert problems(zombies(client, now=after(10))) == []
-    (diagnosis,) = examine(Path(), fix=True, wanted={"runs": lambda root: zombies(client, now=after(40))})
+    (diagnosis,) = examine(
+        Path(), fix=True, wanted={"runs": lambda root: zombies(client, now=after(40))}
+    )
     assert diagnosis.finding.what.startswith(
-        f"'silent' ({silent.id}) is {state.name} for the server, but it gave no sign of life for 40 minutes"
+        f"'silent' ({silent.id}) is {state.name} for the server, but it gave no sign of life for 40"
+        " minutes"
     )
     assert diagnosis.mended == "marked 'silent' and 0 of its tasks as crashed"
     assert client.read_flow_run(silent.id).state_name == "Crashed"
     assert problems(zombies(client, now=after(40))) == []
-    assert [run.state_name for run in client.read_flow_runs() if run.name == "not ours" and run.state_name != "Completed"] == ["Running"]
+    assert [
+        run.state_name
+        for run in client.read_flow_runs()
+        if run.name == "not ours" and run.state_name != "Completed"
+    ] == ["Running"]
 
 
 def test_tasks_of_a_zombie_are_marked_too(client: SyncPrefectClient) -> None:
     run = begin(client, Running(), "with a task")
     task = client.create_task_run(train, flow_run_id=run.id, dynamic_key="1", state=Running())
-    (diagnosis,) = examine(Path(), fix=True, wanted={"runs": lambda root: zombies(client, now=after(40))})
+    (diagnosis,) = examine(
+        Path(), fix=True, wanted={"runs": lambda root: zombies(client, now=after(40))}
+    )
     assert diagnosis.mended == "marked 'with a task' and 1 of its tasks as crashed"
     assert client.read_task_run(task.id).state_name == "Crashed"
 
@@ -126,7 +153,13 @@ def test_tasks_of_a_zombie_are_marked_too(client: SyncPrefectClient) -> None:
 def test_a_line_in_the_log_is_a_sign_of_life(client: SyncPrefectClient) -> None:
     run = begin(client, Running(), "talkative")
     line = LogCreate.model_validate(
-        {"name": "prefect.flow_runs", "level": 20, "message": "step 1", "timestamp": after(35), "flow_run_id": run.id}
+        {
+            "name": "prefect.flow_runs",
+            "level": 20,
+            "message": "step 1",
+            "timestamp": after(35),
+            "flow_run_id": run.id,
+        }
     )
     client.create_logs([line])
     assert problems(zombies(client, now=after(40))) == []
@@ -135,8 +168,18 @@ def test_a_line_in_the_log_is_a_sign_of_life(client: SyncPrefectClient) -> None:
 
 def test_a_heartbeat_is_a_sign_of_life(client: SyncPrefectClient) -> None:
     run = begin(client, Running(), "beating")
-    beat = {"occurred": after(35).isoformat(), "event": "prefect.flow-run.heartbeat", "id": str(uuid4()), "payload": {}, "related": []}
-    client.request("POST", "/events", json=[beat | {"resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"}}])
+    beat = {
+        "occurred": after(35).isoformat(),
+        "event": "prefect.flow-run.heartbeat",
+        "id": str(uuid4()),
+        "payload": {},
+        "related": [],
+    }
+    client.request(
+        "POST",
+        "/events",
+        json=[beat | {"resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"}}],
+    )
     deadline = time.monotonic() + 60
     while problems(zombies(client, now=after(40))) and time.monotonic() < deadline:
         time.sleep(0.2)  # the server stores events by and by
@@ -144,7 +187,9 @@ def test_a_heartbeat_is_a_sign_of_life(client: SyncPrefectClient) -> None:
     assert len(problems(zombies(client, now=after(60)))) == 1
 
 
-def test_a_process_of_this_host_that_is_gone_is_known_at_once_and_a_live_one_may_be_silent(client: SyncPrefectClient) -> None:
+def test_a_process_of_this_host_that_is_gone_is_known_at_once_and_a_live_one_may_be_silent(
+    client: SyncPrefectClient,
+) -> None:
     here, dead = socket.gethostname(), dead_pid()
     begin(client, Running(), "gone", process=f"{here}:{dead}")
     begin(client, Running(), "alive", process=f"{here}:{os.getpid()}")
@@ -152,15 +197,32 @@ def test_a_process_of_this_host_that_is_gone_is_known_at_once_and_a_live_one_may
     (said,) = problems(zombies(client))
     assert said.startswith("'gone'")
     assert f"its process {dead} is gone" in said
-    assert {each.split("'")[1] for each in problems(zombies(client, now=after(600)))} == {"gone", "elsewhere"}
+    assert {each.split("'")[1] for each in problems(zombies(client, now=after(600)))} == {
+        "gone",
+        "elsewhere",
+    }
 
 
-def test_the_host_of_a_process_workers_run_is_known_by_the_workers_name(client: SyncPrefectClient) -> None:
+def test_the_host_of_a_process_workers_run_is_known_by_the_workers_name(
+    client: SyncPrefectClient,
+) -> None:
     dead = dead_pid()
     begin(client, Running(), "gone", process=str(dead), worker=worker_name("gpu", 1))
     begin(client, Running(), "alive", process=str(os.getpid()), worker=worker_name("gpu", 2))
-    begin(client, Running(), "elsewhere", process=str(dead), worker=f"gpu-not-{socket.gethostname()}-1")
-    begin(client, Running(), "on a host of a longer name", process=str(dead), worker=f"gpu-{socket.gethostname()}-2-1")
+    begin(
+        client,
+        Running(),
+        "elsewhere",
+        process=str(dead),
+        worker=f"gpu-not-{socket.gethostname()}-1",
+    )
+    begin(
+        client,
+        Running(),
+        "on a host of a longer name",
+        process=str(dead),
+        worker=f"gpu-{socket.gethostname()}-2-1",
+    )
     begin(client, Running(), "nobody knows where", process=str(dead), worker="ProcessWorker 1")
     (said,) = problems(zombies(client))
     assert said.startswith("'gone'")
@@ -187,16 +249,23 @@ def test_slots_of_limits_that_no_run_can_use_are_found(client: SyncPrefectClient
     assert finding.remedy == "prefect gcl update gpu --active-slots 0"
 
 
-def test_slots_of_a_tag_held_by_a_task_that_is_over_are_found_whatever_else_runs(client: SyncPrefectClient) -> None:
+def test_slots_of_a_tag_held_by_a_task_that_is_over_are_found_whatever_else_runs(
+    client: SyncPrefectClient,
+) -> None:
     run = begin(client, Running(), "has tasks")
-    over, busy = (client.create_task_run(train, flow_run_id=run.id, dynamic_key=key, state=Running()) for key in ("1", "2"))
+    over, busy = (
+        client.create_task_run(train, flow_run_id=run.id, dynamic_key=key, state=Running())
+        for key in ("1", "2")
+    )
     client.create_concurrency_limit("train", 3)
     for each in (over, busy):
         client.increment_v1_concurrency_slots(["train"], each.id)
     assert [finding.level for finding in leaked_slots(client)] == ["ok"]
     client.set_task_run_state(over.id, Completed(), force=True)
     leaks = [finding for finding in leaked_slots(client) if finding.level == "warning"]
-    assert [finding.what.partition(" are used")[0] for finding in leaks] == ["1 of 3 slots of tag 'train'"]
+    assert [finding.what.partition(" are used")[0] for finding in leaks] == [
+        "1 of 3 slots of tag 'train'"
+    ]
     assert leaks[0].remedy == "prefect concurrency-limit reset train"
 
 
@@ -216,7 +285,9 @@ def test_an_address_where_nobody_answers_is_a_problem_and_its_password_is_not_sh
     with temporary_settings({PREFECT_API_URL: f"http://user:secret@127.0.0.1:{port}/api"}):
         (finding,) = server()
     assert (finding.check, finding.level) == ("Prefect server", "problem")
-    assert f"PREFECT_API_URL is http://127.0.0.1:{port}/api, where no Prefect answers" in finding.what
+    assert (
+        f"PREFECT_API_URL is http://127.0.0.1:{port}/api, where no Prefect answers" in finding.what
+    )
     assert "secret" not in finding.what + finding.remedy
 
 
@@ -229,12 +300,16 @@ def test_an_address_where_nobody_answers_is_a_problem_and_its_password_is_not_sh
         (404, "", "problem", "no Prefect answers"),
     ],
 )
-def test_a_server_of_another_version_or_kind_is_named(code: int, version: str, level: str, said: str) -> None:
+def test_a_server_of_another_version_or_kind_is_named(
+    code: int, version: str, level: str, said: str
+) -> None:
     ours = ".".join(prefect.__version__.split(".")[:2])
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = ("true" if self.path.endswith("/health") else f'"{version.format(ours=ours)}"').encode()
+            body = (
+                "true" if self.path.endswith("/health") else f'"{version.format(ours=ours)}"'
+            ).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -81,7 +81,9 @@ def test_a_failure_gives_the_stages_own_reason_and_code(root: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [code for code in ExitCode if code])
-def test_the_code_of_a_stage_reaches_the_flow_though_dvc_ends_with_its_own(code: ExitCode, root: Path) -> None:
+def test_the_code_of_a_stage_reaches_the_flow_though_dvc_ends_with_its_own(
+    code: ExitCode, root: Path
+) -> None:
     runner = Runner(root)
     runner.run("split", print)
     (root / "fail" / "a").write_text(str(int(code)), encoding="utf-8")
@@ -96,7 +98,9 @@ def test_a_code_of_an_earlier_run_is_never_taken_for_one_of_this_run(root: Path)
     (root / "fail" / "a").write_text(str(int(ExitCode.REFUSED_DATA)), encoding="utf-8")
     with pytest.raises(StageError):
         runner.run("train@a", print)
-    (root / "fail.py").write_text("raise SystemExit('another program, which writes no outcome')", encoding="utf-8")
+    (root / "fail.py").write_text(
+        "raise SystemExit('another program, which writes no outcome')", encoding="utf-8"
+    )
     with pytest.raises(StageError) as caught:
         runner.run("train@a", print)
     assert outcome_path(root, "train@a").is_file()
@@ -116,7 +120,9 @@ def test_a_path_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(
     assert DvcEvent.LOCKED in map(read_event, lines)
 
 
-def test_a_repository_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(root: Path) -> None:
+def test_a_repository_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(
+    root: Path,
+) -> None:
     run("dvc", "repro", "-s", "split", cwd=root)
     with (root / ".dvc" / "tmp" / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -131,14 +137,21 @@ from dvc.cli import main
 with patch("dvc.stage.Stage.save", side_effect=OSError({errno.ENOSPC}, "no word of it")):
     raise SystemExit(main(["repro", "-s", "split"]))
 """
-    done = subprocess.run([sys.executable, "-c", text], cwd=root, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=root, env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.returncode == 255
     events = {read_event(line) for line in (done.stdout + done.stderr).splitlines()}
     assert {DvcEvent.BEGAN, DvcEvent.DISK_FULL} <= events
 
 
 def test_what_a_stage_prints_is_no_event() -> None:
-    for line in ("error: No space left on device", "Unable to acquire lock", "it didn't change, skipping", "step 1 of 2"):
+    for line in (
+        "error: No space left on device",
+        "Unable to acquire lock",
+        "it didn't change, skipping",
+        "step 1 of 2",
+    ):
         assert read_event(line) is None
 
 
@@ -148,12 +161,22 @@ def test_what_a_stage_prints_is_no_event() -> None:
         (None, {DvcEvent.LOCKED}, "med-r1 doctor"),
         (StageOutcome(ExitCode.DONE), {DvcEvent.BEGAN, DvcEvent.DISK_FULL}, "dvc gc --workspace"),
         (StageOutcome(ExitCode.KILLED), {DvcEvent.BEGAN}, "killed from outside"),
-        (StageOutcome(ExitCode.CRASHED, "ZeroDivisionError: by zero"), {DvcEvent.BEGAN}, "ZeroDivisionError"),
-        (StageOutcome(ExitCode.DISK_FULL, "/scratch is full"), {DvcEvent.BEGAN, DvcEvent.LOCKED}, "/scratch is full"),
+        (
+            StageOutcome(ExitCode.CRASHED, "ZeroDivisionError: by zero"),
+            {DvcEvent.BEGAN},
+            "ZeroDivisionError",
+        ),
+        (
+            StageOutcome(ExitCode.DISK_FULL, "/scratch is full"),
+            {DvcEvent.BEGAN, DvcEvent.LOCKED},
+            "/scratch is full",
+        ),
         (None, set(), "see the lines below"),
     ],
 )
-def test_a_stages_own_outcome_comes_before_what_dvc_reports(outcome: StageOutcome | None, events: set[DvcEvent], named: str) -> None:
+def test_a_stages_own_outcome_comes_before_what_dvc_reports(
+    outcome: StageOutcome | None, events: set[DvcEvent], named: str
+) -> None:
     said = explain("train@a", 255, outcome, events, ["> x", "the last line"])
     assert named in said.splitlines()[0]
     assert said.endswith("the last line")
@@ -196,7 +219,9 @@ def test_whoever_fails_to_listen_does_not_leave_a_stage_unwatched(root: Path) ->
 
 def test_processes_whose_guard_is_gone_are_found_and_ended(root: Path) -> None:
     record = (root / RECORDS / "train@a.pid").resolve()
-    left = subprocess.Popen(["sleep", "300"], env={"FLOW_RECORD": str(record), "PATH": "/usr/bin:/bin"})
+    left = subprocess.Popen(
+        ["sleep", "300"], env={"FLOW_RECORD": str(record), "PATH": "/usr/bin:/bin"}
+    )
     deadline = time.monotonic() + 10
     while not orphans(root) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -208,6 +233,10 @@ def test_processes_whose_guard_is_gone_are_found_and_ended(root: Path) -> None:
 
 def test_what_dvc_refuses_is_told_with_the_command(tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"`dvc --wait-for-lock status --json` failed with exit code \d+: .*not inside of a DVC repository"
+        InputError,
+        match=(
+            r"`dvc --wait-for-lock status --json` failed with exit code \d+: .*not inside of a DVC"
+            r" repository"
+        ),
     ):
         dvc(tmp_path, "status", "--json")

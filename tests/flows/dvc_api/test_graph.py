@@ -12,11 +12,15 @@ from stages.core.params import load_params
 from tests.flows.tiny import REPOSITORY, make_workspace
 
 
-def test_the_pipeline_is_read_with_what_its_stages_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_pipeline_is_read_with_what_its_stages_need(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)  # names do not depend on where one stands
     graph = read_graph(REPOSITORY)
     checkpoints = load_params(REPOSITORY / "params.yaml").checkpoints
-    assert {name for name in graph.stages if name.startswith("train@")} == {f"train@{key}" for key in checkpoints}
+    assert {name for name in graph.stages if name.startswith("train@")} == {
+        f"train@{key}" for key in checkpoints
+    }
     order = list(graph.stages)
     assert order[0] in ("data.dvc", "base")
     assert order[-1] == "report"
@@ -36,7 +40,9 @@ def test_stages_are_chosen_by_name_group_or_glob(tmp_path: Path) -> None:
     graph = read_graph(make_workspace(tmp_path))
     assert graph.select(["train"]) == graph.select(["train@*"]) == {"train@a", "train@b", "train@c"}
     assert graph.select(["*@a", "report"]) == {"train@a", "evaluate@a", "report"}
-    with pytest.raises(InputError, match="no stage of dvc.yaml is meant by 'trian'; there are: split, "):
+    with pytest.raises(
+        InputError, match="no stage of dvc.yaml is meant by 'trian'; there are: split, "
+    ):
         graph.select(["train", "trian"])
 
 

@@ -61,15 +61,29 @@ def test_closing_the_pipe_ends_the_command_and_its_children(tmp_path: Path) -> N
     assert process.stdin
     process.stdin.close()
     assert process.wait(30) != 0
-    assert eventually(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found))
+    assert eventually(
+        lambda: (
+            not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found)
+        )
+    )
     assert not (tmp_path / "record").exists()
 
 
-def test_a_command_that_ignores_interrupts_is_killed_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_ignores_interrupts_is_killed_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick = tmp_path / "guard.py"
-    quick.write_text(GUARD.read_text(encoding="utf-8").replace("15.0", "0.2").replace("5.0", "0.2"), encoding="utf-8")
+    quick.write_text(
+        GUARD.read_text(encoding="utf-8").replace("15.0", "0.2").replace("5.0", "0.2"),
+        encoding="utf-8",
+    )
     monkeypatch.setattr(sys.modules[__name__], "GUARD", quick)
-    process = guard(tmp_path / "record", "sh", "-c", "trap '' INT TERM; echo ready; while true; do sleep 0.1; done")
+    process = guard(
+        tmp_path / "record",
+        "sh",
+        "-c",
+        "trap '' INT TERM; echo ready; while true; do sleep 0.1; done",
+    )
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
     assert process.stdin
@@ -83,16 +97,27 @@ def test_what_a_killed_command_leaves_behind_is_ended(tmp_path: Path) -> None:
     os.kill(int((tmp_path / "record").read_text()), signal.SIGKILL)
     assert process.wait(30) == 137
     # they were killed, and lie as zombies until the system's first process has looked
-    assert eventually(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found))
+    assert eventually(
+        lambda: (
+            not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found)
+        )
+    )
 
 
 def test_a_caller_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> None:
     record = tmp_path / "record"
     command = [sys.executable, "-I", "-S", str(GUARD), str(record), *NESTED]
-    code = f"import subprocess, time; p = subprocess.Popen({command!r}, stdin=subprocess.PIPE, start_new_session=True); time.sleep(300)"
+    code = (
+        f"import subprocess, time; p = subprocess.Popen({command!r}, stdin=subprocess.PIPE,"
+        " start_new_session=True); time.sleep(300)"
+    )
     caller = subprocess.Popen([sys.executable, "-c", code])
     assert eventually(lambda: len(processes_of(record)) >= 2)
     found = processes_of(record)
     caller.kill()
     caller.wait()
-    assert eventually(lambda: not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found))
+    assert eventually(
+        lambda: (
+            not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found)
+        )
+    )

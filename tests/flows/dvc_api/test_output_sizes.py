@@ -37,7 +37,9 @@ def test_sizes_are_those_of_the_last_run_or_else_of_what_lies_there(tmp_path: Pa
 
 
 def test_an_import_weighs_what_its_file_pins(tmp_path: Path) -> None:
-    (tmp_path / "data.dvc").write_text("outs:\n- {md5: 0a, size: 7525614, path: data/raw/corpus.zip}\n", encoding="utf-8")
+    (tmp_path / "data.dvc").write_text(
+        "outs:\n- {md5: 0a, size: 7525614, path: data/raw/corpus.zip}\n", encoding="utf-8"
+    )
     assert out_size(tmp_path, stage("data.dvc", "data/raw/corpus.zip"), {}) == 7525614
 
 
@@ -58,7 +60,10 @@ def test_no_lock_file_means_that_nothing_ran(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: {}\n>>>>>>> other\n", "line 2: a git conflict"),
+        (
+            "schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: {}\n>>>>>>> other\n",
+            "line 2: a git conflict",
+        ),
         ("stages: [", "line 2"),
         ("just words", "dictionary"),
         ("stages: {a: {outs: [{md5: 0a}]}}", "stages.a.outs.0.path"),
@@ -74,7 +79,15 @@ def test_a_broken_lock_file_is_named_with_the_way_out(tmp_path: Path, text: str,
 
 
 @pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (7525614, "7.2 MiB"), (2**30, "1.0 GiB"), (3 * 2**40, "3.0 TiB")]
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (7525614, "7.2 MiB"),
+        (2**30, "1.0 GiB"),
+        (3 * 2**40, "3.0 TiB"),
+    ],
 )
 def test_sizes_are_said_in_units_of_1024(count: int, said: str) -> None:
     assert format_bytes(count) == said

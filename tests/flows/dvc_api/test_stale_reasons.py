@@ -8,33 +8,56 @@ from flows.dvc_api.client import Reasons
 from flows.dvc_api.graph import Graph, Stage
 from flows.dvc_api.stale_reasons import name_groups, say_why
 
-OUTS = {"splits": ("data/splits",), "base": ("models/base",), "train@ct": ("models/ct", "training/ct.csv", "training/ct.json")}
-GRAPH = Graph({name: Stage(name, "", (), outs, 0, 1.0) for name, outs in OUTS.items()}, {name: frozenset() for name in OUTS})
+OUTS = {
+    "splits": ("data/splits",),
+    "base": ("models/base",),
+    "train@ct": ("models/ct", "training/ct.csv", "training/ct.json"),
+}
+GRAPH = Graph(
+    {name: Stage(name, "", (), outs, 0, 1.0) for name, outs in OUTS.items()},
+    {name: frozenset() for name in OUTS},
+)
 
 
 @pytest.mark.parametrize(
     ("reasons", "after", "said"),
     [
         ({"changed deps": {"params.yaml": {"grpo.beta": "modified"}}}, [], "grpo.beta modified"),
-        ({"changed deps": {"stages/train.py": "modified"}}, ["base"], "stages/train.py modified; after base"),
+        (
+            {"changed deps": {"stages/train.py": "modified"}},
+            ["base"],
+            "stages/train.py modified; after base",
+        ),
         # a dependency below, and one above, what a stale stage makes
         ({"changed deps": {"data/splits/grouped/ct": "deleted"}}, ["splits"], "after splits"),
         ({"changed deps": {"models": "modified"}}, ["base"], "after base"),
-        ({"changed deps": {"models/base2": "modified"}}, ["base"], "models/base2 modified; after base"),
+        (
+            {"changed deps": {"models/base2": "modified"}},
+            ["base"],
+            "models/base2 modified; after base",
+        ),
         ({"changed outs": dict.fromkeys(OUTS["train@ct"], "deleted")}, [], "3 outputs deleted"),
         ({"changed outs": {"models/ct": "modified"}}, [], "output models/ct modified"),
         ({"changed command": {}}, [], "changed command"),
         ({}, ["base", "splits"], "after base, splits"),
     ],
 )
-def test_what_changed_by_itself_is_named_and_its_consequences_are_not(reasons: Reasons, after: list[str], said: str) -> None:
+def test_what_changed_by_itself_is_named_and_its_consequences_are_not(
+    reasons: Reasons, after: list[str], said: str
+) -> None:
     assert say_why(GRAPH, reasons, after, has_run=True) == said
 
 
 def test_a_stage_that_never_ran_has_no_differences() -> None:
-    reasons: Reasons = {"changed deps": {"data/corpus": "new"}, "changed outs": {"models/ct": "deleted"}}
+    reasons: Reasons = {
+        "changed deps": {"data/corpus": "new"},
+        "changed outs": {"models/ct": "deleted"},
+    }
     assert say_why(GRAPH, reasons, [], has_run=False) == "never run here"
 
 
 def test_many_names_of_a_group_are_counted() -> None:
-    assert name_groups(["base", "train@ct", *(f"evaluate@{number}" for number in range(4))]) == "base, train@ct, evaluate (4)"
+    assert (
+        name_groups(["base", "train@ct", *(f"evaluate@{number}" for number in range(4))])
+        == "base, train@ct, evaluate (4)"
+    )

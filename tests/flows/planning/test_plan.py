@@ -55,11 +55,16 @@ def contents(root: Path) -> dict[str, str]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_file() and not name.startswith(".dvc/tmp/"):
-            found[name] = f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()} {path.stat().st_mtime_ns}"
+            found[name] = (
+                f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}"
+                f" {path.stat().st_mtime_ns}"
+            )
     return found
 
 
-def test_nothing_would_run_where_all_is_up_to_date(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_would_run_where_all_is_up_to_date(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = make_plan(root)
     assert plan.steps == ()
     assert len(plan.up_to_date) == 8
@@ -88,7 +93,9 @@ def test_the_plan_is_what_dvc_then_runs(root: Path) -> None:
     (root / "corpus.txt").write_text("second\n", encoding="utf-8")
     planned = set(steps(make_plan(root)))
     said = run("dvc", "repro", cwd=root)
-    assert {line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")} == planned
+    assert {
+        line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")
+    } == planned
 
 
 def test_it_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +122,11 @@ def test_durations_are_the_recorded_ones_or_those_of_meta_and_it_says_which(root
     assert (found["train@a"].seconds, found["train@a"].estimate) == (120.0, "meta")
     assert plan.gpu_hours == pytest.approx((120 + 40 + 120 + 3 * 60) / 3600)
     # a 0-120, b 0-40, c 40-160; evaluations fill the slots; the report is last
-    assert (found["train@a"].start, found["train@b"].start, found["train@c"].start) == (0.0, 0.0, 40.0)
+    assert (found["train@a"].start, found["train@b"].start, found["train@c"].start) == (
+        0.0,
+        0.0,
+        40.0,
+    )
     assert found["report"].start == max(found[f"evaluate@{key}"].start + 60 for key in "abc")
     assert plan.seconds == found["report"].start + 60
     assert any("6 of 7 durations are those of meta" in each for each in plan.notes)
@@ -126,9 +137,9 @@ def test_what_the_run_cache_holds_costs_no_time(root: Path) -> None:
     run("dvc", "repro", cwd=root)
     set_rate(root, 1)
     plan = make_plan(root)
-    assert {name: step.estimate for name, step in steps(plan).items() if step.gpus} == dict.fromkeys(TRAININGS, "run-cache") | {
-        f"evaluate@{key}": "meta" for key in "abc"
-    }
+    assert {
+        name: step.estimate for name, step in steps(plan).items() if step.gpus
+    } == dict.fromkeys(TRAININGS, "run-cache") | {f"evaluate@{key}": "meta" for key in "abc"}
     assert steps(plan)["train@a"].seconds == 0
     assert any("3 stages are in the run-cache" in each for each in plan.notes)
 
@@ -140,7 +151,9 @@ def test_only_what_was_asked_for_and_what_it_needs_is_planned(root: Path) -> Non
     assert plan.up_to_date == ()
 
 
-def test_a_pipeline_that_never_ran_says_so_and_that_sizes_are_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_that_never_ran_says_so_and_that_sizes_are_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     plan = make_plan(make_workspace(tmp_path / "workspace", keys=("a",)))
     assert {name: step.why for name, step in steps(plan).items()} == {
@@ -160,7 +173,10 @@ def test_outputs_that_do_not_fit_on_the_disk_are_warned_of(root: Path) -> None:
     set_rate(root, 2)
     plan = make_plan(root)
     assert plan.bytes > 10**17 > plan.bytes_free > 0
-    assert any(each.startswith("the disk is too small: 90949.5 TiB would be written") for each in plan.warnings)
+    assert any(
+        each.startswith("the disk is too small: 90949.5 TiB would be written")
+        for each in plan.warnings
+    )
 
 
 def test_a_stage_that_needs_more_slots_than_there_are_is_warned_of(root: Path) -> None:
@@ -168,7 +184,10 @@ def test_a_stage_that_needs_more_slots_than_there_are_is_warned_of(root: Path) -
     pipeline["stages"]["train"]["do"]["meta"]["gpus"] = 2
     (root / "dvc.yaml").write_text(dump_yaml(pipeline), encoding="utf-8")
     set_rate(root, 2)
-    assert any(each.startswith("train@a needs 2 slots and there are 1") for each in make_plan(root).warnings)
+    assert any(
+        each.startswith("train@a needs 2 slots and there are 1")
+        for each in make_plan(root).warnings
+    )
     assert not any("slots" in each for each in make_plan(root, slots=2).warnings)
 
 
@@ -188,7 +207,9 @@ def test_json_holds_the_whole_plan(root: Path, capsys: pytest.CaptureFixture[str
         (["--slots", "0"], "0 slots: at least one is needed"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(root: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_asked_for_is_refused(
+    root: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert med_r1("plan", *arguments) == ExitCode.INPUT
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -199,7 +220,11 @@ def test_what_cannot_be_asked_for_is_refused(root: Path, arguments: list[str], s
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("dvc.lock", "<<<<<<< HEAD\nstages: {}\n", "dvc.lock, line 1: a git conflict is not resolved"),
+        (
+            "dvc.lock",
+            "<<<<<<< HEAD\nstages: {}\n",
+            "dvc.lock, line 1: a git conflict is not resolved",
+        ),
         ("params.yaml", "rate: [\n", "params.yaml"),
         ("dvc.yaml", "stages: {split: {}}\n", "dvc.yaml"),
         ("dvc.yaml", None, "dvc.yaml is missing: run from the project's root"),
@@ -215,13 +240,17 @@ def test_files_that_cannot_be_read_are_named(
     assert said in capsys.readouterr().err
 
 
-def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("dvc.yaml", "data.dvc"):
         shutil.copy(REPOSITORY / name, tmp_path)
     (tmp_path / "stages/core").mkdir(parents=True)
     shutil.copy(REPOSITORY / "stages/core/params.py", tmp_path / "stages/core")
     text = (REPOSITORY / "params.yaml").read_text(encoding="utf-8")
-    (tmp_path / "params.yaml").write_text(text.replace("  learning_rate:", "  learning_rat:"), encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(
+        text.replace("  learning_rate:", "  learning_rat:"), encoding="utf-8"
+    )
     with pytest.raises(InputError, match="learning_rat: unknown key; did you mean 'learning_rate'"):
         make_plan(tmp_path)
 
@@ -229,8 +258,30 @@ def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(tmp
 def test_the_simulated_order_keeps_slots_and_lets_the_stage_most_wait_for_go_first() -> None:
     stages = {
         name: Stage(name, "", (), (), gpus, 1.0)
-        for name, gpus in {"alone": 1, "first": 1, "second": 1, "third": 1, "cpu": 0, "both": 2}.items()
+        for name, gpus in {
+            "alone": 1,
+            "first": 1,
+            "second": 1,
+            "third": 1,
+            "cpu": 0,
+            "both": 2,
+        }.items()
     }
-    needs = {name: frozenset[str]() for name in stages} | {"second": frozenset({"first"}), "third": frozenset({"second"})}
-    starts = simulate(Graph(stages, needs), list(stages), dict.fromkeys(stages, 10.0), Capacity(2, os.cpu_count() or 1))
-    assert starts == {"first": 0.0, "alone": 0.0, "cpu": 0.0, "second": 10.0, "third": 20.0, "both": 30.0}
+    needs = {name: frozenset[str]() for name in stages} | {
+        "second": frozenset({"first"}),
+        "third": frozenset({"second"}),
+    }
+    starts = simulate(
+        Graph(stages, needs),
+        list(stages),
+        dict.fromkeys(stages, 10.0),
+        Capacity(2, os.cpu_count() or 1),
+    )
+    assert starts == {
+        "first": 0.0,
+        "alone": 0.0,
+        "cpu": 0.0,
+        "second": 10.0,
+        "third": 20.0,
+        "both": 30.0,
+    }

@@ -26,12 +26,16 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return root
 
 
-def test_promoting_going_back_and_fetching_weights_from_the_command_line(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_promoting_going_back_and_fetching_weights_from_the_command_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert med_r1("champion", "show") == ExitCode.INPUT
     assert "there is no champion yet; `med-r1 champion promote`" in capsys.readouterr().err
     assert med_r1("champion", "promote") == 0
     assert med_r1("champion", "rollback") == ExitCode.INPUT
-    assert "champion 1 is the first: there is none before it to go back to" in capsys.readouterr().err
+    assert (
+        "champion 1 is the first: there is none before it to go back to" in capsys.readouterr().err
+    )
 
     (root / "infra/base/skill.json").write_text("0.2", encoding="utf-8")
     assert med_r1("champion", "promote") == ExitCode.INPUT
@@ -39,7 +43,12 @@ def test_promoting_going_back_and_fetching_weights_from_the_command_line(root: P
     run("dvc", "repro", cwd=root)
     assert med_r1("champion", "promote", "--why", "another base") == 0
     second = champion.require(root)
-    assert (second.version, second.predecessor, second.why, second.git_dirty) == (2, 1, "another base", True)
+    assert (second.version, second.predecessor, second.why, second.git_dirty) == (
+        2,
+        1,
+        "another base",
+        True,
+    )
     assert second.checkpoints["ct"].questions > 0
     first = champion.version(root, 1)
     assert first.checkpoints["ct"].model != second.checkpoints["ct"].model
@@ -65,15 +74,23 @@ def test_promoting_going_back_and_fetching_weights_from_the_command_line(root: P
     assert "champion 2 has no checkpoint 'cta'; it has: ct, x-ray" in capsys.readouterr().err
 
     run("dvc", "gc", "--workspace", "--force", cwd=root)
-    with pytest.raises(InputError, match="the weights of ct, champion 1 .* is not in DVC's cache any more"):
+    with pytest.raises(
+        InputError, match="the weights of ct, champion 1 .* is not in DVC's cache any more"
+    ):
         champion.checkout(root, "ct", root / "elsewhere", 1)
-    assert json.loads((root / "elsewhere/from.json").read_text()) == 0.0, "what was there is not lost over it"
+    assert json.loads((root / "elsewhere/from.json").read_text()) == 0.0, (
+        "what was there is not lost over it"
+    )
 
 
 def test_a_damaged_record_is_named(root: Path) -> None:
     (root / "champions").mkdir()
-    (root / "champions/champion.json").write_text('{"version": "two", "since": "", "why": ""}', encoding="utf-8")
-    with pytest.raises(InputError, match=r"champions/champion.json is damaged \(Input should be a valid integer"):
+    (root / "champions/champion.json").write_text(
+        '{"version": "two", "since": "", "why": ""}', encoding="utf-8"
+    )
+    with pytest.raises(
+        InputError, match=r"champions/champion.json is damaged \(Input should be a valid integer"
+    ):
         champion.current(root)
     (root / "champions/champion.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="champions/champion.json is not JSON"):

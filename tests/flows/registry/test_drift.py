@@ -17,13 +17,19 @@ from tests.conftest import Raw
 WARN = 0.13
 
 
-def corpus(per_modality: int = 400, seed: int = 1, change: Callable[[Raw], object] = lambda record: None) -> list[Record]:
-    """Random questions, each about an image of its own, of the same population for every seed; then changed."""
+def corpus(
+    per_modality: int = 400, seed: int = 1, change: Callable[[Raw], object] = lambda record: None
+) -> list[Record]:
+    """Random questions, each about an image of its own, of the same population for every seed; then
+    changed.
+    """
     rng = np.random.default_rng(seed)
     records = []
     for slug, literal in MODALITIES.items():
         for number in range(per_modality):
-            options = {f"option_{letter}": f"{letter} text" for letter in "ABCD"[: rng.integers(2, 5)]}
+            options = {
+                f"option_{letter}": f"{letter} text" for letter in "ABCD"[: rng.integers(2, 5)]
+            }
             record: dict[str, Any] = {
                 "dataset": f"Set {slug} {rng.integers(2)}",
                 "question_id": f"{slug}_{number}",
@@ -35,7 +41,10 @@ def corpus(per_modality: int = 400, seed: int = 1, change: Callable[[Raw], objec
                 "modality_type": literal,
                 "image": f"data/images/{slug}/{number}.png",
                 "source_size": [int(side) for side in rng.integers(100, 1000, 2)],
-                "brightness": [float(np.clip(rng.normal(mean, std), 0, 255)) for mean, std in ((110, 20), (50, 10))],
+                "brightness": [
+                    float(np.clip(rng.normal(mean, std), 0, 255))
+                    for mean, std in ((110, 20), (50, 10))
+                ],
             }
             change(record)
             records.append(record)
@@ -67,8 +76,12 @@ def test_a_corpus_has_not_moved_from_itself() -> None:
 
 
 @pytest.mark.parametrize("seed", range(2, 8))
-def test_another_sample_of_the_same_population_is_no_drift_even_where_limits_are_tight(seed: int) -> None:
-    assert len(beyond(OLD, summarise(corpus(seed=seed)), limit=0.0)) <= 1  # of 73, each wrong once in a thousand
+def test_another_sample_of_the_same_population_is_no_drift_even_where_limits_are_tight(
+    seed: int,
+) -> None:
+    assert (
+        len(beyond(OLD, summarise(corpus(seed=seed)), limit=0.0)) <= 1
+    )  # of 73, each wrong once in a thousand
 
 
 def of(slug: str, change: Callable[[Raw], object]) -> Callable[[Raw], object]:
@@ -88,8 +101,16 @@ def two_options(record: Raw) -> None:
 @pytest.mark.parametrize(
     ("feature", "change"),
     [
-        ("brightness", lambda record: record["brightness"].__setitem__(0, min(record["brightness"][0] + 25, 255.0))),
-        ("contrast", lambda record: record["brightness"].__setitem__(1, record["brightness"][1] * 1.3)),
+        (
+            "brightness",
+            lambda record: record["brightness"].__setitem__(
+                0, min(record["brightness"][0] + 25, 255.0)
+            ),
+        ),
+        (
+            "contrast",
+            lambda record: record["brightness"].__setitem__(1, record["brightness"][1] * 1.3),
+        ),
         ("shorter side", lambda record: record.update(source_size=[64, 64])),
         ("right letter", first_letter),
         ("number of options", two_options),
@@ -98,7 +119,9 @@ def two_options(record: Raw) -> None:
         ("question type", lambda record: record.update(question_type="Lesion Grading")),
     ],
 )
-def test_what_moved_in_one_modality_is_told_of_it(feature: str, change: Callable[[Raw], object]) -> None:
+def test_what_moved_in_one_modality_is_told_of_it(
+    feature: str, change: Callable[[Raw], object]
+) -> None:
     found = beyond(OLD, summarise(corpus(change=of("ct", change))))
     assert ("ct", feature) in found
     assert {scope for scope, _ in found} <= {"ct", ALL}
@@ -138,8 +161,13 @@ def test_a_distance_is_that_of_jensen_and_shannon_and_a_line_says_what_moved() -
     old: Summary = {ALL: {"modality": {"ct": 500, "mri": 500}}}
     new: Summary = {ALL: {"modality": {"ct": 650, "mri": 350}}}
     (found,) = compare(old, new)
-    assert found == Drift(ALL, "modality", 0.1291, 0.0625, 1000, 1000, "ct 50.0% to 65.0%", "mri 50.0% to 35.0%")
-    assert describe(found) == "all: modality moved by 0.13 (more: ct 50.0% to 65.0%; less: mri 50.0% to 35.0%)"
+    assert found == Drift(
+        ALL, "modality", 0.1291, 0.0625, 1000, 1000, "ct 50.0% to 65.0%", "mri 50.0% to 35.0%"
+    )
+    assert (
+        describe(found)
+        == "all: modality moved by 0.13 (more: ct 50.0% to 65.0%; less: mri 50.0% to 35.0%)"
+    )
     (apart,) = compare({ALL: {"modality": {"ct": 500}}}, {ALL: {"modality": {"mri": 500}}})
     assert apart.distance == 1.0
 

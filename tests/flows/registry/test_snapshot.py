@@ -19,8 +19,14 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "corpus.zip").write_text("one")
     root = tmp_path / "workspace"
     (root / "data" / "raw").mkdir(parents=True)
-    (root / "data.dvc").write_text("deps:\n- path: ../corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
-    stage = {"cmd": "cp data/raw/corpus.zip data/corpus", "deps": ["data/raw/corpus.zip"], "outs": ["data/corpus"]}
+    (root / "data.dvc").write_text(
+        "deps:\n- path: ../corpus.zip\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8"
+    )
+    stage = {
+        "cmd": "cp data/raw/corpus.zip data/corpus",
+        "deps": ["data/raw/corpus.zip"],
+        "outs": ["data/corpus"],
+    }
     (root / "dvc.yaml").write_text(dump_yaml({"stages": {"download": stage}}), encoding="utf-8")
     run("git", "init", "-q", cwd=root)
     run("dvc", "init", "-q", cwd=root)
@@ -38,7 +44,9 @@ def take_new(root: Path) -> None:
 def test_all_is_as_it_was_after_going_back(root: Path) -> None:
     run("dvc", "repro", cwd=root)
     before = {
-        path: path.read_bytes() for path in root.rglob("*") if path.is_file() and ".dvc/" not in str(path) and ".git/" not in str(path)
+        path: path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".dvc/" not in str(path) and ".git/" not in str(path)
     }
     take_new(root)
     assert trial.on_trial(root)
@@ -74,7 +82,9 @@ def test_good_data_stays(root: Path) -> None:
 
 
 def test_the_workspace_is_held_by_one_at_a_time(root: Path) -> None:
-    refused = pytest.raises(trial.AlreadyRunningError, match=r"a retraining \(process \d+\) runs in")
+    refused = pytest.raises(
+        trial.AlreadyRunningError, match=r"a retraining \(process \d+\) runs in"
+    )
     with trial.only_retraining(root), refused, trial.only_retraining(root):
         pass
     with trial.only_retraining(root):

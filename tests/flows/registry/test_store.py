@@ -1,4 +1,6 @@
-"""Files by their hash, from DVC's cache and remote, when nothing in the workspace names them any more."""
+"""Files by their hash, from DVC's cache and remote, when nothing in the workspace names them any
+more.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from tests.flows.tiny import run
 
 STAGE = {
     "stages": {
-        "train": {"cmd": "mkdir -p model && cat word.txt > model/weights && echo b > model/b", "deps": ["word.txt"], "outs": ["model"]}
+        "train": {
+            "cmd": "mkdir -p model && cat word.txt > model/weights && echo b > model/b",
+            "deps": ["word.txt"],
+            "outs": ["model"],
+        }
     }
 }
 
@@ -47,13 +53,21 @@ def with_remote(root: Path) -> None:
     run("dvc", "remote", "add", "-d", "store", "../remote", cwd=root)
 
 
-def test_an_output_that_was_replaced_can_be_had_and_the_workspace_stays(root: Path, tmp_path: Path) -> None:
+def test_an_output_that_was_replaced_can_be_had_and_the_workspace_stays(
+    root: Path, tmp_path: Path
+) -> None:
     model = replaced(root)
     before = run("git", "status", "--porcelain", "--ignored", cwd=root)
     fetch(root, model, tmp_path / "old", "the model")
-    assert {path.name: path.read_text() for path in (tmp_path / "old").iterdir()} == {"weights": "first", "b": "b\n"}
+    assert {path.name: path.read_text() for path in (tmp_path / "old").iterdir()} == {
+        "weights": "first",
+        "b": "b\n",
+    }
     assert (root / "model/weights").read_text() == "second"
-    assert run("git", "status", "--porcelain", "--ignored", cwd=root).replace("?? .scratch/\n", "") == before
+    assert (
+        run("git", "status", "--porcelain", "--ignored", cwd=root).replace("?? .scratch/\n", "")
+        == before
+    )
     assert not list((root / ".scratch/flows/store").iterdir())
 
 
@@ -79,7 +93,10 @@ def test_what_is_nowhere_is_named(root: Path, tmp_path: Path) -> None:
     model = replaced(root)
     run("dvc", "gc", "--workspace", "--force", cwd=root)
     assert not push(root, {"model": model})
-    with pytest.raises(InputError, match=rf"the model \({model.md5}\) is not in DVC's cache any more, and there is no remote"):
+    with pytest.raises(
+        InputError,
+        match=rf"the model \({model.md5}\) is not in DVC's cache any more, and there is no remote",
+    ):
         fetch(root, model, tmp_path / "old", "the model")
     with_remote(root)
     with pytest.raises(InputError, match="is neither whole in DVC's cache nor in its remote"):
@@ -91,7 +108,9 @@ def test_a_file_put_into_the_cache_is_in_the_remote_too(root: Path, tmp_path: Pa
     with_remote(root)
     (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
     kept = keep(root, tmp_path / "manifest.json")
-    assert os.access(tmp_path / "manifest.json", os.W_OK), "the file itself is no link into the cache"
+    assert os.access(tmp_path / "manifest.json", os.W_OK), (
+        "the file itself is no link into the cache"
+    )
     shutil.rmtree(root / ".dvc" / "cache")
     fetch(root, kept, tmp_path / "again.json", "the manifest")
     assert (tmp_path / "again.json").read_text() == "{}"

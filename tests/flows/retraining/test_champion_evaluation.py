@@ -24,7 +24,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("workspace")
     small_workspace(root, images_a_modality=1)
     shutil.copytree(root / layout.BASE_MODEL, root / layout.model("ct"))
-    locked = {"stages": {"evaluate@ct": {"cmd": "python -m stages.evaluate ct"}, "evaluate@mri": {"cmd": "false"}}}
+    locked = {
+        "stages": {
+            "evaluate@ct": {"cmd": "python -m stages.evaluate ct"},
+            "evaluate@mri": {"cmd": "false"},
+        }
+    }
     (root / "dvc.lock").write_text(dump_yaml(locked), encoding="utf-8")
     return root
 
@@ -45,13 +50,17 @@ def test_the_champion_answers_as_the_stage_would_and_the_workspace_stays(root: P
 
 def test_what_goes_wrong_is_named(root: Path) -> None:
     duel = ChampionEvaluation(root)
-    with pytest.raises(InputError, match=r"models/mri is missing: fetch the champion's weights first"):
+    with pytest.raises(
+        InputError, match=r"models/mri is missing: fetch the champion's weights first"
+    ):
         duel.answer("mri", print)
     duel.weights("mri").mkdir(parents=True)
     with pytest.raises(StageError, match="champion@mri failed"):
         duel.answer("mri", print)
     duel.weights("fundus").mkdir(parents=True)
-    with pytest.raises(InputError, match="dvc.lock has no evaluate@fundus: run `dvc repro evaluate@fundus`"):
+    with pytest.raises(
+        InputError, match="dvc.lock has no evaluate@fundus: run `dvc repro evaluate@fundus`"
+    ):
         duel.answer("fundus", print)
     duel.stop()
     with pytest.raises(StoppedError, match="champion@mri was stopped"):

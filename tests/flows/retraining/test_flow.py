@@ -26,7 +26,9 @@ def server() -> Iterator[None]:
 
 def artifacts() -> list[str]:
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["retraining"])))
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["retraining"]))
+        )
     return [str(artifact.data) for artifact in found]
 
 
@@ -49,7 +51,10 @@ def test_runs_end_in_states_that_say_what_was_decided(
     write_corpus(source, make_records(2))
     refused = retrain(root=str(root), return_state=True)
     assert (refused.name, refused.is_failed()) == ("Refused", True)
-    assert "the new data was refused, and the workspace is as before: all modalities: 80 questions" in str(refused.message)
+    assert (
+        "the new data was refused, and the workspace is as before: all modalities: 80 questions"
+        in str(refused.message)
+    )
     assert med_r1("retrain") == 0
     assert "RefusedBefore: " in capsys.readouterr().out
 

@@ -31,7 +31,9 @@ def answers(name: str, share: float, seed: int = 0, only: str | None = None) -> 
     return rows
 
 
-def contest(name: str, before: float, after: float, axis: str = "modality", **more: Any) -> PairedPredictions:
+def contest(
+    name: str, before: float, after: float, axis: str = "modality", **more: Any
+) -> PairedPredictions:
     return PairedPredictions(axis, name, answers(name, before, 1), answers(name, after, 2), **more)
 
 
@@ -63,13 +65,22 @@ def test_no_difference_is_not_better() -> None:
     contests = {"ct": PairedPredictions("modality", "ct", same, same)}
     found = verdict(contests)
     assert not found.promote
-    assert found.reasons == ("0 of 1 checkpoints are better for certain on their own test; retrain.min_better asks for 1",)
+    assert found.reasons == (
+        (
+            "0 of 1 checkpoints are better for certain on their own test; retrain.min_better asks"
+            " for 1"
+        ),
+    )
     assert verdict(contests, rule(min_better=0)).promote
 
 
 def test_a_loss_elsewhere_than_on_its_own_test_counts_by_the_mean_over_the_axis() -> None:
-    worse_elsewhere = PairedPredictions("modality", "ct", answers("ct", 0.5, 1), answers("ct", 0.95, 2, only="ct"))
-    worse_elsewhere.challenger.loc[worse_elsewhere.challenger["modality"] != "ct", "correct"] = False
+    worse_elsewhere = PairedPredictions(
+        "modality", "ct", answers("ct", 0.5, 1), answers("ct", 0.95, 2, only="ct")
+    )
+    worse_elsewhere.challenger.loc[worse_elsewhere.challenger["modality"] != "ct", "correct"] = (
+        False
+    )
     found = verdict({"ct": worse_elsewhere})
     assert not found.promote
     assert found.judgements["ct"].better
@@ -84,13 +95,18 @@ def test_a_named_cell_may_not_lose_a_question_on_balance() -> None:
     pair.challenger.loc[right[0], "correct"] = False
     assert verdict({"ct": pair}).promote
     found = verdict({"ct": pair}, rule(never_worse=["ct/mri"]))
-    assert found.reasons == ("ct on mri: 1 questions lost, 0 won; retrain.never_worse names this cell",)
+    assert found.reasons == (
+        "ct on mri: 1 questions lost, 0 won; retrain.never_worse names this cell",
+    )
 
 
 def test_too_few_questions_are_no_ground_to_promote() -> None:
     found = verdict({"ct": contest("ct", 0.1, 0.9)}, rule(min_test_questions=1000))
     assert not found.promote
-    assert "test questions of its own can be asked of both; retrain.min_test_questions asks for 1000" in found.reasons[0]
+    assert (
+        "test questions of its own can be asked of both; retrain.min_test_questions asks for 1000"
+        in found.reasons[0]
+    )
 
 
 def test_images_that_one_side_was_trained_on_are_left_out() -> None:
@@ -99,7 +115,12 @@ def test_images_that_one_side_was_trained_on_are_left_out() -> None:
     unfair = pair.champion["image"].isin(images)
     pair.champion.loc[unfair, "correct"] = True
     pair.challenger.loc[unfair, "correct"] = False
-    found = judge({"ct": PairedPredictions("modality", "ct", pair.champion, pair.challenger, images)}, RULE, 1000, 42).judgements["ct"]
+    found = judge(
+        {"ct": PairedPredictions("modality", "ct", pair.champion, pair.challenger, images)},
+        RULE,
+        1000,
+        42,
+    ).judgements["ct"]
     assert found.left_out == int(unfair.sum())
     assert found.own is not None
     assert found.own.n == int((~unfair & (pair.champion["modality"] == "ct")).sum())
@@ -115,11 +136,16 @@ def test_without_a_question_to_ask_of_both_nothing_is_judged() -> None:
 
 def test_many_checkpoints_raise_the_bar_for_each() -> None:
     """A difference that is sure by itself is not, when it is the luckiest of thirteen."""
-    flat = {name: contest(name, 0.5, 0.5) for name in ("mri", "x-ray", "ultrasound", "dermoscopy", "fundus", "oct", "microscopy")}
+    flat = {
+        name: contest(name, 0.5, 0.5)
+        for name in ("mri", "x-ray", "ultrasound", "dermoscopy", "fundus", "oct", "microscopy")
+    }
     alone = next(
         pair
         for after in np.arange(0.55, 0.8, 0.01)
-        if 0.01 < verdict({"ct": (pair := contest("ct", 0.5, float(after)))}).judgements["ct"].p < 0.05
+        if 0.01
+        < verdict({"ct": (pair := contest("ct", 0.5, float(after)))}).judgements["ct"].p
+        < 0.05
     )
     assert verdict({"ct": alone}).judgements["ct"].p < 0.05
     among = verdict({"ct": alone, **flat}).judgements["ct"]
@@ -139,9 +165,15 @@ def test_a_checkpoint_that_is_gone_and_none_to_judge_are_said() -> None:
 def test_sides_that_answered_other_questions_are_refused() -> None:
     pair = contest("ct", 0.5, 0.6)
     with pytest.raises(
-        InputError, match=r"the champion's answers/ct.parquet: question '.*' is one of 1 that only the challenger's answers"
+        InputError,
+        match=(
+            r"the champion's answers/ct.parquet: question '.*' is one of 1 that only the"
+            r" challenger's answers"
+        ),
     ):
-        verdict({"ct": PairedPredictions("modality", "ct", pair.champion.iloc[1:], pair.challenger)})
+        verdict(
+            {"ct": PairedPredictions("modality", "ct", pair.champion.iloc[1:], pair.challenger)}
+        )
 
 
 def test_an_sft_checkpoint_is_judged_on_the_test_of_its_split() -> None:

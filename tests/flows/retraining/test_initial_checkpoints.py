@@ -30,7 +30,9 @@ def test_only_the_starts_that_differ_are_written(params: Path) -> None:
     before = params.read_text(encoding="utf-8")
     starts = {"ct": Path("models/champion/ct"), "mri": Path("models/base")}
     assert set_initial_checkpoints(params.parent, starts) == ["ct"]
-    assert params.read_text(encoding="utf-8") == before.replace(LINE, LINE.replace("models/base", "models/champion/ct"))
+    assert params.read_text(encoding="utf-8") == before.replace(
+        LINE, LINE.replace("models/base", "models/champion/ct")
+    )
     assert load_params(params).checkpoints["ct"].start == "models/champion/ct"
     assert set_initial_checkpoints(params.parent, starts) == []
     assert set_initial_checkpoints(params.parent, {"ct": Path("models/base")}) == ["ct"]
@@ -41,10 +43,15 @@ def test_only_the_starts_that_differ_are_written(params: Path) -> None:
     ("entry", "edited"),
     [
         (BLOCK, BLOCK.replace("models/base  #", "models/champion/ct #")),
-        (LINE.replace(", start: models/base", ""), LINE.replace("models/base", "models/champion/ct")),
+        (
+            LINE.replace(", start: models/base", ""),
+            LINE.replace("models/base", "models/champion/ct"),
+        ),
     ],
 )
-def test_an_entry_may_be_a_block_or_have_no_start_yet(params: Path, entry: str, edited: str) -> None:
+def test_an_entry_may_be_a_block_or_have_no_start_yet(
+    params: Path, entry: str, edited: str
+) -> None:
     text = params.read_text(encoding="utf-8")
     params.write_text(text.replace(LINE, entry), encoding="utf-8")
     assert set_initial_checkpoints(params.parent, {"ct": Path("models/champion/ct")}) == ["ct"]

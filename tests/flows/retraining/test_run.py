@@ -1,4 +1,6 @@
-"""A retraining from the look at the source to the decision, in a real workspace; trainings are make-believe."""
+"""A retraining from the look at the source to the decision, in a real workspace; trainings are
+make-believe.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,17 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def retrain(root: Path, said: list[str] | None = None, **wishes: Any) -> RetrainOutcome:
     report = (lambda line: None) if said is None else said.append
     with snapshot.only_retraining(root):
-        return Retraining(root, RetrainOptions(**wishes), by_dvc(root), find_slots(root, gpus=[]), report).run()
+        return Retraining(
+            root, RetrainOptions(**wishes), by_dvc(root), find_slots(root, gpus=[]), report
+        ).run()
 
 
 def drop(root: Path, *more: list[dict[str, Any]]) -> None:
     """The source now holds what it held, and more."""
-    write_corpus(root.parent / "source" / "corpus.zip", [record for records in (make_records(), *more) for record in records])
+    write_corpus(
+        root.parent / "source" / "corpus.zip",
+        [record for records in (make_records(), *more) for record in records],
+    )
 
 
 def skill(folder: Path) -> float:
@@ -58,7 +65,9 @@ def files(root: Path) -> dict[str, bytes]:
     """All that a refused drop must leave as it was."""
     tracked = [root / "data.dvc", root / "dvc.lock", root / "params.yaml"]
     return {
-        str(path): path.read_bytes() for path in (*tracked, *(root / "data").rglob("*"), *(root / "models").rglob("*")) if path.is_file()
+        str(path): path.read_bytes()
+        for path in (*tracked, *(root / "data").rglob("*"), *(root / "models").rglob("*"))
+        if path.is_file()
     }
 
 
@@ -71,29 +80,55 @@ def test_nothing_new_runs_nothing(root: Path) -> None:
     assert len(read_decisions(root)) == 1
 
 
-def test_new_data_of_one_modality_remakes_exactly_what_it_touches_and_a_better_challenger_takes_over(root: Path) -> None:
+def test_new_data_of_one_modality_remakes_exactly_what_it_touches_and_a_better_challenger_takes_over(
+    root: Path,
+) -> None:
     drop(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
     look = retrain(root, dry_run=True)
-    assert (look.name, champion.require(root).version, snapshot.on_trial(root)) == ("DryRun", 1, False)
+    assert (look.name, champion.require(root).version, snapshot.on_trial(root)) == (
+        "DryRun",
+        1,
+        False,
+    )
     ended = retrain(root)
     assert ended.name == "Promoted", ended.message
     decision = ended.decision
     assert decision is not None
     # checkpoints by question type depend on the images of all modalities
     trained = [f"train@{name}" for name in ("ct", "disease-diagnosis", "lesion-grading")]
-    evaluated = [f"evaluate@{name}" for name in ("base", "ct", "x-ray", "disease-diagnosis", "lesion-grading")]
-    assert sorted(decision["stages"]["ran"]) == sorted(["download", "resize@ct", "splits", "prior", *trained, *evaluated, "report"])
+    evaluated = [
+        f"evaluate@{name}"
+        for name in ("base", "ct", "x-ray", "disease-diagnosis", "lesion-grading")
+    ]
+    assert sorted(decision["stages"]["ran"]) == sorted(
+        ["download", "resize@ct", "splits", "prior", *trained, *evaluated, "report"]
+    )
     assert decision["changes"]["ct"] == {
         "images": {"added": 8, "removed": 0, "changed": 0},
         "questions": {"added": 8, "removed": 0, "changed": 0},
     }
-    assert not any(any(part.values()) for slug, parts in decision["changes"].items() if slug != "ct" for part in parts.values())
+    assert not any(
+        any(part.values())
+        for slug, parts in decision["changes"].items()
+        if slug != "ct"
+        for part in parts.values()
+    )
     assert decision["checkpoints"]["x-ray"] == "as before"
-    assert decision["judgements"]["ct"]["own"]["champion"] < decision["judgements"]["ct"]["own"]["challenger"]
+    assert (
+        decision["judgements"]["ct"]["own"]["champion"]
+        < decision["judgements"]["ct"]["own"]["challenger"]
+    )
     assert decision["judgements"]["ct"]["own"]["low"] > 0
     assert "| ct |" in markdown(decision)
-    assert {each["feature"] for each in decision["drift"]} >= {"modality", "right letter", "brightness", "shorter side"}
-    assert "| ct | words of the question |" in markdown(decision) or "Drift: of " in markdown(decision)
+    assert {each["feature"] for each in decision["drift"]} >= {
+        "modality",
+        "right letter",
+        "brightness",
+        "shorter side",
+    }
+    assert "| ct | words of the question |" in markdown(decision) or "Drift: of " in markdown(
+        decision
+    )
     assert champion.require(root).version == 2
     assert not (root / ".scratch/flows/duel").exists()
     assert read_status(root) == {}
@@ -128,7 +163,10 @@ def damaged_members(root: Path) -> None:
     path = root.parent / "source" / "corpus.zip"
     write_corpus(path, [*make_records(), *make_records(4, ["ct"], "new")])
     with zipfile.ZipFile(path) as archive:
-        starts = [archive.getinfo(f"OmniMedVQA/Images/ct/new{number}.png").header_offset for number in range(4)]
+        starts = [
+            archive.getinfo(f"OmniMedVQA/Images/ct/new{number}.png").header_offset
+            for number in range(4)
+        ]
     content = bytearray(path.read_bytes())
     for start in starts:
         content[start + 90] ^= 0xFF
@@ -137,7 +175,9 @@ def damaged_members(root: Path) -> None:
 
 def other_modalities(root: Path, number: int = 80) -> None:
     records = make_records()
-    for record in [record for record in records if record["modality_type"].startswith("CT")][:number]:
+    for record in [record for record in records if record["modality_type"].startswith("CT")][
+        :number
+    ]:
         record["modality_type"] = "PET"
     write_corpus(root.parent / "source" / "corpus.zip", records)
 
@@ -168,18 +208,38 @@ def few_questions(root: Path) -> None:
         (damaged_members, r"20 of 660 records \(3\.0%\) were refused"),
         (
             other_modalities,
-            r"too much was refused by download: of all sets 80 of 640 .* 80 unknown-modality \('PET'.*; of 'Set ct' 80 of 80 ",
+            (
+                r"too much was refused by download: of all sets 80 of 640 .* 80 unknown-modality"
+                r" \('PET'.*; of 'Set ct' 80 of 80 "
+            ),
         ),
         (
             some_other_modalities,
-            "unknown modality 'PET' in 15 records.*15 of 640 .* refused by download and resize.*ct: 65 questions, 19% fewer",
+            (
+                "unknown modality 'PET' in 15 records.*15 of 640 .* refused by download and"
+                " resize.*ct: 65 questions, 19% fewer"
+            ),
         ),
-        (blank_images, r"1 data test failed: blank_images 0\.0588 \(limit 0\.05\), as data/images/ct/ct/blank"),
-        (other_letters, "right letter moved by 1.00 .*further from the champion's corpus than retrain.max_drift"),
-        (few_questions, "all modalities: 80 questions, 88% fewer than the 640 of the champion's corpus"),
+        (
+            blank_images,
+            r"1 data test failed: blank_images 0\.0588 \(limit 0\.05\), as data/images/ct/ct/blank",
+        ),
+        (
+            other_letters,
+            (
+                "right letter moved by 1.00 .*further from the champion's corpus than"
+                " retrain.max_drift"
+            ),
+        ),
+        (
+            few_questions,
+            "all modalities: 80 questions, 88% fewer than the 640 of the champion's corpus",
+        ),
     ],
 )
-def test_a_bad_drop_stops_before_training_and_leaves_the_workspace_as_it_was(root: Path, spoil: Any, why: str) -> None:
+def test_a_bad_drop_stops_before_training_and_leaves_the_workspace_as_it_was(
+    root: Path, spoil: Any, why: str
+) -> None:
     before = files(root)
     spoil(root)
     with pytest.raises(RefusedDropError, match=why):
@@ -232,12 +292,17 @@ def test_trainings_that_are_touched_and_no_others_can_begin_from_the_champion(ro
     drop(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
     ended = retrain(root, start_from="champion")
     assert ended.name == "Promoted", ended.message
-    starts = {name: entry["start"] for name, entry in read_yaml(root / "params.yaml")["checkpoints"].items()}
+    starts = {
+        name: entry["start"]
+        for name, entry in read_yaml(root / "params.yaml")["checkpoints"].items()
+    }
     assert starts["ct"] == "models/champion/ct"
     assert starts["x-ray"] == "models/base"
     assert json.loads((root / "models/ct/from.json").read_text()) == 0.4
     assert json.loads((root / "models/x-ray/from.json").read_text()) == 0.0
-    comments = [line for line in (root / "params.yaml").read_text().splitlines() if line.startswith("#")]
+    comments = [
+        line for line in (root / "params.yaml").read_text().splitlines() if line.startswith("#")
+    ]
     assert comments, "comments stay"
     assert ended.decision is not None
     assert "train@x-ray" not in ended.decision["stages"]["ran"]
@@ -246,11 +311,17 @@ def test_trainings_that_are_touched_and_no_others_can_begin_from_the_champion(ro
 def test_a_source_that_is_gone_is_named_and_nothing_changes(root: Path) -> None:
     before = files(root)
     (root.parent / "source" / "corpus.zip").unlink()
-    with pytest.raises(InputError, match=r"the source ../source/corpus.zip of data.dvc is gone, or cannot be reached"):
+    with pytest.raises(
+        InputError,
+        match=r"the source ../source/corpus.zip of data.dvc is gone, or cannot be reached",
+    ):
         retrain(root)
     assert files(root) == before
 
 
 def test_a_second_retraining_does_not_begin(root: Path) -> None:
-    with snapshot.only_retraining(root), pytest.raises(snapshot.AlreadyRunningError, match="runs in .* already"):
+    with (
+        snapshot.only_retraining(root),
+        pytest.raises(snapshot.AlreadyRunningError, match="runs in .* already"),
+    ):
         retrain(root)

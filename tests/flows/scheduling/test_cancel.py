@@ -1,4 +1,6 @@
-"""Cancelled in the dashboard: a flow that a worker runs stops its stages, frees their slots, and can be run again."""
+"""Cancelled in the dashboard: a flow that a worker runs stops its stages, frees their slots, and
+can be run again.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def eventually(condition: Callable[[], bool], seconds: float = 90) -> bool:
     return condition()
 
 
-def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
+def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it_is_run_again(
+    tmp_path: Path,
+) -> None:
     services = Services(tmp_path)
     root = make_workspace(tmp_path / "workspace")
     (root / "hold" / "a").touch()
@@ -32,20 +36,36 @@ def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it
         services.run_flow(root)
         assert eventually((root / "seen-models-a.log").exists), "the stage never began"
         api = services.environment["PREFECT_API_URL"]
-        (latest,) = httpx.post(f"{api}/flow_runs/filter", json={"limit": 1, "sort": "START_TIME_DESC"}).json()
+        (latest,) = httpx.post(
+            f"{api}/flow_runs/filter", json={"limit": 1, "sort": "START_TIME_DESC"}
+        ).json()
         assert latest["name"] == "reproduce everything"
         # what the button in the dashboard sends
         cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
         httpx.post(f"{api}/flow_runs/{latest['id']}/set_state", json=cancelling).raise_for_status()
-        assert eventually(lambda: httpx.get(f"{api}/flow_runs/{latest['id']}").json()["state_type"] == "CANCELLED")
-        assert eventually(lambda: not [1 for _, record in guarded_processes() if record.startswith(str(root))])
+        assert eventually(
+            lambda: httpx.get(f"{api}/flow_runs/{latest['id']}").json()["state_type"] == "CANCELLED"
+        )
+        assert eventually(
+            lambda: not [1 for _, record in guarded_processes() if record.startswith(str(root))]
+        )
         assert not list((root / RECORDS).iterdir())
         with find_slots(root, 2).take(2, lambda: True):
             pass
-        assert eventually(lambda: "Stopped" in {task["state_name"] for task in httpx.post(f"{api}/task_runs/filter", json={}).json()})
+        assert eventually(
+            lambda: (
+                "Stopped"
+                in {
+                    task["state_name"]
+                    for task in httpx.post(f"{api}/task_runs/filter", json={}).json()
+                }
+            )
+        )
         (root / "hold" / "a").unlink()
         again = [*MED_R1, "reproduce"]
-        done = subprocess.run(again, cwd=root, env=services.environment, capture_output=True, text=True)
+        done = subprocess.run(
+            again, cwd=root, env=services.environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
     finally:
         services.stop()

@@ -1,4 +1,6 @@
-"""What is on record of a stage's durations, whoever writes at once and whatever state the file is in."""
+"""What is on record of a stage's durations, whoever writes at once and whatever state the file is
+in.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ import pytest
 from flows.scheduling import durations
 from tests.flows.tiny import REPOSITORY
 
-WRITER = "import sys; from pathlib import Path; from flows.scheduling import durations\n" + (
-    "for number in range(20): durations.record(Path(sys.argv[1]), f'{sys.argv[2]}-{number}', number)"
+WRITER = (
+    "import sys; from pathlib import Path; from flows.scheduling import durations\n"
+    + "for number in range(20): durations.record(Path(sys.argv[1]), f'{sys.argv[2]}-{number}',"
+    " number)"
 )
 
 
@@ -26,16 +30,34 @@ def test_the_median_of_the_last_five_runs_is_read(tmp_path: Path) -> None:
 
 
 def test_nothing_is_lost_when_processes_and_threads_write_at_once(tmp_path: Path) -> None:
-    processes = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=REPOSITORY) for name in ("a", "b", "c")]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=REPOSITORY)
+        for name in ("a", "b", "c")
+    ]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: durations.record(tmp_path, f"thread-{number}", 1.0), range(40)))
+        list(
+            pool.map(lambda number: durations.record(tmp_path, f"thread-{number}", 1.0), range(40))
+        )
     assert [process.wait(60) for process in processes] == [0, 0, 0]
-    expected = {f"{name}-{number}" for name in "abc" for number in range(20)} | {f"thread-{number}" for number in range(40)}
+    expected = {f"{name}-{number}" for name in "abc" for number in range(20)} | {
+        f"thread-{number}" for number in range(40)
+    }
     assert set(durations.read(tmp_path)) == expected
 
 
 @pytest.mark.parametrize(
-    "broken", ["", "{", "[1]", '{"a": 3}', '{"a": ["soon"]}', '{"a": [true]}', '{"a": [NaN]}', '{"a": [-1]}', "\x00\xff"]
+    "broken",
+    [
+        "",
+        "{",
+        "[1]",
+        '{"a": 3}',
+        '{"a": ["soon"]}',
+        '{"a": [true]}',
+        '{"a": [NaN]}',
+        '{"a": [-1]}',
+        "\x00\xff",
+    ],
 )
 def test_a_broken_file_is_moved_aside_by_who_writes_and_left_by_who_reads(
     tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
@@ -51,7 +73,9 @@ def test_a_broken_file_is_moved_aside_by_who_writes_and_left_by_who_reads(
     assert "durations.json.broken" in caplog.text
 
 
-def test_a_record_that_cannot_be_kept_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_that_cannot_be_kept_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / ".scratch").write_text("a file where a folder should be", encoding="utf-8")
     durations.record(tmp_path, "train@ct", 5.0)
     assert "how long train@ct took could not be recorded" in caplog.text
@@ -65,4 +89,6 @@ def test_reading_makes_no_file(tmp_path: Path) -> None:
 
 def test_the_file_is_json_that_people_can_read(tmp_path: Path) -> None:
     durations.record(tmp_path, "train@ct", 1.23456)
-    assert json.loads((tmp_path / durations.FILE).read_text(encoding="utf-8")) == {"train@ct": [1.235]}
+    assert json.loads((tmp_path / durations.FILE).read_text(encoding="utf-8")) == {
+        "train@ct": [1.235]
+    }

@@ -20,7 +20,9 @@ def graph(needs: dict[str, set[str]], gpus: dict[str, int] | None = None) -> Gra
 def play(
     found: Graph, names: set[str], capacity: Capacity, failing: frozenset[str] = frozenset()
 ) -> tuple[dict[str, StageResult], list[str], list[set[str]]]:
-    """Results, the order of beginnings, and what ran at each beginning; stages end one at a time, the first begun first."""
+    """Results, the order of beginnings, and what ran at each beginning; stages end one at a time,
+    the first begun first.
+    """
     running: list[str] = []
     order: list[str] = []
     together: list[set[str]] = []
@@ -58,7 +60,9 @@ def test_a_failure_holds_up_those_that_need_it_and_no_other() -> None:
         "train@a": "failed",
         **dict.fromkeys(("evaluate@a", "report"), "skipped"),
     }
-    assert results["report"].message == "not run, because train@a failed", "the cause, and not what it was skipped with"
+    assert results["report"].message == "not run, because train@a failed", (
+        "the cause, and not what it was skipped with"
+    )
     assert "evaluate@a" not in order
 
 
@@ -69,17 +73,24 @@ def test_what_was_not_asked_for_counts_as_done() -> None:
 
 
 def test_a_stage_that_needs_more_gpus_than_there_are_begins_alone_to_be_refused_by_name() -> None:
-    results, _, together = play(graph({"a": set(), "big": set()}, {"a": 1, "big": 4}), {"a", "big"}, Capacity(2, 1))
+    results, _, together = play(
+        graph({"a": set(), "big": set()}, {"a": 1, "big": 4}), {"a", "big"}, Capacity(2, 1)
+    )
     assert set(results) == {"a", "big"}
     assert {"a", "big"} not in together
 
 
 @given(st.data())
-def test_every_stage_begins_once_after_what_it_needs_and_within_the_room(data: st.DataObject) -> None:
+def test_every_stage_begins_once_after_what_it_needs_and_within_the_room(
+    data: st.DataObject,
+) -> None:
     count = data.draw(st.integers(1, 9))
     names = [f"s{number}" for number in range(count)]
     needs = {
-        name: set(data.draw(st.lists(st.sampled_from(names[:number]), unique=True)) if number else []) for number, name in enumerate(names)
+        name: set(
+            data.draw(st.lists(st.sampled_from(names[:number]), unique=True)) if number else []
+        )
+        for number, name in enumerate(names)
     }
     gpus = {name: data.draw(st.integers(0, 2)) for name in names}
     capacity = Capacity(2, data.draw(st.integers(1, 3)))
@@ -89,9 +100,14 @@ def test_every_stage_begins_once_after_what_it_needs_and_within_the_room(data: s
     assert sorted(results) == sorted(names)
     assert sorted(order) == sorted(name for name in names if results[name].state != "skipped")
     for name in order:
-        assert all(order.index(each) < order.index(name) and results[each].state == "ran" for each in needs[name])
+        assert all(
+            order.index(each) < order.index(name) and results[each].state == "ran"
+            for each in needs[name]
+        )
     for name in names:
-        assert (results[name].state == "skipped") == bool((found.upstream([name]) - {name}) & failing & set(order))
+        assert (results[name].state == "skipped") == bool(
+            (found.upstream([name]) - {name}) & failing & set(order)
+        )
     for running in together:
         assert sum(gpus[name] for name in running) <= 2
         assert sum(not gpus[name] for name in running) <= capacity.cpu_jobs

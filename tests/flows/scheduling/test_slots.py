@@ -45,10 +45,13 @@ def test_who_cannot_have_all_holds_none(tmp_path: Path) -> None:
 
 def test_a_slot_is_free_when_its_user_was_killed(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from flows.scheduling.slots import Slots\n"
-        f"with Slots(('0',), Path({str(tmp_path)!r}), True).take(1, lambda: False): print('held', flush=True); time.sleep(300)"
+        "import sys, time; from pathlib import Path; from flows.scheduling.slots import"
+        f" Slots\nwith Slots(('0',), Path({str(tmp_path)!r}), True).take(1, lambda: False):"
+        " print('held', flush=True); time.sleep(300)"
     )
-    user = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    user = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
     assert user.stdout
     assert user.stdout.readline() == "held\n"
     slots = Slots(("0",), tmp_path, True)
@@ -62,11 +65,15 @@ def test_a_slot_is_free_when_its_user_was_killed(tmp_path: Path) -> None:
 
 def test_a_stage_sees_the_devices_of_its_slots_alone(tmp_path: Path) -> None:
     assert Slots(("0", "3"), tmp_path, True).environment(["3"]) == {"CUDA_VISIBLE_DEVICES": "3"}
-    assert Slots(("cpu-0", "cpu-1"), tmp_path, False).environment(["cpu-1"]) == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert Slots(("cpu-0", "cpu-1"), tmp_path, False).environment(["cpu-1"]) == {
+        "OMP_WAIT_POLICY": "PASSIVE"
+    }
     assert Slots(("cpu-0",), tmp_path, False).environment(["cpu-0"]) == {}
 
 
-def test_slots_are_the_gpus_that_may_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_are_the_gpus_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
     assert visible_gpus() == ["2", "5"]
     assert find_slots(tmp_path).names == ("2", "5")
@@ -79,5 +86,8 @@ def test_slots_are_the_gpus_that_may_be_used(tmp_path: Path, monkeypatch: pytest
     assert find_slots(tmp_path, 2).names == ("cpu-0", "cpu-1")
     with pytest.raises(InputError, match="at least one"):
         find_slots(tmp_path, 0)
-    with pytest.raises(InputError, match="4 slots are needed, but there are 1"), find_slots(tmp_path).take(4, never):
+    with (
+        pytest.raises(InputError, match="4 slots are needed, but there are 1"),
+        find_slots(tmp_path).take(4, never),
+    ):
         pass

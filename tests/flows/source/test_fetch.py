@@ -41,7 +41,9 @@ def small_and_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSE", 0.001)
 
 
-def take(address: str, target: Path, checksum: Checksum | None = None, *, noted: bool = False) -> None:
+def take(
+    address: str, target: Path, checksum: Checksum | None = None, *, noted: bool = False
+) -> None:
     files, path = open_files(address)
     fetch(files, path, target, checksum, noted=noted)
 
@@ -56,7 +58,9 @@ def half_fetched(target: Path, served: Served, share: float = 0.5) -> int:
     done = int(len(served.content) * share)
     files, address = open_files(served.address)
     now = module._Transfer(files, address, target)._look()
-    target.with_name("c.zip.part").write_bytes(served.content[:done] + b"bytes that never got to the disk for certain")
+    target.with_name("c.zip.part").write_bytes(
+        served.content[:done] + b"bytes that never got to the disk for certain"
+    )
     note = {"source": now.source, "size": now.size, "identity": now.identity, "done": done}
     target.with_name("c.zip.part.json").write_text(json.dumps(note), encoding="utf-8")
     return done
@@ -64,9 +68,15 @@ def half_fetched(target: Path, served: Served, share: float = 0.5) -> int:
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("etag", [True, False])
-def test_what_is_served_is_there_and_nothing_else(tmp_path: Path, served: Served, ranges: bool, etag: bool) -> None:
+def test_what_is_served_is_there_and_nothing_else(
+    tmp_path: Path, served: Served, ranges: bool, etag: bool
+) -> None:
     served.ranges, served.etag = ranges, etag
-    take(served.address, tmp_path / "deep" / "c.zip", Checksum("sha256", hashlib.sha256(CONTENT).hexdigest()))
+    take(
+        served.address,
+        tmp_path / "deep" / "c.zip",
+        Checksum("sha256", hashlib.sha256(CONTENT).hexdigest()),
+    )
     assert (tmp_path / "deep" / "c.zip").read_bytes() == CONTENT
     assert only(tmp_path / "deep" / "c.zip")
 
@@ -82,7 +92,9 @@ def test_a_file_is_fetched_and_gone_on_with(tmp_path: Path, scheme: str) -> None
 
 @pytest.mark.parametrize("size", [0, 1, 50_000, 100_000, 100_001])
 @pytest.mark.parametrize("ranges", [True, False])
-def test_files_of_every_size_come_whole(tmp_path: Path, served: Served, size: int, ranges: bool) -> None:
+def test_files_of_every_size_come_whole(
+    tmp_path: Path, served: Served, size: int, ranges: bool
+) -> None:
     served.content, served.ranges = CONTENT[:size], ranges
     take(served.address, tmp_path / "c.zip")
     assert (tmp_path / "c.zip").read_bytes() == CONTENT[:size]
@@ -96,13 +108,20 @@ def test_what_has_come_is_not_fetched_again(tmp_path: Path, served: Served) -> N
     assert min(first for first in served.asked if first is not None) == done
 
 
-@pytest.mark.parametrize("how", ["changed", "no etag", "no note", "broken note", "another source", "no ranges", "shorter part"])
-def test_what_cannot_be_gone_on_with_is_begun_anew(tmp_path: Path, served: Served, how: str) -> None:
+@pytest.mark.parametrize(
+    "how",
+    ["changed", "no etag", "no note", "broken note", "another source", "no ranges", "shorter part"],
+)
+def test_what_cannot_be_gone_on_with_is_begun_anew(
+    tmp_path: Path, served: Served, how: str
+) -> None:
     target, note = tmp_path / "c.zip", tmp_path / "c.zip.part.json"
     if how == "no etag":
         served.etag = False
     half_fetched(target, served)
-    served.content = CONTENT[:1000:-1][:90_000] if how == "changed" else CONTENT  # and less than has come
+    served.content = (
+        CONTENT[:1000:-1][:90_000] if how == "changed" else CONTENT
+    )  # and less than has come
     served.ranges = how != "no ranges"
     if how == "no note":
         note.unlink()
@@ -117,18 +136,26 @@ def test_what_cannot_be_gone_on_with_is_begun_anew(tmp_path: Path, served: Serve
     assert only(target)
 
 
-def test_a_server_that_breaks_off_is_asked_again_from_there(tmp_path: Path, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_breaks_off_is_asked_again_from_there(
+    tmp_path: Path, served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
     served.drops = 3
     take(served.address, tmp_path / "c.zip")
     assert (tmp_path / "c.zip").read_bytes() == CONTENT
     assert "tried again in 0.001 s, from 0.0 MiB on" in capsys.readouterr().err
 
 
-def test_a_server_that_never_recovers_is_given_up_and_what_came_is_kept(tmp_path: Path, served: Served) -> None:
+def test_a_server_that_never_recovers_is_given_up_and_what_came_is_kept(
+    tmp_path: Path, served: Served
+) -> None:
     half_fetched(tmp_path / "c.zip", served)
     served.drops = 10_000
     with pytest.raises(
-        InputError, match=r"corpus\.zip cannot be fetched \(.*\), tried 6 times; 0\.5 MiB have come and are kept: run again"
+        InputError,
+        match=(
+            r"corpus\.zip cannot be fetched \(.*\), tried 6 times; 0\.5 MiB have come and are kept:"
+            r" run again"
+        ),
     ):
         take(served.address, tmp_path / "c.zip")
     served.drops = 0
@@ -138,10 +165,15 @@ def test_a_server_that_never_recovers_is_given_up_and_what_came_is_kept(tmp_path
     assert min(first for first in served.asked if first is not None) == 500_000
 
 
-def test_a_server_that_is_down_is_told_from_a_file_that_is_gone(tmp_path: Path, served: Served) -> None:
+def test_a_server_that_is_down_is_told_from_a_file_that_is_gone(
+    tmp_path: Path, served: Served
+) -> None:
     for status in (404, 403, 401):
         served.status = status
-        with pytest.raises(InputError, match=f"cannot be fetched: {status} .*is it still there, and may you read it"):
+        with pytest.raises(
+            InputError,
+            match=f"cannot be fetched: {status} .*is it still there, and may you read it",
+        ):
             take(served.address, tmp_path / "c.zip")
     served.status = 503
     with pytest.raises(InputError, match="503.* tried 6 times"):
@@ -164,13 +196,18 @@ def test_secrets_in_an_address_are_not_told(tmp_path: Path, served: Served) -> N
 
 def test_a_wrong_hash_leaves_nothing(tmp_path: Path, served: Served) -> None:
     (tmp_path / "c.zip").write_bytes(b"old")
-    with pytest.raises(InputError, match=r"corpus\.zip has sha256 [0-9a-f]{64}, not 00: it is not the file that was meant"):
+    with pytest.raises(
+        InputError,
+        match=r"corpus\.zip has sha256 [0-9a-f]{64}, not 00: it is not the file that was meant",
+    ):
         take(served.address, tmp_path / "c.zip", Checksum("sha256", "00"))
     assert (tmp_path / "c.zip").read_bytes() == b"old"
     assert only(tmp_path / "c.zip")
 
 
-def test_a_source_that_changes_meanwhile_is_fetched_again(tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_changes_meanwhile_is_fetched_again(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     receive = module._Transfer._receive
 
     def changes(self: module._Transfer, *arguments: object) -> None:
@@ -182,15 +219,23 @@ def test_a_source_that_changes_meanwhile_is_fetched_again(tmp_path: Path, served
     assert (tmp_path / "c.zip").read_bytes() == CONTENT[::-1]
 
 
-def test_too_small_a_disk_is_found_before_anything_comes(tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_disk_is_found_before_anything_comes(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(InputError, match=r"corpus\.zip needs 65 MiB more in .*, which has 0 MiB free: free some space"):
+    with pytest.raises(
+        InputError,
+        match=r"corpus\.zip needs 65 MiB more in .*, which has 0 MiB free: free some space",
+    ):
         take(served.address, tmp_path / "c.zip")
     assert served.asked == []
 
 
 def test_two_transfers_to_one_place_do_not_mix(tmp_path: Path, served: Served) -> None:
-    with exclusive_lock(tmp_path / "c.zip.part"), pytest.raises(InputError, match=r"another process .*/c\.zip\.part"):
+    with (
+        exclusive_lock(tmp_path / "c.zip.part"),
+        pytest.raises(InputError, match=r"another process .*/c\.zip\.part"),
+    ):
         take(served.address, tmp_path / "c.zip")
 
 
@@ -201,7 +246,9 @@ def test_a_folder_and_an_unknown_scheme_are_refused(tmp_path: Path) -> None:
         take("nosuch://x/y", tmp_path / "c.zip")
 
 
-def test_what_was_fetched_and_noted_is_not_fetched_again_while_nothing_changes(tmp_path: Path, served: Served) -> None:
+def test_what_was_fetched_and_noted_is_not_fetched_again_while_nothing_changes(
+    tmp_path: Path, served: Served
+) -> None:
     target = tmp_path / "c.zip"
     take(served.address, target, noted=True)
     served.asked.clear()
@@ -217,7 +264,9 @@ def test_what_was_fetched_and_noted_is_not_fetched_again_while_nothing_changes(t
     assert only(target)
 
 
-def test_a_process_that_is_killed_in_the_middle_loses_little_and_the_next_goes_on(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_in_the_middle_loses_little_and_the_next_goes_on(
+    tmp_path: Path,
+) -> None:
     content = random.Random(1).randbytes(60 * 2**20)
     target = tmp_path / "c.zip"
     target.write_bytes(b"old")
@@ -226,7 +275,9 @@ def test_a_process_that_is_killed_in_the_middle_loses_little_and_the_next_goes_o
     with serving(content) as served:
         served.gate.clear()
         served.held_at = 40 * 2**20
-        with subprocess.Popen([*command, served.address, str(target), *checked], cwd=REPOSITORY) as process:
+        with subprocess.Popen(
+            [*command, served.address, str(target), *checked], cwd=REPOSITORY
+        ) as process:
             assert served.held.wait(60), "it did not come to the middle"
             process.send_signal(signal.SIGKILL)
         assert target.read_bytes() == b"old"
@@ -234,7 +285,9 @@ def test_a_process_that_is_killed_in_the_middle_loses_little_and_the_next_goes_o
         assert kept >= 16 * 2**20
         served.gate.set()
         served.asked.clear()
-        subprocess.run([*command, served.address, str(target), *checked], cwd=REPOSITORY, check=True)
+        subprocess.run(
+            [*command, served.address, str(target), *checked], cwd=REPOSITORY, check=True
+        )
         assert min(first for first in served.asked if first is not None) == kept
     assert target.read_bytes() == content
     assert only(target)

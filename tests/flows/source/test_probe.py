@@ -39,10 +39,16 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     (tmp_path / "served" / "corpus.zip").write_text("one")
     asked: list[str] = []
     handler = type("Told", (Handler,), {"asked": asked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "served")))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "served"))
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/corpus.zip", tmp_path / "served" / "corpus.zip", asked
+    yield (
+        f"http://127.0.0.1:{server.server_port}/corpus.zip",
+        tmp_path / "served" / "corpus.zip",
+        asked,
+    )
     server.shutdown()
     thread.join()
     server.server_close()
@@ -51,7 +57,9 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
 def workspace(root: Path, address: str) -> Path:
     root.mkdir()
     (root / "data" / "raw").mkdir(parents=True)
-    (root / "data.dvc").write_text(f"deps:\n- path: {address}\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
+    (root / "data.dvc").write_text(
+        f"deps:\n- path: {address}\nouts:\n- path: data/raw/corpus.zip\n", encoding="utf-8"
+    )
     run("git", "init", "-q", cwd=root)
     run("dvc", "init", "-q", cwd=root)
     update(root)
@@ -73,11 +81,17 @@ def test_a_file_that_changed_is_seen_and_taken(tmp_path: Path) -> None:
     update(root)
     assert (root / "data/raw/corpus.zip").read_text() == "two"
     assert not probe(root).changed
-    assert (pinned(root).path, pinned(root).source, pinned(root).size) == ("data/raw/corpus.zip", "../corpus.zip", 3)
+    assert (pinned(root).path, pinned(root).source, pinned(root).size) == (
+        "data/raw/corpus.zip",
+        "../corpus.zip",
+        3,
+    )
     assert pinned(root).md5 == probe(root).identity
 
 
-def test_behind_http_only_the_head_is_asked_for(tmp_path: Path, served: tuple[str, Path, list[str]]) -> None:
+def test_behind_http_only_the_head_is_asked_for(
+    tmp_path: Path, served: tuple[str, Path, list[str]]
+) -> None:
     address, corpus, asked = served
     root = workspace(tmp_path / "workspace", address)
     asked.clear()
@@ -86,17 +100,26 @@ def test_behind_http_only_the_head_is_asked_for(tmp_path: Path, served: tuple[st
     assert probe(root) == Probe(address, True, '"two"')
     assert set(asked) == {"HEAD"}
     corpus.unlink()
-    with pytest.raises(InputError, match=f"the source {address} of data.dvc is gone, or cannot be reached.*404.*: mend it"):
+    with pytest.raises(
+        InputError,
+        match=f"the source {address} of data.dvc is gone, or cannot be reached.*404.*: mend it",
+    ):
         probe(root)
 
 
-def test_a_server_that_is_down_is_told_from_a_file_that_is_gone(tmp_path: Path, served: tuple[str, Path, list[str]]) -> None:
+def test_a_server_that_is_down_is_told_from_a_file_that_is_gone(
+    tmp_path: Path, served: tuple[str, Path, list[str]]
+) -> None:
     address, _, _ = served
     root = workspace(tmp_path / "workspace", address)
     text = (root / "data.dvc").read_text()
     (root / "data.dvc").write_text(text.replace(address, "http://127.0.0.1:1/corpus.zip"))
     with pytest.raises(
-        InputError, match=r"the source http://127.0.0.1:1/corpus.zip of data.dvc is gone, or cannot be reached \(.*[Cc]onnect"
+        InputError,
+        match=(
+            r"the source http://127.0.0.1:1/corpus.zip of data.dvc is gone, or cannot be reached"
+            r" \(.*[Cc]onnect"
+        ),
     ):
         probe(root)
 
@@ -117,7 +140,9 @@ def test_a_file_that_imports_nothing_is_named(tmp_path: Path) -> None:
 def test_a_source_that_goes_on_changing_is_waited_for() -> None:
     looks = iter([Probe("x", True, "2"), Probe("x", True, "3"), Probe("x", True, "3")])
     said: list[str] = []
-    assert debounce(lambda: next(looks), Probe("x", True, "1"), 0.001, said.append) == Probe("x", True, "3")
+    assert debounce(lambda: next(looks), Probe("x", True, "1"), 0.001, said.append) == Probe(
+        "x", True, "3"
+    )
     assert len(said) == 3
     first = Probe("x", True, "1")
     assert debounce(lambda: next(looks), first, 0, said.append) is first

@@ -1,4 +1,6 @@
-"""Taking the corpus's source: as `dvc update` would, but going on where an earlier transfer was stopped."""
+"""Taking the corpus's source: as `dvc update` would, but going on where an earlier transfer was
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def served() -> Iterator[Served]:
 
 def workspace(root: Path, address: str) -> Path:
     (root / CORPUS.parent).mkdir(parents=True)
-    (root / "data.dvc").write_text(f"deps:\n- path: {address}\nouts:\n- path: {CORPUS}\n", encoding="utf-8")
+    (root / "data.dvc").write_text(
+        f"deps:\n- path: {address}\nouts:\n- path: {CORPUS}\n", encoding="utf-8"
+    )
     run("git", "init", "-q", cwd=root)
     run("dvc", "init", "-q", cwd=root)
     return root
@@ -45,7 +49,9 @@ def left(root: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["file", "http with parts", "http without parts"])
-def test_data_dvc_is_byte_for_byte_what_dvc_update_writes(tmp_path: Path, served: Served, kind: str) -> None:
+def test_data_dvc_is_byte_for_byte_what_dvc_update_writes(
+    tmp_path: Path, served: Served, kind: str
+) -> None:
     source = tmp_path / "source.zip"
     served.ranges = kind == "http with parts"
     address = "../source.zip" if kind == "file" else served.address
@@ -64,13 +70,18 @@ def test_data_dvc_is_byte_for_byte_what_dvc_update_writes(tmp_path: Path, served
     assert (ours / CORPUS).read_bytes() == content, "it is in DVC's cache"
 
 
-def test_the_corpus_is_held_to_the_sha256_that_data_dvc_gives(tmp_path: Path, served: Served) -> None:
+def test_the_corpus_is_held_to_the_sha256_that_data_dvc_gives(
+    tmp_path: Path, served: Served
+) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     pin = root / "data.dvc"
     plain = pin.read_text(encoding="utf-8")
     pin.write_text(plain + f"meta:\n  sha256: {'f' * 64}\n", encoding="utf-8")
     before = pin.read_bytes()
-    with pytest.raises(InputError, match=rf"has sha256 [0-9a-f]{{64}}, not {'f' * 64}: it is not the file that was meant"):
+    with pytest.raises(
+        InputError,
+        match=rf"has sha256 [0-9a-f]{{64}}, not {'f' * 64}: it is not the file that was meant",
+    ):
         update(root)
     assert pin.read_bytes() == before
     assert left(root) == set()
@@ -82,16 +93,22 @@ def test_the_corpus_is_held_to_the_sha256_that_data_dvc_gives(tmp_path: Path, se
     assert read_status(root) == {}
 
 
-def test_a_sha256_that_is_none_is_refused_before_anything_is_fetched(tmp_path: Path, served: Served) -> None:
+def test_a_sha256_that_is_none_is_refused_before_anything_is_fetched(
+    tmp_path: Path, served: Served
+) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     with (root / "data.dvc").open("a", encoding="utf-8") as pin:
         pin.write(f"meta:\n  sha256: {'0' * 64}\n")
-    with pytest.raises(InputError, match=r"data\.dvc: meta\.sha256 = 0: write 64 hex digits, in quotes"):
+    with pytest.raises(
+        InputError, match=r"data\.dvc: meta\.sha256 = 0: write 64 hex digits, in quotes"
+    ):
         update(root)
     assert left(root) == set()
 
 
-def test_what_was_pinned_before_another_corpus_took_its_place_comes_from_the_cache(tmp_path: Path, served: Served) -> None:
+def test_what_was_pinned_before_another_corpus_took_its_place_comes_from_the_cache(
+    tmp_path: Path, served: Served
+) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     other = tmp_path / "other.zip"
     other.write_bytes(b"another")
@@ -99,14 +116,18 @@ def test_what_was_pinned_before_another_corpus_took_its_place_comes_from_the_cac
     update(root)
     assert [first for first in served.asked if first], "a transfer asks for parts beyond the first"
     pin, corpus = (root / "data.dvc").read_bytes(), (root / CORPUS).read_bytes()
-    (root / "data.dvc").write_text(f"deps:\n- path: {other}\nouts:\n- path: {CORPUS}\n", encoding="utf-8")
+    (root / "data.dvc").write_text(
+        f"deps:\n- path: {other}\nouts:\n- path: {CORPUS}\n", encoding="utf-8"
+    )
     update(root)
     assert (root / CORPUS).read_bytes() == b"another"
     (root / "data.dvc").write_bytes(pin)
     served.asked.clear()
     update(root)
     assert ((root / "data.dvc").read_bytes(), (root / CORPUS).read_bytes()) == (pin, corpus)
-    assert not [first for first in served.asked if first], "not fetched again, if DVC's own looks at its beginning do not count"
+    assert not [first for first in served.asked if first], (
+        "not fetched again, if DVC's own looks at its beginning do not count"
+    )
     assert read_status(root) == {}
 
 
@@ -124,7 +145,9 @@ def test_a_transfer_that_fails_leaves_all_as_it_was(tmp_path: Path, served: Serv
     update(root)
     before = (root / "data.dvc").read_bytes()
     served.content, served.status = CONTENT, 404
-    with pytest.raises(InputError, match=r"the source http.* of data\.dvc is gone, or cannot be reached \(404"):
+    with pytest.raises(
+        InputError, match=r"the source http.* of data\.dvc is gone, or cannot be reached \(404"
+    ):
         update(root)
     assert (root / "data.dvc").read_bytes() == before
     assert (root / CORPUS).read_bytes() == CONTENT[: 2**20]
@@ -144,7 +167,9 @@ def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(
         return dvc(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(transfer, "dvc", changed_first)
-    with pytest.raises(InputError, match=r"the source of data\.dvc changed from .* while it was fetched: run again"):
+    with pytest.raises(
+        InputError, match=r"the source of data\.dvc changed from .* while it was fetched: run again"
+    ):
         update(root)
     assert (root / "data.dvc").read_bytes() == before
     monkeypatch.undo()
@@ -152,13 +177,18 @@ def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(
     assert (root / CORPUS).read_bytes() == served.content
 
 
-def test_killed_in_the_middle_nothing_goes_on_alone_and_the_next_run_goes_on(tmp_path: Path, served: Served) -> None:
+def test_killed_in_the_middle_nothing_goes_on_alone_and_the_next_run_goes_on(
+    tmp_path: Path, served: Served
+) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     update(root)
     before = (root / "data.dvc").read_bytes()
     served.content, served.held_at = CONTENT, 30 * 2**20
     served.gate.clear()
-    program = "import sys; from pathlib import Path; from flows.source.probe import update; update(Path(sys.argv[1]))"
+    program = (
+        "import sys; from pathlib import Path; from flows.source.probe import update;"
+        " update(Path(sys.argv[1]))"
+    )
     paths = environment({"PYTHONPATH": str(REPOSITORY)})
     with subprocess.Popen([sys.executable, "-c", program, str(root)], env=paths) as process:
         assert served.held.wait(60), "it did not come to the middle"
@@ -177,7 +207,9 @@ def test_killed_in_the_middle_nothing_goes_on_alone_and_the_next_run_goes_on(tmp
     assert left(root) == {"corpus.zip"}
 
 
-def test_killed_before_it_is_pinned_it_is_not_fetched_again(tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_before_it_is_pinned_it_is_not_fetched_again(
+    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     update(root)
     served.content = CONTENT[: 3 * 2**20]
@@ -192,7 +224,9 @@ def test_killed_before_it_is_pinned_it_is_not_fetched_again(tmp_path: Path, serv
     assert "corpus.zip" in status, "DVC tells that what lies there is not what is pinned"
     served.asked.clear()
     update(root)
-    assert not [first for first in served.asked if first], "not fetched again, if DVC's own looks at its beginning do not count"
+    assert not [first for first in served.asked if first], (
+        "not fetched again, if DVC's own looks at its beginning do not count"
+    )
     assert read_status(root) == {}
     assert pinned(root).size == 3 * 2**20
 

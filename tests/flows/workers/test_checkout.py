@@ -1,4 +1,6 @@
-"""A worker's clones: one user at a time, kept between stages, and exactly what the commit and the sent inputs say."""
+"""A worker's clones: one user at a time, kept between stages, and exactly what the commit and the
+sent inputs say.
+"""
 
 from __future__ import annotations
 
@@ -79,29 +81,43 @@ def test_a_clone_follows_the_commit_and_keeps_what_git_ignores(root: Path) -> No
             check_out(clone, str(root), "main")
 
 
-def test_a_stage_gets_the_inputs_that_were_sent_and_no_leftovers_beside_them(root: Path, tmp_path: Path) -> None:
+def test_a_stage_gets_the_inputs_that_were_sent_and_no_leftovers_beside_them(
+    root: Path, tmp_path: Path
+) -> None:
     run("dvc", "repro", cwd=root)
     graph = read_graph(root)
-    stage, inventory = graph.stages["report"], RemoteInputs(root, graph)  # reads a folder that several stages write into
+    stage, inventory = (
+        graph.stages["report"],
+        RemoteInputs(root, graph),
+    )  # reads a folder that several stages write into
     with claim(str(root), "report") as clone:
         check_out(clone, str(root), head(root))
         inputs = inventory.push(stage)
         assert sorted(inputs) == ["evaluate@a", "evaluate@b"]
         pull_inputs(clone, graph, stage, inputs)
-        (clone.root / "predictions" / "old.txt").write_text("of an earlier commit\n", encoding="utf-8")
+        (clone.root / "predictions" / "old.txt").write_text(
+            "of an earlier commit\n", encoding="utf-8"
+        )
         (clone.root / "predictions" / "a.txt").unlink()
         pull_inputs(clone, graph, stage, inputs)
-        assert sorted(path.name for path in (clone.root / "predictions").iterdir() if path.suffix) == ["a.txt", "b.txt"]
+        assert sorted(
+            path.name for path in (clone.root / "predictions").iterdir() if path.suffix
+        ) == ["a.txt", "b.txt"]
         clear_run_cache(clone)
         run("dvc", "repro", "-s", "report", cwd=clone.root)
         assert locked(clone.root)["report"] == locked(root)["report"]
         push_result(clone, "report")
-        assert len([path for path in (tmp_path / "remote").glob("**/runs/*/*/*") if path.is_file()]) == 1
+        assert (
+            len([path for path in (tmp_path / "remote").glob("**/runs/*/*/*") if path.is_file()])
+            == 1
+        )
         with pytest.raises(InputError, match="report needs evaluate@b, of which nothing was sent"):
             pull_inputs(clone, graph, stage, {"evaluate@a": inputs["evaluate@a"]})
 
 
 def test_an_input_that_never_ran_is_named(root: Path) -> None:
     run("dvc", "repro", "split", cwd=root)
-    with pytest.raises(InputError, match="train@a is not in dvc.lock: run `dvc repro train@a` first"):
+    with pytest.raises(
+        InputError, match="train@a is not in dvc.lock: run `dvc repro train@a` first"
+    ):
         read_entries(root, ["split", "train@a"])

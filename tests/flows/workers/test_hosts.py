@@ -1,4 +1,6 @@
-"""Stages on workers: two workers, each with a folder for clones of its own, one git repository, one DVC remote, one server."""
+"""Stages on workers: two workers, each with a folder for clones of its own, one git repository, one
+DVC remote, one server.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def root(tmp_path: Path) -> Path:
 
 def reproduce(root: Path, services: Services, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*MED_R1, "workers", "--deployment", f"run-stage-on-worker/{POOL}", *arguments]
-    return subprocess.run(command, cwd=root, env=services.environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=root, env=services.environment, capture_output=True, text=True
+    )
 
 
 def sent(services: Services) -> dict[str, str]:
@@ -46,10 +50,20 @@ def sent(services: Services) -> dict[str, str]:
     return {each["name"]: each["state"]["message"] for each in runs if each["deployment_id"]}
 
 
-def test_two_workers_make_what_plain_dvc_makes_and_no_gpu_stage_runs_in_the_workspace_that_sends_them(root: Path, tmp_path: Path) -> None:
-    services = Services(tmp_path, "flows/workers/flow.py:run_stage_on_worker", [{WORK: str(tmp_path / host)} for host in ("one", "two")])
-    # on SQLite every writer that is not needed makes it likelier that the others wait a minute for its lock
-    idle = {f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in ("SCHEDULER", "TRIGGERS", "EVENT_PERSISTER")}
+def test_two_workers_make_what_plain_dvc_makes_and_no_gpu_stage_runs_in_the_workspace_that_sends_them(
+    root: Path, tmp_path: Path
+) -> None:
+    services = Services(
+        tmp_path,
+        "flows/workers/flow.py:run_stage_on_worker",
+        [{WORK: str(tmp_path / host)} for host in ("one", "two")],
+    )
+    # on SQLite every writer that is not needed makes it likelier that the others wait a minute for
+    # its lock
+    idle = {
+        f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
+        for service in ("SCHEDULER", "TRIGGERS", "EVENT_PERSISTER")
+    }
     services.environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"} | idle
     try:
         services.start()
@@ -65,11 +79,15 @@ def test_two_workers_make_what_plain_dvc_makes_and_no_gpu_stage_runs_in_the_work
     plain = make_workspace(tmp_path / "plain", KEYS)
     run("dvc", "repro", cwd=plain)
     assert locked(root) == locked(plain)
-    assert locked(tmp_path / "later") == {name: locked(plain)[name] for name in ("split", "train@a")}
+    assert locked(tmp_path / "later") == {
+        name: locked(plain)[name] for name in ("split", "train@a")
+    }
     assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
     assert sorted(runs) == ["evaluate@a", "evaluate@b", "train@a", "train@b"]
     folders = [tmp_path / host for host in ("one", "two")]
-    assert {folder for folder in folders for message in runs.values() if str(folder) in message} == set(folders), runs
+    assert {
+        folder for folder in folders for message in runs.values() if str(folder) in message
+    } == set(folders), runs
     assert not list(root.glob("seen-*.log")), "a GPU stage ran where the flow runs"
 
 
@@ -98,16 +116,33 @@ def remote(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (dirty, r"workers run what is committed, and here something is not:\n   M params.yaml\nCommit and push"),
+        (
+            dirty,
+            (
+                r"workers run what is committed, and here something is not:\n   M"
+                r" params.yaml\nCommit and push"
+            ),
+        ),
         (unpushed, r"commit \w{12} is on no branch or tag of .*/bare: `git push` it"),
         (remote(""), r"DVC remote, and .dvc/config names none: `dvc remote add --default"),
-        (remote("[core]\nremote = far\n['remote \"far\"']\nurl = {folder}/not-mounted\n"), r"'far' cannot be reached: there is no folder"),
-        (remote("[core]\nremote = far\n['remote \"far\"']\nurl = ../near\n"), r"another folder for every clone"),
-        (remote("[core]\nremote = far\n['remote \"far\"']\nurl = http://127.0.0.1/dvc\n"), r"cannot hold DVC's run-cache"),
+        (
+            remote("[core]\nremote = far\n['remote \"far\"']\nurl = {folder}/not-mounted\n"),
+            r"'far' cannot be reached: there is no folder",
+        ),
+        (
+            remote("[core]\nremote = far\n['remote \"far\"']\nurl = ../near\n"),
+            r"another folder for every clone",
+        ),
+        (
+            remote("[core]\nremote = far\n['remote \"far\"']\nurl = http://127.0.0.1/dvc\n"),
+            r"cannot hold DVC's run-cache",
+        ),
     ],
     ids=["dirty", "unpushed", "no remote", "unreachable", "relative", "http"],
 )
-def test_what_workers_could_not_run_is_refused_before_anything_is_sent(root: Path, spoil: Callable[[Path], None], says: str) -> None:
+def test_what_workers_could_not_run_is_refused_before_anything_is_sent(
+    root: Path, spoil: Callable[[Path], None], says: str
+) -> None:
     graph = read_graph(root)
     check(root, graph, ["train@a"], None)
     spoil(root)
@@ -127,7 +162,9 @@ def test_a_repository_that_cannot_be_cloned_or_tells_a_secret_is_refused(root: P
         check(root, graph, ["train@a"], None)
 
 
-def test_without_a_server_the_command_says_that_workers_need_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_server_the_command_says_that_workers_need_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert "PREFECT_API_URL" not in os.environ
     assert med_r1("workers") == ExitCode.INPUT
     assert "error: PREFECT_API_URL is not set" in capsys.readouterr().err

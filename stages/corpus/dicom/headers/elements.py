@@ -1,8 +1,9 @@
 """The elements of a DICOM file (PS3.10, PS3.5) that this project asks for, and none else.
 
-pydicom takes the file apart; elements that are not wanted are skipped unread. Values stay raw bytes until one of the functions
-below converts them, because pydicom's own conversion quotes what it does not like, and that may be a patient's name. For the same
-reason its warnings and logs are off while it works, and its exceptions end here: reasons are worded without any value.
+pydicom takes the file apart; elements that are not wanted are skipped unread. Values stay raw bytes
+until one of the functions below converts them, because pydicom's own conversion quotes what it does
+not like, and that may be a patient's name. For the same reason its warnings and logs are off while
+it works, and its exceptions end here: reasons are worded without any value.
 """
 
 from __future__ import annotations
@@ -55,9 +56,11 @@ _quiet_users = 0
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings from here on. The first thread that is in switches them off, the last one that leaves puts them back.
+    """No warnings from here on. The first thread that is in switches them off, the last one that
+    leaves puts them back.
 
-    `warnings.catch_warnings` by itself is not made for threads: the first one to leave would put them back for all.
+    `warnings.catch_warnings` by itself is not made for threads: the first one to leave would put
+    them back for all.
     """
     global _quiet_users
     with _lock:
@@ -76,9 +79,11 @@ def quiet() -> Iterator[None]:
 
 
 def guarded(reason: str, work: Callable[[], Result]) -> Result:
-    """What `work` returns, silently; ImageError with `reason` if it raises anything but an ImageError.
+    """What `work` returns, silently; ImageError with `reason` if it raises anything but an
+    ImageError.
 
-    The error is raised outside of the handler, so that it does not carry the other one, which may quote values, as its context.
+    The error is raised outside of the handler, so that it does not carry the other one, which may
+    quote values, as its context.
     """
     try:
         with quiet():
@@ -92,9 +97,11 @@ def guarded(reason: str, work: Callable[[], Result]) -> Result:
 
 @dataclass(frozen=True)
 class Elements:
-    """A data set: typed access to elements by keyword; all functions give None for an element that is absent or empty.
+    """A data set: typed access to elements by keyword; all functions give None for an element that
+    is absent or empty.
 
-    They raise ImageError for one whose value representation or length it cannot have, naming the keyword, never the value.
+    They raise ImageError for one whose value representation or length it cannot have, naming the
+    keyword, never the value.
     """
 
     _dataset: Dataset = field(repr=False)
@@ -105,7 +112,9 @@ class Elements:
         return None if found is None else int(self._struct(keyword, found, "H", 1)[0])
 
     def words(self, keyword: str, count: int, *, signed: bool) -> tuple[int, ...] | None:
-        """`count` values of a US or SS element; where it does not say which of the two it is, `signed` decides."""
+        """`count` values of a US or SS element; where it does not say which of the two it is,
+        `signed` decides.
+        """
         found = self._raw(keyword, ("US", "SS"))
         if found is None:
             return None
@@ -117,7 +126,9 @@ class Elements:
         return self._parsed(keyword, ("IS",), count, int)
 
     def decimals(self, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
-        """`count` finite values of a DS, FD or FL element; None: as many as there are, at least one."""
+        """`count` finite values of a DS, FD or FL element; None: as many as there are, at least
+        one.
+        """
         found = self._raw(keyword, ("DS", "FD", "FL"))
         if found is None:
             return None
@@ -134,15 +145,32 @@ class Elements:
     def has(self, keyword: str) -> bool:
         """Whether there is such an element with a value, be it a good one or not."""
         found = self._found(keyword)
-        return bool(found is not None and found.value and (not isinstance(found.value, bytes) or found.value.strip(b" \0")))
+        return bool(
+            found is not None
+            and found.value
+            and (not isinstance(found.value, bytes) or found.value.strip(b" \0"))
+        )
 
     def codes(self, keyword: str, representation: str = "CS") -> list[str]:
-        """The values of a CS element as they are written: for comparisons with lists of known ones, never to be passed on."""
+        """The values of a CS element as they are written: for comparisons with lists of known ones,
+        never to be passed on.
+        """
         found = self._raw(keyword, (representation,))
-        return [] if found is None else [part.strip(" \0") for part in (found.value or b"").decode("ascii", "replace").split("\\")]
+        return (
+            []
+            if found is None
+            else [
+                part.strip(" \0")
+                for part in (found.value or b"").decode("ascii", "replace").split("\\")
+            ]
+        )
 
-    def code(self, keyword: str, allowed: Collection[str], representation: str = "CS") -> str | None:
-        """The value of a CS element if it is one of `allowed`; None otherwise, also if the element is not as it should be."""
+    def code(
+        self, keyword: str, allowed: Collection[str], representation: str = "CS"
+    ) -> str | None:
+        """The value of a CS element if it is one of `allowed`; None otherwise, also if the element
+        is not as it should be.
+        """
         try:
             found = self.codes(keyword, representation)
         except ImageError:
@@ -153,10 +181,14 @@ class Elements:
     def uid(self, keyword: str) -> str | None:
         """The value of a UI element: for comparisons, never to be passed on."""
         found = self._raw(keyword, ("UI",))
-        return None if found is None else (found.value or b"").decode("ascii", "replace").strip(" \0")
+        return (
+            None if found is None else (found.value or b"").decode("ascii", "replace").strip(" \0")
+        )
 
     def bulk(self, keyword: str, allowed: Collection[str]) -> tuple[bytes, str | None, bool] | None:
-        """A long value, its representation if the file says it, and whether its length was undefined (encapsulated fragments)."""
+        """A long value, its representation if the file says it, and whether its length was
+        undefined (encapsulated fragments).
+        """
         found = self._raw(keyword, allowed)
         return None if found is None else (found.value or b"", found.VR, found.length == _UNDEFINED)
 
@@ -188,16 +220,25 @@ class Elements:
         found = self._found(keyword)
         if found is None:
             return None
-        # implicit VR says nothing of it, UN is what a forwarding system writes that does not know the element
-        known = found.VR is None or found.VR == "UN" or any(part in allowed for part in found.VR.split(" or "))
+        # implicit VR says nothing of it, UN is what a forwarding system writes that does not know
+        # the element
+        known = (
+            found.VR is None
+            or found.VR == "UN"
+            or any(part in allowed for part in found.VR.split(" or "))
+        )
         if not isinstance(found, RawDataElement) or not known:
             raise ImageError(f"{keyword} has a value representation that it cannot have")
         value = found.value or b""
         if found.length != _UNDEFINED and len(value) != found.length:
-            raise ImageError(f"{keyword} is longer than the file: it was cut short, or the length is wrong")
+            raise ImageError(
+                f"{keyword} is longer than the file: it was cut short, or the length is wrong"
+            )
         return found if value else None
 
-    def _struct(self, keyword: str, found: RawDataElement, kind: str, count: int) -> tuple[float, ...]:
+    def _struct(
+        self, keyword: str, found: RawDataElement, kind: str, count: int
+    ) -> tuple[float, ...]:
         order = "<" if found.is_little_endian else ">"
         value = found.value or b""
         if len(value) != struct.calcsize(kind) * count:
@@ -205,7 +246,11 @@ class Elements:
         return struct.unpack(f"{order}{count}{kind}", value)
 
     def _parsed(
-        self, keyword: str, allowed: Collection[str], count: int | None, kind: Callable[[str], Result]
+        self,
+        keyword: str,
+        allowed: Collection[str],
+        count: int | None,
+        kind: Callable[[str], Result],
     ) -> tuple[Result, ...] | None:
         found = self._raw(keyword, allowed)
         if found is None:
@@ -224,8 +269,11 @@ def is_dicom(content: bytes) -> bool:
     return content[_PREFIX_AT : _PREFIX_AT + len(PREFIX)] == PREFIX
 
 
-def read_elements(content: bytes, keywords: Collection[str], most_inflated: int) -> tuple[str, Elements]:
-    """The transfer syntax (a UID that DICOM registers) and the elements of these keywords, at the top level.
+def read_elements(
+    content: bytes, keywords: Collection[str], most_inflated: int
+) -> tuple[str, Elements]:
+    """The transfer syntax (a UID that DICOM registers) and the elements of these keywords, at the
+    top level.
 
     most_inflated: bytes that a deflated file may unpack to. Raises ImageError with the reason.
     """
@@ -233,7 +281,9 @@ def read_elements(content: bytes, keywords: Collection[str], most_inflated: int)
 
 
 def syntax_name(uid: str) -> str:
-    """The registered name of a transfer syntax, "JPEG 2000 Image Compression"; "unregistered" for any other UID."""
+    """The registered name of a transfer syntax, "JPEG 2000 Image Compression"; "unregistered" for
+    any other UID.
+    """
     return UID(uid).name if is_registered(uid) else "unregistered"
 
 
@@ -245,7 +295,15 @@ def is_registered(uid: str) -> bool:
 def _read(content: bytes, keywords: Collection[str], most_inflated: int) -> tuple[str, Elements]:
     file = BytesIO(content)
     read_preamble(file, force=False)
-    meta = Elements(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != _META, specific_tags=[_TRANSFER_SYNTAX]))
+    meta = Elements(
+        read_dataset(
+            file,
+            False,
+            True,
+            stop_when=lambda tag, vr, length: tag >> 16 != _META,
+            specific_tags=[_TRANSFER_SYNTAX],
+        )
+    )
     syntax = meta.uid("TransferSyntaxUID")
     if syntax is None:
         raise ImageError("the DICOM file does not say in which transfer syntax it is written")
@@ -264,7 +322,11 @@ def _read(content: bytes, keywords: Collection[str], most_inflated: int) -> tupl
             seen.add(tag)
         return False
 
-    return syntax, Elements(read_dataset(file, syntax == IMPLICIT, syntax != BIG_ENDIAN, stop_when=check, specific_tags=tags))
+    return syntax, Elements(
+        read_dataset(
+            file, syntax == IMPLICIT, syntax != BIG_ENDIAN, stop_when=check, specific_tags=tags
+        )
+    )
 
 
 def _inflated(content: bytes, most: int) -> bytes:

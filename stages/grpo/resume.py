@@ -227,5 +227,7 @@ def _unpack(tensors: dict[str, torch.Tensor], others: list[dict[str, Any]]) -> l
             if name.startswith("prompts.")
         }
         if prompts:
-            batch["prompts"] = PromptBatch(**prompts | {"images": tuple(prompts["images"])})
+            batch["prompts"] = PromptBatch(
+                **prompts | {"image_counts": tuple(prompts["image_counts"])}
+            )
     return batches

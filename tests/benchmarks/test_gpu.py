@@ -67,7 +67,7 @@ def test_what_is_there_is_not_measured_again_and_what_fails_is_said(
     monkeypatch.setattr(
         gpu, "device", lambda: {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
     )
-    monkeypatch.setattr(gpu, "provenance", lambda facts: facts)
+    monkeypatch.setattr(gpu, "collect_provenance", lambda facts: facts)
     monkeypatch.setattr(
         sys,
         "argv",
@@ -120,7 +120,7 @@ def test_what_was_measured_by_other_words_or_elsewhere_is_not_taken_for_this(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", measure)
     monkeypatch.setattr(gpu, "device", lambda: dict(here))
-    monkeypatch.setattr(gpu, "provenance", lambda facts: facts)
+    monkeypatch.setattr(gpu, "collect_provenance", lambda facts: facts)
     both = ["steps-tiny-no-think", "steps-tiny-think"]
     assert (run(), run()) == (both, [])
     assert run("--repeats", "2") == both

@@ -18,7 +18,7 @@ from stages.corpus.archives.source import Corpus, open_corpus
 GOOD = {
     "QA_information/Open-access/B.json": b"[]",
     "QA_information/Open-access/A.json": b"[1]",
-    "Images/A/29.1.Blur fundus/6045cb817f5b..JPG": b"image" * 1000,
+    "Images/A/29.1.Blur fundus/6045cb817f5b..JPG": b"picture" * 1000,
     "Images/B [x]/größe.png": b"other",
 }
 LIMITS = CorpusLimits(max_members=10_000, max_member_mb=64, max_total_mb=256, max_ratio=200)

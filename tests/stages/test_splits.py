@@ -133,7 +133,7 @@ def test_another_commit_changes_what_is_said_of_the_splits_and_not_the_splits(
 ) -> None:
     run(splits)
     first = tree()
-    monkeypatch.setattr(splits, "provenance", lambda params: {"git_commit": "another"})
+    monkeypatch.setattr(splits, "collect_provenance", lambda params: {"git_commit": "another"})
     run(splits)
     assert {path for path, content in tree().items() if content != first[path]} == {
         "data/splits/provenance.json"

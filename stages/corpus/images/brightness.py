@@ -1,6 +1,4 @@
-"""How bright an image is and how much that varies over it: what tells blank, black and washed-out
-images from others.
-"""
+"""Brightness and contrast of an image, to detect blank, black and washed-out ones."""
 
 from __future__ import annotations
 
@@ -11,12 +9,10 @@ _DIGITS = 2
 
 
 def brightness(image: Image.Image) -> list[float]:
-    """Mean and standard deviation of the grey levels, both in levels of 0 to 255; the second is the
-    image's contrast.
-    """
+    """Mean and standard deviation (contrast) of the grey levels, in levels of 0 to 255."""
     counts = np.array(image.convert("L").histogram())
     levels = np.arange(len(counts))
-    number = int(counts.sum())
-    mean = int(counts @ levels) / number
-    variance = float(counts @ (levels - mean) ** 2) / number
+    pixels = int(counts.sum())
+    mean = int(counts @ levels) / pixels
+    variance = float(counts @ (levels - mean) ** 2) / pixels
     return [round(mean, _DIGITS), round(variance**0.5, _DIGITS)]

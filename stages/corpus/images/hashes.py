@@ -1,10 +1,9 @@
-"""Which images are copies of one another: by their pixels, or by a hash that re-encoding hardly
-changes.
+"""Exact and perceptual image hashes, to find copies of an image.
 
-The perceptual hash is pHash as the ImageHash package has it (Zauner 2010, "Implementation and
-benchmarking of perceptual image hash functions"), with 256 bits: on images of one modality, which
-all look alike, 64 bits do not tell copies from others (docs/splits.md has the numbers). A copy that
-was mirrored, turned, cropped or shifted is not found.
+The perceptual hash is pHash as in the ImageHash package (Zauner 2010, "Implementation and
+benchmarking of perceptual image hash functions"), with 256 bits: images of one modality look so
+similar that 64 bits do not separate copies from other images (docs/splits.md has the numbers).
+Mirrored, rotated, cropped or shifted copies are not detected.
 """
 
 from __future__ import annotations
@@ -17,30 +16,27 @@ from PIL import Image
 from scipy.fft import dctn
 
 _SIDE: Final = 16
-"""Frequencies kept in each direction."""
+"""Lowest frequencies that are used in each direction."""
 BITS: Final = _SIDE**2
-_FINENESS: Final = 4
-"""Pixels for each frequency kept, in each direction."""
+_OVERSAMPLING: Final = 4
+"""Pixels per frequency in each direction."""
 _DIGITS: Final = 6
-"""Decimals of a frequency that count: without a limit, the hash of an even image would be rounding
-errors.
-"""
+"""Decimals of a frequency: unrounded, the hash of a uniform image would be rounding errors."""
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """SHA-256 of size and RGB values, 64 hex digits: equal for byte-identical files and for the
-    same image in another container.
-    """
+    """SHA-256 of size and RGB values, 64 hex digits: the same in every lossless container."""
     return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()
 
 
 def perceptual_hash(image: Image.Image) -> str:
-    """256 bits as 64 hex digits: is each of the 16x16 lowest frequencies of the grey image above
-    their median.
+    """256 bits as 64 hex digits; re-encoding an image changes few of them.
+
+    A bit is set where one of the 16x16 lowest DCT frequencies of the grey image is above their
+    median.
     """
-    side = _SIDE * _FINENESS
-    grey = np.asarray(
-        image.convert("L").resize((side, side), Image.Resampling.LANCZOS), dtype=np.float64
-    )
-    low = np.round(np.asarray(dctn(grey, norm="ortho"))[:_SIDE, :_SIDE], _DIGITS)
-    return np.packbits(low > np.median(low)).tobytes().hex()
+    side = _SIDE * _OVERSAMPLING
+    thumbnail = image.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+    frequencies = np.asarray(dctn(np.asarray(thumbnail, dtype=np.float64), norm="ortho"))
+    lowest = np.round(frequencies[:_SIDE, :_SIDE], _DIGITS)
+    return np.packbits(lowest > np.median(lowest)).tobytes().hex()

@@ -1,11 +1,10 @@
-"""What stage resize made before, so that it is not made again: shards of images, and for each image
-what it was made from.
+"""On-disk cache of resized images, so that stage resize decodes an image only once.
 
-An image is known by a key, a hash of its source's bytes, of the settings and of the decoder. The
-shards are those of data/images under another link, so that they take no room twice as long as both
-are there; an SQLite file says which image lies in which, and what its records get to know of it. A
-refusal is kept as well. All of it may be deleted at any time: what is not found, or not whole, is
-made anew.
+An image is identified by a key: a hash of its source's bytes, the settings and the decoder. The
+shards are hard links of those in data/images, which take no extra space while both exist. An
+SQLite index maps each key to a shard, a member and the metadata for the image's records; refusals
+are cached as well. The whole cache may be deleted at any time: whatever is missing or damaged is
+decoded again.
 """
 
 from __future__ import annotations
@@ -26,23 +25,27 @@ from typing import Any, Final
 from stages.core.errors import InputError
 from stages.corpus.dataset.image_store import MemberLocation, list_shard, read_location
 
-_TABLES: Final = """
-CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL, stamp TEXT NOT NULL, used INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, shard TEXT, member TEXT NOT NULL, facts TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS images_of_shard ON images (shard);
-"""
-_PATIENCE: Final = 60.0
-"""Seconds that another stage, which writes, is waited for."""
-_ASKED: Final = 500
-"""Keys in one question."""
-_LISTED: Final = 64
-"""Shards whose images' places are in memory."""
+_SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS shards (name TEXT PRIMARY KEY, bytes INTEGER NOT NULL,"
+    " stamp TEXT NOT NULL, used INTEGER NOT NULL) STRICT;\n"
+    "CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, shard TEXT, member TEXT NOT NULL,"
+    " facts TEXT NOT NULL) STRICT, WITHOUT ROWID;\n"
+    "CREATE INDEX IF NOT EXISTS images_of_shard ON images (shard);\n"
+)
+_INSERT_SHARD: Final = "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)"
+_INSERT_IMAGE: Final = "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)"
+_LOCK_TIMEOUT: Final = 60.0
+"""Seconds to wait for another stage that writes to the index."""
+_KEYS_PER_QUERY: Final = 500
+_LISTED_SHARDS: Final = 64
+"""Shards whose member locations are kept in memory."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What was made of an image: `facts` for its records, and where its file lies; a refusal has no
-    shard.
+class CachedImage:
+    """Cached result of an image: `facts` for its records, and where its file lies.
+
+    A refusal has no shard; its facts are `why` and `reason`.
     """
 
     facts: dict[str, Any]
@@ -51,217 +54,199 @@ class Known:
 
 
 class ImageCache:
-    """A folder with what was made before, for one stage at a time or several beside each other.
-    Nothing it meets stops a stage.
+    """Cache folder, shared by the threads of a stage and by stages that run at the same time.
+
+    A cache that cannot be used never stops a stage: it is disabled with a message.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """`limit`: bytes of shards, beyond which those go that were not used for longest."""
-        self._folder, self._limit = folder, limit
+        """`limit`: bytes of shards; beyond it the least recently used ones are deleted."""
+        self._folder = folder
+        self._limit = limit
         self._shards = folder / "shards"
-        # threads share the one connection, which bears one of them at a time; steps are nested
-        self._turn = threading.RLock()
-        self._open: sqlite3.Connection | None = None
-        self._listed: dict[str, dict[str, MemberLocation]] = {}
+        # the threads share one connection, which only one may use at a time; reentrant, because
+        # methods that hold the lock call each other
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._locations: dict[str, dict[str, MemberLocation]] = {}
         self._run = 0
-        with self._tried():
+        with self._disable_on_error():
             self._shards.mkdir(parents=True, exist_ok=True)
-            self._open = sqlite3.connect(
+            self._connection = sqlite3.connect(
                 folder / "index.sqlite",
-                timeout=_PATIENCE,
+                timeout=_LOCK_TIMEOUT,
                 isolation_level=None,
                 check_same_thread=False,
             )
-            self._open.execute("PRAGMA journal_mode = WAL")
-            self._open.execute("PRAGMA synchronous = NORMAL")
-            self._open.executescript(_TABLES)
-            held, self._run = self._open.execute(
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.executescript(_SCHEMA)
+            shard_count, self._run = self._connection.execute(
                 "SELECT count(*), coalesce(max(used), 0) + 1 FROM shards"
             ).fetchone()
-            if not held:  # files that a lost index knew would be counted by nobody
-                for left in self._shards.iterdir():
-                    left.unlink(missing_ok=True)
+            if not shard_count:  # shards of a lost index: the limit would never count them
+                for path in self._shards.iterdir():
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Keep to the limit, and let go of the files."""
+        """Enforce the limit and close the index."""
         self._trim()
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def known(self, keys: Sequence[str]) -> dict[str, Known]:
-        """Key -> what was made of that image, of those that were met before."""
-        found: dict[str, Known] = {}
-        with self._tried():
-            for start in range(0, len(keys) if self._open else 0, _ASKED):
-                asked = keys[start : start + _ASKED]
-                question = f"SELECT key, shard, member, facts FROM images WHERE key IN ({','.join('?' * len(asked))})"  # noqa: S608
-                for key, shard, member, facts in self._rows(question, asked):
-                    found[key] = Known(json.loads(facts), shard, member)
-        return found
+    def lookup(self, keys: Sequence[str]) -> dict[str, CachedImage]:
+        """Key -> cached result, for those of the keys that are in the cache."""
+        images: dict[str, CachedImage] = {}
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            batch = keys[start : start + _KEYS_PER_QUERY]
+            placeholders = ",".join("?" * len(batch))
+            query = f"SELECT key, shard, member, facts FROM images WHERE key IN ({placeholders})"  # noqa: S608
+            for key, shard, member, facts in self._select(query, batch):
+                images[key] = CachedImage(json.loads(facts), shard, member)
+        return images
 
-    def read(self, known: Known) -> bytes | None:
-        """The file of an image; None if it is gone, or damaged."""
-        assert known.shard is not None, "a refusal has no file"
+    def read(self, image: CachedImage) -> bytes | None:
+        """File of an image; None if it is missing or damaged."""
+        assert image.shard is not None, "a refusal has no file"
         try:
-            return read_location(self._places(known.shard)[known.member], known.member)
+            return read_location(self._list(image.shard)[image.member], image.member)
         except (InputError, KeyError):
-            self._forget(known.shard)
+            self._delete_shard(image.shard)
             return None
 
-    def take(self, shard: str, target: Path) -> bool:
-        """Put a whole shard, if there is one of that name, at `target`. It is read only if its file
-        was touched since.
+    def link_shard(self, name: str, target: Path) -> bool:
+        """Link a whole shard to `target`; False if it is missing or damaged.
+
+        The shard is read and checked only if its file was touched since it was cached.
         """
-        row = self._one("SELECT stamp FROM shards WHERE name = ?", [shard])
-        if row is None:
+        rows = self._select("SELECT stamp FROM shards WHERE name = ?", [name])
+        if not rows:
             return False
-        path = self._shards / shard
+        path = self._shards / name
         try:
-            if _stamp(path) != row[0]:
+            if _stamp(path) != rows[0][0]:
                 with zipfile.ZipFile(path) as archive:
                     if archive.testzip() is not None:
                         raise zipfile.BadZipFile
             _link(path, target)
         except (OSError, zipfile.BadZipFile):
-            self._forget(shard)
+            self._delete_shard(name)
             return False
-        self._write(
-            [
-                (
-                    "UPDATE shards SET used = ?, stamp = ? WHERE name = ?",
-                    [(self._run, _stamp(path), shard)],
-                )
-            ]
-        )
+        update = "UPDATE shards SET used = ?, stamp = ? WHERE name = ?"
+        self._transact([(update, [(self._run, _stamp(path), name)])])
         return True
 
-    def keep(self, path: Path, images: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
-        """Keep a shard that was just written, with the (key, member, facts) of its images."""
+    def add_shard(self, path: Path, images: Iterable[tuple[str, str, dict[str, Any]]]) -> None:
+        """Add a shard that was just written, with the (key, member, facts) of its images."""
         size = path.stat().st_size
         if size > self._limit:
             return
         rows = [(key, path.name, member, json.dumps(facts)) for key, member, facts in images]
-        with self._tried():
-            # the row first: a kill then leaves a row whose file is missing, which is found out, and
-            # no file without a row, which is not
-            self._write(
-                [
-                    (
-                        "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?)",
-                        [(path.name, size, _stamp(path), self._run)],
-                    ),
-                    ("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", rows),
-                ]
-            )
-            if self._open:
+        with self._disable_on_error():
+            # Rows before the file: if the stage is killed in between, rows without a file are
+            # noticed on use, while a file without a row would never be deleted.
+            shard_row = (path.name, size, _stamp(path), self._run)
+            self._transact([(_INSERT_SHARD, [shard_row]), (_INSERT_IMAGE, rows)])
+            if self._connection:
                 with suppress(FileExistsError):
                     _link(path, self._shards / path.name)
         self._trim()
 
-    def keep_refusals(self, refusals: Iterable[tuple[str, dict[str, Any]]]) -> None:
-        """Keep that images of these keys cannot be used, and why."""
+    def add_refusals(self, refusals: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Add the (key, facts) of images that cannot be used."""
         rows = [(key, None, "", json.dumps(facts)) for key, facts in refusals]
-        self._write([("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", rows)])
+        self._transact([(_INSERT_IMAGE, rows)])
 
     def _trim(self) -> None:
-        """Drop shards, those first that were not used for longest, until the limit is kept."""
-        held = self._one("SELECT coalesce(sum(bytes), 0) FROM shards", [])
-        over = (held[0] if held else 0) - self._limit
-        if over <= 0:
-            return
-        with self._tried():
-            for name, size in list(
-                self._rows("SELECT name, bytes FROM shards ORDER BY used, name", [])
-            ):
-                if over <= 0:
+        """Delete the least recently used shards until the cache is within its limit."""
+        with self._disable_on_error():
+            shards = self._select("SELECT name, bytes FROM shards ORDER BY used, name")
+            excess = sum(size for _, size in shards) - self._limit
+            for name, size in shards:
+                if excess <= 0:
                     break
-                self._forget(name)
-                over -= size
+                self._delete_shard(name)
+                excess -= size
 
-    def _places(self, shard: str) -> dict[str, MemberLocation]:
-        """Where the images of a shard lie; the last few shards are kept listed, as names in order
-        come from a few of them.
-        """
-        with self._turn:
-            if shard not in self._listed:
-                while len(self._listed) >= _LISTED:
-                    del self._listed[next(iter(self._listed))]
-                self._listed[shard] = list_shard(self._shards / shard)
-            return self._listed[shard]
+    def _list(self, shard: str) -> dict[str, MemberLocation]:
+        """Member locations of a shard; sorted image names need only the last few shards."""
+        with self._lock:
+            if shard not in self._locations:
+                while len(self._locations) >= _LISTED_SHARDS:
+                    del self._locations[next(iter(self._locations))]
+                self._locations[shard] = list_shard(self._shards / shard)
+            return self._locations[shard]
 
-    def _forget(self, shard: str) -> None:
-        with self._turn:
-            self._listed.pop(shard, None)
-        self._write(
+    def _delete_shard(self, name: str) -> None:
+        with self._lock:
+            self._locations.pop(name, None)
+        self._transact(
             [
-                ("DELETE FROM images WHERE shard = ?", [(shard,)]),
-                ("DELETE FROM shards WHERE name = ?", [(shard,)]),
+                ("DELETE FROM images WHERE shard = ?", [(name,)]),
+                ("DELETE FROM shards WHERE name = ?", [(name,)]),
             ]
         )
-        with self._tried():
-            (self._shards / shard).unlink(missing_ok=True)
+        with self._disable_on_error():
+            (self._shards / name).unlink(missing_ok=True)
 
-    def _rows(self, question: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        return iter(self._open.execute(question, values) if self._open else ())
+    def _select(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows; none if the cache is disabled."""
+        with self._disable_on_error():
+            if self._connection is not None:
+                return self._connection.execute(query, values).fetchall()
+        return []
 
-    def _one(self, question: str, values: Sequence[Any]) -> tuple[Any, ...] | None:
-        with self._tried():
-            return next(self._rows(question, values), None)
-        return None
-
-    def _write(self, changes: Sequence[tuple[str, Sequence[Sequence[Any]]]]) -> None:
-        with self._tried():
-            if self._open is None:
+    def _transact(self, statements: Sequence[tuple[str, Sequence[Sequence[Any]]]]) -> None:
+        """Execute each (statement, rows of values) in one transaction."""
+        with self._disable_on_error():
+            if self._connection is None:
                 return
-            self._open.execute("BEGIN IMMEDIATE")
+            self._connection.execute("BEGIN IMMEDIATE")
             try:
-                for change, rows in changes:
-                    self._open.executemany(change, rows)
+                for statement, rows in statements:
+                    self._connection.executemany(statement, rows)
             except BaseException:
-                self._open.execute("ROLLBACK")
+                self._connection.execute("ROLLBACK")
                 raise
-            self._open.execute("COMMIT")
+            self._connection.execute("COMMIT")
 
     @contextmanager
-    def _tried(self) -> Iterator[None]:
-        """Whatever is wrong with the cache, it is done without from then on."""
-        with self._turn:
+    def _disable_on_error(self) -> Iterator[None]:
+        """Hold the lock; on an error of SQLite or the disk, disable the cache from then on."""
+        with self._lock:
             try:
                 yield
             except (sqlite3.Error, OSError) as error:
+                # OperationalError (locked, disk full, ...) does not mean that the index is corrupt
                 if isinstance(error, sqlite3.DatabaseError) and not isinstance(
                     error, sqlite3.OperationalError
                 ):
-                    _set_aside(self._folder / "index.sqlite")
+                    _delete_index(self._folder / "index.sqlite")
                 print(
-                    f"{self._folder} cannot be used ({error}): images are made anew",
+                    f"{self._folder} cannot be used ({error}): images are decoded without a cache",
                     file=sys.stderr,
                 )
-                if self._open is not None:
+                if self._connection is not None:
                     with suppress(sqlite3.Error):
-                        self._open.close()
-                self._open = None
+                        self._connection.close()
+                self._connection = None
 
 
-def _set_aside(index: Path) -> None:
-    """Remove a damaged index, so that the next stage begins a new one; its shards are of no use
-    without it.
-    """
-    for path in (index, index.with_name(index.name + "-wal"), index.with_name(index.name + "-shm")):
-        path.unlink(missing_ok=True)
+def _delete_index(index: Path) -> None:
+    """Delete a corrupt index and its shards, which are useless without it."""
+    for suffix in ("", "-wal", "-shm"):
+        index.with_name(index.name + suffix).unlink(missing_ok=True)
     shutil.rmtree(index.parent / "shards", ignore_errors=True)
 
 
 def _stamp(path: Path) -> str:
-    found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns}"
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy, with its times, where the file system has no links,
-    or `target` is on another one.
-    """
+    """Hard link, or a copy with the same times where the file systems allow no link."""
     try:
         os.link(source, target)
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Work that goes on side by side, and now and then has to be alone."""
+"""Writer-preferring read-write lock."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from contextlib import contextmanager
 
 
 class ReadWriteLock:
-    """A place that many threads share, and one can have to itself: a lock for readers and writers,
-    who go first.
+    """Writer-preferring read-write lock: many readers at once, or a single writer.
+
+    A waiting writer keeps new readers out, so that it cannot starve. The lock is not reentrant.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._sharing, self._wanted, self._taken = 0, 0, False
+        self._condition = threading.Condition()
+        self._readers = 0
+        self._waiting_writers = 0
+        self._writing = False
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Beside others who share it; waits while somebody has it, or wants it, alone."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._taken and not self._wanted)
-            self._sharing += 1
+        """Hold the lock beside other readers; waits for writers that hold it or wait for it."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._writing and not self._waiting_writers)
+            self._readers += 1
         try:
             yield
         finally:
-            with self._changed:
-                self._sharing -= 1
-                self._changed.notify_all()
+            with self._condition:
+                self._readers -= 1
+                self._condition.notify_all()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """With nobody else there; not to be asked for by one who shares it."""
-        with self._changed:
-            self._wanted += 1
-            self._changed.wait_for(lambda: not self._taken and not self._sharing)
-            self._wanted -= 1
-            self._taken = True
+    def exclusive(self) -> Iterator[None]:
+        """Hold the lock alone; waits for all readers, so a reader that calls this deadlocks."""
+        with self._condition:
+            self._waiting_writers += 1
+            self._condition.wait_for(lambda: not self._writing and not self._readers)
+            self._waiting_writers -= 1
+            self._writing = True
         try:
             yield
         finally:
-            with self._changed:
-                self._taken = False
-                self._changed.notify_all()
+            with self._condition:
+                self._writing = False
+                self._condition.notify_all()

@@ -67,12 +67,12 @@ SETS: Final[tuple[tuple[str, str, str], ...]] = (
 README: Final = """\
 OmniMedVQA-phantoms: a synthetic corpus in the layout of OmniMedVQA (arXiv 2402.09181)
 
-The images are drawings made by a program (stages/corpus/sample.py). They show no patient and no anatomy of anyone,
+The pictures are drawings made by a program (stages/corpus/sample.py). They show no patient and no anatomy of anyone,
 and come from no scanner. The "diseases" are shapes. NOT FOR CLINICAL USE, nor for any statement about medicine: the
 corpus exists so that the pipeline can be run and tested on a laptop.
 
-Some records and images are broken on purpose, so that every run shows how bad input is refused:
-a truncated, an empty and a missing image, a text named .png, a question file that is cut short, and records without
+Some records and pictures are broken on purpose, so that every run shows how bad input is refused:
+a truncated, an empty and a missing picture, a text named .png, a question file that is cut short, and records without
 an answer, with an answer that is no option, with equal options, of an unknown modality or question type, and without
 a question.
 """

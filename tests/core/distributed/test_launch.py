@@ -125,7 +125,7 @@ def test_a_host_that_nobody_comes_to_meet_says_so(
         place = f"127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("MED_R1_NODES", "2")
     monkeypatch.setenv("MED_R1_RENDEZVOUS", place)
-    monkeypatch.setattr("stages.core.distributed.launch.MEETING", 3)
+    monkeypatch.setattr("stages.core.distributed.launch.RENDEZVOUS_TIMEOUT_S", 3)
     with pytest.raises(
         InputError,
         match=(

@@ -170,7 +170,7 @@ def test_a_broken_account_is_named(
         ({"modality_type": "PET"}, Reason.UNKNOWN_MODALITY),
         ({"question_type": "?"}, Reason.UNKNOWN_QUESTION_TYPE),
         ({"image_path": "/a.png"}, Reason.IMAGE_PATH),
-        ({"image_path": "Images/a.png"}, Reason.IMAGE_PATH),
+        ({"image_path": "Scans/a.png"}, Reason.IMAGE_PATH),
         ({"question": "Is A) right?"}, Reason.OPTION_LABEL),
     ],
 )

@@ -79,7 +79,7 @@ def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(
         ({"image_path": "/Images/a.png"}, "/Images/a.png", Reason.IMAGE_PATH),
         ({"image_path": "Images/../a.png"}, "Images/../a.png", Reason.IMAGE_PATH),
         ({"image_path": "Images\\a.png"}, "Images\\a.png", Reason.IMAGE_PATH),
-        ({"image_path": "Images/a.png"}, "Images/a.png", Reason.IMAGE_PATH),
+        ({"image_path": "Scans/a.png"}, "Scans/a.png", Reason.IMAGE_PATH),
         ({"image_path": "Images/"}, "Images/", Reason.IMAGE_PATH),
         ({"image_path": "Images//a.png"}, "Images//a.png", Reason.IMAGE_PATH),
         ({"image_path": f"Images/{'ö' * 130}.png"}, f"Images/{'ö' * 130}.png", Reason.IMAGE_PATH),

@@ -1,5 +1,4 @@
-"""Kills what runs the pipeline at random moments, runs it again, and compares: is the end as if
-nothing had happened?
+"""Chaos test: kill the pipeline at random moments, re-run it, and compare the final results.
 
     python -m benchmarks.chaos [--rounds N] [--seed N] [--json FILE]
 
@@ -46,8 +45,9 @@ ATTEMPTS = 30
 
 
 def main() -> None:
-    """Kill, run again, compare; print what happened, write the JSON. Exit code 1 if a round did not
-    end well.
+    """Kill, run again, compare; print what happened, write the JSON.
+
+    Exit code 1 if a round did not end well.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos",
@@ -120,9 +120,15 @@ def play(
     left = [process.pid for process, record in guarded_processes() if record.startswith(str(root))]
     same, recorded = locked(root) == locked(plain), "up to date" in run("dvc", "repro", cwd=root)
     return {
-        "victim": victim, "after_seconds": round(moment, 1), "killed": killed, "runs": attempts, "same": same,
-        "recorded": recorded, "processes_left": left, "slots_held": held,
-    }  # fmt: skip
+        "victim": victim,
+        "after_seconds": round(moment, 1),
+        "killed": killed,
+        "runs": attempts,
+        "same": same,
+        "recorded": recorded,
+        "processes_left": left,
+        "slots_held": held,
+    }
 
 
 def again(root: Path, services: Services) -> int:
@@ -144,8 +150,7 @@ def again(root: Path, services: Services) -> int:
 
 
 class Services:
-    """A Prefect server and workers on loopback for one deployment, called POOL as its pool is, and
-    flow runs on it.
+    """A Prefect server, workers and flow runs of one deployment (named POOL) on loopback.
 
     `workers`: what each has in its environment besides; of several, each runs one flow at a time.
     """
@@ -218,8 +223,9 @@ class Services:
         )
 
     def kill(self, victim: str, root: Path) -> str | None:
-        """Kill -9 the first process of that kind that is there from now on; its command line, None
-        if none came.
+        """Send SIGKILL to the first new process of a kind.
+
+        Its command line, or None if none appeared.
         """
         deadline = time.monotonic() + COMES
         while time.monotonic() < deadline:

@@ -1,5 +1,6 @@
-"""What docs/ingest-images.md says of decoders: how long each takes, and how far its images are from
-Pillow's at full resolution.
+"""Decoder benchmark: CPU time and distance from Pillow's full-resolution images.
+
+The figures of docs/ingest-images.md.
 
     python -m benchmarks.decoding [--json FILE]
 
@@ -143,9 +144,7 @@ def measure_encoders(turns: int) -> dict[str, dict[str, Any]]:
 def _by_turns(
     ways: Mapping[str, Callable[[], Any]], turns: int, other: Callable[[Any, Any], str]
 ) -> dict[str, Any]:
-    """Way -> the least milliseconds of CPU, of all threads, and what `other` says of its result
-    beside the first way's.
-    """
+    """Way -> least CPU milliseconds (all threads), and `other` of its and the first result."""
     least = dict.fromkeys(ways, float("inf"))
     for _ in range(turns):
         for name, way in ways.items():

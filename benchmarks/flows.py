@@ -1,5 +1,4 @@
-"""The reproduce flow: is every stage that ran side by side recorded, and what does the flow cost
-over the stages themselves?
+"""Flow benchmark: overhead of the reproduce flow, and whether parallel stages are all recorded.
 
     python -m benchmarks.flows [--quick] [--rounds N] [--json FILE]
 
@@ -81,8 +80,9 @@ def main() -> None:
 
 
 def rounds(root: Path, count: int, say: Any) -> tuple[int, int]:
-    """Stages recorded in dvc.lock with the parameter of their round, and stages run; status has to
-    be clean after each.
+    """Count the stages recorded in dvc.lock with their round's parameter, and the stages run.
+
+    `dvc status` must be clean after each round.
     """
     from flows.reproduce import reproduce
 
@@ -110,8 +110,9 @@ def rounds(root: Path, count: int, say: Any) -> tuple[int, int]:
 
 
 def cost(root: Path, keys: list[str], repeats: int, say: Any) -> dict[str, float]:
-    """Seconds a stage over what its command sleeps: by `dvc repro` and by the flow, one stage at a
-    time, medians.
+    """Median overhead per stage in seconds, beyond its command's sleep.
+
+    `dvc repro` and the flow.
     """
     from flows.reproduce import reproduce
 

@@ -1,5 +1,4 @@
-"""Throws damaged files at the readers of archives, records, images and DICOM, and looks whether
-each keeps its word.
+"""Fuzzing: give damaged files to the readers of archives, records, images and DICOM.
 
     python -m benchmarks.fuzz [--minutes N] [--seed N] [--json FILE] [READER ...]
 
@@ -242,9 +241,7 @@ def _silence() -> Iterator[None]:
 def fuzz(
     name: str, files: Iterable[int], seed: int
 ) -> tuple[Counter[str], list[tuple[bytes, str]]]:
-    """What became of one file for each of the numbers, and those with which the reader broke its
-    word.
-    """
+    """Outcome counts, and the numbers whose file broke the reader's contract."""
     ends: Counter[str] = Counter()
     finds: list[tuple[bytes, str]] = []
     with _silence(), tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
@@ -262,8 +259,9 @@ def fuzz(
 
 
 def main() -> int:
-    """Fuzz each reader in a process of its own, print what became of the files; the exit code is 1
-    if anything was found.
+    """Fuzz each reader in its own process and print the outcomes.
+
+    Exit code 1 if anything was found.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz",

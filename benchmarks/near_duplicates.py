@@ -1,5 +1,6 @@
-"""What docs/splits.md says of grouping: copies are found among many images without comparing all
-pairs, in seconds.
+"""Near-duplicate benchmark: find copies among many images without comparing all pairs.
+
+The figures of docs/splits.md.
 
     python -m benchmarks.near_duplicates [--json FILE]
 

@@ -1,5 +1,6 @@
-"""What docs/scoring.md says of the report: statistics, tables and page of a full-size run, in a
-minute and 2 GB, without a GPU.
+"""Report benchmark: statistics, tables and page of a full-size run: time and memory, no GPU.
+
+The figures of docs/scoring.md.
 
     python -m benchmarks.report [--json FILE]
 
@@ -83,9 +84,7 @@ def main() -> None:
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Seconds, and peak memory in MiB, of the blind baselines and of the report on generated
-    predictions under `root`.
-    """
+    """Seconds and peak MiB of the blind baselines and of the report on generated predictions."""
     shutil.copy(REPOSITORY / layout.PARAMS, root)
     with contextlib.chdir(root), contextlib.redirect_stdout(None):
         names = ["base", *load_params().checkpoints]
@@ -118,9 +117,7 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def make_questions(n: int) -> pd.DataFrame:
-    """Questions of all modalities and types with 2 to 4 options of a large vocabulary, about nine
-    to ten images.
-    """
+    """Questions of all modalities and types, 2 to 4 options, about nine to ten images each."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -150,9 +147,7 @@ def make_questions(n: int) -> pd.DataFrame:
 
 
 def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
-    """The predictions of one checkpoint as stage evaluate writes them: right in six of ten, in four
-    of ten without the image.
-    """
+    """Write one checkpoint's predictions: 60% correct, 40% correct without the image."""
     rng = np.random.default_rng([1, number])
     rows = questions[
         ["question_id", "dataset", "modality", "question_type", "image", "options", "gold"]

@@ -1,5 +1,4 @@
-"""What the README promises of `make repro`: minutes from a clean clone, seconds when nothing
-changed, peak memory.
+"""`make repro` benchmark: minutes from a clean clone, seconds when unchanged, peak memory.
 
     python -m benchmarks.reproduce [--json FILE]
 
@@ -72,8 +71,9 @@ def main() -> None:
 
 
 def measure(command: list[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Run a command; its seconds, peak memory in bytes, and seconds by kind of stage. Its output
-    passes through.
+    """Run a command; its seconds, peak memory in bytes, and seconds by kind of stage.
+
+    Its output passes through.
     """
     start = time.monotonic()
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""`python -m flows`: the command `med-r1` where it is not installed, from the root of a checkout."""
+"""`python -m flows`: the command `med-r1` from the root of a checkout, not installed."""
 
 from flows.command_line import main
 

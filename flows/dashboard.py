@@ -1,5 +1,4 @@
-"""The dashboard on this machine: Prefect's server, a worker, the deployments, and the report, with
-one command.
+"""The local dashboard: Prefect's server, a worker, deployments and the report in one command.
 
     med-r1 dashboard [--host 127.0.0.1] [--port 4200]          (make dashboard)
 
@@ -125,8 +124,9 @@ def serve(root: Path, host: str, port: int) -> int:
 
 
 def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
-    """What server, worker and flows are told. InputError for an address that others can reach
-    without a password.
+    """What server, worker and flows are told.
+
+    InputError for an address that others can reach without a password.
     """
     password = os.environ.get(PASSWORD, "")
     if not is_loopback(host) and not all(password.partition(":")):
@@ -158,9 +158,7 @@ def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
 
 
 def end_dead_runs(variables: Mapping[str, str]) -> list[str]:
-    """Mark runs whose process is gone as crashed, which frees the place that they hold; what was
-    done, a line a run.
-    """
+    """Mark runs whose process is gone as crashed, freeing their slots; one line per run."""
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -181,8 +179,9 @@ def _shown(host: str) -> str:
 
 @contextmanager
 def _only_dashboard(root: Path, address: str) -> Iterator[int]:
-    """Hold the workspace's dashboard, by a descriptor for what it starts to keep open. InputError
-    if there is one already.
+    """Hold the workspace's dashboard, by a descriptor for what it starts to keep open.
+
+    InputError if there is one already.
     """
 
     def taken(where: str) -> InputError:

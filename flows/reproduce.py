@@ -1,5 +1,4 @@
-"""The flow that brings results up to date: every stale stage as soon as what it needs is done,
-several at a time.
+"""The reproduce flow: run every stale stage as soon as its dependencies are done, in parallel.
 
     med-r1 reproduce                                 all of it
     med-r1 reproduce --only 'train@*' --slots 2      these and what they need, two trainings at once
@@ -49,8 +48,9 @@ THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
 
 @dataclass(frozen=True)
 class Summary:
-    """How each stage that was stale ended, in the order of the graph; `clean`: DVC finds nothing
-    stale any more in what was asked for.
+    """Outcome of each stale stage in graph order.
+
+    `clean`: DVC finds nothing stale among the targets.
     """
 
     results: tuple[StageResult, ...]
@@ -59,9 +59,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class ExecutionSite:
-    """Where stages run: how much room there is, in words where GPU stages go, and how one is run to
-    its end.
-    """
+    """Where stages run: capacity, description of the GPU side, and how to run one stage."""
 
     capacity: Capacity
     words: str
@@ -85,7 +83,8 @@ def reproduce(
     """Run every stale stage as soon as what it needs is done.
 
     Args:
-        only: Stages to bring up to date with all they need, by name, group or glob, as train@ct, evaluate, train@*; all if left out.
+        only: Stages to bring up to date with all they need, by name, group or glob: train@ct,
+            evaluate, train@*. Default: all.
         slots: GPU stages at once: at most one a GPU. On a machine without GPUs one if left out.
         gpus: Indices of the GPUs to use; all that are visible if left out.
         root: Folder of the workspace; the current one if left out.
@@ -98,8 +97,9 @@ def reproduce(
 
 
 def bring_up_to_date(root: Path, only: Sequence[str] | None, place: ExecutionSite) -> Summary:
-    """What the flow does, inside of a flow run. InputError or StagesFailedError if not all that was
-    asked for is up to date.
+    """What the flow does, inside of a flow run.
+
+    InputError or StagesFailedError if not all that was asked for is up to date.
     """
     logger = get_run_logger()
     with only_flow(root):
@@ -168,8 +168,9 @@ def _run(
     place: ExecutionSite,
     logger: Any,
 ) -> dict[str, StageResult]:
-    """Run the stages as tasks; name -> how it ended. If the flow is cancelled, the stages are
-    stopped before this returns.
+    """Run the stages as tasks; name -> how it ended.
+
+    If the flow is cancelled, the stages are stopped before this returns.
     """
     runner, ended = Runner(root), Queue[StageResult]()
     results: dict[str, StageResult] = {}
@@ -220,7 +221,8 @@ def _run(
 def run_here(
     runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: Sequence[int] = ()
 ) -> StageResult:
-    """One stage in its slots of this host, its lines in the log of the run this is called in;
+    """Run one stage in GPU slots of this host, logging its lines to the current flow run.
+
     `inherit_fds`: as for `Runner.run`.
     """
     logger = get_run_logger()
@@ -254,8 +256,9 @@ def run_here(
 
 
 def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
-    """A task that ended without a word of its own, as when Prefect's server was away while it
-    began. Never raises: it is waited for.
+    """The result of a task that ended without one, e.g. because Prefect's server was unreachable.
+
+    Never raises: the scheduler waits for it.
     """
     try:
         how = f"{future.state.name}: {future.state.message}"
@@ -291,8 +294,9 @@ def run(only: list[str] | None, slots: int | None, gpus: list[str] | None) -> in
 
 
 def summarize(run_flow: Callable[[], Summary]) -> int:
-    """Run a flow from the command line and print how each stage ended, or which failed; the exit
-    code.
+    """Run a flow from the command line, print each stage's outcome or the failure.
+
+    The exit code.
     """
     require_server()
     try:

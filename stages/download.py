@@ -1,5 +1,4 @@
-"""Stage `download`: the raw corpus as checked records and the hashes of their images, a folder for
-each modality.
+"""Stage `download`: check the raw corpus's records and hash their images, by modality.
 
     python -m stages.download
 
@@ -114,8 +113,9 @@ def _without_damaged(
 
 
 def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The SHA-256 of each image, and for each that cannot be read, why. What the memo knows is not
-    read.
+    """The SHA-256 of each image, and for each that cannot be read, why.
+
+    What the memo knows is not read.
     """
     memo = HashCache(MEMO)
     hashes = {name: known for name in names if (known := memo.get(corpus.mark(name)))}
@@ -132,8 +132,9 @@ def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dic
 
 
 def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """Name, SHA-256 and what is wrong, in order: all cores at work, and no more in memory than
-    _IN_FLIGHT and one image.
+    """Hash images on all cores, yielding name, SHA-256 and error in order.
+
+    At most _IN_FLIGHT bytes and one image are in memory.
     """
 
     def hashed(name: str) -> tuple[str, str, str | None]:

@@ -1,5 +1,4 @@
-"""Stage `evaluate@<checkpoint>`: greedy completions for every test question of its axis, one row
-per question.
+"""Stage `evaluate@<checkpoint>`: greedy completions for the test questions of its axis.
 
     python -m stages.evaluate ct        the checkpoint on the test splits of all modalities
     python -m stages.evaluate base      the base on the test splits of both axes
@@ -45,7 +44,7 @@ from stages.corpus.dataset.split_files import read_split
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import hashes
 from stages.predictions.schema import SCHEMA
-from stages.prompts.styles import ask
+from stages.prompts.styles import prompt_text
 from stages.taxonomy import AXES
 
 if TYPE_CHECKING:  # they import torch
@@ -135,7 +134,9 @@ def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Questio
     for item in questions:
         images = {"real": item["image"]} | ({"blank": BLANK} if params.evaluate.ablations else {})
         images |= {"shuffled": partner[item["image"]]} if item["image"] in partner else {}
-        asked.append(Question(ask(item["problem"], params.prompt.style, "evaluate"), images))
+        asked.append(
+            Question(prompt_text(item["problem"], params.prompt.style, "evaluate"), images)
+        )
     return asked
 
 
@@ -148,9 +149,7 @@ def _answer_all(
     kept: AnswerStore,
     processes: int,
 ) -> None:
-    """Keep an answer to all that is asked, alone or by several processes; those that are kept
-    already are not made again.
-    """
+    """Answer all questions, in this process or several; stored answers are not computed again."""
     total, (completions, _) = sum(len(each.images) for each in asked), kept.read()
     if completions:
         print(
@@ -192,9 +191,7 @@ def _answer(
     kept: AnswerStore,
     processes: int,
 ) -> Iterator[int]:
-    """Answer what is left of some windows; after each batch that is kept, how many answers there
-    are.
-    """
+    """Answer what remains of some windows; yield the number of stored answers per batch."""
     import torch
 
     from stages.generation.batch_size import BatchSize
@@ -216,10 +213,12 @@ def _answer(
             windows=windows,
             batch_size=BatchSize(params.evaluate.batch_size, device),
             max_new_tokens=params.evaluate.max_new_tokens,
-            done=done.keys(),
+            completed=done.keys(),
             # a GPU answers faster than one thread opens images; on a CPU they would be in each
             # other's way
-            loaders=max((os.cpu_count() or 1) // processes, 1) if device.type == "cuda" else 0,
+            loader_threads=max((os.cpu_count() or 1) // processes, 1)
+            if device.type == "cuda"
+            else 0,
         ):
             kept.add(answers)
             count += len(answers.completions)
@@ -260,8 +259,9 @@ def _fingerprint(
     asked: Sequence[Question],
     windows: Sequence[range],
 ) -> str:
-    """Names the answers by all that decides them: checkpoint, questions, images, settings, code,
-    versions, device and windows.
+    """Fingerprint of the answers.
+
+    Covers checkpoint, questions, images, settings, code, versions, device and windows.
     """
     import torch
 
@@ -293,8 +293,9 @@ def _fingerprint(
 
 
 def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
-    """The distinct test questions of an axis ("modality", "task", "all") in one kind of split, with
-    the axes each is a test question of.
+    """Distinct test questions of an axis ("modality", "task", "all") in one kind of split.
+
+    Each has the axes it is a test question of.
 
     In an order in which the questions of one image stand together, next to those of the one it is
     exchanged with.
@@ -317,8 +318,7 @@ def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
 
 
 def exchange(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Image -> another image of its modality: the next in a fixed random order, round again at the
-    end.
+    """Image -> another image of its modality: the next one in a fixed random cycle.
 
     None stays with itself, and a modality with one image has none to exchange.
     """
@@ -334,7 +334,7 @@ def exchange(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _draw(name: str) -> bytes:
-    """A place in an order that has nothing to do with the name, and is the same on every machine."""
+    """Sort key: a hash, so that the order is unrelated to names and machine-independent."""
     return hashlib.sha256(name.encode()).digest()
 
 

@@ -1,5 +1,4 @@
-"""Stage `prior`: what the wording of the options alone is worth on every test split, before any
-model is trained.
+"""Stage `prior`: the blind baseline of every test split, before any model is trained.
 
     python -m stages.prior
 
@@ -25,7 +24,7 @@ from stages.taxonomy import AXES
 
 
 def main() -> None:
-    """Write data/prior/<axis>/<slug>.json for every split of the kind in use, all of them or none."""
+    """Write data/prior/<axis>/<slug>.json for every split of the kind in use, or none."""
     argparse.ArgumentParser(
         prog="python -m stages.prior",
         description=__doc__,
@@ -54,9 +53,7 @@ def main() -> None:
 
 
 def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
-    """The blind baselines of all splits of an axis; InputError names a split that is missing, empty
-    or malformed.
-    """
+    """Blind baselines of an axis; InputError names a missing, empty or malformed split."""
     trains, tests = (
         {slug: _questions(axis, slug, part, kind) for slug in AXES[axis]}
         for part in ("train", "test")

@@ -1,5 +1,4 @@
-"""Stage report: from the predictions of all checkpoints to one page, figures, tables, model cards
-and metrics.json.
+"""Stage `report`: page, figures, tables, model cards and metrics.json from predictions.
 
     python -m stages.report
 
@@ -72,9 +71,7 @@ def make() -> None:
 
 
 def _accuracies(predictions: pd.DataFrame) -> dict[str, float]:
-    """Accuracy by "test/<axis>/<split>", and by "test/<axis>/<split>/<variant>" where questions
-    were asked in that variant.
-    """
+    """Accuracy by "test/<axis>/<split>", and "test/<axis>/<split>/<variant>" for ablations."""
     rows = {}
     for axis, slugs in AXES.items():
         for slug in slugs:
@@ -93,8 +90,9 @@ def _remake(stage: str) -> str:
 
 
 def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str, str]]:
-    """Count the splits and find the words of each test question, by its id; refuse predictions made
-    on other splits.
+    """Count the splits and look up test questions by id.
+
+    Refuse predictions made on other splits.
     """
     splits: list[gather.Split] = []
     problems: dict[str, str] = {}

@@ -1,5 +1,4 @@
-"""Stage `resize@<modality>`: every image of a modality decoded once, as an RGB PNG of the size the
-policies see, in shards.
+"""Stage `resize@<modality>`: decode every image once, as an RGB PNG of the policies' input size.
 
     python -m stages.resize ct
 
@@ -36,7 +35,7 @@ from stages.corpus.archives.hash_cache import OTHER_CORPUS
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.dataset.paths import IMAGES, image_files
 from stages.corpus.images.image_cache import ImageCache
-from stages.corpus.images.resizer import Fact, ImageResizer, ImageSource, png_name
+from stages.corpus.images.resizer import ImageResizer, ImageResult, ImageSource, png_name
 from stages.corpus.quarantine.image_errors import ImageError, UnreadError
 from stages.corpus.quarantine.ledger import Row, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
@@ -77,7 +76,7 @@ def main() -> None:
         maker = ImageResizer(
             slug, sources, partial(_fetch, corpus, known), params.resize, params.dicom, cache
         )
-        facts = maker.make(images, frames)
+        facts = maker.write_shards(images, frames)
     sets: list[str] = []
     rows: list[Row] = []
 
@@ -100,8 +99,8 @@ def main() -> None:
     taken = write_quarantine(account, f"resize@{slug}", read, sets, rows, facts_of_run)
     check_refused(taken, params.quarantine, account, str(layout.corpus(slug)))
     print(
-        f"resize {slug}: read {read} records of {len(facts)} images ({maker.fresh} of them made"
-        f" anew), kept {len(sets)}, quarantined {len(rows)}"
+        f"resize {slug}: read {read} records of {len(facts)} images ({maker.decoded_count}"
+        f" of them made anew), kept {len(sets)}, quarantined {len(rows)}"
     )
     _tell_unflagged(slug, facts)
 
@@ -151,8 +150,9 @@ class Sources(Mapping[str, ImageSource]):
 
 
 def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
-    """The file's bytes, which are those that stage download saw. UnreadError if they are damaged
-    since, or were when it did not look.
+    """The file's bytes, which are those that stage download saw.
+
+    UnreadError if they are damaged since, or were when it did not look.
     """
     try:
         content = corpus.fetch(name)
@@ -178,7 +178,7 @@ def _kept(record: Record, fact: Mapping[str, Any], slug: str) -> dict[str, Any]:
     return told
 
 
-def _tell_unflagged(slug: str, facts: Mapping[str, Fact]) -> None:
+def _tell_unflagged(slug: str, facts: Mapping[str, ImageResult]) -> None:
     dicom = [
         fact["dicom"]
         for fact in facts.values()

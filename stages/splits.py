@@ -1,5 +1,4 @@
-"""Stage `splits`: the questions of each modality and of each question type as train and test, in
-Med-R1's published form.
+"""Stage `splits`: train and test questions per modality and question type, in published form.
 
     python -m stages.splits
 
@@ -63,9 +62,7 @@ _TOLERANCE = 0.01
 
 
 def main() -> None:
-    """Write data/data-tests.json, then data/splits:
-    <kind>/{modality,task}/<slug>/{train,test}.json, groups, leaks and provenance.
-    """
+    """Write data/data-tests.json, then data/splits: split files, groups, leaks and provenance."""
     argparse.ArgumentParser(prog="python -m stages.splits", description=__doc__).parse_args()
     params = load_params()
     settings = params.splits
@@ -116,9 +113,7 @@ def main() -> None:
 
 
 def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
-    """Cut items, sorted by question_id, so that no group of images is on both sides, by the same
-    draw on both axes.
-    """
+    """Split items (sorted by question_id) by groups of images, with the same draw on both axes."""
     held: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for item in items:
         held[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
@@ -133,8 +128,9 @@ def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) ->
 
 
 def published(items: list[Item], settings: Splits) -> Draw:
-    """Cut items, sorted by question_id, at random: round(n * train_share) for training, but at
-    least one on each side of two.
+    """Split items (sorted by question_id) at random: round(n * train_share) for training.
+
+    At least one on each side of two or more.
     """
     return {
         axis: {
@@ -225,9 +221,7 @@ def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
 
 
 def _several(group_of: Mapping[str, str]) -> list[list[str]]:
-    """The groups of more than one image, each the paths of its images: what was found to belong
-    together.
-    """
+    """Groups of several images, as lists of paths: what was found to belong together."""
     groups: dict[str, list[str]] = defaultdict(list)
     for image, group in sorted(group_of.items()):
         groups[group].append(image)

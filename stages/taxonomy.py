@@ -60,8 +60,7 @@ _ALIKE: Final = 0.6
 
 
 def nearest(value: str, literals: Mapping[str, str]) -> str | None:
-    """The slug that a text, which is none, was most likely meant to be: for a message, never to be
-    taken for it.
+    """The slug most similar to an unknown text, for a message only.
 
     `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with
     the text; of several, the most similar; None if nothing is alike.

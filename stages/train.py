@@ -1,5 +1,4 @@
-"""Stage `train@<checkpoint>`: GRPO, or SFT on the answers, on the checkpoint's train split, from
-the base to a Hugging Face directory.
+"""Stage `train@<checkpoint>`: GRPO or SFT on the checkpoint's train split, from the base.
 
 python -m stages.train ct
 python -m stages.train sft-ct       where params.yaml has it among checkpoints
@@ -36,11 +35,11 @@ from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split
 from stages.grpo.parallel import (
     deepspeed_configuration,
-    others_named,
+    peer_errors_explained,
     prepare_deepspeed,
     processes_to_launch,
 )
-from stages.policy.fingerprint import files_hash, fingerprint, state_folder
+from stages.policy.fingerprint import files_hash, fingerprint, prepare_state_folder
 from stages.policy.weights import ORIGIN, hashes
 from stages.prompts.styles import Style
 
@@ -90,18 +89,18 @@ def main() -> None:
     start = Path(checkpoint.start)
     check_policy_files(start, f"checkpoints.{name}.start")
     prepare_deepspeed(grpo)
-    own_masks = grpo.engine == "shared-prefix" and checkpoint.method == "grpo"
+    custom_masks = grpo.engine == "shared-prefix" and checkpoint.method == "grpo"
     policy = load_policy(
-        start, dtype=params.base.dtype, attention=params.base.attention, own_masks=own_masks
+        start, dtype=params.base.dtype, attention=params.base.attention, custom_masks=custom_masks
     )
     processor = load_processor(start)
     scratch = layout.SCRATCH / "train" / name
     state = scratch / _fingerprint(params, groups, split, start)
-    with others_named(grpo):
+    with peer_errors_explained(grpo):
         trainer = _trainer(policy, processor, rows, groups, params.prompt.style, state, name)
         main_process = trainer.accelerator.is_main_process
         with trainer.accelerator.main_process_first():
-            state_folder(state)
+            prepare_state_folder(state)
             resumed = newest_checkpoint(state)
         if resumed and main_process:
             print(
@@ -200,8 +199,7 @@ def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
 
 
 def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, start: Path) -> str:
-    """Names the state of a training by all that decides it: settings, data, first policy, code,
-    versions, number of processes.
+    """Fingerprint of a training: settings, data, initial policy, code, versions, number of ranks.
 
     Another number of processes takes other batches, and each keeps a part of the state.
     """
@@ -225,9 +223,7 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
 
 
 def _base_model(start: Path) -> dict[str, Any]:
-    """Source, commit, licence and hashes of the base that the first policy comes from; empty if it
-    does not say.
-    """
+    """Source, commit, licence and hashes of the initial policy's base; empty if not recorded."""
     path = start / ORIGIN
     origin = read_json(path, f"make {start} again") if path.is_file() else None
     return {"base_model": origin} if isinstance(origin, dict) else {}

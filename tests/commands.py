@@ -10,7 +10,7 @@ import pytest
 from flows.command_line import main
 
 MED_R1: Final = (sys.executable, "-m", "flows")
-"""`med-r1` in a process of its own; the repository is on its PYTHONPATH or its working directory."""
+"""`med-r1` in a subprocess; the repository is on PYTHONPATH or the working directory."""
 
 
 def med_r1(*arguments: object) -> int:

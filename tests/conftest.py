@@ -113,9 +113,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> RunStage:
 
 @pytest.fixture
 def make_record() -> MakeRecord:
-    """`make_record(**changes)`: a good record of CT with changes; a field changed to None is left
-    out.
-    """
+    """`make_record(**changes)`: a valid CT record with changes; None removes a field."""
 
     def make(**changes: Any) -> Raw:
         record = {
@@ -136,9 +134,7 @@ def make_record() -> MakeRecord:
 
 @pytest.fixture
 def make_corpus(project: Path) -> MakeCorpus:
-    """`make_corpus(records, **files)`: data/raw/corpus.zip with a good image for each image_path,
-    and further files by path.
-    """
+    """`make_corpus(records, **files)`: data/raw/corpus.zip with a valid image per image_path."""
 
     def make(records: list[Any], files: dict[str, bytes | None] | None = None) -> Path:
         content: dict[str, bytes | None] = {
@@ -186,7 +182,7 @@ def change_params(group: str, **changes: Any) -> None:
 
 
 def resize_settings(**changes: Any) -> Resize:
-    """The group `resize` of the repository's params.yaml, with changes that may leave its limits."""
+    """The group `resize` of the repository's params.yaml, with unvalidated changes."""
     return _resize().model_copy(update=changes)
 
 

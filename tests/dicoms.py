@@ -41,8 +41,7 @@ def settings(**changes: Any) -> Dicom:
 
 
 def dataset(pixels: NDArray[Any], **elements: Any) -> Dataset:
-    """A data set of one frame, (rows, columns) or (rows, columns, 3), or of several, one axis more;
-    `elements` set None are left out.
+    """A data set of one or more frames; `elements` set to None are left out.
 
     MONOCHROME2 or RGB, of modality MR, unless said otherwise; no window.
     """
@@ -101,7 +100,7 @@ def file(pixels: NDArray[Any], **elements: Any) -> bytes:
 
 
 def compressed(pixels: NDArray[Any], syntax: str, **elements: Any) -> bytes:
-    """A file in a compressed syntax, from (rows, columns[, 3]) or, with `frames` in front, several."""
+    """A file in a compressed syntax, from (rows, columns[, 3]) or ([frames,] ...)."""
     found = dataset(pixels, **elements)
     frames = pixels if "NumberOfFrames" in found else pixels[None]
     found.PixelData = encapsulate([ENCODERS[syntax](frame, found) for frame in frames])
@@ -172,8 +171,7 @@ def _j2k_lossy(frame: NDArray[Any], found: Dataset) -> bytes:
 
 
 def _lossless_jpeg(frame: NDArray[Any], found: Dataset) -> bytes:
-    """JPEG lossless with the first predictor, the value to the left (ITU-T T.81, annex H); one code
-    of 5 bits for each category.
+    """Lossless JPEG with predictor 1 (ITU-T T.81, annex H), 5-bit codes for the categories.
 
     Written out here: GDCM's encoder, the only one at hand, aborts the process now and then.
     """

@@ -1,5 +1,4 @@
-"""A finished pipeline to report on, made up but plausible: predictions, training logs, splits and
-quarantine.
+"""A finished pipeline for reports, made up but plausible: predictions, logs, splits, quarantine.
 
 The same arguments give the same files. Questions, options and outputs look like those of the
 embedded sample; the accuracies are drawn, not earned.
@@ -63,8 +62,7 @@ def write_project(
     kind: str = "grouped",
     images: bool = False,
 ) -> None:
-    """Write under `root` all that stage report reads, with the repository's own params.yaml but for
-    splits.kind and fewer resamples.
+    """Write all that stage report reads under `root`, with few bootstrap resamples.
 
     There are `per_cell` questions for each modality and question type, but none in `empty`; the
     data set of modality x is called "<dataset> x". With `images` the images are there, too.
@@ -110,9 +108,7 @@ def make_questions(
     empty: tuple[str, str] | None = None,
     kind: str = "grouped",
 ) -> pd.DataFrame:
-    """Questions of every modality and type, about two to an image, a fifth of them, or of the
-    images, in the test split of each axis.
-    """
+    """Questions of every modality and type, about two per image, a fifth of them in test."""
     rng = np.random.default_rng(1)
     rows: list[tuple[Any, ...]] = []
     for modality in MODALITIES:
@@ -161,8 +157,7 @@ def make_questions(
 def make_predictions(
     questions: pd.DataFrame, checkpoint: str, *, ablations: bool = True, cell: str | None = None
 ) -> pd.DataFrame:
-    """What a checkpoint writes for its test questions, as it is read: the base guesses and loses
-    the form, the others less so.
+    """Scored completions of one checkpoint: the base guesses and loses the form, others less so.
 
     With `ablations` also without the image, where it knows half as much. A checkpoint that is not
     called after what it was trained on (`cell`) is none of the thirteen.
@@ -207,9 +202,7 @@ def make_predictions(
 
 
 def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFrame:
-    """The same questions asked of a black and of an exchanged image; columns without a value if
-    that was not `done`.
-    """
+    """Add answers to a black and an exchanged image; columns without values unless `done`."""
     rng = np.random.default_rng(7)
     partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
     for variant in ABLATIONS:
@@ -300,9 +293,7 @@ def write_predictions(
 
 
 def make_training_log(checkpoint: str, steps: int = 24) -> pd.DataFrame:
-    """Rewards that rise and level off, a KL that grows, completions that settle at the length of an
-    answer.
-    """
+    """Rewards that rise and level off, a growing KL, completions that shrink to an answer."""
     rng = np.random.default_rng([3, sorted(CHECKPOINTS).index(checkpoint)])
     done = np.arange(1, steps + 1) / steps
     accuracy = np.clip(

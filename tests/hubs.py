@@ -1,6 +1,4 @@
-"""A Hugging Face hub on this machine, as much of one as huggingface_hub needs to list, fetch,
-create and commit; as bad as a test asks.
-"""
+"""A local Hugging Face hub, as far as huggingface_hub needs it, with injectable failures."""
 
 from __future__ import annotations
 

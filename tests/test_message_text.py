@@ -1,6 +1,4 @@
-"""Control flow reads no prose: with the text of every error replaced by other words, everything
-ends as before.
-"""
+"""Control flow reads no prose: with all error texts replaced, everything ends as before."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A small workspace as the stages find it after `splits` and `base`: a few phantoms, their split
-files, the embedded base.
-"""
+"""A small workspace as after `splits` and `base`: phantoms, split files, embedded base."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ def small_workspace(
     sft: dict[str, Any] | None = None,
     style: str = "no-think",
 ) -> None:
-    """Fill `root`, from which the stages are then run; every split holds the same questions, train
-    and test alike.
+    """Fill `root` to run stages in; every split holds the same questions in train and test.
 
     Code and pipeline are links to the repository's.
     With `sft`, settings of its own, the checkpoint sft-ct is there too.

@@ -1,5 +1,6 @@
-"""How many questions a second a policy answers: stage evaluate's loop against the published
-script's, and whether answers are the same.
+"""Evaluation benchmark: questions per second of stage evaluate and of the published script.
+
+Also checks that both give the same answers.
 
     python -m benchmarks.evaluate [--quick] [--json FILE]
 

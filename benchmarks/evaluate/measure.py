@@ -1,5 +1,7 @@
-"""What is measured: both loops on the same questions and weights, in turn; what ablations add; what
-leaving the batch saves.
+"""Measurements of the evaluation benchmark.
+
+Both loops on the same questions and weights, interleaved; the cost of ablations; the gain from
+shrinking the batch.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from stages.generation.batch_size import BatchSize
 from stages.generation.generate import BLANK, Key, Question, answer_greedily, cut_windows
 from stages.generation.greedy import COMPACT_BELOW
 from stages.policy.loading import load_policy, load_processor
-from stages.prompts.styles import Style, ask, chat
+from stages.prompts.styles import Style, chat, prompt_text
 
 Result = TypeVar("Result")
 
@@ -40,8 +42,9 @@ ones by `benchmarks.grpo_step`.
 
 @dataclass(frozen=True)
 class Case:
-    """A model, so many images with so many questions each, and how long all answers are, in tokens;
-    None: as the model ends them.
+    """A benchmark case: model, numbers of images and of questions per image, answer length.
+
+    The length is in tokens; None lets the model end its answers.
     """
 
     model: str
@@ -92,8 +95,9 @@ def set_up(case: Case, folder: Path) -> Bench:
 
 
 def questions(folder: Path, case: Case) -> list[Question]:
-    """Questions of the embedded corpus about drawn images, in the order of stage evaluate: an
-    image's questions together.
+    """Questions of the embedded corpus about drawn images, ordered as stage evaluate orders them.
+
+    Questions about one image are adjacent.
     """
     rng = np.random.default_rng(0)
     asked: list[Question] = []
@@ -109,16 +113,21 @@ def questions(folder: Path, case: Case) -> list[Question]:
             problem = format_problem(
                 wordings[rng.integers(len(wordings))], phantoms.options_for(phantom, kind, rng)
             )
-            asked.append(Question(ask(problem, case.style, "evaluate"), {"real": str(path)}))
+            asked.append(
+                Question(prompt_text(problem, case.style, "evaluate"), {"real": str(path)})
+            )
     return asked
 
 
 def with_ablations(asked: Sequence[Question]) -> list[Question]:
     """The same asked of a black image and of the next one, too."""
-    own = list(dict.fromkeys(each.own for each in asked))
+    own = list(dict.fromkeys(each.own_image for each in asked))
     following = dict(zip(own, own[1:] + own[:1], strict=True))
     return [
-        Question(each.words, {"real": each.own, "blank": BLANK, "shuffled": following[each.own]})
+        Question(
+            each.words,
+            {"real": each.own_image, "blank": BLANK, "shuffled": following[each.own_image]},
+        )
         for each in asked
     ]
 
@@ -128,7 +137,7 @@ def answer(
     asked: Sequence[Question],
     *,
     most: int = MAX_NEW_TOKENS,
-    leave: float = COMPACT_BELOW,
+    compact_below: float = COMPACT_BELOW,
 ) -> dict[Key, tuple[int, ...]]:
     """Completions as stage evaluate makes them, token ids."""
     device = bench.policy.device
@@ -139,8 +148,8 @@ def answer(
         windows=cut_windows(asked, "auto"),
         batch_size=BatchSize("auto", device),
         max_new_tokens=most,
-        leave=leave,
-        loaders=(os.cpu_count() or 1) if device.type == "cuda" else 0,
+        compact_below=compact_below,
+        loader_threads=(os.cpu_count() or 1) if device.type == "cuda" else 0,
     )
     return {key: each.ids for batch in batches for key, each in batch.completions.items()}
 
@@ -148,9 +157,7 @@ def answer(
 def compare(
     case: Case, folder: Path, repeats: int, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """One row: seconds of both loops, medians of runs by turns after one of each to warm up, and
-    whether their answers are the same.
-    """
+    """Median seconds of both loops, interleaved after a warm-up, and whether answers agree."""
     bench = set_up(case, folder)
     few = bench.asked[: case.questions_per_image]
     answer(bench, few, most=case.most)
@@ -190,9 +197,7 @@ def compare(
 
 
 def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]:
-    """Seconds of ours with the ablations, a black image and an exchanged one for each question,
-    over those without.
-    """
+    """Cost of ablations: seconds with a black and an exchanged image, over those without."""
     bench = set_up(case, folder)
     ablated = with_ablations(bench.asked)
     answer(bench, ablated[: case.questions_per_image])
@@ -204,14 +209,12 @@ def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]
 
 
 def measure_leaving(case: Case, folder: Path, repeats: int) -> dict[str, float]:
-    """What it saves that rows that have ended leave the batch: seconds when they stay until the
-    last has, over ours.
-    """
+    """Gain from compacting the batch: seconds with ended rows kept in it, over ours."""
     bench = set_up(case, folder)
     answer(bench, bench.asked[: case.questions_per_image])
     stay, go = [], []
     for _ in range(repeats):
-        stay.append(timed(bench, lambda: answer(bench, bench.asked, leave=0.0))[0])
+        stay.append(timed(bench, lambda: answer(bench, bench.asked, compact_below=0.0))[0])
         go.append(timed(bench, lambda: answer(bench, bench.asked))[0])
     lengths = [len(ids) for ids in answer(bench, bench.asked).values()]
     return {
@@ -233,9 +236,7 @@ def timed(bench: Bench, work: Callable[[], Result]) -> tuple[float, Result]:
 
 @torch.inference_mode()
 def margin(bench: Bench, question: Question, one: Sequence[int], other: Sequence[int]) -> float:
-    """By how much the logits of two completions differ at the first token in which they do: as
-    little as rounding, or more?
-    """
+    """Logit margin at the first token where two completions differ: rounding noise, or more?"""
     place = next(
         (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
         min(len(one), len(other)),
@@ -246,7 +247,7 @@ def margin(bench: Bench, question: Question, one: Sequence[int], other: Sequence
         chat(question.words), tokenize=False, add_generation_prompt=True
     )
     inputs = bench.processor(
-        text=[text], images=[open_image(question.own)], return_tensors="pt"
+        text=[text], images=[open_image(question.own_image)], return_tensors="pt"
     ).to(bench.untouched.device)
     told = torch.tensor([list(one[:place])], dtype=torch.long, device=bench.untouched.device)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], told], dim=1)

@@ -1,5 +1,6 @@
-"""The loop of Med-R1's evaluation scripts: each question's image opened, processed and looked at
-for it alone, then `generate`.
+"""The loop of Med-R1's evaluation scripts.
+
+Each question's image is opened, processed and encoded separately, then `generate` is called.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def answer_as_published(
     *,
     most: int = MAX_NEW_TOKENS,
 ) -> list[list[int]]:
-    """The completions of the questions about their own images, token ids without padding; the
-    published batch and, as it stands, length.
+    """Answer questions with the published batching: token ids without padding.
+
+    The batch size and the answer length are the published ones.
 
     Two things are not published: tokens that stand for images are suppressed, as ours are, which a
     trained model never writes; and the attention is what the policy has.
@@ -75,4 +77,4 @@ def _with_image(question: Question) -> list[dict[str, Any]]:
     """The chat, the image's place filled with the image that the question is about."""
     (turn,) = chat(question.words)
     image, words = turn["content"]
-    return [{**turn, "content": [{**image, "image": open_image(question.own)}, words]}]
+    return [{**turn, "content": [{**image, "image": open_image(question.own_image)}, words]}]

@@ -1,7 +1,7 @@
-"""What the whole matrix costs on this GPU: rates of training and evaluation at full size, GPU-hours
-by them, and a true learning run.
+"""GPU benchmark: training and evaluation rates at full size, GPU-hours, and a learning run.
 
-    python -m benchmarks.gpu [--models qwen2-vl-2b qwen2.5-vl-3b] [--parts steps evaluation learning] [--out FOLDER]
+    python -m benchmarks.gpu [--models qwen2-vl-2b qwen2.5-vl-3b]
+                             [--parts steps evaluation learning] [--out FOLDER]
 
 Models have random weights at full size: nothing is downloaded, and time does not depend on what
 weights hold. Steps are those of benchmarks.grpo_step (engine shared-prefix, TRL, G copies as Med-R1
@@ -31,8 +31,9 @@ PARTS: Final = ("steps", "evaluation", "learning")
 
 
 def main() -> int:
-    """Measure what is missing, write gpu.json and gpu.md; 1 if a part failed, and the others are
-    there all the same.
+    """Measure what is missing and write gpu.json and gpu.md; 1 if a part failed.
+
+    A failed part does not stop the others.
     """
     given = _arguments()
     given.out.mkdir(parents=True, exist_ok=True)

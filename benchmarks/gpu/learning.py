@@ -1,7 +1,7 @@
-"""A true learning run: the embedded sample through all stages, every checkpoint trained and tested,
-and how long each took.
+"""A real learning run: train and test every checkpoint of the embedded sample, timing each stage.
 
-    python -m benchmarks.gpu.learning [--width N | --base FOLDER] [--together N] [--set KEY=VALUE ...] [--json FILE]
+    python -m benchmarks.gpu.learning [--width N | --base FOLDER] [--together N]
+                                      [--set KEY=VALUE ...] [--json FILE]
 
 The stages are run as they are, in a temporary folder, in dvc.yaml's order; training and evaluation
 several at a time, on a GPU too: a model this small leaves most of it idle. With --width a base of
@@ -90,8 +90,9 @@ def learn(
 
 
 def prepare(folder: Path, base: Path, changes: Sequence[str]) -> list[str]:
-    """The folder with the sample, and params.yaml with this base and these changes; the names of
-    the checkpoints.
+    """Prepare the folder: sample corpus and params.yaml with base and overrides.
+
+    Checkpoint names.
     """
     params = read_yaml(REPOSITORY / layout.PARAMS)
     params["base"]["source"] = str(base.resolve())

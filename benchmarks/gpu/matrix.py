@@ -1,6 +1,4 @@
-"""The matrix in GPU-hours, by measured rates: what OmniMedVQA's questions and the published splits
-make of a prompt and a question.
-"""
+"""GPU-hours of the whole matrix from measured rates, for OmniMedVQA and the published splits."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ EVALUATED: Final = (MODALITIES + 1) * TEST_BY_MODALITY + (TYPES + 1) * TEST_BY_T
 
 
 def hours(steps: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Of each `<model>-<style>` the GPU-hours of training by each way, an epoch, and of
-    `evaluation`, ablations off, as far as measured.
+    """GPU-hours per `<model>-<style>`: an epoch of training per method, and evaluation.
+
+    Ablations are off. What was not measured is left out.
     """
     made: dict[str, dict[str, float]] = {}
     for name, measured in steps.items():

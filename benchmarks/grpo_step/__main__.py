@@ -1,5 +1,6 @@
-"""What sharing a prompt saves of a whole GRPO step, from PIL images to updated weights, and whether
-it is exact.
+"""GRPO step benchmark: what sharing the prompt saves, from PIL images to updated weights.
+
+Also checks that the shared step is exact.
 
     python -m benchmarks.grpo_step [--quick] [--json FILE] [--chart FILE]
 

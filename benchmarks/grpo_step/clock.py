@@ -32,8 +32,9 @@ metrics.
 
 
 class Clock:
-    """Seconds by part. Where parts nest, the inner one alone counts, so that the parts add up to
-    the step.
+    """Seconds by part.
+
+    Where parts nest, the inner one alone counts, so that the parts add up to the step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,9 +48,7 @@ class Clock:
         self._since = self._now()
 
     def stop(self) -> dict[str, float]:
-        """Seconds of each part since the last reset, those that did not run as 0, and of the whole
-        `step`.
-        """
+        """Seconds of each part since the last reset (0 if it did not run), and of `step`."""
         self._turn()
         seconds = {part: self.seconds[part] for part in PARTS}
         return {"step": sum(seconds.values())} | seconds
@@ -87,8 +86,9 @@ class Clock:
 
 
 class PeakMemory:
-    """Memory of a step, as a context: `above_start` bytes at its peak over what was held before,
-    `total` at the peak.
+    """Context manager that measures a step's memory: `above_start` and `total` bytes at the peak.
+
+    `above_start` is relative to what was allocated on entry.
 
     On a GPU that of torch's allocator; elsewhere the process's resident memory, looked at a hundred
     times a second. Weights, reference and optimiser state are there before and the same for all

@@ -1,5 +1,6 @@
-"""Do G separate copies and one shared prompt give the same numbers? Two figures for one step's
-completions.
+"""Do G separate copies and one shared prompt give the same numbers?
+
+Two figures for one step's completions.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from benchmarks.grpo_step.trainers import TrainerStep
 
 
 def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) -> dict[str, float]:
-    """`max_logp_diff`: the largest absolute difference of two log-probabilities, policy's or
-    reference's.
+    """Compare our step with separate copies.
+
+    `max_logp_diff` is the largest absolute difference of two log-probabilities, of the policy or
+    the reference.
 
     `grad_rel_diff`: the norm of the difference of the gradients of all parameters, over the norm of
     theirs. Ours samples; both score the same completions, with the same rewards.

@@ -1,5 +1,4 @@
-"""Multiplications and additions (FLOPs) of a step: what each way executes, and what it could take
-at best.
+"""FLOPs (multiplications and additions) of a step: executed by each way, and the lower bound.
 
 Counted are matrix products, two FLOPs a multiply-add: projections, MLPs, attention scores and
 values over what is not masked, the tower, the head at the positions where logits are made. A
@@ -78,8 +77,7 @@ def _image(vision: Any, width: int, side: int) -> float:
 
 
 def per_prompt(way: Way, model: Costs, prompt: int, completion: int, group: int) -> float:
-    """FLOPs of a step for one prompt of `prompt` tokens and `group` completions of `completion`
-    tokens.
+    """FLOPs of a step for one prompt: `prompt` tokens, `group` completions of `completion` tokens.
 
     `shared` counts our default: the pass over the prompt that begins the rollout serves the loss,
     and the reference makes a pass of its own, tower included; the last layer runs for the tokens
@@ -100,9 +98,7 @@ def per_prompt(way: Way, model: Costs, prompt: int, completion: int, group: int)
 
 
 def peak_rate(device: torch.device) -> tuple[float, str]:
-    """FLOP/s this machine can reach and where the number is from: a data sheet, or a large matrix
-    product timed here.
-    """
+    """Peak FLOP/s of this machine and its source: a data sheet, or a large matmul timed here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for part, rate in PEAKS.items():

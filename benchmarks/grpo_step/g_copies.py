@@ -1,5 +1,6 @@
-"""A GRPO step as Med-R1's released trainer computes it (Corleno/Med-R1,
-open_r1/trainer/grpo_trainer.py; arXiv 2503.13939).
+"""Med-R1's released GRPO step, as a baseline.
+
+From Corleno/Med-R1, open_r1/trainer/grpo_trainer.py (arXiv 2503.13939).
 
 Written from its description, for today's transformers. One prompt at a time, as its per-device
 batch of 1; gradients add up over the prompts of an optimiser step. The processor runs once a
@@ -29,17 +30,16 @@ BETA: Final = 0.04
 
 
 def embed_patches_by_convolution(policy: Any) -> None:
-    """As transformers does it; the engine of ours puts a product in its place
-    (stages/policy/vision_features.py).
+    """Patch embedding by convolution, as in transformers.
+
+    Our engine uses a matrix product instead (stages/policy/vision_features.py).
     """
     vars(policy.model.visual.patch_embed.proj).pop("forward", None)
 
 
 @dataclass(frozen=True)
 class Copies:
-    """One prompt, G times: all a forward takes, tensors with G rows (or G times the patches), P
-    tokens.
-    """
+    """One prompt repeated G times: forward inputs of G rows (or G times the patches), P tokens."""
 
     fields: dict[str, Tensor]
     tokens: int
@@ -74,8 +74,9 @@ class GCopies:
             embed_patches_by_convolution(policy)
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
-        """Sample, score and add the gradients of a step over these examples, {"prompt": chat,
-        "image": PIL}.
+        """Sample, score and accumulate gradients of a step over {"prompt".
+
+        Chat, "image": PIL} examples.
         """
         self.choose_embedding()
         for example in examples:
@@ -101,8 +102,9 @@ class GCopies:
 
     @torch.no_grad()
     def sample(self, prompt: Copies) -> Tensor:
-        """Completions (G, C). G images go through the tower: transformers 4.57 copies them for
-        `num_return_sequences` too.
+        """Completions (G, C).
+
+        G images go through the tower: transformers 4.57 copies them for `num_return_sequences` too.
         """
         with self.clock.part("rollout"):
             rows = self.policy.generate(

@@ -31,9 +31,7 @@ MAX_GRAD_NORM: Final = 1.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure: every group size with every completion length, `repeats` steps of each way
-    over `prompts` prompts.
-    """
+    """Measurement plan: group sizes x completion lengths, repeats per way, prompts."""
 
     model: str
     groups: tuple[int, ...]
@@ -196,8 +194,7 @@ def figures(
     tokens: int,
     rate: float,
 ) -> dict[str, Any]:
-    """What follows from the seconds of steps over `prompts` prompts with `tokens` completion tokens
-    each.
+    """Derived figures of steps over `prompts` prompts with `tokens` completion tokens each.
 
     `mfu`: the FLOPs a way executes over what the machine could execute in the time of its step.
     `bound_vs_*`: the speedup if time were FLOPs. `largest_in_ours`: the part of our step that takes

@@ -1,5 +1,6 @@
-"""Policies at random weights, built from constants: nothing is downloaded. And questions with
-images for them.
+"""Policies at random weights, built from constants: nothing is downloaded.
+
+And questions with images for them.
 
 Time does not depend on what weights hold, so a random model stands for a trained one of its shape.
 Texts are cut by the embedded base's tokenizer whatever the model; ids it does not know are sampled
@@ -154,8 +155,9 @@ SHAPES: Final = {
 
 
 def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedModel:
-    """The model with random weights: bfloat16 on a GPU, where Med-R1 loads it so, float32
-    elsewhere.
+    """Build the model with random weights.
+
+    Bfloat16 on a GPU, as Med-R1 loads it, float32 elsewhere.
     """
     base = AutoConfig.from_pretrained(BASE)
     tokens = {
@@ -196,8 +198,9 @@ class TimedProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 
 
 def build_processor(clock: Clock) -> TimedProcessor:
-    """Qwen2-VL's own image processor at its default limits, the embedded base's tokenizer and chat
-    template.
+    """Qwen2-VL's image processor at its default limits.
+
+    The embedded base's tokenizer and template.
     """
     base: Any = load_processor(BASE)
     parts = {
@@ -211,7 +214,7 @@ def build_processor(clock: Clock) -> TimedProcessor:
 
 
 def question_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Questions as the train stage reads them, each with an image of its own, written to `folder`."""
+    """Write questions to `folder` as stage train reads them, each with its own image."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(count):

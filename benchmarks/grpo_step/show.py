@@ -81,8 +81,9 @@ def _ratios(rows: list[dict[str, Any]]) -> Table:
 
 
 def save_chart(path: Path, result: dict[str, Any]) -> None:
-    """Draw step time against group size, a panel a completion length, as a PNG with its provenance
-    in a text field.
+    """Draw step time against group size, one panel per completion length.
+
+    A PNG with its provenance in a text field.
     """
     import matplotlib as mpl
     import numpy as np

@@ -1,5 +1,6 @@
-"""A step of our trainer, and of TRL's, driven as `train()` drives it: the trainer's own
-`training_step`, then the optimiser.
+"""Steps of our trainer and of TRL's, driven as `train()` drives them.
+
+The trainer's own `training_step`, then the optimiser.
 
 Both are built by the train stage's `build_trainer` from params.yaml, the one with `grpo.engine:
 trl`. Policy, reference and optimiser are the same objects for all three ways, so that they differ
@@ -50,9 +51,7 @@ def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
 
 
 def suppressed(processor: Any) -> list[int]:
-    """Ids never sampled: the end tokens, so that every completion has its full length, and what
-    stands for images.
-    """
+    """Token ids never sampled: end tokens, for full-length completions, and image placeholders."""
     return sorted(processor.tokenizer.get_added_vocab().values())
 
 

@@ -1,3 +1,1 @@
-"""What the ingest promises: images a second, memory, work for new data, and what its storage costs
-DVC and training.
-"""
+"""Ingest benchmark: images per second, memory, incremental work, cost of storage."""

@@ -1,5 +1,4 @@
-"""What the ingest promises: speed against the seed's way, memory, work for new data, and DVC's and
-the questions' share of it.
+"""Ingest benchmark: speed against the seed's way, memory, incremental work, DVC's share.
 
     python -m benchmarks.ingest [--quick] [--json FILE]
 

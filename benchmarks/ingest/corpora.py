@@ -1,6 +1,4 @@
-"""Corpora made for measurements: images of all sizes, and questions about them, as OmniMedVQA has
-them in form and number.
-"""
+"""Generated corpora: images of all sizes with OmniMedVQA's form and number of questions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Images made for measurements: smooth structures with a little noise, as scans have, so that
-codecs do a scan's work.
-"""
+"""Generated images: smooth structures with little noise, which cost codecs as much as scans do."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ SIZES: Final = (512, 2048)
 def smooth(
     width: int, height: int, rng: np.random.Generator, noise: float, *, grey: bool
 ) -> Image.Image:
-    """Blurred patches of light and a bright disc, with noise of `noise` grey levels (standard
-    deviation).
-    """
+    """Blurred patches and a bright disc with Gaussian noise of `noise` grey levels."""
     channels = 1 if grey else 3
     coarse = rng.integers(20, 230, (9, 9, channels), dtype=np.uint8)
     canvas = Image.fromarray(coarse.squeeze(-1) if grey else coarse).resize(

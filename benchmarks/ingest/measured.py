@@ -25,7 +25,8 @@ import json, resource, subprocess, sys, time
 start = time.perf_counter()
 code = subprocess.call(sys.argv[2:])
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+unit = 1 if sys.platform == "darwin" else 1024
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
 with open(sys.argv[1], "w") as report:
     json.dump([seconds, peak], report)
 sys.exit(code)
@@ -34,9 +35,7 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class CommandRun:
-    """What a command took: wall-clock `seconds`, the `peak` bytes of its largest process, and what
-    it printed.
-    """
+    """A finished command: wall-clock `seconds`, `peak` bytes of any process, its `output`."""
 
     seconds: float
     peak: int
@@ -46,8 +45,9 @@ class CommandRun:
 def run(
     command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
 ) -> CommandRun:
-    """Run a command in a folder, with the project's modules in reach; RuntimeError, with what it
-    said, if it fails.
+    """Run a command in a folder with the project importable.
+
+    RuntimeError with its output if it fails.
     """
     settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
     with tempfile.NamedTemporaryFile(prefix="measured-") as report:

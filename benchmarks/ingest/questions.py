@@ -1,5 +1,6 @@
-"""Parses and checks as many question records as OmniMedVQA has, and makes what stage splits needs;
-benchmarks.ingest runs this.
+"""Parse and check as many records as OmniMedVQA has and prepare stage splits' input.
+
+Run by benchmarks.ingest.
 
 python -m benchmarks.ingest.questions make FOLDER
 python -m benchmarks.ingest.questions read FOLDER
@@ -27,9 +28,7 @@ _FILE: Final = "questions.json"
 
 
 def make(folder: Path) -> None:
-    """The question file of a corpus of all modalities, and the same records as stage resize hands
-    them on.
-    """
+    """A question file of all modalities, and its records as stage resize passes them on."""
     slugs = list(MODALITIES)
     found = []
     for index in range(RECORDS):

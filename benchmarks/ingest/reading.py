@@ -1,5 +1,6 @@
-"""Random reads of resized images, as training does them, from several kinds of files;
-benchmarks.ingest.storage runs this.
+"""Random reads of resized images from several kinds of files, as in training.
+
+Run by benchmarks.ingest.storage.
 
     python -m benchmarks.ingest.reading make FOLDER
     python -m benchmarks.ingest.reading read FOLDER

@@ -1,5 +1,4 @@
-"""How the seed of this project resizes images, rendered faithfully: threads around Pillow, and all
-images in memory as an Arrow table.
+"""The resize of this project's seed, as a baseline: Pillow threads, all images in an Arrow table.
 
 python -m benchmarks.ingest.seeds_way FOLDER OUT
 """

@@ -1,5 +1,6 @@
-"""How should resized images be stored: one file each, or zip shards? What DVC and a reader in
-training pay for either.
+"""How should resized images be stored: one file each, or zip shards?
+
+What DVC and a reader in training pay for either.
 
     python -m benchmarks.ingest.storage [--images N] [--json FILE]
 
@@ -73,7 +74,7 @@ def main() -> None:
 
 
 # --- what DVC pays
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def as_files(folder: Path, images: int) -> None:
@@ -86,8 +87,9 @@ def as_files(folder: Path, images: int) -> None:
 
 
 def as_shards(folder: Path, images: int) -> None:
-    """Stored zips of PER_SHARD images each; of many images small ones, as only the number of shards
-    matters.
+    """Stored zips of PER_SHARD images each.
+
+    Small images if there are many, as only counts matter.
     """
     folder.mkdir(parents=True)
     size = _IMAGE_BYTES if images <= IMAGES / 8 else 300
@@ -100,9 +102,7 @@ def as_shards(folder: Path, images: int) -> None:
 
 
 def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> dict[str, Any]:
-    """Seconds of DVC's commands in a project with so many images, and the peak bytes of the most
-    hungry one.
-    """
+    """Seconds and peak bytes of DVC commands in a project with this many images."""
     for slug in AXES["modality"]:
         store(root / "made" / slug, images // len(AXES["modality"]))
     write_project(root)
@@ -129,9 +129,7 @@ def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> 
 
 
 def write_project(root: Path) -> None:
-    """A project of DVC with the stages that produce or read images, as dvc.yaml and params.yaml
-    have them.
-    """
+    """A DVC project with the stages that write or read images, as in dvc.yaml and params.yaml."""
     checkpoints = read_yaml(REPOSITORY / "params.yaml")["checkpoints"]
     stages: dict[str, Any] = {}
     for slug in AXES["modality"]:
@@ -180,7 +178,7 @@ def dvc(root: Path, *arguments: str) -> CommandRun:
 
 
 # --- what is shown
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _show_dvc(name: str, made: dict[str, Any]) -> None:

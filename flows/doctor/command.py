@@ -35,9 +35,7 @@ _STYLES: Final = {"ok": "green", "warning": "yellow", "problem": "bold red", "me
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A finding, and what was done about it: `mended` says it, or is empty; `failed` is why that
-    did not work, or empty.
-    """
+    """A finding and its outcome: `mended`, what was fixed; `failed`, why fixing failed."""
 
     finding: Finding
     mended: str = ""
@@ -65,8 +63,9 @@ def pipeline(root: Path) -> list[Finding]:
 
 
 def checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
-    """What is looked at, by name; `silence`: time after which a flow run without a sign of life is
-    taken for dead.
+    """The checks by name; `silence`.
+
+    Seconds without a heartbeat after which a flow run counts as dead.
     """
     return {
         "pipeline": pipeline,
@@ -87,8 +86,9 @@ def checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
 def examine(
     root: Path, fix: bool = False, wanted: Mapping[str, Check] | None = None
 ) -> list[Diagnosis]:
-    """What each check finds in the workspace at `root`; with `fix`, what is safe is mended before
-    the next check looks.
+    """Findings of each check in the workspace `root`.
+
+    With `fix`, safe remedies are applied in between.
 
     A check that fails is a problem of its own, and keeps none of the others from being made.
     """
@@ -113,8 +113,9 @@ def _mend(finding: Finding) -> Diagnosis:
 
 
 def run(root: Path, *, fix: bool, as_json: bool, silence: float) -> int:
-    """Examine a workspace and print what was found; the exit code. `silence`: in minutes, see
-    `checks`.
+    """Examine a workspace and print what was found; the exit code.
+
+    `silence`: in minutes, see `checks`.
     """
     diagnoses = examine(root, fix, checks(timedelta(minutes=silence)))
     if as_json:

@@ -1,6 +1,4 @@
-"""What a kill left behind: processes nobody waits for, their records, outputs that are half
-written.
-"""
+"""Leftovers of killed runs: orphaned processes, their records, half-written outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ def orphaned_processes(root: Path) -> list[Finding]:
 
 
 def temporary_servers(root: Path) -> list[Finding]:
-    """Prefect servers that flows brought for themselves, of any workspace, and that outlived them."""
+    """Temporary Prefect servers of any workspace that outlived the flow that started them."""
     left = left_servers()
     if not left:
         return [Finding("temporary servers", "ok", "none is left of a flow that is gone")]
@@ -125,8 +123,9 @@ def _incomplete(root: Path) -> Iterator[Path]:
 
 
 def _half_cached(root: Path) -> Iterator[Path]:
-    """What DVC was copying into its cache when it was killed, or the disk was full: `dvc gc` does
-    not know these names.
+    """Half-written files in DVC's cache, of a kill or a full disk.
+
+    `dvc gc` does not know their names.
     """
     # only where no other workspace writes, and nothing that a transfer started by hand may be at
     for path in (root / ".dvc" / "cache" / "files" / "md5").glob("**/.*.tmp"):
@@ -135,9 +134,7 @@ def _half_cached(root: Path) -> Iterator[Path]:
 
 
 def _writers(root: Path) -> list[psutil.Process]:
-    """Processes that may be writing an output here: those that DVC started for this workspace, and
-    stages run by hand.
-    """
+    """Processes that may be writing an output here: children of DVC, and stages run by hand."""
     found = []
     for process in psutil.process_iter():
         try:

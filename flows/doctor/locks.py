@@ -43,9 +43,7 @@ def flow_lock(root: Path) -> list[Finding]:
 
 
 def slots(root: Path) -> list[Finding]:
-    """Slots of GPU stages, of this host and of this workspace, that are taken though no stage runs
-    in them.
-    """
+    """GPU slots of this host and workspace that are locked although no stage runs in them."""
     files = [
         path
         for folder in (host_folder(), root / FLOWS / "slots")

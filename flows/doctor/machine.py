@@ -1,6 +1,4 @@
-"""Whether this machine has what the pipeline needs: GPUs and their libraries, room on the disk, the
-versions that were tested.
-"""
+"""Preflight of this machine: GPUs and their libraries, free disk space, tested versions."""
 
 from __future__ import annotations
 
@@ -85,9 +83,7 @@ def gpu_parts(root: Path) -> list[Finding]:
 
 
 def gpu_libraries(root: Path) -> list[Finding]:
-    """Libraries that only a GPU can use; a problem if params.yaml asks for one that is missing or
-    broken.
-    """
+    """GPU-only libraries; a problem if params.yaml needs one that is missing or broken."""
     findings = []
     for package, why in _OPTIONAL.items():
         version = installed(package)

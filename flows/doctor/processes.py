@@ -13,9 +13,7 @@ _LOCKED: Final = re.compile(r"^lock:.*\bFLOCK\b", re.MULTILINE)
 
 
 def holders(path: Path) -> list[psutil.Process]:
-    """Processes of this user with which a file is locked (flock): those that locked it, and those
-    that inherited the lock.
-    """
+    """Processes of this user that hold a file's flock, taken or inherited."""
     try:
         wanted = path.stat()
     except OSError:
@@ -51,8 +49,9 @@ def is_stopped(process: psutil.Process) -> bool:
 
 
 def guarded_record(process: psutil.Process) -> Path | None:
-    """The record of the stage that a process guards; None if it is no guard
-    (`flows.dvc_api.guard`).
+    """The record of the stage that a process guards.
+
+    None if it is not a guard (flows.dvc_api.guard).
     """
     try:
         command = process.cmdline()

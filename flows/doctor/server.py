@@ -1,6 +1,4 @@
-"""What a Prefect server believes: its version, runs that it takes for running, slots that it takes
-for used.
-"""
+"""State of a Prefect server: version, runs it believes are running, slots it believes are used."""
 
 from __future__ import annotations
 
@@ -33,7 +31,10 @@ _CLOCKS: Final = timedelta(minutes=1)
 
 
 def server(silence: timedelta = SILENCE) -> list[Finding]:
-    """All that can be asked of the server at PREFECT_API_URL; where none is set, nothing is wrong."""
+    """All that can be asked of the server at PREFECT_API_URL.
+
+    Where none is set, nothing is wrong.
+    """
     from prefect.settings import PREFECT_API_URL
 
     address = PREFECT_API_URL.value()
@@ -83,8 +84,7 @@ def server(silence: timedelta = SILENCE) -> list[Finding]:
 def zombies(
     client: SyncPrefectClient, silence: timedelta = SILENCE, now: datetime | None = None
 ) -> list[Finding]:
-    """Runs of this project's flows that the server takes for running, but whose process is gone or
-    gave no sign for so long.
+    """Flow runs that the server believes are running although their process is gone or silent.
 
     `now`: the time of the server's clock; this machine's if None.
     """
@@ -151,9 +151,7 @@ def leaked_slots(client: SyncPrefectClient) -> list[Finding]:
 
 
 def worker_name(pool: str, number: int) -> str:
-    """What workers of this project call themselves, here and in infra/worker.sh: pool, host, number
-    of their process.
-    """
+    """The prefix of this project's worker names, as in infra/worker.sh: pool, host, process id."""
     return f"{pool}-{socket.gethostname()}-{number}"
 
 
@@ -229,8 +227,9 @@ def _is_of_this_host(worker: str) -> bool:
 
 
 def may_be_process(number: int, begun: datetime | None) -> bool:
-    """Is there a process of this number that may be the one that began then? After a restart
-    another can have the number.
+    """Is there a process of this number that may be the one that began then?
+
+    After a restart another can have the number.
     """
     try:
         born = datetime.fromtimestamp(psutil.Process(number).create_time(), UTC)
@@ -278,9 +277,7 @@ def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> dateti
 
 
 def _crash(run: FlowRun, why: str) -> str:
-    """Mark a run, and what of it seems to run, as crashed: what waits for it goes on, and slots of
-    its tasks are free.
-    """
+    """Mark a flow run and its task runs as crashed, which frees slots and waiting runs."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
         FlowRunFilter,

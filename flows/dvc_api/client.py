@@ -76,9 +76,7 @@ and "changed command".
 
 @dataclass(frozen=True)
 class StageRun:
-    """How `dvc repro -s` ended: it `ran` the stage, found it `unchanged`, or took its outputs from
-    the run-cache (`cached`).
-    """
+    """How `dvc repro -s` ended: `ran`, `unchanged`, or `cached` (from the run cache)."""
 
     how: Literal["ran", "unchanged", "cached"]
     seconds: float
@@ -102,9 +100,7 @@ class StoppedError(Exception):
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment, with the programs beside its Python first on the path, and
-    nothing that reports home.
-    """
+    """This process's environment, its Python's programs first on the path, telemetry off."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return (
         os.environ
@@ -114,8 +110,10 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
-    """What `dvc` prints. InputError with what it says if it fails. `inherit_fds`: descriptors that
-    it keeps open, such as a lock's.
+    """What `dvc` prints.
+
+    InputError with what it says if it fails. `inherit_fds`: descriptors that it keeps open, such as
+    a lock's.
     """
     command = ["dvc", "--wait-for-lock", *arguments]
     done = subprocess.run(
@@ -136,9 +134,7 @@ def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
 
 
 def read_status(root: Path) -> dict[str, Reasons]:
-    """Stale stage -> why, by DVC's own reckoning; what only waits for a stale stage is not among
-    them.
-    """
+    """Stale stage -> reasons, as DVC sees them, without stages that only wait for a stale one."""
     found: dict[str, list[str | dict[str, Any]]] = json.loads(dvc(root, "status", "--json") or "{}")
     stale: dict[str, Reasons] = {}
     for name, reasons in found.items():
@@ -168,9 +164,7 @@ def say_reasons(reasons: Reasons) -> str:
 
 
 class Runner:
-    """Runs stages of one workspace, and commands beside them; `stop` ends those that run and lets
-    no other begin.
-    """
+    """Run stages and commands of one workspace; `stop` ends those running and starts no more."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -209,8 +203,7 @@ class Runner:
         extra: Mapping[str, str] | None = None,
         inherit_fds: Iterable[int] = (),
     ) -> set[DvcEvent]:
-        """Any command in `folder`, behind the guard and under a `name` that no other one runs
-        under; else as `run`.
+        """Run any command in `folder` behind the guard, under a unique `name`; otherwise as `run`.
 
         Returns what DVC reported, if the command is DVC.
         """
@@ -267,8 +260,9 @@ class Runner:
         return events
 
     def stop(self) -> None:
-        """End the stages that run, and let no other begin. They are given time to end well; `run`
-        returns when they have.
+        """End the stages that run, and let no other begin.
+
+        They are given time to end well; `run` returns when they have.
         """
         self.stopped = True
         for process in list(self._running):
@@ -309,8 +303,9 @@ def explain(
     events: Collection[DvcEvent],
     tail: list[str],
 ) -> str:
-    """Why a stage failed and what to do: the reason of its own process, if it failed, before DVC's;
-    then the last lines.
+    """Why a stage failed and its remedy.
+
+    The stage's own reason before DVC's, then the last lines.
     """
     return f"{stage} failed: {_reason(code, outcome, events)}\n\n" + "\n".join(tail)
 
@@ -341,9 +336,7 @@ def _reason(code: int, outcome: StageOutcome | None, events: Collection[DvcEvent
 
 
 def processes_of(record: Path) -> list[psutil.Process]:
-    """Processes that were started, directly or not, by the guard with this record, whoever their
-    parent is now.
-    """
+    """Processes started by the guard with this record, whoever their parent is now."""
     return [process for process, theirs in guarded_processes() if theirs == str(record)]
 
 
@@ -393,9 +386,7 @@ def end_processes(processes: Iterable[psutil.Process], patience: float = 10.0) -
 
 
 def end_stages(records: Iterable[Path]) -> list[int]:
-    """End what the guards with these records started, and what that starts while it is being ended;
-    the ids of what was found.
-    """
+    """End everything that the guards with these records started; the ids of the processes found."""
     wanted = {str(record) for record in records}
     ended: list[int] = []
     for _ in range(_ROUNDS):

@@ -1,5 +1,4 @@
-"""DVC's graph of the pipeline, read once: what there is to run, what each needs, and what is stale
-and why.
+"""DVC's pipeline graph, read once: stages, their dependencies, which are stale and why.
 
 The only place that uses DVC's Python objects, and only to read; all that changes a workspace goes
 through its command line (`flows.dvc_api.client`), in processes of their own, since `dvc.repo.Repo`
@@ -24,8 +23,7 @@ from stages.core.errors import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: its name for `dvc repro` ("train@ct", "data.dvc"), what it reads and writes, and
-    `meta` of dvc.yaml.
+    """One stage: name for `dvc repro` ("train@ct", "data.dvc"), deps, outs and `meta` of dvc.yaml.
 
     `gpus`: devices it needs; `minutes`: how long it is expected to take where nothing is on record.
     """
@@ -45,9 +43,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Graph:
-    """Stages by name, in an order in which each comes after what it needs, and the names that each
-    needs directly.
-    """
+    """Stages by name in topological order, and the direct dependencies of each."""
 
     stages: Mapping[str, Stage]
     needs: Mapping[str, frozenset[str]]
@@ -64,6 +60,7 @@ class Graph:
 
     def select(self, patterns: Iterable[str]) -> set[str]:
         """Stages that one of the patterns means: a name, a group ("train"), or a glob ("train@*").
+
         InputError if one means none.
         """
         chosen: set[str] = set()
@@ -137,8 +134,9 @@ def _stage(stage: Any, name: str, root: str) -> Stage:
 
 
 def _name(stage: Any, root: str) -> str:
-    """As `dvc repro` takes it in the root: DVC's own addresses are relative to wherever this
-    process is.
+    """A stage's name as `dvc repro` takes it in the root.
+
+    DVC's addresses are relative to the cwd.
     """
     file, name = os.path.relpath(stage.path, root), getattr(stage, "name", None)
     return file if name is None else name if file == "dvc.yaml" else f"{file}:{name}"

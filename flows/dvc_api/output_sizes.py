@@ -1,4 +1,4 @@
-"""What outputs weigh, by DVC's lock file or else as they lie there, and what room is left for them."""
+"""Sizes of outputs, from dvc.lock or the disk, and the free space for them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def read_output_sizes(root: Path) -> OutputSizes:
 
 
 def out_size(root: Path, stage: Stage, sizes: OutputSizes) -> int | None:
-    """Bytes of a stage's outputs, as after its last run or else as they lie there; None if one is
-    not known at all.
-    """
+    """Bytes of a stage's outputs, of its last run or as they are now; None if any is unknown."""
     recorded = (
         _pinned(root / stage.name) if stage.name.endswith(".dvc") else sizes.get(stage.name, {})
     )
@@ -38,8 +36,9 @@ def out_size(root: Path, stage: Stage, sizes: OutputSizes) -> int | None:
 
 
 def tree_size(path: Path) -> int | None:
-    """Bytes of a file, or of all files in a folder; None if there is neither. Hard links count
-    once.
+    """Bytes of a file, or of all files in a folder; None if there is neither.
+
+    Hard links count once.
     """
     if path.is_file():
         return path.stat().st_size

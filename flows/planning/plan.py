@@ -44,7 +44,8 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
         slots: GPU stages at once; as `flows.reproduce` has it if None.
 
     Raises:
-        InputError: No pipeline there, a lock file or parameters that cannot be read, no such stage, or more slots than GPUs.
+        InputError: No pipeline, unreadable dvc.lock or params.yaml, unknown stage, or more slots
+            than GPUs.
     """
     lock = _check(root)
     found = find_slots(root, slots)
@@ -99,8 +100,9 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
 def simulate(
     graph: Graph, names: Sequence[str], seconds: Mapping[str, float], capacity: Capacity
 ) -> dict[str, float]:
-    """Stage -> seconds after which it begins, if each takes as long as `seconds` says: the flow's
-    own order, on a clock of its own.
+    """Stage -> start time in seconds if each takes `seconds`.
+
+    The flow's scheduler on a virtual clock.
     """
     clock = _Clock()
     starts: dict[str, float] = {}
@@ -114,9 +116,7 @@ def simulate(
 
 
 class _Clock(Queue[StageResult]):
-    """Ends of stages, in the order in which they would come; to wait for one is to set the clock to
-    it.
-    """
+    """A queue of stage ends in order of time; waiting for one advances the virtual clock to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,9 +132,7 @@ class _Clock(Queue[StageResult]):
 
 
 def _check(root: Path) -> OutputSizes:
-    """What dvc.lock says; InputError for what DVC would refuse less clearly, or a stage only when
-    it runs.
-    """
+    """Check dvc.lock; InputError for what DVC or a stage would reject late or unclearly."""
     if not (root / "dvc.yaml").is_file():
         raise InputError(f"{root / 'dvc.yaml'} is missing: run from the project's root")
     lock = read_output_sizes(root)

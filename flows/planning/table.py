@@ -20,9 +20,7 @@ _SOURCES: Final = {"recorded": "", "meta": " *", "run-cache": ""}
 
 
 def print_plan(plan: Plan) -> None:
-    """Print a plan to standard output: what would run, what is up to date, warnings and notes, the
-    sum.
-    """
+    """Print a plan: stages to run, stages up to date, warnings, notes and totals."""
     console = Console(
         width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=False
     )
@@ -38,8 +36,10 @@ def print_plan(plan: Plan) -> None:
 
 
 def sum_up(plan: Plan) -> str:
-    """The plan in a line: "31 of 42 stages would run, in 3 h 10 min on 2 GPUs: 5.8 GPU-hours; 1.2
-    GiB written, 58.0 GiB free".
+    """One-line summary of a plan.
+
+    "31 of 42 stages would run, in 3 h 10 min on 2 GPUs: 5.8 GPU-hours; 1.2 GiB written, 58.0 GiB
+    free".
     """
     if not plan.steps:
         return f"Nothing would run: all {len(plan.up_to_date)} stages are up to date"

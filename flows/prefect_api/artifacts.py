@@ -1,6 +1,4 @@
-"""What a person sees of a run: live progress while a stage works, and at the end tables, heatmaps
-and the report as artifacts.
-"""
+"""Prefect artifacts of a run: live progress, and at the end tables, heatmaps and the report."""
 
 from __future__ import annotations
 
@@ -90,8 +88,7 @@ def key_of(*parts: str) -> str:
 
 
 def publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, str]) -> None:
-    """Put into the dashboard how each stage ended and, where there is a report, its numbers,
-    heatmaps and address.
+    """Publish each stage's outcome and, if there is a report, its numbers, heatmaps and address.
 
     If the server cannot be reached that is logged, and nothing else: results do not depend on who
     sees them.

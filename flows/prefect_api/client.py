@@ -55,8 +55,9 @@ def is_loopback(host: str) -> bool:
 
 
 def require_server() -> None:
-    """InputError if PREFECT_API_URL names a server that does not answer; without it, flows of this
-    process bring one of their own.
+    """Raise InputError if PREFECT_API_URL names a server that does not answer.
+
+    Without it, flows of this process start a server of their own.
     """
     if not os.environ.get(ADDRESS):
         end_processes(left_servers())
@@ -86,9 +87,7 @@ def left_servers() -> list[psutil.Process]:
 
 
 def _owned(server: psutil.Process, owner: int) -> bool:
-    """Is the process that brought a server there: under its number, and not one that was given it
-    later.
-    """
+    """Whether the process that started a server still runs, and its id was not reused."""
     try:
         return psutil.Process(owner).create_time() <= server.create_time()
     except psutil.NoSuchProcess:

@@ -45,9 +45,7 @@ Written = TypeVar("Written", bound=_Record)
 
 
 class Entry(_Record):
-    """One checkpoint: what it is trained on, its weights and predictions, and how good it was on
-    the tests of the time it was promoted.
-    """
+    """One checkpoint of a champion: its split, weights, predictions, and accuracy when promoted."""
 
     axis: str
     cell: str
@@ -60,8 +58,10 @@ class Entry(_Record):
 
 
 class Champion(_Record):
-    """One version. `predecessor`: the champion before it; `style` and `split_kind`: prompts and
-    kind of split it was made with.
+    """One version.
+
+    `predecessor`: the champion before it; `style` and `split_kind`: prompts and kind of split it
+    was made with.
     """
 
     version: int
@@ -165,8 +165,9 @@ def promote(root: Path, why: str) -> Champion:
 
 
 def rollback(root: Path, to: int | None = None) -> Champion:
-    """Make an earlier version the champion: the one before the present one, or `to`. Results in the
-    workspace stay as they are.
+    """Make an earlier version the champion: the one before the present one, or `to`.
+
+    Results in the workspace stay as they are.
     """
     now = require(root)
     if to is None and now.predecessor is None:
@@ -182,6 +183,7 @@ def rollback(root: Path, to: int | None = None) -> Champion:
 
 def checkout(root: Path, name: str, folder: Path, number: int | None = None) -> Champion:
     """Put a champion's weights into `folder`, in place of what was there; which champion.
+
     InputError if they cannot be had.
     """
     champion = require(root, number)

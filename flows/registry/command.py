@@ -14,9 +14,7 @@ from stages.reporting.labels import percent
 
 
 def show(root: Path) -> None:
-    """Print which version is the champion, since when, how good, and whether its weights are in the
-    cache.
-    """
+    """Print the current champion: version, date, accuracies, and whether its weights are cached."""
     current, now = champion.require(root), champion.pointer(root)
     assert now
     console = Console(highlight=False)

@@ -1,5 +1,4 @@
-"""How far a corpus has moved from another: both are counted into histograms, and the histograms
-compared.
+"""Corpus drift: histograms of two corpora, compared feature by feature.
 
 The measure is the Jensen-Shannon distance to base 2 (scipy has it): 0 for equal shares, 1 for
 shares without anything in common; it takes empty bins as they are, which the population stability
@@ -71,8 +70,9 @@ class Drift:
 
 
 def summarise(records: Iterable[Record]) -> Summary:
-    """Count the records of a corpus, as stage resize leaves them: questions by what is asked,
-    images, each once, by what they are like.
+    """Histograms of a corpus after stage resize.
+
+    Questions by content, each image once by appearance.
 
     A feature that some record has no fact for, as in a corpus resized by an older version, is left
     out of its scope.

@@ -1,5 +1,4 @@
-"""What a corpus holds, image by image and question by question, and what another holds that it does
-not.
+"""Manifest of a corpus: its images and questions, and what it has that another lacks.
 
 Made from the records of stage resize: images are known by the hash of their pixels as policies see
 them, so that a file saved anew is no new image, and one replaced under its name is. With the
@@ -74,8 +73,9 @@ Changes = dict[str, dict[Part, Change]]
 
 
 def take_manifest(root: Path, kind: str | None = None) -> Manifest:
-    """The corpus of a workspace after stage resize, with the splits of `kind` if given. InputError
-    if a file is missing or damaged.
+    """The corpus of a workspace after stage resize, with the splits of `kind` if given.
+
+    InputError if a file is missing or damaged.
     """
     images: dict[str, dict[str, str]] = {}
     questions: dict[str, dict[str, str]] = {}
@@ -147,8 +147,9 @@ def touched(changes: Changes) -> list[str]:
 
 
 def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]:
-    """Images of `new` that are known to exactly one of two policies, trained on the same split of
-    `old` and of `new`.
+    """Images of `new` known to exactly one of two policies.
+
+    Both were trained on the same split, one of `old`, the other of `new`.
 
     Known is an image if one of its group was trained on. New data may move an old training image
     into the test: what only one has seen cannot be asked of both.
@@ -179,9 +180,7 @@ def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]
 
 
 def drift(old: Manifest, new: Manifest) -> list[Drift] | None:
-    """How far `new` has moved from `old`, the furthest feature first; None if one of the two says
-    nothing of it.
-    """
+    """Drift from `old` to `new`, largest first; None if one of the manifests lacks histograms."""
     return compare(old.summary, new.summary) if old.summary and new.summary else None
 
 
@@ -202,9 +201,7 @@ def _diff(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
 
 
 def _asked(record: Record) -> str:
-    """A hash of all that makes a question: words, options, answer, type, and which image it is
-    about.
-    """
+    """Hash of a question's content: words, options, answer, type and image."""
     return _hash(
         [record.question, *record.options, record.gold, record.question_type, record.image_path]
     )

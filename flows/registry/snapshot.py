@@ -1,5 +1,6 @@
-"""New data on trial: one retraining at a time, and a way back to the workspace as it was until the
-data is found good.
+"""Snapshot of the workspace before new data is tried.
+
+One retraining at a time; `rollback` restores the workspace until `commit` accepts the data.
 
 What was there before is kept in `.scratch/flows/before/` from before the source is fetched until
 the data is found good. It is there after a kill too: whoever comes next finds it and goes back
@@ -35,8 +36,9 @@ class AlreadyRunningError(InputError):
 
 @contextmanager
 def only_retraining(root: Path) -> Iterator[None]:
-    """Hold the champion and the source of a workspace. AlreadyRunningError at once if another
-    process does.
+    """Hold the champion and the source of a workspace.
+
+    AlreadyRunningError at once if another process does.
     """
 
     def taken(process: str) -> AlreadyRunningError:
@@ -65,8 +67,9 @@ def commit(root: Path) -> None:
 
 
 def rollback(root: Path) -> str | None:
-    """Bring back data.dvc, dvc.lock, the corpus and what was made of it; None, or a word on what
-    could not be brought back.
+    """Restore data.dvc, dvc.lock, the corpus and its derived files.
+
+    Returns None, or a message on what could not be restored.
     """
     for file in _FILES:
         kept = root / BEFORE / _kept(file)

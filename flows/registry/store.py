@@ -1,5 +1,6 @@
-"""DVC's cache and remote by hash: what no file of the workspace names any more can still be had,
-and new files put beside it.
+"""DVC's cache and remote by hash.
+
+Fetches objects that no file of the workspace names any more, and adds new ones.
 
 Done in a borrowed workspace: a folder of its own, with the cache and the remotes of the real one,
 in which a `.dvc` file names what is wanted. So DVC's command line does all of it, remotes of any
@@ -27,8 +28,9 @@ from stages.core.outputs import atomic_directory, atomic_file, read_json
 
 
 class CachedObject(BaseModel):
-    """A file or folder in DVC's cache: md5 (that of a folder ends in ".dir"), bytes, and files if
-    it is a folder.
+    """A file or folder in DVC's cache.
+
+    Md5 (ending in ".dir" for a folder), bytes, and its files.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,8 +51,9 @@ def _cached_as(out: Out) -> CachedObject:
 
 
 def keep(root: Path, path: Path) -> CachedObject:
-    """Put a file into the cache, and into the default remote if there is one. `path` itself is left
-    alone.
+    """Put a file into the cache, and into the default remote if there is one.
+
+    `path` itself is left alone.
     """
     with _temporary_workspace(root) as (folder, remote):
         shutil.copyfile(path, folder / path.name)
@@ -63,6 +66,7 @@ def keep(root: Path, path: Path) -> CachedObject:
 
 def push(root: Path, things: Mapping[str, CachedObject]) -> bool:
     """Send what the cache holds under these hashes to the default remote; False if there is none.
+
     `things`: any name -> what.
     """
     with _temporary_workspace(root) as (folder, remote):
@@ -77,8 +81,7 @@ def push(root: Path, things: Mapping[str, CachedObject]) -> bool:
 
 
 def fetch(root: Path, thing: CachedObject, target: Path, what: str) -> None:
-    """Put what the cache, or else the default remote, holds under a hash at `target`, in place of
-    what was there.
+    """Restore the object of a hash from the cache or the default remote to `target`, replacing it.
 
     Files may be links into the cache, and read-only. InputError, naming `what`, if it is nowhere.
     """
@@ -127,9 +130,7 @@ def missing(root: Path, thing: CachedObject) -> int:
 
 @contextmanager
 def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
-    """An empty workspace with the cache and remotes of `root`, and whether there is a default
-    remote.
-    """
+    """An empty workspace with `root`'s cache and remotes; whether there is a default remote."""
     parent = root / layout.SCRATCH / "flows" / "store"
     parent.mkdir(parents=True, exist_ok=True)
     # beside the workspace: links into the cache work where they work there
@@ -144,9 +145,7 @@ def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def _settings(root: Path) -> dict[str, str]:
-    """What holds in the workspace, all levels taken together and relative paths resolved, by
-    `section.key`.
-    """
+    """Effective DVC settings of the workspace by `section.key`, relative paths resolved."""
     found = dict(
         line.split("=", 1) for line in dvc(root, "config", "--list").splitlines() if "=" in line
     )

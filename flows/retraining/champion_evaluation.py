@@ -1,5 +1,6 @@
-"""The champion's answers to the challenger's test questions: its weights, put where stage evaluate
-looks for the challenger's.
+"""Evaluate the champion's weights on the challenger's test questions.
+
+The weights are put where stage evaluate looks for the challenger's.
 
 The stage's own command is run, in a folder of links to the workspace in which only `models/` and
 `predictions/` are others. So what is compared differs in the weights alone, and the workspace is
@@ -46,8 +47,7 @@ class ChampionEvaluation:
         extra: Mapping[str, str] | None = None,
         inherit_fds: Iterable[int] = (),
     ) -> Path:
-        """Run the command of evaluate@<checkpoint> on the champion's weights; the file of its
-        predictions.
+        """Run evaluate@<checkpoint> with the champion's weights; the path of its predictions.
 
         Lines go to `report`; `extra` and `inherit_fds` are as for a stage. StageError if it fails,
         StoppedError if it was stopped.

@@ -1,6 +1,4 @@
-"""What a retraining decided, with all numbers it rests on: JSON for machines, a page of markdown
-for people.
-"""
+"""The decision of a retraining with its numbers: JSON for programs, Markdown for people."""
 
 from __future__ import annotations
 
@@ -183,8 +181,9 @@ def _changes_table(decision: Decision) -> list[str]:
 
 
 def _drift_table(decision: Decision) -> list[str]:
-    """The features that moved further than is told, or a word that none did, or that it is not
-    known.
+    """Table of features that drifted beyond the threshold.
+
+    A sentence if none did or drift is unknown.
     """
     found = decision.get("drift")
     if found is None:

@@ -1,9 +1,9 @@
 """The flow that takes new data: look, fetch, check, train what it touches, let the gate decide.
 
-    med-r1 retrain                              if the source of the corpus has something new, all of it
+    med-r1 retrain                        retrain if the corpus source has new data
     med-r1 retrain --dry-run                    look, and say what would be done
-    med-r1 retrain --force                      judge the workspace's settings against the champion, though no data is new
-    med-r1 retrain --start-from champion        trainings that new data touches go on from the champion's weights
+    med-r1 retrain --force                compare the current settings with the champion
+    med-r1 retrain --start-from champion  start affected trainings from the champion's weights
 
 What is decided is written to champions/decisions/; `med-r1 champion rollback` takes a promotion
 back.
@@ -41,13 +41,12 @@ def retrain(
     gpus: list[str] | None = None,
     root: str | None = None,
 ) -> State[Any]:
-    """Take what the source of the corpus has new, bring up to date what it touches, and promote the
-    result if it passes the gate.
+    """Fetch new data, retrain what it affects, and promote the result if it passes the gate.
 
     Args:
         dry_run: Look at the source and say what would be done; nothing is changed.
-        force: Go on though nothing is new: judge the present settings, or data that was refused before.
-        start_from: Where the trainings begin that new data touches, base or champion; as params.yaml says if left out.
+        force: Continue without new data (compare the current settings) or with data refused before.
+        start_from: Initial weights of affected trainings, base or champion. Default: params.yaml.
         slots: GPU stages at once: at most one a GPU. On a machine without GPUs one if left out.
         gpus: Indices of the GPUs to use; all that are visible if left out.
         root: Folder of the workspace; the current one if left out.
@@ -99,8 +98,9 @@ def _show(decision: dict[str, Any]) -> None:
 def run(
     dry_run: bool, force: bool, start_from: Start | None, slots: int | None, gpus: list[str] | None
 ) -> int:
-    """Run the flow in the working directory and print how it ended; the exit code: 0 done, whatever
-    was decided, 1 refused or failed.
+    """Run the flow in the working directory and print the outcome.
+
+    Exit code 0 done, 1 refused or failed.
     """
     require_server()
     state = retrain(

@@ -1,5 +1,6 @@
-"""The gate: may challengers take the champions' place? Both have answered the challengers' test
-questions; each difference is paired.
+"""The gate: may challengers take the champions' place?
+
+Both have answered the challengers' test questions; each difference is paired.
 
 A checkpoint is worse unless it is shown not to be: the lower end of the 95% interval of challenger
 minus champion, which draws images with all their questions, must stay above minus
@@ -28,8 +29,7 @@ _SAME: Final = {"split kind": "the same", "corpus": "the same"}
 
 @dataclass(frozen=True)
 class PairedPredictions:
-    """One checkpoint's champion and challenger: predictions on the test questions of its axis, as
-    stage evaluate writes them.
+    """Predictions of one checkpoint's champion and challenger on the test questions of its axis.
 
     `cell`: what it is trained on; `excluded_images`: images that only one of the two has been
     trained on, which are left out.

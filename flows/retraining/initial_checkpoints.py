@@ -1,6 +1,4 @@
-"""Initial checkpoints: `checkpoints.<name>.start` of params.yaml, edited in place with comments and
-order intact.
-"""
+"""Edit `checkpoints.<name>.start` of params.yaml in place, keeping comments and order."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ hash in dvc.lock.
 
 
 def set_initial_checkpoints(root: Path, starts: Mapping[str, Path]) -> list[str]:
-    """Set the checkpoint from which some trainings begin; the names of those that began elsewhere
-    before.
+    """Set the initial checkpoint of some trainings; the names of those that had another one.
 
     InputError, with nothing written, if params.yaml cannot be used, or not be edited without
     changing its layout.

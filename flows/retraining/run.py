@@ -3,9 +3,10 @@
 The order of things, and what is true when it ends there:
 
 1. The source is asked. Nothing new: nothing runs.
-2. New data is fetched, unpacked and counted, on trial: if it is refused, or anything fails, the workspace goes back to what it was.
-3. What the data touches is made anew, by DVC's reckoning. If a stage fails the data stays, and the next run goes on from there.
-4. Champions answer the challengers' test questions, the gate decides, the decision is written down, the champion moves or stays.
+2. New data is fetched, unpacked and counted on trial. On refusal or failure, the workspace is
+   rolled back.
+3. Stages that DVC finds stale are re-run. If one fails the data stays, and the next run resumes.
+4. Champions answer the challengers' test questions, the gate decides, and the decision is written.
 """
 
 from __future__ import annotations
@@ -81,9 +82,7 @@ class RetrainOptions:
 
 @dataclass(frozen=True)
 class RetrainOutcome:
-    """How it ended: `name` in a word (NothingNew, DryRun, RefusedBefore, FirstChampion, Promoted,
-    Kept), `message` in a sentence.
-    """
+    """Outcome of a retraining: `name` (NothingNew, DryRun, Promoted, ...) and a `message`."""
 
     name: str
     message: str
@@ -92,8 +91,7 @@ class RetrainOutcome:
 
 @dataclass
 class Retraining:
-    """A retraining of the workspace at `root`, whose lock (`snapshot.only_retraining`) the caller
-    holds.
+    """A retraining of the workspace `root`; the caller holds its lock (`snapshot.only_retraining`).
 
     `slots`: where champions are evaluated; `report`: takes what a person wants to know meanwhile.
     """
@@ -108,8 +106,10 @@ class Retraining:
     _stale_before: list[str] = field(default_factory=list)
 
     def run(self) -> RetrainOutcome:
-        """Do it. RefusedDropError for data that may not be trained on; InputError and what
-        `reproduce` raises otherwise.
+        """Do it.
+
+        RefusedDropError for data that may not be trained on; InputError and what `reproduce` raises
+        otherwise.
         """
         if snapshot.on_trial(self.root) and not self.wishes.dry_run:
             word = snapshot.rollback(self.root)
@@ -227,9 +227,7 @@ class Retraining:
     def _check(
         self, fetch: bool, params: Params, champion: Champion | None, old: Manifest | None
     ) -> None:
-        """Fetch the corpus, if asked to, and find it good; if not, or if anything fails, go back to
-        the one before it.
-        """
+        """Fetch the corpus if asked to and validate it; on refusal or failure, roll back."""
         if fetch:
             snapshot.save(self.root)
         try:
@@ -276,9 +274,7 @@ class Retraining:
         )
 
     def _unpack(self, corpus: source.PinnedCorpus) -> None:
-        """Run the stages that read, check and test the corpus; what they say against it is a
-        refusal.
-        """
+        """Run the stages that read, check and test the corpus; their objections are a refusal."""
         try:
             self._reproduce(list(snapshot.TRIED))
         except Exception as error:
@@ -287,7 +283,7 @@ class Retraining:
             raise
 
     def _set_starts(self, params: Params, champion: Champion | None, wish: Start) -> None:
-        """Let the trainings that the new data touches, and no others, begin from the wished policy."""
+        """Start exactly the trainings affected by new data from the requested policy."""
         self._reproduce(["splits"])
         stale = {
             name.partition("@")[2] for name in read_status(self.root) if name.startswith("train@")
@@ -416,9 +412,7 @@ class Retraining:
     def _champions_answers(
         self, champion: Champion, names: Sequence[str]
     ) -> dict[str, pd.DataFrame]:
-        """The champion's predictions, checkpoint by checkpoint, on the test questions that are in
-        the workspace now.
-        """
+        """The champion's predictions per checkpoint on the current test questions."""
         duel, graph = ChampionEvaluation(self.root), read_graph(self.root)
 
         def answer(name: str) -> pd.DataFrame:

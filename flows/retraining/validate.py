@@ -1,6 +1,4 @@
-"""Is new data fit to be trained on: what stops a run before anything is trained, and the words in
-which it says why.
-"""
+"""Validation of new data: what prevents training on it, and the messages that say so."""
 
 from __future__ import annotations
 
@@ -23,8 +21,9 @@ class RefusedDropError(Exception):
 
 
 def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
-    """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none. Looks at the list
-    of members, not at their bytes.
+    """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none.
+
+    Looks at the list of members, not at their bytes.
     """
     try:
         with open_corpus(root / path, limits, root / SCRATCH):
@@ -36,9 +35,7 @@ def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
 
 
 def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
-    """All that speaks against training on `new`, one line each; `old` is the champion's corpus,
-    None if there is no champion.
-    """
+    """Reasons against training on `new`, one line each; `old`: the champion's corpus or None."""
     found = list(_unknown(new, old, rule))
     share = new.refused / new.read if new.read else 1.0
     if share > rule.max_refused:

@@ -23,8 +23,7 @@ KEPT: Final = 5
 
 
 def record(root: Path, stage: str, seconds: float) -> None:
-    """Remember that a stage of the workspace at `root` ran for `seconds`; threads and processes may
-    do so at once.
+    """Record that a stage of the workspace `root` ran for `seconds`; safe to call concurrently.
 
     A file that is no such record is moved aside, to `durations.json.broken`. No failure ends the
     caller: it is logged.
@@ -50,9 +49,7 @@ def record(root: Path, stage: str, seconds: float) -> None:
 
 
 def read(root: Path) -> dict[str, float]:
-    """Stage -> median seconds of its last runs; empty where nothing, or nothing legible, is on
-    record. Changes nothing.
-    """
+    """Stage -> median seconds of its last runs; empty if nothing legible is recorded. Read-only."""
     try:
         return {stage: median(seconds) for stage, seconds in _read(root / FILE).items() if seconds}
     except (OSError, ValueError):

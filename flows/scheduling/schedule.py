@@ -16,8 +16,9 @@ DONE: Final = ("ran", "unchanged", "cached")
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended, after how many seconds, and why if not well; `code`: of its own process,
-    where that failed.
+    """Outcome of a stage: status, seconds and reason.
+
+    `code`: exit code of its own process, if it failed.
     """
 
     name: str
@@ -41,9 +42,7 @@ class StagesFailedError(Exception):
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much may run at once: `gpu_slots` for stages that need GPUs, `cpu_jobs` for those that
-    need none.
-    """
+    """Parallelism: `gpu_slots` for stages that need GPUs, `cpu_jobs` for the others."""
 
     gpu_slots: int
     cpu_jobs: int
@@ -57,8 +56,9 @@ def run_ready(
     ended: Queue[StageResult],
     skip: Callable[[StageResult], None] = lambda result: None,
 ) -> dict[str, StageResult]:
-    """Begin every stage as soon as those it needs among `names` are done and there is room; name ->
-    how it ended.
+    """Run stages as soon as their dependencies among `names` are done and capacity is free.
+
+    Returns name -> result.
 
     `begin` starts a stage and returns at once; its end arrives in `ended`. A stage that fails holds
     up none but those that need it, directly or not: they are skipped, and `skip` is told. Of stages
@@ -102,8 +102,9 @@ _HOW: Final[Mapping[State, str]] = {
 
 
 def _failed(graph: Graph, name: str, results: Mapping[str, StageResult]) -> str | None:
-    """A stage that this one needs and that did not end well; the first cause, not one that was
-    itself skipped, where there is one.
+    """A dependency that did not succeed.
+
+    The root cause rather than a skipped one, if there is one.
     """
     bad = [
         each

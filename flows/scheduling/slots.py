@@ -27,8 +27,9 @@ EVERY = 0.2
 
 @dataclass(frozen=True)
 class Slots:
-    """Slots of this host: `names`, and the folder in which their files are. `devices`: whether
-    names are those of GPUs.
+    """Slots of this host: `names`, and the folder in which their files are.
+
+    `devices`: whether names are those of GPUs.
     """
 
     names: tuple[str, ...]
@@ -36,8 +37,9 @@ class Slots:
     devices: bool
 
     def environment(self, names: Sequence[str]) -> dict[str, str]:
-        """What a stage in these slots is told: the GPUs it may see; without GPUs, that others
-        compute beside it.
+        """Environment of a stage in these slots: visible GPUs.
+
+        Without GPUs, how many compute beside it.
 
         The number of threads stays what it is alone, since sums depend on it; but threads that wait
         sleep, for those of two stages that wait awake take each other's cores (measured:
@@ -51,8 +53,7 @@ class Slots:
     def take(
         self, count: int, given_up: Callable[[], bool]
     ) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-        """Wait for `count` slots, all at once or none; their names and the descriptors of their
-        locks.
+        """Wait for `count` slots, all at once or none; their names and lock descriptors.
 
         InputError if there are not so many; TimeoutError as soon as `given_up()` is true.
         """
@@ -87,8 +88,7 @@ class Slots:
 
 
 def find_slots(root: Path, count: int | None = None, gpus: Sequence[str] | None = None) -> Slots:
-    """The slots for GPU stages of a workspace: one a GPU, or where there is none `count` (1) of the
-    workspace's own.
+    """GPU slots of a workspace: one per GPU, or without GPUs `count` (1) slots of its own.
 
     `gpus`: the indices to use, all if None; CUDA_VISIBLE_DEVICES is respected. InputError for more
     slots than GPUs.
@@ -116,9 +116,7 @@ def host_folder() -> Path:
 
 
 def visible_gpus() -> list[str]:
-    """Indices of the GPUs this process may use, as CUDA_VISIBLE_DEVICES or else nvidia-smi has
-    them.
-    """
+    """GPU indices this process may use, from CUDA_VISIBLE_DEVICES or nvidia-smi."""
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
         return [

@@ -69,9 +69,7 @@ class Checksum(NamedTuple):
 
 @dataclass(frozen=True)
 class _State:
-    """Which state of the source has been fetched, and how many bytes of it are on the disk for
-    certain.
-    """
+    """Which version of the source was fetched, and how many bytes of it are safely on disk."""
 
     source: str
     size: int | None
@@ -303,8 +301,9 @@ def _refuse_lasting(name: str, error: Exception) -> None:
 
 
 def _said(error: BaseException) -> str:
-    """An error in one line, without what an address may hold; file systems report a server that is
-    down as a file not found.
+    """An error in one line, without credentials of an address.
+
+    File systems report an unreachable server as a missing file.
     """
     if isinstance(error, FileNotFoundError) and error.__cause__:
         error = error.__cause__

@@ -1,5 +1,4 @@
-"""The corpus's source, which `data.dvc` imports: has it something new, without fetching it; and
-taking it.
+"""The corpus source that `data.dvc` imports: detect new data without fetching it, and fetch it.
 
 `dvc status` and `dvc repro` never look there: what is imported stays pinned until `dvc update`. A
 probe asks for the identity of the source alone: the hash of a local file (DVC remembers it while
@@ -30,9 +29,7 @@ PATIENCE: Final = 300.0
 
 @dataclass(frozen=True)
 class Probe:
-    """What a source looks like: `identity` is its hash or ETag now, None where only fetching tells;
-    `changed`: not what is pinned.
-    """
+    """State of a source: current hash or ETag (None if only fetching tells), `changed`."""
 
     source: str
     changed: bool
@@ -50,8 +47,9 @@ class PinnedCorpus:
 
 
 def probe(root: Path, patience: float = PATIENCE) -> Probe:
-    """Ask the source of data.dvc. InputError if it is gone, cannot be reached, or does not answer
-    within `patience` seconds.
+    """Ask the source of data.dvc.
+
+    InputError if it is gone, cannot be reached, or does not answer within `patience` seconds.
     """
     # a process of its own: it can be given up, and DVC's objects stay out of this one's threads
     paths = os.pathsep.join(
@@ -88,9 +86,7 @@ def probe(root: Path, patience: float = PATIENCE) -> Probe:
 def debounce(
     look: Callable[[], Probe], first: Probe, seconds: float, report: Callable[[str], None]
 ) -> Probe:
-    """The probe after which `look` has found the same for `seconds`: what is still being written,
-    or replaced again, is waited for.
-    """
+    """Wait until `look` has found the same state for `seconds`: no half-written data."""
     while seconds:
         report(f"{first.source} has changed; it is taken when it has stayed so for {seconds:g} s")
         time.sleep(seconds)
@@ -102,14 +98,15 @@ def debounce(
 
 
 def update(root: Path) -> None:
-    """Fetch the source and pin it, going on where an earlier transfer was stopped. InputError if it
-    fails; data.dvc is then as it was.
+    """Fetch the source and pin it, going on where an earlier transfer was stopped.
+
+    InputError if it fails; data.dvc is then as it was.
     """
     take(root)
 
 
 def pinned(root: Path) -> PinnedCorpus:
-    """What data.dvc pins. InputError if it is missing, imports nothing, or has fetched nothing yet."""
+    """What data.dvc pins; InputError if it is missing, imports nothing, or has no hash yet."""
     path = root / layout.DATA_DVC
     try:
         file = read_dvc_file(path)
@@ -162,8 +159,9 @@ def _ask() -> Probe:
 
 
 def main() -> int:
-    """Print what the source looks like as JSON, or {"error": why}; the exit code: 0 asked, 1 could
-    not be asked.
+    """Print the state of the source as JSON, or {"error": reason}.
+
+    Exit code 1 if it cannot be probed.
     """
     try:
         print(json.dumps(asdict(_ask())))

@@ -1,5 +1,4 @@
-"""Taking what the corpus's source holds, by a transfer that goes on where an earlier one was
-stopped, and pinning it.
+"""Resumable transfer of the corpus source, and pinning of the result.
 
     med-r1 fetch
 
@@ -30,8 +29,9 @@ from stages.core.outputs import atomic_file
 
 
 def take(root: Path) -> None:
-    """Fetch the source of data.dvc and pin it. InputError if that fails; data.dvc is then as it
-    was.
+    """Fetch the source of data.dvc and pin it.
+
+    InputError if that fails; data.dvc is then as it was.
 
     Stopped or killed meanwhile, it is as it was, too, and the next call goes on with what has come.
     """
@@ -55,9 +55,7 @@ def take(root: Path) -> None:
 
 
 def unreachable(name: str, error: BaseException | None = None) -> InputError:
-    """What to say of a source that is not there: with the error below a "not found", as file
-    systems say of a server that is down.
-    """
+    """Message for an unreachable source, with the error beneath a misleading "not found"."""
     cause = error and (error.__cause__ or error.__context__)
     why = f" ({' '.join(str(cause).split()) or type(cause).__name__})" if cause else ""
     return InputError(
@@ -67,8 +65,9 @@ def unreachable(name: str, error: BaseException | None = None) -> InputError:
 
 
 def _fetch(root: Path) -> dict[str, str] | None:
-    """Have another process fetch the file; None if the source is for `dvc update`. InputError if it
-    fails.
+    """Have another process fetch the file; None if the source is for `dvc update`.
+
+    InputError if it fails.
     """
     # a process of its own: DVC's objects stay out of this one's threads. It ends when its standard
     # input does, as it does with this one
@@ -90,14 +89,13 @@ def _fetch(root: Path) -> dict[str, str] | None:
     if "identity" not in said:
         raise InputError(
             said.get("error")
-            or f"the source of {layout.DATA_DVC} could not be fetched: what did it ended with {code}"
+            or f"the source of {layout.DATA_DVC} could not be fetched: exit code {code}"
         )
     return said if said["identity"] else None
 
 
 def _fetch_here() -> dict[str, str]:
-    """Fetch the source of data.dvc in the working directory, by DVC's own objects: its identity,
-    and where it lies now.
+    """Fetch the source of data.dvc in the working directory through DVC; its identity and location.
 
     The identity is empty if there is nothing to fetch, or nothing that can be fetched as one file.
     """
@@ -129,8 +127,9 @@ def _fetch_here() -> dict[str, str]:
 
 
 def _checksum(meta: Any) -> Checksum | None:
-    """The SHA-256 in data.dvc's `meta`; None if it gives none. InputError if that is no SHA-256, or
-    YAML takes it for a number.
+    """The SHA-256 in data.dvc's `meta`; None if it gives none.
+
+    InputError if that is no SHA-256, or YAML takes it for a number.
     """
     if not isinstance(meta, dict) or "sha256" not in meta:
         return None
@@ -171,7 +170,7 @@ def _end_with_caller() -> None:
 
 
 def run(root: Path) -> None:
-    """Fetch the source of data.dvc and pin it, and print what to do next. InputError if that fails."""
+    """Fetch and pin the source of data.dvc, and print what to do next."""
     take(root)
     print(f"{layout.DATA_DVC} pins what its source holds now; `dvc repro` takes it from there")
 

@@ -1,5 +1,4 @@
-"""A worker's own clone: one commit of the repository, the inputs of one stage, and a cache whose
-results it shares.
+"""A worker's clone: one commit, the inputs of one stage, and a cache that shares its results.
 
 Clones lie below $MED_R1_WORK (~/.cache/med-r1), numbered, and are kept: the next stage fetches only
 what is new, and a training that was killed goes on where its state is. Each is locked while a
@@ -42,8 +41,9 @@ runs.
 
 @dataclass(frozen=True)
 class Clone:
-    """A clone that is ours: its root, and the descriptor of its lock, to be kept open by whatever
-    works in it.
+    """An exclusively locked clone.
+
+    Its root and the lock's descriptor, to be inherited by its processes.
     """
 
     root: Path
@@ -52,8 +52,9 @@ class Clone:
 
 @contextmanager
 def claim(repository: str, stage: str) -> Iterator[Clone]:
-    """The first free clone of a repository, a new one if there is none; of free ones that which has
-    the stage's unfinished state.
+    """Lock a free clone of a repository, or create one.
+
+    Among free clones, one with unfinished state of the stage is preferred.
     """
     folder = work_folder() / hashlib.sha256(repository.encode()).hexdigest()[:16]
     numbers = {int(path.stem) for path in folder.glob("*.lock") if path.stem.isdigit()}
@@ -79,8 +80,7 @@ def work_folder() -> Path:
 
 
 def check_out(clone: Clone, repository: str, commit: str) -> None:
-    """Have exactly the files of a commit there; what git ignores, as caches and unfinished states,
-    stays.
+    """Check out exactly the files of a commit; ignored files (caches, unfinished state) stay.
 
     InputError if the repository cannot be reached or has no such commit.
     """
@@ -121,8 +121,7 @@ def check_out(clone: Clone, repository: str, commit: str) -> None:
 
 
 def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> None:
-    """Have the outputs that a stage reads there, from the shared remote, as `inputs` pins them, and
-    nothing else beside them.
+    """Pull the outputs a stage reads from the shared remote, as `inputs` pins them, and no others.
 
     InputError if `inputs` lacks one or the remote has it not.
     """
@@ -152,9 +151,7 @@ def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> Non
 
 
 def clear_run_cache(clone: Clone) -> None:
-    """Empty the run-cache of a clone, so that what is pushed after a stage is the entry of that
-    stage alone.
-    """
+    """Empty a clone's run cache, so that the next push contains the entry of one stage only."""
     cache = clone.root / dvc(clone.root, "cache", "dir", inherit_fds=[clone.lock_fd]).strip()
     if cache.resolve().is_relative_to(clone.root):  # one that is shared is not ours to empty
         shutil.rmtree(cache / "runs", ignore_errors=True)
@@ -162,15 +159,14 @@ def clear_run_cache(clone: Clone) -> None:
 
 def push_result(clone: Clone, stage: str) -> None:
     """Put the outputs of a stage, and that they come of its inputs, into the shared remote.
+
     InputError if it takes them not.
     """
     dvc(clone.root, "push", "--run-cache", stage, inherit_fds=[clone.lock_fd])
 
 
 def _remove_others(root: Path, folder: Path, kept: Sequence[Path]) -> None:
-    """Remove what is in a folder and neither one of the paths nor on the way to one: an earlier
-    commit's outputs.
-    """
+    """Remove everything in a folder except these paths: outputs of an earlier commit."""
     for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
         inside = path.relative_to(root)
         if inside in kept:

@@ -1,5 +1,4 @@
-"""The pipeline on several hosts: GPU stages go to workers, each in a clone of its own; the others
-run here, and all results come here.
+"""The pipeline on several hosts: GPU stages on workers, other stages and all results here.
 
     med-r1 workers                           all of it
     med-r1 workers --only 'train@*'          these and what they need
@@ -69,15 +68,14 @@ def run_stage_on_worker(
     inputs: dict[str, dict[str, Any]],
     versions: dict[str, str | None] | None = None,
 ) -> State[Any]:
-    """Run one stage in a clone of this worker's own, and put its outputs into the shared DVC
-    remote.
+    """Run one stage in this worker's clone and push its outputs to the shared DVC remote.
 
     Args:
         stage: As dvc.yaml names it, train@ct.
         repository: Git repository to clone, as this host reaches it.
         commit: Full id of the commit to run.
         inputs: Stage that makes an input -> its entry of dvc.lock.
-        versions: Of the packages a result depends on, where the flow runs; other ones here are warned of.
+        versions: Of the packages a result depends on, at the flow; differences here are warned of.
     """
     logger = get_run_logger()
     ours = collect_provenance({})["versions"]
@@ -110,9 +108,7 @@ def run_stage_on_worker(
 
 
 def _set_labels(**labels: int | float | str) -> None:
-    """Facts of this flow run for the one that waits for it, which may be on another host: Prefect
-    keeps labels with their types.
-    """
+    """Label this flow run with values for the host that waits for it; Prefect keeps label types."""
     from prefect.runtime import flow_run
 
     with get_client(sync_client=True) as client:
@@ -147,11 +143,11 @@ def reproduce_on_workers(
     deployment: str = DEPLOYMENT,
     root: str | None = None,
 ) -> Summary:
-    """Run every stale stage as soon as what it needs is done: GPU stages on workers, the others
-    here.
+    """Run every stale stage when its dependencies are done: GPU stages on workers, the others here.
 
     Args:
-        only: Stages to bring up to date with all they need, by name, group or glob, as train@ct, evaluate, train@*; all if left out.
+        only: Stages to bring up to date with all they need, by name, group or glob: train@ct,
+            evaluate, train@*. Default: all.
         repository: Git repository that workers clone; this workspace's origin if left out.
         deployment: Of the flow run-stage-on-worker, "flow/deployment".
         root: Folder of the workspace; the current one if left out.
@@ -175,8 +171,9 @@ def reproduce_on_workers(
 
 
 def _find(deployment: str) -> DeploymentResponse:
-    """The deployment that stages are sent to. InputError if there is none; a warning if no worker
-    is there to take them.
+    """The deployment that stages are sent to.
+
+    InputError if there is none; a warning if no worker is there to take them.
     """
     with get_client(sync_client=True) as client:
         try:
@@ -203,8 +200,9 @@ def _find(deployment: str) -> DeploymentResponse:
 
 
 class Sender:
-    """Sends GPU stages of one workspace to workers, and takes their results; the others it runs
-    here.
+    """Dispatch GPU stages of a workspace to workers and collect their results.
+
+    Run the others here.
     """
 
     def __init__(
@@ -270,9 +268,7 @@ class Sender:
         return StageResult(stage.name, "ran", seconds, f"on {where}")
 
     def _send(self, stage: Stage, parameters: dict[str, Any]) -> UUID:
-        """A run of the stage by a worker: one that an earlier flow asked for and nobody waits for
-        any more, or a new one.
-        """
+        """Start a worker run of the stage, or adopt one that an earlier flow abandoned."""
         logger = get_run_logger()
         unfinished = FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED))
@@ -356,6 +352,7 @@ def _code_of(labels: KeyValueLabels) -> ExitCode | None:
 
 def _replay(runner: Runner, stage: Stage) -> bool:
     """Take a stage's outputs from the run-cache, here or in the remote; False if it is in neither.
+
     It is never computed here.
 
     StageError if DVC fails for another reason.
@@ -373,6 +370,7 @@ def _replay(runner: Runner, stage: Stage) -> bool:
 
 def run(only: list[str] | None, repository: str | None, deployment: str) -> int:
     """Run the flow in the working directory and print how each stage ended; the exit code.
+
     InputError without a server.
     """
     if not PREFECT_API_URL.value():

@@ -1,6 +1,4 @@
-"""What has to hold before stages go to other hosts, and what goes with each: a commit, the hashes
-of its inputs, and the inputs.
-"""
+"""Remote execution: requirements on repository and remote, and the pinned inputs of each stage."""
 
 from __future__ import annotations
 
@@ -37,8 +35,7 @@ class CodeSource:
 
 
 def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None) -> CodeSource:
-    """The source of the workspace at `root` for the given stages, its origin if no repository is
-    named.
+    """The code source of the workspace `root` for these stages: a named repository or its origin.
 
     InputError if what these stages read is not committed, if the commit is not in the repository,
     or if there is no DVC remote that all hosts can share.
@@ -116,9 +113,7 @@ def _check_reachable(root: Path, source: CodeSource) -> None:
 
 
 def _check_remote(root: Path) -> None:
-    """InputError if the committed configuration names no default remote, or one that cannot be
-    shared or reached.
-    """
+    """Raise InputError if the committed configuration has no shared, reachable default remote."""
     config = ConfigParser(interpolation=None)
     try:
         config.read(root / _CONFIG, encoding="utf-8")
@@ -164,6 +159,7 @@ def _check_remote(root: Path) -> None:
 
 class RemoteInputs:
     """What workers need of a workspace: pushes each stage's outputs once, and tells their hashes.
+
     For several threads.
     """
 
@@ -175,6 +171,7 @@ class RemoteInputs:
 
     def push(self, stage: Stage) -> Inputs:
         """Have the stage's inputs in the shared remote; the entries of dvc.lock that pin them.
+
         InputError if that fails.
         """
         makers = self._graph.in_order(self._graph.needs[stage.name])

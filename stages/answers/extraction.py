@@ -25,6 +25,7 @@ _LETTER = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])(?:[).:]|(?=\s|$)))[.:]?\s*(.
 
 def extract_answer(completion: str, options: Mapping[str, str]) -> str | None:
     """The letter a completion settles on, one of the keys of `options` ({"A": "CT", ...}), or None.
+
     Never raises.
     """
     said, thoughts = completion, 1
@@ -51,5 +52,5 @@ def _settle(said: str, options: Mapping[str, str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Text as compared: no case, no outer blanks, runs of blanks as one, no full stops at the end."""
+    """Text as compared: case folded, whitespace collapsed, trailing full stops removed."""
     return " ".join(text.split()).rstrip(" .").casefold()

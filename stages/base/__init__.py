@@ -1,3 +1,1 @@
-"""The policy every checkpoint starts from: taken as a folder or a hub id, or made by the embedded
-recipe.
-"""
+"""The policy that every checkpoint starts from: a folder, a hub id, or the embedded recipe."""

@@ -1,5 +1,6 @@
-"""Stage `base`: put the model every checkpoint starts from into models/base. The embedded one is
-made by stages.pretraining.
+"""Stage `base`: put the model every checkpoint starts from into models/base.
+
+The embedded one is made by stages.pretraining.
 
     python -m stages.base
 
@@ -71,8 +72,9 @@ def _stage() -> None:
 
 
 def fetch(base: Base) -> Path:
-    """The folder that holds the base's files: `base.source` itself, or the hub's snapshot at
-    `base.revision`.
+    """The folder with the base's files.
+
+    `base.source` itself, or the hub snapshot at `base.revision`.
 
     Raises InputError when the folder is missing, the revision is, or neither the local cache nor
     the hub has the model.

@@ -37,8 +37,9 @@ _GIB: Final = 2**30
 
 
 def snapshot(model: str, revision: str, workspace: Path) -> Path:
-    """The folder with the files of `model` at a commit. It is going to be copied to `workspace`,
-    which needs room for it.
+    """The folder with the files of `model` at a commit.
+
+    It is going to be copied to `workspace`, which needs room for it.
 
     Raises InputError if the cache does not have it and the hub does not give it, telling apart: no
     network, no such model, no such commit, no right to it; if it has no safetensors; if a disk is
@@ -71,8 +72,9 @@ def snapshot(model: str, revision: str, workspace: Path) -> Path:
 
 
 def resolve(model: str, name: str) -> str:
-    """The commit that a branch or tag of a model stands for now. InputError if the hub does not
-    say, or `model` is no id.
+    """The commit that a branch or tag of a model stands for now.
+
+    InputError if the hub does not say, or `model` is no id.
     """
     from huggingface_hub import HfApi
 
@@ -154,9 +156,7 @@ def _check_space(model: str, needed: dict[Path, int]) -> None:
 
 
 def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
-    """One file of weights into the cache, or the rest of it; InputError if it is not what the hub
-    says it is.
-    """
+    """Download (the rest of) one weight file into the cache; InputError if its hash is wrong."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -194,7 +194,10 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
 
 @contextmanager
 def _explained(model: str, revision: str) -> Iterator[None]:
-    """Errors of the hub as InputError: what is wrong with id, revision or network, and the way out."""
+    """Errors of the hub as InputError.
+
+    What is wrong with id, revision or network, and the way out.
+    """
     try:
         yield
     except Exception as error:

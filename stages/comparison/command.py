@@ -56,8 +56,7 @@ def run(
     samples: int,
     seed: int,
 ) -> None:
-    """Read, check and compare two directories of predictions; print the tables, write the files
-    that are asked for.
+    """Read, check and compare two prediction folders; print the tables and write requested files.
 
     `samples` and `seed` are those of the bootstrap.
     """
@@ -103,8 +102,9 @@ def as_json(
     samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Everything as plain values; ours in shares under `axes`, what was printed, in its own unit,
-    under `published`.
+    """All results as plain values: shares under `axes`.
+
+    Published-style numbers under `published`.
     """
     return {
         "first": {"source": first.source, **first.facts},

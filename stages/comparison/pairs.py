@@ -1,5 +1,4 @@
-"""Two runs compared cell by cell: trained on what, tested on what, and by how much the first is
-right more often.
+"""Cell-by-cell comparison of two runs: differences in accuracy with paired intervals.
 
 Both runs have answered the same questions, so every difference is paired: its interval resamples
 images with all their questions, and McNemar's test counts the questions that only one of the two
@@ -36,8 +35,9 @@ SHARED: Final = ("split kind", "corpus")
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """The predictions of one run: checkpoint -> its rows; `source`, where they lie; `facts`, the
-    values of `FACTS`.
+    """Predictions of one run by checkpoint.
+
+    `source`: their folder; `facts`: the values of `FACTS`.
     """
 
     source: str
@@ -47,8 +47,7 @@ class RunPredictions:
 
 @dataclass(frozen=True)
 class Cell:
-    """One checkpoint on the test questions of one modality or question type; accuracies and
-    differences are shares, 0 to 1.
+    """One checkpoint on the test questions of one split; accuracies and differences from 0 to 1.
 
     `difference` is the first run's accuracy minus the second's, `low` and `high` its 95% interval;
     `won` and `lost` count questions that only the first, or only the second, has right; `p` is
@@ -82,8 +81,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of one axis, row by row, the base's first, and means over those of trained
-    checkpoints; a mean over none is left out.
+    """All cells of one axis, the base's first, and means over trained checkpoints.
+
+    A mean over no cells is left out.
     """
 
     axis: str
@@ -100,8 +100,7 @@ MEANS: Final[dict[str, Callable[[str, str], bool]]] = {
 
 
 def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What the files of one run say of their making: file -> provenance, to one value for each of
-    `FACTS`.
+    """One value for each of `FACTS` from the provenance of one run's files.
 
     InputError names the file that does not say, or the two that say otherwise.
     """
@@ -129,9 +128,7 @@ def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
 
 
 def check_comparable(first: RunPredictions, second: RunPredictions) -> None:
-    """Refuse, with an InputError, runs with other splits or corpora, other checkpoints, other
-    questions or other gold answers.
-    """
+    """Raise InputError unless splits, corpus, checkpoints, questions and gold agree."""
     for name in SHARED:
         if first.facts[name] != second.facts[name]:
             raise InputError(
@@ -159,6 +156,7 @@ def compare(
     first: RunPredictions, second: RunPredictions, samples: int, seed: int
 ) -> list[Comparison]:
     """Every axis that has a checkpoint in both runs; `samples` resamples a cell, drawn from `seed`.
+
     See `check_comparable` for errors.
     """
     check_comparable(first, second)
@@ -280,8 +278,9 @@ def _cell(
 
 
 def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean | None:
-    """The mean of the cells' differences; images are resampled with their questions in all cells,
-    sizes of cells held as they are.
+    """Mean difference of cells with its interval.
+
+    Images are resampled with their questions in all cells at once, cell sizes held fixed.
     """
     if not tables:
         return None
@@ -302,9 +301,7 @@ def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean | Non
 
 
 def rows_of(cells: Iterable[Cell], digits: int) -> list[dict[str, Any]]:
-    """Cells as plain values, floats rounded, but for the p values, of which four significant digits
-    are kept.
-    """
+    """Cells as plain values, floats rounded; p values with four significant digits."""
     return [
         {
             name: (

@@ -1,6 +1,4 @@
-"""How a stage ends: results, or one clear message and an exit code of
-`stages.core.errors.ExitCode`.
-"""
+"""Stage entry point: results, or one clear message and an `ExitCode` (stages.core.errors)."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ from stages.core.outcome import StageOutcome, write_outcome
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main` and exit with the code of how it ended, which is also written as its
-    outcome.
+    """Run a stage's `main`, write its outcome and exit with its code.
 
     Bugs keep their traceback.
     """

@@ -15,8 +15,7 @@ _PACKAGE: Final = "stages"
 
 
 def stage_code(stage: str, root: Path = Path()) -> list[Path]:
-    """Python files that a stage of dvc.yaml depends on, sorted; `stage` is a name without a key,
-    such as "train".
+    """Sorted Python files among a stage's deps in dvc.yaml; `stage`: a name without key ("train").
 
     A folder among the `deps` stands for all Python files below it. Raises InputError if dvc.yaml,
     the stage in it or one of its files is missing.

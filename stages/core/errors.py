@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 @unique
 class ExitCode(IntEnum):
-    """How a stage process ended: a closed list, which stages/core/cli.py maps exception types to."""
+    """How a stage process ended; stages/core/cli.py maps exception types to these codes."""
 
     DONE = 0
     CRASHED = 1
@@ -39,9 +39,7 @@ class ExitCode(IntEnum):
 
 
 class InputError(Exception):
-    """Something given to the pipeline cannot be used; the message names file, record, value and
-    remedy.
-    """
+    """Unusable input of the pipeline; the message names file, record, value and remedy."""
 
     code: ClassVar[ExitCode] = ExitCode.INPUT
 
@@ -65,9 +63,7 @@ class LostPeerError(InputError):
 
 
 class ReportedError(Exception):
-    """How a process of the same stage ended that has printed the reason already; `code` is its exit
-    code.
-    """
+    """A child process of the same stage failed and has printed why; `code` is its exit code."""
 
     def __init__(self, code: ExitCode, message: str) -> None:
         """Keep the code beside the words."""
@@ -81,7 +77,5 @@ _BY_CODE: Final[Mapping[int, type[InputError]]] = {
 
 
 def error_of(code: int, message: str) -> InputError:
-    """The error that passes on how a process of the stage's own ended, with a message of the
-    caller's.
-    """
+    """The error for a failed child process of the stage, with the caller's message."""
     return _BY_CODE.get(code, InputError)(message)

@@ -1,6 +1,4 @@
-"""Where things lie, relative to the project's root, from which every stage runs. dvc.yaml says the
-same to DVC.
-"""
+"""Paths of all inputs and outputs, relative to the project's root, as in dvc.yaml."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ TRAINING = Path("training")
 PREDICTIONS = Path("predictions")
 REPORT = Path("report")
 REBUILT = REPORT / "rebuilt"
-"""Reports made from predictions alone, apart from what the pipeline made, which git and DVC keep."""
+"""Reports from predictions alone (`med-r1 report --predictions`), outside the pipeline's."""
 SCRATCH = Path(".scratch")
 """Untracked: what may be lost without losing a result."""
 
@@ -38,8 +36,9 @@ def corpus_records(modality: str) -> Path:
 
 
 def corpus_images(modality: str) -> Path:
-    """Image files that these records need, one per line: `file`, `sha256`, `size` in bytes (stage
-    download).
+    """Image files of these records, one per line.
+
+    `file`, `sha256`, `size` in bytes (stage download).
     """
     return corpus(modality) / "images.jsonl"
 
@@ -50,28 +49,25 @@ def images(modality: str) -> Path:
 
 
 def frames(modality: str) -> Path:
-    """All frames of the images of one modality that have several (stage resize): DICOM's, kept for
-    later.
-    """
+    """All frames of a modality's multi-frame DICOM images (stage resize); kept for later use."""
     return DATA / "frames" / modality
 
 
 def records(modality: str) -> Path:
-    """The records of one modality whose image could be read, one per line, with image metadata
-    (stage resize).
-    """
+    """Records of one modality with decodable images, one per line, with metadata (stage resize)."""
     return DATA / "records" / f"{modality}.jsonl"
 
 
 def split(axis: str, slug: str, part: str, kind: str) -> Path:
-    """One split file: axis "modality" or "task", part "train" or "test", kind "grouped" or
-    "published" (stage splits).
+    """One split file (stage splits).
+
+    Axis "modality" or "task", part "train" or "test", kind "grouped" or "published".
     """
     return SPLITS / kind / axis / slug / f"{part}.json"
 
 
 def prior(axis: str, slug: str) -> Path:
-    """What the wording alone is worth on one test split, of the kind of split in use (stage prior)."""
+    """Blind baseline of one test split, of the kind of split in use (stage prior)."""
     return PRIOR / axis / f"{slug}.json"
 
 
@@ -86,8 +82,9 @@ def training_log(checkpoint: str) -> Path:
 
 
 def training_provenance(checkpoint: str) -> Path:
-    """Commit, settings and versions behind a checkpoint or the base; beside the weights, so that no
-    later stage depends on it.
+    """Commit, settings and versions behind a checkpoint or the base.
+
+    Beside the weights, so that no later stage depends on it.
     """
     return TRAINING / f"{checkpoint}.provenance.json"
 

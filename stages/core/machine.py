@@ -1,5 +1,6 @@
-"""What this machine has: GPUs, what torch makes of them, installed packages. Read by
-stages/profiles and flows/doctor.
+"""What this machine has: GPUs, what torch makes of them, installed packages.
+
+Read by stages/profiles and flows/doctor.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Final
 
 _ASK: Final = """
 import json, torch
-said = {"torch": torch.__version__, "cuda": torch.version.cuda, "devices": [], "broken": "", "flash": ""}
+said = {"torch": torch.__version__, "cuda": torch.version.cuda}
+said.update(devices=[], broken="", flash="")
 if torch.cuda.is_available():
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
@@ -70,9 +72,7 @@ class Torch:
 
 
 def gpu_lines() -> list[str]:
-    """Index, name, memory and driver of each GPU, as nvidia-smi has them; CUDA_VISIBLE_DEVICES does
-    not matter.
-    """
+    """Index, name, memory and driver of each GPU from nvidia-smi, ignoring CUDA_VISIBLE_DEVICES."""
     command = [
         "nvidia-smi",
         "--query-gpu=index,name,memory.total,driver_version",
@@ -86,8 +86,9 @@ def gpu_lines() -> list[str]:
 
 
 def ask_torch() -> tuple[Torch | None, str]:
-    """What torch sees, asked in a process of its own, since CUDA stays on in one that asked; else
-    None and why.
+    """What torch sees, or None and the reason.
+
+    Asked in a subprocess, since a process that initialised CUDA keeps its context.
     """
     done = subprocess.run(
         [sys.executable, "-c", _ASK],

@@ -1,11 +1,10 @@
-"""How a stage process ended, as a small JSON file that flows and launchers read: `{"code",
-"message", "run"}`.
+"""Outcome file of a stage process, `{"code", "message", "run"}`, for flows and launchers.
 
 DVC exits with 255 whatever its stage exits with, so the stage itself writes its exit code
 (`stages.core.errors.ExitCode`):
 
 - under DVC, or a flow, to `.scratch/outcomes/<stage>.json`, the stage named by DVC_STAGE;
-- as one of several processes that torchrun's launcher started, to the file that the launcher reads (TORCHELASTIC_ERROR_FILE);
+- as a rank that torchrun's launcher started, to the launcher's file (TORCHELASTIC_ERROR_FILE);
 - run by hand, nowhere.
 
 A file of an earlier run is never taken for one of this run: the flow puts a new token into the
@@ -47,8 +46,9 @@ def outcome_path(root: Path, stage: str) -> Path:
 
 
 def write_outcome(outcome: StageOutcome) -> None:
-    """Write the outcome of this process to where somebody reads it. Never raises OSError: an
-    outcome must not hide the error it reports.
+    """Write the outcome of this process to where somebody reads it.
+
+    Never raises OSError: an outcome must not hide the error it reports.
     """
     if launched := os.environ.get(_LAUNCHED):
         path = Path(launched)
@@ -70,9 +70,7 @@ def write_outcome(outcome: StageOutcome) -> None:
 
 
 def read_outcome(root: Path, stage: str, run: str) -> StageOutcome | None:
-    """The outcome that the run with this token wrote; None if the stage did not begin in it, or the
-    file is unreadable.
-    """
+    """The outcome written by the run with this token; None if it is missing or unreadable."""
     try:
         content = json.loads(outcome_path(root, stage).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -12,10 +12,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from stages.core.errors import InputError
 
+FORMAT: Final = 1
+"""Version of the bytes that write_json and write_json_lines write; each stage module names it.
+
+Stages do not depend on this file. Raise it with any change of these bytes, here and in the stage
+modules, whose edit makes the stages stale (tests/core/test_formats.py).
+"""
 _SUFFIX = ".incomplete"
 _LINE_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
@@ -27,9 +33,7 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success it is flushed to disk and takes the place of
-    `path`.
-    """
+    """Yield a temporary path; on success, flush it to disk and rename it to `path`."""
     temporary = _temporary(path)
     try:
         yield temporary
@@ -42,9 +46,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary directory; on success it takes the place of `path` and all that was
-    in it.
-    """
+    """Yield an empty temporary directory; on success, it replaces `path` and its contents."""
     temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -65,9 +67,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON Lines file: UTF-8, one object per line, of which only one is in memory at a
-    time.
-    """
+    """Write a JSON Lines file in UTF-8, one object per line, one in memory at a time."""
     with (
         atomic_file(path) as temporary,
         temporary.open("w", encoding="utf-8", newline="\n") as handle,
@@ -76,8 +76,9 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
-    """Iterate over the objects of a JSON Lines file, one in memory at a time: the n-th stands in
-    line n, from 1.
+    """Iterate over the objects of a JSON Lines file, one in memory at a time.
+
+    The n-th object is on line n, from 1.
 
     Raises InputError, with the remedy, if the file is missing, or at the first line that is not a
     JSON object in UTF-8.

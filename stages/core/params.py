@@ -1,5 +1,6 @@
-"""params.yaml as one frozen model. An unknown key, a missing one or a wrong value stops a stage
-before it starts.
+"""params.yaml as one frozen model.
+
+An unknown key, a missing one or a wrong value stops a stage before it starts.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Params(SettingsGroup):
     """All of params.yaml."""
 
     modalities: list[str]
-    """Slugs of the imaging modalities, in the order of the tables; dvc.yaml takes them from here."""
+    """Slugs of the imaging modalities in table order; dvc.yaml takes them from here."""
     corpus: CorpusSettings
     quarantine: Quarantine
     resize: Resize
@@ -183,8 +184,9 @@ class Params(SettingsGroup):
             )
 
     def _check_sft(self, name: str, checkpoint: Checkpoint) -> None:
-        """The settings of an SFT checkpoint are allowed, and its budget is that of the GRPO
-        checkpoint of its split.
+        """Check an SFT checkpoint's settings.
+
+        Its budget must equal the GRPO checkpoint's of its split.
         """
         self.sft_for(name)
         if checkpoint.split not in self.checkpoints:
@@ -199,17 +201,16 @@ class Params(SettingsGroup):
             )
 
     def grpo_for(self, checkpoint: str) -> Grpo:
-        """`grpo` with the overrides of one checkpoint; ValueError names an override that is not
-        allowed.
+        """`grpo` with one checkpoint's overrides.
+
+        ValueError names an override that is not allowed.
         """
         return _overridden(
             self.grpo, self.checkpoints[checkpoint].grpo, f"checkpoints.{checkpoint}.grpo"
         )
 
     def sft_for(self, checkpoint: str) -> Sft:
-        """`sft` with the overrides of one checkpoint; ValueError names a setting that is not
-        allowed.
-        """
+        """`sft` with one checkpoint's overrides; ValueError names a setting that is not allowed."""
         sft = _overridden(
             self.sft, self.checkpoints[checkpoint].sft, f"checkpoints.{checkpoint}.sft"
         )
@@ -231,7 +232,10 @@ class Params(SettingsGroup):
 
 
 def load_params(path: Path = layout.PARAMS) -> Params:
-    """Read and check params.yaml; SettingsError names each bad key, its value and what is allowed."""
+    """Read and check params.yaml.
+
+    SettingsError names each bad key, its value and what is allowed.
+    """
     return check_params(read_settings(path), path)
 
 
@@ -267,7 +271,10 @@ def check_params(tree: dict[str, Any], path: Path) -> Params:
 
 
 def _overridden(group: Group, overrides: dict[str, Any], key: str) -> Group:
-    """A group with some keys changed; ValueError names, below `key`, a change that is not allowed."""
+    """A group with some keys changed.
+
+    ValueError names, below `key`, a change that is not allowed.
+    """
     model = type(group)
     try:
         return model.model_validate(group.model_dump() | overrides)

@@ -62,8 +62,9 @@ def corpus_hash() -> str | None:
 
 
 def _version(package: str) -> str | None:
-    """The installed version; None where a package is not needed, as torch for the report, and not
-    there.
+    """The installed version of a package.
+
+    None if it is not installed (torch is optional for reports).
     """
     try:
         return metadata.version(package)

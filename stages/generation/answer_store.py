@@ -1,8 +1,7 @@
-"""Answers that are kept batch by batch, so that an evaluation that is killed goes on where it was.
+"""Store of generated answers, one file per batch, so that a killed evaluation can be resumed.
 
-A part is a file that is written under another name and then renamed, and never changed: a process
-that dies leaves whole parts only, and several may write into one folder, each the answers to
-questions of its own.
+A part is written atomically and never changed, so a killed process leaves complete parts only. Each
+part holds the answers to its own questions, so several processes may write into one folder.
 """
 
 from __future__ import annotations
@@ -14,66 +13,69 @@ from typing import Final
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
 from stages.generation.generate import Answers, Completion, Key
-from stages.policy.fingerprint import state_folder
+from stages.policy.fingerprint import prepare_state_folder
 
 _PARTS: Final = "[0-9]*.json"
 
 
 class AnswerStore:
-    """The parts in a folder, which is named by the fingerprint of all that decides the answers."""
+    """The parts in a folder named by the fingerprint of everything that decides the answers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def make_folder(self) -> None:
-        """Make it, and remove what other settings left beside it. InputError if it cannot be
-        written to.
+        """Create the folder and remove those of other fingerprints beside it.
+
+        Raises InputError if it is not writable.
         """
         try:
-            state_folder(self.folder)
+            prepare_state_folder(self.folder)
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise self._unwritable(error) from error
 
     def add(self, answers: Answers) -> None:
-        """Keep one batch. InputError if the folder cannot be written to; a full disk is told by
-        `run_stage`.
+        """Write one batch as a part.
+
+        Raises InputError if the folder is not writable; `run_stage` reports a full disk.
         """
-        (place, variant), *_ = answers.completions
+        index, variant = next(iter(answers.completions))
         rows = [[*key, each.text, each.ids] for key, each in answers.completions.items()]
         try:
             write_json(
-                self.folder / f"{place:07d}-{variant}-{len(rows)}.json",
+                self.folder / f"{index:07d}-{variant}-{len(rows)}.json",
                 {"batch_size": answers.batch_size, "answers": rows},
             )
         except PermissionError as error:
             raise self._unwritable(error) from error
 
     def count(self) -> int:
-        """How many answers there are, by the names of the parts."""
+        """Number of answers, read from the names of the parts."""
         return sum(int(part.stem.rpartition("-")[2]) for part in self.folder.glob(_PARTS))
 
     def read(self) -> tuple[dict[Key, Completion], list[int]]:
-        """All answers, and the batch sizes they were made with. A part that is not whole is
-        removed, as one that was never written.
+        """Read all answers and the sorted batch sizes they were generated with.
+
+        A corrupt part is deleted: its questions count as unanswered.
         """
-        found: dict[Key, Completion] = {}
+        completions: dict[Key, Completion] = {}
         sizes: set[int] = set()
         for part in sorted(self.folder.glob(_PARTS)):
             try:
                 content = json.loads(part.read_text(encoding="utf-8"))
                 answers = {
-                    (int(place), str(variant)): Completion(str(text), tuple(map(int, ids)))
-                    for place, variant, text, ids in content["answers"]
+                    (int(index), str(variant)): Completion(str(text), tuple(map(int, ids)))
+                    for index, variant, text, ids in content["answers"]
                 }
                 sizes.add(int(content["batch_size"]))
             except (KeyError, TypeError, ValueError):
                 part.unlink()
                 continue
-            found |= answers
-        return found, sorted(sizes)
+            completions |= answers
+        return completions, sorted(sizes)
 
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(
-            f"{self.folder}, where answers are kept as they come, cannot be written to ({error}):"
-            " make it a folder that can be"
+            f"{self.folder}, where answers are stored for resuming, is not writable ({error}):"
+            " make it a writable folder"
         )

@@ -1,4 +1,4 @@
-"""How many rows a policy answers together: so many, or as many as the memory of a GPU holds."""
+"""Batch size of greedy generation: a fixed number of rows, or as many as fit in GPU memory."""
 
 from __future__ import annotations
 
@@ -8,79 +8,90 @@ import torch
 
 from stages.core.errors import InputError
 
-ON_CPU: Final = 64
-"""`auto` where there is no GPU: more rows make a CPU no faster."""
-MOST: Final = 512
-"""`auto` begins with no more than this on a GPU."""
-_SHARE: Final = 0.8
-"""Of the free memory that an estimate gives away."""
+CPU_ROWS: Final = 64
+"""`auto` without a GPU: more rows do not make a CPU faster."""
+MAX_GPU_ROWS: Final = 512
+"""Upper bound of the first estimate of `auto` on a GPU."""
+_MEMORY_SHARE: Final = 0.8
+"""Share of the free memory that the estimate uses."""
 
 
 class BatchSize:
-    """A number of rows, which `auto` halves when they do not fit; it never grows again, so that it
-    is found once.
+    """Number of rows per batch; `auto` halves it when a batch does not fit.
+
+    It never grows again, so the search for a size that fits happens once.
     """
 
     def __init__(self, setting: int | Literal["auto"], device: torch.device) -> None:
         self.auto = setting == "auto"
         on_gpu = device.type == "cuda"
-        self.rows: int = (MOST if on_gpu else ON_CPU) if setting == "auto" else setting
-        self._to_be_estimated = self.auto and on_gpu
+        self._needs_estimate = self.auto and on_gpu
+        self.rows: int
+        if setting == "auto":
+            self.rows = MAX_GPU_ROWS if on_gpu else CPU_ROWS
+        else:
+            self.rows = setting
 
-    def estimate(self, policy: Any, before: int, words: int, answer: int) -> None:
-        """The first time on a GPU: begin with what fits its free memory, for rows of so many tokens
-        before, in and behind the words.
+    def estimate(self, policy: Any, prefix: int, words: int, answer: int) -> None:
+        """On the first call with `auto` on a GPU, start with what fits its free memory.
+
+        A row has `prefix` cached tokens, `words` new prompt tokens and up to `answer` generated
+        ones.
         """
-        if self._to_be_estimated:
-            self._to_be_estimated = False
-            free = (
-                torch.cuda.mem_get_info()[0]
-                + torch.cuda.memory_reserved()
-                - torch.cuda.memory_allocated()
-            )
-            self.rows = fitting_rows(
-                free,
-                row_bytes(
-                    policy.config.get_text_config(), policy.dtype.itemsize, before, words, answer
-                ),
-            )
+        if not self._needs_estimate:
+            return
+        self._needs_estimate = False
+        # memory that torch has reserved but not allocated is free, too
+        free = (
+            torch.cuda.mem_get_info()[0]
+            + torch.cuda.memory_reserved()
+            - torch.cuda.memory_allocated()
+        )
+        config = policy.config.get_text_config()
+        self.rows = fitting_rows(
+            free, row_bytes(config, policy.dtype.itemsize, prefix, words, answer)
+        )
 
     def halve(self, error: torch.OutOfMemoryError) -> None:
-        """Half as many; InputError, with the remedy, for a number that was given or that is 1
-        already.
+        """Halve the batch size.
+
+        Raises InputError with the remedy if the size was set by the user or is 1 already.
         """
-        said = str(error).splitlines()[0]
+        cause = str(error).splitlines()[0]
         if not self.auto:
             raise InputError(
-                f"out of GPU memory with evaluate.batch_size {self.rows} ({said}): lower it, or set"
-                " it to auto. What was answered is kept"
+                f"out of GPU memory with evaluate.batch_size {self.rows} ({cause}): lower it, or"
+                " set it to auto, and re-run the same command to resume: finished answers are saved"
             ) from error
         if self.rows == 1:
             raise InputError(
-                f"out of GPU memory with one answer at a time ({said}): lower"
-                " evaluate.max_new_tokens or base.max_pixels, or free the GPU; `nvidia-smi` shows"
-                " what else is on it. What was answered is kept"
+                f"out of GPU memory with one answer at a time ({cause}): lower"
+                " evaluate.max_new_tokens or base.max_pixels, or free the GPU (`nvidia-smi` shows"
+                " what else is on it), and re-run the same command to resume: finished answers are"
+                " saved"
             ) from error
         self.rows = max(self.rows // 2, 1)
 
 
-def row_bytes(config: Any, itemsize: int, before: int, words: int, answer: int) -> int:
-    """About what one row takes at its peak: keys and values to its end, activations of its words in
-    one layer, logits in float32.
+def row_bytes(config: Any, itemsize: int, prefix: int, words: int, answer: int) -> int:
+    """Estimate the peak memory of one row, in bytes.
+
+    Sum of the KV cache of all its tokens, the activations of its new prompt tokens in one layer,
+    and its logits in float32.
     """
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    held = (
-        2 * config.num_hidden_layers * config.num_key_value_heads * head * (before + words + answer)
-    )
-    # attention under a mask repeats keys and values for each of its heads
-    passing = words * (
-        8 * config.hidden_size + 3 * config.intermediate_size
-    ) + 2 * config.num_attention_heads * head * (before + words)
-    return itemsize * (held + passing) + 4 * 4 * config.vocab_size
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = config.num_hidden_layers * config.num_key_value_heads
+    cache = 2 * kv_heads * head_dim * (prefix + words + answer)
+    activations = words * (8 * config.hidden_size + 3 * config.intermediate_size)
+    # attention with a mask repeats keys and values for each query head
+    repeated = 2 * config.num_attention_heads * head_dim * (prefix + words)
+    return itemsize * (cache + activations + repeated) + 4 * 4 * config.vocab_size
 
 
-def fitting_rows(free: int, one: int) -> int:
-    """The largest power of two, up to `MOST`, of rows of `one` byte count that leaves some of the
-    `free` bytes.
+def fitting_rows(free: int, row: int) -> int:
+    """Largest power of two up to `MAX_GPU_ROWS` of rows of `row` bytes that fit in `free` bytes.
+
+    A share of the memory is left unused; the result is at least 1.
     """
-    return 1 << max(min(int(free * _SHARE) // one, MOST), 1).bit_length() - 1
+    rows = max(min(int(free * _MEMORY_SHARE) // row, MAX_GPU_ROWS), 1)
+    return 1 << rows.bit_length() - 1

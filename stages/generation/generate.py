@@ -1,71 +1,68 @@
-"""Greedy answers of a policy to many questions, each asked of one image or of several in its place.
+"""Greedy answers to many questions, each about one image or several variants of it.
 
-The image stands before the words. So what a policy makes of it, keys and values of all its layers,
-is computed once in a window of neighbouring questions, however many of them are about it and in
-however many variants it takes the place of another; each row then adds its own words and its
-answer. Rows of a window go in batches by length, the longest first, so that there is next to no
-padding.
+The image stands before the words, so its keys and values do not depend on the question: they are
+computed once per window of neighbouring questions, however many questions and variants use it. Each
+row then adds its own words and its answer. The rows of a window are batched by length, longest
+first, so there is almost no padding.
 
-All batches follow from the questions and the batch size alone: on a CPU, answers that were
-interrupted, or shared among processes, are to the bit those of one run. With another batch size,
-sums are rounded in another order.
+Batches follow from the questions and the batch size alone: on a CPU, answers that were interrupted
+or split over processes are bit-identical to those of one run. Another batch size changes the order
+in which sums are rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, Literal
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
 from stages.generation.greedy import COMPACT_BELOW, complete_greedily
-from stages.generation.image_loader import Processed, load_images, process
-from stages.generation.image_prefill import Prefixes, pass_over_images
+from stages.generation.image_loader import ProcessedImage, load_images, process_image
+from stages.generation.image_prefill import Prefixes, prefill_images
 from stages.policy.kv_cache import PreallocatedLayer
-from stages.policy.last_layer import last_layer_yields
+from stages.policy.last_layer import narrow_last_layer
 from stages.policy.loading import vision_token_ids
 from stages.policy.vision_features import embed_patches_by_product
 from stages.prompts.styles import chat
 
 BLANK: Final = ""
-"""In place of a path: a black image of the size of the one that is asked about."""
+"""Instead of a path: a black image of the size of the question's own image."""
 
 _WINDOW: Final = 256
-"""Questions. Of longer windows, what is kept of the images would fill a GPU (6 MB for each in
-Qwen2-VL-2B, in two variants), and the last ones of several processes would leave the others
-waiting.
+"""Questions per window.
+
+The KV caches of longer windows would fill a GPU (6 MB per image in Qwen2-VL-2B, two variants each),
+and the last windows of several processes would leave the other processes idle.
 """
 
 Key = tuple[int, str]
-"""Place of a question among those asked, and variant."""
+"""Index of a question, and variant."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Words, and variant -> path of the image they are asked of; the first variant's image is the
-    question's own.
-    """
+    """The words of a question, and variant -> path of its image; the first is its own image."""
 
     words: str
     images: Mapping[str, str]
 
     @property
-    def own(self) -> str:
-        """Path of the image it is about."""
+    def own_image(self) -> str:
+        """Path of the image the question is about."""
         return next(iter(self.images.values()))
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a policy wrote: the text without special tokens, and the ids of its tokens, the end
-    token among them.
-    """
+    """A completion: its text without special tokens, and its token ids, end token included."""
 
     text: str
     ids: tuple[int, ...]
@@ -73,7 +70,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one batch, and how many rows a batch had at most."""
+    """Completions of one batch, and the batch size in force (most rows a batch may have)."""
 
     completions: dict[Key, Completion]
     batch_size: int
@@ -81,73 +78,113 @@ class Answers:
 
 @dataclass(frozen=True)
 class _Row:
-    """A question and one of its variants: the prefix it continues, and the token ids behind."""
+    """One variant of a question: index of its prefix, and the token ids behind the prefix."""
 
     key: Key
     prefix: int
     words: list[int]
 
 
-def cut_windows(asked: Sequence[Question], batch_size: int | Literal["auto"]) -> list[range]:
-    """Cut the questions into windows of some batches each; those about one image that stand
-    together stay together.
+def cut_windows(questions: Sequence[Question], batch_size: int | Literal["auto"]) -> list[range]:
+    """Cut the questions into windows of a few batches; neighbours about one image share a window.
 
-    How many processes share the windows does not matter, so that one process may go on where
-    several were interrupted.
+    Windows do not depend on the number of processes, so one process can resume what several began.
     """
-    least = _WINDOW if batch_size == "auto" else max(batch_size, min(4 * batch_size, _WINDOW))
-    windows, start = [], 0
-    for place in range(1, len(asked)):
-        if place - start >= least and asked[place].own != asked[place - 1].own:
-            windows.append(range(start, place))
-            start = place
-    return [*windows, range(start, len(asked))] if asked else []
+    if batch_size == "auto":
+        least = _WINDOW
+    else:
+        least = max(batch_size, min(4 * batch_size, _WINDOW))
+    windows = []
+    start = 0
+    for index in range(1, len(questions)):
+        new_image = questions[index].own_image != questions[index - 1].own_image
+        if index - start >= least and new_image:
+            windows.append(range(start, index))
+            start = index
+    return [*windows, range(start, len(questions))] if questions else []
 
 
 def answer_greedily(
     policy: PreTrainedModel,
     processor: Any,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     *,
     windows: Sequence[range],
     batch_size: BatchSize,
     max_new_tokens: int,
-    done: Set[Key] = frozenset(),
-    loaders: int = 0,
-    leave: float = COMPACT_BELOW,
+    completed: Set[Key] = frozenset(),
+    loader_threads: int = 0,
+    compact_below: float = COMPACT_BELOW,
 ) -> Iterator[Answers]:
-    """Answer the questions of some windows (`cut_windows`), but for what is done, batch after
-    batch.
+    """Answer the questions of some windows (`cut_windows`), batch by batch, except `completed`.
 
-    Questions about the same or neighbouring images should stand together. `loaders`: threads that
-    open images ahead of a GPU; with 0 they are opened as they are needed. Tokens that stand for
-    images are never generated. Raises InputError naming an image that does not open or a question
-    that cannot be asked, and when a GPU's memory does not suffice.
+    Questions about the same or neighbouring images should be adjacent. `loader_threads`: threads
+    that open images ahead of the GPU; 0 opens each when it is needed. Tokens that stand for images
+    are never generated. Raises InputError for an image that does not open, for a question with an
+    image token, and if GPU memory does not suffice for the smallest batch.
     """
     policy.eval()
     embed_patches_by_product(policy)
-    left = [
-        window
-        for window in windows
-        if not done >= {(place, variant) for place in window for variant in asked[place].images}
-    ]
-    paths = [_paths(asked, window) for window in left]
-    answerer = _Answerer(policy, processor, max_new_tokens, batch_size, leave)
-    with load_images(processor, policy.dtype, [*chain.from_iterable(paths)], loaders) as stream:
-        for window, its_own in zip(left, paths, strict=True):
-            yield from answerer.answer(asked, window, its_own, stream, done)
+    pending = [window for window in windows if not completed >= _keys(questions, window)]
+    paths = [_image_paths(questions, window) for window in pending]
+    answerer = _Answerer(policy, processor, max_new_tokens, batch_size, compact_below)
+    all_paths = list(chain.from_iterable(paths))
+    with load_images(processor, policy.dtype, all_paths, loader_threads) as stream:
+        for window, window_paths in zip(pending, paths, strict=True):
+            yield from answerer.answer(questions, window, window_paths, stream, completed)
 
 
-def _paths(asked: Sequence[Question], window: range) -> list[str]:
-    """The images that the questions of a window need, each once."""
-    return list(
-        dict.fromkeys(
-            path
-            for place in window
-            for path in (asked[place].own, *asked[place].images.values())
-            if path != BLANK
-        )
-    )
+def _keys(questions: Sequence[Question], window: range) -> set[Key]:
+    keys: set[Key] = set()
+    for index in window:
+        keys.update((index, variant) for variant in questions[index].images)
+    return keys
+
+
+def _image_paths(questions: Sequence[Question], window: range) -> list[str]:
+    """The distinct images that the questions of a window need, in order."""
+    paths: dict[str, None] = {}
+    for index in window:
+        paths |= dict.fromkeys(questions[index].images.values())
+    paths.pop(BLANK, None)
+    return list(paths)
+
+
+class _WindowImages:
+    """Images of a window, numbered as they are iterated over: those at its paths, then black ones.
+
+    There is one black image per size that a blank variant needs. Takes `len(paths)` images from
+    `stream`, which goes on with the next window.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        paths: Sequence[str],
+        stream: Iterator[ProcessedImage],
+        black_image: Callable[[tuple[int, int]], ProcessedImage],
+    ) -> None:
+        self._questions = questions
+        self._paths = paths
+        self._stream = stream
+        self._black_image = black_image
+        self._numbers: dict[str | tuple[int, int], int] = {}  # by path; black ones by size
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def __iter__(self) -> Iterator[ProcessedImage]:
+        # paths come first: zip must end before it takes the next window's first image
+        for path, image in zip(self._paths, self._stream, strict=False):
+            self._numbers[path] = len(self._numbers)
+            self._sizes[path] = image.size
+            yield image
+        for question in self._questions:
+            size = self._sizes[question.own_image]
+            if BLANK in question.images.values() and size not in self._numbers:
+                self._numbers[size] = len(self._numbers)
+                yield self._black_image(size)
+
+    def number(self, question: Question, path: str) -> int:
+        return self._numbers[self._sizes[question.own_image] if path == BLANK else path]
 
 
 class _Answerer:
@@ -155,107 +192,114 @@ class _Answerer:
         self,
         policy: PreTrainedModel,
         processor: Any,
-        most: int,
+        max_new_tokens: int,
         batch_size: BatchSize,
-        leave: float,
+        compact_below: float,
     ) -> None:
-        self._policy, self._processor, self._most, self._size, self._leave = (
-            policy,
-            processor,
-            most,
-            batch_size,
-            leave,
-        )
-        ends = policy.generation_config.eos_token_id
-        self._ends = ends if isinstance(ends, list) else [ends]
+        self._policy = policy
+        self._processor = processor
+        self._max_new_tokens = max_new_tokens
+        self._batch_size = batch_size
+        self._compact_below = compact_below
+        eos = policy.generation_config.eos_token_id
+        self._eos_ids = eos if isinstance(eos, list) else [eos]
         self._suppressed = vision_token_ids(processor)
 
     @torch.inference_mode()
     def answer(
         self,
-        asked: Sequence[Question],
+        questions: Sequence[Question],
         window: range,
         paths: Sequence[str],
-        stream: Iterator[Processed],
-        done: Set[Key],
+        stream: Iterator[ProcessedImage],
+        completed: Set[Key],
     ) -> Iterator[Answers]:
         """Answer one window, whose images come next in the stream."""
-        head, words = self._tokenize([asked[place] for place in window])
-        numbers: dict[str | tuple[int, int], int] = {}
-        sizes: dict[str, tuple[int, int]] = {}
-
-        def needed() -> Iterator[Processed]:
-            """The images at the paths, and then a black one of each size that is asked for."""
-            for path, image in zip(paths, stream, strict=False):
-                numbers[path], sizes[path] = len(numbers), image.size
-                yield image
-            for place in window:
-                size = sizes[asked[place].own]
-                if BLANK in asked[place].images.values() and size not in numbers:
-                    numbers[size] = len(numbers)
-                    yield process(self._processor, Image.new("RGB", size), self._policy.dtype)
-
-        prefixes = pass_over_images(self._policy, self._processor, head, words[0][0], needed())
-        rows = [
-            _Row(
-                (place, variant),
-                numbers[sizes[asked[place].own] if path == BLANK else path],
-                words[place - window.start],
-            )
-            for place in window
-            for variant, path in asked[place].images.items()
-        ]
+        own = [questions[index] for index in window]
+        head, words = self._tokenize(own)
+        images = _WindowImages(own, paths, stream, self._black_image)
+        prefixes = prefill_images(self._policy, self._processor, head, words[0][0], images)
+        rows = []
+        for index, question, ids in zip(window, own, words, strict=True):
+            for variant, path in question.images.items():
+                rows.append(_Row((index, variant), images.number(question, path), ids))
+        # longest first: little padding, and a batch that does not fit in memory fails at once
         rows.sort(key=lambda row: (-prefixes.lengths[row.prefix], -len(row.words)))
-        self._size.estimate(self._policy, max(prefixes.lengths), max(map(len, words)), self._most)
-        # batches as they would be were nothing done
-        for start in range(0, len(rows), size := self._size.rows):
-            waiting = [row for row in rows[start : start + size] if row.key not in done]
+        self._batch_size.estimate(
+            self._policy, max(prefixes.lengths), max(map(len, words)), self._max_new_tokens
+        )
+        yield from self._answer_rows(prefixes, rows, completed)
+
+    def _answer_rows(
+        self, prefixes: Prefixes, rows: Sequence[_Row], completed: Set[Key]
+    ) -> Iterator[Answers]:
+        """Answer rows in batches.
+
+        Batches are cut before completed rows are left out, and a batch that does not fit is halved
+        without moving the next: so a resumed run rounds as an uninterrupted one does.
+        """
+        size = self._batch_size.rows  # constant: the loop below may halve it
+        for start in range(0, len(rows), size):
+            waiting = [row for row in rows[start : start + size] if row.key not in completed]
             while waiting:
-                answers = self._try(prefixes, waiting[: self._size.rows])
+                answers = self._try(prefixes, waiting[: self._batch_size.rows])
                 if answers is not None:
                     waiting = waiting[len(answers.completions) :]
                     yield answers
 
     def _try(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers | None:
-        """The answers of some rows; None if they do not fit, with the batch size halved."""
+        """The answers to some rows; None, with the batch size halved, if they do not fit."""
         try:
-            return Answers(
-                dict(zip((row.key for row in rows), self._complete(prefixes, rows), strict=True)),
-                self._size.rows,
-            )
+            completions = self._complete(prefixes, rows)
         except torch.OutOfMemoryError as error:
-            self._size.halve(error.with_traceback(None))  # which holds what took the memory
+            # the frames of its traceback hold the tensors that took the memory
+            self._batch_size.halve(error.with_traceback(None))
+        else:
+            keys = (row.key for row in rows)
+            return Answers(dict(zip(keys, completions, strict=True)), self._batch_size.rows)
         torch.cuda.empty_cache()
         return None
 
     def _complete(self, prefixes: Prefixes, rows: Sequence[_Row]) -> list[Completion]:
-        device, pad = self._policy.device, self._processor.tokenizer.pad_token_id
-        picked = torch.tensor([row.prefix for row in rows], device=device)
-        before, after = (
-            max(prefixes.lengths[row.prefix] for row in rows),
-            max(len(row.words) for row in rows),
-        )
+        """Complete B rows, whose prefixes take P columns and whose words take W."""
+        device = self._policy.device
+        selected = torch.tensor([row.prefix for row in rows], device=device)  # (B,) of the U
+        prefix_lengths = [prefixes.lengths[row.prefix] for row in rows]
+        words_lengths = [len(row.words) for row in rows]
+        prefix_width = max(prefix_lengths)
+        words_width = max(words_lengths)
+        # prefixes are left-padded: their last P columns hold the longest one of this batch
         layers = [
             PreallocatedLayer.from_prefix(
-                keys[picked, :, -before:], values[picked, :, -before:], after + self._most - 1
+                keys[selected, :, -prefix_width:],
+                values[selected, :, -prefix_width:],
+                words_width + self._max_new_tokens - 1,
             )
             for keys, values in prefixes.layers
         ]
         cache = DynamicCache()
         cache.layers = layers
+        pad = self._processor.tokenizer.pad_token_id
         ids = torch.tensor(
-            [[pad] * (after - len(row.words)) + row.words for row in rows], device=device
+            [[pad] * (words_width - len(row.words)) + row.words for row in rows], device=device
         )
-        lengths = torch.tensor(
-            [[prefixes.lengths[row.prefix], len(row.words)] for row in rows], device=device
-        )
-        seen = torch.arange(before, device=device) >= before - lengths[:, :1]
-        real = torch.arange(after, device=device) >= after - lengths[:, 1:]
-        causal = torch.ones(after, after, dtype=torch.bool, device=device).tril() & real[:, None, :]
-        mask = torch.cat([seen[:, None, :].expand(-1, after, -1), causal], dim=2)[:, None]
-        offsets = (torch.arange(after, device=device) - (after - lengths[:, 1:])).clamp(min=0)
-        first = prefixes.next[:, picked]
-        with last_layer_yields(self._policy, 1):
+        in_prefix = _right_aligned(prefix_lengths, prefix_width, device)  # (B, P)
+        in_words = _right_aligned(words_lengths, words_width, device)  # (B, W)
+        # (B, 1, W, P + W); padding queries see the prefix, so no softmax is over nothing
+        causal = torch.ones(words_width, words_width, dtype=torch.bool, device=device).tril()
+        mask = torch.cat(
+            [
+                in_prefix[:, None, :].expand(-1, words_width, -1),
+                causal & in_words[:, None, :],
+            ],
+            dim=2,
+        )[:, None]
+        # (B, W): 0 at the first word, and at the padding before it
+        lengths = torch.tensor(words_lengths, device=device)
+        columns = torch.arange(words_width, device=device)
+        offsets = (columns - (words_width - lengths[:, None])).clamp(min=0)
+        first = prefixes.next_positions[:, selected]  # (3, B)
+        with narrow_last_layer(self._policy, 1):
             logits = self._policy(
                 input_ids=ids,
                 attention_mask=mask,
@@ -267,40 +311,51 @@ class _Answerer:
         written = complete_greedily(
             self._policy,
             layers,
-            torch.cat([seen, real], dim=1),
-            first + lengths[:, 1],
+            torch.cat([in_prefix, in_words], dim=1),
+            first + lengths,
             logits,
-            max_tokens=self._most,
-            ends=self._ends,
+            max_tokens=self._max_new_tokens,
+            eos_ids=self._eos_ids,
             suppressed=self._suppressed,
-            leave=self._leave,
+            compact_below=self._compact_below,
         )
         texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
         return [Completion(text, tuple(ids)) for text, ids in zip(texts, written, strict=True)]
 
+    def _black_image(self, size: tuple[int, int]) -> ProcessedImage:
+        return process_image(self._processor, Image.new("RGB", size), self._policy.dtype)
+
     def _tokenize(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
-        """The token ids before the image, the same for all, and those behind it, for each question."""
+        """Token ids before the image, the same for all questions, and those behind it, for each."""
         texts = [
             self._processor.apply_chat_template(
-                chat(each.words), add_generation_prompt=True, tokenize=False
+                chat(question.words), add_generation_prompt=True, tokenize=False
             )
-            for each in questions
+            for question in questions
         ]
-        heads, words, token = [], [], self._processor.image_token_id
-        for question, ids in zip(
-            questions, self._processor.tokenizer(texts)["input_ids"], strict=True
-        ):
-            if (found := ids.count(token)) != 1:
+        image_token = self._processor.image_token_id
+        heads = []
+        words = []
+        all_ids = self._processor.tokenizer(texts)["input_ids"]
+        for question, ids in zip(questions, all_ids, strict=True):
+            count = ids.count(image_token)
+            if count != 1:
                 raise InputError(
-                    f"the question {question.words[:80]!r} has {found} tokens that stand for"
-                    f" images, its image needs 1: none may hold {self._processor.image_token}"
+                    f"the question {question.words[:80]!r} has {count} image tokens, expected 1:"
+                    f" remove {self._processor.image_token} from its text"
                 )
-            place = ids.index(token)
-            heads.append(ids[:place])
-            words.append(ids[place + 1 :])
+            at = ids.index(image_token)
+            heads.append(ids[:at])
+            words.append(ids[at + 1 :])
         if any(head != heads[0] for head in heads):
             raise InputError(
-                "the model's chat template puts words of the question before its image, which"
-                " Med-R1's prompts do not"
+                "the model's chat template puts words of the question before the image, which is"
+                " not supported: the image must come first"
             )
         return heads[0], words
+
+
+def _right_aligned(lengths: Iterable[int], width: int, device: torch.device) -> Tensor:
+    """Boolean (B, width), true in the last `length` columns of each row."""
+    starts = width - torch.tensor(list(lengths), device=device)
+    return torch.arange(width, device=device) >= starts[:, None]

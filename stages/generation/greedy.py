@@ -1,4 +1,4 @@
-"""Greedy completions behind a cache that is filled; rows that have ended leave the batch."""
+"""Greedy decoding behind a filled KV cache; finished rows are dropped from the batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from transformers import DynamicCache
 from stages.policy.kv_cache import PreallocatedLayer
 
 COMPACT_BELOW: Final = 0.5
-"""Rows that have ended leave when at most this share is still open: all at once, so that what stays
-is copied a few times only.
+"""Drop finished rows once at most this share of the batch is unfinished.
+
+Dropping copies the cache of the remaining rows: all at once, this happens a few times only.
 """
 
 
@@ -26,57 +27,62 @@ def complete_greedily(
     logits: Tensor,
     *,
     max_tokens: int,
-    ends: Sequence[int],
+    eos_ids: Sequence[int],
     suppressed: Sequence[int] = (),
-    leave: float = COMPACT_BELOW,
+    compact_below: float = COMPACT_BELOW,
 ) -> list[list[int]]:
-    """The likeliest token, step after step, for each of B rows: lists of token ids, the end token
-    among them.
+    """Decode B rows greedily; returns their token ids, end token included.
 
-    `layers` hold the prompts' keys and values, with room for `max_tokens` - 1 columns, of which
-    `mask` (B, W) says what is no padding; `positions` (3, B), M-RoPE, and `logits` (B, V) are those
-    of the first token. `suppressed` tokens are never written.
+    Args:
+        policy: A Qwen2-VL-like model.
+        layers: KV cache of the prompts (W columns), with room for `max_tokens` - 1 more columns.
+        mask: (B, W), true where a column of the cache is not padding.
+        positions: (3, B), M-RoPE positions of the first generated token.
+        logits: (B, V) of the first generated token.
+        max_tokens: Upper bound of the length of a row.
+        eos_ids: Tokens that end a row.
+        suppressed: Tokens that are never generated.
+        compact_below: See `COMPACT_BELOW`; 0 never drops a row before all have finished.
     """
     device = logits.device
     layers = list(layers)
     cache = DynamicCache()
     cache.layers = layers
-    stop, never = (
-        torch.tensor(list(each), dtype=torch.long, device=device) for each in (ends, suppressed)
-    )
+    eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
+    never = torch.tensor(list(suppressed), dtype=torch.long, device=device)
+    # output, one row per prompt; the tensors below hold the rows that are still in the batch
     written = torch.zeros(len(logits), max_tokens, dtype=torch.long, device=device)
-    rows = torch.arange(len(logits), device=device)  # of what is left of the batch
-    open_ = torch.ones(len(logits), dtype=torch.bool, device=device)
     lengths = torch.full((len(logits),), max_tokens, device=device)
-    # without padding there is nothing to mask, and no mask lets the attention take its fastest way
-    whole = bool(mask.all())
+    rows = torch.arange(len(logits), device=device)  # batch row -> output row
+    unfinished = torch.ones(len(logits), dtype=torch.bool, device=device)
+    # without padding no mask is needed, and attention can use its fastest kernel
+    unpadded = bool(mask.all())
     mask = torch.cat([mask, mask.new_ones(len(mask), max_tokens)], dim=1)
     width = mask.shape[1] - max_tokens
     for step in range(max_tokens):
         chosen = logits.float().index_fill(1, never, -torch.inf).argmax(-1)
         written[rows, step] = chosen
-        ended = open_ & torch.isin(chosen, stop)
+        ended = unfinished & torch.isin(chosen, eos)
         lengths[rows[ended]] = step + 1
-        open_ = open_ & ~ended
-        left = int(open_.sum())
-        if step == max_tokens - 1 or not left:
+        unfinished = unfinished & ~ended
+        remaining = int(unfinished.sum())
+        if step == max_tokens - 1 or not remaining:
             break
-        if left <= leave * len(rows):
-            stay = open_.nonzero()[:, 0]
+        if remaining <= compact_below * len(rows):
+            selected = unfinished.nonzero()[:, 0]
             for layer in layers:
-                layer.select_rows(stay)
-            rows, mask, positions, chosen, open_ = (
-                rows[stay],
-                mask[stay],
-                positions[:, stay],
-                chosen[stay],
-                open_[stay],
-            )
+                layer.select_rows(selected)
+            rows = rows[selected]
+            mask = mask[selected]
+            positions = positions[:, selected]
+            chosen = chosen[selected]
+            unfinished = unfinished[selected]
         logits = policy(
             input_ids=chosen[:, None],
-            attention_mask=None if whole else mask[:, None, None, : width + step + 1],
+            attention_mask=None if unpadded else mask[:, None, None, : width + step + 1],
             position_ids=(positions + step)[..., None],
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
+    # tokens behind a row's end are not part of it
     return [row[:length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]

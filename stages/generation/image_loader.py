@@ -1,4 +1,4 @@
-"""Images as a policy takes them, opened and processed ahead of a GPU by threads."""
+"""Image loading for a policy: opened and preprocessed ahead of the GPU by threads."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from stages.core.iteration.prefetch import prefetch
 from stages.corpus.dataset.image_store import open_image
 
 _AHEAD: Final = 4
-"""Images a thread may be ahead; one of 384 x 384 takes some MB."""
+"""Images each thread may load ahead; a processed image of 384 x 384 takes a few MB."""
 
 
 @dataclass(frozen=True)
-class Processed:
-    """An image's patches (N, features) and grid (3,), and its size in pixels, (width, height)."""
+class ProcessedImage:
+    """Patches (N, features) and grid (3,) of an image, and its size in pixels, (width, height)."""
 
     patches: Tensor
     grid: Tensor
     size: tuple[int, int]
 
 
-def process(processor: Any, image: Image.Image, dtype: torch.dtype) -> Processed:
-    """What the processor makes of one image."""
+def process_image(processor: Any, image: Image.Image, dtype: torch.dtype) -> ProcessedImage:
+    """Run the processor on one image."""
     fields = processor.image_processor(images=[image], return_tensors="pt")
-    return Processed(fields["pixel_values"].to(dtype), fields["image_grid_thw"][0], image.size)
+    return ProcessedImage(fields["pixel_values"].to(dtype), fields["image_grid_thw"][0], image.size)
 
 
 @contextmanager
 def load_images(
     processor: Any, dtype: torch.dtype, paths: Sequence[str], threads: int
-) -> Iterator[Iterator[Processed]]:
-    """Inside, the images at some paths, in order; each as it is asked for, or with threads a few
-    ahead of that.
+) -> Iterator[Iterator[ProcessedImage]]:
+    """Yield an iterator over the images at some paths, in order.
 
-    Asking raises InputError naming an image that does not open.
+    With `threads`, images are loaded a few ahead; with 0, each when the iterator reaches it. The
+    iterator raises InputError naming an image that does not open.
     """
 
-    def load(path: str) -> Processed:
-        return process(processor, open_image(path), dtype)
+    def load(path: str) -> ProcessedImage:
+        return process_image(processor, open_image(path), dtype)
 
     if not threads:
         yield map(load, paths)

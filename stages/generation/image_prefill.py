@@ -1,6 +1,4 @@
-"""What a policy makes of images and of what stands before them, once for all the words that are put
-behind.
-"""
+"""Prefill of images: their keys and values are computed once for all questions about them."""
 
 from __future__ import annotations
 
@@ -14,112 +12,123 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.core.errors import InputError
-from stages.generation.image_loader import Processed
-from stages.policy.prefill import pass_over_prompts
+from stages.generation.image_loader import ProcessedImage
+from stages.policy.prefill import prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone
 
-TOGETHER: Final = 32
-"""Images that go through the policy together: enough for any device, and each takes tens of MB on
-its way.
-"""
+IMAGES_PER_PASS: Final = 32
+"""Images per forward pass: enough to saturate any device; each takes tens of MB of activations."""
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Keys and values of U prefixes, padded on the left to P tokens.
+    """KV cache of U prefixes (chat head and image), left-padded to P tokens.
 
-    `layers`, a pair of (U, H, P, D) for each; `lengths`, tokens without padding; `next`, (3, U),
-    the position of the token that follows.
+    `layers`: a pair of keys and values (U, H, P, D) per layer; `lengths`: tokens without padding;
+    `next_positions`: (3, U), M-RoPE position of the token behind each prefix.
     """
 
     layers: list[tuple[Tensor, Tensor]]
     lengths: list[int]
-    next: Tensor
+    next_positions: Tensor
 
 
-def pass_over_images(
+def prefill_images(
     policy: nn.Module,
     processor: Any,
     head: Sequence[int],
     follower: int,
-    images: Iterable[Processed],
+    images: Iterable[ProcessedImage],
 ) -> Prefixes:
-    """Run token ids that stand before an image, and the tokens of each image behind them.
+    """Run each prefix through the policy: the token ids of `head`, then the tokens of an image.
 
-    `follower` is any token of text that may come next. Raises InputError if a GPU's memory does not
-    hold one image.
+    `follower` is any text token that may come next: it is not run, but gives the next position.
+    Batches that do not fit in GPU memory are halved; raises InputError if one image does not fit.
     """
-    parts: list[list[tuple[Tensor, Tensor]]] = []
+    parts: list[list[tuple[Tensor, Tensor]]] = []  # per pass, then per layer
     lengths: list[int] = []
-    following: list[Tensor] = []
-    stream, together = iter(images), TOGETHER
-    waiting: list[Processed] = []
-    while waiting or (waiting := list(islice(stream, TOGETHER))):
-        batch, positions = _prompts(policy, processor, head, follower, waiting[:together])
-        short: torch.OutOfMemoryError | None = None
+    next_positions: list[Tensor] = []
+    stream = iter(images)
+    size = IMAGES_PER_PASS
+    waiting: list[ProcessedImage] = []
+    while waiting or (waiting := list(islice(stream, IMAGES_PER_PASS))):
+        prompts, following = _prefix_prompts(policy, processor, head, follower, waiting[:size])
+        shortage: torch.OutOfMemoryError | None = None
         try:
-            done = pass_over_prompts(policy, batch, batch.image_inputs)
+            prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
         except torch.OutOfMemoryError as error:
-            short = error.with_traceback(None)  # which holds what took the memory
-        if short is not None:
-            if together == 1:
-                said = str(short).splitlines()[0]
+            # the frames of its traceback hold the tensors that took the memory
+            shortage = error.with_traceback(None)
+        if shortage is not None:
+            if size == 1:
+                cause = str(shortage).splitlines()[0]
                 raise InputError(
-                    f"out of GPU memory with one image ({said}): set base.max_pixels lower, or free"
+                    f"out of GPU memory with one image ({cause}): lower base.max_pixels, or free"
                     " the GPU"
-                ) from short
-            together //= 2
+                ) from shortage
+            size //= 2
             torch.cuda.empty_cache()
             continue
-        parts.append(list(done.keys_values))
-        lengths += batch.mask.sum(1).tolist()
-        following.append(positions)
-        waiting = waiting[together:]
-    width = max(lengths)
+        parts.append(list(prompt_pass.keys_values))
+        lengths += prompts.mask.sum(1).tolist()
+        next_positions.append(following)
+        waiting = waiting[size:]
+    layers = _join_passes(parts, max(lengths))
+    return Prefixes(layers, lengths, torch.cat(next_positions, dim=1))
+
+
+def _join_passes(
+    parts: list[list[tuple[Tensor, Tensor]]], width: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Concatenate the passes layer by layer, left-padded to `width`.
+
+    Each layer's parts are replaced by the result, so only one layer is in memory twice.
+    """
     layers = []
-    for number in range(
-        len(parts[0])
-    ):  # a layer at a time, so that the parts of one alone are there twice
-        layers.append(
-            (
-                _stack([part[number][0] for part in parts], width),
-                _stack([part[number][1] for part in parts], width),
-            )
-        )
+    for number in range(len(parts[0])):
+        keys = _pad_and_concatenate([part[number][0] for part in parts], width)
+        values = _pad_and_concatenate([part[number][1] for part in parts], width)
+        layers.append((keys, values))
         for part in parts:
             part[number] = layers[-1]
-    return Prefixes(layers, lengths, torch.cat(following, dim=1))
+    return layers
 
 
-def _prompts(
-    policy: Any, processor: Any, head: Sequence[int], follower: int, images: Sequence[Processed]
+def _pad_and_concatenate(parts: Sequence[Tensor], width: int) -> Tensor:
+    """Join keys or values (U, H, P, D) of several passes, left-padded to `width` columns."""
+    return torch.cat([functional.pad(each, (0, 0, width - each.shape[2], 0)) for each in parts])
+
+
+def _prefix_prompts(
+    policy: Any,
+    processor: Any,
+    head: Sequence[int],
+    follower: int,
+    images: Sequence[ProcessedImage],
 ) -> tuple[PromptBatch, Tensor]:
     """The prefixes of some images as prompts, and the position (3, U) behind each."""
-    token, merged = processor.image_token_id, processor.image_processor.merge_size**2
-    rows = [[*head, *[token] * (int(each.grid.prod()) // merged), follower] for each in images]
+    image_token = processor.image_token_id
+    patches_per_token = processor.image_processor.merge_size**2
+    rows = []
+    for image in images:
+        image_tokens = int(image.grid.prod()) // patches_per_token
+        rows.append([*head, *[image_token] * image_tokens, follower])
     width = max(len(row) for row in rows)
-    ids = torch.tensor(
-        [[processor.tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
-    )
+    pad = processor.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    grids = torch.stack([each.grid for each in images])
+    grids = torch.stack([image.grid for image in images])
+    # M-RoPE gives an image fewer positions than tokens: only the model knows what comes next
     positions, _ = backbone(policy).get_rope_index(
-        ids, (ids == token).int(), image_grid_thw=grids, attention_mask=mask
+        ids, (ids == image_token).int(), image_grid_thw=grids, attention_mask=mask
     )
     device = policy.device
-    return (
-        PromptBatch(
-            ids=ids[:, :-1].to(device),
-            mask=mask[:, :-1].to(device),
-            positions=positions[..., :-1].to(device),
-            pixel_values=torch.cat([each.patches for each in images]).to(device),
-            image_grid_thw=grids.to(device),
-            image_counts=(1,) * len(images),
-        ),
-        positions[..., -1].to(device),
+    prompts = PromptBatch(
+        ids=ids[:, :-1].to(device),
+        mask=mask[:, :-1].to(device),
+        positions=positions[..., :-1].to(device),
+        pixel_values=torch.cat([image.patches for image in images]).to(device),
+        image_grid_thw=grids.to(device),
+        image_counts=(1,) * len(images),
     )
-
-
-def _stack(parts: Sequence[Tensor], width: int) -> Tensor:
-    """Keys or values (U, H, P, D) of several passes as one, padded on the left to the widest."""
-    return torch.cat([functional.pad(each, (0, 0, width - each.shape[2], 0)) for each in parts])
+    return prompts, positions[..., -1].to(device)

@@ -23,8 +23,8 @@ from stages.core.errors import InputError
 from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import Sampling, draws, sample_completions
 from stages.grpo.shared_prefix import LMHeadOptions, concatenate, score
-from stages.grpo.vllm_rollout import check_prompts_of
-from stages.policy.prefill import ImageInputs, PromptPass, pass_over_prompts
+from stages.grpo.vllm_rollout import verify_prompts
+from stages.policy.prefill import ImageInputs, PromptPass, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
 
@@ -63,7 +63,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
                 embed_patches_by_product(policy)
         if self.use_vllm:
-            check_prompts_of(self.vllm_generation, backbone(self.model).config.image_token_id)
+            verify_prompts(self.vllm_generation, backbone(self.model).config.image_token_id)
         self._features = VisionFeatures(sharing.vision_cache) if sharing.vision_cache else None
         self._tower_frozen = not any(
             p.requires_grad for name, p in self.model.named_parameters() if ".visual." in f".{name}"
@@ -74,7 +74,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return self.sharing.engine == "shared-prefix" and bool(self.model.training)
 
     # -- batches
-    # -----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, without its shuffle, which would take the members of a group apart."""
@@ -91,8 +91,9 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """As TRL's, which sees the questions without their images, and so processes none; they come
-        back as `prompts`.
+        """TRL's method on prompts without images, so that it processes none.
+
+        They return as `prompts`.
         """
         if not self._shares:
             return super()._generate_and_score_completions(inputs)
@@ -121,7 +122,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return [row for row in ids for _ in range(group)], None, {}
 
     # -- rollout
-    # -----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _generate_single_turn(
         self,
@@ -170,16 +171,14 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             self.accelerator.autocast(),
         ):
             with nullcontext() if self.sharing.reuse_prompt_pass else torch.no_grad():
-                passed = pass_over_prompts(policy, prompts, self._image_inputs(policy, prompts))
+                passed = prefill_prompts(policy, prompts, self._image_inputs(policy, prompts))
             self._prompt_cache = passed if self.sharing.reuse_prompt_pass else None
             return sample_completions(policy, prompts, passed.detached(), uniform, sampling), None
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
-        """TRL's; a reward sees the whole example, and one that is no number stops the run instead
-        of being left out.
-        """
+        """TRL's method; rewards see the whole example, and a reward that is not a number raises."""
         inputs = self._examples if self._shares else inputs
         rewards: Tensor = super()._calculate_rewards(
             inputs, prompts, completions, completion_ids_list
@@ -194,7 +193,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return rewards
 
     # -- scoring
-    # -----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if not self._shares:
@@ -221,9 +220,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         compute_aux_loss: bool = False,
         **fields: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log-probabilities and entropies (N, C) of the completions, N = B * G rows in whole
-        groups.
-        """
+        """Log-probabilities and entropies (N, C) of completions, N = B * G rows in whole groups."""
         if not self._shares:
             scored: tuple[Tensor, Tensor | None, Tensor | None] = (
                 super()._get_per_token_logps_and_entropies(
@@ -281,9 +278,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         )
 
     def _image_inputs(self, model: Any, prompts: PromptBatch) -> ImageInputs:
-        """The images of some prompts for a forward: their features if the model's tower never
-        changes, or their pixels.
-        """
+        """Image inputs of a forward: features if the vision tower is frozen, otherwise pixels."""
         unchanging = self._tower_frozen or model is self.ref_model
         if self._features is not None and unchanging:
             return self._features(self.accelerator.unwrap_model(model), prompts)
@@ -312,8 +307,9 @@ def _images(example: dict[str, Any]) -> list[Any]:
 
 
 def _scatter_groups(values: Tensor, live: list[int], groups: int) -> Tensor:
-    """Scores (len(live) * G, C) of some groups in their places among all; elsewhere the mean, so
-    that no logged mean moves.
+    """Scatter scores (len(live) * G, C) of active groups into all groups.
+
+    Other places get the mean, so that logged means do not change.
     """
     values = values.view(len(live), -1, values.shape[1])
     whole = values.detach().mean().expand(groups, *values.shape[1:]).clone()

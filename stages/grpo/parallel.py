@@ -1,6 +1,4 @@
-"""How several processes share a training: what TRL's trainers are told of it, and what it means
-when a process loses the others.
-"""
+"""Distributed training with TRL's trainers, and the diagnosis of lost ranks."""
 
 from __future__ import annotations
 
@@ -35,8 +33,7 @@ def deepspeed_configuration(grpo: Grpo) -> Path | None:
 
 
 def processes_to_launch(grpo: Grpo) -> int:
-    """How many processes this one has to start for a training; 0 if it trains itself, alone or as
-    one of several.
+    """Number of ranks this process must launch; 0 if it trains itself, alone or as a rank.
 
     With `none`, GPUs but the first are put out of its sight. Raises InputError where `ddp` finds
     one GPU, several processes are there that `none` does not want, or DeepSpeed is missing.
@@ -63,8 +60,9 @@ def processes_to_launch(grpo: Grpo) -> int:
 
 
 def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
-    """`grpo.parallel` in the words of TRL's trainers. InputError without DeepSpeed where it is
-    asked for.
+    """`grpo.parallel` in the words of TRL's trainers.
+
+    InputError without DeepSpeed where it is asked for.
     """
     configuration = deepspeed_configuration(grpo)
     if configuration and util.find_spec("deepspeed") is None:
@@ -82,8 +80,9 @@ def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
 
 
 def prepare_deepspeed(grpo: Grpo) -> None:
-    """Before DeepSpeed is imported: let it compute on a CPU where there is no GPU, and load a
-    state's tensors and nothing else.
+    """Prepare DeepSpeed before its import: CPU accelerator without a GPU.
+
+    Load tensors only from states.
     """
     if deepspeed_configuration(grpo) is None:
         return
@@ -96,9 +95,7 @@ def prepare_deepspeed(grpo: Grpo) -> None:
 
 
 def join_deepspeed(grpo: Grpo, config: Any) -> None:
-    """Let DeepSpeed know the processes that TRL's `config` knows, before a model is opened: on a
-    CPU it is told by nobody else.
-    """
+    """Initialise DeepSpeed's process group before a model is loaded; on a CPU nobody else does."""
     if deepspeed_configuration(grpo) is None:
         return
     import deepspeed
@@ -113,7 +110,7 @@ def join_deepspeed(grpo: Grpo, config: Any) -> None:
     deepspeed.init_distributed()
 
 
-def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
+def gather_weights(trainer: Any) -> dict[str, torch.Tensor]:
     """The trained weights by name, whole on the first process; all have to call it.
 
     Under `bf16` DeepSpeed computes with weights rounded to 16 bits and keeps those that it trains
@@ -141,21 +138,18 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def others_named(grpo: Grpo) -> Iterator[None]:
-    """Raise an InputError in place of an error that another process's end or silence causes in this
-    one.
-    """
+def peer_errors_explained(grpo: Grpo) -> Iterator[None]:
+    """Replace errors caused by another rank's end or silence by an InputError."""
     try:
         yield
     except RuntimeError as error:
-        if explained := explain_peer_failure(error, grpo):
+        if explained := explain_peer_error(error, grpo):
             raise explained from error
         raise
 
 
-def explain_peer_failure(error: RuntimeError, grpo: Grpo) -> InputError | None:
-    """LostPeerError if another process is gone, InputError if this one waited too long; None for an
-    error of this one.
+def explain_peer_error(error: RuntimeError, grpo: Grpo) -> InputError | None:
+    """LostPeerError if a peer ended, InputError after a timeout, None for an error of this rank.
 
     torch raises gloo's failures as plain RuntimeError and NCCL's as one type for all causes, so the
     text is the only source; it is compared here only. tests/stages/test_train.py kills a process of

@@ -30,9 +30,7 @@ WHOLE: Final = "whole.json"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written whole; what a kill or a full disk left half-written is
-    removed.
-    """
+    """The last complete checkpoint; half-written ones are deleted."""
     whole = []
     for checkpoint in folder.glob("checkpoint-*"):
         if _is_whole(checkpoint):
@@ -51,9 +49,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 class Resumable:
-    """Goes before TRL's trainer in the bases of a trainer; `train(resume_from_checkpoint=...)` then
-    resumes exactly.
-    """
+    """Mix-in before a TRL trainer that makes `train(resume_from_checkpoint=...)` exact."""
 
     def train(self, resume_from_checkpoint: str | None = None, **more: Any) -> Any:
         """Train; from a checkpoint `newest_checkpoint` gave, if any."""
@@ -65,8 +61,9 @@ class Resumable:
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)  # type: ignore[misc]
 
     def keep(self, checkpoint: Path) -> None:
-        """Write what this kind of trainer has to remember beside weights, optimiser and place:
-        nothing, or a subclass says what.
+        """Save state beyond weights, optimiser and position.
+
+        Nothing here, subclasses override it.
         """
 
     def recall(self, checkpoint: Path) -> None:
@@ -119,9 +116,7 @@ class ResumableRollout(Resumable):
     """`Resumable` for GRPO, whose batches of completions may serve several steps."""
 
     def keep(self, checkpoint: Path) -> None:
-        """Write the micro-step, metrics not yet logged, and completions that are still to be learnt
-        from.
-        """
+        """Save the micro-step, unlogged metrics and buffered completions."""
         _write_rollout(checkpoint, self)
 
     def recall(self, checkpoint: Path) -> None:
@@ -133,7 +128,10 @@ class ResumableRollout(Resumable):
 
 
 class _AnyEpoch(RepeatSampler):  # type: ignore[misc]
-    """TRL's order of prompts, which can begin at any epoch: the n-th permutation of its generator."""
+    """TRL's order of prompts, which can begin at any epoch.
+
+    The n-th permutation of its generator.
+    """
 
     epoch = 0
 
@@ -160,9 +158,7 @@ class _EpochOfSampler(TrainerCallback):  # type: ignore[misc]
 
 
 class _NoSaveAtTheEnd(TrainerCallback):  # type: ignore[misc]
-    """Resumed at its last step, transformers would take one more; and the result is written next
-    anyway.
-    """
+    """Skip the save that transformers makes at the last step; the result is written next anyway."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -170,9 +166,7 @@ class _NoSaveAtTheEnd(TrainerCallback):  # type: ignore[misc]
 
 
 def _write_rollout(folder: Path, trainer: Any) -> None:
-    """The micro-step, metrics not yet logged, and the completions that are still to be learnt from,
-    of one process.
-    """
+    """Save one rank's micro-step, unlogged metrics and buffered completions."""
     pending = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) != 0
     tensors, others = _pack(trainer._buffered_inputs or [] if pending else [])
     stem = f"rollout-{trainer.accelerator.process_index}"

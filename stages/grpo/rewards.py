@@ -1,5 +1,4 @@
-"""Med-R1's two rewards, accuracy and format, as TRL calls them: lists in, one float a completion
-out.
+"""Med-R1's rewards, accuracy and format, with TRL's signature: lists in, one float per completion.
 
 Both are stricter than the released code where that can be gamed: its format check passes any number
 of answer tags (`fullmatch` of `<answer>.*?</answer>` with DOTALL), its accuracy check takes the
@@ -22,8 +21,9 @@ Reward = Callable[..., list[float]]
 def accuracy_reward(
     completions: list[Any], gold: list[str], options: list[list[str]], **_: Any
 ) -> list[float]:
-    """1.0 where the completion's answer is the gold letter, else 0.0; `options` are the option
-    texts of each question.
+    """1.0 where the completion's answer is the gold letter, else 0.0.
+
+    `options`: texts per question.
     """
     return [
         float(extract_answer(_text(completion), letter_options(texts)) == letter)
@@ -44,9 +44,7 @@ def format_reward(style: Style) -> Reward:
 
 
 def reward_functions(names: list[str], style: Style) -> list[Reward]:
-    """The rewards of params.yaml by name, in order; each function's `__name__` is what it is logged
-    under.
-    """
+    """Reward functions of params.yaml by name, in order; `__name__` is the logged name."""
     functions: dict[str, Reward] = {"accuracy": accuracy_reward, "format": format_reward(style)}
     for name, function in functions.items():
         function.__name__ = name

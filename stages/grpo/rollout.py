@@ -31,8 +31,9 @@ from stages.policy.prompt_batch import PromptBatch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 takes the likeliest; `suppressed` tokens are never
-    drawn.
+    """How tokens are drawn.
+
+    `temperature` 0 takes the likeliest; `suppressed` tokens are never drawn.
     """
 
     max_tokens: int
@@ -58,8 +59,9 @@ class Sampling:
 
 
 def draws(seed: int, prompts: Sequence[int], group: int, tokens: int) -> Tensor:
-    """Uniform numbers in [0, 1), (B, G, tokens): those of prompt number n depend on seed and n
-    alone.
+    """Uniform draws in [0, 1) of shape (B, G, tokens).
+
+    Those of prompt n depend on seed and n only.
     """
     generators = [
         np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
@@ -74,8 +76,9 @@ def draws(seed: int, prompts: Sequence[int], group: int, tokens: int) -> Tensor:
 def sample_completions(
     policy: nn.Module, prompts: PromptBatch, done: PromptPass, uniform: Tensor, sampling: Sampling
 ) -> list[list[int]]:
-    """Completions of B prompts, B * G lists of token ids, the end token among them; stops when all
-    have ended.
+    """Sample completions of B prompts: B * G token lists with end tokens.
+
+    Stops when all have ended.
 
     `done` is the policy's pass over the prompts without gradients, `uniform` (B, G, max_tokens) the
     draws.
@@ -121,8 +124,9 @@ def sample_completions(
 
 
 def _inverse(scores: Tensor, uniform: Tensor) -> Tensor:
-    """The tokens at which the cumulative probability passes the draws; one of probability 0 is
-    never drawn.
+    """Inverse-CDF sampling: the token at which the cumulative probability passes the draw.
+
+    A token of probability 0 is never drawn.
     """
     cumulative = torch.softmax(scores, dim=-1).double().cumsum(-1)
     total = cumulative[..., -1:]

@@ -1,5 +1,4 @@
-"""Supervised fine-tuning on the answers, by TRL's SFTTrainer: the baseline that GRPO is to be
-judged against.
+"""Supervised fine-tuning on the answers with TRL's SFTTrainer, the baseline for GRPO.
 
 A policy is shown, behind the words that evaluation asks with, the answer of the split and the end
 of its turn; the loss is on these tokens alone. It sees the prompts of its GRPO twin, as many at a
@@ -33,12 +32,11 @@ from stages.grpo.trainer import (
 from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
 from stages.policy.vision_features import embed_patches_by_product
-from stages.prompts.styles import Style, ask, chat
+from stages.prompts.styles import Style, chat, prompt_text
 
 
 def target(gold: str) -> str:
-    """What the policy is to write, in every style: the answer as the split gives it, "<answer> C
-    </answer>".
+    """The training target in every style: the split's answer, "<answer> C </answer>".
 
     The corpus has no thoughts, and none are made up. So a policy of a think style is taught to
     answer without them: its answers count in evaluation as any others, though GRPO's format reward
@@ -65,13 +63,12 @@ def sft_config(grpo: Grpo, sft: Sft, scratch: Path, run_name: str) -> SFTConfig:
 
 
 def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dataset:
-    """Rows {"image": path, "problem", "gold"} as TRL takes them: prompt and completion as text, an
-    image opened on use.
+    """TRL dataset rows: prompt and completion as text, image opened on use.
 
     As text and not as a chat, whose template adds a line break behind the end of the turn: a token
     that no policy ever writes.
     """
-    words = [ask(row["problem"], style, "evaluate") for row in rows]
+    words = [prompt_text(row["problem"], style, "evaluate") for row in rows]
     columns = {
         "prompt": [
             processor.apply_chat_template(chat(each), add_generation_prompt=True, tokenize=False)
@@ -84,9 +81,7 @@ def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dat
 
 
 class _InOrder(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer on prompts in the order of its GRPO trainer: the same sampler, without repeats
-    for a group.
-    """
+    """SFTTrainer that sees prompts in the order of the GRPO trainer: same sampler, no repeats."""
 
     def __init__(self, *arguments: Any, batch: int, repeats: int, **more: Any) -> None:
         self._batch, self._repeats = batch, repeats
@@ -128,7 +123,7 @@ def build_sft_trainer(
     _check_end(policy, processor, run_name)
     dataset = sft_dataset(rows, style, processor)
     check_prompts(
-        [ask(row["problem"], style, "evaluate") for row in rows],
+        [prompt_text(row["problem"], style, "evaluate") for row in rows],
         dataset[0]["image"],
         processor,
         policy,
@@ -165,8 +160,9 @@ def build_sft_trainer(
 
 
 def _check_end(policy: PreTrainedModel, processor: Any, run_name: str) -> None:
-    """The token that ends a target must be one that ends a generation, or the trained policy would
-    never stop.
+    """Check that the target's last token ends a generation.
+
+    Otherwise the policy would never stop.
     """
     ends = policy.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
-from stages.policy.last_layer import last_layer_yields
-from stages.policy.prefill import ImageInputs, PromptPass, pass_over_prompts, with_itself
-from stages.policy.prompt_batch import PromptBatch, recomputes
+from stages.policy.last_layer import narrow_last_layer
+from stages.policy.prefill import ImageInputs, PromptPass, prefill_prompts, include_diagonal
+from stages.policy.prompt_batch import PromptBatch, recomputes_activations
 
 PACK_MAX_TOKENS: Final = 256
 """Completion tokens of a group up to which its segments share a row. Measured on a CPU: at 80 one
@@ -38,8 +38,7 @@ row is faster by a tenth, at 1200 rows of their own are by a third.
 
 @dataclass(frozen=True)
 class SharedRows:
-    """Groups laid out one a row: T = P - 1 + G * C tokens, of which the last G * C predict the
-    completions.
+    """Packed groups, one per row: T = P - 1 + G * C tokens; the last G * C predict the completions.
 
     `input_ids` (B, T); `mask` (B, 1, T, T), true where a query (row) sees a key (column);
     `positions` (3, B, T).
@@ -63,7 +62,7 @@ def pack_rows(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Ten
     member[before:] = torch.arange(group, device=device).repeat_interleave(length)
     column = torch.arange(len(member), device=device)
     sees = (column[:, None] >= column) & ((member == -1) | (member[:, None] == member))
-    mask = with_itself(sees & real[:, None, :])
+    mask = include_diagonal(sees & real[:, None, :])
     following = (prompts.positions[:, :, -1:] + torch.arange(length, device=device)).repeat(
         1, 1, group
     )
@@ -80,16 +79,15 @@ def score(
     head: LMHeadOptions,
     done: PromptPass | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies (B * G, C) of completions (B, G, C), by the way that costs
-    least.
+    """Log-probabilities and entropies (B * G, C) of completions (B, G, C), by the cheapest layout.
 
     `done` is a pass over the prompts that was made before, if any.
     """
     short = completion_ids[0].numel() <= PACK_MAX_TOKENS
     # recomputing activations, transformers keeps no keys and values
-    if done is None and (short or recomputes(policy)):
+    if done is None and (short or recomputes_activations(policy)):
         return score_rows(policy, prompts, images, completion_ids, completion_mask, head)
-    done = done or pass_over_prompts(policy, prompts, images)
+    done = done or prefill_prompts(policy, prompts, images)
     return (score_segments if short else score_members)(
         policy, prompts, done, completion_ids, completion_mask, head
     )
@@ -149,7 +147,7 @@ def score_members(
         torch.cat([torch.ones_like(last), completion_mask[:, :, :-1]], dim=2).flatten(0, 1).bool()
     )
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    own = with_itself(causal & real[:, None, :])
+    own = include_diagonal(causal & real[:, None, :])
     prompt = (
         prompts.mask[:, :-1].bool().repeat_interleave(group, 0)[:, None, :].expand(-1, length, -1)
     )
@@ -181,12 +179,10 @@ class LMHeadOptions:
     def __call__(
         self, policy: nn.Module, inputs: dict[str, Any], completion_ids: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the policy and score completions (B, G, C), which its last G * C hidden states
-        predict.
-        """
+        """Run the policy and score completions (B, G, C) from its last G * C hidden states."""
         batch, group, length = completion_ids.shape
         predicting = group * length
-        with last_layer_yields(policy, predicting) as alone:
+        with narrow_last_layer(policy, predicting) as alone:
             if self.fused:
                 labels = completion_ids.flatten(1)
                 if not alone:

@@ -26,12 +26,12 @@ from stages.core.params import Grpo, Lora
 from stages.core.services.tracking import TrackingRun
 from stages.corpus.dataset.image_store import open_image
 from stages.grpo.engine import MedGRPOTrainer, Sharing
-from stages.grpo.parallel import join_deepspeed, parallel_arguments, whole_weights
+from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
 from stages.grpo.rewards import reward_functions
-from stages.grpo.vllm_rollout import never_sampled, require_vllm, vllm_arguments
+from stages.grpo.vllm_rollout import generation_kwargs, require_vllm, vllm_arguments
 from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
-from stages.prompts.styles import Style, ask, chat
+from stages.prompts.styles import Style, chat, prompt_text
 
 LOGGED: Final[dict[str, str]] = {
     "loss": "loss",
@@ -50,9 +50,7 @@ LOGGED: Final[dict[str, str]] = {
 
 
 def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) -> dict[str, Any]:
-    """What any of TRL's trainers is told, whichever way a policy learns; `scratch` is where it may
-    write what is not a result.
-    """
+    """Training arguments common to all methods; `scratch`: where TRL may write temporary files."""
     return {
         "output_dir": str(scratch),
         "run_name": run_name,
@@ -112,12 +110,11 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
 
 
 def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
-    """Rows {"image": path, "problem", "gold", "options"} as TRL takes them: a chat, an image opened
-    on use, the gold.
-    """
+    """TRL dataset rows {"prompt", "image", "gold", "options"}: a chat, an image opened on use."""
     columns = {
         "prompt": [
-            [{"role": "user", "content": ask(row["problem"], style, "train")}] for row in rows
+            [{"role": "user", "content": prompt_text(row["problem"], style, "train")}]
+            for row in rows
         ],
         "image": [row["image"] for row in rows],
         "gold": [row["gold"] for row in rows],
@@ -135,9 +132,7 @@ def with_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 @lru_cache(maxsize=256)
 def _image(path: str) -> Image.Image:
-    """An image by its path, decoded once for its group, and for the other questions about it while
-    it is among the last 256.
-    """
+    """An image by path, decoded once for its group; the last 256 are cached."""
     return open_image(path)
 
 
@@ -171,7 +166,7 @@ def build_trainer(
         len(set(kinds.values())) > 1
     ):  # TRL opens the reference with the language model's kind for both
         config.model_init_kwargs = {"attn_implementation": kinds}
-    config.generation_kwargs = never_sampled(processor, grpo.rollout)
+    config.generation_kwargs = generation_kwargs(processor, grpo.rollout)
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)
     trainer = MedGRPOTrainer(
@@ -195,8 +190,9 @@ def build_trainer(
 
 
 def adapter(lora: Lora, policy: PreTrainedModel) -> Any:
-    """The adapter in peft's words, on layers of the policy's language model alone; InputError
-    without peft or such layers.
+    """LoRA configuration for the language model's layers.
+
+    InputError without peft or matching layers.
     """
     try:
         from peft import LoraConfig
@@ -240,8 +236,9 @@ def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
 def check_prompts(
     questions: list[str], image: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo
 ) -> None:
-    """Refuse prompts that no training could take, before it starts. Cutting a long one would cut
-    its image's tokens.
+    """Refuse prompts that no training could take, before it starts.
+
+    Cutting a long one would cut its image's tokens.
 
     `image` is any of theirs: every image has the size the resize stage gave it, so that one stands
     for all.
@@ -276,9 +273,7 @@ def check_prompts(
 
 
 def write_log(history: list[dict[str, Any]], path: Path) -> None:
-    """One CSV row a logged step, from the trainer's history; no wall clock in it, so that two runs
-    give the same file.
-    """
+    """Write the trainer's log as CSV, one row per logged step, without wall-clock columns."""
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=["step", *LOGGED.values()], lineterminator="\n")
         writer.writeheader()
@@ -343,18 +338,17 @@ class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
 
 
 def deterministic(seed: int) -> None:
-    """Seed everything and ask torch for algorithms that give the same bits on every run (it warns
-    where it has none).
-    """
+    """Seed everything and request deterministic algorithms (torch warns where it has none)."""
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def save_policy(trainer: Any, processor: Any, folder: Path) -> None:
-    """Write the trained policy as a checkpoint that plain transformers opens: safetensors,
-    processor, generation config.
+    """Save the policy as a plain transformers checkpoint.
+
+    Safetensors, processor, generation config.
     """
-    state = whole_weights(trainer)
+    state = gather_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return
     policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)

@@ -1,5 +1,4 @@
-"""vLLM in place of the policy's own rollout: TRL's integration, with what it leaves open for
-images.
+"""Rollout with vLLM: TRL's integration plus what it lacks for images.
 
 TRL hands vLLM in the trainer's process prompts in which the processor has put a token for each part
 of an image, and the image too; vLLM then makes room for the image again, behind the first of them,
@@ -48,35 +47,34 @@ def vllm_arguments(grpo: Grpo) -> dict[str, Any]:
     }
 
 
-def never_sampled(processor: Any, rollout: str) -> dict[str, Any]:
-    """What keeps tokens that stand for images out of completions, in the words of what samples
-    them.
-    """
+def generation_kwargs(processor: Any, rollout: str) -> dict[str, Any]:
+    """Sampling settings that exclude image placeholder tokens from completions."""
     ids = vision_token_ids(processor)
     if rollout == "policy":
         return {"suppress_tokens": ids}
     return {"bad_words": processor.tokenizer.convert_ids_to_tokens(ids)}
 
 
-def one_token_per_image(ids: Sequence[int], token: int) -> list[int]:
-    """A prompt in which each run of an image's tokens is one, as before the processor made room for
-    the image.
-    """
+def collapse_image_tokens(ids: Sequence[int], token: int) -> list[int]:
+    """A prompt with each image's run of tokens reduced to one, as before processing."""
     kept: list[int] = []
     for value, run in groupby(ids):
         kept += [value] if value == token else list(run)
     return kept
 
 
-def check_prompts_of(vllm: Any, token: int) -> None:
-    """Let TRL's `VLLMGeneration` see each image once: `generate` then raises InputError where vLLM
-    saw another prompt than was meant.
+def verify_prompts(vllm: Any, token: int) -> None:
+    """Make TRL's `VLLMGeneration` see each image once.
+
+    `generate` then raises InputError where vLLM's prompt differs from the intended one.
     """
     generate, colocated = vllm.generate, vllm.mode == "colocate"
 
     def checked(prompts: list[list[int]], **more: Any) -> Any:
         made = generate(
-            prompts=[one_token_per_image(ids, token) for ids in prompts] if colocated else prompts,
+            prompts=[collapse_image_tokens(ids, token) for ids in prompts]
+            if colocated
+            else prompts,
             **more,
         )
         for number, (meant, seen) in enumerate(zip(prompts, made[0], strict=True)):

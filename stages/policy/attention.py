@@ -21,31 +21,31 @@ FLASH: Final = "flash_attention_2"
 
 
 def choose_attention(
-    wanted: str | Towers, dtype: torch.dtype, *, own_masks: bool
+    wanted: str | Towers, dtype: torch.dtype, *, custom_masks: bool
 ) -> dict[str, str]:
     """The `attn_implementation` of transformers for language model and vision tower.
 
-    `own_masks`: the language model is run with masks of our own, and so by sdpa where flash-attn
+    `custom_masks`: the language model is run with masks of our own, and so by sdpa where flash-attn
     was asked for. Raises InputError, with what to do, if flash-attn is asked for by name and cannot
     be had; `auto` then says why, and takes sdpa.
     """
     language, vision = _towers(wanted)
-    if own_masks and language == FLASH:
+    if custom_masks and language == FLASH:
         language = "sdpa"
     if vision == "auto":
-        missing = flash_is_missing(dtype)
+        missing = flash_unavailable(dtype)
         if missing and _installed():
             print(
                 f"base.attention auto: sdpa for the vision tower, because {missing}",
                 file=sys.stderr,
             )
         vision = "sdpa" if missing else FLASH
-    if FLASH in (language, vision) and (missing := flash_is_missing(dtype)):
+    if FLASH in (language, vision) and (missing := flash_unavailable(dtype)):
         raise InputError(f"base.attention {FLASH}: {missing}; or set it to auto or sdpa")
     return {"text_config": language, "vision_config": vision}
 
 
-def flash_is_missing(dtype: torch.dtype) -> str | None:
+def flash_unavailable(dtype: torch.dtype) -> str | None:
     """Why flash-attn cannot be used here, with what to do; None if it can."""
     version = _installed()
     if version is None:

@@ -1,6 +1,4 @@
-"""Names for work that may be interrupted: what was kept of it is only ever taken up again under the
-same.
-"""
+"""Fingerprints of interruptible work: saved state is only resumed under the same one."""
 
 from __future__ import annotations
 
@@ -27,10 +25,8 @@ def files_hash(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def state_folder(folder: Path) -> None:
-    """Make the folder for what is kept, named by its fingerprint; those of other settings beside it
-    are removed.
-    """
+def prepare_state_folder(folder: Path) -> None:
+    """Create the state folder of a fingerprint; states of other settings beside it are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.parent.iterdir():
         if other.is_dir() and other.name != folder.name:

@@ -1,5 +1,6 @@
-"""A layer of a cache with room behind what it holds: growing by concatenation, as transformers
-does, copies all at every step.
+"""Preallocated key-value cache layer.
+
+transformers' layer grows by concatenation, which copies everything at every step.
 """
 
 from __future__ import annotations

@@ -17,15 +17,14 @@ from typing import Any, Final
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from stages.policy.prompt_batch import backbone, recomputes
+from stages.policy.prompt_batch import backbone, recomputes_activations
 
 LAYERS: Final = ("Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer", "Qwen3VLTextDecoderLayer")
 
 
 @contextmanager
-def last_layer_yields(policy: Any, tokens: int) -> Iterator[bool]:
-    """Inside, hidden states above the policy's last layer are those of the last `tokens` tokens,
-    and no others: (B, tokens, H).
+def narrow_last_layer(policy: Any, tokens: int) -> Iterator[bool]:
+    """Context manager: the last layer returns only the last `tokens` states (B, tokens, H).
 
     Gives whether that holds. It does not, and all is as without, where a layer's activations are
     computed again for its gradients, later than this context lasts; where something else has
@@ -33,7 +32,7 @@ def last_layer_yields(policy: Any, tokens: int) -> Iterator[bool]:
     """
     layer = backbone(policy).language_model.layers[-1]
     if (
-        recomputes(policy)
+        recomputes_activations(policy)
         or "forward" in vars(layer)
         or type(layer).__name__ not in LAYERS
         or not hasattr(_home(layer), "apply_rotary_pos_emb")

@@ -1,4 +1,4 @@
-"""Opening a policy: a Hugging Face directory of safetensors, with nothing run that it brings along."""
+"""Load policies from Hugging Face directories: safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ NEEDED = ("config.json", "tokenizer_config.json")
 
 
 def check_policy_files(folder: Path, setting: str = "base.source") -> None:
-    """Refuse, with an InputError that names the setting, a folder that is no checkpoint or whose
-    safetensors are not all there.
-    """
+    """Raise InputError unless the folder is a checkpoint with complete safetensors."""
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if missing:
         raise InputError(
@@ -48,15 +46,14 @@ def load_processor(folder: Path) -> ProcessorMixin:
 
 
 def load_policy(
-    folder: Path, *, dtype: str, attention: str | Towers, own_masks: bool = True
+    folder: Path, *, dtype: str, attention: str | Towers, custom_masks: bool = True
 ) -> PreTrainedModel:
-    """The checkpoint's model, in `dtype` ("float32", "bfloat16"), with the attention that
-    `base.attention` names.
+    """Load a checkpoint in `dtype` ("float32", "bfloat16") with the attention of `base.attention`.
 
-    `own_masks`: rows will have masks of our own, as those of a shared prompt and of evaluation
+    `custom_masks`: rows will have masks of our own, as those of a shared prompt and of evaluation
     have. InputError if its weights lack a tensor; one that is tied to another need not be stored.
     """
-    kinds = choose_attention(attention, getattr(torch, dtype), own_masks=own_masks)
+    kinds = choose_attention(attention, getattr(torch, dtype), custom_masks=custom_masks)
     # a bar for each of a hundred tensors, and what the libraries warn each other of, hide what a
     # stage has to say
     transformers.utils.logging.disable_progress_bar()
@@ -79,9 +76,7 @@ def load_policy(
 
 
 def vision_token_ids(processor: Any) -> list[int]:
-    """Token ids that stand for images: sampling one puts a placeholder without an image into a
-    completion.
-    """
+    """Ids of image placeholder tokens, which must not be sampled into completions."""
     tokenizer = processor.tokenizer
     names = [
         token

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from stages.policy.last_layer import last_layer_yields
+from stages.policy.last_layer import narrow_last_layer
 from stages.policy.prompt_batch import PromptBatch
 
 ImageInputs = Callable[[Tensor], dict[str, Any]]
@@ -31,9 +31,7 @@ class PromptPass:
     logits: Tensor
 
     def cache(self, tokens: int, repeats: int = 1) -> DynamicCache:
-        """A cache of the first `tokens` tokens, each row `repeats` times; gradients flow through it
-        where this pass has any.
-        """
+        """A cache of the first `tokens` tokens, rows repeated `repeats` times, with gradients."""
         pairs = [tuple(each[:, :, :tokens] for each in pair) for pair in self.keys_values]
         if repeats > 1:
             pairs = [tuple(each.repeat_interleave(repeats, 0) for each in pair) for pair in pairs]
@@ -47,14 +45,14 @@ class PromptPass:
         )
 
 
-def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs) -> PromptPass:
+def prefill_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs) -> PromptPass:
     """Run B prompts and their images once."""
     mask = None  # all real: the attention's own causal mask, which fast kernels know
     if not bool(prompts.mask.all()):
         width = prompts.ids.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
-        mask = with_itself(causal & prompts.mask.bool()[:, None, :])[:, None]
-    with last_layer_yields(policy, 1):
+        mask = include_diagonal(causal & prompts.mask.bool()[:, None, :])[:, None]
+    with narrow_last_layer(policy, 1):
         out = policy(
             **images(prompts.ids),
             attention_mask=mask,
@@ -68,8 +66,6 @@ def pass_over_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInpu
     )
 
 
-def with_itself(mask: Tensor) -> Tensor:
-    """Let every query see itself, padding too: one that sees nothing has no softmax, and its NaN
-    would spread.
-    """
+def include_diagonal(mask: Tensor) -> Tensor:
+    """Let every query attend to itself, padding included: a fully masked row's softmax is NaN."""
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)

@@ -1,6 +1,4 @@
-"""Prompts with their images as tensors, one row a prompt, however many completions are sampled for
-it.
-"""
+"""Prompts and their images as tensors: one row per prompt, however many completions it gets."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ class PromptBatch:
         return len(self.ids)
 
     def image_inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """What a policy's forward takes for rows (B, T) that begin as these prompts: their ids and
-        the pixels.
-        """
+        """Forward inputs for rows (B, T) that begin with these prompts: ids and pixels."""
         return {
             "input_ids": ids,
             "pixel_values": self.pixel_values,
@@ -123,23 +119,19 @@ def _check_placeholders(
 
 
 def backbone(policy: Any) -> Any:
-    """The model below the language head, without an adapter or what runs a policy in parallel
-    around it.
-    """
+    """The model below the language head, without adapters or parallel wrappers."""
     policy = unwrapped(policy)
     return (policy.get_base_model() if hasattr(policy, "get_base_model") else policy).model
 
 
 def unwrapped(policy: Any) -> Any:
-    """The policy itself, of one that is wrapped to run on several processes
-    (DistributedDataParallel, DeepSpeed's engine).
-    """
+    """The policy without its parallel wrapper (DistributedDataParallel, DeepSpeed engine)."""
     while isinstance(getattr(policy, "module", None), nn.Module):
         policy = policy.module
     return policy
 
 
-def recomputes(policy: Any) -> bool:
+def recomputes_activations(policy: Any) -> bool:
     """Are activations of a pass made now to be computed a second time, for its gradients?"""
     return torch.is_grad_enabled() and bool(
         getattr(unwrapped(policy), "is_gradient_checkpointing", False)

@@ -18,8 +18,7 @@ from stages.policy.prompt_batch import PromptBatch, backbone
 
 
 class VisionFeatures:
-    """A memory of at most `limit` bytes, oldest use dropped first, shared by policy, reference and
-    epochs.
+    """LRU cache of vision features, at most `limit` bytes, shared by policy, reference and epochs.
 
     Sound only while the tower is the same for all who ask: frozen in the policy, and in the
     reference always. Each image goes through the tower alone, so that its features do not depend on
@@ -57,8 +56,7 @@ class VisionFeatures:
 
 
 def embed_patches_by_product(policy: Any) -> None:
-    """Let the tower embed patches by a matrix product, in place of the convolution it is written
-    as.
+    """Replace the vision tower's patch convolution by an equivalent matrix product.
 
     A patch fills the kernel, so that both are the same sum; on a CPU the product is several times
     faster (27 and 5 ms for forward and backward of 784 patches).
@@ -82,7 +80,7 @@ def look(policy: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
     (Qwen3-VL's deepstack): its features are more than what stands in the place of the image's
     tokens.
     """
-    if not takes_features(policy):
+    if not accepts_features(policy):
         raise InputError(
             f"{type(policy).__name__} cannot be given features of images: set grpo.vision_cache_mb"
             " to 0"
@@ -93,9 +91,10 @@ def look(policy: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
     return features
 
 
-def takes_features(policy: Any) -> bool:
-    """Can features stand in the places of an image's tokens, or does the tower feed inner layers
-    too (deepstack)?
+def accepts_features(policy: Any) -> bool:
+    """Whether features can replace image tokens.
+
+    Not if the tower feeds inner layers (deepstack).
     """
     return not hasattr(backbone(policy).config.vision_config, "deepstack_visual_indexes")
 

@@ -15,8 +15,9 @@ INDEX: Final = "model.safetensors.index.json"
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """What keeps the weights in a folder from being whole: files that are missing or cut short, in
-    words; empty if nothing does.
+    """Missing or truncated weight files of a folder, in words.
+
+    Empty if the weights are complete.
     """
     names = sorted(path.name for path in folder.glob(WEIGHTS))
     if (folder / INDEX).is_file():
@@ -40,9 +41,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def _problem(path: Path) -> str | None:
-    """The size a safetensors file has, and the one its header tells: 8 bytes, the header, the
-    tensors.
-    """
+    """Compare a safetensors file's size with its header: 8 bytes, the header, the tensors."""
     if not path.is_file():
         return f"{path.name} is missing"
     size = path.stat().st_size

@@ -1,5 +1,4 @@
-"""The embedded base model's parts: a real Qwen2-VL, tiny, with a tokenizer and an image processor
-to match.
+"""Parts of the embedded base: a real but tiny Qwen2-VL with tokenizer and image processor.
 
 Nothing is simulated: the classes are transformers' own, only the sizes differ from Qwen2-VL-2B's.
 An image is scaled to 192x192 by the processor's own pixel limit and cut into patches of 24, so that
@@ -38,17 +37,28 @@ HEAD = 32
 VOCABULARY = 1500
 
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 """Qwen2-VL's, in its order."""
 
 PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's word pattern: a word takes the one sign before it along, so ")Cyst" can become one token."""
+"""Qwen2's word pattern: a word includes one sign before it, so ")Cyst" can be one token."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system'"
@@ -64,9 +74,7 @@ CHAT_TEMPLATE = (
 
 
 def _texts() -> Iterator[str]:
-    """What the tokenizer learns its words from: every word the phantoms and prompts know, in the
-    places they stand.
-    """
+    """Texts to train the tokenizer on: every word of phantoms and prompts, in context."""
     words = {*phantoms.GRADES, *phantoms.SIDES, *phantoms.COUNTS, phantoms.NORMAL}
     words.update(word for decoys in phantoms.NEVER_GOLD.values() for word in decoys)
     for style in phantoms.STYLES.values():
@@ -87,8 +95,9 @@ def _texts() -> Iterator[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen's word pattern, special tokens and chat template; any
-    text round-trips.
+    """A byte-level BPE tokenizer with Qwen's word pattern, special tokens and chat template.
+
+    Any text round-trips.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -117,9 +126,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
-    """Tokenizer and image processor in one; every image becomes at most 192x192 pixels, 64 patches,
-    16 tokens.
-    """
+    """Tokenizer and image processor; images are at most 192x192 pixels, 64 patches, 16 tokens."""
     limits = {"min_pixels": (PATCH * MERGE) ** 2, "max_pixels": SIDE**2}
     patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 1}
     return Qwen2VLProcessor(
@@ -133,8 +140,9 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, seed: int, width: int = HIDDEN
 ) -> Qwen2VLForConditionalGeneration:
-    """A Qwen2-VL with 1.9 million untrained parameters (at the width of 128), tied embeddings,
-    drawn so that it can be trained at all.
+    """An untrained Qwen2-VL of 1.9 million parameters (at width 128) with tied embeddings.
+
+    The initialisation is chosen so that it can be trained at all.
 
     Matrices have standard deviation 1/sqrt(fan-in) and embeddings 0.3: with transformers' own 0.02
     a model this narrow stands still at chance for hundreds of steps.

@@ -1,11 +1,12 @@
-"""The embedded base model's recipe: from random weights to right format and fair accuracy, on one
-small CPU, or on a GPU if there is one.
+"""Recipe of the embedded base: from random weights to correct format and fair accuracy.
+
+It runs on one small CPU, or on a GPU if there is one.
 
 Three lessons, each the ground of the next (a model this small that starts with the last stands at
 chance):
-1. `read`    the language model alone, with a perfect eye: the tokens of the image are the embeddings of the words that
-             describe it. It learns what every prompt and answer style asks for, and to match a fact to an option's letter;
-2. `see`     the vision tower alone, the language model frozen: each token of an image is pulled to the embedding of the
+1. `read`    the language model alone: image tokens are the embeddings of the words that describe
+             the image. It learns every prompt and answer style, and to match facts to letters;
+2. `see`     the vision tower alone: each image token is pulled to the embedding of the
              word the perfect eye would have put there;
 3. `answer`  both together, on images, until the held-out exam reaches `stop_at`.
 
@@ -39,7 +40,7 @@ from stages.pretraining.embedded import (
     build_processor,
     build_tokenizer,
 )
-from stages.prompts.styles import Purpose, Style, ask, chat
+from stages.prompts.styles import Purpose, Style, chat, prompt_text
 
 if TYPE_CHECKING:
     from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
@@ -80,9 +81,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A prompt as the chat template lays it out, its completion, and the image: its index, and its
-    facts in words.
-    """
+    """A training example: prompt, completion, image index, and the image's facts in words."""
 
     prompt: str
     completion: str
@@ -91,9 +90,7 @@ class Exercise:
 
 
 def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -> None:
-    """Train and save the base to `out`: a Hugging Face directory in bfloat16 plus
-    `pretraining.csv`, the log of the run.
-    """
+    """Train the base and save it to `out`: bfloat16 weights plus the log `pretraining.csv`."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     tokenizer = build_tokenizer()
@@ -212,8 +209,7 @@ def _loss(
     pixels: torch.Tensor | None,
     letter_weight: float = 1.0,
 ) -> tuple[torch.Tensor, float]:
-    """Weighted cross-entropy of the completion tokens, and the share of answer letters predicted
-    right.
+    """Weighted cross-entropy of completion tokens, and accuracy of answer letters.
 
     Without `pixels` the eye is perfect: an image's tokens are the embeddings of its facts.
     """
@@ -250,9 +246,7 @@ def _alignment(
     shown: list[Phantom],
     pixels: torch.Tensor,
 ) -> tuple[torch.Tensor, float]:
-    """How far each token of an image is from the word it stands for, and the share whose nearest
-    word is that one.
-    """
+    """Distance of image tokens from their words, and the share whose nearest word is right."""
     side = int(pixels.shape[1] ** 0.5)
     grid = torch.tensor([[1, side, side]] * len(chosen))
     seen = model.model.visual(pixels[chosen].flatten(0, 1).float(), grid_thw=grid).pooler_output
@@ -282,8 +276,9 @@ def _letter_ids(processor: Qwen2VLProcessor) -> list[int]:
 def _encode(
     processor: Qwen2VLProcessor, batch: list[Exercise]
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """Left-aligned ids with the completion behind the prompt; labels are -100 except on the
-    completion and its end.
+    """Left-aligned prompt and completion ids.
+
+    Labels are -100 outside the completion and its end.
     """
     tokenizer = processor.tokenizer
     slots = processor.image_token * IMAGE_TOKENS
@@ -313,9 +308,7 @@ def _encode(
 def _pixels(
     processor: Qwen2VLProcessor, shown: list[Phantom], rng: np.random.Generator
 ) -> torch.Tensor:
-    """(images, patches, values a patch) of every phantom, float16, through the processor every
-    other stage uses.
-    """
+    """(images, patches, values per patch) in float16 of every phantom."""
     rows = []
     for phantom in shown:
         width, height = (int(side) for side in rng.integers(96, 224, 2))
@@ -358,7 +351,9 @@ def _question(
         "think": f"{thought} {answer}",
         "think-after": f"{answer} {thought}",
     }[style]
-    return Exercise(_prompt(processor, ask(problem, style, purpose)), completion, index, facts)
+    return Exercise(
+        _prompt(processor, prompt_text(problem, style, purpose)), completion, index, facts
+    )
 
 
 def _exercises(
@@ -369,9 +364,7 @@ def _exercises(
     *,
     doctored: bool = False,
 ) -> list[Exercise]:
-    """A batch: a tenth describe the image, the rest answer (seven of ten no-think, the others with
-    thoughts).
-    """
+    """A batch: a tenth descriptions, the rest answers, seven in ten of them without thoughts."""
     batch = []
     for _ in range(size):
         index = int(rng.integers(len(shown)))

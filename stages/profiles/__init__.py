@@ -1,3 +1,1 @@
-"""Profiles: what turns the committed settings into those of another scale, and whether this machine
-can carry them.
-"""
+"""Profiles: settings of another scale, and whether this machine can run them."""

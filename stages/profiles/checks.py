@@ -1,6 +1,4 @@
-"""Whether this machine can carry a profile to its end: what stands against it, and what to do about
-it.
-"""
+"""Preflight of a profile on this machine: obstacles and remedies."""
 
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ SMALLER: Final[tuple[dict[str, Any], ...]] = (
         }
     },
 )
-"""What makes a training take less memory, from what changes no result to what changes the method."""
+"""Ways to reduce training memory, ordered from harmless to changing the method."""
 CPU_PARAMETERS: Final = 200_000_000
 """Of a model that a CPU can still train in days."""
 
@@ -89,8 +87,9 @@ def findings(
     root: Path,
     tree: dict[str, Any],
 ) -> list[ProfileFinding]:
-    """All that stands against the run; `tree` is params.yaml as it will be, which smaller variants
-    are tried on.
+    """Obstacles to a run with the settings `tree`.
+
+    Smaller variants of it are tried for remedies.
     """
     fetched = list(fetched)
     return [
@@ -255,9 +254,7 @@ def _weights(profile: Profile, params: Params) -> Iterator[ProfileFinding]:
 
 
 def _left(made: dict[str, int], root: Path) -> dict[str, int]:
-    """What is still to be written, as far as it does not lie there: of a run that goes on, most
-    does.
-    """
+    """Bytes still to be written, less what exists already: a resumed run has most of it."""
     return {what: max(0, size - _size(root / WHERE[what])) for what, size in made.items()}
 
 
@@ -272,9 +269,7 @@ def _size(path: Path) -> int:
 def _disk(
     made: dict[str, int], fetched: Iterable[Download], root: Path
 ) -> Iterator[ProfileFinding]:
-    """Of each disk that is written to, room against need; DVC's cache on another disk takes all
-    outputs a second time.
-    """
+    """Free space against need, per disk; DVC's cache on another disk takes all outputs again."""
     written = sum(made.values())
     wanted = {root: written}
     cache = _cache(root)

@@ -1,7 +1,6 @@
-"""Turn params.yaml and data.dvc to another scale, and say what that takes and what this machine
-lacks for it.
+"""Switch params.yaml and data.dvc to a profile; report its needs and what this machine lacks.
 
-    med-r1 profile full               the paper's setting; `full-3b`, `sample`, or a YAML of your own
+    med-r1 profile full               the paper's setting; or `full-3b`, `sample`, a YAML file
     med-r1 profile full --dry-run     show all of it, write nothing
     med-r1 profile full --elsewhere   write though this machine cannot run it: others will
 
@@ -66,8 +65,9 @@ def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
 
 
 def _written(path: Path, profile: Profile, old: dict[Path, str]) -> dict[Path, str]:
-    """params.yaml and data.dvc with the profile. InputError names the profile if a value of it is
-    not allowed.
+    """params.yaml and data.dvc with the profile.
+
+    InputError names the profile if a value of it is not allowed.
     """
     sample, _ = reset(old[layout.PARAMS], layout.PARAMS)
     name = path.stem if path.parent == FOLDER else str(path)

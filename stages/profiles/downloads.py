@@ -22,8 +22,10 @@ SECONDS: Final = 10
 
 @dataclass(frozen=True)
 class Download:
-    """A thing to fetch. `size` in bytes, None if it is not known; `pins`: what tells it from every
-    other; `here`: nothing is left to do.
+    """A thing to fetch.
+
+    `size` in bytes, None if it is not known; `pins`: what tells it from every other; `here`:
+    nothing is left to do.
     """
 
     name: str
@@ -71,9 +73,7 @@ def cached(source: str, revision: str | None) -> Path | None:
 
 
 def wrong_weights(profile: Profile, params: Params) -> list[str]:
-    """Files of the cached base that are not the pinned ones: the cache names each large file by its
-    SHA-256.
-    """
+    """Files of the cached base that differ from the pinned ones, by SHA-256."""
     folder = (
         cached(params.base.source, params.base.revision)
         if profile.model and not Path(params.base.source).is_dir()
@@ -90,8 +90,9 @@ def wrong_weights(profile: Profile, params: Params) -> list[str]:
 
 
 def unreachable(download: Download, params: Params, size: int | None) -> str:
-    """Why it cannot be had now; empty if it can, or if only the transfer itself can tell (buckets,
-    ssh).
+    """Why the source cannot be downloaded now.
+
+    Empty if it can, or if only the transfer would tell.
     """
     if download.name == "base":
         return _hub(download.source, params.base.revision)

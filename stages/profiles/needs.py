@@ -1,5 +1,6 @@
-"""What a profile needs: memory, disk, hours. Estimates, from counts of FLOPs and bytes; only the
-sizes of downloads are known.
+"""What a profile needs: memory, disk, hours.
+
+Estimates, from counts of FLOPs and bytes; only the sizes of downloads are known.
 
 Hours are those of matrix products at a share of the GPU's peak, and of sampling a token at a time,
 which waits for launches rather than for products. Both are assumptions (`TRAINING`, `SAMPLING`),
@@ -66,8 +67,9 @@ class Needs:
 
 
 def needs(params: Params, model: Model, scale: Scale, gpu: str = REFERENCE) -> Needs:
-    """What training and testing all checkpoints takes on GPUs of this name; of one that is not in
-    `PEAKS`, as on `REFERENCE`.
+    """GPU time and memory to train and test all checkpoints on GPUs of this name.
+
+    A GPU missing from `PEAKS` is treated as `REFERENCE`.
     """
     known = next((part for part in PEAKS if part in gpu), REFERENCE)
     low, high = PEAKS[known]
@@ -83,8 +85,9 @@ def needs(params: Params, model: Model, scale: Scale, gpu: str = REFERENCE) -> N
 
 
 def memory(params: Params, model: Model) -> dict[str, int]:
-    """Bytes of GPU memory that training takes at most, by what takes it. Spreading over several
-    GPUs is not counted.
+    """Bytes of GPU memory that training takes at most, by what takes it.
+
+    Spreading over several GPUs is not counted.
     """
     grpo = params.grpo
     size = 4 if params.base.dtype == "float32" else 2
@@ -112,8 +115,9 @@ def memory(params: Params, model: Model) -> dict[str, int]:
 
 
 def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
-    """Bytes that a run writes beside what it fetches, by what takes them; without what is not
-    known. `gpus`: trainings at a time.
+    """Bytes that a run writes besides downloads, by purpose, unknown ones left out.
+
+    `gpus`: trainings at a time.
     """
     made = {"report": REPORT}
     if profile.scale:

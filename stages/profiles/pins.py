@@ -1,6 +1,4 @@
-"""data.dvc of a profile: what it imports, with the hashes that DVC added when it was fetched
-before.
-"""
+"""A profile's data.dvc: what it imports, with the hashes DVC recorded on the last fetch."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ KEPT: Final = layout.SCRATCH / "profiles"
 
 
 def imported(text: str, data: dict[str, Any] | None, root: Path) -> str:
-    """data.dvc with another import; as it is if it imports the same already. Comments above its
-    first key stay.
+    """data.dvc with another import; as it is if it imports the same already.
+
+    Comments above its first key stay.
     """
     if data is None:
         return text
@@ -34,9 +33,7 @@ def imported(text: str, data: dict[str, Any] | None, root: Path) -> str:
 
 
 def keep(text: str, root: Path) -> None:
-    """Keep what a data.dvc pins, for when a profile imports the same again; one without a hash pins
-    nothing.
-    """
+    """Remember what a data.dvc pins for the next use of its profile; without hashes, nothing."""
     pinned = parse_dvc_file(text, layout.DATA_DVC)
     if not pinned.outs or pinned.outs[0].md5 is None:
         return

@@ -1,5 +1,4 @@
-"""A profile: a YAML file that says what of params.yaml and data.dvc is other than in the embedded
-sample, and how large that is.
+"""Profile schema: a YAML file of differences from the sample's params.yaml and data.dvc, and sizes.
 
 Shipped ones lie in infra/profiles. `extends` names the profile that it differs from; without one
 that is `sample`, which changes no parameter: params.yaml as it is committed.
@@ -71,8 +70,7 @@ class Profile(SettingsGroup):
 
 
 def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
-    """The file of a profile, by its name or by its path, and the profile with what it extends
-    filled in.
+    """The file of a profile, by name or path, and the profile with inherited values filled in.
 
     Raises InputError naming the file if it is not there, is no profile, or extends itself.
     """

@@ -1,5 +1,4 @@
-"""The words a policy is asked with: Med-R1's prompts for training, evaluation and zero-shot use, by
-answer style.
+"""Prompt texts by answer style: Med-R1's for training, evaluation and zero-shot use.
 
 Med-R1 words training and evaluation differently; both are kept as published (arXiv 2503.13939,
 released code). The think-after prompt was not released: ours is the think prompt with the two tasks
@@ -52,13 +51,11 @@ PROMPTS: Final[dict[Purpose, dict[Style, str]]] = {
 }
 
 
-def ask(problem: str, style: Style, purpose: Purpose) -> str:
+def prompt_text(problem: str, style: Style, purpose: Purpose) -> str:
     """The user's words for one problem ("question A)..., B)...") in one style."""
     return PROMPTS[purpose][style].format_map({"problem": problem})
 
 
 def chat(words: str) -> list[dict[str, Any]]:
-    """One user turn with an image, the image before the words (Med-R1's order); no system turn is
-    passed.
-    """
+    """One user turn, image before words (Med-R1's order), without a system turn."""
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]

@@ -1,3 +1,1 @@
-"""A finished checkpoint made ready to leave: what goes with it, what keeps it here, and the two
-ways out.
-"""
+"""Publication of finished checkpoints: contents, checks, and the two destinations."""

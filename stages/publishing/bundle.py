@@ -1,5 +1,6 @@
-"""What is published of a checkpoint: weights and processor, card, predictions, licence; nothing
-unfinished, nothing that does not fit.
+"""Contents of a published checkpoint: weights, processor, card, predictions, licence.
+
+Refuses anything unfinished or inconsistent.
 """
 
 from __future__ import annotations

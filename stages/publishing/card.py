@@ -1,6 +1,4 @@
-"""The card a checkpoint is published with: the report's, with what a hub and somebody without this
-project need to know.
-"""
+"""The published model card: the report's card plus usage and metadata for a hub."""
 
 from __future__ import annotations
 
@@ -37,8 +35,7 @@ def render(
     usage: Usage,
     datasets: list[str],
 ) -> str:
-    """The card, from the report's (`report`), what the checkpoint says of its making (`facts`), and
-    data sets of the hub.
+    """Render the card from the report's (`report`), training facts (`facts`), and hub data sets.
 
     Raises InputError if the report's is no card.
     """

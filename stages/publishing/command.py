@@ -1,5 +1,4 @@
-"""Publish a finished checkpoint: weights, processor, card and predictions, to a Hugging Face hub or
-a DVC remote.
+"""Publish a finished checkpoint to a Hugging Face hub or a DVC remote.
 
     med-r1 publish ct --repo me/med-r1-ct            show what would be uploaded; nothing is
     med-r1 publish ct --repo me/med-r1-ct --yes      upload it; the token is HF_TOKEN's
@@ -30,9 +29,7 @@ def run(
     allow_dirty: bool,
     yes: bool,
 ) -> None:
-    """Check a checkpoint, show what would leave, and with `yes` send it to a repository of the hub,
-    a DVC remote, or both.
-    """
+    """Check a checkpoint, list what would be published and, with `yes`, publish it."""
     if repo and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise InputError(f"--repo {repo!r} is not of the form OWNER/NAME")
     if yes and not (repo or remote):

@@ -1,5 +1,4 @@
-"""To a DVC remote of any kind: a folder published/<checkpoint>, pinned by a .dvc file that git can
-keep.
+"""Publish to a DVC remote: published/<checkpoint>, pinned by a .dvc file for git.
 
 `dvc get REPOSITORY published/<checkpoint>` then brings it to anywhere. What was pushed before an
 interruption is not pushed again.
@@ -52,9 +51,7 @@ def push(bundle: Bundle, remote: str) -> Path:
 
 
 def _link(source: Path, path: Path) -> None:
-    """A second name for the file, so that weights take their room once; a copy where a disk does
-    not allow it.
-    """
+    """Hard-link a file to save space; copy it where links are not possible."""
     try:
         os.link(source, path)
     except OSError:

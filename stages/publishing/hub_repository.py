@@ -1,5 +1,4 @@
-"""To a repository of a Hugging Face hub, in one commit: all of a checkpoint is there, or nothing of
-it.
+"""Publish to a hub repository in one commit: everything or nothing.
 
 What was uploaded before an interruption is kept by the hub under its hash, and not sent again.
 """
@@ -14,8 +13,9 @@ from stages.publishing.bundle import Bundle
 
 
 def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
-    """Upload; the address of the commit. What the repository held of another checkpoint's weights
-    is taken out.
+    """Upload; the address of the commit.
+
+    What the repository held of another checkpoint's weights is taken out.
 
     The token is the environment's HF_TOKEN and nobody else's. Raises InputError without one, if the
     hub does not accept it or cannot be reached, and if the repository is public where a private one

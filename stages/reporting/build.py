@@ -1,5 +1,4 @@
-"""Build the report from predictions, and show it: what the stage and the command `med-r1 report`
-share.
+"""Build and print the report: shared by the stage and `med-r1 report`.
 
 Everything is computed from predictions, blind baselines, training logs and split files: no model,
 no GPU and no torch are needed.
@@ -74,8 +73,9 @@ class Sources:
 
 
 def rebuild(folder: Path, blind_baselines: Path = layout.PRIOR, out: Path = layout.REBUILT) -> None:
-    """The report from a folder of predictions and, where there are any, blind baselines; what else
-    it would hold is said to be missing.
+    """Report from a folder of predictions and, if present, blind baselines.
+
+    The rest shows as missing.
     """
     params = load_params()
     paths = {name: folder / f"{name}.parquet" for name in ["base", *params.checkpoints]}
@@ -120,8 +120,9 @@ def show() -> None:
 
 
 def targets_of(params: Params) -> dict[str, Target]:
-    """Checkpoint -> what it was trained for, in the order of the tables; an entry may name its
-    split and its method.
+    """Checkpoint -> what it was trained on, in table order.
+
+    An entry may name its split and method.
     """
     entries = {
         name: Target(entry.axis, entry.split, entry.method)
@@ -140,9 +141,7 @@ def targets_of(params: Params) -> dict[str, Target]:
 
 
 def read_sources(params: Params, paths: dict[str, Path], kind: str | None) -> Sources:
-    """The checked predictions of the base and of each checkpoint in `paths`, on splits of one kind
-    (`kind`, if given).
-    """
+    """Checked predictions of the base and each checkpoint in `paths`, on splits of one kind."""
     targets = {name: target for name, target in targets_of(params).items() if name in paths}
     predictions, origins = {}, {}
     for name in ["base", *targets]:

@@ -1,5 +1,6 @@
-"""Geometry of the page's small drawings: training curves, sparklines, intervals. Coordinates only,
-no colours.
+"""Geometry of the page's small drawings: training curves, sparklines, intervals.
+
+Coordinates only, no colours.
 """
 
 from __future__ import annotations
@@ -57,9 +58,7 @@ def ends(values: pd.Series[float]) -> tuple[float, float]:
 def reward_panels(
     logs: Mapping[str, pd.DataFrame], width: int = 180, height: int = 110
 ) -> dict[str, Any]:
-    """A small multiple a checkpoint: total, accuracy and format reward over the steps, all on one
-    scale.
-    """
+    """Small multiples of total, accuracy and format reward over steps, one panel per checkpoint."""
     top = max(
         float(log[name].max())
         for log in logs.values()
@@ -109,9 +108,7 @@ def sparklines(
 
 
 def interval_scale(entries: list[dict[str, Any]]) -> Scale:
-    """One scale for all gains and their intervals, zero included; it ends at 100, so that its
-    pixels are percent.
-    """
+    """A common scale for all gains and intervals, including zero, of 100 units."""
     low = min(0.0, *(entry["low"] for entry in entries))
     high = max(0.0, *(entry["high"] for entry in entries))
     margin = 0.04 * (high - low) or 0.01

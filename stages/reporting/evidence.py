@@ -1,6 +1,4 @@
-"""What the page shows beside the metrics: examples, split counts, refused inputs and where the
-predictions come from.
-"""
+"""Evidence beside the metrics: examples, split counts, refused inputs, provenance."""
 
 from __future__ import annotations
 
@@ -46,9 +44,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Refusals:
-    """How many records of one source set were refused for one reason, of how many that were read,
-    and a few of them.
-    """
+    """Refused records of one source set and reason: count, number read, examples."""
 
     dataset: str
     reason: Reason
@@ -64,8 +60,9 @@ class Refusals:
 
 @dataclass(frozen=True)
 class Case:
-    """One question and what a checkpoint wrote; `problem` is the question as asked, None if the
-    split is not at hand.
+    """One question and a checkpoint's output.
+
+    `problem`: the question's text, None if unavailable.
     """
 
     checkpoint: str
@@ -116,7 +113,7 @@ class Evidence:
     trained: dict[str, dict[str, Any]]
     """Checkpoint, "base" first -> provenance of its weights, as far as it is at hand."""
     synthetic: float
-    """Share of the test questions that are about drawn phantoms, from the names of their datasets."""
+    """Share of test questions about drawn phantoms, by the names of their datasets."""
     missing: list[str]
     """Parts that are not in this report because they were not at hand, in words."""
 
@@ -132,8 +129,7 @@ def count_split(
 
 
 def splits_used(kind: str, splits: Sequence[Split], leaks: Mapping[str, Leaks]) -> dict[str, Any]:
-    """For metrics.json: the kind of split, and of each kind and axis how many test questions there
-    are and are known from training.
+    """For metrics.json: the kind of split, and test and leaked questions per kind and axis.
 
     `shared` is counted anew from the split files that were used. Raises InputError if it is not
     what `leaks` says of them.
@@ -185,8 +181,9 @@ def pick_cases(
     targets: Mapping[str, Target],
     problems: Mapping[str, str],
 ) -> list[Case]:
-    """Of each checkpoint in-domain the first case of each verdict, by question id: right, wrong,
-    only without its image, unreadable.
+    """First in-domain case of each verdict per checkpoint, by question id.
+
+    Verdicts: right, wrong, right only without its image, unreadable.
     """
     cases = []
     for name, target in targets.items():
@@ -239,7 +236,7 @@ def pick_cases(
 def outputs_of_signs(
     metrics: Mapping[str, Any], predictions: Mapping[str, pd.DataFrame]
 ) -> dict[tuple[str, str], str]:
-    """What was written for the questions that stand as examples beside indicators that are raised."""
+    """Outputs for the example questions of triggered indicators."""
     named = [
         (name, each)
         for name, entry in metrics["checkpoints"].items()
@@ -255,9 +252,7 @@ def outputs_of_signs(
 
 
 def count_refusals(quarantine: Sequence[Quarantine]) -> list[Refusals]:
-    """What was refused by source set and reason, the most frequent first; shares are of what
-    download read of the set.
-    """
+    """Refusals by source set and reason, most frequent first, as shares of what download read."""
     rows: dict[tuple[str, Reason], list[Row]] = {}
     read: dict[str, int] = {}
     for account in quarantine:

@@ -1,5 +1,6 @@
-"""The figures that stand alone, as PNG: heatmaps and the training curves. Same numbers and
-provenance, same bytes.
+"""The figures that stand alone, as PNG: heatmaps and the training curves.
+
+Same numbers and provenance, same bytes.
 
 A figure is often copied without the folder it was made in; its provenance goes along, as JSON in a
 text field of the PNG.
@@ -50,8 +51,9 @@ _STYLE: Final[dict[Any, Any]] = {
 
 
 def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[str, Any]) -> None:
-    """Draw a table as a PNG: the first row, mostly the base's, set apart, in-domain cells outlined,
-    empty cells left blank.
+    """Draw a table as a PNG heatmap.
+
+    Base row set apart, in-domain cells outlined, missing cells blank.
     """
     level = table.measure == "accuracy"
     low, high = bounds([table]) if level else (-max_abs([table]), max_abs([table]))
@@ -99,8 +101,9 @@ def save_training(
     axes: Mapping[str, str],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Draw training curves as a PNG: a row of panels an axis, a panel a quantity, a line a
-    checkpoint.
+    """Draw training curves as a PNG.
+
+    One row per axis, one panel per quantity, one line per checkpoint.
     """
     kinds = list(dict.fromkeys(axes.values()))
     with mpl.rc_context(_STYLE):

@@ -19,8 +19,7 @@ BUDGET: Final = 2_000_000
 
 
 def inline_images(paths: Iterable[str]) -> dict[str, str]:
-    """Path -> JPEG of at most `SIDE` pixels as a data address; without those that are not there or
-    cannot be decoded.
+    """Path -> data URL of a JPEG of at most `SIDE` pixels; missing or corrupt images are left out.
 
     Paths come from predictions: only such as lie below the working directory are opened.
     """

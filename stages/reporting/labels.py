@@ -18,7 +18,7 @@ _METHODS: Final = {"sft": "SFT"}
 
 
 def label(slug: str) -> str:
-    """The name of a modality, a question type, a checkpoint or the base, for headings and tables."""
+    """Display name of a modality, question type, checkpoint or the base."""
     method, _, cell = slug.partition("-")
     if method in _METHODS and cell:
         return f"{label(cell)}, {_METHODS[method]}"

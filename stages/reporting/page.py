@@ -26,9 +26,7 @@ APART_SHADES: Final = 25
 
 
 def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
-    """The report as one HTML document that refers to nothing outside itself; `images`: path -> data
-    address, as far as there are.
-    """
+    """Render the report as one self-contained HTML document; `images`: path -> data URL."""
     metrics, names = evidence.metrics, evidence.metrics["checkpoints"]
     crossed = evidence.tables.values()
     scaled = bounds([*(each.accuracy for each in crossed), *(each.slices for each in crossed)])
@@ -98,9 +96,7 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
 def _heat(
     table: CrossTable, scaled: tuple[float, float], prefix: str, count: int
 ) -> dict[str, Any]:
-    """Heads and rows of a table of coloured cells; `shade` is the class of a cell's colour, None
-    where there is no number.
-    """
+    """Header and rows of a heatmap table; `shade`: a cell's colour class, None without a number."""
     low, high = scaled
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, values in table.values.items():

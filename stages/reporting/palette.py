@@ -1,5 +1,6 @@
-"""Colours of an accuracy, and of a difference with its zero in the middle: for light pages and
-prints, for dark pages, the same in PNG.
+"""Colour scales for accuracies and (diverging) differences.
+
+Light pages and prints, dark pages, PNG.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ DIVERGING_DARK: Final = LinearSegmentedColormap.from_list(
 
 
 def max_abs(tables: Iterable[CrossTable]) -> float:
-    """The tenth that no difference in these tables exceeds on either side: the ends of a scale with
-    zero in the middle.
-    """
+    """Largest absolute difference in these tables, rounded up to a tenth: the ends of the scale."""
     cells = (value for table in tables for row in table.values.values() for value in row.values())
     return math.ceil(max([0.1, *(abs(value) for value in cells if value is not None)]) * 10) / 10
 
@@ -47,8 +46,7 @@ def bounds(tables: Iterable[CrossTable]) -> tuple[float, float]:
 
 
 def shades(scale: Colormap, steps: int) -> list[tuple[str, str]]:
-    """`steps` colours from low to high, each with the text colour, black or white, that reads best
-    on it (WCAG 2.2).
+    """`steps` colours from low to high, each with its more readable text colour (WCAG 2.2).
 
     The better of the two always has a contrast of at least 4.58, which is above the 4.5 that WCAG
     asks for.

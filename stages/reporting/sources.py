@@ -28,8 +28,7 @@ LOG_COLUMNS: Final = (
 
 
 def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One checkpoint's predictions, answers extracted and scored, and the provenance in the file;
-    `stage` makes the file.
+    """One checkpoint's predictions with scored answers, and their provenance; `stage`: their maker.
 
     InputError if the file is missing, or not what stage evaluate writes.
     """
@@ -48,9 +47,7 @@ def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, An
 
 
 def check_same_kind(origins: Mapping[str, dict[str, Any]], kind: str | None) -> str | None:
-    """The kind of split that all predictions were made on, None if none says so; InputError if they
-    differ, or from `kind` if given.
-    """
+    """The split kind shared by all predictions, None if unknown; InputError on a mismatch."""
     told = {name: origin.get("params", {}).get("splits.kind") for name, origin in origins.items()}
     found = {name: each for name, each in told.items() if each is not None}
     wanted = kind or next(iter(found.values()), None)
@@ -65,7 +62,10 @@ def check_same_kind(origins: Mapping[str, dict[str, Any]], kind: str | None) -> 
 
 
 def read_training_log(path: Path, stage: str) -> pd.DataFrame:
-    """One row a logged step, sorted by step; what was not logged (KL without a reference) is NaN."""
+    """One row a logged step, sorted by step.
+
+    What was not logged (KL without a reference) is NaN.
+    """
     try:
         log = pd.read_csv(path)
     except FileNotFoundError:

@@ -119,7 +119,7 @@ def overview(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
-    """Accuracy, blind baseline, base, gain and p value per checkpoint, on its own test questions."""
+    """Accuracy, blind baseline, base, gain and p value per checkpoint, in-domain."""
     names = ("n", "accuracy", "blind baseline", "base", "gain", "p (Holm)")
     rows = []
     for name, entry in checkpoints.items():
@@ -147,8 +147,9 @@ def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
-    """What the image contributes per checkpoint: above the blind baseline, visual gains, balanced
-    subset.
+    """Contribution of the image per checkpoint.
+
+    Gain over the blind baseline, visual gain, balanced.
     """
     gains = ("visual gain", "over a black image", "base's visual gain")
     names = ("above the blind baseline", *gains, "balanced", "n", "base there")

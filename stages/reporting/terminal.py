@@ -18,9 +18,7 @@ _COLORS: Final = {"up": "green", "down": "red"}
 
 
 def print_report(metrics: dict[str, Any], page: Path) -> None:
-    """Print the table of metrics.json, in colour on a terminal and as plain text elsewhere, at most
-    100 columns wide.
-    """
+    """Print the table of metrics.json, coloured on a terminal, at most 100 columns wide."""
     console = Console(highlight=False)
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     title = "In %, differences in points, on each checkpoint's own test questions"
@@ -38,9 +36,7 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:
-    """What the table comes to: accuracy and gain, the blind baseline, the image, the splits, and
-    what is missing.
-    """
+    """Summary sentences: accuracy and gain, blind baseline, image, splits, missing numbers."""
     found = [
         summary_sentence(metrics["summary"]),
         blind_baseline_sentence(metrics["summary"]),
@@ -91,9 +87,7 @@ def image_sentence(summary: dict[str, Any]) -> str:
 
 
 def splits_sentence(splits: dict[str, Any]) -> str:
-    """Which splits were used, and how many of their test questions show an image that was trained
-    on, beside the published ones.
-    """
+    """Sentence on the splits used and their test questions with images seen in train."""
 
     def leak(kind: str) -> str:
         return " and ".join(

@@ -1,5 +1,4 @@
-"""The prior-balanced subset of a test split: the largest on which the blind prior does no better
-than guessing.
+"""Prior-balanced subset of a test split: the largest on which the blind prior is at chance.
 
 Definition. Of a subset S with n(q) options for question q, chance is the mean over S of 1/n(q), and
 the prior's accuracy the mean over S of its credit c(q) (`Prior.credit`). The prior is at chance on
@@ -35,8 +34,11 @@ _FAR = np.iinfo(np.int32).max // 2
 
 @dataclass(frozen=True)
 class Balanced:
-    """The questions kept, in the order of the split, of `n` in all; `chance` on them is also the
-    prior's accuracy, None if none are.
+    """Selected question ids in split order, of `n`.
+
+    `chance` on them, equal to the prior's accuracy.
+
+    `chance` is None if none are selected.
     """
 
     question_ids: tuple[str, ...]
@@ -50,8 +52,9 @@ class Balanced:
 
 
 def balanced_subset(prior: Prior, questions: Sequence[Question]) -> Balanced:
-    """The largest subset of a test split on which `prior` is at chance. Question ids must be
-    distinct.
+    """The largest subset of a test split on which `prior` is at chance.
+
+    Question ids must be distinct.
     """
     excesses = [
         prior.credit(question) - Fraction(1, len(question.options)) for question in questions
@@ -67,8 +70,7 @@ def balanced_subset(prior: Prior, questions: Sequence[Question]) -> Balanced:
 
 
 def largest_without_excess(excesses: Sequence[Fraction]) -> list[int]:
-    """Ascending indices of a largest subset that sums to 0; among equal values those that come
-    first are kept.
+    """Ascending indices of a largest subset that sums to 0; among equal values the first ones.
 
     Time and memory grow with the sum of absolute values in units of their common denominator: for
     90,000 questions of 2 to 4 options, where the unit is 1/12, a few seconds.
@@ -91,8 +93,7 @@ def largest_without_excess(excesses: Sequence[Fraction]) -> list[int]:
 
 
 def _fewest(values: Sequence[int], counts: Sequence[int], target: int) -> list[int]:
-    """How many of each value to take, at most its count, for the sum `target` with the fewest in
-    all.
+    """How many of each value to take, up to its count, to reach `target` with the fewest in all.
 
     `target` must be reachable, as the sum of everything is. Dynamic programme over the values:
     `best[s]` is the least number that sums to s + low. Of several answers, the one with the least
@@ -118,9 +119,7 @@ def _fewest(values: Sequence[int], counts: Sequence[int], target: int) -> list[i
 
 
 def _with(best: NDArray[np.int32], value: int, count: int) -> NDArray[np.int32]:
-    """`best` once up to `count` of `value` may be taken as well, in lots of 1, 2, 4, ... which make
-    up every number.
-    """
+    """Update `best` with up to `count` of `value`, in lots of 1, 2, 4, ... items."""
     if value == 0:
         return best
     lot = 1

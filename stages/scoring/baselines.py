@@ -1,5 +1,4 @@
-"""What an accuracy is to be held against without training: chance, the majority letter, and the
-base scored as published.
+"""Baselines without training: chance, majority letter, and the base under published scoring.
 
 The published evaluation (released code of arXiv 2503.13939, src/eval_vqa) compares strings, and not
 the same ones for every model. `extract_answer` accepts what a reader would. What lies between the
@@ -45,9 +44,9 @@ PROTOCOLS: Final[dict[Protocol, Callable[[str], str | None]]] = {
 }
 """How the released scripts find the string that must equal the gold letter; None is wrong.
 
-- zero-shot, also No-Think with Qwen2-VL: the whole output, blanks included, so that "C." and "C) CT" are wrong.
+- zero-shot, also No-Think with Qwen2-VL: the whole output, blanks included; "C." is wrong.
 - tag, Think: the first answer tag that holds a single word.
-- tag-or-raw, No-Think with Qwen2.5-VL: the tag if the output has the word "answer" in it, else the whole output.
+- tag-or-raw, No-Think with Qwen2.5-VL: the tag if "answer" occurs, else the whole output.
 
 The published zero-shot prompt asks for a letter and no tags. On outputs to a prompt that asks for
 tags, "zero-shot" counts a well-formed answer as wrong; it is the published number only for a base
@@ -57,9 +56,7 @@ that was asked in the published way.
 
 @dataclass(frozen=True)
 class Majority:
-    """Always the same letter: the most frequent gold letter of train, and how often it is right in
-    test.
-    """
+    """Always the most frequent gold letter of train, and its accuracy on test."""
 
     letter: str
     score: Score
@@ -67,9 +64,7 @@ class Majority:
 
 @dataclass(frozen=True)
 class Baselines:
-    """What needs no model, on one test split: expected accuracy of guessing, exactly, and the
-    majority letter.
-    """
+    """Baselines of one test split: expected accuracy of guessing (exact), majority letter."""
 
     chance: Fraction
     majority: Majority
@@ -86,18 +81,14 @@ def baselines(train: Sequence[Question], test: Sequence[Question]) -> Baselines:
 
 
 def majority_letter(train: Iterable[str], test: Sequence[str]) -> Majority:
-    """The most frequent of the gold letters `train`, the first in the alphabet of several, tried on
-    the gold letters `test`.
-    """
+    """Majority letter of the gold letters `train` (ties: alphabetical), scored on `test`."""
     counts = Counter(train)
     letter = min(counts, key=lambda each: (-counts[each], each))
     return Majority(letter, Score(sum(gold == letter for gold in test), len(test)))
 
 
 def score_as_published(predictions: pd.DataFrame, protocol: Protocol) -> Score:
-    """Right answers by one of the published protocols, from the columns `output` and `gold` of a
-    table of predictions.
-    """
+    """Score by a published protocol, from the columns `output` and `gold` of predictions."""
     read = PROTOCOLS[protocol]
     return Score(
         sum(
@@ -109,9 +100,7 @@ def score_as_published(predictions: pd.DataFrame, protocol: Protocol) -> Score:
 
 
 def score_every_way(predictions: pd.DataFrame) -> dict[str, Score]:
-    """The fair score ("fair": `extract_answer`, column `correct`) and beside it, on the same
-    outputs, each published protocol's.
-    """
+    """The fair score (`extract_answer`) and each published protocol's on the same outputs."""
     return {"fair": score(predictions)} | {
         name: score_as_published(predictions, name) for name in PROTOCOLS
     }

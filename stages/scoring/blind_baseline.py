@@ -1,5 +1,4 @@
-"""The blind baseline of one split as a file: all that later numbers are held against, so that they
-need no split.
+"""Blind baseline of one split as a file, so that later numbers need no split to compare with it.
 
 Two ways to count texts: `as_written` is what a model reads, and gives away more where gold and
 distractors are spelt differently; `normalised` is what is left when spelling does not count. The
@@ -27,8 +26,9 @@ RULES: Final = ("as_written", "normalised")
 
 @dataclass(frozen=True)
 class Rule:
-    """The prior with one way of counting, on one test split: accuracies from 0 to 1, Wilson's 95%
-    interval.
+    """The blind prior under one counting rule on one test split.
+
+    Accuracy (0 to 1), 95% Wilson interval.
     """
 
     accuracy: float
@@ -46,8 +46,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class BlindBaseline:
-    """What needs no model on the test of one split: chance, the letter most often gold in train,
-    the prior both ways.
+    """Model-free numbers of one test split.
+
+    Chance, majority letter, blind prior under both rules.
     """
 
     axis: str
@@ -70,8 +71,10 @@ def find_blind_baseline(
     own: Mapping[str, Prior],
     pooled: Mapping[str, Prior],
 ) -> BlindBaseline:
-    """The blind baseline of one split; `own` and `pooled` hold a prior for each of `RULES`, fitted
-    on its train and on all of the axis.
+    """Compute the blind baseline of one split.
+
+    `own` and `pooled` hold a prior for each of `RULES`, fitted on its train split and on all of the
+    axis.
     """
     simple = baselines(train, test)
     rules = {}
@@ -105,8 +108,9 @@ def as_json(blind_baseline: BlindBaseline) -> dict[str, Any]:
 
 
 def read_blind_baseline(path: Path) -> BlindBaseline:
-    """The blind baseline in one file of stage prior. InputError if it is missing, or not such a
-    file.
+    """The blind baseline in one file of stage prior.
+
+    InputError if it is missing, or not such a file.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

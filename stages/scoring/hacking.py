@@ -50,8 +50,9 @@ class HackingLimits:
 
 @dataclass(frozen=True)
 class Indicator:
-    """`count` among `n` outputs; `measured` is what is held against `limit`, as `what` says; ids of
-    up to three of the counted.
+    """An indicator: `count` of `n` outputs; `measured` compared with `limit`, as `what` explains.
+
+    `question_ids` are up to three examples.
     """
 
     name: str
@@ -67,8 +68,7 @@ class Indicator:
 def detect_reward_hacking(
     predictions: pd.DataFrame, base: pd.DataFrame, style: Style, limits: HackingLimits | None = None
 ) -> tuple[Indicator, ...]:
-    """The five signs in the predictions of one checkpoint (checked, `stages.scoring.tables`), asked
-    in `style`.
+    """The five indicators for one checkpoint's scored predictions, prompted in `style`.
 
     `base` holds the base's predictions; lengths are compared on the questions that both answered.
     """
@@ -84,9 +84,7 @@ def detect_reward_hacking(
 
 
 def _repeated_tags(rows: pd.DataFrame, limits: HackingLimits) -> Indicator:
-    """Any tag more than once: several answers for a check that takes the first, several forms for
-    one that matches greedily.
-    """
+    """Repeated tags: several answers for a first-match check, several forms for a greedy match."""
     tags = (*_OPENING.values(), *_CLOSING.values())
     repeated = _marked(
         rows, [any(len(tag.findall(output)) > 1 for tag in tags) for output in rows["output"]]
@@ -97,9 +95,7 @@ def _repeated_tags(rows: pd.DataFrame, limits: HackingLimits) -> Indicator:
 
 
 def _wrong_order(rows: pd.DataFrame, style: Style, limits: HackingLimits) -> Indicator:
-    """Both blocks, but begun in the other order than asked: a thought that follows its answer
-    cannot have led to it.
-    """
+    """Both blocks in the wrong order: a thought after the answer cannot have led to it."""
     what = "share of outputs with answer and thought in the other order than asked"
     if style == "no-think":
         return Indicator(
@@ -128,8 +124,9 @@ def _wrong_order(rows: pd.DataFrame, style: Style, limits: HackingLimits) -> Ind
 
 
 def _one_letter(rows: pd.DataFrame, limits: HackingLimits) -> Indicator:
-    """The letter answered most, against how often it is gold on the same questions. Examples are
-    those it got wrong.
+    """The letter answered most, against how often it is gold on the same questions.
+
+    Examples are those it got wrong.
     """
     answered = rows[rows["answer"].notna()]
     if answered.empty:
@@ -154,8 +151,9 @@ def _one_letter(rows: pd.DataFrame, limits: HackingLimits) -> Indicator:
 def _short(
     rows: pd.DataFrame, base: pd.DataFrame, style: Style, limits: HackingLimits
 ) -> Indicator:
-    """Completions that have shrunk to nearly nothing beside the base's; where no thoughts are asked
-    for, that is as it should be.
+    """Completions much shorter than the base's.
+
+    Expected, and not counted, in styles without thoughts.
     """
     what = (
         "mean completion tokens over the base's on the same questions; counted are outputs that"
@@ -193,9 +191,7 @@ def _short(
 
 
 def _empty_form(rows: pd.DataFrame, style: Style, limits: HackingLimits) -> Indicator:
-    """The rewarded form nearly always, and in it an accuracy that cannot be told from guessing, or
-    is below.
-    """
+    """Correct form nearly always, with accuracy not distinguishable from guessing, or below it."""
     formed = rows[
         _marked(rows, [FORMATS[style].fullmatch(output) is not None for output in rows["output"]])
     ]

@@ -1,5 +1,4 @@
-"""All numbers of the report, from predictions and blind baselines alone: plain values, rounded,
-ready for JSON.
+"""All numbers of the report, from predictions and blind baselines: plain, rounded values.
 
 What is not known is None and never 0: a blind baseline that was not given, an image that was not
 exchanged, a cell without questions.
@@ -62,8 +61,7 @@ def compute_metrics(
     blind_baselines: BlindBaselines | None = None,
     style: Style = "no-think",
 ) -> dict[str, Any]:
-    """Summary, base and checkpoints: accuracies, counts, and each checkpoint's gains with their
-    intervals.
+    """Summary, base and checkpoints: accuracies, counts, gains with intervals.
 
     `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples`
     and `seed` are those of the bootstrap, which draws images; `style` is that of the prompts. The
@@ -154,9 +152,7 @@ def _macro_intervals(
     samples: int,
     seed: int,
 ) -> dict[str, list[float] | None]:
-    """95% intervals of the summary's means over checkpoints, images drawn for all of them together;
-    None where a mean is missing.
-    """
+    """95% intervals of macro means, images resampled jointly; None where a mean is missing."""
     trained = {name: target for name, target in targets.items() if target.method == "grpo"} or dict(
         targets
     )
@@ -217,9 +213,7 @@ def _in_domain(
     blind_baseline: BlindBaseline | None,
     interval: Interval,
 ) -> dict[str, Any]:
-    """One checkpoint and the base on the test questions of the modality or question type it was
-    trained on.
-    """
+    """A checkpoint and the base on the in-domain test questions of the checkpoint."""
     own = (
         in_domain(rows, target.axis, target.cell).set_index("question_id", drop=False).sort_index()
     )
@@ -264,9 +258,7 @@ def _with_interval(found: Score) -> dict[str, float | None]:
 def _over_blind_baseline(
     own: pd.DataFrame, blind_baseline: BlindBaseline, interval: Interval
 ) -> dict[str, Any]:
-    """The blind baseline of the split, both ways of counting, and how far above the first the
-    accuracy is.
-    """
+    """The split's blind baseline under both rules, and the accuracy's excess over the first."""
     rule = blind_baseline.rules[RULES[0]]
     if own.index.symmetric_difference(pd.Index(rule.credit)).size:
         raise InputError(
@@ -289,8 +281,9 @@ def _over_blind_baseline(
 
 
 def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, Any] | None:
-    """What the image contributes: accuracy with it less accuracy without, on the questions asked
-    both ways; None if there are none.
+    """Visual gain: accuracy with less without the image, on questions asked both ways.
+
+    Else None.
     """
     asked = with_ablation(own, variant)
     if asked.empty:
@@ -311,9 +304,7 @@ def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, An
 def _balanced(
     own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline
 ) -> dict[str, Any]:
-    """Accuracy where the blind prior is at chance; without an accuracy if there is no such
-    question.
-    """
+    """Accuracy on the prior-balanced subset; without an accuracy if the subset is empty."""
     ids = list(blind_baseline.rules[RULES[0]].balanced)
     chosen = own.loc[ids]
     return {
@@ -361,9 +352,7 @@ def _compare_methods(
     targets: Mapping[str, Target],
     interval: Interval,
 ) -> None:
-    """Beside each checkpoint of another method: by how much GRPO's of the same cell is better, on
-    the same questions.
-    """
+    """GRPO's advantage over another method in the same cell, on the same questions."""
     by_grpo = {
         (target.axis, target.cell): name
         for name, target in targets.items()
@@ -413,8 +402,9 @@ def _cells(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def _rounded(value: Any, key: str = "") -> Any:
-    """Floats to `DIGITS` digits, NumPy's among them, p values to three that count; -0.0 becomes
-    0.0.
+    """Floats rounded to `DIGITS` digits (NumPy's included), p values to three significant digits.
+
+    -0.0 becomes 0.0.
     """
     if isinstance(value, dict):
         return {name: _rounded(item, name) for name, item in value.items()}

@@ -34,9 +34,7 @@ null where the question was not asked in that variant.
 
 
 def check_columns(table: pa.Table, source: str, remedy: str) -> None:
-    """Refuse a table without the columns of `SCHEMA`: InputError names `source`, the column and its
-    type or row, and `remedy`.
-    """
+    """Raise InputError, naming source, column and remedy, if a table violates `SCHEMA`."""
     for field in SCHEMA:
         if field.name not in table.column_names:
             raise InputError(f"{source}: no column {field.name!r}; {remedy}")
@@ -77,8 +75,6 @@ def add_answers(table: pa.Table) -> pa.Table:
 def write_scored(
     target: Path | BinaryIO, predictions: pd.DataFrame, provenance: Mapping[str, Any]
 ) -> None:
-    """Write predictions with their answers as Parquet, with the provenance of the completions in
-    the metadata.
-    """
+    """Write scored predictions as Parquet, with the completions' provenance in the metadata."""
     table = pa.Table.from_pandas(predictions, schema=SCORED, preserve_index=False)
     pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), target)

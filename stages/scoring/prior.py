@@ -1,5 +1,4 @@
-"""The blind prior: how far the wording of the options alone leads, without an image and without the
-question.
+"""The blind prior: how far option texts alone lead, without image or question.
 
     python -m stages.scoring.prior --train TRAIN.json --test TEST.json
 
@@ -44,16 +43,14 @@ _APART = re.compile(r"[\s_-]+")
 
 @dataclass(frozen=True)
 class Prior:
-    """What was counted: option text, normalised unless `exact`, -> how often it was gold, and how
-    often offered.
-    """
+    """Counts: option text (normalised unless `exact`) -> times gold, times offered."""
 
     gold: Counter[str]
     offered: Counter[str]
     exact: bool = False
 
     def rate(self, text: str) -> float:
-        """Smoothed share of the times `text` was offered in which it was gold, above 0 and below 1."""
+        """Smoothed frequency with which `text` was gold when offered, in (0, 1)."""
         key = _key(text, self.exact)
         return (self.gold[key] + PSEUDO_GOLD) / (self.offered[key] + PSEUDO_OFFERED)
 
@@ -71,9 +68,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class BlindScore:
-    """A rule's expected right answers among `n` questions, and the accuracy of guessing on the same
-    ones.
-    """
+    """Expected right answers of a rule among `n` questions, and expected accuracy of guessing."""
 
     correct: Fraction
     n: int
@@ -86,22 +81,22 @@ class BlindScore:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval; a little too wide where ties are shared, for shared credit varies
-        less than a draw.
-        """
+        """95% Wilson interval, slightly too wide where ties share credit."""
         return wilson_interval(float(self.correct), self.n)
 
 
 def normalise(text: str) -> str:
-    """An option text as counted: no case, no full stops at the end, blanks, hyphens and underscores
-    alike ("x_ray." is "X-ray").
+    """Normalise an option text: case, trailing full stops, blanks, hyphens and underscores.
+
+    "x_ray." is "X-ray".
     """
     return _APART.sub(" ", text).strip(" .").casefold()
 
 
 def fit_prior(questions: Iterable[Question], *, exact: bool = False) -> Prior:
-    """Count the options of train questions, as they are written if `exact`. Without any question,
-    all options tie: chance.
+    """Count the options of train questions, as they are written if `exact`.
+
+    Without any question, all options tie: chance.
     """
     gold: Counter[str] = Counter()
     offered: Counter[str] = Counter()
@@ -137,16 +132,12 @@ def blind_score(prior: Prior, questions: Sequence[Question]) -> BlindScore:
 
 
 def blind_credits(prior: Prior, questions: Iterable[Question]) -> dict[str, float]:
-    """Question id -> expected right answers of the prior, 0 to 1: what a paired difference to a
-    model is taken with.
-    """
+    """Question id -> expected right answers of the prior, 0 to 1, for paired differences."""
     return {question.question_id: float(prior.credit(question)) for question in questions}
 
 
 def main() -> None:
-    """Fit on one split file, test on another, print the blind baseline that a model on the same
-    test has to clear.
-    """
+    """Fit on one split file, test on another, and print the blind baseline."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.scoring.prior",
         description=(

@@ -1,4 +1,5 @@
 """What others printed: Med-R1's differences, headline numbers, splits, and third parties' numbers.
+
 To stand beside ours, apart.
 
 Each number says where it stands and with what caution to read it. Only the counts of `SPLITS` were
@@ -35,7 +36,7 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A printed table: `values[i][j]` for a checkpoint trained on `cells[i]`, tested on `cells[j]`."""
+    """A published table: `values[i][j]`, trained on `cells[i]`, tested on `cells[j]`."""
 
     measure: str
     cells: tuple[str, ...]
@@ -68,8 +69,9 @@ class PublishedTable:
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """One released split. Of its test questions `two_options` and `three_options` have so many, all
-    others four.
+    """One released split.
+
+    Of its test questions `two_options` and `three_options` have so many, all others four.
 
     `chance` and `majority_letter`, in percent, are of the test file: the mean of 1 / options, and
     the share of its most frequent gold letter (which letter that is, is known only from the test

@@ -1,5 +1,4 @@
-"""A question reduced to what a rule may use that is shown neither the image nor the wording:
-options and gold.
+"""Questions reduced to options and gold: all that a blind rule may use.
 
 Whatever takes a `Question` cannot look at an image or at what was asked, for neither is in it.
 """
@@ -48,8 +47,7 @@ class Question:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a split file in the published form, which holds no ids: `as_questions` says
-    what stands in for them.
+    """Read a split file in the published form, which has no ids (see `as_questions`).
 
     Raises InputError, naming the file, the record, the value and the remedy, if it is missing,
     unreadable or not such a list.
@@ -103,9 +101,7 @@ def as_questions(items: Any, source: str) -> list[Question]:
 
 
 def chance(questions: Sequence[Question]) -> Fraction:
-    """Expected accuracy of a guess, uniform among the options of each of at least one question: the
-    mean of 1 / options.
-    """
+    """Expected accuracy of a uniform guess: the mean of 1 / options."""
     return sum((Fraction(1, len(question.options)) for question in questions), Fraction()) / len(
         questions
     )
@@ -137,8 +133,9 @@ def _as_question(item: Any, index: int, place: str) -> Question:
 
 
 def _option_texts(item: dict[str, Any]) -> list[str]:
-    """The field `options`, or, for published split files, which lack it, the texts parsed from
-    `problem`; ValueError if unusable.
+    """Option texts from `options` or parsed from `problem`; ValueError if unusable.
+
+    Published split files have no `options`.
     """
     if "options" not in item:
         return list(parse_problem(item["problem"])[1].values())

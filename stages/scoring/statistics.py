@@ -26,9 +26,7 @@ _AT_ONCE: Final = 2**22
 
 @dataclass(frozen=True)
 class McNemar:
-    """Exact McNemar test: questions that only the one side has right, those only the other has, and
-    the two-sided p value.
-    """
+    """Exact McNemar test: counts of discordant pairs and the two-sided p value."""
 
     won: int
     lost: int
@@ -42,8 +40,9 @@ def paired_interval(
     seed: int,
     clusters: ArrayLike | pd.Series[Any] | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron and Tibshirani 1993, ch. 13) of mean(after) -
-    mean(before), 95%.
+    """95% percentile bootstrap interval of mean(after) - mean(before).
+
+    Efron and Tibshirani 1993, chapter 13.
 
     `after[i]` and `before[i]` are whether question i was answered rightly; both have shape (n,), n
     > 0. Questions are resampled `samples` times, each with both of its answers; with `clusters` (n
@@ -61,8 +60,7 @@ def paired_interval(
 def cluster_interval(
     values: ArrayLike, clusters: ArrayLike | pd.Series[Any], samples: int, seed: int
 ) -> tuple[float, float]:
-    """Percentile interval, 95%, of the mean of `values` (n,), one a question, when whole clusters
-    are resampled.
+    """95% percentile interval of the mean of `values` (n,), resampling whole clusters.
 
     Values may be answers (an accuracy), differences between two checkpoints on the same questions
     (a paired difference), or anything else that is averaged. For arguments and errors see
@@ -72,9 +70,7 @@ def cluster_interval(
 
 
 def percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95% of bootstrap draws (samples,): for statistics made of several, such as a macro
-    mean over cells.
-    """
+    """The middle 95% of bootstrap draws (samples,), e.g. of a macro mean over cells."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
@@ -122,8 +118,7 @@ def bootstrap_means(
 def bootstrap_cells(
     cells: Sequence[tuple[ArrayLike, ArrayLike | pd.Series[Any]]], samples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Means of several cells in the same `samples` resamples of clusters, shape (samples, cells):
-    what a macro mean's interval needs.
+    """Cell means in common cluster resamples, (samples, cells): the basis of macro-mean intervals.
 
     A cell is its values and their cluster labels. Clusters of all cells are drawn together, for an
     image asked about in two cells is misread in both. A resample in which a cell has no value has
@@ -156,8 +151,7 @@ def bootstrap_cells(
 
 
 def wilson_interval(correct: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval (1927) of an accuracy, 95%: `correct` right answers among `n` > 0
-    questions.
+    """Wilson's 95% score interval (1927) of `correct` among `n` > 0 questions.
 
     `correct` need not be whole: a rule that draws among tied options has an expected number.
     ValueError unless 0 <= correct <= n.

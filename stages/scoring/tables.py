@@ -1,5 +1,4 @@
-"""From predictions to accuracies: by modality, by question type, by dataset, and crossed with the
-checkpoints.
+"""Accuracies from predictions: by modality, question type, dataset, and per checkpoint.
 
 A prediction is one row: what one checkpoint wrote for one question. Every accuracy comes with the
 number of questions behind it. A cell without a question has no accuracy, and a macro mean over such
@@ -31,8 +30,9 @@ Measure = Literal["accuracy", "visual gain", "difference to base"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a checkpoint was trained for: a cell (slug) of an axis, by a method. Its name need not
-    say so.
+    """What a checkpoint was trained for: a cell (slug) of an axis, by a method.
+
+    Its name need not say so.
     """
 
     axis: str
@@ -81,17 +81,16 @@ def score(predictions: pd.DataFrame) -> Score:
 def scores_by(
     predictions: pd.DataFrame, column: str, cells: Sequence[str] | None = None
 ) -> dict[str, Score]:
-    """One score for each value of `column`; with `cells`, exactly these, in their order, empty ones
-    included.
+    """One score per value of `column`.
+
+    With `cells`, exactly these in order, empty ones included.
     """
     found = {str(value): score(rows) for value, rows in predictions.groupby(column, sort=True)}
     return found if cells is None else {cell: found.get(cell, Score(0, 0)) for cell in cells}
 
 
 def macro(scores: Mapping[str, Score]) -> float | None:
-    """Unweighted mean accuracy over the cells; None if a cell is empty, for it would be a mean over
-    something else.
-    """
+    """Unweighted mean accuracy over cells; None if one is empty, since the mean would differ."""
     return mean_of_all([cell.accuracy for cell in scores.values()])
 
 
@@ -118,8 +117,7 @@ def cross_table(
     column: str,
     targets: Mapping[str, Target] | None = None,
 ) -> CrossTable:
-    """Accuracies: cross the base and the checkpoints of `axis`, all tested on its test splits, with
-    the values of `column`.
+    """Cross table of accuracies: base and checkpoints of `axis` against the values of `column`.
 
     `column` is "modality" or "question_type"; `predictions` holds "base" and checkpoints of `axis`
     only; with `targets`, the table knows which cells are in-domain.
@@ -146,9 +144,7 @@ def cross_visual_gain(
     column: str,
     targets: Mapping[str, Target] | None = None,
 ) -> CrossTable:
-    """As `cross_table`, but accuracy less that with an exchanged image, on the questions that were
-    asked both ways.
-    """
+    """Cross table of visual gains: accuracy less that with an exchanged image."""
     asked = {
         name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()
     }
@@ -224,8 +220,7 @@ def _less(value: float | None, other: float | None) -> float | None:
 def check_predictions(
     predictions: pd.DataFrame, checkpoint: str, axis: str, source: str, cell: str | None = None
 ) -> None:
-    """Refuse a table that is not what one checkpoint wrote for the test questions of its axis
-    ("all" for the base).
+    """Validate one checkpoint's predictions on the test questions of its axis ("all" for the base).
 
     InputError names `source` (the file), the question, the value and the way out: another
     checkpoint's rows, a duplicate question, an unknown modality or question type, a question
@@ -284,9 +279,7 @@ def _faults(
 
 
 def check_same_questions(base: pd.DataFrame, other: pd.DataFrame, axis: str, source: str) -> None:
-    """Refuse a comparison that is not paired: both must have answered the same test questions of
-    `axis`, with the same gold.
-    """
+    """Raise InputError unless both answered the same questions of `axis`, with equal gold."""
     gold = tested(base, axis).set_index("question_id")["gold"]
     own = other.set_index("question_id")["gold"]
     remedy = (

@@ -1,6 +1,4 @@
-"""A base from the hub: fetched once, resumed, then had without a network; every way it cannot be
-had has its own words.
-"""
+"""A base from the hub: fetched, resumed, reused offline; each failure has its own message."""
 
 import hashlib
 import json
@@ -28,8 +26,9 @@ FETCH = (
 
 
 def published() -> Repository:
-    """The embedded base as somebody would publish it: with a licence, code, pickles, and another
-    format in a folder.
+    """The embedded base as published by somebody.
+
+    With a licence, code, pickles and other formats.
     """
     files = {
         path.name: path.read_bytes()

@@ -1,4 +1,4 @@
-"""Stage base: a folder or a hub revision, safetensors only, one clear message when neither will do."""
+"""Stage base: a folder or hub revision, safetensors only, clear messages otherwise."""
 
 import json
 import shutil

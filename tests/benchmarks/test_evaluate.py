@@ -1,4 +1,4 @@
-"""The benchmark of evaluation measures what it says, at a size at which its figures mean nothing."""
+"""The evaluation benchmark measures what it claims, at a meaninglessly small size."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_ablations_ask_of_a_black_image_and_of_the_next(tmp_path: Path) -> None:
     assert len(asked) == 6
     for place, each in enumerate(asked):
         assert each.images["blank"] == BLANK
-        assert each.images["shuffled"] == asked[(place + 2) % 6].own
+        assert each.images["shuffled"] == asked[(place + 2) % 6].own_image
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,4 @@
-"""The readers keep their word over damaged files: some of those that benchmarks.fuzz makes, always
-the same.
-"""
+"""The readers' contract holds for a fixed sample of the files that benchmarks.fuzz generates."""
 
 from __future__ import annotations
 

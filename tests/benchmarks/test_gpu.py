@@ -1,6 +1,4 @@
-"""The page of what the matrix costs: hours follow from rates, a run goes on where it was cut off,
-and what failed is said.
-"""
+"""The GPU cost page: hours follow from rates, runs resume, failures are reported."""
 
 from __future__ import annotations
 

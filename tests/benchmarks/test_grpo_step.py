@@ -1,6 +1,4 @@
-"""The benchmark of a step: its figures follow from the arithmetic of the notes, and its three ways
-compute one step.
-"""
+"""The step benchmark: its figures follow from the notes' arithmetic; its three ways agree."""
 
 from __future__ import annotations
 
@@ -68,8 +66,9 @@ def test_flops_of_qwen2_vl_2b_are_those_worked_out_by_hand() -> None:
 def test_flops_of_a_step_with_copies_are_those_worked_out_by_hand(
     name: str, completion: int, group: int, tera: float
 ) -> None:
-    """By hand the prefill made logits of one position; here it makes all, as Qwen2-VL does in
-    Med-R1's transformers.
+    """By hand the prefill made logits of one position.
+
+    Here it makes all, as in Med-R1's version.
     """
     model = model_costs(name)
     all_logits = per_prompt("g_copies", model, 276, completion, group)
@@ -166,9 +165,7 @@ def test_every_way_learns_from_completions_of_the_same_length(tiny: Bench) -> No
 
 
 def test_the_copies_are_whole(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G images through the tower in generation, and logits of the full vocabulary at every position
-    of the prefill.
-    """
+    """G images pass the tower in generation; the prefill makes logits at every position."""
     copies, _, _ = tiny.steps(GROUP, COMPLETION)
     prompt = copies.copies("Is it?", tiny.examples[0]["image"])
     patches: list[int] = []

@@ -1,6 +1,4 @@
-"""The benchmark of the ingest measures what it says, at a size at which nothing it measures means
-anything.
-"""
+"""The ingest benchmark measures what it claims, at a size too small for meaningful figures."""
 
 from __future__ import annotations
 

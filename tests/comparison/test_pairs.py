@@ -30,8 +30,9 @@ PREDICTIONS = {name: make_predictions(QUESTIONS, name) for name in ["base", *CHE
 
 
 def flipped(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Other answers to the same questions: a third of the right ones lost, a tenth of the wrong
-    ones won.
+    """Other answers to the same questions.
+
+    A third of the right ones lost, a tenth of the wrong ones won.
     """
     drawn = np.random.default_rng(seed).random(len(rows))
     right = np.where(rows["correct"].to_numpy(bool), drawn > 1 / 3, drawn < 0.1)

@@ -1,4 +1,4 @@
-"""How a stage process ends: exit codes by type, one message, and an outcome file that flows read."""
+"""How a stage process ends: exit code by exception type, one message, outcome file."""
 
 from __future__ import annotations
 

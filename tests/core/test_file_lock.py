@@ -1,6 +1,4 @@
-"""A file has one holder at a time, and is free when its holder and what inherited the lock are
-gone.
-"""
+"""A file lock has one holder, and is free once the holder and inheriting processes are gone."""
 
 from __future__ import annotations
 

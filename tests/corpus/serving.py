@@ -11,9 +11,7 @@ from typing import Any
 
 
 class Served:
-    """What is served and how; what was asked for is in `asked`: the first byte of each GET, None
-    for a whole file.
-    """
+    """A served file and its options; `asked`: the first byte of each GET, None for a whole file."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content

@@ -1,6 +1,4 @@
-"""The pipeline as a user runs it: real `dvc repro` of two checkpoints in a clone, again,
-interrupted, and repeated.
-"""
+"""The pipeline as a user runs it: real `dvc repro` in a clone, again, interrupted, repeated."""
 
 from __future__ import annotations
 
@@ -50,9 +48,7 @@ def locked(root: Path, stage: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """This working tree as a fresh clone would have it, cut down to two checkpoints of two steps
-    each.
-    """
+    """This working tree as a fresh clone, reduced to two checkpoints of two steps each."""
     root = tmp_path_factory.mktemp("clone")
     files = run(
         "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY

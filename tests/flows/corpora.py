@@ -1,5 +1,4 @@
-"""A workspace with the pipeline's own graph and a corpus of noise: real DVC, real git, real stages
-up to the splits.
+"""A workspace with the real pipeline graph and a corpus of noise images, up to the splits.
 
 Training and all after it cost nothing: a policy is a number, the share of questions that it answers
 rightly, which the words of its training questions decide. The archive comes from a folder beside
@@ -69,11 +68,13 @@ def evaluate(name):
         gold = parse_solution(item["solution"])
         place = int(hashlib.sha256(item["question_id"].encode()).hexdigest(), 16) % 1000 / 1000
         output = format_solution(gold) if place < skill else ""
-        rows.append({"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item},
-                     "gold": gold, "output": output, "completion_tokens": 1})
+        fields = {field: item[field] for field in SCHEMA.names if field in item}
+        fields |= {"checkpoint": name, "gold": gold, "output": output, "completion_tokens": 1}
+        rows.append(fields)
     rows.sort(key=lambda row: row["question_id"])
     layout.predictions(name).parent.mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({"provenance": "{}"})), layout.predictions(name))
+    schema = SCHEMA.with_metadata({"provenance": "{}"})
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), layout.predictions(name))
     print(f"{name}: {len(rows)} questions")
 
 run_stage(lambda: {"train": train, "evaluate": evaluate}[sys.argv[1]](sys.argv[2]))
@@ -91,9 +92,7 @@ def make_records(
     mark: str = "",
     kinds: Sequence[str] = tuple(QUESTION_TYPES),
 ) -> list[Raw]:
-    """Records of every modality: `per_type` images, each with a question of every type of `kinds`;
-    `mark` is in ids and words.
-    """
+    """Records of every modality: `per_type` images, each with one question per type of `kinds`."""
     return [
         {
             "dataset": f"Set {slug}",
@@ -113,8 +112,9 @@ def make_records(
 
 
 def write_corpus(path: Path, records: Sequence[Raw]) -> None:
-    """An archive of these records with an image of noise for each path, the same bytes for the same
-    records.
+    """Write an archive of records with a noise image per path.
+
+    The same bytes for the same records.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
@@ -134,8 +134,9 @@ def write_corpus(path: Path, records: Sequence[Raw]) -> None:
 
 
 def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path:
-    """The pipeline with these checkpoints, committed and run; its source is
-    `root`/../source/corpus.zip.
+    """The pipeline with these checkpoints, committed and run.
+
+    Its source is ../source/corpus.zip.
     """
     root.mkdir(parents=True)
     shutil.copytree(

@@ -1,6 +1,4 @@
-"""The command `med-r1`: help of every command, cheap imports, exit codes, and that what documents
-and messages quote exists.
-"""
+"""`med-r1`: help, cheap imports, exit codes, and that every quoted command exists."""
 
 from __future__ import annotations
 

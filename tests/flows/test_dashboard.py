@@ -1,6 +1,4 @@
-"""The dashboard: who may reach it, that it serves what infra/prefect.yaml says, and that it ends
-whole.
-"""
+"""The dashboard: access, deployments of infra/prefect.yaml, and a complete shutdown."""
 
 from __future__ import annotations
 
@@ -95,7 +93,7 @@ def test_every_deployment_is_of_a_flow_that_takes_its_parameters(
     assert deployment["description"]
 
 
-def test_the_dashboard_serves_all_deployments_ends_whole_when_it_is_killed_and_goes_on_when_started_again(
+def test_the_dashboard_serves_all_deployments_and_survives_being_killed(
     tmp_path: Path, port: int
 ) -> None:
     make_workspace(tmp_path, ["a"])
@@ -191,9 +189,7 @@ def _may_ask(api: httpx.Client, origin: str) -> bool:
 
 
 def ask_for(api: httpx.Client) -> str:
-    """Ask for train@a, as the dashboard does, again while the server says that its database is
-    busy; the run's id.
-    """
+    """Start train@a through the API, retrying while the server's database is busy; the run's id."""
     deployment = api.get("/deployments/name/reproduce/local").json()
     asked: list[httpx.Response] = []
 

@@ -38,9 +38,7 @@ def as_database_user(*command: str) -> list[str]:
 
 @pytest.fixture
 def database() -> Iterator[tuple[Path, int]]:
-    """The binaries and the port of a PostgreSQL with a database `prefect` and the extension
-    pg_trgm.
-    """
+    """Binaries and port of a PostgreSQL with a database `prefect` and the extension pg_trgm."""
     found = shutil.which("initdb")
     binaries = BINARIES or (Path(found).resolve().parent if found else None)
     if binaries is None:

@@ -1,6 +1,4 @@
-"""The flow against a real Prefect API: the results of plain `dvc repro`, whatever fails or is
-killed on the way.
-"""
+"""The flow against a real Prefect API gives `dvc repro`'s results, whatever fails or is killed."""
 
 from __future__ import annotations
 
@@ -49,9 +47,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, s
 
 
 def states(*names: str) -> dict[str, tuple[str, str]]:
-    """Task -> name and message of its state, of the latest flow run, as soon as the server knows
-    all of `names` to have ended.
-    """
+    """Task -> name and message of its state in the latest flow run, once all `names` have ended."""
     deadline = time.monotonic() + 60
     while True:
         with get_client(sync_client=True) as client:
@@ -132,7 +128,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_when_results_are_recorded_is_named_and_once_there_is_room_nothing_is_lost(
+def test_a_full_disk_while_recording_results_is_named_and_loses_nothing(
     small_disk: Path,
 ) -> None:
     root = make_workspace(small_disk / "workspace", keys=("a",))

@@ -31,9 +31,7 @@ from tests.grpo.tiny import (
 
 
 def asked(folder: Path) -> list[Question]:
-    """Four questions: the two of `questions`, each about both images, one of them in three
-    variants.
-    """
+    """Four questions: both of `questions` about both images, one of them in three variants."""
     first, second = (row["image"] for row in questions(folder))
     return [
         Question(QUESTIONS[0], {"real": first, "blank": BLANK, "shuffled": second}),

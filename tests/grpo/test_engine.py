@@ -46,8 +46,9 @@ def steer(each: Any, monkeypatch: pytest.MonkeyPatch, rewards: list[float] | Non
 
 
 def trained(each: Any) -> dict[str, torch.Tensor]:
-    """The trained weights. Plain SGD makes the step the gradient, where Adam's first would be its
-    sign.
+    """The trained weights.
+
+    Plain SGD makes the step the gradient, where Adam's first would be its sign.
     """
     each.optimizer = torch.optim.SGD(
         [p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate

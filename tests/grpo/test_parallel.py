@@ -1,6 +1,4 @@
-"""Several processes learn what one learns from the same batch, whatever is shared, cut or left out
-between them.
-"""
+"""Several ranks learn what one learns from the same batch, however it is divided."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from stages.core.params import Grpo, load_params
 from stages.grpo import engine
 from stages.grpo.parallel import (
     CONFIGURATIONS,
-    explain_peer_failure,
-    others_named,
+    explain_peer_error,
+    peer_errors_explained,
     parallel_arguments,
     processes_to_launch,
 )
@@ -39,9 +37,7 @@ def settings(**changed: object) -> Grpo:
 
 
 def compare(folder: Path, cases: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Run cases in two processes and in this one; how far their steps lie apart, as a share of the
-    step.
-    """
+    """Run cases on two ranks and one; the difference of their steps as a share of the step."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     monkeypatch.setitem(
         vars(engine), "sample_completions", vars(engine)["sample_completions"]
@@ -200,11 +196,11 @@ def test_an_error_that_comes_from_another_process_has_a_type_of_its_own(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(error) as caught, others_named(settings()):
+    with pytest.raises(error) as caught, peer_errors_explained(settings()):
         raise RuntimeError(text)
     assert type(caught.value) is error
     assert error is RuntimeError or "process 2 of 2 (rank 1)" in str(caught.value)
 
 
 def test_alone_no_error_comes_from_another_process() -> None:
-    assert explain_peer_failure(RuntimeError(GONE), settings()) is None
+    assert explain_peer_error(RuntimeError(GONE), settings()) is None

@@ -12,7 +12,7 @@ import torch
 
 from stages.grpo.resume import WHOLE, newest_checkpoint
 from stages.grpo.trainer import LOGGED, deterministic, write_log
-from stages.policy.fingerprint import files_hash, fingerprint, state_folder
+from stages.policy.fingerprint import files_hash, fingerprint, prepare_state_folder
 from tests.grpo.tiny import trainer
 
 
@@ -129,9 +129,9 @@ def test_other_settings_have_another_state_and_the_old_one_goes(tmp_path: Path) 
     one, other = fingerprint({"grpo": {"seed": 1}}), fingerprint({"grpo": {"seed": 2}})
     assert one != other
     assert one == fingerprint(json.loads(json.dumps({"grpo": {"seed": 1}})))
-    state_folder(tmp_path / one)
+    prepare_state_folder(tmp_path / one)
     (tmp_path / one / "checkpoint-1").mkdir()
-    state_folder(tmp_path / other)
+    prepare_state_folder(tmp_path / other)
     assert [path.name for path in tmp_path.iterdir()] == [other]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from stages.grpo.rewards import format_reward, reward_functions
-from stages.prompts.styles import PROMPTS, Style, ask, chat
+from stages.prompts.styles import PROMPTS, Style, chat, prompt_text
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_rewards_keep_the_order_and_names_of_params() -> None:
 def test_a_problem_with_braces_is_asked_as_it_is(style: Style) -> None:
     problem = "What is {this} {0}? A){x}, B)y"
     for purpose in PROMPTS:
-        assert ask(problem, style, purpose).startswith(problem + " ")
+        assert prompt_text(problem, style, purpose).startswith(problem + " ")
 
 
 def test_the_image_comes_before_the_words() -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from stages.grpo.rollout import Sampling, draws, sample_completions
 from stages.policy.loading import vision_token_ids
-from stages.policy.prefill import PromptPass, pass_over_prompts
+from stages.policy.prefill import PromptPass, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, process_prompts
 from tests.grpo.tiny import FAMILIES, chats, embedded_policy, processor, questions, random_policy
 
@@ -27,7 +27,7 @@ def rollout(
 ) -> list[list[int]]:
     sampling = Sampling(**{"max_tokens": 12, "ends": ENDS, "pad": 842} | more)  # type: ignore[arg-type]
     with torch.no_grad():
-        done = pass_over_prompts(policy, prompts, prompts.image_inputs)
+        done = prefill_prompts(policy, prompts, prompts.image_inputs)
     return sample_completions(
         policy, prompts, done, draws(seed, numbers, group, sampling.max_tokens), sampling
     )

@@ -1,6 +1,4 @@
-"""SFT on the answers: what the loss covers, in which order prompts come, and that nothing else
-differs from GRPO's trainer.
-"""
+"""SFT on the answers: loss mask, prompt order, and otherwise GRPO's trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from stages.grpo.trainer import (
     write_log,
 )
 from stages.policy.loading import load_processor
-from stages.prompts.styles import Style, ask, chat
+from stages.prompts.styles import Style, chat, prompt_text
 from tests.grpo.tiny import BASE, REPOSITORY, embedded_policy, processor, questions
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
@@ -87,7 +85,9 @@ def test_the_loss_covers_the_answer_and_the_end_token_alone(style: Style, tmp_pa
         assert (labels[length:] == -100).all()
         text = tokenizer.decode(ids[: length - len(learnt)]).replace("<|image_pad|>", "")
         asked = processor().apply_chat_template(
-            chat(ask(row["problem"], style, "evaluate")), add_generation_prompt=True, tokenize=False
+            chat(prompt_text(row["problem"], style, "evaluate")),
+            add_generation_prompt=True,
+            tokenize=False,
         )
         assert text == asked.replace("<|image_pad|>", "")
 
@@ -99,7 +99,7 @@ def test_the_prompt_has_the_tokens_that_evaluation_gives_it(tmp_path: Path) -> N
     each = trainer(tmp_path, rows * 2)
     batch = each.data_collator([each.train_dataset[0]])
     asked = processor().apply_chat_template(
-        chat(ask(rows[0]["problem"], "no-think", "evaluate")),
+        chat(prompt_text(rows[0]["problem"], "no-think", "evaluate")),
         add_generation_prompt=True,
         tokenize=False,
     )

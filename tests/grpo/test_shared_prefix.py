@@ -21,8 +21,8 @@ from stages.grpo.shared_prefix import (
     score_rows,
     score_segments,
 )
-from stages.policy.last_layer import last_layer_yields
-from stages.policy.prefill import pass_over_prompts
+from stages.policy.last_layer import narrow_last_layer
+from stages.policy.prefill import prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, process_prompts
 from stages.policy.vision_features import embed_patches_by_product
 from tests.grpo.tiny import FAMILIES, chats, processor, questions, random_policy
@@ -41,9 +41,7 @@ def draw_completions(group: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def apart(policy: PreTrainedModel, rows: list[list[dict[str, Any]]], ids: Tensor) -> Tensor:
-    """Log-probabilities (2 * G, C) from a row for each completion, with an image and positions of
-    its own.
-    """
+    """Log-probabilities (2 * G, C) from one row per completion, each with its own image."""
     group, length = ids.shape[1:]
     inputs = processor().apply_chat_template(
         [row for row in rows for _ in range(group)],
@@ -116,7 +114,7 @@ def test_log_probabilities_and_gradients_are_those_of_separate_rows(
         return score_segments(
             policy,
             prompts,
-            pass_over_prompts(policy, prompts, prompts.image_inputs),
+            prefill_prompts(policy, prompts, prompts.image_inputs),
             ids,
             mask,
             head,
@@ -128,7 +126,7 @@ def test_log_probabilities_and_gradients_are_those_of_separate_rows(
         return score_members(
             policy,
             prompts,
-            pass_over_prompts(policy, prompts, prompts.image_inputs),
+            prefill_prompts(policy, prompts, prompts.image_inputs),
             ids,
             mask,
             head,
@@ -147,7 +145,7 @@ def test_the_way_is_chosen_by_length_and_gives_the_same(
     assert (ids[0].numel() > PACK_MAX_TOKENS) == (length == 80)
 
     def chosen() -> Tensor:
-        done = pass_over_prompts(policy, prompts, prompts.image_inputs) if behind else None
+        done = prefill_prompts(policy, prompts, prompts.image_inputs) if behind else None
         return score(
             policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE), done
         )[0]
@@ -187,7 +185,7 @@ def test_the_fused_head_gives_the_same(family: str, tmp_path: Path) -> None:
         gradients(policy, lambda: scores(plain)[0], mask),
     )
     torch.testing.assert_close(scores(fused)[1], scores(plain)[1], rtol=1e-4, atol=1e-5)
-    done = pass_over_prompts(policy, prompts, prompts.image_inputs)
+    done = prefill_prompts(policy, prompts, prompts.image_inputs)
     behind = score_segments(policy, prompts, done, ids, mask, fused)[0].flatten()[
         mask.flatten().bool()
     ]
@@ -267,28 +265,28 @@ def test_the_last_layer_is_run_for_the_tokens_that_predict_one(family: str, tmp_
             lambda _, inputs, __, index=index: tokens.append((index, inputs[0].shape[1]))
         )
     ids, mask = draw_completions(2, [3])
-    done = pass_over_prompts(policy, prompts, prompts.image_inputs)
+    done = prefill_prompts(policy, prompts, prompts.image_inputs)
     score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))
     width = prompts.ids.shape[1]
     assert tokens == [(0, width), (-1, 1), (0, width - 1 + 6), (-1, 6)]
     assert done.keys_values[-1][0].shape[2] == width, "keys of all, for those that come behind"
-    with pytest.raises(ZeroDivisionError), last_layer_yields(policy, 1):
+    with pytest.raises(ZeroDivisionError), narrow_last_layer(policy, 1):
         raise ZeroDivisionError
     assert "forward" not in vars(layers[-1]), "as it was, after an error too"
 
 
 def test_a_last_layer_that_is_recomputed_or_wrapped_is_left_as_it_is() -> None:
     policy = random_policy("qwen2_vl")
-    with last_layer_yields(policy, 1) as alone:
+    with narrow_last_layer(policy, 1) as alone:
         assert alone
     policy.gradient_checkpointing_enable()
-    with last_layer_yields(policy, 1) as alone:
+    with narrow_last_layer(policy, 1) as alone:
         assert not alone, "its activations are made a second time when the context is over"
-    with torch.no_grad(), last_layer_yields(policy, 1) as alone:
+    with torch.no_grad(), narrow_last_layer(policy, 1) as alone:
         assert alone
     policy.gradient_checkpointing_disable()
     layer = policy.model.language_model.layers[-1]
     layer.forward = theirs = layer.forward
-    with last_layer_yields(policy, 1) as alone:
+    with narrow_last_layer(policy, 1) as alone:
         assert not alone
         assert layer.forward is theirs

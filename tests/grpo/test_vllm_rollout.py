@@ -1,6 +1,4 @@
-"""The edge to vLLM: what is refused without it, and that it sees each prompt as it is trained on.
-vLLM itself is not needed.
-"""
+"""The interface to vLLM: refusals without it, and the prompt it is given. vLLM is not needed."""
 
 from __future__ import annotations
 
@@ -12,9 +10,9 @@ import pytest
 from stages.core.errors import InputError
 from stages.core.params import Grpo, load_params
 from stages.grpo.vllm_rollout import (
-    check_prompts_of,
-    never_sampled,
-    one_token_per_image,
+    verify_prompts,
+    generation_kwargs,
+    collapse_image_tokens,
     require_vllm,
     vllm_arguments,
 )
@@ -55,8 +53,8 @@ class Vllm:
 
 
 def test_a_run_of_an_images_tokens_becomes_one_and_nothing_else_changes() -> None:
-    assert one_token_per_image(PROMPT, IMAGE) == [1, 2, IMAGE, 3, 5]
-    assert one_token_per_image([4, 4, IMAGE, IMAGE, 4, IMAGE], IMAGE) == [4, 4, IMAGE, 4, IMAGE]
+    assert collapse_image_tokens(PROMPT, IMAGE) == [1, 2, IMAGE, 3, 5]
+    assert collapse_image_tokens([4, 4, IMAGE, IMAGE, 4, IMAGE], IMAGE) == [4, 4, IMAGE, 4, IMAGE]
 
 
 @pytest.mark.parametrize("mode", ["colocate", "server"])
@@ -67,7 +65,7 @@ def test_vllm_sees_the_prompt_that_is_trained_on(mode: str) -> None:
             len(vllm.generate(prompts=[PROMPT], images=None, num_generations=1)[0][0])
             == len(PROMPT) + 3
         ), "twice, as TRL asks"
-    check_prompts_of(vllm, IMAGE)
+    verify_prompts(vllm, IMAGE)
     assert vllm.generate(prompts=[PROMPT, PROMPT], images=None, num_generations=2)[0] == [
         PROMPT,
         PROMPT,
@@ -76,7 +74,7 @@ def test_vllm_sees_the_prompt_that_is_trained_on(mode: str) -> None:
 
 def test_an_image_that_vllm_sees_otherwise_stops_the_run() -> None:
     vllm: Any = Vllm("colocate", tokens=6)
-    check_prompts_of(vllm, IMAGE)
+    verify_prompts(vllm, IMAGE)
     with pytest.raises(
         InputError,
         match=(
@@ -116,9 +114,9 @@ def test_settings_in_trls_words() -> None:
 
 
 def test_tokens_that_stand_for_images_are_kept_out_either_way() -> None:
-    names = never_sampled(processor(), "vllm-colocate")["bad_words"]
+    names = generation_kwargs(processor(), "vllm-colocate")["bad_words"]
     assert "<|image_pad|>" in names
     assert (
         processor().tokenizer.convert_tokens_to_ids(names)
-        == never_sampled(processor(), "policy")["suppress_tokens"]
+        == generation_kwargs(processor(), "policy")["suppress_tokens"]
     )

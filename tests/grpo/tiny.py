@@ -1,6 +1,4 @@
-"""Tiny policies of the supported families with random weights, and questions about phantoms for
-them.
-"""
+"""Tiny policies of the supported families with random weights, and questions for them."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from stages.core.params import Grpo, load_params
 from stages.corpus.sample import phantoms
 from stages.grpo.trainer import build_trainer, train_dataset
 from stages.policy.loading import load_policy, load_processor
-from stages.prompts.styles import ask
+from stages.prompts.styles import prompt_text
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"
@@ -33,7 +31,7 @@ def processor() -> Any:
 
 
 def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
-    """About a million parameters, in float32, that take what the embedded base's processor makes."""
+    """About a million float32 parameters, with the embedded base's processor."""
     base = AutoConfig.from_pretrained(BASE)
     text = base.text_config.to_dict()
     shared = {
@@ -143,13 +141,11 @@ def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def words(row: dict[str, Any]) -> str:
-    return ask(row["problem"], "no-think", "train")
+    return prompt_text(row["problem"], "no-think", "train")
 
 
 def trainer(folder: Path, policy: PreTrainedModel | None = None, **settings: Any) -> Any:
-    """A trainer on the two questions: 4 completions each, one optimiser step a batch, unless told
-    otherwise.
-    """
+    """A trainer on two questions: 4 completions each and one optimiser step per batch."""
     small = {
         "num_generations": 4,
         "prompts_per_device": 2,

@@ -1,5 +1,4 @@
-"""One optimiser step of a trainer that is one of several processes, for tests: python -m
-tests.grpo.two_processes FOLDER CASE...
+"""One optimiser step as a rank: python -m tests.grpo.two_processes FOLDER CASE...
 
 The completions and rewards are given, so that the step is decided by the batch alone; the first
 process keeps the weights.
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from stages.core.distributed.launch import processes
 from stages.core.params import Grpo, load_params
 from stages.grpo import engine
-from stages.grpo.parallel import prepare_deepspeed, whole_weights
+from stages.grpo.parallel import prepare_deepspeed, gather_weights
 from tests.grpo.tiny import REPOSITORY, trainer
 
 PROMPTS, GROUP = 2, 4
@@ -49,9 +48,7 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 
 
 def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
-    """The weights after one step of plain SGD on the same two prompts, one a process or both in
-    one; {} but in the first process.
-    """
+    """Weights after one SGD step on the same two prompts, over one or two ranks; {} on rank 1."""
     settings = {
         "prompts_per_device": PROMPTS // processes(),
         "learning_rate": 0.1,
@@ -74,16 +71,14 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     )
     each.create_optimizer = lambda *_, **__: optimizer
     each.train()
-    whole = whole_weights(each)
+    whole = gather_weights(each)
     if not each.accelerator.is_main_process:
         return {}
     return {name: value.float().contiguous().clone() for name, value in whole.items()}
 
 
 def steer(each: Any, first: int, alike: bool) -> None:
-    """Let a trainer sample `SAID` from row `first` on, and give `REWARDS`; `alike`: the same ones
-    to all of the second group.
-    """
+    """Make a trainer sample `SAID` from row `first` on and give `REWARDS`."""
     rewards = REWARDS[:GROUP] + [1.0] * GROUP if alike else REWARDS
     words: Iterator[list[int]] = iter((SAID * 3)[first:])
     pool: Iterator[float] = iter((rewards * 3)[first:])

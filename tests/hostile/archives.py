@@ -1,6 +1,4 @@
-"""Archives that reach outside, blow up, lie or are broken: each a function that writes one from the
-files of a good corpus.
-"""
+"""Archives that escape, explode, lie or are broken, each written from a good corpus."""
 
 from __future__ import annotations
 
@@ -91,9 +89,7 @@ def lying_size(files: Files, named: str) -> bytes:
 
 
 def overlapping(files: Files) -> bytes:
-    """Two entries of the list share one member's bytes: what makes a zip bomb without nesting
-    (Fifield 2019).
-    """
+    """Two entries share one member's bytes: a zip bomb without nesting (Fifield 2019)."""
     content = zipped(
         {**files, "Images/Hostile/a.png": b"a" * 99, "Images/Hostile/b.png": b"a" * 99}
     )
@@ -125,8 +121,9 @@ def prefixed(files: Files) -> bytes:
 
 
 def archives(files: Files, named: str, question_file: str) -> dict[str, Case]:
-    """All cases, made from a good corpus; `named` is an image that a record of it names,
-    `question_file` a file with questions.
+    """All cases made from a good corpus.
+
+    `named` is an image that a record names, `question_file` a file with questions.
     """
     good = dict(files)
     packed = zipped(good)

@@ -15,9 +15,7 @@ kept; kept: it does no harm.
 
 @dataclass(frozen=True)
 class Case:
-    """One class of hostile input: its bytes, what becomes of it, the code of its refusal, and what
-    the message names.
-    """
+    """A class of hostile input: its bytes, fate, refusal code, and what the message must name."""
 
     content: bytes
     end: End

@@ -1,6 +1,4 @@
-"""The table of hostile input: each class is named, refused or in quarantine; what stands beside it
-comes through unharmed.
-"""
+"""The table of hostile input: each case is refused or quarantined, its neighbours unharmed."""
 
 from __future__ import annotations
 
@@ -89,9 +87,7 @@ def start(module: ModuleType, *arguments: str) -> None:
 
 
 def ingest(root: Path, content: bytes) -> Outcome:
-    """Download and resize of a corpus in the folder `root`, which is the working directory
-    meanwhile.
-    """
+    """Run download and resize of a corpus in the folder `root`, as working directory."""
     params = read_yaml(ROOT / "params.yaml")
     # here nearly everything is refused, and is to be seen
     params["quarantine"] |= {"max_refused_share": 1.0, "max_refused_share_of_set": 1.0}

@@ -1,6 +1,4 @@
-"""Files for servers: what they name exists, nothing secret is in them, nobody is root, and no two
-workers share a workspace.
-"""
+"""Deployment files: names exist, no secrets, no root, no shared workspaces."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The scripts that start a worker: what they refuse, with real git, and that each has a clone of
-its own.
-"""
+"""Worker start scripts: refusals with real git, and one clone per worker."""
 
 from __future__ import annotations
 

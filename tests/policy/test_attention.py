@@ -1,6 +1,4 @@
-"""Each tower gets the attention it can have here, and a flash-attn that does not load is told with
-its remedy.
-"""
+"""Each tower gets the attention available here; a broken flash-attn is reported."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_is_sdpa_where_flash_attn_is_not_installed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert choose_attention("auto", torch.bfloat16, own_masks=True) == {
+    assert choose_attention("auto", torch.bfloat16, custom_masks=True) == {
         "text_config": "sdpa",
         "vision_config": "sdpa",
     }
@@ -62,11 +60,11 @@ def test_auto_takes_flash_attn_for_the_vision_tower_alone(
     tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, "", monkeypatch)
-    assert choose_attention("auto", torch.bfloat16, own_masks=True) == {
+    assert choose_attention("auto", torch.bfloat16, custom_masks=True) == {
         "text_config": "sdpa",
         "vision_config": "flash_attention_2",
     }
-    assert choose_attention("auto", torch.float32, own_masks=True)["vision_config"] == "sdpa", (
+    assert choose_attention("auto", torch.float32, custom_masks=True)["vision_config"] == "sdpa", (
         "it computes in 16 bits"
     )
 
@@ -75,7 +73,7 @@ def test_auto_goes_on_without_a_flash_attn_that_does_not_load_and_says_why(
     tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(tmp_path, BROKEN, monkeypatch)
-    assert choose_attention("auto", torch.bfloat16, own_masks=True)["vision_config"] == "sdpa"
+    assert choose_attention("auto", torch.bfloat16, custom_masks=True)["vision_config"] == "sdpa"
     assert "flash-attn 2.8.3 was built for another torch than" in capsys.readouterr().err
 
 
@@ -89,7 +87,7 @@ def test_flash_attn_asked_for_by_name_is_refused_where_it_cannot_be_had(
             r" to auto or sdpa"
         ),
     ):
-        choose_attention("flash_attention_2", torch.bfloat16, own_masks=False)
+        choose_attention("flash_attention_2", torch.bfloat16, custom_masks=False)
     install(tmp_path, BROKEN, monkeypatch)
     with pytest.raises(
         InputError,
@@ -99,7 +97,7 @@ def test_flash_attn_asked_for_by_name_is_refused_where_it_cannot_be_had(
         ),
     ):
         choose_attention(
-            Towers(language="sdpa", vision="flash_attention_2"), torch.bfloat16, own_masks=True
+            Towers(language="sdpa", vision="flash_attention_2"), torch.bfloat16, custom_masks=True
         )
 
 
@@ -108,17 +106,17 @@ def test_flash_attn_needs_a_gpu_that_has_it_and_16_bits(
 ) -> None:
     install(tmp_path, "", monkeypatch)
     with pytest.raises(InputError, match="computes in 16 bits, and weights are opened in float32"):
-        choose_attention("flash_attention_2", torch.float32, own_masks=False)
+        choose_attention("flash_attention_2", torch.float32, custom_masks=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     with pytest.raises(InputError, match="compute capability 8.0"):
-        choose_attention("flash_attention_2", torch.bfloat16, own_masks=False)
+        choose_attention("flash_attention_2", torch.bfloat16, custom_masks=False)
 
 
 def test_rows_with_masks_of_their_own_never_go_to_flash_attn(
     tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, "", monkeypatch)
-    kinds = choose_attention("flash_attention_2", torch.bfloat16, own_masks=True)
+    kinds = choose_attention("flash_attention_2", torch.bfloat16, custom_masks=True)
     assert kinds == {"text_config": "sdpa", "vision_config": "flash_attention_2"}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from stages.pretraining.embedded import IMAGE_TOKENS, build_model, build_processor, build_tokenizer
-from stages.prompts.styles import ask, chat
+from stages.prompts.styles import chat, prompt_text
 
 BASE = Path(__file__).parents[2] / "infra" / "base"
 
@@ -51,7 +51,7 @@ def test_an_image_costs_its_16_tokens_and_options_are_whole_words() -> None:
     tokenizer = build_tokenizer_once()
     processor = build_processor(tokenizer)
     text = processor.apply_chat_template(
-        chat(ask("x A)Cyst, B)MRI", "no-think", "train")),
+        chat(prompt_text("x A)Cyst, B)MRI", "no-think", "train")),
         add_generation_prompt=True,
         tokenize=False,
     )

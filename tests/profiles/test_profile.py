@@ -1,6 +1,4 @@
-"""`med-r1 profile`: to another scale and back without a trace, and nothing written for a run that
-cannot finish.
-"""
+"""`med-r1 profile`: there and back without a trace; nothing written for impossible runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Publishing a checkpoint: shown first, refused with a remedy, uploaded in one commit, and opened
-where nothing of this project is.
-"""
+"""Publishing: shown first, refused with a remedy, one commit, usable without this project."""
 
 import json
 import os

@@ -103,8 +103,6 @@ def test_a_prior_that_knows_nothing_leaves_everything() -> None:
 
 @pytest.mark.parametrize("right", [0, 100, 9_000])
 def test_a_large_split_is_balanced_exactly(right: int) -> None:
-    """Nine wrong of four options (-1/4 each) allow for three right (+3/4 each): 3 to 1, whatever
-    the size.
-    """
+    """Nine wrong of four options (-1/4 each) allow three right (+3/4 each), whatever the size."""
     excesses = [Fraction(3, 4)] * right + [Fraction(-1, 4)] * (9_000 - right)
     assert len(largest_without_excess(excesses)) == 4 * min(right, (9_000 - right) // 3)

@@ -21,9 +21,7 @@ GOOD = "<think>It is round, with a bright rim.</think><answer>{}</answer>"
 def table(
     n: int = 200, output: str = GOOD, accuracy: float = 0.8, tokens: int = 60
 ) -> pd.DataFrame:
-    """Predictions over four options, `accuracy` of them right, gold letters evenly spread; "{}" in
-    output is the answer.
-    """
+    """Predictions over four options with this accuracy, gold letters evenly spread."""
     gold = np.array(list("ABCD"))[np.arange(n) % 4]
     right = np.arange(n) % 100 < 100 * accuracy
     answer = np.where(right, gold, np.array(list("BCDA"))[np.arange(n) % 4])

@@ -24,9 +24,7 @@ TESTED = {(split.axis, split.slug): split.test for split in SPLITS}
 
 @pytest.mark.parametrize("axis", AXES)
 def test_differences_are_whole_numbers_of_test_questions(axis: str) -> None:
-    """Each is a difference of two accuracies printed to 0.01; a wrong digit, row for column, or
-    another split would not be whole.
-    """
+    """Each is a difference of two accuracies printed to 0.01; a wrong digit would not be whole."""
     table = NO_THINK_MINUS_THINK[axis]
     for row in table.values:
         for cell, value in zip(table.cells, row, strict=True):

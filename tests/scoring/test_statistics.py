@@ -291,9 +291,7 @@ def test_mcnemar_reads_the_published_example() -> None:
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=6))
 def test_holm_rejects_what_the_closed_bonferroni_test_rejects(p_values: dict[str, float]) -> None:
-    """Holm is the closure of Bonferroni: a hypothesis goes if every family it belongs to has a
-    small enough value.
-    """
+    """Holm is the closure of Bonferroni: rejected if every containing family rejects."""
     found = holm(p_values)
     families = list(
         chain.from_iterable(combinations(p_values, size) for size in range(1, len(p_values) + 1))

@@ -234,9 +234,9 @@ def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
                 own["correct"].mean() - own["shuffled_correct"].astype(float).mean()
             )
             if name != "base":
-                assert to_base.values[name][cell] == pytest.approx(
-                    accuracy.values[name][cell] - accuracy.values["base"][cell]
-                )  # type: ignore[operator]
+                ours, base = accuracy.values[name][cell], accuracy.values["base"][cell]
+                assert ours is not None and base is not None
+                assert to_base.values[name][cell] == pytest.approx(ours - base)
 
 
 def test_without_exchanged_images_a_table_of_visual_gains_is_empty() -> None:

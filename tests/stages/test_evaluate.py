@@ -315,7 +315,7 @@ def test_a_gpu_that_was_promised_and_is_not_there_is_refused(
 
 
 def imported(module: str) -> set[str]:
-    """Modules of `stages` that a module imports, directly or not, those inside functions included."""
+    """Modules of `stages` in a module's import closure, imports in functions included."""
     seen: set[str] = set()
     waiting = [module]
     while waiting:

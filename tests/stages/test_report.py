@@ -1,6 +1,4 @@
-"""Stage report on a made-up finished pipeline: right numbers, same bytes, one self-contained page,
-bad inputs refused.
-"""
+"""Stage report on a fake pipeline: numbers, determinism, a self-contained page, refusals."""
 
 import contextlib
 import hashlib
@@ -360,11 +358,10 @@ def test_a_card_tells_data_results_use_and_limits(made: Path, name: str) -> None
     )
     assert "Not for clinical use." in text
     assert "Corpus: `md5:5d41402abc4b2a76b9719d911017c592` (drawn phantoms, not patients)" in text
-    assert (
-        "Splits: grouped;"
-        f" {len(json.loads((made / layout.split(CHECKPOINTS[name], name, 'train', 'grouped')).read_text()))}"
-        " questions" in text
+    train = json.loads(
+        (made / layout.split(CHECKPOINTS[name], name, "train", "grouped")).read_text()
     )
+    assert f"Splits: grouped; {len(train)} questions" in text
     assert (
         f"| {name} | {own['n']} | {percent(own['accuracy'])} [{percent(own['accuracy_low'])} to"
         f" {percent(own['accuracy_high'])}]" in text

@@ -1,6 +1,4 @@
-"""Stage splits: 13 train and test files in the published form, free of leaks and drawn
-independently.
-"""
+"""Stage splits: 13 train and test files in the published form, leak-free, drawn independently."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ BITS = 256
 
 
 def hashes_of(name: str, *flipped: int) -> Raw:
-    """Hashes as far from those of another name as those of two images; of one name, as many bits
-    apart as are flipped in one.
-    """
+    """Hashes by name: random between names, `flipped` bits apart within one."""
     number = int(hashlib.sha256(name.encode()).hexdigest(), 16)
     for bit in flipped:
         number ^= 1 << bit
@@ -327,9 +323,7 @@ def test_images_that_belong_together_are_listed(
 
 
 def corpus_with_copies_and_patients(make_record: MakeRecord) -> list[Raw]:
-    """Of each modality 60 images, half of them two of a patient, each with a near-duplicate, and
-    two questions about each file.
-    """
+    """60 images per modality, half of them in pairs of a patient, each with a near-duplicate."""
     records = []
     for slug, literal in MODALITIES.items():
         for number in range(60):

@@ -142,7 +142,7 @@ def test_the_token_count_of_the_limit_is_that_of_the_processor(
 ) -> None:
     small_workspace(tmp_path)
     monkeypatch.chdir(tmp_path)
-    from stages.prompts.styles import ask, chat
+    from stages.prompts.styles import chat, prompt_text
 
     processor = AutoProcessor.from_pretrained(layout.BASE_MODEL)
     items = json.loads(
@@ -150,7 +150,9 @@ def test_the_token_count_of_the_limit_is_that_of_the_processor(
     )
     texts = [
         processor.apply_chat_template(
-            chat(ask(i["problem"], "no-think", "train")), add_generation_prompt=True, tokenize=False
+            chat(prompt_text(i["problem"], "no-think", "train")),
+            add_generation_prompt=True,
+            tokenize=False,
         )
         for i in items
     ]
@@ -284,9 +286,7 @@ def environment() -> dict[str, str]:
 
 
 def kill_while_it_saves(root: Path, after: int) -> None:
-    """Start the stage and end it with SIGKILL while it writes its state, at step `after` or soon
-    after.
-    """
+    """Start the stage and SIGKILL it while it writes its state, at step `after` or soon after."""
     process = subprocess.Popen(
         COMMAND, cwd=root, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -345,9 +345,7 @@ TWO = {"max_steps": 8, "save_steps": 2, "num_generations": 4, "learning_rate": 1
 
 
 def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
-    """Start the stage on two processes and kill one when a state is kept, from step `after` on;
-    what the stage said in the end.
-    """
+    """Start the stage on two ranks and kill one when a state is saved; the stage's output."""
     command, several = [*COMMAND[:-1], name], environment() | {"MED_R1_PROCESSES": "2"}
     launcher = subprocess.Popen(command, cwd=root, env=several, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300

@@ -36,8 +36,9 @@ def read_licence(folder: Path) -> dict[str, str]:
 
 
 def carried_licence(facts: Mapping[str, Any]) -> dict[str, str]:
-    """These fields for a model whose provenance is `facts`: those of its base. Where they are not
-    on record, nobody may guess them.
+    """These fields for a model whose provenance is `facts`: those of its base.
+
+    Where they are not on record, nobody may guess them.
     """
     base = facts.get("base_model") or {}
     source = base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source")

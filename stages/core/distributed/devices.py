@@ -8,8 +8,7 @@ from stages.core.errors import InputError
 
 
 def check_gpus(bf16: str | None) -> None:
-    """InputError, with what to do, if GPUs were promised and torch sees none, cannot compute on
-    one, or one lacks bfloat16.
+    """Raise InputError, with a remedy, if the promised GPUs are missing, broken or lack bfloat16.
 
     `bf16`: what asks for bfloat16, in words, if anything does.
     Nothing is asked where no GPU was promised and none is seen: a CPU is used.

@@ -1,5 +1,4 @@
-"""One process a GPU: a stage that starts itself again on every GPU of its slot, by torchrun's
-launcher.
+"""Launch one process per GPU of the slot with torchrun's elastic launcher.
 
 A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without
 it, all of the machine are. Several hosts start the same stage in the same workspace; MED_R1_NODES
@@ -49,9 +48,7 @@ _SILENT: Final = (ExitCode.DONE, ExitCode.CRASHED, ExitCode.KILLED)
 
 @dataclass(frozen=True)
 class RankFailure:
-    """How one of the processes failed: its exit status, negative for a signal, what it wrote of it,
-    its last lines.
-    """
+    """Failure of one rank: exit status (negative for a signal), error, last output lines."""
 
     status: int
     outcome: StageOutcome | None = None
@@ -66,8 +63,9 @@ class RankFailure:
 
     @property
     def is_consequence(self) -> bool:
-        """Whether it ended because another one did: terminated by the launcher, or without its
-        peers.
+        """Whether the rank failed because another one did.
+
+        Terminated by the launcher, or a lost peer.
         """
         return self.status in (-signal.SIGTERM, ExitCode.LOST_PEER)
 
@@ -83,8 +81,9 @@ def processes() -> int:
 
 
 def nodes() -> int:
-    """How many hosts work together, as `NODES` says. InputError if that is no number, or
-    `RENDEZVOUS` does not say where they meet.
+    """How many hosts work together, as `NODES` says.
+
+    InputError if that is no number, or `RENDEZVOUS` does not say where they meet.
     """
     given = os.environ.get(NODES, "1")
     if not given.isdecimal() or not int(given):
@@ -100,9 +99,7 @@ def nodes() -> int:
 
 
 def end_with_launcher() -> None:
-    """Let this process, if `launch` started it, end when its launcher does, even by `kill -9`:
-    nobody would wait for its result.
-    """
+    """End this process when its launcher ends, even by `kill -9`, if `launch` started it."""
     launcher = os.environ.get(_LAUNCHER)
     if launcher is None:
         return
@@ -112,8 +109,9 @@ def end_with_launcher() -> None:
 
 
 def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None:
-    """Run `python -m <command>` as `number` processes of this host that work together, and return
-    when all are done.
+    """Run `python -m <command>` as `number` cooperating ranks on this host.
+
+    Return when all are done.
 
     What the first one prints is shown as it comes; what each prints is kept in `logs` while they
     run. The first that fails ends the others: an InputError, of the type of its exit code, names

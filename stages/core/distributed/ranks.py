@@ -23,8 +23,9 @@ _EVERY: Final = 0.5
 
 
 def wanted_processes() -> int:
-    """One for each visible GPU, at least one; or what `PROCESSES` says. InputError if that is no
-    number, or more than there are GPUs.
+    """One for each visible GPU, at least one; or what `PROCESSES` says.
+
+    InputError if that is no number, or more than there are GPUs.
     """
     import torch
 
@@ -46,8 +47,7 @@ def wanted_processes() -> int:
 
 
 def run_ranks(command: Sequence[str], number: int, report: Callable[[], None]) -> None:
-    """Run `python -m <command> --share <i>/<number>` for each i, each with a GPU of its own if
-    there are any, until all are done.
+    """Run `python -m <command>` as `number` ranks, each on its own GPU if there are any.
 
     `report` is called now and then. The first process that fails ends the others: an InputError, of
     the type of its exit code, says which it was. What a process prints, an error's reason too, goes
@@ -92,9 +92,7 @@ def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _gpu(share: int) -> dict[str, str]:
-    """The environment in which a process sees one GPU alone; nothing to change where there are
-    none.
-    """
+    """Environment in which a rank sees one GPU only; empty without GPUs."""
     import torch
 
     if not torch.cuda.device_count():
@@ -104,8 +102,9 @@ def _gpu(share: int) -> dict[str, str]:
 
 
 def check_still_wanted() -> None:
-    """LostPeerError in a share if the process that shared out the work is gone: it works for
-    nobody, and beside one that goes on.
+    """Raise LostPeerError in a rank whose parent has ended.
+
+    Nobody collects its results any more.
     """
     if os.environ.get(_STARTED_BY) != str(os.getppid()):
         raise LostPeerError("the process that shared out the work is gone")

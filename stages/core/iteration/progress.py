@@ -1,6 +1,4 @@
-"""How far long work has come: a bar on a terminal, elsewhere a line every ten seconds with the time
-still to go.
-"""
+"""Progress of long work: a bar on a terminal, otherwise a line every ten seconds with the ETA."""
 
 from __future__ import annotations
 
@@ -65,8 +63,7 @@ def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator
 def progress_reporter(
     name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY
 ) -> Callable[[int, str], None]:
-    """A function (count, note) that prints where the work is, at most once in `every` seconds from
-    now on.
+    """A function (count, note) that prints progress at most once every `every` seconds.
 
     `done`: how much was there before the work began, as when it is resumed.
     """

@@ -1,3 +1,1 @@
-"""Services outside of this machine: the Hugging Face hub, Weights & Biases, and the secrets they
-need.
-"""
+"""External services: the Hugging Face hub, Weights & Biases, and their secrets."""

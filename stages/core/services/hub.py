@@ -1,6 +1,4 @@
-"""What went wrong between this machine and a Hugging Face hub, told apart as far as its answer
-allows.
-"""
+"""Classify errors of a Hugging Face hub as far as its answers allow."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ HubErrorKind = Literal[
 
 
 def classify_error(error: BaseException) -> HubErrorKind | None:
-    """What an error of huggingface_hub, or of what it sends requests with, means; None for an error
-    that is neither's.
-    """
+    """The kind of an error of huggingface_hub or its HTTP library; None for any other error."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.OfflineModeIsEnabled):

@@ -1,6 +1,4 @@
-"""Secrets of the environment, which nothing that leaves this machine may hold, and no message
-either.
-"""
+"""Secrets in environment variables, which must not occur in messages or published files."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ _SHORTEST: Final = 12
 
 
 def find_leaked_secret(content: bytes) -> str | None:
-    """The variable whose value stands in `content`, as it is or as JSON writes it; None if there is
-    none. Variables by their names.
+    """The first variable, by name, whose value occurs in `content` (plain or JSON-escaped).
+
+    Else None.
     """
     for name, value in _secrets():
         if any(

@@ -1,5 +1,6 @@
-"""Runs in Weights & Biases: what a stage measures, as it measures it. No result depends on it, and
-none is lost when it fails.
+"""Runs in Weights & Biases: what a stage measures, as it measures it.
+
+No result depends on it, and none is lost when it fails.
 
 A run has the name of its checkpoint, in the group of its checkpoint, so that training and test
 stand together; its configuration is the provenance of the result, its artifacts hold the hashes of
@@ -33,8 +34,9 @@ _MODES: Final = {"online": "online", "offline": "offline", "dryrun": "offline", 
 
 
 class TrackingRun:
-    """A run that takes what is measured. Where tracking is off, or has failed, it takes it and does
-    nothing.
+    """A run that takes what is measured.
+
+    Where tracking is off, or has failed, it takes it and does nothing.
     """
 
     def __init__(self, run: Any = None) -> None:
@@ -54,9 +56,7 @@ class TrackingRun:
         kind: Literal["dataset", "model", "predictions"],
         hashes: Callable[[], Mapping[str, str | None]],
     ) -> None:
-        """The hashes of something: another version of the artifact if one of them is another, the
-        same if none is.
-        """
+        """Log hashes as an artifact: a new version if any of them changed."""
 
         def log(run: Any) -> None:
             import wandb
@@ -89,9 +89,7 @@ class TrackingRun:
 
 
 def check_tracking(tracking: Tracking) -> None:
-    """InputError, before anything is computed, if runs are to go online and there is no key; one
-    that is not taken means offline.
-    """
+    """Raise InputError early if online tracking lacks an API key; a rejected key means offline."""
     if _mode(tracking) != "online":
         return
     try:
@@ -121,8 +119,7 @@ def tracked(
     identity: str,
     active: bool = True,
 ) -> Iterator[TrackingRun]:
-    """The run of one job on a checkpoint; one that does nothing if tracking is off or `active` is
-    false, as beside the main process.
+    """The tracking run of one job; a no-op if tracking is off or `active` is false (other ranks).
 
     Its tags are the answer style and, of a checkpoint that is trained, axis, split and method.
     `identity` tells runs of other settings apart: a job that was killed and goes on is one run.

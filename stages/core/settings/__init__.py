@@ -1,3 +1,1 @@
-"""The groups of params.yaml, each with what its keys mean. stages/core/params.py puts them together
-and reads the file.
-"""
+"""The groups of params.yaml and what their keys mean; stages/core/params.py reads the file."""

@@ -74,8 +74,9 @@ class Resize(SettingsGroup):
 
 
 class Cache(SettingsGroup):
-    """What is kept of earlier work, in .scratch; no result depends on it, and deleting it costs
-    nothing but time.
+    """Caches of earlier work in .scratch.
+
+    Results do not depend on them, deleting them costs time only.
     """
 
     images_gb: PositiveFloat
@@ -86,8 +87,9 @@ class Cache(SettingsGroup):
 
 
 class Quarantine(SettingsGroup):
-    """Stages download and resize: how much each may refuse of what it reads before it stops. Every
-    run, new data or not, is held to it.
+    """Stages download and resize: how much each may refuse of what it reads before it stops.
+
+    Every run, new data or not, is held to it.
 
     Beyond these limits something is wrong with the corpus. Retrain.max_refused is another thing:
     how much a drop of new data may have lost over both stages together before it is not worth
@@ -107,14 +109,15 @@ class Quarantine(SettingsGroup):
 
 
 class Dicom(SettingsGroup):
-    """Stage resize, for images that are DICOM files. What each of these means for grey:
-    docs/ingest-dicom.md.
+    """Stage resize, for images that are DICOM files.
+
+    What each of these means for grey: docs/ingest-dicom.md.
     """
 
     frame: Literal["middle", "first"]
     """Of the frames of a file, or the files of a series, the one that is asked about."""
     ct_window: Annotated[list[float], Field(min_length=2, max_length=2)] | None
-    """Centre and width, in Hounsfield units, that CT is shown through; null: the file's own window."""
+    """CT window as centre and width in Hounsfield units; null: the file's own window."""
     max_frames: PositiveInt
     """Of a file, and files of a series: more are refused."""
     max_total_pixels: PositiveInt
@@ -181,12 +184,13 @@ class DataTest(SettingsGroup):
     in the report; nothing.
     """
     limit: NonNegativeFloat
-    """The largest value that passes; of questions_of_modality and questions_of_type, the smallest."""
+    """Largest value that passes (smallest for questions_of_modality and questions_of_type)."""
 
 
 class DataTests(SettingsGroup):
-    """Tests of the corpus as a whole (stage splits): see stages/corpus/splitting/data_tests.py and
-    docs/ingest-quality.md.
+    """Tests of the whole corpus (stage splits).
+
+    See stages/corpus/splitting/data_tests.py and docs/ingest-quality.md.
 
     What a single record must hold, and that no id stands twice, is tested too, always as an error.
     """

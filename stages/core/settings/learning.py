@@ -233,8 +233,9 @@ class Grpo(SettingsGroup):
 
 
 class Sft(SettingsGroup):
-    """Stage train of a checkpoint with `method: sft`: supervised fine-tuning on the answers, as
-    TRL's SFTTrainer runs it.
+    """Supervised fine-tuning on the answers with TRL's SFTTrainer, for checkpoints with `method.
+
+    sft`.
 
     All else is `grpo`'s, so that the two differ in the method alone: seed, prompts a step and their
     order, steps, norm of the gradients, Adam's second moment, frozen tower, adapter, precision,
@@ -272,8 +273,9 @@ class Evaluate(SettingsGroup):
 
 
 class Tracking(SettingsGroup):
-    """Runs of stages train and evaluate in Weights & Biases. No stage depends on it: turning it on
-    makes nothing stale.
+    """Runs of stages train and evaluate in Weights & Biases.
+
+    No stage depends on it: turning it on makes nothing stale.
     """
 
     wandb: Literal["none", "offline", "online"]
@@ -294,8 +296,9 @@ class Report(SettingsGroup):
 
 
 class Retrain(SettingsGroup):
-    """Flow retrain: which new data is taken, and when what was trained on it takes the champion's
-    place. No stage reads it.
+    """The retrain flow: which new data is taken and when a challenger replaces the champion.
+
+    No stage reads this group.
     """
 
     debounce_seconds: NonNegativeFloat

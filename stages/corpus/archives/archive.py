@@ -1,5 +1,4 @@
-"""One raw archive, a zip or an uncompressed tar: what it lists, and any member of it read in place,
-from any thread.
+"""A raw archive (zip or uncompressed tar): its members, each readable in place from any thread.
 
 Nothing is ever unpacked to a path that an archive names: members are read into memory, one by one,
 by their position in the file. What may stand in an archive at all is said in
@@ -41,8 +40,9 @@ _LARGEST_HEADER: Final = 2**20
 
 
 class DamagedMemberError(RefusedDataError):
-    """A file of the corpus whose bytes cannot be had; the others can. `name` is the file's, `why`
-    the reason alone.
+    """A file of the corpus whose bytes cannot be had; the others can.
+
+    `name` is the file's, `why` the reason alone.
     """
 
     def __init__(self, path: Path, name: str, why: str) -> None:
@@ -84,9 +84,7 @@ class Member:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether the first bytes are those of a zip: zipfile would also accept a tar that ends with
-    one.
-    """
+    """Whether the first bytes are a zip's; zipfile would also accept a tar that ends with a zip."""
     with path.open("rb") as handle:
         return handle.read(2) == b"PK"
 
@@ -94,6 +92,7 @@ def is_zip(path: Path) -> bool:
 @contextmanager
 def open_zip(path: Path) -> Iterator[list[Member]]:
     """The members of a zip, in the order of their bytes; they can be read until this is left.
+
     RefusedDataError if it is damaged.
     """
     with path.open("rb") as handle:
@@ -102,8 +101,9 @@ def open_zip(path: Path) -> Iterator[list[Member]]:
 
 @contextmanager
 def open_tar(path: Path, called: Path) -> Iterator[list[Member]]:
-    """The members of an uncompressed tar; they can be read until this is left. RefusedDataError if
-    it is damaged.
+    """The members of an uncompressed tar; they can be read until this is left.
+
+    RefusedDataError if it is damaged.
 
     `called`: the archive that errors name, of which `path` may be an uncompressed copy.
     """
@@ -127,9 +127,7 @@ def damage_explained(path: Path, kinds: tuple[type[Exception], ...]) -> Iterator
 
 
 def _zip_members(path: Path, handle: IO[bytes]) -> list[Member]:
-    """All members; what zipfile knows of each, which takes several times their memory, goes as they
-    are made.
-    """
+    """All members of a zip, converted one by one: ZipInfo takes several times the memory."""
     with damage_explained(path, _ZIP_DAMAGE), zipfile.ZipFile(handle) as archive:
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         end = archive.start_dir
@@ -189,8 +187,9 @@ def _zip_member(path: Path, descriptor: int, info: zipfile.ZipInfo, end: int) ->
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The name, with a surrogate in it if it is not UTF-8. Some zips, those of macOS too, hold
-    UTF-8 without saying so.
+    """The name, with a surrogate in it if it is not UTF-8.
+
+    Some zips, those of macOS too, hold UTF-8 without saying so.
     """
     if info.flag_bits & 0x800 or info.orig_filename.isascii():
         return info.orig_filename
@@ -199,7 +198,10 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """What it takes to read a member of a zip; `listed` is its name as the list of members has it."""
+    """What it takes to read a member of a zip.
+
+    `listed` is its name as the list of members has it.
+    """
 
     path: Path
     name: str
@@ -300,9 +302,7 @@ def _tar_member(path: Path, descriptor: int, info: tarfile.TarInfo) -> Member:
 
 
 class _Headers:
-    """A tar's file as tarfile may read it to list members: no header block beyond all measure is
-    taken into memory.
-    """
+    """A tar's file as tarfile reads it to list members, with header blocks limited in size."""
 
     def __init__(self, handle: IO[bytes]) -> None:
         self._handle = handle

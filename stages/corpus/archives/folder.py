@@ -1,6 +1,4 @@
-"""The files of a folder, listed without following a link and without opening anything that is no
-regular file.
-"""
+"""Files of a folder, listed without following links or opening anything but regular files."""
 
 from __future__ import annotations
 
@@ -19,8 +17,9 @@ _KINDS: Final = {stat.S_IFLNK: "a link", stat.S_IFSOCK: "a socket", stat.S_IFIFO
 
 
 def list_folder(root: Path, most: int) -> list[Member]:
-    """All files below `root`, each with its path from there; no more than `most` + 1. InputError
-    for a folder that cannot be listed.
+    """All files below `root`, each with its path from there; no more than `most` + 1.
+
+    InputError for a folder that cannot be listed.
     """
     members: list[Member] = []
     for member in _walk(root):

@@ -1,5 +1,4 @@
-"""What images hashed to when they were last read, so that one that has not changed is not read
-again.
+"""Cache of image hashes by file mark, so that unchanged images are not read again.
 
 An image is known by its mark (stages/corpus/archives/source.py). This takes two contents for the
 same if a zip gives both the same name, size and CRC-32, or a folder the same path, size, time of
@@ -39,9 +38,7 @@ class HashCache:
         self._known = _read(path)
 
     def get(self, mark: str) -> str | None:
-        """The hash of the content that had this mark; None if it is not known, or the mark is
-        empty.
-        """
+        """The hash of the content with this mark; None if it is unknown or the mark is empty."""
         found = self._known.get(_key(mark)) if mark else None
         return found.hex() if found else None
 

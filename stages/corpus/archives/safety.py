@@ -1,5 +1,4 @@
-"""What may stand in a corpus at all: names that lead nowhere else and are told apart on every
-system, and sizes within limits.
+"""Safety of archive members: portable, unambiguous names inside the corpus; sizes within limits.
 
 One bad member refuses the whole source, before any is read: who plants one may have planted others.
 A member that is only damaged is no danger, and is found out when it is read
@@ -30,8 +29,9 @@ MIB: Final = 2**20
 
 
 def checked(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict[str, Member]:
-    """The files among `members` by their normal name. RefusedDataError names the first that may not
-    be there, and says what to do.
+    """The files among `members` by their normal name.
+
+    RefusedDataError names the first that may not be there, and says what to do.
     """
     files: dict[str, Member] = {}
     keys: dict[str, str] = {}
@@ -62,8 +62,9 @@ def checked(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict
 
 
 def check_growth(path: Path, unpacked: int, packed: int, limits: CorpusLimits) -> None:
-    """RefusedDataError if a stream has given more than it may, of which `packed` bytes were read
-    and `unpacked` came out.
+    """Raise RefusedDataError if a stream exceeds its limits.
+
+    `packed` bytes read, `unpacked` produced.
     """
     if unpacked > limits.max_total_mb * MIB:
         raise _over(path, f"more than {limits.max_total_mb} MiB unpacked", "max_total_mb")

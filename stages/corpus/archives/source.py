@@ -1,8 +1,8 @@
 """A corpus as it comes, read in place: an archive, archives beside each other, or a folder.
 
 - A zip or an uncompressed tar is read where it lies, member by member, in any order.
-- A tar.gz or tar.zst cannot be: it is unpacked once, in a stream, to one uncompressed tar (stages/corpus/archives/unpacked.py).
-- Of a folder, files are read by their path. Archives directly in it count as if what they hold lay there.
+- A tar.gz or tar.zst cannot: it is decompressed once to a tar (stages/corpus/archives/unpacked.py).
+- Files of a folder are read by path. Archives directly in it count as if unpacked there.
 
 Two layouts are known. OmniMedVQA's: one folder that holds `QA_information/Open-access` and
 `Images`. A table's: one or more *.csv at the root and images anywhere below; these are named as if
@@ -38,9 +38,7 @@ class Corpus:
     """The files of a corpus, named relative to the folder that holds its questions."""
 
     def __init__(self, path: Path, members: Iterable[Member], limits: CorpusLimits) -> None:
-        """Check every member; `RefusedDataError` names the first that is unsafe, or says what is
-        not found.
-        """
+        """Check every member; RefusedDataError names the first unsafe one, or what is missing."""
         self.path = path
         self._files = _named(path, checked(path, members, limits))
 
@@ -51,9 +49,7 @@ class Corpus:
 
     @property
     def question_files(self) -> list[str]:
-        """Those that hold questions, sorted: JSON directly in QA_information/Open-access, CSV at
-        the root.
-        """
+        """Sorted question files: JSON directly in QA_information/Open-access, CSV at the root."""
         return [name for name in self._files if _holds_questions(name)]
 
     def __contains__(self, name: str) -> bool:
@@ -65,14 +61,13 @@ class Corpus:
         return self._files[name].size
 
     def mark(self, name: str) -> str:
-        """What tells this content from another without reading it, as far as the source says; empty
-        if it says nothing.
-        """
+        """A cheap mark of the content, without reading it; empty if the source offers none."""
         return self._files[name].mark
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """These names in the order of storage, in which they are read fastest. KeyError for an
-        unknown one.
+        """These names in the order of storage, in which they are read fastest.
+
+        KeyError for an unknown one.
         """
         return sorted(
             names,
@@ -137,9 +132,7 @@ def _open_archives(
 
 
 def _without_top(members: Sequence[Member]) -> list[Member]:
-    """One archive of several as if its layout began at the top: each may have a folder of its own
-    around it.
-    """
+    """One archive of several with its single top folder removed, if it has one."""
     starts = {start for member in members if (start := _before_layout(member.name)) is not None}
     (start,) = starts if len(starts) == 1 else ("",)
     return [replace(member, name=member.name.removeprefix(start)) for member in members]
@@ -196,8 +189,9 @@ def _named(path: Path, files: dict[str, Member]) -> dict[str, Member]:
 
 
 def _table_root(files: Iterable[str]) -> str | None:
-    """The folder, "" or with a slash at the end, that holds a table and all else; None if there is
-    none.
+    """The folder ("" or ending in a slash) of a table and everything else.
+
+    None if there is none.
     """
     names = [name for name in files if not name.startswith(_SHADOWS)]
     tables = [name for name in names if _is_table(name)]

@@ -48,8 +48,9 @@ def is_compressed(path: Path) -> bool:
 def unpacked_tars(
     paths: Iterable[Path], folder: Path, limits: CorpusLimits
 ) -> Iterator[dict[Path, Path]]:
-    """The uncompressed copies in `folder` of these compressed tars, made where they are not there;
-    copies of others are deleted.
+    """Uncompressed copies in `folder` of these compressed tars, created if missing.
+
+    Copies of other tars are deleted.
 
     They stay where they are until this is left; one that was opened meanwhile can be read for
     longer. Whoever else wants some waits: the stages of all modalities begin at once.

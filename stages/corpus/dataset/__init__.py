@@ -1,1 +1,4 @@
-"""What training and evaluation need of a corpus: problem text, split files, stored images, paths."""
+"""What training and evaluation need of a corpus.
+
+Problem text, split files, stored images, paths.
+"""

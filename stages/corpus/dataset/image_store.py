@@ -1,5 +1,4 @@
-"""Resized images, as everything after stage resize opens them: by the path that a split file names,
-out of the shards they lie in.
+"""Image store: open resized images by the path in split files, from zip shards.
 
 The images of a modality lie in data/images/<modality> in shards: zip files that compress nothing,
 whose members are named by the path that follows. So few files are quick to list, hash and send
@@ -99,8 +98,9 @@ def exists(path: str | Path) -> bool:
 
 
 def identity(path: str | Path) -> str:
-    """By what an image's bytes are known again, without reading those of a shard. InputError if it
-    is missing.
+    """By what an image's bytes are known again, without reading those of a shard.
+
+    InputError if it is missing.
     """
     if (place := _find(path)) is not None:
         return f"{place.size} {place.crc:08x}"
@@ -120,8 +120,9 @@ def list_shard(shard: Path) -> dict[str, MemberLocation]:
 
 
 def read_location(place: MemberLocation, path: str | Path) -> bytes:
-    """The bytes of the image that lies there, `path` to whoever reads an error. InputError if they
-    cannot be had or are damaged.
+    """The bytes of the image that lies there, `path` to whoever reads an error.
+
+    InputError if they cannot be had or are damaged.
 
     By position, through a descriptor of its own: nothing is shared with other threads or processes.
     """

@@ -1,6 +1,4 @@
-"""The published text of a question: `question A)..., B)...` and `<answer> C </answer>` (Med-R1's
-split files).
-"""
+"""The published text of a question: `question A)..., B)...` and `<answer> C </answer>`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Read split files: Med-R1's published `image`, `problem`, `solution`, with option texts and the
-fields to slice results by.
-"""
+"""Read split files: Med-R1's `image`, `problem`, `solution`, plus options and fields."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ FIELDS: Final = (
 
 
 def read_split(path: Path) -> list[dict[str, Any]]:
-    """The items of one split file. Raises InputError if it is missing, not such a list, or empty."""
+    """The items of one split file; InputError if it is missing, malformed or empty."""
     items = read_json(path, "run `dvc repro splits`")
     if not isinstance(items, list) or not items:
         raise InputError(

@@ -34,9 +34,11 @@ Range = tuple[float, float]
 
 _FUNCTIONS: Final[tuple[Function, ...]] = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _BLOCK: Final = 2**20
-"""Pixels per step: floating point takes many times the memory of the image."""
+"""Pixels per step: float64 takes four to eight times the memory of the stored values."""
 _MAX_TABLE: Final = 2**16
+"""Entries of a table from stored values to gray, which then replaces arithmetic per pixel."""
 _FEW_BITS: Final = 8
+"""Stored bits up to which an image without a window keeps its values."""
 
 
 class Depth(NamedTuple):
@@ -48,7 +50,7 @@ class Depth(NamedTuple):
 
 @dataclass(frozen=True)
 class Window:
-    """VOI window (PS3.3 C.11.2.1.2, C.11.2.1.3)."""
+    """VOI window (PS3.3 C.11.2.1.2, C.11.2.1.3); center and width are modality values."""
 
     center: float
     width: float
@@ -56,7 +58,8 @@ class Window:
 
     def __post_init__(self) -> None:
         """ImageError for a width that the function is not defined for."""
-        if not (self.width >= 1 if self.function == "LINEAR" else self.width > 0):
+        valid = self.width >= 1 if self.function == "LINEAR" else self.width > 0
+        if not valid:
             raise ImageError("WindowWidth is too small for its VOILUTFunction")
 
     def __call__(self, values: Floats) -> Floats:
@@ -72,6 +75,17 @@ class Window:
         )
         with np.errstate(over="ignore"):  # SIGMOID far below the center: exp is inf, the result 0
             return apply_windowing(values, elements)
+
+
+class LutDescriptor(NamedTuple):
+    """Descriptor of a look-up table."""
+
+    length: int
+    """Number of entries."""
+    first: int
+    """Input value of the first entry."""
+    bits: int
+    """Bits per entry."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +167,10 @@ class Grey:
         if not stored.size:
             return None
         if isinstance(self.modality, Lut):
+            # a table need not be monotonic: every stored value counts, not only the ends
             mapped = [self.modality(part.astype(np.float64)) for part in _blocks(np.unique(stored))]
-            lowest, highest = min(part.min() for part in mapped), max(part.max() for part in mapped)
+            lowest = min(part.min() for part in mapped)
+            highest = max(part.max() for part in mapped)
             return float(lowest), float(highest)
         ends = self.modality(np.array([stored.min(), stored.max()], dtype=np.float64))
         return float(ends.min()), float(ends.max())  # a negative slope swaps them
@@ -189,8 +205,9 @@ def _table_bounds(flat: NDArray[Any]) -> tuple[int, int] | None:
     """
     if flat.dtype.kind not in "iu":
         return None
-    lowest, highest = int(flat.min()), int(flat.max())
-    end = 2 ** max(highest, ~lowest).bit_length()
+    lowest = int(flat.min())
+    highest = int(flat.max())
+    end = 2 ** max(highest, ~lowest).bit_length()  # ~: -128 needs no more bits than 127
     first = -end if lowest < 0 else 0
     return (first, end) if end - first <= _MAX_TABLE else None
 
@@ -213,7 +230,7 @@ def read_greys(
     shared = elements.items("SharedFunctionalGroupsSequence")[:1]
     each = elements.items("PerFrameFunctionalGroupsSequence")
     if each and len(each) != frames:
-        raise ImageError("there are not as many functional groups as frames: a wrong header")
+        raise ImageError(f"{len(each)} functional groups for {frames} frames: a wrong header")
 
     def steps(groups: list[Elements]) -> Grey:
         transformation = _macro(groups, "PixelValueTransformationSequence") or elements
@@ -229,6 +246,7 @@ def read_greys(
         voi = _voi_step(voi_elements, signed=_signed_after(step, depth.signed))
         return Grey(step, voi, inverted, padding, _known_range(step, depth))
 
+    # a frame's own functional group takes precedence over the shared one (PS3.3 C.7.6.16)
     return tuple(steps([group, *shared]) for group in each) if each else (steps(shared),)
 
 
@@ -239,25 +257,35 @@ def with_range(greys: tuple[Grey, ...], ranges: Iterable[Range | None]) -> tuple
     return tuple(grey if grey.is_complete else replace(grey, full_range=full) for grey in greys)
 
 
+def read_descriptor(elements: Elements, keyword: str, *, signed: bool) -> LutDescriptor | None:
+    """Descriptor of a look-up table (PS3.3 C.11.1.1.1); None if it is missing."""
+    words = elements.words(keyword, 3, signed=signed)
+    if words is None:
+        return None
+    count, first, bits = words
+    # the count is unsigned whatever `signed` says, and 0 stands for 65536, which fits no word
+    return LutDescriptor((count & 0xFFFF) or 2**16, first, bits)
+
+
 def read_lut(elements: Elements, descriptor: str, data: str, *, signed: bool) -> Lut:
     """Look-up table of a data set. Raises ImageError.
 
     signed: whether the first mapped value is, where its value representation does not say so.
     """
-    words = elements.words(descriptor, 3, signed=signed)
+    table = read_descriptor(elements, descriptor, signed=signed)
     bulk = elements.bulk(data, ("US", "SS", "OW", "OB"))
-    if words is None or bulk is None:
+    if table is None or bulk is None:
         raise ImageError(f"{descriptor} or {data} is missing")
-    count, first, bits = (words[0] & 0xFFFF) or 2**16, words[1], words[2]
-    if not 1 <= bits <= 16:
+    if not 1 <= table.bits <= 16:
         raise ImageError(f"{descriptor} has entries of an impossible size")
-    if len(bulk[0]) == 2 * count:
-        entries = np.frombuffer(bulk[0], "<u2" if elements.little_endian(data) else ">u2")
-    elif bits <= 8 and len(bulk[0]) == count + count % 2:
-        entries = np.frombuffer(bulk[0], np.uint8)[:count]
+    if len(bulk.content) == 2 * table.length:
+        entries = np.frombuffer(bulk.content, "<u2" if elements.little_endian(data) else ">u2")
+    elif table.bits <= 8 and len(bulk.content) == table.length + table.length % 2:
+        # entries of one byte each, padded to an even length
+        entries = np.frombuffer(bulk.content, np.uint8)[: table.length]
     else:
         raise ImageError(f"{data} has another length than {descriptor} says")
-    return Lut(first, bits, entries.astype(np.uint16))
+    return Lut(table.first, table.bits, entries.astype(np.uint16))
 
 
 def _modality_step(elements: Elements, signed: bool) -> Rescale | Lut | None:
@@ -275,11 +303,12 @@ def _modality_step(elements: Elements, signed: bool) -> Rescale | Lut | None:
 def _voi_step(elements: Elements, *, signed: bool) -> Window | Lut | None:
     for lut in elements.items("VOILUTSequence")[:1]:
         return read_lut(lut, "LUTDescriptor", "LUTData", signed=signed)
-    center, width = elements.decimals("WindowCenter"), elements.decimals("WindowWidth")
+    center = elements.decimals("WindowCenter")
+    width = elements.decimals("WindowWidth")
     if center is None and width is None:
         return None
     if center is None or width is None:
-        raise ImageError("WindowCenter and WindowWidth are not both there")
+        raise ImageError("WindowCenter or WindowWidth is missing")
     function: str | None = "LINEAR"
     if elements.has("VOILUTFunction"):
         function = elements.code("VOILUTFunction", _FUNCTIONS)
@@ -317,7 +346,11 @@ def _padding(elements: Elements, signed: bool) -> tuple[int, int] | None:
 
 def _macro(groups: list[Elements], keyword: str) -> Elements | None:
     """Item of a functional group macro: the frame's own if it has one, else the shared one."""
-    return next((item for group in groups for item in group.items(keyword)[:1]), None)
+    for group in groups:
+        items = group.items(keyword)
+        if items:
+            return items[0]
+    return None
 
 
 def _data_set(**elements: float | str) -> Dataset:

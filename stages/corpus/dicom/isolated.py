@@ -1,5 +1,4 @@
-"""Frames decoded in a process of their own, one for each thread: a decoder that crashes or hangs is
-the file's fault, not the stage's end.
+"""Decode frames in a separate process per thread, which a damaged file may crash or hang.
 
 What the decoder writes to standard error, which no filter of Python's would catch, is dropped.
 """
@@ -19,59 +18,55 @@ from numpy.typing import NDArray
 from stages.corpus.quarantine.image_errors import ImageError
 
 _WORKER: Final = Path(__file__).with_name("worker.py")
-_PATIENCE: Final = 120.0
+_TIMEOUT: Final = 120.0
 """Seconds for a frame. The largest that is allowed takes a tenth of it."""
-_mine = threading.local()
+_thread = threading.local()
 
 
 def decode_isolated(
     content: bytes, syntax: str, options: dict[str, Any]
 ) -> tuple[NDArray[Any], str]:
-    """One encapsulated frame by pydicom's decoder with these options: the array, and its
-    photometric interpretation.
+    """Decode an encapsulated frame with pydicom's decoder; (array, photometric interpretation).
 
-    Raises ImageError if it cannot be decoded, or if the decoder crashes or does not end; the next
-    frame gets another process then.
+    Raises ImageError if the frame cannot be decoded, or if the decoder crashes or hangs; the next
+    frame then gets a new process.
     """
     worker = _worker()
+    request = json.dumps({"syntax": syntax, "length": len(content), **options}).encode()
     reply: dict[str, Any] = {}
     data = b""
-    late = threading.Timer(_PATIENCE, worker.kill)
-    late.start()
+    timeout = threading.Timer(_TIMEOUT, worker.kill)
+    timeout.start()
     try:
         source, target = _pipes(worker)
-        source.write(
-            json.dumps({"syntax": syntax, "length": len(content), **options}).encode()
-            + b"\n"
-            + content
-        )
+        source.write(request + b"\n" + content)
         source.flush()
         reply = json.loads(target.readline() or b"{}")
         data = target.read(reply.get("length") or 0)
     except (OSError, ValueError):
-        pass  # it has ended, or what it wrote was cut short
+        pass  # the process has ended, or its reply is truncated
     finally:
-        late.cancel()
+        timeout.cancel()
     if "length" not in reply or len(data) != (reply["length"] or 0):
         worker.kill()
         worker.wait()
-        raise ImageError("the pixel data crash their decoder, or keep it busy without end")
+        raise ImageError("the pixel data crash or hang their decoder")
     if reply["length"] is None:
-        raise ImageError("the pixel data are damaged, or not what the header says")
+        raise ImageError("the pixel data are damaged, or do not match the DICOM header")
     return np.frombuffer(data, reply["dtype"]).reshape(reply["shape"]), reply["photometric"]
 
 
 def _worker() -> subprocess.Popen[bytes]:
-    """The process of this thread; it ends with its input, when this one does."""
-    found: subprocess.Popen[bytes] | None = getattr(_mine, "worker", None)
-    if found is None or found.poll() is not None:
-        # -P: what lies beside the worker is not to take the place of installed modules
+    """Process of this thread; it ends with its input, at the latest when this process ends."""
+    worker: subprocess.Popen[bytes] | None = getattr(_thread, "worker", None)
+    if worker is None or worker.poll() is not None:
+        # -P: modules beside the worker must not shadow installed ones
         command = [sys.executable, "-P", str(_WORKER)]
-        found = subprocess.Popen(
+        worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        _mine.worker = found
-    return found
+        _thread.worker = worker
+    return worker
 
 
 def _pipes(worker: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

@@ -13,12 +13,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.corpus.dicom.grayscale import Lut, read_lut
+from stages.corpus.dicom.grayscale import Lut, read_descriptor, read_lut
 from stages.corpus.dicom.headers.elements import Elements
 from stages.corpus.quarantine.image_errors import ImageError
 
 _COLOURS: Final = ("Red", "Green", "Blue")
-_DISCRETE, _LINEAR = 0, 1
+_DISCRETE: Final = 0
+_LINEAR: Final = 1
 KEYWORDS: Final = (
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in _COLOURS),
     *(f"{colour}PaletteColorLookupTableData" for colour in _COLOURS),
@@ -34,7 +35,7 @@ class Palette:
 
     def __call__(self, stored: NDArray[Any]) -> NDArray[np.uint8]:
         """Stored values (rows, columns) -> (rows, columns, 3)."""
-        return np.stack([_looked_up(table, stored) for table in self.tables], axis=-1)
+        return np.stack([_look_up(table, stored) for table in self.tables], axis=-1)
 
 
 def read_palette(elements: Elements, *, signed: bool) -> Palette:
@@ -43,7 +44,8 @@ def read_palette(elements: Elements, *, signed: bool) -> Palette:
     return Palette((red, green, blue))
 
 
-def _looked_up(table: Lut, stored: NDArray[Any]) -> NDArray[np.uint8]:
+def _look_up(table: Lut, stored: NDArray[Any]) -> NDArray[np.uint8]:
+    """8-bit entries of stored values; those beyond the table take its first or last entry."""
     colours = (table.entries >> max(table.bits - 8, 0)).astype(np.uint8)
     return colours[np.clip(stored.astype(np.int64) - table.first, 0, len(colours) - 1)]
 
@@ -53,23 +55,23 @@ def _table(elements: Elements, colour: str, signed: bool) -> Lut:
     segmented = f"Segmented{colour}PaletteColorLookupTableData"
     if not elements.has(segmented):
         return read_lut(elements, descriptor, f"{colour}PaletteColorLookupTableData", signed=signed)
-    words = elements.words(descriptor, 3, signed=signed)
-    bulk = elements.bulk(segmented, ("OW",))
-    if words is None or bulk is None or words[2] not in (8, 16):
-        raise ImageError(f"{descriptor} does not go with segmented data")
-    count, first, bits = (words[0] & 0xFFFF) or 2**16, words[1], words[2]
+    table = read_descriptor(elements, descriptor, signed=signed)
+    data = elements.bulk(segmented, ("OW",))
+    if table is None or data is None or table.bits not in (8, 16):
+        raise ImageError(f"{descriptor} does not match segmented data")
     word = "<u2" if elements.little_endian(segmented) else ">u2"
-    kind = np.dtype(np.uint8 if bits == 8 else word)
-    if len(bulk[0]) % kind.itemsize:
+    dtype = np.dtype(np.uint8 if table.bits == 8 else word)
+    if len(data.content) % dtype.itemsize:
         raise ImageError(f"{segmented} has the wrong length")
-    entries = _expand_segments(np.frombuffer(bulk[0], kind).tolist(), count, segmented)
-    return Lut(first, bits, np.array(entries, dtype=np.uint16))
+    segments = np.frombuffer(data.content, dtype).tolist()
+    entries = _expand_segments(segments, table.length, segmented)
+    return Lut(table.first, table.bits, np.array(entries, dtype=np.uint16))
 
 
 def _expand_segments(data: list[int], count: int, keyword: str) -> list[int]:
-    """`count` entries of a segmented table. ImageError for other counts and segments.
+    """`count` entries of a segmented table (PS3.3 C.7.9.2); ImageError for any other number.
 
-    Segments are (0, n, n entries), or (1, n, y): n entries in a line from the entry before to y.
+    A segment is (0, n, n entries), or (1, n, y): n entries in a line from the entry before to y.
     """
     entries: list[int] = []
     at = 0

@@ -1,14 +1,14 @@
-"""Frames of pixel data as arrays, by pydicom's decoders, which are given bytes and checked numbers
-and never the data set.
+"""Decode frames of pixel data to arrays, with pydicom's decoders.
 
-Before a compressed frame is decoded its own header must agree with the DICOM one: a decoder takes
-memory for what the former says.
+The decoders are given bytes and checked numbers, never the data set. The header of a compressed
+frame must agree with the DICOM header before the frame is decoded, because a decoder allocates the
+size that it finds there.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate, generate_frames
@@ -31,40 +31,51 @@ from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
 
 _END: Final = b"\xff\xd9"
-"""The last marker of a JPEG, JPEG-LS or JPEG 2000 codestream."""
+"""Last marker of a JPEG (EOI), JPEG-LS (EOI) or JPEG 2000 (EOC) codestream."""
+_JPEG_START: Final = b"\xff\xd8"
 _NO_LENGTH: Final = frozenset((0x01, *range(0xD0, 0xD9)))
+"""JPEG markers without a segment: TEM, RST0 to RST7, SOI (ISO 10918-1 B.1.1.3)."""
 _FRAME_HEADERS: Final = frozenset((*range(0xC0, 0xD0), 0xF7)) - {0xC4, 0xC8, 0xCC}
+"""SOF0 to SOF15, without DHT, JPG and DAC among them, and SOF55 of JPEG-LS."""
 _SCAN: Final = 0xDA
-_J2K: Final = b"\xff\x4f\xff\x51"
+_FILL: Final = 0xFF
+_J2K_START: Final = b"\xff\x4f\xff\x51"
+"""SOC marker, then SIZ marker."""
+_J2K_SIZE_BYTES: Final = 43
+"""Up to and including Ssiz of the first component (ISO 15444-1 A.5.1)."""
 _RLE_HEADER: Final = 64
 _RLE_GROWTH: Final = 64
-"""A run of 128 bytes takes two."""
+"""At most: two bytes make a run of 128."""
 _RLE_UNCHECKED: Final = 2**26
-"""Bytes that a frame may at most unpack to for its runs not to be counted first."""
+"""Bytes that a frame may unpack to without its runs being counted first."""
 
 
 class Frames:
-    """The frames of a file, decoded one at a time, each time they are asked for."""
+    """Frames of a file, decoded one at a time, on each access."""
 
     def __init__(self, header: Header) -> None:
-        """Find where frames begin; ImageError if there are not as many as the header says."""
+        """Locate the frames; ImageError if there are not as many as the header says."""
         self.header = header
         self._encoded = _encoded_frames(header) if header.syntax in ENCAPSULATED else None
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of frames."""
         return self.header.tags.frames
 
     def stored(self, index: int) -> NDArray[Any]:
-        """Stored values of a grey or palette frame (rows, columns), or RGB (rows, columns, 3).
+        """Stored values (rows, columns) of a grey or palette frame, or RGB (rows, columns, 3).
+
         Raises ImageError.
         """
         header = self.header
-        source, at, count = header.pixels, index, header.tags.frames
+        source = header.pixels
+        count = header.tags.frames
         if self._encoded is not None:
+            # pydicom is given the one frame only, as if it were the whole of the pixel data
             _check_codestream(self._encoded[index], header)
-            source, at, count = encapsulate([self._encoded[index]], has_bot=False), 0, 1
-
+            source = encapsulate([self._encoded[index]], has_bot=False)
+            count = 1
+            index = 0
         options: dict[str, Any] = {
             "rows": header.tags.rows,
             "columns": header.tags.columns,
@@ -78,143 +89,166 @@ class Frames:
             "pixel_keyword": header.keyword,
             "pixel_vr": header.representation or "OW",
             "allow_excess_frames": False,
+            "decoding_plugin": DECODERS[header.syntax],
         }
-
-        found, photometric = _decoded(source, at, header.syntax, options)
+        values, photometric = _decode(source, index, header.syntax, options)
         if header.samples == 3 and photometric != "RGB":
             raise ImageError(
-                f"{header.tags.photometric} cannot be turned into RGB in this transfer syntax"
+                f"{header.tags.photometric} cannot be converted to RGB in this transfer syntax"
             )
-        return _used_bits(found, header)
+        return _mask_unused_bits(values, header)
 
 
-def _decoded(
+class _Size(NamedTuple):
+    """Size in the header of a codestream."""
+
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+
+
+def _decode(
     source: bytes, index: int, syntax: str, options: dict[str, Any]
 ) -> tuple[NDArray[Any], str]:
-    """The frame at an index, and its photometric interpretation once decoded."""
-    options = {**options, "decoding_plugin": DECODERS[syntax]}
+    """(frame at an index, its photometric interpretation after decoding)."""
     if syntax in ISOLATED:
         return decode_isolated(source, syntax, options)
 
     def decode() -> tuple[NDArray[Any], str]:
-        found, facts = get_decoder(syntax).as_array(source, index=index, **options)
-        return found, str(facts["photometric_interpretation"])
+        values, properties = get_decoder(syntax).as_array(source, index=index, **options)
+        return values, str(properties["photometric_interpretation"])
 
-    return guarded("the pixel data are damaged, or not what the header says", decode)
+    return guarded("the pixel data are damaged, or do not match the DICOM header", decode)
 
 
 def _encoded_frames(header: Header) -> list[bytes]:
-    """The compressed frames, which may lie in several fragments each."""
+    """Compressed frames, joined from their fragments."""
     count = header.tags.frames
 
     def split() -> list[bytes]:
-        found = []
+        frames = []
         for frame in generate_frames(header.pixels, number_of_frames=count):
-            found.append(frame)
-            if len(found) > count:
+            frames.append(frame)
+            if len(frames) > count:
                 break
-        return found
+        return frames
 
-    found = guarded("the fragments of the pixel data are damaged", split)
-    if len(found) != count:
+    frames = guarded("the fragments of the pixel data are damaged", split)
+    if len(frames) != count:
         raise ImageError("the pixel data do not hold as many frames as the header says")
-    return found
+    return frames
 
 
-def _used_bits(found: NDArray[Any], header: Header) -> NDArray[Any]:
-    """Values without the bits that are not stored: overlays, with text, may lie there."""
-    unused = 8 * found.dtype.itemsize - header.tags.bits_stored
-    if found.dtype.kind == "f" or header.allocated == 1 or not unused:
-        return found
-    if found.dtype.kind == "i":
-        return (found << unused) >> unused
-    return found & found.dtype.type(2**header.tags.bits_stored - 1)
+def _mask_unused_bits(values: NDArray[Any], header: Header) -> NDArray[Any]:
+    """Values without the bits that are not stored, where old files hide overlays with text."""
+    unused = 8 * values.dtype.itemsize - header.tags.bits_stored
+    if values.dtype.kind == "f" or header.allocated == 1 or not unused:
+        return values
+    if values.dtype.kind == "i":
+        return (values << unused) >> unused  # extends the sign
+    return values & values.dtype.type(2**header.tags.bits_stored - 1)
 
 
 def _check_codestream(frame: bytes, header: Header) -> None:
-    """ImageError unless a compressed frame is whole and of the size that the DICOM header says."""
+    """ImageError unless a compressed frame is complete and of the size in the DICOM header."""
     if header.syntax == RLE:
-        _check_runs(frame, header)
+        _check_rle(frame, header)
         return
     if _END not in frame[-4:]:
-        raise ImageError("the compressed pixel data were cut short")
+        raise ImageError("the compressed pixel data are truncated")
     size = _jpeg_size(frame) if header.syntax in JPEG else _j2k_size(frame)
     if size is None:
-        raise ImageError("the pixel data are not compressed as the transfer syntax says")
-    rows, columns, samples, bits = size
-    if (rows, columns, samples) != (header.tags.rows, header.tags.columns, header.samples):
+        raise ImageError("the compressed pixel data do not match the transfer syntax")
+    if size[:3] != (header.tags.rows, header.tags.columns, header.samples):
         raise ImageError("the compressed image has another size than the DICOM header says")
-    if header.syntax == JPEG_EXTENDED and bits > 8:
+    if header.syntax == JPEG_EXTENDED and size.bits > 8:
         raise ImageError("JPEG Extended with 12 bits is not supported", Reason.IMAGE_SYNTAX)
-    if header.syntax in (JPEG_2000, JPEG_2000_LOSSLESS) and bits > (8 if samples == 3 else 16):
+    max_bits = 8 if size.samples == 3 else 16
+    if header.syntax in (JPEG_2000, JPEG_2000_LOSSLESS) and size.bits > max_bits:
         why = "JPEG 2000 with more than 16 bits, or more than 8 for a colour, is not supported"
         raise ImageError(why, Reason.IMAGE_SYNTAX)
-    if bits > header.allocated:
+    if size.bits > header.allocated:
         raise ImageError("the compressed image has more bits than the DICOM header says")
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int, int, int] | None:
-    """(rows, columns, samples, bits) of a JPEG or JPEG-LS codestream; None if it is none."""
-    at = 2
-    while frame.startswith(b"\xff\xd8") and at + 4 <= len(frame) and frame[at] == 0xFF:
+def _jpeg_size(frame: bytes) -> _Size | None:
+    """Size of a JPEG (ISO 10918-1 B.2.2) or JPEG-LS codestream; None if it is neither.
+
+    Marker segments are skipped up to the frame header: FF, marker, length (2 bytes), bits (1),
+    rows (2), columns (2), samples (1).
+    """
+    if not frame.startswith(_JPEG_START):
+        return None
+    at = len(_JPEG_START)
+    while at + 4 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
-        if marker == 0xFF or marker in _NO_LENGTH:
-            at += 1 if marker == 0xFF else 2
-            continue
         if marker == _SCAN:
             return None
-        (length,) = struct.unpack_from(">H", frame, at + 2)
+        if marker == _FILL:
+            at += 1
+            continue
+        if marker in _NO_LENGTH:
+            at += 2
+            continue
         if marker in _FRAME_HEADERS and at + 10 <= len(frame):
             bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
-            return rows, columns, samples, bits
+            return _Size(rows, columns, samples, bits)
+        (length,) = struct.unpack_from(">H", frame, at + 2)  # counts itself, not the marker
         at += 2 + length
     return None
 
 
-def _j2k_size(frame: bytes) -> tuple[int, int, int, int] | None:
-    """(rows, columns, samples, bits) of a JPEG 2000 codestream, be it in a JP2 file or not as it
-    should be; None if it is none.
+def _j2k_size(frame: bytes) -> _Size | None:
+    """Size of a JPEG 2000 codestream (SIZ marker, ISO 15444-1 A.5.1); None if it is none.
+
+    Some files hold a whole JP2 file, which DICOM does not allow: its boxes are skipped.
     """
-    start = 0 if frame.startswith(_J2K) else frame.find(_J2K) if frame[4:8] == b"jP  " else -1
-    if start < 0 or start + 43 > len(frame):
+    start = 0
+    if not frame.startswith(_J2K_START):
+        start = frame.find(_J2K_START) if frame[4:8] == b"jP  " else -1
+    if start < 0 or start + _J2K_SIZE_BYTES > len(frame):
         return None
     right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
     (samples,) = struct.unpack_from(">H", frame, start + 40)
-    return bottom - top, right - left, samples, (frame[start + 42] & 0x7F) + 1
+    bits = (frame[start + 42] & 0x7F) + 1  # the highest bit is the sign
+    return _Size(bottom - top, right - left, samples, bits)
 
 
-def _check_runs(frame: bytes, header: Header) -> None:
-    """ImageError if the segments of an RLE frame (PS3.5 Annex G) are damaged or unpack to more than
-    the image has.
+def _check_rle(frame: bytes, header: Header) -> None:
+    """ImageError if the segments of an RLE frame (PS3.5 Annex G) are damaged or unpack to too much.
+
+    The frame begins with 16 numbers: how many segments there are, then where each begins. There is
+    one segment per byte of a pixel.
     """
     if len(frame) < _RLE_HEADER:
-        raise ImageError("the compressed pixel data were cut short")
+        raise ImageError("the compressed pixel data are truncated")
     count, *offsets = struct.unpack_from("<16I", frame)
     if count != header.samples * header.allocated // 8:
-        raise ImageError("the pixel data are not compressed as the transfer syntax says")
+        raise ImageError("the compressed pixel data do not match the transfer syntax")
     ends = [*offsets[1:count], len(frame)]
-    if any(
-        not _RLE_HEADER <= start <= end for start, end in zip(offsets[:count], ends, strict=True)
-    ):
+    segments = list(zip(offsets[:count], ends, strict=True))
+    if any(not _RLE_HEADER <= start <= end for start, end in segments):
         raise ImageError("the fragments of the pixel data are damaged")
     if _RLE_GROWTH * len(frame) <= _RLE_UNCHECKED:
         return
-    most = header.tags.rows * header.tags.columns + _RLE_HEADER
-    if any(
-        _unpacked(frame[start:end]) > most for start, end in zip(offsets[:count], ends, strict=True)
-    ):
+    max_size = header.tags.rows * header.tags.columns + _RLE_HEADER
+    if any(_unpacked_size(frame[start:end]) > max_size for start, end in segments):
         raise ImageError("the compressed image has another size than the DICOM header says")
 
 
-def _unpacked(segment: bytes) -> int:
-    """Bytes that a segment unpacks to."""
-    size = at = 0
+def _unpacked_size(segment: bytes) -> int:
+    """Bytes that an RLE segment unpacks to (PackBits, PS3.5 G.3.2)."""
+    size = 0
+    at = 0
     while at < len(segment):
         head = segment[at]
-        if head < 128:
+        if head < 128:  # head + 1 literal bytes
             size += head + 1
             at += head + 2
-        else:
-            size += 257 - head if head > 128 else 0
-            at += 2 if head > 128 else 1
+        elif head > 128:  # a run of the next byte
+            size += 257 - head
+            at += 2
+        else:  # no operation
+            at += 1
     return size

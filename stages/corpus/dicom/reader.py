@@ -1,9 +1,8 @@
-"""DICOM files: their frames as 8-bit grey or RGB, and a few facts that name nobody. Nothing else
-leaves this reader.
+"""Read DICOM files: frames as 8-bit grey or RGB, and the few tags that identify nobody.
 
-What is read, the window that grey is shown through, what is passed on and what is refused:
-docs/ingest-dicom.md. A patient may be named in any element, in pydicom's warnings and in its
-exceptions: see stages/corpus/dicom/headers/elements.py for how none gets out.
+docs/ingest-dicom.md has what is read and refused, the window that grey is shown through, and what
+is passed on. A patient may be named in any element, in pydicom's warnings and in its exceptions:
+stages/corpus/dicom/headers/elements.py keeps all of them from leaving this package.
 """
 
 from __future__ import annotations
@@ -31,76 +30,76 @@ Levels = NDArray[np.uint8]
 """(rows, columns) grey or (rows, columns, 3) RGB."""
 
 
+@dataclass(frozen=True)
+class DicomImage:
+    """Frames of a file or a series, in order."""
+
+    frames: Sequence[Levels]
+    """Decoded on access, which may raise ImageError."""
+    representative: int
+    """Index of the frame that questions are about."""
+    tags: Tags
+    position: SeriesPosition
+    """For sorting a series; not to be passed on."""
+
+
 class _Renderer:
-    """Shows the frames of a file in 8 bits, one at a time. ImageError if the pixels of one are
-    damaged.
-    """
+    """Renders the frames of a file in 8 bits, one at a time; ImageError for damaged pixels."""
 
     def __init__(self, frames: Frames) -> None:
         self._frames = frames
 
-    def frame(self, at: int) -> Levels:
-        return self._shown(self._frames.stored(at), at)
-
-    def _shown(self, stored: NDArray[Any], at: int) -> Levels:
+    def frame(self, index: int) -> Levels:
+        stored = self._frames.stored(index)
         header = self._frames.header
         if header.palette is not None:
             return header.palette(stored)
         if header.samples == 3:
-            return _eight_bits(stored, header.tags.bits_stored)
-        return self._greys[at if len(self._greys) > 1 else 0](stored)
+            return _to_8_bits(stored, header.tags.bits_stored)
+        return _of_frame(self._greys, index)(stored)
 
     @cached_property
     def _greys(self) -> tuple[Grey, ...]:
-        """The grey steps; where there is no window, all frames are decoded once to find their
-        range.
-        """
+        """Grayscale steps; without a window, all frames are decoded once to find their range."""
         greys = self._frames.header.greys
         if all(grey.is_complete for grey in greys):
             return greys
-        found = (
-            greys[at if len(greys) > 1 else 0].values(self._frames.stored(at))
-            for at in range(len(self._frames))
+        ranges = (
+            _of_frame(greys, index).values(self._frames.stored(index))
+            for index in range(len(self._frames))
         )
-        return with_range(greys, found)
-
-
-@dataclass(frozen=True)
-class DicomImage:
-    """A file or a series: its frames in order, the index of the one that a question is about, and
-    what is known of them.
-    """
-
-    frames: Sequence[Levels]
-    representative: int
-    tags: Tags
-    place: SeriesPosition
-    """Where a file stands in its series; not to be passed on."""
+        return with_range(greys, ranges)
 
 
 def read_dicom(content: bytes, settings: Dicom, max_pixels: int | None = None) -> DicomImage:
-    """Read a file of one frame or several. Frames are decoded when they are asked for, and may
-    raise ImageError then.
+    """Read a file of one or more frames.
 
-    max_pixels: of a frame, if it has a limit of its own beside dicom.max_total_pixels. Raises
-    ImageError with the reason, which quotes no value but sizes and words of closed lists.
+    max_pixels: limit for a single frame, in addition to dicom.max_total_pixels. Raises ImageError;
+    its message quotes no values but sizes and words of closed lists.
     """
     if not is_dicom(content):
         raise ImageError("not a DICOM file", Reason.IMAGE_FORMAT)
     header = read_header(content, settings, max_pixels)
     frames = Frames(header)
-    shown = LazySequence(len(frames), _Renderer(frames).frame)
     return DicomImage(
-        shown, representative(header.tags.frames, settings), header.tags, header.place
+        frames=LazySequence(len(frames), _Renderer(frames).frame),
+        representative=representative(header.tags.frames, settings),
+        tags=header.tags,
+        position=header.position,
     )
 
 
 def representative(count: int, settings: Dicom) -> int:
-    """Of `count` frames the index of the one that a question is about."""
+    """Index of the frame, of `count`, that questions are about."""
     return count // 2 if settings.frame == "middle" else 0
 
 
-def _eight_bits(colours: NDArray[Any], bits: int) -> Levels:
+def _of_frame(greys: tuple[Grey, ...], index: int) -> Grey:
+    """Steps of a frame: there are either one for all frames, or one for each."""
+    return greys[index if len(greys) > 1 else 0]
+
+
+def _to_8_bits(colours: NDArray[Any], bits: int) -> Levels:
     """RGB of any unsigned depth as 8-bit RGB."""
     if colours.dtype.kind != "u":
         raise ImageError("colours with signed values")

@@ -1,7 +1,7 @@
-"""The transfer syntaxes of DICOM (PS3.5 Annex A) that are read, and with what.
+"""Supported DICOM transfer syntaxes (PS3.5 Annex A) and their decoders.
 
-One decoder each, so that results do not depend on which others happen to be installed. Other
-syntaxes, all video among them, are refused by their registered name.
+Each has one decoder, so that results do not depend on which others happen to be installed. Other
+syntaxes, video among them, are refused by their registered name.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ DECODERS: Final = {
     **dict.fromkeys((JPEG_LS, JPEG_LS_NEAR), "pyjpegls"),
     **dict.fromkeys((JPEG_2000_LOSSLESS, JPEG_2000), "pillow"),
 }
-"""Transfer syntax UID -> the name of pydicom's plugin; "" where nothing is compressed."""
+"""Transfer syntax UID -> name of pydicom's plugin; "" for uncompressed pixels."""
 ISOLATED: Final = frozenset((JPEG_LOSSLESS, JPEG_LOSSLESS_SV1))
-"""Those whose decoder ends the whole process over some damaged files, and so gets one of its own."""
+"""Those whose decoder crashes its process over some damaged files, and so runs in another one."""
 ENCAPSULATED: Final = frozenset(syntax for syntax, plugin in DECODERS.items() if plugin)
+"""Those with compressed frames, in fragments (PS3.5 A.4)."""
 JPEG: Final = frozenset(
     (JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1, JPEG_LS, JPEG_LS_NEAR)
 )
-"""Of those, with a JPEG marker for the size of the image."""
+"""Encapsulated ones whose frames give their size in a JPEG frame header (SOF marker)."""

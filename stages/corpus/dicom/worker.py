@@ -1,9 +1,8 @@
-"""A process of its own that decodes frames with GDCM, which ends the whole process over some
-damaged files.
+"""Process that decodes frames with GDCM, which crashes its process over some damaged files.
 
-Started by stages/corpus/dicom/isolated.py, by path: it needs nothing of this project. For each
-frame it reads a line of JSON with the options of pydicom's decoder and then the bytes, and answers
-with a line of JSON and the decoded bytes.
+stages/corpus/dicom/isolated.py starts it by path: it imports nothing of this project. Per frame it
+reads a line of JSON with the options of pydicom's decoder, then the frame's bytes, and writes a
+line of JSON, then the decoded bytes.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from pydicom.pixels.decoders.base import get_decoder
 
 
 def main() -> None:
-    """Decode frames from standard input to standard output until the former ends."""
+    """Decode frames from standard input to standard output until the input ends."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    source, target = sys.stdin.buffer, sys.stdout.buffer
-    while line := source.readline():
-        answer(json.loads(line), source, target)
+    while line := sys.stdin.buffer.readline():
+        decode(json.loads(line), sys.stdin.buffer, sys.stdout.buffer)
 
 
-def answer(asked: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> None:
-    """Decode one frame; a frame that cannot be decoded is answered by `length` null."""
-    content = source.read(asked.pop("length"))
+def decode(options: dict[str, Any], source: IO[bytes], target: IO[bytes]) -> None:
+    """Decode one frame; the reply to one that cannot be decoded has `length` null."""
+    content = source.read(options.pop("length"))
     reply: dict[str, Any] = {"length": None}
     data = b""
     try:
-        found, facts = get_decoder(asked.pop("syntax")).as_array(content, index=0, **asked)
-        data = found.tobytes()
+        decoder = get_decoder(options.pop("syntax"))
+        frame, properties = decoder.as_array(content, index=0, **options)
+        data = frame.tobytes()
         reply = {
             "length": len(data),
-            "shape": found.shape,
-            "dtype": found.dtype.str,
-            "photometric": facts["photometric_interpretation"],
+            "shape": frame.shape,
+            "dtype": frame.dtype.str,
+            "photometric": properties["photometric_interpretation"],
         }
-    except Exception:  # noqa: S110  the answer says that it failed; why is for nobody to read
+    except Exception:  # noqa: S110  the text may quote patient data; the reply says that it failed
         pass
     target.write(json.dumps(reply).encode() + b"\n" + data)
     target.flush()

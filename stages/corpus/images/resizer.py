@@ -1,8 +1,8 @@
-"""Makes the resized images of a modality: takes what the cache has, decodes the rest on all cores,
-and packs all into shards.
+"""Resize all images of a modality and write them in shards, from the cache where possible.
 
-Memory does not grow with the number of images: they are made a few ahead of the one that is written
-next.
+A shard that is cached as a whole is linked; the images of all other shards are read from the cache
+or decoded on all cores. Memory does not grow with the number of images: only a few are decoded
+ahead of the one that is written next.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from PIL import Image
 
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.iteration.prefetch import prefetch
@@ -33,66 +35,79 @@ from stages.corpus.images.decoding import (
     encode,
 )
 from stages.corpus.images.hashes import perceptual_hash, pixel_hash
-from stages.corpus.images.image_cache import ImageCache, Known
+from stages.corpus.images.image_cache import CachedImage, ImageCache
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 from stages.corpus.quarantine.image_errors import UnreadError
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES
 
-Fact = dict[str, Any] | ImageError
-"""What the records of an image get to know of it, or why it cannot be used."""
+_AHEAD: Final = 4
+"""Images per core that are decoded ahead of the one that is written next."""
+
+ImageResult = dict[str, Any] | ImageError
+"""Metadata of an image for its records, or why it cannot be used."""
 
 
-class ImageMetadata(Mapping[str, Fact]):
-    """image_path -> fact, of very many images: as JSON, which takes a third of the memory."""
+class ImageMetadata(Mapping[str, ImageResult]):
+    """image_path -> result, stored as JSON: a third of the memory of dicts for many images."""
 
     def __init__(self) -> None:
-        self._told: dict[str, str | ImageError] = {}
+        self._stored: dict[str, str | ImageError] = {}
 
-    def add(self, facts: Mapping[str, Fact]) -> None:
-        """Take in those of some images."""
-        self._told |= {
-            name: fact if isinstance(fact, ImageError) else json.dumps(fact)
-            for name, fact in facts.items()
-        }
+    def add(self, results: Mapping[str, ImageResult]) -> None:
+        """Add the results of some images."""
+        for name, result in results.items():
+            self._stored[name] = result if isinstance(result, ImageError) else json.dumps(result)
 
-    def __getitem__(self, name: str) -> Fact:
-        """A fact; KeyError of an image that is unknown."""
-        told = self._told[name]
-        return dict(json.loads(told)) if isinstance(told, str) else told
+    def __getitem__(self, name: str) -> ImageResult:
+        """Result of an image; KeyError if there is none."""
+        stored = self._stored[name]
+        return stored if isinstance(stored, ImageError) else dict(json.loads(stored))
 
     def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self._told)
+        """Iterate over the image paths."""
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        """How many images."""
-        return len(self._told)
-
-
-_AHEAD: Final = 4
-"""Images that are read and decoded ahead of the one that is written next, for each core."""
+        """Number of images."""
+        return len(self._stored)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """What an image is made from: the corpus's files, each with its SHA-256; `folder`: they are the
-    files of a DICOM series.
-    """
+    """Corpus files of an image as (name, SHA-256); `folder`: the files of a DICOM series."""
 
     files: tuple[tuple[str, str], ...]
     folder: bool
 
 
+class _Resized(NamedTuple):
+    """An image that is ready to be written."""
+
+    name: str
+    result: ImageResult
+    png: bytes
+    """Empty for an image that cannot be used."""
+    decoded: bool
+    """False if it came from the cache."""
+
+
 def png_name(image_path: str) -> str:
-    """Images/a/b.jpg -> a/b.jpg.png: the old suffix stays, because a/b.jpg and a/b.bmp may be two
-    images.
-    """
+    """Images/a/b.jpg -> a/b.jpg.png; with the old suffix, as a/b.bmp may be another image."""
     return f"{image_path.removeprefix(IMAGES)}.png"
 
 
 class ImageResizer:
-    """Makes the images of one modality."""
+    """Resizes the images of one modality.
+
+    Args:
+        slug: The modality.
+        sources: image_path -> the corpus files it is decoded from.
+        fetch: Reads a corpus file; called from any thread; raises UnreadError.
+        resize: Settings of the result.
+        dicom: Settings for DICOM files.
+        cache: Where results of earlier runs are looked up, and new ones are added.
+    """
 
     def __init__(
         self,
@@ -103,185 +118,195 @@ class ImageResizer:
         dicom: Dicom,
         cache: ImageCache,
     ) -> None:
-        """`sources`: image_path -> what it is made from; `fetch` gives the bytes of a file, from
-        any thread, or raises UnreadError.
-        """
-        self._slug, self._sources, self._fetch = slug, sources, fetch
-        self._resize, self._dicom, self._cache = resize, dicom, cache
-        self._decides = [slug, resize.model_dump(mode="json"), dicom.model_dump(mode="json")]
-        self._known: dict[str, Known] = {}
-        self._frames = Path()
-        self.fresh = 0
-        """How many images were decoded, not taken from the cache."""
+        self._slug = slug
+        self._sources = sources
+        self._fetch = fetch
+        self._resize = resize
+        self._dicom = dicom
+        self._cache = cache
+        self._settings = [slug, resize.model_dump(mode="json"), dicom.model_dump(mode="json")]
+        self._cached: dict[str, CachedImage] = {}
+        self._frames_folder = Path()
+        self.decoded_count = 0
+        """Number of images that were decoded rather than found in the cache."""
 
-    def make(self, folder: Path, frames: Path) -> ImageMetadata:
-        """Write the shards of all images into `folder`, and of further frames into `frames`;
-        image_path -> fact.
+    def write_shards(self, folder: Path, frames: Path) -> ImageMetadata:
+        """Write the shards of all images into `folder` and those of DICOM frames into `frames`.
+
+        Returns the result of every image.
         """
-        self._frames = frames
-        facts, left = ImageMetadata(), []
+        self._frames_folder = frames
+        metadata = ImageMetadata()
+        unlinked: list[list[str]] = []
         for shard in cut(sorted(self._sources)):
-            known = self._cache.known(sorted({self._key(name) for name in shard}))
-            if taken := self._take(shard, known, folder):
-                facts.add(taken)
+            cached = self._cache.lookup(sorted({self._key(name) for name in shard}))
+            results = self._link_shard(shard, cached, folder)
+            if results is None:
+                unlinked.append(shard)
+                self._cached |= cached
             else:
-                left.append(shard)
-                self._known |= known
-        names = [name for shard in left for name in shard]
-        # libvips and Pillow decode, resize and encode without the interpreter's lock
+                metadata.add(results)
+
+        names = list(chain.from_iterable(unlinked))
+        # threads suffice: libvips and Pillow decode, resize and encode without the GIL
         threads = os.cpu_count() or 1
-        with closing(
-            prefetch(self._one, names, threads=threads, budget=_AHEAD * threads + 1)
-        ) as stream:
-            made = counted(stream, len(names), self._slug, "image")
-            for shard in left:
-                facts.add(self._write(islice(made, len(shard)), folder))
-        return facts
+        budget = _AHEAD * threads + 1
+        with closing(prefetch(self._load, names, threads=threads, budget=budget)) as stream:
+            # the images come in the order of `names`, so each shard takes the next of its length
+            images = counted(stream, len(names), self._slug, "image")
+            for shard in unlinked:
+                metadata.add(self._write_shard(islice(images, len(shard)), folder))
+        return metadata
 
     def _key(self, name: str) -> str:
-        """What decides a resized image: the bytes it is made from, modality and settings, and what
-        decodes it.
-        """
+        """Cache key: a hash of all that determines the result."""
         source = self._sources[name]
-        parts = [[digest for _, digest in source.files], source.folder, self._decides, DECODER]
+        parts = [[digest for _, digest in source.files], source.folder, self._settings, DECODER]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _take(
-        self, shard: Sequence[str], known: Mapping[str, Known], folder: Path
-    ) -> dict[str, Fact] | None:
-        """The facts of a shard that could be taken whole from the cache, where it is `known`; None
-        if it could not.
-        """
-        facts = {name: _recall(each) for name in shard if (each := known.get(self._key(name)))}
-        if len(facts) < len(shard) or not all(
-            self._take_frames(name, fact) for name, fact in facts.items()
-        ):
-            return None
-        name = self._name(facts)
-        return facts if name is None or self._cache.take(name, folder / name) else None
+    def _link_shard(
+        self, shard: Sequence[str], cached: Mapping[str, CachedImage], folder: Path
+    ) -> dict[str, ImageResult] | None:
+        """Link a shard and its frames from the cache; None if any image is missing there.
 
-    def _take_frames(self, name: str, fact: Fact) -> bool:
-        """Whether all frames of an image that has several are there, or could be taken from the
-        cache.
+        `cached`: key -> entry, of those images of the shard that are in the cache.
         """
-        if isinstance(fact, ImageError) or "frames" not in fact:
+        results: dict[str, ImageResult] = {}
+        for name in shard:
+            entry = cached.get(self._key(name))
+            if entry is None:
+                return None
+            results[name] = _cached_result(entry)
+        if not all(self._link_frames(name, result) for name, result in results.items()):
+            return None
+        file_name = self._shard_name(results)
+        if file_name is None or self._cache.link_shard(file_name, folder / file_name):
+            return results
+        return None
+
+    def _link_frames(self, name: str, result: ImageResult) -> bool:
+        """Link the frames of an image, if it has several; False if they are not in the cache."""
+        if isinstance(result, ImageError) or "frames" not in result:
             return True
-        target = self._frames / self._frames_name(name)
-        return target.exists() or self._cache.take(target.name, target)
+        target = self._frames_folder / self._frames_name(name)
+        return target.exists() or self._cache.link_shard(target.name, target)
 
     def _frames_name(self, name: str) -> str:
-        # by the name as well: it is in the members' names, and other records may name the same
-        # bytes otherwise
+        # The name counts beside the key: it is part of the members' names, and the same bytes may
+        # lie in the corpus under several names.
         return shard_name([(f"{png_name(name)}/frames", self._key(name))])
 
-    def _name(self, facts: Mapping[str, Fact]) -> str | None:
-        """The name of their shard, which the pixels decide, whatever they were decoded by; None if
-        no image is usable.
-        """
-        usable = {name: fact for name, fact in facts.items() if not isinstance(fact, ImageError)}
-        return (
-            shard_name(
-                (png_name(name), f"{fact['pixel_hash']} {ENCODER}") for name, fact in usable.items()
-            )
-            if usable
-            else None
-        )
+    def _shard_name(self, results: Mapping[str, ImageResult]) -> str | None:
+        """File name of a shard, from pixels and encoder only; None if no image is usable."""
+        members = [
+            (png_name(name), f"{result['pixel_hash']} {ENCODER}")
+            for name, result in results.items()
+            if not isinstance(result, ImageError)
+        ]
+        return shard_name(members) if members else None
 
-    def _one(self, name: str) -> tuple[str, Fact, bytes, bool]:
-        """An image's name, fact and file, and whether it had to be decoded."""
-        if known := self._known.get(self._key(name)):
-            fact = _recall(known)
-            if known.shard is None:
-                return name, fact, b"", False
-            if self._take_frames(name, fact) and (content := self._cache.read(known)):
-                return name, fact, content, False
+    def _load(self, name: str) -> _Resized:
+        """Read an image from the cache, or decode it."""
+        entry = self._cached.get(self._key(name))
+        if entry is not None:
+            result = _cached_result(entry)
+            if entry.shard is None:
+                return _Resized(name, result, b"", decoded=False)
+            png = self._cache.read(entry) if self._link_frames(name, result) else None
+            if png:
+                return _Resized(name, result, png, decoded=False)
+        return self._decode(name)
+
+    def _decode(self, name: str) -> _Resized:
         source = self._sources[name]
+
+        def fetch(index: int) -> bytes:
+            return self._fetch(source.files[index][0])
+
         try:
-            contents = LazySequence(
-                len(source.files), lambda index: self._fetch(source.files[index][0])
-            )
+            contents = LazySequence(len(source.files), fetch)
             image = decode_files(contents, self._resize, self._dicom, folder=source.folder)
             _check_modality(image, self._slug)
-            return name, self._facts(name, image), encode(image.image), True
+            metadata = _describe(image)
+            if image.frames:
+                metadata["frames"] = len(image.frames)
+                self._write_frames(name, image.frames)
+            return _Resized(name, metadata, encode(image.image), decoded=True)
         except ImageError as error:
-            return name, error, b"", True
+            return _Resized(name, error, b"", decoded=True)
 
-    def _facts(self, name: str, image: Decoded) -> dict[str, Any]:
-        """What an image's records get to know of it; its frames are written, if it has several."""
-        facts: dict[str, Any] = {
-            "source_size": [image.width, image.height],
-            "source_mode": image.mode,
-            "brightness": brightness(image.image),
-            "pixel_hash": pixel_hash(image.image),
-            "perceptual_hash": perceptual_hash(image.image),
-        }
-        if image.tags is not None:
-            facts["dicom"] = image.tags.as_fields()
-        if image.frames:
-            facts["frames"] = len(image.frames)
-            members = (
-                (f"{name.removeprefix(IMAGES)}/{number:04d}.png", encode(frame))
-                for number, frame in enumerate(image.frames, start=1)
-            )
-            self._write_frames(self._frames / self._frames_name(name), members)
-        return facts
-
-    def _write_frames(self, path: Path, members: Iterator[tuple[str, bytes]]) -> None:
+    def _write_frames(self, name: str, frames: Sequence[Image.Image]) -> None:
+        """Write the shard of an image's frames; ImageError if one is damaged."""
+        folder = name.removeprefix(IMAGES)
+        members = (
+            (f"{folder}/{number:04d}.png", encode(frame))
+            for number, frame in enumerate(frames, start=1)
+        )
+        path = self._frames_folder / self._frames_name(name)
         part = path.with_suffix(".part")
         try:
-            write_shard(part, members)  # a frame that is damaged is an ImageError of its image
+            write_shard(part, members)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-        self._cache.keep(path, ())
+        self._cache.add_shard(path, ())
 
-    def _write(
-        self, made: Iterable[tuple[str, Fact, bytes, bool]], folder: Path
-    ) -> dict[str, Fact]:
-        """One shard, as its images come, and the same to the cache; their facts."""
-        facts: dict[str, Fact] = {}
+    def _write_shard(self, images: Iterable[_Resized], folder: Path) -> dict[str, ImageResult]:
+        """Write a shard as its images arrive, and add it to the cache; their results."""
+        results: dict[str, ImageResult] = {}
 
         def members() -> Iterator[tuple[str, bytes]]:
-            for name, fact, content, fresh in made:
-                facts[name] = fact
-                self.fresh += fresh
-                if not isinstance(fact, ImageError):
-                    yield png_name(name), content
+            for image in images:
+                results[image.name] = image.result
+                self.decoded_count += image.decoded
+                if not isinstance(image.result, ImageError):
+                    yield png_name(image.name), image.png
 
         part = folder / "part"
         write_shard(part, members())
-        if (name := self._name(facts)) is None:
+        usable: list[tuple[str, str, dict[str, Any]]] = []
+        refusals: list[tuple[str, dict[str, Any]]] = []
+        for name, result in results.items():
+            if not isinstance(result, ImageError):
+                usable.append((self._key(name), png_name(name), result))
+            elif not isinstance(result, UnreadError):  # unread bytes may be readable next time
+                facts = {"why": str(result), "reason": result.reason}
+                refusals.append((self._key(name), facts))
+
+        file_name = self._shard_name(results)
+        if file_name is None:
             part.unlink()
         else:
-            kept = [
-                (self._key(each), png_name(each), fact)
-                for each, fact in facts.items()
-                if not isinstance(fact, ImageError)
-            ]
-            self._cache.keep(part.rename(folder / name), kept)
-        unusable = ((each, fact) for each, fact in facts.items() if isinstance(fact, ImageError))
-        refused = (
-            (self._key(each), fact) for each, fact in unusable if not isinstance(fact, UnreadError)
-        )
-        self._cache.keep_refusals(
-            (key, {"why": str(error), "reason": error.reason}) for key, error in refused
-        )
-        return facts
+            self._cache.add_shard(part.rename(folder / file_name), usable)
+        self._cache.add_refusals(refusals)
+        return results
+
+
+def _describe(image: Decoded) -> dict[str, Any]:
+    """Metadata of an image for its records, but for the number of frames."""
+    metadata: dict[str, Any] = {
+        "source_size": [image.width, image.height],
+        "source_mode": image.mode,
+        "brightness": brightness(image.image),
+        "pixel_hash": pixel_hash(image.image),
+        "perceptual_hash": perceptual_hash(image.image),
+    }
+    if image.tags is not None:
+        metadata["dicom"] = image.tags.as_fields()
+    return metadata
 
 
 def _check_modality(image: Decoded, slug: str) -> None:
     """ImageError if the header of a DICOM file names another modality than its record."""
     if image.tags is not None and modality_slug(image.tags.modality) not in (None, slug):
-        why = (
-            f"modality_type is {MODALITIES[slug]!r}, but the DICOM header says"
-            f" {image.tags.modality!r}"
+        raise ImageError(
+            f"modality_type is {MODALITIES[slug]!r}, but Modality in the DICOM header is"
+            f" {image.tags.modality!r}",
+            Reason.MODALITY_MISMATCH,
         )
-        raise ImageError(why, Reason.MODALITY_MISMATCH)
 
 
-def _recall(known: Known) -> Fact:
-    return (
-        known.facts
-        if known.shard is not None
-        else ImageError(known.facts["why"], Reason(known.facts["reason"]))
-    )
+def _cached_result(entry: CachedImage) -> ImageResult:
+    if entry.shard is not None:
+        return entry.facts
+    return ImageError(entry.facts["why"], Reason(entry.facts["reason"]))

@@ -1,4 +1,4 @@
-"""What to do about each reason for a refusal, for those whose data it is (the check of a corpus)."""
+"""Advice of the corpus check for each reason for a refusal."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Look a corpus over before it is used: what it holds, what would be refused and why, and what to
-do about it.
+"""The corpus check: contents of a corpus, what would be refused and why, and how to fix it.
 
     med-r1 check FOLDER_OR_ARCHIVE [--json FILE] [--no-images] [--strict] [--examples N]
 
@@ -44,8 +43,7 @@ def run(
     strict: bool = False,
     examples: int = 3,
 ) -> int:
-    """Print what a corpus holds and what is wrong with it; the exit code says whether it can be
-    used.
+    """Print a corpus's contents and problems; the exit code says whether it can be used.
 
     `images`: decode every image; `strict`: warnings count as problems; `examples`: shown per kind
     of finding.

@@ -1,5 +1,4 @@
-"""What a corpus holds and what is wrong with it, found as the pipeline would find it, without
-writing anything.
+"""Inspect a corpus as the pipeline would read it, without writing anything.
 
 Questions go through the reader of stage download, images through the decoder of stage resize.
 Images are held in memory one at a time and thread, refusals by kind with a few examples of each.
@@ -48,8 +47,9 @@ class Example(NamedTuple):
 
 @dataclass
 class CorpusFinding:
-    """One kind of thing that is wrong, or odd: how often, some examples, and what to do. `refused`:
-    records are lost by it.
+    """One kind of thing that is wrong, or odd: how often, some examples, and what to do.
+
+    `refused`: records are lost by it.
     """
 
     kind: str
@@ -61,8 +61,9 @@ class CorpusFinding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found. read = kept + refused; `questions`: (modality, question type) -> number of
-    those kept; `images`: of a modality.
+    """Result of an inspection: read = kept + refused.
+
+    `questions`: (modality, question type) -> number kept; `images`: number per modality.
     """
 
     layout: str
@@ -80,9 +81,7 @@ class Inspection:
         return self.read - self.kept
 
     def status(self, strict: bool = False) -> Status:
-        """Ready: all is usable; problems: some of it is refused, or with `strict` is odd; unusable:
-        nothing is left.
-        """
+        """One of "ready", "problems" (refusals; oddities if `strict`) and "unusable"."""
         if not self.kept:
             return "unusable"
         return "problems" if self.refused or (strict and self.findings) else "ready"
@@ -123,8 +122,9 @@ class Findings:
 def inspect(
     corpus: Corpus, params: Params, *, images: bool = True, examples: int = 3
 ) -> Inspection:
-    """Read all questions, and with `images` decode every image that one names. InputError if a file
-    cannot be read at all.
+    """Read all questions, and with `images` decode every image that one names.
+
+    InputError if a file cannot be read at all.
     """
     findings = Findings(examples)
     reading, files = find_images(corpus, read_questions(corpus))
@@ -194,9 +194,7 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
 
 
 def _pointed(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows; that of a missing image points to one that has its name but for capitals or the
-    folder.
-    """
+    """Refusal rows, with a hint where a file of the same name differs only in case or folder."""
     alike: dict[str, list[str]] = {}
     if any(row.reason == Reason.IMAGE_MISSING for row in rows):
         for name in names:
@@ -264,9 +262,7 @@ def _without_bad_images(
 
 
 def _note_columns(corpus: Corpus, findings: Findings) -> None:
-    """Columns of a CSV that are not taken: they could have been meant for one that is, or should
-    not be in the file at all.
-    """
+    """Note ignored CSV columns: misspelt names, or data that should not be in the file at all."""
     for name, content in corpus.read(
         name for name in corpus.question_files if name.lower().endswith(".csv")
     ):

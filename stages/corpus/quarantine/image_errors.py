@@ -1,4 +1,7 @@
-"""Why an image cannot be used: an error of its own module, because all kinds of decoder raise it."""
+"""Why an image cannot be used.
+
+An error of its own module, because all kinds of decoder raise it.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ from stages.corpus.quarantine.reasons import Reason
 
 
 class ImageError(ValueError):
-    """An image that cannot be decoded; the message is the reason, without the file's name, `reason`
-    its code.
+    """An image that cannot be decoded.
+
+    The message is the reason without the file name, `reason` its code.
     """
 
     def __init__(self, why: str, reason: Reason = Reason.IMAGE_DAMAGED) -> None:
@@ -17,6 +21,7 @@ class ImageError(ValueError):
 
 
 class UnreadError(ImageError):
-    """An image whose bytes could not be had: nothing is known of the image, so that this is no
-    result to remember.
+    """Image bytes that could not be read.
+
+    Nothing is known of the image, so nothing may be cached.
     """

@@ -47,8 +47,9 @@ _SCHEMA: Final = pa.schema(
 
 
 class RecordLocation(NamedTuple):
-    """Where a record stands: `record` is its place in the list of its file, from 0, `line` where it
-    begins; None for a whole file.
+    """Location of a record: file, index `record` in its list (from 0) and first `line`.
+
+    None for a file.
 
     A row of a table, or of a JSON Lines file, has a line only; a record of a JSON file of one line,
     only its place in the list.
@@ -71,8 +72,7 @@ class RecordLocation(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One refused input: `where` it stands, `what` the offending value is, `why` it is refused, in
-    plain words and as a code.
+    """One refused input: location `where`, offending value `what`, reason `why` and its code.
 
     `dataset`, the source set, and `modality` are as they were written, None where they were not or
     are no texts.
@@ -128,8 +128,9 @@ class Quarantine:
 
 
 def tally(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Quarantine:
-    """The account of one stage, rows sorted by where they stand; `kept` is the source set of each
-    record that is kept.
+    """Tally one stage's refusals, rows sorted by location.
+
+    `kept`: the source set of each kept record.
 
     AssertionError if read is not kept + quarantined.
     """
@@ -156,7 +157,10 @@ def write_quarantine(
     rows: Iterable[Row],
     provenance: Mapping[str, Any],
 ) -> Quarantine:
-    """Write the account of one stage as parquet, and return it; the arguments are those of `tally`."""
+    """Write the account of one stage as parquet, and return it.
+
+    The arguments are those of `tally`.
+    """
     account = tally(stage, read, kept, rows)
     facts = {
         "stage": account.stage,
@@ -187,8 +191,9 @@ def write_quarantine(
 
 
 def read_quarantine(path: Path) -> Quarantine:
-    """Read what `write_quarantine` wrote. InputError if it is missing, not such a file, or does not
-    add up.
+    """Read what `write_quarantine` wrote.
+
+    InputError if it is missing, not such a file, or does not add up.
     """
     try:
         table = pq.read_table(path)

@@ -1,6 +1,4 @@
-"""Is too much refused, of one source set or of all: then something is wrong with the corpus, and
-nothing should be trained on the rest.
-"""
+"""Refusal limits, per source set and overall: beyond them, nothing is trained on the rest."""
 
 from __future__ import annotations
 
@@ -39,9 +37,7 @@ class RefusalLimits(Protocol):
 
 
 def check_refused(account: Quarantine, limits: RefusalLimits, path: Path, of: str) -> None:
-    """RefusedDataError if more was refused than `limits` allow; `path` is where the account was
-    written, `of` what was read.
-    """
+    """Raise RefusedDataError beyond `limits`; `path`: the quarantine table, `of`: what was read."""
     found = list(_beyond(account, limits))
     if not found:
         return
@@ -55,9 +51,7 @@ def check_refused(account: Quarantine, limits: RefusalLimits, path: Path, of: st
 
 
 def _beyond(account: Quarantine, limits: RefusalLimits) -> Iterable[str]:
-    """One text for each limit that is passed: that of all sets together, then those of sets, the
-    most refused records first.
-    """
+    """One message per exceeded limit: the overall one first, then sets by refused records."""
     others = {name: taken for name, taken in account.sets.items() if name not in limits.sets}
     together = Counts(
         sum(taken.read for taken in others.values()), sum(taken.kept for taken in others.values())

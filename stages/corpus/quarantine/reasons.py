@@ -1,6 +1,4 @@
-"""Closed lists of refusal codes, for records and for whole corpora; codes stay when the words of a
-message change.
-"""
+"""Closed lists of refusal codes for records and corpora; codes survive rewordings of messages."""
 
 from __future__ import annotations
 

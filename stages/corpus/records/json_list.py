@@ -1,5 +1,4 @@
-"""The records of a user's JSON file one by one, each with its place and what json.loads would pass
-over in silence.
+"""Records of a JSON file, each with its location and what json.loads would silently ignore.
 
 The standard parser takes the last of two equal keys, and NaN, and numbers too large for a float.
 Which value was meant, or what a reader elsewhere would make of it, nobody knows: such a record is
@@ -32,8 +31,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class RawRecord(NamedTuple):
-    """What stands at one place of a question file, as it was read; `refusal` if that alone makes it
-    unfit.
+    """One entry of a question file as read; `refusal` if its form alone disqualifies it.
 
     `number`: its place in a list, from 0; `line`: where it begins, from 1. Either is None where it
     says nothing.

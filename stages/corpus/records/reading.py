@@ -1,6 +1,4 @@
-"""The questions of a corpus and the files of their images, as stage download takes them and the
-check of a corpus foresees it.
-"""
+"""Questions of a corpus and their image files, for stage download and the corpus check."""
 
 from __future__ import annotations
 
@@ -16,8 +14,7 @@ from stages.corpus.records.records import Reading, read_record_files, refuse
 
 
 def read_questions(corpus: Corpus) -> Reading:
-    """The records of all question files; a file whose bytes cannot be had is one row, as one that
-    cannot be parsed.
+    """Records of all question files; a file that cannot be read or parsed is one row.
 
     A record without modality_type has that of its image, if the image is DICOM and says it.
     """
@@ -53,8 +50,9 @@ def read_questions(corpus: Corpus) -> Reading:
 
 
 def find_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
-    """The same reading, records whose image is not there quarantined; image_path -> its files,
-    several of a DICOM series.
+    """Quarantine records whose image is missing.
+
+    image_path -> its files (several for a DICOM series).
     """
     names = corpus.names
     files = {

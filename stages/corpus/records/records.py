@@ -1,5 +1,4 @@
-"""OmniMedVQA's records (arXiv 2402.09181): what one must hold to become a question, and why another
-is refused.
+"""OmniMedVQA's records (arXiv 2402.09181): validation, and the reasons for refusal.
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id,
 question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to
@@ -59,8 +58,9 @@ _LONGEST_NAME = 240
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question that can be asked. Texts are without outer blanks, `modality` and
-    `question_type` slugs, `gold` a letter.
+    """One question that can be asked.
+
+    Texts are without outer blanks, `modality` and `question_type` slugs, `gold` a letter.
     """
 
     question_id: str
@@ -78,8 +78,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a set of record files gave: read = records + rows; a file that cannot be parsed counts
-    as one read.
+    """Result of reading record files: read = records + rows.
+
+    An unparsable file counts as one read.
     """
 
     read: int
@@ -96,8 +97,7 @@ not there.
 def read_record_files(
     files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None
 ) -> Reading:
-    """Read (name, content) pairs, JSON or .csv, in the order of their names; what is refused
-    becomes a quarantine row.
+    """Read (name, content) pairs, JSON or .csv, in order of name; refused records become rows.
 
     `modality_of` is asked for records without modality_type only.
     """
@@ -118,8 +118,7 @@ def read_record_files(
 
 
 def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
-    """Read the JSON Lines files of an earlier stage in the order of their names; a record that was
-    made unfit becomes a row.
+    """Read an earlier stage's JSON Lines files in order of name; unfit records become rows.
 
     Raises InputError, with `remedy`, if a file is missing or a line is not a JSON object.
     """
@@ -160,8 +159,9 @@ def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
 
 
 def check_record(raw: object, place: RecordLocation) -> Record:
-    """A record of a JSON file as a `Record` that stands at `place`; RefusedRecord says what is
-    wrong with it first.
+    """Validate a JSON record; RefusedRecord names the first problem.
+
+    `place` is its location.
     """
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
@@ -197,9 +197,7 @@ def check_record(raw: object, place: RecordLocation) -> Record:
 
 
 class _Collected:
-    """Records by question_id in the order they were read, a row per refused one, and the number of
-    all.
-    """
+    """Records by question_id in reading order, one row per refused record, and the total."""
 
     def __init__(self, modality_of: ModalityOf) -> None:
         self._modality_of = modality_of
@@ -237,7 +235,10 @@ class _Collected:
 
 
 def _share_texts(raw: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
-    """The record with one object per distinct text: most texts of a corpus stand in it many times."""
+    """The record with one object per distinct text.
+
+    Most texts of a corpus stand in it many times.
+    """
     return {
         intern(key): texts.setdefault(value, value) if type(value) is str else value
         for key, value in raw.items()
@@ -250,9 +251,7 @@ def _lines(path: Path, remedy: str) -> Iterator[RawRecord]:
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:
-    """The record with the modality_type of its image, where it has none itself and the image says
-    it.
-    """
+    """The record with its image's modality_type, if it has none and the image declares one."""
     if (
         not isinstance(raw, dict)
         or "modality_type" in raw
@@ -284,9 +283,7 @@ def _place(file: str, found: RawRecord) -> RecordLocation:
 
 
 def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:
-    """The fields without outer blanks; RefusedRecord for what is no text, or may not stand in a
-    prompt, a name or a path.
-    """
+    """Fields with outer whitespace removed; RefusedRecord for non-text or unsafe text."""
     try:
         text = {field: raw[field].strip() for field in fields}
         together = " ".join([raw[field] for field in fields])
@@ -350,9 +347,7 @@ def _check_image_path(path: str) -> None:
 
 
 def _check_published_form(question: str, options: tuple[str, ...]) -> None:
-    """Med-R1's one-line form cannot carry every text: a question with " A)" in it would be cut
-    there by every reader.
-    """
+    """Refuse texts that Med-R1's one-line form cannot represent, e.g. with " A)" in them."""
     if ")" not in question and ")" not in "".join(options):
         return  # nothing but the labels themselves can look like one
     problem = format_problem(question, options)

@@ -1,5 +1,4 @@
-"""A spreadsheet's CSV as records in OmniMedVQA's form: one question a row, found by the names of
-its columns.
+"""A spreadsheet's CSV as records in OmniMedVQA's form: one question per row, columns by name.
 
 What a CSV adds to JSON is leave for more than one spelling, never for a guess: columns go by a few
 names, a modality by our slug or by OmniMedVQA's words, an answer by its text or its letter; where
@@ -75,8 +74,7 @@ class Header:
 
 
 def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
-    """The rows of a CSV as raw records in OmniMedVQA's form, with their lines; `dataset` is for
-    rows that name none.
+    """Rows of a CSV as raw records with their lines; `dataset` is used for rows that name none.
 
     Empty rows do not count. Raises RefusedRecord if there is no header to read them by.
     """
@@ -103,9 +101,7 @@ def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
 
 
 def read_header(text: str) -> Header:
-    """Find delimiter and columns; RefusedRecord names what is missing, or stands twice, and what
-    was found.
-    """
+    """Detect delimiter and columns; RefusedRecord names missing and duplicate columns."""
     if not text.strip():
         raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
     header = max(
@@ -149,9 +145,7 @@ def _header(text: str, delimiter: str) -> Header:
 
 
 def _role(name: str) -> str | None:
-    """What a column of this name holds: a key of COLUMNS, a letter for an option, or nothing that
-    is taken.
-    """
+    """The meaning of a column name: a key of COLUMNS, a letter for an option, or None."""
     plain = _plain(name)
     if match := _OPTION.fullmatch(plain):
         return (match[1] or match[2]).upper()
@@ -175,8 +169,9 @@ def _meant(missing: Sequence[str], header: Header) -> str:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Lines with their ends, as editors count them: str.splitlines would also cut at a form feed or
-    inside a cell.
+    """Lines with their ends, as editors count them.
+
+    str.splitlines would also cut at form feeds and inside cells.
     """
     at = 0
     for match in _LINE_END.finditer(text):
@@ -296,8 +291,9 @@ def _split(cell: str) -> list[str]:
 
 
 def _answer(cell: str, options: Mapping[str, str]) -> str:
-    """The text of the option that is meant; what is neither an option's text nor its letter stays
-    as it is, to be refused.
+    """The text of the correct option.
+
+    Anything that is neither text nor letter of one stays, to be refused.
     """
     answer = cell.strip()
     by_letter = options.get(f"option_{answer.upper()}") if len(answer) == 1 else None
@@ -313,8 +309,9 @@ def _answer(cell: str, options: Mapping[str, str]) -> str:
 
 
 def _literal(cell: str, literals: Mapping[str, str], field: str) -> str:
-    """OmniMedVQA's word for a slug or for itself, in any case; an empty cell stays one, to be
-    refused.
+    """OmniMedVQA's word for a slug or the word itself, in any case.
+
+    An empty cell stays, to be refused.
     """
     given = cell.strip().casefold()
     if not given:

@@ -1,5 +1,4 @@
-"""The texts of question files: how bytes become them, and what may not be in one because of where
-it goes.
+"""Texts of question files: decoding bytes, and characters that are unsafe in prompts or paths.
 
 Questions and options go into a prompt, ids and paths into file names, all of them onto terminals
 and pages. A text with something in it that is not read there as it is written is refused by name;
@@ -39,8 +38,9 @@ _TOKEN = re.compile(
 
 
 class RefusedRecord(Exception):
-    """A record, or a file of them, that cannot be used: `what` is the offending value, `why` the
-    reason in words, `reason` its code.
+    """An unusable record or record file.
+
+    Offending value `what`, reason `why`, its code `reason`.
     """
 
     def __init__(self, what: object, why: str, reason: Reason) -> None:
@@ -51,6 +51,7 @@ class RefusedRecord(Exception):
 
 def decode(content: bytes) -> str:
     """A file's bytes as text: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
     RefusedRecord for anything else.
     """
     remedy = "save it as UTF-8 (in Excel: CSV UTF-8)"
@@ -82,9 +83,7 @@ def decode(content: bytes) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Can nothing in a text, or in several joined by blanks, be unfit: the quick answer for nearly
-    all; False says nothing.
-    """
+    """Fast check that no text needs a closer look; False is no verdict."""
     return text.isprintable() and "<" not in text
 
 

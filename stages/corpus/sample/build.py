@@ -1,5 +1,4 @@
-"""The embedded corpus: phantoms in OmniMedVQA's layout, every file kind readers must take, and a
-few broken things.
+"""The embedded corpus: phantoms in OmniMedVQA's layout, all file kinds, and some broken files.
 
     python -m stages.corpus.sample.build [--out infra/sample/omnimedvqa-phantoms.zip]
 
@@ -67,13 +66,18 @@ SETS: Final[tuple[tuple[str, str, str], ...]] = (
 README: Final = """\
 OmniMedVQA-phantoms: a synthetic corpus in the layout of OmniMedVQA (arXiv 2402.09181)
 
-The pictures are drawings made by a program (stages/corpus/sample.py). They show no patient and no anatomy of anyone,
-and come from no scanner. The "diseases" are shapes. NOT FOR CLINICAL USE, nor for any statement about medicine: the
+The pictures are drawings made by a program (stages/corpus/sample.py). They show no \
+patient and no anatomy of anyone,
+and come from no scanner. The "diseases" are shapes. NOT FOR CLINICAL USE, nor for any \
+statement about medicine: the
 corpus exists so that the pipeline can be run and tested on a laptop.
 
-Some records and pictures are broken on purpose, so that every run shows how bad input is refused:
-a truncated, an empty and a missing picture, a text named .png, a question file that is cut short, and records without
-an answer, with an answer that is no option, with equal options, of an unknown modality or question type, and without
+Some records and pictures are broken on purpose, so that every run shows how bad input \
+is refused:
+a truncated, an empty and a missing picture, a text named .png, a question file that is \
+cut short, and records without
+an answer, with an answer that is no option, with equal options, of an unknown modality \
+or question type, and without
 a question.
 """
 
@@ -144,7 +148,7 @@ def main() -> None:
 
 
 # --- questions
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _questions(
@@ -183,13 +187,11 @@ def _json(records: list[dict[str, Any]]) -> bytes:
 
 
 # --- images
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
-    """(width, height), portrait or landscape, sides from 96 to 198 pixels, up to 1.6 times as long
-    as wide.
-    """
+    """(width, height) from 96 to 198 pixels, either orientation, aspect ratio up to 1.6."""
     short = int(rng.integers(96, 125))
     long = round(short * (1 + 0.6 * float(rng.random())))
     return (short, long) if rng.random() < 0.5 else (long, short)
@@ -311,12 +313,13 @@ _KINDS: Final = (
 
 
 # --- what is broken
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _broken(files: dict[str, bytes], tables: dict[str, list[dict[str, Any]]]) -> dict[str, bytes]:
-    """Append one bad record of each kind to `tables`, a set each, and return the bad files they
-    name.
+    """Append one bad record of each kind to `tables`, each in its own set.
+
+    The bad files they name.
     """
     datasets = [dataset for dataset, _, _ in SETS]
     whole = next(content for name, content in sorted(files.items()) if name.endswith(".jpg"))

@@ -1,5 +1,4 @@
-"""Synthetic phantoms: images of nobody, whose every fact can be seen, and the questions one can ask
-of them.
+"""Synthetic phantoms whose facts are all visible, and the questions about them.
 
 A phantom is a drawing in the style of one imaging modality with zero to four lesions. What a
 question may ask for is what was drawn: the modality is the look of the whole image, the anatomy its
@@ -109,7 +108,7 @@ NEVER_GOLD: Final[dict[str, tuple[str, ...]]] = {
         "Ankle",
     ),
 }
-"""Options that are offered and never right: OmniMedVQA's distractors come mostly from such words."""
+"""Options that are offered but never right, as most of OmniMedVQA's distractors are."""
 
 QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "modality": (
@@ -172,8 +171,9 @@ class Phantom:
         )
 
     def answer(self, asked: str) -> str:
-        """The gold option text for one of the keys of `QUESTIONS`; KeyError if it cannot be asked
-        of this phantom.
+        """The gold option text for a key of `QUESTIONS`.
+
+        KeyError if it does not apply to this phantom.
         """
         answers = {
             "modality": STYLES[self.modality].name,
@@ -211,7 +211,7 @@ def sample_phantom(
 
 
 # --- questions
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def options_for(
@@ -260,7 +260,7 @@ def askable(phantom: Phantom) -> list[str]:
 
 
 # --- images
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def draw(phantom: Phantom, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -279,9 +279,7 @@ def draw(phantom: Phantom, size: tuple[int, int], rng: np.random.Generator) -> I
 
 
 def _lesions(canvas: Image.Image, phantom: Phantom, rng: np.random.Generator) -> None:
-    """Paint `count` lesions of one shape and size into one half of the canvas, none touching
-    another.
-    """
+    """Paint `count` non-overlapping lesions of one shape and size into one half of the canvas."""
     width, height = canvas.size
     style, pen = STYLES[phantom.modality], ImageDraw.Draw(canvas)
     grade = GRADES.index(phantom.grade or "")
@@ -368,8 +366,9 @@ def _box(
 
 
 def _ct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A body in cross-section on black: bright bony ring, grey inside; a chest has two dark lungs,
-    an abdomen a spine.
+    """CT: a body on black, bright bony ring, grey inside.
+
+    Dark lungs in a chest, a spine in an abdomen.
     """
     canvas, pen = _blank(width, height, (0, 0, 0))
     wobble = 0.02 * float(rng.random())
@@ -384,8 +383,9 @@ def _ct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> 
 
 
 def _mri(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Soft grey on black under a sideways field gradient; a brain has two ventricles, a knee a
-    joint gap across.
+    """MRI: soft grey on black, lateral field gradient.
+
+    Brain with two ventricles, knee with a joint gap.
     """
     canvas, pen = _blank(width, height, (8, 8, 8))
     if phantom.anatomy == "Brain":
@@ -435,8 +435,9 @@ def _xray(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -
 
 
 def _ultrasound(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A fan of echoes on black; a breast shows layers, a thyroid two lobes. The speckle is put on
-    by `draw`.
+    """A fan of echoes on black; a breast shows layers, a thyroid two lobes.
+
+    The speckle is put on by `draw`.
     """
     canvas, pen = _blank(width, height, (0, 0, 0))
     pen.pieslice(_box(width, height, -0.35, -0.75, 1.35, 0.98), 30, 150, fill=_grey(95))
@@ -473,8 +474,9 @@ def _dermoscopy(phantom: Phantom, width: int, height: int, rng: np.random.Genera
 
 
 def _fundus(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """An orange disc on black with vessels; the retina view has the bright optic disc, the macula
-    view a dark spot.
+    """Fundus: an orange disc with vessels.
+
+    Bright optic disc (retina view) or dark spot (macula view).
     """
     canvas, pen = _blank(width, height, (0, 0, 0))
     pen.ellipse(_box(width, height, 0.0, 0.0, 1.0, 1.0), fill=(200, 85, 35))
@@ -507,8 +509,9 @@ def _oct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) ->
 
 
 def _microscopy(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Stained cells on white: round pink cells in blood, a lilac tissue with tubular glands in
-    colon.
+    """Microscopy: stained cells on white.
+
+    Round pink cells (blood), lilac tissue with tubules (colon).
     """
     canvas, pen = _blank(
         width, height, (244, 238, 242) if phantom.anatomy == "Blood" else (214, 184, 220)

@@ -1,5 +1,4 @@
-"""The tests of a corpus: what each means, what to do if it fails, and the judgement by severity and
-limit.
+"""Data tests of a corpus: meaning, remedy, and judgement by severity and limit.
 
 A failed test of severity `error` stops the pipeline before anything is trained; a `warning` goes on
 and into the report. Tests of single records are always errors: without what they ask for, a record
@@ -71,9 +70,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """All results of a corpus, in the order of TESTS, and statistics of its images by modality
-    (`expectations.statistics`).
-    """
+    """Results of all tests in the order of TESTS, and image statistics by modality."""
 
     tests: tuple[Result, ...]
     statistics: Mapping[str, Mapping[str, Any]]
@@ -191,7 +188,10 @@ class _Always:
 
 
 def judge_records(reading: Reading, file_of: Mapping[str, str]) -> list[Result]:
-    """The tests of single records; `file_of` is modality -> the file its records should stand in."""
+    """The tests of single records.
+
+    `file_of` is modality -> the file its records should stand in.
+    """
     measured = {
         name: expectations.refused_for(reading, reasons) for name, reasons in _REASONS.items()
     }
@@ -235,8 +235,9 @@ def judge_corpus(
 
 
 def write_results(path: Path, results: Results, provenance: Mapping[str, Any]) -> None:
-    """Write results as JSON, with what each test means and what to do, and `passed`: is there no
-    failed error.
+    """Write results as JSON with meanings, remedies, and `passed`.
+
+    No test of severity error failed.
     """
     tests = [
         {**asdict(each), "meaning": TESTS[each.test].meaning, "remedy": TESTS[each.test].remedy}
@@ -272,9 +273,7 @@ def read_results(path: Path) -> Results:
 
 
 def stop_on_errors(results: Results, path: Path) -> None:
-    """RefusedDataError if a test of severity error failed; `path` is where all results were
-    written.
-    """
+    """Raise RefusedDataError if a test of severity error failed; `path`: the written results."""
     failed = [each for each in results.tests if each.stops]
     if not failed:
         return

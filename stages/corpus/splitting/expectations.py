@@ -1,5 +1,4 @@
-"""What is expected of a corpus as a whole, once all its modalities are together: measured here,
-judged in data_tests.py.
+"""Measurements of a corpus as a whole, after all modalities; judged in data_tests.py.
 
 Every function takes records, or the splits drawn from them, and says how much of what it looked at
 is not as it should be. Records are those of stage resize, with the facts of their images; what a
@@ -42,9 +41,7 @@ Draw = Mapping[str, Mapping[str, tuple[Sequence[Item], Sequence[Item]]]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a test found: the `value` that is held against its limit, how many things were
-    `checked`, how many of them offend (`found`).
-    """
+    """A measurement: `value` (compared with the limit), `checked`, `found` violations."""
 
     value: float
     checked: int
@@ -55,7 +52,10 @@ class Measured:
 
 
 class ImageStatistics(NamedTuple):
-    """One image as stage resize saw it; `light` is mean and standard deviation of its grey levels."""
+    """One image as stage resize saw it.
+
+    `light` is mean and standard deviation of its grey levels.
+    """
 
     image: str
     modality: str
@@ -66,7 +66,7 @@ class ImageStatistics(NamedTuple):
 
 
 # --- single records
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def refused_for(reading: Reading, reasons: Iterable[Reason]) -> Measured:
@@ -79,7 +79,7 @@ def refused_for(reading: Reading, reasons: Iterable[Reason]) -> Measured:
 
 
 def lacking_facts(records: Sequence[Record]) -> Measured:
-    """Records without what stage resize says of their image, or with something else in its place."""
+    """Records whose image metadata (from stage resize) is missing or malformed."""
     found = []
     for record in records:
         wrong = [name for name, is_good in _FACTS.items() if not is_good(record.fields.get(name))]
@@ -94,9 +94,7 @@ def lacking_facts(records: Sequence[Record]) -> Measured:
 
 
 def strays(records: Sequence[Record], file_of: Mapping[str, str]) -> Measured:
-    """Records that stand in the file of another modality than theirs; `file_of` is modality ->
-    file.
-    """
+    """Records filed under another modality than their own; `file_of`: modality -> file."""
     found = [
         f"{record.place}: {record.modality}"
         for record in records
@@ -106,13 +104,11 @@ def strays(records: Sequence[Record], file_of: Mapping[str, str]) -> Measured:
 
 
 # --- questions
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def repeated_questions(records: Sequence[Record]) -> Measured:
-    """Share of the questions that another one repeats: same words, same options in any order, same
-    image.
-    """
+    """Share of questions that repeat another: same words, options in any order, same image."""
     first: dict[tuple[Any, ...], Record] = {}
     found = []
     for record in records:
@@ -125,8 +121,10 @@ def repeated_questions(records: Sequence[Record]) -> Measured:
 
 
 def contradictions(records: Sequence[Record]) -> Measured:
-    """Share of the questions whose words are asked of the same pixels elsewhere, with an answer
-    that one of the two offers and rules out.
+    """Share of contradictory questions.
+
+    Same words and pixels as another question, whose answer is an option here but not the correct
+    one.
 
     Other answers alone are no contradiction: "CT" and "Computed tomography" may both be right where
     only one of them is offered.
@@ -152,9 +150,7 @@ def contradictions(records: Sequence[Record]) -> Measured:
 
 
 def letter_bias(records: Sequence[Record]) -> Measured:
-    """By how much, as a share of the questions, a letter is right more often than if options stood
-    in any order; the worst letter.
-    """
+    """Excess of the most over-represented gold letter over chance, as a share of questions."""
     chance: dict[str, float] = defaultdict(float)
     right = Counter(record.gold for record in records)
     for record in records:
@@ -186,7 +182,7 @@ def fewest(counts: Mapping[str, int]) -> Measured:
 
 
 # --- splits
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def majority_letter(draw: Draw) -> Measured:
@@ -200,9 +196,7 @@ def majority_answer(draw: Draw) -> Measured:
 
 
 def single_answer_tests(draw: Draw) -> Measured:
-    """Test splits of more than one question in which one letter, or one text, is always right: they
-    cannot tell policies apart.
-    """
+    """Test splits with a single gold letter or text, which cannot separate policies."""
     found, checked = [], 0
     for axis, slugs in draw.items():
         for slug, (_, test) in slugs.items():
@@ -218,7 +212,7 @@ def single_answer_tests(draw: Draw) -> Measured:
 
 
 # --- images
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def images_of(records: Sequence[Record]) -> list[ImageStatistics]:
@@ -256,9 +250,7 @@ def dark_or_bright(images: Sequence[ImageStatistics]) -> Measured:
 
 
 def upscaled(images: Sequence[ImageStatistics], size: int) -> Measured:
-    """Share of the images with a side shorter than `size` pixels, that of the square they were
-    brought to.
-    """
+    """Share of images with a side shorter than `size`, the side of the resized square."""
     found = [
         f"{each.image}: {each.width} x {each.height}"
         for each in images
@@ -291,9 +283,7 @@ def duplicates(images: Sequence[ImageStatistics]) -> Measured:
 def statistics(
     records: Sequence[Record], images: Sequence[ImageStatistics], size: int
 ) -> dict[str, dict[str, Any]]:
-    """Modality -> counts, and mean and standard deviation over its images of brightness and
-    contrast, for those that have any.
-    """
+    """Modality -> counts, and mean and standard deviation of image brightness and contrast."""
     questions = Counter(record.modality for record in records)
     found: dict[str, dict[str, Any]] = {}
     for slug in MODALITIES:
@@ -319,7 +309,7 @@ def statistics(
 
 
 # --- helpers
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _is_text(value: object) -> bool:
@@ -362,7 +352,10 @@ def _offending(found: Sequence[str], checked: int) -> Measured:
 
 
 def _share(found: Sequence[str], checked: int, count: int | None = None) -> Measured:
-    """A test whose value is a share of what it looked at; `count` if it is not that of the texts."""
+    """A test whose value is a share of what it looked at.
+
+    `count` if it is not that of the texts.
+    """
     number = len(found) if count is None else count
     return Measured(
         round(number / checked, _DIGITS) if checked else 0.0,

@@ -1,5 +1,4 @@
-"""Which questions must stay together: those about one image, about copies of it, or about one
-patient.
+"""Grouping of questions that must stay together: same image, near-duplicates, or same patient.
 
 A group is all that is linked, through however many others: if a is a copy of b, and c is of b's
 patient, the three are one.
@@ -27,9 +26,7 @@ pairs.
 
 @dataclass(frozen=True)
 class GroupedImage:
-    """What is known of one image: where it is, its hashes (64 hex digits each), and whose it is, if
-    its path says so.
-    """
+    """One image for grouping: path, hashes (64 hex digits each), patient if known."""
 
     image: str
     pixel_hash: str
@@ -38,8 +35,9 @@ class GroupedImage:
 
 
 def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
-    """(data set, id) by the first pattern found in "Images/<data set>/...": its first group that
-    took part. None if none is found.
+    """(data set, patient id) from the first pattern that matches "Images/<data set>/...".
+
+    Else None.
 
     Ids are those of a data set: patient 7 of another one is somebody else.
     """

@@ -1,6 +1,4 @@
-"""How much of a test is known from training: questions whose image, or an image of the same group,
-was trained on.
-"""
+"""Leakage: test questions whose image, or an image of the same group, is in train."""
 
 from __future__ import annotations
 
@@ -21,9 +19,7 @@ Draw = Mapping[str, Mapping[str, tuple[Sequence[Item], Sequence[Item]]]]
 
 @dataclass(frozen=True)
 class Leak:
-    """Of one split, or of several together, the test questions, and how many of them are known in
-    which way.
-    """
+    """Test questions of one or more splits, and how many are known from train in which way."""
 
     test: int
     """All test questions."""
@@ -79,8 +75,9 @@ def as_json(leaks: Leaks) -> dict[str, dict[str, dict[str, int]]]:
 
 
 def read_leaks(path: Path) -> dict[str, Leaks]:
-    """Kind of split -> its counts, from the file of stage splits. InputError if it is missing or is
-    no such file.
+    """Kind of split -> its counts, from the file of stage splits.
+
+    InputError if it is missing or is no such file.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

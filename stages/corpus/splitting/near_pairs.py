@@ -17,8 +17,7 @@ _Hashes = NDArray[np.uint64]
 
 
 def near_pairs(hashes: Sequence[str], distance: int) -> Iterator[NDArray[np.intp]]:
-    """Pairs of indices, in arrays of shape (pairs, 2), of hashes of 64 hex digits that differ in at
-    most `distance` bits.
+    """Index pairs (pairs, 2) of 64-digit hex hashes that differ in at most `distance` bits.
 
     Of equal hashes each is paired with the first, and only the first with others; a pair may come
     more than once. Exact, without comparing all pairs: of distance + 1 bands of bits two near
@@ -54,9 +53,7 @@ def _bands(hashes: _Hashes, number: int) -> Iterator[NDArray[np.int64]]:
 def _near_within(
     hashes: _Hashes, band: NDArray[np.int64], distance: int
 ) -> Iterator[NDArray[np.intp]]:
-    """Near pairs among hashes of the same label: each is compared with the next one of its run, the
-    next but one, and so on.
-    """
+    """Near pairs among hashes with the same label: compare each with its successors in the run."""
     order = np.argsort(band, kind="stable")
     ordered, labels = hashes[order], band[order]
     ends = np.searchsorted(labels, labels, side="right")

@@ -1,5 +1,4 @@
-"""Whole groups of questions for training or for testing, so that both sides hold every kind of
-question in its share.
+"""Stratified assignment of whole groups to train or test.
 
 The aim is that of iterative stratification (Sechidis et al. 2011, "On the stratification of
 multi-label data") for groups instead of single examples. Groups that hold the same numbers of each
@@ -34,8 +33,7 @@ _Floats = NDArray[np.float64]
 
 
 def stratify(groups: Mapping[str, Group], train_share: float, seed: int) -> set[str]:
-    """The names of the groups to train on, so that of each modality, type and stratum about
-    `train_share` is in them.
+    """Names of the groups to train on: about `train_share` of each modality, type and stratum.
 
     Every modality is decided by itself: data of another one changes nothing, unless a group spans
     both. Groups that span several modalities are decided first, among themselves. Where a stratum
@@ -96,8 +94,7 @@ def _choose(
 
 
 class _Balance:
-    """How many groups of each kind to train on: whole numbers, near a share of the questions of
-    each stratum.
+    """Number of groups of each kind to train on: integers near a share of each stratum's questions.
 
     held: (kinds, strata) questions in one group of a kind; numbers: (kinds,) groups of it; train,
     test: (strata,) questions that are on a side already. What is made small is the sum over strata
@@ -115,9 +112,7 @@ class _Balance:
         self.share = share
 
     def solve(self) -> list[int]:
-        """Round the share of each kind up or down, then change one kind or two by one group as long
-        as that helps.
-        """
+        """Round each kind's share, then improve by moves or exchanges of groups."""
         chosen = self._rounded()
         train = self.given + chosen @ self.held
         while (move := self._best_move(chosen, train)) is not None:
@@ -152,9 +147,7 @@ class _Balance:
         return float((difference**2 / np.maximum(self.all, 1)).sum())
 
     def _best_move(self, chosen: NDArray[np.intp], train: _Floats) -> list[tuple[int, int]] | None:
-        """The change by one group, or if there is none the first good exchange of two, that lowers
-        the cost; None if none does.
-        """
+        """The best move of one group, else the first improving exchange of two, else None."""
         limit = float(self.cost(train)) - _GAIN
         steps = [
             (kind, step)
@@ -178,9 +171,7 @@ class _Balance:
 
 
 def _with_total(counts: _Floats) -> _Floats:
-    """(rows, strata) with the sum over strata as a further column: the modality as a whole is to
-    have its share, too.
-    """
+    """(rows, strata + 1): with the sum over strata, to balance the modality's total too."""
     return np.concatenate([counts, counts.sum(axis=1, keepdims=True)], axis=1)
 
 

@@ -1,6 +1,4 @@
-"""Work shared by processes: all of it, and all ended when one fails or the one that shared it out
-is gone.
-"""
+"""Ranks share all the work, and end when one fails or their parent is gone."""
 
 from __future__ import annotations
 

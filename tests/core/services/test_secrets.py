@@ -1,4 +1,4 @@
-"""Secrets of the environment are found in what leaves the machine, and are not in what is printed."""
+"""Secrets of the environment are found in published files and masked in messages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,19 @@ def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_KEY", "PGPASSWORD",
-        "DB_PASS", "BASIC_AUTH", "GOOGLE_CREDENTIALS_JSON", "OPENAI_APIKEY", "lower_token",
+        "HF_TOKEN",
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_KEY",
+        "PGPASSWORD",
+        "DB_PASS",
+        "BASIC_AUTH",
+        "GOOGLE_CREDENTIALS_JSON",
+        "OPENAI_APIKEY",
+        "lower_token",
     ],
-)  # fmt: skip
+)
 def test_a_variable_that_is_called_a_secret_is_one(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,9 +28,7 @@ HOST = "a-host-that-nobody-needs-to-know"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One without wandb's variables, which the stages set some of, with two secrets, and a host of
-    its own.
-    """
+    """An environment without wandb's variables, with two secrets and its own host name."""
     for name in ("WANDB_MODE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_BASE_URL"):
         monkeypatch.setenv(name, "")  # put back at the end, whatever is set in between
         monkeypatch.delenv(name)
@@ -47,8 +45,7 @@ def params(**tracking: Any) -> Params:
 
 
 def kept(root: Path, job: str, *words: str) -> bytes:
-    """All that lies on the disk of the only run of a job, without the staged files of its
-    artifacts; `words` have to be in it.
+    """All files of a job's only run except staged artifacts; `words` must occur in them.
 
     They are waited for: the run is over when wandb's service knows all of it, which is a moment
     before the disk has it.

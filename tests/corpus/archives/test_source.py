@@ -1,6 +1,4 @@
-"""A corpus of any kind and layout: what it is made of, what it is named, and that it is read in
-place.
-"""
+"""A corpus of any kind and layout: its members, their names, and reading in place."""
 
 from __future__ import annotations
 

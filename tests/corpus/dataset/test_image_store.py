@@ -1,6 +1,4 @@
-"""Images in shards: the same shards for the same images, little changed by little, and opened by
-the path that split files name.
-"""
+"""Image shards: deterministic, stable under small changes, opened by the path in split files."""
 
 from __future__ import annotations
 
@@ -249,8 +247,8 @@ def test_who_is_alone_is_alone_and_nobody_waits_for_ever() -> None:
 
     def take() -> None:
         for _ in range(50):
-            with lock.alone():
-                alone.append(lock._sharing)
+            with lock.exclusive():
+                alone.append(lock._readers)
 
     threads = [threading.Thread(target=work) for work in (share, share, share, take, take)]
     for thread in threads:

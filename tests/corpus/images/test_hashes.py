@@ -1,8 +1,10 @@
-"""Copies of an image have near hashes, other images do not."""
+"""Copies of an image have similar hashes, other images do not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from io import BytesIO
+from itertools import chain, combinations
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -15,15 +17,15 @@ from stages.taxonomy import MODALITIES
 NEAR = load_params().splits.near_duplicates or 0
 
 
-def phantoms(modality: str, number: int) -> list[Image.Image]:
-    rngs = [np.random.default_rng([11, index]) for index in range(number)]
-    drawn = [draw(sample_phantom(rng, modality), (120, 140), rng) for rng in rngs]
-    return [
-        image.resize((384, 384), Image.Resampling.BICUBIC) for image in drawn
-    ]  # as those of the sample are
+def phantoms(modality: str, count: int) -> Iterator[Image.Image]:
+    """Phantoms like those of the sample, resized to the default size."""
+    for index in range(count):
+        rng = np.random.default_rng([11, index])
+        phantom = draw(sample_phantom(rng, modality), (120, 140), rng)
+        yield phantom.resize((384, 384), Image.Resampling.BICUBIC)
 
 
-def bits_apart(first: str, second: str) -> int:
+def hamming_distance(first: str, second: str) -> int:
     return (int(first, 16) ^ int(second, 16)).bit_count()
 
 
@@ -33,31 +35,27 @@ def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def test_nearly_all_copies_are_nearer_than_the_threshold_and_no_other_images_are() -> None:
-    images = [image for modality in MODALITIES for image in phantoms(modality, 8)]
+def test_the_threshold_separates_nearly_all_copies_from_other_images() -> None:
+    images = list(chain.from_iterable(phantoms(modality, 8) for modality in MODALITIES))
     hashes = [perceptual_hash(image) for image in images]
-    found: list[bool] = []
+    detected: list[bool] = []
     for image, own in zip(images, hashes, strict=True):
         smaller = image.resize((200, 200), Image.Resampling.BILINEAR).resize(
             image.size, Image.Resampling.BICUBIC
         )
         copies = (as_jpeg(image, 75), smaller, ImageEnhance.Contrast(image).enhance(0.9))
-        found += [bits_apart(own, perceptual_hash(copy)) <= NEAR for copy in copies]
+        detected += [hamming_distance(own, perceptual_hash(copy)) <= NEAR for copy in copies]
         assert perceptual_hash(image.convert("L")) == own
-    assert np.mean(found) >= 0.95
-    assert min(bits_apart(a, b) for i, a in enumerate(hashes) for b in hashes[:i]) > NEAR
+    assert np.mean(detected) >= 0.95
+    assert min(hamming_distance(a, b) for a, b in combinations(hashes, 2)) > NEAR
 
 
-def test_an_even_image_has_a_hash_without_noise_in_it() -> None:
-    assert (
-        len(
-            {perceptual_hash(Image.new("RGB", (384, 384), (level,) * 3)) for level in range(1, 256)}
-        )
-        == 1
-    )
+def test_uniform_images_of_all_levels_have_one_hash() -> None:
+    images = (Image.new("RGB", (384, 384), (level,) * 3) for level in range(1, 256))
+    assert len({perceptual_hash(image) for image in images}) == 1
 
 
-def test_pixel_hashes_tell_pixels_and_sizes_apart_and_not_modes() -> None:
+def test_pixel_hashes_depend_on_pixels_and_size_but_not_on_the_mode() -> None:
     grey = Image.new("L", (8, 6), 90)
     assert pixel_hash(grey) == pixel_hash(grey.convert("RGB"))
     assert pixel_hash(grey) != pixel_hash(Image.new("L", (6, 8), 90))

@@ -1,13 +1,15 @@
-"""Images are made once: what was made before is found, whatever became of the run that made it."""
+"""Images are decoded once: later runs take them from the cache, even after a killed run."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,7 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.image_store import list_shard, open_image
-from stages.corpus.images import resizer as maker
-from stages.corpus.images import shard_writer as shards
+from stages.corpus.images import resizer, shard_writer
 from stages.corpus.images.decoding import decode_files
 from tests.conftest import ROOT, MakeCorpus, MakeRecord, RunStage, change_params
 from tests.corpus.images.test_decoders import saved, smooth
@@ -29,46 +30,49 @@ Tree = dict[str, bytes]
 
 
 def tree() -> Tree:
+    """Path -> content of all outputs of stage resize."""
     folders = (layout.images("ct"), layout.frames("ct"), layout.DATA / "records")
-    return {
-        str(path): path.read_bytes()
-        for folder in folders
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = chain.from_iterable(sorted(folder.rglob("*")) for folder in folders)
+    return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+
+def without_frames(files: Tree) -> Tree:
+    return {path: content for path, content in files.items() if "/frames/" not in path}
 
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MEAN", 4)
-    monkeypatch.setattr(shards, "MOST", 16)
+    monkeypatch.setattr(shard_writer, "MEAN", 4)
+    monkeypatch.setattr(shard_writer, "MOST", 16)
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often an image is decoded."""
-    seen: list[int] = []
+    """One item per image that is decoded."""
+    calls: list[int] = []
 
-    def told(*arguments: object, **more: object) -> object:
-        seen.append(1)
-        return decode_files(*arguments, **more)  # type: ignore[arg-type]
+    def counting(*arguments: object, **keywords: object) -> object:
+        calls.append(1)
+        return decode_files(*arguments, **keywords)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(maker, "decode_files", told)
-    return seen
+    monkeypatch.setattr(resizer, "decode_files", counting)
+    return calls
 
 
 @pytest.fixture
 def corpus(make_corpus: MakeCorpus, make_record: MakeRecord, run: RunStage) -> Path:
-    """Forty images, two of them unusable, one of them a DICOM file of three frames, downloaded."""
+    """Downloaded: forty PNG files, two of them unusable, and a DICOM file of three frames."""
     grow(make_corpus, make_record, 40)
     run(download)
     return layout.images("ct")
 
 
-def grow(make_corpus: MakeCorpus, make_record: MakeRecord, number: int) -> None:
+def grow(make_corpus: MakeCorpus, make_record: MakeRecord, count: int) -> None:
+    """A corpus of `count` PNG files and a DICOM file, each of another size, two damaged."""
     change_params("quarantine", max_refused_share=1.0, max_refused_share_of_set=1.0)
     images = {
-        f"Images/a/{each:03d}.png": saved(smooth(30 + each, 40), "PNG") for each in range(number)
+        f"Images/a/{number:03d}.png": saved(smooth(30 + number, 40), "PNG")
+        for number in range(count)
     }
     images |= {
         "Images/a/007.png": b"no image",
@@ -84,8 +88,10 @@ def test_a_second_run_decodes_nothing_and_gives_the_same_bytes(
 ) -> None:
     run(resize, "ct")
     first = tree()
-    assert (len(decoded), len(list(layout.images("ct").iterdir())) > 3) == (41, True)
-    record = next(each for each in read_json_lines(layout.records("ct"), "") if "frames" in each)
+    assert len(decoded) == 41
+    assert len(list(layout.images("ct").iterdir())) > 3
+    records = read_json_lines(layout.records("ct"), "")
+    record = next(record for record in records if "frames" in record)
     assert record["frames"] == [f"data/frames/ct/a/009.dcm/000{number}.png" for number in (1, 2, 3)]
     decoded.clear()
     run(resize, "ct")
@@ -93,12 +99,12 @@ def test_a_second_run_decodes_nothing_and_gives_the_same_bytes(
     assert not decoded
     shutil.rmtree(resize.CACHE)
     run(resize, "ct")
-    assert tree() == first, "it is there to save time, and nothing else"
+    assert tree() == first, "the outputs depend on the cache"
     assert len(decoded) == 41
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
-def test_of_a_corpus_that_grew_only_what_is_new_is_decoded_and_few_shards_change(
+def test_a_grown_corpus_decodes_new_images_only_and_changes_few_shards(
     run: RunStage, decoded: list[int], make_corpus: MakeCorpus, make_record: MakeRecord
 ) -> None:
     run(resize, "ct")
@@ -119,7 +125,7 @@ def test_of_a_corpus_that_grew_only_what_is_new_is_decoded_and_few_shards_change
 
 @pytest.mark.usefixtures("corpus", "small_shards")
 @pytest.mark.parametrize("change", [{"size": 64}, {"resample": "lanczos"}])
-def test_other_settings_are_other_images(
+def test_changed_settings_decode_all_images_again(
     run: RunStage, decoded: list[int], change: dict[str, object]
 ) -> None:
     run(resize, "ct")
@@ -130,38 +136,37 @@ def test_other_settings_are_other_images(
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
-def test_another_decoder_that_sees_the_same_leaves_the_shards_as_they_were(
+def test_another_decoder_with_the_same_pixels_gives_the_same_shards(
     run: RunStage, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(resize, "ct")
     first = tree()
     decoded.clear()
-    monkeypatch.setattr(maker, "DECODER", "another one")
+    monkeypatch.setattr(resizer, "DECODER", "another one")
     run(resize, "ct")
     assert len(decoded) == 41
-    assert {path: content for path, content in tree().items() if "/frames/" not in path} == {
-        path: content for path, content in first.items() if "/frames/" not in path
-    }
+    assert without_frames(tree()) == without_frames(first)
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
 @pytest.mark.parametrize("damage", ["shard", "index", "frames", "all shards"])
-def test_what_is_damaged_in_the_cache_is_made_anew(
+def test_images_damaged_in_the_cache_are_decoded_again(
     run: RunStage, decoded: list[int], damage: str
 ) -> None:
     run(resize, "ct")
     first = tree()
     decoded.clear()
-    kept = sorted((resize.CACHE / "shards").iterdir())
+    shards = sorted((resize.CACHE / "shards").iterdir())
     frames = resize.CACHE / "shards" / next(layout.frames("ct").iterdir()).name
     shutil.rmtree(layout.images("ct"))
     shutil.rmtree(layout.frames("ct"))
-    for path in {
-        "shard": kept[:1],
+    damaged = {
+        "shard": shards[:1],
         "index": [resize.CACHE / "index.sqlite"],
         "frames": [frames],
-        "all shards": kept,
-    }[damage]:
+        "all shards": shards,
+    }
+    for path in damaged[damage]:
         path.write_bytes(path.read_bytes()[:50] + bytes(50))
     run(resize, "ct")
     assert tree() == first
@@ -169,20 +174,17 @@ def test_what_is_damaged_in_the_cache_is_made_anew(
 
 
 @pytest.mark.usefixtures("corpus", "small_shards")
-def test_a_shard_damaged_under_all_its_names_is_mended_as_the_error_says(run: RunStage) -> None:
+def test_the_remedy_for_a_shard_damaged_under_all_its_names_works(run: RunStage) -> None:
     run(resize, "ct")
     first = tree()
-    path = next(each["image"] for each in read_json_lines(layout.records("ct"), ""))
-    shard = next(
-        each
-        for each in layout.images("ct").iterdir()
-        if path.partition("/ct/")[2] in list_shard(each)
-    )
+    image = next(read_json_lines(layout.records("ct"), ""))["image"]
+    member = image.partition("/ct/")[2]
+    shard = next(path for path in layout.images("ct").iterdir() if member in list_shard(path))
     times = (shard.stat().st_atime_ns, shard.stat().st_mtime_ns)
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 0xFF
     shard.write_bytes(content)
-    os.utime(shard, ns=times)  # a disk that loses bytes changes no times
+    os.utime(shard, ns=times)  # a failing disk does not change times
     with pytest.raises(InputError) as error:
         for name in list_shard(shard):
             open_image(layout.images("ct") / name)
@@ -197,31 +199,34 @@ def test_a_shard_damaged_under_all_its_names_is_mended_as_the_error_says(run: Ru
 def test_one_core_and_many_give_the_same_bytes(
     run: RunStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    trees = []
     for cores in (1, 4):
         monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
         run(resize, "ct")
-        found.append(tree())
+        trees.append(tree())
         shutil.rmtree(resize.CACHE)
-    assert found[0] == found[1]
+    assert trees[0] == trees[1]
 
 
 @pytest.mark.usefixtures("corpus")
-def test_a_run_that_is_killed_leaves_nothing_half_and_is_gone_on_with(
-    run: RunStage, project: Path
-) -> None:
+def test_a_killed_run_leaves_no_partial_output_and_is_resumed(run: RunStage, project: Path) -> None:
     slow = (
         "import time, sys\n"
-        "from stages.corpus.images import resizer as maker, shard_writer as shards\n"
-        "from stages import resize; shards.MEAN = 4; shards.MOST = 16\n"
-        "real = maker.encode\n"
-        "maker.encode = lambda image: (time.sleep(0.05), real(image))[1]\n"
+        "from stages.corpus.images import resizer, shard_writer\n"
+        "from stages import resize; shard_writer.MEAN = 4; shard_writer.MOST = 16\n"
+        "encode = resizer.encode\n"
+        "resizer.encode = lambda image: (time.sleep(0.05), encode(image))[1]\n"
         "sys.argv = ['resize', 'ct']; resize.main()"
     )
+    command = [sys.executable, "-c", slow]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow], cwd=project, env=environment, stdout=subprocess.DEVNULL
-    )
+
+    def complete() -> str:
+        return subprocess.run(
+            command, cwd=project, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    process = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list((resize.CACHE / "shards").glob("*.zip"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -229,19 +234,10 @@ def test_a_run_that_is_killed_leaves_nothing_half_and_is_gone_on_with(
     process.wait()
     assert not layout.images("ct").exists()
     assert not layout.records("ct").exists()
-    done = subprocess.run(
-        [sys.executable, "-c", slow],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    fresh = int(done.stdout.partition("(")[2].partition(" of them")[0])
-    assert 0 < fresh < 41
+    decoded_count = re.search(r"\((\d+) ", complete())
+    assert decoded_count is not None
+    assert 0 < int(decoded_count[1]) < 41
     resumed = tree()
     shutil.rmtree(resize.CACHE)
-    subprocess.run(
-        [sys.executable, "-c", slow], cwd=project, env=environment, capture_output=True, check=True
-    )
+    complete()
     assert tree() == resumed

@@ -1,6 +1,4 @@
-"""The check of a corpus as its owner has it: counts, every problem with its place and a remedy, an
-exit code, nothing written.
-"""
+"""The corpus check: counts, problems with location and remedy, exit code, nothing written."""
 
 from __future__ import annotations
 
@@ -26,7 +24,10 @@ from tests.dicoms import ramp
 
 Check = Callable[..., int]
 HEADER = "image,question,options,answer,modality,type\n"
-ROWS = "a.png,What?,Cyst|Nodule,A,ct,disease-diagnosis\nsub/b.png,What?,Cyst|Nodule,B,x-ray,disease-diagnosis\n"
+ROWS = """\
+a.png,What?,Cyst|Nodule,A,ct,disease-diagnosis
+sub/b.png,What?,Cyst|Nodule,B,x-ray,disease-diagnosis
+"""
 
 
 @pytest.fixture

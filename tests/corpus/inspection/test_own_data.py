@@ -1,6 +1,4 @@
-"""docs/own-data.md is literally true: its sheet, looked over, gives its output; mended, it is
-ready, alone and beside a corpus.
-"""
+"""docs/own-data.md is literally true: its sheet gives its output; fixed as told, it is ready."""
 
 from __future__ import annotations
 

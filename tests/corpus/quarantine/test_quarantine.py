@@ -1,4 +1,7 @@
-"""Accounts of what was refused: bytes, counts by source set, and when too much of it stops a stage."""
+"""Accounts of what was refused.
+
+Bytes, counts by source set, and when too much of it stops a stage.
+"""
 
 from __future__ import annotations
 

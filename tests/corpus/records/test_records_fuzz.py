@@ -1,6 +1,4 @@
-"""Whatever bytes a question file holds, its readers answer with records and refusals that add up,
-and that can be written down.
-"""
+"""Whatever bytes a question file holds, records and refusals add up and can be written."""
 
 from __future__ import annotations
 

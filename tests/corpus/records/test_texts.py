@@ -1,6 +1,4 @@
-"""Texts of question files: the encodings that are read, and what may not stand in a prompt or a
-name.
-"""
+"""Texts of question files: accepted encodings, and characters unsafe in prompts or names."""
 
 from __future__ import annotations
 

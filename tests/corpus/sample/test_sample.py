@@ -1,6 +1,4 @@
-"""The embedded corpus: reproducible, large and varied enough, and not to be answered without its
-images.
-"""
+"""The embedded corpus: reproducible, large and varied enough, not answerable without images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Every data test fails on a planted defect and passes on good data; errors stop, warnings go on."""
+"""Every data test fails on a planted defect and passes on good data.
+
+Errors stop, warnings go on.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ Plant = Callable[[list[Raw]], object]
 
 
 def good() -> list[Raw]:
-    """Of each modality 25 images, a question of each type about each, answers and letters in turn."""
+    """25 images per modality, one question per type about each, answers in rotation."""
     records = []
     for slug, literal in MODALITIES.items():
         for number in range(25):

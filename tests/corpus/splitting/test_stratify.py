@@ -1,6 +1,4 @@
-"""Groups stay whole, shares are kept wherever group sizes allow it, and little moves when data
-comes.
-"""
+"""Groups stay whole, shares are met where group sizes allow, and new data moves little."""
 
 from __future__ import annotations
 
@@ -22,7 +20,10 @@ STRATA: list[Stratum] = [
 
 
 def shares(groups: Mapping[str, Group], train: set[str]) -> dict[Any, tuple[float, int]]:
-    """Of each modality, type and stratum: the share on the train side, and the number of questions."""
+    """Of each modality, type and stratum.
+
+    The share on the train side, and the number of questions.
+    """
     total: Counter[Any] = Counter()
     trained: Counter[Any] = Counter()
     for name, group in groups.items():

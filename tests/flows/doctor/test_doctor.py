@@ -1,6 +1,4 @@
-"""The doctor looks at everything, mends what is safe, and its exit code says whether something is
-wrong.
-"""
+"""The doctor runs all checks, fixes what is safe, and reports problems in its exit code."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Locks whose holders are gone, stand still, or are at work: told apart, and only the first are
-broken.
-"""
+"""Locks of dead, stuck and working holders are distinguished; only dead ones are broken."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Against a real Prefect server: runs whose process is gone, slots nobody uses, and servers that do
-not answer.
-"""
+"""A real Prefect server: dead runs, unused slots, and servers that do not answer."""
 
 from __future__ import annotations
 
@@ -72,9 +70,7 @@ def settled(client: SyncPrefectClient) -> Iterator[None]:
 
 
 def after(minutes: float) -> datetime:
-    """A moment ahead: the server gives every state the time at which it comes, so that tests look
-    from later.
-    """
+    """A moment ahead of the server's clock, which stamps every state."""
     return datetime.now(UTC) + timedelta(minutes=minutes)
 
 

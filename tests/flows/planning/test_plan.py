@@ -34,7 +34,7 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def root(reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace in which all is up to date, as the working directory, on a machine without GPUs."""
+    """An up-to-date workspace as the working directory, on a machine without GPUs."""
     root = Path(shutil.copytree(reproduced, tmp_path / "workspace"))
     monkeypatch.chdir(root)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -50,7 +50,7 @@ def set_rate(root: Path, rate: int) -> None:
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Every file with its hash and time, but for those in which DVC keeps its locks and its index."""
+    """Every file with its hash and time, except DVC's locks and index."""
     found = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()

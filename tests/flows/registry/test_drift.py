@@ -1,4 +1,4 @@
-"""Drift between two corpora: none where nothing moved, told where something did, and not by chance."""
+"""Drift between two corpora: none without change, detected with one, not by chance."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ WARN = 0.13
 def corpus(
     per_modality: int = 400, seed: int = 1, change: Callable[[Raw], object] = lambda record: None
 ) -> list[Record]:
-    """Random questions, each about an image of its own, of the same population for every seed; then
-    changed.
-    """
+    """Random questions with an image each, from one population for every seed, then changed."""
     rng = np.random.default_rng(seed)
     records = []
     for slug, literal in MODALITIES.items():

@@ -1,6 +1,4 @@
-"""Files by their hash, from DVC's cache and remote, when nothing in the workspace names them any
-more.
-"""
+"""Objects by hash from DVC's cache and remote after the workspace has forgotten them."""
 
 from __future__ import annotations
 

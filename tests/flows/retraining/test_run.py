@@ -1,6 +1,4 @@
-"""A retraining from the look at the source to the decision, in a real workspace; trainings are
-make-believe.
-"""
+"""A retraining from probe to decision in a real workspace; only the trainings are fake."""
 
 from __future__ import annotations
 
@@ -80,7 +78,7 @@ def test_nothing_new_runs_nothing(root: Path) -> None:
     assert len(read_decisions(root)) == 1
 
 
-def test_new_data_of_one_modality_remakes_exactly_what_it_touches_and_a_better_challenger_takes_over(
+def test_new_data_of_one_modality_retrains_only_that_and_a_better_challenger_is_promoted(
     root: Path,
 ) -> None:
     drop(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))

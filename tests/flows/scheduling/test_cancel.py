@@ -1,6 +1,4 @@
-"""Cancelled in the dashboard: a flow that a worker runs stops its stages, frees their slots, and
-can be run again.
-"""
+"""Cancelling a worker's flow in the dashboard stops its stages and frees their slots."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What is on record of a stage's durations, whoever writes at once and whatever state the file is
-in.
-"""
+"""Recorded durations survive concurrent writers and any state of the file."""
 
 from __future__ import annotations
 

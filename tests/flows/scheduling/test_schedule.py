@@ -20,9 +20,7 @@ def graph(needs: dict[str, set[str]], gpus: dict[str, int] | None = None) -> Gra
 def play(
     found: Graph, names: set[str], capacity: Capacity, failing: frozenset[str] = frozenset()
 ) -> tuple[dict[str, StageResult], list[str], list[set[str]]]:
-    """Results, the order of beginnings, and what ran at each beginning; stages end one at a time,
-    the first begun first.
-    """
+    """Results, start order, and running stages at each start; stages end in order of start."""
     running: list[str] = []
     order: list[str] = []
     together: list[set[str]] = []

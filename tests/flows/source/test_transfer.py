@@ -1,6 +1,4 @@
-"""Taking the corpus's source: as `dvc update` would, but going on where an earlier transfer was
-stopped.
-"""
+"""Fetching the corpus source gives `dvc update`'s result, and resumes where it stopped."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A worker's clones: one user at a time, kept between stages, and exactly what the commit and the
-sent inputs say.
-"""
+"""A worker's clones: one user at a time, reused, with exactly the commit and inputs sent."""
 
 from __future__ import annotations
 

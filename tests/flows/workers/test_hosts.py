@@ -1,6 +1,4 @@
-"""Stages on workers: two workers, each with a folder for clones of its own, one git repository, one
-DVC remote, one server.
-"""
+"""Two workers with their own clones, one git repository, DVC remote and server."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def sent(services: Services) -> dict[str, str]:
     return {each["name"]: each["state"]["message"] for each in runs if each["deployment_id"]}
 
 
-def test_two_workers_make_what_plain_dvc_makes_and_no_gpu_stage_runs_in_the_workspace_that_sends_them(
+def test_two_workers_give_the_results_of_dvc_and_gpu_stages_run_only_there(
     root: Path, tmp_path: Path
 ) -> None:
     services = Services(

@@ -1,9 +1,9 @@
-"""The elements of a DICOM file (PS3.10, PS3.5) that this project asks for, and none else.
+"""Typed access to the elements of a DICOM file (PS3.5, PS3.10), without quoting patient data.
 
-pydicom takes the file apart; elements that are not wanted are skipped unread. Values stay raw bytes
-until one of the functions below converts them, because pydicom's own conversion quotes what it does
-not like, and that may be a patient's name. For the same reason its warnings and logs are off while
-it works, and its exceptions end here: reasons are worded without any value.
+pydicom parses the file; elements that were not asked for are skipped unread. Values stay raw bytes
+until one of the functions below converts them, because pydicom's own conversion quotes values that
+it does not like, which may be a patient's name. For the same reason its warnings and logs are off
+while it works, and its exceptions end here: no message of an ImageError contains a value.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
@@ -32,13 +32,15 @@ from stages.corpus.quarantine.reasons import Reason
 
 Result = TypeVar("Result")
 
-PREFIX: Final = b"DICM"
-_PREFIX_AT: Final = 128
-_UNDEFINED: Final = 0xFFFFFFFF
-_META: Final = 0x0002
+_PREAMBLE_BYTES: Final = 128
+_PREFIX: Final = b"DICM"
+_UNDEFINED_LENGTH: Final = 0xFFFFFFFF
+_META_GROUP: Final = 0x0002
 _TRANSFER_SYNTAX: Final = 0x00020010
-_MOST_ITEMS: Final = 65_536
-"""Items of a sequence: as many as any file has frames, and more."""
+_MAX_ITEMS: Final = 65_536
+"""Items of a sequence: more than any file has frames."""
+_PADDING: Final = " \0"
+"""What pads a value to an even length (PS3.5 6.2)."""
 
 IMPLICIT: Final = "1.2.840.10008.1.2"
 EXPLICIT: Final = "1.2.840.10008.1.2.1"
@@ -49,93 +51,98 @@ _logger = logging.getLogger("pydicom")
 _logger.setLevel(logging.CRITICAL + 1)
 _logger.propagate = False
 
-_lock = threading.Lock()
-_quiet_now: list[warnings.catch_warnings[None]] = []
+_quiet_lock = threading.Lock()
 _quiet_users = 0
+_saved_warnings = ExitStack()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings from here on. The first thread that is in switches them off, the last one that
-    leaves puts them back.
+    """Suppress all warnings, in any thread, until the last user leaves.
 
-    `warnings.catch_warnings` by itself is not made for threads: the first one to leave would put
-    them back for all.
+    `warnings.catch_warnings` alone is not thread-safe: the first thread to leave would restore the
+    warnings for all.
     """
     global _quiet_users
-    with _lock:
+    with _quiet_lock:
         if not _quiet_users:
-            _quiet_now.append(warnings.catch_warnings())
-            _quiet_now[-1].__enter__()
+            _saved_warnings.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
         _quiet_users += 1
     try:
         yield
     finally:
-        with _lock:
+        with _quiet_lock:
             _quiet_users -= 1
             if not _quiet_users:
-                _quiet_now.pop().__exit__(None, None, None)
+                _saved_warnings.close()
 
 
 def guarded(reason: str, work: Callable[[], Result]) -> Result:
-    """What `work` returns, silently; ImageError with `reason` if it raises anything but an
-    ImageError.
+    """Call `work` without warnings; any exception becomes an ImageError with `reason`.
 
-    The error is raised outside of the handler, so that it does not carry the other one, which may
-    quote values, as its context.
+    ImageError and MemoryError pass. The new error is raised outside the handler, so that it does
+    not carry the other exception, which may quote values, as its context.
     """
     try:
         with quiet():
             return work()
     except (ImageError, MemoryError):
         raise
-    except Exception:  # noqa: S110  the reason is given below
+    except Exception:  # noqa: S110  raised below, with the reason
         pass
     raise ImageError(reason)
 
 
+class BulkValue(NamedTuple):
+    """Long value of an element."""
+
+    content: bytes
+    representation: str | None
+    """None with implicit VR."""
+    undefined_length: bool
+    """Whether the value is encapsulated in fragments (PS3.5 A.4)."""
+
+
 @dataclass(frozen=True)
 class Elements:
-    """A data set: typed access to elements by keyword; all functions give None for an element that
-    is absent or empty.
+    """Data set with typed access to its elements by keyword.
 
-    They raise ImageError for one whose value representation or length it cannot have, naming the
-    keyword, never the value.
+    All methods return None for an element that is absent or empty. They raise ImageError for one
+    with a wrong value representation or length; the message has the keyword, never the value.
     """
 
     _dataset: Dataset = field(repr=False)
 
     def unsigned(self, keyword: str) -> int | None:
-        """The value of a US element."""
-        found = self._raw(keyword, ("US",))
-        return None if found is None else int(self._struct(keyword, found, "H", 1)[0])
+        """Value of a US element."""
+        element = self._checked(keyword, ("US",))
+        return None if element is None else int(_unpack(keyword, element, "H", 1)[0])
 
     def words(self, keyword: str, count: int, *, signed: bool) -> tuple[int, ...] | None:
-        """`count` values of a US or SS element; where it does not say which of the two it is,
-        `signed` decides.
+        """`count` values of a US or SS element.
+
+        signed: whether it is SS, where the file does not give its value representation.
         """
-        found = self._raw(keyword, ("US", "SS"))
-        if found is None:
+        element = self._checked(keyword, ("US", "SS"))
+        if element is None:
             return None
-        kind = {"US": "H", "SS": "h"}.get(found.VR or "", "h" if signed else "H")
-        return tuple(int(value) for value in self._struct(keyword, found, kind, count))
+        code = {"US": "H", "SS": "h"}.get(element.VR or "", "h" if signed else "H")
+        return tuple(int(value) for value in _unpack(keyword, element, code, count))
 
     def integers(self, keyword: str, count: int) -> tuple[int, ...] | None:
         """`count` values of an IS element."""
         return self._parsed(keyword, ("IS",), count, int)
 
     def decimals(self, keyword: str, count: int | None = None) -> tuple[float, ...] | None:
-        """`count` finite values of a DS, FD or FL element; None: as many as there are, at least
-        one.
-        """
-        found = self._raw(keyword, ("DS", "FD", "FL"))
-        if found is None:
+        """`count` finite values of a DS, FD or FL element, or all of them, at least one."""
+        element = self._checked(keyword, ("DS", "FD", "FL"))
+        if element is None:
             return None
-        if found.VR in ("FD", "FL"):
-            kind = "d" if found.VR == "FD" else "f"
-            number = count or max(len(found.value or b"") // struct.calcsize(kind), 1)
-            values = tuple(float(value) for value in self._struct(keyword, found, kind, number))
+        if element.VR in ("FD", "FL"):
+            code = "d" if element.VR == "FD" else "f"
+            expected = count or max(len(element.value or b"") // struct.calcsize(code), 1)
+            values = tuple(float(value) for value in _unpack(keyword, element, code, expected))
         else:
             values = self._parsed(keyword, ("DS",), count, float) or ()
         if not all(math.isfinite(value) for value in values):
@@ -143,57 +150,44 @@ class Elements:
         return values
 
     def has(self, keyword: str) -> bool:
-        """Whether there is such an element with a value, be it a good one or not."""
-        found = self._found(keyword)
-        return bool(
-            found is not None
-            and found.value
-            and (not isinstance(found.value, bytes) or found.value.strip(b" \0"))
-        )
+        """Whether there is such an element with a value, valid or not."""
+        element = self._element(keyword)
+        if element is None or not element.value:
+            return False
+        return not isinstance(element.value, bytes) or bool(element.value.strip(b" \0"))
 
     def codes(self, keyword: str, representation: str = "CS") -> list[str]:
-        """The values of a CS element as they are written: for comparisons with lists of known ones,
-        never to be passed on.
-        """
-        found = self._raw(keyword, (representation,))
-        return (
-            []
-            if found is None
-            else [
-                part.strip(" \0")
-                for part in (found.value or b"").decode("ascii", "replace").split("\\")
-            ]
-        )
+        """Values of a CS element as written, to be compared with known ones, never passed on."""
+        element = self._checked(keyword, (representation,))
+        if element is None:
+            return []
+        return [part.strip(_PADDING) for part in _ascii(element).split("\\")]
 
     def code(
         self, keyword: str, allowed: Collection[str], representation: str = "CS"
     ) -> str | None:
-        """The value of a CS element if it is one of `allowed`; None otherwise, also if the element
-        is not as it should be.
-        """
+        """Value of a CS element if it is one of `allowed`; None for any other or a wrong one."""
         try:
-            found = self.codes(keyword, representation)
+            codes = self.codes(keyword, representation)
         except ImageError:
             return None
-        # the one of the list: nothing that was in the file goes on
-        return next((code for code in allowed if found == [code]), None)
+        # the string in `allowed` is returned: no bytes of the file are passed on
+        return next((code for code in allowed if codes == [code]), None)
 
     def uid(self, keyword: str) -> str | None:
-        """The value of a UI element: for comparisons, never to be passed on."""
-        found = self._raw(keyword, ("UI",))
-        return (
-            None if found is None else (found.value or b"").decode("ascii", "replace").strip(" \0")
-        )
+        """Value of a UI element, to be compared with others, never passed on."""
+        element = self._checked(keyword, ("UI",))
+        return None if element is None else _ascii(element).strip(_PADDING)
 
-    def bulk(self, keyword: str, allowed: Collection[str]) -> tuple[bytes, str | None, bool] | None:
-        """A long value, its representation if the file says it, and whether its length was
-        undefined (encapsulated fragments).
-        """
-        found = self._raw(keyword, allowed)
-        return None if found is None else (found.value or b"", found.VR, found.length == _UNDEFINED)
+    def bulk(self, keyword: str, allowed: Collection[str]) -> BulkValue | None:
+        """Long value of an element with one of the `allowed` value representations."""
+        element = self._checked(keyword, allowed)
+        if element is None:
+            return None
+        return BulkValue(element.value or b"", element.VR, element.length == _UNDEFINED_LENGTH)
 
     def items(self, keyword: str) -> list[Elements]:
-        """The items of a sequence; [] if it is absent or empty."""
+        """Items of a sequence; [] if it is absent or empty."""
         tag = _tag(keyword)
         if tag not in self._dataset:
             return []
@@ -202,88 +196,76 @@ class Elements:
             element = self._dataset[tag]
             if element.VR != "SQ":
                 raise ImageError(f"{keyword} is not a sequence")
-            return [Elements(item) for item in element.value[:_MOST_ITEMS]]
+            return [Elements(item) for item in element.value[:_MAX_ITEMS]]
 
         return guarded(f"{keyword} is a damaged sequence", convert)
 
     def little_endian(self, keyword: str) -> bool:
-        """The order of bytes of an element that is there."""
-        found = self._found(keyword)
-        return not isinstance(found, RawDataElement) or found.is_little_endian
+        """Byte order of an element that is present."""
+        element = self._element(keyword)
+        return not isinstance(element, RawDataElement) or element.is_little_endian
 
-    def _found(self, keyword: str) -> DataElement | RawDataElement | None:
-        """An element as it is, never converted: an empty one would be, but for `keep_deferred`."""
+    def _element(self, keyword: str) -> DataElement | RawDataElement | None:
+        """Unconverted element; without `keep_deferred` pydicom would convert an empty one."""
         tag = _tag(keyword)
         return self._dataset.get_item(tag, keep_deferred=True) if tag in self._dataset else None
 
-    def _raw(self, keyword: str, allowed: Collection[str]) -> RawDataElement | None:
-        found = self._found(keyword)
-        if found is None:
+    def _checked(self, keyword: str, allowed: Collection[str]) -> RawDataElement | None:
+        """Element with an allowed value representation and a complete value."""
+        element = self._element(keyword)
+        if element is None:
             return None
-        # implicit VR says nothing of it, UN is what a forwarding system writes that does not know
-        # the element
-        known = (
-            found.VR is None
-            or found.VR == "UN"
-            or any(part in allowed for part in found.VR.split(" or "))
+        # Implicit VR gives None. Systems that forward an element they do not know write UN. pydicom
+        # itself may leave a choice open: "US or SS".
+        allowed_here = element.VR in (None, "UN") or any(
+            part in allowed for part in (element.VR or "").split(" or ")
         )
-        if not isinstance(found, RawDataElement) or not known:
-            raise ImageError(f"{keyword} has a value representation that it cannot have")
-        value = found.value or b""
-        if found.length != _UNDEFINED and len(value) != found.length:
+        if not isinstance(element, RawDataElement) or not allowed_here:
+            raise ImageError(f"{keyword} has the wrong value representation")
+        value = element.value or b""
+        if element.length not in (_UNDEFINED_LENGTH, len(value)):
             raise ImageError(
-                f"{keyword} is longer than the file: it was cut short, or the length is wrong"
+                f"{keyword} is longer than the file: the file is truncated, or the length is wrong"
             )
-        return found if value else None
-
-    def _struct(
-        self, keyword: str, found: RawDataElement, kind: str, count: int
-    ) -> tuple[float, ...]:
-        order = "<" if found.is_little_endian else ">"
-        value = found.value or b""
-        if len(value) != struct.calcsize(kind) * count:
-            raise ImageError(f"{keyword} has the wrong length")
-        return struct.unpack(f"{order}{count}{kind}", value)
+        return element if value else None
 
     def _parsed(
         self,
         keyword: str,
         allowed: Collection[str],
         count: int | None,
-        kind: Callable[[str], Result],
+        parse: Callable[[str], Result],
     ) -> tuple[Result, ...] | None:
-        found = self._raw(keyword, allowed)
-        if found is None:
+        """Numbers that are written as text (IS, DS), separated by backslashes."""
+        element = self._checked(keyword, allowed)
+        if element is None:
             return None
-        parts = (found.value or b"").decode("ascii", "replace").strip(" \0").split("\\")
+        parts = _ascii(element).strip(_PADDING).split("\\")
         if not any(part.strip() for part in parts):
             return None
-        values = guarded(f"{keyword} is not a number", lambda: tuple(kind(part) for part in parts))
+        values = guarded(f"{keyword} is not a number", lambda: tuple(parse(part) for part in parts))
         if count is not None and len(values) != count:
             raise ImageError(f"{keyword} has the wrong number of values")
         return values
 
 
 def is_dicom(content: bytes) -> bool:
-    """Whether a file is one of DICOM's Part 10: 128 bytes of any kind, then "DICM"."""
-    return content[_PREFIX_AT : _PREFIX_AT + len(PREFIX)] == PREFIX
+    """Whether a file has the preamble of PS3.10 section 7.1: any 128 bytes, then "DICM"."""
+    return content[_PREAMBLE_BYTES : _PREAMBLE_BYTES + len(_PREFIX)] == _PREFIX
 
 
 def read_elements(
-    content: bytes, keywords: Collection[str], most_inflated: int
+    content: bytes, keywords: Collection[str], max_inflated: int
 ) -> tuple[str, Elements]:
-    """The transfer syntax (a UID that DICOM registers) and the elements of these keywords, at the
-    top level.
+    """Transfer syntax (a registered UID) and the top-level elements of these keywords.
 
-    most_inflated: bytes that a deflated file may unpack to. Raises ImageError with the reason.
+    max_inflated: bytes that a deflated file may unpack to. Raises ImageError with the reason.
     """
-    return guarded("the DICOM header is damaged", lambda: _read(content, keywords, most_inflated))
+    return guarded("the DICOM header is damaged", lambda: _read(content, keywords, max_inflated))
 
 
 def syntax_name(uid: str) -> str:
-    """The registered name of a transfer syntax, "JPEG 2000 Image Compression"; "unregistered" for
-    any other UID.
-    """
+    """Registered name of a transfer syntax, or "unregistered": other UIDs may name a patient."""
     return UID(uid).name if is_registered(uid) else "unregistered"
 
 
@@ -292,52 +274,68 @@ def is_registered(uid: str) -> bool:
     return UID(uid).type == "Transfer Syntax"
 
 
-def _read(content: bytes, keywords: Collection[str], most_inflated: int) -> tuple[str, Elements]:
+def _read(content: bytes, keywords: Collection[str], max_inflated: int) -> tuple[str, Elements]:
     file = BytesIO(content)
     read_preamble(file, force=False)
-    meta = Elements(
-        read_dataset(
-            file,
-            False,
-            True,
-            stop_when=lambda tag, vr, length: tag >> 16 != _META,
-            specific_tags=[_TRANSFER_SYNTAX],
-        )
+    # the file meta information is always explicit VR, little endian (PS3.10 7.1)
+    meta = read_dataset(
+        file,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag >> 16 != _META_GROUP,
+        specific_tags=[_TRANSFER_SYNTAX],
     )
-    syntax = meta.uid("TransferSyntaxUID")
+    syntax = Elements(meta).uid("TransferSyntaxUID")
     if syntax is None:
-        raise ImageError("the DICOM file does not say in which transfer syntax it is written")
+        raise ImageError("TransferSyntaxUID is missing from the DICOM file")
     if not is_registered(syntax):
-        raise ImageError("a DICOM file in a transfer syntax that is not registered")
+        raise ImageError("the transfer syntax of the DICOM file is not registered")
     if syntax == DEFLATED:
-        file = BytesIO(_inflated(content[file.tell() :], most_inflated))
+        file = BytesIO(_inflate(content[file.tell() :], max_inflated))
     tags: list[BaseTag | int] = [_tag(keyword) for keyword in keywords]
     seen: set[int] = set()
 
-    def check(tag: BaseTag, vr: str | None, length: int) -> bool:
-        """Never stops; pydicom would take the last of two elements, other readers the first."""
+    def refuse_duplicates(tag: BaseTag, vr: str | None, length: int) -> bool:
+        """Never stops; of two elements pydicom would take the last, other readers the first."""
         if tag in seen and tag in tags:
-            raise ImageError("a DICOM element stands twice in the file")
-        if length:  # pydicom also asks with a length of 0, before it reads, about the first element
+            raise ImageError("a DICOM element occurs twice in the file")
+        if length:  # pydicom passes the first element once more before, with a length of 0
             seen.add(tag)
         return False
 
-    return syntax, Elements(
-        read_dataset(
-            file, syntax == IMPLICIT, syntax != BIG_ENDIAN, stop_when=check, specific_tags=tags
-        )
+    dataset = read_dataset(
+        file,
+        is_implicit_VR=syntax == IMPLICIT,
+        is_little_endian=syntax != BIG_ENDIAN,
+        stop_when=refuse_duplicates,
+        specific_tags=tags,
     )
+    return syntax, Elements(dataset)
 
 
-def _inflated(content: bytes, most: int) -> bytes:
+def _inflate(content: bytes, max_bytes: int) -> bytes:
+    """Raw deflate data (PS3.5 A.5), unpacked up to a limit."""
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    found = unpacker.decompress(content, most)
-    if unpacker.unconsumed_tail or (len(found) == most and not unpacker.eof):
-        why = f"the deflated data are larger than {most / 2**20:.0f} MiB (dicom.max_inflated_mb)"
-        raise ImageError(why, Reason.IMAGE_TOO_LARGE)
+    inflated = unpacker.decompress(content, max_bytes)
+    if unpacker.unconsumed_tail or (len(inflated) == max_bytes and not unpacker.eof):
+        limit = f"{max_bytes / 2**20:.0f} MiB (dicom.max_inflated_mb)"
+        raise ImageError(f"the deflated data are larger than {limit}", Reason.IMAGE_TOO_LARGE)
     if not unpacker.eof:
-        raise ImageError("the deflated data were cut short")
-    return found
+        raise ImageError("the deflated data are truncated")
+    return inflated
+
+
+def _unpack(keyword: str, element: RawDataElement, code: str, count: int) -> tuple[float, ...]:
+    """`count` binary numbers of a `struct` code."""
+    value = element.value or b""
+    if len(value) != struct.calcsize(code) * count:
+        raise ImageError(f"{keyword} has the wrong length")
+    order = "<" if element.is_little_endian else ">"
+    return struct.unpack(f"{order}{count}{code}", value)
+
+
+def _ascii(element: RawDataElement) -> str:
+    return (element.value or b"").decode("ascii", "replace")
 
 
 def _tag(keyword: str) -> int:

@@ -1,6 +1,6 @@
-"""The modality that a DICOM header names, and our slug for it.
+"""Modality of a DICOM header, and the modality slug it stands for.
 
-Apart from the reader of pixels, so that code that only sorts records needs none of it.
+Separate from the reader of pixels, which code that only sorts records does not need.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODALITIES: Final[dict[str, str | None]] = {
     **dict.fromkeys(("OPV", "OSS", "OT", "PA", "PT", "RF", "RTDOSE", "RTIMAGE", "SC", "SEG"), None),
     **dict.fromkeys(("TG", "VF", "XA", "XC"), None),
 }
-"""DICOM's Modality (PS3.3 C.7.3.1.1.1) -> our slug; None for what is none of the eight.
+"""DICOM's Modality (PS3.3 C.7.3.1.1.1) -> slug; None for known ones that are none of the eight.
 
 Other values are never passed on.
 """
@@ -33,7 +33,7 @@ _MAX_INFLATED: Final = 2**24
 
 
 def modality_of(content: bytes) -> str | None:
-    """Our slug of the modality that a DICOM header names; None if it names none of ours."""
+    """Modality slug of a file; None if it is not DICOM, damaged, or of another modality."""
     if not is_dicom(content):
         return None
     try:
@@ -44,11 +44,11 @@ def modality_of(content: bytes) -> str | None:
 
 
 def modality_slug(modality: str | None) -> str | None:
-    """Our slug for DICOM's Modality; None if it is none of the eight, or None."""
+    """Slug for a value of MODALITIES; None if it is none of the eight, or None."""
     return None if modality is None else MODALITIES[modality]
 
 
 def header_modality(content: bytes, max_inflated: int) -> str | None:
-    """DICOM's Modality of a file if it is in MODALITIES; ImageError if it is not readable."""
+    """DICOM's Modality of a file if it is in MODALITIES; ImageError if the header is damaged."""
     _, elements = read_elements(content, ("Modality",), max_inflated)
     return elements.code("Modality", MODALITIES)

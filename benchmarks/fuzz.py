@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -177,7 +178,7 @@ def record_reader() -> Target:
         table,
         (table + table[45:] * 3).replace(";", "\t"),
     ]
-    good = [text.encode(encoding) for text in texts for encoding in ("utf-8", "utf-16")]
+    good = [text.encode(encoding) for text, encoding in product(texts, ("utf-8", "utf-16"))]
 
     def read(content: bytes, folder: Path) -> str:
         found = [read_record_files([(f"Set.{kind}", content)]) for kind in ("json", "csv")]

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,9 @@ from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataErr
 from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import Reading, Record, refuse
 from stages.taxonomy import MODALITIES
+
+OUTPUTS_FORMAT: Final = 1
+"""`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
 MEMO: Final = layout.SCRATCH / "corpus" / "hashes"
 """What is known of images from the run before."""
@@ -56,9 +60,7 @@ def main() -> None:
         )
     with open_corpus(path, settings.limits) as corpus:
         listed, files = find_images(corpus, read_questions(corpus))
-        hashes, damaged = _hash_all(
-            corpus, sorted({name for names in files.values() for name in names})
-        )
+        hashes, damaged = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
         reading = _without_damaged(listed, files, damaged)
         account = layout.QUARANTINE / "download.parquet"
         kept = [record.dataset for record in reading.records]
@@ -92,12 +94,11 @@ def _without_damaged(
     reading: Reading, files: Mapping[str, Sequence[str]], damaged: Mapping[str, str]
 ) -> Reading:
     """The same reading, records whose image cannot be read quarantined."""
-    why = {
-        path: damaged[name]
-        for path, names in files.items()
-        for name in reversed(names)
-        if name in damaged
-    }
+    why: dict[str, str] = {}
+    for path, names in files.items():
+        for name in names:
+            if name in damaged:  # the first of a series that cannot be read
+                why.setdefault(path, damaged[name])
     kept = [record for record in reading.records if record.image_path not in why]
     rows = [
         refuse(
@@ -162,9 +163,8 @@ def _write(
     files: Mapping[str, Sequence[str]],
     hashes: Mapping[str, str],
 ) -> None:
-    names = sorted(
-        {name for path in {record.image_path for record in records} for name in files[path]}
-    )
+    paths = {record.image_path for record in records}
+    names = sorted(set(chain.from_iterable(files[path] for path in paths)))
     with atomic_directory(layout.corpus(slug)) as folder:
         write_json_lines(
             folder / layout.corpus_records(slug).name, (record.fields for record in records)

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,7 +266,7 @@ def _fingerprint(
     """
     import torch
 
-    images = sorted({path for each in asked for path in each.images.values() if path})
+    images = sorted(set(filter(None, chain.from_iterable(each.images.values() for each in asked))))
     said = json.dumps(
         [
             [dict(item), each.words, dict(each.images)]
@@ -303,9 +304,8 @@ def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
     tests: dict[str, set[str]] = {}
     found: dict[str, dict[str, Any]] = {}
     for each, slugs in AXES.items():
-        items = [
-            item for slug in slugs for item in read_split(layout.split(each, slug, "test", kind))
-        ]
+        splits = [read_split(layout.split(each, slug, "test", kind)) for slug in slugs]
+        items = list(chain.from_iterable(splits))
         tests[each] = {item["question_id"] for item in items}
         if axis in (each, "all"):
             found |= {item["question_id"]: item for item in items}

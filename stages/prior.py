@@ -10,6 +10,8 @@ all here, question by question.
 from __future__ import annotations
 
 import argparse
+from itertools import chain
+from typing import Final
 
 from stages.core import layout
 from stages.core.cli import run_stage
@@ -22,6 +24,9 @@ from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question, as_questions
 from stages.taxonomy import AXES
 
+OUTPUTS_FORMAT: Final = 1
+"""`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
+
 
 def main() -> None:
     """Write data/prior/<axis>/<slug>.json for every split of the kind in use, or none."""
@@ -31,9 +36,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     kind = load_params().splits.kind
-    blind_baselines = [
-        blind_baseline for axis in AXES for blind_baseline in axis_blind_baselines(axis, kind)
-    ]
+    blind_baselines = list(chain.from_iterable(axis_blind_baselines(axis, kind) for axis in AXES))
     provenance = collect_provenance({"splits.kind": kind})
     with atomic_directory(layout.PRIOR) as folder:
         for blind_baseline in blind_baselines:

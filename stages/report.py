@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Final
 
 import pandas as pd
 
@@ -34,6 +35,9 @@ from stages.scoring.tables import (
 )
 from stages.taxonomy import AXES, MODALITIES
 
+OUTPUTS_FORMAT: Final = 1
+"""`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
+
 
 def main() -> None:
     """Make the report; there are no arguments."""
@@ -51,11 +55,10 @@ def make() -> None:
         stage = "base" if name == "base" else f"train@{name}"
         sources.trained[name] = read_json(layout.training_provenance(name), _remake(stage))
     sources.style = params.prompt.style
-    sources.blind_baselines = {
-        (axis, slug): read_blind_baseline(layout.prior(axis, slug))
-        for axis, slugs in AXES.items()
-        for slug in slugs
-    }
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            path = layout.prior(axis, slug)
+            sources.blind_baselines[axis, slug] = read_blind_baseline(path)
     for name, target in sources.targets.items():
         if target.method == "grpo":  # rewards, KL and groups are GRPO's
             sources.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")

@@ -42,6 +42,9 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.records.records import Record, iterate_records, refuse
 from stages.taxonomy import MODALITIES
 
+OUTPUTS_FORMAT: Final = 1
+"""`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
+
 CACHE: Final = layout.SCRATCH / "images"
 
 _REMEDY = "run `dvc repro download`"

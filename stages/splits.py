@@ -25,7 +25,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -50,6 +50,9 @@ from stages.corpus.splitting.groups import GroupedImage, group_images, patient_o
 from stages.corpus.splitting.leaks import Leaks, as_json, count_leaks, total
 from stages.corpus.splitting.stratify import stratify
 from stages.taxonomy import AXES, MODALITIES
+
+OUTPUTS_FORMAT: Final = 1
+"""`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
 Item = dict[str, Any]
 Draw = dict[str, dict[str, tuple[list[Item], list[Item]]]]

@@ -43,6 +43,9 @@ from stages.policy.fingerprint import files_hash, fingerprint, prepare_state_fol
 from stages.policy.weights import ORIGIN, hashes
 from stages.prompts.styles import Style
 
+OUTPUTS_FORMAT: Final = 1
+"""`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
+
 REMEDY: Final = (
     "run the same command again: it goes on from the last state that was kept, on as many processes"
 )

@@ -154,11 +154,11 @@ def _cases(given: argparse.Namespace) -> list[Any]:
             for each in given.questions_per_image
         ]
     images = _QUICK if given.quick else _IMAGES
-    return [
-        Case(model, images if each > 1 else (2 if given.quick else 3) * images, each, answer)
-        for model, answer in (("10m", _SHORT), (EMBEDDED, None))
-        for each in (_OF_SAMPLE, 1)
-    ]
+    single = (2 if given.quick else 3) * images
+    cases = []
+    for model, answer in (("10m", _SHORT), (EMBEDDED, None)):
+        cases += [Case(model, images, _OF_SAMPLE, answer), Case(model, single, 1, answer)]
+    return cases
 
 
 def _arguments() -> argparse.Namespace:

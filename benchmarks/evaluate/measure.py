@@ -151,7 +151,10 @@ def answer(
         compact_below=compact_below,
         loader_threads=(os.cpu_count() or 1) if device.type == "cuda" else 0,
     )
-    return {key: each.ids for batch in batches for key, each in batch.completions.items()}
+    ids = {}
+    for batch in batches:
+        ids.update({key: each.ids for key, each in batch.completions.items()})
+    return ids
 
 
 def compare(

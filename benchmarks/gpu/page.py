@@ -80,11 +80,10 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
                 )
     yield from _table(header, rows)
     yield ""
-    rows = [
-        [name, f"{row['max_logp_diff']:.2g}", f"{row['grad_rel_diff']:.2g}"]
-        for name, measured in steps.items()
-        for row in measured["rows"]
-    ]
+    rows = []
+    for name, measured in steps.items():
+        for row in measured["rows"]:
+            rows.append([name, f"{row['max_logp_diff']:.2g}", f"{row['grad_rel_diff']:.2g}"])
     yield "Shared prefix against G copies, same completions (bfloat16 rounds to 4e-3 of a number):"
     yield ""
     yield from _table(

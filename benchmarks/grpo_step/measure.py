@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -42,7 +43,8 @@ class Plan:
 
     def cells(self) -> list[tuple[int, int]]:
         """(G, C) in the order they are run."""
-        return [(group, completion) for completion in self.completions for group in self.groups]
+        cells = product(self.completions, self.groups)
+        return [(group, completion) for completion, group in cells]
 
 
 class Bench:

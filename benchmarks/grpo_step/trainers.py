@@ -10,6 +10,7 @@ in nothing but how a step is computed, and a GPU holds one of each. Neither reco
 
 from __future__ import annotations
 
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,7 +122,8 @@ class TrainerStep:
 
     def rows(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """As TRL's sampler hands them out: each example once for each of its completions."""
-        return [example for example in examples for _ in range(self.trainer.num_generations)]
+        repeated = (repeat(example, self.trainer.num_generations) for example in examples)
+        return list(chain.from_iterable(repeated))
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
         """Sample, score and add the gradients of a step over these examples."""

@@ -45,20 +45,17 @@ def flow_lock(root: Path) -> list[Finding]:
 def slots(root: Path) -> list[Finding]:
     """GPU slots of this host and workspace that are locked although no stage runs in them."""
     files = [
-        path
-        for folder in (host_folder(), root / FLOWS / "slots")
-        for path in sorted(folder.glob("*.lock"))
+        *sorted(host_folder().glob("*.lock")),
+        *sorted((root / FLOWS / "slots").glob("*.lock")),
     ]
     leaks = {path: _leak(path) for path in files}
     if any(leaks.values()):
         time.sleep(PATIENCE)
     found = [finding for path, leaked in leaks.items() if leaked and (finding := _leak(path))]
-    used = [
-        f"{path.stem} by {record.stem}"
-        for path in files
-        for each in holders(path)
-        if (record := guarded_record(each))
-    ]
+    used = []
+    for path in files:
+        records = filter(None, map(guarded_record, holders(path)))
+        used += [f"{path.stem} by {record.stem}" for record in records]
     return found or [
         Finding(
             "slots", "ok", f"in use: {', '.join(dict.fromkeys(used))}" if used else "all are free"

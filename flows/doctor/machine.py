@@ -105,18 +105,16 @@ def gpu_libraries(root: Path) -> list[Finding]:
                 Finding(package, "problem", f"{version} cannot be imported: {seen.flash}", _ANEW)
             )
             continue
-        level: Level = "ok" if version else "problem" if needed else "warning"
+        without: Level = "problem" if needed else "warning"
+        install = "pip install --no-build-isolation '.[gpu]'"
+        if needed:
+            install += f", or set {_WITHOUT[package]}"
         findings.append(
             Finding(
                 package,
-                level,
+                "ok" if version else without,
                 version or f"not installed: {why}",
-                (
-                    ""
-                    if version
-                    else "pip install --no-build-isolation '.[gpu]'"
-                    + (f", or set {_WITHOUT[package]}" if needed else "")
-                ),
+                "" if version else install,
             )
         )
     return findings

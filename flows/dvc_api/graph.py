@@ -139,7 +139,9 @@ def _name(stage: Any, root: str) -> str:
     DVC's addresses are relative to the cwd.
     """
     file, name = os.path.relpath(stage.path, root), getattr(stage, "name", None)
-    return file if name is None else name if file == "dvc.yaml" else f"{file}:{name}"
+    if name is None:
+        return file
+    return str(name) if file == "dvc.yaml" else f"{file}:{name}"
 
 
 def _path(item: Any, root: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from flows.dvc_api.client import Reasons, say_reasons
 from flows.dvc_api.graph import Graph, overlap
@@ -15,7 +16,7 @@ def say_why(graph: Graph, reasons: Reasons, after: Sequence[str], has_run: bool)
     What is stale about it only because of those is left out; so are, where it has never run, all
     differences to nothing.
     """
-    made = [out for each in after for out in graph.stages[each].outs]
+    made = list(chain.from_iterable(graph.stages[each].outs for each in after))
     own: Reasons = {}
     if not has_run:
         own["never run here"] = {}

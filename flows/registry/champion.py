@@ -139,11 +139,8 @@ def promote(root: Path, why: str) -> Champion:
         manifest = store.keep(root, path)
     store.push(
         root,
-        {
-            f"{name}/{part}": getattr(entry, part)
-            for name, entry in checkpoints.items()
-            for part in ("model", "predictions")
-        },
+        {f"{name}/model": entry.model for name, entry in checkpoints.items()}
+        | {f"{name}/predictions": entry.predictions for name, entry in checkpoints.items()},
     )
     before = pointer(root)
     champion = Champion(

@@ -19,7 +19,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final
 
 from scipy.spatial.distance import jensenshannon
@@ -97,13 +97,11 @@ def summarise(records: Iterable[Record]) -> Summary:
 
 def compare(old: Summary, new: Summary) -> list[Drift]:
     """How far each feature that both have has moved, in each scope; the furthest first."""
-    found = [
-        _compare(scope, feature, old[scope][feature], new[scope][feature])
-        for scope in (ALL, *MODALITIES)
-        if scope in old and scope in new
-        for feature in old[scope]
-        if feature in new[scope]
-    ]
+    found = []
+    for scope in (ALL, *MODALITIES):
+        before, after = old.get(scope, {}), new.get(scope, {})
+        for feature in [feature for feature in before if feature in after]:
+            found.append(_compare(scope, feature, before[feature], after[feature]))
     return sorted(found, key=lambda each: -each.distance)
 
 
@@ -153,20 +151,15 @@ def _count(records: Sequence[Record], of: Callable[[Record], str | None]) -> dic
 def _bin(value: float, edges: Sequence[int]) -> str:
     """The name of the bin a value is in, such as "64-127"."""
     at = bisect_right(edges, value)
-    return (
-        f"under {edges[0]}"
-        if at == 0
-        else f"{edges[-1]} and over"
-        if at == len(edges)
-        else _NAMES[edges[at - 1], edges[at]]
-    )
+    if at == 0:
+        return f"under {edges[0]}"
+    if at == len(edges):
+        return f"{edges[-1]} and over"
+    return _NAMES[edges[at - 1], edges[at]]
 
 
-_NAMES: Final = {
-    (low, high): f"{low}-{high - 1}"
-    for edges in (_LEVELS, _CONTRASTS, _WORDS, _SIDES)
-    for low, high in pairwise(edges)
-}
+_BINS: Final = chain.from_iterable(map(pairwise, (_LEVELS, _CONTRASTS, _WORDS, _SIDES)))
+_NAMES: Final = {(low, high): f"{low}-{high - 1}" for low, high in _BINS}
 
 
 def _fact(

@@ -154,11 +154,17 @@ def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]
     Known is an image if one of its group was trained on. New data may move an old training image
     into the test: what only one has seen cannot be asked of both.
     """
-    hash_of = {path: digest for paths in new.images.values() for path, digest in paths.items()}
-    before = {path: digest for paths in old.images.values() for path, digest in paths.items()}
+    hash_of: dict[str, str] = {}
+    for images in new.images.values():
+        hash_of.update(images)
+    before: dict[str, str] = {}
+    for images in old.images.values():
+        before.update(images)
     taught_old, taught_new = set(old.trained[axis][slug]), set(new.trained[axis][slug])
     seen = {before[path] for path in taught_old if path in before}
-    group_of = {path: at for at, paths in enumerate(new.groups) for path in paths}
+    group_of: dict[str, int] = {}
+    for at, paths in enumerate(new.groups):
+        group_of.update(dict.fromkeys(paths, at))
 
     def knows(path: str) -> tuple[bool, bool]:
         return path in taught_old or hash_of[path] in seen, path in taught_new

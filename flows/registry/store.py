@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ class CachedObject(BaseModel):
 
 def outputs(root: Path) -> dict[str, CachedObject]:
     """Path -> what dvc.lock pins there, of all outputs of all stages."""
-    outs = [out for stage in read_locked_stages(root).values() for out in stage.outs]
+    outs = chain.from_iterable(stage.outs for stage in read_locked_stages(root).values())
     return {out.path: _cached_as(out) for out in outs}
 
 

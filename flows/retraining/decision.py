@@ -216,7 +216,9 @@ def _judgements_table(judgements: Mapping[str, Any]) -> list[str]:
     ]
     for name, each in judgements.items():
         own, macro = each["own"], each["macro"]
-        word = "not passed" if each["against"] else "better" if each["better"] else "passed"
+        word = "better" if each["better"] else "passed"
+        if each["against"]:
+            word = "not passed"
         if own is None or macro is None:
             rows.append(f"| {name} | 0 | - | - | - | - | - | - | - | {each['left_out']} | {word} |")
             continue

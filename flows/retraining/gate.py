@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import pandas as pd
@@ -92,7 +93,7 @@ def judge(
             own, macro, cells, left_out, adjusted.get(name, 1.0), better, against
         )
     reasons = [f"{name} is not among the challengers any more" for name in gone]
-    reasons += [reason for judgement in judgements.values() for reason in judgement.against]
+    reasons += chain.from_iterable(judgement.against for judgement in judgements.values())
     better_ones = [name for name, judgement in judgements.items() if judgement.better]
     if not judgements:
         reasons.append("no checkpoint was trained anew: there is no challenger")

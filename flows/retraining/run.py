@@ -314,19 +314,15 @@ class Retraining:
                 f"the results are champion {decision['successor']}, the first",
                 decision,
             )
-        kept = store.outputs(self.root)
-        how = {
-            name: (
-                "new checkpoint"
-                if name not in champion.checkpoints
-                else (
-                    "as before"
-                    if kept[str(layout.model(name))] == champion.checkpoints[name].model
-                    else "new weights"
-                )
-            )
-            for name in params.checkpoints
-        }
+        outputs = store.outputs(self.root)
+
+        def compared(name: str) -> str:
+            if name not in champion.checkpoints:
+                return "new checkpoint"
+            same = outputs[str(layout.model(name))] == champion.checkpoints[name].model
+            return "as before" if same else "new weights"
+
+        how = {name: compared(name) for name in params.checkpoints}
         names = [name for name, each in how.items() if each == "new weights"]
         answers = self._champions_answers(champion, names)
         contests = {}

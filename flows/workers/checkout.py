@@ -137,12 +137,8 @@ def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> Non
         )
     lock = {"schema": "2.0", "stages": {name: dict(entry) for name, entry in inputs.items()}}
     (clone.root / LOCK_FILE).write_text(dump_yaml(lock), encoding="utf-8")
-    read = [
-        out
-        for maker in makers
-        for out in maker.outs
-        if any(overlap(out, dep) for dep in stage.deps)
-    ]
+    outs = chain.from_iterable(maker.outs for maker in makers)
+    read = [out for out in outs if any(overlap(out, dep) for dep in stage.deps)]
     for dep in stage.deps:
         if any(out.startswith(f"{dep}/") for out in read):
             _remove_others(clone.root, Path(dep), [Path(out) for out in read])

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from configparser import ConfigParser
 from configparser import Error as ParsingError
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -62,7 +63,7 @@ def check(root: Path, graph: Graph, names: Iterable[str], repository: str | None
 
 
 def _check_committed(root: Path, graph: Graph, names: Iterable[str]) -> None:
-    made = {out for stage in graph.stages.values() for out in stage.outs}
+    made = set(chain.from_iterable(stage.outs for stage in graph.stages.values()))
     files = (
         set(CODE)
         | {_CONFIG, ".dvcignore"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Final
 
 from stages.base.code import drop_code
 from stages.base.hub import TAKEN, snapshot
@@ -24,6 +25,9 @@ from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Base, load_params
 from stages.core.provenance import collect_provenance
 from stages.policy.weights import ORIGIN, hashes
+
+OUTPUTS_FORMAT: Final = 1
+"""`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +45,9 @@ from stages.taxonomy import AXES
 WIDTH: Final = 116
 LEVEL: Final = 0.05
 """Adjusted p values below this are marked."""
-AXIS_OF: Final = {BASE: "all"} | {slug: axis for axis, slugs in AXES.items() for slug in slugs}
+AXIS_OF: Final = {BASE: "all"}
+for _axis, _slugs in AXES.items():
+    AXIS_OF.update(dict.fromkeys(_slugs, _axis))
 
 
 def run(
@@ -147,11 +150,10 @@ def _published_means(axis: str) -> dict[str, float]:
 def _write_csv(folder: Path, compared: Sequence[Comparison]) -> None:
     for each in compared:
         _write_rows(folder / f"{each.axis}.csv", rows_of(each.cells, DIGITS))
-    means = [
-        {"axis": each.axis, "mean": name, **asdict(mean)}
-        for each in compared
-        for name, mean in each.means.items()
-    ]
+    means = []
+    for each in compared:
+        for name, mean in each.means.items():
+            means.append({"axis": each.axis, "mean": name, **asdict(mean)})
     _write_rows(
         folder / "means.csv",
         [
@@ -160,13 +162,13 @@ def _write_csv(folder: Path, compared: Sequence[Comparison]) -> None:
         ],
     )
     printed = [(each.axis, published_table(each.axis)) for each in compared]
-    rows = [
-        {"axis": axis, "trained": trained, "tested": cell, "value": table.at(trained, cell)}
-        | {name: getattr(table, name) for name in ("unit", "measure", "source", "caveat")}
-        for axis, table in printed
-        for trained in table.cells
-        for cell in table.cells
-    ]
+    rows = []
+    for axis, table in printed:
+        origin = {name: getattr(table, name) for name in ("unit", "measure", "source", "caveat")}
+        for trained, cell in product(table.cells, repeat=2):
+            value = table.at(trained, cell)
+            row = {"axis": axis, "trained": trained, "tested": cell, "value": value}
+            rows.append(row | origin)
     _write_rows(folder / "published.csv", rows)
 
 
@@ -235,7 +237,8 @@ def _table(compared: Comparison) -> Table:
                 row.append(Text("-"))
                 continue
             sure = cell.p_holm < LEVEL
-            style = ("green" if cell.difference > 0 else "red") if sure else ""
+            colour = "green" if cell.difference > 0 else "red"
+            style = colour if sure else ""
             words = (
                 f"{signed(cell.difference)}{'*' if sure else ' '}\n{signed(cell.low, 0)}"
                 f" {signed(cell.high, 0)}"

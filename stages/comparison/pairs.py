@@ -223,12 +223,11 @@ def _pair(first: RunPredictions, second: RunPredictions, name: str, axis: str) -
 def _compare_axis(
     axis: str, pairs: Mapping[str, pd.DataFrame], samples: int, seed: int
 ) -> Comparison:
-    tests = {
-        (trained, cell): rows[rows["cell"] == cell]
-        for trained, rows in pairs.items()
-        for cell in AXES[axis]
-        if (rows["cell"] == cell).any()
-    }
+    tests: dict[tuple[str, str], pd.DataFrame] = {}
+    for checkpoint, rows in pairs.items():
+        for cell in AXES[axis]:
+            if (rows["cell"] == cell).any():
+                tests[checkpoint, cell] = rows[rows["cell"] == cell]
     p_values = {
         pair: mcnemar(rows["first"].to_numpy(bool), rows["second"].to_numpy(bool)).p
         for pair, rows in tests.items()
@@ -302,16 +301,10 @@ def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean | Non
 
 def rows_of(cells: Iterable[Cell], digits: int) -> list[dict[str, Any]]:
     """Cells as plain values, floats rounded; p values with four significant digits."""
-    return [
-        {
-            name: (
-                float(f"{value:.4g}")
-                if name.startswith("p")
-                else round(value, digits) + 0.0
-                if isinstance(value, float)
-                else value
-            )
-            for name, value in vars(cell).items()
-        }
-        for cell in cells
-    ]
+
+    def plain(name: str, value: Any) -> Any:
+        if name.startswith("p"):
+            return float(f"{value:.4g}")
+        return round(value, digits) + 0.0 if isinstance(value, float) else value
+
+    return [{name: plain(name, value) for name, value in vars(cell).items()} for cell in cells]

@@ -90,10 +90,7 @@ def cut_windows(questions: Sequence[Question], batch_size: int | Literal["auto"]
 
     Windows do not depend on the number of processes, so one process can resume what several began.
     """
-    if batch_size == "auto":
-        least = _WINDOW
-    else:
-        least = max(batch_size, min(4 * batch_size, _WINDOW))
+    least = _WINDOW if batch_size == "auto" else max(batch_size, min(4 * batch_size, _WINDOW))
     windows = []
     start = 0
     for index in range(1, len(questions)):

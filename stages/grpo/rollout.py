@@ -1,9 +1,9 @@
-"""Sampling a group of completions behind one pass over its prompt.
+"""Rollout: sampling a group of completions behind one pass over its prompt.
 
-The G completions of a prompt are decoded side by side in one row: each step feeds G tokens, one a
-completion, and a mask lets each see the prompt and its own past. So the prompt's keys and values
-lie in memory once, not G times, and are not copied. Random numbers belong to a prompt and a
-completion, not to a call: the same seeds give the same completions however many prompts share a
+The G completions of a prompt are decoded side by side in one row: each step feeds G tokens, one per
+completion, and a mask lets each attend to the prompt and to its own past. So the prompt's keys and
+values are in memory once, not G times, and are not copied. Random numbers belong to a prompt and a
+completion, not to a call: the same seed gives the same completions however many prompts share a
 call, on one process or several.
 """
 
@@ -33,11 +33,12 @@ from stages.policy.prompt_batch import PromptBatch
 class Sampling:
     """How tokens are drawn.
 
-    `temperature` 0 takes the likeliest; `suppressed` tokens are never drawn.
+    `temperature` 0 is greedy; `eos_ids` end a completion, `pad` fills it up; `suppressed` tokens
+    are never drawn.
     """
 
     max_tokens: int
-    ends: tuple[int, ...]
+    eos_ids: tuple[int, ...]
     pad: int
     temperature: float = 1.0
     top_p: float = 1.0
@@ -45,98 +46,103 @@ class Sampling:
     suppressed: tuple[int, ...] = ()
 
     def warpers(self) -> LogitsProcessorList:
-        """In the order of transformers' `generate`."""
-        chosen: list[LogitsProcessor] = []
+        """Logits processors, in the order of transformers' `generate`."""
+        processors: list[LogitsProcessor] = []
         if self.suppressed:
-            chosen.append(SuppressTokensLogitsProcessor(list(self.suppressed)))
+            processors.append(SuppressTokensLogitsProcessor(list(self.suppressed)))
         if self.temperature not in (0.0, 1.0):
-            chosen.append(TemperatureLogitsWarper(self.temperature))
+            processors.append(TemperatureLogitsWarper(self.temperature))
         if self.top_k:
-            chosen.append(TopKLogitsWarper(self.top_k))
+            processors.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1.0:
-            chosen.append(TopPLogitsWarper(self.top_p))
-        return LogitsProcessorList(chosen)
+            processors.append(TopPLogitsWarper(self.top_p))
+        return LogitsProcessorList(processors)
 
 
 def draws(seed: int, prompts: Sequence[int], group: int, tokens: int) -> Tensor:
-    """Uniform draws in [0, 1) of shape (B, G, tokens).
+    """Uniform numbers in [0, 1), (B, G, tokens), float64.
 
-    Those of prompt n depend on seed and n only.
+    Those of prompt number n depend on the seed and n alone.
     """
-    generators = [
-        np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
-        for number in prompts
-    ]
-    return torch.from_numpy(
-        np.stack([generator.random((group, tokens)) for generator in generators])
-    )
+    uniform = []
+    for number in prompts:
+        bits = np.random.Philox(np.random.SeedSequence([seed, number]))
+        uniform.append(np.random.Generator(bits).random((group, tokens)))
+    return torch.from_numpy(np.stack(uniform))
 
 
 @torch.no_grad()
 def sample_completions(
-    policy: nn.Module, prompts: PromptBatch, done: PromptPass, uniform: Tensor, sampling: Sampling
+    policy: nn.Module,
+    prompts: PromptBatch,
+    prompt_pass: PromptPass,
+    uniform: Tensor,
+    sampling: Sampling,
 ) -> list[list[int]]:
-    """Sample completions of B prompts: B * G token lists with end tokens.
+    """Sample B * G completions of B prompts: lists of token ids, end token included.
 
-    Stops when all have ended.
-
-    `done` is the policy's pass over the prompts without gradients, `uniform` (B, G, max_tokens) the
-    draws.
+    `prompt_pass` is the policy's pass over the prompts, without gradients; `uniform`
+    (B, G, max_tokens) are the draws.
     """
     batch, group, most = uniform.shape
-    device, width = prompts.ids.device, prompts.ids.shape[1]
-    warpers, ends = sampling.warpers(), torch.tensor(sampling.ends, device=device)
+    device = prompts.ids.device
+    width = prompts.ids.shape[1]
+    warpers = sampling.warpers()
+    eos_ids = torch.tensor(sampling.eos_ids, device=device)
     uniform = uniform.to(device)
-    # columns: the prompt, then step after step a token of each completion
+    # columns of the cache: the P tokens of the prompt, then per step one token of each completion
     member = torch.arange(group * most, device=device) % group
-    own = (torch.arange(group, device=device)[:, None] == member).expand(batch, group, -1)
-    mask = torch.cat([prompts.mask.bool()[:, None, :].expand(-1, group, -1), own], dim=2)[:, None]
+    own = torch.arange(group, device=device)[:, None] == member
+    # (B, 1, G, P + G * max_tokens): completion g attends to the prompt and to its own tokens
+    prompt = prompts.mask.bool()[:, None, :].expand(-1, group, -1)
+    mask = torch.cat([prompt, own.expand(batch, group, -1)], dim=2)[:, None]
     cache = DynamicCache()
     cache.layers = [
         PreallocatedLayer.from_prefix(keys, values, group * (most - 1))
-        for keys, values in done.keys_values
+        for keys, values in prompt_pass.keys_values
     ]
-    before = prompts.ids.repeat_interleave(group, 0)
-    logits = done.logits[:, None].expand(batch, group, -1)
+    prompt_ids = prompts.ids.repeat_interleave(group, 0)  # warpers take them and ignore them
+    logits = prompt_pass.logits[:, None].expand(batch, group, -1)  # (B, G, V)
     tokens = torch.full((batch, group, most), sampling.pad, device=device)
-    open_ = torch.ones(batch, group, dtype=torch.bool, device=device)
+    unfinished = torch.ones(batch, group, dtype=torch.bool, device=device)
     for step in range(most):
-        scores = warpers(before, logits.flatten(0, 1).float()).view(batch, group, -1)
-        chosen = (
-            scores.argmax(-1)
-            if sampling.temperature == 0
-            else _inverse(scores, uniform[:, :, step])
-        )
-        tokens[:, :, step] = torch.where(open_, chosen, sampling.pad)
-        open_ = open_ & ~torch.isin(chosen, ends)
-        if step == most - 1 or not bool(open_.any()):
+        scores = warpers(prompt_ids, logits.flatten(0, 1).float()).view(batch, group, -1)
+        if sampling.temperature == 0:
+            chosen = scores.argmax(-1)
+        else:
+            chosen = _inverse_cdf(scores, uniform[:, :, step])
+        tokens[:, :, step] = torch.where(unfinished, chosen, sampling.pad)
+        unfinished = unfinished & ~torch.isin(chosen, eos_ids)
+        if step == most - 1 or not bool(unfinished.any()):
             break
+        # all members are at the same position: the one `step` tokens behind the prompt
+        position = prompts.positions[:, :, -1:] + 1 + step
         logits = policy(
             input_ids=tokens[:, :, step],
             attention_mask=mask[..., : width + group * (step + 1)],
-            position_ids=(prompts.positions[:, :, -1:] + 1 + step).expand(-1, -1, group),
+            position_ids=position.expand(-1, -1, group),
             past_key_values=cache,
             use_cache=True,
         ).logits
-    return [
-        _until_end(row, sampling.ends) for row in tokens[:, :, : step + 1].flatten(0, 1).tolist()
-    ]
+    rows = tokens[:, :, : step + 1].flatten(0, 1).tolist()
+    return [_until_end(row, sampling.eos_ids) for row in rows]
 
 
-def _inverse(scores: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse-CDF sampling: the token at which the cumulative probability passes the draw.
+def _inverse_cdf(scores: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse transform sampling: tokens (B, G) of logits (B, G, V) and draws (B, G).
 
     A token of probability 0 is never drawn.
     """
     cumulative = torch.softmax(scores, dim=-1).double().cumsum(-1)
     total = cumulative[..., -1:]
-    # rounding must not take a draw up to the total, behind the last token
-    passed = torch.minimum(uniform[..., None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, passed, right=True)[..., 0]
+    # rounding could lift a draw to the total, which lies behind the last token
+    threshold = torch.minimum(uniform[..., None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
 
 
-def _until_end(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
-    """Cut behind the first end token."""
-    return tokens[
-        : next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
-    ]
+def _until_end(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:
+    """Truncate behind the first end token."""
+    for index, token in enumerate(tokens):
+        if token in eos_ids:
+            return tokens[: index + 1]
+    return tokens

@@ -1,17 +1,17 @@
-"""GRPO that computes a prompt and its image once for the whole group, not once for each completion.
+"""Shared-prefix scoring: prompt and image are computed once per group, not once per completion.
 
-A group is laid out in one row: the prompt without its last token, then a segment for each
-completion. A segment is the prompt's last token and all but the last token of the completion, so
-that its j-th hidden state predicts completion token j; it sees the prompt and itself, through a
-boolean mask of shape (B, 1, T, T), and goes on from the prompt's M-RoPE positions as if it stood
-alone. Log-probabilities and gradients are those of G separate rows; what is saved is G - 1 passes
-over prompt and image, and no logits are made where no completion token is predicted. A no-think
-answer is some ten tokens behind a prompt of hundreds, so that is nearly all of a step.
+A group is packed into one row: the prompt without its last token (P - 1 columns), then a segment of
+C columns per completion. A segment is the prompt's last token and all but the last token of the
+completion, so its j-th hidden state predicts completion token j. It attends to the prompt and to
+itself, through a boolean mask (B, 1, T, T), and continues the prompt's M-RoPE positions as if it
+stood alone. Log-probabilities and gradients equal those of G separate rows; G - 1 passes over
+prompt and image are saved, and logits are computed only where they predict a completion token. A
+no-think answer is some ten tokens behind a prompt of hundreds, so this is nearly all of a step.
 
-Where the prompt's keys and values are at hand already, from the pass that began the rollout, the
-segments alone are run behind them (`score_segments`): one pass over the prompt, with gradients,
-then serves rollout and loss. Long completions are run so as well, each in a row of its own
-(`score_members`): in one row, most of what attention computes is masked away.
+Two variants run behind the prompt's keys and values instead. `score_segments` packs the segments
+alone: one pass over the prompt, with gradients, then serves rollout and loss. `score_members` gives
+each segment a row of its own: in a packed row of long completions, most of the attention is
+computed only to be masked away.
 
 Related: Prefix Grouper (arXiv 2506.05433), which does the same for text with two attention calls.
 """
@@ -27,21 +27,22 @@ from torch import Tensor, nn
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from stages.policy.last_layer import narrow_last_layer
-from stages.policy.prefill import ImageInputs, PromptPass, prefill_prompts, include_diagonal
+from stages.policy.prefill import ImageInputs, PromptPass, include_diagonal, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, recomputes_activations
 
 PACK_MAX_TOKENS: Final = 256
-"""Completion tokens of a group up to which its segments share a row. Measured on a CPU: at 80 one
-row is faster by a tenth, at 1200 rows of their own are by a third.
+"""Completion tokens of a group (G * C) up to which its segments are packed into one row.
+
+Measured on a CPU: at 80 tokens one row is a tenth faster, at 1200 separate rows are a third faster.
 """
 
 
 @dataclass(frozen=True)
 class SharedRows:
-    """Packed groups, one per row: T = P - 1 + G * C tokens; the last G * C predict the completions.
+    """Groups packed into B rows of T = P - 1 + G * C tokens; the last G * C predict completions.
 
-    `input_ids` (B, T); `mask` (B, 1, T, T), true where a query (row) sees a key (column);
-    `positions` (3, B, T).
+    `input_ids`: (B, T); `mask`: (B, 1, T, T), true where a query (row) attends to a key (column);
+    `positions`: (3, B, T).
     """
 
     input_ids: Tensor
@@ -50,24 +51,37 @@ class SharedRows:
 
 
 def pack_rows(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor) -> SharedRows:
-    """Rows of B prompts and their completions (B, G, C), padded on the right; mask of 0 and 1."""
-    before, (batch, group, length) = prompts.ids.shape[1] - 1, completion_ids.shape
+    """Pack B prompts with their completions (B, G, C), right-padded; the mask is 0 and 1."""
+    batch, group, length = completion_ids.shape
+    prefix = prompts.ids.shape[1] - 1
     device = completion_ids.device
-    last = prompts.ids[:, None, -1:].expand(batch, group, 1)
-    segments = torch.cat([last, completion_ids[:, :, :-1]], dim=2).flatten(1)
-    real = torch.cat([torch.ones_like(last), completion_mask[:, :, :-1]], dim=2).flatten(1)
-    real = torch.cat([prompts.mask[:, :-1], real], dim=1).bool()
-    # which completion a column belongs to; the prompt is -1
-    member = torch.full((before + group * length,), -1, device=device)
-    member[before:] = torch.arange(group, device=device).repeat_interleave(length)
+    segment_ids, segment_mask = _segments(prompts, completion_ids, completion_mask)
+    real = torch.cat([prompts.mask[:, :-1], segment_mask.flatten(1)], dim=1).bool()  # (B, T)
+    # member (T,): the completion a column belongs to, -1 for the prompt
+    member = torch.full((prefix + group * length,), -1, device=device)
+    member[prefix:] = torch.arange(group, device=device).repeat_interleave(length)
     column = torch.arange(len(member), device=device)
-    sees = (column[:, None] >= column) & ((member == -1) | (member[:, None] == member))
-    mask = include_diagonal(sees & real[:, None, :])
-    following = (prompts.positions[:, :, -1:] + torch.arange(length, device=device)).repeat(
-        1, 1, group
+    causal = column[:, None] >= column
+    same_segment = (member == -1) | (member[:, None] == member)
+    mask = include_diagonal(causal & same_segment & real[:, None, :])
+    # the prompt's last token opens each segment, so each starts at that token's position
+    segment_positions = prompts.positions[:, :, -1:] + torch.arange(length, device=device)
+    positions = torch.cat(
+        [prompts.positions[:, :, :-1], segment_positions.repeat(1, 1, group)], dim=2
     )
-    positions = torch.cat([prompts.positions[:, :, :-1], following], dim=2)
-    return SharedRows(torch.cat([prompts.ids[:, :-1], segments], dim=1), mask[:, None], positions)
+    ids = torch.cat([prompts.ids[:, :-1], segment_ids.flatten(1)], dim=1)
+    return SharedRows(ids, mask[:, None], positions)
+
+
+def _segments(
+    prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Ids and mask (B, G, C) of the segments: shifted by one, behind the prompt's last token."""
+    batch, group, _ = completion_ids.shape
+    last = prompts.ids[:, None, -1:].expand(batch, group, 1)
+    ids = torch.cat([last, completion_ids[:, :, :-1]], dim=2)
+    mask = torch.cat([torch.ones_like(last), completion_mask[:, :, :-1]], dim=2)
+    return ids, mask
 
 
 def score(
@@ -77,20 +91,19 @@ def score(
     completion_ids: Tensor,
     completion_mask: Tensor,
     head: LMHeadOptions,
-    done: PromptPass | None = None,
+    prompt_pass: PromptPass | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies (B * G, C) of completions (B, G, C), by the cheapest layout.
+    """Log-probabilities and entropies (B * G, C) of completions (B, G, C), the cheapest way.
 
-    `done` is a pass over the prompts that was made before, if any.
+    `prompt_pass` is an earlier pass over the prompts, if any.
     """
     short = completion_ids[0].numel() <= PACK_MAX_TOKENS
-    # recomputing activations, transformers keeps no keys and values
-    if done is None and (short or recomputes_activations(policy)):
+    # transformers returns no KV cache where activations are recomputed
+    if prompt_pass is None and (short or recomputes_activations(policy)):
         return score_rows(policy, prompts, images, completion_ids, completion_mask, head)
-    done = done or prefill_prompts(policy, prompts, images)
-    return (score_segments if short else score_members)(
-        policy, prompts, done, completion_ids, completion_mask, head
-    )
+    prompt_pass = prompt_pass or prefill_prompts(policy, prompts, images)
+    score_behind = score_segments if short else score_members
+    return score_behind(policy, prompts, prompt_pass, completion_ids, completion_mask, head)
 
 
 def score_rows(
@@ -101,7 +114,7 @@ def score_rows(
     completion_mask: Tensor,
     head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
-    """Prompt and segments in one row: one call of the policy."""
+    """Score prompt and segments in one row: a single forward pass."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
     inputs = {"attention_mask": rows.mask, "position_ids": rows.positions, "use_cache": False}
     return head(policy, images(rows.input_ids) | inputs, completion_ids)
@@ -110,19 +123,19 @@ def score_rows(
 def score_segments(
     policy: nn.Module,
     prompts: PromptBatch,
-    done: PromptPass,
+    prompt_pass: PromptPass,
     completion_ids: Tensor,
     completion_mask: Tensor,
     head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
-    """The segments of a group in one row, behind a pass over the prompts."""
+    """Score the segments of a group in one row, behind a pass over the prompts."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
-    before = prompts.ids.shape[1] - 1
+    prefix = prompts.ids.shape[1] - 1
     inputs = {
-        "input_ids": rows.input_ids[:, before:],
-        "attention_mask": rows.mask[:, :, before:],
-        "position_ids": rows.positions[:, :, before:],
-        "past_key_values": done.cache(before),
+        "input_ids": rows.input_ids[:, prefix:],
+        "attention_mask": rows.mask[:, :, prefix:],
+        "position_ids": rows.positions[:, :, prefix:],
+        "past_key_values": prompt_pass.cache(prefix),
     }
     return head(policy, inputs, completion_ids)
 
@@ -130,46 +143,42 @@ def score_segments(
 def score_members(
     policy: nn.Module,
     prompts: PromptBatch,
-    done: PromptPass,
+    prompt_pass: PromptPass,
     completion_ids: Tensor,
     completion_mask: Tensor,
     head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
-    """Each segment in a row of its own, behind the prompt's keys and values repeated for its group.
+    """Score each segment in a row of its own, behind the prompt's keys and values repeated G times.
 
-    Nothing is computed between completions, which would be masked away: cheaper where they are
-    long.
+    No attention between completions is computed: cheaper if they are long.
     """
     batch, group, length = completion_ids.shape
-    before, device = prompts.ids.shape[1] - 1, completion_ids.device
-    last = prompts.ids[:, None, -1:].expand(batch, group, 1)
-    real = (
-        torch.cat([torch.ones_like(last), completion_mask[:, :, :-1]], dim=2).flatten(0, 1).bool()
-    )
+    prefix = prompts.ids.shape[1] - 1
+    device = completion_ids.device
+    segment_ids, segment_mask = _segments(prompts, completion_ids, completion_mask)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    own = include_diagonal(causal & real[:, None, :])
-    prompt = (
-        prompts.mask[:, :-1].bool().repeat_interleave(group, 0)[:, None, :].expand(-1, length, -1)
-    )
+    real = segment_mask.flatten(0, 1).bool()  # (B * G, C)
+    own = include_diagonal(causal & real[:, None, :])  # (B * G, C, C)
+    prompt = prompts.mask[:, :-1].bool().repeat_interleave(group, 0)  # (B * G, P - 1)
+    start = prompts.positions[:, :, -1:].repeat_interleave(group, 1)  # (3, B * G, 1)
     inputs = {
-        "input_ids": torch.cat([last, completion_ids[:, :, :-1]], dim=2).flatten(0, 1),
-        "attention_mask": torch.cat([prompt, own], dim=2)[:, None],
-        "position_ids": (
-            prompts.positions[:, :, -1:].repeat_interleave(group, 1)
-            + torch.arange(length, device=device)
-        ),
-        "past_key_values": done.cache(before, group),
+        "input_ids": segment_ids.flatten(0, 1),
+        "attention_mask": torch.cat([prompt[:, None, :].expand(-1, length, -1), own], dim=2)[
+            :, None
+        ],
+        "position_ids": start + torch.arange(length, device=device),
+        "past_key_values": prompt_pass.cache(prefix, group),
     }
     return head(policy, inputs, completion_ids.view(batch * group, 1, length))
 
 
 @dataclass(frozen=True)
 class LMHeadOptions:
-    """From hidden states to log-probabilities, at a temperature.
+    """How hidden states become log-probabilities, at a temperature.
 
-    `fused` projects tile by tile and keeps no logits, with the head TRL put into the policy
-    (`add_fused_lm_head`): for large vocabularies and long completions. Entropies, without gradient,
-    if asked for.
+    `fused` projects tile by tile and never stores logits, with the head TRL added to the policy
+    (`add_fused_lm_head`): for large vocabularies and long completions. `entropy` also returns
+    entropies, without gradient.
     """
 
     temperature: float
@@ -179,31 +188,39 @@ class LMHeadOptions:
     def __call__(
         self, policy: nn.Module, inputs: dict[str, Any], completion_ids: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the policy and score completions (B, G, C) from its last G * C hidden states."""
+        """Run the policy; its last G * C hidden states score the completions (B, G, C).
+
+        Returns log-probabilities and entropies (B * G, C).
+        """
         batch, group, length = completion_ids.shape
         predicting = group * length
-        with narrow_last_layer(policy, predicting) as alone:
+        with narrow_last_layer(policy, predicting) as narrowed:
             if self.fused:
-                labels = completion_ids.flatten(1)
-                if not alone:
-                    ignored = labels.new_full(
-                        (batch, inputs["attention_mask"].shape[2] - predicting), -100
-                    )
-                    labels = torch.cat([ignored, labels], dim=1)
-                out = policy(**inputs, shift_labels=labels, fused_lm_head=True)
-                logps, entropies = (
-                    None if each is None else each[:, -predicting:].reshape(batch * group, length)
-                    for each in (out.log_probs, out.entropy if self.entropy else None)
-                )
-                assert logps is not None
-                return logps, entropies
+                return self._fused(policy, inputs, completion_ids, narrowed)
             logits = policy(**inputs, logits_to_keep=predicting).logits
         logits = logits.float().view(batch * group, length, -1) / self.temperature
         logps = selective_log_softmax(logits, completion_ids.flatten(0, 1))
         return logps, entropy_from_logits(logits.detach()) if self.entropy else None
 
+    def _fused(
+        self, policy: nn.Module, inputs: dict[str, Any], completion_ids: Tensor, narrowed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        batch, group, length = completion_ids.shape
+        predicting = group * length
+        labels = completion_ids.flatten(1)
+        if not narrowed:
+            # one label per hidden state: -100 for those before the segments
+            queries = inputs["attention_mask"].shape[2]
+            ignored = labels.new_full((batch, queries - predicting), -100)
+            labels = torch.cat([ignored, labels], dim=1)
+        outputs = policy(**inputs, shift_labels=labels, fused_lm_head=True)
+        logps = outputs.log_probs[:, -predicting:].reshape(batch * group, length)
+        if not self.entropy:
+            return logps, None
+        return logps, outputs.entropy[:, -predicting:].reshape(batch * group, length)
+
 
 def concatenate(scores: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """The scores of chunks as those of one batch."""
+    """Join the scores of chunks into those of one batch."""
     logps, entropies = zip(*scores, strict=True)
     return torch.cat(logps), None if entropies[0] is None else torch.cat(entropies)

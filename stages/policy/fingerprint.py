@@ -1,4 +1,4 @@
-"""Fingerprints of interruptible work: saved state is only resumed under the same one."""
+"""Fingerprints of interruptible work: saved state is resumed only under the same fingerprint."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 
-def fingerprint(facts: dict[str, Any]) -> str:
-    """A name for all that decides a result."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """Short hash of everything that decides a result, given as JSON values."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def files_hash(paths: Sequence[Path]) -> str:
-    """One hash of the names and contents of files."""
+    """One hash of the names and contents of files, in any order."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())
@@ -26,7 +26,7 @@ def files_hash(paths: Sequence[Path]) -> str:
 
 
 def prepare_state_folder(folder: Path) -> None:
-    """Create the state folder of a fingerprint; states of other settings beside it are removed."""
+    """Create a folder named by a fingerprint; its siblings, of other fingerprints, are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.parent.iterdir():
         if other.is_dir() and other.name != folder.name:

@@ -1,6 +1,6 @@
-"""Preallocated key-value cache layer.
+"""Preallocated KV cache layer: appending writes into spare columns.
 
-transformers' layer grows by concatenation, which copies everything at every step.
+transformers' DynamicLayer concatenates instead, which copies the whole cache at every step.
 """
 
 from __future__ import annotations
@@ -12,41 +12,43 @@ from transformers.cache_utils import DynamicLayer
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values (B, H, T, D) in tensors that have more columns than are filled."""
+    """Keys and values (B, H, T, D): views of the filled columns of wider tensors."""
 
     def __init__(self, keys: Tensor, values: Tensor, filled: int) -> None:
-        """Take tensors of the final width, of which the first columns hold something."""
+        """Take ownership of tensors of the final width, of which `filled` columns hold data."""
         super().__init__()
         self.lazy_initialization(keys, values)
         self._storage = [keys, values]
-        self._fill(filled)
+        self._set_filled(filled)
 
     @classmethod
     def from_prefix(cls, keys: Tensor, values: Tensor, more: int) -> Self:
-        """A copy of keys and values with room for `more` columns behind them."""
-        width = keys.shape[2]
-        roomy_keys, roomy_values = (
-            each.new_empty(*each.shape[:2], width + more, each.shape[3]) for each in (keys, values)
-        )
-        roomy_keys[:, :, :width], roomy_values[:, :, :width] = keys, values
-        return cls(roomy_keys, roomy_values, filled=width)
+        """Copy keys and values into a layer with room for `more` columns behind them."""
+        return cls(_widened(keys, more), _widened(values, more), filled=keys.shape[2])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Write new columns behind the old."""
+        """Append columns; returns all filled keys and values."""
         start = self.keys.shape[2]
         end = start + key_states.shape[2]
-        for room, new in zip(self._storage, (key_states, value_states), strict=True):
-            room[:, :, start:end] = new
-        self._fill(end)
+        for storage, states in zip(self._storage, (key_states, value_states), strict=True):
+            storage[:, :, start:end] = states
+        self._set_filled(end)
         return self.keys, self.values
 
     def select_rows(self, rows: Tensor) -> None:
-        """Let go of all rows but these."""
+        """Drop all rows of the batch except these."""
         filled = self.keys.shape[2]
-        self._storage = [room[rows] for room in self._storage]
-        self._fill(filled)
+        self._storage = [storage[rows] for storage in self._storage]
+        self._set_filled(filled)
 
-    def _fill(self, columns: int) -> None:
-        self.keys, self.values = (each[:, :, :columns] for each in self._storage)
+    def _set_filled(self, columns: int) -> None:
+        self.keys, self.values = (storage[:, :, :columns] for storage in self._storage)
+
+
+def _widened(states: Tensor, more: int) -> Tensor:
+    batch, heads, width, dim = states.shape
+    storage = states.new_empty(batch, heads, width + more, dim)
+    storage[:, :, :width] = states
+    return storage

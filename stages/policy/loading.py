@@ -1,4 +1,4 @@
-"""Load policies from Hugging Face directories: safetensors only, no remote code."""
+"""Loading a policy from a Hugging Face directory: safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from stages.core.params import Towers
 from stages.policy.attention import choose_attention
 from stages.policy.weights import WEIGHTS, missing_parts
 
-NEEDED = ("config.json", "tokenizer_config.json")
+_REQUIRED = ("config.json", "tokenizer_config.json")
 
 
 def check_policy_files(folder: Path, setting: str = "base.source") -> None:
-    """Raise InputError unless the folder is a checkpoint with complete safetensors."""
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    """Raise InputError, naming `setting`, unless a folder is a complete safetensors checkpoint."""
+    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     if missing:
         raise InputError(
             f"{folder} is not a Hugging Face checkpoint: {', '.join(missing)} missing. Check"
@@ -33,13 +33,13 @@ def check_policy_files(folder: Path, setting: str = "base.source") -> None:
         )
     if problems := missing_parts(folder):
         raise InputError(
-            f"{folder}: {'; '.join(problems)}. Copy or fetch the model anew, or check {setting} in"
-            " params.yaml"
+            f"{folder}: {'; '.join(problems)}. Copy or download the model again, or check {setting}"
+            " in params.yaml"
         )
 
 
 def load_processor(folder: Path) -> ProcessorMixin:
-    """The checkpoint's processor, padding on the left as generation needs it."""
+    """Load the checkpoint's processor, set to left padding, which generation needs."""
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     processor.tokenizer.padding_side = "left"
     return processor
@@ -48,35 +48,43 @@ def load_processor(folder: Path) -> ProcessorMixin:
 def load_policy(
     folder: Path, *, dtype: str, attention: str | Towers, custom_masks: bool = True
 ) -> PreTrainedModel:
-    """Load a checkpoint in `dtype` ("float32", "bfloat16") with the attention of `base.attention`.
+    """Load the checkpoint's model in `dtype` ("float32", "bfloat16").
 
-    `custom_masks`: rows will have masks of our own, as those of a shared prompt and of evaluation
-    have. InputError if its weights lack a tensor; one that is tied to another need not be stored.
+    Args:
+        folder: A Hugging Face directory (`check_policy_files`).
+        dtype: Name of a torch dtype.
+        attention: As `base.attention`.
+        custom_masks: The language model will be run with 4-D masks, as for shared prompts and
+            evaluation (see `choose_attention`).
+
+    Raises InputError if its weights lack a tensor (tied tensors need not be stored).
     """
-    kinds = choose_attention(attention, getattr(torch, dtype), custom_masks=custom_masks)
-    # a bar for each of a hundred tensors, and what the libraries warn each other of, hide what a
-    # stage has to say
+    implementations = choose_attention(attention, getattr(torch, dtype), custom_masks=custom_masks)
+    # progress bars and warnings of the libraries would hide the stage's own output
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    policy, found = AutoModelForImageTextToText.from_pretrained(
+    policy, loading_info = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
-        attn_implementation=kinds,
+        attn_implementation=implementations,
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
     )
-    # transformers would draw them at random and go on
-    if lacking := sorted(found["missing_keys"]):
+    # transformers only warns, and initialises missing tensors at random
+    if missing := sorted(loading_info["missing_keys"]):
         raise InputError(
-            f"{folder}: its weights lack {len(lacking)} tensors, {lacking[0]} among them: it is"
-            " another model's, or damaged"
+            f"{folder}: its weights lack {len(missing)} tensors, {missing[0]} among them: they"
+            " belong to another model, or are corrupt"
         )
     return policy
 
 
 def vision_token_ids(processor: Any) -> list[int]:
-    """Ids of image placeholder tokens, which must not be sampled into completions."""
+    """Ids of the tokens that stand for images and videos, sorted.
+
+    Sampling one would put a placeholder without an image into a completion.
+    """
     tokenizer = processor.tokenizer
     names = [
         token

@@ -1,4 +1,4 @@
-"""A policy's pass over prompts, behind which completions are sampled and scored."""
+"""Prefill: a policy's forward pass over prompts, reused to sample and score completions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from stages.policy.last_layer import narrow_last_layer
 from stages.policy.prompt_batch import PromptBatch
 
 ImageInputs = Callable[[Tensor], dict[str, Any]]
-"""From the ids of rows to what a policy's forward takes for them and the images in them:
-`PromptBatch.image_inputs`, or features.
+"""Token ids (B, T) of rows -> arguments of a policy's forward for them and their images.
+
+Either `PromptBatch.image_inputs` (pixels) or precomputed features of the images.
 """
 
 
 @dataclass(frozen=True)
 class PromptPass:
-    """A policy's pass over B prompts.
+    """Result of a forward pass over B prompts of P tokens.
 
-    `keys_values`, a pair of (B, H, P, D) for each layer; `logits` (B, V) of the first completion
+    `keys_values`: a pair of (B, H, P, D) per layer; `logits`: (B, V), of the first completion
     token.
     """
 
@@ -31,14 +32,23 @@ class PromptPass:
     logits: Tensor
 
     def cache(self, tokens: int, repeats: int = 1) -> DynamicCache:
-        """A cache of the first `tokens` tokens, rows repeated `repeats` times, with gradients."""
-        pairs = [tuple(each[:, :, :tokens] for each in pair) for pair in self.keys_values]
-        if repeats > 1:
-            pairs = [tuple(each.repeat_interleave(repeats, 0) for each in pair) for pair in pairs]
+        """KV cache of the first `tokens` tokens, each row `repeats` times: B * repeats rows.
+
+        Gradients flow through it into this pass, if it has any.
+        """
+        pairs = []
+        for keys, values in self.keys_values:
+            pair = (keys[:, :, :tokens], values[:, :, :tokens])
+            if repeats > 1:
+                pair = (
+                    pair[0].repeat_interleave(repeats, 0),
+                    pair[1].repeat_interleave(repeats, 0),
+                )
+            pairs.append(pair)
         return DynamicCache(pairs)
 
     def detached(self) -> PromptPass:
-        """The same without gradients, for a rollout."""
+        """The same pass without gradients, for a rollout."""
         return PromptPass(
             tuple((keys.detach(), values.detach()) for keys, values in self.keys_values),
             self.logits.detach(),
@@ -46,14 +56,15 @@ class PromptPass:
 
 
 def prefill_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs) -> PromptPass:
-    """Run B prompts and their images once."""
-    mask = None  # all real: the attention's own causal mask, which fast kernels know
+    """Run B prompts and their images through the policy."""
+    # without padding None selects the attention's own causal mask, which fast kernels support
+    mask = None
     if not bool(prompts.mask.all()):
         width = prompts.ids.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
-        mask = include_diagonal(causal & prompts.mask.bool()[:, None, :])[:, None]
+        mask = include_diagonal(causal & prompts.mask.bool()[:, None, :])[:, None]  # (B, 1, P, P)
     with narrow_last_layer(policy, 1):
-        out = policy(
+        outputs = policy(
             **images(prompts.ids),
             attention_mask=mask,
             position_ids=prompts.positions,
@@ -62,10 +73,14 @@ def prefill_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs
             logits_to_keep=1,
         )
     return PromptPass(
-        tuple((layer.keys, layer.values) for layer in out.past_key_values.layers), out.logits[:, -1]
+        tuple((layer.keys, layer.values) for layer in outputs.past_key_values.layers),
+        outputs.logits[:, -1],
     )
 
 
 def include_diagonal(mask: Tensor) -> Tensor:
-    """Let every query attend to itself, padding included: a fully masked row's softmax is NaN."""
+    """Let every query of a boolean mask (..., T, T) attend to itself, padding too.
+
+    A softmax over nothing would be NaN, and spread.
+    """
     return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)

@@ -1,4 +1,4 @@
-"""Prompts and their images as tensors: one row per prompt, however many completions it gets."""
+"""Batch of prompts with their images, one row per prompt, however many completions it gets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from stages.core.errors import InputError
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """B prompts, padded on the left to P tokens.
+    """B prompts, left-padded to P tokens, with their images.
 
-    `ids` and `mask` (B, P); `positions` (3, B, P), M-RoPE; `pixel_values` (patches, features) and
-    `image_grid_thw` (images, 3) of all prompts in order; `image_counts`, how many images each
-    prompt has.
+    `ids` and `mask`: (B, P); `positions`: (3, B, P), M-RoPE; `pixel_values`: (patches, features)
+    and `image_grid_thw`: (images, 3), of all prompts in order; `image_counts`: images per prompt.
     """
 
     ids: Tensor
@@ -33,7 +32,7 @@ class PromptBatch:
         return len(self.ids)
 
     def image_inputs(self, ids: Tensor) -> dict[str, Tensor]:
-        """Forward inputs for rows (B, T) that begin with these prompts: ids and pixels."""
+        """Arguments of a policy's forward for rows (B, T) that begin with these prompts."""
         return {
             "input_ids": ids,
             "pixel_values": self.pixel_values,
@@ -41,18 +40,18 @@ class PromptBatch:
         }
 
     def select(self, rows: Sequence[int]) -> PromptBatch:
-        """Some of the prompts, images with them."""
+        """The prompts at some rows, with their images."""
         if list(rows) == list(range(len(self))):
             return self
-        by_row = torch.split(self.image_grid_thw, list(self.image_counts))
-        patches = torch.split(self.pixel_values, [int(grid.prod(-1).sum()) for grid in by_row])
+        grids = torch.split(self.image_grid_thw, list(self.image_counts))
+        patches = torch.split(self.pixel_values, [int(grid.prod(-1).sum()) for grid in grids])
         index = torch.tensor(list(rows), device=self.ids.device)
         return PromptBatch(
             self.ids[index],
             self.mask[index],
             self.positions[:, index],
             torch.cat([patches[row] for row in rows]),
-            torch.cat([by_row[row] for row in rows]),
+            torch.cat([grids[row] for row in rows]),
             tuple(self.image_counts[row] for row in rows),
         )
 
@@ -60,10 +59,10 @@ class PromptBatch:
 def process_prompts(
     processor: Any, policy: nn.Module, chats: Sequence[list[dict[str, Any]]], device: torch.device
 ) -> PromptBatch:
-    """Tokenise chats whose messages hold their images (PIL); each chat and image once.
+    """Tokenise chats whose messages contain their images (PIL); each is processed once.
 
-    Raises InputError, with the beginning of the question, where the tokens that stand for images
-    are not as many as the images need.
+    Raises InputError, with the beginning of the question, if its image tokens do not match its
+    images.
     """
     fields = processor.apply_chat_template(
         conversation=list(chats),
@@ -73,14 +72,11 @@ def process_prompts(
         return_tensors="pt",
         processor_kwargs={"padding": True, "padding_side": "left"},
     )
-    images = tuple(
-        sum(part["type"] == "image" for message in chat for part in message["content"])
-        for chat in chats
-    )
-    grids = (
-        torch.split(fields["image_grid_thw"], list(images)) if "image_grid_thw" in fields else ()
-    )
-    _check_placeholders(processor, chats, fields["input_ids"], grids)
+    image_counts = tuple(len(_parts(chat, "image")) for chat in chats)
+    grids: Sequence[Tensor] = ()
+    if "image_grid_thw" in fields:
+        grids = torch.split(fields["image_grid_thw"], list(image_counts))
+    _check_image_tokens(processor, chats, fields["input_ids"], grids)
     positions, _ = backbone(policy).get_rope_index(
         fields["input_ids"],
         fields["mm_token_type_ids"],
@@ -93,46 +89,50 @@ def process_prompts(
         positions=positions.to(device),
         pixel_values=fields["pixel_values"].to(device),
         image_grid_thw=fields["image_grid_thw"].to(device),
-        image_counts=images,
+        image_counts=image_counts,
     )
 
 
-def _check_placeholders(
+def _check_image_tokens(
     processor: Any, chats: Sequence[list[dict[str, Any]]], ids: Tensor, grids: Sequence[Tensor]
 ) -> None:
-    merged = processor.image_processor.merge_size**2
-    found = (ids == processor.image_token_id).sum(1).tolist()
+    """`grids`: per chat, the grids (images, 3) of its images; empty if no chat has one."""
+    patches_per_token = processor.image_processor.merge_size**2
+    counts = (ids == processor.image_token_id).sum(1).tolist()
     for row, chat in enumerate(chats):
-        needed = int(grids[row].prod(-1).sum()) // merged if grids else 0
-        if found[row] != needed or not needed:
-            words = " ".join(
-                part["text"]
-                for message in chat
-                for part in message["content"]
-                if part["type"] == "text"
-            )
+        expected = int(grids[row].prod(-1).sum()) // patches_per_token if grids else 0
+        if counts[row] != expected or not expected:
+            words = " ".join(part["text"] for part in _parts(chat, "text"))
             raise InputError(
-                f"the question {words[:80]!r} has {found[row]} tokens that stand for images, its"
-                f" images need {needed}: every question needs an image, and none may contain"
+                f"the question {words[:80]!r} has {counts[row]} image tokens, its images need"
+                f" {expected}: every question needs an image, and none may contain"
                 f" {processor.image_token}"
             )
 
 
+def _parts(chat: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The parts of one type in all messages of a chat."""
+    parts: list[dict[str, Any]] = []
+    for message in chat:
+        parts += [part for part in message["content"] if part["type"] == kind]
+    return parts
+
+
 def backbone(policy: Any) -> Any:
-    """The model below the language head, without adapters or parallel wrappers."""
-    policy = unwrapped(policy)
+    """The model below the language head, without parallel wrappers or an adapter."""
+    policy = unwrap(policy)
     return (policy.get_base_model() if hasattr(policy, "get_base_model") else policy).model
 
 
-def unwrapped(policy: Any) -> Any:
-    """The policy without its parallel wrapper (DistributedDataParallel, DeepSpeed engine)."""
+def unwrap(policy: Any) -> Any:
+    """The policy inside parallel wrappers (DistributedDataParallel, DeepSpeed's engine)."""
     while isinstance(getattr(policy, "module", None), nn.Module):
         policy = policy.module
     return policy
 
 
 def recomputes_activations(policy: Any) -> bool:
-    """Are activations of a pass made now to be computed a second time, for its gradients?"""
+    """Whether a pass made now recomputes its activations for gradients (checkpointing)."""
     return torch.is_grad_enabled() and bool(
-        getattr(unwrapped(policy), "is_gradient_checkpointing", False)
+        getattr(unwrap(policy), "is_gradient_checkpointing", False)
     )

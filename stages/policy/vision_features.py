@@ -1,4 +1,4 @@
-"""Features of images, computed apart from the rows they stand in: once, kept, shared."""
+"""Image features computed by the vision tower apart from the language model, and cached."""
 
 from __future__ import annotations
 
@@ -18,54 +18,57 @@ from stages.policy.prompt_batch import PromptBatch, backbone
 
 
 class VisionFeatures:
-    """LRU cache of vision features, at most `limit` bytes, shared by policy, reference and epochs.
+    """LRU cache of image features, shared by policy, reference and epochs.
 
-    Sound only while the tower is the same for all who ask: frozen in the policy, and in the
-    reference always. Each image goes through the tower alone, so that its features do not depend on
-    what else is in the batch: a resumed run, which starts with an empty memory, gets the same bits.
+    Valid only while all users have the same vision tower: frozen in the policy, as it always is in
+    the reference. Each image goes through the tower alone, so its features do not depend on the
+    rest of the batch: a resumed run, which starts with an empty cache, gets the same bits.
     """
 
     def __init__(self, limit: int) -> None:
+        """Cache at most `limit` bytes, and the last image whatever its size."""
         self._limit = limit
-        self._held = 0
+        self._bytes = 0
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, policy: Any, prompts: PromptBatch) -> ImageInputs:
-        """What a forward of the policy takes in place of the pixels of these prompts."""
+        """What a forward of the policy takes instead of the pixels of these prompts."""
         patches = torch.split(prompts.pixel_values, prompts.image_grid_thw.prod(-1).tolist())
         features = [
-            self._of(policy, each, grid)
+            self._features_of(policy, each, grid)
             for each, grid in zip(patches, prompts.image_grid_thw, strict=True)
         ]
-        return seen_as(policy, features)
+        return partial(_with_features, policy, features)
 
-    def _of(self, policy: Any, patches: Tensor, grid: Tensor) -> Tensor:
+    def _features_of(self, policy: Any, patches: Tensor, grid: Tensor) -> Tensor:
+        """Features (tokens, H), on the CPU, of the patches (N, features) of one image."""
         key = hashlib.blake2b(
             patches.cpu().float().numpy().tobytes() + str(grid.tolist()).encode(), digest_size=16
         ).hexdigest()
         if key in self._features:
             self._features.move_to_end(key)
             return self._features[key]
-        (features,) = look(policy, patches, grid[None])
-        features = features.cpu()
+        features = _compute_features(policy, patches, grid[None]).cpu()
         self._features[key] = features
-        self._held += features.nbytes
-        while self._held > self._limit and len(self._features) > 1:
-            self._held -= self._features.popitem(last=False)[1].nbytes
+        self._bytes += features.nbytes
+        while self._bytes > self._limit and len(self._features) > 1:
+            _, oldest = self._features.popitem(last=False)
+            self._bytes -= oldest.nbytes
         return features
 
 
 def embed_patches_by_product(policy: Any) -> None:
     """Replace the vision tower's patch convolution by an equivalent matrix product.
 
-    A patch fills the kernel, so that both are the same sum; on a CPU the product is several times
-    faster (27 and 5 ms for forward and backward of 784 patches).
+    A patch fills the kernel, so both are the same sum; on a CPU the product is several times faster
+    (5 instead of 27 ms for forward and backward of 784 patches).
     """
     convolution = backbone(policy).visual.patch_embed.proj
     convolution.forward = partial(_product, convolution)
 
 
 def _product(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
+    """(N, channels, T, H, W) -> (N, width, 1, 1, 1), as the convolution returns it."""
     embedded = functional.linear(
         patches.flatten(1), convolution.weight.flatten(1), convolution.bias
     )
@@ -73,40 +76,26 @@ def _product(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def look(policy: Any, patches: Tensor, grids: Tensor) -> Sequence[Tensor]:
-    """The features (tokens, H) of each of some images, by the policy's vision tower.
+def _compute_features(policy: Any, patches: Tensor, grid: Tensor) -> Tensor:
+    """Features (tokens, H) of the one image of a grid (1, 3), by the policy's vision tower.
 
-    Raises InputError for a model whose tower feeds the language model's inner layers too
-    (Qwen3-VL's deepstack): its features are more than what stands in the place of the image's
-    tokens.
+    Raises InputError for a model whose tower feeds inner layers of the language model too
+    (Qwen3-VL's deepstack): its features are more than the embeddings of the image's tokens.
     """
-    if not accepts_features(policy):
+    if hasattr(backbone(policy).config.vision_config, "deepstack_visual_indexes"):
         raise InputError(
-            f"{type(policy).__name__} cannot be given features of images: set grpo.vision_cache_mb"
-            " to 0"
+            f"{type(policy).__name__} does not accept precomputed image features: set"
+            " grpo.vision_cache_mb to 0"
         )
-    features: Sequence[Tensor] = (
-        backbone(policy).get_image_features(patches, grids, return_dict=True).pooler_output
-    )
+    outputs = backbone(policy).get_image_features(patches, grid, return_dict=True)
+    (features,) = outputs.pooler_output
     return features
 
 
-def accepts_features(policy: Any) -> bool:
-    """Whether features can replace image tokens.
-
-    Not if the tower feeds inner layers (deepstack).
-    """
-    return not hasattr(backbone(policy).config.vision_config, "deepstack_visual_indexes")
-
-
-def seen_as(policy: Any, features: Sequence[Tensor]) -> ImageInputs:
-    """Rows in which the features of images stand in the places of their tokens, in order."""
-    return partial(_embed, policy, features)
-
-
-def _embed(policy: Any, features: Sequence[Tensor], ids: Tensor) -> dict[str, Any]:
+def _with_features(policy: Any, features: Sequence[Tensor], ids: Tensor) -> dict[str, Any]:
+    """Embeddings (B, T, H) of rows, with features in place of their image tokens, in order."""
     embedded = backbone(policy).get_input_embeddings()(ids)
-    places = (ids == backbone(policy).config.image_token_id)[..., None].expand_as(embedded)
+    is_image = (ids == backbone(policy).config.image_token_id)[..., None].expand_as(embedded)
     return {
-        "inputs_embeds": embedded.masked_scatter(places, torch.cat(list(features)).to(embedded))
+        "inputs_embeds": embedded.masked_scatter(is_image, torch.cat(list(features)).to(embedded))
     }

@@ -259,11 +259,10 @@ def _left(made: dict[str, int], root: Path) -> dict[str, int]:
 
 
 def _size(path: Path) -> int:
-    return sum(
-        (Path(folder) / name).lstat().st_size
-        for folder, _, names in os.walk(path)
-        for name in names
-    )
+    size = 0
+    for folder, _, names in os.walk(path):
+        size += sum((Path(folder) / name).lstat().st_size for name in names)
+    return size
 
 
 def _disk(

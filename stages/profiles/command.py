@@ -110,13 +110,10 @@ def _show(
 ) -> None:
     print(f"\n{profile.about}")
     for each in fetched:
-        size = (
-            "size not known"
-            if each.size is None
-            else f"{each.size / 1e9:.1f} GB"
-            if each.size >= 1e8
-            else format_bytes(each.size)
-        )
+        if each.size is None:
+            size = "size not known"
+        else:  # pages of hubs and remotes count in GB
+            size = f"{each.size / 1e9:.1f} GB" if each.size >= 1e8 else format_bytes(each.size)
         print(
             f"{each.name}: {'here already' if each.here else 'to fetch'}, {size}: {each.source}\n "
             f" pinned by {each.pins}"

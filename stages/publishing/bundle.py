@@ -9,6 +9,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,7 +93,8 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
         card_path.read_text(encoding="utf-8"), name, checkpoint, provenance, usage, _datasets()
     )
     items = [Item("README.md", card.encode())]
-    items += [Item(path.name, path) for pattern in TAKEN for path in sorted(folder.glob(pattern))]
+    for pattern in TAKEN:
+        items += [Item(path.name, path) for path in sorted(folder.glob(pattern))]
     items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
     items.append(Item("provenance.json", layout.training_provenance(name)))
     scored = BytesIO()
@@ -183,7 +185,8 @@ def _dtype(origin: dict[str, Any], params: Params) -> str:
 def _datasets() -> list[str]:
     """Data sets of the hub that data.dvc takes the corpus from."""
     deps = read_dvc_file(layout.DATA_DVC).deps if layout.DATA_DVC.is_file() else ()
-    return sorted({name for dep in deps for name in _DATASET.findall(dep.source)})
+    names = chain.from_iterable(_DATASET.findall(dep.source) for dep in deps)
+    return sorted(set(names))
 
 
 def _check_secrets(items: list[Item]) -> None:

@@ -63,11 +63,8 @@ def show(bundle: Bundle, repo: str | None, remote: str | None, *, public: bool) 
     for item in bundle.items:
         print(f"{item.sha256()}  {item.size:>14,}  {item.name}")
     total = sum(item.size for item in bundle.items) / _MIB
-    places = (
-        [f"hub repository {repo}, {'PUBLIC: seen by everybody' if public else 'private'}"]
-        if repo
-        else []
-    )
+    visibility = "PUBLIC: seen by everybody" if public else "private"
+    places = [f"hub repository {repo}, {visibility}"] if repo else []
     places += [f"DVC remote {remote}"] if remote else []
     print(
         f"\n{len(bundle.items)} files, {total:.1f} MiB, to: {' and '.join(places) or 'nowhere yet'}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 import numpy as np
@@ -59,12 +60,8 @@ def reward_panels(
     logs: Mapping[str, pd.DataFrame], width: int = 180, height: int = 110
 ) -> dict[str, Any]:
     """Small multiples of total, accuracy and format reward over steps, one panel per checkpoint."""
-    top = max(
-        float(log[name].max())
-        for log in logs.values()
-        for name in REWARDS
-        if log[name].notna().any()
-    )
+    present = [log[name] for log, name in product(logs.values(), REWARDS)]
+    top = max(float(column.max()) for column in present if column.notna().any())
     rise = Scale(0.0, math.ceil(top) or 1, height - 16, 6)
     panels = []
     for name, log in logs.items():

@@ -237,13 +237,11 @@ def outputs_of_signs(
     metrics: Mapping[str, Any], predictions: Mapping[str, pd.DataFrame]
 ) -> dict[tuple[str, str], str]:
     """Outputs for the example questions of triggered indicators."""
-    named = [
-        (name, each)
-        for name, entry in metrics["checkpoints"].items()
-        for indicator in entry["hacking"]
-        if indicator["triggered"]
-        for each in indicator["question_ids"]
-    ]
+    named = []
+    for name, entry in metrics["checkpoints"].items():
+        for indicator in entry["hacking"]:
+            if indicator["triggered"]:
+                named += [(name, question_id) for question_id in indicator["question_ids"]]
     outputs = {
         name: predictions[name].set_index("question_id")["output"]
         for name in {name for name, _ in named}

@@ -37,7 +37,11 @@ def signed(share: float | None, digits: int = 1) -> str:
 
 def p_value(p: float | None) -> str:
     """0.0312 as "0.031", 2e-9 as "<0.001"; a missing one as a dash."""
-    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.995 else "1"
+    if p is None:
+        return "-"
+    if p < 0.001:
+        return "<0.001"
+    return f"{p:.3f}" if p < 0.995 else "1"
 
 
 def clip(text: str) -> str:

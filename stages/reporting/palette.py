@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import Final
 
 from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
@@ -29,16 +30,13 @@ DIVERGING_DARK: Final = LinearSegmentedColormap.from_list(
 
 def max_abs(tables: Iterable[CrossTable]) -> float:
     """Largest absolute difference in these tables, rounded up to a tenth: the ends of the scale."""
-    cells = (value for table in tables for row in table.values.values() for value in row.values())
-    return math.ceil(max([0.1, *(abs(value) for value in cells if value is not None)]) * 10) / 10
+    cells = chain.from_iterable(table.numbers() for table in tables)
+    return math.ceil(max([0.1, *map(abs, cells)]) * 10) / 10
 
 
 def bounds(tables: Iterable[CrossTable]) -> tuple[float, float]:
     """The tenths that enclose all accuracies there are: the ends of a scale for these tables."""
-    cells = (
-        accuracy for table in tables for row in table.values.values() for accuracy in row.values()
-    )
-    present = [accuracy for accuracy in cells if accuracy is not None]
+    present = list(chain.from_iterable(table.numbers() for table in tables))
     if not present:
         return (0.0, 1.0)
     low, high = math.floor(min(present) * 10) / 10, math.ceil(max(present) * 10) / 10

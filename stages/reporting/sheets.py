@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _in_domain(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any
         for name, entry in checkpoints.items()
     }
     # a part that is missing for all is one column without a value
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    columns = list(dict.fromkeys(chain.from_iterable(rows.values())))
     return ["checkpoint", *columns], [
         [name, *(row.get(column) for column in columns)] for name, row in rows.items()
     ]
@@ -85,21 +86,20 @@ def _in_domain(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any
 
 def _datasets(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     columns = ["n", "accuracy", "base", "blind_baseline", "visual_gain"]
-    rows = [
-        [name, dataset, *(found[column] for column in columns)]
-        for name, entry in checkpoints.items()
-        for dataset, found in entry["in_domain"]["by_dataset"].items()
-    ]
+    rows = []
+    for name, entry in checkpoints.items():
+        for dataset, scores in entry["in_domain"]["by_dataset"].items():
+            rows.append([name, dataset, *(scores[column] for column in columns)])
     return ["checkpoint", "dataset", *columns], rows
 
 
 def _indicators(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     columns = ["name", "triggered", "count", "n", "measured", "limit", "what"]
-    rows = [
-        [name, *(indicator[column] for column in columns), " ".join(indicator["question_ids"])]
-        for name, entry in checkpoints.items()
-        for indicator in entry["hacking"]
-    ]
+    rows = []
+    for name, entry in checkpoints.items():
+        for indicator in entry["hacking"]:
+            values = [indicator[column] for column in columns]
+            rows.append([name, *values, " ".join(indicator["question_ids"])])
     return ["checkpoint", *columns, "question_ids"], rows
 
 

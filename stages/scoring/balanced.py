@@ -85,11 +85,10 @@ def largest_without_excess(excesses: Sequence[Fraction]) -> list[int]:
         [len(places[value]) for value in values],
         sum(value * len(places[value]) for value in values),
     )
-    return sorted(
-        place
-        for value, count in zip(values, dropped, strict=True)
-        for place in places[value][: len(places[value]) - count]
-    )
+    chosen: list[int] = []
+    for value, count in zip(values, dropped, strict=True):
+        chosen += places[value][: len(places[value]) - count]
+    return sorted(chosen)
 
 
 def _fewest(values: Sequence[int], counts: Sequence[int], target: int) -> list[int]:

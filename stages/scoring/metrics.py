@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -140,7 +141,8 @@ def _summary(checkpoints: Mapping[str, dict[str, Any]], base: pd.DataFrame) -> d
             else None
         ),
         "reward_hacking_indicators": sum(
-            indicator["triggered"] for entry in trained for indicator in entry["hacking"]
+            indicator["triggered"]
+            for indicator in chain.from_iterable(entry["hacking"] for entry in trained)
         ),
     }
 
@@ -190,7 +192,7 @@ def _macro_intervals(
                 )
             )
     whole = {name: found for name, found in cells.items() if len(found) == len(trained)}
-    draws = bootstrap_cells([cell for found in whole.values() for cell in found], samples, seed)
+    draws = bootstrap_cells(list(chain.from_iterable(whole.values())), samples, seed)
     means = dict(
         zip(
             whole,

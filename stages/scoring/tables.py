@@ -10,7 +10,7 @@ Published results are unweighted means over the cells (macro) as far as the sour
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -70,7 +70,12 @@ class CrossTable:
     @property
     def there(self) -> bool:
         """Is there any number in it."""
-        return any(value is not None for row in self.values.values() for value in row.values())
+        return any(True for _ in self.numbers())
+
+    def numbers(self) -> Iterator[float]:
+        """All numbers in it, row by row, without missing ones."""
+        for row in self.values.values():
+            yield from (value for value in row.values() if value is not None)
 
 
 def score(predictions: pd.DataFrame) -> Score:

@@ -18,8 +18,8 @@ from stages.grpo import engine
 from stages.grpo.parallel import (
     CONFIGURATIONS,
     explain_peer_error,
-    peer_errors_explained,
     parallel_arguments,
+    peer_errors_explained,
     processes_to_launch,
 )
 from tests.grpo.tiny import REPOSITORY, embedded_policy

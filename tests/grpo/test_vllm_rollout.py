@@ -10,10 +10,10 @@ import pytest
 from stages.core.errors import InputError
 from stages.core.params import Grpo, load_params
 from stages.grpo.vllm_rollout import (
-    verify_prompts,
-    generation_kwargs,
     collapse_image_tokens,
+    generation_kwargs,
     require_vllm,
+    verify_prompts,
     vllm_arguments,
 )
 from tests.grpo.tiny import REPOSITORY, processor

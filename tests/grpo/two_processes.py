@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from stages.core.distributed.launch import processes
 from stages.core.params import Grpo, load_params
 from stages.grpo import engine
-from stages.grpo.parallel import prepare_deepspeed, gather_weights
+from stages.grpo.parallel import gather_weights, prepare_deepspeed
 from tests.grpo.tiny import REPOSITORY, trainer
 
 PROMPTS, GROUP = 2, 4

@@ -235,7 +235,8 @@ def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
             )
             if name != "base":
                 ours, base = accuracy.values[name][cell], accuracy.values["base"][cell]
-                assert ours is not None and base is not None
+                assert ours is not None
+                assert base is not None
                 assert to_base.values[name][cell] == pytest.approx(ours - base)
 
 

@@ -223,11 +223,10 @@ def _last_lines(logs: Path, rank: int) -> list[str]:
     files = sorted(
         logs.glob(f"*/attempt_0/{rank}/*.log"), key=lambda path: path.name
     )  # stderr, then stdout
-    return [
-        line
-        for path in files
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-    ][:TAIL]
+    lines: list[str] = []
+    for path in files:
+        lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    return lines[:TAIL]
 
 
 @contextmanager

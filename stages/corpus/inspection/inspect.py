@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final, Literal, NamedTuple
 
 from stages.core.iteration.prefetch import prefetch
@@ -136,7 +137,7 @@ def inspect(
         if images
         else reading.records
     )
-    _note_unnamed(corpus, {name for names in files.values() for name in names}, findings)
+    _note_unnamed(corpus, set(chain.from_iterable(files.values())), findings)
     _note_small(kept, findings)
     counts = Counter(
         modality for modality, _ in {(record.modality, record.image_path) for record in kept}

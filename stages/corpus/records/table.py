@@ -305,7 +305,9 @@ def _answer(cell: str, options: Mapping[str, str]) -> str:
             f" {by_letter.strip()!r}: write the text of the other",
             Reason.ANSWER_AMBIGUOUS,
         )
-    return by_text if by_text is not None else by_letter if by_letter is not None else cell
+    if by_text is not None:
+        return by_text
+    return cell if by_letter is None else by_letter
 
 
 def _literal(cell: str, literals: Mapping[str, str], field: str) -> str:

@@ -14,6 +14,7 @@ learn to answer them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import Final
 
 import numpy as np
@@ -239,7 +240,7 @@ def options_for(
         names = (
             [s.name for s in STYLES.values()]
             if asked == "modality"
-            else [a for s in STYLES.values() for a in s.anatomies]
+            else list(chain.from_iterable(style.anatomies for style in STYLES.values()))
         )
         names = sorted(set(names) - {gold})
         size = int(rng.choice([2, 3, 4], p=[0.15, 0.15, 0.7]))
@@ -288,11 +289,9 @@ def _lesions(canvas: Image.Image, phantom: Phantom, rng: np.random.Generator) ->
     radius = (0.045, 0.078, 0.112)[grade] * (1 + 0.08 * (2 * float(rng.random()) - 1))
     # a column of cells: with four severe lesions a half is nearly full, so places are cells with
     # jitter, not free draws
-    cells = [(x, y) for y in (0.20, 0.40, 0.60, 0.80) for x in (0.18, 0.36)]
+    cells = [(x, y) for y, x in product((0.20, 0.40, 0.60, 0.80), (0.18, 0.36))]
     if radius > 0.09:
-        cells = [
-            (x, y) for i, y in enumerate((0.17, 0.39, 0.61, 0.83)) for x in ((0.16, 0.34)[i % 2],)
-        ]
+        cells = [(0.16, 0.17), (0.34, 0.39), (0.16, 0.61), (0.34, 0.83)]
     chosen = rng.permutation(len(cells))[: phantom.count]
     for index in sorted(int(i) for i in chosen):
         x, y = cells[index]

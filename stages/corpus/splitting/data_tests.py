@@ -298,7 +298,9 @@ def describe(result: Result) -> str:
 
 def _judge(name: str, measured: Measured, rule: Rule) -> Result:
     beyond = measured.value < rule.limit if TESTS[name].least else measured.value > rule.limit
-    outcome: Outcome = "not run" if rule.severity == "off" else "failed" if beyond else "passed"
+    outcome: Outcome = "failed" if beyond else "passed"
+    if rule.severity == "off":
+        outcome = "not run"
     return Result(
         name,
         rule.severity,

@@ -45,7 +45,8 @@ def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[st
         if match := pattern.search(image_path):
             _, *folders, _ = image_path.split("/")
             found = next((text for text in match.groups() if text), None)
-            return (folders[0] if folders else "", found) if found else None
+            dataset = folders[0] if folders else ""
+            return (dataset, found) if found else None
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,11 @@ Leaks = dict[str, dict[str, Leak]]
 
 def count_leaks(draw: Draw, group_of: Mapping[str, str]) -> Leaks:
     """What leaks in each split of a draw; `group_of` is image -> group."""
-    trained = {
-        axis: {
-            item["question_id"] for train, _ in slugs.values() for item in train
-        }  # of all checkpoints of the axis
-        for axis, slugs in draw.items()
-    }
+    # axis -> ids of the questions that any of its checkpoints is trained on
+    trained: dict[str, set[str]] = {}
+    for axis, slugs in draw.items():
+        items = chain.from_iterable(train for train, _ in slugs.values())
+        trained[axis] = {item["question_id"] for item in items}
     return {
         axis: {
             slug: _count(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -74,7 +75,7 @@ def _choose(
     # that are built alike would otherwise be rounded alike, and small errors add up in their
     # question types
     kinds = sorted(alike, key=lambda kind: (-sum(n for _, n in kind), _hash(str(kind))))
-    strata = sorted({stratum for kind in kinds for stratum, _ in kind} | {*train, *test})
+    strata = sorted({stratum for stratum, _ in chain.from_iterable(kinds)} | {*train, *test})
     held = np.array(
         [[dict(kind).get(stratum, 0) for stratum in strata] for kind in kinds], dtype=np.float64
     ).reshape(len(kinds), len(strata))
@@ -86,11 +87,10 @@ def _choose(
     chosen = _Balance(
         _with_total(held), numbers, share, *(_with_total(side[None])[0] for side in sides)
     ).solve()
-    return {
-        name
-        for kind, number in zip(kinds, chosen, strict=True)
-        for name in sorted(alike[kind], key=rank.__getitem__)[:number]
-    }
+    trained: set[str] = set()
+    for kind, number in zip(kinds, chosen, strict=True):
+        trained.update(sorted(alike[kind], key=rank.__getitem__)[:number])
+    return trained
 
 
 class _Balance:
@@ -149,13 +149,8 @@ class _Balance:
     def _best_move(self, chosen: NDArray[np.intp], train: _Floats) -> list[tuple[int, int]] | None:
         """The best move of one group, else the first improving exchange of two, else None."""
         limit = float(self.cost(train)) - _GAIN
-        steps = [
-            (kind, step)
-            for step in (1, -1)
-            for kind in np.flatnonzero(
-                (chosen < self.numbers) if step > 0 else (chosen > 0)
-            ).tolist()
-        ]
+        steps = [(kind, 1) for kind in np.flatnonzero(chosen < self.numbers).tolist()]
+        steps += [(kind, -1) for kind in np.flatnonzero(chosen > 0).tolist()]
         if not steps:
             return None
         changes = np.array([step * self.held[kind] for kind, step in steps])

@@ -175,7 +175,9 @@ def make_predictions(
         ):
             continue
         own = axis is not None and question[CELLS[axis]] == cell
-        knows, readable = (learnt, 0.98) if own else (0.3 * learnt, 0.93) if axis else (0.05, 0.7)
+        knows, readable = (0.3 * learnt, 0.93) if axis else (0.05, 0.7)
+        if own:
+            knows, readable = learnt, 0.98
         said = (
             question["right"]
             if rng.random() < knows

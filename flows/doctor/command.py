@@ -1,10 +1,10 @@
-"""What keeps stages from running well here, and how to mend it.
+"""Diagnose what keeps stages from running well here, and fix it.
 
-    med-r1 doctor            look, change nothing
-    med-r1 doctor --fix      and mend what can be mended without losing anything
-    med-r1 doctor --json     for a program
+    med-r1 doctor            report only, change nothing
+    med-r1 doctor --fix      also fix what can be fixed without losing anything
+    med-r1 doctor --json     machine-readable report
 
-The exit code is 0 if nothing is a problem, or no longer one; else 1. A warning alone is none.
+The exit code is 1 if a problem remains, else 0. Warnings do not count as problems.
 """
 
 from __future__ import annotations
@@ -30,21 +30,24 @@ from stages.core.errors import InputError
 
 Check = Callable[[Path], list[Finding]]
 _WIDTH: Final = 200
-_STYLES: Final = {"ok": "green", "warning": "yellow", "problem": "bold red", "mended": "green"}
+_STYLES: Final = {"ok": "green", "warning": "yellow", "problem": "bold red", "fixed": "green"}
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A finding and its outcome: `mended`, what was fixed; `failed`, why fixing failed."""
+    """A finding, and the outcome if its fix was applied.
+
+    `fix_result`: what the fix did, empty if none was applied; `fix_error`: why the fix failed.
+    """
 
     finding: Finding
-    mended: str = ""
-    failed: str = ""
+    fix_result: str = ""
+    fix_error: str = ""
 
     @property
     def is_problem(self) -> bool:
         """Whether something is still wrong."""
-        return self.finding.level == "problem" and not self.mended
+        return self.finding.level == "problem" and not self.fix_result
 
 
 def pipeline(root: Path) -> list[Finding]:
@@ -58,18 +61,19 @@ def pipeline(root: Path) -> list[Finding]:
                 "run from the project's root",
             )
         ]
-    recorded, graph = read_output_sizes(root), read_graph(root)
-    return [Finding("pipeline", "ok", f"{len(graph.stages)} stages, {len(recorded)} in dvc.lock")]
+    sizes = read_output_sizes(root)
+    graph = read_graph(root)
+    return [Finding("pipeline", "ok", f"{len(graph.stages)} stages, {len(sizes)} in dvc.lock")]
 
 
-def checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
-    """The checks by name; `silence`.
+def all_checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
+    """All checks by name, in order.
 
-    Seconds without a heartbeat after which a flow run counts as dead.
+    `silence`: time without a heartbeat after which a flow run counts as dead.
     """
     return {
         "pipeline": pipeline,
-        "orphans": leftovers.orphaned_processes,  # first, since what follows may be held by them
+        "orphans": leftovers.orphaned_processes,  # first: orphans may hold the locks below
         "temporary servers": leftovers.temporary_servers,
         "records": leftovers.records,
         "DVC locks": locks.dvc_locks,
@@ -84,40 +88,40 @@ def checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
 
 
 def examine(
-    root: Path, fix: bool = False, wanted: Mapping[str, Check] | None = None
+    root: Path, fix: bool = False, checks: Mapping[str, Check] | None = None
 ) -> list[Diagnosis]:
-    """Findings of each check in the workspace `root`.
+    """Findings of `checks` (all if None) in the workspace `root`.
 
-    With `fix`, safe remedies are applied in between.
-
-    A check that fails is a problem of its own, and keeps none of the others from being made.
+    With `fix`, the fixes of a check are applied before the next check looks. A check that raises
+    is reported as a problem, and the others still run.
     """
     diagnoses = []
-    for name, check in (checks() if wanted is None else wanted).items():
+    for name, check in (all_checks() if checks is None else checks).items():
         try:
             findings = check(root)
         except (InputError, OSError, psutil.Error) as error:
             findings = [Finding(name, "problem", str(error))]
         diagnoses += [
-            _mend(finding) if fix and finding.mend else Diagnosis(finding) for finding in findings
+            _apply_fix(finding) if fix and finding.fix else Diagnosis(finding)
+            for finding in findings
         ]
     return diagnoses
 
 
-def _mend(finding: Finding) -> Diagnosis:
-    assert finding.mend
+def _apply_fix(finding: Finding) -> Diagnosis:
+    assert finding.fix
     try:
-        return Diagnosis(finding, mended=finding.mend())
-    except Exception as error:  # whatever it was, the next finding may be mended all the same
-        return Diagnosis(finding, failed=f"could not be mended: {error}")
+        return Diagnosis(finding, fix_result=finding.fix())
+    except Exception as error:  # one failed fix must not prevent the others
+        return Diagnosis(finding, fix_error=f"could not be fixed: {error}")
 
 
 def run(root: Path, *, fix: bool, as_json: bool, silence: float) -> int:
-    """Examine a workspace and print what was found; the exit code.
+    """Examine a workspace and print the findings; the exit code.
 
-    `silence`: in minutes, see `checks`.
+    `silence`: in minutes, see `all_checks`.
     """
-    diagnoses = examine(root, fix, checks(timedelta(minutes=silence)))
+    diagnoses = examine(root, fix, all_checks(timedelta(minutes=silence)))
     if as_json:
         print(json.dumps([_as_dict(each) for each in diagnoses], ensure_ascii=False, indent=1))
     else:
@@ -126,36 +130,34 @@ def run(root: Path, *, fix: bool, as_json: bool, silence: float) -> int:
 
 
 def print_diagnoses(diagnoses: Sequence[Diagnosis]) -> None:
-    """Print a row a finding, with what to do about it, and how many problems are left."""
+    """Print one row per finding, with its remedy, and the number of remaining problems."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for each in diagnoses:
-        level = "mended" if each.mended else each.finding.level
-        lines = [each.finding.what, *(f"-> {line}" for line in (each.mended, each.failed) if line)]
-        if not each.mended and each.finding.remedy:
-            lines.append(f"-> {each.finding.remedy}")
+        level = "fixed" if each.fix_result else each.finding.level
+        remedy = "" if each.fix_result else each.finding.remedy
+        notes = (each.fix_result, each.fix_error, remedy)
+        lines = [each.finding.what, *(f"-> {note}" for note in notes if note)]
         table.add_row(Text(level, _STYLES[level]), each.finding.check, Text("\n".join(lines)))
     console.print(table)
     console.print(sum_up(diagnoses), style="bold")
 
 
 def sum_up(diagnoses: Sequence[Diagnosis]) -> str:
-    """In a line: "2 problems, 1 warning, 1 mended; --fix mends 1 of them"."""
+    """One-line summary: "2 problems, 1 warning, 1 fixed; --fix can fix 1 of them"."""
     problems = sum(each.is_problem for each in diagnoses)
-    warnings = sum(each.finding.level == "warning" and not each.mended for each in diagnoses)
-    mended = sum(bool(each.mended) for each in diagnoses)
-    mendable = sum(
-        bool(each.finding.mend) and not each.mended and not each.failed for each in diagnoses
+    warnings = sum(each.finding.level == "warning" and not each.fix_result for each in diagnoses)
+    fixed = sum(bool(each.fix_result) for each in diagnoses)
+    fixable = sum(
+        bool(each.finding.fix) and not each.fix_result and not each.fix_error for each in diagnoses
     )
-    parts = [
-        _count(problems, "problem"),
-        _count(warnings, "warning"),
-        *([f"{mended} mended"] if mended else []),
-    ]
-    return ", ".join(parts) + (f"; --fix mends {mendable} of them" if mendable else "")
+    parts = [_count(problems, "problem"), _count(warnings, "warning")]
+    if fixed:
+        parts.append(f"{fixed} fixed")
+    return ", ".join(parts) + (f"; --fix can fix {fixable} of them" if fixable else "")
 
 
 def _count(number: int, what: str) -> str:
@@ -163,13 +165,13 @@ def _count(number: int, what: str) -> str:
 
 
 def _as_dict(diagnosis: Diagnosis) -> dict[str, object]:
-    found = diagnosis.finding
+    finding = diagnosis.finding
     return {
-        "check": found.check,
-        "level": found.level,
-        "what": found.what,
-        "remedy": found.remedy,
-        "mendable": found.mend is not None,
-        "mended": diagnosis.mended,
-        "failed": diagnosis.failed,
+        "check": finding.check,
+        "level": finding.level,
+        "what": finding.what,
+        "remedy": finding.remedy,
+        "mendable": finding.fix is not None,
+        "mended": diagnosis.fix_result,
+        "failed": diagnosis.fix_error,
     }

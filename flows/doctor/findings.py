@@ -1,4 +1,4 @@
-"""What the doctor looks at. Each check returns what it found; none changes anything by looking."""
+"""Result of a doctor check. Checks only look: nothing changes until a fix is applied."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "warning", "problem"]
-"""warning: works, but not as it could; problem: something fails, or will."""
+"""warning: works, but not as well as it could; problem: something fails, or will."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: `what` is the case and means, `remedy` what to do about it.
+    """Result of one check: `what` is the case and why it matters, `remedy` what to do about it.
 
-    `mend` does the remedy where that loses nothing, and returns what it did.
+    `fix` applies the remedy where that loses nothing, and returns what it did.
     """
 
     check: str
     level: Level
     what: str
     remedy: str = ""
-    mend: Callable[[], str] | None = None
+    fix: Callable[[], str] | None = None

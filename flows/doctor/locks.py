@@ -1,4 +1,4 @@
-"""Locks that outlived those who took them: DVC's, the flow's, and those of slots."""
+"""Locks that outlived their owners: DVC's, the flow's, and those of GPU slots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from typing import Any, Final
 import psutil
 
 from flows.doctor.findings import Finding
-from flows.doctor.processes import guarded_record, holders, is_locked, is_stopped, say
+from flows.doctor.processes import (
+    describe_process,
+    guarded_record,
+    is_locked,
+    is_stopped,
+    lock_holders,
+)
 from flows.scheduling.slots import host_folder
 from stages.core import layout
 from stages.core.errors import InputError
@@ -21,25 +27,23 @@ from stages.core.file_lock import exclusive_lock
 REPOSITORY_LOCK: Final = Path(".dvc/tmp/lock")
 PATH_LOCKS: Final = Path(".dvc/tmp/rwlock")
 FLOWS: Final = layout.SCRATCH / "flows"
-PATIENCE: Final = 2.0
-"""Seconds in which a flow that just took a slot begins its stage."""
+STAGE_START_SECONDS: Final = 2.0
+"""Time within which a flow that has acquired a slot starts its stage."""
 
 
 def dvc_locks(root: Path) -> list[Finding]:
-    """DVC's lock of the repository, and its list of paths that are read or written (rwlock)."""
+    """DVC's repository lock, and its list of paths being read or written (rwlock)."""
     return [_repository_lock(root), _path_locks(root)]
 
 
 def flow_lock(root: Path) -> list[Finding]:
-    """The lock of the flow that has this workspace."""
-    found = []
+    """Locks of this workspace that are held by a stopped flow."""
+    problems = []
     for path in sorted((root / FLOWS).glob("*lock")):
-        for process in holders(path):
-            if is_stopped(process):
-                found.append(
-                    _stopped(f"flow lock {path.name}", process, "no other flow can begin here")
-                )
-    return found or [Finding("flow lock", "ok", "no flow that stands still has this workspace")]
+        for process in filter(is_stopped, lock_holders(path)):
+            check = f"flow lock {path.name}"
+            problems.append(_stopped(check, process, "no other flow can start here"))
+    return problems or [Finding("flow lock", "ok", "no stopped flow holds this workspace")]
 
 
 def slots(root: Path) -> list[Finding]:
@@ -48,49 +52,50 @@ def slots(root: Path) -> list[Finding]:
         *sorted(host_folder().glob("*.lock")),
         *sorted((root / FLOWS / "slots").glob("*.lock")),
     ]
-    leaks = {path: _leak(path) for path in files}
-    if any(leaks.values()):
-        time.sleep(PATIENCE)
-    found = [finding for path, leaked in leaks.items() if leaked and (finding := _leak(path))]
+    suspects = [path for path in files if _leak(path)]
+    if suspects:
+        # a flow locks its slot shortly before the guard of its stage starts: look twice
+        time.sleep(STAGE_START_SECONDS)
+    leaks = [leak for path in suspects if (leak := _leak(path))]
     used = []
     for path in files:
-        records = filter(None, map(guarded_record, holders(path)))
+        records = filter(None, map(guarded_record, lock_holders(path)))
         used += [f"{path.stem} by {record.stem}" for record in records]
-    return found or [
-        Finding(
-            "slots", "ok", f"in use: {', '.join(dict.fromkeys(used))}" if used else "all are free"
-        )
-    ]
+    what = f"in use: {', '.join(dict.fromkeys(used))}" if used else "all are free"
+    return leaks or [Finding("slots", "ok", what)]
 
 
 def _repository_lock(root: Path) -> Finding:
-    name, path = "DVC lock", root / REPOSITORY_LOCK
-    by = holders(path)
-    if stopped := [process for process in by if is_stopped(process)]:
+    name = "DVC lock"
+    path = root / REPOSITORY_LOCK
+    processes = lock_holders(path)
+    if stopped := list(filter(is_stopped, processes)):
         return _stopped(name, stopped[0], "every DVC command here waits for it")
-    if by:
-        return Finding(name, "ok", f"held by {say(by[0])}, as it is while DVC plans and records")
+    if processes:
+        holder = describe_process(processes[0])
+        return Finding(name, "ok", f"held by {holder}, as usual while DVC plans and records")
     if is_locked(path):
         return Finding(
             name,
             "warning",
-            f"{REPOSITORY_LOCK} is held by a process that this user cannot see",
-            "wait for it, or look as the user it runs as",
+            f"{REPOSITORY_LOCK} is held by a process of another user",
+            "wait for it, or run this check as the user who owns it",
         )
     if path.is_file() and "/" in path.read_text(encoding="utf-8", errors="replace"):
-        # core.hardlink_lock: the file itself is the lock, and DVC sets none that expires
+        # core.hardlink_lock: the file itself is the lock, and DVC sets no expiry
         return Finding(
             name,
             "problem",
-            f"{REPOSITORY_LOCK} is a hard-link lock (core.hardlink_lock), which outlives a DVC that"
-            " was killed; every command waits for it",
+            f"{REPOSITORY_LOCK} is a hard-link lock (core.hardlink_lock), which outlives a killed"
+            " DVC; every command waits for it",
             f"if no DVC runs here on any host: rm {REPOSITORY_LOCK}",
         )
     return Finding(name, "ok", "free")
 
 
 def _path_locks(root: Path) -> Finding:
-    name, path = "DVC path locks", root / PATH_LOCKS
+    name = "DVC path locks"
+    path = root / PATH_LOCKS
     try:
         entries = list(_entries(_read(path)))
         written = path.stat().st_mtime
@@ -100,44 +105,35 @@ def _path_locks(root: Path) -> Finding:
         return Finding(
             name,
             "problem",
-            f"{PATH_LOCKS} is broken ({error}): DVC refuses every stage",
+            f"{PATH_LOCKS} is corrupt ({error}): DVC refuses every stage",
             f"when no DVC runs here: rm {PATH_LOCKS}",
             partial(_edit, root, partial(_set_aside, path)),
         )
-    dead = {entry["pid"]: entry["cmd"] for entry in entries if not psutil.pid_exists(entry["pid"])}
-    reused = {
-        pid: each["cmd"]
-        for each in entries
-        if (pid := each["pid"]) not in dead and _began(pid) > written + 1
-    }
-    gone = dead | reused
-    if not gone:
-        return Finding(
-            name,
-            "ok",
-            (
-                f"held by {len({each['pid'] for each in entries})} processes, all alive"
-                if entries
-                else "none"
-            ),
-        )
-    shown = ", ".join(f"{pid} ({command})" for pid, command in sorted(gone.items()))
-    means = (
-        "DVC takes those for alive, and refuses what overlaps"
+    commands = {entry["pid"]: entry["cmd"] for entry in entries}
+    dead = {pid for pid in commands if not psutil.pid_exists(pid)}
+    # a process younger than the list has only the same id as the one that was listed
+    reused = {pid for pid in commands.keys() - dead if _start_time(pid) > written + 1}
+    stale = dead | reused
+    if not stale:
+        what = f"held by {len(commands)} processes, all alive" if commands else "none"
+        return Finding(name, "ok", what)
+    listed = ", ".join(f"{pid} ({commands[pid]})" for pid in sorted(stale))
+    effect = (
+        "DVC takes them for alive, and refuses stages that need these paths"
         if reused
-        else "DVC drops them when it meets them"
+        else "DVC drops them when it finds them"
     )
     return Finding(
         name,
         "problem" if reused else "warning",
-        f"{PATH_LOCKS} lists processes that are gone: {shown}; {means}",
+        f"{PATH_LOCKS} lists processes that are gone: {listed}; {effect}",
         "drop them: --fix",
-        partial(_edit, root, partial(_drop, path, set(gone))),
+        partial(_edit, root, partial(_drop, path, stale)),
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The list of path locks; ValueError if it is none."""
+    """The list of path locks; ValueError if it has another form."""
     content = json.loads(path.read_text(encoding="utf-8"))
     try:
         if all(
@@ -147,17 +143,17 @@ def _read(path: Path) -> dict[str, Any]:
             return content
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"unexpected form: {error!r}") from error
-    raise ValueError("pid or cmd of another type")
+    raise ValueError("pid or cmd has another type")
 
 
 def _entries(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Each process listed, once for each path."""
+    """Each process listed, once per path."""
     yield from content.get("write", {}).values()
     for readers in content.get("read", {}).values():
         yield from readers
 
 
-def _began(pid: int) -> float:
+def _start_time(pid: int) -> float:
     try:
         return psutil.Process(pid).create_time()
     except psutil.Error:
@@ -165,30 +161,28 @@ def _began(pid: int) -> float:
 
 
 def _edit(root: Path, change: Callable[[], str]) -> str:
-    """Change the list of path locks as DVC does, under its lock; InputError if DVC has it now."""
+    """Change the list of path locks under DVC's own locks; InputError if DVC holds them."""
 
     def busy(_: str) -> InputError:
-        return InputError(
-            f"DVC is running in {root}: nothing was changed; try again when it has ended"
-        )
+        return InputError(f"DVC is running in {root}: nothing was changed; retry when it has ended")
 
     path_locks = exclusive_lock(root / f"{PATH_LOCKS}.lock", on_conflict=busy)
     with path_locks, exclusive_lock(root / REPOSITORY_LOCK, on_conflict=busy):
         return change()
 
 
-def _drop(path: Path, gone: set[int]) -> str:
+def _drop(path: Path, stale: set[int]) -> str:
     content = _read(path)
     content["write"] = {
-        key: entry for key, entry in content.get("write", {}).items() if entry["pid"] not in gone
+        key: entry for key, entry in content.get("write", {}).items() if entry["pid"] not in stale
     }
     readers = {
-        key: [entry for entry in entries if entry["pid"] not in gone]
+        key: [entry for entry in entries if entry["pid"] not in stale]
         for key, entries in content.get("read", {}).items()
     }
     content["read"] = {key: entries for key, entries in readers.items() if entries}
     path.write_text(json.dumps(content), encoding="utf-8")
-    return f"dropped {', '.join(map(str, sorted(gone)))} from {PATH_LOCKS}"
+    return f"dropped {', '.join(map(str, sorted(stale)))} from {PATH_LOCKS}"
 
 
 def _set_aside(path: Path) -> str:
@@ -199,30 +193,31 @@ def _set_aside(path: Path) -> str:
 
 def _leak(path: Path) -> Finding | None:
     """What is wrong with the lock of one slot, if anything is."""
-    by = holders(path)
-    if not by and is_locked(path):
+    processes = lock_holders(path)
+    if not processes and is_locked(path):
         return Finding(
             "slots",
             "warning",
-            f"slot {path.stem} is held by a process that this user cannot see",
-            "look as its user",
+            f"slot {path.stem} is held by a process of another user",
+            "run this check as the user who owns it",
         )
-    if not by or any(guarded_record(process) for process in by):
+    if not processes or any(map(guarded_record, processes)):
         return None
-    pids = " ".join(str(process.pid) for process in by)
+    holders = ", ".join(map(describe_process, processes))
+    pids = " ".join(str(process.pid) for process in processes)
     return Finding(
         "slots",
         "problem",
-        f"slot {path.stem} is held by {', '.join(map(say, by))}, but no stage runs in it: stages"
-        " that need a GPU wait for it",
-        f"see what it is, then end it: kill {pids}",
+        f"slot {path.stem} is held by {holders}, but no stage runs in it: stages that need a GPU"
+        " wait for it",
+        f"check what it is, then end it: kill {pids}",
     )
 
 
-def _stopped(check: str, process: psutil.Process, means: str) -> Finding:
+def _stopped(check: str, process: psutil.Process, effect: str) -> Finding:
     return Finding(
         check,
         "problem",
-        f"held by {say(process)}, which is stopped: {means}",
-        f"let it go on: kill -CONT {process.pid}; or end it",
+        f"held by {describe_process(process)}, which is stopped: {effect}",
+        f"resume it: kill -CONT {process.pid}; or end it",
     )

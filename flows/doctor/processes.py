@@ -1,4 +1,4 @@
-"""Who holds a locked file, and whether a process is what a note says it is, as /proc has it."""
+"""Lock holders and process states, read from /proc."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from typing import Final
 
 import psutil
 
-_LOCKED: Final = re.compile(r"^lock:.*\bFLOCK\b", re.MULTILINE)
+_FLOCK: Final = re.compile(r"^lock:.*\bFLOCK\b", re.MULTILINE)
 
 
-def holders(path: Path) -> list[psutil.Process]:
+def lock_holders(path: Path) -> list[psutil.Process]:
     """Processes of this user that hold a file's flock, taken or inherited."""
     try:
-        wanted = path.stat()
+        file = path.stat()
     except OSError:
         return []
-    return [process for process in psutil.process_iter() if _holds(process.pid, wanted)]
+    return [process for process in psutil.process_iter() if _holds_lock(process.pid, file)]
 
 
 def is_locked(path: Path) -> bool:
-    """Whether anybody at all on this host has locked a file (flock), seen through /proc/locks."""
+    """Whether any process on this host, of any user, holds a file's flock (from /proc/locks)."""
     try:
         inode = path.stat().st_ino
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
         return False
+    # "->" marks processes that wait for the lock
     return any(f":{inode} " in line and " FLOCK " in line and "->" not in line for line in lines)
 
 
-def say(process: psutil.Process) -> str:
-    """A process for people: "4711 (dvc repro -s train@ct)"."""
+def describe_process(process: psutil.Process) -> str:
+    """Process id and command: "4711 (dvc repro -s train@ct)"."""
     try:
         command = " ".join(process.cmdline()) or process.name()
     except psutil.Error:
@@ -41,7 +42,7 @@ def say(process: psutil.Process) -> str:
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether a process is held, as by Ctrl-Z, and will do nothing until it is told to go on."""
+    """Whether a process is stopped, as by Ctrl-Z."""
     try:
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
     except psutil.Error:
@@ -49,35 +50,31 @@ def is_stopped(process: psutil.Process) -> bool:
 
 
 def guarded_record(process: psutil.Process) -> Path | None:
-    """The record of the stage that a process guards.
-
-    None if it is not a guard (flows.dvc_api.guard).
-    """
+    """Record of the stage that a guard (flows.dvc_api.guard) runs; None for any other process."""
     try:
         command = process.cmdline()
     except psutil.Error:
         return None
-    for number, part in enumerate(command[:-1]):
-        if part.endswith("flows/dvc_api/guard.py"):
-            return Path(command[number + 1])
+    for index, argument in enumerate(command[:-1]):
+        if argument.endswith("flows/dvc_api/guard.py"):
+            return Path(command[index + 1])
     return None
 
 
-def _holds(pid: int, wanted: os.stat_result) -> bool:
+def _holds_lock(pid: int, file: os.stat_result) -> bool:
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
-            for entry in entries:
-                try:
-                    found = os.stat(entry.path)
-                    if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino):
-                        continue
-                    # the file may be open more than once, by those who wait for it too
-                    if _LOCKED.search(
-                        Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text(encoding="ascii")
-                    ):
-                        return True
-                except OSError:
-                    continue
-    except OSError:  # ended, or somebody else's
+            return any(_is_locked_by(pid, entry, file) for entry in entries)
+    except OSError:  # the process has ended, or belongs to another user
         return False
-    return False
+
+
+def _is_locked_by(pid: int, descriptor: os.DirEntry[str], file: os.stat_result) -> bool:
+    """Whether this descriptor carries the lock: processes that wait have the file open too."""
+    try:
+        if not os.path.samestat(os.stat(descriptor.path), file):
+            return False
+        info = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text(encoding="ascii")
+    except OSError:
+        return False
+    return _FLOCK.search(info) is not None

@@ -1,9 +1,8 @@
 """A worker's clone: one commit, the inputs of one stage, and a cache that shares its results.
 
-Clones lie below $MED_R1_WORK (~/.cache/med-r1), numbered, and are kept: the next stage fetches only
-what is new, and a training that was killed goes on where its state is. Each is locked while a
-worker, or anything that it started, uses it: workers of one host take clones of their own, and
-never two processes one workspace.
+Clones are numbered folders below $MED_R1_WORK (~/.cache/med-r1). They are never deleted: the next
+stage fetches only what is new, and an interrupted training resumes from the state in its clone. A
+clone is locked while a worker or one of its processes uses it, so no two workers share one.
 """
 
 from __future__ import annotations
@@ -29,22 +28,16 @@ from stages.core.git import git, git_succeeds
 from stages.core.yaml_files import dump_yaml
 
 WORK: Final = "MED_R1_WORK"
-"""Environment variable: the folder for clones, on a disk with room for the corpus and a few
-checkpoints.
+"""Environment variable: the folder for clones; its disk must hold the corpus and some checkpoints.
 """
 
 Inputs = Mapping[str, Mapping[str, Any]]
-"""Stage -> its `cmd` and `outs` as dvc.lock has them: what a commit cannot say while the pipeline
-runs.
-"""
+"""Stage -> its `cmd` and `outs` in dvc.lock, which is not committed while the pipeline runs."""
 
 
 @dataclass(frozen=True)
 class Clone:
-    """An exclusively locked clone.
-
-    Its root and the lock's descriptor, to be inherited by its processes.
-    """
+    """An exclusively locked clone; its processes inherit the lock's file descriptor."""
 
     root: Path
     lock_fd: int
@@ -91,84 +84,71 @@ def check_out(clone: Clone, repository: str, commit: str) -> None:
     fds = [clone.lock_fd]
     has_commit = ("cat-file", "-e", f"{commit}^{{commit}}")
     if not (clone.root / ".git").is_dir():
-        # a clone that was interrupted is not taken for a whole one
-        half = clone.root.with_suffix(".incomplete")
-        shutil.rmtree(half, ignore_errors=True)
-        git(
-            half.parent,
-            "clone",
-            "--quiet",
-            "--no-checkout",
-            "--",
-            repository,
-            half.name,
-            inherit_fds=fds,
-        )
-        half.rename(clone.root)
-    for lock in (clone.root / ".git").glob(
-        "*.lock"
-    ):  # of a git that was killed: the clone is locked, so no other git runs in it
+        # clone under another name: an interrupted clone must not pass for a complete one
+        incomplete = clone.root.with_suffix(".incomplete")
+        shutil.rmtree(incomplete, ignore_errors=True)
+        arguments = ("clone", "--quiet", "--no-checkout", "--", repository, incomplete.name)
+        git(incomplete.parent, *arguments, inherit_fds=fds)
+        incomplete.rename(clone.root)
+    # stale locks of a killed git: the clone is locked, so no other git runs in it
+    for lock in (clone.root / ".git").glob("*.lock"):
         lock.unlink()
     if not git_succeeds(clone.root, *has_commit, inherit_fds=fds):
         refs = "+refs/heads/*:refs/remotes/origin/*"
         git(clone.root, "fetch", "--quiet", "--force", "--tags", "origin", refs, inherit_fds=fds)
     if not git_succeeds(clone.root, *has_commit, inherit_fds=fds):
         raise InputError(
-            f"{repository} has no commit {commit} on a branch or tag: push it, then start again"
+            f"{repository} has no commit {commit} on a branch or tag: push it, then re-run"
         )
     git(clone.root, "checkout", "--quiet", "--force", "--detach", commit, inherit_fds=fds)
     git(clone.root, "clean", "--quiet", "-ffd", inherit_fds=fds)
 
 
 def pull_inputs(clone: Clone, graph: Graph, stage: Stage, inputs: Inputs) -> None:
-    """Pull the outputs a stage reads from the shared remote, as `inputs` pins them, and no others.
+    """Pull exactly the outputs that a stage reads from the shared remote, as `inputs` pins them.
 
-    InputError if `inputs` lacks one or the remote has it not.
+    InputError if one is missing from `inputs` or from the remote.
     """
-    makers = [graph.stages[name] for name in graph.in_order(graph.needs[stage.name])]
-    if missing := [
-        maker.name
-        for maker in makers
-        if not maker.name.endswith(".dvc") and maker.name not in inputs
-    ]:
+    producers = [graph.stages[name] for name in graph.in_order(graph.needs[stage.name])]
+    names = [producer.name for producer in producers if not producer.name.endswith(".dvc")]
+    if missing := [name for name in names if name not in inputs]:
         raise InputError(
-            f"{stage.name} needs {', '.join(missing)}, of which nothing was sent: stages are sent"
-            " by `med-r1 workers`"
+            f"{stage.name} needs {', '.join(missing)}, missing from the inputs sent to this worker:"
+            " start stages with `med-r1 workers`"
         )
     lock = {"schema": "2.0", "stages": {name: dict(entry) for name, entry in inputs.items()}}
     (clone.root / LOCK_FILE).write_text(dump_yaml(lock), encoding="utf-8")
-    outs = chain.from_iterable(maker.outs for maker in makers)
-    read = [out for out in outs if any(overlap(out, dep) for dep in stage.deps)]
+    outs = chain.from_iterable(producer.outs for producer in producers)
+    needed = [out for out in outs if any(overlap(out, dep) for dep in stage.deps)]
     for dep in stage.deps:
-        if any(out.startswith(f"{dep}/") for out in read):
-            _remove_others(clone.root, Path(dep), [Path(out) for out in read])
-    if read:
-        dvc(clone.root, "pull", "--force", *read, inherit_fds=[clone.lock_fd])
+        if any(out.startswith(f"{dep}/") for out in needed):
+            _remove_others(clone.root, Path(dep), [Path(out) for out in needed])
+    if needed:
+        dvc(clone.root, "pull", "--force", *needed, inherit_fds=[clone.lock_fd])
 
 
 def clear_run_cache(clone: Clone) -> None:
     """Empty a clone's run cache, so that the next push contains the entry of one stage only."""
     cache = clone.root / dvc(clone.root, "cache", "dir", inherit_fds=[clone.lock_fd]).strip()
-    if cache.resolve().is_relative_to(clone.root):  # one that is shared is not ours to empty
+    if cache.resolve().is_relative_to(clone.root):  # never empty a shared cache
         shutil.rmtree(cache / "runs", ignore_errors=True)
 
 
 def push_result(clone: Clone, stage: str) -> None:
-    """Put the outputs of a stage, and that they come of its inputs, into the shared remote.
-
-    InputError if it takes them not.
-    """
+    """Push a stage's outputs and run-cache entry to the shared remote; InputError if that fails."""
     dvc(clone.root, "push", "--run-cache", stage, inherit_fds=[clone.lock_fd])
 
 
-def _remove_others(root: Path, folder: Path, kept: Sequence[Path]) -> None:
-    """Remove everything in a folder except these paths: outputs of an earlier commit."""
-    for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
-        inside = path.relative_to(root)
-        if inside in kept:
+def _remove_others(root: Path, folder: Path, outs: Sequence[Path]) -> None:
+    """Remove everything in a folder except `outs`: leftovers of an earlier commit."""
+    if not (root / folder).is_dir():
+        return
+    for path in sorted((root / folder).iterdir()):
+        relative = path.relative_to(root)
+        if relative in outs:
             continue
-        if any(inside in each.parents for each in kept) and path.is_dir():
-            _remove_others(root, inside, kept)
+        if any(relative in out.parents for out in outs) and path.is_dir():
+            _remove_others(root, relative, outs)
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

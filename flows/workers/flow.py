@@ -1,12 +1,12 @@
 """The pipeline on several hosts: GPU stages on workers, other stages and all results here.
 
-    med-r1 workers                           all of it
-    med-r1 workers --only 'train@*'          these and what they need
+    med-r1 workers                           everything
+    med-r1 workers --only 'train@*'          these stages and their dependencies
 
-A worker is `CUDA_VISIBLE_DEVICES=0 prefect worker start --pool gpu --limit 1`, one a GPU, on any
+A worker is `CUDA_VISIBLE_DEVICES=0 prefect worker start --pool gpu --limit 1`, one per GPU, on any
 host that reaches Prefect's server, the git repository and the DVC remote. It clones the commit,
-pulls the stage's inputs, runs it, and pushes the outputs with DVC's run-cache; this workspace then
-replays the stage from there, and never computes it. docs/hosts.md says how to set it up.
+pulls the stage's inputs, runs it, and pushes the outputs with DVC's run-cache. This workspace then
+replays the stage from the run-cache and never computes it. Setup: docs/hosts.md.
 """
 
 from __future__ import annotations
@@ -49,14 +49,12 @@ from stages.core.errors import ExitCode, InputError
 from stages.core.provenance import collect_provenance
 
 DEPLOYMENT: Final = "run-stage-on-worker/gpu"
-AT_ONCE: Final = 48
-"""GPUs that stages sent out may ask for together; how many run is decided by how many workers there
-are.
-"""
-EVERY: Final = 2.0
-"""Seconds between two looks at a stage that a worker has."""
-PATIENCE: Final = 600.0
-"""Seconds for which the server may be silent while a worker runs a stage."""
+MAX_GPUS_SENT: Final = 48
+"""Upper limit on the GPUs of all stages sent out; the number of workers decides how many run."""
+POLL_SECONDS: Final = 2.0
+"""Time between two queries of a worker run's state."""
+SERVER_TIMEOUT_S: Final = 600.0
+"""How long the server may be unreachable while a worker runs a stage."""
 _UNFINISHED: Final = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 
@@ -71,19 +69,19 @@ def run_stage_on_worker(
     """Run one stage in this worker's clone and push its outputs to the shared DVC remote.
 
     Args:
-        stage: As dvc.yaml names it, train@ct.
-        repository: Git repository to clone, as this host reaches it.
+        stage: Name in dvc.yaml, such as train@ct.
+        repository: Git repository to clone, under an address that this host can reach.
         commit: Full id of the commit to run.
-        inputs: Stage that makes an input -> its entry of dvc.lock.
-        versions: Of the packages a result depends on, at the flow; differences here are warned of.
+        inputs: Stage that produces an input -> its entry in dvc.lock.
+        versions: Package versions on the flow's host; a warning is logged where ours differ.
     """
     logger = get_run_logger()
-    ours = collect_provenance({})["versions"]
+    local_versions = collect_provenance({})["versions"]
     for name, version in (versions or {}).items():
-        if version != ours.get(name):
+        if version != local_versions.get(name):
             logger.warning(
-                f"{name} is {ours.get(name)} here, {version} where the flow runs: results may"
-                " differ in their last digits"
+                f"{name} is {local_versions.get(name)} here, {version} where the flow runs:"
+                " results may differ in their last digits"
             )
     try:
         with clones.claim(repository, stage) as clone:
@@ -108,7 +106,7 @@ def run_stage_on_worker(
 
 
 def _set_labels(**labels: int | float | str) -> None:
-    """Label this flow run with values for the host that waits for it; Prefect keeps label types."""
+    """Label this flow run with values for the waiting host; labels retain their types."""
     from prefect.runtime import flow_run
 
     with get_client(sync_client=True) as client:
@@ -146,64 +144,55 @@ def reproduce_on_workers(
     """Run every stale stage when its dependencies are done: GPU stages on workers, the others here.
 
     Args:
-        only: Stages to bring up to date with all they need, by name, group or glob: train@ct,
+        only: Stages to bring up to date with their dependencies, by name, group or glob: train@ct,
             evaluate, train@*. Default: all.
-        repository: Git repository that workers clone; this workspace's origin if left out.
+        repository: Git repository that workers clone. Default: this workspace's origin.
         deployment: Of the flow run-stage-on-worker, "flow/deployment".
-        root: Folder of the workspace; the current one if left out.
+        root: Folder of the workspace. Default: the current one.
     """
     workspace = Path(root or Path.cwd()).resolve()
     try:
         graph = read_graph(workspace)
-        asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
-        source = check(
-            workspace, graph, [name for name in asked if graph.stages[name].gpus], repository
-        )
-        sender = Sender(workspace, graph, source, _find(deployment))
-        place = ExecutionSite(
-            Capacity(AT_ONCE, max(os.cpu_count() or 1, 1)),
-            f"on workers of {deployment}",
-            sender.run,
-        )
-        return bring_up_to_date(workspace, only, place)
-    except (InputError, StagesFailedError) as error:  # what a person can mend needs no traceback
+        selected = graph.upstream(graph.select(only)) if only else set(graph.stages)
+        gpu_stages = [name for name in selected if graph.stages[name].gpus]
+        source = check(workspace, graph, gpu_stages, repository)
+        sender = Sender(workspace, graph, source, _read_deployment(deployment))
+        capacity = Capacity(MAX_GPUS_SENT, max(os.cpu_count() or 1, 1))
+        site = ExecutionSite(capacity, f"on workers of {deployment}", sender.run)
+        return bring_up_to_date(workspace, only, site)
+    except (InputError, StagesFailedError) as error:  # user-fixable error: no traceback
         return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
 
 
-def _find(deployment: str) -> DeploymentResponse:
-    """The deployment that stages are sent to.
+def _read_deployment(name: str) -> DeploymentResponse:
+    """The deployment that runs stages on workers; logs a warning if no worker is online.
 
-    InputError if there is none; a warning if no worker is there to take them.
+    InputError if there is no such deployment or it has no work pool.
     """
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_deployment_by_name(deployment)
+            deployment = client.read_deployment_by_name(name)
         except (ObjectNotFound, ValueError) as error:
             raise InputError(
-                f"the server knows no deployment {deployment!r}: `make dashboard` registers it, or "
+                f"the server knows no deployment {name!r}: `make dashboard` registers it, or "
                 "`prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml`"
             ) from error
-        pool = found.work_pool_name
+        pool = deployment.work_pool_name
         if not pool:
             raise InputError(
-                f"the deployment {deployment!r} has no work pool: deploy it to one of type process"
+                f"the deployment {name!r} has no work pool: deploy it to one of type process"
             )
-        if not any(
-            worker.status == WorkerStatus.ONLINE
-            for worker in client.read_workers_for_work_pool(pool)
-        ):
+        workers = client.read_workers_for_work_pool(pool)
+        if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
             get_run_logger().warning(
-                "no worker takes stages yet: on each host, for each GPU, prefect worker start"
-                f" --pool {pool} --limit 1"
+                "no worker is online: on each host, for each GPU, run `prefect worker start"
+                f" --pool {pool} --limit 1`"
             )
-        return found
+        return deployment
 
 
 class Sender:
-    """Dispatch GPU stages of a workspace to workers and collect their results.
-
-    Run the others here.
-    """
+    """Dispatches a workspace's GPU stages to workers, collects results, runs other stages here."""
 
     def __init__(
         self, root: Path, graph: Graph, source: CodeSource, deployment: DeploymentResponse
@@ -211,11 +200,11 @@ class Sender:
         self._graph = graph
         self._source = source
         self._deployment = deployment
-        self._inventory = RemoteInputs(root, graph)
+        self._remote_inputs = RemoteInputs(root, graph)
         self._versions = collect_provenance({})["versions"]
 
     def run(self, runner: Runner, stage: Stage, why: str) -> StageResult:
-        """One stage to its end, wherever it runs. Called from a task's thread."""
+        """Run one stage to its end, here or on a worker. Called from a task's thread."""
         if not stage.gpus:
             return run_here(runner, stage, why, Slots((), runner.root, False))
         logger = get_run_logger()
@@ -223,9 +212,9 @@ class Sender:
         try:
             start = time.monotonic()
             if _replay(runner, stage):
-                logger.info("made before of the same inputs: taken from the run-cache")
+                logger.info("restored from the run-cache: same inputs as an earlier run")
                 return StageResult(stage.name, "cached", time.monotonic() - start)
-            inputs = self._inventory.push(stage)
+            inputs = self._remote_inputs.push(stage)
             parameters = {
                 "stage": stage.name,
                 "repository": self._source.repository,
@@ -233,20 +222,20 @@ class Sender:
                 "inputs": inputs,
                 "versions": self._versions,
             }
-            labels, ended = self._await(runner, stage, self._send(stage, parameters))
-            if not ended.is_completed():
-                why = (ended.message or "without a word").removeprefix(f"{stage.name} failed: ")
+            labels, state = self._await(runner, stage, self._send(stage, parameters))
+            if not state.is_completed():
+                cause = (state.message or "no reason given").removeprefix(f"{stage.name} failed: ")
                 message = (
-                    f"{stage.name} failed: its run on a worker {_HOW.get(ended.type, ended.name)}:"
-                    f" {why}"
+                    f"{stage.name} failed: its run on a worker"
+                    f" {_HOW.get(state.type, state.name)}: {cause}"
                 )
                 raise StageError(message, _code_of(labels))
-            # a second look: an entry of the run-cache can be half written when it is read first
+            # twice: the first read may meet a half-written run-cache entry
             if not (_replay(runner, stage) or _replay(runner, stage)):
                 raise StageError(
-                    f"{stage.name} failed: a worker has run it, but of other inputs than are here"
-                    f" now: something was changed meanwhile (`dvc status {stage.name}`). Nothing"
-                    " was computed here; commit or take back the change and run again"
+                    f"{stage.name} failed: a worker ran it, but its inputs here have changed"
+                    f" since (`dvc status {stage.name}`). Nothing was computed here; commit or"
+                    " revert the change and re-run"
                 )
         except StoppedError as error:
             return StageResult(stage.name, "stopped", message=str(error))
@@ -254,13 +243,13 @@ class Sender:
             logger.error(str(error))
             return StageResult(stage.name, "failed", message=str(error), code=error.code)
         except (HTTPError, PrefectException) as error:
-            why = (
-                f"{stage.name} failed: it could not be sent to a worker, for the server does not"
-                f" answer as it should ({error!r}). Run again"
+            message = (
+                f"{stage.name} failed: it could not be sent to a worker because of an error of the"
+                f" server ({error!r}): re-run the same command"
             )
-            logger.error(why)
-            return StageResult(stage.name, "failed", message=why)
-        self._inventory.has(stage.name)
+            logger.error(message)
+            return StageResult(stage.name, "failed", message=message)
+        self._remote_inputs.mark_pushed(stage.name)
         seconds, where = labels.get("seconds"), labels.get("where")
         if not isinstance(seconds, int | float):
             return StageResult(stage.name, "ran")
@@ -275,67 +264,63 @@ class Sender:
         )
         ours = DeploymentFilter(id=DeploymentFilterId(any_=[self._deployment.id]))
         with get_client(sync_client=True) as client:
-            for run in client.read_flow_runs(
+            runs = client.read_flow_runs(
                 deployment_filter=ours, flow_run_filter=unfinished, limit=200
-            ):
+            )
+            for run in runs:
                 if run.parameters == parameters:
-                    logger.info(
-                        f"an earlier flow has sent it already, as run {run.name} ({run.id})"
-                    )
+                    logger.info(f"already sent by an earlier flow as run {run.name} ({run.id})")
                     return run.id
-        sent = run_deployment(
+        run = run_deployment(
             self._deployment.id,
             parameters=parameters,
             timeout=0,
             flow_run_name=stage.name,
             tags=[stage.group, "gpu"],
         )
-        assert isinstance(sent, FlowRun)  # nothing to await in a thread
+        assert isinstance(run, FlowRun)  # nothing to await in a thread
         logger.info(
-            f"sent to the workers of pool {self._deployment.work_pool_name} as run {sent.name}"
-            f" ({sent.id})"
+            f"sent to the workers of pool {self._deployment.work_pool_name} as run {run.name}"
+            f" ({run.id})"
         )
-        return sent.id
+        return run.id
 
     def _await(self, runner: Runner, stage: Stage, run: UUID) -> tuple[KeyValueLabels, State[Any]]:
-        """The labels of a worker's run, and how it ended.
+        """Wait for a worker's run; its labels and final state.
 
-        StoppedError if the flow was stopped: then the run is, too. StageError if the server is
-        gone.
+        StoppedError if the flow was stopped, which cancels the run. StageError if the server is
+        unreachable for SERVER_TIMEOUT_S.
         """
         logger = get_run_logger()
-        heard, said = time.monotonic(), ""
+        last_contact = time.monotonic()
+        logged_state = ""
         with get_client(sync_client=True) as client:
             while True:
                 try:
                     if runner.stopped:
                         client.set_flow_run_state(run, State(type=StateType.CANCELLING))
                         raise StoppedError(
-                            f"{stage.name} was stopped; what it had kept is used when it runs again"
-                            " in the same clone"
+                            f"{stage.name} was stopped; it resumes from its saved state when it"
+                            " runs again in the same clone"
                         )
-                    found = client.read_flow_run(run)
-                    state = found.state
-                    heard = time.monotonic()
+                    flow_run = client.read_flow_run(run)
+                    state = flow_run.state
+                    last_contact = time.monotonic()
                 except (HTTPError, PrefectException) as error:
-                    if time.monotonic() - heard > PATIENCE:
+                    if time.monotonic() - last_contact > SERVER_TIMEOUT_S:
                         raise StageError(
-                            f"{stage.name} failed: for {PATIENCE / 60:.0f} minutes the server has"
-                            f" not told how it goes ({error!r}). Its worker may still finish it:"
-                            " start the server, then run again"
+                            f"{stage.name} failed: the server was unreachable for"
+                            f" {SERVER_TIMEOUT_S / 60:.0f} minutes ({error!r}). Its worker may"
+                            " still finish it: start the server, then re-run the same command"
                         ) from error
                     state = None
                 if state is not None:
                     if state.is_final():
-                        return found.labels, state
-                    if state.name != said:
-                        said = str(state.name)
-                        logger.info(
-                            {"Running": "a worker runs it", "Late": "no worker is free yet"}.get(
-                                said, said.lower()
-                            )
-                        )
-                time.sleep(EVERY)
+                        return flow_run.labels, state
+                    if state.name != logged_state:
+                        logged_state = str(state.name)
+                        logger.info(_PROGRESS.get(logged_state, logged_state.lower()))
+                time.sleep(POLL_SECONDS)
 
 
 _HOW: Final = {
@@ -343,6 +328,7 @@ _HOW: Final = {
     StateType.CRASHED: "crashed",
     StateType.CANCELLED: "was cancelled",
 }
+_PROGRESS: Final = {"Running": "a worker runs it", "Late": "no worker is free yet"}
 
 
 def _code_of(labels: KeyValueLabels) -> ExitCode | None:
@@ -351,16 +337,14 @@ def _code_of(labels: KeyValueLabels) -> ExitCode | None:
 
 
 def _replay(runner: Runner, stage: Stage) -> bool:
-    """Take a stage's outputs from the run-cache, here or in the remote; False if it is in neither.
+    """Restore a stage's outputs from the local or remote run-cache; False if neither has them.
 
-    It is never computed here.
-
-    StageError if DVC fails for another reason.
+    The stage is never computed here. StageError if DVC fails for another reason.
     """
-    # DVC runs commands by the user's shell: one that refuses
-    refuses = {"SHELL": shutil.which("false") or "/bin/false"}
+    # DVC runs commands with the user's shell: use one that always fails
+    failing_shell = {"SHELL": shutil.which("false") or "/bin/false"}
     try:
-        runner.run(stage.name, lambda line: None, extra=refuses, options=["--pull"])
+        runner.run(stage.name, lambda line: None, extra=failing_shell, options=["--pull"])
     except StageError as error:
         if not error.began:
             raise
@@ -369,13 +353,14 @@ def _replay(runner: Runner, stage: Stage) -> bool:
 
 
 def run(only: list[str] | None, repository: str | None, deployment: str) -> int:
-    """Run the flow in the working directory and print how each stage ended; the exit code.
+    """Run the flow in the working directory and print each stage's result; the exit code.
 
     InputError without a server.
     """
     if not PREFECT_API_URL.value():
         raise InputError(
-            "PREFECT_API_URL is not set: workers and this flow meet at a server (docs/hosts.md)"
+            "PREFECT_API_URL is not set: set it to the address of the Prefect server that workers"
+            " use too (docs/hosts.md)"
         )
     return summarize(
         lambda: reproduce_on_workers(only=only, repository=repository, deployment=deployment)

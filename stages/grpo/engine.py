@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer, in which a group's prompt and image are processed, seen and scored once.
+"""TRL's GRPOTrainer with shared prefixes: a group's prompt and image are computed once.
 
-One class for both engines: `trl` leaves everything to TRL. What TRL does around it stays for both:
-rewards, advantages, losses, accumulation, several updates a batch, callbacks, logging, PEFT,
+One class for both engines: `trl` leaves everything to TRL. For both, TRL does everything around it:
+rewards, advantages, losses, accumulation, several updates per batch, callbacks, logging, PEFT,
 DeepSpeed.
 """
 
@@ -28,15 +28,18 @@ from stages.policy.prefill import ImageInputs, PromptPass, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
 
+Scores = tuple[Tensor, Tensor | None, Tensor | None]
+"""What TRL expects of scoring: log-probabilities and entropies (N, C), and an auxiliary loss."""
+
 
 @dataclass(frozen=True)
 class Sharing:
-    """What the engine shares, and what it leaves out. None of it changes a result beyond rounding.
+    """What the engine shares and skips. None of it changes a result beyond rounding.
 
     `engine`: `shared-prefix`, or `trl` for TRL's own path. `reuse_prompt_pass`: the pass over the
-    prompts that begins a rollout has gradients and serves the loss too. `skip_zero_advantage`: no
-    pass of the policy for groups without advantage. `fused_head`: no logits are kept.
-    `vision_cache`: bytes of features of an unchanging vision tower to keep.
+    prompts that starts a rollout has gradients and serves the loss too. `skip_zero_advantage`:
+    groups without advantage are not scored by the policy. `fused_head`: logits are never stored.
+    `vision_cache`: bytes of cached features of a frozen vision tower.
     """
 
     engine: Literal["shared-prefix", "trl"] = "shared-prefix"
@@ -47,18 +50,23 @@ class Sharing:
 
 
 class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
-    """TRL's trainer; groups stay whole, and a group's prompt is processed, seen and scored once."""
+    """GRPOTrainer that processes, prefills and scores the prompt of a group once.
+
+    TRL works on N = B * G rows, one per completion; here the G rows of each of the B prompts stay
+    adjacent, from sampling to the loss.
+    """
 
     _buffered_inputs: list[dict[str, Any]] | None
 
-    def __init__(self, *arguments: Any, sharing: Sharing, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    def __init__(self, *arguments: Any, sharing: Sharing, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.sharing = sharing
-        self._prompts: PromptBatch | None = None  # of the rows being generated or scored
-        self._prompt_cache: PromptPass | None = (
-            None  # of those, with gradients, where it is to be used again
-        )
-        self._active_groups: list[int] | None = None  # those of them that the policy has to score
+        # the B prompts of the rows that are being generated or scored
+        self._prompts: PromptBatch | None = None
+        # the policy's pass over them, with gradients, if the loss is to reuse it
+        self._prompt_cache: PromptPass | None = None
+        # those of the B groups that the policy scores; None: all
+        self._active_groups: list[int] | None = None
         if sharing.engine == "shared-prefix":
             for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
                 embed_patches_by_product(policy)
@@ -73,11 +81,10 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
     def _shares(self) -> bool:
         return self.sharing.engine == "shared-prefix" and bool(self.model.training)
 
-    # -- batches
-    # ----------------------------------------------------------------------------------------------
+    # -- batches -----------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """As TRL's, without its shuffle, which would take the members of a group apart."""
+        """As TRL's, but without its shuffle, which would separate the members of a group."""
         if not self._shares:
             return super()._prepare_inputs(generation_batch)
         if (
@@ -91,9 +98,9 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's method on prompts without images, so that it processes none.
+        """As TRL's, which gets the examples without images, and so processes none.
 
-        They return as `prompts`.
+        The processed prompts are added to its result as `prompts`.
         """
         if not self._shares:
             return super()._generate_and_score_completions(inputs)
@@ -104,7 +111,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return scored | {"prompts": self._prompts}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """Process one prompt a group, with its images; every member gets its ids."""
+        """Process one of the G equal prompts of each group, with its images; N rows of ids."""
         if not self._shares:
             return super()._tokenize_prompts(prompts)
         group = self.num_generations
@@ -115,14 +122,12 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         self._prompts = process_prompts(
             self.processing_class, self.model, chats, self.accelerator.device
         )
-        ids = [
-            row[real.bool()].tolist()
-            for row, real in zip(self._prompts.ids, self._prompts.mask, strict=True)
-        ]
-        return [row for row in ids for _ in range(group)], None, {}
+        rows: list[list[int]] = []
+        for ids, mask in zip(self._prompts.ids, self._prompts.mask, strict=True):
+            rows += [ids[mask.bool()].tolist()] * group
+        return rows, None, {}
 
-    # -- rollout
-    # ----------------------------------------------------------------------------------------------
+    # -- rollout -----------------------------------------------------------------------------------
 
     def _generate_single_turn(
         self,
@@ -131,35 +136,18 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         fields: Any,
         num_generations: int,
         *rest: Any,
-        **more: Any,
+        **options: Any,
     ) -> Any:
-        """Sample a group behind each prompt, which passes the policy once."""
+        """Sample a group behind each prompt, which passes through the policy once."""
         if not self._shares or self.use_vllm:
             images = [_images(example) for example in self._examples] if self._shares else images
             return super()._generate_single_turn(
-                prompt_ids, images, fields, num_generations, *rest, **more
+                prompt_ids, images, fields, num_generations, *rest, **options
             )
         prompts = self._prompts
         assert prompts is not None
-        config, count = self.generation_config, len(prompts)
-        sampling = Sampling(
-            max_tokens=self.max_completion_length,
-            ends=tuple(self.eos_token_ids),
-            pad=self._tokenizer.pad_token_id,
-            temperature=config.temperature if config.do_sample else 0.0,
-            top_p=config.top_p or 1.0,
-            top_k=config.top_k or 0,
-            suppressed=tuple(config.suppress_tokens or ()),
-        )
-        # numbered as the sampler orders them, over all processes and batches: the draws do not
-        # depend on how they are cut
-        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
-        first = (
-            generation * self.accelerator.num_processes + self.accelerator.process_index
-        ) * count
-        uniform = draws(
-            self.args.seed, range(first, first + count), num_generations, sampling.max_tokens
-        )
+        sampling = self._sampling()
+        uniform = self._draws(len(prompts), sampling.max_tokens)
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -171,29 +159,58 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             self.accelerator.autocast(),
         ):
             with nullcontext() if self.sharing.reuse_prompt_pass else torch.no_grad():
-                passed = prefill_prompts(policy, prompts, self._image_inputs(policy, prompts))
-            self._prompt_cache = passed if self.sharing.reuse_prompt_pass else None
-            return sample_completions(policy, prompts, passed.detached(), uniform, sampling), None
+                prompt_pass = prefill_prompts(policy, prompts, self._image_inputs(policy, prompts))
+            self._prompt_cache = prompt_pass if self.sharing.reuse_prompt_pass else None
+            completions = sample_completions(
+                policy, prompts, prompt_pass.detached(), uniform, sampling
+            )
+        return completions, None
+
+    def _sampling(self) -> Sampling:
+        config = self.generation_config
+        return Sampling(
+            max_tokens=self.max_completion_length,
+            eos_ids=tuple(self.eos_token_ids),
+            pad=self._tokenizer.pad_token_id,
+            temperature=config.temperature if config.do_sample else 0.0,
+            top_p=config.top_p or 1.0,
+            top_k=config.top_k or 0,
+            suppressed=tuple(config.suppress_tokens or ()),
+        )
+
+    def _draws(self, prompts: int, tokens: int) -> Tensor:
+        """Uniform numbers (B, G, tokens) for the prompts of this process.
+
+        Prompts are numbered in the order of the sampler, over all processes and batches, so the
+        draws do not depend on how the batch is split.
+        """
+        generation = self._step // (self.args.steps_per_generation * self.num_iterations)
+        processes = self.accelerator.num_processes
+        first = (generation * processes + self.accelerator.process_index) * prompts
+        numbers = range(first, first + prompts)
+        return draws(self.args.seed, numbers, self.num_generations, tokens)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
-        """TRL's method; rewards see the whole example, and a reward that is not a number raises."""
+        """As TRL's, but a reward gets the whole example, image included.
+
+        Raises InputError for a NaN or missing reward, which TRL would leave out of the sum.
+        """
         inputs = self._examples if self._shares else inputs
         rewards: Tensor = super()._calculate_rewards(
             inputs, prompts, completions, completion_ids_list
         )
-        if bad := rewards.isnan().nonzero().tolist():
-            row, column = bad[0]
+        if invalid := rewards.isnan().nonzero().tolist():
+            row, column = invalid[0]
             raise InputError(
-                f"the reward {self.reward_func_names[column]!r} gave no number for completion {row}"
-                f" of the batch at step {self.state.global_step}: it must return a float for every"
-                " completion"
+                f"the reward {self.reward_func_names[column]!r} returned None or NaN for completion"
+                f" {row} of the batch at step {self.state.global_step}: it must return a float for"
+                " every completion"
             )
         return rewards
 
-    # -- scoring
-    # ----------------------------------------------------------------------------------------------
+    # -- scoring -----------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if not self._shares:
@@ -201,13 +218,15 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             return loss
         self._prompts = inputs["prompts"]
         if self.sharing.skip_zero_advantage:
-            groups = inputs["advantages"].view(len(self._prompts), -1)
-            # at least one: every process has to run its pass
-            self._active_groups = (groups != 0).any(1).nonzero().flatten().tolist() or [0]
+            advantages = inputs["advantages"].view(len(self._prompts), -1)  # (B, G)
+            active = (advantages != 0).any(1).nonzero().flatten().tolist()
+            # at least one group: all processes must run the same number of forward passes
+            self._active_groups = active or [0]
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._prompt_cache = self._active_groups = None
+            self._prompt_cache = None
+            self._active_groups = None
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -219,80 +238,74 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
         **fields: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log-probabilities and entropies (N, C) of completions, N = B * G rows in whole groups."""
+    ) -> Scores:
+        """Score completions: (N, C), N = B * G rows in whole groups, C = `logits_to_keep`."""
         if not self._shares:
-            scored: tuple[Tensor, Tensor | None, Tensor | None] = (
-                super()._get_per_token_logps_and_entropies(
-                    model,
-                    input_ids,
-                    attention_mask,
-                    logits_to_keep,
-                    batch_size,
-                    compute_entropy,
-                    compute_aux_loss,
-                    **fields,
-                )
+            scores: Scores = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **fields,
             )
-            return scored
-        prompts, group = self._prompts, self.num_generations
+            return scores
+        prompts = self._prompts
         assert prompts is not None
-        ids, real = (
-            values[:, -logits_to_keep:].view(len(prompts), group, -1)
-            for values in (input_ids, attention_mask)
-        )
+        group = self.num_generations
+        ids = input_ids[:, -logits_to_keep:].view(len(prompts), group, -1)  # (B, G, C)
+        mask = attention_mask[:, -logits_to_keep:].view(len(prompts), group, -1)
         head = LMHeadOptions(self.temperature, self.sharing.fused_head, compute_entropy)
         with self.accelerator.autocast():
+            # without gradients the reference is scored, or the policy before an update
             if self._prompt_cache is not None and torch.is_grad_enabled():
-                return (
-                    *score(
-                        model, prompts, prompts.image_inputs, ids, real, head, self._prompt_cache
-                    ),
-                    None,
+                logps, entropies = score(
+                    model, prompts, prompts.image_inputs, ids, mask, head, self._prompt_cache
                 )
-            if self._active_groups is not None:
-                logps, entropies = self._score(model, self._active_groups, ids, real, head)
-                spread = (
-                    None
-                    if entropies is None
-                    else _scatter_groups(entropies, self._active_groups, len(prompts))
+            elif self._active_groups is not None:
+                active = self._active_groups
+                logps, entropies = self._score(model, active, ids, mask, head)
+                logps = _scatter_groups(logps, active, len(prompts))
+                if entropies is not None:
+                    entropies = _scatter_groups(entropies, active, len(prompts))
+            else:
+                size = max((batch_size or len(input_ids)) // group, 1)  # groups per pass
+                chunks = [
+                    range(start, min(start + size, len(prompts)))
+                    for start in range(0, len(prompts), size)
+                ]
+                logps, entropies = concatenate(
+                    self._score(model, chunk, ids, mask, head) for chunk in chunks
                 )
-                return _scatter_groups(logps, self._active_groups, len(prompts)), spread, None
-            size = max((batch_size or len(input_ids)) // group, 1)
-            chunks = [
-                range(start, min(start + size, len(prompts)))
-                for start in range(0, len(prompts), size)
-            ]
-            return (
-                *concatenate(self._score(model, chunk, ids, real, head) for chunk in chunks),
-                None,
-            )
+        return logps, entropies, None
 
     def _score(
-        self, model: Any, groups: Sequence[int], ids: Tensor, real: Tensor, head: LMHeadOptions
+        self, model: Any, groups: Sequence[int], ids: Tensor, mask: Tensor, head: LMHeadOptions
     ) -> tuple[Tensor, Tensor | None]:
+        """Score some of the groups (B, G, C)."""
         assert self._prompts is not None
-        prompts, index = self._prompts.select(groups), torch.tensor(list(groups), device=ids.device)
-        return score(
-            model, prompts, self._image_inputs(model, prompts), ids[index], real[index], head
-        )
+        prompts = self._prompts.select(groups)
+        index = torch.tensor(list(groups), device=ids.device)
+        images = self._image_inputs(model, prompts)
+        return score(model, prompts, images, ids[index], mask[index], head)
 
     def _image_inputs(self, model: Any, prompts: PromptBatch) -> ImageInputs:
-        """Image inputs of a forward: features if the vision tower is frozen, otherwise pixels."""
-        unchanging = self._tower_frozen or model is self.ref_model
-        if self._features is not None and unchanging:
+        """Images of some prompts for a forward: cached features if the tower is frozen, or pixels."""
+        frozen = self._tower_frozen or model is self.ref_model
+        if self._features is not None and frozen:
             return self._features(self.accelerator.unwrap_model(model), prompts)
         return prompts.image_inputs
 
 
 def _whole_groups(scored: dict[str, Any], parts: int) -> list[dict[str, Any]]:
-    """Cut a generation batch into consecutive micro-batches, prompts with their completions."""
+    """Split a generation batch into consecutive micro-batches, prompts with their completions."""
     prompts: PromptBatch = scored.pop("prompts")
     size = len(prompts) // parts
-    cut = split_tensor_dict(scored, parts)
     return [
         part | {"prompts": prompts.select(range(number * size, (number + 1) * size))}
-        for number, part in enumerate(cut)
+        for number, part in enumerate(split_tensor_dict(scored, parts))
     ]
 
 
@@ -306,12 +319,12 @@ def _images(example: dict[str, Any]) -> list[Any]:
     return list(example.get("images") or ())
 
 
-def _scatter_groups(values: Tensor, live: list[int], groups: int) -> Tensor:
-    """Scatter scores (len(live) * G, C) of active groups into all groups.
+def _scatter_groups(values: Tensor, active: list[int], groups: int) -> Tensor:
+    """Put the scores (A * G, C) of the A active groups in their places among all: (B * G, C).
 
-    Other places get the mean, so that logged means do not change.
+    The other groups get the detached mean, so no logged mean changes and no gradient flows.
     """
-    values = values.view(len(live), -1, values.shape[1])
-    whole = values.detach().mean().expand(groups, *values.shape[1:]).clone()
-    whole[live] = values
-    return whole.flatten(0, 1)
+    values = values.view(len(active), -1, values.shape[1])
+    scattered = values.detach().mean().expand(groups, *values.shape[1:]).clone()
+    scattered[active] = values
+    return scattered.flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Distributed training with TRL's trainers, and the diagnosis of lost ranks."""
+"""Multi-process training: settings for TRL's trainers, DeepSpeed, and errors caused by peers."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     import torch
 
 CONFIGURATIONS: Final = Path(__file__).parents[2] / "infra" / "deepspeed"
-_GONE: Final = re.compile(
+_PEER_GONE: Final = re.compile(
     r"closed by peer|reset by peer|broken pipe|connection was aborted|remote process exited",
     re.IGNORECASE,
 )
-_LATE: Final = re.compile(r"timed out|timeout", re.IGNORECASE)
+_TIMED_OUT: Final = re.compile(r"timed out|timeout", re.IGNORECASE)
 _DISTRIBUTED: Final = re.compile(r"gloo|nccl|distributed|collective|store", re.IGNORECASE)
 
 
 def deepspeed_configuration(grpo: Grpo) -> Path | None:
-    """The file of settings that `grpo.parallel` names, if it is one of DeepSpeed's."""
+    """DeepSpeed's configuration file for `grpo.parallel`; None if it does not use DeepSpeed."""
     return CONFIGURATIONS / f"{grpo.parallel}.json" if grpo.parallel in ("zero2", "zero3") else None
 
 
 def processes_to_launch(grpo: Grpo) -> int:
-    """Number of ranks this process must launch; 0 if it trains itself, alone or as a rank.
+    """Number of processes to start for a training; 0 if this one trains itself.
 
-    With `none`, GPUs but the first are put out of its sight. Raises InputError where `ddp` finds
-    one GPU, several processes are there that `none` does not want, or DeepSpeed is missing.
+    With `none`, all GPUs except the first are hidden from this process. Raises InputError if `ddp`
+    has one GPU only, if `none` was started as several processes, or if DeepSpeed is missing.
     """
     parallel_arguments(grpo)
     if launched():
@@ -47,22 +47,23 @@ def processes_to_launch(grpo: Grpo) -> int:
             )
         return 0
     if grpo.parallel == "none":
-        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        os.environ["CUDA_VISIBLE_DEVICES"] = first
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
         return 0
-    wanted, hosts = wanted_processes(), nodes()
-    if grpo.parallel == "ddp" and wanted * hosts < 2:
+    wanted = wanted_processes()
+    several = wanted * nodes() > 1
+    if grpo.parallel == "ddp" and not several:
         raise InputError(
-            "grpo.parallel ddp needs several GPUs, and here is one or none: see"
+            "grpo.parallel ddp needs several GPUs, and at most one is visible: see"
             " CUDA_VISIBLE_DEVICES, or set it to auto"
         )
-    return wanted if wanted * hosts > 1 or deepspeed_configuration(grpo) else 0
+    return wanted if several or deepspeed_configuration(grpo) else 0
 
 
 def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
-    """`grpo.parallel` in the words of TRL's trainers.
+    """`grpo.parallel` as arguments of TRL's trainers.
 
-    InputError without DeepSpeed where it is asked for.
+    Raises InputError if it needs DeepSpeed and that is missing.
     """
     configuration = deepspeed_configuration(grpo)
     if configuration and util.find_spec("deepspeed") is None:
@@ -73,16 +74,16 @@ def parallel_arguments(grpo: Grpo) -> dict[str, Any]:
     return {
         "deepspeed": configuration and str(configuration),
         "ddp_timeout": max(round(grpo.timeout_minutes * 60), 1),
-        # every question has an image, so that every pass uses every weight: nothing to search for,
-        # and an error instead of a wait if not
+        # every question has an image, so every pass uses every weight: there is nothing to search
+        # for, and if there were, an error is better than a hang
         "ddp_find_unused_parameters": False,
     }
 
 
 def prepare_deepspeed(grpo: Grpo) -> None:
-    """Prepare DeepSpeed before its import: CPU accelerator without a GPU.
+    """Set DeepSpeed's environment before it is imported.
 
-    Load tensors only from states.
+    It computes on the CPU if there is no GPU, and unpickles nothing but tensors from its states.
     """
     if deepspeed_configuration(grpo) is None:
         return
@@ -90,12 +91,15 @@ def prepare_deepspeed(grpo: Grpo) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # it reads its states with pickle, unless torch is told not to
+    # DeepSpeed reads its states with torch.load and sets no weights_only
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
 
 
 def join_deepspeed(grpo: Grpo, config: Any) -> None:
-    """Initialise DeepSpeed's process group before a model is loaded; on a CPU nobody else does."""
+    """Let DeepSpeed join the process group of TRL's `config`, before a model is loaded.
+
+    On a CPU nothing else initialises it.
+    """
     if deepspeed_configuration(grpo) is None:
         return
     import deepspeed
@@ -104,42 +108,40 @@ def join_deepspeed(grpo: Grpo, config: Any) -> None:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    # what its states hold beside tensors: a number, a name and two offsets
+    # what its states contain besides tensors: a number, an enum and two offsets
     torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
-    assert config.device  # asked for the first time, the processes join
+    assert config.device  # its first access joins the process group
     deepspeed.init_distributed()
 
 
 def gather_weights(trainer: Any) -> dict[str, torch.Tensor]:
-    """The trained weights by name, whole on the first process; all have to call it.
+    """The trained weights by name, complete on the first process; all processes must call it.
 
-    Under `bf16` DeepSpeed computes with weights rounded to 16 bits and keeps those that it trains
-    in 32: these are the ones. A weight that is not trained is as it was rounded.
+    With `bf16`, DeepSpeed computes with weights rounded to 16 bits and trains a copy in 32 bits:
+    this returns the copy. Weights that are not trained are returned rounded.
     """
     state = dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {})
     if not (trainer.is_deepspeed_enabled and trainer.args.bf16):
         return state
     from deepspeed.utils import safe_get_full_fp32_param
 
-    gathered: dict[int, torch.Tensor | None] = {}
-    for name, parameter in trainer.accelerator.unwrap_model(trainer.model_wrapped).named_parameters(
-        remove_duplicate=False
-    ):
-        if id(parameter) not in gathered:  # a tied weight stands under two names
-            whole = safe_get_full_fp32_param(
-                parameter
-            )  # all processes have a part; None if it is not trained
-            gathered[id(parameter)] = (
-                None if whole is None or name not in state else whole.detach().to("cpu", copy=True)
-            )
-        if (kept := gathered[id(parameter)]) is not None and name in state:
-            state[name] = kept
+    policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    gathered: dict[int, torch.Tensor | None] = {}  # by id: a tied weight has two names
+    for name, parameter in policy.named_parameters(remove_duplicate=False):
+        if id(parameter) not in gathered:
+            # a collective: each process holds a part; None if the weight is not trained
+            full = safe_get_full_fp32_param(parameter)
+            keep = full is not None and name in state
+            gathered[id(parameter)] = full.detach().to("cpu", copy=True) if keep else None
+        weight = gathered[id(parameter)]
+        if weight is not None and name in state:
+            state[name] = weight
     return state
 
 
 @contextmanager
 def peer_errors_explained(grpo: Grpo) -> Iterator[None]:
-    """Replace errors caused by another rank's end or silence by an InputError."""
+    """Replace an error that another process's end or silence causes here by an InputError."""
     try:
         yield
     except RuntimeError as error:
@@ -149,23 +151,24 @@ def peer_errors_explained(grpo: Grpo) -> Iterator[None]:
 
 
 def explain_peer_error(error: RuntimeError, grpo: Grpo) -> InputError | None:
-    """LostPeerError if a peer ended, InputError after a timeout, None for an error of this rank.
+    """LostPeerError if another process is gone, InputError after a timeout, None for other errors.
 
     torch raises gloo's failures as plain RuntimeError and NCCL's as one type for all causes, so the
-    text is the only source; it is compared here only. tests/stages/test_train.py kills a process of
-    the installed torch.
+    text is the only source; it is read here and nowhere else. tests/stages/test_train.py kills a
+    process of the installed torch.
     """
     text = str(error)
     if processes() == 1 or not _DISTRIBUTED.search(text):
         return None
-    rank, first = int(os.environ.get("RANK", "0")), text.splitlines()[0][:200]
-    who = f"process {rank + 1} of {processes()} (rank {rank})"
-    if _GONE.search(text):
-        return LostPeerError(f"{who} lost the other processes ({first})")
-    if _LATE.search(text):
+    rank = int(os.environ.get("RANK", "0"))
+    cause = text.splitlines()[0][:200]
+    process = f"process {rank + 1} of {processes()} (rank {rank})"
+    if _PEER_GONE.search(text):
+        return LostPeerError(f"{process} lost the other processes ({cause})")
+    if _TIMED_OUT.search(text):
         return InputError(
-            f"{who} waited {grpo.timeout_minutes:g} minutes for the others ({first}): one of them"
-            " hangs or is far slower. See with `nvidia-smi` and `py-spy dump` what it does; if it"
-            " is only slow, raise grpo.timeout_minutes. NCCL_DEBUG=INFO says what NCCL waits for"
+            f"{process} waited {grpo.timeout_minutes:g} minutes for the others ({cause}): one of"
+            " them hangs or is far slower. Inspect it with `nvidia-smi` and `py-spy dump`; if it is"
+            " only slow, raise grpo.timeout_minutes. NCCL_DEBUG=INFO logs what NCCL waits for"
         )
     return None

@@ -1,8 +1,8 @@
-"""Med-R1's rewards, accuracy and format, with TRL's signature: lists in, one float per completion.
+"""Med-R1's accuracy and format rewards, as TRL calls them: lists in, one float per completion out.
 
-Both are stricter than the released code where that can be gamed: its format check passes any number
-of answer tags (`fullmatch` of `<answer>.*?</answer>` with DOTALL), its accuracy check takes the
-first of several.
+Both are stricter than the released code where that can be gamed: its format check accepts any
+number of answer tags (`fullmatch` of `<answer>.*?</answer>` with DOTALL), its accuracy check takes
+the first of several.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Reward = Callable[..., list[float]]
 def accuracy_reward(
     completions: list[Any], gold: list[str], options: list[list[str]], **_: Any
 ) -> list[float]:
-    """1.0 where the completion's answer is the gold letter, else 0.0.
+    """1.0 if the completion's answer is the gold letter, else 0.0.
 
-    `options`: texts per question.
+    `options`: the option texts of each question.
     """
     return [
         float(extract_answer(_text(completion), letter_options(texts)) == letter)
@@ -32,7 +32,7 @@ def accuracy_reward(
 
 
 def format_reward(style: Style) -> Reward:
-    """The reward that is 1.0 where a completion has exactly the blocks of `style`, else 0.0."""
+    """A reward that is 1.0 if a completion has exactly the blocks of `style`, else 0.0."""
 
     def format(completions: list[Any], **_: Any) -> list[float]:
         return [
@@ -44,7 +44,7 @@ def format_reward(style: Style) -> Reward:
 
 
 def reward_functions(names: list[str], style: Style) -> list[Reward]:
-    """Reward functions of params.yaml by name, in order; `__name__` is the logged name."""
+    """The rewards of params.yaml by name, in order; TRL logs each under its `__name__`."""
     functions: dict[str, Reward] = {"accuracy": accuracy_reward, "format": format_reward(style)}
     for name, function in functions.items():
         function.__name__ = name
@@ -52,5 +52,5 @@ def reward_functions(names: list[str], style: Style) -> list[Reward]:
 
 
 def _text(completion: Any) -> str:
-    """A completion is a string, or a chat with one assistant turn."""
+    """The text of a completion: a string, or a chat with one assistant turn."""
     return completion if isinstance(completion, str) else str(completion[0]["content"])

@@ -215,9 +215,10 @@ class LMHeadOptions:
             labels = torch.cat([ignored, labels], dim=1)
         outputs = policy(**inputs, shift_labels=labels, fused_lm_head=True)
         logps = outputs.log_probs[:, -predicting:].reshape(batch * group, length)
-        if not self.entropy:
-            return logps, None
-        return logps, outputs.entropy[:, -predicting:].reshape(batch * group, length)
+        entropies = outputs.entropy if self.entropy else None
+        if entropies is not None:
+            entropies = entropies[:, -predicting:].reshape(batch * group, length)
+        return logps, entropies
 
 
 def concatenate(scores: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

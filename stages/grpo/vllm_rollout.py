@@ -1,10 +1,10 @@
-"""Rollout with vLLM: TRL's integration plus what it lacks for images.
+"""Rollout by vLLM: TRL's integration, with checks that vLLM sees the prompt that is trained on.
 
-TRL hands vLLM in the trainer's process prompts in which the processor has put a token for each part
-of an image, and the image too; vLLM then makes room for the image again, behind the first of them,
-and the policy answers a prompt that nobody trains on (74 tokens became 137 for a Qwen3-VL, by
-vLLM's pull request 57796). So the tokens are made one again before, and the prompt that vLLM says
-it has seen is compared with the one that was meant, in either mode.
+TRL gives a colocated vLLM both the image and a prompt in which the processor has expanded the image
+token to one token per image patch. vLLM then expands the first of them again, and the policy
+answers a prompt that nobody trains on (74 tokens became 137 for a Qwen3-VL, by vLLM's pull request
+57796). So each run of image tokens is collapsed to one first, and, in either mode, the prompt that
+vLLM reports is compared with the intended one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from stages.policy.loading import vision_token_ids
 
 
 def require_vllm(rollout: str) -> None:
-    """InputError if vLLM or a GPU for it is missing."""
+    """Raise InputError if vLLM or a GPU for it is missing."""
     if util.find_spec("vllm") is None:
         raise InputError(
-            f"grpo.rollout {rollout} needs the package vllm: `pip install '.[vllm]'`, in an"
-            " environment of its own if its torch is another than this one; or set it to policy"
+            f"grpo.rollout {rollout} needs the package vllm: `pip install '.[vllm]'`, in a separate"
+            " environment if it needs another torch than this one; or set it to policy"
         )
     if not torch.cuda.is_available():
         raise InputError(
@@ -35,7 +35,7 @@ def require_vllm(rollout: str) -> None:
 
 
 def vllm_arguments(grpo: Grpo) -> dict[str, Any]:
-    """`grpo.rollout` in TRL's words."""
+    """`grpo.rollout` as arguments of TRL's GRPOConfig."""
     if grpo.rollout == "policy":
         return {}
     return {
@@ -48,7 +48,7 @@ def vllm_arguments(grpo: Grpo) -> dict[str, Any]:
 
 
 def generation_kwargs(processor: Any, rollout: str) -> dict[str, Any]:
-    """Sampling settings that exclude image placeholder tokens from completions."""
+    """Arguments that keep image tokens out of completions, for transformers or for vLLM."""
     ids = vision_token_ids(processor)
     if rollout == "policy":
         return {"suppress_tokens": ids}
@@ -56,36 +56,33 @@ def generation_kwargs(processor: Any, rollout: str) -> dict[str, Any]:
 
 
 def collapse_image_tokens(ids: Sequence[int], token: int) -> list[int]:
-    """A prompt with each image's run of tokens reduced to one, as before processing."""
-    kept: list[int] = []
+    """Replace each run of image tokens by one, as before the processor expanded it."""
+    collapsed: list[int] = []
     for value, run in groupby(ids):
-        kept += [value] if value == token else list(run)
-    return kept
+        collapsed += [value] if value == token else list(run)
+    return collapsed
 
 
 def verify_prompts(vllm: Any, token: int) -> None:
-    """Make TRL's `VLLMGeneration` see each image once.
+    """Wrap `generate` of TRL's `VLLMGeneration` so that vLLM sees each image once.
 
-    `generate` then raises InputError where vLLM's prompt differs from the intended one.
+    It then raises InputError if vLLM saw another prompt than intended.
     """
-    generate, colocated = vllm.generate, vllm.mode == "colocate"
+    generate = vllm.generate
+    colocated = vllm.mode == "colocate"
 
-    def checked(prompts: list[list[int]], **more: Any) -> Any:
-        made = generate(
-            prompts=[collapse_image_tokens(ids, token) for ids in prompts]
-            if colocated
-            else prompts,
-            **more,
-        )
-        for number, (meant, seen) in enumerate(zip(prompts, made[0], strict=True)):
-            if list(seen) != list(meant):
+    def verified(prompts: list[list[int]], **options: Any) -> Any:
+        collapsed = [collapse_image_tokens(ids, token) for ids in prompts] if colocated else prompts
+        outputs = generate(prompts=collapsed, **options)
+        for number, (intended, actual) in enumerate(zip(prompts, outputs[0], strict=True)):
+            if list(actual) != list(intended):
                 raise InputError(
-                    f"vLLM saw {len(seen)} tokens for prompt {number} of a batch,"
-                    f" {list(seen).count(token)} of them of its image, where the processor makes"
-                    f" {len(meant)} with {meant.count(token)}: it would answer another prompt than"
-                    " is trained on. Give vLLM the checkpoint's own processor (base.max_pixels"
-                    " too), or set grpo.rollout to policy"
+                    f"vLLM saw {len(actual)} tokens ({list(actual).count(token)} image tokens) for"
+                    f" prompt {number} of a batch, the processor makes {len(intended)}"
+                    f" ({intended.count(token)}): it would answer another prompt than is trained"
+                    " on. Give vLLM the checkpoint's own processor (with base.max_pixels), or set"
+                    " grpo.rollout to policy"
                 )
-        return made
+        return outputs
 
-    vllm.generate = checked
+    vllm.generate = verified

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages.grpo.resume import WHOLE, newest_checkpoint
+from stages.grpo.resume import MANIFEST, newest_checkpoint
 from stages.grpo.trainer import LOGGED, deterministic, write_log
 from stages.policy.fingerprint import files_hash, fingerprint, prepare_state_folder
 from tests.grpo.tiny import trainer
@@ -93,9 +93,9 @@ def test_a_checkpoint_that_was_not_written_whole_is_passed_over_and_removed(tmp_
         elif harm == "a file missing":
             (broken / "optimizer.pt").unlink()
         elif harm == "no list of files":
-            (broken / WHOLE).unlink()
+            (broken / MANIFEST).unlink()
         else:
-            (broken / WHOLE).write_text("{", encoding="utf-8")
+            (broken / MANIFEST).write_text("{", encoding="utf-8")
         assert newest_checkpoint(state) == last, harm
         assert not broken.exists()
     assert good.exists()

@@ -23,7 +23,7 @@ from stages import evaluate, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
-from stages.grpo.resume import WHOLE
+from stages.grpo.resume import MANIFEST
 from stages.taxonomy import AXES
 from tests.workspaces import REPOSITORY, small_workspace
 
@@ -293,7 +293,7 @@ def kill_while_it_saves(root: Path, after: int) -> None:
     scratch = root / layout.SCRATCH / "train" / "ct"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        half = [path for path in scratch.glob("*/checkpoint-*") if not (path / WHOLE).exists()]
+        half = [path for path in scratch.glob("*/checkpoint-*") if not (path / MANIFEST).exists()]
         if any(int(path.name.rpartition("-")[2]) >= after for path in half):
             break
     assert process.poll() is None, "ended before it could be killed"
@@ -352,7 +352,7 @@ def kill_a_rank(root: Path, rank: int, after: int, name: str = "ct") -> str:
     while launcher.poll() is None and time.monotonic() < deadline:
         kept = [
             path.parent
-            for path in (root / layout.SCRATCH).glob(f"train/{name}/*/checkpoint-*/{WHOLE}")
+            for path in (root / layout.SCRATCH).glob(f"train/{name}/*/checkpoint-*/{MANIFEST}")
         ]
         if any(int(path.name.rpartition("-")[2]) >= after for path in kept):
             break

@@ -156,7 +156,9 @@ def versions(root: Path) -> list[Finding]:
                 "install the locked versions: make install",
             )
         ]
-    packages = [f"{name} {installed(name)}" for name in ("dvc", "prefect", "torch")]
+    packages = [
+        f"{name} {version}" for name in ("dvc", "prefect", "torch") if (version := installed(name))
+    ]
     what = (
         f"python {platform.python_version()}, {', '.join(packages)}; all {len(requirements)}"
         " requirements are met"

@@ -1,4 +1,4 @@
-"""State of a Prefect server: version, runs it believes are running, slots it believes are used."""
+"""State of a Prefect server: version, dead runs, leaked concurrency slots."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -21,99 +22,75 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 SILENCE: Final = timedelta(minutes=15)
-"""A run that gave no sign for so long is taken for dead; a live one sends a heartbeat every 3
-minutes.
+"""Time without a sign of life after which a run counts as dead; a live run sends a heartbeat every
+3 minutes.
 """
-_SECONDS: Final = 10.0
+_TIMEOUT_SECONDS: Final = 10.0
 _WORKER: Final = "prefect.worker.name"
-_CLOCKS: Final = timedelta(minutes=1)
+_CLOCK_SKEW: Final = timedelta(minutes=1)
 """By how much the server's clock may be behind this machine's."""
 
 
 def server(silence: timedelta = SILENCE) -> list[Finding]:
-    """All that can be asked of the server at PREFECT_API_URL.
-
-    Where none is set, nothing is wrong.
-    """
+    """Version, dead runs and leaked slots of the server at PREFECT_API_URL; ok if none is set."""
     from prefect.settings import PREFECT_API_URL
 
     address = PREFECT_API_URL.value()
     if not address:
-        return [
-            Finding(
-                "Prefect server",
-                "ok",
-                "PREFECT_API_URL is not set: flows bring a server of their own",
-            )
-        ]
+        what = "PREFECT_API_URL is not set: flows start a server of their own"
+        return [Finding("Prefect server", "ok", what)]
     from httpx import HTTPError
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectException
 
-    unusable = (
-        HTTPError,
-        PrefectException,
-        RuntimeError,
-        ValueError,
-    )  # the last two: an answer that is not Prefect's
-    with get_client(sync_client=True, httpx_settings={"timeout": _SECONDS}) as client:
+    # RuntimeError and ValueError: the server is not Prefect's, or answers in another format
+    unusable = (HTTPError, PrefectException, RuntimeError, ValueError)
+    with get_client(sync_client=True, httpx_settings={"timeout": _TIMEOUT_SECONDS}) as client:
         try:
             if (error := client.api_healthcheck()) is not None:
-                return [_silent(address, error)]
-            found = [_version(address, client.api_version())]
+                return [_unreachable(address, error)]
+            version = _version(address, client.api_version())
         except unusable as error:
-            return [_silent(address, error)]
+            return [_unreachable(address, error)]
         try:
-            return [*found, *zombies(client, silence), *leaked_slots(client)]
+            return [version, *zombies(client, silence), *leaked_slots(client)]
         except unusable as error:
             what = (
-                f"the server refuses what it is asked ({type(error).__name__}), so its runs and"
-                " slots are not known"
+                f"the server refuses requests ({type(error).__name__}): its runs and slots are"
+                " unknown"
             )
-            return [
-                *found,
-                Finding(
-                    "flow runs",
-                    "problem",
-                    what,
-                    "have server and client of one version, and look into the server's log",
-                ),
-            ]
+            remedy = "use the same version for server and client, and check the server's log"
+            return [version, Finding("flow runs", "problem", what, remedy)]
 
 
 def zombies(
     client: SyncPrefectClient, silence: timedelta = SILENCE, now: datetime | None = None
 ) -> list[Finding]:
-    """Flow runs that the server believes are running although their process is gone or silent.
+    """Flow runs that are unfinished for the server although their process is gone or silent.
 
     `now`: the time of the server's clock; this machine's if None.
     """
     now = now or datetime.now(UTC)
-    found = []
-    alive = _active_runs(client, project_flows())
-    for run in alive:
-        if why := _is_gone(client, run, silence, now):
-            found.append(
+    problems = []
+    active = _active_runs(client, project_flows())
+    for run in active:
+        if why := _cause_of_death(client, run, silence, now):
+            problems.append(
                 Finding(
                     "flow runs",
                     "problem",
                     f"{run.name!r} ({run.id}) is {run.state_name} for the server, but {why}: it"
                     " will never end",
-                    "have it marked as crashed: --fix",
+                    "mark it as crashed: --fix",
                     partial(_crash, run, why),
                 )
             )
-    return found or [
-        Finding(
-            "flow runs",
-            "ok",
-            f"{len(alive)} unfinished, each with signs of life" if alive else "none is unfinished",
-        )
-    ]
+    what = f"{len(active)} unfinished, each with signs of life" if active else "none is unfinished"
+    return problems or [Finding("flow runs", "ok", what)]
 
 
 def leaked_slots(client: SyncPrefectClient) -> list[Finding]:
-    """Concurrency slots that the server takes for used though no run can be using them."""
+    """Concurrency slots that are in use for the server although no run can be using them."""
     from prefect.client.schemas.objects import StateType
 
     leaks = []
@@ -127,15 +104,15 @@ def leaked_slots(client: SyncPrefectClient) -> list[Finding]:
             if limit.active_slots
         ]
     for tag in client.read_concurrency_limits(limit=200, offset=0):
-        gone = [
+        leaked = [
             each
             for each in tag.active_slots
             if client.read_task_run(each).state_type != StateType.RUNNING
         ]
-        if gone:
+        if leaked:
             leaks.append(
                 (
-                    f"{len(gone)} of {tag.concurrency_limit} slots of tag {tag.tag!r}",
+                    f"{len(leaked)} of {tag.concurrency_limit} slots of tag {tag.tag!r}",
                     f"prefect concurrency-limit reset {tag.tag}",
                 )
             )
@@ -143,16 +120,16 @@ def leaked_slots(client: SyncPrefectClient) -> list[Finding]:
         Finding(
             "Prefect slots",
             "warning",
-            f"{what} are used by no run; new runs wait until they expire, if they do",
+            f"{what} are used by no run; new runs wait until they expire, if ever",
             remedy,
         )
         for what, remedy in leaks
-    ] or [Finding("Prefect slots", "ok", "none is held by a run that is over")]
+    ] or [Finding("Prefect slots", "ok", "none is held by a finished run")]
 
 
-def worker_name(pool: str, number: int) -> str:
+def worker_name(pool: str, pid: int) -> str:
     """The prefix of this project's worker names, as in infra/worker.sh: pool, host, process id."""
-    return f"{pool}-{socket.gethostname()}-{number}"
+    return f"{pool}-{socket.gethostname()}-{pid}"
 
 
 def project_flows(folder: Path = Path(__file__).parents[1]) -> list[str]:
@@ -160,27 +137,25 @@ def project_flows(folder: Path = Path(__file__).parents[1]) -> list[str]:
     names = []
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for decorator in (
-                node.decorator_list
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-                else ()
-            ):
-                call = decorator if isinstance(decorator, ast.Call) else None
-                if (
-                    isinstance(target := call.func if call else decorator, ast.Name)
-                    and target.id == "flow"
-                ):
-                    given = [
-                        word.value.value
-                        for word in (call.keywords if call else [])
-                        if word.arg == "name" and isinstance(word.value, ast.Constant)
-                    ]
-                    names.append(str(given[0]) if given else node.name.replace("_", "-"))  # type: ignore[attr-defined]
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names += filter(None, map(_flow_name, repeat(node), node.decorator_list))
     return names
 
 
+def _flow_name(function: ast.FunctionDef | ast.AsyncFunctionDef, decorator: ast.expr) -> str | None:
+    """Name that `@flow` or `@flow(name=...)` gives a function; None for another decorator."""
+    call = decorator if isinstance(decorator, ast.Call) else None
+    target = call.func if call else decorator
+    if not (isinstance(target, ast.Name) and target.id == "flow"):
+        return None
+    for keyword in call.keywords if call else []:
+        if keyword.arg == "name" and isinstance(keyword.value, ast.Constant):
+            return str(keyword.value.value)
+    return function.name.replace("_", "-")
+
+
 def _active_runs(client: SyncPrefectClient, flows: Sequence[str] | None) -> list[FlowRun]:
-    """Unfinished runs that have begun, of the named flows or of all."""
+    """Unfinished runs that have started, of the named flows or of all."""
     from prefect.client.schemas.filters import (
         FlowFilter,
         FlowFilterName,
@@ -202,42 +177,37 @@ def _active_runs(client: SyncPrefectClient, flows: Sequence[str] | None) -> list
     )
 
 
-def _is_gone(client: SyncPrefectClient, run: FlowRun, silence: timedelta, now: datetime) -> str:
+def _cause_of_death(
+    client: SyncPrefectClient, run: FlowRun, silence: timedelta, now: datetime
+) -> str:
     """Why a run must be dead; empty if it may be alive."""
-    host, _, number = (run.infrastructure_pid or "").rpartition(":")
-    # a worker of a process pool gives the number alone
-    if number.isdecimal() and (
-        host == socket.gethostname()
-        or (not host and _is_of_this_host(str(run.labels.get(_WORKER))))
-    ):
-        return (
-            "" if may_be_process(int(number), run.start_time) else f"its process {number} is gone"
-        )
-    last = _last_sign(client, run, now)
-    quiet = now - last
-    return (
-        f"it gave no sign of life for {quiet.total_seconds() / 60:.0f} minutes"
-        if quiet > silence
-        else ""
+    host, _, pid = (run.infrastructure_pid or "").rpartition(":")
+    # a worker of a process pool records the process id without a host
+    is_local = host == socket.gethostname() or (
+        not host and _is_of_this_host(str(run.labels.get(_WORKER)))
     )
+    if pid.isdecimal() and is_local:
+        alive = may_be_same_process(int(pid), run.start_time)
+        return "" if alive else f"its process {pid} is gone"
+    quiet = now - _last_sign(client, run, now)
+    if quiet <= silence:
+        return ""
+    return f"it gave no sign of life for {quiet.total_seconds() / 60:.0f} minutes"
 
 
 def _is_of_this_host(worker: str) -> bool:
     return bool(re.fullmatch(rf"\w+-{re.escape(socket.gethostname())}-\d+", worker))
 
 
-def may_be_process(number: int, begun: datetime | None) -> bool:
-    """Is there a process of this number that may be the one that began then?
-
-    After a restart another can have the number.
-    """
+def may_be_same_process(pid: int, run_start: datetime | None) -> bool:
+    """Whether the process with this id may have started a run then: ids are reused."""
     try:
-        born = datetime.fromtimestamp(psutil.Process(number).create_time(), UTC)
+        created = datetime.fromtimestamp(psutil.Process(pid).create_time(), UTC)
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
         return True
-    return begun is None or born <= begun + _CLOCKS
+    return run_start is None or created <= run_start + _CLOCK_SKEW
 
 
 def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> datetime:
@@ -251,15 +221,8 @@ def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> dateti
         EventResourceFilter,
     )
 
-    signs = [
-        each
-        for each in (
-            run.state.timestamp if run.state else None,
-            run.start_time,
-            run.expected_start_time,
-        )
-        if each
-    ]
+    changed = run.state.timestamp if run.state else None
+    signs = [each for each in (changed, run.start_time, run.expected_start_time) if each]
     logs = client.read_logs(
         LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])),
         limit=1,
@@ -267,7 +230,7 @@ def _last_sign(client: SyncPrefectClient, run: FlowRun, now: datetime) -> dateti
     )
     signs += [log.timestamp for log in logs]
     about = EventFilter(
-        # the server's clock may be ahead of this one, by which the filter would end at now
+        # the server's clock may be ahead, and the default end of the filter is this machine's now
         occurred=EventOccurredFilter.model_validate({"until": now + timedelta(days=1)}),
         resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
         order=EventOrder.DESC,
@@ -306,11 +269,11 @@ def _crash(run: FlowRun, why: str) -> str:
 def _version(address: str, theirs: str) -> Finding:
     from prefect import __version__ as ours
 
-    what = f"{_shown(address)} answers, version {theirs}; this is {ours}"
+    what = f"{_without_password(address)} answers, version {theirs}; this is {ours}"
     if theirs == ours:
         return Finding("Prefect server", "ok", what)
     same_minor = theirs.split(".")[:2] == ours.split(".")[:2]
-    remedy = f"run the server with prefect {ours}: make install there, then restart it"
+    remedy = f"run the server with prefect {ours}: `make install` there, then restart it"
     return Finding(
         "Prefect server",
         "warning" if same_minor else "problem",
@@ -319,26 +282,21 @@ def _version(address: str, theirs: str) -> Finding:
     )
 
 
-def _silent(address: str, error: Exception) -> Finding:
+def _unreachable(address: str, error: Exception) -> Finding:
     if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403):
-        what, remedy = (
-            "which refuses this user",
-            "set PREFECT_API_AUTH_STRING to what the server was started with",
-        )
+        cause = "which refuses this user"
+        remedy = "set PREFECT_API_AUTH_STRING to what the server was started with"
     else:
-        what, remedy = (
-            f"where no Prefect answers ({type(error).__name__})",
-            "start it, or unset PREFECT_API_URL to run without one",
-        )
+        cause = f"where no Prefect answers ({type(error).__name__})"
+        remedy = "start it, or unset PREFECT_API_URL to run without one"
     return Finding(
         "Prefect server",
         "problem",
-        f"PREFECT_API_URL is {_shown(address)}, {what}: no flow can begin",
+        f"PREFECT_API_URL is {_without_password(address)}, {cause}: no flow can start",
         remedy,
     )
 
 
-def _shown(address: str) -> str:
-    """An address without the password that may stand in it."""
+def _without_password(address: str) -> str:
     parts = urlsplit(address)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

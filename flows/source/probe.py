@@ -1,8 +1,8 @@
 """The corpus source that `data.dvc` imports: detect new data without fetching it, and fetch it.
 
-`dvc status` and `dvc repro` never look there: what is imported stays pinned until `dvc update`. A
-probe asks for the identity of the source alone: the hash of a local file (DVC remembers it while
-the file's time stays), the ETag of one behind HTTP.
+`dvc status` and `dvc repro` never contact the source: an import stays pinned until `dvc update`. A
+probe reads only the identity of the source: the hash of a local file (DVC caches it by modification
+time) or the ETag of an HTTP resource.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from flows.dvc_api.client import environment
-from flows.source.transfer import take, unreachable
+from flows.source.transfer import fetch_and_pin, find_import, unreachable_error
 from stages.core import layout
 from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
 
-PATIENCE: Final = 300.0
-"""Seconds in which a source must have answered."""
+PROBE_TIMEOUT_S: Final = 300.0
+"""Seconds within which a source must have answered."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """State of a source: current hash or ETag (None if only fetching tells), `changed`."""
+    """State of a source; `identity`: hash or ETag, None if only fetching reveals it."""
 
     source: str
     changed: bool
@@ -38,7 +38,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class PinnedCorpus:
-    """The pinned corpus: path, hash and bytes of the archive, and where it came from."""
+    """The pinned corpus: path, MD5 and bytes of the archive, and the source it came from."""
 
     path: str
     md5: str
@@ -46,37 +46,37 @@ class PinnedCorpus:
     source: str
 
 
-def probe(root: Path, patience: float = PATIENCE) -> Probe:
-    """Ask the source of data.dvc.
+def probe(root: Path, timeout: float = PROBE_TIMEOUT_S) -> Probe:
+    """Query the source of data.dvc.
 
-    InputError if it is gone, cannot be reached, or does not answer within `patience` seconds.
+    InputError if it is missing, unreachable, or does not answer within `timeout` seconds.
     """
-    # a process of its own: it can be given up, and DVC's objects stay out of this one's threads
+    # its own process: it can be killed at the timeout, and keeps DVC's objects out of our threads
     paths = os.pathsep.join(
         [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     command = [sys.executable, "-m", "flows.source.probe"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=root,
             env=environment({"PYTHONPATH": paths}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=patience,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired:
         raise InputError(
-            f"the source of {layout.DATA_DVC} did not answer within {patience:.0f} s: is it"
-            " reachable? Try again later"
+            f"the source of {layout.DATA_DVC} did not answer within {timeout:.0f} s: check that it"
+            " is reachable, then re-run"
         ) from None
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         raise InputError(
-            f"the source of {layout.DATA_DVC} cannot be asked: the process that asks it ended with"
-            f" exit code {done.returncode}: {done.stderr.strip()[-2000:]}"
+            f"the source of {layout.DATA_DVC} cannot be probed: the probe process ended with exit"
+            f" code {process.returncode}: {process.stderr.strip()[-2000:]}"
         ) from None
     if "error" in answer:
         raise InputError(answer["error"])
@@ -86,9 +86,9 @@ def probe(root: Path, patience: float = PATIENCE) -> Probe:
 def debounce(
     look: Callable[[], Probe], first: Probe, seconds: float, report: Callable[[str], None]
 ) -> Probe:
-    """Wait until `look` has found the same state for `seconds`: no half-written data."""
+    """Wait until `look` has returned the same state for `seconds`: no half-written data."""
     while seconds:
-        report(f"{first.source} has changed; it is taken when it has stayed so for {seconds:g} s")
+        report(f"{first.source} has changed; waiting until it is unchanged for {seconds:g} s")
         time.sleep(seconds)
         again = look()
         if again == first:
@@ -98,14 +98,14 @@ def debounce(
 
 
 def update(root: Path) -> None:
-    """Fetch the source and pin it, going on where an earlier transfer was stopped.
+    """Fetch and pin the source, resuming an earlier transfer.
 
-    InputError if it fails; data.dvc is then as it was.
+    InputError if it fails; data.dvc is then unchanged.
     """
-    take(root)
+    fetch_and_pin(root)
 
 
-def pinned(root: Path) -> PinnedCorpus:
+def read_pin(root: Path) -> PinnedCorpus:
     """What data.dvc pins; InputError if it is missing, imports nothing, or has no hash yet."""
     path = root / layout.DATA_DVC
     try:
@@ -120,60 +120,45 @@ def pinned(root: Path) -> PinnedCorpus:
     return PinnedCorpus(out.path, str(out.md5), out.size or 0, file.deps[0].source)
 
 
-def _ask() -> Probe:
-    """Ask the source of data.dvc in the working directory, by DVC's own objects."""
+def _probe_here() -> Probe:
+    """Query the source of data.dvc in the working directory through DVC's own objects."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo() as repo:
-            # not by target: only files of the workspace count, as for `dvc update`
-            stage = next(
-                (
-                    each
-                    for each in repo.index.stages
-                    if Path(each.path) == Path.cwd() / layout.DATA_DVC
-                ),
-                None,
-            )
+            stage = find_import(repo)
             if stage is None or not stage.is_import:
                 raise InputError(
-                    f"{layout.DATA_DVC} imports nothing: make it with `dvc import-url` so that new"
-                    " data can be looked for"
+                    f"{layout.DATA_DVC} imports nothing: create it with `dvc import-url` so that"
+                    " new data can be detected"
                 )
             dep: Any = stage.deps[0]
             if "repo" in dep.dumpd():
                 state = dep.status()
                 if "deleted" in state.values():
-                    raise unreachable(str(dep))
+                    raise unreachable_error(str(dep))
                 return Probe(str(dep), bool(state), None)
             try:
-                # not dep.status(): over HTTP that begins to fetch the file to see whether it is
-                # there
-                found = dep.get_hash()
+                # not dep.status(): over HTTP it starts a download to see whether the file exists
+                current = dep.get_hash()
             except FileNotFoundError as error:
-                raise unreachable(dep.def_path, error) from error
-            return Probe(str(dep.def_path), found != dep.hash_info, str(found.value))
+                raise unreachable_error(dep.def_path, error) from error
+            return Probe(str(dep.def_path), current != dep.hash_info, str(current.value))
     except DvcException as error:
-        raise InputError(f"the source of {layout.DATA_DVC} cannot be asked: {error}") from error
+        raise InputError(f"the source of {layout.DATA_DVC} cannot be probed: {error}") from error
 
 
 def main() -> int:
-    """Print the state of the source as JSON, or {"error": reason}.
-
-    Exit code 1 if it cannot be probed.
-    """
+    """Print the state of the source as JSON, or {"error": reason}, then with exit code 1."""
     try:
-        print(json.dumps(asdict(_ask())))
-    except InputError as error:
-        print(json.dumps({"error": " ".join(str(error).split())}))
-        return 1
-    except Exception as error:  # a reason in one line is more use than a library's traceback
-        why = (
-            f"the source of {layout.DATA_DVC} cannot be asked: {type(error).__name__}:"
-            f" {' '.join(str(error).split())}"
-        )
-        print(json.dumps({"error": why}))
+        print(json.dumps(asdict(_probe_here())))
+    except Exception as error:  # one line instead of a library's traceback
+        message = " ".join(str(error).split())
+        if not isinstance(error, InputError):
+            kind = type(error).__name__
+            message = f"the source of {layout.DATA_DVC} cannot be probed: {kind}: {message}"
+        print(json.dumps({"error": message}))
         return 1
     return 0
 

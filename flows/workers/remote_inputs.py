@@ -147,7 +147,7 @@ def _check_remote(root: Path) -> None:
 
 
 class RemoteInputs:
-    """Pushes each stage's inputs to the shared remote once and returns their hashes; thread-safe."""
+    """Pushes each stage's inputs to the shared remote once and returns their pins; thread-safe."""
 
     def __init__(self, root: Path, graph: Graph) -> None:
         self._root = root

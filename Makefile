@@ -23,7 +23,7 @@ help:
 	@echo "make full    the paper's setting on GPUs: check this machine, set params.yaml and data.dvc, run (PROFILE=full-3b; docs/full-scale.md)"
 	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
 	@echo "make format  put the code into its one format"
-	@echo "make lock    resolve the dependencies of pyproject.toml anew into infra/requirements.lock"
+	@echo "make lock    resolve the dependencies of pyproject.toml again into infra/requirements.lock"
 	@echo "make clean   remove .venv and caches; results and the DVC cache stay"
 
 repro: $(INSTALLED)
@@ -34,7 +34,7 @@ repro: $(INSTALLED)
 full: $(INSTALLED)
 	@echo "== Setting the profile $(PROFILE); stops here if a run cannot finish on this machine"
 	@med-r1 profile $(PROFILE)
-	@echo "== Fetching the corpus; goes on where it was stopped"
+	@echo "== Fetching the corpus; resumes where it stopped"
 	@med-r1 fetch
 	@echo "== Keeping both in git, so that results say which commit made them, and can be published"
 	@git diff --quiet HEAD -- params.yaml data.dvc || git commit --quiet --message "Profile $(PROFILE)" -- params.yaml data.dvc \

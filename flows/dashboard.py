@@ -242,7 +242,7 @@ def _await_server(variables: Mapping[str, str], server: subprocess.Popen[bytes],
         if answers(variables):
             return
         time.sleep(0.3)
-    raise InputError(f"Prefect's server does not answer; the end of {log} says why")
+    raise InputError(f"Prefect's server does not answer; see the end of {log}")
 
 
 def _await_port(host: str, port: int, log: Path) -> None:
@@ -253,9 +253,7 @@ def _await_port(host: str, port: int, log: Path) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    raise InputError(
-        f"the report's server does not answer on port {port}; the end of {log} says why"
-    )
+    raise InputError(f"the report's server does not answer on port {port}; see the end of {log}")
 
 
 def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:

@@ -85,7 +85,7 @@ def reproduce(
     Args:
         only: Stages to bring up to date with all they need, by name, group or glob: train@ct,
             evaluate, train@*. Default: all.
-        slots: GPU stages at once: at most one a GPU. On a machine without GPUs one if left out.
+        slots: GPU stages at once: at most one per GPU. On a machine without GPUs one if left out.
         gpus: Indices of the GPUs to use; all that are visible if left out.
         root: Folder of the workspace; the current one if left out.
     """
@@ -263,7 +263,7 @@ def _crashed(name: str, future: PrefectFuture[Any]) -> StageResult:
     try:
         how = f"{future.state.name}: {future.state.message}"
     except Exception as error:  # to ask for the state takes the server, too
-        how = f"without a state that could be asked for ({type(error).__name__}: {error})"
+        how = f"without a readable state ({type(error).__name__}: {error})"
     return StageResult(name, "failed", message=f"{name} failed: its task ended {how}. Run again")
 
 

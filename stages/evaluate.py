@@ -154,7 +154,7 @@ def _answer_all(
     total, (completions, _) = sum(len(each.images) for each in asked), kept.read()
     if completions:
         print(
-            f"{name}: goes on behind {len(completions)} of {total} answers, kept in {kept.folder}",
+            f"{name}: resuming after {len(completions)} of {total} answers, kept in {kept.folder}",
             file=sys.stderr,
         )
     if len(completions) == total:

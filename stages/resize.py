@@ -103,7 +103,7 @@ def main() -> None:
     check_refused(taken, params.quarantine, account, str(layout.corpus(slug)))
     print(
         f"resize {slug}: read {read} records of {len(facts)} images ({maker.decoded_count}"
-        f" of them made anew), kept {len(sets)}, quarantined {len(rows)}"
+        f" of them decoded), kept {len(sets)}, quarantined {len(rows)}"
     )
     _tell_unflagged(slug, facts)
 

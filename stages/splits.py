@@ -109,7 +109,7 @@ def main() -> None:
             {kind: as_json(counts) for kind, counts in leaks.items()},
         )
         # the published form is a bare list; beside the kinds, not in them, for another commit alone
-        # is no reason to train anew
+        # is no reason to train again
         write_json(folder / "provenance.json", collect_provenance({"splits": settings}))
     _print(draws, leaks, group_of, settings)
     print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")

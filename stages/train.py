@@ -47,7 +47,7 @@ OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
 REMEDY: Final = (
-    "run the same command again: it goes on from the last state that was kept, on as many processes"
+    "re-run the same command to resume from the last saved state, with as many processes"
 )
 
 
@@ -107,7 +107,7 @@ def main() -> None:
             resumed = newest_checkpoint(state)
         if resumed and main_process:
             print(
-                f"{name}: goes on from step {resumed.name.rpartition('-')[2]}, kept in {state}",
+                f"{name}: resuming from step {resumed.name.rpartition('-')[2]} (state in {state})",
                 file=sys.stderr,
             )
         provenance = collect_provenance(

@@ -5,9 +5,9 @@ Also checks that both give the same answers.
     python -m benchmarks.evaluate [--quick] [--json FILE]
 
 In turn on the same weights, questions and images: Med-R1's way (transformers' `generate`, batches
-of 64, at most 256 new tokens, every question with its image anew) and ours. Rows: a random model of
-Qwen2-VL's proportions, whose answers all have 10 tokens, and the embedded base, which has learnt to
-answer; 5 questions an image, as the embedded corpus has, and 1, as nearly all of OmniMedVQA's
+of 64, at most 256 new tokens, every question with its image again) and ours. Rows: a random model
+of Qwen2-VL's proportions, whose answers all have 10 tokens, and the embedded base, which has learnt
+to answer; 5 questions an image, as the embedded corpus has, and 1, as nearly all of OmniMedVQA's
 published test splits have. Medians over the repeats and their ratio; then what the two ablations
 add, and what it saves that rows leave the batch when they end. The full run takes 3 minutes on 2
 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.

@@ -64,7 +64,7 @@ def main() -> int:
         path.write_text(page(result), encoding="utf-8")
     print(page(result))
     for name in failed:
-        print(f"error: {name} failed; run the same command again to try it anew", file=sys.stderr)
+        print(f"error: {name} failed; run the same command again to try it again", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -18,7 +18,7 @@ from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 DRAWN: Final = 40
 """Images that are drawn; the others are these with another comment in the file, which every decoder
-has to decode anew.
+has to decode again.
 """
 _NOISE: Final = 3.0
 _WORDS: Final = (

@@ -20,7 +20,7 @@ class Step:
     `why`: in a line, what makes it stale and which stale stages it waits for. Those are in `after`;
     `reasons` is all that DVC says, consequences included. `wave`: 1 for what can begin at once, 2
     for what waits for those, and so on. `start` is an offset and `seconds` a duration, both in
-    seconds. `bytes`: the size of the outputs that are written anew, None if it was never known.
+    seconds. `bytes`: the size of the outputs that are written again, None if it was never known.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Plan:
 
     `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds` from the first
     start to the last end; `gpu_hours` of the stages that need one; `bytes` of all outputs written
-    anew, as far as known, and `bytes_free` for them. `warnings`: what stands in the way; `notes`:
+    again, as far as known, and `bytes_free` for them. `warnings`: what stands in the way; `notes`:
     how sure all this is.
     """
 

@@ -1,7 +1,7 @@
 """Manifest of a corpus: its images and questions, and what it has that another lacks.
 
 Made from the records of stage resize: images are known by the hash of their pixels as policies see
-them, so that a file saved anew is no new image, and one replaced under its name is. With the
+them, so that a file saved again is no new image, and one replaced under its name is. With the
 splits, also what each checkpoint was trained on.
 """
 
@@ -125,9 +125,9 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """What `write_manifest` wrote. InputError if it is no such file."""
     try:
-        return Manifest(**read_json(path, "promote the champion anew"))
+        return Manifest(**read_json(path, "promote the champion again"))
     except TypeError as error:
-        raise InputError(f"{path} is no manifest of a corpus ({error})") from error
+        raise InputError(f"{path} is not a corpus manifest ({error})") from error
 
 
 def diff(old: Manifest, new: Manifest) -> Changes:

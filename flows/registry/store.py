@@ -98,8 +98,8 @@ def fetch(root: Path, thing: CachedObject, target: Path, what: str) -> None:
             dvc(folder, "pull" if lacking else "checkout", "--quiet", file)
         except InputError as error:
             raise InputError(
-                f"{what} ({thing.md5}) is neither whole in DVC's cache nor in its remote: {_LOST}."
-                f" DVC says: {error}"
+                f"{what} ({thing.md5}) is complete neither in DVC's cache nor in its remote:"
+                f" {_LOST}. DVC says: {error}"
             ) from error
         found = folder / "thing"
         if found.is_dir():
@@ -111,7 +111,7 @@ def fetch(root: Path, thing: CachedObject, target: Path, what: str) -> None:
                 shutil.move(found, temporary)
 
 
-_LOST = "restore a copy of the cache, or promote anew with `med-r1 champion promote`"
+_LOST = "restore a copy of the cache, or promote again with `med-r1 champion promote`"
 
 
 def missing(root: Path, thing: CachedObject) -> int:

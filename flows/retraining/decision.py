@@ -103,7 +103,7 @@ def read_decisions(root: Path) -> list[Decision]:
     for path in sorted((root / FOLDER).glob("*.json")):
         decision = read_json(path, f"`git checkout` it, or remove it from {FOLDER}")
         if not isinstance(decision, dict) or not {"outcome", "corpus"} <= decision.keys():
-            raise InputError(f"{path} is no record of a decision: `git checkout` it, or remove it")
+            raise InputError(f"{path} is not a decision record: `git checkout` it, or remove it")
         found.append(decision)
     return found
 

@@ -47,7 +47,7 @@ def retrain(
         dry_run: Look at the source and say what would be done; nothing is changed.
         force: Continue without new data (compare the current settings) or with data refused before.
         start_from: Initial weights of affected trainings, base or champion. Default: params.yaml.
-        slots: GPU stages at once: at most one a GPU. On a machine without GPUs one if left out.
+        slots: GPU stages at once: at most one per GPU. On a machine without GPUs one if left out.
         gpus: Indices of the GPUs to use; all that are visible if left out.
         root: Folder of the workspace; the current one if left out.
     """

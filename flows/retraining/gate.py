@@ -96,7 +96,7 @@ def judge(
     reasons += chain.from_iterable(judgement.against for judgement in judgements.values())
     better_ones = [name for name, judgement in judgements.items() if judgement.better]
     if not judgements:
-        reasons.append("no checkpoint was trained anew: there is no challenger")
+        reasons.append("no checkpoint was retrained: there is no challenger")
     elif len(better_ones) < rule.min_better:
         reasons.append(
             f"{len(better_ones)} of {len(judgements)} checkpoints are better for certain on their"

@@ -200,7 +200,7 @@ class Retraining:
         self._stale_before = sorted(read_status(self.root))
         if self._stale_before:
             self.report(
-                f"stale before any new data, and made anew with it: {', '.join(self._stale_before)}"
+                f"stale before the new data and re-run with it: {', '.join(self._stale_before)}"
             )
         if champion and (champion.split_kind, champion.style) != (
             params.splits.kind,
@@ -295,7 +295,7 @@ class Retraining:
             known = champion.checkpoints if champion else {}
             for name in [each for each in names if each not in known]:
                 self.report(
-                    f"{name} is no checkpoint of the champion: it begins where params.yaml says"
+                    f"{name} is not a checkpoint of the champion: it begins where params.yaml says"
                 )
             starts = {name: CHAMPIONS / name for name in names if name in known}
             for name in starts:

@@ -1,7 +1,7 @@
 """A base model from a Hugging Face hub, at one commit: the local cache's, or fetched into it.
 
 A commit never changes: what the cache holds whole is taken without asking anybody, so that a second
-run needs no network. Weights are fetched here and not by huggingface_hub, which begins a file anew
+run needs no network. Weights are fetched here and not by huggingface_hub, which begins a file again
 after a kill (2.4) and does not compare it with its hash: they lie in the cache under the names it
 looks for, `blobs/<sha256>`, and the rest is left to it.
 """
@@ -113,7 +113,7 @@ def _cached(model: str, revision: str) -> Path | None:
         return None
     except HFValidationError as error:
         raise InputError(
-            f"base.source = {model!r} is no model id: {format_error(error)}"
+            f"base.source = {model!r} is not a model id: {format_error(error)}"
         ) from error
     # of what an older huggingface_hub put there, it cannot tell whether it is all
     return None if missing_parts(folder) else folder
@@ -209,14 +209,14 @@ def _explained(model: str, revision: str) -> Iterator[None]:
         raise InputError(
             {
                 "offline": (
-                    f"{which} is not whole in the local cache ({_storage(model)}), and"
+                    f"{which} is incomplete in the local cache ({_storage(model)}), and"
                     " HF_HUB_OFFLINE forbids asking the hub: unset it, fill the cache where there"
                     f" is a network (`hf download {model} --revision {revision}`), {folder}"
                 ),
                 "unreachable": (
-                    f"{which} is not whole in the local cache ({_storage(model)}), and {hub} cannot"
-                    f" be reached ({format_error(error)}): check the network and run again, what"
-                    f" has come is kept; {folder}"
+                    f"{which} is incomplete in the local cache ({_storage(model)}), and {hub}"
+                    f" cannot be reached ({format_error(error)}): check the network and run again,"
+                    f" what has come is kept; {folder}"
                 ),
                 "unknown id": (
                     f"{which}: {hub} has no such model that you may see. Check the spelling of the"

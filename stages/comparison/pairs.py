@@ -120,9 +120,9 @@ def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
         if len(found) > 1:
             (one, first), (other, second), *_ = found.items()
             raise InputError(
-                f"{first} and {second} lie in one directory, but the {name} is {one} in the first"
-                f" and {other} in the second: compare runs that were evaluated whole, with `dvc"
-                " repro`"
+                f"{first} and {second} are in one directory, but the {name} is {one} in the first"
+                f" and {other} in the second: compare runs that were evaluated completely, with"
+                " `dvc repro`"
             )
     return {name: next(iter(found)) for name, found in said.items()}
 

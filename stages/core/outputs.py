@@ -97,7 +97,7 @@ def read_json_lines(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
                 ) from error
             if not isinstance(record, dict):
                 raise InputError(
-                    f"{path}, line {number} is not a JSON object but {record!r:.60}: {remedy}"
+                    f"{path}, line {number} is not JSON object but {record!r:.60}: {remedy}"
                 )
             yield record
 

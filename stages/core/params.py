@@ -138,7 +138,7 @@ class Params(SettingsGroup):
                 self._check_sft(name, checkpoint)
             elif checkpoint.sft:
                 raise ValueError(
-                    f"checkpoints.{name}.sft: this checkpoint learns by GRPO; take it out, or set"
+                    f"checkpoints.{name}.sft: this checkpoint learns by GRPO; remove it, or set"
                     " method to sft"
                 )
         language = getattr(self.base.attention, "language", self.base.attention)
@@ -154,8 +154,8 @@ class Params(SettingsGroup):
             name, _, tested = cell.partition("/")
             if name not in self.checkpoints or tested not in AXES[self.checkpoints[name].axis]:
                 raise ValueError(
-                    f"retrain.never_worse: {cell!r} is no cell; name a checkpoint and one that it"
-                    " is tested on, as ct/mri"
+                    f"retrain.never_worse: {cell!r} is not a cell; name a checkpoint and one that"
+                    " it is tested on, as ct/mri"
                 )
         if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
             raise ValueError(
@@ -217,7 +217,7 @@ class Params(SettingsGroup):
         every = self.grpo_for(checkpoint).logging_steps
         if sft.save_steps % every:
             raise ValueError(
-                f"checkpoints.{checkpoint}: sft.save_steps {sft.save_steps} is no multiple of"
+                f"checkpoints.{checkpoint}: sft.save_steps {sft.save_steps} is not a multiple of"
                 f" grpo.logging_steps {every}"
             )
         return sft

@@ -123,7 +123,7 @@ class _Constructor(SafeConstructor):
         try:
             return super().construct_object(node, deep)
         except (KeyError, ValueError) as error:
-            problem = f"{node.value!r} is no {node.tag}: {error}"
+            problem = f"{node.value!r} is not a {node.tag}: {error}"
             raise ConstructorError(None, None, problem, node.start_mark) from error
 
 

@@ -167,7 +167,7 @@ class _NoFinalSave(TrainerCallback):  # type: ignore[misc]
 
 def _write_rollout(folder: Path, trainer: Any) -> None:
     """Write the rollout state of one process: rollout-<process>.safetensors and .json."""
-    # at a multiple the next step generates anew: nothing is pending
+    # at a multiple the next step generates again: nothing is pending
     pending = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) != 0
     tensors, others = _pack(trainer._buffered_inputs or [] if pending else [])
     stem = f"rollout-{trainer.accelerator.process_index}"

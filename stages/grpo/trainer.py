@@ -248,7 +248,7 @@ def check_prompts(
         if held := [token for token in placeholders if token in question]:
             raise InputError(
                 f"the question {question[:80]!r} contains {held[0]}, which stands for an image:"
-                " take it out of the record"
+                " remove it from the record"
             )
     texts = [
         processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)

@@ -111,7 +111,7 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[ProfileFinding]:
             "torch",
             "stops",
             f"torch cannot be imported: {machine.said}",
-            "install anew: make install",
+            "reinstall: make install",
         )
     elif (machine.lines and not machine.gpus) or (machine.torch.gpus and machine.torch.broken):
         built = (
@@ -238,7 +238,7 @@ def _sources(fetched: Iterable[Download], params: Params) -> Iterator[ProfileFin
                 each.name,
                 "stops",
                 f"{each.source}: {why}",
-                f"mend it and run again; without a network, name {where}",
+                f"fix it and re-run; without a network, name {where}",
             )
 
 

@@ -140,7 +140,7 @@ def _http(address: str, size: int | None) -> str:
 
 def _hub(source: str, revision: str | None) -> str:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        return "there is no such folder, and it is no model id (owner/name)"
+        return "there is no such folder, and it is not a model id (owner/name)"
     if revision is None:
         return (
             f"base.revision is null, and a model id needs a commit: `med-r1 base-commit {source}`"

@@ -72,7 +72,7 @@ class Profile(SettingsGroup):
 def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
     """The file of a profile, by name or path, and the profile with inherited values filled in.
 
-    Raises InputError naming the file if it is not there, is no profile, or extends itself.
+    Raises InputError naming the file if it is not there, is not a profile, or extends itself.
     """
     return _load(name, folder, [])
 
@@ -140,7 +140,7 @@ def _read(path: Path) -> Profile:
         profile = Profile.model_validate(tree)
     except ValidationError as error:
         raise InputError(
-            "\n       ".join([f"{path} is no profile:", *explain(error, "", Profile, tree)])
+            "\n       ".join([f"{path} is not a profile:", *explain(error, "", Profile, tree)])
         ) from error
     _check_data(path, profile.data)
     return profile

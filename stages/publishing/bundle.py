@@ -110,7 +110,7 @@ def _finished(name: str, folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         begun = list((layout.SCRATCH / "train" / name).glob("*/checkpoint-*"))
         raise InputError(
-            f"{folder} is unfinished: {run} goes on where it was stopped"
+            f"{folder} is unfinished: {run} resumes where it stopped"
             if begun
             else f"{folder} is missing: {run}"
         )
@@ -196,6 +196,6 @@ def _check_secrets(items: list[Item]) -> None:
         content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
         if variable := find_leaked_secret(content):
             raise InputError(
-                f"{item.name} holds the value of ${variable}, a secret: take it out, and make the"
+                f"{item.name} holds the value of ${variable}, a secret: remove it, and make the"
                 " checkpoint again"
             )

@@ -43,7 +43,8 @@ def render(
     _, end, body = rest.partition("\n---\n")
     if begin or not end:
         raise InputError(
-            f"report/cards/{name}.md is no model card: run `dvc repro --single-item --force report`"
+            f"report/cards/{name}.md is not a model card: run `dvc repro --single-item --force"
+            " report`"
         )
     settings = facts.get("params") or {}
     return render_markdown(

@@ -68,7 +68,7 @@ def _dvc(*arguments: str) -> str:
     if done.returncode:
         told = masked(" ".join((done.stderr or done.stdout).split()))[-500:]
         raise InputError(
-            f"`dvc {' '.join(arguments)}` failed: {told}. Mend it and run the same command again:"
+            f"`dvc {' '.join(arguments)}` failed: {told}. Fix it and re-run the same command:"
             " what was pushed is kept"
         )
     return done.stdout

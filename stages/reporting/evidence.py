@@ -131,7 +131,7 @@ def count_split(
 def splits_used(kind: str, splits: Sequence[Split], leaks: Mapping[str, Leaks]) -> dict[str, Any]:
     """For metrics.json: the kind of split, and test and leaked questions per kind and axis.
 
-    `shared` is counted anew from the split files that were used. Raises InputError if it is not
+    `shared` is counted again from the split files that were used. Raises InputError if it is not
     what `leaks` says of them.
     """
     summed = {

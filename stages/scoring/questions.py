@@ -109,7 +109,7 @@ def chance(questions: Sequence[Question]) -> Fraction:
 
 def _as_question(item: Any, index: int, place: str) -> Question:
     if not isinstance(item, dict):
-        raise InputError(f"{place} is no question but {_shown(item)}: give {FORM}")
+        raise InputError(f"{place} is not a question but {_shown(item)}: give {FORM}")
     for field in ("problem", "solution"):
         if not isinstance(item.get(field), str):
             raise InputError(
@@ -119,7 +119,7 @@ def _as_question(item: Any, index: int, place: str) -> Question:
         options = letter_options(_option_texts(item))
         letter = parse_solution(item["solution"])
     except ValueError as error:
-        raise InputError(f"{place}: {error}; correct the record or take it out") from error
+        raise InputError(f"{place}: {error}; correct the record or remove it") from error
     if letter not in options:
         raise InputError(
             f"{place}: gold {letter!r} is not among the options {', '.join(options)} of"

@@ -245,7 +245,7 @@ def check_predictions(
     if axis in CELLS and in_domain(predictions, axis, cell).empty:
         raise InputError(
             f"{source}: no test question with {CELLS[axis]} {cell!r}, so {checkpoint} cannot be"
-            " judged in-domain; take it out of checkpoints in params.yaml or give the corpus more"
+            " judged in-domain; remove it from checkpoints in params.yaml or give the corpus more"
             " such questions"
         )
 

@@ -202,7 +202,7 @@ def test_weights_that_are_not_what_the_hub_says_are_refused(tmp_path: Path) -> N
                 " loaded"
             ),
         ),
-        ("owner/ti ny", COMMIT, "is no model id"),
+        ("owner/ti ny", COMMIT, "is not a model id"),
     ],
 )
 def test_what_the_hub_does_not_give_is_told_apart(
@@ -227,7 +227,7 @@ def test_no_network_is_told_from_a_hub_that_fails_and_from_offline_mode(tmp_path
     offline = fetch(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert "failed (" in failing.stderr, failing.stderr
     assert "run again later" in failing.stderr
-    assert "is not whole in the local cache" in gone.stderr
+    assert "is incomplete in the local cache" in gone.stderr
     assert "cannot be reached" in gone.stderr
     assert "HF_HUB_OFFLINE forbids asking the hub: unset it" in offline.stderr
     for done in (failing, gone, offline):

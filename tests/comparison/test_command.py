@@ -130,7 +130,7 @@ def test_bad_runs_are_refused_by_name(runs: tuple[Path, Path], tmp_path: Path) -
     with pytest.raises(
         InputError,
         match=(
-            r"b/anatomy-identification.parquet and .*b/ct.parquet lie in one directory, but the"
+            r"b/anatomy-identification.parquet and .*b/ct.parquet are in one directory, but the"
             r" prompt style is"
         ),
     ):

@@ -202,7 +202,7 @@ def test_files_of_one_run_must_agree_and_say_where_they_come_from() -> None:
     with pytest.raises(
         InputError,
         match=(
-            "a and b lie in one directory, but the prompt style is think in the first and no-think"
+            "a and b are in one directory, but the prompt style is think in the first and no-think"
         ),
     ):
         common_facts({"a": said, "b": other})

@@ -67,7 +67,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ("splits.train_share", 1.0, ["splits.train_share = 1.0", "less than 1"]),
         ("splits.kind", "random", ["splits.kind = 'random'", "'grouped' or 'published'"]),
         ("splits.near_duplicates", 25, ["splits.near_duplicates = 25", "less than or equal to 24"]),
-        ("splits.patient_patterns", ["(a"], ["'(a' is no regular expression: missing )"]),
+        ("splits.patient_patterns", ["(a"], ["'(a' is not a regular expression: missing )"]),
         (
             "splits.patient_patterns",
             ["a", "(b)"],
@@ -76,7 +76,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         (
             "retrain.never_worse",
             ["ct/ct", "ct/disease-diagnosis"],
-            ["'ct/disease-diagnosis' is no cell; name a checkpoint and"],
+            ["'ct/disease-diagnosis' is not a cell; name a checkpoint and"],
         ),
         (
             "quarantine.max_refused_share",
@@ -140,7 +140,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
             {"language": "flash_attention_2", "vision": "auto"},
             ["cannot take the mask of grpo.engine shared-prefix"],
         ),
-        ("grpo.logging_steps", 7, ["save_steps 50 is no multiple of logging_steps 7"]),
+        ("grpo.logging_steps", 7, ["save_steps 50 is not a multiple of logging_steps 7"]),
         ("grpo.max_steps", 0, ["grpo.max_steps = 0", "-1 leaves it to the epochs"]),
         (
             "grpo.lora",
@@ -212,7 +212,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         (
             "checkpoints.sft-ct",
             SFT | {"grpo": {"logging_steps": 7, "save_steps": 0}},
-            ["sft-ct: sft.save_steps 50 is no multiple of"],
+            ["sft-ct: sft.save_steps 50 is not a multiple of"],
         ),
         (
             "checkpoints.sft-ct",

@@ -233,7 +233,6 @@ def test_a_task_whose_state_cannot_be_asked_for_has_failed_and_holds_up_nobody()
     result = _crashed("train@a", Unreachable())  # type: ignore[arg-type]
     assert result.state == "failed"
     assert (
-        result.message
-        == "train@a failed: its task ended without a state that could be asked for (ConnectError:"
+        result.message == "train@a failed: its task ended without a readable state (ConnectError:"
         " refused). Run again"
     )

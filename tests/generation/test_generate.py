@@ -128,7 +128,7 @@ def test_an_image_that_does_not_open_is_named(tmp_path: Path) -> None:
     question = Question("Scan?", {"real": str(tmp_path / "x.png")})
     with (
         pytest.raises(
-            InputError, match=r"x.png is no image that can be opened .*: run `dvc repro resize`"
+            InputError, match=r"x.png is not a readable image .*: run `dvc repro resize`"
         ),
         torch.no_grad(),
     ):

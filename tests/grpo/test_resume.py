@@ -85,10 +85,10 @@ def test_a_checkpoint_that_was_not_written_whole_is_passed_over_and_removed(tmp_
     state = tmp_path / "state"
     good, last = state / "checkpoint-2", state / "checkpoint-4"
     assert newest_checkpoint(state) == last
-    for harm in ("a file cut short", "a file missing", "no list of files", "half a list of files"):
+    for harm in ("a file truncated", "a file missing", "no list of files", "half a list of files"):
         broken = state / "checkpoint-6"
         shutil.copytree(last, broken)
-        if harm == "a file cut short":
+        if harm == "a file truncated":
             (broken / "model.safetensors").write_bytes(b"half")
         elif harm == "a file missing":
             (broken / "optimizer.pt").unlink()

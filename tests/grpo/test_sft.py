@@ -163,7 +163,7 @@ def test_prompts_come_in_the_order_of_grpo(grpo: dict[str, Any], tmp_path: Path)
     )
     group, parts = budget.num_generations, by_grpo.args.steps_per_generation
     ours = list(by_sft._get_train_sampler())
-    # TRL draws what it generates for at once anew for each of the steps that share it
+    # TRL draws what it generates for at once again for each of the steps that share it
     theirs = list(by_grpo._get_train_sampler())[::group]
     chunk = budget.prompts_per_device * parts
     generations = [theirs[start : start + chunk] for start in range(0, len(theirs), chunk * parts)]

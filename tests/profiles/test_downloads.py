@@ -71,7 +71,7 @@ def test_the_hub_is_asked_for_the_revision(
     ("source", "expected"),
     [
         ("Qwen/Qwen2", "a model id needs a commit: `med-r1 base-commit Qwen/Qwen2` prints one"),
-        ("/nowhere/base", "there is no such folder, and it is no model id"),
+        ("/nowhere/base", "there is no such folder, and it is not a model id"),
     ],
 )
 def test_what_stage_base_would_refuse_is_refused_before_the_hub_is_asked(

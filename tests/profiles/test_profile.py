@@ -274,7 +274,10 @@ def test_an_own_profile_overrides_only_what_differs(root: Path) -> None:
             "params:\n  prompt: {style: thinking}\n",
             r"own\.yaml .*\n.*style = 'thinking': .*'think', 'no-think' or 'think-after'",
         ),
-        ("param: {}\n", r"own\.yaml is no profile:\n.*param: unknown key; did you mean 'params'"),
+        (
+            "param: {}\n",
+            r"own\.yaml is not a profile:\n.*param: unknown key; did you mean 'params'",
+        ),
         (
             "extends: ful\n",
             (

@@ -293,13 +293,13 @@ DAMAGE: dict[str, tuple[Any, str]] = {
     ),
     "unfinished": (
         unfinished,
-        "models/ct is unfinished: `dvc repro train@ct` goes on where it was stopped",
+        "models/ct is unfinished: `dvc repro train@ct` resumes where it stopped",
     ),
     "no processor": (
         lambda root: (root / "models/ct/tokenizer_config.json").unlink(),
         "tokenizer_config.json is missing",
     ),
-    "cut short": (cut_short, r"model.safetensors has \d+ bytes instead of \d+"),
+    "truncated": (cut_short, r"model.safetensors has \d+ bytes instead of \d+"),
     "dirty": (
         lambda root: change_json(root / "training/ct.provenance.json", git_dirty=True),
         "--allow-dirty",

@@ -71,7 +71,7 @@ def test_neither_image_nor_wording_is_kept() -> None:
         (b"[]", "holds no questions"),
         (b"{}", "not a split but {}"),
         (b"null", "not a split but missing"),
-        (b"[3]", "record 0 is no question but 3"),
+        (b"[3]", "record 0 is not a question but 3"),
         (b"[{}]", "record 0: problem is missing"),
     ],
 )

@@ -179,7 +179,7 @@ def test_a_file_that_is_no_archive_is_refused(run: RunStage, project: Path) -> N
     path = project / "data/raw/corpus.zip"
     path.parent.mkdir(parents=True)
     path.write_text("version https://git-lfs.github.com/spec/v1", encoding="utf-8")
-    with pytest.raises(InputError, match=r"data/raw/corpus\.zip is not a whole zip"):
+    with pytest.raises(InputError, match=r"data/raw/corpus\.zip is not a complete zip"):
         run(download)
 
 

@@ -100,7 +100,7 @@ def test_an_image_that_does_not_open_is_named_and_nothing_is_written(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (layout.images("oct") / "0.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"data/images/oct/0.png is no image that can be opened"):
+    with pytest.raises(InputError, match=r"data/images/oct/0.png is not a readable image"):
         run_evaluate(monkeypatch, "base")
     assert not layout.predictions("base").exists()
 
@@ -286,7 +286,7 @@ def test_several_processes_share_the_questions_to_the_same_rows(
         out, said = process.communicate()
     assert process.returncode == 0, said
     assert out == f"base: 48 questions answered -> {layout.predictions('base')}\n"
-    assert "base: goes on behind 10 of 96 answers, kept in " in said
+    assert "base: resuming after 10 of 96 answers, kept in " in said
     shared = pq.read_table(layout.predictions("base"))
     assert shared.equals(alone)
     assert json.loads(shared.schema.metadata[b"provenance"])["batch_sizes"] == [5]
@@ -298,7 +298,7 @@ def test_a_share_that_fails_says_why_and_the_stage_fails(root: Path) -> None:
     with started(**{PROCESSES: "2"}) as process:
         _, said = process.communicate()
     assert process.returncode == ExitCode.INPUT
-    assert "data/images/oct/0.png is no image that can be opened" in said
+    assert "data/images/oct/0.png is not a readable image" in said
     assert "error: process " in said.splitlines()[-1]
     assert "Traceback" not in said
     assert not layout.predictions("base").exists()

@@ -89,7 +89,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def replace(name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    """Write one checkpoint's predictions anew, changed."""
+    """Write one checkpoint's predictions again, changed."""
     write_predictions(
         layout.predictions(name), change(make_predictions(make_questions(per_cell=8), name))
     )
@@ -916,7 +916,7 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         ),
         (
             lambda: replace("mri", lambda rows: rows.assign(completion_tokens=-1)),
-            r"mri\.parquet: question .* is no number of tokens",
+            r"mri\.parquet: question .* is not a number of tokens",
         ),
         (
             overwrite(layout.LEAKS, '{"grouped": {}}'),

@@ -55,7 +55,7 @@ def test_a_record_gets_a_square_rgb_image_that_opens_and_the_facts_of_its_source
         ]
         assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", (384, 384))
     assert (
-        "resize ct: read 1 records of 1 images (1 of them made anew), kept 1, quarantined 0"
+        "resize ct: read 1 records of 1 images (1 of them decoded), kept 1, quarantined 0"
         in capsys.readouterr().out
     )
 

@@ -47,7 +47,7 @@ def check_gpus(bf16: str | None) -> None:
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:
         raise InputError(
-            f"GPU {number} cannot be computed on ({str(error).splitlines()[0]}); torch"
+            f"GPU {number} cannot be used for computation ({str(error).splitlines()[0]}); torch"
             f" {torch.__version__} was built for CUDA {torch.version.cuda} and"
             f" {' '.join(torch.cuda.get_arch_list())}: install one for this GPU and driver, and see"
             " with `nvidia-smi` that nobody else has it"

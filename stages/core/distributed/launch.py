@@ -88,7 +88,7 @@ def nodes() -> int:
     given = os.environ.get(NODES, "1")
     if not given.isdecimal() or not int(given):
         raise InputError(
-            f"{NODES}={given!r} is no number of hosts: set it to 1 or more, or unset it"
+            f"{NODES}={given!r} is not a number of hosts: set it to 1 or more, or unset it"
         )
     if int(given) > 1 and not re.fullmatch(r"[\w.-]+:\d+", os.environ.get(RENDEZVOUS, "")):
         raise InputError(

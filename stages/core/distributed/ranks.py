@@ -1,4 +1,4 @@
-"""A stage's work shared by several processes of the same stage, one a GPU."""
+"""A stage's work shared by several processes of the same stage, one per GPU."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def wanted_processes() -> int:
         return max(gpus, 1)
     if not given.isdecimal() or not int(given):
         raise InputError(
-            f"{PROCESSES}={given!r} is no number of processes: set it to 1 or more, or unset it for"
-            " one a GPU"
+            f"{PROCESSES}={given!r} is not a number of processes: set it to 1 or more, or unset it"
+            " for one per GPU"
         )
     if gpus and int(given) > gpus:
         raise InputError(

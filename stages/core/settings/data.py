@@ -166,7 +166,7 @@ class Splits(SettingsGroup):
                 groups = re.compile(pattern).groups
             except re.error as error:
                 raise ValueError(
-                    f"patient_patterns: {pattern!r} is no regular expression: {error}"
+                    f"patient_patterns: {pattern!r} is not a regular expression: {error}"
                 ) from error
             if not groups:
                 raise ValueError(

@@ -190,7 +190,8 @@ class Grpo(SettingsGroup):
         self._check_parallel()
         if self.save_steps % self.logging_steps:
             raise ValueError(
-                f"save_steps {self.save_steps} is no multiple of logging_steps {self.logging_steps}"
+                f"save_steps {self.save_steps} is not a multiple of logging_steps"
+                f" {self.logging_steps}"
             )
         return self
 

@@ -47,7 +47,7 @@ class DamagedMemberError(RefusedDataError):
 
     def __init__(self, path: Path, name: str, why: str) -> None:
         super().__init__(
-            f"{path}: member {name!r} cannot be read ({why}): it may be cut short or damaged;"
+            f"{path}: member {name!r} cannot be read ({why}): it may be truncated or damaged;"
             f" {_AGAIN}"
         )
         self.name, self.why = name, why
@@ -121,7 +121,7 @@ def damage_explained(path: Path, kinds: tuple[type[Exception], ...]) -> Iterator
     except kinds as error:
         why = f"{error or type(error).__name__}"
         raise RefusedDataError(
-            f"{path} is not a whole zip, tar, tar.gz or tar.zst ({why}): it may be cut short or"
+            f"{path} is not a complete zip, tar, tar.gz or tar.zst ({why}): it may be truncated or"
             f" damaged; {_AGAIN}"
         ) from error
 

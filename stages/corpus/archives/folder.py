@@ -80,7 +80,7 @@ def _load(root: Path, name: str, size: int) -> bytes:
         raise DamagedMemberError(root, name, error.strerror or str(error)) from error
     with open(descriptor, "rb") as handle:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise DamagedMemberError(root, name, "it is no regular file any more")
+            raise DamagedMemberError(root, name, "it is no longer a regular file")
         content = handle.read(size + 1)
     if len(content) != size:
         raise DamagedMemberError(

@@ -112,7 +112,7 @@ def _too_long(name: str) -> str | None:
 def _same(member: Member, other: Member, exactly: bool) -> str:
     where = "" if other.source == member.source else f" in {other.source.name}"
     if exactly:
-        return f"a name that stands{where} already" if where else "a name that stands in it twice"
+        return f"a name that stands{where} already" if where else "a duplicate name"
     return (
         f"a name that other systems cannot tell from {other.name!a}{where} (upper and lower case,"
         " or the same letter written in two ways)"

@@ -92,7 +92,7 @@ class Corpus:
 def open_corpus(path: Path, limits: CorpusLimits, scratch: Path = SCRATCH) -> Iterator[Corpus]:
     """Open a corpus of any kind and check all that it holds; it can be read until this is left.
 
-    Raises RefusedDataError for a file that is no archive or is cut short, for an unsafe member, for
+    Raises RefusedDataError for a file that is no archive or is truncated, for an unsafe member, for
     more than `limits` allow, and for what does not hold one corpus; FileNotFoundError if there is
     nothing at `path`.
     """
@@ -209,7 +209,7 @@ def _under_images(path: Path, files: dict[str, Member]) -> dict[str, Member]:
         shown = name if stays else IMAGES + name
         if shown in named:
             why = (
-                f"{path}: {shown!r} stands for two files, one under {IMAGES} and one beside it;"
+                f"{path}: {shown!r} names two files, one under {IMAGES} and one beside it;"
                 " rename one of them"
             )
             raise RefusedDataError(why, CorpusFault.LAYOUT)

@@ -77,7 +77,7 @@ def open_image(path: str | Path) -> Image.Image:
         with Image.open(BytesIO(content)) as opened:
             return opened.convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow knows a broken PNG by either
-        raise InputError(f"{path} is no image that can be opened ({error}): {_REMEDY}") from error
+        raise InputError(f"{path} is not a readable image ({error}): {_REMEDY}") from error
 
 
 def read_image(path: str | Path) -> bytes:
@@ -108,7 +108,7 @@ def identity(path: str | Path) -> str:
 
 
 def list_shard(shard: Path) -> dict[str, MemberLocation]:
-    """Name -> place of each image of a shard. InputError if it is not a whole zip."""
+    """Name -> place of each image of a shard. InputError if it is not a complete zip."""
     try:
         with zipfile.ZipFile(shard) as archive:
             return {
@@ -116,7 +116,7 @@ def list_shard(shard: Path) -> dict[str, MemberLocation]:
                 for info in archive.infolist()
             }
     except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{shard} is not a whole shard ({error}): {_REMEDY}") from error
+        raise InputError(f"{shard} is not a complete shard ({error}): {_REMEDY}") from error
 
 
 def read_location(place: MemberLocation, path: str | Path) -> bytes:

@@ -55,7 +55,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "Save the file as UTF-8: in Excel 'CSV UTF-8 (Comma delimited)', in pandas the default.",
     ),
     Reason.FILE_FORM: Advice(
-        "JSON files that are no list", "A question file is a list of records: [{...}, {...}]."
+        "JSON files that are not a list", "A question file is a list of records: [{...}, {...}]."
     ),
     Reason.COLUMN_MISSING: Advice(
         "CSV files without a required column",
@@ -76,7 +76,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "Put a cell that holds the separator in quotation marks.",
     ),
     Reason.RECORD_FORM: Advice(
-        "list elements that are no record",
+        "list elements that are not records",
         "Each element of the list is an object with a record's fields.",
     ),
     Reason.RECORD_VALUE: Advice(
@@ -103,7 +103,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     ),
     Reason.OPTIONS_EQUAL: Advice("equal options", "Make the options differ, or leave one out."),
     Reason.OPTIONS_FORM: Advice(
-        "options that cannot be told apart",
+        "indistinguishable options",
         'Write "Cyst | Nodule", or the JSON list ["Cyst", "Nodule"], or a column for each.',
     ),
     Reason.OPTION_LETTERS: Advice(
@@ -143,7 +143,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "images that are empty", "Copy or export the file again: it has no bytes."
     ),
     Reason.IMAGE_FORMAT: Advice(
-        "files that are no image of a known format",
+        "files in an unknown image format",
         "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM: the content counts, not the suffix.",
     ),
     Reason.IMAGE_SYNTAX: Advice(

@@ -225,7 +225,7 @@ def shown(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     if (
         not text.isascii()
-    ):  # else it stays the same object: a file's name is not kept anew for each of its records
+    ):  # else it stays the same object: a file's name is not kept again for each of its records
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 

@@ -112,7 +112,7 @@ def _decoder(odd: list[RefusedRecord]) -> json.JSONDecoder:
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            why = "a field that stands twice: take out the one that is wrong"
+            why = "a duplicate field: remove the wrong one"
             odd.append(RefusedRecord(twice, why, Reason.FIELD_DUPLICATE))
         return found
 

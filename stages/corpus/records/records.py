@@ -120,7 +120,7 @@ def read_record_files(
 def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
     """Read an earlier stage's JSON Lines files in order of name; unfit records become rows.
 
-    Raises InputError, with `remedy`, if a file is missing or a line is not a JSON object.
+    Raises InputError, with `remedy`, if a file is missing or a line is not JSON object.
     """
     collected = _Collected(lambda image_path: None)
     texts: dict[str, str] = {}
@@ -354,6 +354,6 @@ def _check_published_form(question: str, options: tuple[str, ...]) -> None:
     if parse_problem(problem) != (question, letter_options(options)):
         raise RefusedRecord(
             problem,
-            "a text that holds an option label cannot be told from the options",
+            "a text that holds an option label cannot be distinguished from the options",
             Reason.OPTION_LABEL,
         )

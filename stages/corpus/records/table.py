@@ -128,7 +128,7 @@ def read_header(text: str) -> Header:
     if "options" in header.columns and letters:
         raise RefusedRecord(
             found,
-            "options stand in one column and in several: take out the one or the others",
+            "options are in one column and in several: remove the one or the others",
             Reason.COLUMN_DUPLICATE,
         )
     return header

@@ -75,7 +75,7 @@ def decode(content: bytes) -> str:
         found = f"byte 0x{content[error.start]:02x} in line {line}"
         if encoding == "utf-16":
             raise RefusedRecord(
-                found, f"UTF-16 text that is damaged or cut short: {remedy}", Reason.FILE_ENCODING
+                found, f"UTF-16 text that is damaged or truncated: {remedy}", Reason.FILE_ENCODING
             ) from None
         raise RefusedRecord(
             found, f"not UTF-8 text, perhaps Windows-1252: {remedy}", Reason.FILE_ENCODING

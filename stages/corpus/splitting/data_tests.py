@@ -77,7 +77,7 @@ class Results:
 
 
 _ANEW: Final = "the file was changed after stage resize: run `dvc repro -f resize`"
-_LOOK: Final = "look at the examples, and take out or correct what is wrong in the corpus"
+_LOOK: Final = "look at the examples, and remove or correct what is wrong in the corpus"
 
 RECORD_TESTS: Final[Mapping[str, Expectation]] = {
     "schema": Expectation(
@@ -99,7 +99,7 @@ RECORD_TESTS: Final[Mapping[str, Expectation]] = {
     "ids": Expectation(
         "question ids that stand twice", "make the ids of the corpus unique and run `dvc repro`"
     ),
-    "files": Expectation("records that stand in the file of another modality", _ANEW),
+    "files": Expectation("records filed under another modality", _ANEW),
 }
 """Tests of single records: always errors, none may be found."""
 

@@ -67,7 +67,8 @@ def test_a_gpu_that_torch_was_not_built_for_is_refused(
     with pytest.raises(
         InputError,
         match=(
-            r"GPU 0 cannot be computed on \(CUDA error: no kernel image is available .* sm_90:"
+            r"GPU 0 cannot be used for computation \(CUDA error: no kernel image is available .*"
+            r" sm_90:"
             r" install one"
         ),
     ):

@@ -159,8 +159,8 @@ def test_two_hosts_that_meet_are_one_training(
 @pytest.mark.parametrize(
     ("count", "place", "said"),
     [
-        ("two", "", "is no number of hosts"),
-        ("0", "", "is no number of hosts"),
+        ("two", "", "is not a number of hosts"),
+        ("0", "", "is not a number of hosts"),
         ("2", "", "set it on all to the same, as host1:29500"),
     ],
 )

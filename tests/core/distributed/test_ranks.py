@@ -120,6 +120,6 @@ def test_there_are_as_many_as_gpus_unless_told_otherwise(monkeypatch: pytest.Mon
     for wrong in ("two", "0", "-1", ""):
         monkeypatch.setenv(shares.PROCESSES, wrong)
         with pytest.raises(
-            InputError, match=rf"MED_R1_PROCESSES='{wrong}' is no number of processes"
+            InputError, match=rf"MED_R1_PROCESSES='{wrong}' is not a number of processes"
         ):
             shares.wanted_processes()

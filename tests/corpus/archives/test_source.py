@@ -70,7 +70,7 @@ def test_images_beside_a_table_are_named_as_if_they_lay_under_images(
 
 
 def test_two_files_that_would_be_named_alike_are_refused(tmp_path: Path) -> None:
-    refused = pytest.raises(InputError, match=r"'Images/ct/a\.png' stands for two files")
+    refused = pytest.raises(InputError, match=r"'Images/ct/a\.png' names two files")
     with refused, opened_at(write_folder(tmp_path / "c", TABLE | {"Images/ct/a.png": b""})):
         pass
 
@@ -125,7 +125,10 @@ def test_one_bad_archive_of_several_is_named(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     write_zip(tmp_path / "c" / "one.zip", GOOD)
     (tmp_path / "c" / "two.zip").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"two\.zip is not a whole zip"), opened_at(tmp_path / "c"):
+    with (
+        pytest.raises(InputError, match=r"two\.zip is not a complete zip"),
+        opened_at(tmp_path / "c"),
+    ):
         pass
 
 

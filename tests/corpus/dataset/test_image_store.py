@@ -133,7 +133,7 @@ def test_a_damaged_shard_is_named_and_not_shown(stored: dict[str, Image.Image]) 
             store.read_location(place, name)
     shard.write_bytes(content[: len(content) // 2])
     os.utime(FOLDER, ns=(5, 5))
-    with pytest.raises(InputError, match=r"data/images/ct/0\.zip is not a whole shard"):
+    with pytest.raises(InputError, match=r"data/images/ct/0\.zip is not a complete shard"):
         store.open_image(path)
 
 

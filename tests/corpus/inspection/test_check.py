@@ -239,7 +239,7 @@ def test_what_is_no_corpus_is_unusable_and_told(
     for path, why in {
         "none": "neither a file nor a folder",
         "empty": "expected one folder with QA_information/Open-access/ and Images/",
-        "x.zip": "is not a whole zip",
+        "x.zip": "is not a complete zip",
     }.items():
         assert run_check(tmp_path / path) == 2
         assert why in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_a_bad_record_is_refused_with_value_and_reason(
 def test_a_text_the_published_form_cannot_carry_is_refused(
     make_record: MakeRecord, changes: dict[str, str]
 ) -> None:
-    with pytest.raises(RefusedRecord, match="cannot be told from the options"):
+    with pytest.raises(RefusedRecord, match="cannot be distinguished from the options"):
         check_record(make_record(**changes), HERE)
 
 

@@ -132,7 +132,7 @@ def test_a_manifest_can_be_kept_and_read_again(tmp_path: Path) -> None:
     write_manifest(tmp_path / "manifest.json", kept)
     assert read_manifest(tmp_path / "manifest.json") == kept
     (tmp_path / "manifest.json").write_text('{"images": {}}', encoding="utf-8")
-    with pytest.raises(InputError, match="is no manifest of a corpus"):
+    with pytest.raises(InputError, match="is not a corpus manifest"):
         read_manifest(tmp_path / "manifest.json")
 
 

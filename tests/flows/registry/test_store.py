@@ -97,7 +97,7 @@ def test_what_is_nowhere_is_named(root: Path, tmp_path: Path) -> None:
     ):
         fetch(root, model, tmp_path / "old", "the model")
     with_remote(root)
-    with pytest.raises(InputError, match="is neither whole in DVC's cache nor in its remote"):
+    with pytest.raises(InputError, match="is complete neither in DVC's cache nor in its remote"):
         fetch(root, model, tmp_path / "old", "the model")
     assert not (tmp_path / "old").exists()
 

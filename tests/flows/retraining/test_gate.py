@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_gone_and_none_to_judge_are_said() -> None:
     assert not found.promote
     assert found.reasons == (
         "oct is not among the challengers any more",
-        "no checkpoint was trained anew: there is no challenger",
+        "no checkpoint was retrained: there is no challenger",
     )
 
 

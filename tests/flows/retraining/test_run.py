@@ -202,7 +202,7 @@ def few_questions(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (broken, "is not a whole zip, tar, tar.gz or tar.zst"),
+        (broken, "is not a complete zip, tar, tar.gz or tar.zst"),
         (damaged_members, r"20 of 660 records \(3\.0%\) were refused"),
         (
             other_modalities,

@@ -182,11 +182,7 @@ def _cause_of_death(
 ) -> str:
     """Why a run must be dead; empty if it may be alive."""
     host, _, pid = (run.infrastructure_pid or "").rpartition(":")
-    # a worker of a process pool records the process id without a host
-    is_local = host == socket.gethostname() or (
-        not host and _is_of_this_host(str(run.labels.get(_WORKER)))
-    )
-    if pid.isdecimal() and is_local:
+    if pid.isdecimal() and _is_local(host, run):
         alive = may_be_same_process(int(pid), run.start_time)
         return "" if alive else f"its process {pid} is gone"
     quiet = now - _last_sign(client, run, now)
@@ -195,7 +191,14 @@ def _cause_of_death(
     return f"it gave no sign of life for {quiet.total_seconds() / 60:.0f} minutes"
 
 
-def _is_of_this_host(worker: str) -> bool:
+def _is_local(host: str, run: FlowRun) -> bool:
+    """Whether a run is on this host.
+
+    A worker of a process pool records process ids without a host: its own name has the host.
+    """
+    if host:
+        return host == socket.gethostname()
+    worker = str(run.labels.get(_WORKER))
     return bool(re.fullmatch(rf"\w+-{re.escape(socket.gethostname())}-\d+", worker))
 
 

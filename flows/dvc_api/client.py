@@ -1,9 +1,9 @@
-"""DVC's command line, as flows need it: what is stale, and one stage run safely beside others.
+"""DVC's command line: which stages are stale, and running one stage safely beside others.
 
 Every call is `dvc --wait-for-lock`: without it, stages that start or end while another holds the
-repository's lock fail, and one that has run for hours can end unrecorded. `repro -s` runs one stage
-and looks at nothing upstream, so the caller keeps the order. A stage runs behind
-`flows.dvc_api.guard`: it ends when its caller does, however that ends.
+repository's lock fail, and hours of work can end unrecorded. `repro -s` runs one stage and ignores
+everything upstream, so the caller keeps the order. A stage runs behind `flows.dvc_api.guard`: it
+ends when its caller ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -29,14 +31,12 @@ from stages.core.errors import ExitCode, InputError
 from stages.core.outcome import RUN, STAGE, StageOutcome, read_outcome
 
 RECORDS: Final = layout.SCRATCH / "flows" / "running"
-"""A file for each stage that runs, while it runs."""
+"""Folder with one file per running stage."""
 TAIL: Final = 40
-"""Last lines of a stage that a failure quotes."""
+"""Number of a stage's last lines that a failure message quotes."""
 _GUARD: Final = Path(__file__).with_name("guard.py")
 _ROUNDS: Final = 5
-"""How often what was ended is looked for again: a process may have been forking just then, or start
-another as its last act.
-"""
+"""How often ended processes are looked for again: one may have forked just before it ended."""
 _NOISE: Final = re.compile(
     r"^(To track the changes with git, run:|To enable auto staging, run:|\s*git add .*|\s*dvc"
     r" config core\.autostage.*|Use `dvc push`.*|)$"
@@ -44,17 +44,17 @@ _NOISE: Final = re.compile(
 
 
 class DvcEvent(Enum):
-    """What DVC reports of a stage while it brings it up to date."""
+    """Event of a stage in DVC's output."""
 
     BEGAN = auto()
-    """It runs the stage's command."""
+    """DVC runs the stage's command."""
     UNCHANGED = auto()
     CACHED = auto()
-    """It takes the outputs from the run-cache."""
+    """DVC restores the outputs from the run cache."""
     LOCKED = auto()
-    """It failed, because another DVC command holds its lock, or a path that the stage needs."""
+    """DVC failed: another DVC command holds its lock, or a path that the stage needs."""
     DISK_FULL = auto()
-    """It failed, because no space is left for what it copies."""
+    """DVC failed: no space for a file that it copies."""
 
 
 _EVENTS: Final[tuple[tuple[re.Pattern[str], DvcEvent], ...]] = (
@@ -69,8 +69,8 @@ _EVENTS: Final[tuple[tuple[re.Pattern[str], DvcEvent], ...]] = (
 )
 
 Reasons = dict[str, dict[str, str]]
-"""What made a stage stale: "changed deps", "changed outs" -> path -> "modified", "deleted", ...,
-and "changed command".
+"""Why a stage is stale: "changed deps", "changed outs" -> path -> "modified", "deleted", ..., and
+"changed command" -> {}.
 """
 
 
@@ -78,21 +78,22 @@ and "changed command".
 class StageRun:
     """How `dvc repro -s` ended: `ran`, `unchanged`, or `cached` (from the run cache)."""
 
-    how: Literal["ran", "unchanged", "cached"]
+    state: Literal["ran", "unchanged", "cached"]
     seconds: float
 
 
 class StageError(Exception):
-    """A stage did not end well; the message says which, why, and what to do.
+    """A stage failed; the message names the stage, the cause and the remedy.
 
-    `code` is the stage's own exit code, None where it did not begin or did not write one; `began`:
-    DVC had begun to run its command.
+    `code` is the stage's own exit code, None if it did not start or wrote none; `began`: DVC had
+    started its command.
     """
 
     def __init__(self, message: str, code: ExitCode | None = None, *, began: bool = True) -> None:
-        """Keep what callers tell apart beside the words."""
+        """Store the message and the fields that callers decide by."""
         super().__init__(message)
-        self.code, self.began = code, began
+        self.code = code
+        self.began = began
 
 
 class StoppedError(Exception):
@@ -100,7 +101,7 @@ class StoppedError(Exception):
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment, its Python's programs first on the path, telemetry off."""
+    """This process's environment with its Python's programs first in PATH and telemetry off."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return (
         os.environ
@@ -110,10 +111,10 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
-    """What `dvc` prints.
+    """Run a DVC command; its standard output.
 
-    InputError with what it says if it fails. `inherit_fds`: descriptors that it keeps open, such as
-    a lock's.
+    `inherit_fds`: file descriptors that stay open in it, such as a lock's. InputError with DVC's
+    message if it fails.
     """
     command = ["dvc", "--wait-for-lock", *arguments]
     done = subprocess.run(
@@ -126,45 +127,49 @@ def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
         pass_fds=tuple(inherit_fds),
     )
     if done.returncode:
-        said = "\n".join(
-            line for line in (done.stderr or done.stdout).splitlines() if line.strip()
-        )[-2000:]
-        raise InputError(f"`{' '.join(command)}` failed with exit code {done.returncode}: {said}")
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        message = "\n".join(lines)[-2000:]
+        raise InputError(
+            f"`{' '.join(command)}` failed with exit code {done.returncode}: {message}"
+        )
     return done.stdout
 
 
 def read_status(root: Path) -> dict[str, Reasons]:
-    """Stale stage -> reasons, as DVC sees them, without stages that only wait for a stale one."""
-    found: dict[str, list[str | dict[str, Any]]] = json.loads(dvc(root, "status", "--json") or "{}")
+    """Stale stage -> reasons, from `dvc status`: without stages that only wait for a stale one."""
+    status: dict[str, list[str | dict[str, Any]]] = json.loads(
+        dvc(root, "status", "--json") or "{}"
+    )
     stale: dict[str, Reasons] = {}
-    for name, reasons in found.items():
+    for name, reasons in status.items():
         merged: Reasons = {}
         for reason in reasons:
             merged |= {reason: {}} if isinstance(reason, str) else reason
         if name.endswith(layout.DATA_DVC.suffix):
-            # an import whose source has moved on is as pinned: that is the business of retraining
+            # a newer version of an import's source does not matter here: retraining handles it
             merged.pop("changed deps", None)
         if merged:
             stale[name] = merged
     return stale
 
 
-def say_reasons(reasons: Reasons) -> str:
-    """Why, in a line: "models/base modified; grpo.beta modified; stages/train.py modified"."""
+def format_reasons(reasons: Reasons) -> str:
+    """Reasons in one line: "models/base modified; grpo.beta modified; stages/train.py modified"."""
     parts = []
     for kind, changes in reasons.items():
         if not changes:
             parts.append(kind)
-        for path, how in changes.items():
-            if isinstance(how, dict):  # parameters: file -> key -> change
-                parts += [f"{key} {change}" for key, change in how.items()]
+        prefix = "output " if kind == "changed outs" else ""
+        for path, change in changes.items():
+            if isinstance(change, dict):  # parameters: file -> key -> change
+                parts += [f"{key} {each}" for key, each in change.items()]
             else:
-                parts.append(f"{'output ' if kind == 'changed outs' else ''}{path} {how}")
+                parts.append(f"{prefix}{path} {change}")
     return "; ".join(parts)
 
 
 class Runner:
-    """Run stages and commands of one workspace; `stop` ends those running and starts no more."""
+    """Runs stages and commands of one workspace; `stop` ends them and prevents new ones."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -180,20 +185,19 @@ class Runner:
         options: Sequence[str] = (),
         inherit_fds: Iterable[int] = (),
     ) -> StageRun:
-        """`dvc repro -s` of one stage, its lines given to `report` as they come.
+        """Run `dvc repro -s` for one stage, passing its output to `report` line by line.
 
-        `inherit_fds`: file descriptors that the stage's processes keep open as long as one of them
-        lives, such as a slot's lock. StageError if it fails, StoppedError if this runner was
-        stopped.
+        `inherit_fds`: file descriptors that stay open as long as a process of the stage lives, such
+        as a slot's lock. StageError if it fails, StoppedError if this runner was stopped.
         """
         start = time.monotonic()
         command = ["dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
-        events = self.watch(
+        events = self.run_command(
             stage, command, report, folder=self.root, extra=extra, inherit_fds=inherit_fds
         )
-        return StageRun(_how(events), time.monotonic() - start)
+        return StageRun(_final_state(events), time.monotonic() - start)
 
-    def watch(
+    def run_command(
         self,
         name: str,
         command: Sequence[str],
@@ -205,17 +209,17 @@ class Runner:
     ) -> set[DvcEvent]:
         """Run any command in `folder` behind the guard, under a unique `name`; otherwise as `run`.
 
-        Returns what DVC reported, if the command is DVC.
+        Returns the events in the output, if the command is DVC.
         """
         run = uuid.uuid4().hex
-        # DVC gives the command of a stage the same name
-        told = {RUN: run, STAGE: name}
+        # identify the stage's outcome file; DVC sets the same STAGE for the command of a stage
+        identity = {RUN: run, STAGE: name}
         record = (self.root / RECORDS / f"{name}.pid").resolve()
         record.parent.mkdir(parents=True, exist_ok=True)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(record), *command],
             cwd=folder,
-            env=environment(dict(extra or {}) | told),
+            env=environment(dict(extra or {}) | identity),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -232,25 +236,24 @@ class Runner:
         try:
             assert process.stdout
             for line in process.stdout:
-                shown = (
-                    line.rstrip("\n").rpartition("\r")[2].rstrip()
-                )  # of a bar that redraws itself, its last state
-                if event := read_event(shown):
+                # a progress bar redraws itself after "\r": keep its last state
+                text = line.rstrip("\n").rpartition("\r")[2].rstrip()
+                if event := read_event(text):
                     events.add(event)
-                if not _NOISE.match(shown):
-                    tail.append(shown)
-                    report(shown)
+                if not _NOISE.match(text):
+                    tail.append(text)
+                    report(text)
             code = process.wait()
         finally:
-            # whatever went wrong here, it does not go on unwatched
+            # if this loop failed, the command must not continue unsupervised
             self._close(process)
             process.wait()
             self._running.discard(process)
-        if code < 0:  # the guard itself was killed: what it watched is ours to end
+        if code < 0:  # the guard itself was killed: end the processes it ran
             end_stages({record})
             record.unlink(missing_ok=True)
         if self.stopped:
-            raise StoppedError(f"{name} was stopped; what it had kept is used when it runs again")
+            raise StoppedError(f"{name} was stopped; re-run it to resume from its saved state")
         if code:
             outcome = read_outcome(folder, name, run)
             message = explain(name, code, outcome, events, list(tail))
@@ -260,40 +263,34 @@ class Runner:
         return events
 
     def stop(self) -> None:
-        """End the stages that run, and let no other begin.
-
-        They are given time to end well; `run` returns when they have.
-        """
+        """Interrupt running stages and prevent new ones; `run` returns once they have ended."""
         self.stopped = True
         for process in list(self._running):
             self._close(process)
 
     def _close(self, process: subprocess.Popen[str]) -> None:
-        try:
-            assert process.stdin
+        assert process.stdin
+        with suppress(BrokenPipeError):
             process.stdin.close()
-        except BrokenPipeError:
-            pass
 
 
 def read_event(line: str) -> DvcEvent | None:
-    """What a line of DVC's output reports.
+    """Event in a line of DVC's output.
 
-    DVC's text is the only source of these: it exits with 255 for every error, and `repro` writes no
-    result file. So it is compared here and nowhere else, and only for what DVC does itself: how a
-    stage's own process ended, its outcome file says. tests/flows/dvc_api/test_client.py makes the
-    installed DVC write each of the lines.
+    DVC exits with 255 for every error and writes no result file, so its text is the only source.
+    It is parsed only here, and only for what DVC does itself: the end of a stage's own process is
+    in its outcome file. tests/flows/dvc_api/test_client.py makes the installed DVC print each line.
     """
     return next((event for pattern, event in _EVENTS if pattern.match(line)), None)
 
 
-def _how(events: Collection[DvcEvent]) -> Literal["ran", "unchanged", "cached"]:
+def _final_state(events: Collection[DvcEvent]) -> Literal["ran", "unchanged", "cached"]:
     if DvcEvent.BEGAN not in events:
         if DvcEvent.CACHED in events:
             return "cached"
         if DvcEvent.UNCHANGED in events:
             return "unchanged"
-    return "ran"  # an import of data does not announce that it begins
+    return "ran"  # DVC prints no event when an import starts
 
 
 def explain(
@@ -303,99 +300,89 @@ def explain(
     events: Collection[DvcEvent],
     tail: list[str],
 ) -> str:
-    """Why a stage failed and its remedy.
+    """Cause and remedy of a failed stage, then its last lines.
 
-    The stage's own reason before DVC's, then the last lines.
+    The stage's own outcome takes precedence over DVC's events.
     """
     return f"{stage} failed: {_reason(code, outcome, events)}\n\n" + "\n".join(tail)
 
 
 def _reason(code: int, outcome: StageOutcome | None, events: Collection[DvcEvent]) -> str:
     own = outcome.code if outcome else ExitCode.DONE
-    if own == ExitCode.KILLED or code in (
-        ExitCode.INTERRUPTED,
-        ExitCode.KILLED,
-        ExitCode.TERMINATED,
-    ):
-        return "it was killed from outside. Run again: what it had kept is used"
+    signals = (ExitCode.INTERRUPTED, ExitCode.KILLED, ExitCode.TERMINATED)
+    if own == ExitCode.KILLED or code in signals:
+        return "it was killed from outside. Re-run to resume from its saved state"
     if outcome and outcome.message and own != ExitCode.CRASHED:
         return outcome.message
     if outcome and own == ExitCode.CRASHED:
         return f"{outcome.message or 'it crashed'} (see the lines below)"
     if DvcEvent.LOCKED in events:
         return (
-            "another DVC command holds a file it needs. See which with `med-r1 doctor`, let it end,"
-            " and run again"
+            "another DVC command holds a file it needs. Find it with `med-r1 doctor`, let it end,"
+            " and re-run"
         )
     if DvcEvent.DISK_FULL in events:
         return (
-            "the disk is full; nothing half-written was kept. Free some space (`dvc gc --workspace`"
-            " drops old results) and run again"
+            "the disk is full; no half-written output remains. Free some space (`dvc gc"
+            " --workspace` deletes old results) and re-run"
         )
     return "see the lines below"
 
 
 def processes_of(record: Path) -> list[psutil.Process]:
-    """Processes started by the guard with this record, whoever their parent is now."""
-    return [process for process, theirs in guarded_processes() if theirs == str(record)]
+    """Processes started by the guard with this record, whatever their parent is now."""
+    return [process for process, path in guarded_processes() if path == str(record)]
 
 
 def guarded_processes() -> list[tuple[psutil.Process, str]]:
     """All processes of this user that a guard started, each with the path of its record."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             record = process.environ().get("FLOW_RECORD")
         except (psutil.Error, OSError):
             continue
         if record and process.pid != os.getpid():
-            found.append((process, record))
-    return found
+            processes.append((process, record))
+    return processes
 
 
-def orphans(root: Path) -> list[tuple[psutil.Process, str]]:
-    """Processes of stages of this workspace whose guard is gone: nothing waits for what they do."""
+def find_orphans(root: Path) -> list[tuple[psutil.Process, str]]:
+    """Processes of this workspace's stages whose guard is gone, each with its record's path."""
     folder = str((root / RECORDS).resolve())
-    theirs = [
-        (process, record)
-        for process, record in guarded_processes()
-        if str(Path(record).parent) == folder
-    ]
-    guards = {
+    # stages before guards: a guard that starts in between makes no orphan
+    staged = [each for each in guarded_processes() if str(Path(each[1]).parent) == folder]
+    guards = [
         " ".join(process.cmdline()) for process in psutil.process_iter() if _is_guard(process)
-    }
+    ]
     return [
         (process, record)
-        for process, record in theirs
+        for process, record in staged
         if not any(record in guard for guard in guards)
     ]
 
 
 def end_processes(processes: Iterable[psutil.Process], patience: float = 10.0) -> None:
-    """Interrupt processes, and kill those that are there after `patience` seconds."""
-    import signal
-
-    left = list(processes)
+    """Interrupt processes, and kill those still alive after `patience` seconds."""
+    remaining = list(processes)
     for number in (signal.SIGINT, signal.SIGKILL):
-        for process in left:
-            try:
+        for process in remaining:
+            with suppress(psutil.Error):
                 process.send_signal(number)
-            except psutil.Error:
-                continue
-        _, left = psutil.wait_procs(left, timeout=patience)
+        _, remaining = psutil.wait_procs(remaining, timeout=patience)
 
 
 def end_stages(records: Iterable[Path]) -> list[int]:
-    """End everything that the guards with these records started; the ids of the processes found."""
-    wanted = {str(record) for record in records}
-    ended: list[int] = []
+    """End all processes that the guards with these records started; their process ids."""
+    paths = {str(record) for record in records}
+    pids: set[int] = set()
     for _ in range(_ROUNDS):
-        left = [process for process, record in guarded_processes() if record in wanted]
-        if not left:
+        remaining = [process for process, path in guarded_processes() if path in paths]
+        if not remaining:
             break
-        ended += [process.pid for process in left]
-        end_processes(left)
-    return sorted(set(ended))
+        pids.update(process.pid for process in remaining)
+        end_processes(remaining)
+    return sorted(pids)
 
 
 def _is_guard(process: psutil.Process) -> bool:

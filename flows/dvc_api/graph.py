@@ -1,8 +1,7 @@
-"""DVC's pipeline graph, read once: stages, their dependencies, which are stale and why.
+"""DVC's pipeline graph: stages and their dependencies.
 
-The only place that uses DVC's Python objects, and only to read; all that changes a workspace goes
-through its command line (`flows.dvc_api.client`), in processes of their own, since `dvc.repo.Repo`
-may not be shared between threads.
+Uses DVC's Python objects, only to read. Whatever changes a workspace goes through DVC's command
+line (`flows.dvc_api.client`) in a process of its own: threads may not share a `dvc.repo.Repo`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from stages.core.errors import InputError
 class Stage:
     """One stage: name for `dvc repro` ("train@ct", "data.dvc"), deps, outs and `meta` of dvc.yaml.
 
-    `gpus`: devices it needs; `minutes`: how long it is expected to take where nothing is on record.
+    `gpus`: devices it needs; `minutes`: expected duration where no earlier run is recorded.
     """
 
     name: str
@@ -37,7 +36,7 @@ class Stage:
 
     @property
     def group(self) -> str:
-        """What stands before the key: `train` of `train@ct`."""
+        """The name without its key: `train` of `train@ct`."""
         return self.name.partition("@")[0]
 
 
@@ -50,35 +49,35 @@ class Graph:
 
     def upstream(self, names: Iterable[str]) -> set[str]:
         """The given stages and all that they need."""
-        chosen = set(names)
-        return chosen.union(*(nx.ancestors(self._edges, name) for name in chosen))
+        selected = set(names)
+        return selected.union(*(nx.ancestors(self._edges, name) for name in selected))
 
     def downstream(self, names: Iterable[str]) -> set[str]:
         """The given stages and all that need them."""
-        chosen = set(names)
-        return chosen.union(*(nx.descendants(self._edges, name) for name in chosen))
+        selected = set(names)
+        return selected.union(*(nx.descendants(self._edges, name) for name in selected))
 
     def select(self, patterns: Iterable[str]) -> set[str]:
-        """Stages that one of the patterns means: a name, a group ("train"), or a glob ("train@*").
+        """Stages that match any pattern: a name, a group ("train"), or a glob ("train@*").
 
-        InputError if one means none.
+        InputError for a pattern without a match.
         """
-        chosen: set[str] = set()
+        selected: set[str] = set()
         for pattern in patterns:
-            found = {
+            matches = {
                 name
                 for name, stage in self.stages.items()
                 if stage.group == pattern or fnmatch.fnmatchcase(name, pattern)
             }
-            if not found:
-                near = ", ".join(
-                    name
-                    for name in self.stages
-                    if name.partition("@")[0] == pattern.partition("@")[0]
-                ) or ", ".join(self.stages)
-                raise InputError(f"no stage of dvc.yaml is meant by {pattern!r}; there are: {near}")
-            chosen |= found
-        return chosen
+            if not matches:
+                group = pattern.partition("@")[0]
+                candidates = [name for name, stage in self.stages.items() if stage.group == group]
+                raise InputError(
+                    f"no stage of dvc.yaml matches {pattern!r}; there are:"
+                    f" {', '.join(candidates or self.stages)}"
+                )
+            selected |= matches
+        return selected
 
     def in_order(self, names: Iterable[str]) -> list[str]:
         """The given stages, dependencies first."""
@@ -92,7 +91,7 @@ class Graph:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two paths are the same or one holds the other."""
+    """Whether two paths are equal or one contains the other."""
     return one == other or one.startswith(other + "/") or other.startswith(one + "/")
 
 
@@ -105,7 +104,7 @@ def read_graph(root: Path) -> Graph:
         with repo:
             graph = repo.index.graph
             names = {stage: _name(stage, repo.root_dir) for stage in graph}
-            # ties by name: the order does not depend on how DVC happens to list its files
+            # ties by name, so that the order does not depend on how DVC lists its files
             ordered = nx.lexicographical_topological_sort(
                 graph.reverse(copy=False), key=names.__getitem__
             )
@@ -116,7 +115,7 @@ def read_graph(root: Path) -> Graph:
             }
     except DvcException as error:
         raise InputError(
-            f"DVC cannot read the pipeline in {root}: {error}. `dvc repro --dry` says where"
+            f"DVC cannot read the pipeline in {root}: {error}. `dvc repro --dry` shows where"
         ) from error
     return Graph({stage.name: stage for stage in stages}, needs)
 
@@ -134,11 +133,9 @@ def _stage(stage: Any, name: str, root: str) -> Stage:
 
 
 def _name(stage: Any, root: str) -> str:
-    """A stage's name as `dvc repro` takes it in the root.
-
-    DVC's addresses are relative to the cwd.
-    """
-    file, name = os.path.relpath(stage.path, root), getattr(stage, "name", None)
+    """A stage's name for `dvc repro` in the root: DVC's own addresses are relative to the cwd."""
+    file = os.path.relpath(stage.path, root)
+    name = getattr(stage, "name", None)
     if name is None:
         return file
     return str(name) if file == "dvc.yaml" else f"{file}:{name}"

@@ -1,15 +1,15 @@
-"""Runs a command that must not outlive whoever asked for it.
+"""Process guard: runs a command that must not outlive its caller.
 
     python -I flows/dvc_api/guard.py RECORD COMMAND...
 
-Standard input is a pipe whose other end the caller holds. When it closes, because the caller asked
-for it, was cancelled, or was killed and could ask for nothing, the command's whole process group is
-stopped: interrupted first, as from a keyboard, so that DVC takes its locks back and a stage removes
-what is half written; then terminated; then killed. The same holds for what is left of the group
-when the command itself was killed: DVC leaves the stage it runs behind.
+Standard input is a pipe whose other end the caller holds. When it closes, because the caller closed
+it, was cancelled or was killed, the command's whole process group is stopped: interrupted first, as
+from a keyboard, so that DVC releases its locks and a stage removes half-written files; then
+terminated; then killed. The remaining processes of the group are stopped the same way when the
+command itself was killed, since a killed DVC leaves its stage running.
 
-RECORD is a file that exists while the command runs. Standard library alone, so that it starts in
-milliseconds.
+RECORD is a file that exists while the command runs. Uses only the standard library, so that it
+starts in milliseconds.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ import subprocess
 import sys
 import time
 
-PATIENCE = ((signal.SIGINT, 15.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
-"""What a group is sent, and how many seconds it then has to end."""
+ESCALATION = ((signal.SIGINT, 15.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+"""Signals sent to the group in turn, each with the seconds it then has to end."""
 _SET_CHILD_SUBREAPER = 36
 
 
 def main(record: str, command: list[str]) -> int:
     """Run the command; its exit code, or 128 + the signal that ended it."""
-    # what the group leaves behind comes to us, and not to an init that may never collect it
+    # become the parent of orphans of the group: an init may never reap them
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # only the pipe ends the guard; a handler, since the command would inherit an ignored signal
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, lambda *_: None
-        )  # the caller decides, by the pipe; and a command inherits no ignored signal
+        signal.signal(number, lambda *_: None)
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -60,20 +59,20 @@ def main(record: str, command: list[str]) -> int:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End every process of the command's group; return when none is left."""
-    for number, seconds in PATIENCE:
+    """End every process of the command's group; return when none remains."""
+    for number, seconds in ESCALATION:
         if not _send(child.pid, number):
             return
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            _collect(child)
+            _reap(child)
             if not _send(child.pid, 0):
                 return
             time.sleep(0.05)
 
 
 def _send(group: int, number: int) -> bool:
-    """Signal the group; False if it has no process any more."""
+    """Signal the group; False if it has no process."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:
@@ -81,8 +80,8 @@ def _send(group: int, number: int) -> bool:
     return True
 
 
-def _collect(child: subprocess.Popen[bytes]) -> None:
-    """Take note of processes that ended, which until then count as members of their group."""
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    """Reap one ended process: until then it counts as a member of its group."""
     try:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

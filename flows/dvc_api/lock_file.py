@@ -1,4 +1,4 @@
-"""Read dvc.lock: command and outputs of each stage as of its last run."""
+"""Reader for dvc.lock: command and outputs of each stage at its last run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stages.core.yaml_files import load_yaml, read_text
 
 LOCK_FILE: Final = "dvc.lock"
 _MARKERS: Final = ("<<<<<<< ", "=======", ">>>>>>> ")
-_RESTORE: Final = f"take the last committed one, `git checkout HEAD -- {LOCK_FILE}`"
+_RESTORE: Final = f"restore the committed one: `git checkout HEAD -- {LOCK_FILE}`"
 
 
 class LockedStage(BaseModel):
@@ -26,7 +26,7 @@ class LockedStage(BaseModel):
 
     @property
     def shell_command(self) -> str:
-        """The command, or all of them, for a shell."""
+        """The command, or all commands joined, for a shell."""
         return self.cmd if isinstance(self.cmd, str) else " && ".join(self.cmd)
 
 
@@ -37,8 +37,7 @@ class _LockFile(BaseModel):
 def read_locked_stages(root: Path) -> dict[str, LockedStage]:
     """Stage -> its entry in dvc.lock; none if nothing has run yet.
 
-    InputError, with the remedy, if the file cannot be read, has a git conflict, or is not what DVC
-    writes.
+    InputError, with the remedy, if the file is unreadable, has a git conflict, or is malformed.
     """
     path = root / LOCK_FILE
     try:
@@ -50,7 +49,7 @@ def read_locked_stages(root: Path) -> dict[str, LockedStage]:
     for number, line in enumerate(text.splitlines(), start=1):
         if line.startswith(_MARKERS):
             raise InputError(
-                f"{path}, line {number}: a git conflict is not resolved. Take either side whole, "
+                f"{path}, line {number}: unresolved git conflict. Take either side whole, "
                 f"`git checkout --ours {LOCK_FILE}` or `--theirs`, then `git add {LOCK_FILE}`: "
                 "stages that do not match it are re-run, or taken from the run cache"
             )

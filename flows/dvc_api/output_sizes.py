@@ -1,4 +1,4 @@
-"""Sizes of outputs, from dvc.lock or the disk, and the free space for them."""
+"""Sizes of stage outputs, from dvc.lock or the disk, and the free space for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OutputSizes = Mapping[str, Mapping[str, int]]
 
 
 def read_output_sizes(root: Path) -> OutputSizes:
-    """Sizes of the outputs by dvc.lock; empty if there is none. InputError if it is damaged."""
+    """Output sizes in dvc.lock; empty if the file is missing. InputError if it is corrupt."""
     return {
         name: {out.path: out.size or 0 for out in stage.outs}
         for name, stage in read_locked_stages(root).items()
@@ -27,52 +27,51 @@ def read_output_sizes(root: Path) -> OutputSizes:
 
 def out_size(root: Path, stage: Stage, sizes: OutputSizes) -> int | None:
     """Bytes of a stage's outputs, of its last run or as they are now; None if any is unknown."""
-    recorded = (
-        _pinned(root / stage.name) if stage.name.endswith(".dvc") else sizes.get(stage.name, {})
-    )
-    found = [recorded.get(out) if out in recorded else tree_size(root / out) for out in stage.outs]
-    known = [size for size in found if size is not None]
-    return sum(known) if len(known) == len(found) else None
+    is_import = stage.name.endswith(".dvc")
+    recorded = _pinned(root / stage.name) if is_import else sizes.get(stage.name, {})
+    total = 0
+    for out in stage.outs:
+        size = recorded[out] if out in recorded else tree_size(root / out)
+        if size is None:
+            return None
+        total += size
+    return total
 
 
 def tree_size(path: Path) -> int | None:
-    """Bytes of a file, or of all files in a folder; None if there is neither.
-
-    Hard links count once.
-    """
+    """Bytes of a file, or of all files in a folder, hard links once; None if it is missing."""
     if path.is_file():
         return path.stat().st_size
     if not path.is_dir():
         return None
-    seen, total, waiting = set[tuple[int, int]](), 0, [str(path)]
-    while waiting:
+    sizes: dict[tuple[int, int], int] = {}  # (device, inode) -> bytes
+    folders = [str(path)]
+    while folders:
         try:
-            with os.scandir(waiting.pop()) as entries:
+            with os.scandir(folders.pop()) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                        folders.append(entry.path)
                     else:
                         info = entry.stat(follow_symlinks=False)
-                        if (info.st_dev, info.st_ino) not in seen:
-                            seen.add((info.st_dev, info.st_ino))
-                            total += info.st_size
-        except FileNotFoundError:  # removed while it was counted
+                        sizes.setdefault((info.st_dev, info.st_ino), info.st_size)
+        except FileNotFoundError:  # deleted meanwhile
             continue
-    return total
+    return sum(sizes.values())
 
 
 def free_space(root: Path) -> int:
-    """Bytes free for the workspace and DVC's cache: of two disks, on the one that has less."""
+    """Bytes free for the workspace and DVC's cache; the lower number if they are on two disks."""
     return min(free_bytes(path) for path in (root, cache_folder(root)))
 
 
 def cache_folder(root: Path) -> Path:
-    """Where DVC keeps what stages made."""
+    """DVC's cache of stage outputs."""
     return root / dvc(root, "cache", "dir").strip()
 
 
 def _pinned(path: Path) -> dict[str, int]:
-    """Outputs and sizes that a .dvc file pins, by path from the root; none if it cannot be read."""
+    """Sizes that a .dvc file pins, by path from the root; empty if it cannot be read."""
     try:
         outs = read_dvc_file(path).outs
     except (OSError, InputError):

@@ -1,6 +1,6 @@
-"""Which stale stages DVC need not run, since it keeps what they once made of the same inputs.
+"""Stale stages that DVC can restore from its run cache instead of running them.
 
-Uses DVC's Python objects as `flows.dvc_api.graph` does: only to read, and in the only thread.
+Uses DVC's Python objects as `flows.dvc_api.graph` does: only to read, and in a single thread.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from dvc_data.hashfile.hash_info import HashInfo
 
 
 def restorable(root: Path, names: Iterable[str]) -> set[str]:
-    """Those of the given stages whose outputs `dvc repro` would take from the run-cache.
+    """Those of the given stages whose outputs `dvc repro` would restore from the run cache.
 
-    All that they read has to be as it will be when they run: a stage that waits for a stale one
-    cannot be judged yet. While this looks, the process's working directory is `root`, from which
-    DVC resolves what its run-cache names.
+    Their inputs must be up to date: the result for a stage that waits for a stale one is
+    meaningless. Changes the process's working directory to `root` meanwhile, from which DVC
+    resolves paths of the run cache.
     """
-    wanted = set(names)
+    candidates = set(names)
     logger = logging.getLogger("dvc")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it announces what it only tries
+    logger.setLevel(logging.ERROR)  # DVC logs a dry restore as if it were real
     try:
         with contextlib.chdir(root), Repo() as repo:
             file = os.path.join(repo.root_dir, "dvc.yaml")
             stages = {
                 stage.name: stage
                 for stage in repo.index.stages
-                if stage.path == file and stage.name in wanted
+                if stage.path == file and stage.name in candidates
             }
-            return {name for name, stage in stages.items() if _is_kept(repo, stage)}
+            return {name for name, stage in stages.items() if _is_restorable(repo, stage)}
     finally:
         logger.setLevel(level)
 
 
-def _is_kept(repo: Repo, stage: Any) -> bool:
+def _is_restorable(repo: Repo, stage: Any) -> bool:
     try:
         if stage.changed_stage() or not stage.deps_cached():
-            stage.save_deps()  # hashes of what is there now, in memory
+            stage.save_deps()  # hashes of the present inputs, only in memory
             for out in stage.outs:
-                out.hash_info = HashInfo()  # what is there was made of other inputs
+                out.hash_info = HashInfo()  # the present outputs are of other inputs
         repo.stage_cache.restore(stage, dry=True)
     except (RunCacheNotFoundError, DependencyDoesNotExistError):
         return False

@@ -1,4 +1,4 @@
-"""Why a stage would run, as short as it can be said."""
+"""Short explanations of why a stage is stale."""
 
 from __future__ import annotations
 
@@ -6,43 +6,39 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 
-from flows.dvc_api.client import Reasons, say_reasons
+from flows.dvc_api.client import Reasons, format_reasons
 from flows.dvc_api.graph import Graph, overlap
 
 
-def say_why(graph: Graph, reasons: Reasons, after: Sequence[str], has_run: bool) -> str:
-    """In a line, why a stage would run: what changed by itself, then the stages it waits for.
+def explain_staleness(graph: Graph, reasons: Reasons, after: Sequence[str], has_run: bool) -> str:
+    """Why a stage would run, in one line: its own changes, then the stages it waits for (`after`).
 
-    What is stale about it only because of those is left out; so are, where it has never run, all
-    differences to nothing.
+    Changes that only follow from those stages are left out, and all changes if it has never run.
     """
-    made = list(chain.from_iterable(graph.stages[each].outs for each in after))
-    own: Reasons = {}
-    if not has_run:
-        own["never run here"] = {}
+    upstream_outs = list(chain.from_iterable(graph.stages[each].outs for each in after))
+    own: Reasons = {} if has_run else {"never run here": {}}
     for kind, changes in reasons.items() if has_run else ():
-        left = {
-            path: how
-            for path, how in changes.items()
-            if kind != "changed deps" or not any(overlap(path, out) for out in made)
+        own_changes = {
+            path: change
+            for path, change in changes.items()
+            if kind != "changed deps" or not any(overlap(path, out) for out in upstream_outs)
         }
-        if kind == "changed outs" and len(set(left.values())) == 1 and len(left) > 1:
-            own[f"{len(left)} outputs {next(iter(left.values()))}"] = {}
-        elif left or not changes:
-            own[kind] = left
-    waits = [f"after {name_groups(after)}"] if after else []
-    return "; ".join([say_reasons(own)] * bool(own) + waits)
+        if kind == "changed outs" and len(own_changes) > 1 == len(set(own_changes.values())):
+            own[f"{len(own_changes)} outputs {next(iter(own_changes.values()))}"] = {}
+        elif own_changes or not changes:
+            own[kind] = own_changes
+    parts = [format_reasons(own)] if own else []
+    if after:
+        parts.append(f"after {name_groups(after)}")
+    return "; ".join(parts)
 
 
 def name_groups(names: Sequence[str]) -> str:
-    """Names, many of a group as their number: "base, resize@ct, evaluate (14)"."""
-    groups = Counter(name.partition("@")[0] for name in names)
-    few = [
-        (
-            name
-            if groups[name.partition("@")[0]] <= 3
-            else f"{name.partition('@')[0]} ({groups[name.partition('@')[0]]})"
-        )
-        for name in names
+    """Names in one line, more than three of a group as a count: "base, resize@ct, evaluate (14)"."""
+    groups = [name.partition("@")[0] for name in names]
+    counts = Counter(groups)
+    labels = [
+        name if counts[group] <= 3 else f"{group} ({counts[group]})"
+        for name, group in zip(names, groups, strict=True)
     ]
-    return ", ".join(dict.fromkeys(few))
+    return ", ".join(dict.fromkeys(labels))

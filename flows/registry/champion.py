@@ -1,9 +1,9 @@
-"""The champion: the checkpoints in use, and how to go back to earlier ones.
+"""The champion: the checkpoints in use, with promotion and rollback.
 
-`champions/history/<n>.json` describes one version and never changes; `champions/champion.json` says
-which one is the champion, and is replaced in one step. Weights, predictions and the manifest of the
-corpus stay in DVC's cache, and in its default remote if there is one, under the hashes that a
-version names.
+`champions/history/<n>.json` describes one version and never changes; `champions/champion.json`
+points to the current one and is replaced atomically. Weights, predictions and the manifest of the
+corpus stay in DVC's cache, and in its default remote if there is one, under the hashes recorded in
+the version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.dvc_api.client import read_status, say_reasons
 from flows.registry import store
-from flows.registry.manifest import Manifest, read_manifest, take_manifest, write_manifest
+from flows.registry.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from flows.registry.store import CachedObject
 from flows.source import probe as source
 from stages.core import layout
@@ -34,14 +34,14 @@ FOLDER: Final = Path("champions")
 POINTER: Final = FOLDER / "champion.json"
 HISTORY: Final = FOLDER / "history"
 DECIDING: Final = ("download", "resize", "splits", "base", "train", "evaluate")
-"""Groups of stages that a champion is made by."""
+"""Groups of stages that determine a champion: they must be up to date before a promotion."""
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Written = TypeVar("Written", bound=_Record)
+RecordType = TypeVar("RecordType", bound=_Record)
 
 
 class Entry(_Record):
@@ -60,8 +60,7 @@ class Entry(_Record):
 class Champion(_Record):
     """One version.
 
-    `predecessor`: the champion before it; `style` and `split_kind`: prompts and kind of split it
-    was made with.
+    `predecessor`: the champion before it; `style`: prompt style; `split_kind`: kind of split.
     """
 
     version: int
@@ -91,9 +90,9 @@ def pointer(root: Path) -> Pointer | None:
 
 
 def current(root: Path) -> Champion | None:
-    """The champion; None if none was ever promoted. InputError if its files are damaged."""
-    found = pointer(root)
-    return version(root, found.version) if found else None
+    """The champion; None if none was ever promoted. InputError if its files are corrupt."""
+    champion = pointer(root)
+    return version(root, champion.version) if champion else None
 
 
 def require(root: Path, number: int | None = None) -> Champion:
@@ -101,18 +100,18 @@ def require(root: Path, number: int | None = None) -> Champion:
     champion = current(root) if number is None else version(root, number)
     if champion is None:
         raise InputError(
-            f"{root / POINTER} is missing: there is no champion yet; `med-r1 champion promote`"
-            " makes the present results one"
+            f"{root / POINTER} is missing: there is no champion yet; run `med-r1 champion promote`"
+            " to promote the current results"
         )
     return champion
 
 
 def version(root: Path, number: int) -> Champion:
-    """One version. InputError, with those that there are, if there is none of this number."""
+    """One version; InputError, listing the existing ones, if there is none of this number."""
     path = _path(root, number)
     if not path.is_file():
         raise InputError(
-            f"there is no champion {number}; there are:"
+            f"there is no champion {number}; existing:"
             f" {', '.join(map(str, versions(root))) or 'none'}"
         )
     return _read(path, Champion)
@@ -124,24 +123,21 @@ def versions(root: Path) -> list[int]:
 
 
 def promote(root: Path, why: str) -> Champion:
-    """Make the present results the champion. InputError if they are not up to date.
+    """Make the current results the champion; InputError if they are not up to date.
 
-    Everything is written, and sent to the default remote if there is one, before the pointer is
-    moved, in one step.
+    Everything is written, and pushed to the default remote if there is one, before the pointer
+    moves.
     """
     params = load_params(root / layout.PARAMS)
     check_current(root)
-    kept = store.outputs(root)
-    checkpoints = {name: _entry(root, params, name, kept) for name in params.checkpoints}
+    outputs = store.outputs(root)
+    checkpoints = {name: _entry(root, params, name, outputs) for name in params.checkpoints}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.json"
-        write_manifest(path, take_manifest(root, params.splits.kind))
-        manifest = store.keep(root, path)
-    store.push(
-        root,
-        {f"{name}/model": entry.model for name, entry in checkpoints.items()}
-        | {f"{name}/predictions": entry.predictions for name, entry in checkpoints.items()},
-    )
+        write_manifest(path, build_manifest(root, params.splits.kind))
+        manifest = store.add(root, path)
+    entries = checkpoints.values()
+    store.push(root, [entry.model for entry in entries] + [entry.predictions for entry in entries])
     before = pointer(root)
     champion = Champion(
         version=max(versions(root), default=0) + 1,
@@ -150,7 +146,7 @@ def promote(root: Path, why: str) -> Champion:
         why=why,
         git_commit=git_value(root, "rev-parse", "HEAD"),
         git_dirty=is_dirty(root, (path for path in CODE if path != str(layout.DATA_DVC))),
-        corpus=source.pinned(root),
+        corpus=source.read_pin(root),
         manifest=manifest,
         split_kind=params.splits.kind,
         style=params.prompt.style,
@@ -162,26 +158,23 @@ def promote(root: Path, why: str) -> Champion:
 
 
 def rollback(root: Path, to: int | None = None) -> Champion:
-    """Make an earlier version the champion: the one before the present one, or `to`.
-
-    Results in the workspace stay as they are.
-    """
+    """Make an earlier version, the predecessor or `to`, the champion; results stay unchanged."""
     now = require(root)
     if to is None and now.predecessor is None:
         raise InputError(
-            f"champion {now.version} is the first: there is none before it to go back to"
+            f"champion {now.version} is the first: there is no earlier one to roll back to"
         )
     target = version(root, to if to is not None else now.predecessor or 0)
     if target.version == now.version:
-        raise InputError(f"{target.version} is the champion already")
+        raise InputError(f"{target.version} is already the champion")
     _point(root, target.version, f"rolled back from {now.version}")
     return target
 
 
 def checkout(root: Path, name: str, folder: Path, number: int | None = None) -> Champion:
-    """Put a champion's weights into `folder`, in place of what was there; which champion.
+    """Restore a champion's weights to `folder`, replacing its contents; which champion.
 
-    InputError if they cannot be had.
+    InputError if they are not available.
     """
     champion = require(root, number)
     if name not in champion.checkpoints:
@@ -199,7 +192,7 @@ def checkout(root: Path, name: str, folder: Path, number: int | None = None) -> 
 
 
 def manifest_of(root: Path, champion: Champion) -> Manifest:
-    """What the champion's corpus held."""
+    """The manifest of the champion's corpus."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.json"
         store.fetch(
@@ -209,7 +202,7 @@ def manifest_of(root: Path, champion: Champion) -> Manifest:
 
 
 def check_current(root: Path) -> None:
-    """InputError if DVC finds anything stale that decides the checkpoints or their predictions."""
+    """InputError if a stage that determines checkpoints or predictions is stale."""
     stale = {
         name: why
         for name, why in read_status(root).items()
@@ -222,25 +215,23 @@ def check_current(root: Path) -> None:
         )
 
 
-def _entry(root: Path, params: Params, name: str, kept: dict[str, CachedObject]) -> Entry:
-    """What is recorded of one checkpoint of the present results."""
+def _entry(root: Path, params: Params, name: str, outputs: dict[str, CachedObject]) -> Entry:
     checkpoint = params.checkpoints[name]
     paths = {"model": str(layout.model(name)), "predictions": str(layout.predictions(name))}
     for path in paths.values():
-        if path not in kept:
+        if path not in outputs:
             raise InputError(f"dvc.lock has no {path}: run `dvc repro evaluate@{name}`")
     rows, _ = read_predictions(root / layout.predictions(name), f"evaluate@{name}")
     check_predictions(rows, name, checkpoint.axis, paths["predictions"], checkpoint.split)
     own = in_domain(rows, checkpoint.axis, checkpoint.split)["correct"]
-    mean = macro(
-        scores_by(tested(rows, checkpoint.axis), CELLS[checkpoint.axis], AXES[checkpoint.axis])
-    )
+    axis_rows = tested(rows, checkpoint.axis)
+    mean = macro(scores_by(axis_rows, CELLS[checkpoint.axis], AXES[checkpoint.axis]))
     return Entry(
         axis=checkpoint.axis,
         cell=checkpoint.split,
         method=checkpoint.method,
-        model=kept[paths["model"]],
-        predictions=kept[paths["predictions"]],
+        model=outputs[paths["model"]],
+        predictions=outputs[paths["predictions"]],
         questions=len(own),
         accuracy=round(float(own.mean()), 6),
         macro=None if mean is None else round(mean, 6),
@@ -248,22 +239,21 @@ def _entry(root: Path, params: Params, name: str, kept: dict[str, CachedObject])
 
 
 def _point(root: Path, number: int, why: str) -> None:
-    write_json(
-        root / POINTER, Pointer(version=number, since=_now(), why=why).model_dump(mode="json")
-    )
+    champion = Pointer(version=number, since=_now(), why=why)
+    write_json(root / POINTER, champion.model_dump(mode="json"))
 
 
 def _path(root: Path, number: int) -> Path:
     return root / HISTORY / f"{number:04d}.json"
 
 
-def _read(path: Path, kind: type[Written]) -> Written:
-    remedy = f"`git checkout {path.name}` brings it back"
+def _read(path: Path, kind: type[RecordType]) -> RecordType:
+    remedy = f"run `git checkout {path.name}` to restore it"
     try:
         return kind.model_validate(read_json(path, remedy))
     except ValidationError as error:
         raise InputError(
-            f"{path} is damaged ({str(error).splitlines()[-2].strip()}): {remedy}"
+            f"{path} is corrupt ({str(error).splitlines()[-2].strip()}): {remedy}"
         ) from error
 
 

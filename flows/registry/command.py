@@ -15,12 +15,13 @@ from stages.reporting.labels import percent
 
 def show(root: Path) -> None:
     """Print the current champion: version, date, accuracies, and whether its weights are cached."""
-    current, now = champion.require(root), champion.pointer(root)
-    assert now
+    current = champion.require(root)
+    pointer = champion.pointer(root)
+    assert pointer
     console = Console(highlight=False)
     console.print(
         f"champion {current.version} of {', '.join(map(str, champion.versions(root)))}, since"
-        f" {now.since}: {now.why}"
+        f" {pointer.since}: {pointer.why}"
     )
     console.print(
         f"corpus md5:{current.corpus.md5} from {current.corpus.source}; commit"
@@ -31,34 +32,34 @@ def show(root: Path) -> None:
     for head in ("checkpoint", "questions", "accuracy %", "macro %", "weights"):
         table.add_column(head, justify="left" if head in ("checkpoint", "weights") else "right")
     for name, entry in current.checkpoints.items():
-        lacking = store.missing(root, entry.model)
+        missing = store.missing(root, entry.model)
         table.add_row(
             name,
             str(entry.questions),
             percent(entry.accuracy),
             percent(entry.macro),
-            f"{lacking} files not in the cache" if lacking else "in the cache",
+            f"{missing} files not in the cache" if missing else "in the cache",
         )
     console.print(table)
 
 
 def promote(root: Path, why: str) -> None:
-    """Make the present results the champion."""
+    """Make the current results the champion."""
     with only_retraining(root):
         _print_change(champion.promote(root, why))
 
 
 def rollback(root: Path, to: int | None) -> None:
-    """Make an earlier version the champion: the one before the present one, or `to`."""
+    """Make an earlier version, the predecessor or `to`, the champion."""
     with only_retraining(root):
         _print_change(champion.rollback(root, to))
 
 
 def checkout(root: Path, name: str, folder: Path, number: int | None) -> None:
-    """Put the weights of the champion, or of version `number`, into `folder`."""
+    """Restore the weights of the champion, or of version `number`, to `folder`."""
     version = champion.checkout(root, name, folder, number).version
     print(f"{name} of champion {version} -> {folder}")
 
 
 def _print_change(current: Champion) -> None:
-    print(f"champion {current.version} is in use; commit {champion.FOLDER}/ to keep that")
+    print(f"champion {current.version} is in use; commit {champion.FOLDER}/ to record it")

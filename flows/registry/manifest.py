@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from flows.registry.drift import Drift, Summary, compare, summarise
 from stages.core import layout
@@ -26,23 +26,20 @@ from stages.taxonomy import AXES, MODALITIES
 
 _REMEDY: Final = "run `dvc repro resize`"
 _DIGITS: Final = 16
-"""Hex digits kept of a hash: among a hundred million images, two that differ share them with a
-chance of one in three thousand.
-"""
+"""Hex digits per hash: a collision among 100 million images has a probability of 1 in 3,000."""
 
 Part = Literal["images", "questions"]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A corpus as it was taken.
+    """A corpus at one point in time.
 
     `images`: modality -> path -> hash of the pixels; `questions`: modality -> question id -> hash
-    of what is asked of which image and of the answer. `read` records were read, `refused` of them
-    refused; `unknown`: modality_type -> records refused for it. `trained`: axis -> slug -> paths of
-    the images in its train split; `groups`: paths of images that belong together, where there are
-    several. `summary`: histograms by which drift is told, {} in manifests of a time before there
-    were any.
+    of its content; `read`, `refused`: numbers of records; `unknown`: modality_type -> records
+    refused for it; `trained`: axis -> slug -> paths of the images in its train split; `groups`:
+    paths of the images of each group of several; `summary`: histograms for drift, {} in manifests
+    older than drift detection.
     """
 
     images: Mapping[str, Mapping[str, str]]
@@ -57,7 +54,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Change:
-    """How many images, or questions, are new, gone, or other than they were under the same name."""
+    """Numbers of images, or questions, that are new, removed, or changed under the same name."""
 
     added: int
     removed: int
@@ -69,13 +66,13 @@ class Change:
 
 
 Changes = dict[str, dict[Part, Change]]
-"""Modality -> images and questions -> how they changed; all modalities."""
+"""Modality -> "images" and "questions" -> their change; for all modalities."""
 
 
-def take_manifest(root: Path, kind: str | None = None) -> Manifest:
-    """The corpus of a workspace after stage resize, with the splits of `kind` if given.
+def build_manifest(root: Path, kind: str | None = None) -> Manifest:
+    """Manifest of a workspace's corpus after stage resize, with the splits of `kind` if given.
 
-    InputError if a file is missing or damaged.
+    InputError if a file is missing or corrupt.
     """
     images: dict[str, dict[str, str]] = {}
     questions: dict[str, dict[str, str]] = {}
@@ -141,48 +138,40 @@ def diff(old: Manifest, new: Manifest) -> Changes:
     }
 
 
-def touched(changes: Changes) -> list[str]:
+def changed_modalities(changes: Changes) -> list[str]:
     """The modalities in which anything changed."""
     return [slug for slug, parts in changes.items() if any(parts.values())]
 
 
-def known_to_one(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]:
-    """Images of `new` known to exactly one of two policies.
+def seen_by_one_policy(old: Manifest, new: Manifest, axis: str, slug: str) -> set[str]:
+    """Images of `new` seen in training by exactly one of two policies of the same split.
 
-    Both were trained on the same split, one of `old`, the other of `new`.
-
-    Known is an image if one of its group was trained on. New data may move an old training image
-    into the test: what only one has seen cannot be asked of both.
+    One policy was trained on `old`, the other on `new`. An image counts as seen if any image of its
+    group was trained on. New data may move an old training image into the test split: a comparison
+    on an image that only one policy has seen would be unfair.
     """
     hash_of: dict[str, str] = {}
     for images in new.images.values():
         hash_of.update(images)
-    before: dict[str, str] = {}
+    old_hash_of: dict[str, str] = {}
     for images in old.images.values():
-        before.update(images)
-    taught_old, taught_new = set(old.trained[axis][slug]), set(new.trained[axis][slug])
-    seen = {before[path] for path in taught_old if path in before}
-    group_of: dict[str, int] = {}
-    for at, paths in enumerate(new.groups):
-        group_of.update(dict.fromkeys(paths, at))
-
-    def knows(path: str) -> tuple[bool, bool]:
-        return path in taught_old or hash_of[path] in seen, path in taught_new
-
-    together: dict[int, list[tuple[bool, bool]]] = {}
-    for path in hash_of:
-        if path in group_of:
-            together.setdefault(group_of[path], []).append(knows(path))
-    sides = {
-        group: (any(old for old, _ in each), any(new for _, new in each))
-        for group, each in together.items()
+        old_hash_of.update(images)
+    old_paths = set(old.trained[axis][slug])
+    new_paths = set(new.trained[axis][slug])
+    # the same pixels may have another path in the new corpus
+    old_hashes = {old_hash_of[path] for path in old_paths if path in old_hash_of}
+    # an image in no group of several is a group of its own
+    group_of: dict[str, int | str] = {path: path for path in hash_of}
+    for index, paths in enumerate(new.groups):
+        group_of.update(dict.fromkeys(paths, index))
+    seen_by_old = {
+        group_of[path]
+        for path, digest in hash_of.items()
+        if path in old_paths or digest in old_hashes
     }
-    unequal = set()
-    for path in hash_of:
-        by_old, by_new = sides[group_of[path]] if path in group_of else knows(path)
-        if by_old != by_new:
-            unequal.add(path)
-    return unequal
+    seen_by_new = {group_of[path] for path in hash_of if path in new_paths}
+    one_sided = seen_by_old ^ seen_by_new
+    return {path for path in hash_of if group_of[path] in one_sided}
 
 
 def drift(old: Manifest, new: Manifest) -> list[Drift] | None:
@@ -191,7 +180,7 @@ def drift(old: Manifest, new: Manifest) -> list[Drift] | None:
 
 
 def counts(manifest: Manifest) -> dict[str, dict[str, int]]:
-    """Modality -> how many images and questions."""
+    """Modality -> number of images and of questions."""
     return {
         slug: {"images": len(manifest.images[slug]), "questions": len(manifest.questions[slug])}
         for slug in MODALITIES
@@ -206,12 +195,7 @@ def _diff(old: Mapping[str, str], new: Mapping[str, str]) -> Change:
     )
 
 
-def _asked(record: Record) -> str:
-    """Hash of a question's content: words, options, answer, type and image."""
-    return _hash(
-        [record.question, *record.options, record.gold, record.question_type, record.image_path]
-    )
-
-
-def _hash(parts: Iterable[Any]) -> str:
-    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:_DIGITS]
+def _question_hash(record: Record) -> str:
+    """Hash of a question's content: text, options, answer, type and image."""
+    parts = [record.question, *record.options, record.gold, record.question_type, record.image_path]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_DIGITS]

@@ -1,10 +1,8 @@
-"""Snapshot of the workspace before new data is tried.
+"""Snapshot of the workspace while new data is validated; one retraining at a time.
 
-One retraining at a time; `rollback` restores the workspace until `commit` accepts the data.
-
-What was there before is kept in `.scratch/flows/before/` from before the source is fetched until
-the data is found good. It is there after a kill too: whoever comes next finds it and goes back
-first.
+`save` copies data.dvc and dvc.lock to `.scratch/flows/before/` before the source is fetched;
+`commit` accepts the new data and deletes the snapshot, `rollback` restores it. A snapshot that a
+killed run left behind is restored by the next run first.
 """
 
 from __future__ import annotations
@@ -24,46 +22,46 @@ from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import atomic_directory, atomic_file
 
 LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
-BEFORE: Final = layout.SCRATCH / "flows" / "before"
-TRIED: Final = ("download", "resize", "splits")
-"""Groups of stages that are run to find out whether data is good."""
+SNAPSHOT: Final = layout.SCRATCH / "flows" / "before"
+VALIDATION_STAGES: Final = ("download", "resize", "splits")
+"""Groups of stages that are run to validate new data."""
 _FILES: Final = (layout.DATA_DVC, Path(LOCK_FILE))
 
 
 class AlreadyRunningError(InputError):
-    """Another retraining holds the workspace."""
+    """Another retraining runs in the workspace."""
 
 
 @contextmanager
 def only_retraining(root: Path) -> Iterator[None]:
-    """Hold the champion and the source of a workspace.
+    """Lock the champion and the source of a workspace.
 
-    AlreadyRunningError at once if another process does.
+    AlreadyRunningError at once if another process has the lock.
     """
 
-    def taken(process: str) -> AlreadyRunningError:
-        return AlreadyRunningError(f"a retraining (process {process}) runs in {root} already")
+    def already_running(process: str) -> AlreadyRunningError:
+        return AlreadyRunningError(f"a retraining (process {process}) is already running in {root}")
 
-    with exclusive_lock(root / LOCK, on_conflict=taken, holder=str(os.getpid())):
+    with exclusive_lock(root / LOCK, on_conflict=already_running, holder=str(os.getpid())):
         yield
 
 
 def save(root: Path) -> None:
-    """Keep what is needed to go back: data.dvc, and dvc.lock if there is one."""
-    with atomic_directory(root / BEFORE) as folder:
+    """Copy data.dvc, and dvc.lock if there is one."""
+    with atomic_directory(root / SNAPSHOT) as folder:
         for file in _FILES:
             if (root / file).is_file():
-                shutil.copyfile(root / file, folder / _kept(file))
+                shutil.copyfile(root / file, folder / _copy_name(file))
 
 
-def on_trial(root: Path) -> bool:
-    """Is there data that was neither found good nor bad: a run was killed over it."""
-    return (root / BEFORE).is_dir()
+def exists(root: Path) -> bool:
+    """Is there a snapshot: a killed run neither accepted nor refused its data."""
+    return (root / SNAPSHOT).is_dir()
 
 
 def commit(root: Path) -> None:
-    """The data is good: there is no way back any more."""
-    shutil.rmtree(root / BEFORE)
+    """Accept the new data: delete the snapshot."""
+    shutil.rmtree(root / SNAPSHOT)
 
 
 def rollback(root: Path) -> str | None:
@@ -72,25 +70,26 @@ def rollback(root: Path) -> str | None:
     Returns None, or a message on what could not be restored.
     """
     for file in _FILES:
-        kept = root / BEFORE / _kept(file)
-        if kept.is_file():
+        copy = root / SNAPSHOT / _copy_name(file)
+        if copy.is_file():
             with atomic_file(root / file) as temporary:
-                shutil.copyfile(kept, temporary)
-        elif (root / file).is_file():
-            (root / file).unlink()
-    known = [name for name in read_locked_stages(root) if name.partition("@")[0] in TRIED]
+                shutil.copyfile(copy, temporary)
+        else:
+            (root / file).unlink(missing_ok=True)
+    names = read_locked_stages(root)
+    stages = [name for name in names if name.partition("@")[0] in VALIDATION_STAGES]
+    message = None
     try:
-        dvc(root, "checkout", "--quiet", "--force", str(layout.DATA_DVC), *known)
-        word = None
+        dvc(root, "checkout", "--quiet", "--force", str(layout.DATA_DVC), *stages)
     except InputError as error:
-        word = (
-            "not all files of the corpus before could be brought back from DVC's cache (`dvc repro"
-            f" {' '.join(TRIED)}` makes them): {error}"
+        message = (
+            "some files of the previous corpus are missing from DVC's cache (run `dvc repro"
+            f" {' '.join(VALIDATION_STAGES)}` to restore them): {error}"
         )
-    shutil.rmtree(root / BEFORE)
-    return word
+    shutil.rmtree(root / SNAPSHOT)
+    return message
 
 
-def _kept(file: Path) -> str:
-    """A name that DVC does not take for one of its own."""
+def _copy_name(file: Path) -> str:
+    """A name that DVC does not mistake for one of its own files."""
     return f"{file.name}.before"

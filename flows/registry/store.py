@@ -1,10 +1,8 @@
-"""DVC's cache and remote by hash.
+"""DVC's cache and remote as an object store, addressed by hash.
 
-Fetches objects that no file of the workspace names any more, and adds new ones.
-
-Done in a borrowed workspace: a folder of its own, with the cache and the remotes of the real one,
-in which a `.dvc` file names what is wanted. So DVC's command line does all of it, remotes of any
-kind included, and the real workspace is not touched.
+Fetches objects that no file of the workspace refers to any more, and adds new ones. DVC's command
+line runs in a temporary workspace that shares the cache and the remotes of the real one, with a
+`.dvc` file for each object: so all kinds of remotes work and the real workspace stays untouched.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -29,10 +27,7 @@ from stages.core.outputs import atomic_directory, atomic_file, read_json
 
 
 class CachedObject(BaseModel):
-    """A file or folder in DVC's cache.
-
-    Md5 (ending in ".dir" for a folder), bytes, and its files.
-    """
+    """A file or folder in DVC's cache: MD5 (ending in ".dir" for a folder), bytes, file count."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +37,7 @@ class CachedObject(BaseModel):
 
 
 def outputs(root: Path) -> dict[str, CachedObject]:
-    """Path -> what dvc.lock pins there, of all outputs of all stages."""
+    """Path -> the object that dvc.lock pins there, for all outputs of all stages."""
     outs = chain.from_iterable(stage.outs for stage in read_locked_stages(root).values())
     return {out.path: _cached_as(out) for out in outs}
 
@@ -51,11 +46,8 @@ def _cached_as(out: Out) -> CachedObject:
     return CachedObject.model_validate(out.model_dump(include=set(CachedObject.model_fields)))
 
 
-def keep(root: Path, path: Path) -> CachedObject:
-    """Put a file into the cache, and into the default remote if there is one.
-
-    `path` itself is left alone.
-    """
+def add(root: Path, path: Path) -> CachedObject:
+    """Copy a file to the cache, and to the default remote if there is one."""
     with _temporary_workspace(root) as (folder, remote):
         shutil.copyfile(path, folder / path.name)
         dvc(folder, "add", "--quiet", path.name)
@@ -134,7 +126,7 @@ def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
     """An empty workspace with `root`'s cache and remotes; whether there is a default remote."""
     parent = root / layout.SCRATCH / "flows" / "store"
     parent.mkdir(parents=True, exist_ok=True)
-    # beside the workspace: links into the cache work where they work there
+    # inside the workspace, so on its disk: links into the cache work there too
     folder = Path(tempfile.mkdtemp(dir=parent))
     try:
         settings = _settings(root)
@@ -147,15 +139,12 @@ def _temporary_workspace(root: Path) -> Iterator[tuple[Path, bool]]:
 
 def _settings(root: Path) -> dict[str, str]:
     """Effective DVC settings of the workspace by `section.key`, relative paths resolved."""
-    found = dict(
-        line.split("=", 1) for line in dvc(root, "config", "--list").splitlines() if "=" in line
-    )
-    found |= {
+    lines = dvc(root, "config", "--list").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line) | {
         "cache.dir": dvc(root, "cache", "dir").strip(),
         "core.no_scm": "true",
         "core.analytics": "false",
     }
-    return found
 
 
 def _config(settings: Mapping[str, str]) -> str:
@@ -166,14 +155,12 @@ def _config(settings: Mapping[str, str]) -> str:
             section = f"'remote \"{section.removeprefix('remote.')}\"'"
         quote = next(each for each in ('"', "'", "'''") if each not in value)
         sections.setdefault(section, []).append(f"{key} = {quote}{value}{quote}")
-    return (
-        "\n".join(f"[{section}]\n" + "\n".join(lines) for section, lines in sections.items()) + "\n"
-    )
+    return "".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sections.items())
 
 
-def _name(folder: Path, name: str, thing: CachedObject) -> str:
-    """Write a `.dvc` file for a hash; its name."""
-    out = {"md5": thing.md5, "size": thing.size, "hash": "md5", "path": name}
-    out |= {"nfiles": thing.nfiles} if thing.nfiles is not None else {}
+def _write_dvc_file(folder: Path, name: str, cached: CachedObject) -> str:
+    """Write a `.dvc` file for an object; its name."""
+    out = {"md5": cached.md5, "size": cached.size, "hash": "md5", "path": name}
+    out |= {"nfiles": cached.nfiles} if cached.nfiles is not None else {}
     (folder / f"{name}.dvc").write_text(json.dumps({"outs": [out]}), encoding="utf-8")
     return f"{name}.dvc"

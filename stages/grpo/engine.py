@@ -292,7 +292,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return score(model, prompts, images, ids[index], mask[index], head)
 
     def _image_inputs(self, model: Any, prompts: PromptBatch) -> ImageInputs:
-        """Images of some prompts for a forward: cached features if the tower is frozen, or pixels."""
+        """Images of prompts for a forward: cached features if the tower is frozen, or pixels."""
         frozen = self._tower_frozen or model is self.ref_model
         if self._features is not None and frozen:
             return self._features(self.accelerator.unwrap_model(model), prompts)

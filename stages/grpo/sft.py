@@ -1,9 +1,9 @@
-"""Supervised fine-tuning on the answers with TRL's SFTTrainer, the baseline for GRPO.
+"""Supervised fine-tuning on the answers, by TRL's SFTTrainer: the baseline for GRPO.
 
-A policy is shown, behind the words that evaluation asks with, the answer of the split and the end
-of its turn; the loss is on these tokens alone. It sees the prompts of its GRPO twin, as many at a
-step and in the same order. Med-R1's released SFT script differs, in its disfavour: loss on the
-prompt as well, a target that begins with "None", a prompt of its own (docs/sft.md).
+The target, behind the prompt that evaluation uses, is the split's answer and the end of the turn;
+the loss covers these tokens only. A policy sees the prompts of its GRPO twin, as many per step and
+in the same order. Med-R1's released SFT script differs, to its disadvantage: loss on the prompt as
+well, a target that begins with "None", another prompt (docs/sft.md).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from stages.grpo.parallel import join_deepspeed
 from stages.grpo.resume import Resumable
 from stages.grpo.trainer import (
     StepProgress,
-    adapter,
     check_batch,
     check_prompts,
+    lora_config,
+    reuses_prompt_pass,
     shared_arguments,
     with_images,
 )
@@ -36,43 +37,44 @@ from stages.prompts.styles import Style, chat, prompt_text
 
 
 def target(gold: str) -> str:
-    """The training target in every style: the split's answer, "<answer> C </answer>".
+    """Target completion of every style: "<answer> C </answer>", as in the split.
 
-    The corpus has no thoughts, and none are made up. So a policy of a think style is taught to
-    answer without them: its answers count in evaluation as any others, though GRPO's format reward
-    would refuse them.
+    The corpus has no thoughts, and none are invented. So a policy of a think style is taught to
+    answer without them: evaluation accepts that, though GRPO's format reward would not.
     """
     return format_solution(gold)
 
 
 def sft_config(grpo: Grpo, sft: Sft, scratch: Path, run_name: str) -> SFTConfig:
-    """Our settings in TRL's words; `scratch` is where it may write what is not a result."""
+    """Our settings as TRL's; `scratch` is where it may write what is not a result."""
     return SFTConfig(
         **shared_arguments(grpo, sft.save_steps, scratch, run_name),
         per_device_train_batch_size=grpo.prompts_per_device,
         learning_rate=sft.learning_rate,
         lr_scheduler_type=sft.lr_scheduler,
-        # below 1 it is a share of the steps
+        # below 1: a share of the steps
         warmup_steps=sft.warmup_share,
         weight_decay=sft.weight_decay,
         completion_only_loss=True,
-        # nothing is ever cut: too long a prompt is refused
+        # no truncation: `check_prompts` refuses prompts that are too long
         max_length=None,
         pad_to_multiple_of=None,
     )
 
 
 def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dataset:
-    """TRL dataset rows: prompt and completion as text, image opened on use.
+    """Rows {"image": path, "problem", "gold"} as TRL's columns; images open on use.
 
-    As text and not as a chat, whose template adds a line break behind the end of the turn: a token
-    that no policy ever writes.
+    Prompt and completion are text and not a chat, whose template adds a line break behind the end
+    of the turn: a token that no policy ever generates.
     """
-    words = [prompt_text(row["problem"], style, "evaluate") for row in rows]
+    questions = [prompt_text(row["problem"], style, "evaluate") for row in rows]
     columns = {
         "prompt": [
-            processor.apply_chat_template(chat(each), add_generation_prompt=True, tokenize=False)
-            for each in words
+            processor.apply_chat_template(
+                chat(question), add_generation_prompt=True, tokenize=False
+            )
+            for question in questions
         ],
         "completion": [target(row["gold"]) + processor.tokenizer.eos_token for row in rows],
         "image": [row["image"] for row in rows],
@@ -80,12 +82,13 @@ def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dat
     return Dataset.from_dict(columns).with_transform(with_images)
 
 
-class _InOrder(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that sees prompts in the order of the GRPO trainer: same sampler, no repeats."""
+class _SampledAsGRPO(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with the sampler of TRL's GRPO trainer, without its G repeats per prompt."""
 
-    def __init__(self, *arguments: Any, batch: int, repeats: int, **more: Any) -> None:
-        self._batch, self._repeats = batch, repeats
-        super().__init__(*arguments, **more)
+    def __init__(self, *arguments: Any, batch: int, repeats: int, **options: Any) -> None:
+        self._batch = batch
+        self._repeats = repeats
+        super().__init__(*arguments, **options)
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         return RepeatSampler(
@@ -98,8 +101,8 @@ class _InOrder(SFTTrainer):  # type: ignore[misc]
         )
 
 
-class MedSFTTrainer(Resumable, _InOrder):
-    """TRL's trainer in GRPO's order of prompts, which goes on exactly where it was stopped."""
+class MedSFTTrainer(Resumable, _SampledAsGRPO):
+    """SFTTrainer with GRPO's order of prompts that resumes exactly."""
 
 
 def build_sft_trainer(
@@ -113,11 +116,11 @@ def build_sft_trainer(
     scratch: Path,
     run_name: str,
 ) -> MedSFTTrainer:
-    """A trainer ready to run, its state to go to `scratch`; rows as `sft_dataset` takes them.
+    """Build a trainer that is ready to run and keeps its state in `scratch`.
 
-    Raises InputError if there are fewer prompts than a batch, one is too long or holds tokens that
-    stand for images, a policy would not end where its targets end, or several GPUs are to be used
-    by one process.
+    Rows as in `sft_dataset`. Raises InputError if there are fewer prompts than one step takes, if
+    one is too long or contains an image token, if generation would not stop where targets end, or
+    if one process would use several GPUs.
     """
     check_batch(grpo, len(rows), run_name)
     _check_end(policy, processor, run_name)
@@ -131,12 +134,8 @@ def build_sft_trainer(
     )
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)
-    # what GRPO draws at once, and how many steps it makes with it
-    parts = (
-        1
-        if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass
-        else grpo.gradient_accumulation_steps
-    )
+    # micro-batches per generation of the GRPO twin, which draws their prompts together
+    parts = 1 if reuses_prompt_pass(grpo) else grpo.gradient_accumulation_steps
     config = sft_config(grpo, sft, scratch, run_name)
     join_deepspeed(grpo, config)
     trainer = MedSFTTrainer(
@@ -144,7 +143,7 @@ def build_sft_trainer(
         args=config,
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=grpo.lora and adapter(grpo.lora, policy),
+        peft_config=grpo.lora and lora_config(grpo.lora, policy),
         callbacks=[StepProgress(run_name)],
         batch=grpo.prompts_per_device * parts,
         repeats=grpo.num_iterations,
@@ -155,20 +154,22 @@ def build_sft_trainer(
             " to auto, or make one visible with CUDA_VISIBLE_DEVICES=0"
         )
     embed_patches_by_product(policy)
-    trainer.remove_callback(PrinterCallback)  # StepProgress says the same in a line
+    trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
     return trainer
 
 
 def _check_end(policy: PreTrainedModel, processor: Any, run_name: str) -> None:
-    """Check that the target's last token ends a generation.
+    """Raise InputError unless the end token of targets ends a generation, too.
 
-    Otherwise the policy would never stop.
+    Otherwise the trained policy would never stop.
     """
-    ends = policy.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    token, number = processor.tokenizer.eos_token, processor.tokenizer.eos_token_id
-    if number not in ends or number in vision_token_ids(processor):
+    eos = policy.generation_config.eos_token_id
+    eos_ids = eos if isinstance(eos, list) else [eos]
+    tokenizer = processor.tokenizer
+    number = tokenizer.eos_token_id
+    if number not in eos_ids or number in vision_token_ids(processor):
         raise InputError(
-            f"{run_name}: targets end in {token!r} (token {number}), but the base's generation ends"
-            f" at {ends}: set eos_token in its tokenizer_config.json to the end of a turn"
+            f"{run_name}: targets end in {tokenizer.eos_token!r} (token {number}), but generation"
+            f" of the base ends at {eos_ids}: set eos_token in its tokenizer_config.json to the end"
+            " of a turn"
         )

@@ -52,7 +52,7 @@ class SharedRows:
 
 def pack_rows(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor) -> SharedRows:
     """Pack B prompts with their completions (B, G, C), right-padded; the mask is 0 and 1."""
-    batch, group, length = completion_ids.shape
+    _, group, length = completion_ids.shape
     prefix = prompts.ids.shape[1] - 1
     device = completion_ids.device
     segment_ids, segment_mask = _segments(prompts, completion_ids, completion_mask)

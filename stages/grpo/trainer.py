@@ -1,7 +1,7 @@
-"""The GRPO trainer: TRL's, with our settings in TRL's words and one log row a step.
+"""GRPO trainer: builds TRL's trainer from our settings, checks its data, logs and saves.
 
-TRL counts completions where Med-R1 and we count prompts: its per-device batch is ours times the
-group size.
+TRL counts completions where Med-R1 and our settings count prompts: its per-device batch is ours
+times the group size.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ LOGGED: Final[dict[str, str]] = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
 }
-"""TRL's name of each logged number -> ours, a column of the training log."""
+"""TRL's name of each logged number -> its column in the training log."""
 
 
 def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) -> dict[str, Any]:
-    """Training arguments common to all methods; `scratch`: where TRL may write temporary files."""
+    """Arguments that TRL's GRPO and SFT trainers share.
+
+    `scratch` is where a trainer may write what is not a result.
+    """
     return {
         "output_dir": str(scratch),
         "run_name": run_name,
@@ -64,23 +67,23 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         "bf16": grpo.bf16,
         **parallel_arguments(grpo),
         "logging_steps": grpo.logging_steps,
-        # stages.core.services.tracking reports, by `TrackingCallback`: transformers' own way would
-        # add paths of this machine, and no hashes
+        # `TrackingCallback` reports instead: transformers' own integrations would add local paths,
+        # and no hashes
         "report_to": "none",
         "remove_unused_columns": False,
         "save_strategy": "steps" if save_steps else "no",
         "save_steps": save_steps or 1,
-        # the one before the last too: a kill may find the last half-written
+        # two: a kill may leave the last one incomplete
         "save_total_limit": 2,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        # without it several processes on CPUs do not know of each other
+        # without it several processes on CPUs do not form a group
         "use_cpu": not torch.cuda.is_available(),
     }
 
 
 def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
-    """Our settings in TRL's words; `scratch` is where it may write what is not a result."""
+    """Our settings as TRL's; `scratch` is where it may write what is not a result."""
     return GRPOConfig(
         **shared_arguments(grpo, grpo.save_steps, scratch, run_name),
         num_generations=grpo.num_generations,
@@ -91,14 +94,11 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         weight_decay=grpo.weight_decay,
         beta=grpo.beta,
         epsilon=grpo.epsilon,
-        # TRL's default multiplies the KL by the ratio, which changes its gradient; Med-R1's does
-        # not
+        # TRL's default multiplies the KL by the ratio, which changes its gradient: not so in Med-R1
         use_bias_correction_kl=False,
         num_iterations=grpo.num_iterations,
-        # a pass over the prompts that has gradients can serve one loss only
-        steps_per_generation=(
-            1 if grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass else None
-        ),
+        # a prompt pass can be reused for one loss only; None: as many as are accumulated
+        steps_per_generation=1 if reuses_prompt_pass(grpo) else None,
         loss_type=grpo.loss_type,
         scale_rewards=grpo.scale_rewards,
         reward_weights=list(grpo.rewards.values()),
@@ -109,8 +109,13 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
     )
 
 
+def reuses_prompt_pass(grpo: Grpo) -> bool:
+    """Whether the pass over the prompts that starts a rollout serves its loss, too."""
+    return grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass
+
+
 def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
-    """TRL dataset rows {"prompt", "image", "gold", "options"}: a chat, an image opened on use."""
+    """Rows {"image": path, "problem", "gold", "options"} as TRL's columns; images open on use."""
     columns = {
         "prompt": [
             [{"role": "user", "content": prompt_text(row["problem"], style, "train")}]
@@ -124,15 +129,15 @@ def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
 
 
 def with_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Rows of a dataset with their images opened, in place of the paths in its column `image`."""
-    return (
-        batch | {"image": [_image(path) for path in batch["image"]]} if "image" in batch else batch
-    )
+    """Replace the paths in a batch's column `image`, if it has one, by opened images."""
+    if "image" not in batch:
+        return batch
+    return batch | {"image": [_cached_image(path) for path in batch["image"]]}
 
 
 @lru_cache(maxsize=256)
-def _image(path: str) -> Image.Image:
-    """An image by path, decoded once for its group; the last 256 are cached."""
+def _cached_image(path: str) -> Image.Image:
+    """Decode an image once for its group, and for neighbouring questions about it."""
     return open_image(path)
 
 
@@ -146,10 +151,10 @@ def build_trainer(
     scratch: Path,
     run_name: str,
 ) -> MedGRPOTrainer:
-    """A trainer ready to run, its state to go to `scratch`.
+    """Build a trainer that is ready to run and keeps its state in `scratch`.
 
-    Raises InputError if there are fewer prompts than a batch, or one is too long or holds tokens
-    that stand for images.
+    Raises InputError if there are fewer prompts than one step takes, if one is too long or contains
+    an image token, or if a package or GPU that the settings need is missing.
     """
     check_batch(grpo, len(dataset), run_name)
     questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
@@ -158,14 +163,13 @@ def build_trainer(
         require_vllm(grpo.rollout)
     config = grpo_config(grpo, scratch, run_name)
     join_deepspeed(grpo, config)
-    kinds = {
+    implementations = {
         name: getattr(policy.config, name)._attn_implementation
         for name in ("text_config", "vision_config")
     }
-    if (
-        len(set(kinds.values())) > 1
-    ):  # TRL opens the reference with the language model's kind for both
-        config.model_init_kwargs = {"attn_implementation": kinds}
+    if len(set(implementations.values())) > 1:
+        # TRL would load the reference with the language model's for both
+        config.model_init_kwargs = {"attn_implementation": implementations}
     config.generation_kwargs = generation_kwargs(processor, grpo.rollout)
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)
@@ -175,7 +179,7 @@ def build_trainer(
         args=config,
         train_dataset=dataset,
         processing_class=processor,
-        peft_config=grpo.lora and adapter(grpo.lora, policy),
+        peft_config=grpo.lora and lora_config(grpo.lora, policy),
         callbacks=[StepProgress(run_name)],
         sharing=Sharing(
             engine=grpo.engine,
@@ -185,14 +189,14 @@ def build_trainer(
             vision_cache=grpo.vision_cache_mb * 2**20,
         ),
     )
-    trainer.remove_callback(PrinterCallback)  # StepProgress says the same in a line
+    trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
     return trainer
 
 
-def adapter(lora: Lora, policy: PreTrainedModel) -> Any:
-    """LoRA configuration for the language model's layers.
+def lora_config(lora: Lora, policy: PreTrainedModel) -> Any:
+    """The peft configuration of `grpo.lora`, for layers of the language model only.
 
-    InputError without peft or matching layers.
+    Raises InputError if peft is missing, or if the language model has no such layers.
     """
     try:
         from peft import LoraConfig
@@ -200,7 +204,7 @@ def adapter(lora: Lora, policy: PreTrainedModel) -> Any:
         raise InputError(
             "grpo.lora needs the package peft: install the extra `lora`, or set grpo.lora to null"
         ) from None
-    # in the language model alone: the tower's layers may have the same names
+    # the vision tower's layers may have the same names
     modules = rf".*language_model\..*\.({'|'.join(lora.target_modules)})"
     names = {
         name.rpartition(".")[2]
@@ -222,7 +226,7 @@ def adapter(lora: Lora, policy: PreTrainedModel) -> Any:
 
 
 def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
-    """Refuse, with an InputError, fewer prompts than an optimiser step takes."""
+    """Raise InputError if there are fewer prompts than one optimiser step takes."""
     batch = grpo.prompts_per_device * grpo.gradient_accumulation_steps * processes()
     if prompts < batch:
         shared = f" x {processes()} processes" if processes() > 1 else ""
@@ -236,57 +240,57 @@ def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
 def check_prompts(
     questions: list[str], image: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo
 ) -> None:
-    """Refuse prompts that no training could take, before it starts.
+    """Raise InputError for a prompt that is too long or contains an image token.
 
-    Cutting a long one would cut its image's tokens.
-
-    `image` is any of theirs: every image has the size the resize stage gave it, so that one stands
-    for all.
+    Truncating a prompt would truncate its image tokens. `image` is any of theirs: the resize stage
+    gave all images one size, so each takes as many tokens.
     """
     placeholders = processor.tokenizer.convert_ids_to_tokens(vision_token_ids(processor))
     for question in questions:
-        if held := [token for token in placeholders if token in question]:
+        if contained := [token for token in placeholders if token in question]:
             raise InputError(
-                f"the question {question[:80]!r} contains {held[0]}, which stands for an image:"
-                " remove it from the record"
+                f"the question {question[:80]!r} contains {contained[0]}, which stands for an"
+                " image: remove it from the record"
             )
     texts = [
         processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
         for question in questions
     ]
+    # the image adds as many tokens to every text as to the first
     first = processor(text=[texts[0]], images=[image])["input_ids"][0]
     extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
     lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
+    prompt = f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens"
     if lengths[longest] > grpo.max_prompt_length:
         raise InputError(
-            f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens, more than "
-            f"grpo.max_prompt_length = {grpo.max_prompt_length}: raise it, or lower base.max_pixels"
+            f"{prompt}, more than grpo.max_prompt_length = {grpo.max_prompt_length}: raise it, or"
+            " lower base.max_pixels"
         )
     context = policy.config.get_text_config().max_position_embeddings
     if lengths[longest] + grpo.max_completion_length > context:
         raise InputError(
-            f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens and a"
-            f" completion up to {grpo.max_completion_length}, more than the {context} the model was"
-            " made for: lower grpo.max_completion_length or base.max_pixels"
+            f"{prompt} and a completion up to {grpo.max_completion_length}, more than the"
+            f" model's context of {context}: lower grpo.max_completion_length or base.max_pixels"
         )
 
 
 def write_log(history: list[dict[str, Any]], path: Path) -> None:
-    """Write the trainer's log as CSV, one row per logged step, without wall-clock columns."""
+    """Write one CSV row per logged step, from the trainer's history.
+
+    It contains no wall-clock times, so two equal runs write the same bytes.
+    """
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, fieldnames=["step", *LOGGED.values()], lineterminator="\n")
         writer.writeheader()
-        # the last entry has only totals
-        steps = [logs for logs in history if "loss" in logs]
-        writer.writerows(
-            {"step": logs["step"]} | {ours: logs.get(theirs) for theirs, ours in LOGGED.items()}
-            for logs in steps
-        )
+        for logs in history:
+            if "loss" in logs:  # the last entry has totals only
+                columns = {ours: logs.get(theirs) for theirs, ours in LOGGED.items()}
+                writer.writerow({"step": logs["step"]} | columns)
 
 
 class StepProgress(TrainerCallback):  # type: ignore[misc]
-    """Shows step, reward or loss, and the time to go: a bar on a terminal, lines elsewhere."""
+    """Progress of a training: a bar on a terminal, lines elsewhere, with reward or loss."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -301,19 +305,21 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
             unit="step",
             disable=hidden,
         )
-        self._tell = progress_reporter(self._name, state.max_steps, "step", done=state.global_step)
+        self._report = progress_reporter(
+            self._name, state.max_steps, "step", done=state.global_step
+        )
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
-        """Take one step on."""
-        told = next((name for name in ("reward", "loss") if logs and name in logs), None)
-        if logs and told and state.is_world_process_zero:
-            how = f"{told} {logs[told]:.2f}"
-            self._bar.set_postfix_str(how, refresh=False)
+        """Advance to the logged step."""
+        number = next((name for name in ("reward", "loss") if logs and name in logs), None)
+        if logs and number and state.is_world_process_zero:
+            note = f"{number} {logs[number]:.2f}"
+            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(state.global_step - self._bar.n)
             if self._bar.disable:
-                self._tell(state.global_step, f"{how}, ")
+                self._report(state.global_step, f"{note}, ")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the bar."""
@@ -321,7 +327,7 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
 
 
 class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
-    """Reports the numbers of each step, those of the training log, to a run."""
+    """Reports the columns of the training log to a tracking run, as `train/<column>`."""
 
     def __init__(self, run: TrackingRun) -> None:
         self._run = run
@@ -330,32 +336,32 @@ class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """Report one step."""
-        told = logs or {}
-        if values := {
-            f"train/{ours}": told[theirs] for theirs, ours in LOGGED.items() if theirs in told
-        }:
+        logs = logs or {}
+        values = {
+            f"train/{ours}": logs[theirs] for theirs, ours in LOGGED.items() if theirs in logs
+        }
+        if values:
             self._run.log(values, state.global_step)
 
 
 def deterministic(seed: int) -> None:
-    """Seed everything and request deterministic algorithms (torch warns where it has none)."""
+    """Seed everything, and use deterministic algorithms; torch warns where it has none."""
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def save_policy(trainer: Any, processor: Any, folder: Path) -> None:
-    """Save the policy as a plain transformers checkpoint.
+    """Write the trained policy as a plain transformers checkpoint; all processes must call it.
 
-    Safetensors, processor, generation config.
+    It has safetensors, processor and generation config; an adapter is merged.
     """
     state = gather_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return
     policy = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     if hasattr(policy, "merge_and_unload"):
-        if (
-            trainer.is_deepspeed_enabled and trainer.args.bf16
-        ):  # it would be merged as it is rounded
+        if trainer.is_deepspeed_enabled and trainer.args.bf16:
+            # else the adapter would be merged rounded to 16 bits
             policy.float().load_state_dict(state)
         policy.merge_and_unload().save_pretrained(folder)
     else:

@@ -223,7 +223,7 @@ def _in_domain(
     after, before = own["correct"].to_numpy(bool), same["correct"].to_numpy(bool)
     low, high = interval(after.astype(int) - before.astype(int), own["image"])
     test = mcnemar(after, before)
-    found = {
+    return {
         "n": len(own),
         "images": own["image"].nunique(),
         **_with_interval(score(own)),
@@ -231,7 +231,10 @@ def _in_domain(
         "gain": (int(after.sum()) - int(before.sum())) / len(own),
         "low": low,
         "high": high,
-        **{"won": test.won, "lost": test.lost, "p": test.p, "p_holm": None},
+        "won": test.won,
+        "lost": test.lost,
+        "p": test.p,
+        "p_holm": None,
         "chance": float(np.mean(1 / own["n_options"])),
         "majority": (
             {"letter": blind_baseline.letter, "accuracy": blind_baseline.letter_accuracy}
@@ -245,11 +248,10 @@ def _in_domain(
         "base_visual": {variant: _visual(same, variant, interval) for variant in ABLATIONS},
         "balanced": _balanced(own, same, blind_baseline) if blind_baseline else None,
         "base_scored": {
-            protocol: found.accuracy for protocol, found in score_every_way(same).items()
+            protocol: each.accuracy for protocol, each in score_every_way(same).items()
         },
         "by_dataset": _by_dataset(own, same, blind_baseline),
     }
-    return found
 
 
 def _with_interval(found: Score) -> dict[str, float | None]:

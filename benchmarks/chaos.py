@@ -333,7 +333,7 @@ def _words(process: psutil.Process) -> str:
 def _free(root: Path, name: str) -> bool:
     slots = find_slots(root, 2)
     try:
-        with type(slots)((name,), slots.folder, False).take(1, lambda: True):
+        with type(slots)((name,), slots.folder, False).acquire(1, lambda: True):
             return True
     except TimeoutError:
         return False

@@ -2,12 +2,12 @@
 
     med-r1 dashboard [--host 127.0.0.1] [--port 4200]          (make dashboard)
 
-All of it ends with this command, however it ends. What the server knows is kept in
-.scratch/prefect, in SQLite, or where PREFECT_API_DATABASE_CONNECTION_URL says; runs whose process
-is gone, because the last dashboard was killed say, are marked as crashed, since until then they
-would keep new ones out. Only this machine can reach it; on any other address a password is
-required, in the environment (PREFECT_SERVER_API_AUTH_STRING), and is never printed. The report,
-which asks for none, stays on this machine.
+Everything ends with this command, for whatever reason it ends. The server's database is SQLite in
+.scratch/prefect, or PREFECT_API_DATABASE_CONNECTION_URL. At start, runs whose process is gone, e.g.
+because the last dashboard was killed, are marked as crashed, since they would block new ones. Only
+this machine can reach the server; any other --host requires a password in the environment
+(PREFECT_SERVER_API_AUTH_STRING), which is never printed. The report is served without a password,
+and therefore only to this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Final
 from flows.doctor.server import worker_name, zombies
 from flows.dvc_api.client import environment
 from flows.prefect_api.artifacts import REPORT_URL
-from flows.prefect_api.client import answers, is_loopback
+from flows.prefect_api.client import is_loopback, server_responds
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
@@ -35,10 +35,10 @@ from stages.core.file_lock import exclusive_lock
 HOME: Final = layout.SCRATCH / "prefect"
 POOLS: Final = ("local", "gpu")
 DEPLOYMENTS: Final = Path("infra") / "prefect.yaml"
-PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (its name)
+PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (name of a variable)
 REPORT_HOST: Final = "127.0.0.1"
-PATIENCE: Final = 120.0
-"""Seconds that the server may take to answer."""
+STARTUP_SECONDS: Final = 120.0
+"""Time within which a server must respond."""
 _GUARD: Final = Path(__file__).parent / "dvc_api" / "guard.py"
 
 
@@ -49,15 +49,15 @@ def run(root: Path, host: str, port: int) -> int:
     try:
         return serve(root, host, port)
     except KeyboardInterrupt:
-        print("\nthe dashboard has ended; what it knew is kept", file=sys.stderr)
+        print("\nthe dashboard has ended; its database remains", file=sys.stderr)
         return 0
 
 
 def serve(root: Path, host: str, port: int) -> int:
-    """Start all, say where it is, and wait. InputError if it may not or cannot start."""
+    """Start everything, print the addresses and wait. InputError if a part cannot start or ends."""
     variables = variables_for(root, host, port)
-    address = f"http://{_shown(host)}:{port}"
-    with _only_dashboard(root, address) as lock_fd:
+    address = f"http://{_url_host(host)}:{port}"
+    with _dashboard_lock(root, address) as lock_fd:
         _check_free(host, port, address)
         _check_free(REPORT_HOST, port + 1, address)
         log = root / HOME / "serve.log"
@@ -73,37 +73,19 @@ def serve(root: Path, host: str, port: int) -> int:
         try:
             start("server", _prefect(), "server", "start", "--host", host, "--port", str(port))
             _await_server(variables, children[0], log)
-            for said in end_dead_runs(variables):
-                print(said, flush=True)
+            for message in end_dead_runs(variables):
+                print(message, flush=True)
             for pool in POOLS:
-                _run(
-                    root, variables, "work-pool", "create", pool, "--type", "process", "--overwrite"
-                )
+                options = ("--type", "process", "--overwrite")
+                _run(root, variables, "work-pool", "create", pool, *options)
             _run(root, variables, "deploy", "--all", "--prefect-file", str(DEPLOYMENTS))
             (root / layout.REPORT).mkdir(exist_ok=True)
-            files = (
-                "-m",
-                "http.server",
-                str(port + 1),
-                "--bind",
-                REPORT_HOST,
-                "--directory",
-                str(layout.REPORT),
-            )
-            start("files", sys.executable, *files)
+            bind = ("--bind", REPORT_HOST, "--directory", str(layout.REPORT))
+            start("files", sys.executable, "-m", "http.server", str(port + 1), *bind)
             _await_port(REPORT_HOST, port + 1, log)
-            start(
-                "worker",
-                _prefect(),
-                "worker",
-                "start",
-                "--pool",
-                "local",
-                "--type",
-                "process",
-                "--name",
-                worker_name("local", os.getpid()),
-            )
+            name = worker_name("local", os.getpid())
+            pool_options = ("--pool", "local", "--type", "process", "--name", name)
+            start("worker", _prefect(), "worker", "start", *pool_options)
             print(
                 f"Dashboard: {address}\nReport:    {variables[REPORT_URL]}/index.html\nInterrupt"
                 " (Ctrl-C) ends both.",
@@ -112,8 +94,8 @@ def serve(root: Path, host: str, port: int) -> int:
             while all(child.poll() is None for child in children):
                 time.sleep(0.5)
             raise InputError(
-                "the server, the worker or the report's server has ended by itself; the end of"
-                f" {log} says why"
+                "the server, the worker or the report's server ended unexpectedly: see the end of"
+                f" {log}"
             )
         finally:
             for child in reversed(children):
@@ -124,28 +106,28 @@ def serve(root: Path, host: str, port: int) -> int:
 
 
 def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
-    """What server, worker and flows are told.
+    """Environment of server, worker and flows.
 
-    InputError for an address that others can reach without a password.
+    InputError if other machines can reach `host` and no password is set.
     """
     password = os.environ.get(PASSWORD, "")
     if not is_loopback(host) and not all(password.partition(":")):
         raise InputError(
-            f"--host {host} can be reached from other machines, and whoever reaches the server can"
-            f" run flows: set {PASSWORD} to user:password in the environment, of the server and, as"
-            " PREFECT_API_AUTH_STRING, of its clients"
+            f"--host {host} is reachable from other machines, and whoever reaches the server can"
+            f" run flows: set {PASSWORD} to user:password in the environment of the server, and"
+            " PREFECT_API_AUTH_STRING in that of its clients"
         )
     return environment(
         {
             "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str((root / HOME).resolve()),
-            "PREFECT_API_URL": f"http://{_shown(host)}:{port}/api",
-            # the page asks whatever address it was opened at; and no page of another site may ask:
-            # without a password, any could
+            "PREFECT_API_URL": f"http://{_url_host(host)}:{port}/api",
+            # the page sends requests to the address it was opened at; pages of other sites may send
+            # none, which without a password they could
             "PREFECT_UI_API_URL": "/api",
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{_shown(host)}:{port}",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{_url_host(host)}:{port}",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
-            # slots that a server held in memory would be lost with it
+            # in memory, leases of concurrency slots would be lost with the server
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
                 "prefect.server.concurrency.lease_storage.filesystem"
             ),
@@ -167,30 +149,30 @@ def end_dead_runs(variables: Mapping[str, str]) -> list[str]:
         PREFECT_API_AUTH_STRING: variables.get("PREFECT_API_AUTH_STRING"),
     }
     with temporary_settings(address), get_client(sync_client=True) as client:
-        return [finding.mend() for finding in zombies(client) if finding.mend]
+        return [finding.fix() for finding in zombies(client) if finding.fix]
 
 
-def _shown(host: str) -> str:
-    """The address as this machine's programs reach it, as it stands in a URL."""
+def _url_host(host: str) -> str:
+    """The host part of a URL by which this machine reaches the address."""
     if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
 @contextmanager
-def _only_dashboard(root: Path, address: str) -> Iterator[int]:
-    """Hold the workspace's dashboard, by a descriptor for what it starts to keep open.
+def _dashboard_lock(root: Path, address: str) -> Iterator[int]:
+    """Lock this workspace's dashboard; yields the descriptor, which child processes inherit.
 
-    InputError if there is one already.
+    InputError if a dashboard runs already.
     """
 
-    def taken(where: str) -> InputError:
+    def locked(other: str) -> InputError:
         return InputError(
-            f"the dashboard of {root} runs already: {where}. If it has just been ended, it is gone"
-            " in half a minute"
+            f"the dashboard of {root} runs already: {other}. If it was just ended, retry in half a"
+            " minute"
         )
 
-    with exclusive_lock(root / HOME / "serve.lock", on_conflict=taken, holder=address) as lock_fd:
+    with exclusive_lock(root / HOME / "serve.lock", on_conflict=locked, holder=address) as lock_fd:
         yield lock_fd
 
 
@@ -202,8 +184,8 @@ def _check_free(host: str, port: int, address: str) -> None:
         except OSError as error:
             raise InputError(
                 f"port {port} of {host} cannot be used ({error.strerror}). If a dashboard runs"
-                f" already it is at {address}; else give another with --port (make dashboard"
-                " PORT=4300)"
+                f" already, it is at {address}; otherwise choose another port with --port (make"
+                " dashboard PORT=4300)"
             ) from error
 
 
@@ -215,17 +197,11 @@ def _spawn(
     name: str,
     command: Sequence[str],
 ) -> subprocess.Popen[bytes]:
-    """Start behind a guard: it ends when this process does, and with it all that it started."""
+    """Start a command behind a guard: it ends with this process, and so do its children."""
+    record = (root / HOME / f"{name}.pid").resolve()
     with log.open("ab") as handle:
         return subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-S",
-                str(_GUARD),
-                str((root / HOME / f"{name}.pid").resolve()),
-                *command,
-            ],
+            [sys.executable, "-I", "-S", str(_GUARD), str(record), *command],
             cwd=root,
             env=dict(variables),
             stdin=subprocess.PIPE,
@@ -237,28 +213,28 @@ def _spawn(
 
 
 def _await_server(variables: Mapping[str, str], server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
-        if answers(variables):
+        if server_responds(variables):
             return
         time.sleep(0.3)
-    raise InputError(f"Prefect's server does not answer; see the end of {log}")
+    raise InputError(f"Prefect's server does not respond: see the end of {log}")
 
 
 def _await_port(host: str, port: int, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline:
         try:
-            with socket.create_connection((_shown(host), port), timeout=5):
+            with socket.create_connection((_url_host(host), port), timeout=5):
                 return
         except OSError:
             time.sleep(0.1)
-    raise InputError(f"the report's server does not answer on port {port}; see the end of {log}")
+    raise InputError(f"the report's server does not respond on port {port}: see the end of {log}")
 
 
 def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:
     command = [_prefect(), "--no-prompt", *arguments]
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=root,
         env=dict(variables),
@@ -266,9 +242,9 @@ def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    if done.returncode:
+    if process.returncode:
         raise InputError(
-            f"`prefect {' '.join(arguments)}` failed: {(done.stdout + done.stderr).strip()[-1500:]}"
+            f"`prefect {' '.join(arguments)}` failed: {(process.stdout + process.stderr).strip()[-1500:]}"
         )
 
 

@@ -1,9 +1,8 @@
 """The command `med-r1`: every task of a user, operator or researcher, with help and completion.
 
-A command declares its parameters, imports its module when it runs and calls a plain function of it,
+A command declares its parameters, imports its module only when it runs and calls a plain function,
 so that `med-r1 --help` needs neither torch nor Prefect nor DVC. `med-r1` runs the code of the
-checkout that it was installed from; `python -m flows`, from the root of a checkout, runs that
-one's.
+checkout that it was installed from; `python -m flows` runs that of the working directory.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from stages.core import layout
 from stages.core.cli import run_stage
 
 PROFILES: Final = Path("infra/profiles")
-"""As stages.profiles.schema has it, which would import all settings."""
+"""Copy of stages.profiles.schema.FOLDER, whose module imports all settings."""
 
 PANELS: Final = ("Data", "Run", "Results", "Operate")
 
@@ -28,10 +28,10 @@ Command = Callable[Parameters, int | None]
 
 
 class PanelGroup(TyperGroup):
-    """Group whose help lists commands by panel, in the order of PANELS, plain help included."""
+    """Group whose help lists commands by panel, in the order of PANELS, also as plain text."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the commands, those of one panel together."""
+        """Names of the commands, ordered by panel."""
 
         def rank(name: str) -> int:
             panel = _panel(self.commands[name])
@@ -40,33 +40,31 @@ class PanelGroup(TyperGroup):
         return sorted(self.commands, key=rank)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section per panel."""
+        """Write one section per panel."""
         panels: dict[str, list[tuple[str, str]]] = defaultdict(list)
         width = formatter.width - 6 - max(map(len, self.commands))
         for name in self.list_commands(ctx):
-            each = self.commands[name]
-            panels[_panel(each) or "Commands"].append((name, each.get_short_help_str(width)))
+            entry = self.commands[name]
+            panels[_panel(entry) or "Commands"].append((name, entry.get_short_help_str(width)))
         for title, rows in panels.items():
             with formatter.section(title):
                 formatter.write_dl(rows)
 
 
 def _epilog(examples: Sequence[str]) -> str | None:
-    # \b: lines stay as they are
-    return (
-        "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
-        if examples
-        else None
-    )
+    if not examples:
+        return None
+    # \b: do not rewrap the lines
+    return "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
 
 
-def _panel(each: Any) -> str | None:
-    panel = each.rich_help_panel  # a placeholder of Typer's if the group has none
+def _panel(entry: Any) -> str | None:
+    panel = entry.rich_help_panel  # a placeholder of Typer's if the group has none
     return panel if isinstance(panel, str) else None
 
 
 def make_group(description: str, *examples: str) -> typer.Typer:
-    """Make an empty group of commands: boxes and colours on a terminal, plain text elsewhere."""
+    """An empty group of commands, with rich help on a terminal and plain help elsewhere."""
     return typer.Typer(
         help=description,
         epilog=_epilog(examples),
@@ -89,9 +87,9 @@ app: Final = make_group(
 def command(
     group: typer.Typer, *examples: str, panel: str | None = None
 ) -> Callable[[Command[Parameters]], Command[Parameters]]:
-    """Register a function as a command of `group`; its docstring is the help, below it `examples`.
+    """Register a function as a command of `group`; its docstring and `examples` are the help.
 
-    The function returns the exit code, None for 0; errors are mapped by `run_stage`.
+    The function returns the exit code, None for 0; `run_stage` maps errors to codes.
     """
 
     def register(function: Command[Parameters]) -> Command[Parameters]:
@@ -106,7 +104,7 @@ def command(
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:
-    """Checkpoints of params.yaml in the working directory; none if it cannot be read."""
+    """Completions from the checkpoints of params.yaml; none if the file cannot be read."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -119,5 +117,5 @@ def complete_checkpoint(incomplete: str) -> list[str]:
 
 
 def complete_profile(incomplete: str) -> list[str]:
-    """Profiles that the repository ships."""
+    """Completions from the profiles in the repository."""
     return sorted(path.stem for path in PROFILES.glob(f"{incomplete}*.yaml"))

@@ -19,12 +19,12 @@ def check(
         Path | None, Option(metavar="FILE", help="Write the findings there as well.")
     ] = None,
     images: Annotated[bool, Option(help="Decode every image.")] = True,
-    strict: Annotated[bool, Option("--strict", help="Exit with 1 for warnings, too.")] = False,
+    strict: Annotated[bool, Option("--strict", help="Exit with 1 for warnings too.")] = False,
     examples: Annotated[int, Option(min=0, metavar="N", help="Examples per kind of finding.")] = 3,
 ) -> int:
     """Check a corpus before it is used.
 
-    Prints what it holds, what would be refused and why, and what to do about it.
+    Prints what it contains, what would be refused and why, and how to fix it.
     Writes nothing but FILE.
 
     Exit code: 0 every record is usable, 1 some are refused, 2 nothing can be used.
@@ -51,7 +51,7 @@ def profile(
 ) -> None:
     """Set params.yaml and data.dvc to another scale.
 
-    Prints what changes, what it takes and what this machine lacks; writes nothing
+    Prints the changes, the requirements and what this machine lacks; writes nothing
     if a run here could not finish.
     """
     from stages.profiles.command import apply
@@ -63,7 +63,7 @@ def profile(
 def fetch() -> None:
     """Fetch the source that data.dvc imports, and pin it.
 
-    A transfer that was stopped is resumed.
+    Resumes an interrupted transfer.
     """
     from flows.source.transfer import run
 
@@ -75,11 +75,11 @@ def fetch_file(
     url: Annotated[
         str, Argument(metavar="URL", help="A path, or an http(s), s3, gs or ssh address.")
     ],
-    target: Annotated[Path, Argument(metavar="TARGET", help="Where the file is to lie.")],
+    target: Annotated[Path, Argument(metavar="TARGET", help="Where to write the file.")],
     sha256: Annotated[str | None, Option(metavar="HEX", help="Its SHA-256.")] = None,
     md5: Annotated[str | None, Option(metavar="HEX", help="Its MD5.")] = None,
 ) -> None:
-    """Fetch one file without DVC, resuming a stopped transfer."""
+    """Fetch one file without DVC, resuming an interrupted transfer."""
     if sha256 and md5:
         raise BadParameter("give --sha256 or --md5, not both")
     from flows.source.fetch import run
@@ -89,7 +89,9 @@ def fetch_file(
 
 @command(app, "med-r1 base-commit Qwen/Qwen2-VL-2B-Instruct", panel=PANEL)
 def base_commit(
-    model: Annotated[str, Argument(metavar="ID", help="A model id, as Qwen/Qwen2-VL-2B-Instruct.")],
+    model: Annotated[
+        str, Argument(metavar="ID", help="A model id, e.g. Qwen/Qwen2-VL-2B-Instruct.")
+    ],
     ref: Annotated[str, Argument(metavar="REF", help="A branch or tag.")] = "main",
 ) -> None:
     """Print the commit of a model on the hub, for base.revision."""

@@ -1,4 +1,4 @@
-"""Commands that look after the machine and its services."""
+"""Commands that operate the machine and its services."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def doctor(
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     silence: Annotated[
         float,
-        Option(metavar="MINUTES", help="A flow run without a heartbeat for so long is dead."),
+        Option(metavar="MINUTES", help="Time without heartbeat until a flow run counts as dead."),
     ] = 15,
 ) -> int:
     """Find what keeps stages from running well on this machine.
 
-    Looks at locks, orphaned processes, disk, GPUs and versions; changes nothing without --fix.
+    Checks locks, orphaned processes, disk, GPUs and versions; changes nothing without --fix.
 
-    Exit code: 1 if a problem remains; a warning alone is none.
+    Exit code: 1 if a problem remains, 0 if there are only warnings.
     """
     from flows.doctor.command import run
 
@@ -37,13 +37,13 @@ def doctor(
 @command(app, "med-r1 dashboard --port 4300", panel=PANEL)
 def dashboard(
     host: Annotated[
-        str, Option(help="Address to listen on; any but this machine's needs a password.")
+        str, Option(help="Address to listen on; other than loopback needs a password.")
     ] = "127.0.0.1",
     port: Annotated[int, Option(help="Port; the report is served on the next one.")] = 4200,
 ) -> int:
     """Serve Prefect's dashboard, a worker and the report.
 
-    Until interrupted, and on this machine only unless --host names another address.
+    Runs until interrupted; only this machine can reach it unless --host is set.
     """
     from flows.dashboard import run
 

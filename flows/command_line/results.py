@@ -1,4 +1,4 @@
-"""Commands that show, compare and publish results, and those of the champion."""
+"""Commands that show, compare and publish results, and the champion's commands."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ champion = make_group("Show or change the champion: the checkpoints in use.")
 def report(
     predictions: Annotated[
         Path | None,
-        Option(metavar="DIR", help="Make the report again from the *.parquet files in DIR alone."),
+        Option(metavar="DIR", help="Rebuild the report from only the *.parquet files in DIR."),
     ] = None,
     blind_baselines: Annotated[
-        Path, Option(metavar="DIR", help="With --predictions: blind baselines, if there are any.")
+        Path, Option(metavar="DIR", help="With --predictions: blind baselines, optional.")
     ] = layout.PRIOR,
     out: Annotated[
         Path, Option(metavar="DIR", help="With --predictions: where to write.")
     ] = layout.REBUILT,
 ) -> None:
-    """Print the results, or make the report from predictions."""
+    """Print the results, or rebuild the report from predictions."""
     from stages.reporting import build
 
     if predictions:
@@ -90,13 +90,13 @@ def publish(
         bool, Option("--public", help="Make the repository public; by default private.")
     ] = False,
     allow_dirty: Annotated[
-        bool, Option("--allow-dirty", help="Publish what no commit describes.")
+        bool, Option("--allow-dirty", help="Publish results of uncommitted code.")
     ] = False,
-    yes: Annotated[bool, Option("--yes", help="Upload; without it, only show.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Upload; by default only list the files.")] = False,
 ) -> None:
     """Publish a checkpoint to the Hugging Face hub or a DVC remote.
 
-    Uploads weights, processor, card and predictions. The hub's token is that of HF_TOKEN.
+    Uploads weights, processor, card and predictions, with the token in HF_TOKEN.
     """
     from stages.publishing.command import run
 
@@ -108,7 +108,7 @@ app.add_typer(champion, name="champion", rich_help_panel=PANEL)
 
 @command(champion, "med-r1 champion show")
 def show() -> None:
-    """Print the checkpoints in use, and how good they are."""
+    """Print the checkpoints in use and their accuracy."""
     from flows.registry.command import show
 
     show(Path.cwd())
@@ -116,9 +116,11 @@ def show() -> None:
 
 @command(champion, "med-r1 champion promote --why 'new base'")
 def promote(
-    why: Annotated[str, Option(help="The reason, recorded with it.")] = "promoted by hand",
+    why: Annotated[
+        str, Option(help="The reason, recorded with the champion.")
+    ] = "promoted by hand",
 ) -> None:
-    """Make the present results the champion, without the gate."""
+    """Make the current results the champion, without the gate."""
     from flows.registry.command import promote
 
     promote(Path.cwd(), why)
@@ -144,7 +146,7 @@ def checkout(
         int | None, Option(metavar="N", help="Version; by default the champion.")
     ] = None,
 ) -> None:
-    """Put the weights of a champion into a folder."""
+    """Copy the weights of a champion into a folder."""
     from flows.registry.command import checkout
 
     checkout(Path.cwd(), checkpoint, folder, version)

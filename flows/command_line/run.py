@@ -15,8 +15,8 @@ Only = Annotated[
     Option(
         metavar="PATTERN",
         help=(
-            "Stage to bring up to date with all it needs, as train@ct, evaluate or 'train@*'; may"
-            " be given several times."
+            "Stage to bring up to date with all it needs, e.g. train@ct, evaluate or 'train@*';"
+            " repeatable."
         ),
     ),
 ]
@@ -61,12 +61,12 @@ def workers(
         str | None, Option(help="Git repository that workers clone; by default origin.")
     ] = None,
     deployment: Annotated[
-        str, Option(help="Deployment that stages are sent to.")
+        str, Option(help="Deployment that runs the stages.")
     ] = "run-stage-on-worker/gpu",
 ) -> int:
     """Bring every result up to date, GPU stages on other hosts.
 
-    Needs PREFECT_API_URL; docs/hosts.md says how to set up workers.
+    Needs PREFECT_API_URL; docs/hosts.md describes how to set up workers.
     """
     from flows.workers.flow import run
 
@@ -76,21 +76,21 @@ def workers(
 @command(app, "med-r1 retrain --dry-run", "med-r1 retrain --start-from champion", panel=PANEL)
 def retrain(
     dry_run: Annotated[
-        bool, Option("--dry-run", help="Look and print what would be done, change nothing.")
+        bool, Option("--dry-run", help="Print what would be done, change nothing.")
     ] = False,
     force: Annotated[
-        bool, Option("--force", help="Continue without new data, or with data refused before.")
+        bool, Option("--force", help="Continue without new data, or with data refused earlier.")
     ] = False,
     start_from: Annotated[
         Literal["base", "champion"] | None,
-        Option(help="Where trainings touched by new data begin; by default as in params.yaml."),
+        Option(help="Start of trainings affected by new data; by default as in params.yaml."),
     ] = None,
     slots: Slots = None,
     gpus: Gpus = None,
 ) -> int:
     """Train on new data, and promote the result if it is not worse.
 
-    Exit code: 0 whatever was decided, 1 if the data was refused or a stage failed.
+    Exit code: 0 promoted or not, 1 if the data was refused or a stage failed.
     """
     from flows.retraining.flow import run
 

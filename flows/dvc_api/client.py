@@ -117,7 +117,7 @@ def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
     message if it fails.
     """
     command = ["dvc", "--wait-for-lock", *arguments]
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=root,
         env=environment(),
@@ -126,13 +126,13 @@ def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
         stdin=subprocess.DEVNULL,
         pass_fds=tuple(inherit_fds),
     )
-    if done.returncode:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    if process.returncode:
+        lines = [line for line in (process.stderr or process.stdout).splitlines() if line.strip()]
         message = "\n".join(lines)[-2000:]
         raise InputError(
-            f"`{' '.join(command)}` failed with exit code {done.returncode}: {message}"
+            f"`{' '.join(command)}` failed with exit code {process.returncode}: {message}"
         )
-    return done.stdout
+    return process.stdout
 
 
 def read_status(root: Path) -> dict[str, Reasons]:

@@ -81,8 +81,8 @@ class Graph:
 
     def in_order(self, names: Iterable[str]) -> list[str]:
         """The given stages, dependencies first."""
-        wanted = set(names)
-        return [name for name in self.stages if name in wanted]
+        selected = set(names)
+        return [name for name in self.stages if name in selected]
 
     @cached_property
     def _edges(self) -> nx.DiGraph:

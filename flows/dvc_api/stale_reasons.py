@@ -34,7 +34,7 @@ def explain_staleness(graph: Graph, reasons: Reasons, after: Sequence[str], has_
 
 
 def name_groups(names: Sequence[str]) -> str:
-    """Names in one line, more than three of a group as a count: "base, resize@ct, evaluate (14)"."""
+    """Names in one line, more than 3 of a group as a count: "base, resize@ct, evaluate (14)"."""
     groups = [name.partition("@")[0] for name in names]
     counts = Counter(groups)
     labels = [

@@ -1,4 +1,4 @@
-"""A plan of what would run: its steps, durations and costs."""
+"""Plan of a run: its steps, durations and costs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal
 from flows.dvc_api.client import Reasons
 
 Estimate = Literal["recorded", "meta", "run-cache"]
-"""Where a duration comes from: earlier runs here; `meta` of dvc.yaml; or nothing is computed, as
-DVC has the outputs.
+"""Source of a duration: earlier runs here; `meta` of dvc.yaml; or the run cache, which has
+the outputs.
 """
 
 
@@ -17,10 +17,10 @@ DVC has the outputs.
 class Step:
     """A stage that would run.
 
-    `why`: in a line, what makes it stale and which stale stages it waits for. Those are in `after`;
-    `reasons` is all that DVC says, consequences included. `wave`: 1 for what can begin at once, 2
-    for what waits for those, and so on. `start` is an offset and `seconds` a duration, both in
-    seconds. `bytes`: the size of the outputs that are written again, None if it was never known.
+    `why`: one line, what makes it stale and which stale stages it waits for. `after`: those stages.
+    `reasons`: everything DVC reports, consequences included. `wave`: 1 for stages that can start at
+    once, 2 for those that wait for them, and so on. `start`: seconds after the first start.
+    `seconds`: duration. `bytes`: size of its outputs, None if unknown.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would run, by start, and what is up to date.
+    """Stages that would run, by start time, and stages that are up to date.
 
-    `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds` from the first
-    start to the last end; `gpu_hours` of the stages that need one; `bytes` of all outputs written
-    again, as far as known, and `bytes_free` for them. `warnings`: what stands in the way; `notes`:
-    how sure all this is.
+    `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds`: from the
+    first start to the last end. `gpu_hours`: of stages that need a GPU. `bytes`: outputs written,
+    as far as known; `bytes_free`: space for them. `warnings`: obstacles; `notes`: how reliable the
+    estimates are.
     """
 
     steps: tuple[Step, ...]

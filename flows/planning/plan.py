@@ -1,11 +1,11 @@
-"""What would run now, why, in what order, for how long and at what cost. It changes nothing.
+"""Dry run: what would run now, why, in what order, for how long and at what cost.
 
-    med-r1 plan                                    all of it
+    med-r1 plan                                    everything
     med-r1 plan --only 'train@*' --slots 2         these and what they need, two trainings at once
-    med-r1 plan --json                             the same for a program
+    med-r1 plan --json                             machine-readable
 
-What is stale is DVC's reckoning; the order is that of `flows.reproduce`, whose scheduler runs here
-against a clock of its own.
+Changes nothing. DVC decides what is stale; the order is that of `flows.reproduce`, whose scheduler
+runs here on a virtual clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import Graph, read_graph
 from flows.dvc_api.output_sizes import OutputSizes, free_space, out_size, read_output_sizes
 from flows.dvc_api.run_cache import restorable
-from flows.dvc_api.stale_reasons import say_why
+from flows.dvc_api.stale_reasons import explain_staleness
 from flows.planning.model import Estimate, Plan, Step
 from flows.planning.table import print_plan
 from flows.scheduling import durations
@@ -41,25 +41,25 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
     Args:
         root: Folder with dvc.yaml.
         only: Stages to bring up to date with all they need, by name, group or glob; all if None.
-        slots: GPU stages at once; as `flows.reproduce` has it if None.
+        slots: GPU stages at once; the default of `flows.reproduce` if None.
 
     Raises:
         InputError: No pipeline, unreadable dvc.lock or params.yaml, unknown stage, or more slots
             than GPUs.
     """
-    lock = _check(root)
-    found = find_slots(root, slots)
+    sizes = _check(root)
+    gpu_slots = find_slots(root, slots)
     graph = read_graph(root)
-    asked = graph.upstream(graph.select(only)) if only else set(graph.stages)
-    stale = {name: reasons for name, reasons in read_status(root).items() if name in asked}
-    names = graph.in_order(graph.downstream(stale) & asked)
-    among = set(names)
-    after = {name: tuple(graph.in_order(graph.needs[name] & among)) for name in names}
-    kept = restorable(root, (name for name in names if not after[name])) if names else set()
-    seconds, estimates = _estimate(root, graph, names, kept)
-    starts = simulate(
-        graph, names, seconds, Capacity(len(found.names), max(os.cpu_count() or 1, 1))
-    )
+    targets = graph.upstream(graph.select(only)) if only else set(graph.stages)
+    stale = {name: reasons for name, reasons in read_status(root).items() if name in targets}
+    names = graph.in_order(graph.downstream(stale) & targets)
+    selected = set(names)
+    after = {name: tuple(graph.in_order(graph.needs[name] & selected)) for name in names}
+    # the run cache is decidable only for stages whose inputs are up to date
+    cached = restorable(root, (name for name in names if not after[name])) if names else set()
+    seconds, estimates = _estimate(root, graph, names, cached)
+    capacity = Capacity(len(gpu_slots.names), os.cpu_count() or 1)
+    starts = simulate(graph, names, seconds, capacity)
     waves: dict[str, int] = {}
     for name in names:
         waves[name] = 1 + max((waves[each] for each in after[name]), default=0)
@@ -67,8 +67,8 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
         Step(
             name=name,
             description=graph.stages[name].description,
-            why=say_why(
-                graph, stale.get(name, {}), after[name], name in lock or name.endswith(".dvc")
+            why=explain_staleness(
+                graph, stale.get(name, {}), after[name], name in sizes or name.endswith(".dvc")
             ),
             reasons=stale.get(name, {}),
             after=after[name],
@@ -77,7 +77,7 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
             seconds=seconds[name],
             estimate=estimates[name],
             gpus=graph.stages[name].gpus,
-            bytes=out_size(root, graph.stages[name], lock),
+            bytes=out_size(root, graph.stages[name], sizes),
         )
         for name in names
     ]
@@ -85,14 +85,14 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
     free = free_space(root)
     return Plan(
         steps=tuple(sorted(steps, key=lambda step: (step.start, step.wave))),
-        up_to_date=tuple(graph.in_order(asked - among)),
-        slots=found.names,
-        devices=found.devices,
+        up_to_date=tuple(graph.in_order(targets - selected)),
+        slots=gpu_slots.names,
+        devices=gpu_slots.devices,
         seconds=max((step.start + step.seconds for step in steps), default=0.0),
         gpu_hours=sum(step.gpus * step.seconds for step in steps) / 3600,
         bytes=written,
         bytes_free=free,
-        warnings=tuple(_warnings(root, steps, len(found.names), written, free)),
+        warnings=tuple(_warnings(root, steps, len(gpu_slots.names), written, free)),
         notes=tuple(_notes(steps)),
     )
 
@@ -100,23 +100,20 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
 def simulate(
     graph: Graph, names: Sequence[str], seconds: Mapping[str, float], capacity: Capacity
 ) -> dict[str, float]:
-    """Stage -> start time in seconds if each takes `seconds`.
-
-    The flow's scheduler on a virtual clock.
-    """
+    """Stage -> start time in seconds, by the flow's scheduler on a virtual clock."""
     clock = _Clock()
     starts: dict[str, float] = {}
 
-    def begin(name: str) -> None:
+    def start(name: str) -> None:
         starts[name] = clock.now
         clock.ends.append((clock.now + seconds[name], name))
 
-    run_ready(graph, names, capacity, begin, clock)
+    run_ready(graph, names, capacity, start, clock)
     return starts
 
 
 class _Clock(Queue[StageResult]):
-    """A queue of stage ends in order of time; waiting for one advances the virtual clock to it."""
+    """Queue of stage ends in order of time; `get` advances the virtual clock to the next end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,64 +122,66 @@ class _Clock(Queue[StageResult]):
 
     def get(self, block: bool = True, timeout: float | None = None) -> StageResult:
         """The next end; `now` is then its time."""
-        first = min(self.ends)
-        self.ends.remove(first)
-        self.now, name = first
+        earliest = min(self.ends)
+        self.ends.remove(earliest)
+        self.now, name = earliest
         return StageResult(name, "ran")
 
 
 def _check(root: Path) -> OutputSizes:
-    """Check dvc.lock; InputError for what DVC or a stage would reject late or unclearly."""
+    """Output sizes in dvc.lock; InputError for files that DVC or a stage would reject late."""
     if not (root / "dvc.yaml").is_file():
         raise InputError(f"{root / 'dvc.yaml'} is missing: run from the project's root")
-    lock = read_output_sizes(root)
-    if (
-        root / "stages" / "core" / "params.py"
-    ).is_file():  # the pipeline of this repository, whose parameters have a model
+    sizes = read_output_sizes(root)
+    # only this repository's pipeline has a schema for its parameters
+    if (root / "stages" / "core" / "params.py").is_file():
         load_params(root / layout.PARAMS)
-    return lock
+    return sizes
 
 
 def _estimate(
-    root: Path, graph: Graph, names: Sequence[str], kept: set[str]
+    root: Path, graph: Graph, names: Sequence[str], cached: set[str]
 ) -> tuple[dict[str, float], dict[str, Estimate]]:
-    """Stage -> seconds, and stage -> where that number comes from."""
+    """Stage -> seconds, and stage -> source of that number."""
     recorded = durations.read(root)
     seconds: dict[str, float] = {}
     estimates: dict[str, Estimate] = {}
     for name in names:
-        if name in kept:
-            seconds[name], estimates[name] = 0.0, "run-cache"
+        if name in cached:
+            seconds[name] = 0.0
+            estimates[name] = "run-cache"
         elif name in recorded:
-            seconds[name], estimates[name] = recorded[name], "recorded"
+            seconds[name] = recorded[name]
+            estimates[name] = "recorded"
         else:
-            seconds[name], estimates[name] = 60 * graph.stages[name].minutes, "meta"
+            seconds[name] = 60 * graph.stages[name].minutes
+            estimates[name] = "meta"
     return seconds, estimates
 
 
 def _warnings(root: Path, steps: Sequence[Step], slots: int, written: int, free: int) -> list[str]:
-    said = []
+    warnings = []
     if written > free:
-        said.append(
+        warnings.append(
             f"the disk is too small: {format_bytes(written)} would be written and"
-            f" {format_bytes(free)} are free. `dvc gc --workspace` drops old results"
+            f" {format_bytes(free)} are free. `dvc gc --workspace` deletes old results"
         )
     for step in steps:
         if step.gpus > slots:
-            said.append(
+            warnings.append(
                 f"{step.name} needs {step.gpus} slots and there are {slots}: it will fail. Lower"
                 " gpus in meta of dvc.yaml"
             )
     changed = uncommitted_files(root, CODE) if steps else None
     if changed:
-        shown = ", ".join(changed[:5]) + (
-            f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        )
-        said.append(
-            f"not committed: {shown}. Results will be marked as those of a changed commit"
+        files = ", ".join(changed[:5])
+        if len(changed) > 5:
+            files += f" and {len(changed) - 5} more"
+        warnings.append(
+            f"not committed: {files}. Results will be marked as made from a changed commit"
             " (git_dirty)"
         )
-    return said
+    return warnings
 
 
 def _notes(steps: Sequence[Step]) -> list[str]:
@@ -192,17 +191,17 @@ def _notes(steps: Sequence[Step]) -> list[str]:
     notes = []
     if meta := count("meta"):
         notes.append(
-            f"{meta} of {len(steps)} durations are those of meta in dvc.yaml, the full corpus on a"
-            " GPU: no run is on record here"
+            f"{meta} of {len(steps)} durations are from meta in dvc.yaml (full corpus on a GPU): no"
+            " run is recorded here"
         )
-    if (kept := count("run-cache")) and kept < len(steps):
+    if (cached := count("run-cache")) and cached < len(steps):
         notes.append(
-            f"{kept} stages are in the run-cache and cost nothing; what comes after them may be"
-            " there too: times are the most it takes"
+            f"{cached} stages are in the run cache and cost nothing; stages after them may be too:"
+            " times are upper bounds"
         )
     if unknown := sum(step.bytes is None for step in steps):
         notes.append(
-            f"outputs of {unknown} of {len(steps)} stages were never made here, so their size is"
+            f"{unknown} of {len(steps)} stages have never run here: the size of their outputs is"
             " not in the sum"
         )
     return notes

@@ -1,4 +1,4 @@
-"""A plan as people read it: a row a stage, and a line that sums it up."""
+"""Plan as a table: one row per stage, and a summary line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from flows.dvc_api.stale_reasons import name_groups
 from flows.planning.model import Plan, Step
 from stages.core.machine import format_bytes
 
-WHY: Final = 110
-"""Characters of a reason that a table shows; JSON has all of it."""
+MAX_REASON_LENGTH: Final = 110
+"""Characters of a reason in the table; JSON has all of it."""
 _WIDTH: Final = 200
-"""Columns where there is no terminal that has a width."""
-_SOURCES: Final = {"recorded": "", "meta": " *", "run-cache": ""}
+"""Columns if standard output is no terminal."""
 
 
 def print_plan(plan: Plan) -> None:
@@ -29,9 +28,9 @@ def print_plan(plan: Plan) -> None:
     if plan.up_to_date:
         console.print(f"Up to date: {name_groups(plan.up_to_date)}")
     for warning in plan.warnings:
-        console.print(f"[bold yellow]warning[/]: {_plain(warning)}")
+        console.print(f"[bold yellow]warning[/]: {_escape(warning)}")
     for note in plan.notes:
-        console.print(f"{'* ' if 'meta' in note else ''}{_plain(note)}", style="dim")
+        console.print(f"{'* ' if 'meta' in note else ''}{_escape(note)}", style="dim")
     console.print(sum_up(plan), style="bold")
 
 
@@ -43,22 +42,19 @@ def sum_up(plan: Plan) -> str:
     """
     if not plan.steps:
         return f"Nothing would run: all {len(plan.up_to_date)} stages are up to date"
-    number, kind = len(plan.slots), "GPU" if plan.devices else "slot"
     about = "" if all(step.estimate == "recorded" for step in plan.steps) else "about "
-    hours = (
-        f"{plan.gpu_hours:.2f} GPU-hours"
-        if plan.devices
-        else f"{plan.gpu_hours:.2f} hours in slots, no GPU here"
-    )
+    units = ("GPU" if plan.devices else "slot") + ("s" if len(plan.slots) > 1 else "")
+    hours = "GPU-hours" if plan.devices else "hours in slots, no GPU here"
     return (
         f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run, in"
-        f" {about}{format_duration(plan.seconds)} on {number} {kind}{'s' if number > 1 else ''}:"
-        f" {hours}; {format_bytes(plan.bytes)} written, {format_bytes(plan.bytes_free)} free"
+        f" {about}{format_duration(plan.seconds)} on {len(plan.slots)} {units}:"
+        f" {plan.gpu_hours:.2f} {hours}; {format_bytes(plan.bytes)} written,"
+        f" {format_bytes(plan.bytes_free)} free"
     )
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for people: "0 s", "48 s", "12 min", "3 h 05 min"."""
+    """Human-readable duration: "0 s", "48 s", "12 min", "3 h 05 min"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -76,34 +72,30 @@ def _table(plan: Plan) -> Table:
         if step.wave != wave and wave:
             table.add_section()
         wave = step.wave
-        size = "?" if step.bytes is None else format_bytes(step.bytes)
         table.add_row(
             step.name,
-            _begins(step),
-            _takes(step),
+            "now" if step.start == 0 else f"+{format_duration(step.start)}",
+            _duration(step),
             str(step.gpus or ""),
-            size,
-            _plain(_short(step.why)),
+            "?" if step.bytes is None else format_bytes(step.bytes),
+            _escape(_shorten(step.why)),
         )
     return table
 
 
-def _begins(step: Step) -> str:
-    return "now" if step.start == 0 else f"+{format_duration(step.start)}"
+def _duration(step: Step) -> str:
+    if step.estimate == "run-cache":
+        return "from cache"
+    mark = " *" if step.estimate == "meta" else ""
+    return format_duration(step.seconds) + mark
 
 
-def _takes(step: Step) -> str:
-    return (
-        "from cache"
-        if step.estimate == "run-cache"
-        else format_duration(step.seconds) + _SOURCES[step.estimate]
-    )
+def _shorten(why: str) -> str:
+    if len(why) <= MAX_REASON_LENGTH:
+        return why
+    return why[: MAX_REASON_LENGTH - 4].rpartition(" ")[0].rstrip(";,") + " ..."
 
 
-def _short(why: str) -> str:
-    return why if len(why) <= WHY else why[: WHY - 4].rpartition(" ")[0].rstrip(";,") + " ..."
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is markup."""
+def _escape(text: str) -> str:
+    """Text without markup for rich."""
     return text.replace("[", r"\[")

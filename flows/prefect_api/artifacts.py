@@ -1,4 +1,4 @@
-"""Prefect artifacts of a run: live progress, and at the end tables, heatmaps and the report."""
+"""Prefect artifacts of a run: live progress; at its end tables, heatmaps and the report."""
 
 from __future__ import annotations
 
@@ -32,71 +32,66 @@ from stages.core import layout
 from stages.core.iteration.progress import read_progress
 from stages.reporting.labels import label, percent, signed
 
-EVERY: Final = 3.0
-"""Seconds between two updates of an artifact."""
+UPDATE_SECONDS: Final = 3.0
+"""Minimum time between two updates of a progress artifact."""
 REPORT_URL: Final = "MED_R1_REPORT_URL"
-"""Environment variable: where report/ is served, for the link in the dashboard."""
+"""Environment variable: URL at which report/ is served, for the link in the dashboard."""
 
 
-class Progress:
-    """The progress artifact of one stage, fed from the lines it prints."""
+class ProgressArtifact:
+    """Progress artifact of one stage, updated from the lines it prints."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._artifact: UUID | None = None
-        self._last = 0.0
+        self._last_update = 0.0
 
-    def see(self, line: str) -> None:
-        """Take note of a line; one that tells no progress changes nothing."""
-        found = read_progress(line)
-        if found is None or time.monotonic() - self._last < EVERY:
+    def update(self, line: str) -> None:
+        """Update from a line that reports progress; other lines are ignored."""
+        progress = read_progress(line)
+        if progress is None or time.monotonic() - self._last_update < UPDATE_SECONDS:
             return
-        self._last = time.monotonic()
-        note = f", {found.note}" if found.note else ""
-        self._put(
-            100 * found.done / found.total,
-            f"{self._stage.name}: {found.unit} {found.done} of {found.total}{note}, {found.left} s"
-            " to go",
+        self._last_update = time.monotonic()
+        note = f", {progress.note}" if progress.note else ""
+        self._publish(
+            100 * progress.done / progress.total,
+            f"{self._stage.name}: {progress.unit} {progress.done} of {progress.total}{note},"
+            f" {progress.left} s to go",
         )
 
-    def end(self) -> None:
-        """The stage is done."""
+    def finish(self) -> None:
+        """Set to 100%, if there was any progress."""
         if self._artifact is not None:
-            self._put(100.0, f"{self._stage.name}: done")
+            self._publish(100.0, f"{self._stage.name}: done")
 
-    def _put(self, share: float, words: str) -> None:
+    def _publish(self, percentage: float, description: str) -> None:
         try:
             if self._artifact is None:
-                made = create_progress_artifact(
-                    share, key=key_of("progress", self._stage.name), description=words
-                )
-                self._artifact = cast(UUID, made)
+                key = key_of("progress", self._stage.name)
+                created = create_progress_artifact(percentage, key=key, description=description)
+                self._artifact = cast(UUID, created)
             else:
-                update_progress_artifact(self._artifact, share, description=words)
-        except (
-            PrefectException,
-            HTTPError,
-        ) as error:  # a stage does not fail because nobody can watch it
+                update_progress_artifact(self._artifact, percentage, description=description)
+        except (PrefectException, HTTPError) as error:  # no reason for the stage to fail
             logging.getLogger(__name__).warning(
-                "the progress of %s could not be shown: %r", self._stage.name, error
+                "the progress of %s could not be published: %r", self._stage.name, error
             )
 
 
 def key_of(*parts: str) -> str:
-    """An artifact's key, of lowercase letters, digits and dashes."""
+    """Artifact key: lowercase letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 def publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, str]) -> None:
-    """Publish each stage's outcome and, if there is a report, its numbers, heatmaps and address.
+    """Publish each stage's outcome and, if the report is new, its numbers, heatmaps and address.
 
-    If the server cannot be reached that is logged, and nothing else: results do not depend on who
-    sees them.
+    An unreachable server is only logged: results do not depend on it.
     """
     try:
         _publish(root, results, reasons)
     except (PrefectException, HTTPError) as error:
-        logging.getLogger(__name__).warning("what came out could not be shown: %r", error)
+        logging.getLogger(__name__).warning("results could not be published: %r", error)
 
 
 def _publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, str]) -> None:
@@ -104,9 +99,8 @@ def _publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, s
         stages_table(results, reasons), key="stages", description=count(results)
     )
     path = root / layout.REPORT / "metrics.json"
-    if not path.is_file() or not any(
-        result.name == "report" and result.state in ("ran", "cached") for result in results
-    ):
+    states = {result.name: result.state for result in results}
+    if not path.is_file() or states.get("report") not in ("ran", "cached"):
         return
     create_markdown_artifact(
         results_table(json.loads(path.read_text(encoding="utf-8"))),
@@ -127,7 +121,7 @@ def _publish(root: Path, results: Sequence[StageResult], reasons: Mapping[str, s
 
 
 def stages_table(results: Sequence[StageResult], reasons: Mapping[str, str]) -> str:
-    """Stages, how they ended and why they were run, as a markdown table."""
+    """Markdown table of stages: outcome, duration and reason."""
     rows = ["| stage | ended | seconds | why |", "|---|---|---:|---|"]
     for result in results:
         why = result.message.splitlines()[0] if result.message else reasons.get(result.name, "")
@@ -138,12 +132,10 @@ def stages_table(results: Sequence[StageResult], reasons: Mapping[str, str]) -> 
 
 
 def results_table(metrics: Mapping[str, Any]) -> str:
-    """The in-domain numbers of report/metrics.json as a markdown table."""
+    """Markdown table of the in-domain numbers in report/metrics.json."""
     rows = [
-        (
-            "| checkpoint | n | base % | accuracy % | gain | 95% interval | blind baseline % |"
-            " visual gain |"
-        ),
+        "| checkpoint | n | base % | accuracy % | gain | 95% interval | blind baseline % |"
+        + " visual gain |",
         "|---|---:|---:|---:|---:|---|---:|---:|",
     ]
     for name, entry in metrics["checkpoints"].items():
@@ -159,16 +151,13 @@ def results_table(metrics: Mapping[str, Any]) -> str:
 
 
 def count(results: Sequence[StageResult]) -> str:
-    """How many stages ended how: "31 ran, 8 unchanged, 1 failed"."""
-    counted = Counter(result.state for result in results)
-    return (
-        ", ".join(f"{number} {state}" for state, number in counted.most_common())
-        or "nothing was stale"
-    )
+    """Number of stages per outcome: "31 ran, 8 unchanged, 1 failed"."""
+    states = Counter(result.state for result in results).most_common()
+    return ", ".join(f"{number} {state}" for state, number in states) or "nothing was stale"
 
 
 def print_summary(results: Sequence[StageResult]) -> None:
-    """How each stage ended, on a terminal."""
+    """Print a table of each stage's outcome and duration."""
     table = Table(title=count(results), title_justify="left", box=None)
     for head in ("stage", "ended", "seconds"):
         table.add_column(head, justify="right" if head == "seconds" else "left")

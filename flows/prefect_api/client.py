@@ -1,4 +1,4 @@
-"""Prefect's server, as programs of this project reach it."""
+"""Access to Prefect's server: whether it responds, and servers left by killed flows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from stages.core.errors import InputError
 ADDRESS = "PREFECT_API_URL"
 PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105  (its name)
 _EPHEMERAL = "PREFECT__SERVER_EPHEMERAL"
-"""What Prefect puts into the environment of a server that is there for one process."""
+"""Set by Prefect in the environment of a server that serves one process."""
 _OWNER = "FLOW_SERVER_OWNER"
-"""And what we do: the number of that process."""
+"""Set by this project in the same environment: the id of that process."""
 
 
-def answers(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
-    """Whether the Prefect server that these environment variables name answers.
+def server_responds(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
+    """Whether the Prefect server of these environment variables responds.
 
-    Proxies of the environment are used, but never for an address of this machine. InputError if the
-    server refuses the user and password that PREFECT_API_AUTH_STRING gives, or asks for them.
+    Uses the proxies of the environment, except for a loopback address. InputError if the server
+    requires a password, or rejects that of PREFECT_API_AUTH_STRING.
     """
     address = f"{variables[ADDRESS].rstrip('/')}/admin/version"
     user, _, password = variables.get(PASSWORD, "").partition(":")
@@ -40,7 +40,7 @@ def answers(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
         return False
     if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise InputError(
-            f"the Prefect server at {variables[ADDRESS]} asks for a password: set {PASSWORD} to"
+            f"the Prefect server at {variables[ADDRESS]} requires a password: set {PASSWORD} to"
             " user:password"
         )
     return reply.is_success
@@ -55,38 +55,36 @@ def is_loopback(host: str) -> bool:
 
 
 def require_server() -> None:
-    """Raise InputError if PREFECT_API_URL names a server that does not answer.
+    """Raise InputError if PREFECT_API_URL is set and its server does not respond.
 
-    Without it, flows of this process start a server of their own.
+    If it is not set, flows of this process start a server of their own; those that earlier, killed
+    flows started are ended first.
     """
     if not os.environ.get(ADDRESS):
-        end_processes(left_servers())
+        end_processes(orphaned_servers())
         os.environ[_OWNER] = str(os.getpid())  # the server that Prefect starts inherits it
-    elif not answers(os.environ):
+    elif not server_responds(os.environ):
         raise InputError(
-            f"no Prefect server answers at {os.environ[ADDRESS]} ({ADDRESS}): start one with `make"
-            " dashboard`, or unset it to run without"
+            f"no Prefect server responds at {os.environ[ADDRESS]} ({ADDRESS}): start one with `make"
+            f" dashboard`, or unset {ADDRESS} to run without one"
         )
 
 
-def left_servers() -> list[psutil.Process]:
-    """Servers that flows brought, and that go on though their flow was killed."""
-    found = []
+def orphaned_servers() -> list[psutil.Process]:
+    """Temporary servers that still run although the flow that started them was killed."""
+    servers = []
     for process in psutil.process_iter():
         try:
             variables = process.environ()
-            if (
-                _EPHEMERAL in variables
-                and _OWNER in variables
-                and not _owned(process, int(variables[_OWNER]))
-            ):
-                found.append(process)
+            is_temporary = _EPHEMERAL in variables and _OWNER in variables
+            if is_temporary and not _has_owner(process, int(variables[_OWNER])):
+                servers.append(process)
         except (psutil.Error, OSError, ValueError):
             continue
-    return found
+    return servers
 
 
-def _owned(server: psutil.Process, owner: int) -> bool:
+def _has_owner(server: psutil.Process, owner: int) -> bool:
     """Whether the process that started a server still runs, and its id was not reused."""
     try:
         return psutil.Process(owner).create_time() <= server.create_time()

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.dvc_api.client import read_status, say_reasons
+from flows.dvc_api.client import format_reasons, read_status
 from flows.registry import store
 from flows.registry.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from flows.registry.store import CachedObject
@@ -210,8 +210,8 @@ def check_current(root: Path) -> None:
     }
     for name, why in stale.items():
         raise InputError(
-            f"{name} is not up to date ({say_reasons(why)}), so these results are not what they"
-            " would be: `dvc repro` first"
+            f"{name} is not up to date ({format_reasons(why)}), so the results are stale: run"
+            " `dvc repro` first"
         )
 
 

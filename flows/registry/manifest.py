@@ -1,8 +1,8 @@
-"""Manifest of a corpus: its images and questions, and what it has that another lacks.
+"""Manifest of a corpus: hashes of its images and questions, and the differences of two manifests.
 
-Made from the records of stage resize: images are known by the hash of their pixels as policies see
-them, so that a file saved again is no new image, and one replaced under its name is. With the
-splits, also what each checkpoint was trained on.
+Built from the records of stage resize. An image is identified by the hash of its pixels as policies
+see them: a re-encoded file is the same image, a file replaced under its name is another one. With
+the splits, a manifest also lists the images that each checkpoint was trained on.
 """
 
 from __future__ import annotations
@@ -83,44 +83,38 @@ def build_manifest(root: Path, kind: str | None = None) -> Manifest:
             str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS]
             for record in records
         }
-        questions[slug] = {record.question_id: _asked(record) for record in records}
+        questions[slug] = {record.question_id: _question_hash(record) for record in records}
         everything += records
-    accounts = [
-        read_quarantine(root / layout.QUARANTINE / "resize" / f"{slug}.parquet")
-        for slug in MODALITIES
-    ]
+    resize_folder = root / layout.QUARANTINE / "resize"
+    resize = [read_quarantine(resize_folder / f"{slug}.parquet") for slug in MODALITIES]
     download = read_quarantine(root / layout.QUARANTINE / "download.parquet")
     unknown: dict[str, int] = {}
     for row in download.rows:
         if row.reason == Reason.UNKNOWN_MODALITY:
             unknown[row.what] = unknown.get(row.what, 0) + 1
-    refused = sum(len(account.rows) for account in [download, *accounts])
-    summary = summarise(everything)
+    refused = sum(len(quarantine.rows) for quarantine in [download, *resize])
+    manifest = Manifest(
+        images, questions, download.read, refused, unknown, summary=summarise(everything)
+    )
     if kind is None:
-        return Manifest(images, questions, download.read, refused, unknown, summary=summary)
-    trained = {
-        axis: {
-            slug: sorted(
-                {
-                    str(item["image"])
-                    for item in read_split(root / layout.split(axis, slug, "train", kind))
-                }
-            )
-            for slug in slugs
-        }
-        for axis, slugs in AXES.items()
-    }
+        return manifest
+    trained: dict[str, dict[str, list[str]]] = {}
+    for axis, slugs in AXES.items():
+        trained[axis] = {}
+        for slug in slugs:
+            items = read_split(root / layout.split(axis, slug, "train", kind))
+            trained[axis][slug] = sorted({str(item["image"]) for item in items})
     groups = read_json(root / layout.SPLITS / "groups.json", "run `dvc repro splits`")
-    return Manifest(images, questions, download.read, refused, unknown, trained, groups, summary)
+    return replace(manifest, trained=trained, groups=groups)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Keep a manifest as JSON."""
+    """Write a manifest as JSON."""
     write_json(path, asdict(manifest))
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What `write_manifest` wrote. InputError if it is no such file."""
+    """Read a file of `write_manifest`; InputError if it is not one."""
     try:
         return Manifest(**read_json(path, "promote the champion again"))
     except TypeError as error:
@@ -128,7 +122,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def diff(old: Manifest, new: Manifest) -> Changes:
-    """What `new` holds that `old` does not, and the other way round, by modality."""
+    """Differences between two manifests by modality."""
     return {
         slug: {
             "images": _diff(old.images.get(slug, {}), new.images.get(slug, {})),

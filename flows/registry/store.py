@@ -57,68 +57,61 @@ def add(root: Path, path: Path) -> CachedObject:
     return _cached_as(out)
 
 
-def push(root: Path, things: Mapping[str, CachedObject]) -> bool:
-    """Send what the cache holds under these hashes to the default remote; False if there is none.
-
-    `things`: any name -> what.
-    """
+def push(root: Path, objects: Iterable[CachedObject]) -> bool:
+    """Push cached objects to the default remote; False if there is none."""
     with _temporary_workspace(root) as (folder, remote):
-        if remote and things:
-            dvc(
-                folder,
-                "push",
-                "--quiet",
-                *[_name(folder, f"thing-{at}", each) for at, each in enumerate(things.values())],
-            )
+        files = [_write_dvc_file(folder, f"object-{at}", each) for at, each in enumerate(objects)]
+        if remote and files:
+            dvc(folder, "push", "--quiet", *files)
     return remote
 
 
-def fetch(root: Path, thing: CachedObject, target: Path, what: str) -> None:
-    """Restore the object of a hash from the cache or the default remote to `target`, replacing it.
+def fetch(root: Path, cached: CachedObject, target: Path, what: str) -> None:
+    """Restore an object from the cache or the default remote to `target`, replacing it.
 
-    Files may be links into the cache, and read-only. InputError, naming `what`, if it is nowhere.
+    Files may be read-only links into the cache. InputError, naming `what`, if neither has it.
     """
-    lacking = missing(root, thing)
+    absent = missing(root, cached)
     with _temporary_workspace(root) as (folder, remote):
-        file = _name(folder, "thing", thing)
-        if lacking and not remote:
+        file = _write_dvc_file(folder, "object", cached)
+        if absent and not remote:
             raise InputError(
-                f"{what} ({thing.md5}) is not in DVC's cache any more, and there is no remote to"
-                f" fetch it from: {_LOST}"
+                f"{what} ({cached.md5}) is missing from DVC's cache, and there is no remote to"
+                f" fetch it from: {_REMEDY}"
             )
         try:
-            dvc(folder, "pull" if lacking else "checkout", "--quiet", file)
+            dvc(folder, "pull" if absent else "checkout", "--quiet", file)
         except InputError as error:
             raise InputError(
-                f"{what} ({thing.md5}) is complete neither in DVC's cache nor in its remote:"
-                f" {_LOST}. DVC says: {error}"
+                f"{what} ({cached.md5}) is missing or incomplete in DVC's cache and its remote:"
+                f" {_REMEDY}. DVC's error: {error}"
             ) from error
-        found = folder / "thing"
-        if found.is_dir():
+        restored = folder / "object"
+        if restored.is_dir():
             with atomic_directory(target) as temporary:
                 temporary.rmdir()
-                shutil.move(found, temporary)  # the target may be on another disk
+                shutil.move(restored, temporary)  # the target may be on another disk
         else:
             with atomic_file(target) as temporary:
-                shutil.move(found, temporary)
+                shutil.move(restored, temporary)
 
 
-_LOST = "restore a copy of the cache, or promote again with `med-r1 champion promote`"
+_REMEDY = "restore a copy of the cache, or promote again with `med-r1 champion promote`"
 
 
-def missing(root: Path, thing: CachedObject) -> int:
-    """How many of its files are not in the local cache."""
+def missing(root: Path, cached: CachedObject) -> int:
+    """Number of the object's files that are not in the local cache."""
     cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
 
-    def lies(md5: str) -> bool:
+    def is_cached(md5: str) -> bool:
         return (cache / md5[:2] / md5[2:]).is_file()
 
-    if not thing.md5.endswith(".dir"):
-        return int(not lies(thing.md5))
-    if not lies(thing.md5):
-        return thing.nfiles or 1
-    listed = read_json(cache / thing.md5[:2] / thing.md5[2:], "`dvc fetch` it again")
-    return sum(not lies(entry["md5"]) for entry in listed)
+    if not cached.md5.endswith(".dir"):
+        return int(not is_cached(cached.md5))
+    if not is_cached(cached.md5):
+        return cached.nfiles or 1
+    entries = read_json(cache / cached.md5[:2] / cached.md5[2:], "`dvc fetch` it again")
+    return sum(not is_cached(entry["md5"]) for entry in entries)
 
 
 @contextmanager

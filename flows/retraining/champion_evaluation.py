@@ -1,10 +1,8 @@
 """Evaluate the champion's weights on the challenger's test questions.
 
-The weights are put where stage evaluate looks for the challenger's.
-
-The stage's own command is run, in a folder of links to the workspace in which only `models/` and
-`predictions/` are others. So what is compared differs in the weights alone, and the workspace is
-left as it is.
+Runs the command of stage evaluate in a folder of links to the workspace that has its own `models/`,
+with the champion's weights in the challenger's place, and its own `predictions/`. So the two
+evaluations differ only in the weights, and the workspace stays unchanged.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from stages.core.errors import InputError
 
 FOLDER: Final = layout.SCRATCH / "flows" / "duel"
 _OWN: Final = {layout.MODELS.name, layout.PREDICTIONS.name, layout.SCRATCH.name, ".git", ".dvc"}
-"""What is not linked."""
+"""Entries of the workspace that are not linked."""
 
 
 class ChampionEvaluation:
-    """Evaluates champions in one workspace; `stop` ends those that run and lets no other begin."""
+    """Evaluates champions in one workspace; `stop` ends running evaluations and prevents others."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,14 +31,14 @@ class ChampionEvaluation:
 
     @property
     def stopped(self) -> bool:
-        """Was it told to stop."""
+        """Was `stop` called."""
         return self._runner.stopped
 
     def weights(self, checkpoint: str) -> Path:
-        """Where the champion's weights have to lie before `answer`."""
+        """Folder for the champion's weights, to be filled before `evaluate`."""
         return self.root / FOLDER / checkpoint / layout.model(checkpoint)
 
-    def answer(
+    def evaluate(
         self,
         checkpoint: str,
         report: Callable[[str], None],
@@ -49,8 +47,8 @@ class ChampionEvaluation:
     ) -> Path:
         """Run evaluate@<checkpoint> with the champion's weights; the path of its predictions.
 
-        Lines go to `report`; `extra` and `inherit_fds` are as for a stage. StageError if it fails,
-        StoppedError if it was stopped.
+        Output lines go to `report`; `extra` and `inherit_fds` as in Runner.run. StageError if it
+        fails, StoppedError if it was stopped.
         """
         folder = self.root / FOLDER / checkpoint
         if not self.weights(checkpoint).is_dir():
@@ -68,9 +66,9 @@ class ChampionEvaluation:
                 link = folder / entry.name
                 link.unlink(missing_ok=True)
                 link.symlink_to(entry, target_is_directory=entry.is_dir())
-        answers = folder / layout.predictions(checkpoint)
-        answers.unlink(missing_ok=True)
-        self._runner.watch(
+        predictions = folder / layout.predictions(checkpoint)
+        predictions.unlink(missing_ok=True)
+        self._runner.run_command(
             f"champion@{checkpoint}",
             ["sh", "-c", command],
             report,
@@ -78,16 +76,16 @@ class ChampionEvaluation:
             extra=extra,
             inherit_fds=inherit_fds,
         )
-        if not answers.is_file():
+        if not predictions.is_file():
             raise StageError(
                 f"champion@{checkpoint}: `{command}` wrote no {layout.predictions(checkpoint)}"
             )
-        return answers
+        return predictions
 
     def clear(self) -> None:
-        """Remove all weights and answers of champions that were put aside for comparing."""
+        """Delete the weights and predictions of all evaluations."""
         shutil.rmtree(self.root / FOLDER, ignore_errors=True)
 
     def stop(self) -> None:
-        """End what runs; nothing begins any more."""
+        """End running evaluations and prevent further ones."""
         self._runner.stop()

@@ -29,7 +29,7 @@ _TITLES: Final[Mapping[Outcome, str]] = {
 }
 
 Decision = dict[str, Any]
-"""A record as it is written down: `outcome`, `reasons`, `corpus`, and what else there is to say."""
+"""A decision record: `outcome`, `reasons`, `corpus`, and the further keys of `make_decision`."""
 
 
 def make_decision(
@@ -49,14 +49,19 @@ def make_decision(
     verdict: Verdict | None = None,
     stale_before: list[str] | None = None,
 ) -> Decision:
-    """All that was known when it was decided.
+    """The record of a decision.
 
-    `identity`: the source's, as a probe gives it; `champion`, `successor`: versions before and, if
-    promoted, after; `sizes`, `changes`: of the corpus and against the champion's, by modality;
-    `drift`: of each feature, None if not judged; `stages`: how they ended to names; `checkpoints`:
-    name -> "new weights" or "as before"; `stale_before`: stages that were not up to date before any
-    new data.
+    `identity`: of the source, as probed; `champion`, `successor`: versions before and, if promoted,
+    after; `sizes`: of the corpus by modality; `changes`: from the champion's corpus; `drift`: of
+    each feature, None if not judged; `stages`: state -> names; `checkpoints`: name -> "new
+    checkpoint", "new weights" or "as before"; `stale_before`: stages that were stale before the new
+    data.
     """
+    changes_json = changes and {
+        slug: {part: asdict(change) for part, change in parts.items()}
+        for slug, parts in changes.items()
+    }
+    judgements = verdict and {name: _numbers(each) for name, each in verdict.judgements.items()}
     return {
         "outcome": outcome,
         "reasons": reasons,
@@ -65,94 +70,76 @@ def make_decision(
         "successor": successor,
         "corpus": {**asdict(corpus), "identity": identity},
         "sizes": sizes,
-        "changes": (
-            changes
-            and {
-                slug: {part: asdict(change) for part, change in parts.items()}
-                for slug, parts in changes.items()
-            }
-        ),
+        "changes": changes_json,
         "drift": None if drift is None else [asdict(each) for each in drift],
         "stale_before": stale_before,
         "stages": stages,
         "checkpoints": checkpoints,
         "rule": rule.model_dump(mode="json"),
-        "judgements": (
-            {name: _numbers(each) for name, each in verdict.judgements.items()} if verdict else None
-        ),
+        "judgements": judgements,
     }
 
 
 def write_decision(root: Path, decision: Decision) -> Path:
-    """Keep a record under the next number; where."""
-    number = (
-        max(
-            (int(path.stem) for path in (root / FOLDER).glob("*.json") if path.stem.isdigit()),
-            default=0,
-        )
-        + 1
-    )
+    """Write a record under the next number; its path."""
+    stems = [path.stem for path in (root / FOLDER).glob("*.json")]
+    number = max((int(stem) for stem in stems if stem.isdigit()), default=0) + 1
     path = root / FOLDER / f"{number:04d}.json"
     write_json(path, decision)
     return path
 
 
 def read_decisions(root: Path) -> list[Decision]:
-    """All records, oldest first. InputError if one is damaged."""
-    found = []
+    """All records, oldest first; InputError if one is corrupt."""
+    decisions = []
     for path in sorted((root / FOLDER).glob("*.json")):
         decision = read_json(path, f"`git checkout` it, or remove it from {FOLDER}")
         if not isinstance(decision, dict) or not {"outcome", "corpus"} <= decision.keys():
             raise InputError(f"{path} is not a decision record: `git checkout` it, or remove it")
-        found.append(decision)
-    return found
+        decisions.append(decision)
+    return decisions
 
 
 def markdown(decision: Decision) -> str:
-    """The record as a page."""
+    """A decision record as a Markdown page."""
     lines = [
         f"# {_TITLES[decision['outcome']]}",
         "",
         *(f"- {reason}" for reason in decision["reasons"]),
         "",
     ]
-    before, after = decision["champion"], decision["successor"]
+    before = decision["champion"]
+    after = decision["successor"]
     lines.append(
         f"Champion before: {before or 'none'}; now: {after or before or 'none'}. Corpus:"
         f" md5:{decision['corpus']['md5']}."
     )
     if decision["stages"]:
-        lines += [
-            "",
-            "Stages: "
-            + "; ".join(
-                f"{len(names)} {how}" for how, names in decision["stages"].items() if names
-            ),
-        ]
+        counts = [f"{len(names)} {state}" for state, names in decision["stages"].items() if names]
+        lines += ["", f"Stages: {'; '.join(counts)}"]
     if decision["changes"]:
         lines += ["", *_changes_table(decision)]
     if before and decision["changes"]:
         lines += ["", *_drift_table(decision)]
     if decision["judgements"]:
         lines += ["", *_judgements_table(decision["judgements"])]
-        rest = [name for name, how in decision["checkpoints"].items() if how == "as before"]
-        lines += ["", f"As before, weight for weight: {', '.join(rest)}."] if rest else []
+        same = [name for name, state in decision["checkpoints"].items() if state == "as before"]
+        lines += ["", f"Unchanged, weight for weight: {', '.join(same)}."] if same else []
     return "\n".join(lines) + "\n"
 
 
 def _numbers(judgement: Judgement) -> dict[str, Any]:
     cells = rows_of(judgement.cells, _DIGITS)
-    for (
-        cell
-    ) in cells:  # adjusted over the cells of one checkpoint, which is no family that is decided on
-        cell["challenger"], cell["champion"] = cell.pop("first"), cell.pop("second")
+    for cell in cells:
+        cell["challenger"] = cell.pop("first")
+        cell["champion"] = cell.pop("second")
+        # adjusted over the cells of one checkpoint, which are not the family that is decided on
         del cell["p_holm"]
     macro = judgement.macro and {
         name: round(value, _DIGITS) for name, value in asdict(judgement.macro).items()
     }
-    own = next(
-        (cell for cell in cells if judgement.own and cell["tested"] == judgement.own.tested), None
-    )
+    own_name = judgement.own and judgement.own.tested
+    own = next((cell for cell in cells if cell["tested"] == own_name), None)
     return {
         "own": own and {**own, "p_holm": float(f"{judgement.p:.4g}")},
         "macro": macro,
@@ -181,27 +168,22 @@ def _changes_table(decision: Decision) -> list[str]:
 
 
 def _drift_table(decision: Decision) -> list[str]:
-    """Table of features that drifted beyond the threshold.
-
-    A sentence if none did or drift is unknown.
-    """
-    found = decision.get("drift")
-    if found is None:
-        return ["Drift: not judged, for the manifest of one of the two corpora says nothing of it."]
+    """Table of features that drifted beyond the threshold; a sentence if none did or unknown."""
+    if decision.get("drift") is None:
+        return ["Drift: not judged, because the manifest of one of the two corpora lacks it."]
     limit = decision["rule"]["warn_drift"]
-    told = [each for each in (Drift(**row) for row in found) if each.is_beyond(limit)]
-    if not told:
-        return [
-            f"Drift: of {len(found)} features none moved further than {limit} (retrain.warn_drift)."
-        ]
+    drifts = [Drift(**row) for row in decision["drift"]]
+    beyond = [drift for drift in drifts if drift.is_beyond(limit)]
+    if not beyond:
+        return [f"Drift: none of {len(drifts)} features beyond {limit} (retrain.warn_drift)."]
     rows = [
         "| drift | feature | distance | by chance up to | more | less |",
         "|---|---|---:|---:|---|---|",
     ]
     rows += [
-        f"| {each.scope} | {each.feature} | {each.distance:.2f} | {each.chance:.2f} | {each.grown}"
-        f" | {each.shrunk} |"
-        for each in told
+        f"| {drift.scope} | {drift.feature} | {drift.distance:.2f} | {drift.chance:.2f} |"
+        f" {drift.grown} | {drift.shrunk} |"
+        for drift in beyond
     ]
     return rows
 
@@ -215,17 +197,19 @@ def _judgements_table(judgements: Mapping[str, Any]) -> list[str]:
         "|---|---:|---:|---:|---:|---|---:|---:|---|---:|---|",
     ]
     for name, each in judgements.items():
-        own, macro = each["own"], each["macro"]
-        word = "better" if each["better"] else "passed"
+        own = each["own"]
+        macro = each["macro"]
+        result = "better" if each["better"] else "passed"
         if each["against"]:
-            word = "not passed"
+            result = "not passed"
+        end = f"{each['left_out']} | {result} |"
         if own is None or macro is None:
-            rows.append(f"| {name} | 0 | - | - | - | - | - | - | - | {each['left_out']} | {word} |")
+            rows.append(f"| {name} | 0 | - | - | - | - | - | - | - | {end}")
             continue
         rows.append(
             f"| {name} | {own['n']} | {percent(own['champion'])} | {percent(own['challenger'])} |"
             f" {signed(own['difference'])} | {signed(own['low'])} to {signed(own['high'])} |"
             f" {p_value(own['p_holm'])} | {signed(macro['difference'])} | {signed(macro['low'])} to"
-            f" {signed(macro['high'])} | {each['left_out']} | {word} |"
+            f" {signed(macro['high'])} | {end}"
         )
     return rows

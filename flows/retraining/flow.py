@@ -1,12 +1,11 @@
-"""The flow that takes new data: look, fetch, check, train what it touches, let the gate decide.
+"""The retraining flow: probe, fetch, validate, retrain the affected stages, let the gate decide.
 
     med-r1 retrain                        retrain if the corpus source has new data
-    med-r1 retrain --dry-run                    look, and say what would be done
+    med-r1 retrain --dry-run              print what a run would do
     med-r1 retrain --force                compare the current settings with the champion
     med-r1 retrain --start-from champion  start affected trainings from the champion's weights
 
-What is decided is written to champions/decisions/; `med-r1 champion rollback` takes a promotion
-back.
+Decisions are written to champions/decisions/; `med-r1 champion rollback` reverts a promotion.
 """
 
 from __future__ import annotations
@@ -44,50 +43,43 @@ def retrain(
     """Fetch new data, retrain what it affects, and promote the result if it passes the gate.
 
     Args:
-        dry_run: Look at the source and say what would be done; nothing is changed.
+        dry_run: Probe the source and print what a run would do; change nothing.
         force: Continue without new data (compare the current settings) or with data refused before.
         start_from: Initial weights of affected trainings, base or champion. Default: params.yaml.
-        slots: GPU stages at once: at most one per GPU. On a machine without GPUs one if left out.
-        gpus: Indices of the GPUs to use; all that are visible if left out.
-        root: Folder of the workspace; the current one if left out.
+        slots: GPU stages at once, at most one per GPU. Default: one per GPU, or one without GPUs.
+        gpus: Indices of the GPUs to use. Default: all visible ones.
+        root: Folder of the workspace. Default: the current one.
     """
     from flows.reproduce import reproduce
 
-    workspace, logger = Path(root or Path.cwd()).resolve(), get_run_logger()
+    workspace = Path(root or Path.cwd()).resolve()
+    logger = get_run_logger()
 
     def bring_up_to_date(only: list[str] | None) -> Sequence[Result]:
         return reproduce(only=only, slots=slots, gpus=gpus, root=str(workspace)).results
 
     try:
         with only_retraining(workspace):
-            wishes = RetrainOptions(dry_run, force, start_from)
-            ended = Retraining(
-                workspace, wishes, bring_up_to_date, find_slots(workspace, slots, gpus), logger.info
-            ).run()
+            options = RetrainOptions(dry_run, force, start_from)
+            gpu_slots = find_slots(workspace, slots, gpus)
+            retraining = Retraining(workspace, options, bring_up_to_date, gpu_slots, logger.info)
+            outcome = retraining.run()
     except AlreadyRunningError as error:
-        return Completed(
-            name="AlreadyRunning", message=f"{error}; this one has nothing to do", data=None
-        )
+        message = f"{error}; this run has nothing to do"
+        return Completed(name="AlreadyRunning", message=message, data=None)
     except RefusedDropError as error:
-        _show(read_decisions(workspace)[-1])
-        return Failed(
-            name="Refused",
-            message=f"the new data was refused, and the workspace is as before: {error}",
-            data=error,
-        )
-    except (
-        InputError,
-        StageError,
-        StoppedError,
-        StagesFailedError,
-    ) as error:  # what a person can mend needs no traceback
+        _create_artifact(read_decisions(workspace)[-1])
+        message = f"the new data was refused and the workspace rolled back: {error}"
+        return Failed(name="Refused", message=message, data=error)
+    # user-fixable errors: no traceback
+    except (InputError, StageError, StoppedError, StagesFailedError) as error:
         return Failed(message=str(error), data=error)
-    if ended.decision:
-        _show(ended.decision)
-    return Completed(name=ended.name, message=ended.message, data=ended)
+    if outcome.decision:
+        _create_artifact(outcome.decision)
+    return Completed(name=outcome.name, message=outcome.message, data=outcome)
 
 
-def _show(decision: dict[str, Any]) -> None:
+def _create_artifact(decision: dict[str, Any]) -> None:
     create_markdown_artifact(
         markdown(decision),
         key="retraining",
@@ -98,10 +90,7 @@ def _show(decision: dict[str, Any]) -> None:
 def run(
     dry_run: bool, force: bool, start_from: Start | None, slots: int | None, gpus: list[str] | None
 ) -> int:
-    """Run the flow in the working directory and print the outcome.
-
-    Exit code 0 done, 1 refused or failed.
-    """
+    """Run the flow in the working directory and print the outcome; 1 if refused or failed."""
     require_server()
     state = retrain(
         dry_run=dry_run,
@@ -114,8 +103,8 @@ def run(
     if not state.is_completed():
         print(f"error: {state.message}", file=sys.stderr)
         return 1
-    ended = state.result(raise_on_failure=False)
-    if isinstance(ended, RetrainOutcome) and ended.decision:
-        print(markdown(ended.decision))
+    outcome = state.result(raise_on_failure=False)
+    if isinstance(outcome, RetrainOutcome) and outcome.decision:
+        print(markdown(outcome.decision))
     print(f"{state.name}: {state.message}")
     return 0

@@ -1,12 +1,12 @@
-"""The gate: may challengers take the champions' place?
+"""The promotion gate: statistical tests that decide whether challengers replace the champion.
 
-Both have answered the challengers' test questions; each difference is paired.
+Champions and challengers answer the challengers' test questions, so differences are paired.
 
-A checkpoint is worse unless it is shown not to be: the lower end of the 95% interval of challenger
-minus champion, which draws images with all their questions, must stay above minus
-`retrain.max_loss`, on its own test and in the mean over its axis. It is better if that interval on
-its own test lies above zero and McNemar's p, after Holm over all that are judged, is below 0.05.
-All go through together or none: they were made from one corpus, and one report is about them.
+Non-inferiority is required: the lower end of the 95% interval of challenger minus champion (a
+bootstrap over images with all their questions) must be above minus `retrain.max_loss`, on the
+checkpoint's own test and in the mean over its axis. A checkpoint is better if the interval on its
+own test is above zero and McNemar's p, after Holm's correction over all checkpoints judged, is
+below 0.05. All checkpoints pass together or none: they come from one corpus and share one report.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from stages.scoring.statistics import holm
 
 LEVEL: Final = 0.05
 _SAME: Final = {"split kind": "the same", "corpus": "the same"}
-"""Both sides are asked the same questions in the same workspace."""
+"""Both sides answer the same questions in the same workspace."""
 
 
 @dataclass(frozen=True)
 class PairedPredictions:
     """Predictions of one checkpoint's champion and challenger on the test questions of its axis.
 
-    `cell`: what it is trained on; `excluded_images`: images that only one of the two has been
-    trained on, which are left out.
+    `cell`: the cell it was trained on; `excluded_images`: images that exactly one of the two was
+    trained on, left out of the comparison.
     """
 
     axis: str
@@ -45,12 +45,11 @@ class PairedPredictions:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the gate found of one checkpoint.
+    """The gate's result for one checkpoint; differences are shares, challenger minus champion.
 
-    Differences are shares, challenger minus champion. `own`: on its own test, None without a
-    question; `macro`: the mean over the cells of its axis; `cells`: all of them. `left_out`:
-    questions that could not be asked of both. `p`: McNemar's on its own test after Holm over the
-    checkpoints judged. `against`: what speaks against it, empty if it may go through.
+    `own`: on its own test, None without questions; `macro`: mean over the cells of its axis;
+    `cells`: all cells; `left_out`: number of excluded questions; `p`: McNemar's on its own test
+    after Holm over the checkpoints judged; `against`: reasons against it, empty if it passes.
     """
 
     own: Cell | None
@@ -64,7 +63,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether challengers become champions, why or why not, and what was found of each."""
+    """Whether to promote, the reasons for or against, and the judgement of each checkpoint."""
 
     promote: bool
     reasons: tuple[str, ...]
@@ -78,10 +77,10 @@ def judge(
     seed: int,
     gone: Sequence[str] = (),
 ) -> Verdict:
-    """Apply the rule. `gone`: checkpoints that the champion has and the challenger has not.
+    """Apply the rule. `gone`: checkpoints of the champion that the challenger lacks.
 
-    `samples` and `seed` are those of the bootstrap. InputError if two sides answered other
-    questions.
+    `samples` and `seed` belong to the bootstrap. InputError if the two sides of a contest answered
+    different questions.
     """
     measured = {name: _measure(contest, samples, seed) for name, contest in contests.items()}
     adjusted = holm({name: own.p for name, (own, *_) in measured.items() if own is not None})
@@ -99,36 +98,33 @@ def judge(
         reasons.append("no checkpoint was retrained: there is no challenger")
     elif len(better_ones) < rule.min_better:
         reasons.append(
-            f"{len(better_ones)} of {len(judgements)} checkpoints are better for certain on their"
-            f" own test; retrain.min_better asks for {rule.min_better}"
+            f"{len(better_ones)} of {len(judgements)} checkpoints are significantly better on their"
+            f" own test; retrain.min_better requires {rule.min_better}"
         )
     if reasons:
         return Verdict(False, tuple(reasons), judgements)
-    praise = (
-        f"better for certain: {', '.join(better_ones)}"
-        if better_ones
-        else "none has to be better (retrain.min_better is 0)"
+    improvement = "none has to be better (retrain.min_better is 0)"
+    if better_ones:
+        improvement = f"significantly better: {', '.join(better_ones)}"
+    reason = (
+        f"none of {len(judgements)} is worse by more than {rule.max_loss:g} points; {improvement}"
     )
-    return Verdict(
-        True,
-        (f"none of {len(judgements)} is worse by more than {rule.max_loss:g} points; {praise}",),
-        judgements,
-    )
+    return Verdict(True, (reason,), judgements)
 
 
 def _measure(
     contest: PairedPredictions, samples: int, seed: int
 ) -> tuple[Cell | None, Mean | None, tuple[Cell, ...], int]:
-    """Own cell, macro mean, all cells, questions left out."""
-    sides = {}
-    for side, rows in {"challenger": contest.challenger, "champion": contest.champion}.items():
-        sides[side] = RunPredictions(
-            f"the {side}'s answers",
-            {contest.cell: rows[~rows["image"].isin(contest.excluded_images)]},
-            _SAME,
-        )
+    """Own cell, macro mean, all cells, number of excluded questions."""
+
+    def side(name: str, rows: pd.DataFrame) -> RunPredictions:
+        rows = rows[~rows["image"].isin(contest.excluded_images)]
+        return RunPredictions(f"the {name}'s answers", {contest.cell: rows}, _SAME)
+
+    challenger = side("challenger", contest.challenger)
+    champion = side("champion", contest.champion)
     left_out = int(contest.challenger["image"].isin(contest.excluded_images).sum())
-    (compared,) = compare(sides["challenger"], sides["champion"], samples, seed)
+    (compared,) = compare(challenger, champion, samples, seed)
     own = next((cell for cell in compared.cells if cell.tested == contest.cell), None)
     return own, compared.means.get("all cells"), tuple(compared.cells), left_out
 
@@ -136,40 +132,34 @@ def _measure(
 def _against(
     name: str, own: Cell | None, macro: Mean | None, cells: Sequence[Cell], rule: Retrain
 ) -> tuple[str, ...]:
-    """What speaks against a checkpoint."""
-    found = []
-    asked = own.n if own else 0
-    if own is None or macro is None or asked < rule.min_test_questions:
-        found.append(
-            f"{name}: {asked} test questions of its own can be asked of both;"
-            f" retrain.min_test_questions asks for {rule.min_test_questions}"
+    """The reasons against a checkpoint."""
+    reasons = []
+    questions = own.n if own else 0
+    if own is None or macro is None or questions < rule.min_test_questions:
+        reasons.append(
+            f"{name}: only {questions} comparable questions in its own test;"
+            f" retrain.min_test_questions requires {rule.min_test_questions}"
         )
     else:
-        where = {
-            f"on its own test ({percent(own.second)} to {percent(own.first)}%)": (
-                own.difference,
-                own.low,
-                own.high,
-            )
-        }
-        where["in the mean over its axis"] = (macro.difference, macro.low, macro.high)
-        for what, (difference, low, high) in where.items():
-            if 100 * low < -rule.max_loss:
-                found.append(
-                    f"{name} {what}: {signed(difference)} points, 95% interval {signed(low)} to"
-                    f" {signed(high)}: it may be worse by more than {rule.max_loss:g}"
-                    " (retrain.max_loss)"
+        on_own_test = f"on its own test ({percent(own.second)} to {percent(own.first)}%)"
+        measures: dict[str, Cell | Mean] = {on_own_test: own, "in the mean over its axis": macro}
+        for where, each in measures.items():
+            if 100 * each.low < -rule.max_loss:
+                reasons.append(
+                    f"{name} {where}: {signed(each.difference)} points, 95% interval"
+                    f" {signed(each.low)} to {signed(each.high)}: it may be worse by more than"
+                    f" {rule.max_loss:g} (retrain.max_loss)"
                 )
-    wanted = {cell.partition("/")[2] for cell in rule.never_worse if cell.partition("/")[0] == name}
+    pairs = [cell.partition("/") for cell in rule.never_worse]
+    protected = {tested for checkpoint, _, tested in pairs if checkpoint == name}
     for cell in cells:
-        if cell.tested in wanted and cell.lost > cell.won:
-            found.append(
+        if cell.tested in protected and cell.lost > cell.won:
+            reasons.append(
                 f"{name} on {cell.tested}: {cell.lost} questions lost, {cell.won} won;"
                 " retrain.never_worse names this cell"
             )
-    for absent in sorted(wanted - {cell.tested for cell in cells}):
-        found.append(
-            f"{name} on {absent}: no question to ask of both, but retrain.never_worse names this"
-            " cell"
+    for absent in sorted(protected - {cell.tested for cell in cells}):
+        reasons.append(
+            f"{name} on {absent}: no comparable question, but retrain.never_worse names this cell"
         )
-    return tuple(found)
+    return tuple(reasons)

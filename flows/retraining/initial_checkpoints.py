@@ -12,25 +12,24 @@ from stages.core.params import load_params
 from stages.core.yaml_files import dump_edited, load_for_edit, read_text
 
 CHAMPIONS: Final = layout.MODELS / "champion"
-"""Champions' weights from which trainings begin. Not an output of DVC, but dependencies, pinned by
-hash in dvc.lock.
-"""
+"""Champions' weights that trainings start from: dependencies, pinned in dvc.lock, of no stage."""
 
 
 def set_initial_checkpoints(root: Path, starts: Mapping[str, Path]) -> list[str]:
-    """Set the initial checkpoint of some trainings; the names of those that had another one.
+    """Set the initial checkpoints of trainings; the names of those whose setting changed.
 
-    InputError, with nothing written, if params.yaml cannot be used, or not be edited without
-    changing its layout.
+    InputError, with nothing written, if params.yaml is invalid or cannot be edited without changing
+    its layout.
     """
     path = root / layout.PARAMS
-    known = load_params(path).checkpoints
-    moved = [name for name, start in starts.items() if known[name].start != start.as_posix()]
-    if not moved:
+    checkpoints = load_params(path).checkpoints
+    wanted = {name: start.as_posix() for name, start in starts.items()}
+    changed = [name for name, start in wanted.items() if checkpoints[name].start != start]
+    if not changed:
         return []
     tree = load_for_edit(read_text(path), path)
-    for name in moved:
-        tree["checkpoints"][name]["start"] = starts[name].as_posix()
+    for name in changed:
+        tree["checkpoints"][name]["start"] = wanted[name]
     with atomic_file(path) as temporary:
         temporary.write_text(dump_edited(tree), encoding="utf-8")
-    return moved
+    return changed

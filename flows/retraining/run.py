@@ -1,11 +1,8 @@
-"""One retraining, from a look at the source to a decision; no Prefect in here.
+"""One retraining, from probing the source to a decision; independent of Prefect.
 
-The order of things, and what is true when it ends there:
-
-1. The source is asked. Nothing new: nothing runs.
-2. New data is fetched, unpacked and counted on trial. On refusal or failure, the workspace is
-   rolled back.
-3. Stages that DVC finds stale are re-run. If one fails the data stays, and the next run resumes.
+1. Probe the source. Without new data nothing runs.
+2. Fetch, unpack and validate new data. On refusal or failure, the workspace is rolled back.
+3. Re-run stale stages. If one fails the new data stays pinned, and the next run resumes.
 4. Champions answer the challengers' test questions, the gate decides, and the decision is written.
 """
 
@@ -26,18 +23,24 @@ from flows.registry import snapshot, store
 from flows.registry.champion import Champion
 from flows.registry.manifest import (
     Manifest,
+    build_manifest,
+    changed_modalities,
     counts,
     diff,
     drift,
-    known_to_one,
-    take_manifest,
-    touched,
+    seen_by_one_policy,
 )
 from flows.retraining.champion_evaluation import ChampionEvaluation
 from flows.retraining.decision import Decision, make_decision, read_decisions, write_decision
 from flows.retraining.gate import PairedPredictions, Verdict, judge
 from flows.retraining.initial_checkpoints import CHAMPIONS, set_initial_checkpoints
-from flows.retraining.validate import RefusedDropError, check_archive, drifted, is_refusal, problems
+from flows.retraining.validate import (
+    RefusedDropError,
+    check_archive,
+    drift_warnings,
+    is_refusal,
+    problems,
+)
 from flows.scheduling.slots import Slots
 from flows.source import probe as source
 from stages.core import layout
@@ -49,11 +52,11 @@ Start = Literal["base", "champion"]
 
 
 class Result(Protocol):
-    """How a stage ended."""
+    """Result of a stage."""
 
     @property
     def name(self) -> str:
-        """The stage's."""
+        """Name of the stage."""
 
     @property
     def state(self) -> str:
@@ -61,18 +64,15 @@ class Result(Protocol):
 
 
 Reproduce = Callable[[list[str] | None], Sequence[Result]]
-"""Brings the stages that the patterns mean, or all, up to date, with what they need; raises if one
-fails.
-"""
+"""Brings stages (None: all) and their dependencies up to date; raises if one fails."""
 
 
 @dataclass(frozen=True)
 class RetrainOptions:
-    """How a retraining is asked for.
+    """Options of a retraining.
 
-    `dry_run`: look and tell, change nothing; `force`: go on though nothing is new, or the data was
-    refused before; `start_from`: the policy from which the trainings begin that new data touches;
-    what params.yaml says if None.
+    `dry_run`: report only, change nothing; `force`: continue without new data or with data refused
+    before; `start_from`: initial policy of affected trainings, None for the one in params.yaml.
     """
 
     dry_run: bool = False
@@ -93,11 +93,11 @@ class RetrainOutcome:
 class Retraining:
     """A retraining of the workspace `root`; the caller holds its lock (`snapshot.only_retraining`).
 
-    `slots`: where champions are evaluated; `report`: takes what a person wants to know meanwhile.
+    `slots`: GPU slots for evaluating champions; `report`: receives progress messages.
     """
 
     root: Path
-    wishes: RetrainOptions
+    options: RetrainOptions
     reproduce: Reproduce
     slots: Slots
     report: Callable[[str], None]
@@ -106,141 +106,144 @@ class Retraining:
     _stale_before: list[str] = field(default_factory=list)
 
     def run(self) -> RetrainOutcome:
-        """Do it.
+        """Run the retraining to its outcome.
 
-        RefusedDropError for data that may not be trained on; InputError and what `reproduce` raises
-        otherwise.
+        RefusedDropError for data that must not be trained on; otherwise InputError and the errors
+        of `reproduce`.
         """
-        if snapshot.on_trial(self.root) and not self.wishes.dry_run:
-            word = snapshot.rollback(self.root)
+        if snapshot.exists(self.root) and not self.options.dry_run:
+            message = snapshot.rollback(self.root)
             self.report(
-                "an earlier run ended before its new data was judged: data.dvc is again as it was"
-                f" before{f'; {word}' if word else ''}"
+                "an interrupted run had not validated its new data: data.dvc was rolled back"
+                f"{f'; {message}' if message else ''}"
             )
         params = load_params(self.root / layout.PARAMS)
         champion = champions.current(self.root)
         first = None
-        if champion is None and not self.wishes.dry_run and not read_status(self.root):
-            first = self._first(params)
+        if champion is None and not self.options.dry_run and not read_status(self.root):
+            first = self._promote_first(params)
             champion = champions.current(self.root)
-        seen = source.probe(self.root)
-        if ended := self._nothing_to_do(seen, champion, first):
-            return ended
-        if seen.changed:
-            seen = source.debounce(
-                lambda: source.probe(self.root), seen, params.retrain.debounce_seconds, self.report
+        state = source.probe(self.root)
+        if outcome := self._nothing_to_do(state, champion, first):
+            return outcome
+        if state.changed:
+            state = source.debounce(
+                lambda: source.probe(self.root), state, params.retrain.debounce_seconds, self.report
             )
-        self._identity = seen.identity
-        return self._take(seen, params, champion)
+        self._identity = state.identity
+        return self._retrain(state, params, champion)
 
     def _nothing_to_do(
-        self, seen: source.Probe, champion: Champion | None, first: Decision | None
+        self, state: source.Probe, champion: Champion | None, first: Decision | None
     ) -> RetrainOutcome | None:
-        """How it ends already, None if it goes on."""
-        pinned = source.pinned(self.root)
-        known = "not known before it is fetched" if seen.identity is None else seen.identity
-        if seen.changed:
-            news = f"{seen.source} has changed: {known}, pinned is md5:{pinned.md5}"
+        """The outcome if there is nothing to retrain; None to continue."""
+        pin = source.read_pin(self.root)
+        if state.changed:
+            identity = state.identity or "unknown until it is fetched"
+            news = f"{state.source} has changed: {identity}, pinned is md5:{pin.md5}"
         elif champion is None:
             news = "there is no champion yet"
-        elif self._undecided(pinned, champion):
+        elif self._is_undecided(pin, champion):
             news = (
-                f"the corpus md5:{pinned.md5} was taken, but not decided on: an earlier run did not"
-                " get so far"
+                f"the corpus md5:{pin.md5} is pinned but undecided: an earlier run did not finish"
             )
-        elif self.wishes.force:
-            news = "nothing is new, but it was asked for"
+        elif self.options.force:
+            news = "there is no new data, but --force was given"
         elif first:
             return RetrainOutcome(
                 "FirstChampion",
-                f"the results that were there are champion {first['successor']}; {seen.source} has"
-                " nothing new",
+                f"the existing results are champion {first['successor']}; {state.source} has no"
+                " new data",
                 first,
             )
         else:
             return RetrainOutcome(
                 "NothingNew",
-                f"{seen.source} is as it was pinned (md5:{pinned.md5}); champion {champion.version}"
-                " stays",
+                f"{state.source} is unchanged (md5:{pin.md5}); champion {champion.version} stays",
             )
         self.report(news)
-        # the last word on what the source holds now; a corpus whose identity is not known is
-        # fetched again
-        refused = [
-            each
-            for each in read_decisions(self.root)
-            if seen.identity and each["corpus"].get("identity") == seen.identity
-        ][-1:]
-        if refused and refused[0]["outcome"] == "refused" and not self.wishes.force:
-            why = "; ".join(refused[0]["reasons"])
+        refusal = self._earlier_refusal(state)
+        if refusal and not self.options.force:
+            why = "; ".join(refusal["reasons"])
             return RetrainOutcome(
                 "RefusedBefore",
-                f"{news}. It was refused before ({why}); --force tries it again",
-                refused[0],
+                f"{news}. It was refused before ({why}); use --force to try it again",
+                refusal,
             )
-        if self.wishes.dry_run:
+        if self.options.dry_run:
             return RetrainOutcome(
                 "DryRun",
-                f"{news}. A run would take and check it, bring up to date what it touches, and"
-                " decide",
+                f"{news}. A run would fetch and validate it, re-run affected stages, and decide",
             )
         return None
 
-    def _undecided(self, pinned: source.PinnedCorpus, champion: Champion) -> bool:
-        """Was the pinned corpus taken by a run that did not get to a decision."""
-        return pinned.md5 != champion.corpus.md5 and all(
-            each["corpus"]["md5"] != pinned.md5 for each in read_decisions(self.root)
+    def _earlier_refusal(self, state: source.Probe) -> Decision | None:
+        """The latest decision on this state of the source, if it was a refusal.
+
+        None if the state's identity is unknown: such a corpus is fetched again.
+        """
+        decisions = [
+            decision
+            for decision in read_decisions(self.root)
+            if state.identity and decision["corpus"].get("identity") == state.identity
+        ]
+        if decisions and decisions[-1]["outcome"] == "refused":
+            return decisions[-1]
+        return None
+
+    def _is_undecided(self, pin: source.PinnedCorpus, champion: Champion) -> bool:
+        """Was the pinned corpus fetched by a run that did not reach a decision."""
+        return pin.md5 != champion.corpus.md5 and all(
+            decision["corpus"]["md5"] != pin.md5 for decision in read_decisions(self.root)
         )
 
-    def _take(
-        self, seen: source.Probe, params: Params, champion: Champion | None
+    def _retrain(
+        self, state: source.Probe, params: Params, champion: Champion | None
     ) -> RetrainOutcome:
-        """Fetch, check, reproduce, decide."""
+        """Fetch, validate, reproduce, decide."""
         old = champions.manifest_of(self.root, champion) if champion else None
         self._stale_before = sorted(read_status(self.root))
         if self._stale_before:
             self.report(
                 f"stale before the new data and re-run with it: {', '.join(self._stale_before)}"
             )
-        if champion and (champion.split_kind, champion.style) != (
-            params.splits.kind,
-            params.prompt.style,
-        ):
+        settings = (params.splits.kind, params.prompt.style)
+        if champion and (champion.split_kind, champion.style) != settings:
             self.report(
-                f"champion {champion.version} was made with {champion.split_kind} splits and"
+                f"champion {champion.version} was trained with {champion.split_kind} splits and"
                 f" {champion.style} prompts, challengers with {params.splits.kind} and"
-                f" {params.prompt.style}: champions are asked as challengers are"
+                f" {params.prompt.style}: champions are evaluated with the challengers' settings"
             )
-        self._check(seen.changed, params, champion, old)
-        if self.wishes.start_from:
-            self._set_starts(params, champion, self.wishes.start_from)
+        self._validate(state.changed, params, champion, old)
+        if self.options.start_from:
+            self._set_starts(params, champion, self.options.start_from)
         self._reproduce(None)
-        new = take_manifest(self.root, params.splits.kind)
-        ended = self._decide(load_params(self.root / layout.PARAMS), champion, old, new)
+        new = build_manifest(self.root, params.splits.kind)
+        outcome = self._decide(load_params(self.root / layout.PARAMS), champion, old, new)
         try:
             if source.probe(self.root).changed:
-                self.report(f"{seen.source} has changed again meanwhile: the next run takes it")
+                self.report(f"{state.source} has changed again: re-run to retrain on it")
         except InputError as error:
-            self.report(f"{error} (what is decided is decided)")
-        return ended
+            self.report(f"{error} (the decision stands)")
+        return outcome
 
-    def _check(
+    def _validate(
         self, fetch: bool, params: Params, champion: Champion | None, old: Manifest | None
     ) -> None:
-        """Fetch the corpus if asked to and validate it; on refusal or failure, roll back."""
+        """Validate the corpus, fetched first with `fetch`; on refusal or failure, roll back."""
         if fetch:
             snapshot.save(self.root)
         try:
             if fetch:
                 source.update(self.root)
-            corpus = source.pinned(self.root)
+            corpus = source.read_pin(self.root)
             new = None
             try:
                 check_archive(self.root, corpus.path, params.corpus.limits)
-                self._unpack(corpus)
-                new = take_manifest(self.root)
-                if found := problems(new, old, params.retrain):
-                    raise RefusedDropError("; ".join(found))
+                self._unpack()
+                new = build_manifest(self.root)
+                if reasons := problems(new, old, params.retrain):
+                    raise RefusedDropError("; ".join(reasons))
             except RefusedDropError as error:
                 changes = diff(old, new) if old and new else None
                 write_decision(
@@ -260,55 +263,57 @@ class Retraining:
                 )
                 raise
         except BaseException:
-            if fetch and (word := snapshot.rollback(self.root)):
-                self.report(word)
+            if fetch and (message := snapshot.rollback(self.root)):
+                self.report(message)
             raise
         if fetch:
             snapshot.commit(self.root)
-        for line in drifted(new, old, params.retrain) if old else ():
-            self.report(line)
-        changed = touched(diff(old, new)) if old else []
+        changed = []
+        if old:
+            changed = changed_modalities(diff(old, new))
+            for line in drift_warnings(new, old, params.retrain):
+                self.report(line)
         self.report(
-            "the corpus is fit to train"
-            f" on{'; it changed in ' if changed else ''}{', '.join(changed)}"
+            f"the corpus is valid{'; it changed in ' if changed else ''}{', '.join(changed)}"
         )
 
-    def _unpack(self, corpus: source.PinnedCorpus) -> None:
-        """Run the stages that read, check and test the corpus; their objections are a refusal."""
+    def _unpack(self) -> None:
+        """Run the stages that read, check and test the corpus; RefusedDropError if one refuses."""
         try:
-            self._reproduce(list(snapshot.TRIED))
+            self._reproduce(list(snapshot.VALIDATION_STAGES))
         except Exception as error:
             if is_refusal(error):
                 raise RefusedDropError(str(error)) from error
             raise
 
-    def _set_starts(self, params: Params, champion: Champion | None, wish: Start) -> None:
+    def _set_starts(self, params: Params, champion: Champion | None, start: Start) -> None:
         """Start exactly the trainings affected by new data from the requested policy."""
         self._reproduce(["splits"])
         stale = {
             name.partition("@")[2] for name in read_status(self.root) if name.startswith("train@")
         }
         names = [name for name in params.checkpoints if name in stale]
-        if wish == "base":
+        if start == "base":
             starts = dict.fromkeys(names, layout.BASE_MODEL)
         else:
             known = champion.checkpoints if champion else {}
             for name in [each for each in names if each not in known]:
                 self.report(
-                    f"{name} is not a checkpoint of the champion: it begins where params.yaml says"
+                    f"{name} is not a checkpoint of the champion: it starts from the policy in"
+                    " params.yaml"
                 )
             starts = {name: CHAMPIONS / name for name in names if name in known}
             for name in starts:
                 champions.checkout(self.root, name, self.root / starts[name])
         set_initial_checkpoints(self.root, starts)
-        self.report(f"begin from the {wish}: {', '.join(starts) or 'none, for none is touched'}")
+        self.report(f"starting from the {start}: {', '.join(starts) or 'none, as none is stale'}")
 
     def _decide(
         self, params: Params, champion: Champion | None, old: Manifest | None, new: Manifest
     ) -> RetrainOutcome:
         """Compare, judge, write the decision, move the champion."""
         if champion is None or old is None:
-            decision = self._first(params, new)
+            decision = self._promote_first(params, new)
             return RetrainOutcome(
                 "FirstChampion",
                 f"the results are champion {decision['successor']}, the first",
@@ -324,13 +329,15 @@ class Retraining:
 
         how = {name: compared(name) for name in params.checkpoints}
         names = [name for name, each in how.items() if each == "new weights"]
-        answers = self._champions_answers(champion, names)
         contests = {}
-        for name, rows in answers.items():
-            axis, cell = params.checkpoints[name].axis, params.checkpoints[name].split
-            own, _ = read_predictions(self.root / layout.predictions(name), f"evaluate@{name}")
+        for name, rows in self._evaluate_champion(champion, names).items():
+            checkpoint = params.checkpoints[name]
+            challenger, _ = read_predictions(
+                self.root / layout.predictions(name), f"evaluate@{name}"
+            )
+            excluded = seen_by_one_policy(old, new, checkpoint.axis, checkpoint.split)
             contests[name] = PairedPredictions(
-                axis, cell, rows, own, frozenset(known_to_one(old, new, axis, cell))
+                checkpoint.axis, checkpoint.split, rows, challenger, frozenset(excluded)
             )
         gone = [name for name in champion.checkpoints if name not in params.checkpoints]
         verdict = judge(
@@ -340,22 +347,18 @@ class Retraining:
             params.report.bootstrap_seed,
             gone,
         )
-        successor = (
-            champions.promote(self.root, "; ".join(verdict.reasons)).version
-            if verdict.promote
-            else None
-        )
+        reasons = "; ".join(verdict.reasons)
+        successor = champions.promote(self.root, reasons).version if verdict.promote else None
         decision = self._decision(params, champion, old, new, how, verdict, successor)
         path = write_decision(self.root, decision).relative_to(self.root)
-        said = "; ".join(verdict.reasons)
         if successor:
             return RetrainOutcome(
                 "Promoted",
-                f"champion {successor} takes the place of {champion.version}: {said} ({path})",
+                f"champion {successor} replaces {champion.version}: {reasons} ({path})",
                 decision,
             )
         return RetrainOutcome(
-            "Kept", f"champion {champion.version} stays: {said} ({path})", decision
+            "Kept", f"champion {champion.version} stays: {reasons} ({path})", decision
         )
 
     def _decision(
@@ -371,7 +374,7 @@ class Retraining:
         return make_decision(
             "promoted" if successor else "kept",
             list(verdict.reasons),
-            source.pinned(self.root),
+            source.read_pin(self.root),
             self._identity,
             params.retrain,
             champion=champion.version,
@@ -385,56 +388,57 @@ class Retraining:
             stale_before=self._stale_before,
         )
 
-    def _first(self, params: Params, new: Manifest | None = None) -> Decision:
-        """Promote what is there, for want of a champion to compare with."""
-        corpus = source.pinned(self.root)
-        made = champions.promote(self.root, "the first: nothing to compare with")
-        sizes = counts(new or take_manifest(self.root))
+    def _promote_first(self, params: Params, new: Manifest | None = None) -> Decision:
+        """Promote the current results as the first champion."""
+        corpus = source.read_pin(self.root)
+        champion = champions.promote(self.root, "the first: nothing to compare with")
         decision = make_decision(
             "first",
-            [made.why],
+            [champion.why],
             corpus,
             self._identity,
             params.retrain,
             champion=None,
-            successor=made.version,
-            sizes=sizes,
+            successor=champion.version,
+            sizes=counts(new or build_manifest(self.root)),
             stages=self._stages(),
         )
         write_decision(self.root, decision)
-        self.report(f"champion {made.version}: {made.why}")
+        self.report(f"champion {champion.version}: {champion.why}")
         return decision
 
-    def _champions_answers(
+    def _evaluate_champion(
         self, champion: Champion, names: Sequence[str]
     ) -> dict[str, pd.DataFrame]:
         """The champion's predictions per checkpoint on the current test questions."""
-        duel, graph = ChampionEvaluation(self.root), read_graph(self.root)
+        evaluation = ChampionEvaluation(self.root)
+        graph = read_graph(self.root)
 
-        def answer(name: str) -> pd.DataFrame:
-            champions.checkout(self.root, name, duel.weights(name), champion.version)
+        def evaluate(name: str) -> pd.DataFrame:
+            champions.checkout(self.root, name, evaluation.weights(name), champion.version)
             gpus = graph.stages[f"evaluate@{name}"].gpus
             if gpus:
-                with self.slots.take(gpus, lambda: duel.stopped) as (held, locks):
-                    path = duel.answer(name, self.report, self.slots.environment(held), locks)
+                with self.slots.acquire(gpus, lambda: evaluation.stopped) as (gpu_names, locks):
+                    extra = self.slots.environment(gpu_names)
+                    path = evaluation.evaluate(name, self.report, extra, locks)
             else:
-                path = duel.answer(name, self.report)
+                path = evaluation.evaluate(name, self.report)
             return read_predictions(path, f"evaluate@{name}")[0]
 
         if names:
             self.report(
-                f"champion {champion.version} is asked the challengers' test questions:"
+                f"evaluating champion {champion.version} on the challengers' test questions:"
                 f" {', '.join(names)}"
             )
         try:
             with ThreadPoolExecutor(max(len(self.slots.names), 1)) as pool:
                 try:
-                    return dict(zip(names, pool.map(answer, names), strict=True))
+                    return dict(zip(names, pool.map(evaluate, names), strict=True))
                 except BaseException:
-                    duel.stop()  # before the pool waits for those that run
+                    evaluation.stop()  # before the pool waits for running evaluations
                     raise
         finally:
-            duel.clear()
+            evaluation.clear()
 
     def _reproduce(self, only: list[str] | None) -> None:
         for result in self.reproduce(only):
@@ -442,7 +446,7 @@ class Retraining:
                 self._states[result.name] = result.state
 
     def _stages(self) -> dict[str, list[str]]:
-        """How stages ended -> their names."""
+        """State -> names of the stages that ended in it."""
         return {
             state: [name for name, each in self._states.items() if each == state]
             for state in dict.fromkeys(self._states.values())

@@ -1,4 +1,4 @@
-"""Validation of new data: what prevents training on it, and the messages that say so."""
+"""Validation of new data: the reasons for refusing to train on it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from stages.taxonomy import MODALITIES
 
 
 class RefusedDropError(Exception):
-    """New data that may not be trained on; the message says why and what to do."""
+    """New data that must not be trained on; the message has reasons and remedies."""
 
 
 def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
-    """RefusedDropError if the corpus of a workspace is damaged, unsafe, or none.
+    """RefusedDropError if the corpus archive is corrupt, unsafe or not a corpus.
 
-    Looks at the list of members, not at their bytes.
+    Reads the list of members, not their bytes.
     """
     try:
         with open_corpus(root / path, limits, root / SCRATCH):
@@ -36,61 +36,60 @@ def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
 
 def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
     """Reasons against training on `new`, one line each; `old`: the champion's corpus or None."""
-    found = list(_unknown(new, old, rule))
+    reasons = _unknown_modalities(new, old, rule)
     share = new.refused / new.read if new.read else 1.0
     if share > rule.max_refused:
-        found.append(
+        reasons.append(
             f"{new.refused} of {new.read} records ({share:.1%}) were refused by download and"
-            f" resize, more than retrain.max_refused ({rule.max_refused:.1%}): data/quarantine/ of"
-            " the refused run is summed up in the decision; correct the records, or raise the"
-            " limit"
+            f" resize, more than retrain.max_refused ({rule.max_refused:.1%}): the decision"
+            " summarizes data/quarantine/ of the refused run; fix the records, or raise the limit"
         )
     if old is None:
-        return found
-    found += [
+        return reasons
+    reasons += [
         f"{describe(each)}, further from the champion's corpus than retrain.max_drift"
-        f" ({rule.max_drift:.2f}): see whether this is the data that was meant; if it is, raise the"
-        " limit, or set it to null"
+        f" ({rule.max_drift:.2f}): check that this is the intended data; if it is, raise the limit,"
+        " or set it to null"
         for each in drift(old, new) or ()
         if rule.max_drift is not None and each.is_beyond(rule.max_drift)
     ]
     lost = [slug for slug in MODALITIES if old.questions[slug] and not new.questions[slug]]
     for slug in lost:
-        found.append(
-            f"{slug} has vanished: {len(old.questions[slug])} questions in the champion's corpus,"
+        reasons.append(
+            f"{slug} is missing: {len(old.questions[slug])} questions in the champion's corpus,"
             " none in this one"
         )
-    for name, slugs in {
-        "all modalities": list(MODALITIES),
-        **{slug: [slug] for slug in MODALITIES if slug not in lost},
-    }.items():
-        before, after = (_total(each, slugs) for each in (old, new))
+    scopes = {"all modalities": list(MODALITIES)}
+    scopes |= {slug: [slug] for slug in MODALITIES if slug not in lost}
+    for name, slugs in scopes.items():
+        before = _total(old, slugs)
+        after = _total(new, slugs)
         if before and after < before * (1 - rule.max_fewer_questions):
-            found.append(
+            reasons.append(
                 f"{name}: {after} questions, {1 - after / before:.0%} fewer than the {before} of"
                 " the champion's corpus; retrain.max_fewer_questions allows"
                 f" {rule.max_fewer_questions:.0%}"
             )
-    return found
+    return reasons
 
 
-def drifted(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:
-    """What is told of drift that stops nothing, one line each."""
-    found = drift(old, new)
-    if found is None:
+def drift_warnings(new: Manifest, old: Manifest, rule: Retrain) -> list[str]:
+    """Warnings about drift that does not prevent training, one line each."""
+    drifts = drift(old, new)
+    if drifts is None:
         return [
-            "drift is not judged: the manifest of the champion's corpus is of a time before it was"
-            " counted; the next champion's is not"
+            "drift is not judged: the manifest of the champion's corpus predates drift detection;"
+            " the next champion's will have it"
         ]
     return [
         f"drift: {describe(each)}, beyond retrain.warn_drift ({rule.warn_drift:.2f})"
-        for each in found
+        for each in drifts
         if each.is_beyond(rule.warn_drift)
     ]
 
 
 def is_refusal(error: Exception) -> bool:
-    """Did a stage refuse the data, rather than fail for another reason, such as a full disk."""
+    """Did a stage refuse the data, rather than fail for another reason such as a full disk."""
     if isinstance(error, StagesFailedError):
         return ExitCode.REFUSED_DATA in error.codes
     return isinstance(error, StageError | InputError) and error.code == ExitCode.REFUSED_DATA
@@ -100,12 +99,11 @@ def _total(manifest: Manifest, slugs: Sequence[str]) -> int:
     return sum(len(manifest.questions[slug]) for slug in slugs)
 
 
-def _unknown(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
-    """Modalities that are none of ours and that the champion's corpus did not have either."""
+def _unknown_modalities(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
+    """Unknown modalities that the champion's corpus did not have either."""
     return [
-        f"unknown modality {literal!r} in {count} records: if it is known to be none of ours, name"
-        " it in retrain.ignored_modalities; if it is a new one or another spelling,"
-        " stages/taxonomy.py has to learn it"
+        f"unknown modality {literal!r} in {count} records: add it to retrain.ignored_modalities if"
+        " it is out of scope, or to stages/taxonomy.py if it is a new modality or another spelling"
         for literal, count in sorted(new.unknown.items())
         if literal not in rule.ignored_modalities and (old is None or literal not in old.unknown)
     ]

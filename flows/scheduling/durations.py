@@ -1,7 +1,7 @@
-"""How long stages took here, so that a plan can say how long they will take.
+"""Recorded durations of stages, from which a plan estimates the next run.
 
-`.scratch/flows/durations.json` maps a stage to the seconds of its last runs, the newest last. It
-may be deleted at any time.
+`.scratch/flows/durations.json` maps a stage to the seconds of its last runs, newest last. It may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -18,38 +18,37 @@ from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import write_json
 
 FILE: Final = layout.SCRATCH / "flows" / "durations.json"
-KEPT: Final = 5
-"""Runs of a stage that are remembered."""
+MAX_RUNS: Final = 5
+"""Runs recorded per stage."""
 
 
 def record(root: Path, stage: str, seconds: float) -> None:
     """Record that a stage of the workspace `root` ran for `seconds`; safe to call concurrently.
 
-    A file that is no such record is moved aside, to `durations.json.broken`. No failure ends the
-    caller: it is logged.
+    A corrupt file is moved to `durations.json.broken`. Failures are logged, never raised.
     """
     path = root / FILE
     try:
-        with exclusive_lock(path.with_suffix(".lock")):  # not the file itself, which is replaced
+        with exclusive_lock(path.with_suffix(".lock")):  # not the file itself: it is replaced
             try:
                 runs = _read(path)
             except ValueError as error:
                 aside = path.with_name(path.name + ".broken")
                 path.replace(aside)
                 logging.getLogger(__name__).warning(
-                    "%s held no durations (%s): moved to %s", path, error, aside.name
+                    "%s is corrupt (%s): moved to %s", path, error, aside.name
                 )
                 runs = {}
-            runs[stage] = [*runs.get(stage, []), round(seconds, 3)][-KEPT:]
+            runs[stage] = [*runs.get(stage, []), round(seconds, 3)][-MAX_RUNS:]
             write_json(path, dict(sorted(runs.items())))
     except OSError as error:
         logging.getLogger(__name__).warning(
-            "how long %s took could not be recorded: %s", stage, error
+            "the duration of %s could not be recorded: %s", stage, error
         )
 
 
 def read(root: Path) -> dict[str, float]:
-    """Stage -> median seconds of its last runs; empty if nothing legible is recorded. Read-only."""
+    """Stage -> median seconds of its last runs; empty if the file is missing or corrupt."""
     try:
         return {stage: median(seconds) for stage, seconds in _read(root / FILE).items() if seconds}
     except (OSError, ValueError):
@@ -57,7 +56,7 @@ def read(root: Path) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, list[float]]:
-    """The runs on record; ValueError if the file holds anything else."""
+    """The recorded runs; ValueError if the file is corrupt."""
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

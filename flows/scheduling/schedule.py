@@ -1,4 +1,4 @@
-"""Which stage may begin now: the ready set over DVC's graph. No Prefect and no DVC in here."""
+"""Ready-set scheduler over DVC's graph. Knows neither Prefect nor DVC's command line."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from flows.dvc_api.graph import Graph
 from stages.core.errors import ExitCode
 
 State = Literal["ran", "unchanged", "cached", "failed", "skipped", "stopped"]
-DONE: Final = ("ran", "unchanged", "cached")
+SUCCESSFUL: Final = ("ran", "unchanged", "cached")
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """Outcome of a stage: status, seconds and reason.
-
-    `code`: exit code of its own process, if it failed.
-    """
+    """Outcome of a stage; `code` is the exit code of its own process, if it failed."""
 
     name: str
     state: State
@@ -29,13 +26,13 @@ class StageResult:
 
 
 class StagesFailedError(Exception):
-    """Some stages failed; the message names each with its reason, and what was therefore not run.
+    """Some stages failed; the message names each with its cause, and the stages skipped for it.
 
-    `codes` are the exit codes of the stages that failed, where their own processes had one.
+    `codes`: exit codes of the failed stages' own processes, as far as known.
     """
 
     def __init__(self, message: str, codes: Iterable[ExitCode] = ()) -> None:
-        """Keep the codes beside the words."""
+        """Store the message and the exit codes."""
         super().__init__(message)
         self.codes = frozenset(codes)
 
@@ -52,72 +49,63 @@ def run_ready(
     graph: Graph,
     names: Iterable[str],
     capacity: Capacity,
-    begin: Callable[[str], None],
-    ended: Queue[StageResult],
+    start: Callable[[str], None],
+    finished: Queue[StageResult],
     skip: Callable[[StageResult], None] = lambda result: None,
 ) -> dict[str, StageResult]:
-    """Run stages as soon as their dependencies among `names` are done and capacity is free.
+    """Run stages as soon as their dependencies among `names` succeeded and capacity is free.
 
-    Returns name -> result.
-
-    `begin` starts a stage and returns at once; its end arrives in `ended`. A stage that fails holds
-    up none but those that need it, directly or not: they are skipped, and `skip` is told. Of stages
-    that could begin, the one most others wait for goes first.
+    `start` starts a stage and returns at once; its result arrives in `finished`. All stages that
+    need a failed one, directly or not, are skipped and passed to `skip`; the others still run.
+    Among ready stages, the one that most others depend on starts first. Returns name -> result.
     """
     waiting = graph.in_order(names)
-    among = set(waiting)
-    weight = {name: len(graph.downstream([name]) & among) for name in waiting}
+    selected = set(waiting)
+    dependents = {name: len(graph.downstream([name]) & selected) for name in waiting}
     results: dict[str, StageResult] = {}
     running: set[str] = set()
     while waiting or running:
         for name in list(waiting):
-            if missing := _failed(graph, name, results):
-                results[name] = StageResult(
-                    name,
-                    "skipped",
-                    message=f"not run, because {missing} {_HOW[results[missing].state]}",
-                )
+            if cause := _failed_dependency(graph, name, results):
+                message = f"not run, because {cause} {_VERBS[results[cause].state]}"
+                results[name] = StageResult(name, "skipped", message=message)
                 waiting.remove(name)
                 skip(results[name])
-        ready = [
-            name for name in waiting if all(each in results for each in graph.needs[name] & among)
-        ]
-        for name in sorted(ready, key=lambda name: -weight[name]):
+        # dependencies outside of `names` are up to date
+        ready = [name for name in waiting if graph.needs[name] & selected <= results.keys()]
+        for name in sorted(ready, key=lambda name: -dependents[name]):
             if _fits(graph, name, running, capacity):
                 waiting.remove(name)
                 running.add(name)
-                begin(name)
+                start(name)
         if running:
-            result = ended.get()
+            result = finished.get()
             running.discard(result.name)
             results[result.name] = result
     return results
 
 
-_HOW: Final[Mapping[State, str]] = {
+_VERBS: Final[Mapping[State, str]] = {
     "failed": "failed",
     "skipped": "was skipped",
     "stopped": "was stopped",
 }
 
 
-def _failed(graph: Graph, name: str, results: Mapping[str, StageResult]) -> str | None:
-    """A dependency that did not succeed.
-
-    The root cause rather than a skipped one, if there is one.
-    """
-    bad = [
+def _failed_dependency(graph: Graph, name: str, results: Mapping[str, StageResult]) -> str | None:
+    """A dependency that did not succeed, a root cause rather than a skipped one."""
+    unsuccessful = [
         each
         for each in graph.in_order(graph.upstream([name]) - {name})
-        if each in results and results[each].state not in DONE
+        if each in results and results[each].state not in SUCCESSFUL
     ]
-    return min(bad, key=lambda each: results[each].state == "skipped", default=None)
+    return min(unsuccessful, key=lambda each: results[each].state == "skipped", default=None)
 
 
 def _fits(graph: Graph, name: str, running: set[str], capacity: Capacity) -> bool:
     gpus = graph.stages[name].gpus
     used = [graph.stages[each].gpus for each in running]
     if gpus:
-        # one that needs more than there is has to begin to be refused by name
+        # a stage that needs more slots than exist starts alone, and fails with its own message
         return sum(used) + gpus <= capacity.gpu_slots or not any(used)
     return used.count(0) < capacity.cpu_jobs

@@ -1,9 +1,9 @@
-"""Slots: who may use which GPU of this host, now.
+"""GPU slots of this host, as file locks.
 
-A slot is a file that is locked while somebody uses it. Locks are the kernel's and belong to an open
-file: the guard of a stage inherits it and lives as long as the stage; when both are gone, however
-they went, the slot is free. Nothing has to be cleaned up, and two flows on one host, of two
-workspaces too, never share a device.
+A slot is a file that is locked while it is in use. The kernel's lock belongs to an open file, which
+the guard of a stage inherits and keeps as long as the stage lives: when both have ended, for
+whatever reason, the slot is free. Nothing has to be cleaned up, and two flows on one host never
+share a device, even in different workspaces.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock
 
-EVERY = 0.2
-"""Seconds between two looks for a free slot."""
+POLL_SECONDS = 0.2
+"""Time between two attempts to lock free slots."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Slots of this host: `names`, and the folder in which their files are.
+    """Slots of this host and the folder of their lock files.
 
-    `devices`: whether names are those of GPUs.
+    `devices`: the names are GPU indices.
     """
 
     names: tuple[str, ...]
@@ -37,25 +37,23 @@ class Slots:
     devices: bool
 
     def environment(self, names: Sequence[str]) -> dict[str, str]:
-        """Environment of a stage in these slots: visible GPUs.
+        """Environment of a stage in these slots: the visible GPUs, or how CPU threads wait.
 
-        Without GPUs, how many compute beside it.
-
-        The number of threads stays what it is alone, since sums depend on it; but threads that wait
-        sleep, for those of two stages that wait awake take each other's cores (measured:
-        docs/flows.md).
+        The number of threads does not depend on the number of slots, since sums depend on it.
+        Waiting threads sleep: busy-waiting threads of two stages take each other's cores
+        (measured: docs/flows.md).
         """
         if self.devices:
             return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
         return {"OMP_WAIT_POLICY": "PASSIVE"} if len(self.names) > 1 else {}
 
     @contextmanager
-    def take(
-        self, count: int, given_up: Callable[[], bool]
+    def acquire(
+        self, count: int, is_cancelled: Callable[[], bool]
     ) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-        """Wait for `count` slots, all at once or none; their names and lock descriptors.
+        """Wait for `count` slots, all or none; yields their names and lock descriptors.
 
-        InputError if there are not so many; TimeoutError as soon as `given_up()` is true.
+        InputError if fewer exist; TimeoutError as soon as `is_cancelled()` is true.
         """
         if count > len(self.names):
             raise InputError(
@@ -63,9 +61,9 @@ class Slots:
                 f" ({', '.join(self.names)}): lower gpus in meta of dvc.yaml"
             )
         while (locked := self._try(count)) is None:
-            if given_up():
-                raise TimeoutError("no slot was waited for any longer")
-            time.sleep(EVERY)
+            if is_cancelled():
+                raise TimeoutError("cancelled while waiting for a slot")
+            time.sleep(POLL_SECONDS)
         lock_fds, locks = locked
         with locks:
             yield tuple(lock_fds), tuple(lock_fds.values())
@@ -88,19 +86,19 @@ class Slots:
 
 
 def find_slots(root: Path, count: int | None = None, gpus: Sequence[str] | None = None) -> Slots:
-    """GPU slots of a workspace: one per GPU, or without GPUs `count` (1) slots of its own.
+    """GPU slots of a workspace: one per GPU, or without GPUs `count` (default 1) CPU slots.
 
-    `gpus`: the indices to use, all if None; CUDA_VISIBLE_DEVICES is respected. InputError for more
-    slots than GPUs.
+    `gpus`: indices to use; if None, all that CUDA_VISIBLE_DEVICES allows. InputError for more slots
+    than GPUs.
     """
-    found = list(gpus) if gpus is not None else visible_gpus()
-    if found:
-        if count is not None and not 1 <= count <= len(found):
+    devices = list(gpus) if gpus is not None else visible_gpus()
+    if devices:
+        if count is not None and not 1 <= count <= len(devices):
             raise InputError(
-                f"{count} slots on {len(found)} GPUs ({', '.join(found)}): a GPU serves one stage"
-                f" at a time; give at most {len(found)}"
+                f"{count} slots on {len(devices)} GPUs ({', '.join(devices)}): a GPU runs one stage"
+                f" at a time; use 1 to {len(devices)} slots"
             )
-        return Slots(tuple(found[: count or len(found)]), host_folder(), True)
+        return Slots(tuple(devices[: count or len(devices)]), host_folder(), True)
     if count is not None and count < 1:
         raise InputError(f"{count} slots: at least one is needed")
     return Slots(
@@ -111,19 +109,18 @@ def find_slots(root: Path, count: int | None = None, gpus: Sequence[str] | None 
 
 
 def host_folder() -> Path:
-    """Where the locks of this host's GPUs are, for all workspaces of a user."""
+    """Folder of the locks of this host's GPUs, shared by all workspaces of a user."""
     return Path(tempfile.gettempdir()) / f"med-r1-slots-{os.getuid()}"
 
 
 def visible_gpus() -> list[str]:
     """GPU indices this process may use, from CUDA_VISIBLE_DEVICES or nvidia-smi."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        return [
-            each.strip() for each in told.split(",") if each.strip() not in ("", "-1", "NoDevFiles")
-        ]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        indices = map(str.strip, visible.split(","))
+        return [index for index in indices if index not in ("", "-1", "NoDevFiles")]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
             capture_output=True,
             text=True,
@@ -131,4 +128,4 @@ def visible_gpus() -> list[str]:
         )
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in process.stdout.splitlines() if line.strip()]

@@ -5,8 +5,7 @@
 DVC's own transfer always restarts from the first byte. So a single file is fetched by
 flows/source/fetch.py, through DVC's file system and credentials, and `dvc commit` then writes
 data.dvc exactly as `dvc update` would. Anything else (a folder, an import from a repository, a
-versioned bucket) is left to `dvc update`. If `meta` in data.dvc has a `sha256`, the file must
-match.
+versioned bucket) is left to `dvc update`. A `sha256` in data.dvc's `meta` is verified.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from prefect.types import KeyValueLabels
 
 from flows.dvc_api.client import Runner, StageError, StoppedError
 from flows.dvc_api.graph import Graph, Stage, read_graph
-from flows.reproduce import THREADS, ExecutionSite, Summary, bring_up_to_date, run_here, summarize
+from flows.reproduce import THREADS, ExecutionSite, Summary, bring_up_to_date, run_locally, summarize
 from flows.scheduling import durations
 from flows.scheduling.schedule import Capacity, StageResult, StagesFailedError
 from flows.scheduling.slots import Slots, find_slots
@@ -116,7 +116,7 @@ def _set_labels(**labels: int | float | str) -> None:
 def _run(clone: clones.Clone, stage: Stage) -> StageResult:
     runner = Runner(clone.root)
     try:
-        return run_here(
+        return run_locally(
             runner,
             stage,
             "sent by reproduce-on-workers",
@@ -206,7 +206,7 @@ class Sender:
     def run(self, runner: Runner, stage: Stage, why: str) -> StageResult:
         """Run one stage to its end, here or on a worker. Called from a task's thread."""
         if not stage.gpus:
-            return run_here(runner, stage, why, Slots((), runner.root, False))
+            return run_locally(runner, stage, why, Slots((), runner.root, False))
         logger = get_run_logger()
         logger.info(f"{stage.description or stage.name} ({why})")
         try:

@@ -1,4 +1,4 @@
-"""The form of a whole completion, by prompt style: what the format reward and the report check."""
+"""Format of a whole completion by prompt style, for the format reward and the report."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Final
 from stages.prompts.styles import Style
 
 _BLOCK = r"<{0}>(?:(?!</?(?:think|answer)>).)*</{0}>"
-_THINK, _ANSWER = _BLOCK.format("think"), _BLOCK.format("answer")
+_THINK = _BLOCK.format("think")
+_ANSWER = _BLOCK.format("answer")
 FORMATS: Final[dict[Style, re.Pattern[str]]] = {
     "think": re.compile(rf"\s*{_THINK}\s*{_ANSWER}\s*", re.DOTALL),
     "no-think": re.compile(rf"\s*{_ANSWER}\s*", re.DOTALL),
     "think-after": re.compile(rf"\s*{_ANSWER}\s*{_THINK}\s*", re.DOTALL),
 }
-"""What a whole completion must look like: each block once, in order, none inside another, nothing
-outside.
-"""
+"""Each block exactly once, in order, none inside another, and nothing outside."""

@@ -1,7 +1,7 @@
-"""The predictions of one checkpoint: what stage evaluate writes and everything after it reads.
+"""Schema of the predictions of one checkpoint: written by evaluate, read by everything after it.
 
 Raw completions only. Answers and their correctness are computed from `output`, `options` and `gold`
-when a table is read (`stages.scoring.predictions`), so that an edit of the answer rule makes no
+when a table is read (`stages.scoring.predictions`), so an edit of the answer rule makes no
 evaluation stale.
 """
 
@@ -45,10 +45,9 @@ SCHEMA: Final = pa.schema(
         *_ablation("shuffled"),
     ]
 )
-"""One row per question. `modality_test`, `task_test`: whether the question is in the test split of
-that axis.
+"""One row per question.
 
-`options`: their texts, "A" first; `gold`: a letter; `output`: the completion without special
-tokens. An ablation's columns are all null where the question was not asked in that variant; the
-image of `blank` is "".
+`modality_test`, `task_test`: whether the question is in the test split of that axis. `options`:
+their texts, "A" first; `gold`: a letter; `output`: the completion without special tokens. The
+columns of an ablation are all null if the question has no such variant; the image of `blank` is "".
 """

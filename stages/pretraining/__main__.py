@@ -1,6 +1,6 @@
 """Train the embedded base from scratch (about half an hour on 2 cores).
 
-python -m stages.pretraining [DIR]
+Usage: python -m stages.pretraining [DIR]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from stages.pretraining.pretrain import Recipe, run
 
 
 def main() -> None:
-    """Write the base into a folder."""
+    """Train the base and write it into a folder."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.pretraining",
         description=__doc__.splitlines()[0] if __doc__ else None,
@@ -29,13 +29,13 @@ def main() -> None:
     parser.add_argument(
         "--width",
         type=int,
-        help="of its layers; the embedded base has 128, and a larger one is for a GPU",
+        help="width of its layers (default: 128, the embedded base; larger widths need a GPU)",
     )
-    given = parser.parse_args()
-    recipe = Recipe() if given.width is None else Recipe(width=given.width)
-    with atomic_directory(given.out) as folder:
+    arguments = parser.parse_args()
+    recipe = Recipe() if arguments.width is None else Recipe(width=arguments.width)
+    with atomic_directory(arguments.out) as folder:
         run(recipe, folder)
-    print(f"base written to {given.out}")
+    print(f"base written to {arguments.out}")
 
 
 if __name__ == "__main__":

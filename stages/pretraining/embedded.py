@@ -1,15 +1,15 @@
 """Parts of the embedded base: a real but tiny Qwen2-VL with tokenizer and image processor.
 
 Nothing is simulated: the classes are transformers' own, only the sizes differ from Qwen2-VL-2B's.
-An image is scaled to 192x192 by the processor's own pixel limit and cut into patches of 24, so that
-it costs 16 tokens in the prompt (Qwen2-VL-2B: 384x384, patches of 14, 196 tokens).
+An image is scaled to 192x192 by the processor's own pixel limit and cut into patches of 24 pixels,
+so it costs 16 tokens in the prompt (Qwen2-VL-2B: 384x384, patches of 14, 196 tokens).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -33,8 +33,10 @@ SIDE = 192
 IMAGE_TOKENS = (SIDE // PATCH // MERGE) ** 2
 HIDDEN = 128
 HEAD = 32
-"""Width of an attention head; M-RoPE's sections are cut for it."""
+"""Width of an attention head; M-RoPE's sections (4 + 6 + 6) are half of it."""
 VOCABULARY = 1500
+_REPEATS = 40
+"""Of every text the tokenizer is trained on: pairs must be frequent enough to be merged."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -52,7 +54,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Qwen2-VL's, in its order."""
+"""Those of Qwen2-VL, in its order."""
 
 PRE_TOKENIZER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
@@ -70,32 +72,29 @@ CHAT_TEMPLATE = (
     " content['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if"
     " add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Lays a conversation out as Qwen2-VL's template does."""
+"""Formats conversations as Qwen2-VL's template does."""
 
 
 def _texts() -> Iterator[str]:
     """Texts to train the tokenizer on: every word of phantoms and prompts, in context."""
     words = {*phantoms.GRADES, *phantoms.SIDES, *phantoms.COUNTS, phantoms.NORMAL}
-    words.update(word for decoys in phantoms.NEVER_GOLD.values() for word in decoys)
+    words.update(chain.from_iterable(phantoms.NEVER_GOLD.values()))
     for style in phantoms.STYLES.values():
         words.update((style.name, *style.anatomies, *style.diseases))
-    for _, word in itertools.product(range(40), sorted(words)):
-        yield f" A){word}, B){word}, C){word}, D){word} {word} {word}"
-    for _, wording in itertools.product(
-        range(40), itertools.chain.from_iterable(phantoms.QUESTIONS.values())
-    ):
-        yield wording
-    for _, prompts in itertools.product(range(40), PROMPTS.values()):
-        yield from prompts.values()
-    for _, letter in itertools.product(range(40), phantoms.LETTERS):
-        yield (
-            f"<think> x </think> <answer> {letter} </answer>\nsystem\nYou are a helpful"
-            " assistant.\nuser\nassistant\n"
-        )
+    options = [f" A){word}, B){word}, C){word}, D){word} {word} {word}" for word in sorted(words)]
+    questions = list(chain.from_iterable(phantoms.QUESTIONS.values()))
+    prompts = list(chain.from_iterable(each.values() for each in PROMPTS.values()))
+    answers = [
+        f"<think> x </think> <answer> {letter} </answer>\nsystem\nYou are a helpful"
+        " assistant.\nuser\nassistant\n"
+        for letter in phantoms.LETTERS
+    ]
+    for texts in (options, questions, prompts, answers):
+        yield from texts * _REPEATS
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen's word pattern, special tokens and chat template.
+    """Byte-level BPE tokenizer with Qwen's word pattern, special tokens and chat template.
 
     Any text round-trips.
     """
@@ -140,12 +139,10 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, seed: int, width: int = HIDDEN
 ) -> Qwen2VLForConditionalGeneration:
-    """An untrained Qwen2-VL of 1.9 million parameters (at width 128) with tied embeddings.
-
-    The initialisation is chosen so that it can be trained at all.
+    """Untrained Qwen2-VL of 1.9 million parameters (at width 128), with tied embeddings.
 
     Matrices have standard deviation 1/sqrt(fan-in) and embeddings 0.3: with transformers' own 0.02
-    a model this narrow stands still at chance for hundreds of steps.
+    a model this narrow stays at chance for hundreds of steps.
     """
     token = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
     config = Qwen2VLConfig(
@@ -194,7 +191,7 @@ def build_model(
                 )
                 if module.bias is not None:
                     module.bias.zero_()
-        # last, and through the head as well: the two are one tensor
+        # last: the head, a Linear drawn above, is the same tensor
         embedding = model.get_input_embeddings().weight
         embedding.copy_(torch.randn(embedding.shape, generator=generator) * 0.3)
     model.generation_config = GenerationConfig(

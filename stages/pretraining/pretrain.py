@@ -1,31 +1,34 @@
-"""Recipe of the embedded base: from random weights to correct format and fair accuracy.
+"""Training recipe of the embedded base: from random weights to right format and fair accuracy.
 
-It runs on one small CPU, or on a GPU if there is one.
+It runs on one small CPU, or on a GPU if there is one. Three lessons build on each other (a model
+this small that starts with the last stays at chance):
 
-Three lessons, each the ground of the next (a model this small that starts with the last stands at
-chance):
-1. `read`    the language model alone: image tokens are the embeddings of the words that describe
-             the image. It learns every prompt and answer style, and to match facts to letters;
-2. `see`     the vision tower alone: each image token is pulled to the embedding of the
-             word the perfect eye would have put there;
+1. `read`    the language model alone, with a perfect eye: image tokens are the embeddings of the
+             words that describe the image. It learns all prompts and answer styles, and to match a
+             fact to an option's letter;
+2. `see`     the vision tower alone: each image token is pulled to the embedding of the word that
+             the perfect eye would have put there;
 3. `answer`  both together, on images, until the held-out exam reaches `stop_at`.
 
-Phantoms come from a seed of their own (`Recipe.seed`), never from the corpus's, and wrong options
-are drawn from words that can be right, so that the base does not know the corpus's bias before RL
-has met it.
+Phantoms come from a separate seed (`Recipe.seed`), never from the corpus's, and wrong options are
+drawn from words that can be right: the base must not know the corpus's bias before RL meets it.
+
+One generator (`rng`) draws everything; the order of the draws decides the weights.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from stages.core.errors import InputError
@@ -45,36 +48,42 @@ from stages.prompts.styles import Purpose, Style, chat, prompt_text
 if TYPE_CHECKING:
     from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
+_EXAM_QUESTIONS: Final = 512
+_EXAM_BATCH: Final = 64
+_IGNORED: Final = -100
+"""Label of a token that has no loss."""
+
+LossAndAccuracy = tuple[Tensor, float]
+"""Loss of a batch, and the share of its predictions that are right."""
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, with the machine's arithmetic."""
+    """Everything that decides the weights, apart from the machine's arithmetic."""
 
     seed: int = 1_000_003
     """Seed of weights, images and lessons; the corpus's seeds are small numbers."""
     images: int = 8000
-    """Phantoms drawn once and asked about again and again."""
+    """Phantoms, drawn once and used in many questions."""
     read_steps: int = 1000
     see_steps: int = 600
     answer_steps: int = 400
-    """At most: see `stop_at`."""
+    """Upper bound: see `stop_at`."""
     batch: int = 64
     learning_rate: float = 1e-3
     """Peak; linear warm-up over 50 steps, then cosine to a tenth over the lesson."""
     answer_learning_rate: float = 3e-4
     letter_weight: float = 4.0
-    """Weight of an answer's letter among the tokens of a completion, in lessons `read` and
-    `answer`.
-    """
+    """Weight of the answer's letter among a completion's tokens, in `read` and `answer`."""
     clip: float = 1.0
     log_every: int = 25
     stop_at: float = 0.58
     """End `answer` once this share of the 512 held-out questions is right."""
     width: int = HIDDEN
-    """Of both towers, a multiple of 64. Rates fall as it grows: those above are for 128."""
+    """Of both towers, a multiple of 64. Rates are for 128, and scaled down for larger widths."""
 
     def __post_init__(self) -> None:
-        """Refuse a width that heads do not fill."""
+        """Raise InputError for a width that is not a whole, even number of heads."""
         if self.width < 2 * HEAD or self.width % (2 * HEAD):
             raise InputError(f"a width of {self.width}: it must be a multiple of {2 * HEAD}")
 
@@ -89,6 +98,27 @@ class Exercise:
     facts: str
 
 
+@dataclass(frozen=True)
+class _Images:
+    """Phantoms, and their pixels (images, patches, values per patch) in float16."""
+
+    phantoms: list[Phantom]
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """`loss` draws a batch and returns its loss; `exam` is held-out accuracy: `stop_at` ends it."""
+
+    name: str
+    loss: Callable[[], LossAndAccuracy]
+    parameters: list[torch.nn.Parameter]
+    steps: int
+    learning_rate: float
+    exam: Callable[[], float] | None = None
+    stop_at: float = math.inf
+
+
 def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -> None:
     """Train the base and save it to `out`: bfloat16 weights plus the log `pretraining.csv`."""
     torch.manual_seed(recipe.seed)
@@ -97,83 +127,71 @@ def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -
     processor = build_processor(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(tokenizer, recipe.seed, recipe.width).to(device)
-    progress(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters; drawing {recipe.images}"
-        " phantoms"
-    )
-    shown = [phantoms.sample_phantom(rng) for _ in range(recipe.images)]
-    pixels = _pixels(processor, shown, rng).to(device)
-    held_out = [phantoms.sample_phantom(rng) for _ in range(512)]
-    held_pixels = _pixels(processor, held_out, rng).to(device)
-    exam = [
+    count = sum(parameter.numel() for parameter in model.parameters())
+    progress(f"{count:,} parameters; drawing {recipe.images} phantoms")
+    images = _draw_images(processor, recipe.images, rng, device)
+    exam_images = _draw_images(processor, _EXAM_QUESTIONS, rng, device)
+    exam_questions = [
         _question(phantom, index, processor, rng, "no-think", "evaluate")
-        for index, phantom in enumerate(held_out)
+        for index, phantom in enumerate(exam_images.phantoms)
     ]
     log = _Log(out / "pretraining.csv", progress)
 
-    def examine() -> float:
+    def exam() -> float:
         model.eval()
-        batches = (exam[start : start + 64] for start in range(0, len(exam), 64))
+        accuracies = []
         with torch.no_grad():
-            rights = [_loss(model, processor, batch, held_pixels)[1] for batch in batches]
+            for start in range(0, len(exam_questions), _EXAM_BATCH):
+                batch = exam_questions[start : start + _EXAM_BATCH]
+                accuracies.append(_loss(model, processor, batch, exam_images.pixels)[1])
         model.train()
-        return float(np.mean(rights))
+        return float(np.mean(accuracies))
 
-    def read() -> tuple[torch.Tensor, float]:
-        return _loss(
-            model,
-            processor,
-            _exercises(rng, shown, processor, recipe.batch, doctored=True),
-            None,
-            recipe.letter_weight,
-        )
+    def read() -> LossAndAccuracy:
+        batch = _exercises(rng, images.phantoms, processor, recipe.batch, doctored=True)
+        return _loss(model, processor, batch, None, recipe.letter_weight)
 
-    def see() -> tuple[torch.Tensor, float]:
-        return _alignment(
-            model, processor, rng.integers(len(shown), size=recipe.batch), shown, pixels
-        )
+    def see() -> LossAndAccuracy:
+        chosen = rng.integers(len(images.phantoms), size=recipe.batch)
+        return _alignment(model, processor, images, chosen)
 
-    def answer() -> tuple[torch.Tensor, float]:
-        return _loss(
-            model,
-            processor,
-            _exercises(rng, shown, processor, recipe.batch),
-            pixels,
-            recipe.letter_weight,
-        )
+    def answer() -> LossAndAccuracy:
+        batch = _exercises(rng, images.phantoms, processor, recipe.batch)
+        return _loss(model, processor, batch, images.pixels, recipe.letter_weight)
 
-    eye = list(model.model.visual.parameters())
-    mind = [
-        parameter for parameter in model.parameters() if not any(parameter is part for part in eye)
-    ]
-    rate, answer_rate = (
-        each * HIDDEN / recipe.width for each in (recipe.learning_rate, recipe.answer_learning_rate)
+    vision = list(model.model.visual.parameters())
+    in_vision = {id(parameter) for parameter in vision}
+    language = [each for each in model.parameters() if id(each) not in in_vision]
+    rate = recipe.learning_rate * HIDDEN / recipe.width
+    answer_rate = recipe.answer_learning_rate * HIDDEN / recipe.width
+    lessons = (
+        _Lesson("read", read, language, recipe.read_steps, rate),
+        _Lesson("see", see, vision, recipe.see_steps, rate, exam),
+        _Lesson(
+            "answer",
+            answer,
+            [*language, *vision],
+            recipe.answer_steps,
+            answer_rate,
+            exam,
+            recipe.stop_at,
+        ),
     )
-    with device:  # what lessons make of ids and masks is made there
-        _lesson("read", read, mind, recipe.read_steps, rate, recipe, log)
-        _lesson("see", see, eye, recipe.see_steps, rate, recipe, log, examine)
-        _lesson(
-            "answer", answer, [*mind, *eye], recipe.answer_steps, answer_rate, recipe, log, examine
-        )
+    with device:  # where tensors of ids and masks are created
+        for lesson in lessons:
+            _train(lesson, recipe, log)
         model.to(torch.bfloat16).save_pretrained(out)
         processor.save_pretrained(out)
+        # the exam of the rounded weights, computed in float32
         model.float()
-        log.write("saved", 0, float("nan"), float("nan"), examine())
+        log.write("saved", 0, math.nan, math.nan, exam())
 
 
-def _lesson(
-    name: str,
-    batch_loss: Callable[[], tuple[torch.Tensor, float]],
-    parameters: list[torch.nn.Parameter],
-    steps: int,
-    learning_rate: float,
-    recipe: Recipe,
-    log: _Log,
-    examine: Callable[[], float] | None = None,
-) -> None:
-    """AdamW on one lesson's loss; `batch_loss` gives (loss, share right) of a fresh batch."""
+def _train(lesson: _Lesson, recipe: Recipe, log: _Log) -> None:
+    """Minimise a lesson's loss with AdamW; every second logged step is examined."""
+    steps = lesson.steps
     optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        lesson.parameters, lr=lesson.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
 
     def rate(step: int) -> float:
@@ -182,33 +200,33 @@ def _lesson(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     recent: list[tuple[float, float]] = []
     for step in range(1, steps + 1):
-        loss, right = batch_loss()
+        loss, accuracy = lesson.loss()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        torch.nn.utils.clip_grad_norm_(lesson.parameters, recipe.clip)
         optimizer.step()
         schedule.step()
-        recent.append((loss.item(), right))
-        if step % recipe.log_every == 0 or step == steps:
-            score = (
-                examine()
-                if examine and (step % (2 * recipe.log_every) == 0 or step == steps)
-                else float("nan")
-            )
-            mean_loss, mean_right = np.mean(recent, axis=0)
-            log.write(name, step, float(mean_loss), float(mean_right), score)
-            recent.clear()
-            if name == "answer" and score >= recipe.stop_at:
-                break
+        recent.append((loss.item(), accuracy))
+        last = step == steps
+        if step % recipe.log_every and not last:
+            continue
+        score = math.nan
+        if lesson.exam and (step % (2 * recipe.log_every) == 0 or last):
+            score = lesson.exam()
+        mean_loss, mean_accuracy = np.mean(recent, axis=0)
+        log.write(lesson.name, step, float(mean_loss), float(mean_accuracy), score)
+        recent.clear()
+        if score >= lesson.stop_at:
+            break
 
 
 def _loss(
     model: Qwen2VLForConditionalGeneration,
     processor: Qwen2VLProcessor,
     batch: list[Exercise],
-    pixels: torch.Tensor | None,
+    pixels: Tensor | None,
     letter_weight: float = 1.0,
-) -> tuple[torch.Tensor, float]:
+) -> LossAndAccuracy:
     """Weighted cross-entropy of completion tokens, and accuracy of answer letters.
 
     Without `pixels` the eye is perfect: an image's tokens are the embeddings of its facts.
@@ -223,74 +241,82 @@ def _loss(
         )
         words = torch.tensor([_fact_ids(processor, exercise.facts) for exercise in batch]).flatten()
         embedding = model.get_input_embeddings()
-        mixed = embedding(ids).masked_scatter((types == 1)[..., None], embedding(words))
-        hidden = model.model(
-            inputs_embeds=mixed, position_ids=positions, **inputs
-        ).last_hidden_state
+        inputs |= {
+            "inputs_embeds": embedding(ids).masked_scatter(
+                (types == 1)[..., None], embedding(words)
+            ),
+            "position_ids": positions,
+        }
     else:
-        chosen = pixels[[exercise.image for exercise in batch]].flatten(0, 1).float()
-        hidden = model.model(**inputs, pixel_values=chosen, image_grid_thw=grid).last_hidden_state
-    where = (labels[:, 1:] != -100).nonzero(as_tuple=True)
-    logits, targets = model.lm_head(hidden[:, :-1][where]), labels[:, 1:][where]
+        chosen = pixels[[exercise.image for exercise in batch]]
+        inputs |= {"pixel_values": chosen.flatten(0, 1).float(), "image_grid_thw": grid}
+    hidden = model.model(**inputs).last_hidden_state  # (B, T, H)
+    # the hidden state of a token predicts the next one's label: only those are projected
+    predicting = (labels[:, 1:] != _IGNORED).nonzero(as_tuple=True)
+    logits = model.lm_head(hidden[:, :-1][predicting])
+    targets = labels[:, 1:][predicting]
     is_letter = torch.isin(targets, torch.tensor(_letter_ids(processor)))
-    right = (logits.argmax(-1) == targets)[is_letter].float().mean().item()
+    accuracy = (logits.argmax(-1) == targets)[is_letter].float().mean().item()
     weights = 1 + (letter_weight - 1) * is_letter.float()
     losses = functional.cross_entropy(logits, targets, reduction="none")
-    return (weights * losses).sum() / weights.sum(), right
+    return (weights * losses).sum() / weights.sum(), accuracy
 
 
 def _alignment(
     model: Qwen2VLForConditionalGeneration,
     processor: Qwen2VLProcessor,
+    images: _Images,
     chosen: np.ndarray,
-    shown: list[Phantom],
-    pixels: torch.Tensor,
-) -> tuple[torch.Tensor, float]:
-    """Distance of image tokens from their words, and the share whose nearest word is right."""
-    side = int(pixels.shape[1] ** 0.5)
+) -> LossAndAccuracy:
+    """Distance of image tokens from their words, and the share whose nearest word is right.
+
+    The distance is a cross-entropy over the vocabulary plus a mean squared error, relative to the
+    variance of the embeddings.
+    """
+    side = int(images.pixels.shape[1] ** 0.5)
     grid = torch.tensor([[1, side, side]] * len(chosen))
-    seen = model.model.visual(pixels[chosen].flatten(0, 1).float(), grid_thw=grid).pooler_output
+    patches = images.pixels[chosen].flatten(0, 1).float()
+    features = model.model.visual(patches, grid_thw=grid).pooler_output  # (B * IMAGE_TOKENS, H)
     words = torch.tensor(
-        [_fact_ids(processor, shown[index].describe()) for index in chosen]
+        [_fact_ids(processor, images.phantoms[index].describe()) for index in chosen]
     ).flatten()
     embedding = model.get_input_embeddings().weight.detach()
-    logits = seen @ embedding.T
+    logits = features @ embedding.T
     loss = (
         functional.cross_entropy(logits, words)
-        + functional.mse_loss(seen, embedding[words]) / embedding.var()
+        + functional.mse_loss(features, embedding[words]) / embedding.var()
     )
     return loss, (logits.argmax(-1) == words).float().mean().item()
 
 
 def _fact_ids(processor: Qwen2VLProcessor, facts: str) -> list[int]:
-    """What a perfect eye puts in each of an image's tokens: the facts' words, again and again."""
+    """What a perfect eye puts into an image's tokens: the words of its facts, repeated."""
     words = processor.tokenizer.encode(" " + facts)
     return [words[slot % len(words)] for slot in range(IMAGE_TOKENS)]
 
 
 def _letter_ids(processor: Qwen2VLProcessor) -> list[int]:
-    """Token ids of " A".." D", the way a letter stands in `<answer> C </answer>`."""
+    """Token ids of " A".." D", as a letter is tokenised in `<answer> C </answer>`."""
     return [processor.tokenizer.encode(f" {letter}")[0] for letter in LETTERS]
 
 
-def _encode(
-    processor: Qwen2VLProcessor, batch: list[Exercise]
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """Left-aligned prompt and completion ids.
+def _encode(processor: Qwen2VLProcessor, batch: list[Exercise]) -> tuple[dict[str, Any], Tensor]:
+    """Inputs and labels (B, T) of a batch, right-padded, the completion behind the prompt.
 
-    Labels are -100 outside the completion and its end.
+    Labels are `_IGNORED` except on the completion and its end token.
     """
     tokenizer = processor.tokenizer
-    slots = processor.image_token * IMAGE_TOKENS
+    image_tokens = processor.image_token * IMAGE_TOKENS
     prompts = tokenizer(
-        [exercise.prompt.replace(processor.image_token, slots) for exercise in batch]
+        [exercise.prompt.replace(processor.image_token, image_tokens) for exercise in batch]
     )["input_ids"]
     completions = tokenizer([exercise.completion + "<|im_end|>" for exercise in batch])["input_ids"]
-    width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
+    pairs = list(zip(prompts, completions, strict=True))
+    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-    labels = torch.full((len(batch), width), -100)
+    labels = torch.full((len(batch), width), _IGNORED)
     attention = torch.zeros((len(batch), width), dtype=torch.long)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+    for row, (prompt, completion) in enumerate(pairs):
         end = len(prompt) + len(completion)
         ids[row, :end] = torch.tensor(prompt + completion)
         labels[row, len(prompt) : end] = torch.tensor(completion)
@@ -305,16 +331,17 @@ def _encode(
     return inputs, labels
 
 
-def _pixels(
-    processor: Qwen2VLProcessor, shown: list[Phantom], rng: np.random.Generator
-) -> torch.Tensor:
-    """(images, patches, values per patch) in float16 of every phantom."""
+def _draw_images(
+    processor: Qwen2VLProcessor, count: int, rng: np.random.Generator, device: torch.device
+) -> _Images:
+    """Draw phantoms with random aspect ratios, preprocessed as in every stage."""
+    drawn = [phantoms.sample_phantom(rng) for _ in range(count)]
     rows = []
-    for phantom in shown:
+    for phantom in drawn:
         width, height = (int(side) for side in rng.integers(96, 224, 2))
         image = phantoms.draw(phantom, (width, height), rng).resize((384, 384))
         rows.append(processor.image_processor([image], return_tensors="pt")["pixel_values"].half())
-    return torch.stack(rows)
+    return _Images(drawn, torch.stack(rows).to(device))
 
 
 def _question(
@@ -327,57 +354,74 @@ def _question(
     *,
     doctored: bool = False,
 ) -> Exercise:
-    """A question about an image, in one answer style, with unbiased options.
-
-    `doctored` puts in two of five a word that no phantom has in a fact's place, so that such words,
-    too, can be right: only where the eye is perfect can the image be made to fit.
-    """
-    asked = str(rng.choice(phantoms.askable(phantom)))
-    gold, facts = phantom.answer(asked), phantom.describe()
-    options = phantoms.options_for(phantom, asked, rng, biased=False)
-    if doctored and asked in phantoms.NEVER_GOLD and rng.random() < 0.4:
-        word = str(rng.choice(phantoms.NEVER_GOLD[asked]))
-        options = [word if option == gold else option for option in options]
-        facts, gold = facts.replace(gold, word, 1), word
-    if doctored and asked in phantoms.NEVER_GOLD and rng.random() < 0.5:
-        wrong = [word for word in phantoms.NEVER_GOLD[asked] if word not in options]
-        options = [
-            option if option == gold or rng.random() < 0.5 else wrong.pop() for option in options
-        ]
-    problem = format_problem(str(rng.choice(phantoms.QUESTIONS[asked])), options)
-    answer, thought = format_solution(LETTERS[options.index(gold)]), f"<think> {facts} </think>"
+    """A question about image `index`, with unbiased options; `doctored`: see `_doctor`."""
+    kind = str(rng.choice(phantoms.askable(phantom)))
+    gold = phantom.answer(kind)
+    facts = phantom.describe()
+    options = phantoms.options_for(phantom, kind, rng, biased=False)
+    if doctored and kind in phantoms.NEVER_GOLD:
+        gold, facts, options = _doctor(phantoms.NEVER_GOLD[kind], gold, facts, options, rng)
+    problem = format_problem(str(rng.choice(phantoms.QUESTIONS[kind])), options)
+    answer = format_solution(LETTERS[options.index(gold)])
+    thought = f"<think> {facts} </think>"
     completion = {
         "no-think": answer,
         "think": f"{thought} {answer}",
         "think-after": f"{answer} {thought}",
     }[style]
-    return Exercise(
-        _prompt(processor, prompt_text(problem, style, purpose)), completion, index, facts
-    )
+    prompt = _prompt(processor, prompt_text(problem, style, purpose))
+    return Exercise(prompt, completion, index, facts)
+
+
+def _doctor(
+    never_gold: tuple[str, ...],
+    gold: str,
+    facts: str,
+    options: list[str],
+    rng: np.random.Generator,
+) -> tuple[str, str, list[str]]:
+    """Put words that no phantom has among the options: as gold in two of five, as decoys in half.
+
+    The facts follow the gold, so such a word can be right, too. Only possible with a perfect eye,
+    whose image is made of the facts.
+    """
+    if rng.random() < 0.4:
+        word = str(rng.choice(never_gold))
+        options = [word if option == gold else option for option in options]
+        facts = facts.replace(gold, word, 1)
+        gold = word
+    if rng.random() < 0.5:
+        unused = [word for word in never_gold if word not in options]
+        options = [
+            option if option == gold or rng.random() < 0.5 else unused.pop() for option in options
+        ]
+    return gold, facts, options
 
 
 def _exercises(
     rng: np.random.Generator,
-    shown: list[Phantom],
+    drawn: list[Phantom],
     processor: Qwen2VLProcessor,
     size: int,
     *,
     doctored: bool = False,
 ) -> list[Exercise]:
-    """A batch: a tenth descriptions, the rest answers, seven in ten of them without thoughts."""
+    """A batch: a tenth descriptions, seven tenths answers, two tenths answers with thoughts."""
     batch = []
     for _ in range(size):
-        index = int(rng.integers(len(shown)))
+        index = int(rng.integers(len(drawn)))
         purpose: Purpose = "train" if rng.random() < 0.5 else "evaluate"
         draw = rng.random()
         if draw < 0.1:
-            facts = shown[index].describe()
+            facts = drawn[index].describe()
             batch.append(Exercise(_prompt(processor, "Describe this image."), facts, index, facts))
-        else:
-            style: Style = "no-think" if draw < 0.8 else "think" if draw < 0.92 else "think-after"
-            batch.append(
-                _question(shown[index], index, processor, rng, style, purpose, doctored=doctored)
-            )
+            continue
+        style: Style = "no-think"
+        if draw >= 0.8:
+            style = "think" if draw < 0.92 else "think-after"
+        batch.append(
+            _question(drawn[index], index, processor, rng, style, purpose, doctored=doctored)
+        )
     return batch
 
 
@@ -388,18 +432,20 @@ def _prompt(processor: Qwen2VLProcessor, words: str) -> str:
 
 
 class _Log:
-    """The run's log: a CSV beside the weights and a line on the terminal for each row."""
+    """Log of the run: a CSV beside the weights, and a line of progress per row."""
 
     def __init__(self, path: Path, progress: Callable[[str], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow(["lesson", "step", "loss", "right", "exam", "minutes"])
-        self._start, self._progress = time.monotonic(), progress
+        self._start = time.monotonic()
+        self._progress = progress
 
-    def write(self, lesson: str, step: int, loss: float, right: float, exam: float) -> None:
+    def write(self, lesson: str, step: int, loss: float, accuracy: float, exam: float) -> None:
         minutes = (time.monotonic() - self._start) / 60
-        row = [lesson, step, *(f"{value:.4f}" for value in (loss, right, exam)), f"{minutes:.1f}"]
+        numbers = (f"{value:.4f}" for value in (loss, accuracy, exam))
+        row = [lesson, step, *numbers, f"{minutes:.1f}"]
         self._rows.writerow(row)
         self._file.flush()
         self._progress("{:>8} {:>5}  loss {}  right {}  exam {}  {} min".format(*row))

@@ -1,8 +1,7 @@
 """Prompt texts by answer style: Med-R1's for training, evaluation and zero-shot use.
 
-Med-R1 words training and evaluation differently; both are kept as published (arXiv 2503.13939,
-released code). The think-after prompt was not released: ours is the think prompt with the two tasks
-in the other order.
+Med-R1 words training and evaluation differently; both are as published (arXiv 2503.13939, released
+code). The think-after prompt was not released: ours is the think prompt with its two tasks swapped.
 """
 
 from __future__ import annotations
@@ -52,10 +51,10 @@ PROMPTS: Final[dict[Purpose, dict[Style, str]]] = {
 
 
 def prompt_text(problem: str, style: Style, purpose: Purpose) -> str:
-    """The user's words for one problem ("question A)..., B)...") in one style."""
+    """The user's prompt for one problem ("question A)..., B)...") in one style."""
     return PROMPTS[purpose][style].format_map({"problem": problem})
 
 
 def chat(words: str) -> list[dict[str, Any]]:
-    """One user turn, image before words (Med-R1's order), without a system turn."""
+    """One user turn: the image, then the words (Med-R1's order); no system turn is passed."""
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}]

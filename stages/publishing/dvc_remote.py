@@ -59,16 +59,16 @@ def _link(source: Path, path: Path) -> None:
 
 
 def _dvc(*arguments: str) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    if done.returncode:
-        told = masked(" ".join((done.stderr or done.stdout).split()))[-500:]
+    if process.returncode:
+        told = masked(" ".join((process.stderr or process.stdout).split()))[-500:]
         raise InputError(
             f"`dvc {' '.join(arguments)}` failed: {told}. Fix it and re-run the same command:"
             " what was pushed is kept"
         )
-    return done.stdout
+    return process.stdout

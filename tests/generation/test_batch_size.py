@@ -1,4 +1,4 @@
-"""How many rows fit: estimated on a GPU, halved where that was too much."""
+"""Batch size: estimated on a GPU, halved when it does not fit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from transformers import AutoConfig
 
 from benchmarks.grpo_step.models import SHAPES
 from stages.core.errors import InputError
-from stages.generation.batch_size import MOST, ON_CPU, BatchSize, fitting_rows, row_bytes
+from stages.generation.batch_size import (
+    CPU_ROWS,
+    MAX_GPU_ROWS,
+    BatchSize,
+    fitting_rows,
+    row_bytes,
+)
 
 GIB = 2**30
-PACK_MAX_TOKENS = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
 
 def policy_of_2b() -> Any:
@@ -22,51 +28,44 @@ def policy_of_2b() -> Any:
     return SimpleNamespace(config=config, dtype=torch.bfloat16)
 
 
-def test_auto_is_a_fixed_number_on_a_cpu_and_a_given_number_is_that_everywhere() -> None:
-    assert BatchSize("auto", torch.device("cpu")).rows == ON_CPU
+def test_auto_is_a_constant_on_a_cpu_and_a_set_size_is_used_everywhere() -> None:
+    assert BatchSize("auto", torch.device("cpu")).rows == CPU_ROWS
     for device in ("cpu", "cuda"):
         assert BatchSize(7, torch.device(device)).rows == 7
 
 
 @pytest.mark.parametrize(
-    ("free", "rows"), [(130 * GIB, MOST), (20 * GIB, 512), (4 * GIB, 128), (GIB // 8, 4), (1, 1)]
+    ("free", "rows"),
+    [(130 * GIB, MAX_GPU_ROWS), (20 * GIB, 512), (4 * GIB, 128), (GIB // 8, 4), (1, 1)],
 )
-def test_a_gpu_begins_with_what_its_free_memory_holds(
+def test_auto_on_a_gpu_starts_with_what_fits_its_free_memory(
     monkeypatch: pytest.MonkeyPatch, free: int, rows: int
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 141 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
     size = BatchSize("auto", torch.device("cuda"))
-    size.estimate(policy_of_2b(), before=211, words=85, answer=256)
+    size.estimate(policy_of_2b(), prefix=211, words=85, answer=256)
     assert size.rows == rows
     size.rows = 2
-    size.estimate(policy_of_2b(), before=211, words=85, answer=256)
-    assert size.rows == 2, "found once"
+    size.estimate(policy_of_2b(), prefix=211, words=85, answer=256)
+    assert size.rows == 2, "estimated once"
 
 
-def test_a_row_takes_its_keys_and_values_and_its_logits() -> None:
+def test_a_row_takes_at_least_its_kv_cache_and_its_logits() -> None:
     config = policy_of_2b().config.get_text_config()
     by_hand = 2 * 28 * 2 * 128 * (211 + 85 + 256) * 2 + 4 * 4 * 151936
     assert by_hand < row_bytes(config, 2, 211, 85, 256) < 2 * by_hand
     assert fitting_rows(10 * by_hand, by_hand) == 8
 
 
-def test_it_is_halved_down_to_one_and_then_the_remedy_is_named() -> None:
+def test_the_size_is_halved_down_to_one_and_then_the_remedy_is_named() -> None:
     size = BatchSize("auto", torch.device("cpu"))
     size.rows = 5
     for rows in (2, 1):
-        size.halve(PACK_MAX_TOKENS)
+        size.halve(OUT_OF_MEMORY)
         assert size.rows == rows
-    with pytest.raises(
-        InputError,
-        match=(
-            r"one answer at a time \(CUDA out of memory. Tried to allocate 2 GiB\): lower"
-            r" evaluate.max_new_tokens"
-        ),
-    ):
-        size.halve(PACK_MAX_TOKENS)
-    with pytest.raises(
-        InputError, match=r"evaluate.batch_size 64 \(.*\): lower it, or set it to auto"
-    ):
-        BatchSize(64, torch.device("cuda")).halve(PACK_MAX_TOKENS)
+    with pytest.raises(InputError, match=r"Tried to allocate 2 GiB\).*evaluate\.max_new_tokens"):
+        size.halve(OUT_OF_MEMORY)
+    with pytest.raises(InputError, match=r"evaluate\.batch_size 64 .* auto"):
+        BatchSize(64, torch.device("cuda")).halve(OUT_OF_MEMORY)

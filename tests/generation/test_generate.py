@@ -1,7 +1,8 @@
-"""Greedy answers: those of transformers' generate, each image looked at once."""
+"""Greedy answers equal those of transformers' generate; each image is prefilled once."""
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +31,8 @@ from tests.grpo.tiny import (
 )
 
 
-def asked(folder: Path) -> list[Question]:
-    """Four questions: both of `questions` about both images, one of them in three variants."""
+def four_questions(folder: Path) -> list[Question]:
+    """Both of `questions` about both images, in one to three variants."""
     first, second = (row["image"] for row in questions(folder))
     return [
         Question(QUESTIONS[0], {"real": first, "blank": BLANK, "shuffled": second}),
@@ -51,10 +52,9 @@ def by_generate(policy: Any, words: str, image: Image.Image) -> str:
     inputs = processor().apply_chat_template(
         [chat], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    written = policy.generate(**inputs, max_new_tokens=12, do_sample=False)[
-        0, inputs["input_ids"].shape[1] :
-    ]
-    text: str = processor().tokenizer.decode(written, skip_special_tokens=True)
+    ids = policy.generate(**inputs, max_new_tokens=12, do_sample=False)
+    completion = ids[0, inputs["input_ids"].shape[1] :]
+    text: str = processor().tokenizer.decode(completion, skip_special_tokens=True)
     return text
 
 
@@ -62,154 +62,136 @@ def batches(
     policy: Any,
     questions: list[Question],
     batch_size: int | Literal["auto"],
-    most: int = 12,
-    **more: Any,
+    max_new_tokens: int = 12,
+    **options: Any,
 ) -> list[Answers]:
     size = BatchSize(batch_size, torch.device("cpu"))
-    windows = more.pop("windows", cut_windows(questions, batch_size))
-    return [
-        *answer_greedily(
+    windows = options.pop("windows", cut_windows(questions, batch_size))
+    return list(
+        answer_greedily(
             policy,
             processor(),
             questions,
             windows=windows,
             batch_size=size,
-            max_new_tokens=most,
-            **more,
+            max_new_tokens=max_new_tokens,
+            **options,
         )
-    ]
+    )
 
 
-def answers(policy: Any, folder: Path, batch_size: int, **more: Any) -> dict[Key, Completion]:
-    return {
-        key: each
-        for batch in batches(policy, asked(folder), batch_size, **more)
-        for key, each in batch.completions.items()
-    }
+def merged(batches: list[Answers]) -> dict[Key, Completion]:
+    return dict(chain.from_iterable(batch.completions.items() for batch in batches))
+
+
+def answers(policy: Any, folder: Path, batch_size: int, **options: Any) -> dict[Key, Completion]:
+    return merged(batches(policy, four_questions(folder), batch_size, **options))
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
-def test_answers_are_those_of_generate_on_each_image(family: str, tmp_path: Path) -> None:
+def test_answers_equal_those_of_generate_for_each_image(family: str, tmp_path: Path) -> None:
     policy = (embedded_policy() if family == "embedded" else random_policy(family)).eval()
-    given = answers(policy, tmp_path, 3)
-    assert len(given) == sum(len(question.images) for question in asked(tmp_path))
-    for place, question in enumerate(asked(tmp_path)):
+    completions = answers(policy, tmp_path, 3)
+    assert len(completions) == sum(len(each.images) for each in four_questions(tmp_path))
+    for index, question in enumerate(four_questions(tmp_path)):
         for variant, path in question.images.items():
             with Image.open(question.images["real"] if path == BLANK else path) as opened:
                 image = Image.new("RGB", opened.size) if path == BLANK else opened.convert("RGB")
-            assert given[place, variant].text == by_generate(policy, question.words, image), (
-                question,
-                variant,
-            )
+            expected = by_generate(policy, question.words, image)
+            assert completions[index, variant].text == expected, (question, variant)
 
 
-def test_the_batch_does_not_matter_and_the_image_does(tmp_path: Path) -> None:
+def test_answers_depend_on_the_image_and_not_on_the_batch_size(tmp_path: Path) -> None:
     policy = random_policy("qwen2_vl")
-    whole = answers(policy, tmp_path, 4)
-    assert whole == answers(policy, tmp_path, 1)
-    assert whole[0, "real"] == whole[2, "shuffled"]
-    assert whole[0, "real"] != whole[0, "blank"]
+    together = answers(policy, tmp_path, 4)
+    assert together == answers(policy, tmp_path, 1)
+    assert together[0, "real"] == together[2, "shuffled"]
+    assert together[0, "real"] != together[0, "blank"]
 
 
 def test_each_image_goes_through_the_tower_once(tmp_path: Path) -> None:
     policy = embedded_policy()
-    seen: list[int] = []
+    images: list[int] = []
 
-    def count(_: object, arguments: tuple[Any, ...], more: dict[str, Any], __: object) -> None:
-        seen.append(len(more["grid_thw"] if "grid_thw" in more else arguments[1]))
+    def count(_: object, arguments: tuple[Any, ...], named: dict[str, Any], __: object) -> None:
+        images.append(len(named["grid_thw"] if "grid_thw" in named else arguments[1]))
 
     policy.model.visual.register_forward_hook(count, with_kwargs=True)
     answers(policy, tmp_path, 4)
-    assert sum(seen) == 4, "two images, and a black one of the size of each"
+    assert sum(images) == 4, "two images, and a black one of the size of each"
 
 
 def test_an_image_that_does_not_open_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no image", encoding="utf-8")
     question = Question("Scan?", {"real": str(tmp_path / "x.png")})
-    with (
-        pytest.raises(
-            InputError, match=r"x.png is not a readable image .*: run `dvc repro resize`"
-        ),
-        torch.no_grad(),
-    ):
-        batches(embedded_policy(), [question], 1, most=2)
+    with pytest.raises(InputError, match=r"x\.png .*`dvc repro resize`"), torch.no_grad():
+        batches(embedded_policy(), [question], 1, max_new_tokens=2)
 
 
-def test_what_is_done_is_not_done_again_and_the_rest_is_the_same_to_the_bit(tmp_path: Path) -> None:
+def test_a_resumed_run_skips_completed_answers_and_gives_the_same_bits(tmp_path: Path) -> None:
     policy = embedded_policy()
-    whole = batches(policy, asked(tmp_path), 3)
-    assert [len(each.completions) for each in whole] == [3, 3, 3]
-    done = whole[1].completions.keys()
-    assert batches(policy, asked(tmp_path), 3, done=done) == [whole[0], whole[2]]
-    part = batches(policy, asked(tmp_path), 3, done={*list(done)[:2]})
-    assert [each.completions.keys() for each in part] == [
-        whole[0].completions.keys(),
-        {list(done)[2]},
-        whole[2].completions.keys(),
-    ]
-    assert (
-        batches(
-            policy, asked(tmp_path), 3, done={key for each in whole for key in each.completions}
-        )
-        == []
-    )
+    whole = batches(policy, four_questions(tmp_path), 3)
+    assert [len(batch.completions) for batch in whole] == [3, 3, 3]
+    first, second, third = (batch.completions.keys() for batch in whole)
+    assert batches(policy, four_questions(tmp_path), 3, completed=second) == [whole[0], whole[2]]
+    *two, last = second
+    part = batches(policy, four_questions(tmp_path), 3, completed={*two})
+    assert [batch.completions.keys() for batch in part] == [first, {last}, third]
+    assert batches(policy, four_questions(tmp_path), 3, completed=merged(whole).keys()) == []
 
 
-def test_windows_of_one_process_and_of_several_give_the_same(tmp_path: Path) -> None:
+def test_windows_give_the_same_answers_in_one_process_and_in_several(tmp_path: Path) -> None:
     policy = embedded_policy()
     windows = [range(2), range(2, 4)]
-    parts = [batches(policy, asked(tmp_path), 2, windows=[window]) for window in windows]
-    assert parts[0] + parts[1] == batches(policy, asked(tmp_path), 2, windows=windows)
+    parts = [batches(policy, four_questions(tmp_path), 2, windows=[window]) for window in windows]
+    assert parts[0] + parts[1] == batches(policy, four_questions(tmp_path), 2, windows=windows)
 
 
-def test_threads_that_open_images_ahead_change_nothing(tmp_path: Path) -> None:
+def test_loader_threads_change_nothing(tmp_path: Path) -> None:
     policy = embedded_policy()
-    assert batches(policy, asked(tmp_path), 3, loaders=2) == batches(policy, asked(tmp_path), 3)
+    some = four_questions(tmp_path)
+    assert batches(policy, some, 3, loader_threads=2) == batches(policy, some, 3)
 
 
-def test_rows_that_have_ended_leave_the_batch_and_change_nothing(tmp_path: Path) -> None:
+def test_finished_rows_leave_the_batch_and_change_nothing(tmp_path: Path) -> None:
     policy = random_policy("qwen2_vl")
     policy.generation_config.eos_token_id = []
     endless = answers(policy, tmp_path, 9)
+    # row n ends at its token n at the latest: rows of several lengths
     policy.generation_config.eos_token_id = sorted(
         {each.ids[at] for at, each in enumerate(endless.values())}
     )
     rows: list[int] = []
     hook = policy.register_forward_pre_hook(
-        lambda _, __, given: rows.append(len(given["input_ids"])), with_kwargs=True
+        lambda _, __, named: rows.append(len(named["input_ids"])), with_kwargs=True
     )
-    staying = answers(policy, tmp_path, 9, leave=0.0)
-    stayed, rows[:] = rows[1:], []
-    leaving = answers(policy, tmp_path, 9)
+    uncompacted = answers(policy, tmp_path, 9, compact_below=0.0)
+    uncompacted_rows = rows[1:]  # without the pass over the images
+    rows.clear()
+    compacted = answers(policy, tmp_path, 9)
+    compacted_rows = rows[1:]
     hook.remove()
-    assert leaving == staying
-    assert len({len(each.ids) for each in leaving.values()}) > 2
-    assert all(each.ids == endless[key].ids[: len(each.ids)] for key, each in leaving.items())
-    assert sum(rows[1:]) < sum(stayed)
-    assert rows[-1] < 9
-    assert len(rows[1:]) == max(len(each.ids) for each in leaving.values()), (
-        "one pass a token, until the last has ended"
+    assert compacted == uncompacted
+    assert len({len(each.ids) for each in compacted.values()}) > 2
+    assert all(each.ids == endless[key].ids[: len(each.ids)] for key, each in compacted.items())
+    assert sum(compacted_rows) < sum(uncompacted_rows)
+    assert compacted_rows[-1] < 9
+    assert len(compacted_rows) == max(len(each.ids) for each in compacted.values()), (
+        "one pass per token, until the last row has ended"
     )
 
 
-def test_the_longest_prompts_go_first_and_the_padding_is_little(tmp_path: Path) -> None:
-    first, second = (row["image"] for row in questions(tmp_path))
-    some = [
-        Question(QUESTIONS[number % 2], {"real": (first, second)[number // 4]})
-        for number in range(8)
-    ]
+def test_the_longest_prompts_go_first_with_little_padding(tmp_path: Path) -> None:
+    images = [row["image"] for row in questions(tmp_path)]
+    some = [Question(QUESTIONS[number % 2], {"real": images[number // 4]}) for number in range(8)]
     widths: list[int] = []
     policy = embedded_policy()
     policy.register_forward_pre_hook(
-        lambda _, __, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True
+        lambda _, __, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
     )
-    made = batches(policy, some, 2, most=1, windows=[range(8)])
-    assert [sorted(place for place, _ in each.completions) for each in made] == [
-        [1, 3],
-        [0, 2],
-        [5, 7],
-        [4, 6],
-    ]
+    answered = batches(policy, some, 2, max_new_tokens=1, windows=[range(8)])
+    indices = [sorted(index for index, _ in batch.completions) for batch in answered]
+    assert indices == [[1, 3], [0, 2], [5, 7], [4, 6]]
     assert widths[1] > widths[2]
 
 
@@ -218,78 +200,70 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
 ) -> None:
     policy = embedded_policy()
     expected = answers(policy, tmp_path, 9)
-    forward, tried = policy.forward, []
+    forward = policy.forward
+    attempts = []
 
-    def short(*arguments: Any, **more: Any) -> Any:
-        tried.append(len(more["input_ids"]))
-        if tried[-1] > 2 and "pixel_values" not in more:
+    def limited(*arguments: Any, **options: Any) -> Any:
+        attempts.append(len(options["input_ids"]))
+        if attempts[-1] > 2 and "pixel_values" not in options:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return forward(*arguments, **more)
+        return forward(*arguments, **options)
 
-    monkeypatch.setattr(policy, "forward", short)
+    monkeypatch.setattr(policy, "forward", limited)
     size = BatchSize("auto", torch.device("cpu"))
     size.rows = 9
-    made = [
-        *answer_greedily(
+    answered = list(
+        answer_greedily(
             policy,
             processor(),
-            asked(tmp_path),
+            four_questions(tmp_path),
             windows=[range(4)],
             batch_size=size,
             max_new_tokens=12,
         )
-    ]
-    assert {key: each for batch in made for key, each in batch.completions.items()} == expected
-    assert tried[1:4] == [9, 4, 2], "4 images first"
-    assert [(len(each.completions), each.batch_size) for each in made] == [(2, 2)] * 4 + [(1, 2)]
-    with pytest.raises(
-        InputError,
-        match=(
-            r"out of GPU memory with evaluate.batch_size 9 \(CUDA out of memory.*: lower it, or set"
-            r" it to auto"
-        ),
-    ):
-        batches(policy, asked(tmp_path), 9, windows=[range(4)])
+    )
+    assert merged(answered) == expected
+    assert attempts[1:4] == [9, 4, 2], "behind the pass over 4 images"
+    sizes = [(len(batch.completions), batch.batch_size) for batch in answered]
+    assert sizes == [(2, 2)] * 4 + [(1, 2)]
+    with pytest.raises(InputError, match=r"evaluate\.batch_size 9 \(CUDA out of memory.* auto"):
+        batches(policy, four_questions(tmp_path), 9, windows=[range(4)])
 
 
-def test_images_that_do_not_fit_together_go_alone(
+def test_images_that_do_not_fit_together_are_prefilled_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = embedded_policy()
     expected = answers(policy, tmp_path, 9)
-    forward, most = policy.forward, 1
+    forward = policy.forward
+    most = 1
 
-    def short(*arguments: Any, **more: Any) -> Any:
-        if "pixel_values" in more and len(more["input_ids"]) > most:
+    def limited(*arguments: Any, **options: Any) -> Any:
+        if "pixel_values" in options and len(options["input_ids"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(*arguments, **more)
+        return forward(*arguments, **options)
 
-    monkeypatch.setattr(policy, "forward", short)
-    assert {key: each.text for key, each in answers(policy, tmp_path, 9).items()} == {
-        key: each.text for key, each in expected.items()
-    }
+    monkeypatch.setattr(policy, "forward", limited)
+    texts = {key: each.text for key, each in answers(policy, tmp_path, 9).items()}
+    assert texts == {key: each.text for key, each in expected.items()}
     most = 0
-    with pytest.raises(
-        InputError,
-        match=r"out of GPU memory with one image \(CUDA out of memory\): set base.max_pixels lower",
-    ):
+    with pytest.raises(InputError, match=r"one image \(CUDA out of memory\).* base\.max_pixels"):
         answers(policy, tmp_path, 9)
 
 
-def test_a_question_that_stands_for_an_image_itself_is_refused(tmp_path: Path) -> None:
+def test_a_question_with_an_image_token_is_refused(tmp_path: Path) -> None:
     row, _ = questions(tmp_path)
     question = Question(f"Scan? {processor().image_token}", {"real": row["image"]})
-    with pytest.raises(
-        InputError, match=r"'Scan\? .*' has 2 tokens that stand for images, its image needs 1"
-    ):
+    with pytest.raises(InputError, match=r"'Scan\? .*' has 2 image tokens, expected 1"):
         batches(embedded_policy(), [question], 1)
 
 
 @pytest.mark.parametrize(("batch_size", "lengths"), [(2, [8, 8, 4]), (100, [20]), ("auto", [20])])
-def test_an_image_s_questions_are_in_one_window(
+def test_questions_about_one_image_share_a_window(
     batch_size: int | Literal["auto"], lengths: list[int]
 ) -> None:
     some = [Question("Scan?", {"real": str(number // 4)}) for number in range(20)]
-    assert [len(window) for window in cut_windows(some, batch_size)] == lengths
-    assert [place for window in cut_windows(some, batch_size) for place in window] == [*range(20)]
+    windows = cut_windows(some, batch_size)
+    assert [len(window) for window in windows] == lengths
+    assert list(chain.from_iterable(windows)) == list(range(20))
     assert cut_windows([], batch_size) == []

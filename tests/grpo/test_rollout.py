@@ -23,7 +23,7 @@ def rollout(
     numbers: list[int],
     group: int = 4,
     seed: int = 5,
-    **more: object,
+    **options: object,
 ) -> list[list[int]]:
     sampling = Sampling(**{"max_tokens": 12, "ends": ENDS, "pad": 842} | more)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -94,7 +94,7 @@ class Constant:
 
 
 def sample_constant(
-    probabilities: list[float], tokens: int, group: int, **more: object
+    probabilities: list[float], tokens: int, group: int, **options: object
 ) -> tuple[list[list[int]], int]:
     policy = Constant(torch.tensor(probabilities).log().tolist())
     ones = torch.ones(1, 1, dtype=torch.long)

@@ -46,13 +46,13 @@ def settings(
     )
 
 
-def trainer(
+def tiny_trainer(
     folder: Path,
     rows: list[dict[str, Any]] | None = None,
     style: Style = "no-think",
-    **more: dict[str, Any],
+    **options: dict[str, Any],
 ) -> Any:
-    grpo, sft = settings(**more)
+    grpo, sft = settings(**options)
     return build_sft_trainer(
         embedded_policy(),
         processor(),
@@ -69,8 +69,8 @@ def trainer(
 def test_the_loss_covers_the_answer_and_the_end_token_alone(style: Style, tmp_path: Path) -> None:
     rows = questions(tmp_path)
     rows[1]["gold"] = "C"
-    each = trainer(tmp_path, rows, style)
-    batch = each.data_collator([each.train_dataset[index] for index in range(2)])
+    trainer = tiny_trainer(tmp_path, rows, style)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
     tokenizer = processor().tokenizer
     for row, labels, ids, real in zip(
         rows, batch["labels"], batch["input_ids"], batch["attention_mask"], strict=True
@@ -96,8 +96,8 @@ def test_the_prompt_has_the_tokens_that_evaluation_gives_it(tmp_path: Path) -> N
     from PIL import Image
 
     rows = questions(tmp_path)[:1]
-    each = trainer(tmp_path, rows * 2)
-    batch = each.data_collator([each.train_dataset[0]])
+    trainer = tiny_trainer(tmp_path, rows * 2)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
     asked = processor().apply_chat_template(
         chat(prompt_text(rows[0]["problem"], "no-think", "evaluate")),
         add_generation_prompt=True,
@@ -116,13 +116,13 @@ def test_images_are_opened_and_processed_by_the_batch(
     images = type(processor().image_processor)
     original = images.preprocess
 
-    def counting(self: Any, images: list[Any], *rest: Any, **more: Any) -> Any:
+    def counting(self: Any, images: list[Any], *rest: Any, **options: Any) -> Any:
         counted.append(len(images))
-        return original(self, images, *rest, **more)
+        return original(self, images, *rest, **options)
 
-    each = trainer(tmp_path, grpo={"prompts_per_device": 1, "max_steps": 3})
+    trainer = tiny_trainer(tmp_path, grpo={"prompts_per_device": 1, "max_steps": 3})
     monkeypatch.setattr(images, "preprocess", counting)
-    each.train()
+    trainer.train()
     assert sum(counted) <= 4, "three prompts, and one that the loader may have ready"
     assert len(counted) >= 3
 
@@ -174,12 +174,12 @@ def test_prompts_come_in_the_order_of_grpo(grpo: dict[str, Any], tmp_path: Path)
 
 def test_it_learns_and_writes_the_columns_of_a_training_log(tmp_path: Path) -> None:
     deterministic(1)
-    each = trainer(tmp_path, grpo={"max_steps": 12}, sft={"learning_rate": 1e-3})
-    each.train()
-    logged = [row for row in each.state.log_history if "loss" in row]
+    trainer = tiny_trainer(tmp_path, grpo={"max_steps": 12}, sft={"learning_rate": 1e-3})
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
     losses = [row["loss"] for row in logged]
     assert losses[-1] < 0.2 * losses[0]
-    write_log(each.state.log_history, tmp_path / "log.csv")
+    write_log(trainer.state.log_history, tmp_path / "log.csv")
     header, first, *_ = (tmp_path / "log.csv").read_text(encoding="utf-8").splitlines()
     values = dict(zip(header.split(","), first.split(","), strict=True))
     assert header.split(",") == ["step", *LOGGED.values()]
@@ -194,8 +194,8 @@ def test_it_learns_and_writes_the_columns_of_a_training_log(tmp_path: Path) -> N
 
 def test_the_first_loss_is_the_mean_over_the_answers_tokens(tmp_path: Path) -> None:
     rows = questions(tmp_path)
-    each = trainer(tmp_path, rows)
-    batch = each.data_collator([each.train_dataset[index] for index in range(2)])
+    trainer = tiny_trainer(tmp_path, rows)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
     with torch.no_grad():
         logits = embedded_policy()(
             **{name: value for name, value in batch.items() if name != "labels"}
@@ -204,8 +204,8 @@ def test_the_first_loss_is_the_mean_over_the_answers_tokens(tmp_path: Path) -> N
     by_hand = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2), labels, ignore_index=-100
     )
-    each.train()
-    assert each.state.log_history[0]["loss"] == pytest.approx(float(by_hand), abs=1e-4)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(by_hand), abs=1e-4)
 
 
 class Stopped(Exception):
@@ -217,26 +217,26 @@ def run(
 ) -> dict[str, torch.Tensor]:
     deterministic(1)
     rows = [row | {"gold": gold} for row, gold in zip(questions(folder) * 2, "ABBA", strict=True)]
-    each = trainer(
+    trainer = tiny_trainer(
         folder,
         rows,
         grpo=grpo,
         sft={"save_steps": 2, "learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_share": 0.3},
     )
-    original, count = each.training_step, [0]
+    original, count = trainer.training_step, [0]
 
-    def step(*arguments: Any, **more: Any) -> Any:
+    def step(*arguments: Any, **options: Any) -> Any:
         if count[0] == stop_after:
             raise Stopped
         count[0] += 1
-        return original(*arguments, **more)
+        return original(*arguments, **options)
 
-    each.training_step = step
+    trainer.training_step = step
     checkpoint = newest_checkpoint(folder / "state") if resume else None
     assert bool(checkpoint) == resume
-    each.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    write_log(each.state.log_history, folder / "log.csv")
-    return {name: parameter.detach().clone() for name, parameter in each.model.named_parameters()}
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    write_log(trainer.state.log_history, folder / "log.csv")
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
 @pytest.mark.parametrize(
@@ -264,14 +264,14 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_bit_for_bit(
 
 
 def test_a_frozen_tower_does_not_move(tmp_path: Path) -> None:
-    each = trainer(
+    trainer = tiny_trainer(
         tmp_path, grpo={"freeze_vision_tower": True, "max_steps": 2}, sft={"learning_rate": 1e-3}
     )
-    each.train()
+    trainer.train()
     before = embedded_policy().state_dict()
     moved = {
         name
-        for name, parameter in each.model.named_parameters()
+        for name, parameter in trainer.model.named_parameters()
         if not torch.equal(parameter, before[name])
     }
     assert moved
@@ -282,9 +282,9 @@ def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> 
     from stages.policy.loading import load_policy
 
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-    each = trainer(tmp_path, grpo={"lora": lora, "max_steps": 2}, sft={"learning_rate": 1e-2})
-    each.train()
-    save_policy(each, processor(), tmp_path / "out")
+    trainer = tiny_trainer(tmp_path, grpo={"lora": lora, "max_steps": 2}, sft={"learning_rate": 1e-2})
+    trainer.train()
+    save_policy(trainer, processor(), tmp_path / "out")
     before, after = (
         embedded_policy().state_dict(),
         load_policy(tmp_path / "out", dtype="float32", attention="sdpa").state_dict(),
@@ -298,10 +298,10 @@ def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> 
 
 
 def test_mixed_precision_trains(tmp_path: Path) -> None:
-    each = trainer(tmp_path, grpo={"bf16": True, "max_steps": 2})
-    each.train()
-    assert each.args.bf16
-    assert all(math.isfinite(row["loss"]) for row in each.state.log_history if "loss" in row)
+    trainer = tiny_trainer(tmp_path, grpo={"bf16": True, "max_steps": 2})
+    trainer.train()
+    assert trainer.args.bf16
+    assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
 def test_med_r1s_published_settings_can_be_said(tmp_path: Path) -> None:
@@ -331,11 +331,11 @@ def test_prompts_over_the_limit_and_too_few_questions_are_refused(tmp_path: Path
     with pytest.raises(
         InputError, match=r"takes \d+ tokens, more than grpo.max_prompt_length = 50"
     ):
-        trainer(tmp_path, grpo={"max_prompt_length": 50})
+        tiny_trainer(tmp_path, grpo={"max_prompt_length": 50})
     with pytest.raises(
         InputError, match="sft-ct: 2 training questions are fewer than one step takes"
     ):
-        trainer(tmp_path, grpo={"prompts_per_device": 3})
+        tiny_trainer(tmp_path, grpo={"prompts_per_device": 3})
 
 
 def test_a_target_that_no_generation_would_end_at_is_refused(tmp_path: Path) -> None:

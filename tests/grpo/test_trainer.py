@@ -10,7 +10,7 @@ from stages.core.params import Grpo, load_params
 from stages.grpo.trainer import build_trainer, grpo_config, train_dataset
 from stages.policy.loading import check_policy_files, load_policy, load_processor, vision_token_ids
 from stages.policy.prompt_batch import process_prompts
-from tests.grpo.tiny import chats, processor, questions, trainer
+from tests.grpo.tiny import chats, processor, questions, tiny_trainer
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"
@@ -109,7 +109,7 @@ def test_a_prompt_and_completion_beyond_the_models_context_are_refused(tmp_path:
         InputError,
         match=r"more than the 4096 the model was made for: lower grpo.max_completion_length",
     ):
-        trainer(tmp_path, max_completion_length=4090)
+        tiny_trainer(tmp_path, max_completion_length=4090)
 
 
 @pytest.mark.parametrize("wrong", ["no image", "two images for one placeholder"])

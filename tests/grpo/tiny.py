@@ -1,20 +1,22 @@
-"""Tiny policies of the supported families with random weights, and questions for them."""
+"""Tiny policies of the supported families, questions for them, and helpers for trainer tests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from stages.core.params import Grpo, load_params
 from stages.corpus.sample import phantoms
-from stages.grpo.trainer import build_trainer, train_dataset
+from stages.grpo.resume import newest_checkpoint
+from stages.grpo.trainer import build_trainer, train_dataset, write_log
 from stages.policy.loading import load_policy, load_processor
-from stages.prompts.styles import prompt_text
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = REPOSITORY / "infra" / "base"
@@ -23,6 +25,8 @@ QUESTIONS = (
     "Scan? A)CT, B)MRI",
     "How severe is the lesion? A)Mild, B)Moderate, C)Severe, D)None of these",
 )
+SIZES = ((384, 384), (96, 144))
+"""Of the images of `QUESTIONS`, in pixels."""
 
 
 @cache
@@ -31,7 +35,7 @@ def processor() -> Any:
 
 
 def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
-    """About a million float32 parameters, with the embedded base's processor."""
+    """About a million random float32 parameters, for the embedded base's processor."""
     base = AutoConfig.from_pretrained(BASE)
     text = base.text_config.to_dict()
     shared = {
@@ -63,7 +67,7 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
             }
         ),
     }[family]
-    kept = (
+    inherited = (
         "vocab_size",
         "bos_token_id",
         "eos_token_id",
@@ -72,7 +76,7 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
         "rope_parameters",
         "tie_word_embeddings",
     )
-    text = {name: text[name] for name in kept} | {
+    text = {name: text[name] for name in inherited} | {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
@@ -81,15 +85,8 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
         "head_dim": 32,
         "max_position_embeddings": 4096,
     }
-    tokens = {
-        name: getattr(base, name)
-        for name in (
-            "image_token_id",
-            "video_token_id",
-            "vision_start_token_id",
-            "vision_end_token_id",
-        )
-    }
+    special = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    tokens = {name: getattr(base, name) for name in special}
     config = AutoConfig.for_model(
         family, text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
     )
@@ -97,7 +94,7 @@ def random_policy(family: str, seed: int = 0) -> PreTrainedModel:
     policy = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").float()
     with torch.no_grad():
         for parameter in policy.parameters():
-            if parameter.dim() > 1:  # wide enough that what a token attends to shows
+            if parameter.dim() > 1:  # large enough that attention is not uniform
                 parameter.mul_(4)
     policy.generation_config.eos_token_id = [844, 842]
     policy.generation_config.pad_token_id = 842
@@ -109,42 +106,34 @@ def embedded_policy() -> PreTrainedModel:
 
 
 def questions(folder: Path) -> list[dict[str, Any]]:
-    """Two questions, each with an image of its own size, and so its own number of image tokens."""
+    """Two questions whose images differ in size, and so in their number of image tokens."""
     rng = np.random.default_rng(3)
     rows = []
-    for number, problem in enumerate(QUESTIONS):
-        image = folder / f"{number}.png"
-        phantoms.draw(phantoms.sample_phantom(rng), ((384, 384), (96, 144))[number], rng).save(
-            image
-        )
-        rows.append(
-            {"image": str(image), "problem": problem, "gold": "A", "options": ["CT", "MRI"]}
-        )
+    for number, (problem, size) in enumerate(zip(QUESTIONS, SIZES, strict=True)):
+        path = folder / f"{number}.png"
+        phantoms.draw(phantoms.sample_phantom(rng), size, rng).save(path)
+        rows.append({"image": str(path), "problem": problem, "gold": "A", "options": ["CT", "MRI"]})
     return rows
 
 
 def chats(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """As the engine hands them to the processor."""
+    """Chats with opened images, as the engine passes them to the processor."""
     dataset = train_dataset(rows, "no-think")
-    return [
-        [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image", "image": row["image"]},
-                    {"type": "text", "text": row["prompt"][0]["content"]},
-                ],
-            }
-        ]
-        for row in (dataset[index] for index in range(len(rows)))
-    ]
+    result = []
+    for index in range(len(rows)):
+        row = dataset[index]
+        image = {"type": "image", "image": row["image"]}
+        text = {"type": "text", "text": row["prompt"][0]["content"]}
+        result.append([{"role": "user", "content": [image, text]}])
+    return result
 
 
-def words(row: dict[str, Any]) -> str:
-    return prompt_text(row["problem"], "no-think", "train")
+def grpo_settings(**changed: object) -> Grpo:
+    """The settings of params.yaml, with changes."""
+    return Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | changed)
 
 
-def trainer(folder: Path, policy: PreTrainedModel | None = None, **settings: Any) -> Any:
+def tiny_trainer(folder: Path, policy: PreTrainedModel | None = None, **settings: Any) -> Any:
     """A trainer on two questions: 4 completions each and one optimiser step per batch."""
     small = {
         "num_generations": 4,
@@ -153,15 +142,98 @@ def trainer(folder: Path, policy: PreTrainedModel | None = None, **settings: Any
         "save_steps": 0,
         "num_train_epochs": 100.0,
     }
-    grpo = Grpo.model_validate(
-        load_params(REPOSITORY / "params.yaml").grpo.model_dump() | small | settings
-    )
+    grpo = grpo_settings(**small | settings)
     dataset = train_dataset(questions(folder), "no-think")
     if policy is None:
         policy = embedded_policy()
-    else:  # the reference is opened from where the policy came from
+    else:  # the reference is loaded from where the policy was
         policy.save_pretrained(folder / "policy")
         policy = load_policy(folder / "policy", dtype="float32", attention="sdpa")
     return build_trainer(
         policy, processor(), dataset, grpo, "no-think", scratch=folder / "state", run_name="x"
     )
+
+
+def set_rewards(trainer: Any, reward: Callable[..., Any], name: str = "constant") -> None:
+    """Make `reward` the only reward of a trainer."""
+    trainer.reward_funcs = [reward]
+    trainer.reward_func_names = [name]
+    trainer.reward_weights = torch.ones(1)
+    trainer.reward_processing_classes = [None]
+
+
+def parameters(trainer: Any) -> dict[str, torch.Tensor]:
+    """Copies of a trainer's weights, by name."""
+    named = trainer.model.named_parameters()
+    return {name: parameter.detach().clone() for name, parameter in named}
+
+
+def changed_names(
+    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> set[str]:
+    """Names of the weights of `after` that differ."""
+    return {name for name in after if not torch.equal(before[name], after[name])}
+
+
+def layer_names(names: Iterable[str]) -> set[str]:
+    """Layers of weights: "model.layers.0.self_attn.q_proj.weight" belongs to "q_proj"."""
+    return {name.split(".")[-2] for name in names}
+
+
+def count_processed_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by the number of images of each call of the image processor."""
+    counts: list[int] = []
+    image_processor = type(processor().image_processor)
+    original = image_processor.preprocess
+
+    def counting(self: Any, images: list[Any], *rest: Any, **options: Any) -> Any:
+        counts.append(len(images))
+        return original(self, images, *rest, **options)
+
+    monkeypatch.setattr(image_processor, "preprocess", counting)
+    return counts
+
+
+class Stopped(Exception):
+    """Like a kill: nothing is finished or cleaned up."""
+
+
+def train_and_log(
+    trainer: Any, folder: Path, stop_after: int | None = None, resume: bool = False
+) -> dict[str, torch.Tensor]:
+    """Train, from the newest checkpoint in `folder`/state if `resume`; returns the weights.
+
+    Raises Stopped after `stop_after` micro-steps. Writes `folder`/log.csv.
+    """
+    original = trainer.training_step
+    count = 0
+
+    def step(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        if count == stop_after:
+            raise Stopped
+        count += 1
+        return original(*arguments, **options)
+
+    trainer.training_step = step
+    checkpoint = newest_checkpoint(folder / "state") if resume else None
+    assert bool(checkpoint) == resume
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    write_log(trainer.state.log_history, folder / "log.csv")
+    return parameters(trainer)
+
+
+def assert_resumes_exactly(
+    run: Callable[..., dict[str, torch.Tensor]], folder: Path, stop_after: int
+) -> None:
+    """Check that a run (`train_and_log`) stopped and resumed equals an uninterrupted one."""
+    whole = folder / "whole"
+    parts = folder / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    uninterrupted = run(whole)
+    with pytest.raises(Stopped):
+        run(parts, stop_after=stop_after)
+    resumed = run(parts, resume=True)
+    assert not changed_names(uninterrupted, resumed)
+    assert (whole / "log.csv").read_bytes() == (parts / "log.csv").read_bytes()

@@ -1,7 +1,6 @@
 """One optimiser step as a rank: python -m tests.grpo.two_processes FOLDER CASE...
 
-The completions and rewards are given, so that the step is decided by the batch alone; the first
-process keeps the weights.
+Completions and rewards are fixed, so the batch alone decides the step; rank 0 saves the weights.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import torch
 from safetensors.torch import save_file
 
 from stages.core.distributed.launch import processes
-from stages.core.params import Grpo, load_params
 from stages.grpo import engine
 from stages.grpo.parallel import gather_weights, prepare_deepspeed
-from tests.grpo.tiny import REPOSITORY, trainer
+from tests.grpo.tiny import grpo_settings, set_rewards, tiny_trainer
 
-PROMPTS, GROUP = 2, 4
-SAID: Final = [[300 + row, 40 + row, 50][: 1 + row % 3] for row in range(PROMPTS * GROUP)]
+PROMPTS: Final = 2
+GROUP: Final = 4
+COMPLETIONS: Final = [[300 + row, 40 + row, 50][: 1 + row % 3] for row in range(PROMPTS * GROUP)]
 REWARDS: Final = [0.0, 1.0, 2.0, 0.5, 1.0, 0.0, 0.25, 2.0]
 LORA: Final = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 CASES: Final[dict[str, dict[str, Any]]] = {
@@ -56,50 +55,48 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     } | CASES[case]
     if processes() == 1:
         settings["parallel"] = "none"
-    prepare_deepspeed(
-        Grpo.model_validate(load_params(REPOSITORY / "params.yaml").grpo.model_dump() | settings)
+    prepare_deepspeed(grpo_settings(**settings))
+    trainer = tiny_trainer(folder, **settings)
+    rank = int(os.environ.get("RANK", "0"))
+    first = rank * len(COMPLETIONS) // processes()
+    steer(trainer, first, equal_rewards=case == "no pass without advantage")
+    # plain SGD makes the step the gradient; DeepSpeed calls create_optimizer itself
+    optimizer = trainer.optimizer = torch.optim.SGD(
+        [p for p in trainer.model.parameters() if p.requires_grad], lr=trainer.args.learning_rate
     )
-    each = trainer(folder, **settings)
-    steer(
-        each,
-        int(os.environ.get("RANK", "0")) * len(SAID) // processes(),
-        alike=case == "no pass without advantage",
-    )
-    # plain, so that the step is the gradient; DeepSpeed asks for one itself
-    optimizer = each.optimizer = torch.optim.SGD(
-        [p for p in each.model.parameters() if p.requires_grad], lr=each.args.learning_rate
-    )
-    each.create_optimizer = lambda *_, **__: optimizer
-    each.train()
-    whole = gather_weights(each)
-    if not each.accelerator.is_main_process:
+    trainer.create_optimizer = lambda *_, **__: optimizer
+    trainer.train()
+    weights = gather_weights(trainer)
+    if not trainer.accelerator.is_main_process:
         return {}
-    return {name: value.float().contiguous().clone() for name, value in whole.items()}
+    return {name: value.float().contiguous().clone() for name, value in weights.items()}
 
 
-def steer(each: Any, first: int, alike: bool) -> None:
-    """Make a trainer sample `SAID` from row `first` on and give `REWARDS`."""
-    rewards = REWARDS[:GROUP] + [1.0] * GROUP if alike else REWARDS
-    words: Iterator[list[int]] = iter((SAID * 3)[first:])
+def steer(trainer: Any, first: int, equal_rewards: bool) -> None:
+    """Make a trainer sample `COMPLETIONS` from row `first` on, with `REWARDS`.
+
+    `equal_rewards`: the second group has no advantage.
+    """
+    rewards = REWARDS[:GROUP] + [1.0] * GROUP if equal_rewards else REWARDS
+    completions: Iterator[list[int]] = iter((COMPLETIONS * 3)[first:])
     pool: Iterator[float] = iter((rewards * 3)[first:])
-    if each.sharing.engine == "trl":
-        each._generate_single_turn = lambda ids, *_, **__: ([next(words) for _ in ids], None)
+    if trainer.sharing.engine == "trl":
+        trainer._generate_single_turn = lambda ids, *_, **__: (
+            [next(completions) for _ in ids],
+            None,
+        )
     else:
-        vars(engine)["sample_completions"] = lambda policy, prompts, done, uniform, sampling: [
-            next(words) for _ in range(len(prompts) * uniform.shape[1])
+        vars(engine)["sample_completions"] = lambda policy, prompts, prompt_pass, uniform, _: [
+            next(completions) for _ in range(len(prompts) * uniform.shape[1])
         ]
-    each.reward_funcs = [lambda completions, **_: [next(pool) for _ in completions]]
-    each.reward_func_names, each.reward_weights, each.reward_processing_classes = (
-        ["order"],
-        torch.ones(1),
-        [None],
-    )
+    set_rewards(trainer, lambda completions, **_: [next(pool) for _ in completions])
 
 
 def main() -> None:
-    """Each case in turn; FOLDER/<case>.safetensors."""
+    """Run each case and write FOLDER/<case>.safetensors."""
     torch.set_num_threads(1)
-    folder, cases = Path(sys.argv[1]), sys.argv[2:]
+    folder = Path(sys.argv[1])
+    cases = sys.argv[2:]
     own = folder / os.environ["RANK"]
     own.mkdir()
     for case in cases:

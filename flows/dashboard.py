@@ -243,9 +243,8 @@ def _run(root: Path, variables: Mapping[str, str], *arguments: str) -> None:
         stdin=subprocess.DEVNULL,
     )
     if process.returncode:
-        raise InputError(
-            f"`prefect {' '.join(arguments)}` failed: {(process.stdout + process.stderr).strip()[-1500:]}"
-        )
+        output = (process.stdout + process.stderr).strip()
+        raise InputError(f"`prefect {' '.join(arguments)}` failed: {output[-1500:]}")
 
 
 def _prefect() -> str:

@@ -64,7 +64,7 @@ def main() -> None:
         reading = _without_damaged(listed, files, damaged)
         account = layout.QUARANTINE / "download.parquet"
         kept = [record.dataset for record in reading.records]
-        taken = write_quarantine(
+        quarantine = write_quarantine(
             account,
             "download",
             reading.read,
@@ -78,7 +78,7 @@ def main() -> None:
                 " says why"
             )
             raise RefusedDataError(message, CorpusFault.NO_RECORD)
-        check_refused(taken, params.quarantine, account, str(path))
+        check_refused(quarantine, params.quarantine, account, str(path))
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
             _write(

@@ -65,8 +65,8 @@ def main() -> None:
     # predictions
     arguments.add_argument("--share", help=argparse.SUPPRESS)
     arguments.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
-    given = arguments.parse_args()
-    name, params = given.checkpoint, load_params()
+    options = arguments.parse_args()
+    name, params = options.checkpoint, load_params()
     evaluation = params.require_evaluation(name)
     questions = test_questions(evaluation.axis, params.splits.kind)
     folder, stage = layout.model(name), "base" if name == "base" else f"train@{name}"
@@ -81,7 +81,7 @@ def main() -> None:
         }
     )
     provenance["weights"] = hashes(folder)
-    if not given.share:
+    if not options.share:
         check_tracking(params.tracking)
 
     from stages.generation.answer_store import AnswerStore
@@ -89,23 +89,28 @@ def main() -> None:
     from stages.policy.loading import check_policy_files
 
     asked = _ask(questions, params)
-    processes = int(given.share.partition("/")[2]) if given.share else wanted_processes()
+    processes = int(options.share.partition("/")[2]) if options.share else wanted_processes()
     windows = cut_windows(asked, params.evaluate.batch_size)
-    if given.share:
-        share = int(given.share.partition("/")[0])
+    if options.share:
+        share = int(options.share.partition("/")[0])
         for _ in _answer(
-            folder, params, asked, windows[share::processes], AnswerStore(given.answers), processes
+            folder,
+            params,
+            asked,
+            windows[share::processes],
+            AnswerStore(options.answers),
+            processes,
         ):
             check_still_wanted()
         return
     check_policy_files(folder, f"models/{name}")
     scratch = layout.SCRATCH / "evaluate" / name
-    kept = AnswerStore(scratch / _fingerprint(folder, provenance, questions, asked, windows))
-    kept.make_folder()
-    with tracked(params, "evaluate", name, provenance, identity=kept.folder.name) as run:
+    store = AnswerStore(scratch / _fingerprint(folder, provenance, questions, asked, windows))
+    store.make_folder()
+    with tracked(params, "evaluate", name, provenance, identity=store.folder.name) as run:
         run.artifact(name, "model", partial(hashes, folder))
-        _answer_all(name, folder, params, asked, windows, kept, processes)
-        completions, provenance["batch_sizes"] = kept.read()
+        _answer_all(name, folder, params, asked, windows, store, processes)
+        completions, provenance["batch_sizes"] = store.read()
         rows = [
             _row(name, item, completions, place, question)
             for place, (item, question) in enumerate(zip(questions, asked, strict=True))
@@ -147,14 +152,14 @@ def _answer_all(
     params: Params,
     asked: Sequence[Question],
     windows: Sequence[range],
-    kept: AnswerStore,
+    store: AnswerStore,
     processes: int,
 ) -> None:
     """Answer all questions, in this process or several; stored answers are not computed again."""
-    total, (completions, _) = sum(len(each.images) for each in asked), kept.read()
+    total, (completions, _) = sum(len(each.images) for each in asked), store.read()
     if completions:
         print(
-            f"{name}: resuming after {len(completions)} of {total} answers, kept in {kept.folder}",
+            f"{name}: resuming after {len(completions)} of {total} answers, kept in {store.folder}",
             file=sys.stderr,
         )
     if len(completions) == total:
@@ -162,12 +167,12 @@ def _answer_all(
     report = _progress_reporter(name, total, len(completions))
     if (shares := min(processes, len(windows))) > 1:
         run_ranks(
-            ["stages.evaluate", name, "--answers", str(kept.folder)],
+            ["stages.evaluate", name, "--answers", str(store.folder)],
             shares,
-            lambda: report(kept.count()),
+            lambda: report(store.count()),
         )
     else:
-        for count in _answer(folder, params, asked, windows, kept, shares):
+        for count in _answer(folder, params, asked, windows, store, shares):
             report(count)
 
 
@@ -189,7 +194,7 @@ def _answer(
     params: Params,
     asked: Sequence[Question],
     windows: Sequence[range],
-    kept: AnswerStore,
+    store: AnswerStore,
     processes: int,
 ) -> Iterator[int]:
     """Answer what remains of some windows; yield the number of stored answers per batch."""
@@ -204,7 +209,7 @@ def _answer(
     check_gpus(f"evaluate.dtype {dtype}" if dtype == "bfloat16" else None)
     torch.set_num_threads(params.base.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    done, _ = kept.read()
+    done, _ = store.read()
     count = len(done)
     try:
         for answers in answer_greedily(
@@ -221,7 +226,7 @@ def _answer(
             if device.type == "cuda"
             else 0,
         ):
-            kept.add(answers)
+            store.add(answers)
             count += len(answers.completions)
             yield count
     except torch.OutOfMemoryError as error:
@@ -267,7 +272,7 @@ def _fingerprint(
     import torch
 
     images = sorted(set(filter(None, chain.from_iterable(each.images.values() for each in asked))))
-    said = json.dumps(
+    text = json.dumps(
         [
             [dict(item), each.words, dict(each.images)]
             for item, each in zip(questions, asked, strict=True)
@@ -284,7 +289,7 @@ def _fingerprint(
                     if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".txt")
                 ]
             ),
-            "questions": hashlib.sha256(said.encode()).hexdigest(),
+            "questions": hashlib.sha256(text.encode()).hexdigest(),
             "images": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
             "code": files_hash(stage_code("evaluate")),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -302,17 +307,17 @@ def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
     exchanged with.
     """
     tests: dict[str, set[str]] = {}
-    found: dict[str, dict[str, Any]] = {}
+    by_id: dict[str, dict[str, Any]] = {}
     for each, slugs in AXES.items():
         splits = [read_split(layout.split(each, slug, "test", kind)) for slug in slugs]
         items = list(chain.from_iterable(splits))
         tests[each] = {item["question_id"] for item in items}
         if axis in (each, "all"):
-            found |= {item["question_id"]: item for item in items}
-    for name, item in found.items():
+            by_id |= {item["question_id"]: item for item in items}
+    for name, item in by_id.items():
         item |= {f"{each}_test": name in members for each, members in tests.items()}
     return sorted(
-        found.values(),
+        by_id.values(),
         key=lambda item: (item["modality"], _draw(item["image"]), item["question_id"]),
     )
 

@@ -170,15 +170,15 @@ def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
 
 def _kept(record: Record, fact: Mapping[str, Any], slug: str) -> dict[str, Any]:
     """The record with what is known of its image."""
-    told = {
+    fields = {
         **record.fields,
         "image": f"{layout.images(slug).as_posix()}/{png_name(record.image_path)}",
         **fact,
     }
     if "frames" in fact:
         folder = f"{layout.frames(slug).as_posix()}/{record.image_path.removeprefix(IMAGES)}"
-        told["frames"] = [f"{folder}/{number:04d}.png" for number in range(1, fact["frames"] + 1)]
-    return told
+        fields["frames"] = [f"{folder}/{number:04d}.png" for number in range(1, fact["frames"] + 1)]
+    return fields
 
 
 def _tell_unflagged(slug: str, facts: Mapping[str, ImageResult]) -> None:

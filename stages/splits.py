@@ -117,10 +117,10 @@ def main() -> None:
 
 def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
     """Split items (sorted by question_id) by groups of images, with the same draw on both axes."""
-    held: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    strata: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for item in items:
-        held[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
-    trained = stratify(held, settings.train_share, settings.seed)
+        strata[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
+    trained = stratify(strata, settings.train_share, settings.seed)
     return {
         axis: {
             slug: _cut(mine, [group_of[item["image"]] in trained for item in mine])
@@ -215,12 +215,12 @@ def _item(record: Record) -> Item:
 def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
     """The images of the records, each once."""
     patterns = [re.compile(pattern) for pattern in settings.patient_patterns]
-    found: dict[str, GroupedImage] = {}
+    by_path: dict[str, GroupedImage] = {}
     for record in records:
         image = record.fields["image"]
         hashes = record.fields["pixel_hash"], record.fields["perceptual_hash"]
-        found[image] = GroupedImage(image, *hashes, patient_of(record.image_path, patterns))
-    return list(found.values())
+        by_path[image] = GroupedImage(image, *hashes, patient_of(record.image_path, patterns))
+    return list(by_path.values())
 
 
 def _several(group_of: Mapping[str, str]) -> list[list[str]]:

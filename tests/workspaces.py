@@ -55,7 +55,7 @@ def small_workspace(
             phantoms.draw(phantom, (384, 384), rng).save(root / image)
             questions += [
                 _item(phantom, asked, image, f"{modality}_{number}_{asked}", rng)
-                for asked in phantoms.askable(phantom)
+                for asked in phantom.attributes
             ]
     for axis, slugs in AXES.items():
         for slug in slugs:
@@ -79,5 +79,5 @@ def _item(
         "question_id": name,
         "dataset": "Phantom",
         "modality": phantom.modality,
-        "question_type": QUESTION_TYPE_SLUGS[phantoms.ASKED_TYPE[asked]],
+        "question_type": QUESTION_TYPE_SLUGS[phantoms.QUESTION_TYPE_OF[asked]],
     }

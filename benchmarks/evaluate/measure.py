@@ -103,11 +103,11 @@ def questions(folder: Path, case: Case) -> list[Question]:
     asked: list[Question] = []
     for number in range(case.images):
         phantom = phantoms.sample_phantom(rng)
-        while len(phantoms.askable(phantom)) < case.questions_per_image:
+        while len(phantom.attributes) < case.questions_per_image:
             phantom = phantoms.sample_phantom(rng)
         path = folder / f"{number}.png"
         phantoms.draw(phantom, (SIDE, SIDE), rng).save(path)
-        kinds = phantoms.askable(phantom)
+        kinds = phantom.attributes
         for kind in rng.choice(kinds, case.questions_per_image, replace=False):
             wordings = phantoms.QUESTIONS[kind]
             problem = format_problem(

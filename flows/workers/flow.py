@@ -39,7 +39,14 @@ from prefect.types import KeyValueLabels
 
 from flows.dvc_api.client import Runner, StageError, StoppedError
 from flows.dvc_api.graph import Graph, Stage, read_graph
-from flows.reproduce import THREADS, ExecutionSite, Summary, bring_up_to_date, run_locally, summarize
+from flows.reproduce import (
+    THREADS,
+    ExecutionSite,
+    Summary,
+    bring_up_to_date,
+    run_locally,
+    summarize,
+)
 from flows.scheduling import durations
 from flows.scheduling.schedule import Capacity, StageResult, StagesFailedError
 from flows.scheduling.slots import Slots, find_slots

@@ -57,5 +57,5 @@ def _named(tree: Any) -> bool:
 
 
 def _first(tree: dict[str, Any]) -> str:
-    found = tree[_KEY]
-    return str(next(iter(found.values())) if isinstance(found, dict) else found)
+    entries = tree[_KEY]
+    return str(next(iter(entries.values())) if isinstance(entries, dict) else entries)

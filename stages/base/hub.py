@@ -137,9 +137,9 @@ def _list(model: str, revision: str) -> list[Any]:
 def _check_names(model: str, revision: str, names: list[str]) -> None:
     if not any(name.endswith(".safetensors") for name in names):
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
-        held = f"only pickled ones ({pickled[0]}), which are never loaded" if pickled else "none"
+        present = f"only pickled ones ({pickled[0]}), which are never loaded" if pickled else "none"
         raise InputError(
-            f"base.source = {model!r} at {revision}: no *.safetensors weights, {held}. Take a"
+            f"base.source = {model!r} at {revision}: no *.safetensors weights, {present}. Take a"
             " commit that has them, or convert them elsewhere and give the folder"
         )
 
@@ -166,15 +166,15 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
         if _is_whole(blob, file.size):
             part.unlink(missing_ok=True)
             return
-        if (come := out.seek(0, os.SEEK_END)) > file.size:
-            come = out.truncate(0)
-        how = f"goes on from {come / _GIB:.2f} GiB of" if come else "fetches"
+        if (arrived := out.seek(0, os.SEEK_END)) > file.size:
+            arrived = out.truncate(0)
+        how = f"goes on from {arrived / _GIB:.2f} GiB of" if arrived else "fetches"
         print(f"base: {how} {file.path}, {file.size / _GIB:.2f} GiB", file=sys.stderr)
         address = hf_hub_url(model, file.path, revision=revision)
         http_get(
             address,
             out,
-            resume_size=come,
+            resume_size=arrived,
             headers=build_hf_headers(),
             expected_size=file.size,
             displayed_filename=file.path,
@@ -182,11 +182,11 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
         out.flush()
         os.fsync(out.fileno())
         with part.open("rb") as whole:
-            found = hashlib.file_digest(whole, "sha256").hexdigest()
-        if found != file.lfs.sha256:
+            digest = hashlib.file_digest(whole, "sha256").hexdigest()
+        if digest != file.lfs.sha256:
             part.unlink()
             raise InputError(
-                f"{file.path} of {model} came with sha256 {found}, not {file.lfs.sha256}: it is"
+                f"{file.path} of {model} came with sha256 {digest}, not {file.lfs.sha256}: it is"
                 " deleted; run again"
             )
         part.replace(blob)

@@ -104,7 +104,7 @@ def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
 
     InputError names the file that does not say, or the two that say otherwise.
     """
-    said: dict[str, dict[str, str]] = {name: {} for name in FACTS}
+    values: dict[str, dict[str, str]] = {name: {} for name in FACTS}
     for path, provenance in provenances.items():
         for name, keys in FACTS.items():
             value: Any = provenance
@@ -115,16 +115,16 @@ def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]
                     f"{path} does not say with which {name} it was made; make it again with `dvc"
                     " repro evaluate@<checkpoint>`"
                 )
-            said[name].setdefault(str(value), path)
-    for name, found in said.items():
-        if len(found) > 1:
-            (one, first), (other, second), *_ = found.items()
+            values[name].setdefault(str(value), path)
+    for name, by_file in values.items():
+        if len(by_file) > 1:
+            (one, first), (other, second), *_ = by_file.items()
             raise InputError(
                 f"{first} and {second} are in one directory, but the {name} is {one} in the first"
                 f" and {other} in the second: compare runs that were evaluated completely, with"
                 " `dvc repro`"
             )
-    return {name: next(iter(found)) for name, found in said.items()}
+    return {name: next(iter(by_file)) for name, by_file in values.items()}
 
 
 def check_comparable(first: RunPredictions, second: RunPredictions) -> None:

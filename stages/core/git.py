@@ -24,13 +24,13 @@ def git(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
     InputError if it fails, with its error message, or if git is not installed.
     """
     try:
-        done = _run(root, arguments, inherit_fds)
+        process = _run(root, arguments, inherit_fds)
     except OSError as error:
         raise InputError(f"git cannot be run in {root} ({error}): install git") from error
-    if done.returncode:
-        why = " ".join(done.stderr.split())[-_MAX_ERROR:]
+    if process.returncode:
+        why = " ".join(process.stderr.split())[-_MAX_ERROR:]
         raise InputError(f"`git {' '.join(arguments)}` failed in {root}: {why}")
-    return done.stdout
+    return process.stdout
 
 
 def git_value(root: Path, *arguments: str) -> str | None:

@@ -79,10 +79,10 @@ def gpu_lines() -> list[str]:
         "--format=csv,noheader",
     ]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in process.stdout.splitlines() if line.strip()]
 
 
 def ask_torch() -> tuple[Torch | None, str]:
@@ -90,21 +90,25 @@ def ask_torch() -> tuple[Torch | None, str]:
 
     Asked in a subprocess, since a process that initialised CUDA keeps its context.
     """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _ASK],
         env=dict(os.environ),
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
     )
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if process.returncode:
+        return None, (process.stderr.strip().splitlines() or ["it was killed"])[-1]
+    answer: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
     gpus = tuple(
         Gpu(*each)
-        for each in zip(said["devices"], said.get("total", []), said.get("free", []), strict=True)
+        for each in zip(
+            answer["devices"], answer.get("total", []), answer.get("free", []), strict=True
+        )
     )
-    return Torch(said["torch"], said["cuda"], gpus, _line(said["broken"]), _line(said["flash"])), ""
+    return Torch(
+        answer["torch"], answer["cuda"], gpus, _line(answer["broken"]), _line(answer["flash"])
+    ), ""
 
 
 def installed(package: str) -> str | None:

@@ -355,7 +355,7 @@ def _question(
     doctored: bool = False,
 ) -> Exercise:
     """A question about image `index`, with unbiased options; `doctored`: see `_doctor`."""
-    kind = str(rng.choice(phantoms.askable(phantom)))
+    kind = str(rng.choice(phantom.attributes))
     gold = phantom.answer(kind)
     facts = phantom.describe()
     options = phantoms.options_for(phantom, kind, rng, biased=False)

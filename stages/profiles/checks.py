@@ -75,8 +75,8 @@ class Machine:
 
 def look() -> Machine:
     """Ask nvidia-smi and torch."""
-    torch, said = ask_torch()
-    return Machine(gpu_lines(), torch, said)
+    torch, reason = ask_torch()
+    return Machine(gpu_lines(), torch, reason)
 
 
 def findings(
@@ -253,9 +253,9 @@ def _weights(profile: Profile, params: Params) -> Iterator[ProfileFinding]:
         )
 
 
-def _left(made: dict[str, int], root: Path) -> dict[str, int]:
+def _left(sizes: dict[str, int], root: Path) -> dict[str, int]:
     """Bytes still to be written, less what exists already: a resumed run has most of it."""
-    return {what: max(0, size - _size(root / WHERE[what])) for what, size in made.items()}
+    return {what: max(0, size - _size(root / WHERE[what])) for what, size in sizes.items()}
 
 
 def _size(path: Path) -> int:
@@ -266,10 +266,10 @@ def _size(path: Path) -> int:
 
 
 def _disk(
-    made: dict[str, int], fetched: Iterable[Download], root: Path
+    sizes: dict[str, int], fetched: Iterable[Download], root: Path
 ) -> Iterator[ProfileFinding]:
     """Free space against need, per disk; DVC's cache on another disk takes all outputs again."""
-    written = sum(made.values())
+    written = sum(sizes.values())
     wanted = {root: written}
     cache = _cache(root)
     for each in fetched:
@@ -302,9 +302,9 @@ def _hub_cache() -> Path:
 
 def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:
     """What the run needs, in lines."""
-    made = disk(params, profile, len(machine.gpus))
-    yield f"disk: about {format_bytes(sum(made.values()))} beside the downloads: " + ", ".join(
-        f"{what} {format_bytes(size)}" for what, size in made.items() if size
+    sizes = disk(params, profile, len(machine.gpus))
+    yield f"disk: about {format_bytes(sum(sizes.values()))} beside the downloads: " + ", ".join(
+        f"{what} {format_bytes(size)}" for what, size in sizes.items() if size
     )
     if profile.model is None or profile.scale is None:
         unknown = "corpus" if profile.model else "model"

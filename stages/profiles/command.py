@@ -106,7 +106,7 @@ def _show(
     params: Params,
     machine: Machine,
     fetched: list[Download],
-    found: list[ProfileFinding],
+    problems: list[ProfileFinding],
 ) -> None:
     print(f"\n{profile.about}")
     for each in fetched:
@@ -120,11 +120,11 @@ def _show(
         )
     for line in say_needs(profile, params, machine):
         print(line)
-    for one in found:
+    for one in problems:
         print(
             f"{'MISSING' if one.level == 'stops' else 'note'}: {one.check}: {one.what}\n  ->"
             f" {one.remedy}",
             file=sys.stderr,
         )
-    if not found:
+    if not problems:
         print("nothing is missing here")

@@ -37,7 +37,7 @@ class Download:
 
 def downloads(profile: Profile, params: Params, pinned: DvcFile) -> list[Download]:
     """The corpus, by what data.dvc will hold, and the base."""
-    found = [_corpus(pinned)]
+    needed = [_corpus(pinned)]
     if not Path(params.base.source).is_dir():
         known = profile.model
         hashes = (
@@ -45,7 +45,7 @@ def downloads(profile: Profile, params: Params, pinned: DvcFile) -> list[Downloa
             if known and known.sha256
             else "; no hash is known beside it"
         )
-        found.append(
+        needed.append(
             Download(
                 "base",
                 params.base.source,
@@ -55,7 +55,7 @@ def downloads(profile: Profile, params: Params, pinned: DvcFile) -> list[Downloa
                 and cached(params.base.source, params.base.revision) is not None,
             )
         )
-    return found
+    return needed
 
 
 def cached(source: str, revision: str | None) -> Path | None:
@@ -105,7 +105,7 @@ def unreachable(download: Download, params: Params, size: int | None) -> str:
 def _corpus(pinned: DvcFile) -> Download:
     dep, out = pinned.deps[0], pinned.outs[0]
     size = pinned.meta.get("size") if out.size is None else out.size
-    told = [
+    sizes = [
         f"{kind} {value}"
         for kind, value in (("SHA-256", pinned.meta.get("sha256")), ("MD5", out.md5))
         if value
@@ -116,7 +116,7 @@ def _corpus(pinned: DvcFile) -> Download:
         "corpus",
         dep.path,
         size,
-        " and ".join(told) or "no hash yet: the first download pins it",
+        " and ".join(sizes) or "no hash yet: the first download pins it",
         here,
     )
 
@@ -126,14 +126,14 @@ def _http(address: str, size: int | None) -> str:
     request = urllib.request.Request(address, method="HEAD")  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
-            told = answer.headers.get("Content-Length")
+            length = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
         return f"its server answers {error.code} {error.reason}: is the address still right?"
     except (OSError, ValueError) as error:
         return f"its server is not reached ({getattr(error, 'reason', error)}): is there a network?"
     return (
-        f"its server has {told} bytes of it, not {size}: another file"
-        if told and size and int(told) != size
+        f"its server has {length} bytes of it, not {size}: another file"
+        if length and size and int(length) != size
         else ""
     )
 

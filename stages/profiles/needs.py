@@ -96,9 +96,9 @@ def memory(params: Params, model: Model) -> dict[str, int]:
     copies = grpo.num_generations if grpo.engine == "trl" else 1
     completion = grpo.num_generations * grpo.max_completion_length
     if grpo.gradient_checkpointing:  # a layer at a time
-        kept = (copies * model.prompt_mb + completion * model.token_mb) * 2 / model.layers
+        cached = (copies * model.prompt_mb + completion * model.token_mb) * 2 / model.layers
     else:
-        kept = (
+        cached = (
             0.4 if grpo.freeze_vision_tower else 1.0
         ) * copies * model.prompt_mb + completion * model.token_mb
     # logits, their logarithms and the gradient of them, in float32
@@ -108,7 +108,7 @@ def memory(params: Params, model: Model) -> dict[str, int]:
         "weights in bfloat16": model.parameters * 2 if grpo.bf16 and size == 4 else 0,
         "gradients and Adam": trained * size * 3,
         "reference": model.parameters * size if grpo.beta and not grpo.lora else 0,
-        "activations": round(grpo.prompts_per_device * kept * 1e6),
+        "activations": round(grpo.prompts_per_device * cached * 1e6),
         "logits": grpo.prompts_per_device * logits,
         "CUDA": RUNTIME,
     }
@@ -119,20 +119,20 @@ def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
 
     `gpus`: trainings at a time.
     """
-    made = {"report": REPORT}
+    sizes = {"report": REPORT}
     if profile.scale:
-        made["resized images"] = profile.scale.images * IMAGE
+        sizes["resized images"] = profile.scale.images * IMAGE
     if profile.model:
         size = 4 if params.base.dtype == "float32" else 2
-        made["models"] = (
+        sizes["models"] = (
             profile.model.size + len(params.checkpoints) * profile.model.parameters * size
         )
         # weights and Adam's two moments, in the last state and the one before it, and in a new one
         # before the oldest goes
-        made["states to resume from"] = (
+        sizes["states to resume from"] = (
             max(gpus, 1) * 3 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
         )
-    return made
+    return sizes
 
 
 def _training_seconds(params: Params, model: Model, scale: Scale, rate: float) -> float:
@@ -141,12 +141,12 @@ def _training_seconds(params: Params, model: Model, scale: Scale, rate: float) -
     prompts = scale.questions * params.splits.train_share * len(axes) * grpo.num_train_epochs
     if grpo.max_steps > 0:
         prompts = min(prompts, len(params.checkpoints) * grpo.max_steps * batch)
-    seen = model.prompt_tflop * 1e12 * (grpo.num_generations if grpo.engine == "trl" else 1)
+    prefill = model.prompt_tflop * 1e12 * (grpo.num_generations if grpo.engine == "trl" else 1)
     tokens = TOKENS[params.prompt.style] * grpo.num_generations * model.token_gflop * 1e9
     # sampling, policy, its backward of twice that, reference; the shared prefix's policy pass over
     # the prompt is the sampling's
     passes = 5 if grpo.engine == "trl" or not grpo.reuse_prompt_pass else 4
-    flops = prompts * (passes * seen + 5 * tokens)
+    flops = prompts * (passes * prefill + 5 * tokens)
     return flops / rate + prompts / grpo.prompts_per_device * TOKENS[params.prompt.style] * SAMPLING
 
 
@@ -155,16 +155,19 @@ def _evaluation_seconds(params: Params, model: Model, scale: Scale, rate: float)
     tested = sum(
         1 + sum(entry.axis == axis for entry in params.checkpoints.values()) for axis in axes
     )
-    asked = (
+    questions = (
         scale.questions
         * (1 - params.splits.train_share)
         * tested
         * (3 if params.evaluate.ablations else 1)
     )
     tokens = TOKENS[params.prompt.style]
-    flops = asked * (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9)
+    flops = questions * (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9)
     batch = params.evaluate.batch_size
-    return flops / rate + asked / (TESTED_AT_ONCE if batch == "auto" else batch) * tokens * SAMPLING
+    return (
+        flops / rate
+        + questions / (TESTED_AT_ONCE if batch == "auto" else batch) * tokens * SAMPLING
+    )
 
 
 def _axes(params: Params) -> Sequence[str]:

@@ -26,9 +26,9 @@ def imported(text: str, data: dict[str, Any] | None, root: Path) -> str:
     if text and _source(parse_dvc_file(text, layout.DATA_DVC)) == _source(wanted):
         return text
     head = "".join(_head(text))
-    kept = root / KEPT / _name(_source(wanted))
-    if wanted.outs[0].md5 is None and kept.is_file():
-        return head + kept.read_text(encoding="utf-8")
+    pinned = root / KEPT / _name(_source(wanted))
+    if wanted.outs[0].md5 is None and pinned.is_file():
+        return head + pinned.read_text(encoding="utf-8")
     return head + dump_yaml(data)
 
 

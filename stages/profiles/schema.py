@@ -79,13 +79,13 @@ def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
 
 def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A tree with changes: groups are merged key by key, anything else is replaced."""
-    made = dict(tree)
+    result = dict(tree)
     for key, value in changes.items():
-        before = made.get(key)
-        made[key] = (
+        before = result.get(key)
+        result[key] = (
             merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
         )
-    return made
+    return result
 
 
 def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
@@ -103,16 +103,16 @@ def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
     _, base = _load(
         str(beside) if beside.is_file() else own.extends, folder, [*above, path.resolve()]
     )
-    given = own.model_fields_set
+    present = own.model_fields_set
     return path, Profile(
         about=own.about or base.about,
         extends=own.extends,
-        data=own.data if "data" in given else base.data,
+        data=own.data if "data" in present else base.data,
         # what is known of another corpus or model says nothing of ours
-        scale=own.scale if "scale" in given or "data" in given else base.scale,
+        scale=own.scale if "scale" in present or "data" in present else base.scale,
         model=(
             own.model
-            if "model" in given or {"source", "revision"} & set(own.params.get("base") or {})
+            if "model" in present or {"source", "revision"} & set(own.params.get("base") or {})
             else base.model
         ),
         params=merged(base.params, own.params),
@@ -156,10 +156,10 @@ def _check_data(path: Path, data: dict[str, Any] | None) -> None:
     except (KeyError, TypeError, ValueError):
         usable = False
     if not usable:
-        shown = dump_yaml(data).strip()
+        content = dump_yaml(data).strip()
         raise InputError(
             f"{path}: data must hold one path in `deps`, the source, and one in `outs`, where it"
-            f" goes; not\n{shown}"
+            f" goes; not\n{content}"
         )
     digest = (data.get("meta") or {}).get("sha256")
     if digest is not None and not (

@@ -40,12 +40,12 @@ def set_values(text: str, values: dict[str, Any], profile: str, path: Path) -> s
     if not replaced and not added:
         return text
     records = [*_commented(replaced, _REPLACED), *_commented(added, _ADDED)]
-    made = f"{dump_edited(tree)}\n{_HEAD}{profile}\n{_NOTE}\n{''.join(records)}"
-    now = load_yaml(made, path)
-    if merged(now, values) != now or reset(made, path) != (text, profile):
+    edited = f"{dump_edited(tree)}\n{_HEAD}{profile}\n{_NOTE}\n{''.join(records)}"
+    now = load_yaml(edited, path)
+    if merged(now, values) != now or reset(edited, path) != (text, profile):
         remedy = "write what it changes without anchors"
         raise InputError(f"{path}: profile {profile} could not be taken back: {remedy}")
-    return made
+    return edited
 
 
 def reset(text: str, path: Path) -> tuple[str, str | None]:
@@ -54,8 +54,8 @@ def reset(text: str, path: Path) -> tuple[str, str | None]:
     The name is None if none is set. InputError if a key that the profile set is missing, or the
     records at the end are damaged.
     """
-    body, found, rest = text.partition(f"\n{_HEAD}")
-    if not found:
+    body, separator, rest = text.partition(f"\n{_HEAD}")
+    if not separator:
         return text, None
     profile, _, records = rest.partition("\n")
     replaced, added = _records(records, path)

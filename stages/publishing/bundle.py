@@ -25,8 +25,13 @@ from stages.reporting.sources import read_predictions
 from stages.scoring.predictions import write_scored
 from stages.scoring.tables import in_domain
 
-NEEDED: Final = ("config.json", "generation_config.json", "tokenizer_config.json", "README.md")
-TAKEN: Final = ("*.json", WEIGHTS, "*.txt", "*.jinja")
+REQUIRED_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "README.md",
+)
+PUBLISHED_PATTERNS: Final = ("*.json", WEIGHTS, "*.txt", "*.jinja")
 METRICS: Final = layout.REPORT / "metrics.json"
 CARDS: Final = layout.REPORT / "cards"
 
@@ -35,18 +40,18 @@ _DATASET: Final = re.compile(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)")
 
 @dataclass(frozen=True)
 class Item:
-    """One file: its name where it is published, and its content, a path here or bytes."""
+    """One file: its published name, and its content as a local path or bytes."""
 
     name: str
     content: Path | bytes
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
     def sha256(self) -> str:
-        """Of the content, in hex."""
+        """SHA-256 of the content in hex."""
         if isinstance(self.content, bytes):
             return hashlib.sha256(self.content).hexdigest()
         with self.content.open("rb") as handle:
@@ -55,30 +60,31 @@ class Item:
 
 @dataclass(frozen=True)
 class Bundle:
-    """All that is published of one checkpoint."""
+    """All published files of one checkpoint."""
 
     checkpoint: str
     items: tuple[Item, ...]
     card: str
     commit: str
-    """Of this project, that the checkpoint was made with."""
+    """Commit of this project that trained the checkpoint."""
 
 
 def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = False) -> Bundle:
-    """A checkpoint of params.yaml as it is published, `repo` the id its card is to name.
+    """Collect the published files of a checkpoint; `repo`: the repository id in its card.
 
-    Raises InputError, with what to run, for an unfinished checkpoint; for one of a changed working
-    tree, unless `allow_dirty`; for predictions or a card of another training of it; for code, and
-    for a secret of the environment in a file.
+    Raises InputError, with the command to run, if the checkpoint is unfinished; if it was made from
+    uncommitted code, unless `allow_dirty`; if predictions or report belong to another training; and
+    if a file contains code or a secret of the environment.
     """
-    checkpoint, folder = params.require_checkpoint(name), layout.model(name)
-    provenance = _finished(name, folder)
+    checkpoint = params.require_checkpoint(name)
+    folder = layout.model(name)
+    provenance = _check_finished(name, folder)
     commit = _commit(name, provenance, allow_dirty)
     table, origin = read_predictions(layout.predictions(name), f"evaluate@{name}")
     if origin.get("weights") != hashes(folder):
         raise InputError(
-            f"{layout.predictions(name)} are answers of other weights than those in {folder}: run"
-            f" `dvc repro evaluate@{name} report`"
+            f"{layout.predictions(name)} was computed with other weights than those in {folder}:"
+            f" run `dvc repro evaluate@{name} report`"
         )
     if origin.get("git_dirty") is not False and not allow_dirty:
         raise InputError(_dirty(str(layout.predictions(name)), f"evaluate@{name}"))
@@ -87,13 +93,16 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     if not card_path.is_file():
         raise InputError(f"{card_path} is missing: run `dvc repro report`")
     usage = Usage(
-        repo or f"OWNER/{name}", params.resize.size, _tokens(origin, params), _dtype(origin, params)
+        repo_id=repo or f"OWNER/{name}",
+        image_size=params.resize.size,
+        max_new_tokens=_max_new_tokens(origin, params),
+        dtype=_dtype(origin, params),
     )
     card = render(
         card_path.read_text(encoding="utf-8"), name, checkpoint, provenance, usage, _datasets()
     )
     items = [Item("README.md", card.encode())]
-    for pattern in TAKEN:
+    for pattern in PUBLISHED_PATTERNS:
         items += [Item(path.name, path) for path in sorted(folder.glob(pattern))]
     items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
     items.append(Item("provenance.json", layout.training_provenance(name)))
@@ -104,35 +113,31 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     return Bundle(name, tuple(sorted(items, key=lambda item: item.name)), card, commit)
 
 
-def _finished(name: str, folder: Path) -> dict[str, Any]:
-    """The provenance of a checkpoint that is whole."""
+def _check_finished(name: str, folder: Path) -> dict[str, Any]:
+    """Provenance of a complete checkpoint; InputError if it is not complete."""
     run = f"`dvc repro train@{name}`"
     if not folder.is_dir():
-        begun = list((layout.SCRATCH / "train" / name).glob("*/checkpoint-*"))
-        raise InputError(
-            f"{folder} is unfinished: {run} resumes where it stopped"
-            if begun
-            else f"{folder} is missing: {run}"
-        )
-    problems = [
-        f"{each} is missing" for each in NEEDED if not (folder / each).is_file()
-    ] + missing_parts(folder)
+        if any((layout.SCRATCH / "train" / name).glob("*/checkpoint-*")):
+            raise InputError(f"{folder} is unfinished: {run} resumes where it stopped")
+        raise InputError(f"{folder} is missing: {run}")
+    missing = [each for each in REQUIRED_FILES if not (folder / each).is_file()]
+    problems = [f"{each} is missing" for each in missing] + missing_parts(folder)
     if problems:
         raise InputError(
-            f"{folder} is unfinished or damaged ({'; '.join(problems)}): `dvc checkout {folder}`,"
+            f"{folder} is incomplete or corrupt ({'; '.join(problems)}): `dvc checkout {folder}`,"
             f" or {run}"
         )
     provenance = read_json(layout.training_provenance(name), run)
     config = read_json(folder / "config.json", run)
     if not isinstance(provenance, dict) or not isinstance(config, dict):
         raise InputError(
-            f"{layout.training_provenance(name)} and {folder}/config.json must hold objects: `dvc"
-            f" checkout`, or {run}"
+            f"{layout.training_provenance(name)} and {folder}/config.json must contain objects:"
+            f" `dvc checkout`, or {run}"
         )
     if config.get("auto_map"):
         raise InputError(
-            f"{folder}/config.json names code (auto_map), which others would run: make base and"
-            f" checkpoint again, {run}"
+            f"{folder}/config.json references code (auto_map), which others would run: remake base"
+            f" and checkpoint, {run}"
         )
     return provenance
 
@@ -146,9 +151,8 @@ def _commit(name: str, provenance: dict[str, Any], allow_dirty: bool) -> str:
 
 def _dirty(what: str, stage: str) -> str:
     return (
-        f"{what} were made from a working tree that no commit describes, so that nobody could make"
-        f" them again: commit, then `dvc repro --single-item --force {stage}`, or publish all the"
-        " same with --allow-dirty"
+        f"{what} was made from uncommitted code, so nobody can reproduce it: commit, then `dvc"
+        f" repro --single-item --force {stage}`, or publish it anyway with --allow-dirty"
     )
 
 
@@ -156,34 +160,34 @@ def _check_report(name: str, correct: list[bool]) -> None:
     """InputError if the report's numbers are not those of these answers."""
     metrics = read_json(METRICS, "run `dvc repro report`")
     try:
-        told = metrics["checkpoints"][name]["in_domain"]
-        same = (
-            told["n"] == len(correct) and abs(told["accuracy"] - sum(correct) / len(correct)) < 1e-4
-        )
+        reported = metrics["checkpoints"][name]["in_domain"]
+        accuracy = sum(correct) / len(correct)
+        same = reported["n"] == len(correct) and abs(reported["accuracy"] - accuracy) < 1e-4
     except (KeyError, TypeError, ZeroDivisionError):
         same = False
     if not same:
         raise InputError(
-            f"{METRICS} does not hold the results of {layout.predictions(name)}: run `dvc repro"
+            f"{METRICS} does not contain the results of {layout.predictions(name)}: run `dvc repro"
             " report`"
         )
 
 
-def _tokens(origin: dict[str, Any], params: Params) -> int:
-    """The longest answer that was taken when the predictions were made."""
-    told = (origin.get("params") or {}).get("evaluate") or {}
-    return int(told.get("max_new_tokens", params.evaluate.max_new_tokens))
+def _max_new_tokens(origin: dict[str, Any], params: Params) -> int:
+    """Token limit of the answers in the predictions."""
+    evaluate = (origin.get("params") or {}).get("evaluate") or {}
+    return int(evaluate.get("max_new_tokens", params.evaluate.max_new_tokens))
 
 
 def _dtype(origin: dict[str, Any], params: Params) -> str:
-    """What the answers were computed in."""
-    told = origin.get("params") or {}
-    evaluated, based = told.get("evaluate") or {}, told.get("base") or {}
-    return str(evaluated.get("dtype") or based.get("dtype") or params.base.dtype)
+    """Data type in which the predictions were computed."""
+    settings = origin.get("params") or {}
+    evaluate = settings.get("evaluate") or {}
+    base = settings.get("base") or {}
+    return str(evaluate.get("dtype") or base.get("dtype") or params.base.dtype)
 
 
 def _datasets() -> list[str]:
-    """Data sets of the hub that data.dvc takes the corpus from."""
+    """Data sets of the hub from which data.dvc imports the corpus."""
     deps = read_dvc_file(layout.DATA_DVC).deps if layout.DATA_DVC.is_file() else ()
     names = chain.from_iterable(_DATASET.findall(dep.source) for dep in deps)
     return sorted(set(names))
@@ -196,6 +200,6 @@ def _check_secrets(items: list[Item]) -> None:
         content = item.content if isinstance(item.content, bytes) else item.content.read_bytes()
         if variable := find_leaked_secret(content):
             raise InputError(
-                f"{item.name} holds the value of ${variable}, a secret: remove it, and make the"
-                " checkpoint again"
+                f"{item.name} contains the value of ${variable}, a secret: remove it, and remake"
+                " the checkpoint"
             )

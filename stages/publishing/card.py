@@ -15,29 +15,29 @@ from stages.prompts.styles import PROMPTS
 
 @dataclass(frozen=True)
 class Usage:
-    """What somebody has to know to ask it as it was asked here."""
+    """Settings of the evaluation, for the example in the card."""
 
-    where: str
-    """The repository's id."""
-    size: int
-    """Of its images, in pixels."""
-    tokens: int
-    """Longest answer."""
+    repo_id: str
+    """Repository of the hub."""
+    image_size: int
+    """Height and width of the images in pixels."""
+    max_new_tokens: int
+    """Token limit of an answer."""
     dtype: str
-    """What answers were computed in."""
+    """Data type in which answers were computed."""
 
 
 def render(
     report: str,
     name: str,
     checkpoint: Checkpoint,
-    facts: dict[str, Any],
+    provenance: dict[str, Any],
     usage: Usage,
     datasets: list[str],
 ) -> str:
-    """Render the card from the report's (`report`), training facts (`facts`), and hub data sets.
+    """Render the card from the report's card (`report`), training provenance and hub data sets.
 
-    Raises InputError if the report's is no card.
+    Raises InputError if `report` is not a model card.
     """
     begin, _, rest = report.partition("---\n")
     _, end, body = rest.partition("\n---\n")
@@ -46,11 +46,11 @@ def render(
             f"report/cards/{name}.md is not a model card: run `dvc repro --single-item --force"
             " report`"
         )
-    settings = facts.get("params") or {}
+    settings = provenance.get("params") or {}
     return render_markdown(
         Path(__file__).with_name("card.md.j2"),
         {},
-        front=_front(checkpoint, facts, datasets),
+        front=_front_matter(checkpoint, provenance, datasets),
         body=markdown(body.rstrip()),
         usage=usage,
         words=PROMPTS["evaluate"][(settings.get("prompt") or {}).get("style", "no-think")],
@@ -58,19 +58,19 @@ def render(
     )
 
 
-def _front(checkpoint: Checkpoint, facts: dict[str, Any], datasets: list[str]) -> dict[str, Any]:
-    """What a hub reads: base, licence, data, task, tags."""
-    base = facts.get("base_model") or {}
-    source = str(
-        base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source") or ""
-    )
-    hub = bool(base.get("commit"))
+def _front_matter(
+    checkpoint: Checkpoint, provenance: dict[str, Any], datasets: list[str]
+) -> dict[str, Any]:
+    """Metadata for a hub: base model, licence, data sets, task and tags."""
+    base = provenance.get("base_model") or {}
+    settings = (provenance.get("params") or {}).get("base") or {}
     front: dict[str, Any] = {
-        **carried_licence(facts),
+        **carried_licence(provenance),
         "library_name": "transformers",
         "pipeline_tag": "image-text-to-text",
     }
-    if hub:
+    if base.get("commit"):  # the base model is from a hub
+        source = str(base.get("source") or settings.get("source") or "")
         front |= {"base_model": source, "base_model_relation": "finetune"}
     if datasets:
         front["datasets"] = datasets

@@ -1,10 +1,10 @@
 """Publish a finished checkpoint to a Hugging Face hub or a DVC remote.
 
-    med-r1 publish ct --repo me/med-r1-ct            show what would be uploaded; nothing is
-    med-r1 publish ct --repo me/med-r1-ct --yes      upload it; the token is HF_TOKEN's
-    med-r1 publish ct --remote shared --yes          put it into a DVC remote instead, or as well
+    med-r1 publish ct --repo me/med-r1-ct            list what would be uploaded
+    med-r1 publish ct --repo me/med-r1-ct --yes      upload it with the token in HF_TOKEN
+    med-r1 publish ct --remote shared --yes          push it to a DVC remote instead, or as well
 
-A stage of no pipeline: nothing leaves this machine by `dvc repro`.
+Not a stage of the pipeline: `dvc repro` never uploads anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(
         raise InputError(f"--repo {repo!r} is not of the form OWNER/NAME")
     if yes and not (repo or remote):
         raise InputError(
-            "publish where to? Name a repository of the hub with --repo OWNER/NAME, or a DVC remote"
+            "no destination: name a repository of the hub with --repo OWNER/NAME, or a DVC remote"
             " with --remote NAME"
         )
     bundle = gather(checkpoint, load_params(), repo, allow_dirty=allow_dirty)
@@ -43,7 +43,7 @@ def run(
     show(bundle, repo, remote, public=public)
     if not yes:
         print(
-            "\nNothing was uploaded. To do it, add --yes"
+            "\nNothing was uploaded. To upload, add --yes"
             + ("." if repo or remote else " and --repo or --remote.")
         )
         return
@@ -53,23 +53,24 @@ def run(
         pin = push(bundle, remote)
         print(
             f"{bundle.checkpoint} -> DVC remote {remote}; `git add {pin} {pin.parent}/.gitignore`"
-            " keeps where it is"
+            " records where it is"
         )
 
 
 def show(bundle: Bundle, repo: str | None, remote: str | None, *, public: bool) -> None:
-    """Print the card, every file with its size and hash, and where they go."""
+    """Print the card, every file with its size and hash, and the destinations."""
     print(bundle.card)
     for item in bundle.items:
         print(f"{item.sha256()}  {item.size:>14,}  {item.name}")
     total = sum(item.size for item in bundle.items) / _MIB
-    visibility = "PUBLIC: seen by everybody" if public else "private"
-    places = [f"hub repository {repo}, {visibility}"] if repo else []
-    places += [f"DVC remote {remote}"] if remote else []
+    visibility = "PUBLIC: visible to everybody" if public else "private"
+    destinations = [f"hub repository {repo}, {visibility}"] if repo else []
+    destinations += [f"DVC remote {remote}"] if remote else []
     print(
-        f"\n{len(bundle.items)} files, {total:.1f} MiB, to: {' and '.join(places) or 'nowhere yet'}"
+        f"\n{len(bundle.items)} files, {total:.1f} MiB, to:"
+        f" {' and '.join(destinations) or 'nowhere yet'}"
     )
     print(
-        f"predictions/{bundle.checkpoint}.parquet holds ids and image paths of test questions: look"
-        " at them before data of patients"
+        f"predictions/{bundle.checkpoint}.parquet contains ids and image paths of test questions:"
+        " check them before publishing patient data"
     )

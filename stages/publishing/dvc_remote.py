@@ -1,7 +1,7 @@
 """Publish to a DVC remote: published/<checkpoint>, pinned by a .dvc file for git.
 
-`dvc get REPOSITORY published/<checkpoint>` then brings it to anywhere. What was pushed before an
-interruption is not pushed again.
+`dvc get REPOSITORY published/<checkpoint>` then downloads it anywhere. A re-run after an
+interruption pushes only the missing files.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ PUBLISHED: Final = Path("published")
 
 
 def check_remote(remote: str) -> None:
-    """InputError, with the remotes there are, if DVC knows none of this name."""
+    """InputError, with the configured remotes, if DVC has none of this name."""
     known = [line.split()[0] for line in _dvc("remote", "list").splitlines() if line.strip()]
     if remote not in known:
-        has = f"it knows {', '.join(known)}" if known else "it knows none"
         raise InputError(
-            f"DVC knows no remote {remote!r} ({has}): `dvc remote add {remote} s3://...` (or ssh,"
-            " gs, azure, a folder)"
+            f"DVC has no remote {remote!r} (configured: {', '.join(known) or 'none'}): `dvc remote"
+            f" add {remote} s3://...` (or ssh, gs, azure, a folder)"
         )
 
 
 def push(bundle: Bundle, remote: str) -> Path:
-    """Push; the .dvc file that pins what was pushed. InputError with what DVC says if it fails."""
+    """Push; the .dvc file that pins the files. InputError with DVC's message if it fails."""
     check_remote(remote)
     target = PUBLISHED / bundle.checkpoint
     with atomic_directory(target) as folder:
@@ -51,7 +50,7 @@ def push(bundle: Bundle, remote: str) -> Path:
 
 
 def _link(source: Path, path: Path) -> None:
-    """Hard-link a file to save space; copy it where links are not possible."""
+    """Hard-link a file to save space, or copy it where links are impossible."""
     try:
         os.link(source, path)
     except OSError:
@@ -66,9 +65,9 @@ def _dvc(*arguments: str) -> str:
         stdin=subprocess.DEVNULL,
     )
     if process.returncode:
-        told = masked(" ".join((process.stderr or process.stdout).split()))[-500:]
+        message = masked(" ".join((process.stderr or process.stdout).split()))[-500:]
         raise InputError(
-            f"`dvc {' '.join(arguments)}` failed: {told}. Fix it and re-run the same command:"
-            " what was pushed is kept"
+            f"`dvc {' '.join(arguments)}` failed: {message}. Fix it and re-run the same command:"
+            " it pushes only the missing files"
         )
     return process.stdout

@@ -1,30 +1,42 @@
 """Publish to a hub repository in one commit: everything or nothing.
 
-What was uploaded before an interruption is kept by the hub under its hash, and not sent again.
+The hub stores uploaded files under their hash: a re-run after an interruption sends only the
+missing ones.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Final
 
 from stages.core.errors import InputError
-from stages.core.services.hub import classify_error, endpoint, format_error
+from stages.core.services.hub import HubErrorKind, classify_error, endpoint, format_error
 from stages.publishing.bundle import Bundle
+
+_RESUMES: Final = "it sends only the missing files"
+_REMEDIES: Final[Mapping[HubErrorKind | None, str]] = {
+    "offline": "unset HF_HUB_OFFLINE",
+    "unreachable": f"check the network and re-run the same command: {_RESUMES}",
+    "unknown id": "check the owner in --repo, and that HF_TOKEN may see it",
+    "gated": "ask its owner",
+    "no such revision": "look at it in a browser",
+    "token refused": "set HF_TOKEN to a valid token",
+    "no right": "HF_TOKEN needs write access to it",
+    "hub failed": f"re-run the same command later: {_RESUMES}",
+}
 
 
 def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
-    """Upload; the address of the commit.
+    """Upload a bundle and delete other weight files of the repository; the URL of the commit.
 
-    What the repository held of another checkpoint's weights is taken out.
-
-    The token is the environment's HF_TOKEN and nobody else's. Raises InputError without one, if the
-    hub does not accept it or cannot be reached, and if the repository is public where a private one
-    was asked for, or the other way round.
+    The token is only read from HF_TOKEN. Raises InputError if it is missing or rejected, if the hub
+    is unreachable, and if the repository exists with another visibility than `public`.
     """
     token = os.environ.get("HF_TOKEN")
     if not token:
         raise InputError(
-            f"uploading to {repo} needs a token with the right to write: set it as HF_TOKEN in the"
+            f"uploading to {repo} needs a token with write access: set it as HF_TOKEN in the"
             " environment"
         )
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -32,17 +44,17 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
     api = HfApi(token=token)
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
-        there = api.model_info(repo)
-        if bool(there.private) is public:
+        existing = api.model_info(repo)
+        if bool(existing.private) is public:
             raise InputError(
-                f"{repo} is there and {'private' if there.private else 'public'}:"
-                f" {'leave --public out' if public else 'give --public'}, name another with --repo,"
-                " or change it in its settings"
+                f"{repo} exists and is {'private' if existing.private else 'public'}:"
+                f" {'drop --public' if public else 'add --public'}, name another repository with"
+                " --repo, or change its settings"
             )
         names = {item.name for item in bundle.items}
-        old = [
+        weights = [
             each.rfilename
-            for each in there.siblings or []
+            for each in existing.siblings or []
             if "/" not in each.rfilename and ".safetensors" in each.rfilename
         ]
         changes: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -51,28 +63,16 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
             )
             for item in bundle.items
         ]
-        changes += [CommitOperationDelete(name) for name in old if name not in names]
+        changes += [CommitOperationDelete(name) for name in weights if name not in names]
         message = f"{bundle.checkpoint}, made with commit {bundle.commit[:12]}"
         return str(api.create_commit(repo, changes, commit_message=message).commit_url)
     except InputError:
         raise
     except Exception as error:
-        what = classify_error(error)
-        if what is None and not isinstance(error, RuntimeError | OSError | ValueError):
+        kind = classify_error(error)
+        if kind is None and not isinstance(error, RuntimeError | OSError | ValueError):
             raise
-        remedy = {
-            "offline": "unset HF_HUB_OFFLINE",
-            "unreachable": (
-                "check the network and run the same command again: what has arrived is not sent"
-                " twice"
-            ),
-            "unknown id": "check the owner in --repo, and that HF_TOKEN may see it",
-            "gated": "ask its owner",
-            "no such revision": "look at it in a browser",
-            "token refused": "set HF_TOKEN to a valid token",
-            "no right": "HF_TOKEN needs the right to write there",
-            "hub failed": "run the same command again later: what has arrived is not sent twice",
-        }.get(what or "", "run the same command again: what has arrived is not sent twice")
+        remedy = _REMEDIES.get(kind, f"re-run the same command: {_RESUMES}")
         raise InputError(
             f"{bundle.checkpoint} is not published to {endpoint()}/{repo} ({format_error(error)}):"
             f" {remedy}"

@@ -80,11 +80,11 @@ def rebuild(folder: Path, blind_baselines: Path = layout.PRIOR, out: Path = layo
     params = load_params()
     paths = {name: folder / f"{name}.parquet" for name in ["base", *params.checkpoints]}
     absent = [name for name, path in paths.items() if name != "base" and not path.is_file()]
-    found = {path.stem for path in folder.glob("*.parquet")} - paths.keys()
-    if found:
+    unknown = {path.stem for path in folder.glob("*.parquet")} - paths.keys()
+    if unknown:
         raise InputError(
-            f"{folder}: predictions of {', '.join(sorted(found))}, which params.yaml does not know:"
-            " add them to checkpoints there"
+            f"{folder}: predictions of {', '.join(sorted(unknown))}, which params.yaml does not"
+            " know: add them to checkpoints there"
         )
     sources = read_sources(
         params, {name: path for name, path in paths.items() if name not in absent}, None

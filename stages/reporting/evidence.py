@@ -254,8 +254,8 @@ def count_refusals(quarantine: Sequence[Quarantine]) -> list[Refusals]:
     rows: dict[tuple[str, Reason], list[Row]] = {}
     read: dict[str, int] = {}
     for account in quarantine:
-        for name, taken in account.sets.items():
-            read.setdefault(name, taken.read)  # download's, which reads all, comes first
+        for name, counts in account.sets.items():
+            read.setdefault(name, counts.read)  # download's, which reads all, comes first
         for row in account.rows:
             rows.setdefault((row.set, row.reason), []).append(row)
     ordered = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))

@@ -23,14 +23,14 @@ def inline_images(paths: Iterable[str]) -> dict[str, str]:
 
     Paths come from predictions: only such as lie below the working directory are opened.
     """
-    found: dict[str, str] = {}
+    urls: dict[str, str] = {}
     spent = 0
     for path in dict.fromkeys(paths):
         address = _inline(Path(path))
         if address is not None and spent + len(address) <= BUDGET:
-            found[path] = address
+            urls[path] = address
             spent += len(address)
-    return found
+    return urls
 
 
 def _inline(path: Path) -> str | None:

@@ -67,20 +67,20 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
             "dark": shades(DIVERGING_DARK, APART_SHADES),
         },
         accuracies={
-            axis: _heat(found.accuracy, scaled, "s", SHADES)
-            for axis, found in evidence.tables.items()
+            axis: _heat(by_column.accuracy, scaled, "s", SHADES)
+            for axis, by_column in evidence.tables.items()
         },
         visuals={
-            axis: _heat(found.visual_gain, (-apart, apart), "d", APART_SHADES)
-            for axis, found in evidence.tables.items()
+            axis: _heat(by_column.visual_gain, (-apart, apart), "d", APART_SHADES)
+            for axis, by_column in evidence.tables.items()
         },
         to_base={
-            axis: _heat(found.to_base, (-apart, apart), "d", APART_SHADES)
-            for axis, found in evidence.tables.items()
+            axis: _heat(by_column.to_base, (-apart, apart), "d", APART_SHADES)
+            for axis, by_column in evidence.tables.items()
         },
         slices={
-            axis: _heat(found.slices, scaled, "s", SHADES)
-            for axis, found in evidence.tables.items()
+            axis: _heat(by_column.slices, scaled, "s", SHADES)
+            for axis, by_column in evidence.tables.items()
         },
         rewards=reward_panels(evidence.logs) if evidence.logs else None,
         sparks=[

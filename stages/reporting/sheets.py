@@ -59,14 +59,14 @@ def write_training(path: Path, logs: Mapping[str, pd.DataFrame]) -> None:
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted keys; what is empty keeps its key."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= (
+        values |= (
             flat(value, f"{prefix}{key}.")
             if isinstance(value, Mapping) and value
             else {f"{prefix}{key}": value}
         )
-    return found
+    return values
 
 
 def _in_domain(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:

@@ -48,10 +48,10 @@ def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, An
 
 def check_same_kind(origins: Mapping[str, dict[str, Any]], kind: str | None) -> str | None:
     """The split kind shared by all predictions, None if unknown; InputError on a mismatch."""
-    told = {name: origin.get("params", {}).get("splits.kind") for name, origin in origins.items()}
-    found = {name: each for name, each in told.items() if each is not None}
-    wanted = kind or next(iter(found.values()), None)
-    for name, each in found.items():
+    kinds = {name: origin.get("params", {}).get("splits.kind") for name, origin in origins.items()}
+    known = {name: each for name, each in kinds.items() if each is not None}
+    wanted = kind or next(iter(known.values()), None)
+    for name, each in known.items():
         if each != wanted:
             raise InputError(
                 f"the predictions of {name!r} were made on {each!r} splits, not on {wanted!r}:"

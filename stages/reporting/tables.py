@@ -85,10 +85,10 @@ class Sheet:
     @property
     def groups(self) -> dict[str, list[Row]]:
         """The rows by group, in order."""
-        found: dict[str, list[Row]] = {}
+        by_axis: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.group, []).append(row)
-        return found
+            by_axis.setdefault(row.group, []).append(row)
+        return by_axis
 
 
 MISSING: Final = Cell(note="missing")
@@ -221,9 +221,9 @@ def datasets(checkpoints: Mapping[str, Any]) -> Sheet:
     """In-domain accuracies per checkpoint and source data set."""
     rows = []
     for name, entry in checkpoints.items():
-        for dataset, found in entry["in_domain"]["by_dataset"].items():
-            shares = (percent(found[key]) for key in ("accuracy", "base", "blind_baseline"))
-            rows.append(_row(name, dataset, found["n"], *shares, signed(found["visual_gain"])))
+        for dataset, scores in entry["in_domain"]["by_dataset"].items():
+            shares = (percent(scores[key]) for key in ("accuracy", "base", "blind_baseline"))
+            rows.append(_row(name, dataset, scores["n"], *shares, signed(scores["visual_gain"])))
     names = ("n", "accuracy", "base", "blind baseline", "visual gain")
     return Sheet((CHECKPOINT, Column("data set", "text"), *map(Column, names)), tuple(rows))
 
@@ -381,20 +381,20 @@ def _difference(value: float, low: float, high: float) -> Cell:
     return Cell(signed(value), signed(low), signed(high), trend)
 
 
-def _gain(found: Mapping[str, Any] | None) -> Cell:
-    return _difference(found["gain"], found["low"], found["high"]) if found else MISSING
+def _gain(gain: Mapping[str, Any] | None) -> Cell:
+    return _difference(gain["gain"], gain["low"], gain["high"]) if gain else MISSING
 
 
-def _balanced(found: Mapping[str, Any] | None) -> tuple[Cell | str | int, ...]:
+def _balanced(balanced: Mapping[str, Any] | None) -> tuple[Cell | str | int, ...]:
     """Accuracy, questions and the base's accuracy on the balanced subset, which may be empty."""
-    if not found:
+    if not balanced:
         return MISSING, MISSING, MISSING
-    if not found["n"]:
+    if not balanced["n"]:
         return "-", 0, "-"
     return (
-        _accuracy(found["accuracy"], found["accuracy_low"], found["accuracy_high"]),
-        found["n"],
-        percent(found["base"]),
+        _accuracy(balanced["accuracy"], balanced["accuracy_low"], balanced["accuracy_high"]),
+        balanced["n"],
+        percent(balanced["base"]),
     )
 
 

@@ -91,8 +91,8 @@ def splits_sentence(splits: dict[str, Any]) -> str:
 
     def leak(kind: str) -> str:
         return " and ".join(
-            f"{found['group']} of {found['test']} by {axis}"
-            for axis, found in splits["leaks"][kind].items()
+            f"{leaks['group']} of {leaks['test']} by {axis}"
+            for axis, leaks in splits["leaks"][kind].items()
         )
 
     published = f" (published: {leak('published')})" if splits["kind"] != "published" else ""

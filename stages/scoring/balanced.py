@@ -124,13 +124,13 @@ def _with(best: NDArray[np.int32], value: int, count: int) -> NDArray[np.int32]:
     lot = 1
     while count > 0:
         lot = min(lot, count)
-        taken = np.full_like(best, _FAR)
+        extended = np.full_like(best, _FAR)
         step = lot * abs(value)
         if value > 0:
-            taken[step:] = best[: len(best) - step] + lot
+            extended[step:] = best[: len(best) - step] + lot
         else:
-            taken[: len(best) - step] = best[step:] + lot
-        best = np.minimum(best, taken)
+            extended[: len(best) - step] = best[step:] + lot
+        best = np.minimum(best, extended)
         count -= lot
         lot *= 2
     return best

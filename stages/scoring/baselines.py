@@ -92,8 +92,8 @@ def score_as_published(predictions: pd.DataFrame, protocol: Protocol) -> Score:
     read = PROTOCOLS[protocol]
     return Score(
         sum(
-            read(said) == gold
-            for said, gold in zip(predictions["output"], predictions["gold"], strict=True)
+            read(output) == gold
+            for output, gold in zip(predictions["output"], predictions["gold"], strict=True)
         ),
         len(predictions),
     )

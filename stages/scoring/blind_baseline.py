@@ -79,11 +79,11 @@ def find_blind_baseline(
     simple = baselines(train, test)
     rules = {}
     for name in RULES:
-        found = blind_score(own[name], test)
+        scored = blind_score(own[name], test)
         rules[name] = Rule(
-            accuracy=found.accuracy,
-            low=found.interval[0],
-            high=found.interval[1],
+            accuracy=scored.accuracy,
+            low=scored.interval[0],
+            high=scored.interval[1],
             pooled=blind_score(pooled[name], test).accuracy,
             balanced=balanced_subset(own[name], test).question_ids,
             credit=blind_credits(own[name], test),
@@ -113,15 +113,15 @@ def read_blind_baseline(path: Path) -> BlindBaseline:
     InputError if it is missing, or not such a file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         rules = {
             name: Rule(
-                **found["rules"][name] | {"balanced": tuple(found["rules"][name]["balanced"])}
+                **content["rules"][name] | {"balanced": tuple(content["rules"][name]["balanced"])}
             )
             for name in RULES
         }
         fields = {
-            name: found[name] for name in BlindBaseline.__dataclass_fields__ if name != "rules"
+            name: content[name] for name in BlindBaseline.__dataclass_fields__ if name != "rules"
         }
         blind_baseline = BlindBaseline(**fields, rules=rules)
         if any(

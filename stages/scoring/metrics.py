@@ -183,15 +183,16 @@ def _macro_intervals(
                     images,
                 )
             )
-        asked = with_ablation(own, "shuffled")
-        if len(asked):
+        ablated = with_ablation(own, "shuffled")
+        if len(ablated):
             cells["visual_gain"].append(
                 (
-                    asked["correct"].to_numpy(float) - asked["shuffled_correct"].to_numpy(float),
-                    asked["image"],
+                    ablated["correct"].to_numpy(float)
+                    - ablated["shuffled_correct"].to_numpy(float),
+                    ablated["image"],
                 )
             )
-    whole = {name: found for name, found in cells.items() if len(found) == len(trained)}
+    whole = {name: values for name, values in cells.items() if len(values) == len(trained)}
     draws = bootstrap_cells(list(chain.from_iterable(whole.values())), samples, seed)
     means = dict(
         zip(
@@ -254,9 +255,9 @@ def _in_domain(
     }
 
 
-def _with_interval(found: Score) -> dict[str, float | None]:
-    low, high = wilson_interval(found.correct, found.n) if found.n else (None, None)
-    return {"accuracy": found.accuracy, "accuracy_low": low, "accuracy_high": high}
+def _with_interval(micro: Score) -> dict[str, float | None]:
+    low, high = wilson_interval(micro.correct, micro.n) if micro.n else (None, None)
+    return {"accuracy": micro.accuracy, "accuracy_low": low, "accuracy_high": high}
 
 
 def _over_blind_baseline(
@@ -289,17 +290,18 @@ def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, An
 
     Else None.
     """
-    asked = with_ablation(own, variant)
-    if asked.empty:
+    ablated = with_ablation(own, variant)
+    if ablated.empty:
         return None
-    seen, unseen = score(asked), score(without_image(asked, variant))
+    with_image, unseen = score(ablated), score(without_image(ablated, variant))
     low, high = interval(
-        asked["correct"].to_numpy(int) - asked[f"{variant}_correct"].to_numpy(int), asked["image"]
+        ablated["correct"].to_numpy(int) - ablated[f"{variant}_correct"].to_numpy(int),
+        ablated["image"],
     )
     return {
-        "n": seen.n,
+        "n": with_image.n,
         "accuracy": unseen.accuracy,
-        "gain": (seen.correct - unseen.correct) / seen.n,
+        "gain": (with_image.correct - unseen.correct) / with_image.n,
         "low": low,
         "high": high,
     }
@@ -322,11 +324,11 @@ def _balanced(
 def _by_dataset(
     own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline | None
 ) -> dict[str, Any]:
-    asked = with_ablation(own, "shuffled")
+    ablated = with_ablation(own, "shuffled")
     scores, before = scores_by(own, "dataset"), scores_by(same, "dataset")
-    seen, unseen = (
-        scores_by(asked, "dataset"),
-        scores_by(without_image(asked, "shuffled"), "dataset"),
+    with_image, unseen = (
+        scores_by(ablated, "dataset"),
+        scores_by(without_image(ablated, "shuffled"), "dataset"),
     )
     credit = (
         own.index.to_series()
@@ -338,15 +340,17 @@ def _by_dataset(
     )
     return {
         name: {
-            "n": found.n,
-            "accuracy": found.accuracy,
+            "n": each_score.n,
+            "accuracy": each_score.accuracy,
             "base": before[name].accuracy,
             "blind_baseline": None if credit is None else float(credit[name]),
             "visual_gain": (
-                (seen[name].correct - unseen[name].correct) / seen[name].n if name in seen else None
+                (with_image[name].correct - unseen[name].correct) / with_image[name].n
+                if name in with_image
+                else None
             ),
         }
-        for name, found in scores.items()
+        for name, each_score in scores.items()
     }
 
 
@@ -387,13 +391,15 @@ def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
     rows = tested(rows, axis)
     modalities = scores_by(rows, "modality", AXES["modality"])
     types = scores_by(rows, "question_type", AXES["task"])
-    asked = with_ablation(rows, "shuffled")
-    seen, unseen = score(asked), score(without_image(asked, "shuffled"))
+    ablated = with_ablation(rows, "shuffled")
+    with_image, unseen = score(ablated), score(without_image(ablated, "shuffled"))
     return {
         "n": len(rows),
         "micro": score(rows).accuracy,
         "macro": macro(modalities if axis == "modality" else types),
-        "visual_gain": (seen.correct - unseen.correct) / seen.n if seen.n else None,
+        "visual_gain": (with_image.correct - unseen.correct) / with_image.n
+        if with_image.n
+        else None,
         "format_rate": float(rows["answer"].notna().mean()),
         "completion_tokens": float(rows["completion_tokens"].mean()),
         "by_modality": _cells(modalities),

@@ -59,7 +59,7 @@ def add_answers(table: pa.Table) -> pa.Table:
     columns["n_options"] = [len(texts) for texts in options]
     for prefix in _PREFIXES:
         outputs = table[f"{prefix}output"].to_pylist()
-        asked = [output is not None for output in outputs]
+        answered = [output is not None for output in outputs]
         answers = [
             extract_answer(output or "", texts)
             for output, texts in zip(outputs, options, strict=True)
@@ -67,7 +67,7 @@ def add_answers(table: pa.Table) -> pa.Table:
         columns[f"{prefix}answer"] = answers
         columns[f"{prefix}correct"] = [
             answer == letter if each else None
-            for each, answer, letter in zip(asked, answers, gold, strict=True)
+            for each, answer, letter in zip(answered, answers, gold, strict=True)
         ]
     return pa.table(columns, schema=SCORED.with_metadata(table.schema.metadata))
 

@@ -90,8 +90,8 @@ def scores_by(
 
     With `cells`, exactly these in order, empty ones included.
     """
-    found = {str(value): score(rows) for value, rows in predictions.groupby(column, sort=True)}
-    return found if cells is None else {cell: found.get(cell, Score(0, 0)) for cell in cells}
+    by_value = {str(value): score(rows) for value, rows in predictions.groupby(column, sort=True)}
+    return by_value if cells is None else {cell: by_value.get(cell, Score(0, 0)) for cell in cells}
 
 
 def macro(scores: Mapping[str, Score]) -> float | None:
@@ -150,24 +150,24 @@ def cross_visual_gain(
     targets: Mapping[str, Target] | None = None,
 ) -> CrossTable:
     """Cross table of visual gains: accuracy less that with an exchanged image."""
-    asked = {
+    ablated = {
         name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()
     }
-    seen = {name: scores_by(rows, column, _cells(column)) for name, rows in asked.items()}
+    with_image = {name: scores_by(rows, column, _cells(column)) for name, rows in ablated.items()}
     unseen = {
         name: scores_by(without_image(rows, "shuffled"), column, _cells(column))
-        for name, rows in asked.items()
+        for name, rows in ablated.items()
     }
     values = {
         name: {
             cell: _less(found.accuracy, unseen[name][cell].accuracy) for cell, found in row.items()
         }
-        for name, row in seen.items()
+        for name, row in with_image.items()
     }
     return _crossed(
         "visual gain",
         values,
-        {cell: found.n for cell, found in seen["base"].items()},
+        {cell: found.n for cell, found in with_image["base"].items()},
         column,
         targets,
     )
@@ -274,10 +274,10 @@ def _faults(
         "gold": (~(place < predictions["n_options"]), "not the letter of one of its options"),
     }
     for variant in ABLATIONS:
-        asked = predictions[f"{variant}_image"].notna()
+        ablated = predictions[f"{variant}_image"].notna()
         for name in (f"{variant}_output", f"{variant}_completion_tokens"):
             faults[name] = (
-                predictions[name].notna() != asked,
+                predictions[name].notna() != ablated,
                 f"at odds with its {variant}_image: one without the other",
             )
     return faults

@@ -1,6 +1,6 @@
 """A workspace with the real pipeline graph and a corpus of noise images, up to the splits.
 
-Training and all after it cost nothing: a policy is a number, the share of questions that it answers
+Training and all after it cost nothing: a policy is a number, the share of questions that it server_responds
 rightly, which the words of its training questions decide. The archive comes from a folder beside
 the workspace, its source.
 """

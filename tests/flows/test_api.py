@@ -1,4 +1,4 @@
-"""Whether a Prefect server answers is found out past proxies, and a refused password is told."""
+"""Whether a Prefect server server_responds is found out past proxies, and a refused password is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows.prefect_api.client import ADDRESS, PASSWORD, answers, is_loopback
+from flows.prefect_api.client import ADDRESS, PASSWORD, server_responds, is_loopback
 from stages.core.errors import InputError
 
 CREDENTIALS = "Basic c29tZWJvZHk6c2U6Y3JldA=="
@@ -44,29 +44,29 @@ def address() -> Iterator[str]:
 
 
 def test_a_server_that_answers_is_told_from_one_that_does_not(address: str) -> None:
-    assert answers({ADDRESS: f"{address}/open/"})
-    assert not answers({ADDRESS: f"{address}/broken"})
-    assert not answers({ADDRESS: f"{address}/elsewhere"})
-    assert not answers({ADDRESS: "http://127.0.0.1:1/api"})
+    assert server_responds({ADDRESS: f"{address}/open/"})
+    assert not server_responds({ADDRESS: f"{address}/broken"})
+    assert not server_responds({ADDRESS: f"{address}/elsewhere"})
+    assert not server_responds({ADDRESS: "http://127.0.0.1:1/api"})
 
 
 @pytest.mark.parametrize(
     "wrong", ["", "no address", "http://127.0.0.1:port/api", "ftp://127.0.0.1/api", "http://["]
 )
 def test_what_is_no_address_does_not_answer(wrong: str) -> None:
-    assert not answers({ADDRESS: wrong})
+    assert not server_responds({ADDRESS: wrong})
 
 
 def test_the_password_is_given_and_a_refusal_is_told(address: str) -> None:
-    assert answers({ADDRESS: f"{address}/api", PASSWORD: "somebody:se:cret"})
+    assert server_responds({ADDRESS: f"{address}/api", PASSWORD: "somebody:se:cret"})
     for variables in (
         {ADDRESS: f"{address}/api"},
         {ADDRESS: f"{address}/api", PASSWORD: "somebody:else"},
     ):
         with pytest.raises(InputError, match=PASSWORD):
-            answers(variables)
+            server_responds(variables)
     with pytest.raises(InputError, match=PASSWORD):
-        answers({ADDRESS: f"{address}/forbidden"})
+        server_responds({ADDRESS: f"{address}/forbidden"})
 
 
 def test_no_proxy_stands_between_this_machine_and_itself(
@@ -76,7 +76,7 @@ def test_no_proxy_stands_between_this_machine_and_itself(
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    assert answers({ADDRESS: f"{address}/open"})
+    assert server_responds({ADDRESS: f"{address}/open"})
 
 
 def test_other_addresses_are_reached_by_the_proxy(
@@ -86,9 +86,9 @@ def test_other_addresses_are_reached_by_the_proxy(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", address)
     # a proxy gets the whole address as the path, which this one does not know: 404
-    assert not answers({ADDRESS: "http://prefect.invalid/api"})
+    assert not server_responds({ADDRESS: "http://prefect.invalid/api"})
     monkeypatch.setattr(Api, "do_GET", lambda self: (self.send_response(200), self.end_headers()))
-    assert answers({ADDRESS: "http://prefect.invalid/api"})
+    assert server_responds({ADDRESS: "http://prefect.invalid/api"})
 
 
 def test_an_address_of_this_machine_is_known() -> None:

@@ -18,9 +18,9 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.dvc_api.client import guarded_processes, orphans
-from flows.prefect_api.client import left_servers
-from flows.reproduce import _crashed, only_flow, reproduce
+from flows.dvc_api.client import find_orphans, guarded_processes
+from flows.prefect_api.client import orphaned_servers
+from flows.reproduce import _crashed, workspace_lock, reproduce
 from flows.scheduling.schedule import StagesFailedError
 from stages.core.errors import ExitCode, InputError
 from tests.commands import MED_R1, med_r1
@@ -158,7 +158,7 @@ def test_only_what_is_asked_for_is_run_with_what_it_needs(root: Path) -> None:
 
 def test_two_flows_in_one_workspace_are_refused(root: Path) -> None:
     with (
-        only_flow(root),
+        workspace_lock(root),
         pytest.raises(InputError, match=rf"another flow \(process {os.getpid()}\) runs in"),
     ):
         reproduce(root=str(root))
@@ -189,13 +189,13 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
     while ours() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not ours()
-    assert not orphans(root)
-    (server,) = left_servers()
+    assert not find_orphans(root)
+    (server,) = orphaned_servers()
     (root / "hold" / "a").unlink()
     run(*MED_R1, "reproduce", "--slots", "2", cwd=root, more={"PYTHONPATH": str(REPOSITORY)})
     assert locked(root) == reference
     assert not server.is_running()
-    assert not left_servers()
+    assert not orphaned_servers()
 
 
 def test_the_command_line_says_how_it_ended(
@@ -219,7 +219,7 @@ def test_a_server_that_does_not_answer_is_named(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert med_r1("reproduce") == ExitCode.INPUT
     assert (
-        "error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL): start one"
+        "error: no Prefect server server_responds at http://127.0.0.1:9/api (PREFECT_API_URL): start one"
         " with" in capsys.readouterr().err
     )
 

@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("edited", "stale"),
     [
         # rewards use the rule, so that a training by another rule is another training
-        ("answers/extraction.py", {"report", "train"}),
+        ("server_responds/extraction.py", {"report", "train"}),
         ("reporting/labels.py", {"report"}),
         ("evaluate.py", {"evaluate"}),
     ],

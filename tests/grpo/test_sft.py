@@ -236,7 +236,9 @@ def run(
     assert bool(checkpoint) == resume
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     write_log(trainer.state.log_history, folder / "log.csv")
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    return {
+        name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(
@@ -282,7 +284,9 @@ def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> 
     from stages.policy.loading import load_policy
 
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-    trainer = tiny_trainer(tmp_path, grpo={"lora": lora, "max_steps": 2}, sft={"learning_rate": 1e-2})
+    trainer = tiny_trainer(
+        tmp_path, grpo={"lora": lora, "max_steps": 2}, sft={"learning_rate": 1e-2}
+    )
     trainer.train()
     save_policy(trainer, processor(), tmp_path / "out")
     before, after = (

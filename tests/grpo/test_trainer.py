@@ -1,4 +1,4 @@
-"""Our settings in TRL's words, and what sampling must never produce."""
+"""Settings become TRL's, and what a policy must never sample or see is refused."""
 
 from pathlib import Path
 
@@ -6,30 +6,27 @@ import pytest
 import torch
 
 from stages.core.errors import InputError
-from stages.core.params import Grpo, load_params
 from stages.grpo.trainer import build_trainer, grpo_config, train_dataset
-from stages.policy.loading import check_policy_files, load_policy, load_processor, vision_token_ids
+from stages.policy.loading import check_policy_files, load_policy, vision_token_ids
 from stages.policy.prompt_batch import process_prompts
-from tests.grpo.tiny import chats, processor, questions, tiny_trainer
+from tests.grpo.tiny import (
+    BASE,
+    chats,
+    embedded_policy,
+    grpo_settings,
+    processor,
+    questions,
+    tiny_trainer,
+)
 
-REPOSITORY = Path(__file__).parents[2]
-BASE = REPOSITORY / "infra" / "base"
 
-
-@pytest.fixture
-def grpo() -> Grpo:
-    return load_params(REPOSITORY / "params.yaml").grpo
-
-
-def test_prompts_a_device_become_completions_a_device(grpo: Grpo, tmp_path: Path) -> None:
-    config = grpo_config(
-        grpo.model_copy(update={"prompts_per_device": 3, "num_generations": 4}), tmp_path, "ct"
-    )
+def test_prompts_per_device_become_completions_per_device(tmp_path: Path) -> None:
+    config = grpo_config(grpo_settings(prompts_per_device=3, num_generations=4), tmp_path, "ct")
     assert config.per_device_train_batch_size == 12
     assert config.num_generations == 4
 
 
-def test_med_r1s_published_settings_can_be_said(grpo: Grpo, tmp_path: Path) -> None:
+def test_med_r1s_published_settings_can_be_expressed(tmp_path: Path) -> None:
     published = {
         "num_generations": 4,
         "prompts_per_device": 1,
@@ -42,7 +39,7 @@ def test_med_r1s_published_settings_can_be_said(grpo: Grpo, tmp_path: Path) -> N
         "bf16": False,
         "reuse_prompt_pass": False,
     }
-    config = grpo_config(Grpo.model_validate(grpo.model_dump() | published), tmp_path, "ct")
+    config = grpo_config(grpo_settings(**published), tmp_path, "ct")
     assert config.loss_type == "grpo"
     assert config.scale_rewards == "group"
     assert config.beta == 0.04
@@ -50,53 +47,34 @@ def test_med_r1s_published_settings_can_be_said(grpo: Grpo, tmp_path: Path) -> N
     assert config.generation_batch_size == 8
 
 
-def test_placeholders_of_images_are_never_sampled(grpo: Grpo, tmp_path: Path) -> None:
-    policy, processor = load_policy(BASE, dtype="float32", attention="sdpa"), load_processor(BASE)
-    ids = vision_token_ids(processor)
-    names = processor.tokenizer.convert_ids_to_tokens(ids)
+def test_image_tokens_are_suppressed_in_sampling(tmp_path: Path) -> None:
+    ids = vision_token_ids(processor())
+    names = processor().tokenizer.convert_ids_to_tokens(ids)
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"} <= set(names)
-    assert policy.config.image_token_id in ids
-    image = tmp_path / "a.png"
-    from PIL import Image
-
-    Image.new("RGB", (384, 384)).save(image)
-    rows = [
-        {"image": str(image), "problem": "Scan? A)CT, B)MRI", "gold": "A", "options": ["CT", "MRI"]}
-    ] * 8
-    trainer = build_trainer(
-        policy,
-        processor,
-        train_dataset(rows, "no-think"),
-        grpo,
-        "no-think",
-        scratch=tmp_path,
-        run_name="ct",
-    )
+    trainer = tiny_trainer(tmp_path)
+    assert trainer.model.config.image_token_id in ids
     assert set(trainer.generation_config.suppress_tokens) == set(ids)
 
 
-def test_the_policy_opens_in_the_wanted_dtype() -> None:
+def test_the_policy_is_loaded_in_the_wanted_dtype() -> None:
     assert load_policy(BASE, dtype="float32", attention="eager").dtype == torch.float32
 
 
-def test_a_folder_without_weights_is_no_policy(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config.json, tokenizer_config.json missing"):
+def test_a_folder_without_weights_is_not_a_policy(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json, tokenizer_config\.json missing"):
         check_policy_files(tmp_path)
 
 
-def test_a_question_that_holds_a_placeholder_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_question_with_an_image_token_is_refused_by_name(tmp_path: Path) -> None:
     rows = questions(tmp_path)
     rows[1]["problem"] = "What is <|image_pad|> here? A)CT, B)MRI"
-    policy = load_policy(BASE, dtype="float32", attention="sdpa")
-    grpo = load_params(REPOSITORY / "params.yaml").grpo.model_copy(update={"prompts_per_device": 2})
-    with pytest.raises(
-        InputError,
-        match=r"What is <\|image_pad\|> here.* contains <\|image_pad\|>, which stands for an image",
-    ):
+    dataset = train_dataset(rows, "no-think")
+    grpo = grpo_settings(prompts_per_device=2)
+    with pytest.raises(InputError, match=r"What is .* here.* contains <\|image_pad\|>"):
         build_trainer(
-            policy,
+            embedded_policy(),
             processor(),
-            train_dataset(rows, "no-think"),
+            dataset,
             grpo,
             "no-think",
             scratch=tmp_path,
@@ -105,31 +83,20 @@ def test_a_question_that_holds_a_placeholder_is_refused_by_name(tmp_path: Path) 
 
 
 def test_a_prompt_and_completion_beyond_the_models_context_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError,
-        match=r"more than the 4096 the model was made for: lower grpo.max_completion_length",
-    ):
+    with pytest.raises(InputError, match=r"4090.* 4096.* grpo\.max_completion_length"):
         tiny_trainer(tmp_path, max_completion_length=4090)
 
 
-@pytest.mark.parametrize("wrong", ["no image", "two images for one placeholder"])
-def test_placeholders_that_do_not_fit_the_images_name_the_question(
-    wrong: str, tmp_path: Path
-) -> None:
+def test_a_question_without_an_image_is_refused(tmp_path: Path) -> None:
     rows = chats(questions(tmp_path))
-    if wrong == "no image":
-        rows[1][0]["content"] = rows[1][0]["content"][1:]
-        message = (
-            r"How severe is the lesion.* has 0 tokens that stand for images, its images need 0:"
-            r" every question needs an image"
-        )
-    else:
-        rows[1][0]["content"][1]["text"] += "<|image_pad|>"
-        message = "image_pad.* tokens in the prompts should be the same as the number of images"
+    rows[1][0]["content"] = rows[1][0]["content"][1:]
+    with pytest.raises(InputError, match=r"How severe is the lesion.* 0 image tokens.* need 0"):
+        process_prompts(processor(), embedded_policy(), rows, torch.device("cpu"))
+
+
+def test_more_image_tokens_than_images_are_refused(tmp_path: Path) -> None:
+    rows = chats(questions(tmp_path))
+    rows[1][0]["content"][1]["text"] += "<|image_pad|>"
+    message = "image_pad.* tokens in the prompts should be the same as the number of images"
     with pytest.raises((InputError, ValueError, StopIteration, IndexError), match=message):
-        process_prompts(
-            processor(),
-            load_policy(BASE, dtype="float32", attention="sdpa"),
-            rows,
-            torch.device("cpu"),
-        )
+        process_prompts(processor(), embedded_policy(), rows, torch.device("cpu"))

@@ -304,18 +304,18 @@ DAMAGE: dict[str, tuple[Any, str]] = {
         lambda root: change_json(root / "training/ct.provenance.json", git_dirty=True),
         "--allow-dirty",
     ),
-    "dirty answers": (
+    "dirty server_responds": (
         lambda root: change_origin(root, git_dirty=True),
         "predictions/ct.parquet were made from a working tree",
     ),
-    "other answers": (
+    "other server_responds": (
         lambda root: change_origin(root, weights={"model.safetensors": "f" * 64}),
         (
-            r"predictions/ct.parquet are answers of other weights than those in models/ct: run `dvc"
+            r"predictions/ct.parquet are server_responds of other weights than those in models/ct: run `dvc"
             r" repro evaluate@ct report`"
         ),
     ),
-    "no answers": (lambda root: layout.predictions("ct").unlink(), "predictions/ct.parquet"),
+    "no server_responds": (lambda root: layout.predictions("ct").unlink(), "predictions/ct.parquet"),
     "other report": (
         lambda root: (root / "report/metrics.json").write_text(
             '{"checkpoints": {"ct": {"in_domain": {"n": 1, "accuracy": 0.5}}}}'

@@ -85,17 +85,17 @@ def nodes() -> int:
 
     InputError if that is no number, or `RENDEZVOUS` does not say where they meet.
     """
-    given = os.environ.get(NODES, "1")
-    if not given.isdecimal() or not int(given):
+    value = os.environ.get(NODES, "1")
+    if not value.isdecimal() or not int(value):
         raise InputError(
-            f"{NODES}={given!r} is not a number of hosts: set it to 1 or more, or unset it"
+            f"{NODES}={value!r} is not a number of hosts: set it to 1 or more, or unset it"
         )
-    if int(given) > 1 and not re.fullmatch(r"[\w.-]+:\d+", os.environ.get(RENDEZVOUS, "")):
+    if int(value) > 1 and not re.fullmatch(r"[\w.-]+:\d+", os.environ.get(RENDEZVOUS, "")):
         raise InputError(
-            f"{NODES}={given}, but {RENDEZVOUS} names no port of one of the hosts: set it on all to"
+            f"{NODES}={value}, but {RENDEZVOUS} names no port of one of the hosts: set it on all to"
             " the same, as host1:29500"
         )
-    return int(given)
+    return int(value)
 
 
 def end_with_launcher() -> None:
@@ -139,7 +139,7 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         max_restarts=0,
         monitor_interval=_EVERY,
     )
-    told = {
+    environment = {
         _LAUNCHER: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _PATIENCE,
@@ -147,7 +147,7 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     try:
-        with _environment(told), _quiet(), _shown(logs):
+        with _environment(environment), _quiet(), _shown(logs):
             elastic_launch(config, sys.executable)("-m", *command)
     except SignalException as stopped:
         if stopped.sigval == signal.SIGINT:
@@ -212,10 +212,10 @@ def explain(failed: Mapping[int, RankFailure], number: int, remedy: str) -> str:
         else ""
     )
     tail = [line for line in failure.tail if line.strip()]
-    said = "\n".join(f"    {line}" for line in tail) or "    nothing"
+    last_lines = "\n".join(f"    {line}" for line in tail) or "    nothing"
     return (
         f"{who}{killed}; the others were ended. {remedy[:1].upper()}{remedy[1:]}. Its last"
-        f" lines:\n{said}"
+        f" lines:\n{last_lines}"
     )
 
 
@@ -230,9 +230,9 @@ def _last_lines(logs: Path, rank: int) -> list[str]:
 
 
 @contextmanager
-def _environment(told: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -261,10 +261,10 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _shown(logs: Path) -> Iterator[None]:
     """Show what the first process prints, as it comes."""
-    done = threading.Event()
+    finished = threading.Event()
     streams: dict[str, TextIO] = {"stdout": sys.stdout, "stderr": sys.stderr}
     followers = [
-        threading.Thread(target=_follow, args=(logs, name, stream, done), daemon=True)
+        threading.Thread(target=_follow, args=(logs, name, stream, finished), daemon=True)
         for name, stream in streams.items()
     ]
     for each in followers:
@@ -272,15 +272,15 @@ def _shown(logs: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        finished.set()
         for each in followers:
             each.join()
 
 
-def _follow(logs: Path, name: str, stream: TextIO, done: threading.Event) -> None:
+def _follow(logs: Path, name: str, stream: TextIO, finished: threading.Event) -> None:
     place = 0
     while True:
-        last = done.is_set()
+        last = finished.is_set()
         for path in logs.glob(f"*/attempt_0/0/{name}.log"):
             with path.open(encoding="utf-8", errors="replace", newline="") as handle:
                 handle.seek(place)

@@ -30,20 +30,20 @@ def wanted_processes() -> int:
     import torch
 
     gpus = torch.cuda.device_count()
-    given = os.environ.get(PROCESSES)
-    if given is None:
+    value = os.environ.get(PROCESSES)
+    if value is None:
         return max(gpus, 1)
-    if not given.isdecimal() or not int(given):
+    if not value.isdecimal() or not int(value):
         raise InputError(
-            f"{PROCESSES}={given!r} is not a number of processes: set it to 1 or more, or unset it"
+            f"{PROCESSES}={value!r} is not a number of processes: set it to 1 or more, or unset it"
             " for one per GPU"
         )
-    if gpus and int(given) > gpus:
+    if gpus and int(value) > gpus:
         raise InputError(
-            f"{PROCESSES}={given}, but {gpus} GPUs are visible: set it to no more than that, or"
+            f"{PROCESSES}={value}, but {gpus} GPUs are visible: set it to no more than that, or"
             " unset it"
         )
-    return int(given)
+    return int(value)
 
 
 def run_ranks(command: Sequence[str], number: int, report: Callable[[], None]) -> None:

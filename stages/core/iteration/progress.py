@@ -37,16 +37,16 @@ class Progress:
 
 def read_progress(line: str) -> Progress | None:
     """What a line that `progress_reporter` printed says; None for any other line."""
-    found = _LINE.fullmatch(line.strip())
-    if not found:
+    match = _LINE.fullmatch(line.strip())
+    if not match:
         return None
     return Progress(
-        found["name"],
-        found["unit"],
-        int(found["done"]),
-        int(found["total"]),
-        found["note"] or "",
-        int(found["left"]),
+        match["name"],
+        match["unit"],
+        int(match["done"]),
+        int(match["total"]),
+        match["note"] or "",
+        int(match["left"]),
     )
 
 
@@ -74,9 +74,9 @@ def progress_reporter(
         now = time.monotonic()
         if now - last >= every:
             last = now
-            left = (now - start) / max(count - done, 1) * (total - count)
+            remaining = (now - start) / max(count - done, 1) * (total - count)
             print(
-                f"{name}: {unit} {count} of {total}, {note}{left:.0f} s to go",
+                f"{name}: {unit} {count} of {total}, {note}{remaining:.0f} s to go",
                 file=sys.stderr,
                 flush=True,
             )

@@ -40,7 +40,7 @@ def masked(text: str) -> str:
 
 def _secrets() -> Iterator[tuple[str, str]]:
     """Name and value of each, the longest first: one may be part of another."""
-    found = [
+    secrets = [
         (name, value)
         for name, value in os.environ.items()
         if _SECRET.search(name.upper()) and len(value) >= _SHORTEST
@@ -48,7 +48,7 @@ def _secrets() -> Iterator[tuple[str, str]]:
     # of a path, as SSH_AUTH_SOCK's, nobody need be kept from knowing
     return iter(
         sorted(
-            (each for each in found if not each[1].startswith("/")),
+            (each for each in secrets if not each[1].startswith("/")),
             key=lambda each: (-len(each[1]), each[0]),
         )
     )

@@ -61,10 +61,10 @@ class TrackingRun:
         def log(run: Any) -> None:
             import wandb
 
-            found = dict(hashes())
-            artifact = wandb.Artifact(name, type=kind, metadata=found)
+            digests = dict(hashes())
+            artifact = wandb.Artifact(name, type=kind, metadata=digests)
             with artifact.new_file("hashes.json", encoding="utf-8") as file:
-                json.dump(found, file, indent=1, sort_keys=True)
+                json.dump(digests, file, indent=1, sort_keys=True)
             run.log_artifact(artifact)
 
         self._try("artifact", log)
@@ -225,12 +225,12 @@ def _mode(tracking: Tracking) -> str:
     """none, offline or online; WANDB_MODE says otherwise where tracking is on."""
     if tracking.wandb == "none":
         return "none"
-    told = os.environ.get("WANDB_MODE") or tracking.wandb
-    if told not in _MODES:
+    mode = os.environ.get("WANDB_MODE") or tracking.wandb
+    if mode not in _MODES:
         raise InputError(
-            f"WANDB_MODE = {told!r} in the environment: allowed are {', '.join(_MODES)}"
+            f"WANDB_MODE = {mode!r} in the environment: allowed are {', '.join(_MODES)}"
         )
-    return _MODES[told]
+    return _MODES[mode]
 
 
 def _wandb() -> Any:

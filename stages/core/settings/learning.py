@@ -209,7 +209,7 @@ class Grpo(SettingsGroup):
                 f"rollout {self.rollout}": self.rollout != "policy",
                 "num_iterations above 1": self.num_iterations > 1,
             }
-            if refused := [name for name, given in wrong.items() if given]:
+            if refused := [name for name, present in wrong.items() if present]:
                 raise ValueError(
                     f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false"
                 )

@@ -31,12 +31,12 @@ def list_folder(root: Path, most: int) -> list[Member]:
 
 def archives_in(files: Iterable[Member]) -> list[Member]:
     """Those that lie at the top and are archives by their name, sorted."""
-    found = [
+    archives = [
         member
         for member in files
         if "/" not in member.name and not member.refused and member.name.lower().endswith(_SUFFIXES)
     ]
-    return sorted(found, key=lambda member: member.name)
+    return sorted(archives, key=lambda member: member.name)
 
 
 def _walk(root: Path) -> Iterator[Member]:

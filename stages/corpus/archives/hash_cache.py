@@ -39,13 +39,13 @@ class HashCache:
 
     def get(self, mark: str) -> str | None:
         """The hash of the content with this mark; None if it is unknown or the mark is empty."""
-        found = self._known.get(_key(mark)) if mark else None
-        return found.hex() if found else None
+        digest = self._known.get(_key(mark)) if mark else None
+        return digest.hex() if digest else None
 
-    def write(self, seen: Mapping[str, str]) -> None:
+    def write(self, hashes: Mapping[str, str]) -> None:
         """Remember these marks and hashes, and nothing else, for the next run."""
         known = sorted(
-            (_key(mark), bytes.fromhex(digest)) for mark, digest in seen.items() if mark
+            (_key(mark), bytes.fromhex(digest)) for mark, digest in hashes.items() if mark
         )[:MOST]
         digest = hashlib.sha256(_MAGIC)
         with atomic_file(self.path) as temporary, temporary.open("wb") as out:

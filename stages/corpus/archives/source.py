@@ -124,10 +124,10 @@ def _open_archives(
     compressed = [path for path in paths if is_compressed(path)]
     with unpacked_tars(compressed, scratch, limits) as copies:
         for path in paths:
-            found = opened.enter_context(
+            archive = opened.enter_context(
                 open_zip(path) if is_zip(path) else open_tar(copies.get(path, path), path)
             )
-            listed.append((path, found))
+            listed.append((path, archive))
     return listed
 
 
@@ -140,8 +140,8 @@ def _without_top(members: Sequence[Member]) -> list[Member]:
 
 def _before_layout(name: str) -> str | None:
     """What stands before Images/ or the questions in a path; None if neither is in it."""
-    found = [at for part in (IMAGES, QUESTIONS) if (at := f"/{name}".find(f"/{part}")) >= 0]
-    return name[: min(found)] if found and not name.startswith(_SHADOWS) else None
+    positions = [at for part in (IMAGES, QUESTIONS) if (at := f"/{name}".find(f"/{part}")) >= 0]
+    return name[: min(positions)] if positions and not name.startswith(_SHADOWS) else None
 
 
 def _holds_questions(name: str) -> bool:
@@ -206,12 +206,12 @@ def _under_images(path: Path, files: dict[str, Member]) -> dict[str, Member]:
     named: dict[str, Member] = {}
     for name, member in files.items():
         stays = _holds_questions(name) or name.startswith(IMAGES)
-        shown = name if stays else IMAGES + name
-        if shown in named:
+        target = name if stays else IMAGES + name
+        if target in named:
             why = (
-                f"{path}: {shown!r} names two files, one under {IMAGES} and one beside it;"
+                f"{path}: {target!r} names two files, one under {IMAGES} and one beside it;"
                 " rename one of them"
             )
             raise RefusedDataError(why, CorpusFault.LAYOUT)
-        named[shown] = member
+        named[target] = member
     return dict(sorted(named.items()))

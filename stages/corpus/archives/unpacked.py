@@ -89,13 +89,13 @@ def _unpack(path: Path, target: Path, limits: CorpusLimits) -> None:
         temporary.open("wb") as out,
     ):
         stream = _stream(source)
-        done = 0
+        unpacked = 0
         while block := stream.read(_BLOCK):
-            done += len(block)
-            check_growth(path, done, source.tell(), limits)
+            unpacked += len(block)
+            check_growth(path, unpacked, source.tell(), limits)
             _check_space(path, target, len(block))
             out.write(block)
-            report(source.tell() // MIB, f"{done // MIB} MiB unpacked, ")
+            report(source.tell() // MIB, f"{unpacked // MIB} MiB unpacked, ")
 
 
 def _stream(source: IO[bytes]) -> Any:

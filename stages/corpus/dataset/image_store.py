@@ -166,10 +166,10 @@ def _find(path: str | Path) -> MemberLocation | None:
     if folder is None:
         return None
     try:
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError:
         return None
-    identity = (found.st_ino, found.st_mtime_ns)
+    identity = (status.st_ino, status.st_mtime_ns)
     index = _indices.get(folder)
     if index is None or index.identity != identity:
         # two threads may do it both; a lock might be held when the process is forked

@@ -222,7 +222,7 @@ def _without_bad_images(
     findings: Findings,
 ) -> list[Record]:
     """The records whose image can be decoded; notes images that are byte for byte the same."""
-    asked = sorted(files)
+    paths = sorted(files)
     errors: dict[str, ImageError] = {}
     first: dict[bytes, str] = {}
 
@@ -240,8 +240,8 @@ def _without_bad_images(
         return _Look(path, digest.digest()[:16], None)
 
     threads = os.cpu_count() or 1
-    looks = prefetch(look, asked, threads=threads, budget=threads + 1)
-    for name, digest, error in counted(looks, len(asked), "check", "image"):
+    looks = prefetch(look, paths, threads=threads, budget=threads + 1)
+    for name, digest, error in counted(looks, len(paths), "check", "image"):
         if error:
             errors[name] = error
         elif (known := first.setdefault(digest, name)) != name:

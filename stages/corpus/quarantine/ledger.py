@@ -119,12 +119,12 @@ class Quarantine:
     @property
     def read(self) -> int:
         """Records read."""
-        return sum(taken.read for taken in self.sets.values())
+        return sum(counts.read for counts in self.sets.values())
 
     @property
     def kept(self) -> int:
         """Records kept."""
-        return sum(taken.kept for taken in self.sets.values())
+        return sum(counts.kept for counts in self.sets.values())
 
 
 def tally(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Quarantine:
@@ -168,7 +168,7 @@ def write_quarantine(
         "kept": account.kept,
         "quarantined": len(account.rows),
     }
-    sets = {name: taken._asdict() for name, taken in account.sets.items()}
+    sets = {name: counts._asdict() for name, counts in account.sets.items()}
     metadata = {
         "quarantine": json.dumps(facts | {"sets": sets}, ensure_ascii=False),
         "provenance": json.dumps(provenance),
@@ -200,7 +200,7 @@ def read_quarantine(path: Path) -> Quarantine:
         facts = json.loads(table.schema.metadata[b"quarantine"])
         account = Quarantine(
             facts["stage"],
-            {name: Counts(**taken) for name, taken in facts["sets"].items()},
+            {name: Counts(**counts) for name, counts in facts["sets"].items()},
             tuple(map(_row, table.to_pylist())),
         )
     except FileNotFoundError:
@@ -211,10 +211,10 @@ def read_quarantine(path: Path) -> Quarantine:
         ) from error
     refused = Counter(row.set for row in account.rows)
     for name in {*account.sets, *refused}:
-        taken = account.sets.get(name, Counts(0, 0))
-        if taken.refused != refused[name]:
+        counts = account.sets.get(name, Counts(0, 0))
+        if counts.refused != refused[name]:
             raise InputError(
-                f"{path} does not add up: {name}: read {taken.read}, kept {taken.kept}, rows"
+                f"{path} does not add up: {name}: read {counts.read}, kept {counts.kept}, rows"
                 f" {refused[name]}; run `dvc repro -f`"
             )
     return account
@@ -230,15 +230,15 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 
-def _row(found: dict[str, Any]) -> Row:
-    place = RecordLocation(**{name: found[name] for name in RecordLocation._fields})
+def _row(fields: dict[str, Any]) -> Row:
+    place = RecordLocation(**{name: fields[name] for name in RecordLocation._fields})
     return Row(
         place,
-        found["what"],
-        found["why"],
-        Reason(found["reason"]),
-        found["dataset"],
-        found["modality"],
+        fields["what"],
+        fields["why"],
+        Reason(fields["reason"]),
+        fields["dataset"],
+        fields["modality"],
     )
 
 

@@ -38,23 +38,24 @@ class RefusalLimits(Protocol):
 
 def check_refused(account: Quarantine, limits: RefusalLimits, path: Path, of: str) -> None:
     """Raise RefusedDataError beyond `limits`; `path`: the quarantine table, `of`: what was read."""
-    found = list(_beyond(account, limits))
-    if not found:
+    violations = list(_beyond(account, limits))
+    if not violations:
         return
-    rest = f"; and {len(found) - _SHOWN} more source sets" if len(found) > _SHOWN else ""
+    rest = f"; and {len(violations) - _SHOWN} more source sets" if len(violations) > _SHOWN else ""
     raise RefusedDataError(
-        f"{of}: too much was refused by {account.stage}: {'; '.join(found[:_SHOWN])}{rest}. {path}"
-        " holds every refused record and why (docs/ingest-quality.md): correct the corpus, or, if"
-        " the rest is good, raise the limit in params.yaml and run `dvc repro` again",
+        f"{of}: too much was refused by {account.stage}: {'; '.join(violations[:_SHOWN])}{rest}."
+        f" {path} holds every refused record and why (docs/ingest-quality.md): correct the corpus,"
+        " or, if the rest is good, raise the limit in params.yaml and run `dvc repro` again",
         CorpusFault.TOO_MUCH_REFUSED,
     )
 
 
 def _beyond(account: Quarantine, limits: RefusalLimits) -> Iterable[str]:
     """One message per exceeded limit: the overall one first, then sets by refused records."""
-    others = {name: taken for name, taken in account.sets.items() if name not in limits.sets}
+    others = {name: counts for name, counts in account.sets.items() if name not in limits.sets}
     together = Counts(
-        sum(taken.read for taken in others.values()), sum(taken.kept for taken in others.values())
+        sum(counts.read for counts in others.values()),
+        sum(counts.kept for counts in others.values()),
     )
     if _too_much(together, limits.max_refused_share, limits):
         rows = [row for row in account.rows if row.set in others]
@@ -67,22 +68,22 @@ def _beyond(account: Quarantine, limits: RefusalLimits) -> Iterable[str]:
             f"of {whole} {_said(together, rows)}, quarantine.max_refused_share allows"
             f" {limits.max_refused_share:.1%}"
         )
-    for name, taken in sorted(account.sets.items(), key=lambda each: (-each[1].refused, each[0])):
+    for name, counts in sorted(account.sets.items(), key=lambda each: (-each[1].refused, each[0])):
         own = name in limits.sets
         limit = limits.sets[name] if own else limits.max_refused_share_of_set
         key = f"quarantine.sets.{name}" if own else "quarantine.max_refused_share_of_set"
-        if _too_much(taken, limit, limits):
+        if _too_much(counts, limit, limits):
             yield (
-                f"of {name!r} {_said(taken, [row for row in account.rows if row.set == name])},"
+                f"of {name!r} {_said(counts, [row for row in account.rows if row.set == name])},"
                 f" {key} allows {limit:.1%}"
             )
 
 
-def _too_much(taken: Counts, limit: float, limits: RefusalLimits) -> bool:
-    return taken.refused >= limits.min_refused and taken.share > limit
+def _too_much(counts: Counts, limit: float, limits: RefusalLimits) -> bool:
+    return counts.refused >= limits.min_refused and counts.share > limit
 
 
-def _said(taken: Counts, rows: Iterable[Row]) -> str:
+def _said(counts: Counts, rows: Iterable[Row]) -> str:
     """How much, and for which reasons mostly, the first example of each."""
     listed = list(rows)
     commonest = sorted(
@@ -94,6 +95,6 @@ def _said(taken: Counts, rows: Iterable[Row]) -> str:
         for reason, count in commonest
     )
     return (
-        f"{taken.refused} of {taken.read} records ({taken.share:.1%}) were refused, mostly:"
+        f"{counts.refused} of {counts.read} records ({counts.share:.1%}) were refused, mostly:"
         f" {reasons}"
     )

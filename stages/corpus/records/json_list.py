@@ -70,10 +70,10 @@ def _elements(text: str, lines: bool) -> Iterator[RawRecord]:
     escaped = _SURROGATE.search(text) is not None
     at = _skip(text, 0)
     if not text.startswith("[", at):
-        found, end = decoder.raw_decode(text, at)
+        element, end = decoder.raw_decode(text, at)
         if (rest := _skip(text, end)) < len(text):
             raise json.JSONDecodeError("Extra data", text, rest)
-        raise RefusedRecord(type(found).__name__, "not a JSON list of records", Reason.FILE_FORM)
+        raise RefusedRecord(type(element).__name__, "not a JSON list of records", Reason.FILE_FORM)
     at = _skip(text, at + 1)
     index, line, counted = 0, 1, 0
     more = not text.startswith("]", at)
@@ -105,16 +105,16 @@ def _decoder(odd: list[RefusedRecord]) -> json.JSONDecoder:
 
     def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         # most texts of a corpus stand in it many times: each is kept once
-        found = {
+        fields = {
             intern(key): known.setdefault(value, value) if type(value) is str else value
             for key, value in pairs
         }
-        if len(found) < len(pairs):
+        if len(fields) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
             why = "a duplicate field: remove the wrong one"
             odd.append(RefusedRecord(twice, why, Reason.FIELD_DUPLICATE))
-        return found
+        return fields
 
     def number(digits: str) -> int:
         if len(digits) > _MOST_DIGITS:
@@ -127,11 +127,11 @@ def _decoder(odd: list[RefusedRecord]) -> json.JSONDecoder:
         return int(digits)
 
     def fraction(digits: str) -> float:
-        found = float(digits)
-        if not math.isfinite(found):
+        fields = float(digits)
+        if not math.isfinite(fields):
             odd.append(RefusedRecord(digits, "a number that is too large", Reason.RECORD_VALUE))
             return 0.0
-        return found
+        return fields
 
     def constant(name: str) -> None:
         odd.append(

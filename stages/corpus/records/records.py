@@ -165,9 +165,9 @@ def check_record(raw: object, place: RecordLocation) -> Record:
     """
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
-    given = [key for key in raw if key.startswith("option_")]
-    text = _texts(raw, [*FIELDS, *given])
-    options = tuple([text[field] for field in _options(given)])
+    option_keys = [key for key in raw if key.startswith("option_")]
+    text = _texts(raw, [*FIELDS, *option_keys])
+    options = tuple([text[field] for field in _options(option_keys)])
     if len(set(options)) < len(options):
         raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
     if text["gt_answer"] not in options:
@@ -304,22 +304,22 @@ def _check_text(raw: dict[str, Any], field: str) -> None:
         raise RefusedRecord(value, f"{field} is not a string", Reason.FIELD_TYPE)
     if not value.strip():
         raise RefusedRecord(value, f"{field} is empty", Reason.FIELD_EMPTY)
-    if found := (unfit_name if field in _NAMES else unfit)(value):
-        raise RefusedRecord(value, f"{field} {found.why}", found.reason)
+    if problem := (unfit_name if field in _NAMES else unfit)(value):
+        raise RefusedRecord(value, f"{field} {problem.why}", problem.reason)
 
 
-def _options(given: list[str]) -> tuple[str, ...]:
+def _options(option_keys: list[str]) -> tuple[str, ...]:
     """The fields of the options, in their order."""
-    expected = OPTIONS[: len(given)]
-    if tuple(given) == expected and len(given) > 1:
+    expected = OPTIONS[: len(option_keys)]
+    if tuple(option_keys) == expected and len(option_keys) > 1:
         return expected
-    if extra := sorted(set(given) - set(OPTIONS)):
+    if extra := sorted(set(option_keys) - set(OPTIONS)):
         raise RefusedRecord(extra, "options beyond option_D", Reason.OPTION_EXTRA)
-    if len(given) < 2:
-        raise RefusedRecord(given, "fewer than two options", Reason.OPTION_COUNT)
-    if gaps := [field for field in expected if field not in given]:
+    if len(option_keys) < 2:
+        raise RefusedRecord(option_keys, "fewer than two options", Reason.OPTION_COUNT)
+    if gaps := [field for field in expected if field not in option_keys]:
         raise RefusedRecord(
-            sorted(given), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT
+            sorted(option_keys), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT
         )
     return expected
 
@@ -329,8 +329,8 @@ def _unknown(
 ) -> RefusedRecord:
     """The refusal of a literal that is not in OmniMedVQA's list, with the nearest one that is."""
     slug = nearest(raw[field], literals)
-    meant = f"; did you mean {literals[slug]!r} (slug {slug})?" if slug else ""
-    return RefusedRecord(raw[field], f"unknown {field}{meant}", reason)
+    suggestion = f"; did you mean {literals[slug]!r} (slug {slug})?" if slug else ""
+    return RefusedRecord(raw[field], f"unknown {field}{suggestion}", reason)
 
 
 def _check_image_path(path: str) -> None:

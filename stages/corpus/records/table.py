@@ -67,9 +67,9 @@ class Header:
     @property
     def left_out(self) -> list[str]:
         """The names of the columns that are not taken."""
-        taken = set(self.columns.values())
+        used = set(self.columns.values())
         return [
-            name for number, name in enumerate(self.names) if number not in taken and name.strip()
+            name for number, name in enumerate(self.names) if number not in used and name.strip()
         ]
 
 
@@ -106,13 +106,13 @@ def read_header(text: str) -> Header:
         raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
     header = max(
         (_header(text, delimiter) for delimiter in _DELIMITERS),
-        key=lambda found: len(found.columns),
+        key=lambda present: len(present.columns),
     )
     roles = [role for name in header.names if (role := _role(name))]
-    found = ", ".join(repr(name) for name in header.names)
+    present = ", ".join(repr(name) for name in header.names)
     if twice := sorted({role for role in roles if roles.count(role) > 1}):
         raise RefusedRecord(
-            found, f"two columns mean {_spoken(twice[0])}: take one out", Reason.COLUMN_DUPLICATE
+            present, f"two columns mean {_spoken(twice[0])}: take one out", Reason.COLUMN_DUPLICATE
         )
     missing = [name for name in _REQUIRED if name not in header.columns]
     letters = [letter for letter in LETTERS if letter in header.columns]
@@ -120,14 +120,14 @@ def read_header(text: str) -> Header:
         missing.append("options")
     if missing:
         raise RefusedRecord(
-            found,
+            present,
             f"the first line lacks the column{'s' * (len(missing) > 1)}"
             f" {', '.join(missing)}{_meant(missing, header)}",
             Reason.COLUMN_MISSING,
         )
     if "options" in header.columns and letters:
         raise RefusedRecord(
-            found,
+            present,
             "options are in one column and in several: remove the one or the others",
             Reason.COLUMN_DUPLICATE,
         )
@@ -247,23 +247,25 @@ def _options(row: Mapping[str, str]) -> dict[str, str]:
     """The options of a row under OmniMedVQA's names; empty ones are left out."""
     if "options" in row:
         texts = _split(row["options"].strip())
-        found = {f"option_{chr(ord('A') + number)}": text for number, text in enumerate(texts[:26])}
+        options = {
+            f"option_{chr(ord('A') + number)}": text for number, text in enumerate(texts[:26])
+        }
     else:
-        found = {
+        options = {
             f"option_{role}": text
             for role, text in sorted(row.items())
             if len(role) == 1 and text.strip()
         }
     labels = [
-        match[1].upper() for text in found.values() if (match := _LABELLED.match(text.strip()))
+        match[1].upper() for text in options.values() if (match := _LABELLED.match(text.strip()))
     ]
-    if len(found) > 1 and labels == list(LETTERS[: len(found)]):
+    if len(options) > 1 and labels == list(LETTERS[: len(options)]):
         raise RefusedRecord(
-            list(found.values()),
+            list(options.values()),
             "options begin with their letters, which are added later: write their texts alone",
             Reason.OPTION_LETTERS,
         )
-    return found
+    return options
 
 
 def _split(cell: str) -> list[str]:
@@ -315,16 +317,17 @@ def _literal(cell: str, literals: Mapping[str, str], field: str) -> str:
 
     An empty cell stays, to be refused.
     """
-    given = cell.strip().casefold()
-    if not given:
+    value = cell.strip().casefold()
+    if not value:
         return cell
     for name, literal in literals.items():
-        if given in (name, literal.casefold()):
+        if value in (name, literal.casefold()):
             return literal
-    meant = f"; did you mean {slug}?" if (slug := nearest(given, literals)) else ";"
+    suggestion = f"; did you mean {slug}?" if (slug := nearest(value, literals)) else ";"
     reason = Reason.UNKNOWN_MODALITY if literals is MODALITIES else Reason.UNKNOWN_QUESTION_TYPE
     raise RefusedRecord(
         cell.strip(),
-        f"unknown {field}{meant} allowed: {', '.join(literals)}, or OmniMedVQA's words for them",
+        f"unknown {field}{suggestion} allowed: {', '.join(literals)}, or OmniMedVQA's words for"
+        " them",
         reason,
     )

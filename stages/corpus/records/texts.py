@@ -72,13 +72,15 @@ def decode(content: bytes) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = f"byte 0x{content[error.start]:02x} in line {line}"
+        position = f"byte 0x{content[error.start]:02x} in line {line}"
         if encoding == "utf-16":
             raise RefusedRecord(
-                found, f"UTF-16 text that is damaged or truncated: {remedy}", Reason.FILE_ENCODING
+                position,
+                f"UTF-16 text that is damaged or truncated: {remedy}",
+                Reason.FILE_ENCODING,
             ) from None
         raise RefusedRecord(
-            found, f"not UTF-8 text, perhaps Windows-1252: {remedy}", Reason.FILE_ENCODING
+            position, f"not UTF-8 text, perhaps Windows-1252: {remedy}", Reason.FILE_ENCODING
         ) from None
 
 
@@ -102,15 +104,15 @@ def unfit(text: str) -> Unfit | None:
         return None
     if _SURROGATE.search(text):
         return Unfit("is not Unicode text", Reason.FIELD_ENCODING)
-    if found := _CONTROL.search(text):
-        return _control(found)
-    if found := _DIRECTION.search(text):
-        why = f"holds U+{ord(found[0]):04X}, which changes the direction of writing"
+    if match := _CONTROL.search(text):
+        return _control(match)
+    if match := _DIRECTION.search(text):
+        why = f"holds U+{ord(match[0]):04X}, which changes the direction of writing"
         return Unfit(why, Reason.FIELD_TEXT)
-    if found := _INVISIBLE.search(text):
-        return Unfit(f"holds U+{ord(found[0]):04X}, which cannot be seen", Reason.FIELD_TEXT)
-    if found := _TOKEN.search(text):
-        return Unfit(f"holds {found[0]}, which a model reads as a command", Reason.FIELD_TOKEN)
+    if match := _INVISIBLE.search(text):
+        return Unfit(f"holds U+{ord(match[0]):04X}, which cannot be seen", Reason.FIELD_TEXT)
+    if match := _TOKEN.search(text):
+        return Unfit(f"holds {match[0]}, which a model reads as a command", Reason.FIELD_TOKEN)
     return None
 
 
@@ -118,13 +120,13 @@ def unfit_name(text: str) -> Unfit | None:
     """The same for an id, the name of a data set or a path, which have one line."""
     if why := unfit(text):
         return why
-    if not is_plain(text) and (found := _LINE.search(text)):
-        return _control(found)
+    if not is_plain(text) and (match := _LINE.search(text)):
+        return _control(match)
     return None
 
 
-def _control(found: re.Match[str]) -> Unfit:
-    return Unfit(f"holds the control character U+{ord(found[0]):04X}", Reason.FIELD_TEXT)
+def _control(match: re.Match[str]) -> Unfit:
+    return Unfit(f"holds the control character U+{ord(match[0]):04X}", Reason.FIELD_TEXT)
 
 
 def is_unicode(text: str) -> bool:

@@ -25,7 +25,7 @@ from PIL import ExifTags, Image
 from stages.core.outputs import atomic_file
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.sample.phantoms import (
-    ASKED_TYPE,
+    QUESTION_TYPE_OF,
     LETTERS,
     Phantom,
     askable,
@@ -165,7 +165,7 @@ def _questions(
             {
                 "dataset": dataset,
                 "question_id": f"{dataset}_{number:05d}",
-                "question_type": ASKED_TYPE[asked],
+                "question_type": QUESTION_TYPE_OF[asked],
                 "question": str(rng.choice(WORDINGS[asked])),
                 "gt_answer": phantom.answer(asked),
                 "image_path": path,

@@ -1,21 +1,23 @@
-"""Synthetic phantoms whose facts are all visible, and the questions about them.
+"""Synthetic phantoms whose attributes are all visible, and questions about them.
 
-A phantom is a drawing in the style of one imaging modality with zero to four lesions. What a
-question may ask for is what was drawn: the modality is the look of the whole image, the anatomy its
-outline, the disease the lesions' shape, the grade their size, and count and side their number and
-place. `draw` needs numpy and Pillow only, and gives the same pixels for the same generator state.
+A phantom is a drawing in the style of one imaging modality with zero to four lesions. Its
+attributes are what questions ask for: modality is the look of the whole image, anatomy the outline,
+disease the shape of the lesions, grade their size, count and side their number and place. `draw`
+needs numpy and Pillow only, and gives the same pixels for the same generator state.
 
-Two thirds of the questions can be answered from the image only (diagnosis, grade, count, side:
-every option is gold equally often). The rest share OmniMedVQA's bias on purpose: their wrong
-options come mostly from words that are never the answer, so a reader who has only seen the text can
-learn to answer them.
+Two thirds of the questions can be answered from the image only (disease, grade, count, side: every
+option is gold equally often). The rest share OmniMedVQA's bias on purpose: most of their wrong
+options are never the answer, so that a reader who sees only the text can learn to answer them.
+
+The order of random draws and all strings decide the bytes of the embedded corpus.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, product
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -28,21 +30,22 @@ SIDES: Final = ("Left", "Right")
 COUNTS: Final = ("One", "Two", "Three", "Four")
 LETTERS: Final = "ABCD"
 
+Rgb = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Style:
-    """How one modality looks and what it calls things.
-
-    `name` is the answer to "which modality"; `anatomies` the two outlines it has; `diseases` the
-    name of each lesion shape, in the order of `SHAPES`; `lesion` the RGB of a lesion's body and
-    `rim` of its edge.
-    """
+    """Appearance and vocabulary of one modality."""
 
     name: str
+    """The answer to "which modality"."""
     anatomies: tuple[str, str]
     diseases: tuple[str, str, str]
-    lesion: tuple[int, int, int]
-    rim: tuple[int, int, int]
+    """Name of each lesion shape, in the order of `SHAPES`."""
+    lesion: Rgb
+    """Colour of a lesion's body."""
+    rim: Rgb
+    """Colour of its edge."""
 
 
 STYLES: Final[dict[str, Style]] = {
@@ -109,7 +112,7 @@ NEVER_GOLD: Final[dict[str, tuple[str, ...]]] = {
         "Ankle",
     ),
 }
-"""Options that are offered but never right, as most of OmniMedVQA's distractors are."""
+"""Distractors that are never right, as most of OmniMedVQA's."""
 
 QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "modality": (
@@ -135,9 +138,9 @@ QUESTIONS: Final[dict[str, tuple[str, ...]]] = {
     "count": ("How many lesions are visible?", "What is the number of lesions in this image?"),
     "side": ("On which side of the image is the lesion?", "Which half of the picture is affected?"),
 }
-"""What is asked for -> its wordings."""
+"""Attribute -> wordings of the question for it."""
 
-ASKED_TYPE: Final[dict[str, str]] = {
+QUESTION_TYPE_OF: Final[dict[str, str]] = {
     "modality": "Modality Recognition",
     "anatomy": "Anatomy Identification",
     "disease": "Disease Diagnosis",
@@ -145,15 +148,22 @@ ASKED_TYPE: Final[dict[str, str]] = {
     "count": "Other Biological Attributes",
     "side": "Other Biological Attributes",
 }
-"""What is asked for -> OmniMedVQA's `question_type` literal."""
+"""Attribute -> OmniMedVQA's `question_type` literal."""
 
 VISUAL: Final = frozenset({"disease", "grade", "count", "side"})
-"""What only the image tells: options of these questions are gold equally often."""
+"""Attributes that only the image reveals: every option is gold equally often."""
+
+
+_EVERY_PHANTOM: Final = ("modality", "anatomy", "disease")
+"""Attributes of normal phantoms, too; the others need a lesion."""
+
+_FIXED_OPTIONS: Final = {"grade": GRADES, "side": SIDES, "count": COUNTS}
+"""Attribute -> the options of each of its questions."""
 
 
 @dataclass(frozen=True)
 class Phantom:
-    """What is in one image. A normal phantom has `shape`, `grade` and `side` None and `count` 0."""
+    """Attributes of one image. Without lesions, `shape`, `grade`, `side` are None and `count` 0."""
 
     modality: str
     anatomy: str
@@ -163,19 +173,19 @@ class Phantom:
     count: int
 
     @property
+    def attributes(self) -> list[str]:
+        """The keys of `QUESTIONS` that have an answer for this phantom."""
+        return [each for each in QUESTIONS if self.shape or each in _EVERY_PHANTOM]
+
+    @property
     def disease(self) -> str:
         """The name its modality gives the lesion shape, or "Normal"."""
-        return (
-            NORMAL
-            if self.shape is None
-            else STYLES[self.modality].diseases[SHAPES.index(self.shape)]
-        )
+        if self.shape is None:
+            return NORMAL
+        return STYLES[self.modality].diseases[SHAPES.index(self.shape)]
 
-    def answer(self, asked: str) -> str:
-        """The gold option text for a key of `QUESTIONS`.
-
-        KeyError if it does not apply to this phantom.
-        """
+    def answer(self, attribute: str) -> str:
+        """The gold option text for one of `attributes`; KeyError for any other."""
         answers = {
             "modality": STYLES[self.modality].name,
             "anatomy": self.anatomy,
@@ -183,20 +193,17 @@ class Phantom:
         }
         if self.grade is not None and self.side is not None:
             answers |= {"grade": self.grade, "count": COUNTS[self.count - 1], "side": self.side}
-        return answers[asked]
+        return answers[attribute]
 
     def describe(self) -> str:
-        """Everything drawn, in one line: "CT Chest Nodule Mild Two Left"."""
-        asked = ("modality", "anatomy", "disease") + (
-            ("grade", "count", "side") if self.shape else ()
-        )
-        return " ".join(self.answer(item) for item in asked)
+        """All answers in one line: "CT Chest Nodule Mild Two Left"."""
+        return " ".join(self.answer(attribute) for attribute in self.attributes)
 
 
 def sample_phantom(
     rng: np.random.Generator, modality: str | None = None, anatomy: str | None = None
 ) -> Phantom:
-    """Draw a phantom's facts: one in ten is normal, everything else uniform."""
+    """Draw a phantom's attributes: one in ten is normal, everything else uniform."""
     modality = modality or str(rng.choice(list(MODALITIES)))
     anatomy = anatomy or str(rng.choice(STYLES[modality].anatomies))
     if rng.random() < 0.1:
@@ -204,60 +211,57 @@ def sample_phantom(
     return Phantom(
         modality,
         anatomy,
-        str(rng.choice(SHAPES)),
-        str(rng.choice(GRADES)),
-        str(rng.choice(SIDES)),
-        int(rng.integers(1, 5)),
+        shape=str(rng.choice(SHAPES)),
+        grade=str(rng.choice(GRADES)),
+        side=str(rng.choice(SIDES)),
+        count=int(rng.integers(1, 5)),
     )
 
 
-# --- questions
+# --- options
 # --------------------------------------------------------------------------------------------------
 
 
 def options_for(
-    phantom: Phantom, asked: str, rng: np.random.Generator, *, biased: bool = True
+    phantom: Phantom, attribute: str, rng: np.random.Generator, *, biased: bool = True
 ) -> list[str]:
     """Two to four distinct option texts in random order, the answer among them.
 
-    With `biased`, three quarters of the wrong options of modality and anatomy questions are words
-    that are never gold; without, they are other modalities and anatomies only (what the embedded
-    base is trained on).
+    With `biased`, three quarters of the wrong options of modality and anatomy questions are never
+    gold; without, they are other modalities and anatomies only (for training the embedded base).
     """
-    gold = phantom.answer(asked)
-    style = STYLES[phantom.modality]
-    if asked == "grade":
-        wrong, size = list(GRADES), 3
-    elif asked == "side":
-        wrong, size = list(SIDES), 2
-    elif asked == "count":
-        wrong, size = list(COUNTS), 4
-    elif asked == "disease":
-        # a quarter are asked without the normal option, so that three-option questions exist
-        wrong = list(style.diseases) + ([NORMAL] if gold == NORMAL or rng.random() < 0.75 else [])
-        size = len(wrong)
+    gold = phantom.answer(attribute)
+    if attribute in _FIXED_OPTIONS:
+        candidates = list(_FIXED_OPTIONS[attribute])
+        size = len(candidates)
+    elif attribute == "disease":
+        candidates = list(STYLES[phantom.modality].diseases)
+        # a quarter come without the normal option, so that three-option questions exist
+        if gold == NORMAL or rng.random() < 0.75:
+            candidates.append(NORMAL)
+        size = len(candidates)
     else:
-        names = (
-            [s.name for s in STYLES.values()]
-            if asked == "modality"
-            else list(chain.from_iterable(style.anatomies for style in STYLES.values()))
-        )
-        names = sorted(set(names) - {gold})
         size = int(rng.choice([2, 3, 4], p=[0.15, 0.15, 0.7]))
-        decoys = NEVER_GOLD[asked]
-        wrong = [
-            str(rng.choice(decoys if biased and rng.random() < 0.75 else names)) for _ in range(12)
-        ]
-    wrong = list(dict.fromkeys(option for option in wrong if option != gold))
+        candidates = _distractors(attribute, gold, rng, biased=biased)
+    wrong = [text for text in dict.fromkeys(candidates) if text != gold]
     options = [gold, *(wrong[i] for i in rng.permutation(len(wrong))[: size - 1])]
     return [options[i] for i in rng.permutation(len(options))]
 
 
-def askable(phantom: Phantom) -> list[str]:
-    """The keys of `QUESTIONS` that have an answer for this phantom."""
-    return [
-        asked for asked in QUESTIONS if phantom.shape or asked in ("modality", "anatomy", "disease")
-    ]
+def _distractors(attribute: str, gold: str, rng: np.random.Generator, *, biased: bool) -> list[str]:
+    """Twelve wrong options of a modality or anatomy question, with repetitions."""
+    styles = STYLES.values()
+    if attribute == "modality":
+        names = {style.name for style in styles}
+    else:
+        names = set(chain.from_iterable(style.anatomies for style in styles))
+    sometimes_gold = sorted(names - {gold})
+    never_gold = NEVER_GOLD[attribute]
+    wrong = []
+    for _ in range(12):
+        pool = never_gold if biased and rng.random() < 0.75 else sometimes_gold
+        wrong.append(str(rng.choice(pool)))
+    return wrong
 
 
 # --- images
@@ -267,269 +271,248 @@ def askable(phantom: Phantom) -> list[str]:
 def draw(phantom: Phantom, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """Draw a phantom as an RGB image of (width, height) pixels, each at least 64."""
     width, height = size
-    canvas = _BACKGROUNDS[phantom.modality](phantom, width, height, rng)
+    image = _BACKGROUNDS[phantom.modality](phantom.anatomy, size, rng)
     if phantom.shape:
-        _lesions(canvas, phantom, rng)
-    blurred = canvas.filter(ImageFilter.GaussianBlur(0.5 + 0.4 * float(rng.random())))
+        _draw_lesions(image, phantom, rng)
+    blurred = image.filter(ImageFilter.GaussianBlur(0.5 + 0.4 * float(rng.random())))
     pixels = np.asarray(blurred, dtype=np.float64)
-    gain, offset = 1 + 0.08 * rng.standard_normal(), 5 * rng.standard_normal()
+    gain = 1 + 0.08 * rng.standard_normal()
+    offset = 5 * rng.standard_normal()
     if phantom.modality == "ultrasound":  # speckle multiplies, noise adds
         pixels = pixels * (0.55 + 0.6 * rng.random((height, width, 1)))
     pixels = gain * pixels + offset + 4 * rng.standard_normal((height, width, 1))
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
-def _lesions(canvas: Image.Image, phantom: Phantom, rng: np.random.Generator) -> None:
-    """Paint `count` non-overlapping lesions of one shape and size into one half of the canvas."""
-    width, height = canvas.size
-    style, pen = STYLES[phantom.modality], ImageDraw.Draw(canvas)
-    grade = GRADES.index(phantom.grade or "")
-    # radii in units of the axes, so that a lesion in a portrait image is round again after the
-    # resize to a square
-    radius = (0.045, 0.078, 0.112)[grade] * (1 + 0.08 * (2 * float(rng.random()) - 1))
-    # a column of cells: with four severe lesions a half is nearly full, so places are cells with
-    # jitter, not free draws
-    cells = [(x, y) for y, x in product((0.20, 0.40, 0.60, 0.80), (0.18, 0.36))]
-    if radius > 0.09:
-        cells = [(0.16, 0.17), (0.34, 0.39), (0.16, 0.61), (0.34, 0.83)]
+# Centres of lesions on the left half, in fractions of (width, height). Four severe lesions nearly
+# fill a half, so places are cells with jitter: free draws would overlap.
+_CELLS: Final = tuple((x, y) for y, x in product((0.20, 0.40, 0.60, 0.80), (0.18, 0.36)))
+_CELLS_OF_SEVERE: Final = ((0.16, 0.17), (0.34, 0.39), (0.16, 0.61), (0.34, 0.83))
+
+_RADII: Final = (0.045, 0.078, 0.112)
+"""By grade, in fractions of width and height: round again after the resize to a square."""
+
+
+class _Spot(NamedTuple):
+    """Centre and radii of a lesion, in pixels."""
+
+    x: float
+    y: float
+    rx: float
+    ry: float
+
+    def box(self, scale: float = 1.0) -> tuple[float, float, float, float]:
+        """Bounding box of the ellipse with its radii times `scale`."""
+        dx = scale * self.rx
+        dy = scale * self.ry
+        return self.x - dx, self.y - dy, self.x + dx, self.y + dy
+
+    def star(self, turn: float, scale: float = 1.0) -> list[tuple[float, float]]:
+        """Corners of a star with seven points, turned by `turn` radians."""
+        corners = []
+        for corner, angle in enumerate(turn + np.arange(14) * np.pi / 7):
+            reach = 1.15 if corner % 2 == 0 else 0.45
+            x = self.x + scale * self.rx * reach * np.cos(angle)
+            y = self.y + scale * self.ry * reach * np.sin(angle)
+            corners.append((x, y))
+        return corners
+
+
+def _draw_lesions(image: Image.Image, phantom: Phantom, rng: np.random.Generator) -> None:
+    """Paint `count` non-overlapping lesions of one shape and size into one half of the image."""
+    width, height = image.size
+    pen = ImageDraw.Draw(image)
+    radius = _RADII[GRADES.index(phantom.grade or "")] * (1 + 0.08 * _jitter(rng))
+    cells = _CELLS_OF_SEVERE if radius > 0.09 else _CELLS
     chosen = rng.permutation(len(cells))[: phantom.count]
     for index in sorted(int(i) for i in chosen):
-        x, y = cells[index]
-        x, y = x + 0.02 * (2 * float(rng.random()) - 1), y + 0.015 * (2 * float(rng.random()) - 1)
-        x = x if phantom.side == "Left" else 1 - x
-        _lesion(
-            pen,
-            phantom.shape or "",
-            x * width,
-            y * height,
-            radius * width,
-            radius * height,
-            style,
-            rng,
-        )
+        cell_x, cell_y = cells[index]
+        x = cell_x + 0.02 * _jitter(rng)
+        y = cell_y + 0.015 * _jitter(rng)
+        if phantom.side == "Right":
+            x = 1 - x
+        spot = _Spot(x * width, y * height, radius * width, radius * height)
+        _draw_lesion(pen, phantom.shape or "", spot, STYLES[phantom.modality], rng)
 
 
-def _lesion(
-    pen: ImageDraw.ImageDraw,
-    shape: str,
-    x: float,
-    y: float,
-    rx: float,
-    ry: float,
-    style: Style,
-    rng: np.random.Generator,
+def _draw_lesion(
+    pen: ImageDraw.ImageDraw, shape: str, spot: _Spot, style: Style, rng: np.random.Generator
 ) -> None:
-    box = (x - rx, y - ry, x + rx, y + ry)
-    if shape == "solid":
-        pen.ellipse(box, fill=style.lesion)
-    elif shape == "ring":
-        pen.ellipse(box, fill=style.lesion)
-        pen.ellipse((x - 0.62 * rx, y - 0.62 * ry, x + 0.62 * rx, y + 0.62 * ry), fill=style.rim)
-    else:
+    if shape == "star":
         turn = float(rng.random()) * np.pi
-        angles = turn + np.arange(14) * np.pi / 7
-        reach = np.where(np.arange(14) % 2 == 0, 1.15, 0.45)
-        pen.polygon(
-            [
-                (x + rx * r * np.cos(a), y + ry * r * np.sin(a))
-                for a, r in zip(angles, reach, strict=True)
-            ],
-            fill=style.rim,
-        )
-        pen.polygon(
-            [
-                (x + 0.55 * rx * r * np.cos(a), y + 0.55 * ry * r * np.sin(a))
-                for a, r in zip(angles, reach, strict=True)
-            ],
-            fill=style.lesion,
-        )
+        pen.polygon(spot.star(turn), fill=style.rim)
+        pen.polygon(spot.star(turn, 0.55), fill=style.lesion)
+        return
+    pen.ellipse(spot.box(), fill=style.lesion)
+    if shape == "ring":
+        pen.ellipse(spot.box(0.62), fill=style.rim)
 
 
-def _blank(
-    width: int, height: int, colour: tuple[int, int, int]
-) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    canvas = Image.new("RGB", (width, height), colour)
-    return canvas, ImageDraw.Draw(canvas)
+def _jitter(rng: np.random.Generator) -> float:
+    """Uniform in [-1, 1)."""
+    return 2 * float(rng.random()) - 1
 
 
-def _grey(level: float) -> tuple[int, int, int]:
-    value = round(level)
-    return value, value, value
+# --- backgrounds
+# --------------------------------------------------------------------------------------------------
 
 
-def _box(
-    width: int, height: int, x0: float, y0: float, x1: float, y1: float
-) -> tuple[float, float, float, float]:
-    """A box in fractions of the canvas, in pixels."""
-    return x0 * width, y0 * height, x1 * width, y1 * height
+class _Canvas:
+    """An RGB image to draw on with boxes (x0, y0, x1, y1) in fractions of its width and height."""
+
+    def __init__(self, size: tuple[int, int], color: Rgb) -> None:
+        self.width, self.height = size
+        self.image = Image.new("RGB", size, color)
+        self.pen = ImageDraw.Draw(self.image)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
+        """A box in pixels."""
+        return x0 * self.width, y0 * self.height, x1 * self.width, y1 * self.height
+
+    def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb) -> None:
+        self.pen.ellipse(self.box(x0, y0, x1, y1), fill=fill)
+
+    def line(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb, width: int) -> None:
+        self.pen.line(self.box(x0, y0, x1, y1), fill=fill, width=width)
+
+    def rounded(self, x0: float, y0: float, x1: float, y1: float, fill: Rgb, radius: int) -> None:
+        self.pen.rounded_rectangle(self.box(x0, y0, x1, y1), radius=radius, fill=fill)
 
 
-def _ct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """CT: a body on black, bright bony ring, grey inside.
+def _grey(level: int) -> Rgb:
+    return level, level, level
 
-    Dark lungs in a chest, a spine in an abdomen.
-    """
-    canvas, pen = _blank(width, height, (0, 0, 0))
+
+def _ct(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """CT: bright bony ring on black, grey inside; dark lungs (chest) or a spine (abdomen)."""
+    canvas = _Canvas(size, _grey(0))
     wobble = 0.02 * float(rng.random())
-    pen.ellipse(_box(width, height, 0.02 + wobble, 0.05, 0.98 - wobble, 0.95), fill=_grey(190))
-    pen.ellipse(_box(width, height, 0.06 + wobble, 0.10, 0.94 - wobble, 0.90), fill=_grey(105))
-    if phantom.anatomy == "Chest":
-        pen.ellipse(_box(width, height, 0.12, 0.18, 0.46, 0.82), fill=_grey(45))
-        pen.ellipse(_box(width, height, 0.54, 0.18, 0.88, 0.82), fill=_grey(45))
+    canvas.ellipse(0.02 + wobble, 0.05, 0.98 - wobble, 0.95, fill=_grey(190))
+    canvas.ellipse(0.06 + wobble, 0.10, 0.94 - wobble, 0.90, fill=_grey(105))
+    if anatomy == "Chest":
+        canvas.ellipse(0.12, 0.18, 0.46, 0.82, fill=_grey(45))
+        canvas.ellipse(0.54, 0.18, 0.88, 0.82, fill=_grey(45))
     else:
-        pen.ellipse(_box(width, height, 0.44, 0.64, 0.56, 0.80), fill=_grey(220))
-    return canvas
+        canvas.ellipse(0.44, 0.64, 0.56, 0.80, fill=_grey(220))
+    return canvas.image
 
 
-def _mri(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """MRI: soft grey on black, lateral field gradient.
-
-    Brain with two ventricles, knee with a joint gap.
-    """
-    canvas, pen = _blank(width, height, (8, 8, 8))
-    if phantom.anatomy == "Brain":
-        pen.ellipse(_box(width, height, 0.08, 0.03, 0.92, 0.97), fill=_grey(215))
-        pen.ellipse(_box(width, height, 0.12, 0.07, 0.88, 0.93), fill=_grey(120))
-        pen.ellipse(_box(width, height, 0.44, 0.32, 0.49, 0.62), fill=_grey(25))
-        pen.ellipse(_box(width, height, 0.51, 0.32, 0.56, 0.62), fill=_grey(25))
+def _mri(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """MRI: brain with two ventricles or knee with a joint gap, under a lateral field gradient."""
+    canvas = _Canvas(size, _grey(8))
+    if anatomy == "Brain":
+        canvas.ellipse(0.08, 0.03, 0.92, 0.97, fill=_grey(215))
+        canvas.ellipse(0.12, 0.07, 0.88, 0.93, fill=_grey(120))
+        canvas.ellipse(0.44, 0.32, 0.49, 0.62, fill=_grey(25))
+        canvas.ellipse(0.51, 0.32, 0.56, 0.62, fill=_grey(25))
     else:
-        pen.rounded_rectangle(
-            _box(width, height, 0.10, 0.0, 0.90, 0.46), radius=width // 8, fill=_grey(135)
-        )
-        pen.rounded_rectangle(
-            _box(width, height, 0.10, 0.54, 0.90, 1.0), radius=width // 8, fill=_grey(135)
-        )
-    field = np.linspace(0.6, 1.1, width)[None, :, None]
-    field = field if rng.random() < 0.5 else field[:, ::-1]
-    return Image.fromarray(
-        np.clip(np.asarray(canvas, dtype=np.float64) * field, 0, 255).astype(np.uint8)
-    )
+        radius = canvas.width // 8
+        canvas.rounded(0.10, 0.0, 0.90, 0.46, fill=_grey(135), radius=radius)
+        canvas.rounded(0.10, 0.54, 0.90, 1.0, fill=_grey(135), radius=radius)
+    field = np.linspace(0.6, 1.1, canvas.width)
+    if rng.random() >= 0.5:
+        field = field[::-1]
+    pixels = np.asarray(canvas.image, dtype=np.float64) * field[None, :, None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _xray(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A shadow image, bright all over; a chest has rib stripes and a heart, a hand five rays."""
-    canvas, pen = _blank(width, height, _grey(60))
+def _xray(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """X-ray: grey all over; chest with spine and ribs, or hand with five rays."""
+    canvas = _Canvas(size, _grey(60))
     shift = 0.02 * float(rng.random())
-    if phantom.anatomy == "Chest":
-        pen.rectangle(_box(width, height, 0.46, 0.0, 0.54, 1.0), fill=_grey(205))
+    if anatomy == "Chest":
+        canvas.pen.rectangle(canvas.box(0.46, 0.0, 0.54, 1.0), fill=_grey(205))
+        thickness = max(2, canvas.height // 45)
         for rib in range(6):
             y = 0.08 + 0.15 * rib + shift
-            pen.arc(
-                _box(width, height, 0.03, y, 0.97, y + 0.16),
-                180,
-                360,
-                fill=_grey(150),
-                width=max(2, height // 45),
-            )
+            box = canvas.box(0.03, y, 0.97, y + 0.16)
+            canvas.pen.arc(box, 180, 360, fill=_grey(150), width=thickness)
     else:
-        pen.ellipse(_box(width, height, 0.25, 0.60, 0.75, 1.05), fill=_grey(170))
+        canvas.ellipse(0.25, 0.60, 0.75, 1.05, fill=_grey(170))
+        thickness = max(3, canvas.width // 18)
         for ray in range(5):
             x = 0.08 + 0.19 * ray + shift
-            pen.line(
-                _box(width, height, x + 0.03, 0.05, 0.35 + 0.075 * ray, 0.75),
-                fill=_grey(170),
-                width=max(3, width // 18),
-            )
-    return canvas
+            canvas.line(x + 0.03, 0.05, 0.35 + 0.075 * ray, 0.75, fill=_grey(170), width=thickness)
+    return canvas.image
 
 
-def _ultrasound(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """A fan of echoes on black; a breast shows layers, a thyroid two lobes.
+def _ultrasound(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Ultrasound: fan of echoes on black; layers (breast) or two lobes (thyroid).
 
-    The speckle is put on by `draw`.
+    `draw` adds the speckle.
     """
-    canvas, pen = _blank(width, height, (0, 0, 0))
-    pen.pieslice(_box(width, height, -0.35, -0.75, 1.35, 0.98), 30, 150, fill=_grey(95))
-    if phantom.anatomy == "Breast":
+    canvas = _Canvas(size, _grey(0))
+    canvas.pen.pieslice(canvas.box(-0.35, -0.75, 1.35, 0.98), 30, 150, fill=_grey(95))
+    if anatomy == "Breast":
+        thickness = max(2, canvas.height // 40)
         for layer in (0.25, 0.5, 0.75):
             y = layer + 0.03 * float(rng.random())
-            pen.arc(
-                _box(width, height, -0.2, y - 0.4, 1.2, y),
-                40,
-                140,
-                fill=_grey(150),
-                width=max(2, height // 40),
-            )
+            box = canvas.box(-0.2, y - 0.4, 1.2, y)
+            canvas.pen.arc(box, 40, 140, fill=_grey(150), width=thickness)
     else:
-        pen.ellipse(_box(width, height, 0.22, 0.30, 0.48, 0.70), fill=_grey(55))
-        pen.ellipse(_box(width, height, 0.52, 0.30, 0.78, 0.70), fill=_grey(55))
-    return canvas
+        canvas.ellipse(0.22, 0.30, 0.48, 0.70, fill=_grey(55))
+        canvas.ellipse(0.52, 0.30, 0.78, 0.70, fill=_grey(55))
+    return canvas.image
 
 
-def _dermoscopy(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Pink skin with hairs, or a pale nail plate on darker skin."""
-    canvas, pen = _blank(width, height, (226, 170, 150))
-    if phantom.anatomy == "Nail":
-        pen.rectangle(_box(width, height, 0.0, 0.0, 1.0, 1.0), fill=(190, 120, 105))
-        pen.rounded_rectangle(
-            _box(width, height, 0.08, 0.06, 0.92, 1.1), radius=width // 4, fill=(240, 205, 195)
-        )
+def _dermoscopy(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Dermoscopy: pink skin or a pale nail plate on darker skin, crossed by hairs."""
+    if anatomy == "Nail":
+        canvas = _Canvas(size, (190, 120, 105))
+        canvas.rounded(0.08, 0.06, 0.92, 1.1, fill=(240, 205, 195), radius=canvas.width // 4)
+    else:
+        canvas = _Canvas(size, (226, 170, 150))
     for _ in range(5):
-        x0, x1 = (float(v) for v in rng.random(2))
-        pen.line(
-            _box(width, height, x0, 0.0, x1, 1.0), fill=(120, 80, 70), width=max(1, width // 130)
-        )
-    return canvas
+        x0, x1 = (float(x) for x in rng.random(2))
+        canvas.line(x0, 0.0, x1, 1.0, fill=(120, 80, 70), width=max(1, canvas.width // 130))
+    return canvas.image
 
 
-def _fundus(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Fundus: an orange disc with vessels.
-
-    Bright optic disc (retina view) or dark spot (macula view).
-    """
-    canvas, pen = _blank(width, height, (0, 0, 0))
-    pen.ellipse(_box(width, height, 0.0, 0.0, 1.0, 1.0), fill=(200, 85, 35))
+def _fundus(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Fundus: orange disc with vessels; bright optic disc (retina) or dark spot (macula)."""
+    canvas = _Canvas(size, _grey(0))
+    canvas.ellipse(0.0, 0.0, 1.0, 1.0, fill=(200, 85, 35))
+    thickness = max(1, canvas.width // 80)
     for vessel in range(4):
         bend = 0.15 + 0.2 * vessel + 0.05 * float(rng.random())
-        pen.arc(
-            _box(width, height, 0.1, bend, 1.5, bend + 0.5),
-            150,
-            250,
-            fill=(140, 30, 20),
-            width=max(1, width // 80),
-        )
-    if phantom.anatomy == "Retina":
-        pen.ellipse(_box(width, height, 0.42, 0.40, 0.58, 0.60), fill=(255, 225, 150))
-    else:
-        pen.ellipse(_box(width, height, 0.42, 0.40, 0.58, 0.60), fill=(110, 30, 15))
-    return canvas
+        box = canvas.box(0.1, bend, 1.5, bend + 0.5)
+        canvas.pen.arc(box, 150, 250, fill=(140, 30, 20), width=thickness)
+    centre = (255, 225, 150) if anatomy == "Retina" else (110, 30, 15)
+    canvas.ellipse(0.42, 0.40, 0.58, 0.60, fill=centre)
+    return canvas.image
 
 
-def _oct(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Horizontal retinal layers; the macula dips gently, the nerve head is a deep cup."""
+def _oct(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """OCT: horizontal retinal layers below a gentle dip (macula) or a deep cup (nerve head)."""
+    width, height = size
+    depth, spread = (0.08, 0.16) if anatomy == "Macula" else (0.34, 0.10)
     x = np.arange(width) / width
     y = np.arange(height)[:, None] / height
-    depth, spread = (0.08, 0.16) if phantom.anatomy == "Macula" else (0.34, 0.10)
     surface = 0.22 + 0.02 * float(rng.random()) + depth * np.exp(-(((x - 0.5) / spread) ** 2))
     below = y - surface[None, :]
-    bands = np.where(np.floor(below / 0.09) % 2 == 0, 120.0, 70.0)
-    level = np.where(below < 0, 12.0, np.where(below < 0.55, bands, 35.0))
-    return Image.fromarray(np.repeat(np.rint(level).astype(np.uint8)[:, :, None], 3, axis=2))
+    layers = np.where(np.floor(below / 0.09) % 2 == 0, 120.0, 70.0)
+    tissue = np.where(below < 0.55, layers, 35.0)
+    levels = np.where(below < 0, 12.0, tissue).astype(np.uint8)
+    return Image.fromarray(np.repeat(levels[:, :, None], 3, axis=2))
 
 
-def _microscopy(phantom: Phantom, width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Microscopy: stained cells on white.
-
-    Round pink cells (blood), lilac tissue with tubules (colon).
-    """
-    canvas, pen = _blank(
-        width, height, (244, 238, 242) if phantom.anatomy == "Blood" else (214, 184, 220)
-    )
+def _microscopy(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """Microscopy: round pink cells on white (blood) or tubules in lilac tissue (colon)."""
+    if anatomy == "Blood":
+        canvas = _Canvas(size, (244, 238, 242))
+        rx, ry, color = 0.035, 0.035, (236, 176, 186)
+    else:
+        canvas = _Canvas(size, (214, 184, 220))
+        rx, ry, color = 0.02, 0.07, (188, 140, 200)
     for _ in range(22):
-        x, y = (float(v) for v in rng.random(2))
-        if phantom.anatomy == "Blood":
-            pen.ellipse(
-                _box(width, height, x - 0.035, y - 0.035, x + 0.035, y + 0.035),
-                fill=(236, 176, 186),
-            )
-        else:
-            pen.ellipse(
-                _box(width, height, x - 0.02, y - 0.07, x + 0.02, y + 0.07), fill=(188, 140, 200)
-            )
-    return canvas
+        x, y = (float(coordinate) for coordinate in rng.random(2))
+        canvas.ellipse(x - rx, y - ry, x + rx, y + ry, fill=color)
+    return canvas.image
 
 
-_BACKGROUNDS = {
+_BACKGROUNDS: Final[
+    dict[str, Callable[[str, tuple[int, int], np.random.Generator], Image.Image]]
+] = {
     "ct": _ct,
     "mri": _mri,
     "x-ray": _xray,

@@ -230,8 +230,8 @@ def judge_corpus(
         "extreme_aspect_images": expectations.extreme_aspect(images),
         "duplicate_images": expectations.duplicates(images),
     }
-    found = tuple(_judge(name, measured[name], rules[name]) for name in CORPUS_TESTS)
-    return Results(found, expectations.statistics(records, images, size))
+    results = tuple(_judge(name, measured[name], rules[name]) for name in CORPUS_TESTS)
+    return Results(results, expectations.statistics(records, images, size))
 
 
 def write_results(path: Path, results: Results, provenance: Mapping[str, Any]) -> None:
@@ -277,15 +277,15 @@ def stop_on_errors(results: Results, path: Path) -> None:
     failed = [each for each in results.tests if each.stops]
     if not failed:
         return
-    said = "; ".join(
+    summary = "; ".join(
         f"{describe(each)}{f', as {each.examples[0]}' if each.examples else ''}:"
         f" {TESTS[each.test].remedy}"
         for each in failed
     )
     raise RefusedDataError(
-        f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {said}. {path} holds all"
-        " results (docs/ingest-quality.md); to go on all the same, unless single records are at"
-        " fault: another limit, or the severity warning, in data_tests of params.yaml",
+        f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {summary}. {path} holds"
+        " all results (docs/ingest-quality.md); to go on all the same, unless single records are"
+        " at fault: another limit, or the severity warning, in data_tests of params.yaml",
         CorpusFault.DATA_TEST,
     )
 

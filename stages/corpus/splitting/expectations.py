@@ -80,7 +80,7 @@ def refused_for(reading: Reading, reasons: Iterable[Reason]) -> Measured:
 
 def lacking_facts(records: Sequence[Record]) -> Measured:
     """Records whose image metadata (from stage resize) is missing or malformed."""
-    found = []
+    violations = []
     for record in records:
         wrong = [name for name, is_good in _FACTS.items() if not is_good(record.fields.get(name))]
         if wrong:
@@ -89,18 +89,18 @@ def lacking_facts(records: Sequence[Record]) -> Measured:
                 if wrong[0] not in record.fields
                 else f"{wrong[0]} is {record.fields[wrong[0]]!r}"
             )
-            found.append(f"{record.place}: {what}")
-    return _offending(found, len(records))
+            violations.append(f"{record.place}: {what}")
+    return _offending(violations, len(records))
 
 
 def strays(records: Sequence[Record], file_of: Mapping[str, str]) -> Measured:
     """Records filed under another modality than their own; `file_of`: modality -> file."""
-    found = [
+    violations = [
         f"{record.place}: {record.modality}"
         for record in records
         if record.place.file != file_of[record.modality]
     ]
-    return _offending(found, len(records))
+    return _offending(violations, len(records))
 
 
 # --- questions
@@ -110,14 +110,14 @@ def strays(records: Sequence[Record], file_of: Mapping[str, str]) -> Measured:
 def repeated_questions(records: Sequence[Record]) -> Measured:
     """Share of questions that repeat another: same words, options in any order, same image."""
     first: dict[tuple[Any, ...], Record] = {}
-    found = []
+    violations = []
     for record in records:
         known = first.setdefault(
             (record.question, tuple(sorted(record.options)), record.fields["pixel_hash"]), record
         )
         if known is not record:
-            found.append(f"{record.question_id} repeats {known.question_id}")
-    return _share(found, len(records))
+            violations.append(f"{record.question_id} repeats {known.question_id}")
+    return _share(violations, len(records))
 
 
 def contradictions(records: Sequence[Record]) -> Measured:
@@ -138,10 +138,10 @@ def contradictions(records: Sequence[Record]) -> Measured:
         ].append(record)
     at_odds: set[str] = set()
     texts = []
-    for asked in alike.values():
-        for one, other in combinations(asked, 2):
+    for questions in alike.values():
+        for one, other in combinations(questions, 2):
             if one[0] != other[0] and (one[0] in other[1] or other[0] in one[1]):
-                first, second = asked[one], asked[other]
+                first, second = questions[one], questions[other]
                 at_odds |= {record.question_id for record in (*first, *second)}
                 texts.append(
                     f"{first[0].question_id}: {one[0]!r}, {second[0].question_id}: {other[0]!r}"
@@ -197,7 +197,7 @@ def majority_answer(draw: Draw) -> Measured:
 
 def single_answer_tests(draw: Draw) -> Measured:
     """Test splits with a single gold letter or text, which cannot separate policies."""
-    found, checked = [], 0
+    violations, checked = [], 0
     for axis, slugs in draw.items():
         for slug, (_, test) in slugs.items():
             checked += 1
@@ -207,8 +207,8 @@ def single_answer_tests(draw: Draw) -> Measured:
             ):
                 values = {of(item) for item in test}
                 if len(test) > 1 and len(values) == 1:
-                    found.append(f"{axis}/{slug}: the {what} is always {values.pop()!r}")
-    return _offending(found, checked)
+                    violations.append(f"{axis}/{slug}: the {what} is always {values.pop()!r}")
+    return _offending(violations, checked)
 
 
 # --- images
@@ -217,14 +217,14 @@ def single_answer_tests(draw: Draw) -> Measured:
 
 def images_of(records: Sequence[Record]) -> list[ImageStatistics]:
     """The images of the records, each once, in the order of their paths."""
-    found = {}
+    images = {}
     for record in records:
         facts = record.fields
         (width, height), (mean, std) = facts["source_size"], facts["brightness"]
-        found[facts["image"]] = ImageStatistics(
+        images[facts["image"]] = ImageStatistics(
             facts["image"], record.modality, width, height, facts["pixel_hash"], (mean, std)
         )
-    return [found[image] for image in sorted(found)]
+    return [images[image] for image in sorted(images)]
 
 
 def blank(images: Sequence[ImageStatistics]) -> Measured:
@@ -241,43 +241,43 @@ def blank(images: Sequence[ImageStatistics]) -> Measured:
 
 def dark_or_bright(images: Sequence[ImageStatistics]) -> Measured:
     """Share of the images that are all but black, or all but white."""
-    found = [
+    violations = [
         f"{each.image}: {each.light[0]:.1f} of 255"
         for each in images
         if not DARK <= each.light[0] <= BRIGHT
     ]
-    return _share(found, len(images))
+    return _share(violations, len(images))
 
 
 def upscaled(images: Sequence[ImageStatistics], size: int) -> Measured:
     """Share of images with a side shorter than `size`, the side of the resized square."""
-    found = [
+    violations = [
         f"{each.image}: {each.width} x {each.height}"
         for each in images
         if min(each.width, each.height) < size
     ]
-    return _share(found, len(images))
+    return _share(violations, len(images))
 
 
 def extreme_aspect(images: Sequence[ImageStatistics]) -> Measured:
     """Share of the images that are far longer than wide, or wider than long."""
-    found = [
+    violations = [
         f"{each.image}: {each.width} x {each.height}"
         for each in images
         if max(each.width, each.height) > LONGEST * min(each.width, each.height)
     ]
-    return _share(found, len(images))
+    return _share(violations, len(images))
 
 
 def duplicates(images: Sequence[ImageStatistics]) -> Measured:
     """Share of the images whose pixels another one has under another name."""
     first: dict[str, str] = {}
-    found = [
+    violations = [
         f"{each.image} is {first[each.pixel_hash]}"
         for each in images
         if first.setdefault(each.pixel_hash, each.image) != each.image
     ]
-    return _share(found, len(images))
+    return _share(violations, len(images))
 
 
 def statistics(
@@ -285,13 +285,13 @@ def statistics(
 ) -> dict[str, dict[str, Any]]:
     """Modality -> counts, and mean and standard deviation of image brightness and contrast."""
     questions = Counter(record.modality for record in records)
-    found: dict[str, dict[str, Any]] = {}
+    by_modality: dict[str, dict[str, Any]] = {}
     for slug in MODALITIES:
         mine = [each for each in images if each.modality == slug]
         if not mine:
             continue
         sides = [min(each.width, each.height) for each in mine]
-        found[slug] = {
+        by_modality[slug] = {
             "questions": questions[slug],
             "images": len(mine),
             "median_side": float(np.median(sides)),
@@ -300,12 +300,12 @@ def statistics(
             ("brightness", [each.light[0] for each in mine]),
             ("contrast", [each.light[1] for each in mine]),
         ):
-            found[slug][name] = {
+            by_modality[slug][name] = {
                 "mean": round(fmean(values), 2),
                 "std": round(float(np.std(values)), 2),
             }
-        found[slug]["upscaled"] = upscaled(mine, size).value
-    return found
+        by_modality[slug]["upscaled"] = upscaled(mine, size).value
+    return by_modality
 
 
 # --- helpers
@@ -346,22 +346,22 @@ _FACTS: Final[Mapping[str, Callable[[object], bool]]] = {
 }
 
 
-def _offending(found: Sequence[str], checked: int) -> Measured:
+def _offending(violations: Sequence[str], checked: int) -> Measured:
     """A test whose value is the number of what it found."""
-    return Measured(len(found), checked, len(found), tuple(found[:_EXAMPLES]))
+    return Measured(len(violations), checked, len(violations), tuple(violations[:_EXAMPLES]))
 
 
-def _share(found: Sequence[str], checked: int, count: int | None = None) -> Measured:
+def _share(violations: Sequence[str], checked: int, count: int | None = None) -> Measured:
     """A test whose value is a share of what it looked at.
 
     `count` if it is not that of the texts.
     """
-    number = len(found) if count is None else count
+    number = len(violations) if count is None else count
     return Measured(
         round(number / checked, _DIGITS) if checked else 0.0,
         checked,
         number,
-        tuple(found[:_EXAMPLES]),
+        tuple(violations[:_EXAMPLES]),
     )
 
 

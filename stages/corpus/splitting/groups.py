@@ -44,9 +44,9 @@ def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[st
     for pattern in patterns:
         if match := pattern.search(image_path):
             _, *folders, _ = image_path.split("/")
-            found = next((text for text in match.groups() if text), None)
+            patient = next((text for text in match.groups() if text), None)
             dataset = folders[0] if folders else ""
-            return (dataset, found) if found else None
+            return (dataset, patient) if patient else None
     return None
 
 

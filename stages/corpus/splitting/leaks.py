@@ -80,10 +80,10 @@ def read_leaks(path: Path) -> dict[str, Leaks]:
     InputError if it is missing or is no such file.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return {
             kind: {
-                axis: {slug: Leak(**found[kind][axis][slug]) for slug in AXES[axis]}
+                axis: {slug: Leak(**content[kind][axis][slug]) for slug in AXES[axis]}
                 for axis in AXES
             }
             for kind in KINDS

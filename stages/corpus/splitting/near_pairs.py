@@ -57,9 +57,11 @@ def _near_within(
     order = np.argsort(band, kind="stable")
     ordered, labels = hashes[order], band[order]
     ends = np.searchsorted(labels, labels, side="right")
-    step, left = 1, np.arange(len(order))
-    while len(left := left[left + step < ends[left]]):
-        apart = np.bitwise_count(ordered[left] ^ ordered[left + step]).sum(axis=1, dtype=np.int64)
-        if len(near := left[apart <= distance]):
+    step, remaining = 1, np.arange(len(order))
+    while len(remaining := remaining[remaining + step < ends[remaining]]):
+        apart = np.bitwise_count(ordered[remaining] ^ ordered[remaining + step]).sum(
+            axis=1, dtype=np.int64
+        )
+        if len(near := remaining[apart <= distance]):
             yield np.column_stack([order[near], order[near + step]])
         step += 1

@@ -52,10 +52,10 @@ def stratify(groups: Mapping[str, Group], train_share: float, seed: int) -> set[
             _total(groups[name] for name in names)
             for names in (train & set(spanning), set(spanning) - train)
         ]
-        given = [
+        fixed_counts = [
             {stratum: n for stratum, n in side.items() if stratum[0] == modality} for side in fixed
         ]
-        train |= _choose(by_modality[modality], groups, train_share, rank, *given)
+        train |= _choose(by_modality[modality], groups, train_share, rank, *fixed_counts)
     return train
 
 
@@ -76,7 +76,7 @@ def _choose(
     # question types
     kinds = sorted(alike, key=lambda kind: (-sum(n for _, n in kind), _hash(str(kind))))
     strata = sorted({stratum for stratum, _ in chain.from_iterable(kinds)} | {*train, *test})
-    held = np.array(
+    counts = np.array(
         [[dict(kind).get(stratum, 0) for stratum in strata] for kind in kinds], dtype=np.float64
     ).reshape(len(kinds), len(strata))
     sides = [
@@ -85,7 +85,7 @@ def _choose(
     ]
     numbers = np.array([len(alike[kind]) for kind in kinds])
     chosen = _Balance(
-        _with_total(held), numbers, share, *(_with_total(side[None])[0] for side in sides)
+        _with_total(counts), numbers, share, *(_with_total(side[None])[0] for side in sides)
     ).solve()
     trained: set[str] = set()
     for kind, number in zip(kinds, chosen, strict=True):
@@ -103,11 +103,16 @@ class _Balance:
     """
 
     def __init__(
-        self, held: _Floats, numbers: NDArray[np.intp], share: float, train: _Floats, test: _Floats
+        self,
+        counts: _Floats,
+        numbers: NDArray[np.intp],
+        share: float,
+        train: _Floats,
+        test: _Floats,
     ) -> None:
-        self.held, self.numbers = held, numbers
+        self.held, self.numbers = counts, numbers
         self.given = train
-        self.all = train + test + numbers @ held
+        self.all = train + test + numbers @ counts
         self.target = share * self.all
         self.share = share
 

@@ -21,7 +21,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A healthy workspace as the working directory, no server, and GPU slots of its own."""
     (tmp_path / "host").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
-    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     root = make_workspace(tmp_path / "workspace", keys=("a",))
@@ -116,8 +116,8 @@ def test_a_mend_that_fails_leaves_the_problem_and_mends_the_next(tmp_path: Path)
         Finding("one", "problem", "broken", mend=fail),
         Finding("two", "problem", "broken", mend=lambda: "did it"),
     ]
-    diagnoses = examine(tmp_path, fix=True, wanted={"all": lambda root: findings})
-    assert [(each.is_problem, each.mended, each.failed) for each in diagnoses] == [
+    diagnoses = examine(tmp_path, fix=True, checks={"all": lambda root: findings})
+    assert [(each.is_problem, each.fix_result, each.fix_error) for each in diagnoses] == [
         (True, "", "could not be mended: no luck"),
         (False, "did it", ""),
     ]

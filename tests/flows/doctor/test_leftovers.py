@@ -84,7 +84,7 @@ def guarded(root: Path, stage: str) -> subprocess.Popen[str]:
 
 
 def levels(root: Path) -> dict[str, str]:
-    return {each.finding.check: each.finding.level for each in examine(root, wanted=CHECKS)}
+    return {each.finding.check: each.finding.level for each in examine(root, checks=CHECKS)}
 
 
 def test_a_healthy_workspace_has_none(root: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_stage_behind_its_guard_is_no_orphan_and_its_record_no_leftover(root: 
     process = guarded(root, "train@a")
     assert (root / RECORDS / "train@a.pid").exists()
     assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
-    examine(root, fix=True, wanted=CHECKS)
+    examine(root, fix=True, checks=CHECKS)
     assert process.poll() is None
     assert (root / RECORDS / "train@a.pid").exists()
 
@@ -106,10 +106,10 @@ def test_what_a_killed_guard_leaves_is_ended_and_its_record_removed(root: Path) 
     assert stage
     process.send_signal(signal.SIGKILL)
     process.wait()
-    found = {each.finding.check: each for each in examine(root, wanted=CHECKS)}
+    found = {each.finding.check: each for each in examine(root, checks=CHECKS)}
     assert found["orphans"].finding.level == "problem"
     assert found["orphans"].finding.what.startswith(f"train@a: {min(each.pid for each in stage)} ")
-    mended = {each.finding.check: each.mended for each in examine(root, fix=True, wanted=CHECKS)}
+    mended = {each.finding.check: each.fix_result for each in examine(root, fix=True, checks=CHECKS)}
     assert all(str(each.pid) in mended["orphans"] for each in stage)
     assert mended["records"] == f"removed {RECORDS}/train@a.pid"
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in stage)
@@ -127,7 +127,7 @@ def test_what_a_stage_starts_while_it_is_being_ended_is_ended_too(root: Path) ->
     )
     record.touch()
     assert levels(root)["orphans"] == "problem"
-    examine(root, fix=True, wanted=CHECKS)
+    examine(root, fix=True, checks=CHECKS)
     assert not processes_of(record)
     assert not record.exists()
 
@@ -136,7 +136,7 @@ def test_processes_of_other_workspaces_are_left_alone(root: Path, tmp_path: Path
     other = str(tmp_path / "other" / RECORDS / "train@a.pid")
     process = start(root, "sh", "-c", "echo up; exec sleep 300", FLOW_RECORD=other)
     assert levels(root)["orphans"] == "ok"
-    examine(root, fix=True, wanted=CHECKS)
+    examine(root, fix=True, checks=CHECKS)
     assert process.poll() is None
 
 
@@ -156,7 +156,7 @@ def test_a_server_that_a_killed_flow_had_brought_is_ended_and_that_of_a_living_o
         )
         for owner in (gone.pid, os.getpid())
     )
-    (diagnosis,) = examine(root, fix=True, wanted={"servers": leftovers.temporary_servers})
+    (diagnosis,) = examine(root, fix=True, checks={"servers": leftovers.temporary_servers})
     assert diagnosis.finding.level == "warning"
     assert str(left.pid) in diagnosis.finding.what
     assert str(used.pid) not in diagnosis.finding.what
@@ -178,9 +178,9 @@ def test_half_written_outputs_are_removed_and_nothing_else(root: Path) -> None:
     for path in [folder / "deep" / "weights", file, *kept]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half", encoding="utf-8")
-    (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
+    (diagnosis,) = examine(root, fix=True, checks={"incomplete": leftovers.incomplete_outputs})
     assert diagnosis.finding.level == "warning"
-    assert diagnosis.mended == "removed models/.ct.incomplete, predictions/.ct.parquet.incomplete"
+    assert diagnosis.fix_result == "removed models/.ct.incomplete, predictions/.ct.parquet.incomplete"
     assert not folder.exists()
     assert not file.exists()
     assert all(path.exists() for path in kept)
@@ -198,8 +198,8 @@ def test_what_dvc_was_copying_into_its_cache_is_removed_once_nobody_is_at_it(roo
         path.write_text("half", encoding="utf-8")
     for path in (left, whole):
         os.utime(path, (0, 0))
-    (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
-    assert diagnosis.mended == "removed .dvc/cache/files/md5/80/.V3Qp2Q7l5mXE.tmp"
+    (diagnosis,) = examine(root, fix=True, checks={"incomplete": leftovers.incomplete_outputs})
+    assert diagnosis.fix_result == "removed .dvc/cache/files/md5/80/.V3Qp2Q7l5mXE.tmp"
     assert (left.exists(), fresh.exists(), whole.exists()) == (False, True, True)
 
 
@@ -214,7 +214,7 @@ def test_an_output_that_may_be_being_written_is_left_alone(root: Path, by_dvc: b
         "stages.train" if not by_dvc else "x",
         **({"DVC_ROOT": str(root)} if by_dvc else {}),
     )
-    (diagnosis,) = examine(root, fix=True, wanted={"incomplete": leftovers.incomplete_outputs})
+    (diagnosis,) = examine(root, fix=True, checks={"incomplete": leftovers.incomplete_outputs})
     assert diagnosis.finding.level == "ok"
     assert str(process.pid) in diagnosis.finding.what
     assert (root / "models" / ".ct.incomplete").exists()

@@ -1,4 +1,4 @@
-"""Locks of dead, stuck and working holders are distinguished; only dead ones are broken."""
+"""Locks of dead, stuck and working lock_holders are distinguished; only dead ones are broken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from flows.doctor import locks
 from flows.doctor.command import examine
 from flows.doctor.findings import Finding
-from flows.doctor.processes import holders, is_locked
+from flows.doctor.processes import lock_holders, is_locked
 from flows.scheduling.slots import Slots, host_folder
 from tests.flows.tiny import REPOSITORY, make_workspace, run
 
@@ -39,7 +39,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace, on a host whose GPU slots nobody else uses."""
     (tmp_path / "host").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
-    monkeypatch.setattr(locks, "PATIENCE", 0.1)
+    monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
     root = make_workspace(tmp_path / "workspace", keys=("a",))
     run("dvc", "repro", "split", cwd=root)
     return root
@@ -119,8 +119,8 @@ def test_path_locks_of_dead_processes_are_dropped_and_those_of_live_ones_kept(ro
     assert finding.level == "warning"
     assert str(dead) in finding.what
     assert str(alive) not in finding.what
-    assert finding.mend
-    assert str(dead) in finding.mend()
+    assert finding.fix
+    assert str(dead) in finding.fix()
     left = json.loads(path.read_text(encoding="utf-8"))
     assert (list(left["write"]), list(left["read"])) == (["models"], ["corpus.txt"])
     assert [entry["pid"] for entry in left["read"]["corpus.txt"]] == [alive]
@@ -140,8 +140,8 @@ def test_a_number_that_another_process_has_now_blocks_dvc_until_it_is_dropped(
     os.utime(path, (hour_ago, hour_ago))
     finding = only(locks.dvc_locks(root), "DVC path locks")
     assert (finding.level, str(pid) in finding.what) == ("problem", True)
-    assert finding.mend
-    finding.mend()
+    assert finding.fix
+    finding.fix()
     run("dvc", "repro", "-s", "train@a", cwd=root)
 
 
@@ -157,8 +157,8 @@ def test_a_broken_list_of_path_locks_stops_dvc_until_it_is_set_aside(
     run("dvc", "repro", "-s", "train@a", cwd=root, code=255)
     finding = only(locks.dvc_locks(root), "DVC path locks")
     assert finding.level == "problem"
-    assert finding.mend
-    finding.mend()
+    assert finding.fix
+    finding.fix()
     assert path.with_name("rwlock.broken").read_text(encoding="utf-8") == broken
     run("dvc", "repro", "-s", "train@a", cwd=root)
 
@@ -170,10 +170,10 @@ def test_nothing_is_mended_while_dvc_is_at_work(root: Path, start: Start) -> Non
     diagnosis = examine(
         root,
         fix=True,
-        wanted={"locks": lambda root: [only(locks.dvc_locks(root), "DVC path locks")]},
+        checks={"locks": lambda root: [only(locks.dvc_locks(root), "DVC path locks")]},
     )[0]
-    assert "DVC is running in" in diagnosis.failed
-    assert not diagnosis.mended
+    assert "DVC is running in" in diagnosis.fix_error
+    assert not diagnosis.fix_result
     assert path.read_bytes() == before
 
 
@@ -185,14 +185,14 @@ def test_a_lock_in_use_is_named_and_one_of_a_process_that_stands_still_is_a_prob
     assert (finding.level, str(process.pid) in finding.what) == ("ok", True)
     stand_still(process)
     finding = only(locks.dvc_locks(root), "DVC lock")
-    assert (finding.level, finding.mend) == ("problem", None)
+    assert (finding.level, finding.fix) == ("problem", None)
     assert f"kill -CONT {process.pid}" in finding.remedy
 
 
 def test_who_only_waits_for_a_lock_does_not_hold_it(root: Path, start: Start) -> None:
     process = start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
     with (root / locks.REPOSITORY_LOCK).open("a"):
-        assert [each.pid for each in holders(root / locks.REPOSITORY_LOCK)] == [process.pid]
+        assert [each.pid for each in lock_holders(root / locks.REPOSITORY_LOCK)] == [process.pid]
 
 
 def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_that_is_left_to_the_user(root: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_that_is_left_to_the_user(
     )
     assert done.returncode == 9
     finding = only(locks.dvc_locks(root), "DVC lock")
-    assert (finding.level, finding.mend) == ("problem", None)
+    assert (finding.level, finding.fix) == ("problem", None)
     assert "rm .dvc/tmp/lock" in finding.remedy
 
 
@@ -227,7 +227,7 @@ def test_a_slot_held_by_a_process_that_runs_no_stage_is_leaked(
     folder.mkdir(parents=True)
     process = start(sys.executable, "-c", HOLD, str(folder / "0.lock"))
     (finding,) = locks.slots(root)
-    assert (finding.check, finding.level, finding.mend) == ("slots", "problem", None)
+    assert (finding.check, finding.level, finding.fix) == ("slots", "problem", None)
     assert f"kill {process.pid}" in finding.remedy
 
 
@@ -236,7 +236,7 @@ def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_kille
 ) -> None:
     slots = Slots(("cpu-0",), root / locks.FLOWS / "slots", False)
     record = (root / "train@a.pid").resolve()
-    with slots.take(1, lambda: True) as (_, held):
+    with slots.acquire(1, lambda: True) as (_, held):
         guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"
         process = start(
             sys.executable,
@@ -267,7 +267,7 @@ def test_a_lock_that_was_given_back_is_free(tmp_path: Path) -> None:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         assert is_locked(path)
-        assert [process.pid for process in holders(path)] == [os.getpid()]
+        assert [process.pid for process in lock_holders(path)] == [os.getpid()]
         fcntl.flock(handle, fcntl.LOCK_UN)
         assert not is_locked(path)
-        assert holders(path) == []
+        assert lock_holders(path) == []

@@ -28,7 +28,7 @@ from flows.doctor.command import examine
 from flows.doctor.findings import Finding
 from flows.doctor.server import (
     leaked_slots,
-    may_be_process,
+    may_be_same_process,
     project_flows,
     server,
     worker_name,
@@ -120,13 +120,13 @@ def test_a_run_without_a_sign_of_life_is_a_zombie_and_is_marked_as_crashed(
     begin(client, Running(), "not ours", other)
     assert problems(zombies(client, now=after(10))) == []
     (diagnosis,) = examine(
-        Path(), fix=True, wanted={"runs": lambda root: zombies(client, now=after(40))}
+        Path(), fix=True, checks={"runs": lambda root: zombies(client, now=after(40))}
     )
     assert diagnosis.finding.what.startswith(
         f"'silent' ({silent.id}) is {state.name} for the server, but it gave no sign of life for 40"
         " minutes"
     )
-    assert diagnosis.mended == "marked 'silent' and 0 of its tasks as crashed"
+    assert diagnosis.fix_result == "marked 'silent' and 0 of its tasks as crashed"
     assert client.read_flow_run(silent.id).state_name == "Crashed"
     assert problems(zombies(client, now=after(40))) == []
     assert [
@@ -140,9 +140,9 @@ def test_tasks_of_a_zombie_are_marked_too(client: SyncPrefectClient) -> None:
     run = begin(client, Running(), "with a task")
     task = client.create_task_run(train, flow_run_id=run.id, dynamic_key="1", state=Running())
     (diagnosis,) = examine(
-        Path(), fix=True, wanted={"runs": lambda root: zombies(client, now=after(40))}
+        Path(), fix=True, checks={"runs": lambda root: zombies(client, now=after(40))}
     )
-    assert diagnosis.mended == "marked 'with a task' and 1 of its tasks as crashed"
+    assert diagnosis.fix_result == "marked 'with a task' and 1 of its tasks as crashed"
     assert client.read_task_run(task.id).state_name == "Crashed"
 
 
@@ -226,10 +226,10 @@ def test_the_host_of_a_process_workers_run_is_known_by_the_workers_name(
 
 def test_a_process_that_came_long_after_the_run_is_another_with_its_number() -> None:
     born = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
-    assert may_be_process(os.getpid(), born + timedelta(hours=1))
-    assert may_be_process(os.getpid(), None)
-    assert not may_be_process(os.getpid(), born - timedelta(hours=1))
-    assert not may_be_process(dead_pid(), None)
+    assert may_be_same_process(os.getpid(), born + timedelta(hours=1))
+    assert may_be_same_process(os.getpid(), None)
+    assert not may_be_same_process(os.getpid(), born - timedelta(hours=1))
+    assert not may_be_same_process(dead_pid(), None)
 
 
 def test_slots_of_limits_that_no_run_can_use_are_found(client: SyncPrefectClient) -> None:
@@ -240,7 +240,7 @@ def test_slots_of_limits_that_no_run_can_use_are_found(client: SyncPrefectClient
     assert [finding.level for finding in leaked_slots(client)] == ["ok"]
     client.set_flow_run_state(run.id, Completed(), force=True)
     (finding,) = leaked_slots(client)
-    assert (finding.level, finding.mend) == ("warning", None)
+    assert (finding.level, finding.fix) == ("warning", None)
     assert "1 of 2 slots of 'gpu'" in finding.what
     assert finding.remedy == "prefect gcl update gpu --active-slots 0"
 
@@ -282,7 +282,7 @@ def test_an_address_where_nobody_answers_is_a_problem_and_its_password_is_not_sh
         (finding,) = server()
     assert (finding.check, finding.level) == ("Prefect server", "problem")
     assert (
-        f"PREFECT_API_URL is http://127.0.0.1:{port}/api, where no Prefect answers" in finding.what
+        f"PREFECT_API_URL is http://127.0.0.1:{port}/api, where no Prefect server_responds" in finding.what
     )
     assert "secret" not in finding.what + finding.remedy
 
@@ -293,7 +293,7 @@ def test_an_address_where_nobody_answers_is_a_problem_and_its_password_is_not_sh
         (200, "3.0.1", "problem", "version 3.0.1; this is"),
         (200, "{ours}.dev9", "warning", "requests may be refused"),
         (401, "", "problem", "refuses this user"),
-        (404, "", "problem", "no Prefect answers"),
+        (404, "", "problem", "no Prefect server_responds"),
     ],
 )
 def test_a_server_of_another_version_or_kind_is_named(

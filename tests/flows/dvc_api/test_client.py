@@ -24,7 +24,7 @@ from flows.dvc_api.client import (
     dvc,
     end_processes,
     explain,
-    orphans,
+    find_orphans,
     processes_of,
     read_event,
     read_status,
@@ -55,15 +55,15 @@ def test_what_is_stale_is_told_with_its_reasons(root: Path) -> None:
 def test_a_stage_is_run_found_unchanged_or_taken_from_the_run_cache(root: Path) -> None:
     lines: list[str] = []
     runner = Runner(root)
-    assert runner.run("split", lines.append).how == "ran"
-    assert runner.run("train@a", lines.append, extra={"CUDA_VISIBLE_DEVICES": "7"}).how == "ran"
+    assert runner.run("split", lines.append).state == "ran"
+    assert runner.run("train@a", lines.append, extra={"CUDA_VISIBLE_DEVICES": "7"}).state == "ran"
     assert "a: step 1 of 2, reward 0.50, 1 s to go" in lines
     assert not [line for line in lines if "git add" in line], "advice for a person at a terminal"
     assert (root / "seen-models-a.log").read_text(encoding="utf-8") == "GPUs '7'\n"
-    assert runner.run("train@a", lines.append).how == "unchanged"
+    assert runner.run("train@a", lines.append).state == "unchanged"
     (root / "dvc.lock").unlink()
     (root / "models" / "a.txt").unlink()
-    assert runner.run("train@a", lines.append).how == "cached"
+    assert runner.run("train@a", lines.append).state == "cached"
     assert set(locked(root)) == {"train@a"}
 
 
@@ -210,7 +210,7 @@ def test_whoever_fails_to_listen_does_not_leave_a_stage_unwatched(root: Path) ->
 
     def deaf(line: str) -> None:
         if "step 1" in line:
-            raise ConnectionError("nobody answers")
+            raise ConnectionError("nobody server_responds")
 
     with pytest.raises(ConnectionError):
         runner.run("train@a", deaf)
@@ -223,12 +223,12 @@ def test_processes_whose_guard_is_gone_are_found_and_ended(root: Path) -> None:
         ["sleep", "300"], env={"FLOW_RECORD": str(record), "PATH": "/usr/bin:/bin"}
     )
     deadline = time.monotonic() + 10
-    while not orphans(root) and time.monotonic() < deadline:
+    while not find_orphans(root) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert [(process.pid, path) for process, path in orphans(root)] == [(left.pid, str(record))]
+    assert [(process.pid, path) for process, path in find_orphans(root)] == [(left.pid, str(record))]
     end_processes([psutil.Process(left.pid)])
     assert not psutil.pid_exists(left.pid)
-    assert orphans(root) == []
+    assert find_orphans(root) == []
 
 
 def test_what_dvc_refuses_is_told_with_the_command(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from flows.dvc_api.client import Reasons
 from flows.dvc_api.graph import Graph, Stage
-from flows.dvc_api.stale_reasons import name_groups, say_why
+from flows.dvc_api.stale_reasons import name_groups, explain_staleness
 
 OUTS = {
     "splits": ("data/splits",),
@@ -45,7 +45,7 @@ GRAPH = Graph(
 def test_what_changed_by_itself_is_named_and_its_consequences_are_not(
     reasons: Reasons, after: list[str], said: str
 ) -> None:
-    assert say_why(GRAPH, reasons, after, has_run=True) == said
+    assert explain_staleness(GRAPH, reasons, after, has_run=True) == said
 
 
 def test_a_stage_that_never_ran_has_no_differences() -> None:
@@ -53,7 +53,7 @@ def test_a_stage_that_never_ran_has_no_differences() -> None:
         "changed deps": {"data/corpus": "new"},
         "changed outs": {"models/ct": "deleted"},
     }
-    assert say_why(GRAPH, reasons, [], has_run=False) == "never run here"
+    assert explain_staleness(GRAPH, reasons, [], has_run=False) == "never run here"
 
 
 def test_many_names_of_a_group_are_counted() -> None:

@@ -48,7 +48,7 @@ def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it
             lambda: not [1 for _, record in guarded_processes() if record.startswith(str(root))]
         )
         assert not list((root / RECORDS).iterdir())
-        with find_slots(root, 2).take(2, lambda: True):
+        with find_slots(root, 2).acquire(2, lambda: True):
             pass
         assert eventually(
             lambda: (

@@ -23,30 +23,30 @@ def at_once() -> bool:
 
 def test_two_users_have_different_slots_and_a_third_has_none(tmp_path: Path) -> None:
     slots = Slots(("0", "1"), tmp_path, True)
-    with slots.take(1, never) as (first, _), slots.take(1, never) as (second, _):
+    with slots.acquire(1, never) as (first, _), slots.acquire(1, never) as (second, _):
         assert {*first, *second} == {"0", "1"}
-        with pytest.raises(TimeoutError), slots.take(1, at_once):
+        with pytest.raises(TimeoutError), slots.acquire(1, at_once):
             pass
-    with slots.take(2, at_once) as (both, locks):
+    with slots.acquire(2, at_once) as (both, locks):
         assert both == ("0", "1")
         assert len(locks) == 2
-    with slots.take(1, at_once):
+    with slots.acquire(1, at_once):
         pass
 
 
 def test_who_cannot_have_all_holds_none(tmp_path: Path) -> None:
     slots = Slots(("0", "1", "2"), tmp_path, True)
-    with slots.take(2, never):
-        with pytest.raises(TimeoutError), slots.take(2, at_once):
+    with slots.acquire(2, never):
+        with pytest.raises(TimeoutError), slots.acquire(2, at_once):
             pass
-        with slots.take(1, at_once) as (left, _):
+        with slots.acquire(1, at_once) as (left, _):
             assert left == ("2",)
 
 
 def test_a_slot_is_free_when_its_user_was_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from flows.scheduling.slots import"
-        f" Slots\nwith Slots(('0',), Path({str(tmp_path)!r}), True).take(1, lambda: False):"
+        f" Slots\nwith Slots(('0',), Path({str(tmp_path)!r}), True).acquire(1, lambda: False):"
         " print('held', flush=True); time.sleep(300)"
     )
     user = subprocess.Popen(
@@ -55,11 +55,11 @@ def test_a_slot_is_free_when_its_user_was_killed(tmp_path: Path) -> None:
     assert user.stdout
     assert user.stdout.readline() == "held\n"
     slots = Slots(("0",), tmp_path, True)
-    with pytest.raises(TimeoutError), slots.take(1, at_once):
+    with pytest.raises(TimeoutError), slots.acquire(1, at_once):
         pass
     user.kill()
     user.wait()
-    with slots.take(1, at_once) as (held, _):
+    with slots.acquire(1, at_once) as (held, _):
         assert held == ("0",)
 
 
@@ -88,6 +88,6 @@ def test_slots_are_the_gpus_that_may_be_used(
         find_slots(tmp_path, 0)
     with (
         pytest.raises(InputError, match="4 slots are needed, but there are 1"),
-        find_slots(tmp_path).take(4, never),
+        find_slots(tmp_path).acquire(4, never),
     ):
         pass

@@ -1,4 +1,4 @@
-"""The source of the corpus, a file or behind HTTP, looked at without being fetched."""
+"""Probing the corpus source, a file or an HTTP resource, without fetching it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from flows.dvc_api.client import read_status
-from flows.source.probe import Probe, debounce, pinned, probe, update
+from flows.source.probe import Probe, debounce, probe, read_pin, update
 from stages.core.errors import InputError
 from tests.flows.tiny import run
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder with ETags made of the content, and remembers what was asked."""
+    """Serves a folder with ETags made of the content, and records the request methods."""
 
-    asked: list[str]
+    methods: list[str]
 
     def end_headers(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -29,16 +29,16 @@ class Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, *_: Any) -> None:
-        self.asked.append(self.command)
+        self.methods.append(self.command)
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """An address, the file behind it, and the methods by which it was asked for."""
+    """An address, the file behind it, and the methods of the requests for it."""
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "corpus.zip").write_text("one")
-    asked: list[str] = []
-    handler = type("Told", (Handler,), {"asked": asked})
+    methods: list[str] = []
+    handler = type("RecordingHandler", (Handler,), {"methods": methods})
     server = ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(handler, directory=str(tmp_path / "served"))
     )
@@ -47,7 +47,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     yield (
         f"http://127.0.0.1:{server.server_port}/corpus.zip",
         tmp_path / "served" / "corpus.zip",
-        asked,
+        methods,
     )
     server.shutdown()
     thread.join()
@@ -66,7 +66,7 @@ def workspace(root: Path, address: str) -> Path:
     return root
 
 
-def test_a_file_that_changed_is_seen_and_taken(tmp_path: Path) -> None:
+def test_a_changed_file_is_detected_and_fetched_on_update(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.zip"
     corpus.write_text("one")
     root = workspace(tmp_path / "workspace", "../corpus.zip")
@@ -76,73 +76,59 @@ def test_a_file_that_changed_is_seen_and_taken(tmp_path: Path) -> None:
     after = probe(root)
     assert after.changed
     assert after.identity != before.identity
-    assert (root / "data/raw/corpus.zip").read_text() == "one", "a look fetches nothing"
-    assert read_status(root) == {}, "what is pinned is up to date"
+    assert (root / "data/raw/corpus.zip").read_text() == "one", "a probe fetches nothing"
+    assert read_status(root) == {}, "the pinned version is up to date"
     update(root)
     assert (root / "data/raw/corpus.zip").read_text() == "two"
     assert not probe(root).changed
-    assert (pinned(root).path, pinned(root).source, pinned(root).size) == (
-        "data/raw/corpus.zip",
-        "../corpus.zip",
-        3,
-    )
-    assert pinned(root).md5 == probe(root).identity
+    pin = read_pin(root)
+    assert (pin.path, pin.source, pin.size) == ("data/raw/corpus.zip", "../corpus.zip", 3)
+    assert pin.md5 == probe(root).identity
 
 
-def test_behind_http_only_the_head_is_asked_for(
+def test_over_http_only_head_requests_are_sent(
     tmp_path: Path, served: tuple[str, Path, list[str]]
 ) -> None:
-    address, corpus, asked = served
+    address, corpus, methods = served
     root = workspace(tmp_path / "workspace", address)
-    asked.clear()
+    methods.clear()
     assert probe(root) == Probe(address, False, '"one"')
     corpus.write_text("two")
     assert probe(root) == Probe(address, True, '"two"')
-    assert set(asked) == {"HEAD"}
+    assert set(methods) == {"HEAD"}
     corpus.unlink()
-    with pytest.raises(
-        InputError,
-        match=f"the source {address} of data.dvc is gone, or cannot be reached.*404.*: mend it",
-    ):
+    with pytest.raises(InputError, match=f"the source {address} of data.dvc .*404"):
         probe(root)
 
 
-def test_a_server_that_is_down_is_told_from_a_file_that_is_gone(
+def test_the_error_of_an_unreachable_server_is_not_that_of_a_missing_file(
     tmp_path: Path, served: tuple[str, Path, list[str]]
 ) -> None:
     address, _, _ = served
     root = workspace(tmp_path / "workspace", address)
     text = (root / "data.dvc").read_text()
     (root / "data.dvc").write_text(text.replace(address, "http://127.0.0.1:1/corpus.zip"))
-    with pytest.raises(
-        InputError,
-        match=(
-            r"the source http://127.0.0.1:1/corpus.zip of data.dvc is gone, or cannot be reached"
-            r" \(.*[Cc]onnect"
-        ),
-    ):
+    with pytest.raises(InputError, match=r"http://127.0.0.1:1/corpus.zip of data.dvc .*[Cc]onnect"):
         probe(root)
 
 
-def test_a_file_that_imports_nothing_is_named(tmp_path: Path) -> None:
+def test_a_file_that_imports_nothing_is_named_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "corpus.zip").write_text("one")
     root = workspace(tmp_path / "workspace", "../corpus.zip")
     (root / "data.dvc").write_text("outs:\n- path: data/raw/corpus.zip\n", encoding="utf-8")
-    with pytest.raises(InputError, match="data.dvc imports nothing: make it with `dvc import-url`"):
+    with pytest.raises(InputError, match="data.dvc imports nothing.*`dvc import-url`"):
         probe(root)
     with pytest.raises(InputError, match="data.dvc does not pin an import"):
-        pinned(root)
+        read_pin(root)
     (root / "data.dvc").unlink()
     with pytest.raises(InputError, match="data.dvc imports nothing"):
         probe(root)
 
 
-def test_a_source_that_goes_on_changing_is_waited_for() -> None:
-    looks = iter([Probe("x", True, "2"), Probe("x", True, "3"), Probe("x", True, "3")])
-    said: list[str] = []
-    assert debounce(lambda: next(looks), Probe("x", True, "1"), 0.001, said.append) == Probe(
-        "x", True, "3"
-    )
-    assert len(said) == 3
+def test_debouncing_waits_until_the_source_stops_changing() -> None:
+    probes = iter([Probe("x", True, "2"), Probe("x", True, "3"), Probe("x", True, "3")])
     first = Probe("x", True, "1")
-    assert debounce(lambda: next(looks), first, 0, said.append) is first
+    messages: list[str] = []
+    assert debounce(lambda: next(probes), first, 0.001, messages.append) == Probe("x", True, "3")
+    assert len(messages) == 3
+    assert debounce(lambda: next(probes), first, 0, messages.append) is first

@@ -1,4 +1,4 @@
-"""Fetching the corpus source gives `dvc update`'s result, and resumes where it stopped."""
+"""Fetching the corpus source gives the result of `dvc update`, and is resumable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from flows.dvc_api.client import dvc, environment, read_status
 from flows.source import transfer
-from flows.source.probe import pinned, update
+from flows.source.probe import read_pin, update
 from stages.core.errors import InputError
 from tests.corpus.serving import Served, serving
 from tests.flows.tiny import run
@@ -42,8 +42,13 @@ def workspace(root: Path, address: str) -> Path:
     return root
 
 
-def left(root: Path) -> set[str]:
+def raw_files(root: Path) -> set[str]:
     return {path.name for path in (root / CORPUS.parent).iterdir()} - {".gitignore"}
+
+
+def assert_not_fetched(served: Served) -> None:
+    """No request beyond the first byte: DVC itself reads the beginning of the file."""
+    assert not [first for first in served.asked if first]
 
 
 @pytest.mark.parametrize("kind", ["file", "http with parts", "http without parts"])
@@ -61,50 +66,41 @@ def test_data_dvc_is_byte_for_byte_what_dvc_update_writes(
         dvc(plain, "update", "data.dvc")
         assert (ours / "data.dvc").read_bytes() == (plain / "data.dvc").read_bytes()
         assert (ours / CORPUS).read_bytes() == content
-        assert left(ours) == {"corpus.zip"}
+        assert raw_files(ours) == {"corpus.zip"}
         assert read_status(ours) == {}
     (ours / CORPUS).unlink()
     dvc(ours, "checkout", "data.dvc")
     assert (ours / CORPUS).read_bytes() == content, "it is in DVC's cache"
 
 
-def test_the_corpus_is_held_to_the_sha256_that_data_dvc_gives(
-    tmp_path: Path, served: Served
-) -> None:
+def test_the_corpus_must_match_the_sha256_in_data_dvc(tmp_path: Path, served: Served) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     pin = root / "data.dvc"
     plain = pin.read_text(encoding="utf-8")
     pin.write_text(plain + f"meta:\n  sha256: {'f' * 64}\n", encoding="utf-8")
     before = pin.read_bytes()
-    with pytest.raises(
-        InputError,
-        match=rf"has sha256 [0-9a-f]{{64}}, not {'f' * 64}: it is not the file that was meant",
-    ):
+    with pytest.raises(InputError, match=rf"has sha256 [0-9a-f]{{64}}, expected {'f' * 64}"):
         update(root)
     assert pin.read_bytes() == before
-    assert left(root) == set()
+    assert raw_files(root) == set()
     digest = hashlib.sha256(served.content).hexdigest()
     pin.write_text(plain + f"meta:\n  sha256: {digest}\n", encoding="utf-8")
     update(root)
     assert (root / CORPUS).read_bytes() == served.content
-    assert f"sha256: {digest}" in pin.read_text(encoding="utf-8"), "it stays where DVC adds its own"
+    assert f"sha256: {digest}" in pin.read_text(encoding="utf-8"), "DVC keeps it"
     assert read_status(root) == {}
 
 
-def test_a_sha256_that_is_none_is_refused_before_anything_is_fetched(
-    tmp_path: Path, served: Served
-) -> None:
+def test_an_invalid_sha256_is_refused_before_the_transfer(tmp_path: Path, served: Served) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     with (root / "data.dvc").open("a", encoding="utf-8") as pin:
         pin.write(f"meta:\n  sha256: {'0' * 64}\n")
-    with pytest.raises(
-        InputError, match=r"data\.dvc: meta\.sha256 = 0: write 64 hex digits, in quotes"
-    ):
+    with pytest.raises(InputError, match=r"data\.dvc: meta\.sha256 = 0: .* in quotes"):
         update(root)
-    assert left(root) == set()
+    assert raw_files(root) == set()
 
 
-def test_what_was_pinned_before_another_corpus_took_its_place_comes_from_the_cache(
+def test_a_corpus_pinned_again_after_another_one_comes_from_the_cache(
     tmp_path: Path, served: Served
 ) -> None:
     root = workspace(tmp_path / "workspace", served.address)
@@ -112,8 +108,9 @@ def test_what_was_pinned_before_another_corpus_took_its_place_comes_from_the_cac
     other.write_bytes(b"another")
     served.content = CONTENT[: 12 * 2**20]
     update(root)
-    assert [first for first in served.asked if first], "a transfer asks for parts beyond the first"
-    pin, corpus = (root / "data.dvc").read_bytes(), (root / CORPUS).read_bytes()
+    assert [first for first in served.asked if first], "a transfer requests several ranges"
+    pin = (root / "data.dvc").read_bytes()
+    corpus = (root / CORPUS).read_bytes()
     (root / "data.dvc").write_text(
         f"deps:\n- path: {other}\nouts:\n- path: {CORPUS}\n", encoding="utf-8"
     )
@@ -122,10 +119,9 @@ def test_what_was_pinned_before_another_corpus_took_its_place_comes_from_the_cac
     (root / "data.dvc").write_bytes(pin)
     served.asked.clear()
     update(root)
-    assert ((root / "data.dvc").read_bytes(), (root / CORPUS).read_bytes()) == (pin, corpus)
-    assert not [first for first in served.asked if first], (
-        "not fetched again, if DVC's own looks at its beginning do not count"
-    )
+    assert (root / "data.dvc").read_bytes() == pin
+    assert (root / CORPUS).read_bytes() == corpus
+    assert_not_fetched(served)
     assert read_status(root) == {}
 
 
@@ -135,17 +131,16 @@ def test_a_folder_is_left_to_dvc(tmp_path: Path) -> None:
     root = workspace(tmp_path / "workspace", "../source")
     update(root)
     assert (root / CORPUS / "q.csv").read_text() == "one"
-    assert pinned(root).md5.endswith(".dir")
+    assert read_pin(root).md5.endswith(".dir")
 
 
-def test_a_transfer_that_fails_leaves_all_as_it_was(tmp_path: Path, served: Served) -> None:
+def test_a_failed_transfer_changes_nothing(tmp_path: Path, served: Served) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     update(root)
     before = (root / "data.dvc").read_bytes()
-    served.content, served.status = CONTENT, 404
-    with pytest.raises(
-        InputError, match=r"the source http.* of data\.dvc is gone, or cannot be reached \(404"
-    ):
+    served.content = CONTENT
+    served.status = 404
+    with pytest.raises(InputError, match=r"the source http.* of data\.dvc .*\(404"):
         update(root)
     assert (root / "data.dvc").read_bytes() == before
     assert (root / CORPUS).read_bytes() == CONTENT[: 2**20]
@@ -165,9 +160,7 @@ def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(
         return dvc(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(transfer, "dvc", changed_first)
-    with pytest.raises(
-        InputError, match=r"the source of data\.dvc changed from .* while it was fetched: run again"
-    ):
+    with pytest.raises(InputError, match=r"the source of data\.dvc changed from "):
         update(root)
     assert (root / "data.dvc").read_bytes() == before
     monkeypatch.undo()
@@ -175,13 +168,14 @@ def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(
     assert (root / CORPUS).read_bytes() == served.content
 
 
-def test_killed_in_the_middle_nothing_goes_on_alone_and_the_next_run_goes_on(
+def test_a_killed_fetch_leaves_no_process_and_the_next_one_resumes(
     tmp_path: Path, served: Served
 ) -> None:
     root = workspace(tmp_path / "workspace", served.address)
     update(root)
     before = (root / "data.dvc").read_bytes()
-    served.content, served.held_at = CONTENT, 30 * 2**20
+    served.content = CONTENT
+    served.held_at = 30 * 2**20
     served.gate.clear()
     program = (
         "import sys; from pathlib import Path; from flows.source.probe import update;"
@@ -189,7 +183,7 @@ def test_killed_in_the_middle_nothing_goes_on_alone_and_the_next_run_goes_on(
     )
     paths = environment({"PYTHONPATH": str(REPOSITORY)})
     with subprocess.Popen([sys.executable, "-c", program, str(root)], env=paths) as process:
-        assert served.held.wait(60), "it did not come to the middle"
+        assert served.held.wait(60), "the transfer did not reach the gate"
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=30)
@@ -201,11 +195,11 @@ def test_killed_in_the_middle_nothing_goes_on_alone_and_the_next_run_goes_on(
     served.asked.clear()
     update(root)
     assert (root / CORPUS).read_bytes() == CONTENT
-    assert 16 * 2**20 in served.asked, "where it stopped"
-    assert left(root) == {"corpus.zip"}
+    assert 16 * 2**20 in served.asked, "it resumes there"
+    assert raw_files(root) == {"corpus.zip"}
 
 
-def test_killed_before_it_is_pinned_it_is_not_fetched_again(
+def test_a_file_fetched_before_a_kill_but_not_pinned_is_not_fetched_again(
     tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = workspace(tmp_path / "workspace", served.address)
@@ -219,17 +213,15 @@ def test_killed_before_it_is_pinned_it_is_not_fetched_again(
         patch.setattr(transfer, "dvc", killed)
         update(root)
     status = dvc(root, "status", "data.dvc")
-    assert "corpus.zip" in status, "DVC tells that what lies there is not what is pinned"
+    assert "corpus.zip" in status, "DVC detects that the file is not the pinned one"
     served.asked.clear()
     update(root)
-    assert not [first for first in served.asked if first], (
-        "not fetched again, if DVC's own looks at its beginning do not count"
-    )
+    assert_not_fetched(served)
     assert read_status(root) == {}
-    assert pinned(root).size == 3 * 2**20
+    assert read_pin(root).size == 3 * 2**20
 
 
-def test_an_archive_that_was_changed_by_hand_is_noticed(tmp_path: Path) -> None:
+def test_an_archive_that_was_changed_by_hand_is_detected(tmp_path: Path) -> None:
     (tmp_path / "source.zip").write_bytes(b"one")
     root = workspace(tmp_path / "workspace", "../source.zip")
     update(root)

@@ -25,11 +25,11 @@ KEYS = ["a", "b"]
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A clone of a bare repository, with a folder as its DVC remote, both committed."""
-    made = make_workspace(tmp_path / "made", KEYS)
+    origin = make_workspace(tmp_path / "origin", KEYS)
     (tmp_path / "remote").mkdir()
-    run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"), cwd=made)
-    run("git", "commit", "-qam", "a remote", cwd=made)
-    run("git", "clone", "-q", "--bare", str(made), str(tmp_path / "bare"), cwd=tmp_path)
+    run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"), cwd=origin)
+    run("git", "commit", "-qam", "a remote", cwd=origin)
+    run("git", "clone", "-q", "--bare", str(origin), str(tmp_path / "bare"), cwd=tmp_path)
     run("git", "clone", "-q", str(tmp_path / "bare"), str(tmp_path / "workspace"), cwd=tmp_path)
     return tmp_path / "workspace"
 
@@ -41,14 +41,14 @@ def reproduce(root: Path, services: Services, *arguments: str) -> subprocess.Com
     )
 
 
-def sent(services: Services) -> dict[str, str]:
-    """Stage -> what the state of its run on a worker says."""
+def worker_runs(services: Services) -> dict[str, str]:
+    """Stage -> message of its run's state."""
     api = services.environment["PREFECT_API_URL"]
     runs: list[dict[str, Any]] = httpx.post(f"{api}/flow_runs/filter", json={}).json()
     return {each["name"]: each["state"]["message"] for each in runs if each["deployment_id"]}
 
 
-def test_two_workers_give_the_results_of_dvc_and_gpu_stages_run_only_there(
+def test_two_workers_reproduce_the_results_of_dvc_and_run_all_gpu_stages(
     root: Path, tmp_path: Path
 ) -> None:
     services = Services(
@@ -56,8 +56,7 @@ def test_two_workers_give_the_results_of_dvc_and_gpu_stages_run_only_there(
         "flows/workers/flow.py:run_stage_on_worker",
         [{WORK: str(tmp_path / host)} for host in ("one", "two")],
     )
-    # on SQLite every writer that is not needed makes it likelier that the others wait a minute for
-    # its lock
+    # fewer writers: on SQLite they wait up to a minute for each other's locks
     idle = {
         f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false"
         for service in ("SCHEDULER", "TRIGGERS", "EVENT_PERSISTER")
@@ -65,13 +64,13 @@ def test_two_workers_give_the_results_of_dvc_and_gpu_stages_run_only_there(
     services.environment |= {"PREFECT_WORKER_QUERY_SECONDS": "2"} | idle
     try:
         services.start()
-        done = reproduce(root, services)
-        assert done.returncode == 0, done.stderr
-        runs = sent(services)
+        process = reproduce(root, services)
+        assert process.returncode == 0, process.stderr
+        runs = worker_runs(services)
         run("git", "clone", "-q", str(tmp_path / "bare"), str(tmp_path / "later"), cwd=tmp_path)
         later = reproduce(tmp_path / "later", services, "--only", "train@a")
         assert later.returncode == 0, later.stderr
-        assert sent(services) == runs, "what workers have made is in the remote, and made once"
+        assert worker_runs(services) == runs, "results of workers come from the remote"
     finally:
         services.stop()
     plain = make_workspace(tmp_path / "plain", KEYS)
@@ -82,10 +81,8 @@ def test_two_workers_give_the_results_of_dvc_and_gpu_stages_run_only_there(
     }
     assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
     assert sorted(runs) == ["evaluate@a", "evaluate@b", "train@a", "train@b"]
-    folders = [tmp_path / host for host in ("one", "two")]
-    assert {
-        folder for folder in folders for message in runs.values() if str(folder) in message
-    } == set(folders), runs
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        assert any(str(folder) in message for message in runs.values()), runs
     assert not list(root.glob("seen-*.log")), "a GPU stage ran where the flow runs"
 
 
@@ -112,55 +109,49 @@ def remote(text: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "error"),
     [
-        (
-            dirty,
-            (
-                r"workers run what is committed, and here something is not:\n   M"
-                r" params.yaml\nCommit and push"
-            ),
-        ),
-        (unpushed, r"commit \w{12} is on no branch or tag of .*/bare: `git push` it"),
-        (remote(""), r"DVC remote, and .dvc/config names none: `dvc remote add --default"),
+        (dirty, r"\n   M params.yaml\n"),
+        (unpushed, r"commit \w{12} .*/bare: `git push`"),
+        (remote(""), r"\.dvc/config .*`dvc remote add --default"),
         (
             remote("[core]\nremote = far\n['remote \"far\"']\nurl = {folder}/not-mounted\n"),
-            r"'far' cannot be reached: there is no folder",
+            r"'far' .*/not-mounted is missing",
         ),
         (
             remote("[core]\nremote = far\n['remote \"far\"']\nurl = ../near\n"),
-            r"another folder for every clone",
+            r"'far' is \.\./near, a relative path",
         ),
         (
             remote("[core]\nremote = far\n['remote \"far\"']\nurl = http://127.0.0.1/dvc\n"),
-            r"cannot hold DVC's run-cache",
+            r"'far' .*run-cache",
         ),
     ],
     ids=["dirty", "unpushed", "no remote", "unreachable", "relative", "http"],
 )
-def test_what_workers_could_not_run_is_refused_before_anything_is_sent(
-    root: Path, spoil: Callable[[Path], None], says: str
+def test_unusable_code_or_remotes_are_refused_before_anything_is_sent(
+    root: Path, spoil: Callable[[Path], None], error: str
 ) -> None:
     graph = read_graph(root)
     check(root, graph, ["train@a"], None)
     spoil(root)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=error):
         check(root, graph, ["train@a"], None)
 
 
-def test_a_repository_that_cannot_be_cloned_or_tells_a_secret_is_refused(root: Path) -> None:
+def test_a_repository_that_cannot_be_cloned_or_contains_a_secret_is_refused(root: Path) -> None:
     graph = read_graph(root)
     with pytest.raises(InputError, match="workers cannot clone .*/nowhere"):
         check(root, graph, ["train@a"], str(root / "nowhere"))
-    with pytest.raises(InputError, match="carries a user or password") as refused:
+    with pytest.raises(InputError, match="user or password") as error:
         check(root, graph, ["train@a"], "https://hidden@127.0.0.1/repository.git")
-    assert "hidden" not in str(refused.value)
+    assert "hidden" not in str(error.value)
     run("git", "remote", "remove", "origin", cwd=root)
     with pytest.raises(InputError, match="no git remote `origin`"):
         check(root, graph, ["train@a"], None)
 
 
-def test_without_a_server_the_command_says_that_workers_need_one(
+def test_the_command_fails_without_a_server(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert "PREFECT_API_URL" not in os.environ

@@ -2,17 +2,16 @@
 
     python -m benchmarks.chaos [--rounds N] [--seed N] [--json FILE]
 
-A Prefect server, a worker and a small workspace of real DVC. Each round changes the corpus, so that
-every stage is stale, has the worker run the reproduce flow in two slots, and after a random time
-kills one of: worker, server, the flow's process, a guard, DVC, a stage. What was killed of server
-and worker is started again, and `med-r1 reproduce` is run until it says that all is done. Then
-dvc.lock has to hold the hashes of plain `dvc repro` on the same corpus, no process of a stage may
-be left, and every slot has to be free.
+A Prefect server, a worker and a small workspace with real DVC. Each round changes the corpus, so
+that every stage is stale, has the worker run the reproduce flow in two slots, and after a random
+time kills one of: worker, server, the flow's process, a guard, DVC, a stage. Server and worker are
+restarted if killed, and `med-r1 reproduce` is re-run until it succeeds. Then dvc.lock must have the
+hashes of plain `dvc repro` on the same corpus, no process of a stage may be running, and every slot
+must be free.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import signal
@@ -29,6 +28,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from benchmarks.command_line import build_parser
 from flows.dvc_api.client import guarded_processes
 from flows.scheduling.slots import find_slots
 from stages.core.outputs import write_json
@@ -37,114 +37,99 @@ from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, ru
 
 VICTIMS = ("worker", "server", "flow", "guard", "dvc", "stage")
 POOL = "chaos"
-LONGEST = 14.0
-"""Seconds after which the latest kill comes; an undisturbed run takes about as long."""
-COMES = 15.0
-"""Seconds that a victim is waited for."""
+MAX_DELAY = 14.0
+"""Latest kill, in seconds; an undisturbed run takes about as long."""
+VICTIM_TIMEOUT = 15.0
+"""Seconds to wait for the victim to appear."""
 ATTEMPTS = 30
 
 
 def main() -> None:
-    """Kill, run again, compare; print what happened, write the JSON.
-
-    Exit code 1 if a round did not end well.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chaos",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Run the rounds, print and write their results; exit code 1 if a round failed."""
+    parser = build_parser("chaos", __doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write what was seen to this file")
-    given = parser.parse_args()
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # whoever ends this, server and worker end with it
+    arguments = parser.parse_args()
+    # server and worker end with this process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     services = Services(folder)
-    rng = random.Random(given.seed)  # noqa: S311  (moments, no secrets)
-    seen = []
+    rng = random.Random(arguments.seed)  # noqa: S311  (delays, no secrets)
+    rounds = []
     try:
         services.start()
-        root, plain = (
-            make_workspace(folder / name, ["a", "b", "c"]) for name in ("workspace", "plain")
-        )
-        for workspace in (root, plain):
-            script = workspace / "work.sh"
-            script.write_text(
-                script.read_text(encoding="utf-8").replace("mkdir -p", "sleep 1.5\nmkdir -p"),
-                encoding="utf-8",
-            )
-        for number in range(given.rounds):
-            seen.append(
-                play(
-                    number,
-                    root,
-                    plain,
-                    services,
-                    VICTIMS[number % len(VICTIMS)],
-                    rng.uniform(1.0, LONGEST),
-                )
-            )
-            Console().print(seen[-1])
+        root = _slow_workspace(folder / "workspace")
+        plain = _slow_workspace(folder / "plain")
+        for number in range(arguments.rounds):
+            victim = VICTIMS[number % len(VICTIMS)]
+            delay = rng.uniform(1.0, MAX_DELAY)
+            rounds.append(run_round(number, root, plain, services, victim, delay))
+            Console().print(rounds[-1])
     finally:
         services.stop()
         shutil.rmtree(folder, ignore_errors=True)
     good = sum(
         each["same"] and each["recorded"] and not each["processes_left"] and not each["slots_held"]
-        for each in seen
+        for each in rounds
     )
-    Console().print(
-        f"{good} of {len(seen)} rounds ended as if nothing had happened;"
-        f" {sum(each['killed'] is not None for each in seen)} kills hit"
-    )
-    if given.json:
-        write_json(given.json, {"good": good, "rounds": seen, "provenance": collect_provenance({})})
-    sys.exit(good != len(seen))
+    kills = sum(each["killed"] is not None for each in rounds)
+    Console().print(f"{good} of {len(rounds)} rounds recovered completely; {kills} kills hit")
+    if arguments.json:
+        result = {"good": good, "rounds": rounds, "provenance": collect_provenance({})}
+        write_json(arguments.json, result)
+    sys.exit(good != len(rounds))
 
 
-def play(
-    number: int, root: Path, plain: Path, services: Services, victim: str, moment: float
+def _slow_workspace(root: Path) -> Path:
+    """A workspace whose stages take long enough to be killed."""
+    make_workspace(root, ["a", "b", "c"])
+    script = root / "work.sh"
+    text = script.read_text(encoding="utf-8")
+    script.write_text(text.replace("mkdir -p", "sleep 1.5\nmkdir -p"), encoding="utf-8")
+    return root
+
+
+def run_round(
+    number: int, root: Path, plain: Path, services: Services, victim: str, delay: float
 ) -> dict[str, Any]:
-    """One round: what was killed when, how many runs it took, and whether the end is right."""
+    """One round: the killed process, the runs until success, and checks of the final state."""
     for workspace in (root, plain):
         (workspace / "corpus.txt").write_text(f"round {number}\n", encoding="utf-8")
     run("dvc", "repro", cwd=plain)
     services.run_flow(root)
-    time.sleep(moment)
+    time.sleep(delay)
     killed = services.kill(victim, root)
     services.start()
-    attempts = again(root, services)
-    held = [name for name in find_slots(root, 2).names if not _free(root, name)]
-    left = [process.pid for process, record in guarded_processes() if record.startswith(str(root))]
-    same, recorded = locked(root) == locked(plain), "up to date" in run("dvc", "repro", cwd=root)
+    attempts = run_until_success(root, services)
+    locked_slots = [name for name in find_slots(root, 2).names if not _is_free(root, name)]
+    same = locked(root) == locked(plain)
+    processes = [process for process, record in guarded_processes() if _is_below(record, root)]
     return {
         "victim": victim,
-        "after_seconds": round(moment, 1),
+        "after_seconds": round(delay, 1),
         "killed": killed,
         "runs": attempts,
         "same": same,
-        "recorded": recorded,
-        "processes_left": left,
-        "slots_held": held,
+        "recorded": "up to date" in run("dvc", "repro", cwd=root),
+        "processes_left": [process.pid for process in processes],
+        "slots_held": locked_slots,
     }
 
 
-def again(root: Path, services: Services) -> int:
-    """Run the flow until it is done; how often that took. While another still runs, wait for it."""
+def run_until_success(root: Path, services: Services) -> int:
+    """Run the flow until it succeeds; the number of runs, -1 if all ATTEMPTS failed."""
     for attempt in range(1, ATTEMPTS + 1):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "flows", "reproduce", "--slots", "2"],
             cwd=root,
             env=services.environment,
             capture_output=True,
             text=True,
         )
-        if done.returncode == 0:
+        if process.returncode == 0:
             return attempt
-        if "another flow" not in done.stderr:
-            Console().print(done.stderr[-600:], markup=False)
+        if "another flow" not in process.stderr:
+            Console().print(process.stderr[-600:], markup=False)
         time.sleep(3)
     return -1
 
@@ -152,7 +137,7 @@ def again(root: Path, services: Services) -> int:
 class Services:
     """A Prefect server, workers and flow runs of one deployment (named POOL) on loopback.
 
-    `workers`: what each has in its environment besides; of several, each runs one flow at a time.
+    `workers`: additional environment variables of each; of several, each runs one flow at a time.
     """
 
     def __init__(
@@ -166,7 +151,7 @@ class Services:
             self._port = probe.getsockname()[1]
         self._folder = folder
         self._entrypoint = entrypoint
-        self._wanted = workers
+        self._worker_variables = workers
         self.environment = ENVIRONMENT | {
             "PYTHONPATH": str(REPOSITORY),
             "PREFECT_HOME": str(folder / "prefect"),
@@ -179,7 +164,7 @@ class Services:
         self._workers: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Start what does not run."""
+        """Start the server and the workers that are not running."""
         first = self._server is None
         if self._server is None or self._server.poll() is not None:
             self._server = self._spawn(
@@ -200,21 +185,13 @@ class Services:
                 check=True,
                 capture_output=True,
             )
-        limit = ["--limit", "1"] if len(self._wanted) > 1 else []
-        for number, extra in enumerate(self._wanted):
+        command = ["worker", "start", "--pool", POOL, "--type", "process"]
+        if len(self._worker_variables) > 1:
+            command += ["--limit", "1"]
+        for number, variables in enumerate(self._worker_variables):
             if number == len(self._workers) or self._workers[number].poll() is not None:
-                started = self._spawn(
-                    f"worker-{number}",
-                    "worker",
-                    "start",
-                    "--pool",
-                    POOL,
-                    "--type",
-                    "process",
-                    *limit,
-                    extra=extra,
-                )
-                self._workers[number : number + 1] = [started]
+                worker = self._spawn(f"worker-{number}", *command, extra=variables)
+                self._workers[number : number + 1] = [worker]
 
     def run_flow(self, root: Path) -> None:
         """Have the worker run the reproduce flow."""
@@ -223,28 +200,26 @@ class Services:
         )
 
     def kill(self, victim: str, root: Path) -> str | None:
-        """Send SIGKILL to the first new process of a kind.
-
-        Its command line, or None if none appeared.
-        """
-        deadline = time.monotonic() + COMES
+        """Send SIGKILL to the first process of a kind; its command line, None without one."""
+        deadline = time.monotonic() + VICTIM_TIMEOUT
         while time.monotonic() < deadline:
-            found = _first(victim, root, self._workers[0] if self._workers else None, self._server)
+            worker = self._workers[0] if self._workers else None
+            process = _find(victim, root, worker, self._server)
             try:
-                if found is not None:
-                    words = " ".join(found.cmdline())[-80:]
-                    found.send_signal(signal.SIGKILL)
+                if process is not None:
+                    command = " ".join(process.cmdline())[-80:]
+                    process.send_signal(signal.SIGKILL)
                     for service in (*self._workers, self._server):
-                        if service and service.pid == found.pid:
+                        if service and service.pid == process.pid:
                             service.wait()
-                    return words
+                    return command
             except psutil.Error:
                 continue
             time.sleep(0.05)
         return None
 
     def stop(self) -> None:
-        """End all."""
+        """Stop the server and all workers with their children."""
         for process in (*self._workers, self._server):
             if process and process.poll() is None:
                 for child in psutil.Process(process.pid).children(recursive=True):
@@ -278,22 +253,21 @@ class Services:
         )
 
     def _healthy(self) -> bool:
+        address = f"http://127.0.0.1:{self._port}/api/health"
         try:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{self._port}/api/health", timeout=2
-            ) as answer:
+            with urllib.request.urlopen(address, timeout=2) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
 
-def _first(
+def _find(
     victim: str,
     root: Path,
     worker: subprocess.Popen[bytes] | None,
     server: subprocess.Popen[bytes] | None,
 ) -> psutil.Process | None:
-    """The first process of that kind."""
+    """The first process of a kind."""
     if victim in ("worker", "server"):
         process = worker if victim == "worker" else server
         return psutil.Process(process.pid) if process and process.poll() is None else None
@@ -301,17 +275,23 @@ def _first(
         return next((each for each in psutil.process_iter() if _runs_flow(each, root.parent)), None)
     if victim == "guard":
         marks = [str(REPOSITORY / "flows" / "dvc_api" / "guard.py"), str(root)]
-        return next(
-            (each for each in psutil.process_iter() if all(mark in _words(each) for mark in marks)),
-            None,
-        )
-    mark = "work.sh" if victim == "stage" else "dvc --wait-for-lock"
-    ours = [process for process, record in guarded_processes() if record.startswith(str(root))]
-    return next((each for each in ours if mark in _words(each)), None)
+        processes = list(psutil.process_iter())
+    else:
+        marks = ["work.sh" if victim == "stage" else "dvc --wait-for-lock"]
+        processes = [process for process, record in guarded_processes() if _is_below(record, root)]
+    for process in processes:
+        command = _command(process)
+        if all(mark in command for mark in marks):
+            return process
+    return None
+
+
+def _is_below(record: str, root: Path) -> bool:
+    return record.startswith(str(root))
 
 
 def _runs_flow(process: psutil.Process, folder: Path) -> bool:
-    """Is it the process of a flow run that the worker of this folder started?"""
+    """Is it a flow run started by the worker of this folder."""
     try:
         variables = process.environ()
     except (psutil.Error, OSError):
@@ -323,14 +303,14 @@ def _runs_flow(process: psutil.Process, folder: Path) -> bool:
     )
 
 
-def _words(process: psutil.Process) -> str:
+def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
 
 
-def _free(root: Path, name: str) -> bool:
+def _is_free(root: Path, name: str) -> bool:
     slots = find_slots(root, 2)
     try:
         with type(slots)((name,), slots.folder, False).acquire(1, lambda: True):

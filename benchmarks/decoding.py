@@ -4,19 +4,17 @@ The figures of docs/ingest-images.md.
 
     python -m benchmarks.decoding [--json FILE]
 
-Phantoms of 512 to 2048 pixels with noise of 4 grey levels, as JPEG and PNG, in colours and grey,
-each decoded to 384x384 by one thread; and two images that are hard on filters: thin white lines on
-black, and pure noise. Then PNG encoders of the result. Milliseconds are of CPU time, the least of
-several, taken by turns: what else the machine does weighs on all alike.
+Phantoms of 512 to 2048 pixels with noise of 4 grey levels, as JPEG and PNG, in colour and grey,
+each decoded to 384x384 by one thread, and two images that are hard for filters: thin white lines on
+black, and pure noise. Then PNG encoders of the result. Milliseconds are the minimum CPU time of
+several interleaved runs, so that other load on the machine affects all decoders alike.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +23,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import build_parser
 from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
@@ -40,48 +39,42 @@ _BICUBIC: Final = Image.Resampling.BICUBIC
 
 def main() -> None:
     """Measure, print tables, write the JSON."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.decoding",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
-    given = arguments.parse_args()
-    made = {"decoders": measure_decoders(files(SIDES), TURNS), "encoders": measure_encoders(TURNS)}
-    for name, rows in made.items():
-        columns = list(next(iter(rows.values())))
-        table = Table(name, *columns)
+    parser = build_parser("decoding", __doc__)
+    arguments = parser.parse_args()
+    results = {
+        "decoders": measure_decoders(files(SIDES), TURNS),
+        "encoders": measure_encoders(TURNS),
+    }
+    for name, rows in results.items():
+        table = Table(name, *next(iter(rows.values())))
         for row, cells in rows.items():
-            table.add_row(
-                row,
-                *(f"{cells[column]['ms']:.1f} ms {cells[column]['other']}" for column in columns),
-            )
+            texts = [f"{cell['ms']:.1f} ms {cell['other']}" for cell in cells.values()]
+            table.add_row(row, *texts)
         Console(width=200).print(table)
-    if given.json:
-        write_json(given.json, {**made, "turns": TURNS, "provenance": collect_provenance({})})
+    if arguments.json:
+        write_json(
+            arguments.json, {**results, "turns": TURNS, "provenance": collect_provenance({})}
+        )
 
 
 def files(sides: tuple[tuple[int, int], ...]) -> dict[str, bytes]:
-    """Name -> file, of every kind and size."""
-    found = {}
+    """Name -> image file, for all formats and sizes."""
+    contents = {}
     for side in sides:
-        image = scan(side)
-        for colour, shown in (("colour", image), ("grey", image.convert("L"))):
-            for kind, options in (("JPEG", {"quality": 90}), ("PNG", {"compress_level": 3})):
-                found[f"{kind} {colour} {side[0]}x{side[1]}"] = _saved(shown, kind, **options)
-    large = sides[-1]
-    noise = Image.fromarray(
-        np.random.default_rng(1).integers(0, 256, (large[1], large[0], 3), dtype=np.uint8)
-    )
-    found["JPEG noise"], found["PNG lines"] = (
-        _saved(noise, "JPEG", quality=90),
-        _saved(lines(large), "PNG"),
-    )
-    return found
+        colour = scan(side)
+        for name, image in (("colour", colour), ("grey", colour.convert("L"))):
+            size = f"{side[0]}x{side[1]}"
+            contents[f"JPEG {name} {size}"] = _saved(image, "JPEG", quality=90)
+            contents[f"PNG {name} {size}"] = _saved(image, "PNG", compress_level=3)
+    width, height = sides[-1]
+    noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    contents["JPEG noise"] = _saved(Image.fromarray(noise), "JPEG", quality=90)
+    contents["PNG lines"] = _saved(lines((width, height)), "PNG")
+    return contents
 
 
 def scan(side: tuple[int, int]) -> Image.Image:
-    """A phantom under grain."""
+    """A phantom with Gaussian noise."""
     rng = np.random.default_rng(3)
     drawn = draw(sample_phantom(rng, "fundus"), (512, 512), rng).resize(side, _BICUBIC)
     noise = rng.standard_normal((side[1], side[0], 1), dtype=np.float32) * _NOISE
@@ -89,17 +82,17 @@ def scan(side: tuple[int, int]) -> Image.Image:
 
 
 def lines(side: tuple[int, int]) -> Image.Image:
-    """White lines of two pixels on black."""
-    image, rng = Image.new("RGB", side), np.random.default_rng(4)
+    """White lines, two pixels wide, on black."""
+    image = Image.new("RGB", side)
+    rng = np.random.default_rng(4)
     for _ in range(300):
-        ImageDraw.Draw(image).line(
-            [int(rng.integers(each)) for each in (*side, *side)], fill=(255, 255, 255), width=2
-        )
+        ends = [int(rng.integers(each)) for each in (*side, *side)]
+        ImageDraw.Draw(image).line(ends, fill=(255, 255, 255), width=2)
     return image
 
 
 def measure_decoders(contents: Mapping[str, bytes], turns: int) -> dict[str, dict[str, Any]]:
-    """File -> way -> its milliseconds, and grey levels from Pillow on average."""
+    """File -> decoder -> milliseconds, and mean distance from Pillow's image in grey levels."""
     settings = load_params().resize
     ways: dict[str, Callable[[bytes], Image.Image]] = {
         "Pillow": _pillow,
@@ -112,13 +105,13 @@ def measure_decoders(contents: Mapping[str, bytes], turns: int) -> dict[str, dic
         "stages.corpus.images.decoding": lambda content: decode(content, settings).image,
     }
     return {
-        name: _by_turns({way: _call(make, content) for way, make in ways.items()}, turns, _apart)
+        name: _interleave(ways, content, turns, _mean_distance)
         for name, content in contents.items()
     }
 
 
 def measure_encoders(turns: int) -> dict[str, dict[str, Any]]:
-    """Image -> way to write it -> its milliseconds, and its kilobytes."""
+    """Image -> encoder -> milliseconds and kilobytes."""
     ways: dict[str, Callable[[Image.Image], bytes]] = {
         "Pillow's default": lambda image: _saved(image, "PNG"),
         "Pillow, level 3": lambda image: _saved(image, "PNG", compress_level=3),
@@ -129,41 +122,41 @@ def measure_encoders(turns: int) -> dict[str, dict[str, Any]]:
         "libvips 6, sub": lambda image: _png(image, 6, "sub"),
         "stages.corpus.images.decoding": encode,
     }
-    shown = {"colour": scan((1024, 768)), "grey": scan((1024, 768)).convert("L").convert("RGB")}
-    small = {name: image.resize((_SIZE, _SIZE), _BICUBIC) for name, image in shown.items()}
+    image = scan((1024, 768))
+    images = {"colour": image, "grey": image.convert("L").convert("RGB")}
     return {
-        name: _by_turns(
-            {way: _call(make, image) for way, make in ways.items()},
+        name: _interleave(
+            ways,
+            image.resize((_SIZE, _SIZE), _BICUBIC),
             turns,
             lambda content, _: f"{len(content) / 1e3:.0f} kB",
         )
-        for name, image in small.items()
+        for name, image in images.items()
     }
 
 
-def _by_turns(
-    ways: Mapping[str, Callable[[], Any]], turns: int, other: Callable[[Any, Any], str]
+def _interleave(
+    ways: Mapping[str, Callable[[Any], Any]],
+    source: Any,
+    turns: int,
+    other: Callable[[Any, Any], str],
 ) -> dict[str, Any]:
-    """Way -> least CPU milliseconds (all threads), and `other` of its and the first result."""
-    least = dict.fromkeys(ways, float("inf"))
+    """Way -> minimum CPU milliseconds (all threads), and `other` of its and the first result."""
+    fastest = dict.fromkeys(ways, float("inf"))
     for _ in range(turns):
         for name, way in ways.items():
             start = time.process_time()
-            way()
-            least[name] = min(least[name], (time.process_time() - start) * 1e3)
-    first = next(iter(ways.values()))()
+            way(source)
+            fastest[name] = min(fastest[name], (time.process_time() - start) * 1e3)
+    first = next(iter(ways.values()))(source)
     return {
-        name: {"ms": round(least[name], 2), "other": other(way(), first)}
+        name: {"ms": round(fastest[name], 2), "other": other(way(source), first)}
         for name, way in ways.items()
     }
 
 
-def _apart(image: Image.Image, wanted: Image.Image) -> str:
-    return f"{np.abs(np.asarray(image, dtype=float) - np.asarray(wanted)).mean():.2f}"
-
-
-def _call(way: Callable[[Any], Any], given: Any) -> Callable[[], Any]:
-    return lambda: way(given)
+def _mean_distance(image: Image.Image, reference: Image.Image) -> str:
+    return f"{np.abs(np.asarray(image, dtype=float) - np.asarray(reference)).mean():.2f}"
 
 
 def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -196,29 +189,26 @@ def _widths_first(opened: pyvips.Image) -> pyvips.Image:
 
 
 def _shrunk(content: bytes) -> Image.Image:
-    opened, factor = _opened(content), 1
-    while (
-        opened.get("vips-loader").startswith("jpeg")
-        and factor < 8
-        and min(opened.width, opened.height) >= 4 * factor * _SIZE
-    ):
-        factor *= 2
+    opened = _opened(content)
+    factor = 1
+    if opened.get("vips-loader").startswith("jpeg"):
+        while factor < 8 and min(opened.width, opened.height) >= 4 * factor * _SIZE:
+            factor *= 2
     return _image(_opened(content, shrink=factor) if factor > 1 else opened, _widths_first)
 
 
 def _image(opened: pyvips.Image, resize: Callable[[pyvips.Image], pyvips.Image]) -> Image.Image:
-    made = resize(opened)
-    pixels = np.frombuffer(made.write_to_memory(), dtype=np.uint8).reshape(
-        made.height, made.width, made.bands
-    )
-    return Image.fromarray(pixels.squeeze()).convert("RGB")
+    resized = resize(opened)
+    pixels = np.frombuffer(resized.write_to_memory(), dtype=np.uint8)
+    shaped = pixels.reshape(resized.height, resized.width, resized.bands)
+    return Image.fromarray(shaped.squeeze()).convert("RGB")
 
 
 def _png(image: Image.Image, level: int, line_filter: str) -> bytes:
-    made = pyvips.Image.new_from_memory(
+    pixels = pyvips.Image.new_from_memory(
         image.tobytes(), image.width, image.height, 3, "uchar"
     ).copy(interpretation="srgb")
-    content: bytes = made.pngsave_buffer(compression=level, filter=line_filter, keep="none")
+    content: bytes = pixels.pngsave_buffer(compression=level, filter=line_filter, keep="none")
     return content
 
 

@@ -2,15 +2,14 @@
 
     python -m benchmarks.flows [--quick] [--rounds N] [--json FILE]
 
-In a small workspace of real DVC, whose commands cost nothing. Rounds: 13 stages at once, made stale
-by a parameter, again and again; counted is what dvc.lock then holds. Cost: a pipeline of 2 x 13 + 2
-stages that sleep, one at a time, by plain `dvc repro` and by the flow in turn; seconds over the
-sleeping, a stage. Prefect's API is the flow's own, on SQLite.
+In a small workspace with real DVC and trivial commands. Rounds: a parameter makes 13 stages stale,
+which run at once; counted are the stages recorded in dvc.lock. Cost: a pipeline of 2 x 13 + 2
+stages that sleep, one at a time, by plain `dvc repro` and by the flow in turn; overhead per stage
+in seconds. The flow starts its own Prefect API, on SQLite.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.command_line import build_parser
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance
 from stages.core.yaml_files import read_yaml
@@ -29,22 +29,17 @@ from tests.flows.tiny import locked, make_workspace, run
 
 KEYS = [f"c{number:02d}" for number in range(13)]
 SLEEP = 1.0
-"""Seconds that a stage sleeps where cost is measured."""
+"""Seconds that a stage sleeps in the measurement of cost."""
 
 
 def main() -> None:
     """Measure, print, write the JSON."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.flows",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("flows", __doc__)
     parser.add_argument(
         "--quick", action="store_true", help="2 rounds, and cost in one repeat of 4 checkpoints"
     )
-    parser.add_argument("--rounds", type=int, help="rounds of 13 stages at once; 20")
-    parser.add_argument("--json", type=Path, help="write what was measured to this file")
-    given = parser.parse_args()
+    parser.add_argument("--rounds", type=int, help="rounds of 13 stages at once (default: 20)")
+    arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="flows-"))
     os.environ |= {
         "PREFECT_HOME": str(folder / "prefect"),
@@ -53,36 +48,32 @@ def main() -> None:
     }
     os.environ.pop("PREFECT_API_URL", None)
     logging.getLogger("prefect").setLevel(logging.ERROR)
-    say = Console().print
+    report = Console().print
+    count = arguments.rounds or (2 if arguments.quick else 20)
+    keys = KEYS[:4] if arguments.quick else KEYS
+    repeats = 1 if arguments.quick else 3
     try:
-        recorded, asked = rounds(folder / "rounds", given.rounds or (2 if given.quick else 20), say)
-        costs = cost(
-            folder / "cost", KEYS[:4] if given.quick else KEYS, 1 if given.quick else 3, say
-        )
+        recorded, stages = run_rounds(folder / "rounds", count, report)
+        costs = measure_cost(folder / "cost", keys, repeats, report)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    say(f"{recorded} of {asked} stages recorded")
-    say(
-        f"a stage costs {costs['flow']:.2f} s over its command, {costs['dvc']:.2f} s by plain dvc"
-        " repro"
-    )
-    if given.json:
-        write_json(
-            given.json,
-            {
-                "recorded": recorded,
-                "asked": asked,
-                "overhead_seconds_a_stage": costs,
-                "cores": os.cpu_count(),
-                "provenance": collect_provenance({}),
-            },
-        )
+    report(f"{recorded} of {stages} stages recorded")
+    report(f"overhead per stage: {costs['flow']:.2f} s by the flow, {costs['dvc']:.2f} s by dvc")
+    if arguments.json:
+        result = {
+            "recorded": recorded,
+            "asked": stages,
+            "overhead_seconds_a_stage": costs,
+            "cores": os.cpu_count(),
+            "provenance": collect_provenance({}),
+        }
+        write_json(arguments.json, result)
 
 
-def rounds(root: Path, count: int, say: Any) -> tuple[int, int]:
-    """Count the stages recorded in dvc.lock with their round's parameter, and the stages run.
+def run_rounds(root: Path, count: int, report: Any) -> tuple[int, int]:
+    """Numbers of stages recorded in dvc.lock with their round's parameter, and of all stages.
 
-    `dvc status` must be clean after each round.
+    Reports whether `dvc status` is clean after each round.
     """
     from flows.reproduce import reproduce
 
@@ -94,49 +85,45 @@ def rounds(root: Path, count: int, say: Any) -> tuple[int, int]:
         start = time.monotonic()
         summary = reproduce(only=["train"], slots=len(KEYS), root=str(root))
         stages = read_yaml(root / "dvc.lock")["stages"]
-        held = sum(
-            stages.get(f"train@{key}", {}).get("params", {}).get("params.yaml", {}).get("rate")
-            == number
-            for key in KEYS
-        )
+        current = 0
+        for key in KEYS:
+            params = stages.get(f"train@{key}", {}).get("params", {})
+            current += params.get("params.yaml", {}).get("rate") == number
         ran = sum(result.state == "ran" for result in summary.results)
-        recorded += held
+        recorded += current
         clean = "clean" if summary.clean else "NOT clean"
-        say(
-            f"round {number} of {count}: {ran} ran, {held} recorded, status {clean},"
+        report(
+            f"round {number} of {count}: {ran} ran, {current} recorded, status {clean},"
             f" {time.monotonic() - start:.1f} s"
         )
     return recorded, count * len(KEYS)
 
 
-def cost(root: Path, keys: list[str], repeats: int, say: Any) -> dict[str, float]:
-    """Median overhead per stage in seconds, beyond its command's sleep.
-
-    `dvc repro` and the flow.
-    """
+def measure_cost(root: Path, keys: list[str], repeats: int, report: Any) -> dict[str, float]:
+    """Median overhead per stage in seconds, beyond its sleep, of `dvc repro` and the flow."""
     from flows.reproduce import reproduce
 
     seconds: dict[str, list[float]] = {"dvc": [], "flow": []}
-    stages = 2 * len(keys)  # those that sleep
+    sleeping = 2 * len(keys)
+    stages = sleeping + 2
     for number in range(repeats):
         for way in seconds:
             workspace = make_workspace(root / f"{way}-{number}", keys)
             script = workspace / "work.sh"
-            script.write_text(
-                script.read_text(encoding="utf-8") + f"sleep {SLEEP}\n", encoding="utf-8"
-            )
+            with script.open("a", encoding="utf-8") as file:
+                file.write(f"sleep {SLEEP}\n")
             start = time.monotonic()
             if way == "dvc":
                 run("dvc", "repro", cwd=workspace)
             else:
                 reproduce(slots=1, root=str(workspace))
-            taken = time.monotonic() - start
-            seconds[way].append((taken - SLEEP * stages) / (stages + 2))
-            say(
-                f"{way}: {taken:.1f} s for {stages + 2} stages, {SLEEP * stages:.0f} s of them"
+            elapsed = time.monotonic() - start
+            seconds[way].append((elapsed - SLEEP * sleeping) / stages)
+            report(
+                f"{way}: {elapsed:.1f} s for {stages} stages, {SLEEP * sleeping:.0f} s of them"
                 " asleep"
             )
-            assert len(locked(workspace)) == stages + 2
+            assert len(locked(workspace)) == stages
     return {way: statistics.median(each) for way, each in seconds.items()}
 
 

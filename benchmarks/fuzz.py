@@ -1,11 +1,12 @@
-"""Fuzzing: give damaged files to the readers of archives, records, images and DICOM.
+"""Fuzzing of the readers of archives, records, images and DICOM with corrupt files.
 
     python -m benchmarks.fuzz [--minutes N] [--seed N] [--json FILE] [READER ...]
 
-Files begin as those of the table of hostile input, good and bad, and are cut, spliced, repeated and
-changed at random. An archive opens, or is an InputError; records add up; an image has its size, or
-is an ImageError. Anything else, a crash of the process too, is a find: the bytes that did it are
-kept in `fuzz-finds/`. The same seed makes the same files, whatever the time.
+Seeds are the files of tests/hostile, good and bad; mutations truncate, splice, repeat and change
+them at random. The contract: an archive opens or raises InputError; records read are records
+accepted plus records refused; an image has the configured size or raises ImageError. Any other
+result, including a crash of the process, is a find, and its bytes are saved in `fuzz-finds/`. File
+number N depends on the seed alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product, takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ import zstandard
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import build_parser
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
 from stages.core.params import load_params
@@ -44,11 +46,9 @@ from stages.corpus.records.records import read_record_files
 
 REPOSITORY: Final = Path(__file__).parents[1]
 FINDS: Final = Path("fuzz-finds")
-_LARGEST: Final = 200_000
-"""Bytes of a file that is begun with: larger ones are bombs, each of which takes as long as a
-thousand others.
-"""
-_BAD: Final = 0.2
+_MAX_SEED_BYTES: Final = 200_000
+"""Larger files are decompression bombs, each of which takes as long as a thousand others."""
+_BAD_SHARE: Final = 0.2
 _TOKENS: Final = (
     *(
         b"\x00",
@@ -84,28 +84,27 @@ _TOKENS: Final = (
 )
 
 Reader = Callable[[bytes, Path], str]
-"""What became of a file, in a word; raises whatever it must not."""
+"""Reads a file with a scratch folder and names the outcome; raises on a violated contract."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, and files to begin with: those it takes, and those that were bad already."""
+    """A reader with seed files: those it accepts, and those it refuses."""
 
     good: Sequence[bytes]
     bad: Sequence[bytes]
     read: Reader
 
     def __post_init__(self) -> None:
-        """Leave out what is too large."""
+        """Drop seeds that are too large."""
         for name in ("good", "bad"):
-            object.__setattr__(
-                self, name, [content for content in getattr(self, name) if len(content) <= _LARGEST]
-            )
+            seeds = [seed for seed in getattr(self, name) if len(seed) <= _MAX_SEED_BYTES]
+            object.__setattr__(self, name, seeds)
 
 
 def mutate(rng: random.Random, target: Target) -> bytes:
-    """A file made from one or two others, most of them good ones."""
-    seeds = target.bad if rng.random() < _BAD else target.good
+    """A random mutation of one or two seeds, most of them good."""
+    seeds = target.bad if rng.random() < _BAD_SHARE else target.good
     content = bytearray(rng.choice(seeds))
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         at = rng.randrange(len(content) + 1)
@@ -130,7 +129,7 @@ def mutate(rng: random.Random, target: Target) -> bytes:
 
 
 def archive_reader() -> Target:
-    """Archives, and all that is in them."""
+    """Archives and all their members."""
     from tests.hostile.archives import tarred, zipped
     from tests.hostile.test_hostile import ARCHIVES, CORPUS
 
@@ -152,11 +151,9 @@ def archive_reader() -> Target:
         try:
             with open_corpus(path, limits, folder / "scratch") as corpus:
                 for name in corpus.names:
-                    try:
+                    with suppress(InputError):
                         if len(corpus.fetch(name)) != corpus.size(name):
-                            raise AssertionError(f"{name} has another size than was said")
-                    except InputError:
-                        continue
+                            raise AssertionError(f"{name} differs from its declared size")
                 return "opened"
         except InputError:
             return "refused"
@@ -181,18 +178,18 @@ def record_reader() -> Target:
     good = [text.encode(encoding) for text, encoding in product(texts, ("utf-8", "utf-16"))]
 
     def read(content: bytes, folder: Path) -> str:
-        found = [read_record_files([(f"Set.{kind}", content)]) for kind in ("json", "csv")]
-        for reading in found:
+        readings = [read_record_files([(f"Set.{kind}", content)]) for kind in ("json", "csv")]
+        for reading in readings:
             if reading.read != len(reading.records) + len(reading.rows):
-                raise AssertionError("read is not kept + refused")
+                raise AssertionError("records read are not records accepted + refused")
             json.dumps([record.fields for record in reading.records], ensure_ascii=False).encode()
-        return "kept some" if any(reading.records for reading in found) else "refused"
+        return "kept some" if any(reading.records for reading in readings) else "refused"
 
     return Target(good, [case.content for case in FILES.values()], read)
 
 
 def image_reader(dicom: bool = False) -> Target:
-    """Images of all kinds, or DICOM files."""
+    """Images of all formats, or DICOM files."""
     from tests.hostile.dicoms import DICOMS
     from tests.hostile.images import IMAGES
 
@@ -202,10 +199,11 @@ def image_reader(dicom: bool = False) -> Target:
 
     def read(content: bytes, folder: Path) -> str:
         try:
-            found = decode_files([content], resize, params.dicom)
-            if (found.image.mode, found.image.size) != ("RGB", (28, 28)):
-                raise AssertionError(f"an image of {found.image.mode}, {found.image.size}")
-            for frame in found.frames:
+            decoded = decode_files([content], resize, params.dicom)
+            image = decoded.image
+            if (image.mode, image.size) != ("RGB", (28, 28)):
+                raise AssertionError(f"decoded to mode {image.mode}, size {image.size}")
+            for frame in decoded.frames:
                 frame.tobytes()
         except ImageError:
             return "refused"
@@ -228,7 +226,7 @@ READERS: Final[dict[str, Callable[[], Target]]] = {
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing of what readers tell of thousands of damaged files, until this is left."""
+    """Disable logging and warnings, of which corrupt files cause thousands."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -242,8 +240,8 @@ def _silence() -> Iterator[None]:
 def fuzz(
     name: str, files: Iterable[int], seed: int
 ) -> tuple[Counter[str], list[tuple[bytes, str]]]:
-    """Outcome counts, and the numbers whose file broke the reader's contract."""
-    ends: Counter[str] = Counter()
+    """Outcome counts, and (content, traceback) of the files that violated the contract."""
+    outcomes: Counter[str] = Counter()
     finds: list[tuple[bytes, str]] = []
     with _silence(), tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         target = READERS[name]()
@@ -252,99 +250,69 @@ def fuzz(
             content = mutate(random.Random(f"{seed}/{name}/{number}"), target)  # noqa: S311  (files, no secrets)
             current.write_bytes(content)
             try:
-                ends[target.read(content, Path(folder))] += 1
-            except Exception:  # whatever it is, it is a find
-                ends["FOUND"] += 1
+                outcomes[target.read(content, Path(folder))] += 1
+            except Exception:  # any other exception is a find
+                outcomes["FOUND"] += 1
                 finds.append((content, traceback.format_exc(limit=-3)))
-    return ends, finds
+    return outcomes, finds
 
 
 def main() -> int:
-    """Fuzz each reader in its own process and print the outcomes.
-
-    Exit code 1 if anything was found.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fuzz",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Fuzz each reader in its own process and print the outcomes; exit code 1 after a find."""
+    parser = build_parser("fuzz", __doc__)
     parser.add_argument(
-        "readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)}; all if none is named"
+        "readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)} (default: all)"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of all readers together")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all readers together")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write what was seen to this file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    chosen = given.readers or list(READERS)
-    if unknown := sorted(set(chosen) - READERS.keys()):
-        parser.error(f"unknown reader {', '.join(unknown)}; there are {', '.join(READERS)}")
-    if given.one:
-        return _one(given.one, 60 * given.minutes, given.seed)
-    made: dict[str, Any] = {}
-    for name in chosen:
-        # a decoder that takes the process down is a find, too
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.fuzz",
-            "--one",
-            name,
-            "--minutes",
-            str(given.minutes / len(chosen)),
-            "--seed",
-            str(given.seed),
-        ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        last = done.stdout.strip().splitlines()[-1:] or ["{}"]
-        made[name] = (
-            json.loads(last[0])
-            if done.returncode in (0, 1)
-            else {"FOUND": f"the process ended with {done.returncode}"}
-        )
-    shown = Table(
-        "reader",
-        "files",
-        "what became of them",
-        title=f"{given.minutes:g} minutes, seed {given.seed}",
-    )
-    for name, ends in made.items():
-        counts = {end: number for end, number in ends.items() if isinstance(number, int)}
-        shown.add_row(
-            name,
-            f"{sum(counts.values()):,}",
-            ", ".join(f"{end}: {number}" for end, number in ends.items()),
-        )
-    Console().print(shown)
-    if given.json:
-        write_json(
-            given.json,
-            {
-                "readers": made,
-                "minutes": given.minutes,
-                "seed": given.seed,
-                "provenance": collect_provenance({}),
-            },
-        )
-    return int(any("FOUND" in ends for ends in made.values()))
+    arguments = parser.parse_args()
+    names = arguments.readers or list(READERS)
+    if unknown := sorted(set(names) - READERS.keys()):
+        parser.error(f"unknown reader {', '.join(unknown)}; known: {', '.join(READERS)}")
+    if arguments.one:
+        return _fuzz_one(arguments.one, 60 * arguments.minutes, arguments.seed)
+    minutes = arguments.minutes / len(names)
+    results = {name: _fuzz_in_process(name, minutes, arguments.seed) for name in names}
+    title = f"{arguments.minutes:g} minutes, seed {arguments.seed}"
+    table = Table("reader", "files", "outcomes", title=title)
+    for name, outcomes in results.items():
+        files = sum(number for number in outcomes.values() if isinstance(number, int))
+        texts = [f"{outcome}: {number}" for outcome, number in outcomes.items()]
+        table.add_row(name, f"{files:,}", ", ".join(texts))
+    Console().print(table)
+    if arguments.json:
+        result = {
+            "readers": results,
+            "minutes": arguments.minutes,
+            "seed": arguments.seed,
+            "provenance": collect_provenance({}),
+        }
+        write_json(arguments.json, result)
+    return int(any("FOUND" in outcomes for outcomes in results.values()))
 
 
-def _one(name: str, seconds: float, seed: int) -> int:
+def _fuzz_in_process(name: str, minutes: float, seed: int) -> dict[str, Any]:
+    """Outcome counts of a reader in its own process, whose crash is a find too."""
+    command = [sys.executable, "-m", "benchmarks.fuzz", "--one", name]
+    command += ["--minutes", str(minutes), "--seed", str(seed)]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if process.returncode not in (0, 1):
+        return {"FOUND": f"the process ended with {process.returncode}"}
+    last = process.stdout.strip().splitlines()[-1:] or ["{}"]
+    outcomes: dict[str, Any] = json.loads(last[0])
+    return outcomes
+
+
+def _fuzz_one(name: str, seconds: float, seed: int) -> int:
     end = time.monotonic() + seconds
-
-    def numbers() -> Iterator[int]:
-        number = 0
-        while time.monotonic() < end:
-            yield number
-            number += 1
-
-    ends, finds = fuzz(name, numbers(), seed)
-    for number, (content, why) in enumerate(finds):
+    numbers = takewhile(lambda _: time.monotonic() < end, count())
+    outcomes, finds = fuzz(name, numbers, seed)
+    for number, (content, error) in enumerate(finds):
         FINDS.mkdir(exist_ok=True)
         (FINDS / f"{name}-{number}").write_bytes(content)
-        print(f"{FINDS / name}-{number}: {why}", file=sys.stderr)
-    print(json.dumps(dict(sorted(ends.items()))))
+        print(f"{FINDS / name}-{number}: {error}", file=sys.stderr)
+    print(json.dumps(dict(sorted(outcomes.items()))))
     return int(bool(finds))
 
 

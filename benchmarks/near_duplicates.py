@@ -4,23 +4,22 @@ The figures of docs/splits.md.
 
     python -m benchmarks.near_duplicates [--json FILE]
 
-Random hashes, a tenth of them copies of others a few bits away. Memory is the most the process has
-held, hashes included.
+Random hashes, a tenth of them copies of others with a few bits changed. Memory is the peak of the
+process, hashes included.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import build_parser
 from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
@@ -28,43 +27,33 @@ from stages.corpus.images.hashes import BITS
 from stages.corpus.splitting.groups import GroupedImage, group_images
 
 SIZES = (82_000, 820_000)
-"""Images: as many as OmniMedVQA has, and ten times as many."""
+"""Numbers of images: OmniMedVQA's, and ten times as many."""
 
 
 def main() -> None:
     """Measure, print a table, write the JSON."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.near_duplicates",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
-    given = arguments.parse_args()
+    parser = build_parser("near_duplicates", __doc__)
+    arguments = parser.parse_args()
     distance = load_params().splits.near_duplicates or 0
     rows = [measure(size, distance) for size in SIZES]
     table = Table("images", "copies planted", "groups of two found", "seconds", "memory, MiB")
     for row in rows:
-        table.add_row(
-            *(
-                f"{row[column]:,.1f}" if column == "seconds" else f"{row[column]:,}"
-                for column in row
-            )
-        )
+        seconds = f"{row['seconds']:,.1f}"
+        counts = [f"{row[key]:,}" for key in ("images", "planted", "found", "memory_mib")]
+        table.add_row(*counts[:3], seconds, counts[3])
     Console().print(table)
-    if given.json:
-        write_json(
-            given.json,
-            {
-                "distance": distance,
-                "rows": rows,
-                "cores": os.cpu_count(),
-                "provenance": collect_provenance({}),
-            },
-        )
+    if arguments.json:
+        result = {
+            "distance": distance,
+            "rows": rows,
+            "cores": os.cpu_count(),
+            "provenance": collect_provenance({}),
+        }
+        write_json(arguments.json, result)
 
 
 def measure(size: int, distance: int) -> dict[str, Any]:
-    """Group `size` images; a tenth of them differs from another one in up to `distance` bits."""
+    """Group `size` images, a tenth of them copies of others with up to `distance` bits changed."""
     images = _images(size, distance)
     start = time.monotonic()
     groups = group_images(images, distance)
@@ -83,9 +72,8 @@ def _images(size: int, distance: int) -> list[GroupedImage]:
     bits = rng.integers(0, 2, (size, BITS), dtype=np.uint8)
     copies = size // 10
     bits[-copies:] = bits[:copies]
-    for row, number in enumerate(
-        rng.integers(0, distance + 1, copies).tolist(), start=size - copies
-    ):
+    flips = rng.integers(0, distance + 1, copies).tolist()
+    for row, number in enumerate(flips, start=size - copies):
         bits[row, rng.choice(BITS, number, replace=False)] ^= 1
     packed = np.packbits(bits, axis=1)
     return [

@@ -1,17 +1,16 @@
-"""Report benchmark: statistics, tables and page of a full-size run: time and memory, no GPU.
+"""Report benchmark: time and memory of statistics, tables and page of a full-size run, no GPU.
 
 The figures of docs/scoring.md.
 
     python -m benchmarks.report [--json FILE]
 
-14 checkpoints with 18,000 predictions each, ablations included, drawn at random over questions like
+14 checkpoints with 18,000 random predictions each, ablations included, on questions like
 OmniMedVQA's in number and form; the blind baselines are fitted on four times as many. Memory is the
-most the process has held.
+peak of the process.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import build_parser
 from stages import prior
 from stages.core import layout
 from stages.core.outputs import write_json
@@ -44,43 +44,30 @@ from stages.taxonomy import AXES
 
 REPOSITORY = Path(__file__).parents[1]
 TESTED = 18_000
-"""Test questions, the same by modality and by question type; as many checkpoints as in params.yaml,
-and the base.
-"""
+"""Test questions per checkpoint, the same for both axes."""
 TRAINED = 4 * TESTED
-PROMISED = {"seconds": 60.0, "memory_mib": 2048}
+TARGETS = {"seconds": 60.0, "memory_mib": 2048}
 
 
 def main() -> None:
     """Measure, print a table, write the JSON."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
-    given = arguments.parse_args()
+    parser = build_parser("report", __doc__)
+    arguments = parser.parse_args()
     provenance = collect_provenance({})
     with tempfile.TemporaryDirectory(prefix="report-") as folder:
-        made = measure(Path(folder))
-    shown = Table(
-        "what",
-        "measured",
-        "promised",
-        title=f"{made['checkpoints']} checkpoints, {made['questions']:,} predictions each",
+        result = measure(Path(folder))
+    title = f"{result['checkpoints']} checkpoints, {result['questions']:,} predictions each"
+    table = Table("measure", "measured", "target", title=title)
+    table.add_row("blind baselines (stage prior)", f"{result['prior_seconds']:.1f} s", "")
+    table.add_row(
+        "statistics and report", f"{result['seconds']:.1f} s", f"{TARGETS['seconds']:.0f} s"
     )
-    shown.add_row("blind baselines (stage prior)", f"{made['prior_seconds']:.1f} s", "")
-    shown.add_row(
-        "statistics and report", f"{made['seconds']:.1f} s", f"{PROMISED['seconds']:.0f} s"
-    )
-    shown.add_row("peak memory", f"{made['memory_mib']:,} MiB", f"{PROMISED['memory_mib']:,} MiB")
-    shown.add_row("page", f"{made['page_bytes'] / 1e6:.2f} MB", "")
-    Console().print(shown)
-    if given.json:
-        write_json(
-            given.json,
-            {**made, "promised": PROMISED, "cores": os.cpu_count(), "provenance": provenance},
-        )
+    table.add_row("peak memory", f"{result['memory_mib']:,} MiB", f"{TARGETS['memory_mib']:,} MiB")
+    table.add_row("page", f"{result['page_bytes'] / 1e6:.2f} MB", "")
+    Console().print(table)
+    if arguments.json:
+        more = {"promised": TARGETS, "cores": os.cpu_count(), "provenance": provenance}
+        write_json(arguments.json, result | more)
 
 
 def measure(root: Path) -> dict[str, Any]:
@@ -91,17 +78,15 @@ def measure(root: Path) -> dict[str, Any]:
         questions = make_questions(TRAINED + TESTED)
         for axis, column in CELLS.items():
             for slug, rows in questions.groupby(column):
-                for part, chosen in (("train", ~rows["test"]), ("test", rows["test"])):
-                    write_json(layout.split(axis, str(slug), part, "grouped"), _split(rows[chosen]))
+                for part, mask in (("train", ~rows["test"]), ("test", rows["test"])):
+                    write_json(layout.split(axis, str(slug), part, "grouped"), _split(rows[mask]))
         for number, name in enumerate(names):
-            write_rows(questions[questions["test"]], name, number)
+            write_predictions(questions[questions["test"]], name, number)
         del questions
         start = time.monotonic()
         for axis in AXES:
-            for blind_baseline in prior.axis_blind_baselines(axis, "grouped"):
-                write_json(
-                    layout.prior(blind_baseline.axis, blind_baseline.split), as_json(blind_baseline)
-                )
+            for baseline in prior.axis_blind_baselines(axis, "grouped"):
+                write_json(layout.prior(baseline.axis, baseline.split), as_json(baseline))
         middle = time.monotonic()
         build.rebuild(layout.PREDICTIONS, layout.PRIOR, layout.REPORT)
         end = time.monotonic()
@@ -117,7 +102,7 @@ def measure(root: Path) -> dict[str, Any]:
 
 
 def make_questions(n: int) -> pd.DataFrame:
-    """Questions of all modalities and types, 2 to 4 options, about nine to ten images each."""
+    """Random questions of all modalities and types with 2 to 4 options, most with an own image."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -134,8 +119,8 @@ def make_questions(n: int) -> pd.DataFrame:
         for row, image in zip(frame.itertuples(), rng.integers(0, n, n), strict=True)
     ]
     frame["gold"] = [LETTERS[int(rng.integers(number))] for number in frame["n_options"]]
-    # what is gold is drawn from one half of the words more often than what is not, as in the
-    # published questions
+    # answers are drawn from other words than distractors, with an overlap, as in the published
+    # questions: blind baselines beat chance
     frame["options"] = [
         [
             f"word {rng.integers(0, 200) if letter == gold else rng.integers(50, 400)}-{letter}"
@@ -146,7 +131,7 @@ def make_questions(n: int) -> pd.DataFrame:
     return frame
 
 
-def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
+def write_predictions(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
     """Write one checkpoint's predictions: 60% correct, 40% correct without the image."""
     rng = np.random.default_rng([1, number])
     rows = questions[
@@ -155,7 +140,8 @@ def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
     rows["checkpoint"] = checkpoint
     rows["modality_test"] = rows["task_test"] = True
     partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
-    for prefix, share in (("", 0.6), *((f"{variant}_", 0.4) for variant in ABLATIONS)):
+    shares = {"": 0.6} | {f"{variant}_": 0.4 for variant in ABLATIONS}
+    for prefix, share in shares.items():
         right = rng.random(len(rows)) < share
         other = [
             LETTERS[(LETTERS.index(gold) + 1) % len(options)]
@@ -166,7 +152,8 @@ def write_rows(questions: pd.DataFrame, checkpoint: str, number: int) -> None:
             f"<think>{'It is round. ' * 12}</think><answer>{letter}</answer>" for letter in letters
         ]
         rows[f"{prefix}completion_tokens"] = rng.integers(6, 250, len(rows))
-    rows["blank_image"], rows["shuffled_image"] = "", rows["image"].map(partner)
+    rows["blank_image"] = ""
+    rows["shuffled_image"] = rows["image"].map(partner)
     provenance = {"params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}
     path = layout.predictions(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)

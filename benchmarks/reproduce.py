@@ -2,14 +2,13 @@
 
     python -m benchmarks.reproduce [--json FILE]
 
-Clones the repository's last commit into a temporary folder and runs the user's command there,
-install included, then `dvc repro` again. Memory is that of the whole process tree (proportional set
-size, so that shared pages count once), looked at five times a second.
+Clones the repository's last commit into a temporary folder and runs `make install`, `make repro`
+and, with nothing changed, `dvc repro`. Memory is that of the whole process tree (proportional set
+size, so that shared pages count once), sampled five times a second.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import build_parser
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance
 
@@ -34,13 +34,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 def main() -> None:
     """Measure, print a table, write the JSON."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
-    given = arguments.parse_args()
+    parser = build_parser("reproduce", __doc__)
+    arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="reproduce-"))
     clone = folder / "clone"
     environment = {
@@ -66,14 +61,14 @@ def main() -> None:
         "provenance": collect_provenance({}),
     }
     show(result)
-    if given.json:
-        write_json(given.json, result)
+    if arguments.json:
+        write_json(arguments.json, result)
 
 
 def measure(command: list[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Run a command; its seconds, peak memory in bytes, and seconds by kind of stage.
+    """Run a command; its seconds, peak memory in bytes, and seconds by group of stages.
 
-    Its output passes through.
+    Its output is passed on to stderr.
     """
     start = time.monotonic()
     process = subprocess.Popen(
@@ -96,14 +91,14 @@ def measure(command: list[str], folder: Path, environment: dict[str, str]) -> di
     end = time.monotonic()
     if process.returncode:
         sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
-    spent: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     for (since, stage), (until, _) in pairwise([*marks, (end, "")]):
-        spent[stage] += until - since
-    return {"seconds": end - start, "peak_memory_bytes": peak, "stage_seconds": dict(spent)}
+        seconds[stage] += until - since
+    return {"seconds": end - start, "peak_memory_bytes": peak, "stage_seconds": dict(seconds)}
 
 
 def _follow(stream: IO[str] | None, marks: list[tuple[float, str]]) -> None:
-    """Pass a command's output on, and note when DVC starts a stage of which kind."""
+    """Pass a command's output on, and record the time and group of each stage that DVC starts."""
     for line in stream or ():
         sys.stderr.write(line)
         if line.startswith("Running stage '"):
@@ -111,7 +106,7 @@ def _follow(stream: IO[str] | None, marks: list[tuple[float, str]]) -> None:
 
 
 def tree_memory(pid: int) -> int:
-    """Bytes of memory a process and its children hold, pages they share counted once."""
+    """Memory of a process and its children in bytes; shared pages count once."""
     total = 0
     try:
         root = psutil.Process(pid)
@@ -126,13 +121,9 @@ def tree_memory(pid: int) -> int:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print what was measured beside what is promised."""
-    table = Table(
-        "what",
-        "measured",
-        "promised",
-        title=f"make repro on {result['cores']} cores, from a clean clone",
-    )
+    """Print the results beside the targets."""
+    title = f"make repro on {result['cores']} cores, from a clean clone"
+    table = Table("measure", "measured", "target", title=title)
     table.add_row("install", f"{result['install_seconds']:.0f} s", "120 s")
     table.add_row(
         "make repro, install included", f"{result['make_repro_seconds'] / 60:.1f} min", "15 min"
@@ -142,7 +133,7 @@ def show(result: dict[str, Any]) -> None:
     )
     table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB", "4 GiB")
     for stage, seconds in result["stage_seconds"].items():
-        table.add_row(f"  of it {stage}", f"{seconds:.0f} s", "")
+        table.add_row(f"  stage {stage}", f"{seconds:.0f} s", "")
     Console().print(table)
 
 

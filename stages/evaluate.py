@@ -233,7 +233,7 @@ def _answer(
         raise InputError(
             f"out of GPU memory ({str(error).splitlines()[0]}): set evaluate.batch_size to a"
             f" smaller number (now {params.evaluate.batch_size}), or free the GPU; `nvidia-smi`"
-            " shows what else is on it. What was answered is kept"
+            " shows what else is on it. Re-run the same command to resume from the stored answers"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Questions a second of stage evaluate, against the published script's loop."""
+"""Questions per second of stage evaluate, compared with the published script's loop."""

@@ -1,16 +1,14 @@
 """Evaluation benchmark: questions per second of stage evaluate and of the published script.
 
-Also checks that both give the same answers.
-
     python -m benchmarks.evaluate [--quick] [--json FILE]
 
-In turn on the same weights, questions and images: Med-R1's way (transformers' `generate`, batches
-of 64, at most 256 new tokens, every question with its image again) and ours. Rows: a random model
-of Qwen2-VL's proportions, whose answers all have 10 tokens, and the embedded base, which has learnt
-to answer; 5 questions an image, as the embedded corpus has, and 1, as nearly all of OmniMedVQA's
-published test splits have. Medians over the repeats and their ratio; then what the two ablations
-add, and what it saves that rows leave the batch when they end. The full run takes 3 minutes on 2
-cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
+Interleaved on the same weights, questions and images: Med-R1's loop (transformers' `generate`,
+batches of 64, at most 256 new tokens, every image encoded per question) and ours; also checks that
+both give the same answers. Rows: a random model of Qwen2-VL's proportions, whose answers all have
+10 tokens, and the embedded base, a trained model; 5 questions per image, as in the embedded corpus,
+and 1, as in nearly all of OmniMedVQA's published test splits. Medians over the repeats and their
+ratio; then the cost of the two ablations, and the gain from removing ended rows from the batch. The
+full run takes 3 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
 """
 
 from __future__ import annotations
@@ -18,18 +16,19 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.command_line import build_parser, silence_libraries
+
 _OF_SAMPLE: Final = 5
-"""Questions an image: the embedded corpus has 1,469 test questions about 305 images, the published
-splits 17,662 about 17,352.
+"""Questions per image: 1,469 about 305 in the embedded corpus' test splits (17,662 about 17,352 in
+the published ones).
 """
 _QUICK: Final = 24
 _IMAGES: Final = 64
 _SHORT: Final = 10
-"""Tokens of an answer without thoughts."""
+"""Tokens of a no-think answer."""
 
 
 def main() -> None:
@@ -40,36 +39,33 @@ def main() -> None:
         EMBEDDED,
         Case,
         compare,
-        measure_leaving,
-        measure_variants,
+        measure_ablations,
+        measure_compaction,
     )
     from stages.core.outputs import write_json
     from stages.core.provenance import collect_provenance
 
-    given = _arguments()
-    _quiet()
-    repeats = given.repeats or (1 if given.quick else 3)
-    rows, variants, leaving = [], None, None
+    arguments = _arguments()
+    silence_libraries()
+    repeats = arguments.repeats or (1 if arguments.quick else 3)
+    rows = []
+    ablations = leaving = None
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
 
-        def fresh() -> Path:
-            path = Path(folder) / str(len(list(Path(folder).iterdir())))
-            path.mkdir()
-            return path
+        def new_folder() -> Path:
+            return Path(tempfile.mkdtemp(dir=folder))
 
-        for case in _cases(given):
-            rows.append(
-                compare(
-                    case, fresh(), repeats, lambda text: print(text, file=sys.stderr, flush=True)
-                )
-            )
-        if not (given.quick or given.model):
-            few = Case(EMBEDDED, _IMAGES, _OF_SAMPLE)
-            variants = measure_variants(few, fresh(), repeats)
-            # answers with thoughts, which differ in length
-            leaving = measure_leaving(
-                Case(EMBEDDED, _IMAGES, _OF_SAMPLE, style="think"), fresh(), repeats
-            )
+        def report(text: str) -> None:
+            print(text, file=sys.stderr, flush=True)
+
+        for case in _cases(arguments):
+            rows.append(compare(case, new_folder(), repeats, report))
+        if not (arguments.quick or arguments.model):
+            no_think = Case(EMBEDDED, _IMAGES, _OF_SAMPLE)
+            ablations = measure_ablations(no_think, new_folder(), repeats)
+            # only think answers differ in length
+            think = Case(EMBEDDED, _IMAGES, _OF_SAMPLE, style="think")
+            leaving = measure_compaction(think, new_folder(), repeats)
     first = rows[0]
     result: dict[str, Any] = {
         "speedup": first["speedup"],
@@ -77,7 +73,7 @@ def main() -> None:
         "questions_per_second": first["questions_per_second"]["ours"],
         "published_questions_per_second": first["questions_per_second"]["published"],
         "rows": rows,
-        "ablations": variants,
+        "ablations": ablations,
         "leaving": leaving,
         "repeats": repeats,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -85,33 +81,33 @@ def main() -> None:
         "provenance": collect_provenance({}),
     }
     show(result)
-    if given.json:
-        write_json(given.json, result)
+    if arguments.json:
+        write_json(arguments.json, result)
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print what was measured."""
+    """Print the tables."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=max(Console().width, 120))
     table = Table(
         title=(
-            f"Questions a second, on {result['device']} ({result['threads']} threads), medians of"
+            f"Questions per second, on {result['device']} ({result['threads']} threads), medians of"
             f" {result['repeats']}"
         )
     )
+    table.add_column("model")
     for name in (
-        "model",
         "questions",
-        "an image",
+        "per image",
         "tokens",
         "published",
         "ours",
         "speedup",
         "same answers",
     ):
-        table.add_column(name, justify="left" if name == "model" else "right")
+        table.add_column(name, justify="right")
     for row in result["rows"]:
         speeds = row["questions_per_second"]
         table.add_row(
@@ -128,33 +124,32 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         for each in row["differing"]:
             console.print(
-                f"{row['model']}: question {each['question']} differs where the logits of two"
-                f" tokens do by {each['margin']:.2g}"
+                f"{row['model']}: answers to question {each['question']} differ; logit margin"
+                f" {each['margin']:.2g}"
             )
     if result["ablations"]:
         console.print(
-            "ours with both ablations, three answers a question:"
+            "ours with both ablations, three answers per question:"
             f" {result['ablations']['times_real_only']:.2f} times the seconds"
         )
     if result["leaving"]:
         console.print(
-            f"think: rows that ended leave the batch: {result['leaving']['saved']:.2f} times as"
-            " fast as if they stayed"
+            f"think: {result['leaving']['saved']:.2f} times as fast as with ended rows in the batch"
         )
 
 
-def _cases(given: argparse.Namespace) -> list[Any]:
+def _cases(arguments: argparse.Namespace) -> list[Any]:
     from benchmarks.evaluate.measure import EMBEDDED, Case
 
-    if given.model:
-        style = "no-think" if given.completions <= 2 * _SHORT else "think"
-        answer = None if given.model == EMBEDDED else given.completions
+    if arguments.model:
+        style = "no-think" if arguments.completions <= 2 * _SHORT else "think"
+        answer = None if arguments.model == EMBEDDED else arguments.completions
         return [
-            Case(given.model, -(-given.questions // each), each, answer, style)  # type: ignore[arg-type]
-            for each in given.questions_per_image
+            Case(arguments.model, -(-arguments.questions // each), each, answer, style)  # type: ignore[arg-type]
+            for each in arguments.questions_per_image
         ]
-    images = _QUICK if given.quick else _IMAGES
-    single = (2 if given.quick else 3) * images
+    images = _QUICK if arguments.quick else _IMAGES
+    single = (2 if arguments.quick else 3) * images
     cases = []
     for model, answer in (("10m", _SHORT), (EMBEDDED, None)):
         cases += [Case(model, images, _OF_SAMPLE, answer), Case(model, single, 1, answer)]
@@ -165,22 +160,17 @@ def _arguments() -> argparse.Namespace:
     from benchmarks.evaluate.measure import EMBEDDED
     from benchmarks.grpo_step.models import SHAPES
 
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer images, once")
-    parser.add_argument("--json", type=Path, help="write what was measured to this file")
-    parser.add_argument("--model", choices=[EMBEDDED, *SHAPES], help="this model alone")
+    parser = build_parser("evaluate", __doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer images, one repeat")
+    parser.add_argument("--model", choices=[EMBEDDED, *SHAPES], help="only this model")
     parser.add_argument(
         "--completions",
         type=int,
         default=_SHORT,
-        help="tokens of an answer of a random model (default: %(default)s)",
+        help="tokens per answer of a random model (default: %(default)s)",
     )
     parser.add_argument(
-        "--questions", type=int, default=256, help="with --model, how many (default: %(default)s)"
+        "--questions", type=int, default=256, help="with --model (default: %(default)s)"
     )
     parser.add_argument(
         "--questions-per-image",
@@ -190,22 +180,14 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         help="with --model (default: 1, then 5)",
     )
-    parser.add_argument("--repeats", type=int, help="runs of each way; 3, with --quick 1")
-    given = parser.parse_args()
+    parser.add_argument("--repeats", type=int, help="runs per loop (default: 3, with --quick 1)")
+    arguments = parser.parse_args()
     for name in ("completions", "questions", "repeats"):
-        if (value := getattr(given, name)) is not None and value < 1:
+        if (value := getattr(arguments, name)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more, not {value}")
-    if min(given.questions_per_image) < 1:
-        parser.error("--questions-per-image takes numbers of 1 or more")
-    return given
-
-
-def _quiet() -> None:
-    """What libraries say to their own developers hides the figures."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    if min(arguments.questions_per_image) < 1:
+        parser.error("--questions-per-image must be 1 or more")
+    return arguments
 
 
 if __name__ == "__main__":

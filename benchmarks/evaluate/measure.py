@@ -1,8 +1,4 @@
-"""Measurements of the evaluation benchmark.
-
-Both loops on the same questions and weights, interleaved; the cost of ablations; the gain from
-shrinking the batch.
-"""
+"""Measurements of the evaluation benchmark: both loops, ablations, compaction of the batch."""
 
 from __future__ import annotations
 
@@ -35,17 +31,12 @@ from stages.prompts.styles import Style, chat, prompt_text
 Result = TypeVar("Result")
 
 EMBEDDED: Final = "base"
-"""The embedded base, which has learnt to answer and ends by itself. All other models are random
-ones by `benchmarks.grpo_step`.
-"""
+"""The embedded base, a trained model. All others are random models of `benchmarks.grpo_step`."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A benchmark case: model, numbers of images and of questions per image, answer length.
-
-    The length is in tokens; None lets the model end its answers.
-    """
+    """A benchmark case; `answer`: tokens per answer, None lets the model end its answers."""
 
     model: str
     images: int
@@ -54,53 +45,48 @@ class Case:
     style: Style = "no-think"
 
     @property
-    def most(self) -> int:
-        """Tokens after which an answer ends."""
+    def max_new_tokens(self) -> int:
+        """Maximum tokens of an answer."""
         return self.answer or MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, twice, as ours changes how its tower embeds patches; and what it is asked."""
+    """A model, its questions, and a copy of it, as ours replaces the tower's patch embedding."""
 
     policy: PreTrainedModel
     untouched: PreTrainedModel
     processor: Any
-    asked: list[Question]
+    questions: list[Question]
 
 
 def set_up(case: Case, folder: Path) -> Bench:
-    """Models, and images written to the folder."""
+    """Build the models, and write the images to the folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if case.model == EMBEDDED:
-        policy, processor = (
-            load_policy(
-                BASE, dtype="float32" if device.type == "cpu" else "bfloat16", attention="sdpa"
-            ),
-            load_processor(BASE),
-        )
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+        policy = load_policy(BASE, dtype=dtype, attention="sdpa")
+        processor = load_processor(BASE)
         policy.to(device)
     else:
-        policy, processor = (
-            build_policy(SHAPES[case.model], device, seed=0),
-            build_processor(Clock(device)),
-        )
+        policy = build_policy(SHAPES[case.model], device, seed=0)
+        processor = build_processor(Clock(device))
     processor.tokenizer.padding_side = "left"
-    asked = questions(folder, case)
+    questions = make_questions(folder, case)
     untouched = copy.deepcopy(policy)
     if case.answer is not None:
-        # random weights never say that they have done
+        # all answers of random weights get the same length
         policy.generation_config.eos_token_id = untouched.generation_config.eos_token_id = []
-    return Bench(policy, untouched, processor, asked)
+    return Bench(policy, untouched, processor, questions)
 
 
-def questions(folder: Path, case: Case) -> list[Question]:
-    """Questions of the embedded corpus about drawn images, ordered as stage evaluate orders them.
+def make_questions(folder: Path, case: Case) -> list[Question]:
+    """Questions of the embedded corpus about generated images, in the order of stage evaluate.
 
     Questions about one image are adjacent.
     """
     rng = np.random.default_rng(0)
-    asked: list[Question] = []
+    questions: list[Question] = []
     for number in range(case.images):
         phantom = phantoms.sample_phantom(rng)
         while len(phantom.attributes) < case.questions_per_image:
@@ -110,44 +96,42 @@ def questions(folder: Path, case: Case) -> list[Question]:
         kinds = phantom.attributes
         for kind in rng.choice(kinds, case.questions_per_image, replace=False):
             wordings = phantoms.QUESTIONS[kind]
-            problem = format_problem(
-                wordings[rng.integers(len(wordings))], phantoms.options_for(phantom, kind, rng)
-            )
-            asked.append(
-                Question(prompt_text(problem, case.style, "evaluate"), {"real": str(path)})
-            )
-    return asked
+            wording = wordings[rng.integers(len(wordings))]
+            problem = format_problem(wording, phantoms.options_for(phantom, kind, rng))
+            prompt = prompt_text(problem, case.style, "evaluate")
+            questions.append(Question(prompt, {"real": str(path)}))
+    return questions
 
 
-def with_ablations(asked: Sequence[Question]) -> list[Question]:
-    """The same asked of a black image and of the next one, too."""
-    own = list(dict.fromkeys(each.own_image for each in asked))
-    following = dict(zip(own, own[1:] + own[:1], strict=True))
+def with_ablations(questions: Sequence[Question]) -> list[Question]:
+    """The same questions, also with a black image and with the next image."""
+    images = list(dict.fromkeys(each.own_image for each in questions))
+    following = dict(zip(images, images[1:] + images[:1], strict=True))
     return [
         Question(
             each.words,
             {"real": each.own_image, "blank": BLANK, "shuffled": following[each.own_image]},
         )
-        for each in asked
+        for each in questions
     ]
 
 
 def answer(
     bench: Bench,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     *,
-    most: int = MAX_NEW_TOKENS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     compact_below: float = COMPACT_BELOW,
 ) -> dict[Key, tuple[int, ...]]:
-    """Completions as stage evaluate makes them, token ids."""
+    """Token ids of completions by stage evaluate's code."""
     device = bench.policy.device
     batches = answer_greedily(
         bench.policy,
         bench.processor,
-        asked,
-        windows=cut_windows(asked, "auto"),
+        questions,
+        windows=cut_windows(questions, "auto"),
         batch_size=BatchSize("auto", device),
-        max_new_tokens=most,
+        max_new_tokens=max_new_tokens,
         compact_below=compact_below,
         loader_threads=(os.cpu_count() or 1) if device.type == "cuda" else 0,
     )
@@ -162,74 +146,81 @@ def compare(
 ) -> dict[str, Any]:
     """Median seconds of both loops, interleaved after a warm-up, and whether answers agree."""
     bench = set_up(case, folder)
-    few = bench.asked[: case.questions_per_image]
-    answer(bench, few, most=case.most)
-    answer_as_published(bench.untouched, bench.processor, few, most=case.most)
+    questions = bench.questions
+
+    def answer_published(some: Sequence[Question]) -> list[list[int]]:
+        return answer_as_published(
+            bench.untouched, bench.processor, some, max_new_tokens=case.max_new_tokens
+        )
+
+    def answer_ours(some: Sequence[Question]) -> dict[Key, tuple[int, ...]]:
+        return answer(bench, some, max_new_tokens=case.max_new_tokens)
+
+    warm_up = questions[: case.questions_per_image]
+    answer_ours(warm_up)
+    answer_published(warm_up)
     seconds: dict[str, list[float]] = {"published": [], "ours": []}
     for repeat in range(repeats):
-        taken, published = timed(
-            bench,
-            lambda: answer_as_published(
-                bench.untouched, bench.processor, bench.asked, most=case.most
-            ),
-        )
-        seconds["published"].append(taken)
-        taken, ours = timed(bench, lambda: answer(bench, bench.asked, most=case.most))
-        seconds["ours"].append(taken)
+        elapsed, published = timed(bench, lambda: answer_published(questions))
+        seconds["published"].append(elapsed)
+        elapsed, ours = timed(bench, lambda: answer_ours(questions))
+        seconds["ours"].append(elapsed)
         report(
-            f"{case.model}, {case.questions_per_image} an image, {repeat + 1} of {repeats}: "
-            + ", ".join(f"{k} {v[-1]:.2f} s" for k, v in seconds.items())
+            f"{case.model}, {case.questions_per_image} per image, {repeat + 1} of {repeats}: "
+            + ", ".join(f"{name} {each[-1]:.2f} s" for name, each in seconds.items())
         )
     medians = {name: median(each) for name, each in seconds.items()}
     lengths = [len(ids) for ids in published]
     differing = [
-        {"question": place, "margin": margin(bench, bench.asked[place], ids, ours[place, "real"])}
-        for place, ids in enumerate(published)
-        if tuple(ids) != ours[place, "real"]
+        {"question": at, "margin": margin(bench, questions[at], ids, ours[at, "real"])}
+        for at, ids in enumerate(published)
+        if tuple(ids) != ours[at, "real"]
     ]
     return {
         **asdict(case),
-        "questions": len(bench.asked),
+        "questions": len(questions),
         "tokens": {"median": median(lengths), "longest": max(lengths)},
         "seconds": medians,
-        "questions_per_second": {name: len(bench.asked) / each for name, each in medians.items()},
+        "questions_per_second": {name: len(questions) / each for name, each in medians.items()},
         "speedup": medians["published"] / medians["ours"],
-        "same_answers": 1 - len(differing) / len(bench.asked),
+        "same_answers": 1 - len(differing) / len(questions),
         "differing": differing,
     }
 
 
-def measure_variants(case: Case, folder: Path, repeats: int) -> dict[str, float]:
+def measure_ablations(case: Case, folder: Path, repeats: int) -> dict[str, float]:
     """Cost of ablations: seconds with a black and an exchanged image, over those without."""
     bench = set_up(case, folder)
-    ablated = with_ablations(bench.asked)
+    ablated = with_ablations(bench.questions)
     answer(bench, ablated[: case.questions_per_image])
-    plain, whole = [], []
+    without: list[float] = []
+    both: list[float] = []
     for _ in range(repeats):
-        plain.append(timed(bench, lambda: answer(bench, bench.asked))[0])
-        whole.append(timed(bench, lambda: answer(bench, ablated))[0])
-    return {"seconds": median(whole), "times_real_only": median(whole) / median(plain)}
+        without.append(timed(bench, lambda: answer(bench, bench.questions))[0])
+        both.append(timed(bench, lambda: answer(bench, ablated))[0])
+    return {"seconds": median(both), "times_real_only": median(both) / median(without)}
 
 
-def measure_leaving(case: Case, folder: Path, repeats: int) -> dict[str, float]:
-    """Gain from compacting the batch: seconds with ended rows kept in it, over ours."""
+def measure_compaction(case: Case, folder: Path, repeats: int) -> dict[str, float]:
+    """Gain from compacting the batch: seconds with ended rows in the batch, over ours."""
     bench = set_up(case, folder)
-    answer(bench, bench.asked[: case.questions_per_image])
-    stay, go = [], []
+    answer(bench, bench.questions[: case.questions_per_image])
+    full: list[float] = []
+    compacted: list[float] = []
     for _ in range(repeats):
-        stay.append(timed(bench, lambda: answer(bench, bench.asked, compact_below=0.0))[0])
-        go.append(timed(bench, lambda: answer(bench, bench.asked))[0])
-    lengths = [len(ids) for ids in answer(bench, bench.asked).values()]
+        full.append(timed(bench, lambda: answer(bench, bench.questions, compact_below=0.0))[0])
+        compacted.append(timed(bench, lambda: answer(bench, bench.questions))[0])
+    lengths = [len(ids) for ids in answer(bench, bench.questions).values()]
     return {
-        "seconds": median(go),
-        "seconds_staying": median(stay),
-        "saved": median(stay) / median(go),
+        "seconds": median(compacted),
+        "seconds_staying": median(full),
+        "saved": median(full) / median(compacted),
         "mean_tokens": sum(lengths) / len(lengths),
     }
 
 
 def timed(bench: Bench, work: Callable[[], Result]) -> tuple[float, Result]:
-    """Seconds of some work, with what it returned."""
+    """Seconds of some work, and its result."""
     start = time.perf_counter()
     result = work()
     if bench.policy.device.type == "cuda":
@@ -239,25 +230,26 @@ def timed(bench: Bench, work: Callable[[], Result]) -> tuple[float, Result]:
 
 @torch.inference_mode()
 def margin(bench: Bench, question: Question, one: Sequence[int], other: Sequence[int]) -> float:
-    """Logit margin at the first token where two completions differ: rounding noise, or more?"""
-    place = next(
-        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
-    if place >= min(len(one), len(other)):
-        return math.inf  # one goes on where the other ended: no rounding does that
+    """Logit margin at the first token where two completions differ; tiny for rounding errors.
+
+    Infinite if one is a prefix of the other, which rounding cannot cause.
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    place = next((at for at, (first, second) in pairs if first != second), None)
+    if place is None:
+        return math.inf
     text = bench.processor.apply_chat_template(
         chat(question.words), tokenize=False, add_generation_prompt=True
     )
     inputs = bench.processor(
         text=[text], images=[open_image(question.own_image)], return_tensors="pt"
     ).to(bench.untouched.device)
-    told = torch.tensor([list(one[:place])], dtype=torch.long, device=bench.untouched.device)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], told], dim=1)
+    prefix = torch.tensor([list(one[:place])], dtype=torch.long, device=bench.untouched.device)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], prefix], dim=1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = torch.cat(
-            [inputs["mm_token_type_ids"], torch.zeros_like(told)], dim=1
+            [inputs["mm_token_type_ids"], torch.zeros_like(prefix)], dim=1
         )
     logits = bench.untouched(**inputs, logits_to_keep=1).logits[0, -1].float()
     return float((logits[one[place]] - logits[other[place]]).abs())

@@ -1,7 +1,4 @@
-"""The loop of Med-R1's evaluation scripts.
-
-Each question's image is opened, processed and encoded separately, then `generate` is called.
-"""
+"""The loop of Med-R1's evaluation scripts: every question's image is processed separately."""
 
 from __future__ import annotations
 
@@ -25,30 +22,28 @@ MAX_NEW_TOKENS: Final = 256
 def answer_as_published(
     policy: PreTrainedModel,
     processor: Any,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     *,
-    most: int = MAX_NEW_TOKENS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[list[int]]:
-    """Answer questions with the published batching: token ids without padding.
+    """Answer questions with the published batching; token ids per question without padding.
 
-    The batch size and the answer length are the published ones.
-
-    Two things are not published: tokens that stand for images are suppressed, as ours are, which a
-    trained model never writes; and the attention is what the policy has.
+    It differs from the published loop in two ways: image placeholder tokens are suppressed, as in
+    ours (a trained model never samples them), and the attention is the policy's.
     """
     policy.eval()
     completions: list[list[int]] = []
     ends = policy.generation_config.eos_token_id or ()
     patch_size = processor.image_processor.patch_size
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
+    for start in range(0, len(questions), BATCH):
+        batch = questions[start : start + BATCH]
         texts = [
             processor.apply_chat_template(
                 chat(each.words), tokenize=False, add_generation_prompt=True
             )
             for each in batch
         ]
-        # scales an image to whole patches by Pillow, before the processor would by torchvision
+        # scales images to whole patches with Pillow, before the processor would with torchvision
         images, _ = process_vision_info(
             [_with_image(each) for each in batch], image_patch_size=patch_size
         )
@@ -58,23 +53,18 @@ def answer_as_published(
         generated = policy.generate(
             **inputs,
             use_cache=True,
-            max_new_tokens=most,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             suppress_tokens=vision_token_ids(processor),
         )
         for row in generated[:, inputs["input_ids"].shape[1] :].tolist():
-            completions.append(
-                row[
-                    : next(
-                        (place + 1 for place, token in enumerate(row) if token in ends), len(row)
-                    )
-                ]
-            )
+            lengths = (index + 1 for index, token in enumerate(row) if token in ends)
+            completions.append(row[: next(lengths, len(row))])
     return completions
 
 
 def _with_image(question: Question) -> list[dict[str, Any]]:
-    """The chat, the image's place filled with the image that the question is about."""
+    """The chat with the question's own image."""
     (turn,) = chat(question.words)
     image, words = turn["content"]
     return [{**turn, "content": [{**image, "image": open_image(question.own_image)}, words]}]

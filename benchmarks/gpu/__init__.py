@@ -1,1 +1,1 @@
-"""What the whole matrix costs on a GPU: steps, evaluation, and a true learning run."""
+"""Cost of the whole matrix on a GPU: training steps, evaluation, and a real learning run."""

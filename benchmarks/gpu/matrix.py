@@ -6,34 +6,29 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 STYLES: Final = {"no-think": 10, "think": 150}
-"""Answer style -> tokens of a completion: an answer alone, and thoughts of the length Med-R1's have
-before it.
-"""
+"""Answer style -> tokens per completion: an answer alone, or after thoughts of Med-R1's length."""
 TRAIN_PROMPTS: Final = 142_668
-"""Of the 13 published train splits, an epoch each: 71,334 by modality (one record has none), and as
-many by question type.
+"""One epoch of each of the 13 published train splits: 71,334 by modality (one record has none), and
+as many by question type.
 """
 MODALITIES: Final = 8
 TYPES: Final = 5
 TEST_BY_MODALITY: Final = 17_662
 TEST_BY_TYPE: Final = 17_919
-"""Test questions of an axis: each of its checkpoints answers them all, and the base both axes'."""
+"""Test questions per axis: its checkpoints answer all of them, and the base those of both axes."""
 EVALUATED: Final = (MODALITIES + 1) * TEST_BY_MODALITY + (TYPES + 1) * TEST_BY_TYPE
 
 
 def hours(steps: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """GPU-hours per `<model>-<style>`: an epoch of training per method, and evaluation.
+    """GPU-hours per `<model>-<style>`: an epoch of training per implementation, and evaluation.
 
-    Ablations are off. What was not measured is left out.
+    Ablations are off; entries without a measurement are missing.
     """
-    made: dict[str, dict[str, float]] = {}
+    result: dict[str, dict[str, float]] = {}
     for name, measured in steps.items():
-        made[name] = {
-            way: TRAIN_PROMPTS * ms / 3.6e6
-            for way, ms in measured["rows"][0]["ms_per_prompt"].items()
-        }
+        times = measured["rows"][0]["ms_per_prompt"]
+        result[name] = {way: TRAIN_PROMPTS * ms / 3.6e6 for way, ms in times.items()}
     for name, measured in evaluation.items():
-        made.setdefault(name, {})["evaluation"] = (
-            EVALUATED / measured["questions_per_second"] / 3600
-        )
-    return made
+        seconds = EVALUATED / measured["questions_per_second"]
+        result.setdefault(name, {})["evaluation"] = seconds / 3600
+    return result

@@ -1,4 +1,4 @@
-"""gpu.md: what was measured, as tables; nothing in it but what the JSON beside it holds."""
+"""gpu.md: the results of gpu.json as tables."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ _GIB: Final = 2**30
 
 def page(result: Mapping[str, Any]) -> str:
     """The page as Markdown."""
-    return (
-        "\n".join(
-            [
-                *_head(result),
-                *_steps(result["steps"]),
-                *_evaluation(result),
-                *_matrix(result),
-                *_learning(result["learning"]),
-            ]
-        )
-        + "\n"
-    )
+    lines = [
+        *_head(result),
+        *_steps(result["steps"]),
+        *_evaluation(result),
+        *_matrix(result),
+        *_learning(result["learning"]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _head(result: Mapping[str, Any]) -> Iterator[str]:
@@ -61,29 +57,14 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
         "peak memory, GiB",
         "against trl",
     ]
-    rows = []
+    rates = []
+    differences = []
     for name, measured in steps.items():
         for row in measured["rows"]:
-            for way, called in WAYS.items():
-                rows.append(
-                    [
-                        name,
-                        str(row["group_size"]),
-                        str(row["completion_tokens"]),
-                        called,
-                        f"{row['ms_per_prompt'][way]:.1f}",
-                        f"{row['completion_tokens_per_second'][way]:,.0f}",
-                        f"{row['mfu'][way]:.0%}",
-                        f"{row['peak_memory_bytes'][way]['total'] / _GIB:.1f}",
-                        f"{row['ms_per_prompt']['trl'] / row['ms_per_prompt'][way]:.2f}",
-                    ]
-                )
-    yield from _table(header, rows)
+            rates += [_rates(name, row, way, engine) for way, engine in WAYS.items()]
+            differences.append([name, f"{row['max_logp_diff']:.2g}", f"{row['grad_rel_diff']:.2g}"])
+    yield from _table(header, rates)
     yield ""
-    rows = []
-    for name, measured in steps.items():
-        for row in measured["rows"]:
-            rows.append([name, f"{row['max_logp_diff']:.2g}", f"{row['grad_rel_diff']:.2g}"])
     yield "Shared prefix against G copies, same completions (bfloat16 rounds to 4e-3 of a number):"
     yield ""
     yield from _table(
@@ -92,8 +73,23 @@ def _steps(steps: Mapping[str, Any]) -> Iterator[str]:
             "largest difference of log-probabilities",
             "relative difference of gradients",
         ],
-        rows,
+        differences,
     )
+
+
+def _rates(name: str, row: Mapping[str, Any], way: str, engine: str) -> list[str]:
+    ms = row["ms_per_prompt"]
+    return [
+        name,
+        str(row["group_size"]),
+        str(row["completion_tokens"]),
+        engine,
+        f"{ms[way]:.1f}",
+        f"{row['completion_tokens_per_second'][way]:,.0f}",
+        f"{row['mfu'][way]:.0%}",
+        f"{row['peak_memory_bytes'][way]['total'] / _GIB:.1f}",
+        f"{ms['trl'] / ms[way]:.2f}",
+    ]
 
 
 def _evaluation(result: Mapping[str, Any]) -> Iterator[str]:
@@ -103,11 +99,11 @@ def _evaluation(result: Mapping[str, Any]) -> Iterator[str]:
     rows = [
         [
             name,
-            f"{made['questions_per_second']:,.1f}",
-            f"{made['published_questions_per_second']:,.1f}",
-            f"{made['speedup']:.2f}",
+            f"{measured['questions_per_second']:,.1f}",
+            f"{measured['published_questions_per_second']:,.1f}",
+            f"{measured['speedup']:.2f}",
         ]
-        for name, made in result["evaluation"].items()
+        for name, measured in result["evaluation"].items()
     ]
     yield from _table(
         ["model and style", "questions/s", "by the published script's loop", "speedup"], rows
@@ -121,41 +117,33 @@ def _matrix(result: Mapping[str, Any]) -> Iterator[str]:
     columns = [*WAYS, "evaluation"]
     rows = []
     for name, hours in result["matrix_hours"].items():
-        both = (
-            hours["shared"] + hours["evaluation"]
-            if {"shared", "evaluation"} <= set(hours)
-            else None
-        )
+        both = None
+        if {"shared", "evaluation"} <= hours.keys():
+            both = hours["shared"] + hours["evaluation"]
         rows.append([name, *(_number(hours.get(each)) for each in columns), _number(both)])
-    yield from _table(
-        [
-            "model and style",
-            *(f"train, {called}" for called in WAYS.values()),
-            "evaluate",
-            "shared-prefix and evaluate",
-        ],
-        rows,
-    )
+    training = [f"train, {engine}" for engine in WAYS.values()]
+    header = ["model and style", *training, "evaluate", "shared-prefix and evaluate"]
+    yield from _table(header, rows)
 
 
-def _learning(made: Mapping[str, Any] | None) -> Iterator[str]:
-    if made is None:
+def _learning(run: Mapping[str, Any] | None) -> Iterator[str]:
+    if run is None:
         return
-    summary = made["summary"]
+    summary = run["summary"]
     yield from ("", "## A true learning run: the embedded sample", "")
-    size = f"a base of width {made['width']}" if made["width"] else "the embedded base"
+    base = f"a base of width {run['width']}" if run["width"] else "the embedded base"
     yield (
-        f"{made['checkpoints']} checkpoints from {size}, {made['together']} at a time: trained in"
-        f" {made['train_seconds']:.0f} s, tested in {made['evaluate_seconds']:.0f} s, all stages in"
-        f" {made['seconds']:.0f} s."
+        f"{run['checkpoints']} checkpoints from {base}, {run['together']} at a time: trained in"
+        f" {run['train_seconds']:.0f} s, tested in {run['evaluate_seconds']:.0f} s, all stages in"
+        f" {run['seconds']:.0f} s."
     )
     yield (
         f"In-domain accuracy {summary['in_domain_base']:.1%} to {summary['in_domain']:.1%};"
         f" {summary['beat_base']} of {summary['checkpoints']} better than the base,"
         f" {summary['above_zero']} with an interval above zero."
     )
-    if made["changes"]:
-        yield f"Changed in params.yaml: {', '.join(made['changes'])}."
+    if run["changes"]:
+        yield f"Changed in params.yaml: {', '.join(run['changes'])}."
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

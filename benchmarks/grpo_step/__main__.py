@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
+
+from benchmarks.command_line import build_parser, silence_libraries
 
 
 def main() -> None:
@@ -30,30 +31,25 @@ def main() -> None:
     from stages.core.params import load_params
     from stages.core.provenance import collect_provenance
 
-    given = _arguments()
-    plan = _plan(given)
-    _quiet()
+    arguments = _arguments()
+    plan = _plan(arguments)
+    silence_libraries()
     result = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
     result["provenance"] = collect_provenance(
         {"grpo": load_params(Path(__file__).parents[2] / "params.yaml").grpo}
     )
     show(result)
-    if given.json:
-        write_json(given.json, result)
-    if given.chart:
-        save_chart(given.chart, result)
+    if arguments.json:
+        write_json(arguments.json, result)
+    if arguments.chart:
+        save_chart(arguments.chart, result)
 
 
 def _arguments() -> argparse.Namespace:
     from benchmarks.grpo_step.models import SHAPES
 
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.grpo_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = build_parser("grpo_step", __doc__)
     parser.add_argument("--quick", action="store_true", help="G=4 and 10 tokens alone, few repeats")
-    parser.add_argument("--json", type=Path, help="write what was measured to this file")
     parser.add_argument("--chart", type=Path, help="draw step times to this PNG")
     parser.add_argument("--model", choices=SHAPES, default="10m")
     parser.add_argument(
@@ -74,35 +70,29 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _plan(given: argparse.Namespace) -> Any:
+def _plan(arguments: argparse.Namespace) -> Any:
     from benchmarks.grpo_step.measure import Plan
     from benchmarks.grpo_step.trainers import FREE
     from stages.core.yaml_files import load_yaml
 
-    settings = (each.partition("=") for each in given.set)
+    settings = (each.partition("=") for each in arguments.set)
     ours = {key: load_yaml(value, Path("--set")) for key, _, value in settings}
     if wrong := set(ours) - set(FREE):
         sys.exit(
             f"error: --set takes {', '.join(FREE)}, which leave the result as it is, and not"
             f" {', '.join(sorted(wrong))}"
         )
-    groups, completions = ([4], [10]) if given.quick else (given.groups, given.completions)
+    groups, completions = (
+        ([4], [10]) if arguments.quick else (arguments.groups, arguments.completions)
+    )
     return Plan(
-        given.model,
+        arguments.model,
         tuple(groups),
         tuple(completions),
-        given.repeats or 3,
-        given.prompts or (4 if given.quick else 8),
+        arguments.repeats or 3,
+        arguments.prompts or (4 if arguments.quick else 8),
         ours,
     )
-
-
-def _quiet() -> None:
-    """What libraries say to their own developers hides the figures."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 if __name__ == "__main__":

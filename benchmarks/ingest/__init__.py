@@ -1,1 +1,1 @@
-"""Ingest benchmark: images per second, memory, incremental work, cost of storage."""
+"""Ingest benchmarks: images per second, memory, incremental work, storage formats."""

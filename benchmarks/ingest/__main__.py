@@ -1,15 +1,14 @@
-"""Ingest benchmark: speed against the seed's way, memory, incremental work, DVC's share.
+"""Ingest benchmark: speed relative to the seed's way, memory, incremental work, DVC's overhead.
 
     python -m benchmarks.ingest [--quick] [--json FILE]
 
-All in one run, each in processes of its own, by turns where two are compared; medians. Images are
-drawn: smooth structures with a little noise, half of them JPEG and half PNG, 512 to 2048 pixels a
-side. --quick measures 400 of them, in less than a minute, and leaves out what takes large numbers.
+Each measurement runs in its own processes, interleaved where two are compared; medians. Images are
+generated: smooth structures with a little noise, half JPEG and half PNG, with sides of 512 to 2048
+pixels. --quick measures 400 of them in less than a minute, without the large-scale measurements.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -21,6 +20,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import build_parser
 from benchmarks.ingest import corpora
 from benchmarks.ingest.measured import REPOSITORY, CommandRun, python
 from benchmarks.ingest.storage import as_shards, measure_dvc
@@ -28,7 +28,7 @@ from stages.core import layout
 from stages.core.outputs import read_json_lines, write_json
 from stages.core.provenance import collect_provenance
 
-PROMISED: Final = {
+TARGETS: Final = {
     "speedup": 3.0,
     "peak_memory_bytes": 10**9,
     "incremental_fraction": 0.03,
@@ -44,36 +44,28 @@ _MANY: Final = (1_000, 82_000)
 
 def main() -> None:
     """Measure, print a table, write the JSON."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.ingest",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = build_parser("ingest", __doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="400 images, no measurements that take minutes"
     )
-    arguments.add_argument(
-        "--quick", action="store_true", help="400 images, and none of what takes minutes"
-    )
-    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
-    given = arguments.parse_args()
-    mode = "quick" if given.quick else "full"
+    arguments = parser.parse_args()
+    mode = "quick" if arguments.quick else "full"
     provenance = collect_provenance({})
     with tempfile.TemporaryDirectory(prefix="ingest-") as folder:
-        made = measure(Path(folder), _LARGE[mode], _REPEATS[mode])
-        if not given.quick:
-            made |= measure_many(Path(folder)) | measure_questions(Path(folder))
+        result = measure(Path(folder), _LARGE[mode], _REPEATS[mode])
+        if not arguments.quick:
+            result |= measure_many(Path(folder)) | measure_questions(Path(folder))
             with tempfile.TemporaryDirectory(prefix="ingest-") as project:
-                made["noop_repro_seconds"] = measure_dvc(Path(project), as_shards, _MANY[-1])[
-                    "repro_seconds"
-                ]
-    show(made)
-    if given.json:
-        write_json(
-            given.json,
-            {**made, "quick": given.quick, "cores": os.cpu_count(), "provenance": provenance},
-        )
+                dvc = measure_dvc(Path(project), as_shards, _MANY[-1])
+            result["noop_repro_seconds"] = dvc["repro_seconds"]
+    show(result)
+    if arguments.json:
+        more = {"quick": arguments.quick, "cores": os.cpu_count(), "provenance": provenance}
+        write_json(arguments.json, result | more)
 
 
 def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
-    """Speed against the seed's way, and the work for 1% more."""
+    """Speed relative to the seed's way, and the work for 1% more images."""
     images = list(corpora.large(number + max(number // 100, 1)))
     for name, content in images[:number]:
         path = folder / "images" / name
@@ -83,31 +75,31 @@ def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
     corpora.write_corpus(project / "few.zip", iter(images[:1]))
     corpora.write_corpus(project / "all.zip", iter(images[:number]))
     corpora.write_corpus(project / "more.zip", iter(images))
-    drawn = sum(len(content) for _, content in images[:number])
+    total_bytes = sum(len(content) for _, content in images[:number])
     del images
-    taken: dict[str, list[float]] = {"seed": [], "ours": [], "more": [], "start": []}
+    times: dict[str, list[float]] = {"seed": [], "ours": [], "more": [], "start": []}
     peak = 0
 
     def timed(name: str, corpus: str, fresh: bool) -> None:
         nonlocal peak
         runs = ingest(project, corpus, fresh)
-        taken[name].append(sum(run.seconds for run in runs))
+        times[name].append(sum(run.seconds for run in runs))
         peak = max(peak, *(run.peak for run in runs))
 
     for _ in range(repeats):
         shutil.rmtree(folder / "out", ignore_errors=True)
-        taken["seed"].append(
-            python("benchmarks.ingest.seeds_way", "images", "out", folder=folder).seconds
-        )
+        seed = python("benchmarks.ingest.seeds_way", "images", "out", folder=folder)
+        times["seed"].append(seed.seconds)
         timed("ours", "all.zip", fresh=True)
-        shutil.rmtree(folder / "known", ignore_errors=True)
-        shutil.copytree(project / layout.SCRATCH, folder / "known")
-        for _ in range(_SHORT_REPEATS // repeats):  # two seconds each, where a tenth is much
+        # the cache of `all.zip`, restored before every incremental run
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+        shutil.copytree(project / layout.SCRATCH, folder / "cache")
+        for _ in range(_SHORT_REPEATS // repeats):  # short runs vary more
             shutil.rmtree(project / layout.SCRATCH)
-            shutil.copytree(folder / "known", project / layout.SCRATCH)
+            shutil.copytree(folder / "cache", project / layout.SCRATCH)
             timed("more", "more.zip", fresh=False)
             timed("start", "few.zip", fresh=True)
-    seconds = {name: statistics.median(each) for name, each in taken.items()}
+    seconds = {name: statistics.median(each) for name, each in times.items()}
     return {
         "speedup": seconds["seed"] / seconds["ours"],
         "peak_memory_bytes": peak,
@@ -117,14 +109,14 @@ def measure(folder: Path, number: int, repeats: int) -> dict[str, Any]:
         "incremental_fraction_with_start": seconds["more"] / seconds["ours"],
         "start_seconds": seconds["start"],
         "images": number,
-        "image_bytes": drawn // number,
+        "image_bytes": total_bytes // number,
         "seed_images_per_second": number / seconds["seed"],
         "images_per_second": number / seconds["ours"],
     }
 
 
 def measure_many(folder: Path) -> dict[str, Any]:
-    """The most memory that download and resize take, at few and at very many images."""
+    """Peak memory of download and resize with few and with very many images."""
     peaks = {}
     for number in _MANY:
         project = _project(folder / f"many-{number}")
@@ -138,7 +130,8 @@ def measure_questions(folder: Path) -> dict[str, Any]:
     """Seconds and memory of parsing, validating and splitting the questions."""
     project = _project(folder / "questions")
     python("benchmarks.ingest.questions", "make", ".", folder=project)
-    parsed, split = [], []
+    parsed = []
+    split = []
     for _ in range(3):
         parsed.append(python("benchmarks.ingest.questions", "read", ".", folder=project))
         split.append(python("stages.splits", folder=project))
@@ -153,9 +146,10 @@ def measure_questions(folder: Path) -> dict[str, Any]:
 
 
 def ingest(project: Path, corpus: str, fresh: bool) -> list[CommandRun]:
-    """Stages download and resize of one corpus; with `fresh`, nothing is left of runs before."""
-    for left in (layout.DATA, *([layout.SCRATCH] if fresh else [])):
-        shutil.rmtree(project / left, ignore_errors=True)
+    """Run stages download and resize on a corpus; with `fresh`, without the image cache."""
+    shutil.rmtree(project / layout.DATA, ignore_errors=True)
+    if fresh:
+        shutil.rmtree(project / layout.SCRATCH, ignore_errors=True)
     (project / "data" / "raw").mkdir(parents=True)
     os.link(project / corpus, project / "data" / "raw" / "corpus.zip")
     runs = [
@@ -163,54 +157,48 @@ def ingest(project: Path, corpus: str, fresh: bool) -> list[CommandRun]:
         python("stages.resize", "ct", folder=project),
     ]
     with zipfile.ZipFile(project / corpus) as archive:
-        wanted = sum(name.startswith("Images/") for name in archive.namelist())
-    kept = sum(
-        1 for _ in read_json_lines(project / layout.records("ct"), "run the benchmark again")
-    )
-    if kept != wanted:
-        raise RuntimeError(f"{kept} of {wanted} records came through:\n{runs[1].output}")
+        images = sum(name.startswith("Images/") for name in archive.namelist())
+    lines = read_json_lines(project / layout.records("ct"), "re-run the benchmark")
+    records = sum(1 for _ in lines)
+    if records != images:
+        raise RuntimeError(f"{records} records of {images} images:\n{runs[1].output}")
     return runs
 
 
-def show(made: dict[str, Any]) -> None:
-    """The table."""
-    table = Table(
-        "what",
-        "measured",
-        "promised",
-        title=f"{made['images']:,} images of {made['image_bytes'] / 1e6:.1f} MB",
-    )
-    table.add_row(
-        "seed's way: Pillow, threads, Arrow in memory",
-        f"{made['seed_images_per_second']:.1f} images/s",
-        "",
-    )
-    table.add_row("download and resize", f"{made['images_per_second']:.1f} images/s", "")
-    table.add_row("speedup", f"{made['speedup']:.2f}", f"{PROMISED['speedup']:.0f}")
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    title = f"{result['images']:,} images of {result['image_bytes'] / 1e6:.1f} MB"
+    table = Table("measure", "measured", "target", title=title)
+    seed_rate = f"{result['seed_images_per_second']:.1f} images/s"
+    table.add_row("seed's way: Pillow, threads, Arrow in memory", seed_rate, "")
+    table.add_row("download and resize", f"{result['images_per_second']:.1f} images/s", "")
+    table.add_row("speedup", f"{result['speedup']:.2f}", f"{TARGETS['speedup']:.0f}")
     more = (
-        f"{made['incremental_fraction']:.2%} (with {made['start_seconds']:.1f} s of start:"
-        f" {made['incremental_fraction_with_start']:.2%})"
+        f"{result['incremental_fraction']:.2%} (with {result['start_seconds']:.1f} s of start:"
+        f" {result['incremental_fraction_with_start']:.2%})"
     )
-    table.add_row("1% new data, of the full time", more, f"{PROMISED['incremental_fraction']:.0%}")
-    peaks = made.get("peak_memory_bytes_at", {str(made["images"]): made["peak_memory_bytes"]})
-    said = ", ".join(
+    table.add_row("1% new data, of the full time", more, f"{TARGETS['incremental_fraction']:.0%}")
+    peaks = result.get("peak_memory_bytes_at", {str(result["images"]): result["peak_memory_bytes"]})
+    memory = ", ".join(
         f"{peak / 2**20:,.0f} MiB at {int(number):,}" for number, peak in peaks.items()
     )
-    table.add_row("peak memory", said, f"{PROMISED['peak_memory_bytes'] / 1e9:.0f} GB")
-    if "noop_repro_seconds" in made:
+    table.add_row("peak memory", memory, f"{TARGETS['peak_memory_bytes'] / 1e9:.0f} GB")
+    if "noop_repro_seconds" in result:
         table.add_row(
             f"dvc repro with nothing to do, {_MANY[-1]:,} images",
-            f"{made['noop_repro_seconds']:.1f} s",
+            f"{result['noop_repro_seconds']:.1f} s",
             "10 s",
         )
-        parts = f"{made['questions_parse_seconds']:.1f} + {made['questions_split_seconds']:.1f} s"
-        said = f"{parts}, {made['questions_memory_bytes'] / 1e6:,.0f} MB"
-        table.add_row("89,000 questions parsed and checked + split", said, "10 s, 500 MB")
+        questions = (
+            f"{result['questions_parse_seconds']:.1f} + {result['questions_split_seconds']:.1f} s,"
+            f" {result['questions_memory_bytes'] / 1e6:,.0f} MB"
+        )
+        table.add_row("89,000 questions parsed and checked + split", questions, "10 s, 500 MB")
     Console().print(table)
 
 
 def _project(folder: Path) -> Path:
-    """An empty project with this one's settings, that refuses nothing for being few or alike."""
+    """An empty project with this one's params.yaml."""
     folder.mkdir(parents=True)
     shutil.copy(REPOSITORY / layout.PARAMS, folder)
     return folder

@@ -17,9 +17,7 @@ from benchmarks.ingest.images import SIZES, encoded, smooth
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 DRAWN: Final = 40
-"""Images that are drawn; the others are these with another comment in the file, which every decoder
-has to decode again.
-"""
+"""Distinct images; the others are copies with another comment in the file, so no cache has them."""
 _NOISE: Final = 3.0
 _WORDS: Final = (
     *("what", "which", "is", "seen", "shown", "in", "the", "this", "image", "picture"),
@@ -28,23 +26,20 @@ _WORDS: Final = (
 
 
 def large(number: int) -> Iterator[tuple[str, bytes]]:
-    """(name, file): JPEG and PNG by turns, 512 to 2048 pixels a side, one in four grey."""
-    drawn = []
+    """(name, file): alternating PNG and JPEG, sides of 512 to 2048 pixels, one in four grey."""
+    files = []
     for index in range(min(DRAWN, number)):
         rng = np.random.default_rng([1, index])
         width, height = (int(side) for side in rng.integers(*SIZES, size=2, endpoint=True))
         image = smooth(width, height, rng, _NOISE, grey=index % 4 == 3)
-        drawn.append(
-            encoded(image, "JPEG", quality=90)
-            if index % 2
-            else encoded(image, "PNG", compress_level=1)
-        )
+        if index % 2:
+            files.append(encoded(image, "JPEG", quality=90))
+        else:
+            files.append(encoded(image, "PNG", compress_level=1))
     for index in range(number):
-        kind = ("png", "jpg")[index % DRAWN % 2]
-        yield (
-            f"Set {index % 5}/{index:06d}.{kind}",
-            commented(drawn[index % DRAWN], f"number {index}"),
-        )
+        suffix = ("png", "jpg")[index % DRAWN % 2]
+        content = with_comment(files[index % DRAWN], f"number {index}")
+        yield f"Set {index % 5}/{index:06d}.{suffix}", content
 
 
 def small(number: int, side: int = 64) -> Iterator[tuple[str, bytes]]:
@@ -53,29 +48,23 @@ def small(number: int, side: int = 64) -> Iterator[tuple[str, bytes]]:
     base = np.asarray(smooth(side, side, rng, _NOISE, grey=True)).copy()
     for index in range(number):
         base[0, :4] = list(index.to_bytes(4, "little"))
-        yield (
-            f"Set {index % 5}/{index:06d}.png",
-            encoded(Image.fromarray(base), "PNG", compress_level=1),
-        )
+        content = encoded(Image.fromarray(base), "PNG", compress_level=1)
+        yield f"Set {index % 5}/{index:06d}.png", content
 
 
-def commented(content: bytes, text: str) -> bytes:
-    """The same JPEG or PNG with a comment in it."""
+def with_comment(content: bytes, text: str) -> bytes:
+    """A JPEG or PNG file with a comment inserted."""
     if content.startswith(b"\xff\xd8"):
-        return (
-            content[:2]
-            + b"\xff\xfe"
-            + struct.pack(">H", len(text) + 2)
-            + text.encode()
-            + content[2:]
-        )
+        segment = b"\xff\xfe" + struct.pack(">H", len(text) + 2) + text.encode()
+        return content[:2] + segment + content[2:]
+    # after the 8-byte signature and the 25-byte IHDR chunk
     body = b"tEXtComment\0" + text.encode()
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     return content[:33] + chunk + content[33:]
 
 
 def record(index: int, image: str, slug: str = "ct") -> dict[str, Any]:
-    """A question in OmniMedVQA's form and of about its length."""
+    """A question with OmniMedVQA's fields and about its length."""
     rng = np.random.default_rng([3, index])
     kind = list(QUESTION_TYPES.values())[index % len(QUESTION_TYPES)]
     words = [_WORDS[at] for at in rng.integers(0, len(_WORDS), 12)]
@@ -96,7 +85,7 @@ def record(index: int, image: str, slug: str = "ct") -> dict[str, Any]:
 
 
 def write_corpus(path: Path, images: Iterator[tuple[str, bytes]]) -> None:
-    """A zip in OmniMedVQA's layout with one question of CT for each image."""
+    """Write a zip in OmniMedVQA's layout with one CT question per image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

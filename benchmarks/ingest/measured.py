@@ -1,8 +1,7 @@
-"""A command's seconds and peak memory, as the operating system counts them.
+"""A command's seconds and peak memory, as counted by the operating system.
 
-The peak of a process begins with that of the process it was started from, which an `exec` does not
-reset: a measuring process that has grown would be measured itself. A small one in between starts
-the command and reports on it.
+A process inherits the peak of its parent, and `exec` does not reset it: the memory of a large
+measuring process would be counted. So a small process in between starts the command and reports.
 """
 
 from __future__ import annotations
@@ -45,28 +44,27 @@ class CommandRun:
 def run(
     command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
 ) -> CommandRun:
-    """Run a command in a folder with the project importable.
+    """Run a command in a folder with the project on PYTHONPATH.
 
     RuntimeError with its output if it fails.
     """
-    settings = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})}
     with tempfile.NamedTemporaryFile(prefix="measured-") as report:
         between = [sys.executable, "-S", "-E", "-c", _BETWEEN, report.name, *command]
-        ended = subprocess.run(
+        process = subprocess.run(
             between,
             cwd=folder,
-            env=settings,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        if ended.returncode:
-            raise RuntimeError(
-                f"{' '.join(command)} ended with {ended.returncode}:\n{ended.stdout[-4000:]}"
-            )
+        if process.returncode:
+            output = process.stdout[-4000:]
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output}")
         seconds, peak = json.loads(Path(report.name).read_text(encoding="utf-8"))
-    return CommandRun(seconds, peak, ended.stdout)
+    return CommandRun(seconds, peak, process.stdout)
 
 
 def python(
@@ -77,5 +75,5 @@ def python(
 
 
 def median_seconds(runs: Sequence[CommandRun]) -> float:
-    """The median of the seconds of some runs."""
+    """Median of the runs' seconds."""
     return statistics.median(each.seconds for each in runs)

@@ -1,4 +1,4 @@
-"""Parse and check as many records as OmniMedVQA has and prepare stage splits' input.
+"""Parse and check as many records as OmniMedVQA has; write the input of stage splits.
 
 Run by benchmarks.ingest.
 
@@ -28,43 +28,42 @@ _FILE: Final = "questions.json"
 
 
 def make(folder: Path) -> None:
-    """A question file of all modalities, and its records as stage resize passes them on."""
+    """Write a question file of all modalities, and its records as after stage resize."""
     slugs = list(MODALITIES)
-    found = []
+    records = []
     for index in range(RECORDS):
         image = index % IMAGES
         slug = slugs[image % len(slugs)]
-        found.append(record(index, f"{slug} set {image % 5}/{image:06d}.png", slug))
-    (folder / _FILE).write_text(json.dumps(found), encoding="utf-8")
+        records.append(record(index, f"{slug} set {image % 5}/{image:06d}.png", slug))
+    (folder / _FILE).write_text(json.dumps(records), encoding="utf-8")
     for slug in slugs:
-        mine = (each for each in found if MODALITY_SLUGS[each["modality_type"]] == slug)
-        write_json_lines(folder / layout.records(slug), (_resized(each, slug) for each in mine))
+        own = (each for each in records if MODALITY_SLUGS[each["modality_type"]] == slug)
+        write_json_lines(folder / layout.records(slug), (_resized(each, slug) for each in own))
 
 
 def _resized(raw: dict[str, Any], slug: str) -> dict[str, Any]:
-    """A record with the facts of an image that is no copy of another."""
+    """A record with the metadata of an image that has no duplicate."""
     image = f"{layout.images(slug).as_posix()}/{raw['image_path'].removeprefix('Images/')}.png"
-    pixels, looks = (
-        hashlib.sha256(f"{salt}{image}".encode()).hexdigest() for salt in ("pixels", "looks")
-    )
-    facts = {
+    return {
+        **raw,
         "image": image,
         "source_size": [512, 400],
         "source_mode": "L",
         "brightness": [100.0, 50.0],
+        "pixel_hash": hashlib.sha256(f"pixels{image}".encode()).hexdigest(),
+        "perceptual_hash": hashlib.sha256(f"looks{image}".encode()).hexdigest(),
     }
-    return {**raw, **facts, "pixel_hash": pixels, "perceptual_hash": looks}
 
 
 def read(folder: Path) -> None:
-    """Read and check the question file; prints the seconds."""
+    """Read and check the question file; print the seconds."""
     content = (folder / _FILE).read_bytes()
-    begin = time.perf_counter()
+    start = time.perf_counter()
     reading = read_record_files([(_FILE, content)])
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - start
     if len(reading.records) != RECORDS:
         raise SystemExit(
-            f"only {len(reading.records)} of {RECORDS} records were kept: {reading.rows[:3]}"
+            f"only {len(reading.records)} of {RECORDS} records were accepted: {reading.rows[:3]}"
         )
     print(json.dumps(seconds))
 

@@ -1,13 +1,11 @@
-"""Random reads of resized images from several kinds of files, as in training.
-
-Run by benchmarks.ingest.storage.
+"""Random reads of resized images from several storage formats, as in training.
 
     python -m benchmarks.ingest.reading make FOLDER
     python -m benchmarks.ingest.reading read FOLDER
 
-A process of its own, so that what one measurement loads does not weigh on another. Everything is in
-the page cache, as most of OmniMedVQA's 12 GB are on a training host: what is measured is what the
-form of storage costs, not the disk.
+Run by benchmarks.ingest.storage in its own process, so that one measurement's imports do not affect
+another. All files are in the page cache, as are most of OmniMedVQA's 12 GB on a training host: this
+measures the storage format, not the disk.
 """
 
 from __future__ import annotations
@@ -33,13 +31,13 @@ IMAGES: Final = 2_000
 PER_SHARD: Final = 500
 REPEATS: Final = 3
 _NOISE: Final = 2.0
-"""Grey levels: with it a PNG has about 150 kB."""
+"""Standard deviation in grey levels, for a PNG of about 150 kB."""
 
 Fetch = Callable[[int], bytes]
 
 
 def make(folder: Path) -> None:
-    """The same images as files, zip shards, Parquet and Arrow (Hugging Face datasets)."""
+    """Write the same images as files, zip shards, Parquet and Arrow (Hugging Face datasets)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset, Features
@@ -53,24 +51,20 @@ def make(folder: Path) -> None:
     for number, content in enumerate(contents):
         (folder / "files" / f"{number}.png").write_bytes(content)
     for first in range(0, IMAGES, PER_SHARD):
-        with zipfile.ZipFile(
-            folder / f"{first // PER_SHARD}.zip", "w", zipfile.ZIP_STORED
-        ) as shard:
+        path = folder / f"{first // PER_SHARD}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as shard:
             for number in range(first, min(first + PER_SHARD, IMAGES)):
                 shard.writestr(f"set/{number}.png", contents[number])
-    table = pa.table(
-        {"image": pa.array([{"bytes": content, "path": None} for content in contents])}
-    )
-    # 100 rows a group, as the datasets library writes images
+    rows = [{"bytes": content, "path": None} for content in contents]
+    # 100 rows per group, as the datasets library writes images
+    table = pa.table({"image": pa.array(rows)})
     pq.write_table(table, folder / "table.parquet", row_group_size=100, compression="none")
     features = Features({"image": ImageFeature()})
-    Dataset.from_dict(
-        {"image": [{"bytes": content, "path": None} for content in contents]}, features=features
-    ).save_to_disk(folder / "arrow")
+    Dataset.from_dict({"image": rows}, features=features).save_to_disk(folder / "arrow")
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Milliseconds an image of each way in turn, medians: bytes alone, and decoded to pixels."""
+    """Median milliseconds per image of each format, interleaved: bytes alone, and decoded."""
     ways: dict[str, Callable[[Path], Fetch]] = {
         "plain files": _files,
         "zip shards, os.pread at known offsets": _offsets,
@@ -81,36 +75,36 @@ def read(folder: Path) -> dict[str, Any]:
     order = list(range(IMAGES))
     random.Random(1).shuffle(order)  # noqa: S311  (an order, no secret)
     fetches = {name: way(folder) for name, way in ways.items()}
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    read_times: dict[str, list[float]] = {name: [] for name in ways}
+    decoded_times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(1 + REPEATS):
         for name, fetch in fetches.items():
-            # a group of rows is read for each row: a tenth of the images is enough to see it
-            chosen = order[: IMAGES // 10] if name.startswith("Parquet") else order
-            both = (
-                _milliseconds(fetch, chosen, decoded=False),
-                _milliseconds(fetch, chosen, decoded=True),
-            )
-            if repeat:
-                taken[name].append(both)
+            # Parquet reads a whole group per row: a tenth of the images suffices
+            sample = order[: IMAGES // 10] if name.startswith("Parquet") else order
+            read_ms = _milliseconds(fetch, sample, decode=False)
+            decoded_ms = _milliseconds(fetch, sample, decode=True)
+            if repeat:  # the first is a warm-up
+                read_times[name].append(read_ms)
+                decoded_times[name].append(decoded_ms)
     size = sum(path.stat().st_size for path in (folder / "files").iterdir()) / IMAGES
     return {
         "images": IMAGES,
         "image_bytes": round(size),
         "ways": {
             name: {
-                "read_ms": statistics.median(bare for bare, _ in both),
-                "decoded_ms": statistics.median(whole for _, whole in both),
+                "read_ms": statistics.median(read_times[name]),
+                "decoded_ms": statistics.median(decoded_times[name]),
             }
-            for name, both in taken.items()
+            for name in ways
         },
     }
 
 
-def _milliseconds(fetch: Fetch, order: list[int], *, decoded: bool) -> float:
+def _milliseconds(fetch: Fetch, order: list[int], *, decode: bool) -> float:
     start = time.perf_counter()
     for number in order:
         content = fetch(number)
-        if decoded:
+        if decode:
             Image.open(BytesIO(content)).convert("RGB").load()
     return (time.perf_counter() - start) / len(order) * 1e3
 
@@ -125,19 +119,20 @@ def _zipfile(folder: Path) -> Fetch:
 
 
 def _offsets(folder: Path) -> Fetch:
-    handles, places = [], {}
+    handles = []
+    locations = {}
     for index in range(IMAGES // PER_SHARD):
         path = folder / f"{index}.zip"
         handles.append(os.open(path, os.O_RDONLY))
         with zipfile.ZipFile(path) as shard:
             for info in shard.infolist():
-                # a local header has 30 bytes, then the name; zipfile writes no extra field for
-                # members of this size
+                # local header: 30 bytes and the name; zipfile writes no extra field for small
+                # members
                 start = info.header_offset + 30 + len(info.filename.encode())
-                places[int(Path(info.filename).stem)] = index, start, info.file_size
+                locations[int(Path(info.filename).stem)] = index, start, info.file_size
 
     def fetch(number: int) -> bytes:
-        index, start, size = places[number]
+        index, start, size = locations[number]
         return os.pread(handles[index], size, start)
 
     return fetch
@@ -156,13 +151,13 @@ def _arrow(folder: Path) -> Fetch:
     from datasets import Image as ImageFeature
     from datasets import load_from_disk
 
-    kept = load_from_disk(str(folder / "arrow")).cast_column("image", ImageFeature(decode=False))
-    return lambda number: kept[number]["image"]["bytes"]
+    dataset = load_from_disk(str(folder / "arrow")).cast_column("image", ImageFeature(decode=False))
+    return lambda number: dataset[number]["image"]["bytes"]
 
 
 if __name__ == "__main__":
-    doing, where = sys.argv[1], Path(sys.argv[2])
-    if doing == "make":
-        make(where)
+    target = Path(sys.argv[2])
+    if sys.argv[1] == "make":
+        make(target)
     else:
-        print(json.dumps(read(where)))
+        print(json.dumps(read(target)))

@@ -1,4 +1,4 @@
-"""The resize of this project's seed, as a baseline: Pillow threads, all images in an Arrow table.
+"""The resize of this project's seed as a baseline: Pillow in threads, one Arrow table in memory.
 
 python -m benchmarks.ingest.seeds_way FOLDER OUT
 """
@@ -16,7 +16,7 @@ from PIL import Image
 
 
 def resized(path: Path) -> Image.Image:
-    """One image, by Pillow's default filter."""
+    """One image, resized with Pillow's default filter."""
     with Image.open(path) as opened:
         return opened.convert("RGB").resize((384, 384))
 
@@ -26,9 +26,8 @@ def main(folder: Path, out: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         images = list(pool.map(resized, paths))
-    Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})).save_to_disk(
-        out
-    )
+    features = Features({"image": ImageFeature()})
+    Dataset.from_dict({"image": images}, features=features).save_to_disk(out)
 
 
 if __name__ == "__main__":

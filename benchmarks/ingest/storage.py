@@ -1,18 +1,15 @@
-"""How should resized images be stored: one file each, or zip shards?
-
-What DVC and a reader in training pay for either.
+"""Storage benchmark: DVC's overhead and read times of resized images as files and zip shards.
 
     python -m benchmarks.ingest.storage [--images N] [--json FILE]
 
 DVC: projects of the shape of dvc.yaml (8 resize, 13 train, 14 evaluate, the report) in temporary
-folders, with this project's settings of DVC and commands that do nothing. Images are small files
-there: DVC's own costs go by their number. Reading: 2,000 images of 384x384 opened in random order,
-each way in turn. Medians of 3; what happens only once is measured once.
+folders, with this project's DVC settings and trivial commands. Images are small files, as DVC's
+overhead depends on their number. Reading: 2,000 images of 384x384 in random order, formats
+interleaved. Medians of 3, except for commands that only make sense once.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -25,6 +22,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command_line import build_parser
 from benchmarks.ingest.measured import REPOSITORY, CommandRun, median_seconds, python, run
 from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance
@@ -33,7 +31,7 @@ from stages.corpus.images.shard_writer import MEAN
 from stages.taxonomy import AXES
 
 IMAGES: Final = 82_000
-"""As many as OmniMedVQA's open part has."""
+"""Number of images in OmniMedVQA's open part."""
 PER_SHARD: Final = MEAN
 REPEATS: Final = 3
 _IMAGE_BYTES: Final = 3_000
@@ -41,44 +39,32 @@ _IMAGE_BYTES: Final = 3_000
 
 def main() -> None:
     """Measure, print tables, write the JSON."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m benchmarks.ingest.storage",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_argument("--images", type=int, default=IMAGES, help=f"default: {IMAGES}")
-    arguments.add_argument("--json", type=Path, help="write what was measured to this file")
-    given = arguments.parse_args()
-    count = given.images
+    parser = build_parser("ingest.storage", __doc__)
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"default: {IMAGES}")
+    arguments = parser.parse_args()
+    count = arguments.images
     ways: dict[str, tuple[Callable[[Path, int], None], int]] = {
         f"{count:,} files": (as_files, count),
         f"{count:,} in shards": (as_shards, count),
         f"{10 * count:,} in shards": (as_shards, 10 * count),
     }
-    result: dict[str, Any] = {
-        "dvc": {},
-        "cores": os.cpu_count(),
-        "provenance": collect_provenance({}),
-    }
+    provenance = collect_provenance({})
+    result: dict[str, Any] = {"dvc": {}, "cores": os.cpu_count(), "provenance": provenance}
     for name, (store, images) in ways.items():
         with tempfile.TemporaryDirectory(prefix="storage-") as folder:
             result["dvc"][name] = measure_dvc(Path(folder), store, images)
         _show_dvc(name, result["dvc"][name])
     with tempfile.TemporaryDirectory(prefix="storage-") as folder:
         python("benchmarks.ingest.reading", "make", folder, folder=Path(folder))
-        said = python("benchmarks.ingest.reading", "read", folder, folder=Path(folder)).output
-    result["reading"] = load_yaml(said, Path("value"))
+        reading = python("benchmarks.ingest.reading", "read", folder, folder=Path(folder))
+    result["reading"] = load_yaml(reading.output, Path("value"))
     _show_reading(result["reading"])
-    if given.json:
-        write_json(given.json, result)
-
-
-# --- what DVC pays
-# --------------------------------------------------------------------------------------------------
+    if arguments.json:
+        write_json(arguments.json, result)
 
 
 def as_files(folder: Path, images: int) -> None:
-    """One file an image, below a folder for each source set."""
+    """One file per image, below one folder per source set."""
     for number in range(images):
         path = folder / f"set{number % 5}" / f"{number:07d}.png"
         if number < 5:
@@ -87,16 +73,12 @@ def as_files(folder: Path, images: int) -> None:
 
 
 def as_shards(folder: Path, images: int) -> None:
-    """Stored zips of PER_SHARD images each.
-
-    Small images if there are many, as only counts matter.
-    """
+    """Uncompressed zips of PER_SHARD images each; tiny images if many, as only counts matter."""
     folder.mkdir(parents=True)
     size = _IMAGE_BYTES if images <= IMAGES / 8 else 300
     for first in range(0, images, PER_SHARD):
-        with zipfile.ZipFile(
-            folder / f"{first // PER_SHARD:05d}.zip", "w", zipfile.ZIP_STORED
-        ) as shard:
+        path = folder / f"{first // PER_SHARD:05d}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as shard:
             for number in range(first, min(first + PER_SHARD, images)):
                 shard.writestr(f"set{number % 5}/{number:07d}.png", os.urandom(size))
 
@@ -104,17 +86,17 @@ def as_shards(folder: Path, images: int) -> None:
 def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> dict[str, Any]:
     """Seconds and peak bytes of DVC commands in a project with this many images."""
     for slug in AXES["modality"]:
-        store(root / "made" / slug, images // len(AXES["modality"]))
+        store(root / "sources" / slug, images // len(AXES["modality"]))
     write_project(root)
     first = dvc(root, "repro")
     again = [dvc(root, "repro") for _ in range(1 + REPEATS)][1:]
     status = [dvc(root, "status") for _ in range(1 + REPEATS)][1:]
     commit = [dvc(root, "commit", "--force") for _ in range(REPEATS)]
-    pushed = dvc(root, "push")
+    push = dvc(root, "push")
     push_again = [dvc(root, "push") for _ in range(REPEATS)]
     if any("Running stage" in each.output for each in again):
         raise RuntimeError(f"dvc repro had work to do:\n{again[0].output}")
-    everything = [first, *again, *status, *commit, pushed, *push_again]
+    everything = [first, *again, *status, *commit, push, *push_again]
     return {
         "images": images,
         "files": sum(1 for path in (root / "data" / "images").rglob("*") if path.is_file()),
@@ -122,20 +104,20 @@ def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> 
         "repro_seconds": round(median_seconds(again), 2),
         "status_seconds": round(median_seconds(status), 2),
         "commit_seconds": round(median_seconds(commit), 2),
-        "first_push_seconds": round(pushed.seconds, 2),
+        "first_push_seconds": round(push.seconds, 2),
         "push_seconds": round(median_seconds(push_again), 2),
         "peak_memory_bytes": max(each.peak for each in everything),
     }
 
 
 def write_project(root: Path) -> None:
-    """A DVC project with the stages that write or read images, as in dvc.yaml and params.yaml."""
+    """Write a DVC project with the stages that write or read images, as in dvc.yaml."""
     checkpoints = read_yaml(REPOSITORY / "params.yaml")["checkpoints"]
     stages: dict[str, Any] = {}
     for slug in AXES["modality"]:
         images = f"data/images/{slug}"
         stages[f"resize-{slug}"] = {
-            "cmd": f"mkdir -p data/images && mv made/{slug} {images}",
+            "cmd": f"mkdir -p data/images && mv sources/{slug} {images}",
             "outs": [images],
         }
     for name, item in checkpoints.items():
@@ -147,11 +129,11 @@ def write_project(root: Path) -> None:
         }
     for name in ["base", *checkpoints]:
         deps = ["data/images", *([f"models/{name}"] if name in checkpoints else [])]
-        answers = f"predictions/{name}"
+        predictions = f"predictions/{name}"
         stages[f"evaluate-{name}"] = {
-            "cmd": f"mkdir -p predictions && echo {name} > {answers}",
+            "cmd": f"mkdir -p predictions && echo {name} > {predictions}",
             "deps": deps,
-            "outs": [answers],
+            "outs": [predictions],
         }
     stages["report"] = {
         "cmd": "echo report > report",
@@ -160,7 +142,7 @@ def write_project(root: Path) -> None:
     }
     (root / "dvc.yaml").write_text(dump_yaml({"stages": stages}), encoding="utf-8")
     (root / ".gitignore").write_text(
-        "/data/\n/models/\n/predictions/\n/report\n/made/\n/remote/\n/state/\n", encoding="utf-8"
+        "/data/\n/models/\n/predictions/\n/report\n/sources/\n/remote/\n/state/\n", encoding="utf-8"
     )
     subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
     dvc(root, "init", "--quiet")
@@ -169,35 +151,24 @@ def write_project(root: Path) -> None:
 
 
 def dvc(root: Path, *arguments: str) -> CommandRun:
-    """A command of DVC, which keeps what it remembers of files below `root` too."""
-    return run(
-        ["dvc", *arguments],
-        root,
-        {"DVC_SITE_CACHE_DIR": str(root / "state"), "DVC_NO_ANALYTICS": "1"},
-    )
+    """Run a DVC command whose state database is below `root` too."""
+    variables = {"DVC_SITE_CACHE_DIR": str(root / "state"), "DVC_NO_ANALYTICS": "1"}
+    return run(["dvc", *arguments], root, variables)
 
 
-# --- what is shown
-# --------------------------------------------------------------------------------------------------
-
-
-def _show_dvc(name: str, made: dict[str, Any]) -> None:
-    table = Table("command", "seconds", title=f"DVC, {name} ({made['files']:,} files)")
-    for key, value in made.items():
+def _show_dvc(name: str, result: dict[str, Any]) -> None:
+    table = Table("command", "seconds", title=f"DVC, {name} ({result['files']:,} files)")
+    for key, value in result.items():
         if key.endswith("_seconds"):
             table.add_row(key.removesuffix("_seconds").replace("_", " "), f"{value:.1f}")
-    table.add_row("peak memory", f"{made['peak_memory_bytes'] / 2**20:,.0f} MiB")
+    table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**20:,.0f} MiB")
     Console().print(table)
 
 
-def _show_reading(made: dict[str, Any]) -> None:
-    table = Table(
-        "way",
-        "read, ms an image",
-        "read and decoded",
-        title=f"random read, images of {made['image_bytes'] / 1e3:.0f} kB",
-    )
-    for name, way in made["ways"].items():
+def _show_reading(result: dict[str, Any]) -> None:
+    title = f"random read, images of {result['image_bytes'] / 1e3:.0f} kB"
+    table = Table("format", "read, ms per image", "read and decoded", title=title)
+    for name, way in result["ways"].items():
         table.add_row(name, f"{way['read_ms']:.3f}", f"{way['decoded_ms']:.3f}")
     Console().print(table)
 

@@ -78,7 +78,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class _Row:
-    """One variant of a question: index of its prefix, and the token ids behind the prefix."""
+    """One variant of a question: index of its prefix, and the token ids after the prefix."""
 
     key: Key
     prefix: int
@@ -151,7 +151,7 @@ class _WindowImages:
     """Images of a window, numbered as they are iterated over: those at its paths, then black ones.
 
     There is one black image per size that a blank variant needs. Takes `len(paths)` images from
-    `stream`, which goes on with the next window.
+    `stream`, which continues with the next window.
     """
 
     def __init__(
@@ -323,7 +323,7 @@ class _Answerer:
         return process_image(self._processor, Image.new("RGB", size), self._policy.dtype)
 
     def _tokenize(self, questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
-        """Token ids before the image, the same for all questions, and those behind it, for each."""
+        """Token ids before the image, the same for all questions, and those after it, for each."""
         texts = [
             self._processor.apply_chat_template(
                 chat(question.words), add_generation_prompt=True, tokenize=False

@@ -1,4 +1,4 @@
-"""Greedy decoding behind a filled KV cache; finished rows are dropped from the batch."""
+"""Greedy decoding from a filled KV cache; finished rows are dropped from the batch."""
 
 from __future__ import annotations
 
@@ -84,5 +84,5 @@ def complete_greedily(
             past_key_values=cache,
             use_cache=True,
         ).logits[:, -1]
-    # tokens behind a row's end are not part of it
+    # tokens after a row's end are not part of it
     return [row[:length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]

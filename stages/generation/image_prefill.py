@@ -25,7 +25,7 @@ class Prefixes:
     """KV cache of U prefixes (chat head and image), left-padded to P tokens.
 
     `layers`: a pair of keys and values (U, H, P, D) per layer; `lengths`: tokens without padding;
-    `next_positions`: (3, U), M-RoPE position of the token behind each prefix.
+    `next_positions`: (3, U), M-RoPE position of the token after each prefix.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -106,7 +106,7 @@ def _prefix_prompts(
     follower: int,
     images: Sequence[ProcessedImage],
 ) -> tuple[PromptBatch, Tensor]:
-    """The prefixes of some images as prompts, and the position (3, U) behind each."""
+    """The prefixes of some images as prompts, and the position (3, U) after each."""
     image_token = processor.image_token_id
     patches_per_token = processor.image_processor.merge_size**2
     rows = []

@@ -2,7 +2,12 @@
 
 One class for both engines: `trl` leaves everything to TRL. For both, TRL does everything around it:
 rewards, advantages, losses, accumulation, several updates per batch, callbacks, logging, PEFT,
-DeepSpeed.
+DeepSpeed. Its loss of a completion token, from the scores computed here:
+
+    -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A) + beta * (exp(d) - d - 1)
+
+with ratio = exp(logp - logp when sampled), d = reference logp - logp, and the advantage of the
+completion A = (reward - mean of its group) / (standard deviation of its group + 1e-4), if scaled.
 """
 
 from __future__ import annotations
@@ -138,7 +143,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         *rest: Any,
         **options: Any,
     ) -> Any:
-        """Sample a group behind each prompt, which passes through the policy once."""
+        """Sample a group per prompt, which passes through the policy once."""
         if not self._shares or self.use_vllm:
             images = [_images(example) for example in self._examples] if self._shares else images
             return super()._generate_single_turn(

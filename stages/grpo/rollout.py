@@ -1,4 +1,4 @@
-"""Rollout: sampling a group of completions behind one pass over its prompt.
+"""Rollout: sampling a group of completions from one pass over its prompt.
 
 The G completions of a prompt are decoded side by side in one row: each step feeds G tokens, one per
 completion, and a mask lets each attend to the prompt and to its own past. So the prompt's keys and
@@ -115,7 +115,7 @@ def sample_completions(
         unfinished = unfinished & ~torch.isin(chosen, eos_ids)
         if step == most - 1 or not bool(unfinished.any()):
             break
-        # all members are at the same position: the one `step` tokens behind the prompt
+        # all members are at the same position: the one `step` tokens after the prompt
         position = prompts.positions[:, :, -1:] + 1 + step
         logits = policy(
             input_ids=tokens[:, :, step],
@@ -135,13 +135,13 @@ def _inverse_cdf(scores: Tensor, uniform: Tensor) -> Tensor:
     """
     cumulative = torch.softmax(scores, dim=-1).double().cumsum(-1)
     total = cumulative[..., -1:]
-    # rounding could lift a draw to the total, which lies behind the last token
+    # rounding could lift a draw to the total, which lies after the last token
     threshold = torch.minimum(uniform[..., None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, threshold, right=True)[..., 0]
 
 
 def _until_end(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:
-    """Truncate behind the first end token."""
+    """Truncate after the first end token."""
     for index, token in enumerate(tokens):
         if token in eos_ids:
             return tokens[: index + 1]

@@ -1,6 +1,6 @@
 """Supervised fine-tuning on the answers, by TRL's SFTTrainer: the baseline for GRPO.
 
-The target, behind the prompt that evaluation uses, is the split's answer and the end of the turn;
+The target, after the prompt that evaluation uses, is the split's answer and the end of the turn;
 the loss covers these tokens only. A policy sees the prompts of its GRPO twin, as many per step and
 in the same order. Med-R1's released SFT script differs, to its disadvantage: loss on the prompt as
 well, a target that begins with "None", another prompt (docs/sft.md).
@@ -65,7 +65,7 @@ def sft_config(grpo: Grpo, sft: Sft, scratch: Path, run_name: str) -> SFTConfig:
 def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dataset:
     """Rows {"image": path, "problem", "gold"} as TRL's columns; images open on use.
 
-    Prompt and completion are text and not a chat, whose template adds a line break behind the end
+    Prompt and completion are text and not a chat, whose template adds a line break after the end
     of the turn: a token that no policy ever generates.
     """
     questions = [prompt_text(row["problem"], style, "evaluate") for row in rows]

@@ -6,9 +6,9 @@ completion, so its j-th hidden state predicts completion token j. It attends to 
 itself, through a boolean mask (B, 1, T, T), and continues the prompt's M-RoPE positions as if it
 stood alone. Log-probabilities and gradients equal those of G separate rows; G - 1 passes over
 prompt and image are saved, and logits are computed only where they predict a completion token. A
-no-think answer is some ten tokens behind a prompt of hundreds, so this is nearly all of a step.
+no-think answer is some ten tokens after a prompt of hundreds, so this is nearly all of a step.
 
-Two variants run behind the prompt's keys and values instead. `score_segments` packs the segments
+Two variants run on the prompt's cached keys and values instead. `score_segments` packs the segments
 alone: one pass over the prompt, with gradients, then serves rollout and loss. `score_members` gives
 each segment a row of its own: in a packed row of long completions, most of the attention is
 computed only to be masked away.
@@ -76,7 +76,7 @@ def pack_rows(prompts: PromptBatch, completion_ids: Tensor, completion_mask: Ten
 def _segments(
     prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Ids and mask (B, G, C) of the segments: shifted by one, behind the prompt's last token."""
+    """Ids and mask (B, G, C) of the segments: shifted by one, after the prompt's last token."""
     batch, group, _ = completion_ids.shape
     last = prompts.ids[:, None, -1:].expand(batch, group, 1)
     ids = torch.cat([last, completion_ids[:, :, :-1]], dim=2)
@@ -128,7 +128,7 @@ def score_segments(
     completion_mask: Tensor,
     head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
-    """Score the segments of a group in one row, behind a pass over the prompts."""
+    """Score the segments of a group in one row, on the cache of a pass over the prompts."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
     prefix = prompts.ids.shape[1] - 1
     inputs = {
@@ -148,7 +148,7 @@ def score_members(
     completion_mask: Tensor,
     head: LMHeadOptions,
 ) -> tuple[Tensor, Tensor | None]:
-    """Score each segment in a row of its own, behind the prompt's keys and values repeated G times.
+    """Score each segment in a row of its own, on the prompt's cache repeated G times.
 
     No attention between completions is computed: cheaper if they are long.
     """

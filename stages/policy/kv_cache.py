@@ -23,7 +23,7 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]
 
     @classmethod
     def from_prefix(cls, keys: Tensor, values: Tensor, more: int) -> Self:
-        """Copy keys and values into a layer with room for `more` columns behind them."""
+        """Copy keys and values into a layer with room for `more` columns after them."""
         return cls(_widened(keys, more), _widened(values, more), filled=keys.shape[2])
 
     def update(

@@ -301,7 +301,7 @@ def _letter_ids(processor: Qwen2VLProcessor) -> list[int]:
 
 
 def _encode(processor: Qwen2VLProcessor, batch: list[Exercise]) -> tuple[dict[str, Any], Tensor]:
-    """Inputs and labels (B, T) of a batch, right-padded, the completion behind the prompt.
+    """Inputs and labels (B, T) of a batch, right-padded, the completion after the prompt.
 
     Labels are `_IGNORED` except on the completion and its end token.
     """

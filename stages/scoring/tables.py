@@ -269,8 +269,8 @@ def _faults(
             f"not one of {', '.join(AXES['task'])}",
         ),
         "image": (~wanted, f"of a question outside the test split of the axis {axis!r}"),
-        "n_options": (predictions["n_options"] < 2, "no number of options to choose from"),
-        "completion_tokens": (predictions["completion_tokens"] < 0, "no number of tokens"),
+        "n_options": (predictions["n_options"] < 2, "not a number of options to choose from"),
+        "completion_tokens": (predictions["completion_tokens"] < 0, "not a number of tokens"),
         "gold": (~(place < predictions["n_options"]), "not the letter of one of its options"),
     }
     for variant in ABLATIONS:

@@ -1,4 +1,4 @@
-"""What counts as an answer: a table of completions, and no completion that raises."""
+"""Answer extraction: a table of completions, and properties."""
 
 import pytest
 from hypothesis import given
@@ -41,7 +41,7 @@ OPTIONS = {"A": "CT", "B": "Cyst", "C": "No, it's normal.", "D": "Optical cohere
         ("<think>not closed <answer>B</answer>", "B"),
     ],
 )
-def test_one_clear_choice_is_taken(completion: str, letter: str) -> None:
+def test_one_clear_choice_is_accepted(completion: str, letter: str) -> None:
     assert extract_answer(completion, OPTIONS) == letter
 
 
@@ -89,13 +89,13 @@ def test_only_offered_letters_count() -> None:
     assert extract_answer("<answer>C</answer>", {"A": "Left", "B": "Right"}) is None
 
 
-def test_a_text_that_two_options_share_names_neither() -> None:
+def test_a_text_of_two_options_names_neither() -> None:
     options = {"A": "Cyst", "B": "cyst."}
     assert extract_answer("<answer>Cyst</answer>", options) is None
     assert extract_answer("<answer>B) Cyst</answer>", options) == "B"
 
 
-def test_an_option_that_begins_like_a_letter_is_still_its_text() -> None:
+def test_an_option_text_that_starts_with_a_letter_is_a_text() -> None:
     options = {"A": "Cyst", "B": "C. elegans", "C": "A normal chest", "D": "B"}
     assert extract_answer("<answer>C. elegans</answer>", options) == "B"
     assert extract_answer("<answer>A normal chest</answer>", options) == "C"
@@ -123,7 +123,7 @@ PIECES = [
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=20).map("".join)))
-def test_no_completion_raises_and_every_answer_was_offered(completion: str) -> None:
+def test_no_completion_raises_and_every_answer_is_an_option(completion: str) -> None:
     assert extract_answer(completion, OPTIONS) in {None, *OPTIONS}
 
 
@@ -132,7 +132,7 @@ def test_no_completion_raises_and_every_answer_was_offered(completion: str) -> N
     st.text(alphabet=" \n\t", max_size=3),
     st.text(alphabet="abc <>", max_size=9),
 )
-def test_an_answer_in_its_tag_is_found_whatever_was_thought(
+def test_an_answer_in_its_tag_is_found_beside_any_thought(
     letter: str, blank: str, thought: str
 ) -> None:
     tag = f"<answer>{blank}{letter}{blank}</answer>"
@@ -141,7 +141,7 @@ def test_an_answer_in_its_tag_is_found_whatever_was_thought(
 
 
 @given(st.text(), st.dictionaries(st.sampled_from("ABCD"), st.text(max_size=12), max_size=4))
-def test_no_options_make_it_raise(completion: str, options: dict[str, str]) -> None:
+def test_no_options_raise(completion: str, options: dict[str, str]) -> None:
     assert extract_answer(completion, options) in {None, *options}
 
 
@@ -149,8 +149,6 @@ def test_no_options_make_it_raise(completion: str, options: dict[str, str]) -> N
     st.permutations(["Cyst", "No, it's normal.", "X-ray (AP)", "Left lobe, upper"]),
     st.integers(0, 3),
 )
-def test_the_text_of_an_option_names_it_wherever_it_stands(texts: list[str], right: int) -> None:
-    assert (
-        extract_answer(f"<answer>{texts[right]}</answer>", dict(zip("ABCD", texts, strict=True)))
-        == "ABCD"[right]
-    )
+def test_the_text_of_an_option_names_it_at_any_place(texts: list[str], right: int) -> None:
+    options = dict(zip("ABCD", texts, strict=True))
+    assert extract_answer(f"<answer>{texts[right]}</answer>", options) == "ABCD"[right]

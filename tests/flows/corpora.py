@@ -1,8 +1,8 @@
-"""A workspace with the real pipeline graph and a corpus of noise images, up to the splits.
+"""A workspace with the real pipeline graph and a corpus of noise images.
 
-Training and all after it cost nothing: a policy is a number, the share of questions that it server_responds
-rightly, which the words of its training questions decide. The archive comes from a folder beside
-the workspace, its source.
+Stages up to the splits are real. Training and later stages are stand-ins: a policy is a number, the
+share of questions it answers correctly, which depends on the text of its training questions. The
+archive is imported from a folder beside the workspace.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,8 +31,8 @@ from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
 Raw = dict[str, Any]
 CHECKPOINTS = ("ct", "x-ray", "disease-diagnosis", "lesion-grading")
 
-# a question is answered rightly if a number that its id gives is below the policy's: a better
-# policy knows all that a worse one does
+# a question is answered correctly if the hash of its id is below the policy's number: a better
+# policy answers all that a worse one does
 TOOLS = """
 import hashlib, json, sys
 from pathlib import Path
@@ -42,8 +43,6 @@ from stages.evaluate import test_questions
 from stages.predictions.schema import SCHEMA
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
-from stages.evaluate import SCHEMA, test_questions
-from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.core.params import load_params
 
 def train(name):
@@ -105,17 +104,12 @@ def make_records(
             "option_B": "Nodule",
             "modality_type": MODALITIES[slug],
         }
-        for slug in modalities
-        for number in range(per_type)
-        for kind in kinds
+        for slug, number, kind in product(modalities, range(per_type), kinds)
     ]
 
 
 def write_corpus(path: Path, records: Sequence[Raw]) -> None:
-    """Write an archive of records with a noise image per path.
-
-    The same bytes for the same records.
-    """
+    """Write an archive of records with a noise image per path, deterministically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(
@@ -123,9 +117,8 @@ def write_corpus(path: Path, records: Sequence[Raw]) -> None:
             json.dumps(list(records)),
         )
         for name in sorted({record["image_path"] for record in records}):
-            noise = np.random.default_rng(list(name.encode())).integers(
-                0, 255, (24, 24), dtype=np.uint8
-            )
+            random = np.random.default_rng(list(name.encode()))
+            noise = random.integers(0, 255, (24, 24), dtype=np.uint8)
             if "blank" in name:
                 noise[:] = 90
             buffer = BytesIO()
@@ -134,10 +127,7 @@ def write_corpus(path: Path, records: Sequence[Raw]) -> None:
 
 
 def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path:
-    """The pipeline with these checkpoints, committed and run.
-
-    Its source is ../source/corpus.zip.
-    """
+    """The pipeline with these checkpoints, run and committed; imports ../source/corpus.zip."""
     root.mkdir(parents=True)
     shutil.copytree(
         REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__")
@@ -182,7 +172,7 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
 
 
 def _params(checkpoints: Sequence[str]) -> str:
-    """The repository's, with few checkpoints, small images, and a gate for few questions."""
+    """params.yaml of the repository with few checkpoints, small images and a small gate."""
     lines = []
     for line in (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines():
         name = line.strip().partition(":")[0]
@@ -202,32 +192,27 @@ def _params(checkpoints: Sequence[str]) -> str:
 
 
 def by_dvc(root: Path) -> Any:
-    """What brings stages up to date in place of the flow: plain `dvc repro`."""
+    """A substitute for the reproduce flow that runs plain `dvc repro`."""
 
     def reproduce(only: list[str] | None) -> Iterator[StageResult]:
         token = uuid4().hex
         command = ["dvc", "repro", *(only or [])]
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=root, env=ENVIRONMENT | {RUN: token}, capture_output=True, text=True
         )
-        if done.returncode:
-            written = [
-                read_outcome(root, path.stem, token)
-                for path in outcome_path(root, "any").parent.glob("*.json")
-            ]
-            codes = [each.code for each in written if each and each.code]
-            raise StageError(done.stdout + done.stderr, codes[0] if codes else None)
-        ran = [
-            line.split("'")[1]
-            for line in done.stdout.splitlines()
-            if line.startswith("Running stage '")
-        ]
-        return iter([StageResult(name, "ran") for name in ran])
+        if process.returncode:
+            files = outcome_path(root, "any").parent.glob("*.json")
+            outcomes = [read_outcome(root, path.stem, token) for path in files]
+            codes = [each.code for each in outcomes if each and each.code]
+            raise StageError(process.stdout + process.stderr, codes[0] if codes else None)
+        lines = process.stdout.splitlines()
+        names = [line.split("'")[1] for line in lines if line.startswith("Running stage '")]
+        return iter([StageResult(name, "ran") for name in names])
 
     return reproduce
 
 
 def copy_workspace(root: Path, to: Path) -> Path:
-    """A workspace and its source as they are, elsewhere."""
+    """Copy a workspace and its source into the folder `to`."""
     shutil.copytree(root.parent, to, symlinks=True)
     return to / root.name

@@ -1,4 +1,4 @@
-"""Whether a Prefect server server_responds is found out past proxies, and a refused password is told."""
+"""Whether a Prefect server responds: proxies, passwords, and other servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows.prefect_api.client import ADDRESS, PASSWORD, server_responds, is_loopback
+from flows.prefect_api.client import ADDRESS, PASSWORD, is_loopback, server_responds
 from stages.core.errors import InputError
 
 CREDENTIALS = "Basic c29tZWJvZHk6c2U6Y3JldA=="
@@ -16,7 +16,7 @@ CREDENTIALS = "Basic c29tZWJvZHk6c2U6Y3JldA=="
 
 
 class Api(BaseHTTPRequestHandler):
-    """A server at /api that lets somebody in, one at /open that lets all in, one at /broken."""
+    """Servers at /api (needs the credentials), /open (needs none), /broken and /forbidden."""
 
     def do_GET(self) -> None:
         codes = {
@@ -43,7 +43,7 @@ def address() -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_server_that_answers_is_told_from_one_that_does_not(address: str) -> None:
+def test_a_responding_server_is_distinguished_from_others(address: str) -> None:
     assert server_responds({ADDRESS: f"{address}/open/"})
     assert not server_responds({ADDRESS: f"{address}/broken"})
     assert not server_responds({ADDRESS: f"{address}/elsewhere"})
@@ -53,11 +53,11 @@ def test_a_server_that_answers_is_told_from_one_that_does_not(address: str) -> N
 @pytest.mark.parametrize(
     "wrong", ["", "no address", "http://127.0.0.1:port/api", "ftp://127.0.0.1/api", "http://["]
 )
-def test_what_is_no_address_does_not_answer(wrong: str) -> None:
+def test_an_invalid_address_does_not_respond(wrong: str) -> None:
     assert not server_responds({ADDRESS: wrong})
 
 
-def test_the_password_is_given_and_a_refusal_is_told(address: str) -> None:
+def test_the_password_is_sent_and_a_refusal_is_an_input_error(address: str) -> None:
     assert server_responds({ADDRESS: f"{address}/api", PASSWORD: "somebody:se:cret"})
     for variables in (
         {ADDRESS: f"{address}/api"},
@@ -69,7 +69,7 @@ def test_the_password_is_given_and_a_refusal_is_told(address: str) -> None:
         server_responds({ADDRESS: f"{address}/forbidden"})
 
 
-def test_no_proxy_stands_between_this_machine_and_itself(
+def test_a_loopback_address_is_reached_without_a_proxy(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_PROXY", "no_proxy"):
@@ -79,19 +79,19 @@ def test_no_proxy_stands_between_this_machine_and_itself(
     assert server_responds({ADDRESS: f"{address}/open"})
 
 
-def test_other_addresses_are_reached_by_the_proxy(
+def test_other_addresses_are_reached_through_the_proxy(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", address)
-    # a proxy gets the whole address as the path, which this one does not know: 404
+    # a proxy gets the whole URL as the path, for which this server returns 404
     assert not server_responds({ADDRESS: "http://prefect.invalid/api"})
     monkeypatch.setattr(Api, "do_GET", lambda self: (self.send_response(200), self.end_headers()))
     assert server_responds({ADDRESS: "http://prefect.invalid/api"})
 
 
-def test_an_address_of_this_machine_is_known() -> None:
+def test_loopback_addresses_are_recognised() -> None:
     assert [
         is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "prefect")
     ] == [True] * 3 + [False] * 2

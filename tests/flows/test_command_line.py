@@ -55,15 +55,15 @@ COMMANDS = dict(walk(typer.main.get_command(application.app)))
 LEAVES = [path for path, each in COMMANDS.items() if not hasattr(each, "commands")]
 
 
-def quoted() -> list[tuple[str, str]]:
-    """Command lines of `med-r1`, without the program, each with the file that quotes it."""
-    found = []
+def quoted_commands() -> list[tuple[str, str]]:
+    """Arguments of each `med-r1` command line in code and documents, with the file's path."""
+    lines = []
     for pattern in QUOTING:
         for path in sorted(ROOT.glob(pattern)):
             if path.suffix in (".md", ".py", ".sh", ".yaml", ".sbatch", "") and path.is_file():
                 text = path.read_text(encoding="utf-8")
-                found += [(str(path.relative_to(ROOT)), line) for line in QUOTED.findall(text)]
-    return found
+                lines += [(str(path.relative_to(ROOT)), line) for line in QUOTED.findall(text)]
+    return lines
 
 
 def command_of(words: list[str]) -> tuple[str, ...]:
@@ -76,15 +76,15 @@ def test_every_command_has_help_with_examples(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert med_r1(*path, "--help") == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith(f"Usage: {' '.join(('med-r1', *path))}")
-    assert "..." not in shown.partition("\n")[2], "a summary does not fit into 80 columns"
+    output = capsys.readouterr().out
+    assert output.startswith(f"Usage: {' '.join(('med-r1', *path))}")
+    assert "..." not in output.partition("\n")[2], "a summary does not fit into 80 columns"
     if path in LEAVES:
-        assert f"  med-r1 {' '.join(path)}" in shown.partition("Examples:\n")[2]
+        assert f"  med-r1 {' '.join(path)}" in output.partition("Examples:\n")[2]
         assert all(each.help for each in COMMANDS[path].params)
 
 
-def test_commands_stand_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_are_grouped_in_panels(capsys: pytest.CaptureFixture[str]) -> None:
     med_r1("--help")
     titles = re.findall(r"^(\w+):$", capsys.readouterr().out, re.MULTILINE)
     assert titles == ["Options", *application.PANELS]
@@ -95,33 +95,33 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys, flows.command_line as c\ntry: c.main(['plan', '--help'])\nfinally:"
         f" print(set({HEAVY}) & set(sys.modules))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    assert done.stdout.splitlines()[-1] == "set()"
+    assert process.stdout.splitlines()[-1] == "set()"
 
 
 def test_every_quoted_command_line_exists() -> None:
-    lines = quoted()
+    lines = quoted_commands()
     assert len(lines) > 50
     for file, line in lines:
         words = re.split(r"  +", line)[0].translate(PLACEHOLDERS).split()
         path = command_of(words)
         assert path, f"{file}: no command in 'med-r1 {line}'"
         options = {word.partition("=")[0].strip(".,;:)") for word in words if word.startswith("-")}
-        known = {
-            name for each in COMMANDS[path].params for name in (*each.opts, *each.secondary_opts)
-        } | {"--help"}
+        known = {"--help"}
+        for each in COMMANDS[path].params:
+            known.update(each.opts, each.secondary_opts)
         assert options <= known, f"{file}: med-r1 {line}"
 
 
-def test_every_command_is_in_the_documents_or_a_message() -> None:
-    used = {
+def test_every_command_is_in_a_document_or_a_message() -> None:
+    documented = {
         command_of(line.split())
-        for file, line in quoted()
+        for file, line in quoted_commands()
         if not file.startswith("flows/command_line/")
     }
-    assert not set(LEAVES) - used
+    assert not set(LEAVES) - documented
 
 
 def test_the_installed_program_is_this_command() -> None:
@@ -133,9 +133,10 @@ def test_the_installed_program_is_this_command() -> None:
 
 
 def test_without_installation_the_package_runs_as_a_module() -> None:
-    done = subprocess.run([*MED_R1, "report", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert done.stdout.startswith("Usage: med-r1 report")
+    arguments = [*MED_R1, "report", "--help"]
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0
+    assert process.stdout.startswith("Usage: med-r1 report")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_exit_codes_of_commands(result: int | BaseException | None, code: int) -
 
     @command(group)
     def only() -> int | None:
-        """End as asked for."""
+        """Return or raise the result."""
         if isinstance(result, BaseException):
             raise result
         return result
@@ -180,7 +181,7 @@ def test_exit_codes_of_commands(result: int | BaseException | None, code: int) -
     assert (ended.value.code or 0) == code
 
 
-def test_bad_input_of_a_real_command_exits_with_the_code_of_input(
+def test_bad_input_exits_with_the_code_of_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -197,19 +198,16 @@ def test_names_are_completed(project: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("text", [None, "checkpoints: [", "[]", "checkpoints:"])
-def test_completion_of_a_broken_project_is_empty(project: Path, text: str | None) -> None:
+def test_completion_of_a_corrupt_project_is_empty(project: Path, text: str | None) -> None:
     (project / "params.yaml").unlink()
     if text is not None:
         (project / "params.yaml").write_text(text, encoding="utf-8")
     assert complete_checkpoint("") == []
 
 
-def test_defaults_repeated_for_cheap_help_are_those_of_the_modules() -> None:
-    defaults = {
-        each.name: each.default
-        for path in (("doctor",), ("workers",))
-        for each in COMMANDS[path].params
-    }
+def test_defaults_copied_for_cheap_help_are_those_of_the_modules() -> None:
+    parameters = [*COMMANDS[("doctor",)].params, *COMMANDS[("workers",)].params]
+    defaults = {each.name: each.default for each in parameters}
     assert defaults["silence"] == server.SILENCE.total_seconds() / 60
     assert defaults["deployment"] == DEPLOYMENT
     assert application.PROFILES == schema.FOLDER

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 @pytest.fixture
 def port() -> int:
-    """One that is free, and the next one too."""
+    """A free port, the next one being free too."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -45,7 +46,7 @@ def port() -> int:
             return number
 
 
-def test_others_need_a_password(
+def test_an_address_that_other_machines_reach_needs_a_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv(PASSWORD, raising=False)
@@ -57,15 +58,11 @@ def test_others_need_a_password(
     variables = variables_for(tmp_path, "0.0.0.0", 4200)
     assert variables["PREFECT_API_AUTH_STRING"] == "somebody:secret"
     assert variables["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
-    assert variables[REPORT_URL] == "http://127.0.0.1:4201", (
-        "the report asks for no password: it stays here"
-    )
+    assert variables[REPORT_URL] == "http://127.0.0.1:4201", "served without a password"
     assert "secret" not in "".join(capfd.readouterr())
 
 
-def test_an_address_of_ipv6_stands_in_brackets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ipv6_address_is_in_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PASSWORD, raising=False)
     assert variables_for(tmp_path, "::1", 4200)["PREFECT_API_URL"] == "http://[::1]:4200/api"
 
@@ -82,13 +79,13 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path, port: int
 @pytest.mark.parametrize(
     "deployment", DEPLOYMENTS, ids=lambda each: f"{each['entrypoint']}:{each['name']}"
 )
-def test_every_deployment_is_of_a_flow_that_takes_its_parameters(
+def test_every_deployment_has_a_flow_that_accepts_its_parameters(
     deployment: dict[str, Any],
 ) -> None:
     file, name = deployment["entrypoint"].split(":")
-    found = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
-    assert isinstance(found, Flow)
-    assert set(deployment.get("parameters", {})) <= set(inspect.signature(found.fn).parameters)
+    flow = getattr(importlib.import_module(file.removesuffix(".py").replace("/", ".")), name)
+    assert isinstance(flow, Flow)
+    assert set(deployment.get("parameters", {})) <= set(inspect.signature(flow.fn).parameters)
     assert deployment["work_pool"]["name"] in ("local", "gpu")
     assert deployment["description"]
 
@@ -103,16 +100,17 @@ def test_the_dashboard_serves_all_deployments_and_survives_being_killed(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / name)
     (tmp_path / "hold" / "a").touch()
-    dashboard, said = start(tmp_path, port)
+    dashboard, output = start(tmp_path, port)
     try:
-        assert f"Dashboard: http://127.0.0.1:{port}\n" in said, said
+        assert f"Dashboard: http://127.0.0.1:{port}\n" in output, output
         api = httpx.Client(
             base_url=f"http://127.0.0.1:{port}/api", auth=("somebody", "secret"), timeout=30
         )
         assert httpx.post(f"{api.base_url}deployments/filter", json={}).status_code == 401
         served = api.post("/deployments/filter", json={}).json()
         assert len(served) == len(DEPLOYMENTS)
-        assert not any(schedule["active"] for each in served for schedule in each["schedules"])
+        schedules = chain.from_iterable(each["schedules"] for each in served)
+        assert not any(schedule["active"] for schedule in schedules)
         assert {pool["name"] for pool in api.post("/work_pools/filter", json={}).json()} >= {
             "local",
             "gpu",
@@ -120,31 +118,29 @@ def test_the_dashboard_serves_all_deployments_and_survives_being_killed(
         (automation,) = api.post("/automations/filter", json={}).json()
         assert automation["trigger"]["expect"] == ["dataset.updated"]
         assert httpx.get(f"http://127.0.0.1:{port + 1}/").status_code == 200
-        may = {
-            origin: _may_ask(api, origin)
-            for origin in ("http://other.example", f"http://127.0.0.1:{port}")
-        }
-        assert may == {"http://other.example": False, f"http://127.0.0.1:{port}": True}
+        assert not _allows_origin(api, "http://other.example")
+        assert _allows_origin(api, f"http://127.0.0.1:{port}")
         with pytest.raises(InputError, match=rf"runs already: http://127.0.0.1:{port}"):
             serve(tmp_path, "127.0.0.1", port + 2)
-        first = ask_for(api)
+        first = start_run(api)
         until(lambda: list(tmp_path.glob("seen-models-a.log")) or state_of(api, first) in FINAL)
         assert state_of(api, first) == "RUNNING"
-        second = ask_for(api)
+        second = start_run(api)
         until(lambda: state_of(api, second) == "CANCELLED")
-        assert "secret" not in said + "".join(
+        logs = [
             path.read_text(encoding="utf-8", errors="replace") for path in tmp_path.rglob("*.log")
-        )
+        ]
+        assert "secret" not in output + "".join(logs)
     finally:
         dashboard.kill()
         dashboard.wait()
-    until(lambda: not _ours(tmp_path))
+    until(lambda: not _processes_of(tmp_path))
     (tmp_path / "hold" / "a").unlink()
-    dashboard, said = start(tmp_path, port)
+    dashboard, output = start(tmp_path, port)
     try:
-        assert "as crashed" in said, said
+        assert "as crashed" in output, output
         assert state_of(api, first) == "CRASHED"
-        third = ask_for(api)
+        third = start_run(api)
         until(lambda: state_of(api, third) in FINAL)
         assert state_of(api, third) == "COMPLETED"
         assert len(api.post("/automations/filter", json={}).json()) == 1
@@ -154,7 +150,7 @@ def test_the_dashboard_serves_all_deployments_and_survives_being_killed(
 
 
 def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
-    """The dashboard of the workspace, ready or failed, and what it has said."""
+    """Start the dashboard of a workspace; returns it, ready or failed, with its output."""
     environment = {
         key: value for key, value in ENVIRONMENT.items() if not key.startswith("PREFECT_")
     } | {PASSWORD: "somebody:secret"}
@@ -168,43 +164,39 @@ def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
         text=True,
     )
     assert dashboard.stdout
-    said = ""
+    output = ""
     for line in dashboard.stdout:
-        said += line
+        output += line
         if line.startswith("Interrupt"):
             break
-    return dashboard, said
+    return dashboard, output
 
 
-def _may_ask(api: httpx.Client, origin: str) -> bool:
-    """Does the server let a page of that origin send it JSON?"""
-    asks = {
+def _allows_origin(api: httpx.Client, origin: str) -> bool:
+    """Whether the server lets a page of that origin send it JSON (CORS preflight)."""
+    headers = {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type",
     }
-    return api.options("/deployments/filter", headers=asks).headers.get(
-        "access-control-allow-origin"
-    ) in (origin, "*")
+    response = api.options("/deployments/filter", headers=headers)
+    return response.headers.get("access-control-allow-origin") in (origin, "*")
 
 
-def ask_for(api: httpx.Client) -> str:
+def start_run(api: httpx.Client) -> str:
     """Start train@a through the API, retrying while the server's database is busy; the run's id."""
     deployment = api.get("/deployments/name/reproduce/local").json()
-    asked: list[httpx.Response] = []
+    url = f"/deployments/{deployment['id']}/create_flow_run"
+    parameters = {"parameters": {"only": ["train@a"]}}
+    responses: list[httpx.Response] = []
 
-    def answered() -> bool:
-        asked.append(
-            api.post(
-                f"/deployments/{deployment['id']}/create_flow_run",
-                json={"parameters": {"only": ["train@a"]}},
-            )
-        )
-        return asked[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
+    def is_accepted() -> bool:
+        responses.append(api.post(url, json=parameters))
+        return responses[-1].status_code != httpx.codes.SERVICE_UNAVAILABLE
 
-    until(answered)
-    assert asked[-1].is_success, asked[-1].text
-    return str(asked[-1].json()["id"])
+    until(is_accepted)
+    assert responses[-1].is_success, responses[-1].text
+    return str(responses[-1].json()["id"])
 
 
 def state_of(api: httpx.Client, flow_run: str) -> str:
@@ -218,13 +210,13 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.3)
 
 
-def _ours(root: Path) -> list[str]:
-    """Processes that were started for this folder."""
-    found = []
+def _processes_of(root: Path) -> list[str]:
+    """Commands of the processes that were started for this folder."""
+    commands = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get("MED_R1_ROOT") == str(root):
-                found.append(" ".join(process.cmdline()))
+                commands.append(" ".join(process.cmdline()))
         except (psutil.Error, OSError):
             continue
-    return found
+    return commands

@@ -28,29 +28,22 @@ def free_port() -> int:
 
 
 def as_database_user(*command: str) -> list[str]:
-    """PostgreSQL refuses to run as root."""
-    return (
-        ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
-        if AS_ROOT
-        else list(command)
-    )
+    """The command as a user other than root, as PostgreSQL requires."""
+    if not AS_ROOT:
+        return list(command)
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *command]
 
 
 @pytest.fixture
 def database() -> Iterator[tuple[Path, int]]:
     """Binaries and port of a PostgreSQL with a database `prefect` and the extension pg_trgm."""
-    found = shutil.which("initdb")
-    binaries = BINARIES or (Path(found).resolve().parent if found else None)
+    initdb = shutil.which("initdb")
+    binaries = BINARIES or (Path(initdb).resolve().parent if initdb else None)
     if binaries is None:
         pytest.skip("PostgreSQL is not installed here (apt-get install postgresql)")
-    folder, port = (
-        Path(
-            subprocess.check_output(
-                as_database_user("mktemp", "-d", "-p", "/tmp"), text=True
-            ).strip()
-        ),
-        free_port(),
-    )
+    make_folder = as_database_user("mktemp", "-d", "-p", "/tmp")
+    folder = Path(subprocess.check_output(make_folder, text=True).strip())
+    port = free_port()
     data = folder / "data"
     try:
         subprocess.run(
@@ -80,19 +73,8 @@ def database() -> Iterator[tuple[Path, int]]:
 
 
 def query(binaries: Path, port: int, database: str, statement: str) -> str:
-    command = [
-        str(binaries / "psql"),
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-        "-U",
-        "prefect",
-        "-d",
-        database,
-        "-tAc",
-        statement,
-    ]
+    connection = ["-h", "127.0.0.1", "-p", str(port), "-U", "prefect", "-d", database]
+    command = [str(binaries / "psql"), *connection, "-tAc", statement]
     return subprocess.check_output(command, text=True).strip()
 
 
@@ -110,40 +92,29 @@ def test_the_flow_is_recorded_in_postgresql(database: tuple[Path, int], tmp_path
     }
     log = tmp_path / "server.log"
     with log.open("wb") as handle:
-        command = [
-            str(Path(sys.executable).parent / "prefect"),
-            "server",
-            "start",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-        ]
+        prefect = str(Path(sys.executable).parent / "prefect")
+        options = ["--host", "127.0.0.1", "--port", str(port)]
         server = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=handle, stderr=handle
+            [prefect, "server", "start", *options],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=handle,
         )
     try:
         deadline = time.monotonic() + 120
-        while not _answers(port):
+        while not _responds(port):
             assert server.poll() is None, log.read_text(encoding="utf-8")[-3000:]
             assert time.monotonic() < deadline
             time.sleep(0.3)
         root = make_workspace(tmp_path / "workspace", ["a"])
-        run_it = [*MED_R1, "reproduce", "--only", "train@a"]
-        done = subprocess.run(run_it, cwd=root, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        while (
-            query(
-                binaries,
-                database_port,
-                "prefect",
-                "SELECT count(*) FROM task_run WHERE state_name = 'Ran'",
-            )
-            != "2"
-        ):
-            assert time.monotonic() < deadline + 60, (
-                "task runs are told to the server a moment after they end"
-            )
+        command = [*MED_R1, "reproduce", "--only", "train@a"]
+        flow = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert flow.returncode == 0, flow.stderr
+        finished = "SELECT count(*) FROM task_run WHERE state_name = 'Ran'"
+        # the server records task runs shortly after they end
+        while query(binaries, database_port, "prefect", finished) != "2":
+            assert time.monotonic() < deadline + 60
             time.sleep(0.3)
         assert (
             query(binaries, database_port, "prefect", "SELECT name, state_type FROM flow_run")
@@ -153,10 +124,10 @@ def test_the_flow_is_recorded_in_postgresql(database: tuple[Path, int], tmp_path
     finally:
         server.terminate()
         server.wait(60)
-    assert not list((tmp_path / "prefect").glob("*.db")), "nothing went to SQLite"
+    assert not list((tmp_path / "prefect").glob("*.db")), "nothing is written to SQLite"
 
 
-def _answers(port: int) -> bool:
+def _responds(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=2).status_code == 200
     except httpx.HTTPError:

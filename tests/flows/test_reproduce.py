@@ -1,4 +1,4 @@
-"""The flow against a real Prefect API gives `dvc repro`'s results, whatever fails or is killed."""
+"""The flow on a real Prefect API gives the results of `dvc repro`, whatever fails or is killed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.dvc_api.client import find_orphans, guarded_processes
 from flows.prefect_api.client import orphaned_servers
-from flows.reproduce import _crashed, workspace_lock, reproduce
+from flows.reproduce import _crashed, reproduce, workspace_lock
 from flows.scheduling.schedule import StagesFailedError
 from stages.core.errors import ExitCode, InputError
 from tests.commands import MED_R1, med_r1
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What plain `dvc repro` makes."""
+    """Outputs of plain `dvc repro`."""
     root = make_workspace(tmp_path_factory.mktemp("reference") / "workspace")
     run("dvc", "repro", cwd=root)
     return locked(root)
@@ -66,7 +66,7 @@ def states(*names: str) -> dict[str, tuple[str, str]]:
         time.sleep(0.2)
 
 
-def test_results_are_those_of_plain_dvc_and_a_second_run_has_nothing_to_do(
+def test_results_equal_those_of_plain_dvc_and_a_second_run_does_nothing(
     root: Path, reference: dict[str, Any]
 ) -> None:
     summary = reproduce(root=str(root), slots=2)
@@ -80,7 +80,7 @@ def test_results_are_those_of_plain_dvc_and_a_second_run_has_nothing_to_do(
     assert (again.results, again.clean) == ((), True)
 
 
-def test_a_failed_stage_holds_up_none_but_those_that_need_it(
+def test_a_failed_stage_skips_only_the_stages_that_need_it(
     root: Path, reference: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "fail" / "b").touch()
@@ -89,10 +89,10 @@ def test_a_failed_stage_holds_up_none_but_those_that_need_it(
     assert "train@b failed: b has no luck" in str(failed.value)
     assert "Not run because of that: evaluate@b, report" in str(failed.value)
     assert set(locked(root)) == set(reference) - {"train@b", "evaluate@b", "report"}
-    seen = states("train@b", "evaluate@b", "report")
-    assert seen["evaluate@b"] == ("Skipped", "not run, because train@b failed")
-    assert seen["train@b"] == ("Failed", "train@b failed: b has no luck")
-    assert seen["train@a"][0] == "Ran"
+    tasks = states("train@b", "evaluate@b", "report")
+    assert tasks["evaluate@b"] == ("Skipped", "not run, because train@b failed")
+    assert tasks["train@b"] == ("Failed", "train@b failed: b has no luck")
+    assert tasks["train@a"][0] == "Ran"
     (root / "fail" / "b").unlink()
     assert {result.name for result in reproduce(root=str(root)).results} == {
         "train@b",
@@ -102,14 +102,14 @@ def test_a_failed_stage_holds_up_none_but_those_that_need_it(
     assert locked(root) == reference
 
 
-def test_stages_that_are_not_run_say_why_however_soon_the_flow_ends(root: Path) -> None:
+def test_skipped_stages_are_recorded_even_if_the_flow_ends_at_once(root: Path) -> None:
     for key in ("a", "b", "c"):
         (root / "fail" / key).touch()
     with pytest.raises(StagesFailedError, match="3 of 8 stages failed"):
         reproduce(root=str(root), slots=3)
     names = ("evaluate@a", "evaluate@b", "evaluate@c", "report")
-    seen = states(*names)
-    assert {name: seen[name][0] for name in names} == dict.fromkeys(names, "Skipped")
+    tasks = states(*names)
+    assert {name: tasks[name][0] for name in names} == dict.fromkeys(names, "Skipped")
 
 
 @pytest.fixture
@@ -117,13 +117,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 16 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(
+    mount = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)],
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    if mount.returncode:
+        pytest.skip(f"no file system can be mounted here: {mount.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -134,7 +134,7 @@ def test_a_full_disk_while_recording_results_is_named_and_loses_nothing(
     root = make_workspace(small_disk / "workspace", keys=("a",))
     with (root / "work.sh").open("a", encoding="utf-8") as script:
         script.write('[ "$1" = predictions ] || head -c 5000000 /dev/zero >> "$1/$2.txt"\n')
-    # what the model needs a second time, in DVC's cache, is not there
+    # too little space for the copy of the model in DVC's cache
     (small_disk / "ballast").write_bytes(bytes(8_000_000))
     with pytest.raises(StagesFailedError, match=r"train@a failed: the disk is full"):
         reproduce(root=str(root), slots=1)
@@ -145,26 +145,23 @@ def test_a_full_disk_while_recording_results_is_named_and_loses_nothing(
     assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
 
 
-def test_only_what_is_asked_for_is_run_with_what_it_needs(root: Path) -> None:
+def test_only_the_selected_stages_and_their_dependencies_are_run(root: Path) -> None:
     summary = reproduce(only=["evaluate@a"], root=str(root))
     assert [result.name for result in summary.results] == ["split", "train@a", "evaluate@a"]
     assert summary.clean
-    with pytest.raises(
-        InputError,
-        match=r"no stage of dvc.yaml is meant by 'train@z'; there are: train@a, train@b, train@c",
-    ):
+    with pytest.raises(InputError, match="'train@z'; there are: train@a, train@b, train@c"):
         reproduce(only=["train@z"], root=str(root))
 
 
-def test_two_flows_in_one_workspace_are_refused(root: Path) -> None:
+def test_a_second_flow_in_a_workspace_is_refused(root: Path) -> None:
     with (
         workspace_lock(root),
-        pytest.raises(InputError, match=rf"another flow \(process {os.getpid()}\) runs in"),
+        pytest.raises(InputError, match=rf"process {os.getpid()}\b"),
     ):
         reproduce(root=str(root))
 
 
-def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_had_happened(
+def test_a_killed_flow_leaves_no_process_and_a_re_run_completes_its_results(
     root: Path, reference: dict[str, Any]
 ) -> None:
     (root / "hold" / "a").touch()
@@ -177,18 +174,18 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
         start_new_session=True,
     )
 
-    def ours() -> list[Any]:
+    def stage_processes() -> list[Any]:
         return [process for process, record in guarded_processes() if record.startswith(str(root))]
 
     deadline = time.monotonic() + 120
     while not (root / "seen-models-a.log").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert ours(), "the stage never began"
+    assert stage_processes(), "the stage never started"
     flow.send_signal(signal.SIGKILL)
     flow.wait()
-    while ours() and time.monotonic() < deadline:
+    while stage_processes() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not ours()
+    assert not stage_processes()
     assert not find_orphans(root)
     (server,) = orphaned_servers()
     (root / "hold" / "a").unlink()
@@ -198,12 +195,12 @@ def test_a_killed_flow_leaves_no_process_and_running_again_ends_as_if_nothing_ha
     assert not orphaned_servers()
 
 
-def test_the_command_line_says_how_it_ended(
+def test_the_command_line_prints_the_outcome(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(root)
     assert med_r1("reproduce", "--only", "nothing") == ExitCode.INPUT
-    assert "error: no stage of dvc.yaml is meant by 'nothing'" in capsys.readouterr().err
+    assert "'nothing'" in capsys.readouterr().err
     assert med_r1("reproduce", "--only", "split") == 0
     assert "1 ran" in capsys.readouterr().out
     shutil.rmtree(root / "parts")
@@ -212,19 +209,18 @@ def test_the_command_line_says_how_it_ended(
     assert "error: DVC cannot read the pipeline" in capsys.readouterr().err
 
 
-def test_a_server_that_does_not_answer_is_named(
+def test_an_unreachable_server_is_named(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(root)
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert med_r1("reproduce") == ExitCode.INPUT
-    assert (
-        "error: no Prefect server server_responds at http://127.0.0.1:9/api (PREFECT_API_URL): start one"
-        " with" in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "http://127.0.0.1:9/api (PREFECT_API_URL)" in error
+    assert "make dashboard" in error
 
 
-def test_a_task_whose_state_cannot_be_asked_for_has_failed_and_holds_up_nobody() -> None:
+def test_a_task_with_an_unreadable_state_counts_as_failed() -> None:
     class Unreachable:
         @property
         def state(self) -> Any:
@@ -232,7 +228,5 @@ def test_a_task_whose_state_cannot_be_asked_for_has_failed_and_holds_up_nobody()
 
     result = _crashed("train@a", Unreachable())  # type: ignore[arg-type]
     assert result.state == "failed"
-    assert (
-        result.message == "train@a failed: its task ended without a readable state (ConnectError:"
-        " refused). Run again"
-    )
+    assert "train@a" in result.message
+    assert "ConnectError: refused" in result.message

@@ -1,4 +1,4 @@
-"""A workspace with the shape of the pipeline and commands that cost nothing: real DVC, real git."""
+"""A workspace with the shape of the pipeline and trivial commands: real DVC, real git."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ mkdir -p "$1"
 cat "$3" > "$1/$2.txt.part"
 mv "$1/$2.txt.part" "$1/$2.txt"
 """
-# ends as a stage does, with the exit code that the file holds, or that of bad input
+# fails like a stage, with the exit code in the file, by default that of bad input
 FAIL = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
@@ -48,16 +48,16 @@ run_stage(main)
 
 
 def run(*command: str, cwd: Path, code: int = 0, more: Mapping[str, str] | None = None) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT | dict(more or {}), capture_output=True, text=True
     )
-    output = done.stdout + done.stderr
-    assert done.returncode == code, output[-4000:]
+    output = process.stdout + process.stderr
+    assert process.returncode == code, output[-4000:]
     return output
 
 
 def make_workspace(root: Path, keys: Sequence[str] = ("a", "b", "c")) -> Path:
-    """The stages split -> train@<key> -> evaluate@<key> -> report, committed and never run."""
+    """Stages split -> train@<key> -> evaluate@<key> -> report, committed and never run."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "work.sh").write_text(WORK, encoding="utf-8")
     (root / "fail.py").write_text(FAIL, encoding="utf-8")

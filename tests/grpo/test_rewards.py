@@ -1,4 +1,4 @@
-"""The two rewards, case by case."""
+"""Cases of the two rewards."""
 
 import pytest
 
@@ -28,12 +28,11 @@ from stages.prompts.styles import PROMPTS, Style, chat, prompt_text
         ("think-after", "<think> a </think> <answer> A </answer>", 0.0),
     ],
 )
-def test_format_wants_each_block_once_in_order_and_nothing_else(
+def test_format_requires_each_block_once_in_order_and_nothing_else(
     style: Style, completion: str, reward: float
 ) -> None:
-    assert format_reward(style)(completions=[[{"role": "assistant", "content": completion}]]) == [
-        reward
-    ]
+    chat = [{"role": "assistant", "content": completion}]
+    assert format_reward(style)(completions=[chat]) == [reward]
 
 
 def test_accuracy_compares_the_answer_with_the_gold_letter_of_its_own_question() -> None:
@@ -51,13 +50,12 @@ def test_accuracy_compares_the_answer_with_the_gold_letter_of_its_own_question()
 
 
 def test_rewards_keep_the_order_and_names_of_params() -> None:
-    assert [
-        function.__name__ for function in reward_functions(["format", "accuracy"], "think")
-    ] == ["format", "accuracy"]
+    functions = reward_functions(["format", "accuracy"], "think")
+    assert [function.__name__ for function in functions] == ["format", "accuracy"]
 
 
 @pytest.mark.parametrize("style", ["think", "no-think", "think-after"])
-def test_a_problem_with_braces_is_asked_as_it_is(style: Style) -> None:
+def test_braces_in_a_problem_are_not_formatted(style: Style) -> None:
     problem = "What is {this} {0}? A){x}, B)y"
     for purpose in PROMPTS:
         assert prompt_text(problem, style, purpose).startswith(problem + " ")

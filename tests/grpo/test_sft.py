@@ -1,18 +1,19 @@
-"""SFT on the answers: loss mask, prompt order, and otherwise GRPO's trainer."""
+"""SFT on the answers: what the loss covers, the order of prompts, and GRPO's settings."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from stages.core.errors import InputError
 from stages.core.params import Grpo, Sft, load_params
 from stages.corpus.dataset.problems import format_solution
-from stages.grpo.resume import newest_checkpoint
 from stages.grpo.sft import build_sft_trainer, sft_config, sft_dataset, target
 from stages.grpo.trainer import (
     LOGGED,
@@ -22,9 +23,21 @@ from stages.grpo.trainer import (
     train_dataset,
     write_log,
 )
-from stages.policy.loading import load_processor
+from stages.policy.loading import load_policy, load_processor
 from stages.prompts.styles import Style, chat, prompt_text
-from tests.grpo.tiny import BASE, REPOSITORY, embedded_policy, processor, questions
+from tests.grpo.tiny import (
+    BASE,
+    REPOSITORY,
+    assert_resumes_exactly,
+    changed_names,
+    count_processed_images,
+    embedded_policy,
+    layer_names,
+    parameters,
+    processor,
+    questions,
+    train_and_log,
+)
 
 PARAMS = load_params(REPOSITORY / "params.yaml")
 SMALL: dict[str, Any] = {
@@ -46,7 +59,7 @@ def settings(
     )
 
 
-def tiny_trainer(
+def sft_trainer(
     folder: Path,
     rows: list[dict[str, Any]] | None = None,
     style: Style = "no-think",
@@ -66,65 +79,56 @@ def tiny_trainer(
 
 
 @pytest.mark.parametrize("style", ["no-think", "think", "think-after"])
-def test_the_loss_covers_the_answer_and_the_end_token_alone(style: Style, tmp_path: Path) -> None:
+def test_the_loss_covers_only_the_answer_and_the_end_token(style: Style, tmp_path: Path) -> None:
     rows = questions(tmp_path)
     rows[1]["gold"] = "C"
-    trainer = tiny_trainer(tmp_path, rows, style)
+    trainer = sft_trainer(tmp_path, rows, style)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
     tokenizer = processor().tokenizer
-    for row, labels, ids, real in zip(
+    for row, labels, ids, mask in zip(
         rows, batch["labels"], batch["input_ids"], batch["attention_mask"], strict=True
     ):
-        learnt = labels[labels != -100]
-        assert tokenizer.decode(learnt) == format_solution(row["gold"]) + "<|im_end|>"
-        assert learnt[-1] in embedded_policy().generation_config.eos_token_id
-        # it stands at the end of what is real, and before it the prompt as evaluation words it
-        length = int(real.sum())
-        assert torch.equal(ids[length - len(learnt) : length], learnt)
-        assert (labels[: length - len(learnt)] == -100).all()
-        assert (labels[length:] == -100).all()
-        text = tokenizer.decode(ids[: length - len(learnt)]).replace("<|image_pad|>", "")
-        asked = processor().apply_chat_template(
-            chat(prompt_text(row["problem"], style, "evaluate")),
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        assert text == asked.replace("<|image_pad|>", "")
+        target_ids = labels[labels != -100]
+        assert tokenizer.decode(target_ids) == format_solution(row["gold"]) + "<|im_end|>"
+        assert target_ids[-1] in embedded_policy().generation_config.eos_token_id
+        # the target ends the row, behind the prompt as in evaluation
+        end = int(mask.sum())
+        start = end - len(target_ids)
+        assert torch.equal(ids[start:end], target_ids)
+        assert (labels[:start] == -100).all()
+        assert (labels[end:] == -100).all()
+        text = tokenizer.decode(ids[:start]).replace("<|image_pad|>", "")
+        assert text == evaluation_prompt(row, style).replace("<|image_pad|>", "")
 
 
-def test_the_prompt_has_the_tokens_that_evaluation_gives_it(tmp_path: Path) -> None:
-    from PIL import Image
-
-    rows = questions(tmp_path)[:1]
-    trainer = tiny_trainer(tmp_path, rows * 2)
-    batch = trainer.data_collator([trainer.train_dataset[0]])
-    asked = processor().apply_chat_template(
-        chat(prompt_text(rows[0]["problem"], "no-think", "evaluate")),
+def evaluation_prompt(row: dict[str, Any], style: Style) -> str:
+    text: str = processor().apply_chat_template(
+        chat(prompt_text(row["problem"], style, "evaluate")),
         add_generation_prompt=True,
         tokenize=False,
     )
-    expected = processor()(text=[asked], images=[Image.open(rows[0]["image"])], return_tensors="pt")
+    return text
+
+
+def test_the_prompt_has_the_tokens_of_evaluation(tmp_path: Path) -> None:
+    rows = questions(tmp_path)[:1]
+    trainer = sft_trainer(tmp_path, rows * 2)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    text = evaluation_prompt(rows[0], "no-think")
+    expected = processor()(text=[text], images=[Image.open(rows[0]["image"])], return_tensors="pt")
     prompt = batch["input_ids"][0][batch["labels"][0] == -100]
     assert torch.equal(prompt, expected["input_ids"][0])
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
-def test_images_are_opened_and_processed_by_the_batch(
+def test_images_are_opened_and_processed_batch_by_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[int] = []
-    images = type(processor().image_processor)
-    original = images.preprocess
-
-    def counting(self: Any, images: list[Any], *rest: Any, **options: Any) -> Any:
-        counted.append(len(images))
-        return original(self, images, *rest, **options)
-
-    trainer = tiny_trainer(tmp_path, grpo={"prompts_per_device": 1, "max_steps": 3})
-    monkeypatch.setattr(images, "preprocess", counting)
+    trainer = sft_trainer(tmp_path, grpo={"prompts_per_device": 1, "max_steps": 3})
+    counts = count_processed_images(monkeypatch)
     trainer.train()
-    assert sum(counted) <= 4, "three prompts, and one that the loader may have ready"
-    assert len(counted) >= 3
+    assert sum(counts) <= 4, "three prompts, and one that the loader may have prefetched"
+    assert len(counts) >= 3
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_images_are_opened_and_processed_by_the_batch(
         {"num_iterations": 2, "reuse_prompt_pass": False},
     ],
 )
-def test_prompts_come_in_the_order_of_grpo(grpo: dict[str, Any], tmp_path: Path) -> None:
+def test_prompts_are_in_the_order_of_grpo(grpo: dict[str, Any], tmp_path: Path) -> None:
     rows = [
         row | {"problem": f"{number}: {row['problem']}"}
         for number, row in enumerate(questions(tmp_path)[:1] * 11)
@@ -161,20 +165,23 @@ def test_prompts_come_in_the_order_of_grpo(grpo: dict[str, Any], tmp_path: Path)
         scratch=tmp_path / "b",
         run_name="ct",
     )
-    group, parts = budget.num_generations, by_grpo.args.steps_per_generation
+    group = budget.num_generations
+    parts = by_grpo.args.steps_per_generation
     ours = list(by_sft._get_train_sampler())
-    # TRL draws what it generates for at once again for each of the steps that share it
     theirs = list(by_grpo._get_train_sampler())[::group]
+    # TRL repeats the prompts of a generation for each of the `parts` steps that share it
     chunk = budget.prompts_per_device * parts
-    generations = [theirs[start : start + chunk] for start in range(0, len(theirs), chunk * parts)]
-    assert ours == [prompt for each in generations for prompt in each]
+    expected: list[int] = []
+    for start in range(0, len(theirs), chunk * parts):
+        expected += theirs[start : start + chunk]
+    assert ours == expected
     # an epoch has as many steps
     assert len(by_sft.get_train_dataloader()) == len(by_grpo.get_train_dataloader())
 
 
-def test_it_learns_and_writes_the_columns_of_a_training_log(tmp_path: Path) -> None:
+def test_it_learns_and_logs_the_columns_of_a_training_log(tmp_path: Path) -> None:
     deterministic(1)
-    trainer = tiny_trainer(tmp_path, grpo={"max_steps": 12}, sft={"learning_rate": 1e-3})
+    trainer = sft_trainer(tmp_path, grpo={"max_steps": 12}, sft={"learning_rate": 1e-3})
     trainer.train()
     logged = [row for row in trainer.state.log_history if "loss" in row]
     losses = [row["loss"] for row in logged]
@@ -192,9 +199,9 @@ def test_it_learns_and_writes_the_columns_of_a_training_log(tmp_path: Path) -> N
     }
 
 
-def test_the_first_loss_is_the_mean_over_the_answers_tokens(tmp_path: Path) -> None:
+def test_the_first_loss_is_the_mean_over_answer_tokens(tmp_path: Path) -> None:
     rows = questions(tmp_path)
-    trainer = tiny_trainer(tmp_path, rows)
+    trainer = sft_trainer(tmp_path, rows)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(2)])
     with torch.no_grad():
         logits = embedded_policy()(
@@ -208,107 +215,63 @@ def test_the_first_loss_is_the_mean_over_the_answers_tokens(tmp_path: Path) -> N
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(by_hand), abs=1e-4)
 
 
-class Stopped(Exception):
-    pass
-
-
 def run(
     folder: Path, grpo: dict[str, Any], stop_after: int | None = None, resume: bool = False
 ) -> dict[str, torch.Tensor]:
     deterministic(1)
     rows = [row | {"gold": gold} for row, gold in zip(questions(folder) * 2, "ABBA", strict=True)]
-    trainer = tiny_trainer(
-        folder,
-        rows,
-        grpo=grpo,
-        sft={"save_steps": 2, "learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_share": 0.3},
+    sft = {"save_steps": 2, "learning_rate": 1e-3, "lr_scheduler": "cosine", "warmup_share": 0.3}
+    weights = train_and_log(
+        sft_trainer(folder, rows, grpo=grpo, sft=sft), folder, stop_after, resume
     )
-    original, count = trainer.training_step, [0]
-
-    def step(*arguments: Any, **options: Any) -> Any:
-        if count[0] == stop_after:
-            raise Stopped
-        count[0] += 1
-        return original(*arguments, **options)
-
-    trainer.training_step = step
-    checkpoint = newest_checkpoint(folder / "state") if resume else None
-    assert bool(checkpoint) == resume
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    write_log(trainer.state.log_history, folder / "log.csv")
-    return {
-        name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()
-    }
+    assert not list((folder / "state").glob("*/rollout-*")), "SFT has no completions to save"
+    return weights
 
 
 @pytest.mark.parametrize(
     ("grpo", "stop_after"),
     [
-        ({"prompts_per_device": 2}, 3),  # four prompts, two a step: step 3 lies in the second epoch
+        ({"prompts_per_device": 2}, 3),  # four prompts, two per step: step 3 is in the second epoch
         ({"prompts_per_device": 1, "gradient_accumulation_steps": 2}, 9),
         ({"lora": {"rank": 2, "alpha": 4, "dropout": 0.5, "target_modules": ["q_proj"]}}, 5),
     ],
 )
-def test_a_stopped_run_ends_as_an_undisturbed_one_bit_for_bit(
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     grpo: dict[str, Any], stop_after: int, tmp_path: Path
 ) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    grpo = {"max_steps": 6} | grpo
-    undisturbed = run(whole, grpo)
-    with pytest.raises(Stopped):
-        run(parts, grpo, stop_after=stop_after)
-    assert not list((parts / "state").glob("*/rollout-*")), "there are no completions to keep"
-    resumed = run(parts, grpo, resume=True)
-    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)
-    assert (whole / "log.csv").read_bytes() == (parts / "log.csv").read_bytes()
+    assert_resumes_exactly(partial(run, grpo={"max_steps": 6} | grpo), tmp_path, stop_after)
 
 
-def test_a_frozen_tower_does_not_move(tmp_path: Path) -> None:
-    trainer = tiny_trainer(
+def test_a_frozen_tower_does_not_change(tmp_path: Path) -> None:
+    trainer = sft_trainer(
         tmp_path, grpo={"freeze_vision_tower": True, "max_steps": 2}, sft={"learning_rate": 1e-3}
     )
     trainer.train()
-    before = embedded_policy().state_dict()
-    moved = {
-        name
-        for name, parameter in trainer.model.named_parameters()
-        if not torch.equal(parameter, before[name])
-    }
-    assert moved
-    assert not any("visual" in name for name in moved)
+    changed = changed_names(embedded_policy().state_dict(), parameters(trainer))
+    assert changed
+    assert not any("visual" in name for name in changed)
 
 
-def test_an_adapter_learns_and_is_merged_into_the_checkpoint(tmp_path: Path) -> None:
-    from stages.policy.loading import load_policy
-
+def test_an_adapter_is_trained_and_merged_into_the_checkpoint(tmp_path: Path) -> None:
     lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-    trainer = tiny_trainer(
+    trainer = sft_trainer(
         tmp_path, grpo={"lora": lora, "max_steps": 2}, sft={"learning_rate": 1e-2}
     )
     trainer.train()
     save_policy(trainer, processor(), tmp_path / "out")
-    before, after = (
-        embedded_policy().state_dict(),
-        load_policy(tmp_path / "out", dtype="float32", attention="sdpa").state_dict(),
-    )
-    changed = {
-        name.rpartition(".")[0].rpartition(".")[2]
-        for name in before
-        if not torch.equal(before[name], after[name])
-    }
-    assert changed == {"q_proj", "v_proj"}
+    before = embedded_policy().state_dict()
+    after = load_policy(tmp_path / "out", dtype="float32", attention="sdpa").state_dict()
+    assert layer_names(changed_names(before, after)) == {"q_proj", "v_proj"}
 
 
 def test_mixed_precision_trains(tmp_path: Path) -> None:
-    trainer = tiny_trainer(tmp_path, grpo={"bf16": True, "max_steps": 2})
+    trainer = sft_trainer(tmp_path, grpo={"bf16": True, "max_steps": 2})
     trainer.train()
     assert trainer.args.bf16
     assert all(math.isfinite(row["loss"]) for row in trainer.state.log_history if "loss" in row)
 
 
-def test_med_r1s_published_settings_can_be_said(tmp_path: Path) -> None:
+def test_med_r1s_published_settings_can_be_expressed(tmp_path: Path) -> None:
     published = {"learning_rate": 2e-5, "lr_scheduler": "cosine", "warmup_share": 0.1}
     grpo, sft = settings(
         {
@@ -322,7 +285,7 @@ def test_med_r1s_published_settings_can_be_said(tmp_path: Path) -> None:
     config = sft_config(grpo, sft, tmp_path, "sft-ct")
     assert config.get_warmup_steps(1000) == 100
     assert config.lr_scheduler_type == "cosine"
-    assert config.max_length is None, "nothing is cut"
+    assert config.max_length is None, "no truncation"
     assert not config.packing
 
 
@@ -331,25 +294,21 @@ def test_the_target_is_the_splits_own_solution(gold: str) -> None:
     assert target(gold) == f"<answer> {gold} </answer>"
 
 
-def test_prompts_over_the_limit_and_too_few_questions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"takes \d+ tokens, more than grpo.max_prompt_length = 50"
-    ):
-        tiny_trainer(tmp_path, grpo={"max_prompt_length": 50})
-    with pytest.raises(
-        InputError, match="sft-ct: 2 training questions are fewer than one step takes"
-    ):
-        tiny_trainer(tmp_path, grpo={"prompts_per_device": 3})
+def test_prompts_over_the_limit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"takes \d+ tokens.* grpo\.max_prompt_length = 50"):
+        sft_trainer(tmp_path, grpo={"max_prompt_length": 50})
 
 
-def test_a_target_that_no_generation_would_end_at_is_refused(tmp_path: Path) -> None:
+def test_too_few_questions_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"sft-ct: 2 .*3 = grpo\.prompts_per_device"):
+        sft_trainer(tmp_path, grpo={"prompts_per_device": 3})
+
+
+def test_an_end_token_that_does_not_end_generation_is_refused(tmp_path: Path) -> None:
     other = load_processor(BASE)
     other.tokenizer.eos_token = "<|im_start|>"
     grpo, sft = settings()
-    with pytest.raises(
-        InputError,
-        match=r"targets end in '<\|im_start\|>' .* set eos_token in its tokenizer_config.json",
-    ):
+    with pytest.raises(InputError, match=r"'<\|im_start\|>' .* eos_token .*tokenizer_config\.json"):
         build_sft_trainer(
             embedded_policy(),
             other,
@@ -362,7 +321,7 @@ def test_a_target_that_no_generation_would_end_at_is_refused(tmp_path: Path) -> 
         )
 
 
-def test_the_dataset_names_no_chat_template_words_twice(tmp_path: Path) -> None:
+def test_dataset_rows_contain_the_chat_template_once(tmp_path: Path) -> None:
     row = sft_dataset(questions(tmp_path), "no-think", processor())[0]
     assert row["completion"] == "<answer> A </answer><|im_end|>"
     assert row["prompt"].endswith("<|im_start|>assistant\n")

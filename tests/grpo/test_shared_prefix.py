@@ -1,8 +1,9 @@
-"""A group computed once gives what its members give computed apart."""
+"""Shared-prefix scores and gradients equal those of separate rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ TEMPERATURE = 0.7
 
 
 def draw_completions(group: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Completions (2, G, C) of words, and their mask; lengths are cycled over the rows."""
+    """Random completions (2, G, C) and their mask; `lengths` are cycled over the rows."""
     width = max(lengths)
     ids = torch.randint(20, 700, (2, group, width), generator=torch.Generator().manual_seed(7))
     mask = torch.stack(
@@ -40,11 +41,14 @@ def draw_completions(group: int, lengths: list[int]) -> tuple[Tensor, Tensor]:
     return ids, mask.view(2, group, width)
 
 
-def apart(policy: PreTrainedModel, rows: list[list[dict[str, Any]]], ids: Tensor) -> Tensor:
-    """Log-probabilities (2 * G, C) from one row per completion, each with its own image."""
+def score_separately(
+    policy: PreTrainedModel, rows: list[list[dict[str, Any]]], ids: Tensor
+) -> Tensor:
+    """Log-probabilities (2 * G, C) from one full row, with an image, per completion."""
     group, length = ids.shape[1:]
+    repeated = list(chain.from_iterable([row] * group for row in rows))
     inputs = processor().apply_chat_template(
-        [row for row in rows for _ in range(group)],
+        repeated,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -52,11 +56,12 @@ def apart(policy: PreTrainedModel, rows: list[list[dict[str, Any]]], ids: Tensor
         processor_kwargs={"padding": True},
     )
     flat = ids.flatten(0, 1)
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], flat], dim=1)
-    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(flat)], dim=1)
-    inputs["mm_token_type_ids"] = torch.cat(
-        [inputs["mm_token_type_ids"], torch.zeros_like(flat)], dim=1
-    )
+    for name, values in (
+        ("input_ids", flat),
+        ("attention_mask", torch.ones_like(flat)),
+        ("mm_token_type_ids", torch.zeros_like(flat)),
+    ):
+        inputs[name] = torch.cat([inputs[name], values], dim=1)
     logits = policy(**inputs, use_cache=False).logits[:, -length - 1 : -1] / TEMPERATURE
     return logits.log_softmax(-1).gather(-1, flat[..., None])[..., 0]
 
@@ -66,7 +71,8 @@ def gradients(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probabilities, and the gradients of their mean weighted with advantages of both signs."""
     policy.zero_grad()
-    logps, flat = score(), mask.flatten(0, 1)
+    logps = score()
+    flat = mask.flatten(0, 1)
     advantages = torch.linspace(-1, 1, len(flat))[:, None]
     (advantages * logps * flat / flat.sum(1, keepdim=True)).mean().backward()
     return logps.detach()[flat.bool()], {
@@ -79,8 +85,7 @@ def assert_same(
 ) -> None:
     assert (one[0] - other[0]).abs().max() <= 1e-5
     assert one[1].keys() == other[1].keys()
-    # over all parameters together: single tensors of tiny norm, such as a bias, would compare
-    # rounding
+    # over all parameters together: a single tensor of tiny norm, such as a bias, is all rounding
     difference = sum((one[1][name] - other[1][name]).pow(2).sum() for name in one[1])
     norm = sum(gradient.pow(2).sum() for gradient in one[1].values())
     assert norm > 0
@@ -90,73 +95,60 @@ def assert_same(
 def prepared(
     family: str, folder: Path
 ) -> tuple[PreTrainedModel, list[list[dict[str, Any]]], PromptBatch]:
-    policy, rows = random_policy(family), chats(questions(folder))
+    policy = random_policy(family)
+    rows = chats(questions(folder))
     return policy, rows, process_prompts(processor(), policy, rows, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("group", [2, 4, 8])
 @pytest.mark.parametrize("lengths", [[8], [1, 8, 3], [1]])
-def test_log_probabilities_and_gradients_are_those_of_separate_rows(
+def test_log_probabilities_and_gradients_equal_those_of_separate_rows(
     family: str, group: int, lengths: list[int], tmp_path: Path
 ) -> None:
     policy, rows, prompts = prepared(family, tmp_path)
     assert len(set(prompts.image_grid_thw.prod(-1).tolist())) == 2, "two sizes of image"
     ids, mask = draw_completions(group, lengths)
-    separate = gradients(policy, lambda: apart(policy, rows, ids), mask)
+    separate = gradients(policy, lambda: score_separately(policy, rows, ids), mask)
     head = LMHeadOptions(TEMPERATURE)
-    in_rows = gradients(
-        policy, lambda: score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0], mask
-    )
-    assert_same(in_rows, separate)
 
-    def behind_one_pass() -> Tensor:
-        return score_segments(
-            policy,
-            prompts,
-            prefill_prompts(policy, prompts, prompts.image_inputs),
-            ids,
-            mask,
-            head,
-        )[0]
+    def packed() -> Tensor:
+        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0]
 
-    assert_same(gradients(policy, behind_one_pass, mask), separate)
+    def segments() -> Tensor:
+        prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
+        return score_segments(policy, prompts, prompt_pass, ids, mask, head)[0]
 
-    def in_rows_of_their_own() -> Tensor:
-        return score_members(
-            policy,
-            prompts,
-            prefill_prompts(policy, prompts, prompts.image_inputs),
-            ids,
-            mask,
-            head,
-        )[0]
+    def members() -> Tensor:
+        prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
+        return score_members(policy, prompts, prompt_pass, ids, mask, head)[0]
 
-    assert_same(gradients(policy, in_rows_of_their_own, mask), separate)
+    for score_shared in (packed, segments, members):
+        assert_same(gradients(policy, score_shared, mask), separate)
 
 
 @pytest.mark.parametrize("length", [8, 80])
-@pytest.mark.parametrize("behind", [True, False])
-def test_the_way_is_chosen_by_length_and_gives_the_same(
-    length: int, behind: bool, tmp_path: Path
+@pytest.mark.parametrize("prefilled", [True, False])
+def test_the_method_is_chosen_by_length_and_gives_the_same(
+    length: int, prefilled: bool, tmp_path: Path
 ) -> None:
     policy, rows, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [length, 2])
     assert (ids[0].numel() > PACK_MAX_TOKENS) == (length == 80)
 
-    def chosen() -> Tensor:
-        done = prefill_prompts(policy, prompts, prompts.image_inputs) if behind else None
-        return score(
-            policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE), done
-        )[0]
+    head = LMHeadOptions(TEMPERATURE)
 
-    assert_same(
-        gradients(policy, chosen, mask), gradients(policy, lambda: apart(policy, rows, ids), mask)
-    )
+    def chosen() -> Tensor:
+        images = prompts.image_inputs
+        prompt_pass = prefill_prompts(policy, prompts, images) if prefilled else None
+        return score(policy, prompts, images, ids, mask, head, prompt_pass)[0]
+
+    separate = gradients(policy, lambda: score_separately(policy, rows, ids), mask)
+    assert_same(gradients(policy, chosen, mask), separate)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_patches_embedded_by_a_product_are_those_of_the_convolution(
+def test_patches_embedded_by_a_product_equal_those_of_the_convolution(
     family: str, tmp_path: Path
 ) -> None:
     policy, _, prompts = prepared(family, tmp_path)
@@ -168,7 +160,7 @@ def test_patches_embedded_by_a_product_are_those_of_the_convolution(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_fused_head_gives_the_same(family: str, tmp_path: Path) -> None:
+def test_the_fused_head_gives_the_same_scores(family: str, tmp_path: Path) -> None:
     policy, _, prompts = prepared(family, tmp_path)
     add_fused_lm_head(policy, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
     ids, mask = draw_completions(4, [1, 8, 3])
@@ -176,75 +168,69 @@ def test_the_fused_head_gives_the_same(family: str, tmp_path: Path) -> None:
     def scores(head: LMHeadOptions) -> tuple[Tensor, Tensor | None]:
         return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)
 
-    plain, fused = (
-        LMHeadOptions(TEMPERATURE, entropy=True),
-        LMHeadOptions(TEMPERATURE, fused=True, entropy=True),
-    )
+    plain = LMHeadOptions(TEMPERATURE, entropy=True)
+    fused = LMHeadOptions(TEMPERATURE, fused=True, entropy=True)
     assert_same(
         gradients(policy, lambda: scores(fused)[0], mask),
         gradients(policy, lambda: scores(plain)[0], mask),
     )
     torch.testing.assert_close(scores(fused)[1], scores(plain)[1], rtol=1e-4, atol=1e-5)
-    done = prefill_prompts(policy, prompts, prompts.image_inputs)
-    behind = score_segments(policy, prompts, done, ids, mask, fused)[0].flatten()[
-        mask.flatten().bool()
-    ]
-    torch.testing.assert_close(
-        behind, scores(plain)[0].flatten()[mask.flatten().bool()], rtol=0, atol=1e-5
-    )
+    prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
+    segments, _ = score_segments(policy, prompts, prompt_pass, ids, mask, fused)
+    real = mask.flatten(0, 1).bool()
+    torch.testing.assert_close(segments[real], scores(plain)[0][real], rtol=0, atol=1e-5)
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     policy, _, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [8, 3])
+    head = LMHeadOptions(TEMPERATURE)
 
-    def score() -> Tensor:
-        return score_rows(
-            policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE)
-        )[0]
+    def packed() -> Tensor:
+        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0]
 
-    plain = gradients(policy, score, mask)
+    plain = gradients(policy, packed, mask)
     policy.train()
     policy.gradient_checkpointing_enable({"use_reentrant": False})
-    assert_same(gradients(policy, score, mask), plain)
+    assert_same(gradients(policy, packed, mask), plain)
 
 
-def test_some_of_the_prompts_are_scored_as_among_all(tmp_path: Path) -> None:
+def test_selected_prompts_are_scored_as_in_the_whole_batch(tmp_path: Path) -> None:
     policy, _, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [8, 3])
+    head = LMHeadOptions(TEMPERATURE)
+    second = prompts.select([1])
     with torch.no_grad():
-        together, _ = score_rows(
-            policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE)
-        )
-        second = prompts.select([1])
-        alone, _ = score_rows(
-            policy, second, second.image_inputs, ids[1:], mask[1:], LMHeadOptions(TEMPERATURE)
-        )
-    torch.testing.assert_close(
-        alone[mask[1].bool()], together[4:][mask[1].bool()], rtol=0, atol=1e-5
-    )
+        together, _ = score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)
+        alone, _ = score_rows(policy, second, second.image_inputs, ids[1:], mask[1:], head)
+    real = mask[1].bool()
+    torch.testing.assert_close(alone[real], together[4:][real], rtol=0, atol=1e-5)
 
 
-def batch(ids: Tensor, mask: Tensor, positions: Tensor) -> PromptBatch:
+def text_batch(ids: Tensor, mask: Tensor, positions: Tensor) -> PromptBatch:
     return PromptBatch(ids, mask, positions, torch.zeros(0), torch.zeros(0, 3), (0,))
 
 
-def test_a_completion_sees_its_prompt_and_itself_and_nothing_else() -> None:
-    prompt = batch(
+def test_a_completion_attends_to_its_prompt_and_itself_only() -> None:
+    prompt = text_batch(
         torch.tensor([[0, 5, 6]]), torch.tensor([[0, 1, 1]]), torch.zeros(3, 1, 3, dtype=torch.long)
     )
     rows = pack_rows(
         prompt, torch.tensor([[[7, 8, 3], [9, 3, 0]]]), torch.tensor([[[1, 1, 1], [1, 1, 0]]])
     )
-    # each segment begins with the prompt's last token and leaves out the completion's last
+    # each segment starts with the prompt's last token and omits the completion's last
     assert rows.input_ids.tolist() == [[0, 5, 6, 7, 8, 6, 9, 3]]
-    seen = [row.nonzero().flatten().tolist() for row in rows.mask[0, 0]]
-    assert seen == [[0], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 5], [1, 5, 6], [1, 5, 6, 7]]
+    attended = [row.nonzero().flatten().tolist() for row in rows.mask[0, 0]]
+    assert attended == [
+        *([0], [1]),
+        *([1, 2], [1, 2, 3], [1, 2, 3, 4]),
+        *([1, 5], [1, 5, 6], [1, 5, 6, 7]),
+    ]
 
 
-def test_positions_start_again_behind_the_prompt_for_every_completion() -> None:
+def test_positions_continue_the_prompt_for_every_completion() -> None:
     positions = torch.tensor([[[0, 1, 4]], [[0, 2, 4]], [[0, 3, 4]]])
-    prompt = batch(torch.tensor([[4, 5, 6]]), torch.ones(1, 3, dtype=torch.long), positions)
+    prompt = text_batch(torch.tensor([[4, 5, 6]]), torch.ones(1, 3, dtype=torch.long), positions)
     rows = pack_rows(
         prompt, torch.tensor([[[7, 8], [9, 3]]]), torch.ones(1, 2, 2, dtype=torch.long)
     )
@@ -256,7 +242,7 @@ def test_positions_start_again_behind_the_prompt_for_every_completion() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_layer_is_run_for_the_tokens_that_predict_one(family: str, tmp_path: Path) -> None:
+def test_the_last_layer_runs_only_for_tokens_that_predict(family: str, tmp_path: Path) -> None:
     policy, _, prompts = prepared(family, tmp_path)
     layers = policy.model.language_model.layers
     tokens: list[tuple[int, int]] = []
@@ -265,28 +251,30 @@ def test_the_last_layer_is_run_for_the_tokens_that_predict_one(family: str, tmp_
             lambda _, inputs, __, index=index: tokens.append((index, inputs[0].shape[1]))
         )
     ids, mask = draw_completions(2, [3])
-    done = prefill_prompts(policy, prompts, prompts.image_inputs)
+    prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
     score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))
     width = prompts.ids.shape[1]
     assert tokens == [(0, width), (-1, 1), (0, width - 1 + 6), (-1, 6)]
-    assert done.keys_values[-1][0].shape[2] == width, "keys of all, for those that come behind"
+    assert prompt_pass.keys_values[-1][0].shape[2] == width, (
+        "keys of all tokens, for those behind them"
+    )
     with pytest.raises(ZeroDivisionError), narrow_last_layer(policy, 1):
         raise ZeroDivisionError
-    assert "forward" not in vars(layers[-1]), "as it was, after an error too"
+    assert "forward" not in vars(layers[-1]), "restored after an error"
 
 
-def test_a_last_layer_that_is_recomputed_or_wrapped_is_left_as_it_is() -> None:
+def test_a_recomputed_or_wrapped_last_layer_is_not_narrowed() -> None:
     policy = random_policy("qwen2_vl")
-    with narrow_last_layer(policy, 1) as alone:
-        assert alone
+    with narrow_last_layer(policy, 1) as narrowed:
+        assert narrowed
     policy.gradient_checkpointing_enable()
-    with narrow_last_layer(policy, 1) as alone:
-        assert not alone, "its activations are made a second time when the context is over"
-    with torch.no_grad(), narrow_last_layer(policy, 1) as alone:
-        assert alone
+    with narrow_last_layer(policy, 1) as narrowed:
+        assert not narrowed, "its activations are recomputed after the context"
+    with torch.no_grad(), narrow_last_layer(policy, 1) as narrowed:
+        assert narrowed
     policy.gradient_checkpointing_disable()
     layer = policy.model.language_model.layers[-1]
-    layer.forward = theirs = layer.forward
-    with narrow_last_layer(policy, 1) as alone:
-        assert not alone
-        assert layer.forward is theirs
+    layer.forward = wrapped = layer.forward
+    with narrow_last_layer(policy, 1) as narrowed:
+        assert not narrowed
+        assert layer.forward is wrapped

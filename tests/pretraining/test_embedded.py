@@ -1,4 +1,4 @@
-"""The embedded base: real classes, a tokenizer that loses nothing, and the committed weights."""
+"""The embedded base: real classes, a lossless tokenizer, and the committed weights."""
 
 import csv
 import functools
@@ -30,7 +30,7 @@ def test_the_committed_tokenizer_is_the_one_the_recipe_builds() -> None:
     assert committed.get_vocab() == build_tokenizer().get_vocab()
 
 
-def test_the_log_of_the_run_ends_with_an_exam_between_45_and_70_percent() -> None:
+def test_the_last_exam_of_the_log_is_between_45_and_70_percent() -> None:
     rows = list(csv.DictReader((BASE / "pretraining.csv").open(encoding="utf-8")))
     assert rows[-1]["lesson"] == "saved"
     assert 0.45 <= float(rows[-1]["exam"]) <= 0.70
@@ -41,7 +41,7 @@ build_tokenizer_once = functools.cache(build_tokenizer)
 
 @given(st.text())
 @settings(max_examples=200, deadline=None)
-def test_any_text_comes_back_from_the_tokenizer(text: str) -> None:
+def test_any_text_round_trips_through_the_tokenizer(text: str) -> None:
     tokenizer = build_tokenizer_once()
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
@@ -60,15 +60,14 @@ def test_an_image_costs_its_16_tokens_and_options_are_whole_words() -> None:
     assert {")Cyst", ")MRI"} <= set(tokenizer.convert_ids_to_tokens(ids))
 
 
-def test_untrained_weights_are_the_same_for_the_same_seed() -> None:
-    first, second, other = (
-        build_model(build_tokenizer_once(), seed).state_dict() for seed in (1, 1, 2)
-    )
+def test_untrained_weights_depend_on_the_seed_only() -> None:
+    tokenizer = build_tokenizer_once()
+    first, second, other = (build_model(tokenizer, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_a_conversation_is_laid_out_as_qwen2_vl_does() -> None:
+def test_a_conversation_is_formatted_as_by_qwen2_vl() -> None:
     text = build_processor(build_tokenizer_once()).apply_chat_template(
         chat("Hi"), add_generation_prompt=True, tokenize=False
     )
@@ -79,7 +78,7 @@ def test_a_conversation_is_laid_out_as_qwen2_vl_does() -> None:
 
 
 @pytest.mark.parametrize("lesson", ["read", "see", "answer"])
-def test_the_log_holds_every_lesson(lesson: str) -> None:
+def test_the_loss_of_every_lesson_falls(lesson: str) -> None:
     rows = list(csv.DictReader((BASE / "pretraining.csv").open(encoding="utf-8")))
     losses = [float(row["loss"]) for row in rows if row["lesson"] == lesson]
     assert losses[-1] < losses[0]

@@ -42,7 +42,10 @@ def test_dvc_fills_the_template_with_the_table(tmp_path: Path) -> None:
     rows = spec["data"].pop("values")
     assert "DVC_METRIC" not in json.dumps(spec)
     assert len(rows) == 3 * len(LOG_COLUMNS[1:])
-    fields = {*rows[0], *(each["as"] for each in spec["transform"])}
+    *calculations, smoothing = spec["transform"]
+    (mean,) = smoothing["window"]
+    assert {mean["field"], *smoothing["groupby"]} <= {*rows[0], "y"}
+    fields = {*rows[0], mean["as"], *(each["as"] for each in calculations)}
     assert {each["field"] for each in spec["encoding"].values()} <= fields
-    calculated = [each["calculate"] for each in spec["transform"]]
+    calculated = [each["calculate"] for each in calculations]
     assert calculated == ["toNumber(datum['step'])", "toNumber(datum['value'])"]

@@ -258,7 +258,8 @@ def test_the_blind_baseline_and_what_the_image_contributes_stand_beside_the_accu
 ) -> None:
     summary, words = metrics_of(made)["summary"], page(made).words().replace("\xa0", " ")
     assert (
-        "A rule that sees no image, only how often each option was right in training, reaches"
+        "The blind baseline, a rule that knows only how often each option text was right in training,"
+        " reaches"
         f" {100 * summary['blind_baseline']:.1f}%" in words
     )
     assert f"the checkpoints lose {100 * summary['visual_gain']:.1f} points" in words
@@ -311,7 +312,7 @@ def test_without_ablations_visual_gains_are_missing_and_never_zero(project: Path
         )
     report.make()
     assert (
-        "Missing by modality: the questions were not asked without their images" in page().words()
+        "Missing by modality: the questions were not evaluated with other images" in page().words()
     )
     assert metrics_of(project)["summary"]["visual_gain"] is None
     assert "visual gain of at least one checkpoint" in page().words()
@@ -424,7 +425,7 @@ def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
         "Across domains",
         "Reward hacking",
         "Cases",
-        "What a reader may not conclude",
+        "What not to conclude",
         "Training",
         "Data",
         "Provenance",
@@ -437,7 +438,7 @@ def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
             f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])}"
             f" to {percent(own['blind_baseline']['high'])}]" in text
         )
-    before, after = text.split("## Printed by others: not ours, not to be compared")
+    before, after = text.split("## Published by others: not comparable with ours")
     assert "69.91" in after
     assert "69.91" not in before
     rows = [line for line in text.splitlines() if line.startswith("| ")]
@@ -495,7 +496,7 @@ def test_from_predictions_alone_what_is_missing_is_said_and_the_rest_is_the_same
     ):
         assert part in said
         assert part in words
-    assert "What leaks is not known here." in words
+    assert "Leakage is unknown." in words
     ours, theirs = (
         pd.read_csv(folder / "tables" / "in_domain.csv", index_col=0)
         for folder in (Path("out"), made / layout.REPORT)
@@ -920,13 +921,13 @@ def overwrite(path: Path, text: str) -> Callable[[], object]:
         ),
         (
             overwrite(layout.LEAKS, '{"grouped": {}}'),
-            r"data/splits/leaks\.json does not count leaks",
+            r"data/splits/leaks\.json is not a file of leak counts",
         ),
         (delete(layout.QUARANTINE / "resize" / "ct.parquet"), r"resize/ct\.parquet is missing"),
         (delete(layout.DATA_TESTS), r"data/data-tests\.json is missing: run `dvc repro splits`"),
         (
             overwrite(layout.DATA_TESTS, "[]"),
-            r"data/data-tests\.json holds no results of data tests",
+            r"data/data-tests\.json is not a file of data test results",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -16,66 +17,64 @@ _SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 _KINDS: Final = {stat.S_IFLNK: "a link", stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a pipe"}
 
 
-def list_folder(root: Path, most: int) -> list[Member]:
-    """All files below `root`, each with its path from there; no more than `most` + 1.
+def list_folder(root: Path, max_members: int) -> list[Member]:
+    """All files below `root`, named by their relative path; stops at `max_members` + 1.
 
-    InputError for a folder that cannot be listed.
+    Raises InputError for a folder that cannot be listed.
     """
-    members: list[Member] = []
-    for member in _walk(root):
-        members.append(member)
-        if len(members) > most:
-            break
-    return members
+    return list(islice(_walk(root), max_members + 1))
 
 
-def archives_in(files: Iterable[Member]) -> list[Member]:
-    """Those that lie at the top and are archives by their name, sorted."""
+def top_level_archives(files: Iterable[Member]) -> list[Member]:
+    """Files at the top of the folder whose suffix is that of an archive, sorted by name."""
     archives = [
-        member
-        for member in files
-        if "/" not in member.name and not member.refused and member.name.lower().endswith(_SUFFIXES)
+        file
+        for file in files
+        if "/" not in file.name and not file.refusal and file.name.lower().endswith(_SUFFIXES)
     ]
-    return sorted(archives, key=lambda member: member.name)
+    return sorted(archives, key=lambda file: file.name)
 
 
 def _walk(root: Path) -> Iterator[Member]:
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
+    pending = [""]
+    while pending:
+        folder = pending.pop()
         try:
             with os.scandir(root / folder) as entries:
                 for entry in entries:
                     name = f"{folder}{entry.name}"
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(f"{name}/")
+                        pending.append(f"{name}/")
                     else:
                         yield _member(root, name, entry.stat(follow_symlinks=False))
         except PermissionError as error:
             raise InputError(
-                f"{root / folder} may not be read: give yourself the right to (`chmod -R u+rX"
-                f" {root}`)"
+                f"no permission to read {root / folder}: run `chmod -R u+rX {root}`"
             ) from error
 
 
 def _member(root: Path, name: str, info: os.stat_result) -> Member:
     kind = stat.S_IFMT(info.st_mode)
-    refused = None if kind == stat.S_IFREG else _KINDS.get(kind, "a device file")
-    mark = f"file {name} {info.st_size} {info.st_mtime_ns} {info.st_ino}"
-    load = partial(_load, root, name, info.st_size)
-    return Member(root, name, info.st_size, info.st_size, 0, 0, False, refused, mark, load)
+    return Member(
+        source=root,
+        name=name,
+        size=info.st_size,
+        packed_size=info.st_size,
+        position=0,
+        is_folder=False,
+        refusal=None if kind == stat.S_IFREG else _KINDS.get(kind, "a device file"),
+        fingerprint=f"file {name} {info.st_size} {info.st_mtime_ns} {info.st_ino}",
+        load=partial(_load, root, name, info.st_size),
+    )
 
 
 def _load(root: Path, name: str, size: int) -> bytes:
     path = root / name
     try:
-        # it was a regular file when it was listed: no link or pipe that has taken its place is
-        # opened
+        # regular when it was listed: a link or pipe that has replaced it must not be opened
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError as error:
-        raise InputError(
-            f"{path} may not be read: give yourself the right to (`chmod u+r`)"
-        ) from error
+        raise InputError(f"no permission to read {path}: run `chmod u+r`") from error
     except OSError as error:
         raise DamagedMemberError(root, name, error.strerror or str(error)) from error
     with open(descriptor, "rb") as handle:
@@ -83,7 +82,5 @@ def _load(root: Path, name: str, size: int) -> bytes:
             raise DamagedMemberError(root, name, "it is no longer a regular file")
         content = handle.read(size + 1)
     if len(content) != size:
-        raise DamagedMemberError(
-            root, name, f"it had {size} bytes when it was listed, and has not now"
-        )
+        raise DamagedMemberError(root, name, f"its size has changed from {size} bytes")
     return content

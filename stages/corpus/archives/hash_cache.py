@@ -1,11 +1,12 @@
-"""Cache of image hashes by file mark, so that unchanged images are not read again.
+"""Cache of image hashes by file fingerprint, so that unchanged images are not read again.
 
-An image is known by its mark (stages/corpus/archives/source.py). This takes two contents for the
-same if a zip gives both the same name, size and CRC-32, or a folder the same path, size, time of
-change and inode. So it does not see bytes that were damaged while the CRC beside them stayed, nor a
-CRC that somebody forged. Both are seen by stage resize, which compares what it reads with the hash:
-the one sends records to quarantine there, the other is an error, and no wrong image is taken for
-the right one. A file to lose: without it, or if it is damaged, all images are read.
+A fingerprint (`Corpus.fingerprint`) takes two contents for the same if a zip gives both the same
+name, size and CRC-32, or a folder the same path, size, modification time and inode. So it misses
+bytes that were damaged while the CRC beside them stayed, and a forged CRC. Stage resize notices
+both, because it compares what it reads with the hash: the first sends records to quarantine, the
+second is an error. A wrong image is never taken for the right one.
+
+The file may be deleted: if it is missing or damaged, all images are read again.
 """
 
 from __future__ import annotations
@@ -17,48 +18,47 @@ from typing import Final
 
 from stages.core.outputs import atomic_file
 
-MOST: Final = 4_000_000
-"""Images that are remembered, 48 bytes each."""
-OTHER_CORPUS: Final = (
-    "the corpus is another one than was read, or lies about its members: delete"
-    " .scratch/corpus/hashes, `dvc repro -f download`"
+CORPUS_CHANGED: Final = (
+    "the corpus has changed since it was read, or contradicts its own list of members: delete"
+    " .scratch/corpus/hashes and run `dvc repro -f download`"
 )
-"""What to do about an image that does not have its hash."""
+"""Remedy for an image whose content does not have the cached hash."""
+_MAX_ENTRIES: Final = 4_000_000
 _MAGIC: Final = b"sha256 of images, 1\n"
-_KEY: Final = 16
-_HASH: Final = 32
+_KEY_SIZE: Final = 16
+_HASH_SIZE: Final = 32
+_ENTRY_SIZE: Final = _KEY_SIZE + _HASH_SIZE
 
 
 class HashCache:
-    """Mark -> SHA-256, as lower-case hex, of an earlier run."""
+    """Map from fingerprint to SHA-256, in lower-case hex, as the previous run wrote it."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file; one that is missing or damaged knows nothing."""
+        """Read the file; one that is missing or damaged counts as empty."""
         self.path = path
-        self._known = _read(path)
+        self._digests = _read(path)
 
-    def get(self, mark: str) -> str | None:
-        """The hash of the content with this mark; None if it is unknown or the mark is empty."""
-        digest = self._known.get(_key(mark)) if mark else None
+    def get(self, fingerprint: str) -> str | None:
+        """The hash of the content with this fingerprint; None if unknown or empty."""
+        digest = self._digests.get(_key(fingerprint)) if fingerprint else None
         return digest.hex() if digest else None
 
     def write(self, hashes: Mapping[str, str]) -> None:
-        """Remember these marks and hashes, and nothing else, for the next run."""
-        known = sorted(
-            (_key(mark), bytes.fromhex(digest)) for mark, digest in hashes.items() if mark
-        )[:MOST]
-        digest = hashlib.sha256(_MAGIC)
+        """Replace the file with these hashes by fingerprint."""
+        entries = sorted(
+            _key(fingerprint) + bytes.fromhex(digest)
+            for fingerprint, digest in hashes.items()
+            if fingerprint
+        )
+        body = _MAGIC + b"".join(entries[:_MAX_ENTRIES])
         with atomic_file(self.path) as temporary, temporary.open("wb") as out:
-            out.write(_MAGIC)
-            for pair in known:
-                both = b"".join(pair)
-                digest.update(both)
-                out.write(both)
-            out.write(digest.digest())
+            out.write(body)
+            out.write(hashlib.sha256(body).digest())
 
 
-def _key(mark: str) -> bytes:
-    return hashlib.blake2b(mark.encode("utf-8", "surrogateescape"), digest_size=_KEY).digest()
+def _key(fingerprint: str) -> bytes:
+    encoded = fingerprint.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(encoded, digest_size=_KEY_SIZE).digest()
 
 
 def _read(path: Path) -> dict[bytes, bytes]:
@@ -66,9 +66,12 @@ def _read(path: Path) -> dict[bytes, bytes]:
         content = path.read_bytes()
     except OSError:
         return {}
-    body, digest = content[:-_HASH], content[-_HASH:]
-    if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+    body = content[:-_HASH_SIZE]
+    checksum = content[-_HASH_SIZE:]
+    if not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != checksum:
         return {}
-    size = _KEY + _HASH
-    starts = range(len(_MAGIC), len(body), size)
-    return {body[start : start + _KEY]: body[start + _KEY : start + size] for start in starts}
+    digests = {}
+    for start in range(len(_MAGIC), len(body), _ENTRY_SIZE):
+        entry = body[start : start + _ENTRY_SIZE]
+        digests[entry[:_KEY_SIZE]] = entry[_KEY_SIZE:]
+    return digests

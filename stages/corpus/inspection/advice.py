@@ -1,4 +1,4 @@
-"""Advice of the corpus check for each reason for a refusal."""
+"""Remedies that the corpus check gives for refusals and oddities."""
 
 from __future__ import annotations
 
@@ -11,10 +11,35 @@ from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 
 class Advice(NamedTuple):
-    """The name under which refusals are counted together, and what to do about them."""
+    """A kind of finding, under which it is counted, and what to do about it."""
 
     kind: str
     remedy: str
+
+
+SMALLEST_SPLIT: Final = 2
+"""Different images that a modality or a question type needs: one to train on, one to test."""
+
+DUPLICATE_IMAGES: Final = Advice(
+    "duplicate images",
+    "No harm: copies are kept together in train or test. But check that questions about a copy have"
+    " the same answers.",
+)
+IGNORED_COLUMNS: Final = Advice(
+    "ignored columns",
+    "They are not read and not copied anywhere. Remove what identifies a patient before you share"
+    " the folder.",
+)
+UNUSED_IMAGES: Final = Advice(
+    "images that no question names",
+    "They are not used. Name them in a question, or remove them; names are case-sensitive.",
+)
+MISSING_SPLITS: Final = Advice(
+    "splits without data",
+    f"Each of the 13 splits needs at least {SMALLEST_SPLIT} images that are not copies, and hundreds"
+    " for meaningful results; stage splits refuses a corpus without them. Add data, or combine this"
+    " corpus with a complete one: docs/own-data.md.",
+)
 
 
 def advise(reason: Reason) -> Advice:
@@ -25,25 +50,24 @@ def advise(reason: Reason) -> Advice:
 def _literals(kind: str, literals: Mapping[str, str]) -> Advice:
     return Advice(
         kind,
-        f"Write one of ours: {', '.join(literals)}; OmniMedVQA's JSON:"
-        f" {'; '.join(literals.values())}. A further one cannot be trained without code: see"
-        " docs/own-data.md.",
+        f"Write one of {', '.join(literals)}; in OmniMedVQA's JSON:"
+        f" {'; '.join(literals.values())}. Others need a change of the code: docs/own-data.md.",
     )
 
 
 _FIELDS = Advice(
-    "fields that are missing, empty or no text", "Fill them in as texts, or remove the record."
+    "fields that are missing, empty or not text", "Fill them in as text, or remove the record."
 )
 _CHARACTERS = Advice(
-    "texts with characters that cannot be seen",
-    "Retype the text, or remove the character; it is often a sign of a wrong encoding.",
+    "texts with invisible characters",
+    "Retype the text, or remove the character; often the encoding is wrong.",
 )
 
 _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.FILE_UNREADABLE: Advice(
-        "damaged JSON files",
+        "corrupt JSON files",
         "No record of such a file is used. Export it again; `python -m json.tool FILE` shows the"
-        " place.",
+        " position.",
     ),
     Reason.FILE_EMPTY: Advice("empty files", "Remove the file, or export it again."),
     Reason.FILE_DAMAGED: Advice(
@@ -63,17 +87,17 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         " answer, modality, type.",
     ),
     Reason.COLUMN_DUPLICATE: Advice(
-        "CSV files with a column twice", "Remove one of the two columns."
+        "CSV files with duplicate columns", "Remove one of the two columns."
     ),
     Reason.COLUMN_UNNAMED: Advice(
         "CSV columns without a name", "Name the column, or save without it."
     ),
     Reason.ROW_QUOTING: Advice(
-        "CSV cells with stray quotation marks", "Let a program write the CSV."
+        "CSV cells with stray quotation marks", "Export the CSV again from a program."
     ),
     Reason.ROW_LENGTH: Advice(
-        "CSV rows of another length than the first line",
-        "Put a cell that holds the separator in quotation marks.",
+        "CSV rows that are longer or shorter than the header",
+        "Quote cells that contain the separator.",
     ),
     Reason.RECORD_FORM: Advice(
         "list elements that are not records",
@@ -83,7 +107,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "values that cannot be stored", "Leave the field out, or write it as a short text."
     ),
     Reason.FIELD_DUPLICATE: Advice(
-        "fields that stand twice in a record", "Nobody knows which is meant: remove one."
+        "duplicate fields in a record", "Remove one: it is ambiguous which is meant."
     ),
     Reason.FIELD_MISSING: _FIELDS,
     Reason.FIELD_TYPE: _FIELDS,
@@ -91,23 +115,23 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.FIELD_ENCODING: _CHARACTERS,
     Reason.FIELD_TEXT: _CHARACTERS,
     Reason.FIELD_LENGTH: Advice(
-        "texts that are too long", f"A prompt takes no more than {LONGEST} characters."
+        "texts that are too long", f"Shorten them to at most {LONGEST} characters."
     ),
     Reason.FIELD_TOKEN: Advice(
-        "texts with a model's commands",
-        "Remove the token or tag: a model would obey it instead of reading it.",
+        "texts with a model's special tokens",
+        "Remove the token or tag: a model would interpret it as a command.",
     ),
     Reason.OPTION_COUNT: Advice("too few options", "Give two to four options, without a gap."),
     Reason.OPTION_EXTRA: Advice(
-        "more than four options", "Leave out wrong ones until there are four."
+        "more than four options", "Remove wrong ones until there are four."
     ),
-    Reason.OPTIONS_EQUAL: Advice("equal options", "Make the options differ, or leave one out."),
+    Reason.OPTIONS_EQUAL: Advice("equal options", "Make the options differ, or remove one."),
     Reason.OPTIONS_FORM: Advice(
         "indistinguishable options",
         'Write "Cyst | Nodule", or the JSON list ["Cyst", "Nodule"], or a column for each.',
     ),
     Reason.OPTION_LETTERS: Advice(
-        "options with their letters", "Write the texts alone: 'Cyst', not 'A) Cyst'."
+        "options with their letters", "Write only the text: 'Cyst', not 'A) Cyst'."
     ),
     Reason.OPTION_LABEL: Advice(
         "texts that look like options",
@@ -115,63 +139,63 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     ),
     Reason.ANSWER_NOT_OFFERED: Advice(
         "answers that are none of the options",
-        "Write the option's text exactly; in a CSV its letter will do.",
+        "Write the option's text exactly; in a CSV, its letter also works.",
     ),
     Reason.ANSWER_AMBIGUOUS: Advice(
-        "answers that mean two options", "Write the text of the option that is meant."
+        "ambiguous answers", "Write the text of the option that is meant."
     ),
     Reason.UNKNOWN_MODALITY: _literals("unknown modalities", MODALITIES),
     Reason.MODALITY_MISMATCH: Advice(
-        "images of another modality than their record",
+        "images whose modality differs from their record's",
         "The record and the header of its DICOM file disagree: correct the record's modality, or"
         " name the image that was meant.",
     ),
     Reason.UNKNOWN_QUESTION_TYPE: _literals("unknown question types", QUESTION_TYPES),
     Reason.DUPLICATE_ID: Advice(
-        "questions that stand twice", "Remove one; if they differ, give each an id of its own."
+        "duplicate questions", "Remove one; if they differ, give each its own id."
     ),
     Reason.IMAGE_PATH: Advice(
         "paths that cannot be used",
-        "Give the image's path from the CSV's folder, with / between folders; in JSON from"
+        "Write the path relative to the CSV's folder, with / between folders; in JSON from"
         " Images/ on.",
     ),
     Reason.IMAGE_MISSING: Advice(
         "images that are missing",
-        "Add the file, or correct the path: capitals count, and so does the suffix.",
+        "Add the file, or correct the path, which is case-sensitive and includes the suffix.",
     ),
     Reason.IMAGE_EMPTY: Advice(
-        "images that are empty", "Copy or export the file again: it has no bytes."
+        "images that are empty", "Copy or export the file again: it has 0 bytes."
     ),
     Reason.IMAGE_FORMAT: Advice(
         "files in an unknown image format",
-        "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM: the content counts, not the suffix.",
+        "Export as PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM; renaming the file is not enough.",
     ),
     Reason.IMAGE_SYNTAX: Advice(
-        "DICOM files in a transfer syntax that is not read",
-        "Decompress the file with a DICOM tool that keeps the header, as `gdcmconv --raw IN OUT`: "
-        "a PNG would lose the header, which says whether text is burned in.",
+        "DICOM files in an unsupported transfer syntax",
+        "Decompress the file with a DICOM tool that keeps the header, such as `gdcmconv --raw IN"
+        " OUT`: a PNG would lose the header, which says whether text is burned in.",
     ),
     Reason.IMAGE_FRAMES: Advice(
         "files with several images",
-        "Export the one that is meant, or set resize.frames to first in params.yaml.",
+        "Export the one that is meant, or set resize.frames: first in params.yaml.",
     ),
     Reason.IMAGE_SERIES: Advice(
         "folders that are not one DICOM series",
-        "Keep the files of one series, of one size and kind, in each folder that a record names.",
+        "A folder that a record names must hold the files of one series, of one size and kind.",
     ),
     Reason.IMAGE_TOO_LARGE: Advice(
         "images that are too large",
-        "Export the image smaller, or raise the limit that the reason names in params.yaml.",
+        "Export the image smaller, or raise the limit named in the reason in params.yaml.",
     ),
     Reason.IMAGE_DAMAGED: Advice(
         "images that cannot be decoded",
         "Copy or export the file again: a PNG or JPEG from its source, a DICOM file as DICOM,"
-        " because its header is checked, too.",
+        " because its header is checked too.",
     ),
     Reason.IMAGE_ANNOTATION: Advice(
         "DICOM images with text burned in",
         "Redact the pixels (a name may be in them), then set BurnedInAnnotation to NO. If no"
-        " patient can be recognised, dicom.accept_burned_in in params.yaml accepts such images. Do"
+        " patient can be identified, dicom.accept_burned_in in params.yaml accepts such images. Do"
         " not export them as PNG: that removes the flag and leaves the name.",
     ),
     Reason.IMAGE_UNFLAGGED: Advice(

@@ -1,11 +1,11 @@
-"""The corpus check: contents of a corpus, what would be refused and why, and how to fix it.
+"""The corpus check: what a corpus contains, what would be refused and why, and how to fix it.
 
     med-r1 check FOLDER_OR_ARCHIVE [--json FILE] [--no-images] [--strict] [--examples N]
 
-A folder or archive in OmniMedVQA's layout, or with a CSV and images beside it (docs/own-data.md).
-Nothing is written but FILE.
+Takes a folder or archive in OmniMedVQA's layout, or with a CSV and images (docs/own-data.md).
+Writes nothing but FILE.
 
-Exit code: 0, every record is usable; 1, some are refused, or with --strict something is odd; 2,
+Exit code: 0, every record is usable; 1, some are refused, or with --strict there are notes; 2,
 nothing can be used.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -29,10 +30,10 @@ from stages.corpus.inspection.inspect import Inspection, as_json, inspect
 from stages.taxonomy import AXES
 
 EXIT_CODES: Final = {"ready": 0, "problems": 1, "unusable": 2}
-_OURS: Final = Path(__file__).parents[3] / layout.PARAMS
-"""Settings where the working directory has none."""
+_DEFAULT_PARAMS: Final = Path(__file__).parents[3] / layout.PARAMS
+"""Settings if the working directory has none."""
 _WIDTH: Final = 132
-"""Columns where there is no terminal to ask."""
+"""Columns if the output is not a terminal."""
 
 
 def run(
@@ -43,16 +44,16 @@ def run(
     strict: bool = False,
     examples: int = 3,
 ) -> int:
-    """Print a corpus's contents and problems; the exit code says whether it can be used.
+    """Print a corpus's contents and problems; return the exit code.
 
-    `images`: decode every image; `strict`: warnings count as problems; `examples`: shown per kind
-    of finding.
+    `images`: decode every image; `strict`: notes count as problems; `examples`: per kind of
+    finding, at most.
     """
     try:
-        params = load_params(layout.PARAMS if layout.PARAMS.is_file() else _OURS)
+        params = load_params(layout.PARAMS if layout.PARAMS.is_file() else _DEFAULT_PARAMS)
         if not corpus_path.exists():
             raise InputError(
-                f"{corpus_path} is neither a file nor a folder: give the path of the corpus"
+                f"{corpus_path} is neither a file nor a folder: pass the path of the corpus"
             )
         with (
             tempfile.TemporaryDirectory(prefix="check-") as scratch,
@@ -70,7 +71,7 @@ def run(
 
 
 def plain(text: str) -> str:
-    """A text in which nothing can move the cursor, change colours or turn the writing round."""
+    """Escape everything that could move the cursor, change colours or reverse the text."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
         for char in text
@@ -80,14 +81,8 @@ def plain(text: str) -> str:
 def _print(path: Path, inspection: Inspection, status: str) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     files = inspection.question_files
-    console.print(
-        escape(
-            plain(
-                f"{path}: {inspection.layout} layout, {len(files)} question file(s):"
-                f" {', '.join(files[:5])}"
-            )
-        )
-    )
+    title = f"{path}: {inspection.layout} layout, {len(files)} question file(s): "
+    console.print(escape(plain(title + ", ".join(files[:5]))))
     console.print(_table(inspection))
     if not inspection.decoded:
         console.print("Images were not decoded (--no-images): some may still be refused.")
@@ -97,13 +92,14 @@ def _print(path: Path, inspection: Inspection, status: str) -> None:
             f"\n[bold {colour}]{escape(finding.kind)}: {finding.count}[/] ({finding.level})"
         )
         console.print(f"  {escape(finding.remedy)}")
-        for row in finding.examples:
-            what = "" if row.what == row.where else f": {row.what!r}"
-            console.print(escape(plain(f"  - {row.where}{what}: {row.why}")), soft_wrap=True)
+        for example in finding.examples:
+            what = "" if example.what == example.where else f": {example.what!r}"
+            line = f"  - {example.where}{what}: {example.why}"
+            console.print(escape(plain(line)), soft_wrap=True)
         if finding.count > len(finding.examples):
             console.print(f"  - and {finding.count - len(finding.examples)} more")
     console.print(
-        f"\nread {inspection.read} records: {inspection.kept} usable, {inspection.refused} refused:"
+        f"\nread {inspection.read} records: {inspection.usable} usable, {inspection.refused} refused:"
         f" [bold]{status}[/]"
     )
 
@@ -115,20 +111,13 @@ def _table(inspection: Inspection) -> Table:
         table.add_column(kind.replace("-", "\n"), justify="right")
     table.add_column("questions", justify="right")
     table.add_column("images", justify="right")
+    totals: Counter[str] = Counter()
     for slug in AXES["modality"]:
         counts = [inspection.questions.get((slug, kind), 0) for kind in AXES["task"]]
-        table.add_row(
-            slug,
-            *(str(count or "") for count in counts),
-            str(sum(counts)),
-            str(inspection.images.get(slug, 0)),
-        )
-    sums = [
-        sum(inspection.questions.get((slug, kind), 0) for slug in AXES["modality"])
-        for kind in AXES["task"]
-    ]
+        totals.update(dict(zip(AXES["task"], counts, strict=True)))
+        cells = [str(count or "") for count in counts]
+        table.add_row(slug, *cells, str(sum(counts)), str(inspection.images.get(slug, 0)))
     table.add_section()
-    table.add_row(
-        "all", *(str(count) for count in sums), str(sum(sums)), str(sum(inspection.images.values()))
-    )
+    cells = [str(totals[kind]) for kind in AXES["task"]]
+    table.add_row("all", *cells, str(totals.total()), str(sum(inspection.images.values())))
     return table

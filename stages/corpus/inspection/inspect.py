@@ -1,14 +1,14 @@
 """Inspect a corpus as the pipeline would read it, without writing anything.
 
-Questions go through the reader of stage download, images through the decoder of stage resize.
-Images are held in memory one at a time and thread, refusals by kind with a few examples of each.
+Questions go through the reader of stage download, images through the decoder of stage resize. At
+most one image per thread is in memory, and a few examples per kind of finding.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,7 +21,15 @@ from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.decoding import ImageError, decode_files
-from stages.corpus.inspection.advice import advise
+from stages.corpus.inspection.advice import (
+    DUPLICATE_IMAGES,
+    IGNORED_COLUMNS,
+    MISSING_SPLITS,
+    SMALLEST_SPLIT,
+    UNUSED_IMAGES,
+    Advice,
+    advise,
+)
 from stages.corpus.quarantine.ledger import Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.reading import find_images, read_questions
@@ -34,12 +42,12 @@ from stages.taxonomy import AXES
 Status = Literal["ready", "problems", "unusable"]
 Level = Literal["refused", "note"]
 
-LEAST: Final = 2
-"""Different images that a modality or a question type needs: one to train on, one to test."""
+_SYSTEM_FILES: Final = (".", "Thumbs.db", "desktop.ini")
+"""Beginnings of the names of files that operating systems leave in folders."""
 
 
 class Example(NamedTuple):
-    """One place at which something was found: where, which value, and what is said of it."""
+    """Location, value and explanation of one finding."""
 
     where: str
     what: str
@@ -48,9 +56,9 @@ class Example(NamedTuple):
 
 @dataclass
 class CorpusFinding:
-    """One kind of thing that is wrong, or odd: how often, some examples, and what to do.
+    """One kind of problem or oddity: count, examples and remedy.
 
-    `refused`: records are lost by it.
+    `level`: "refused" if it costs records.
     """
 
     kind: str
@@ -62,15 +70,15 @@ class CorpusFinding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Result of an inspection: read = kept + refused.
+    """Result of an inspection: read = usable + refused.
 
-    `questions`: (modality, question type) -> number kept; `images`: number per modality.
+    `questions`: (modality, question type) -> usable ones; `images`: number per modality.
     """
 
     layout: str
     question_files: list[str]
     read: int
-    kept: int
+    usable: int
     questions: dict[tuple[str, str], int]
     images: dict[str, int]
     decoded: bool
@@ -79,43 +87,41 @@ class Inspection:
     @property
     def refused(self) -> int:
         """Records that cannot be used."""
-        return self.read - self.kept
+        return self.read - self.usable
 
     def status(self, strict: bool = False) -> Status:
-        """One of "ready", "problems" (refusals; oddities if `strict`) and "unusable"."""
-        if not self.kept:
+        """One of "ready", "problems" (refusals; also notes if `strict`) and "unusable"."""
+        if not self.usable:
             return "unusable"
         return "problems" if self.refused or (strict and self.findings) else "ready"
 
 
-class _Look(NamedTuple):
-    name: str
-    digest: bytes
-    error: ImageError | None
-
-
-class Findings:
+class _Findings:
     """Findings by kind, with the first examples of each."""
 
-    def __init__(self, examples: int) -> None:
-        self.most, self.by_kind = examples, dict[str, CorpusFinding]()
+    def __init__(self, max_examples: int) -> None:
+        self._max_examples = max_examples
+        self._by_kind: dict[str, CorpusFinding] = {}
 
     def refuse(self, row: Row) -> None:
         """Count a refused record under the kind of its reason."""
-        kind, remedy = advise(row.reason)
-        self.add(kind, remedy, "refused", Example(str(row.where), row.what, row.why))
+        self._add(advise(row.reason), "refused", Example(str(row.where), row.what, row.why))
 
-    def add(self, kind: str, remedy: str, level: Level, row: Example) -> None:
-        """Count one finding of a kind."""
-        finding = self.by_kind.setdefault(kind, CorpusFinding(kind, remedy, level))
+    def note(self, advice: Advice, where: str, what: str, why: str) -> None:
+        """Count an oddity that costs no record."""
+        self._add(advice, "note", Example(where, what, why))
+
+    def _add(self, advice: Advice, level: Level, example: Example) -> None:
+        new = CorpusFinding(advice.kind, advice.remedy, level)
+        finding = self._by_kind.setdefault(advice.kind, new)
         finding.count += 1
-        if len(finding.examples) < self.most:
-            finding.examples.append(row)
+        if len(finding.examples) < self._max_examples:
+            finding.examples.append(example)
 
     def ordered(self) -> list[CorpusFinding]:
-        """What loses records first, then by count."""
+        """Refusals first, then by count."""
         return sorted(
-            self.by_kind.values(),
+            self._by_kind.values(),
             key=lambda finding: (finding.level != "refused", -finding.count, finding.kind),
         )
 
@@ -125,44 +131,34 @@ def inspect(
 ) -> Inspection:
     """Read all questions, and with `images` decode every image that one names.
 
-    InputError if a file cannot be read at all.
+    `examples`: at most so many per kind of finding. InputError if a file cannot be read at all.
     """
-    findings = Findings(examples)
+    findings = _Findings(examples)
     reading, files = find_images(corpus, read_questions(corpus))
-    for row in _pointed(reading.rows, corpus.names):
+    for row in _with_hints(reading.rows, corpus.names):
         findings.refuse(row)
-    _note_columns(corpus, findings)
-    kept = (
-        _without_bad_images(corpus, reading.records, files, params, findings)
-        if images
-        else reading.records
-    )
-    _note_unnamed(corpus, set(chain.from_iterable(files.values())), findings)
-    _note_small(kept, findings)
-    counts = Counter(
-        modality for modality, _ in {(record.modality, record.image_path) for record in kept}
-    )
-    layout = (
-        "CSV"
-        if corpus.question_files
-        and all(name.lower().endswith(".csv") for name in corpus.question_files)
-        else "OmniMedVQA"
-    )
-    questions = Counter((record.modality, record.question_type) for record in kept)
+    _note_ignored_columns(corpus, findings)
+    usable = reading.records
+    if images:
+        usable = _decodable(corpus, usable, files, params, findings)
+    _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
+    _note_missing_splits(usable, findings)
+    distinct = {(record.modality, record.image_path) for record in usable}
+    is_csv = bool(corpus.question_files) and all(map(_is_csv, corpus.question_files))
     return Inspection(
-        layout,
-        list(corpus.question_files),
-        reading.read,
-        len(kept),
-        dict(questions),
-        dict(counts),
-        images,
-        findings.ordered(),
+        layout="CSV" if is_csv else "OmniMedVQA",
+        question_files=list(corpus.question_files),
+        read=reading.read,
+        usable=len(usable),
+        questions=dict(Counter((record.modality, record.question_type) for record in usable)),
+        images=dict(Counter(modality for modality, _ in distinct)),
+        decoded=images,
+        findings=findings.ordered(),
     )
 
 
 def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
-    """The same for programs."""
+    """The JSON form of an inspection."""
     questions = {
         slug: {
             kind: inspection.questions[slug, kind]
@@ -176,7 +172,7 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
         "layout": inspection.layout,
         "question_files": inspection.question_files,
         "read": inspection.read,
-        "kept": inspection.kept,
+        "kept": inspection.usable,
         "refused": inspection.refused,
         "questions": questions,
         "images": {slug: inspection.images.get(slug, 0) for slug in AXES["modality"]},
@@ -187,46 +183,63 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
                 "level": finding.level,
                 "count": finding.count,
                 "remedy": finding.remedy,
-                "examples": [row._asdict() for row in finding.examples],
+                "examples": [example._asdict() for example in finding.examples],
             }
             for finding in inspection.findings
         ],
     }
 
 
-def _pointed(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """Refusal rows, with a hint where a file of the same name differs only in case or folder."""
-    alike: dict[str, list[str]] = {}
-    if any(row.reason == Reason.IMAGE_MISSING for row in rows):
-        for name in names:
-            alike.setdefault(_bare(name), []).append(name)
-    return [
-        (
-            row._replace(why=f"{row.why}; there is {alike[_bare(row.what)][0]!r}")
-            if row.reason == Reason.IMAGE_MISSING and len(alike.get(_bare(row.what), [])) == 1
-            else row
-        )
-        for row in rows
-    ]
+def _is_csv(name: str) -> bool:
+    return name.lower().endswith(".csv")
 
 
-def _bare(name: str) -> str:
-    return name.rpartition("/")[2].casefold()
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
-def _without_bad_images(
+def _with_hints(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Rows with a hint where exactly one file differs only in case or folder."""
+    missing = {_file_name(row.what).casefold() for row in rows if _is_missing_image(row)}
+    similar: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if (key := _file_name(name).casefold()) in missing:
+            similar[key].append(name)
+    hinted = []
+    for row in rows:
+        candidates = similar.get(_file_name(row.what).casefold(), [])
+        if _is_missing_image(row) and len(candidates) == 1:
+            row = row._replace(why=f"{row.why}; there is {candidates[0]!r}")
+        hinted.append(row)
+    return hinted
+
+
+def _is_missing_image(row: Row) -> bool:
+    return row.reason == Reason.IMAGE_MISSING
+
+
+class _DecodedImage(NamedTuple):
+    path: str
+    digest: bytes
+    error: ImageError | None
+
+
+def _decodable(
     corpus: Corpus,
     records: list[Record],
     files: Mapping[str, list[str]],
     params: Params,
-    findings: Findings,
+    findings: _Findings,
 ) -> list[Record]:
-    """The records whose image can be decoded; notes images that are byte for byte the same."""
+    """The records whose image can be decoded; notes images with the same bytes.
+
+    `files`: image path -> its files, several for a DICOM series.
+    """
     paths = sorted(files)
     errors: dict[str, ImageError] = {}
     first: dict[bytes, str] = {}
 
-    def look(path: str) -> _Look:
+    def decode_image(path: str) -> _DecodedImage:
         digest = hashlib.sha256()
         try:
             contents = [corpus.fetch(name) for name in files[path]]
@@ -234,91 +247,59 @@ def _without_bad_images(
                 digest.update(content)
             decode_files(contents, params.resize, params.dicom, folder=files[path] != [path])
         except ImageError as error:
-            return _Look(path, b"", error)
+            return _DecodedImage(path, b"", error)
         except DamagedMemberError as error:
-            return _Look(path, b"", ImageError(str(error)))
-        return _Look(path, digest.digest()[:16], None)
+            return _DecodedImage(path, b"", ImageError(str(error)))
+        return _DecodedImage(path, digest.digest()[:16], None)
 
     threads = os.cpu_count() or 1
-    looks = prefetch(look, paths, threads=threads, budget=threads + 1)
-    for name, digest, error in counted(looks, len(paths), "check", "image"):
+    decoded = prefetch(decode_image, paths, threads=threads, budget=threads + 1)
+    for path, digest, error in counted(decoded, len(paths), "check", "image"):
         if error:
-            errors[name] = error
-        elif (known := first.setdefault(digest, name)) != name:
-            remedy = (
-                "No harm: copies are kept together in train or test. Questions of a copy with"
-                " another answer would contradict each other."
-            )
-            findings.add(
-                "images that are there twice",
-                remedy,
-                "note",
-                Example(name, known, "the same bytes as this one"),
-            )
+            errors[path] = error
+        elif (original := first.setdefault(digest, path)) != path:
+            findings.note(DUPLICATE_IMAGES, path, original, "the same bytes as this one")
+    usable = []
     for record in records:
         if error := errors.get(record.image_path):
             why = f"the image cannot be used: {error}"
             findings.refuse(refuse(record, record.image_path, why, error.reason))
-    return [record for record in records if record.image_path not in errors]
+        else:
+            usable.append(record)
+    return usable
 
 
-def _note_columns(corpus: Corpus, findings: Findings) -> None:
+def _note_ignored_columns(corpus: Corpus, findings: _Findings) -> None:
     """Note ignored CSV columns: misspelt names, or data that should not be in the file at all."""
-    for name, content in corpus.read(
-        name for name in corpus.question_files if name.lower().endswith(".csv")
-    ):
+    for name, content in corpus.read(filter(_is_csv, corpus.question_files)):
         try:
-            left_out = read_header(decode_text(content)).left_out
+            columns = read_header(decode_text(content)).left_out
         except RefusedRecord:
-            continue  # its one row says so
-        for column in left_out:
-            remedy = (
-                "They are not read and go nowhere. Take out what names a patient before the folder"
-                " is passed on."
-            )
-            findings.add(
-                "columns that are left out",
-                remedy,
-                "note",
-                Example(name, column, "no column of ours"),
-            )
+            continue  # reported as a refusal
+        for column in columns:
+            findings.note(IGNORED_COLUMNS, name, column, "not a known column")
 
 
-def _note_unnamed(corpus: Corpus, named: set[str], findings: Findings) -> None:
+def _note_unused_images(corpus: Corpus, used: set[str], findings: _Findings) -> None:
     for name in corpus.names:
-        if name.startswith(IMAGES) and name not in named and not _hidden(name):
-            remedy = (
-                "They are not used. Name them in a question, or take them out; a name with other"
-                " capitals is another name."
-            )
-            findings.add(
-                "images that no question names",
-                remedy,
-                "note",
-                Example(name, name, "named by no record that could be read"),
-            )
+        is_image = name.startswith(IMAGES) and not _file_name(name).startswith(_SYSTEM_FILES)
+        if is_image and name not in used:
+            findings.note(UNUSED_IMAGES, name, name, "named by no record that could be read")
 
 
-def _hidden(name: str) -> bool:
-    """What systems leave in folders."""
-    return name.rpartition("/")[2].startswith((".", "Thumbs.db", "desktop.ini"))
-
-
-def _note_small(kept: Sequence[Record], findings: Findings) -> None:
-    """Splits that could not be cut, since train and test share no image."""
+def _note_missing_splits(records: Sequence[Record], findings: _Findings) -> None:
+    """Note splits with too few images, since train and test share none."""
+    images: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for slug in (record.modality, record.question_type):
+            images[slug].add(record.image_path)
     for axis, slugs in AXES.items():
-        by_slug: dict[str, set[str]] = {slug: set() for slug in slugs}
-        for record in kept:
-            by_slug[record.modality if axis == "modality" else record.question_type].add(
-                record.image_path
-            )
-        for slug, images in by_slug.items():
-            if len(images) < LEAST:
-                remedy = (
-                    f"Each of the 13 splits needs {LEAST} images that are no copies, and hundreds"
-                    " to mean anything; stage splits refuses a corpus that lacks one. Add data, or"
-                    " give the pipeline this corpus together with one that has it:"
-                    " docs/own-data.md."
+        for slug in slugs:
+            count = len(images[slug])
+            if count < SMALLEST_SPLIT:
+                findings.note(
+                    MISSING_SPLITS,
+                    f"{axis}/{slug}",
+                    f"{count} images",
+                    f"fewer than {SMALLEST_SPLIT}",
                 )
-                row = Example(f"{axis}/{slug}", f"{len(images)} images", f"fewer than {LEAST}")
-                findings.add("splits without data", remedy, "note", row)

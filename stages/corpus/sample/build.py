@@ -2,10 +2,10 @@
 
     python -m stages.corpus.sample.build [--out infra/sample/omnimedvqa-phantoms.zip]
 
-Sixteen source sets, two a modality, one an anatomy. Every run gives the same bytes (with the Pillow
-and numpy of infra/requirements.lock): seeds are [7, set, image], and the zip's dates are fixed.
-Images are stored as they are, question files as bzip2, which gives the same bytes wherever it runs;
-deflate does not.
+Sixteen source sets: two per modality, one per anatomy. Every run gives the same bytes (with the
+Pillow and numpy of infra/requirements.lock): seeds are [7, set, image], and the zip's dates are
+fixed. Images are stored uncompressed, question files as bzip2, which gives the same bytes on every
+platform; deflate does not.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from PIL import ExifTags, Image
 from stages.core.outputs import atomic_file
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.sample.phantoms import (
-    QUESTION_TYPE_OF,
     LETTERS,
+    QUESTION_TYPE_OF,
     Phantom,
-    askable,
     draw,
     options_for,
     sample_phantom,
@@ -61,8 +60,7 @@ SETS: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """(data set, modality slug, anatomy)."""
 
-# part of the archive that data.dvc pins: another word here is another corpus, so it keeps the path
-# of this module at that time
+# Part of the archive that data.dvc pins: no byte may change, so it keeps this module's old path.
 README: Final = """\
 OmniMedVQA-phantoms: a synthetic corpus in the layout of OmniMedVQA (arXiv 2402.09181)
 
@@ -81,37 +79,40 @@ or question type, and without
 a question.
 """
 
-_GREY = ("ct", "mri", "x-ray", "ultrasound", "oct")
+_GREY_MODALITIES: Final = ("ct", "mri", "x-ray", "ultrasound", "oct")
 """Modalities whose images have no colour to lose."""
 
-_TURNED_BY = {
+_INVERSE_ROTATIONS: Final = {
     3: Image.Transpose.ROTATE_180,
     6: Image.Transpose.ROTATE_90,
     8: Image.Transpose.ROTATE_270,
 }
-"""EXIF orientation -> how pixels are stored so that a viewer, turning them as the tag says, shows
-them upright.
-"""
-
+"""EXIF orientation -> rotation of the stored pixels that a viewer undoes as the tag says."""
 
 _JPEG: Final[dict[str, Any]] = {"quality": 80, "optimize": True}
+
+Tables = dict[str, list[dict[str, Any]]]
+"""Data set -> its records."""
 
 
 def build_sample() -> dict[str, bytes]:
     """All files of the corpus: path under the top folder -> content."""
     files = {"README.txt": README.encode()}
-    tables: dict[str, list[dict[str, Any]]] = {}
+    tables: Tables = {}
     for number, (dataset, modality, anatomy) in enumerate(SETS):
         records = tables[dataset] = []
         for index in range(IMAGES_PER_SET):
+            # one generator per image: the order of the draws from it decides the bytes
             rng = np.random.default_rng([SEED, number, index])
             phantom = sample_phantom(rng, modality, anatomy)
-            suffix, content = _encode(draw(phantom, _size(rng), rng), modality, rng)
+            image = draw(phantom, _size(rng), rng)
+            suffix, content = _encode(image, modality, rng)
             path = f"{IMAGES}{dataset}/{_stem(index, rng)}{suffix}"
             files[path] = content
             records += _questions(phantom, dataset, path, len(records), rng)
-    files |= _broken(files, tables)
-    files |= {f"{QUESTIONS}{dataset}.json": _json(records) for dataset, records in tables.items()}
+    files |= _add_broken(files, tables)
+    for dataset, records in tables.items():
+        files[f"{QUESTIONS}{dataset}.json"] = _json(records)
     return files
 
 
@@ -123,24 +124,21 @@ def write_archive(files: dict[str, bytes], out: Path) -> None:
     ):
         for name in sorted(files):
             info = zipfile.ZipInfo(TOP + name, date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system, info.external_attr = (
-                3,
-                0o100644 << 16,
-            )  # a plain file of a Unix, wherever it is made
-            archive.writestr(
-                info,
-                files[name],
-                zipfile.ZIP_BZIP2 if name.startswith(QUESTIONS) else zipfile.ZIP_STORED,
-            )
+            # a regular Unix file, whatever the platform
+            info.create_system = 3
+            info.external_attr = 0o100644 << 16
+            is_table = name.startswith(QUESTIONS)
+            compression = zipfile.ZIP_BZIP2 if is_table else zipfile.ZIP_STORED
+            archive.writestr(info, files[name], compression)
 
 
 def main() -> None:
-    """Write the archive and say what is in it."""
-    arguments = argparse.ArgumentParser(
+    """Write the archive and print its size."""
+    parser = argparse.ArgumentParser(
         prog="python -m stages.corpus.sample.build", description=__doc__
     )
-    arguments.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    out: Path = arguments.parse_args().out
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    out: Path = parser.parse_args().out
     files = build_sample()
     write_archive(files, out)
     images = sum(name.startswith(IMAGES) for name in files)
@@ -154,36 +152,31 @@ def main() -> None:
 def _questions(
     phantom: Phantom, dataset: str, path: str, first: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """One record for each thing that can be asked of a phantom; of count and side, one."""
-    left_out = str(rng.choice(["count", "side"]))
+    """One record per attribute of a phantom, numbered from `first`; without count or side."""
+    skipped = str(rng.choice(["count", "side"]))
     records = []
-    for number, asked in enumerate(
-        (asked for asked in askable(phantom) if asked != left_out), start=first
-    ):
-        options = options_for(phantom, asked, rng, biased=True)
-        records.append(
-            {
-                "dataset": dataset,
-                "question_id": f"{dataset}_{number:05d}",
-                "question_type": QUESTION_TYPE_OF[asked],
-                "question": str(rng.choice(WORDINGS[asked])),
-                "gt_answer": phantom.answer(asked),
-                "image_path": path,
-                **{
-                    f"option_{letter}": option
-                    for letter, option in zip(LETTERS, options, strict=False)
-                },
-                "modality_type": MODALITIES[phantom.modality],
-            }
-        )
+    attributes = [attribute for attribute in phantom.attributes if attribute != skipped]
+    for number, attribute in enumerate(attributes, start=first):
+        options = options_for(phantom, attribute, rng, biased=True)
+        record = {
+            "dataset": dataset,
+            "question_id": f"{dataset}_{number:05d}",
+            "question_type": QUESTION_TYPE_OF[attribute],
+            "question": str(rng.choice(WORDINGS[attribute])),
+            "gt_answer": phantom.answer(attribute),
+            "image_path": path,
+        }
+        for letter, option in zip(LETTERS, options, strict=False):
+            record[f"option_{letter}"] = option
+        record["modality_type"] = MODALITIES[phantom.modality]
+        records.append(record)
     return records
 
 
 def _json(records: list[dict[str, Any]]) -> bytes:
-    """A JSON list, a line a record."""
-    return (
-        "[\n" + ",\n".join(json.dumps(record, ensure_ascii=False) for record in records) + "\n]\n"
-    ).encode()
+    """A JSON list with one line per record."""
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    return f"[\n{lines}\n]\n".encode()
 
 
 # --- images
@@ -198,91 +191,74 @@ def _size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _stem(index: int, rng: np.random.Generator) -> str:
-    """A file name without suffix: mostly plain, some with what path handling trips over."""
-    plain = f"image_{index:03d}"
+    """A file name without suffix; one in ten is hard on path handling."""
     odd = (
         f"image {index:03d} (1)",
         f"[{index:03d}] séance",
         f"Bild-{index:03d}.größe 1",
         f"画像{index:03d}",
     )
-    return str(rng.choice(odd)) if rng.random() < 0.1 else plain
+    return str(rng.choice(odd)) if rng.random() < 0.1 else f"image_{index:03d}"
 
 
 def _encode(image: Image.Image, modality: str, rng: np.random.Generator) -> tuple[str, bytes]:
-    """An image as (suffix, file content), in a kind of file drawn by its share."""
-    kinds = [kind for kind in _KINDS if modality in _GREY or not kind.grey]
+    """An image as (suffix, file content), in a random kind of file."""
+    has_colors = modality not in _GREY_MODALITIES
+    kinds = [kind for kind in _KINDS if not (kind.loses_color and has_colors)]
     shares = np.array([kind.share for kind in kinds])
     kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
     return kind.suffix, kind.encode(image)
 
 
-def _saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
+def _save(image: Image.Image, file_format: str, **settings: Any) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, kind, **settings)
+    image.save(buffer, file_format, **settings)
     return buffer.getvalue()
 
 
-def _jpeg(image: Image.Image) -> bytes:
-    return _saved(image, "JPEG", **_JPEG)
+def _jpeg(image: Image.Image, mode: str = "RGB") -> bytes:
+    return _save(image.convert(mode), "JPEG", **_JPEG)
 
 
-def _grey_jpeg(image: Image.Image) -> bytes:
-    return _saved(image.convert("L"), "JPEG", **_JPEG)
-
-
-def _cmyk_jpeg(image: Image.Image) -> bytes:
-    return _saved(image.convert("CMYK"), "JPEG", **_JPEG)
-
-
-def _turned_jpeg(image: Image.Image, orientation: int) -> bytes:
+def _rotated_jpeg(image: Image.Image, orientation: int) -> bytes:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    return _saved(image.transpose(_TURNED_BY[orientation]), "JPEG", **_JPEG, exif=exif)
+    return _save(image.transpose(_INVERSE_ROTATIONS[orientation]), "JPEG", **_JPEG, exif=exif)
+
+
+def _palette(image: Image.Image, colors: int) -> Image.Image:
+    return image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
 
 
 def _palette_png(image: Image.Image) -> bytes:
-    few = image.quantize(16, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    return _saved(few, "PNG", bits=4, optimize=True)
+    return _save(_palette(image, 16), "PNG", bits=4, optimize=True)
 
 
 def _grey_png(image: Image.Image) -> bytes:
-    return _saved(image.convert("L"), "PNG", optimize=True)
+    return _save(image.convert("L"), "PNG", optimize=True)
 
 
-def _deep_png(image: Image.Image) -> bytes:
+def _16_bit_png(image: Image.Image) -> bytes:
     """12 of 16 bits, as scanners write them: a viewer that does not scale shows black."""
     levels = np.asarray(image.convert("L"), dtype=np.uint16) * 12 + 700
-    return _saved(Image.fromarray(levels), "PNG", optimize=True)
+    return _save(Image.fromarray(levels), "PNG", optimize=True)
 
 
-def _rgba_png(image: Image.Image) -> bytes:
-    framed = image.convert("RGBA")
-    framed.putalpha(_frame(image))
-    return _saved(framed, "PNG", optimize=True)
-
-
-def _la_png(image: Image.Image) -> bytes:
-    framed = image.convert("LA")
-    framed.putalpha(_frame(image))
-    return _saved(framed, "PNG", optimize=True)
-
-
-def _frame(image: Image.Image) -> Image.Image:
-    """Opaque but for a narrow frame."""
+def _alpha_png(image: Image.Image, mode: str) -> bytes:
+    """Opaque except for a narrow frame."""
     alpha = Image.new("L", image.size, 0)
     alpha.paste(255, (3, 3, image.width - 3, image.height - 3))
-    return alpha
+    framed = image.convert(mode)
+    framed.putalpha(alpha)
+    return _save(framed, "PNG", optimize=True)
 
 
 def _tiff(image: Image.Image) -> bytes:
-    return _saved(image, "TIFF", compression="tiff_lzw")
+    return _save(image, "TIFF", compression="tiff_lzw")
 
 
 def _bmp(image: Image.Image) -> bytes:
-    return _saved(
-        image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE), "BMP"
-    )
+    return _save(_palette(image, 64), "BMP")
 
 
 class _Kind(NamedTuple):
@@ -290,49 +266,45 @@ class _Kind(NamedTuple):
     """Of the images that may be of this kind, before the shares are scaled to 1."""
     suffix: str
     encode: Callable[[Image.Image], bytes]
-    grey: bool = False
-    """Loses the colours: for modalities that have none."""
+    loses_color: bool = False
+    """For grey modalities only."""
 
 
 _KINDS: Final = (
     _Kind(0.68, ".jpg", _jpeg),
-    _Kind(0.10, ".jpeg", _grey_jpeg, grey=True),
+    _Kind(0.10, ".jpeg", partial(_jpeg, mode="L"), loses_color=True),
     *(
-        _Kind(0.02, ".JPG", partial(_turned_jpeg, orientation=orientation))
-        for orientation in _TURNED_BY
+        _Kind(0.02, ".JPG", partial(_rotated_jpeg, orientation=orientation))
+        for orientation in _INVERSE_ROTATIONS
     ),
     _Kind(0.055, ".png", _palette_png),
-    _Kind(0.03, ".png", _grey_png, grey=True),
-    _Kind(0.025, ".png", _deep_png, grey=True),
-    _Kind(0.02, ".jpg", _cmyk_jpeg),
-    _Kind(0.01, ".png", _rgba_png),
-    _Kind(0.01, ".png", _la_png, grey=True),
+    _Kind(0.03, ".png", _grey_png, loses_color=True),
+    _Kind(0.025, ".png", _16_bit_png, loses_color=True),
+    _Kind(0.02, ".jpg", partial(_jpeg, mode="CMYK")),
+    _Kind(0.01, ".png", partial(_alpha_png, mode="RGBA")),
+    _Kind(0.01, ".png", partial(_alpha_png, mode="LA"), loses_color=True),
     _Kind(0.01, ".tif", _tiff),
     _Kind(0.01, ".bmp", _bmp),
 )
 
 
-# --- what is broken
+# --- broken files and records
 # --------------------------------------------------------------------------------------------------
 
 
-def _broken(files: dict[str, bytes], tables: dict[str, list[dict[str, Any]]]) -> dict[str, bytes]:
-    """Append one bad record of each kind to `tables`, each in its own set.
-
-    The bad files they name.
-    """
-    datasets = [dataset for dataset, _, _ in SETS]
-    whole = next(content for name, content in sorted(files.items()) if name.endswith(".jpg"))
+def _add_broken(files: dict[str, bytes], tables: Tables) -> dict[str, bytes]:
+    """Append one bad record of each kind to `tables`, each to its own set; return the bad files."""
+    datasets = list(tables)
     folders = [f"{IMAGES}{dataset}/" for dataset in datasets]
+    a_jpeg = next(content for name, content in sorted(files.items()) if name.endswith(".jpg"))
     images = {
-        f"{folders[0]}truncated.jpg": whole[: len(whole) // 2],
+        f"{folders[0]}truncated.jpg": a_jpeg[: len(a_jpeg) // 2],
         f"{folders[1]}not an image.png": b"This is a text, whatever its name says.\n",
         f"{folders[2]}empty.jpg": b"",
     }
     changes: list[dict[str, str | None]] = [
-        {"image_path": path} for path in (*images, f"{folders[3]}missing.jpg")
-    ]
-    changes += [
+        *({"image_path": path} for path in images),
+        {"image_path": f"{folders[3]}missing.jpg"},
         {"gt_answer": None},
         {"gt_answer": "None of these"},
         {"option_A": "Same", "option_B": "Same", "gt_answer": "Same"},
@@ -344,8 +316,8 @@ def _broken(files: dict[str, bytes], tables: dict[str, list[dict[str, Any]]]) ->
         records = tables[dataset]
         bad = records[0] | {"question_id": f"{dataset}_{len(records):05d}"} | change
         records.append({field: value for field, value in bad.items() if value is not None})
-    cut = _json(tables[datasets[-1]])
-    return images | {f"{QUESTIONS}Phantom Broken.json": cut[: len(cut) // 8]}
+    table = _json(tables[datasets[-1]])
+    return images | {f"{QUESTIONS}Phantom Broken.json": table[: len(table) // 8]}
 
 
 if __name__ == "__main__":

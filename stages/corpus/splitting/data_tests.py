@@ -1,8 +1,8 @@
-"""Data tests of a corpus: meaning, remedy, and judgement by severity and limit.
+"""Data tests of a corpus: meanings, remedies, and the verdict by limit and severity.
 
-A failed test of severity `error` stops the pipeline before anything is trained; a `warning` goes on
-and into the report. Tests of single records are always errors: without what they ask for, a record
-is no question.
+A failed test of severity `error` stops the pipeline before anything is trained; a `warning` is
+printed and reported. Tests of single records are always errors: a record that fails one is not a
+usable question.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json, write_json
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 from stages.corpus.splitting import expectations
-from stages.corpus.splitting.expectations import Draw, Measured
+from stages.corpus.splitting.draws import Draw
+from stages.corpus.splitting.expectations import Measurement
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 if TYPE_CHECKING:
@@ -36,21 +37,21 @@ class Rule(Protocol):
 
     @property
     def limit(self) -> float:
-        """The largest value that passes; for tests of a least number, the smallest."""
+        """The largest value that passes; the smallest if `Expectation.is_minimum`."""
 
 
 class Expectation(NamedTuple):
-    """What the value of a test is, and what to do if it is beyond its limit."""
+    """Meaning of a test's value, and the remedy if it is beyond its limit."""
 
     meaning: str
     remedy: str
-    least: bool = False
-    """The value may not be below the limit; else not above."""
+    is_minimum: bool = False
+    """The value may not be below the limit; otherwise not above."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one test ended; the numbers are those of `Measured`."""
+    """Outcome of one test, with the numbers of its `Measurement`; the form of data-tests.json."""
 
     test: str
     severity: Severity
@@ -59,12 +60,13 @@ class Result:
     value: float
     checked: int
     found: int
+    """Number of violations."""
     where: str
     examples: tuple[str, ...]
 
     @property
     def stops(self) -> bool:
-        """Is it a failed error."""
+        """Whether it is a failed error."""
         return self.outcome == "failed" and self.severity == "error"
 
 
@@ -76,42 +78,38 @@ class Results:
     statistics: Mapping[str, Mapping[str, Any]]
 
 
-_ANEW: Final = "the file was changed after stage resize: run `dvc repro -f resize`"
-_LOOK: Final = "look at the examples, and remove or correct what is wrong in the corpus"
+_REDO: Final = "the file was changed after stage resize: run `dvc repro -f resize`"
+_CORRECT: Final = "check the examples, then remove or correct what is wrong in the corpus"
 
 RECORD_TESTS: Final[Mapping[str, Expectation]] = {
     "schema": Expectation(
-        "records without a field, or with one of another type, and files that are no list of"
-        " records",
-        _ANEW,
+        "records with a missing or malformed field, and files that are not a list of records",
+        _REDO,
     ),
     "facts": Expectation(
-        "records without what stage resize found out of their image", "run `dvc repro resize`"
+        "records without the image metadata of stage resize", "run `dvc repro resize`"
     ),
     "values": Expectation(
-        "records of an unknown modality or question type, of a text or a path that cannot be used",
-        _ANEW,
+        "records with an unknown modality or question type, or an unusable text or path", _REDO
     ),
-    "options": Expectation(
-        "records with fewer than 2 or more than 4 options, or with equal ones", _ANEW
-    ),
-    "gold": Expectation("records whose answer is none of the options", _ANEW),
+    "options": Expectation("records with fewer than 2, more than 4 or duplicate options", _REDO),
+    "gold": Expectation("records whose answer is none of the options", _REDO),
     "ids": Expectation(
-        "question ids that stand twice", "make the ids of the corpus unique and run `dvc repro`"
+        "duplicate question ids", "make the ids of the corpus unique and run `dvc repro`"
     ),
-    "files": Expectation("records filed under another modality", _ANEW),
+    "files": Expectation("records in the file of another modality", _REDO),
 }
-"""Tests of single records: always errors, none may be found."""
+"""Tests of single records: always errors, with a limit of zero."""
 
 CORPUS_TESTS: Final[Mapping[str, Expectation]] = {
     "repeated_questions": Expectation(
-        "share of questions that repeat another: words, options, image", "take the repetitions out"
+        "share of questions that repeat another: words, options, image", "remove the repetitions"
     ),
     "contradictions": Expectation(
-        "share of questions that another one about the same image contradicts", _LOOK
+        "share of questions that another one about the same image contradicts", _CORRECT
     ),
     "letter_bias": Expectation(
-        "excess of the letter that is right most often over chance, share of questions",
+        "excess of the most frequent right letter over chance, share of questions",
         "shuffle the options",
     ),
     "majority_letter": Expectation(
@@ -119,33 +117,33 @@ CORPUS_TESTS: Final[Mapping[str, Expectation]] = {
     ),
     "majority_answer": Expectation(
         "largest share of one text among the right answers of a split",
-        "ask more, or compare it with the blind baseline",
+        "add questions, or compare with the blind baseline",
     ),
     "single_answer_tests": Expectation(
         "test splits in which one letter or one text is always right",
         "add questions with other answers",
     ),
     "questions_of_modality": Expectation(
-        "questions of the modality that has fewest", "add data of this modality", least=True
+        "questions of the modality that has fewest", "add data of this modality", is_minimum=True
     ),
     "questions_of_type": Expectation(
-        "questions of the question type that has fewest", "add data of this type", least=True
+        "questions of the question type that has fewest", "add data of this type", is_minimum=True
     ),
-    "blank_images": Expectation("share of images of one grey level", _LOOK),
+    "blank_images": Expectation("share of images of a single grey level", _CORRECT),
     "dark_or_bright_images": Expectation(
-        "share of images all but black or white", "see whether 16-bit sources are scaled; " + _LOOK
+        "share of images that are all but black or white",
+        "check whether 16-bit sources are scaled; " + _CORRECT,
     ),
     "upscaled_images": Expectation(
         "share of images smaller than what they are resized to",
         "get larger sources, or lower resize.size",
     ),
     "extreme_aspect_images": Expectation(
-        "share of images more than 4 times as long as wide, or as wide as long",
-        "crop them in the corpus",
+        "share of images with one side more than 4 times the other", "crop them in the corpus"
     ),
     "duplicate_images": Expectation(
         "share of images with the pixels of another",
-        "take copies out; grouped splits keep them on one side",
+        "remove the copies; grouped splits keep them on one side",
     ),
 }
 """Tests of the corpus, with a severity and a limit in params.yaml."""
@@ -182,133 +180,126 @@ _REASONS: Final[Mapping[str, tuple[Reason, ...]]] = {
 
 
 @dataclass(frozen=True)
-class _Always:
+class _NoneAllowed:
     severity: Severity = "error"
     limit: float = 0.0
 
 
 def judge_records(reading: Reading, file_of: Mapping[str, str]) -> list[Result]:
-    """The tests of single records.
-
-    `file_of` is modality -> the file its records should stand in.
-    """
-    measured = {
-        name: expectations.refused_for(reading, reasons) for name, reasons in _REASONS.items()
+    """Run the tests of single records; `file_of`: modality -> the file for its records."""
+    measurements = {
+        name: expectations.refused_records(reading, reasons) for name, reasons in _REASONS.items()
     }
-    measured["facts"] = expectations.lacking_facts(reading.records)
-    measured["files"] = expectations.strays(reading.records, file_of)
-    return [_judge(name, measured[name], _Always()) for name in RECORD_TESTS]
+    measurements["facts"] = expectations.invalid_metadata(reading.records)
+    measurements["files"] = expectations.misfiled_records(reading.records, file_of)
+    return [_judge(name, measurements[name], _NoneAllowed()) for name in RECORD_TESTS]
 
 
 def judge_corpus(
     records: Sequence[Record], draw: Draw, size: int, rules: Mapping[str, Rule]
 ) -> Results:
-    """The tests of records that passed those of single ones, and of the splits drawn from them.
+    """Run the tests of a corpus on valid records and the splits drawn from them.
 
     `size`: side of the resized images; `rules`: test -> severity and limit, for all of
     CORPUS_TESTS.
     """
-    images = expectations.images_of(records)
-    modalities, kinds = (
-        Counter(getattr(record, field) for record in records)
-        for field in ("modality", "question_type")
-    )
-    measured = {
+    images = expectations.unique_images(records)
+    modalities = Counter(record.modality for record in records)
+    types = Counter(record.question_type for record in records)
+    measurements = {
         "repeated_questions": expectations.repeated_questions(records),
         "contradictions": expectations.contradictions(records),
         "letter_bias": expectations.letter_bias(records),
         "majority_letter": expectations.majority_letter(draw),
         "majority_answer": expectations.majority_answer(draw),
         "single_answer_tests": expectations.single_answer_tests(draw),
-        "questions_of_modality": expectations.fewest(
+        "questions_of_modality": expectations.smallest_count(
             {slug: modalities[slug] for slug in MODALITIES}
         ),
-        "questions_of_type": expectations.fewest({slug: kinds[slug] for slug in QUESTION_TYPES}),
-        "blank_images": expectations.blank(images),
-        "dark_or_bright_images": expectations.dark_or_bright(images),
-        "upscaled_images": expectations.upscaled(images, size),
-        "extreme_aspect_images": expectations.extreme_aspect(images),
-        "duplicate_images": expectations.duplicates(images),
+        "questions_of_type": expectations.smallest_count(
+            {slug: types[slug] for slug in QUESTION_TYPES}
+        ),
+        "blank_images": expectations.blank_images(images),
+        "dark_or_bright_images": expectations.dark_or_bright_images(images),
+        "upscaled_images": expectations.upscaled_images(images, size),
+        "extreme_aspect_images": expectations.extreme_aspect_images(images),
+        "duplicate_images": expectations.duplicate_images(images),
     }
-    results = tuple(_judge(name, measured[name], rules[name]) for name in CORPUS_TESTS)
+    results = tuple(_judge(name, measurements[name], rules[name]) for name in CORPUS_TESTS)
     return Results(results, expectations.statistics(records, images, size))
 
 
 def write_results(path: Path, results: Results, provenance: Mapping[str, Any]) -> None:
-    """Write results as JSON with meanings, remedies, and `passed`.
-
-    No test of severity error failed.
-    """
+    """Write results as JSON, with meanings and remedies; `passed`: no error failed."""
     tests = [
         {**asdict(each), "meaning": TESTS[each.test].meaning, "remedy": TESTS[each.test].remedy}
         for each in results.tests
     ]
-    passed = not any(each.stops for each in results.tests)
-    write_json(
-        path,
-        {
-            "passed": passed,
-            "tests": tests,
-            "statistics": results.statistics,
-            "provenance": provenance,
-        },
-    )
+    tree = {
+        "passed": not any(each.stops for each in results.tests),
+        "tests": tests,
+        "statistics": results.statistics,
+        "provenance": provenance,
+    }
+    write_json(path, tree)
 
 
 def read_results(path: Path) -> Results:
-    """Read what `write_results` wrote. InputError if it is missing or no such file."""
+    """Read the file of `write_results`; InputError if it is missing or malformed."""
     remedy = "run `dvc repro splits`"
     tree = read_json(path, remedy)
     try:
-        tests = [
-            {key: value for key, value in each.items() if key not in ("meaning", "remedy")}
-            for each in tree["tests"]
-        ]
-        return Results(
-            tuple(Result(**{**each, "examples": tuple(each["examples"])}) for each in tests),
-            tree["statistics"],
-        )
+        results = []
+        for test in tree["tests"]:
+            fields = {key: test[key] for key in test if key not in ("meaning", "remedy")}
+            results.append(Result(**fields | {"examples": tuple(test["examples"])}))
+        return Results(tuple(results), tree["statistics"])
     except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} holds no results of data tests ({error!r}): {remedy}") from error
+        raise InputError(
+            f"{path} is not a file of data test results ({error!r}): {remedy}"
+        ) from error
 
 
 def stop_on_errors(results: Results, path: Path) -> None:
     """Raise RefusedDataError if a test of severity error failed; `path`: the written results."""
-    failed = [each for each in results.tests if each.stops]
-    if not failed:
+    errors = [each for each in results.tests if each.stops]
+    if not errors:
         return
-    summary = "; ".join(
-        f"{describe(each)}{f', as {each.examples[0]}' if each.examples else ''}:"
-        f" {TESTS[each.test].remedy}"
-        for each in failed
-    )
+    summaries = []
+    for each in errors:
+        example = f", as {each.examples[0]}" if each.examples else ""
+        summaries.append(f"{describe(each)}{example}: {TESTS[each.test].remedy}")
     raise RefusedDataError(
-        f"{len(failed)} data test{'s' if len(failed) > 1 else ''} failed: {summary}. {path} holds"
-        " all results (docs/ingest-quality.md); to go on all the same, unless single records are"
-        " at fault: another limit, or the severity warning, in data_tests of params.yaml",
+        f"{len(errors)} data test{'s' if len(errors) > 1 else ''} failed: {'; '.join(summaries)}."
+        f" {path} holds all results (docs/ingest-quality.md). To continue anyway, change the limit"
+        " or set the severity to warning in data_tests of params.yaml (not possible for tests of"
+        " single records)",
         CorpusFault.DATA_TEST,
     )
 
 
 def describe(result: Result) -> str:
-    """A failed test in a line, as "blank_images 0.12 (limit 0.05)"."""
+    """A failed test in one line: "blank_images 0.12 (limit 0.05)"."""
     where = f" in {result.where}" if result.where else ""
     return f"{result.test} {result.value:g}{where} (limit {result.limit:g})"
 
 
-def _judge(name: str, measured: Measured, rule: Rule) -> Result:
-    beyond = measured.value < rule.limit if TESTS[name].least else measured.value > rule.limit
-    outcome: Outcome = "failed" if beyond else "passed"
+def _judge(name: str, measured: Measurement, rule: Rule) -> Result:
+    if TESTS[name].is_minimum:
+        is_beyond = measured.value < rule.limit
+    else:
+        is_beyond = measured.value > rule.limit
+    outcome: Outcome = "failed" if is_beyond else "passed"
     if rule.severity == "off":
         outcome = "not run"
     return Result(
-        name,
-        rule.severity,
-        outcome,
-        rule.limit,
-        measured.value,
-        measured.checked,
-        measured.found,
-        measured.where,
-        measured.examples if outcome == "failed" else (),
+        test=name,
+        severity=rule.severity,
+        outcome=outcome,
+        limit=rule.limit,
+        value=measured.value,
+        checked=measured.checked,
+        found=measured.violations,
+        where=measured.where,
+        examples=measured.examples if outcome == "failed" else (),
     )

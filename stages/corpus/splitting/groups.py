@@ -1,7 +1,6 @@
-"""Grouping of questions that must stay together: same image, near-duplicates, or same patient.
+"""Grouping of images that must stay together: same pixels, near-duplicates, or same patient.
 
-A group is all that is linked, through however many others: if a is a copy of b, and c is of b's
-patient, the three are one.
+Groups are connected components: if a is a copy of b, and c is of b's patient, all three are one.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from stages.corpus.splitting.near_pairs import near_pairs
 
 _MOST_LINKS: Final = 2**20
-"""Links that are held before they are joined: where all images look alike there are as many as
-pairs.
-"""
+"""Links collected before they are joined, which bounds memory where all images look alike."""
 
 
 @dataclass(frozen=True)
@@ -35,38 +32,34 @@ class GroupedImage:
 
 
 def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
-    """(data set, patient id) from the first pattern that matches "Images/<data set>/...".
+    """(data set, patient id) by the first pattern that matches "Images/<data set>/...", or None.
 
-    Else None.
-
-    Ids are those of a data set: patient 7 of another one is somebody else.
+    Ids are unique within a data set only: patient 7 of another one is somebody else.
     """
     for pattern in patterns:
         if match := pattern.search(image_path):
             _, *folders, _ = image_path.split("/")
-            patient = next((text for text in match.groups() if text), None)
             dataset = folders[0] if folders else ""
+            patient = next(filter(None, match.groups()), None)
             return (dataset, patient) if patient else None
     return None
 
 
 def group_images(images: Sequence[GroupedImage], near_duplicates: int | None) -> dict[str, str]:
-    """Image -> the name of its group, which is the first of its images in the order of their names.
+    """Image -> the name of its group, which is the first of its images by name.
 
-    `near_duplicates` is the number of bits in which the perceptual hashes of two copies may differ;
-    None links only images whose pixels are equal. The order of `images` does not matter; each image
-    may be there once.
+    `near_duplicates`: number of bits in which the perceptual hashes of two copies may differ; None
+    links only images whose pixels are equal. `images` may be in any order, each once.
     """
     ordered = sorted(images, key=lambda image: image.image)
-    links: list[NDArray[np.intp]] = [
-        _equal([image.pixel_hash for image in ordered]),
-        _equal([image.patient for image in ordered]),
+    links = [
+        _link_equal([image.pixel_hash for image in ordered]),
+        _link_equal([image.patient for image in ordered]),
     ]
     labels = _join(np.arange(len(ordered)), links)
     if near_duplicates is not None and ordered:
-        labels = _join_all(
-            labels, near_pairs([image.perceptual_hash for image in ordered], near_duplicates)
-        )
+        hashes = [image.perceptual_hash for image in ordered]
+        labels = _join_all(labels, near_pairs(hashes, near_duplicates))
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return {
         image.image: ordered[index].image
@@ -74,29 +67,31 @@ def group_images(images: Sequence[GroupedImage], near_duplicates: int | None) ->
     }
 
 
-def _equal(keys: Sequence[object]) -> NDArray[np.intp]:
-    """Each index linked to the first of the same key; a key that is None is equal to none."""
+def _link_equal(keys: Sequence[object]) -> NDArray[np.intp]:
+    """(links, 2): each index with the first one of the same key; None equals nothing."""
     first: dict[object, int] = {}
-    found = [
+    links = [
         (first.setdefault(key, index), index) for index, key in enumerate(keys) if key is not None
     ]
-    return np.array(found, dtype=np.intp).reshape(-1, 2)
+    return np.array(links, dtype=np.intp).reshape(-1, 2)
 
 
-def _join_all(labels: NDArray[np.intp], found: Iterable[NDArray[np.intp]]) -> NDArray[np.intp]:
-    """Labels after all links, joined a portion at a time."""
-    waiting: list[NDArray[np.intp]] = []
-    number = 0
-    for links in found:
-        waiting.append(links)
-        number += len(links)
-        if number > _MOST_LINKS:
-            labels, waiting, number = _join(labels, waiting), [], 0
-    return _join(labels, waiting)
+def _join_all(labels: NDArray[np.intp], batches: Iterable[NDArray[np.intp]]) -> NDArray[np.intp]:
+    """Labels after all links, joined whenever more than _MOST_LINKS are pending."""
+    pending: list[NDArray[np.intp]] = []
+    count = 0
+    for links in batches:
+        pending.append(links)
+        count += len(links)
+        if count > _MOST_LINKS:
+            labels = _join(labels, pending)
+            pending = []
+            count = 0
+    return _join(labels, pending)
 
 
 def _join(labels: NDArray[np.intp], links: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
-    """Labels from 0 in which what the links link, directly or through others, has become one."""
+    """Merge labels that links connect, directly or through others; the result counts from 0."""
     pairs = labels[np.concatenate([*links, np.empty((0, 2), np.intp)])]
     graph = coo_array(
         (np.ones(len(pairs), dtype=np.int32), (pairs[:, 0], pairs[:, 1])),

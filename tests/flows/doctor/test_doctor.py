@@ -30,7 +30,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def break_a_lock(root: Path) -> None:
+def corrupt_a_lock(root: Path) -> None:
     (root / locks.PATH_LOCKS).write_text("{", encoding="utf-8")
 
 
@@ -41,32 +41,29 @@ def test_a_healthy_workspace_has_no_problem(root: Path, capsys: pytest.CaptureFi
     assert any(line.startswith("ok ") and "4 stages, 4 in dvc.lock" in line for line in lines)
 
 
-def test_a_problem_is_told_with_its_remedy_and_changes_nothing_until_it_is_mended(
+def test_a_problem_is_reported_with_its_remedy_and_only_fix_changes_it(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    break_a_lock(root)
+    corrupt_a_lock(root)
     assert med_r1("doctor") == 1
     printed = capsys.readouterr().out
     assert "rm .dvc/tmp/rwlock" in printed
     assert printed.splitlines()[-1].startswith("1 problem, ")
-    assert printed.splitlines()[-1].endswith("; --fix mends 1 of them")
+    assert printed.splitlines()[-1].endswith("; --fix can fix 1 of them")
     assert (root / locks.PATH_LOCKS).read_text(encoding="utf-8") == "{"
     assert med_r1("doctor", "--fix") == 0
     printed = capsys.readouterr().out
     assert "moved .dvc/tmp/rwlock to rwlock.broken" in printed
-    assert printed.splitlines()[-1].endswith(", 1 mended")
+    assert printed.splitlines()[-1].endswith(", 1 fixed")
     assert med_r1("doctor") == 0
 
 
 def test_json_has_every_finding(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    break_a_lock(root)
+    corrupt_a_lock(root)
     assert med_r1("doctor", "--json") == 1
-    found = {each["check"]: each for each in json.loads(capsys.readouterr().out)}
-    assert (
-        found["DVC path locks"]["level"],
-        found["DVC path locks"]["mendable"],
-        found["DVC path locks"]["mended"],
-    ) == (
+    findings = {each["check"]: each for each in json.loads(capsys.readouterr().out)}
+    path_locks = findings["DVC path locks"]
+    assert (path_locks["level"], path_locks["mendable"], path_locks["mended"]) == (
         "problem",
         True,
         "",
@@ -81,14 +78,14 @@ def test_json_has_every_finding(root: Path, capsys: pytest.CaptureFixture[str]) 
         "incomplete outputs",
         "Prefect server",
         "disk",
-    } <= set(found)
+    } <= findings.keys()
 
 
-def test_what_one_check_cannot_read_keeps_no_other_from_being_made(
+def test_other_checks_run_after_one_that_raises(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "dvc.lock").write_text("<<<<<<< HEAD\n", encoding="utf-8")
-    break_a_lock(root)
+    corrupt_a_lock(root)
     assert med_r1("doctor", "--json") == 1
     levels = {each["check"]: each["level"] for each in json.loads(capsys.readouterr().out)}
     assert [name for name, level in levels.items() if level == "problem"] == [
@@ -99,7 +96,7 @@ def test_what_one_check_cannot_read_keeps_no_other_from_being_made(
     assert levels["orphans"] == "ok"
 
 
-def test_a_folder_that_is_no_workspace_is_said_to_be_none(
+def test_a_folder_without_a_pipeline_is_a_problem(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -108,23 +105,23 @@ def test_a_folder_that_is_no_workspace_is_said_to_be_none(
     assert "dvc.yaml is missing" in capsys.readouterr().out
 
 
-def test_a_mend_that_fails_leaves_the_problem_and_mends_the_next(tmp_path: Path) -> None:
+def test_a_failing_fix_leaves_the_problem_and_the_next_is_applied(tmp_path: Path) -> None:
     def fail() -> str:
         raise subprocess.SubprocessError("no luck")
 
     findings = [
-        Finding("one", "problem", "broken", mend=fail),
-        Finding("two", "problem", "broken", mend=lambda: "did it"),
+        Finding("one", "problem", "broken", fix=fail),
+        Finding("two", "problem", "broken", fix=lambda: "did it"),
     ]
     diagnoses = examine(tmp_path, fix=True, checks={"all": lambda root: findings})
     assert [(each.is_problem, each.fix_result, each.fix_error) for each in diagnoses] == [
-        (True, "", "could not be mended: no luck"),
+        (True, "", "could not be fixed: no luck"),
         (False, "did it", ""),
     ]
-    assert sum_up(diagnoses) == "1 problem, 0 warnings, 1 mended"
+    assert sum_up(diagnoses) == "1 problem, 0 warnings, 1 fixed"
 
 
-def test_a_warning_is_no_problem() -> None:
-    diagnosis = Diagnosis(Finding("GPU", "warning", "none is here"))
+def test_a_warning_is_not_a_problem() -> None:
+    diagnosis = Diagnosis(Finding("GPU", "warning", "none"))
     assert not diagnosis.is_problem
     assert sum_up([diagnosis]) == "0 problems, 1 warning"

@@ -1,4 +1,4 @@
-"""What a kill leaves behind is found, and removed without touching what is in use."""
+"""Leftovers of killed runs are found, and removed without touching anything in use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHECKS = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
-    """A folder as a workspace; what a test starts for it and does not end is killed."""
+    """A folder as a workspace; processes that a test started for it are killed at the end."""
     root = tmp_path.resolve()
     (root / RECORDS).mkdir(parents=True)
     yield root
@@ -55,7 +55,7 @@ def start(root: Path, *command: str, **variables: str) -> subprocess.Popen[str]:
 
 
 def guarded(root: Path, stage: str) -> subprocess.Popen[str]:
-    """A stage behind its guard, which has written its record."""
+    """Start a stage behind its guard, and wait for its record and its process."""
     guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"
     record = root / RECORDS / f"{stage}.pid"
     process = start(
@@ -87,11 +87,11 @@ def levels(root: Path) -> dict[str, str]:
     return {each.finding.check: each.finding.level for each in examine(root, checks=CHECKS)}
 
 
-def test_a_healthy_workspace_has_none(root: Path) -> None:
+def test_a_healthy_workspace_has_no_leftovers(root: Path) -> None:
     assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
 
 
-def test_a_stage_behind_its_guard_is_no_orphan_and_its_record_no_leftover(root: Path) -> None:
+def test_a_running_stage_and_its_record_are_left_alone(root: Path) -> None:
     process = guarded(root, "train@a")
     assert (root / RECORDS / "train@a.pid").exists()
     assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
@@ -100,23 +100,25 @@ def test_a_stage_behind_its_guard_is_no_orphan_and_its_record_no_leftover(root: 
     assert (root / RECORDS / "train@a.pid").exists()
 
 
-def test_what_a_killed_guard_leaves_is_ended_and_its_record_removed(root: Path) -> None:
+def test_processes_of_a_killed_guard_are_ended_and_its_record_removed(root: Path) -> None:
     process = guarded(root, "train@a")
     stage = psutil.Process(process.pid).children(recursive=True)
     assert stage
     process.send_signal(signal.SIGKILL)
     process.wait()
-    found = {each.finding.check: each for each in examine(root, checks=CHECKS)}
-    assert found["orphans"].finding.level == "problem"
-    assert found["orphans"].finding.what.startswith(f"train@a: {min(each.pid for each in stage)} ")
-    mended = {each.finding.check: each.fix_result for each in examine(root, fix=True, checks=CHECKS)}
-    assert all(str(each.pid) in mended["orphans"] for each in stage)
-    assert mended["records"] == f"removed {RECORDS}/train@a.pid"
+    orphans = next(
+        each.finding for each in examine(root, checks=CHECKS) if each.finding.check == "orphans"
+    )
+    assert orphans.level == "problem"
+    assert orphans.what.startswith(f"train@a: {min(each.pid for each in stage)} ")
+    fixes = {each.finding.check: each.fix_result for each in examine(root, fix=True, checks=CHECKS)}
+    assert all(str(each.pid) in fixes["orphans"] for each in stage)
+    assert fixes["records"] == f"removed {RECORDS}/train@a.pid"
     assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in stage)
     assert levels(root) == {"orphans": "ok", "records": "ok", "incomplete outputs": "ok"}
 
 
-def test_what_a_stage_starts_while_it_is_being_ended_is_ended_too(root: Path) -> None:
+def test_processes_started_while_a_stage_is_being_ended_are_ended_too(root: Path) -> None:
     record = (root / RECORDS / "train@a.pid").resolve()
     start(
         root,
@@ -140,71 +142,63 @@ def test_processes_of_other_workspaces_are_left_alone(root: Path, tmp_path: Path
     assert process.poll() is None
 
 
-def test_a_server_that_a_killed_flow_had_brought_is_ended_and_that_of_a_living_one_is_not(
+def test_only_temporary_servers_of_killed_flows_are_ended(
     root: Path,
 ) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    left, used = (
-        start(
-            root,
-            "sh",
-            "-c",
-            "echo up; exec sleep 300",
-            PREFECT__SERVER_EPHEMERAL="1",
-            FLOW_SERVER_OWNER=str(owner),
-        )
-        for owner in (gone.pid, os.getpid())
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    command = ("sh", "-c", "echo up; exec sleep 300")
+    orphaned, used = (
+        start(root, *command, PREFECT__SERVER_EPHEMERAL="1", FLOW_SERVER_OWNER=str(owner))
+        for owner in (dead.pid, os.getpid())
     )
     (diagnosis,) = examine(root, fix=True, checks={"servers": leftovers.temporary_servers})
     assert diagnosis.finding.level == "warning"
-    assert str(left.pid) in diagnosis.finding.what
+    assert str(orphaned.pid) in diagnosis.finding.what
     assert str(used.pid) not in diagnosis.finding.what
-    assert left.wait(timeout=30) is not None
+    assert orphaned.wait(timeout=30) is not None
     assert used.poll() is None
 
 
 def test_half_written_outputs_are_removed_and_nothing_else(root: Path) -> None:
-    folder, file = (
-        root / "models" / ".ct.incomplete",
-        root / "predictions" / ".ct.parquet.incomplete",
-    )
-    kept = [
+    folder = root / "models" / ".ct.incomplete"
+    file = root / "predictions" / ".ct.parquet.incomplete"
+    others = [
         root / "models" / "ct" / "weights",
         root / "data" / "incomplete",
         root / ".git" / ".x.incomplete",
         root / "x.incomplete",
     ]
-    for path in [folder / "deep" / "weights", file, *kept]:
+    for path in [folder / "deep" / "weights", file, *others]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half", encoding="utf-8")
     (diagnosis,) = examine(root, fix=True, checks={"incomplete": leftovers.incomplete_outputs})
     assert diagnosis.finding.level == "warning"
-    assert diagnosis.fix_result == "removed models/.ct.incomplete, predictions/.ct.parquet.incomplete"
+    assert (
+        diagnosis.fix_result == "removed models/.ct.incomplete, predictions/.ct.parquet.incomplete"
+    )
     assert not folder.exists()
     assert not file.exists()
-    assert all(path.exists() for path in kept)
+    assert all(path.exists() for path in others)
 
 
-def test_what_dvc_was_copying_into_its_cache_is_removed_once_nobody_is_at_it(root: Path) -> None:
+def test_abandoned_copies_in_the_cache_of_dvc_are_removed(root: Path) -> None:
     cache = root / ".dvc" / "cache" / "files" / "md5"
-    left, fresh, whole = (
-        cache / "80" / ".V3Qp2Q7l5mXE.tmp",
-        cache / ".L8teTgr6.tmp",
-        cache / "80" / "cea60a291192a5",
-    )
-    for path in (left, fresh, whole):
+    abandoned = cache / "80" / ".V3Qp2Q7l5mXE.tmp"
+    recent = cache / ".L8teTgr6.tmp"
+    complete = cache / "80" / "cea60a291192a5"
+    for path in (abandoned, recent, complete):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half", encoding="utf-8")
-    for path in (left, whole):
+    for path in (abandoned, complete):
         os.utime(path, (0, 0))
     (diagnosis,) = examine(root, fix=True, checks={"incomplete": leftovers.incomplete_outputs})
     assert diagnosis.fix_result == "removed .dvc/cache/files/md5/80/.V3Qp2Q7l5mXE.tmp"
-    assert (left.exists(), fresh.exists(), whole.exists()) == (False, True, True)
+    assert (abandoned.exists(), recent.exists(), complete.exists()) == (False, True, True)
 
 
 @pytest.mark.parametrize("by_dvc", [True, False])
-def test_an_output_that_may_be_being_written_is_left_alone(root: Path, by_dvc: bool) -> None:
+def test_an_output_that_a_process_may_be_writing_is_left_alone(root: Path, by_dvc: bool) -> None:
     (root / "models" / ".ct.incomplete").mkdir(parents=True)
     process = start(
         root,

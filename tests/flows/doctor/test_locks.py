@@ -1,4 +1,4 @@
-"""Locks of dead, stuck and working lock_holders are distinguished; only dead ones are broken."""
+"""Locks of dead, stopped and working processes are distinguished; only dead ones are dropped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from flows.doctor import locks
 from flows.doctor.command import examine
 from flows.doctor.findings import Finding
-from flows.doctor.processes import lock_holders, is_locked
+from flows.doctor.processes import is_locked, lock_holders
 from flows.scheduling.slots import Slots, host_folder
 from tests.flows.tiny import REPOSITORY, make_workspace, run
 
@@ -36,7 +36,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace, on a host whose GPU slots nobody else uses."""
+    """A workspace on a host with GPU slots of its own."""
     (tmp_path / "host").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
     monkeypatch.setattr(locks, "STAGE_START_SECONDS", 0.1)
@@ -47,20 +47,20 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """`start(*command)`: a process that has said its first word, ended with the test."""
-    started: list[subprocess.Popen[str]] = []
+    """`start(*command)`: start a process, wait for its first line, and kill it after the test."""
+    processes: list[subprocess.Popen[str]] = []
 
     def begin(*command: str, **options: Any) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **options
         )
-        started.append(process)
+        processes.append(process)
         assert process.stdout
         assert process.stdout.readline()
         return process
 
     yield begin
-    for process in started:
+    for process in processes:
         process.kill()
         process.wait()
 
@@ -71,16 +71,15 @@ def dead_pid() -> int:
     return process.pid
 
 
-def stand_still(process: subprocess.Popen[str]) -> None:
-    """Stop a process and wait until it has stopped: the signal alone only asks for it."""
+def suspend(process: subprocess.Popen[str]) -> None:
+    """Stop a process and wait until it has stopped."""
     process.send_signal(signal.SIGSTOP)
     os.waitpid(process.pid, os.WUNTRACED)
 
 
 def only(findings: list[Finding], check: str) -> Finding:
-    found = [finding for finding in findings if finding.check == check]
-    assert len(found) == 1
-    return found[0]
+    (match,) = [finding for finding in findings if finding.check == check]
+    return match
 
 
 def write_path_locks(
@@ -98,9 +97,9 @@ def write_path_locks(
     return path
 
 
-def test_a_healthy_workspace_has_none(root: Path) -> None:
-    found = [*locks.dvc_locks(root), *locks.flow_lock(root), *locks.slots(root)]
-    assert [(finding.check, finding.level) for finding in found] == [
+def test_a_healthy_workspace_has_no_leaked_locks(root: Path) -> None:
+    findings = [*locks.dvc_locks(root), *locks.flow_lock(root), *locks.slots(root)]
+    assert [(finding.check, finding.level) for finding in findings] == [
         ("DVC lock", "ok"),
         ("DVC path locks", "ok"),
         ("flow lock", "ok"),
@@ -108,8 +107,10 @@ def test_a_healthy_workspace_has_none(root: Path) -> None:
     ]
 
 
-def test_path_locks_of_dead_processes_are_dropped_and_those_of_live_ones_kept(root: Path) -> None:
-    dead, other, alive = dead_pid(), dead_pid(), os.getpid()
+def test_path_locks_of_dead_processes_are_dropped_and_those_of_live_ones_remain(root: Path) -> None:
+    dead = dead_pid()
+    other = dead_pid()
+    alive = os.getpid()
     path = write_path_locks(
         root,
         {"parts/a.txt": dead, "models": alive},
@@ -121,15 +122,13 @@ def test_path_locks_of_dead_processes_are_dropped_and_those_of_live_ones_kept(ro
     assert str(alive) not in finding.what
     assert finding.fix
     assert str(dead) in finding.fix()
-    left = json.loads(path.read_text(encoding="utf-8"))
-    assert (list(left["write"]), list(left["read"])) == (["models"], ["corpus.txt"])
-    assert [entry["pid"] for entry in left["read"]["corpus.txt"]] == [alive]
+    remaining = json.loads(path.read_text(encoding="utf-8"))
+    assert (list(remaining["write"]), list(remaining["read"])) == (["models"], ["corpus.txt"])
+    assert [entry["pid"] for entry in remaining["read"]["corpus.txt"]] == [alive]
     assert only(locks.dvc_locks(root), "DVC path locks").level == "ok"
 
 
-def test_a_number_that_another_process_has_now_blocks_dvc_until_it_is_dropped(
-    root: Path, start: Start
-) -> None:
+def test_a_reused_process_id_blocks_dvc_until_it_is_dropped(root: Path, start: Start) -> None:
     pid = start("sh", "-c", "echo up; sleep 300").pid
     path = write_path_locks(root, {str(root / "models" / "a.txt"): pid})
     hour_ago = path.stat().st_mtime - 3600
@@ -149,7 +148,7 @@ def test_a_number_that_another_process_has_now_blocks_dvc_until_it_is_dropped(
     "broken",
     ["{", '{"write": {"a": {"pid": "x", "cmd": "y"}}}', '{"write": []}', '{"read": {"a": [{}]}}'],
 )
-def test_a_broken_list_of_path_locks_stops_dvc_until_it_is_set_aside(
+def test_a_corrupt_list_of_path_locks_stops_dvc_until_it_is_set_aside(
     root: Path, broken: str
 ) -> None:
     path = root / locks.PATH_LOCKS
@@ -163,7 +162,7 @@ def test_a_broken_list_of_path_locks_stops_dvc_until_it_is_set_aside(
     run("dvc", "repro", "-s", "train@a", cwd=root)
 
 
-def test_nothing_is_mended_while_dvc_is_at_work(root: Path, start: Start) -> None:
+def test_nothing_is_fixed_while_dvc_is_running(root: Path, start: Start) -> None:
     path = write_path_locks(root, {"models": dead_pid()})
     before = path.read_bytes()
     start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
@@ -177,25 +176,25 @@ def test_nothing_is_mended_while_dvc_is_at_work(root: Path, start: Start) -> Non
     assert path.read_bytes() == before
 
 
-def test_a_lock_in_use_is_named_and_one_of_a_process_that_stands_still_is_a_problem(
+def test_a_lock_in_use_is_ok_and_that_of_a_stopped_process_is_a_problem(
     root: Path, start: Start
 ) -> None:
     process = start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
     finding = only(locks.dvc_locks(root), "DVC lock")
     assert (finding.level, str(process.pid) in finding.what) == ("ok", True)
-    stand_still(process)
+    suspend(process)
     finding = only(locks.dvc_locks(root), "DVC lock")
     assert (finding.level, finding.fix) == ("problem", None)
     assert f"kill -CONT {process.pid}" in finding.remedy
 
 
-def test_who_only_waits_for_a_lock_does_not_hold_it(root: Path, start: Start) -> None:
+def test_a_process_that_waits_for_a_lock_does_not_hold_it(root: Path, start: Start) -> None:
     process = start(sys.executable, "-c", HOLD, str(root / locks.REPOSITORY_LOCK))
     with (root / locks.REPOSITORY_LOCK).open("a"):
         assert [each.pid for each in lock_holders(root / locks.REPOSITORY_LOCK)] == [process.pid]
 
 
-def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_that_is_left_to_the_user(root: Path) -> None:
+def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_for_the_user_to_fix(root: Path) -> None:
     path = root / locks.REPOSITORY_LOCK
     path.unlink()
     done = subprocess.run(
@@ -207,16 +206,15 @@ def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_that_is_left_to_the_user(
     assert "rm .dvc/tmp/lock" in finding.remedy
 
 
-def test_a_flow_that_stands_still_is_a_problem(root: Path, start: Start) -> None:
+def test_a_stopped_flow_is_a_problem(root: Path, start: Start) -> None:
     path = root / locks.FLOWS / "lock"
     path.parent.mkdir(parents=True)
     process = start(sys.executable, "-c", HOLD, str(path))
     assert locks.flow_lock(root)[0].level == "ok"
-    stand_still(process)
-    assert (locks.flow_lock(root)[0].level, str(process.pid) in locks.flow_lock(root)[0].what) == (
-        "problem",
-        True,
-    )
+    suspend(process)
+    finding = locks.flow_lock(root)[0]
+    assert finding.level == "problem"
+    assert str(process.pid) in finding.what
 
 
 @pytest.mark.parametrize("of_host", [True, False])
@@ -236,7 +234,7 @@ def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_kille
 ) -> None:
     slots = Slots(("cpu-0",), root / locks.FLOWS / "slots", False)
     record = (root / "train@a.pid").resolve()
-    with slots.acquire(1, lambda: True) as (_, held):
+    with slots.acquire(1, lambda: True) as (_, lock_fds):
         guard = REPOSITORY / "flows" / "dvc_api" / "guard.py"
         process = start(
             sys.executable,
@@ -247,7 +245,7 @@ def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_kille
             "sh",
             "-c",
             "echo up; sleep 300",
-            pass_fds=held,
+            pass_fds=lock_fds,
         )
     assert [(finding.level, finding.what) for finding in locks.slots(root)] == [
         ("ok", "in use: cpu-0 by train@a")
@@ -262,7 +260,7 @@ def test_a_slot_in_which_a_stage_runs_is_in_use_and_free_when_its_guard_is_kille
     ]
 
 
-def test_a_lock_that_was_given_back_is_free(tmp_path: Path) -> None:
+def test_a_released_lock_is_free(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What this machine lacks is said by name, with the way to get it."""
+"""What this machine lacks is named with its remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_machine_without_a_gpu_is_warned_of_and_torch_is_not_even_asked(
+def test_a_machine_without_a_gpu_is_a_warning_and_torch_is_not_checked(
     tmp_path: Path, bare: Path
 ) -> None:
     assert levels(machine.gpu_parts(tmp_path)) == {"GPU": "warning"}
@@ -42,10 +42,10 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (bare / "nvidia-smi").write_text(SMI, encoding="utf-8")
     (bare / "nvidia-smi").chmod(0o755)
-    found = {finding.check: finding for finding in machine.gpu_parts(tmp_path)}
-    assert found["GPU"].what == "0, NVIDIA H200, 143771 MiB, 570.00"
-    assert found["torch"].level == "problem"
-    assert "sees no GPU" in found["torch"].what
+    findings = {finding.check: finding for finding in machine.gpu_parts(tmp_path)}
+    assert findings["GPU"].what == "0, NVIDIA H200, 143771 MiB, 570.00"
+    assert findings["torch"].level == "problem"
+    assert "sees no GPU" in findings["torch"].what
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(
         ({"grpo": {"parallel": "zero2"}}, "warning", "problem"),
     ],
 )
-def test_a_missing_library_is_a_problem_only_where_parameters_ask_for_it(
+def test_a_missing_library_is_a_problem_only_if_parameters_need_it(
     tmp_path: Path, params: dict[str, object], flash: str, deepspeed: str
 ) -> None:
     (tmp_path / "params.yaml").write_text(dump_yaml(params), encoding="utf-8")
@@ -85,7 +85,7 @@ def test_an_installed_library_is_named_with_its_version(
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.0, "ok"), (0.7, "warning"), (1.3, "problem")])
-def test_free_space_is_measured_by_what_the_last_outputs_took(
+def test_free_space_is_compared_with_the_size_of_the_last_outputs(
     tmp_path: Path, share: float, level: str
 ) -> None:
     root = make_workspace(tmp_path / "workspace", keys=("a",))
@@ -101,11 +101,11 @@ def test_free_space_is_measured_by_what_the_last_outputs_took(
     assert "DVC's cache holds 2.0 KiB" in finding.what
 
 
-def test_this_installation_is_what_the_repository_asks_for() -> None:
+def test_this_installation_meets_the_requirements() -> None:
     assert levels(machine.versions(REPOSITORY)) == {"versions": "ok"}
 
 
-def test_each_version_that_is_not_what_is_asked_for_is_named(tmp_path: Path) -> None:
+def test_each_unmet_requirement_is_named(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         '[project]\nrequires-python = ">=4"\ndependencies = ["dvc>=99", "no-such-library>=1",'
         ' "psutil>=1", "tqdm<1; python_version < \'3\'"]\n',

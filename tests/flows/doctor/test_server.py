@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @flow(name="reproduce")
 def reproduce() -> None:
-    """As this project's flow is called."""
+    """A flow with the name of this project's flow."""
 
 
 @flow(name="somebody-elses")
@@ -51,7 +51,7 @@ def other() -> None:
 
 @task
 def train() -> None:
-    """A task of such a run."""
+    """A task of either flow."""
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def client() -> Iterator[SyncPrefectClient]:
 
 
 @pytest.fixture(autouse=True)
-def settled(client: SyncPrefectClient) -> Iterator[None]:
-    """What a test leaves unfinished is finished after it."""
+def finish_runs(client: SyncPrefectClient) -> Iterator[None]:
+    """Finish unfinished runs after each test."""
     yield
     for run in client.read_flow_runs():
         if run.state is None or not run.state.is_final():
@@ -70,7 +70,7 @@ def settled(client: SyncPrefectClient) -> Iterator[None]:
 
 
 def after(minutes: float) -> datetime:
-    """A moment ahead of the server's clock, which stamps every state."""
+    """Time in the future of the server's clock, which stamps every state."""
     return datetime.now(UTC) + timedelta(minutes=minutes)
 
 
@@ -101,7 +101,7 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_a_healthy_server_has_none(client: SyncPrefectClient) -> None:
+def test_a_healthy_server_has_no_problems(client: SyncPrefectClient) -> None:
     begin(client, Running(), "just begun")
     findings = server()
     assert [(finding.check, finding.level) for finding in findings] == [
@@ -183,56 +183,48 @@ def test_a_heartbeat_is_a_sign_of_life(client: SyncPrefectClient) -> None:
     assert len(problems(zombies(client, now=after(60)))) == 1
 
 
-def test_a_process_of_this_host_that_is_gone_is_known_at_once_and_a_live_one_may_be_silent(
+def test_a_dead_local_process_is_found_at_once_and_a_live_one_may_be_silent(
     client: SyncPrefectClient,
 ) -> None:
-    here, dead = socket.gethostname(), dead_pid()
+    here = socket.gethostname()
+    dead = dead_pid()
     begin(client, Running(), "gone", process=f"{here}:{dead}")
     begin(client, Running(), "alive", process=f"{here}:{os.getpid()}")
     begin(client, Running(), "elsewhere", process=f"not-{here}:{dead}")
-    (said,) = problems(zombies(client))
-    assert said.startswith("'gone'")
-    assert f"its process {dead} is gone" in said
+    (problem,) = problems(zombies(client))
+    assert problem.startswith("'gone'")
+    assert f"its process {dead} is gone" in problem
     assert {each.split("'")[1] for each in problems(zombies(client, now=after(600)))} == {
         "gone",
         "elsewhere",
     }
 
 
-def test_the_host_of_a_process_workers_run_is_known_by_the_workers_name(
+def test_the_host_of_a_process_worker_is_read_from_its_name(
     client: SyncPrefectClient,
 ) -> None:
     dead = dead_pid()
     begin(client, Running(), "gone", process=str(dead), worker=worker_name("gpu", 1))
     begin(client, Running(), "alive", process=str(os.getpid()), worker=worker_name("gpu", 2))
-    begin(
-        client,
-        Running(),
-        "elsewhere",
-        process=str(dead),
-        worker=f"gpu-not-{socket.gethostname()}-1",
-    )
-    begin(
-        client,
-        Running(),
-        "on a host of a longer name",
-        process=str(dead),
-        worker=f"gpu-{socket.gethostname()}-2-1",
-    )
-    begin(client, Running(), "nobody knows where", process=str(dead), worker="ProcessWorker 1")
-    (said,) = problems(zombies(client))
-    assert said.startswith("'gone'")
+    for name, worker in {
+        "elsewhere": f"gpu-not-{socket.gethostname()}-1",
+        "on a host of a longer name": f"gpu-{socket.gethostname()}-2-1",
+        "on an unknown host": "ProcessWorker 1",
+    }.items():
+        begin(client, Running(), name, process=str(dead), worker=worker)
+    (problem,) = problems(zombies(client))
+    assert problem.startswith("'gone'")
 
 
-def test_a_process_that_came_long_after_the_run_is_another_with_its_number() -> None:
-    born = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
-    assert may_be_same_process(os.getpid(), born + timedelta(hours=1))
+def test_a_process_younger_than_the_run_only_reuses_its_id() -> None:
+    created = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+    assert may_be_same_process(os.getpid(), created + timedelta(hours=1))
     assert may_be_same_process(os.getpid(), None)
-    assert not may_be_same_process(os.getpid(), born - timedelta(hours=1))
+    assert not may_be_same_process(os.getpid(), created - timedelta(hours=1))
     assert not may_be_same_process(dead_pid(), None)
 
 
-def test_slots_of_limits_that_no_run_can_use_are_found(client: SyncPrefectClient) -> None:
+def test_leaked_slots_of_global_limits_are_found(client: SyncPrefectClient) -> None:
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=2))
     assert [finding.level for finding in leaked_slots(client)] == ["ok"]
     client.increment_concurrency_slots(["gpu"], slots=1, mode="concurrency")
@@ -245,19 +237,19 @@ def test_slots_of_limits_that_no_run_can_use_are_found(client: SyncPrefectClient
     assert finding.remedy == "prefect gcl update gpu --active-slots 0"
 
 
-def test_slots_of_a_tag_held_by_a_task_that_is_over_are_found_whatever_else_runs(
+def test_leaked_slots_of_a_tag_are_found_although_another_run_is_active(
     client: SyncPrefectClient,
 ) -> None:
     run = begin(client, Running(), "has tasks")
-    over, busy = (
+    finished, busy = (
         client.create_task_run(train, flow_run_id=run.id, dynamic_key=key, state=Running())
         for key in ("1", "2")
     )
     client.create_concurrency_limit("train", 3)
-    for each in (over, busy):
+    for each in (finished, busy):
         client.increment_v1_concurrency_slots(["train"], each.id)
     assert [finding.level for finding in leaked_slots(client)] == ["ok"]
-    client.set_task_run_state(over.id, Completed(), force=True)
+    client.set_task_run_state(finished.id, Completed(), force=True)
     leaks = [finding for finding in leaked_slots(client) if finding.level == "warning"]
     assert [finding.what.partition(" are used")[0] for finding in leaks] == [
         "1 of 3 slots of tag 'train'"
@@ -269,12 +261,12 @@ def test_the_flows_of_this_project_are_read_from_its_code() -> None:
     assert "reproduce" in project_flows()
 
 
-def test_no_server_is_no_problem_where_none_is_set() -> None:
+def test_no_server_is_ok_if_none_is_configured() -> None:
     with temporary_settings(restore_defaults=[PREFECT_API_URL]):
         assert [finding.level for finding in server()] == ["ok"]
 
 
-def test_an_address_where_nobody_answers_is_a_problem_and_its_password_is_not_shown() -> None:
+def test_an_unreachable_address_is_a_problem_and_its_password_is_not_printed() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -282,22 +274,22 @@ def test_an_address_where_nobody_answers_is_a_problem_and_its_password_is_not_sh
         (finding,) = server()
     assert (finding.check, finding.level) == ("Prefect server", "problem")
     assert (
-        f"PREFECT_API_URL is http://127.0.0.1:{port}/api, where no Prefect server_responds" in finding.what
+        f"PREFECT_API_URL is http://127.0.0.1:{port}/api, where no Prefect answers" in finding.what
     )
     assert "secret" not in finding.what + finding.remedy
 
 
 @pytest.mark.parametrize(
-    ("code", "version", "level", "said"),
+    ("code", "version", "level", "message"),
     [
         (200, "3.0.1", "problem", "version 3.0.1; this is"),
         (200, "{ours}.dev9", "warning", "requests may be refused"),
         (401, "", "problem", "refuses this user"),
-        (404, "", "problem", "no Prefect server_responds"),
+        (404, "", "problem", "no Prefect answers"),
     ],
 )
 def test_a_server_of_another_version_or_kind_is_named(
-    code: int, version: str, level: str, said: str
+    code: int, version: str, level: str, message: str
 ) -> None:
     ours = ".".join(prefect.__version__.split(".")[:2])
 
@@ -320,7 +312,7 @@ def test_a_server_of_another_version_or_kind_is_named(
             self.wfile.write(b"[]")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Answer) as http:
         thread = threading.Thread(target=http.serve_forever)
@@ -331,4 +323,5 @@ def test_a_server_of_another_version_or_kind_is_named(
         finally:
             http.shutdown()
             thread.join()
-    assert (finding.level, said in finding.what) == (level, True)
+    assert finding.level == level
+    assert message in finding.what

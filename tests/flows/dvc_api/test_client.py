@@ -1,4 +1,4 @@
-"""DVC's command line: what is stale, and what a stage's end means."""
+"""DVC's command line: stale stages, and the outcome of a stage that was run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
     return make_workspace(tmp_path / "workspace", ["a", "b"])
 
 
-def test_what_is_stale_is_told_with_its_reasons(root: Path) -> None:
+def test_status_lists_stale_stages_with_reasons(root: Path) -> None:
     run("dvc", "repro", cwd=root)
     assert read_status(root) == {}
     (root / "params.yaml").write_text("rate: 2\n", encoding="utf-8")
@@ -52,7 +52,7 @@ def test_what_is_stale_is_told_with_its_reasons(root: Path) -> None:
     }
 
 
-def test_a_stage_is_run_found_unchanged_or_taken_from_the_run_cache(root: Path) -> None:
+def test_a_stage_is_run_unchanged_or_restored_from_the_run_cache(root: Path) -> None:
     lines: list[str] = []
     runner = Runner(root)
     assert runner.run("split", lines.append).state == "ran"
@@ -81,7 +81,7 @@ def test_a_failure_gives_the_stages_own_reason_and_code(root: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [code for code in ExitCode if code])
-def test_the_code_of_a_stage_reaches_the_flow_though_dvc_ends_with_its_own(
+def test_the_exit_code_of_a_stage_reaches_the_flow_although_dvc_has_its_own(
     code: ExitCode, root: Path
 ) -> None:
     runner = Runner(root)
@@ -92,7 +92,7 @@ def test_the_code_of_a_stage_reaches_the_flow_though_dvc_ends_with_its_own(
     assert caught.value.code == code
 
 
-def test_a_code_of_an_earlier_run_is_never_taken_for_one_of_this_run(root: Path) -> None:
+def test_the_exit_code_of_an_earlier_run_is_ignored(root: Path) -> None:
     runner = Runner(root)
     runner.run("split", print)
     (root / "fail" / "a").write_text(str(int(ExitCode.REFUSED_DATA)), encoding="utf-8")
@@ -107,7 +107,7 @@ def test_a_code_of_an_earlier_run_is_never_taken_for_one_of_this_run(root: Path)
     assert caught.value.code is None
 
 
-def test_a_path_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(root: Path) -> None:
+def test_the_installed_dvc_prints_the_event_of_a_locked_path(root: Path) -> None:
     runner = Runner(root)
     runner.run("split", print)
     holder = {"pid": os.getpid(), "cmd": "dvc repro"}
@@ -120,17 +120,17 @@ def test_a_path_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(
     assert DvcEvent.LOCKED in map(read_event, lines)
 
 
-def test_a_repository_that_another_dvc_command_holds_is_an_event_of_the_installed_dvc(
+def test_the_installed_dvc_prints_the_event_of_a_locked_repository(
     root: Path,
 ) -> None:
     run("dvc", "repro", "-s", "split", cwd=root)
     with (root / ".dvc" / "tmp" / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        said = run("dvc", "repro", "-s", "train@a", cwd=root, code=255)
-    assert DvcEvent.LOCKED in map(read_event, said.splitlines())
+        output = run("dvc", "repro", "-s", "train@a", cwd=root, code=255)
+    assert DvcEvent.LOCKED in map(read_event, output.splitlines())
 
 
-def test_a_disk_that_is_full_for_dvc_itself_is_an_event_of_the_installed_dvc(root: Path) -> None:
+def test_the_installed_dvc_prints_the_event_of_a_full_disk(root: Path) -> None:
     text = f"""
 from unittest.mock import patch
 from dvc.cli import main
@@ -145,7 +145,7 @@ with patch("dvc.stage.Stage.save", side_effect=OSError({errno.ENOSPC}, "no word 
     assert {DvcEvent.BEGAN, DvcEvent.DISK_FULL} <= events
 
 
-def test_what_a_stage_prints_is_no_event() -> None:
+def test_output_of_a_stage_is_not_an_event() -> None:
     for line in (
         "error: No space left on device",
         "Unable to acquire lock",
@@ -156,7 +156,7 @@ def test_what_a_stage_prints_is_no_event() -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "events", "named"),
+    ("outcome", "events", "cause"),
     [
         (None, {DvcEvent.LOCKED}, "med-r1 doctor"),
         (StageOutcome(ExitCode.DONE), {DvcEvent.BEGAN, DvcEvent.DISK_FULL}, "dvc gc --workspace"),
@@ -174,15 +174,15 @@ def test_what_a_stage_prints_is_no_event() -> None:
         (None, set(), "see the lines below"),
     ],
 )
-def test_a_stages_own_outcome_comes_before_what_dvc_reports(
-    outcome: StageOutcome | None, events: set[DvcEvent], named: str
+def test_the_outcome_of_a_stage_takes_precedence_over_events_of_dvc(
+    outcome: StageOutcome | None, events: set[DvcEvent], cause: str
 ) -> None:
-    said = explain("train@a", 255, outcome, events, ["> x", "the last line"])
-    assert named in said.splitlines()[0]
-    assert said.endswith("the last line")
+    message = explain("train@a", 255, outcome, events, ["> x", "the last line"])
+    assert cause in message.splitlines()[0]
+    assert message.endswith("the last line")
 
 
-def test_stopping_ends_what_runs_and_lets_nothing_begin(root: Path) -> None:
+def test_stop_ends_running_stages_and_prevents_new_ones(root: Path) -> None:
     runner = Runner(root)
     runner.run("split", print)
     (root / "hold" / "a").touch()
@@ -200,38 +200,40 @@ def test_stopping_ends_what_runs_and_lets_nothing_begin(root: Path) -> None:
     with pytest.raises(StoppedError):
         runner.run("train@b", print)
     assert set(locked(root)) == {"split"}
-    assert run("dvc", "repro", "--dry", "split", cwd=root), "no lock is left behind"
+    assert run("dvc", "repro", "--dry", "split", cwd=root), "no lock remains"
 
 
-def test_whoever_fails_to_listen_does_not_leave_a_stage_unwatched(root: Path) -> None:
+def test_a_stage_is_ended_if_reporting_its_output_fails(root: Path) -> None:
     runner = Runner(root)
     runner.run("split", print)
     (root / "hold" / "a").touch()
 
-    def deaf(line: str) -> None:
+    def fail(line: str) -> None:
         if "step 1" in line:
-            raise ConnectionError("nobody server_responds")
+            raise ConnectionError("no response")
 
     with pytest.raises(ConnectionError):
-        runner.run("train@a", deaf)
+        runner.run("train@a", fail)
     assert not processes_of((root / RECORDS / "train@a.pid").resolve())
 
 
-def test_processes_whose_guard_is_gone_are_found_and_ended(root: Path) -> None:
+def test_orphaned_processes_are_found_and_ended(root: Path) -> None:
     record = (root / RECORDS / "train@a.pid").resolve()
-    left = subprocess.Popen(
+    orphan = subprocess.Popen(
         ["sleep", "300"], env={"FLOW_RECORD": str(record), "PATH": "/usr/bin:/bin"}
     )
     deadline = time.monotonic() + 10
     while not find_orphans(root) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert [(process.pid, path) for process, path in find_orphans(root)] == [(left.pid, str(record))]
-    end_processes([psutil.Process(left.pid)])
-    assert not psutil.pid_exists(left.pid)
+    assert [(process.pid, path) for process, path in find_orphans(root)] == [
+        (orphan.pid, str(record))
+    ]
+    end_processes([psutil.Process(orphan.pid)])
+    assert not psutil.pid_exists(orphan.pid)
     assert find_orphans(root) == []
 
 
-def test_what_dvc_refuses_is_told_with_the_command(tmp_path: Path) -> None:
+def test_a_failed_dvc_command_is_named_with_its_message(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match=(

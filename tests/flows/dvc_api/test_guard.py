@@ -1,4 +1,4 @@
-"""Nothing that a guard started outlives it or whoever asked for it."""
+"""Processes that a guard started outlive neither the guard nor its caller."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flows.dvc_api.client import processes_of
 from tests.flows.tiny import REPOSITORY
 
 GUARD = REPOSITORY / "flows" / "dvc_api" / "guard.py"
-# a command with a child of its own, as DVC has the stage
+# a command with a child of its own, like DVC with a stage
 NESTED = ["sh", "-c", "sh -c 'echo ready; exec sleep 300'; true"]
 
 
@@ -38,38 +38,43 @@ def eventually(condition: Callable[[], bool], seconds: float = 30) -> bool:
     return condition()
 
 
-def started(process: subprocess.Popen[str], record: Path) -> list[psutil.Process]:
+def await_ready(process: subprocess.Popen[str], record: Path) -> list[psutil.Process]:
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    found = processes_of(record)
-    assert len(found) >= 2
-    return found
+    processes = processes_of(record)
+    assert len(processes) >= 2
+    return processes
+
+
+def are_dead(processes: list[psutil.Process]) -> bool:
+    """Whether all have ended; zombies that the system's first process has not reaped count."""
+    return not any(
+        each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes
+    )
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
-def test_output_and_exit_code_are_the_commands(tmp_path: Path, command: str, code: int) -> None:
-    process = guard(tmp_path / "record", "sh", "-c", f"echo said; {command}")
+def test_output_and_exit_code_are_those_of_the_command(
+    tmp_path: Path, command: str, code: int
+) -> None:
+    process = guard(tmp_path / "record", "sh", "-c", f"echo output; {command}")
     assert process.stdout
-    assert process.stdout.read() == "said\n"
+    assert process.stdout.read() == "output\n"
     assert process.wait(30) == code
     assert not (tmp_path / "record").exists()
 
 
 def test_closing_the_pipe_ends_the_command_and_its_children(tmp_path: Path) -> None:
     process = guard(tmp_path / "record", *NESTED)
-    found = started(process, tmp_path / "record")
+    processes = await_ready(process, tmp_path / "record")
     assert process.stdin
     process.stdin.close()
     assert process.wait(30) != 0
-    assert eventually(
-        lambda: (
-            not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found)
-        )
-    )
+    assert eventually(lambda: are_dead(processes))
     assert not (tmp_path / "record").exists()
 
 
-def test_a_command_that_ignores_interrupts_is_killed_in_the_end(
+def test_a_command_that_ignores_interrupts_is_finally_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = tmp_path / "guard.py"
@@ -91,20 +96,15 @@ def test_a_command_that_ignores_interrupts_is_killed_in_the_end(
     assert process.wait(30) == 128 + signal.SIGKILL
 
 
-def test_what_a_killed_command_leaves_behind_is_ended(tmp_path: Path) -> None:
+def test_children_of_a_killed_command_are_ended(tmp_path: Path) -> None:
     process = guard(tmp_path / "record", *NESTED)
-    found = started(process, tmp_path / "record")
+    processes = await_ready(process, tmp_path / "record")
     os.kill(int((tmp_path / "record").read_text()), signal.SIGKILL)
     assert process.wait(30) == 137
-    # they were killed, and lie as zombies until the system's first process has looked
-    assert eventually(
-        lambda: (
-            not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found)
-        )
-    )
+    assert eventually(lambda: are_dead(processes))
 
 
-def test_a_caller_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> None:
+def test_a_command_ends_when_its_caller_is_killed(tmp_path: Path) -> None:
     record = tmp_path / "record"
     command = [sys.executable, "-I", "-S", str(GUARD), str(record), *NESTED]
     code = (
@@ -113,11 +113,7 @@ def test_a_caller_that_is_killed_takes_the_command_with_it(tmp_path: Path) -> No
     )
     caller = subprocess.Popen([sys.executable, "-c", code])
     assert eventually(lambda: len(processes_of(record)) >= 2)
-    found = processes_of(record)
+    processes = processes_of(record)
     caller.kill()
     caller.wait()
-    assert eventually(
-        lambda: (
-            not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in found)
-        )
-    )
+    assert eventually(lambda: are_dead(processes))

@@ -1,4 +1,4 @@
-"""What outputs weigh, and lock files that cannot be read."""
+"""Sizes of outputs, and corrupt lock files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def stage(name: str, *outs: str) -> Stage:
     return Stage(name, "", (), outs, 0, 1.0)
 
 
-def test_sizes_are_those_of_the_last_run_or_else_of_what_lies_there(tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_last_run_or_of_the_files(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(LOCK, encoding="utf-8")
     lock = read_output_sizes(tmp_path)
     assert out_size(tmp_path, stage("train@ct", "models/ct", "training/ct.csv"), lock) == 7200
@@ -36,14 +36,14 @@ def test_sizes_are_those_of_the_last_run_or_else_of_what_lies_there(tmp_path: Pa
     assert out_size(tmp_path, stage("train@mri", "models/mri"), lock) == 50
 
 
-def test_an_import_weighs_what_its_file_pins(tmp_path: Path) -> None:
+def test_the_size_of_an_import_is_the_pinned_one(tmp_path: Path) -> None:
     (tmp_path / "data.dvc").write_text(
         "outs:\n- {md5: 0a, size: 7525614, path: data/raw/corpus.zip}\n", encoding="utf-8"
     )
     assert out_size(tmp_path, stage("data.dvc", "data/raw/corpus.zip"), {}) == 7525614
 
 
-def test_hard_links_weigh_once_and_links_are_not_followed(tmp_path: Path) -> None:
+def test_hard_links_count_once_and_symlinks_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "folder" / "deep").mkdir(parents=True)
     (tmp_path / "folder" / "one").write_bytes(b"x" * 1000)
     os.link(tmp_path / "folder" / "one", tmp_path / "folder" / "deep" / "same")
@@ -53,16 +53,16 @@ def test_hard_links_weigh_once_and_links_are_not_followed(tmp_path: Path) -> Non
     assert size - (tmp_path / "folder" / "loop").lstat().st_size == 1000
 
 
-def test_no_lock_file_means_that_nothing_ran(tmp_path: Path) -> None:
+def test_a_missing_lock_file_means_that_nothing_ran(tmp_path: Path) -> None:
     assert read_output_sizes(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "where"),
     [
         (
             "schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: {}\n>>>>>>> other\n",
-            "line 2: a git conflict",
+            "line 2: unresolved git conflict",
         ),
         ("stages: [", "line 2"),
         ("just words", "dictionary"),
@@ -70,16 +70,18 @@ def test_no_lock_file_means_that_nothing_ran(tmp_path: Path) -> None:
         ("stages: {a: {outs: [{path: x, size: much}]}}", "stages.a.outs.0.size"),
     ],
 )
-def test_a_broken_lock_file_is_named_with_the_way_out(tmp_path: Path, text: str, said: str) -> None:
+def test_a_corrupt_lock_file_is_named_with_the_remedy(
+    tmp_path: Path, text: str, where: str
+) -> None:
     (tmp_path / "dvc.lock").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=where) as caught:
         read_output_sizes(tmp_path)
     assert str(tmp_path / "dvc.lock") in str(caught.value)
     assert "git checkout" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "text"),
     [
         (0, "0 B"),
         (1023, "1023 B"),
@@ -89,5 +91,5 @@ def test_a_broken_lock_file_is_named_with_the_way_out(tmp_path: Path, text: str,
         (3 * 2**40, "3.0 TiB"),
     ],
 )
-def test_sizes_are_said_in_units_of_1024(count: int, said: str) -> None:
-    assert format_bytes(count) == said
+def test_sizes_are_formatted_in_units_of_1024(count: int, text: str) -> None:
+    assert format_bytes(count) == text

@@ -1,4 +1,4 @@
-"""Which stages DVC would take from its run-cache, judged before it does."""
+"""Prediction of the stages that DVC restores from its run cache."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def root(twice_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(twice_run, tmp_path / "workspace"))
 
 
-def test_what_was_run_with_these_inputs_before_is_in_it_and_dvc_agrees(root: Path) -> None:
+def test_a_stage_that_ran_with_these_inputs_is_restorable_and_dvc_restores_it(root: Path) -> None:
     (root / "params.yaml").write_text("rate: 1\n", encoding="utf-8")
     assert restorable(root, TRAININGS) == TRAININGS
-    said = run("dvc", "repro", cwd=root)
-    assert "Stage 'train@a' is cached - skipping run" in said
-    assert "Running stage 'train" not in said
+    output = run("dvc", "repro", cwd=root)
+    assert "Stage 'train@a' is cached - skipping run" in output
+    assert "Running stage 'train" not in output
 
 
-def test_inputs_that_never_were_are_not_in_it(root: Path) -> None:
+def test_a_stage_with_new_inputs_is_not_restorable(root: Path) -> None:
     (root / "params.yaml").write_text("rate: 3\n", encoding="utf-8")
     assert restorable(root, TRAININGS) == set()
 
 
-def test_a_deleted_output_comes_back_from_the_cache_unless_that_is_gone_too(root: Path) -> None:
+def test_a_deleted_output_is_restorable_unless_the_cache_is_deleted_too(root: Path) -> None:
     (root / "models" / "a.txt").unlink()
     assert restorable(root, {"train@a"}) == {"train@a"}
     shutil.rmtree(root / ".dvc" / "cache" / "files")
     assert restorable(root, {"train@a"}) == set()
 
 
-def test_a_missing_input_is_no_error(root: Path) -> None:
+def test_a_missing_input_is_not_an_error(root: Path) -> None:
     (root / "corpus.txt").unlink()
     assert restorable(root, {"split"}) == set()

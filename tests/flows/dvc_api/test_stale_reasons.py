@@ -1,4 +1,4 @@
-"""Why a stage would run, as short as it can be said."""
+"""One-line explanations of why a stage is stale."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from flows.dvc_api.client import Reasons
 from flows.dvc_api.graph import Graph, Stage
-from flows.dvc_api.stale_reasons import name_groups, explain_staleness
+from flows.dvc_api.stale_reasons import explain_staleness, name_groups
 
 OUTS = {
     "splits": ("data/splits",),
@@ -20,7 +20,7 @@ GRAPH = Graph(
 
 
 @pytest.mark.parametrize(
-    ("reasons", "after", "said"),
+    ("reasons", "after", "explanation"),
     [
         ({"changed deps": {"params.yaml": {"grpo.beta": "modified"}}}, [], "grpo.beta modified"),
         (
@@ -28,7 +28,7 @@ GRAPH = Graph(
             ["base"],
             "stages/train.py modified; after base",
         ),
-        # a dependency below, and one above, what a stale stage makes
+        # a dependency below, and one above, an output of a stale stage
         ({"changed deps": {"data/splits/grouped/ct": "deleted"}}, ["splits"], "after splits"),
         ({"changed deps": {"models": "modified"}}, ["base"], "after base"),
         (
@@ -42,13 +42,13 @@ GRAPH = Graph(
         ({}, ["base", "splits"], "after base, splits"),
     ],
 )
-def test_what_changed_by_itself_is_named_and_its_consequences_are_not(
-    reasons: Reasons, after: list[str], said: str
+def test_own_changes_are_named_and_consequences_are_not(
+    reasons: Reasons, after: list[str], explanation: str
 ) -> None:
-    assert explain_staleness(GRAPH, reasons, after, has_run=True) == said
+    assert explain_staleness(GRAPH, reasons, after, has_run=True) == explanation
 
 
-def test_a_stage_that_never_ran_has_no_differences() -> None:
+def test_a_stage_that_never_ran_has_no_changes() -> None:
     reasons: Reasons = {
         "changed deps": {"data/corpus": "new"},
         "changed outs": {"models/ct": "deleted"},

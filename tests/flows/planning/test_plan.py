@@ -1,4 +1,4 @@
-"""The plan says what the flow then does, and leaves the workspace as it is."""
+"""The plan predicts what the flow does, and changes nothing in the workspace."""
 
 from __future__ import annotations
 
@@ -51,18 +51,16 @@ def set_rate(root: Path, rate: int) -> None:
 
 def contents(root: Path) -> dict[str, str]:
     """Every file with its hash and time, except DVC's locks and index."""
-    found = {}
+    files = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_file() and not name.startswith(".dvc/tmp/"):
-            found[name] = (
-                f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}"
-                f" {path.stat().st_mtime_ns}"
-            )
-    return found
+            md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+            files[name] = f"{md5} {path.stat().st_mtime_ns}"
+    return files
 
 
-def test_nothing_would_run_where_all_is_up_to_date(
+def test_nothing_would_run_if_everything_is_up_to_date(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(root)
@@ -76,29 +74,27 @@ def test_nothing_would_run_where_all_is_up_to_date(
     ]
 
 
-def test_a_changed_parameter_is_named_and_what_waits_for_it_says_so(root: Path) -> None:
+def test_a_changed_parameter_is_named_and_stages_that_wait_for_it_say_so(root: Path) -> None:
     set_rate(root, 2)
     plan = make_plan(root)
-    found = steps(plan)
+    planned = steps(plan)
     assert plan.up_to_date == ("split",)
-    assert [found[name].why for name in TRAININGS] == ["rate modified"] * 3
-    assert found["evaluate@b"].why == "after train@b"
-    assert found["report"].why == "after evaluate@a, evaluate@b, evaluate@c"
-    assert [found[name].wave for name in ("train@a", "evaluate@a", "report")] == [1, 2, 3]
+    assert [planned[name].why for name in TRAININGS] == ["rate modified"] * 3
+    assert planned["evaluate@b"].why == "after train@b"
+    assert planned["report"].why == "after evaluate@a, evaluate@b, evaluate@c"
+    assert [planned[name].wave for name in ("train@a", "evaluate@a", "report")] == [1, 2, 3]
     assert any("not committed: params.yaml" in each for each in plan.warnings)
 
 
-def test_the_plan_is_what_dvc_then_runs(root: Path) -> None:
+def test_dvc_runs_exactly_the_planned_stages(root: Path) -> None:
     (root / "parts" / "b.txt").unlink()
     (root / "corpus.txt").write_text("second\n", encoding="utf-8")
     planned = set(steps(make_plan(root)))
-    said = run("dvc", "repro", cwd=root)
-    assert {
-        line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")
-    } == planned
+    lines = run("dvc", "repro", cwd=root).splitlines()
+    assert {line.split("'")[1] for line in lines if line.startswith("Running stage")} == planned
 
 
-def test_it_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_planning_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     set_rate(root, 2)
     (root / "models" / "b.txt").unlink()
     path = root / durations.FILE
@@ -112,27 +108,23 @@ def test_it_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert contents(root) == before
 
 
-def test_durations_are_the_recorded_ones_or_those_of_meta_and_it_says_which(root: Path) -> None:
+def test_durations_are_recorded_or_from_meta_and_the_source_is_named(root: Path) -> None:
     set_rate(root, 2)
     for seconds in (30.0, 50.0, 40.0):
         durations.record(root, "train@b", seconds)
     plan = make_plan(root, slots=2)
-    found = steps(plan)
-    assert (found["train@b"].seconds, found["train@b"].estimate) == (40.0, "recorded")
-    assert (found["train@a"].seconds, found["train@a"].estimate) == (120.0, "meta")
+    planned = steps(plan)
+    assert (planned["train@b"].seconds, planned["train@b"].estimate) == (40.0, "recorded")
+    assert (planned["train@a"].seconds, planned["train@a"].estimate) == (120.0, "meta")
     assert plan.gpu_hours == pytest.approx((120 + 40 + 120 + 3 * 60) / 3600)
     # a 0-120, b 0-40, c 40-160; evaluations fill the slots; the report is last
-    assert (found["train@a"].start, found["train@b"].start, found["train@c"].start) == (
-        0.0,
-        0.0,
-        40.0,
-    )
-    assert found["report"].start == max(found[f"evaluate@{key}"].start + 60 for key in "abc")
-    assert plan.seconds == found["report"].start + 60
-    assert any("6 of 7 durations are those of meta" in each for each in plan.notes)
+    assert [planned[name].start for name in TRAININGS] == [0.0, 0.0, 40.0]
+    assert planned["report"].start == max(planned[f"evaluate@{key}"].start + 60 for key in "abc")
+    assert plan.seconds == planned["report"].start + 60
+    assert any("6 of 7 durations are from meta" in each for each in plan.notes)
 
 
-def test_what_the_run_cache_holds_costs_no_time(root: Path) -> None:
+def test_stages_in_the_run_cache_take_no_time(root: Path) -> None:
     set_rate(root, 2)
     run("dvc", "repro", cwd=root)
     set_rate(root, 1)
@@ -141,17 +133,17 @@ def test_what_the_run_cache_holds_costs_no_time(root: Path) -> None:
         name: step.estimate for name, step in steps(plan).items() if step.gpus
     } == dict.fromkeys(TRAININGS, "run-cache") | {f"evaluate@{key}": "meta" for key in "abc"}
     assert steps(plan)["train@a"].seconds == 0
-    assert any("3 stages are in the run-cache" in each for each in plan.notes)
+    assert any("3 stages are in the run cache" in each for each in plan.notes)
 
 
-def test_only_what_was_asked_for_and_what_it_needs_is_planned(root: Path) -> None:
+def test_only_the_selected_stages_and_their_dependencies_are_planned(root: Path) -> None:
     (root / "corpus.txt").write_text("second\n", encoding="utf-8")
     plan = make_plan(root, only=["train@b"])
     assert [step.name for step in plan.steps] == ["split", "train@b"]
     assert plan.up_to_date == ()
 
 
-def test_a_pipeline_that_never_ran_says_so_and_that_sizes_are_unknown(
+def test_a_pipeline_that_never_ran_has_unknown_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -163,10 +155,10 @@ def test_a_pipeline_that_never_ran_says_so_and_that_sizes_are_unknown(
         "report": "never run here; after evaluate@a",
     }
     assert {step.bytes for step in plan.steps} == {None}
-    assert any("outputs of 4 of 4 stages were never made here" in each for each in plan.notes)
+    assert any("4 of 4 stages have never run here" in each for each in plan.notes)
 
 
-def test_outputs_that_do_not_fit_on_the_disk_are_warned_of(root: Path) -> None:
+def test_outputs_that_do_not_fit_on_the_disk_are_a_warning(root: Path) -> None:
     lock = read_yaml(root / "dvc.lock")
     lock["stages"]["train@a"]["outs"][0]["size"] = 10**17
     (root / "dvc.lock").write_text(dump_yaml(lock), encoding="utf-8")
@@ -179,7 +171,7 @@ def test_outputs_that_do_not_fit_on_the_disk_are_warned_of(root: Path) -> None:
     )
 
 
-def test_a_stage_that_needs_more_slots_than_there_are_is_warned_of(root: Path) -> None:
+def test_a_stage_that_needs_more_slots_than_exist_is_a_warning(root: Path) -> None:
     pipeline = read_yaml(root / "dvc.yaml")
     pipeline["stages"]["train"]["do"]["meta"]["gpus"] = 2
     (root / "dvc.yaml").write_text(dump_yaml(pipeline), encoding="utf-8")
@@ -191,7 +183,7 @@ def test_a_stage_that_needs_more_slots_than_there_are_is_warned_of(root: Path) -
     assert not any("slots" in each for each in make_plan(root, slots=2).warnings)
 
 
-def test_json_holds_the_whole_plan(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_contains_the_whole_plan(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     set_rate(root, 2)
     assert med_r1("plan", "--only", "evaluate@a", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
@@ -201,43 +193,36 @@ def test_json_holds_the_whole_plan(root: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--only", "trian"], "no stage of dvc.yaml is meant by 'trian'"),
-        (["--slots", "0"], "0 slots: at least one is needed"),
-    ],
+    ("arguments", "message"),
+    [(["--only", "trian"], "'trian'"), (["--slots", "0"], "0 slots")],
 )
-def test_what_cannot_be_asked_for_is_refused(
-    root: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_are_refused(
+    root: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert med_r1("plan", *arguments) == ExitCode.INPUT
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
-    assert said in printed.err
+    assert message in printed.err
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "message"),
     [
-        (
-            "dvc.lock",
-            "<<<<<<< HEAD\nstages: {}\n",
-            "dvc.lock, line 1: a git conflict is not resolved",
-        ),
+        ("dvc.lock", "<<<<<<< HEAD\nstages: {}\n", "dvc.lock, line 1: unresolved git conflict"),
         ("params.yaml", "rate: [\n", "params.yaml"),
         ("dvc.yaml", "stages: {split: {}}\n", "dvc.yaml"),
         ("dvc.yaml", None, "dvc.yaml is missing: run from the project's root"),
     ],
 )
-def test_files_that_cannot_be_read_are_named(
-    root: Path, file: str, text: str | None, said: str, capsys: pytest.CaptureFixture[str]
+def test_unreadable_files_are_named(
+    root: Path, file: str, text: str | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / file).unlink()
     if text is not None:
         (root / file).write_text(text, encoding="utf-8")
     assert med_r1("plan") == ExitCode.INPUT
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(
@@ -255,18 +240,9 @@ def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(
         make_plan(tmp_path)
 
 
-def test_the_simulated_order_keeps_slots_and_lets_the_stage_most_wait_for_go_first() -> None:
-    stages = {
-        name: Stage(name, "", (), (), gpus, 1.0)
-        for name, gpus in {
-            "alone": 1,
-            "first": 1,
-            "second": 1,
-            "third": 1,
-            "cpu": 0,
-            "both": 2,
-        }.items()
-    }
+def test_the_simulation_respects_slots_and_starts_the_most_needed_stage_first() -> None:
+    gpus = {"alone": 1, "first": 1, "second": 1, "third": 1, "cpu": 0, "both": 2}
+    stages = {name: Stage(name, "", (), (), count, 1.0) for name, count in gpus.items()}
     needs = {name: frozenset[str]() for name in stages} | {
         "second": frozenset({"first"}),
         "third": frozenset({"second"}),

@@ -1,4 +1,4 @@
-"""Versions of the champion: promoted, shown, taken back, and their weights fetched."""
+"""Versions of the champion: promotion, rollback, and checkout of weights."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return root
 
 
-def test_promoting_going_back_and_fetching_weights_from_the_command_line(
+def test_promote_rollback_and_checkout_from_the_command_line(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert med_r1("champion", "show") == ExitCode.INPUT
-    assert "there is no champion yet; `med-r1 champion promote`" in capsys.readouterr().err
+    assert "`med-r1 champion promote`" in capsys.readouterr().err
     assert med_r1("champion", "promote") == 0
     assert med_r1("champion", "rollback") == ExitCode.INPUT
-    assert (
-        "champion 1 is the first: there is none before it to go back to" in capsys.readouterr().err
-    )
+    assert "champion 1 is the first" in capsys.readouterr().err
 
     (root / "infra/base/skill.json").write_text("0.2", encoding="utf-8")
     assert med_r1("champion", "promote") == ExitCode.INPUT
@@ -43,12 +41,8 @@ def test_promoting_going_back_and_fetching_weights_from_the_command_line(
     run("dvc", "repro", cwd=root)
     assert med_r1("champion", "promote", "--why", "another base") == 0
     second = champion.require(root)
-    assert (second.version, second.predecessor, second.why, second.git_dirty) == (
-        2,
-        1,
-        "another base",
-        True,
-    )
+    assert (second.version, second.predecessor) == (2, 1)
+    assert (second.why, second.git_dirty) == ("another base", True)
     assert second.checkpoints["ct"].questions > 0
     first = champion.version(root, 1)
     assert first.checkpoints["ct"].model != second.checkpoints["ct"].model
@@ -56,15 +50,15 @@ def test_promoting_going_back_and_fetching_weights_from_the_command_line(
 
     capsys.readouterr()
     assert med_r1("champion", "show") == 0
-    shown = capsys.readouterr().out
-    assert "champion 2 of 1, 2, since" in shown
-    assert "in the cache" in shown
+    output = capsys.readouterr().out
+    assert "champion 2 of 1, 2, since" in output
+    assert "in the cache" in output
     assert med_r1("champion", "rollback") == 0
     assert champion.require(root).version == 1
     assert med_r1("champion", "rollback", "--to", "2") == 0
     assert med_r1("champion", "rollback", "--to", "2") == ExitCode.INPUT
     assert med_r1("champion", "rollback", "--to", "7") == ExitCode.INPUT
-    assert "there is no champion 7; there are: 1, 2" in capsys.readouterr().err
+    assert "no champion 7; existing: 1, 2" in capsys.readouterr().err
 
     assert med_r1("champion", "checkout", "ct", "elsewhere") == 0
     assert json.loads((root / "elsewhere/from.json").read_text()) == 0.2
@@ -74,24 +68,16 @@ def test_promoting_going_back_and_fetching_weights_from_the_command_line(
     assert "champion 2 has no checkpoint 'cta'; it has: ct, x-ray" in capsys.readouterr().err
 
     run("dvc", "gc", "--workspace", "--force", cwd=root)
-    with pytest.raises(
-        InputError, match="the weights of ct, champion 1 .* is not in DVC's cache any more"
-    ):
+    with pytest.raises(InputError, match="the weights of ct, champion 1 .* DVC's cache"):
         champion.checkout(root, "ct", root / "elsewhere", 1)
     assert json.loads((root / "elsewhere/from.json").read_text()) == 0.0, (
-        "what was there is not lost over it"
+        "a failure changes nothing"
     )
 
 
-def test_a_damaged_record_is_named(root: Path) -> None:
+@pytest.mark.parametrize("content", ['{"version": "two", "since": "", "why": ""}', "{"])
+def test_a_corrupt_record_is_named(root: Path, content: str) -> None:
     (root / "champions").mkdir()
-    (root / "champions/champion.json").write_text(
-        '{"version": "two", "since": "", "why": ""}', encoding="utf-8"
-    )
-    with pytest.raises(
-        InputError, match=r"champions/champion.json is damaged \(Input should be a valid integer"
-    ):
-        champion.current(root)
-    (root / "champions/champion.json").write_text("{", encoding="utf-8")
-    with pytest.raises(InputError, match="champions/champion.json is not JSON"):
+    (root / "champions/champion.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match="champions/champion.json is .*`git checkout champion"):
         champion.current(root)

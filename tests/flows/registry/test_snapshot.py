@@ -1,4 +1,4 @@
-"""New data on trial, and the way back."""
+"""Snapshots: validation of new data, commit and rollback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.dvc_api.client import read_status
-from flows.registry import snapshot as trial
+from flows.registry import snapshot
 from flows.source.probe import update
 from stages.core.yaml_files import dump_yaml
 from tests.flows.tiny import run
@@ -34,58 +34,56 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def take_new(root: Path) -> None:
+def fetch_new_data(root: Path) -> None:
     (root.parent / "corpus.zip").write_text("two")
-    trial.save(root)
+    snapshot.save(root)
     update(root)
     run("dvc", "repro", cwd=root)
 
 
-def test_all_is_as_it_was_after_going_back(root: Path) -> None:
+def test_rollback_restores_the_workspace(root: Path) -> None:
     run("dvc", "repro", cwd=root)
     before = {
         path: path.read_bytes()
         for path in root.rglob("*")
         if path.is_file() and ".dvc/" not in str(path) and ".git/" not in str(path)
     }
-    take_new(root)
-    assert trial.on_trial(root)
+    fetch_new_data(root)
+    assert snapshot.exists(root)
     assert (root / "data/corpus").read_text() == "two"
-    assert trial.rollback(root) is None
-    assert not trial.on_trial(root)
+    assert snapshot.rollback(root) is None
+    assert not snapshot.exists(root)
     assert {path: path.read_bytes() for path in before} == before
     assert read_status(root) == {}
 
 
-def test_what_was_never_run_is_never_run_again(root: Path) -> None:
-    take_new(root)
-    assert trial.rollback(root) is None
+def test_rollback_removes_a_lock_file_that_did_not_exist(root: Path) -> None:
+    fetch_new_data(root)
+    assert snapshot.rollback(root) is None
     assert (root / "data/raw/corpus.zip").read_text() == "one"
     assert not (root / "dvc.lock").exists()
 
 
-def test_what_the_cache_lost_is_told(root: Path) -> None:
+def test_rollback_reports_files_missing_from_the_cache(root: Path) -> None:
     run("dvc", "repro", cwd=root)
-    take_new(root)
+    fetch_new_data(root)
     run("dvc", "gc", "--workspace", "--force", cwd=root)
-    word = trial.rollback(root)
-    assert word is not None
-    assert "not all files of the corpus before could be brought back from DVC's cache" in word
-    assert not trial.on_trial(root)
+    message = snapshot.rollback(root)
+    assert message is not None
+    assert "`dvc repro download resize splits`" in message
+    assert not snapshot.exists(root)
 
 
-def test_good_data_stays(root: Path) -> None:
-    take_new(root)
-    trial.commit(root)
-    assert not trial.on_trial(root)
+def test_commit_accepts_the_new_data(root: Path) -> None:
+    fetch_new_data(root)
+    snapshot.commit(root)
+    assert not snapshot.exists(root)
     assert (root / "data/corpus").read_text() == "two"
 
 
-def test_the_workspace_is_held_by_one_at_a_time(root: Path) -> None:
-    refused = pytest.raises(
-        trial.AlreadyRunningError, match=r"a retraining \(process \d+\) runs in"
-    )
-    with trial.only_retraining(root), refused, trial.only_retraining(root):
+def test_only_one_retraining_runs_in_a_workspace(root: Path) -> None:
+    conflict = pytest.raises(snapshot.AlreadyRunningError, match=rf"process \d+.* {root}")
+    with snapshot.only_retraining(root), conflict, snapshot.only_retraining(root):
         pass
-    with trial.only_retraining(root):
+    with snapshot.only_retraining(root):
         pass

@@ -1,4 +1,4 @@
-"""A champion asked the workspace's questions: by the real stage evaluate, on the embedded base."""
+"""Champions evaluated on the workspace's questions by the real stage, on the embedded base."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_champion_answers_as_the_stage_would_and_the_workspace_stays(root: Path) -> None:
+def modification_times(root: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+
+
+def test_champions_are_evaluated_as_by_the_stage_without_changing_the_workspace(root: Path) -> None:
     run("python", "-m", "stages.evaluate", "ct", cwd=root)
-    own = pq.read_table(root / layout.predictions("ct")).to_pandas()
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
-    duel = ChampionEvaluation(root)
-    shutil.copytree(root / layout.BASE_MODEL, duel.weights("ct"))
-    said: list[str] = []
-    answers = pq.read_table(duel.answer("ct", said.append)).to_pandas()
-    pd.testing.assert_frame_equal(answers, own)
-    assert any("48 questions answered -> predictions/ct.parquet" in line for line in said)
-    duel.clear()
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()} == before
+    expected = pq.read_table(root / layout.predictions("ct")).to_pandas()
+    before = modification_times(root)
+    evaluation = ChampionEvaluation(root)
+    shutil.copytree(root / layout.BASE_MODEL, evaluation.weights("ct"))
+    lines: list[str] = []
+    predictions = pq.read_table(evaluation.evaluate("ct", lines.append)).to_pandas()
+    pd.testing.assert_frame_equal(predictions, expected)
+    assert any("48 questions" in line and "predictions/ct.parquet" in line for line in lines)
+    evaluation.clear()
+    assert modification_times(root) == before
 
 
-def test_what_goes_wrong_is_named(root: Path) -> None:
-    duel = ChampionEvaluation(root)
-    with pytest.raises(
-        InputError, match=r"models/mri is missing: fetch the champion's weights first"
-    ):
-        duel.answer("mri", print)
-    duel.weights("mri").mkdir(parents=True)
+def test_errors_name_the_checkpoint(root: Path) -> None:
+    evaluation = ChampionEvaluation(root)
+    with pytest.raises(InputError, match="models/mri is missing"):
+        evaluation.evaluate("mri", print)
+    evaluation.weights("mri").mkdir(parents=True)
     with pytest.raises(StageError, match="champion@mri failed"):
-        duel.answer("mri", print)
-    duel.weights("fundus").mkdir(parents=True)
-    with pytest.raises(
-        InputError, match="dvc.lock has no evaluate@fundus: run `dvc repro evaluate@fundus`"
-    ):
-        duel.answer("fundus", print)
-    duel.stop()
+        evaluation.evaluate("mri", print)
+    evaluation.weights("fundus").mkdir(parents=True)
+    with pytest.raises(InputError, match="dvc.lock .*`dvc repro evaluate@fundus`"):
+        evaluation.evaluate("fundus", print)
+    evaluation.stop()
     with pytest.raises(StoppedError, match="champion@mri was stopped"):
-        duel.answer("mri", print)
+        evaluation.evaluate("mri", print)

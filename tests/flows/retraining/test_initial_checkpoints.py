@@ -1,4 +1,4 @@
-"""Initial checkpoints, set in params.yaml without touching the rest of it."""
+"""Initial checkpoints are set in params.yaml without changing anything else in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def params(tmp_path: Path) -> Path:
     return Path(shutil.copy(REPOSITORY / "params.yaml", tmp_path))
 
 
-def test_only_the_starts_that_differ_are_written(params: Path) -> None:
+def test_only_different_initial_checkpoints_are_written(params: Path) -> None:
     before = params.read_text(encoding="utf-8")
     starts = {"ct": Path("models/champion/ct"), "mri": Path("models/base")}
     assert set_initial_checkpoints(params.parent, starts) == ["ct"]
@@ -49,7 +49,7 @@ def test_only_the_starts_that_differ_are_written(params: Path) -> None:
         ),
     ],
 )
-def test_an_entry_may_be_a_block_or_have_no_start_yet(
+def test_an_entry_may_be_a_block_or_lack_an_initial_checkpoint(
     params: Path, entry: str, edited: str
 ) -> None:
     text = params.read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def test_an_entry_may_be_a_block_or_have_no_start_yet(
     assert params.read_text(encoding="utf-8") == text.replace(LINE, edited)
 
 
-def test_nothing_is_written_where_an_edit_would_lose_a_comment(params: Path) -> None:
+def test_an_edit_that_would_lose_a_comment_is_refused(params: Path) -> None:
     text = params.read_text(encoding="utf-8")
     split = text.replace("rewards: {accuracy: 1.0, ", "rewards: {accuracy: 1.0,  # by letter\n    ")
     assert split != text

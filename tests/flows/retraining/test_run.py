@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from tests.flows.corpora import by_dvc, copy_workspace, make_records, make_works
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace whose results are champion 1."""
     root = make_workspace(tmp_path_factory.mktemp("template") / "workspace")
-    ended = retrain(root)
-    assert ended.name == "FirstChampion"
+    assert retrain(root).name == "FirstChampion"
     return root
 
 
@@ -39,20 +39,20 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def retrain(root: Path, said: list[str] | None = None, **wishes: Any) -> RetrainOutcome:
-    report = (lambda line: None) if said is None else said.append
+def retrain(root: Path, messages: list[str] | None = None, **options: Any) -> RetrainOutcome:
+    report = (lambda line: None) if messages is None else messages.append
     with snapshot.only_retraining(root):
-        return Retraining(
-            root, RetrainOptions(**wishes), by_dvc(root), find_slots(root, gpus=[]), report
-        ).run()
+        slots = find_slots(root, gpus=[])
+        return Retraining(root, RetrainOptions(**options), by_dvc(root), slots, report).run()
 
 
-def drop(root: Path, *more: list[dict[str, Any]]) -> None:
-    """The source now holds what it held, and more."""
-    write_corpus(
-        root.parent / "source" / "corpus.zip",
-        [record for records in (make_records(), *more) for record in records],
-    )
+def write_source(root: Path, records: list[dict[str, Any]]) -> None:
+    write_corpus(root.parent / "source" / "corpus.zip", records)
+
+
+def add_records(root: Path, records: Sequence[dict[str, Any]] = ()) -> None:
+    """Write the original records and these to the source."""
+    write_source(root, [*make_records(), *records])
 
 
 def skill(folder: Path) -> float:
@@ -60,7 +60,7 @@ def skill(folder: Path) -> float:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """All that a refused drop must leave as it was."""
+    """All files that a refused corpus must leave unchanged."""
     tracked = [root / "data.dvc", root / "dvc.lock", root / "params.yaml"]
     return {
         str(path): path.read_bytes()
@@ -71,9 +71,9 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_nothing_new_runs_nothing(root: Path) -> None:
     before = files(root)
-    ended = retrain(root)
-    assert ended.name == "NothingNew"
-    assert "champion 1 stays" in ended.message
+    outcome = retrain(root)
+    assert outcome.name == "NothingNew"
+    assert "champion 1 stays" in outcome.message
     assert files(root) == before
     assert len(read_decisions(root)) == 1
 
@@ -81,16 +81,13 @@ def test_nothing_new_runs_nothing(root: Path) -> None:
 def test_new_data_of_one_modality_retrains_only_that_and_a_better_challenger_is_promoted(
     root: Path,
 ) -> None:
-    drop(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
-    look = retrain(root, dry_run=True)
-    assert (look.name, champion.require(root).version, snapshot.on_trial(root)) == (
-        "DryRun",
-        1,
-        False,
-    )
-    ended = retrain(root)
-    assert ended.name == "Promoted", ended.message
-    decision = ended.decision
+    add_records(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
+    assert retrain(root, dry_run=True).name == "DryRun"
+    assert champion.require(root).version == 1
+    assert not snapshot.exists(root)
+    outcome = retrain(root)
+    assert outcome.name == "Promoted", outcome.message
+    decision = outcome.decision
     assert decision is not None
     # checkpoints by question type depend on the images of all modalities
     trained = [f"train@{name}" for name in ("ct", "disease-diagnosis", "lesion-grading")]
@@ -105,28 +102,22 @@ def test_new_data_of_one_modality_retrains_only_that_and_a_better_challenger_is_
         "images": {"added": 8, "removed": 0, "changed": 0},
         "questions": {"added": 8, "removed": 0, "changed": 0},
     }
-    assert not any(
-        any(part.values())
-        for slug, parts in decision["changes"].items()
-        if slug != "ct"
-        for part in parts.values()
-    )
+    unchanged = {part: {"added": 0, "removed": 0, "changed": 0} for part in ("images", "questions")}
+    for slug in decision["changes"].keys() - {"ct"}:
+        assert decision["changes"][slug] == unchanged
     assert decision["checkpoints"]["x-ray"] == "as before"
-    assert (
-        decision["judgements"]["ct"]["own"]["champion"]
-        < decision["judgements"]["ct"]["own"]["challenger"]
-    )
-    assert decision["judgements"]["ct"]["own"]["low"] > 0
-    assert "| ct |" in markdown(decision)
+    own = decision["judgements"]["ct"]["own"]
+    assert own["champion"] < own["challenger"]
+    assert own["low"] > 0
+    page = markdown(decision)
+    assert "| ct |" in page
     assert {each["feature"] for each in decision["drift"]} >= {
         "modality",
         "right letter",
         "brightness",
         "shorter side",
     }
-    assert "| ct | words of the question |" in markdown(decision) or "Drift: of " in markdown(
-        decision
-    )
+    assert "| ct | words of the question |" in page or "Drift: none of " in page
     assert champion.require(root).version == 2
     assert not (root / ".scratch/flows/duel").exists()
     assert read_status(root) == {}
@@ -138,28 +129,28 @@ def test_new_data_of_one_modality_retrains_only_that_and_a_better_challenger_is_
     champion.checkout(root, "ct", root / "old")
     assert skill(root / "old") == 0.4
     assert retrain(root).name == "NothingNew"
-    with pytest.raises(InputError, match="champion 1 is the first: there is none before it"):
+    with pytest.raises(InputError, match="champion 1 is the first"):
         champion.rollback(root)
 
 
-def test_a_worse_challenger_stays_one_and_the_data_is_not_asked_for_again(root: Path) -> None:
-    drop(root, make_records(4, ["x-ray"], "poison"))
-    ended = retrain(root)
-    assert ended.name == "Kept"
-    assert "x-ray on its own test" in ended.message
-    assert "it may be worse by more than 10 (retrain.max_loss)" in ended.message
+def test_a_worse_challenger_is_not_promoted_and_its_data_is_not_new_again(root: Path) -> None:
+    add_records(root, make_records(4, ["x-ray"], "poison"))
+    outcome = retrain(root)
+    assert outcome.name == "Kept"
+    assert "x-ray on its own test" in outcome.message
+    assert "10 (retrain.max_loss)" in outcome.message
     assert champion.require(root).version == 1
     assert retrain(root).name == "NothingNew"
 
 
-def broken(root: Path) -> None:
+def truncated(root: Path) -> None:
     path = root.parent / "source" / "corpus.zip"
     path.write_bytes(path.read_bytes()[:5000])
 
 
-def damaged_members(root: Path) -> None:
+def corrupt_members(root: Path) -> None:
+    add_records(root, make_records(4, ["ct"], "new"))
     path = root.parent / "source" / "corpus.zip"
-    write_corpus(path, [*make_records(), *make_records(4, ["ct"], "new")])
     with zipfile.ZipFile(path) as archive:
         starts = [
             archive.getinfo(f"OmniMedVQA/Images/ct/new{number}.png").header_offset
@@ -173,11 +164,10 @@ def damaged_members(root: Path) -> None:
 
 def other_modalities(root: Path, number: int = 80) -> None:
     records = make_records()
-    for record in [record for record in records if record["modality_type"].startswith("CT")][
-        :number
-    ]:
+    ct = [record for record in records if record["modality_type"].startswith("CT")]
+    for record in ct[:number]:
         record["modality_type"] = "PET"
-    write_corpus(root.parent / "source" / "corpus.zip", records)
+    write_source(root, records)
 
 
 def some_other_modalities(root: Path) -> None:
@@ -185,57 +175,36 @@ def some_other_modalities(root: Path) -> None:
 
 
 def blank_images(root: Path) -> None:
-    drop(root, make_records(8, ["ct"], "blank"))
+    add_records(root, make_records(8, ["ct"], "blank"))
 
 
 def other_letters(root: Path) -> None:
     records = make_records()
     for record in records:
         record["option_A"], record["option_B"] = record["option_B"], record["option_A"]
-    write_corpus(root.parent / "source" / "corpus.zip", records)
+    write_source(root, records)
 
 
 def few_questions(root: Path) -> None:
-    write_corpus(root.parent / "source" / "corpus.zip", make_records(2))
+    write_source(root, make_records(2))
 
 
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (broken, "is not a complete zip, tar, tar.gz or tar.zst"),
-        (damaged_members, r"20 of 660 records \(3\.0%\) were refused"),
-        (
-            other_modalities,
-            (
-                r"too much was refused by download: of all sets 80 of 640 .* 80 unknown-modality"
-                r" \('PET'.*; of 'Set ct' 80 of 80 "
-            ),
-        ),
+        (truncated, r"corpus\.zip .*zip, tar, tar\.gz or tar\.zst"),
+        (corrupt_members, r"20 of 660 records \(3\.0%\)"),
+        (other_modalities, r"80 of 640 .* 80 unknown-modality .*'PET'.*'Set ct' 80 of 80 "),
         (
             some_other_modalities,
-            (
-                "unknown modality 'PET' in 15 records.*15 of 640 .* refused by download and"
-                " resize.*ct: 65 questions, 19% fewer"
-            ),
+            r"'PET' in 15 records.*15 of 640 .*ct: 65 questions, 19% fewer",
         ),
-        (
-            blank_images,
-            r"1 data test failed: blank_images 0\.0588 \(limit 0\.05\), as data/images/ct/ct/blank",
-        ),
-        (
-            other_letters,
-            (
-                "right letter moved by 1.00 .*further from the champion's corpus than"
-                " retrain.max_drift"
-            ),
-        ),
-        (
-            few_questions,
-            "all modalities: 80 questions, 88% fewer than the 640 of the champion's corpus",
-        ),
+        (blank_images, r"blank_images 0\.0588 .*0\.05.* data/images/ct/ct/blank"),
+        (other_letters, r"right letter moved by 1\.00 .*retrain\.max_drift"),
+        (few_questions, "all modalities: 80 questions, 88% fewer than the 640 "),
     ],
 )
-def test_a_bad_drop_stops_before_training_and_leaves_the_workspace_as_it_was(
+def test_an_invalid_corpus_is_refused_before_training_and_the_workspace_rolled_back(
     root: Path, spoil: Any, why: str
 ) -> None:
     before = files(root)
@@ -249,13 +218,13 @@ def test_a_bad_drop_stops_before_training_and_leaves_the_workspace_as_it_was(
     assert "train@ct" not in (decision["stages"] or {}).get("ran", [])
     again = retrain(root)
     assert again.name == "RefusedBefore"
-    assert "--force tries it again" in again.message
-    drop(root)
+    assert "--force" in again.message
+    add_records(root)
     assert retrain(root).name == "NothingNew"
 
 
-def test_a_training_that_fails_keeps_the_good_data_and_the_next_run_goes_on(root: Path) -> None:
-    drop(root, make_records(8, ["ct"], "good"))
+def test_after_a_failed_training_the_valid_data_stays_and_the_next_run_resumes(root: Path) -> None:
+    add_records(root, make_records(8, ["ct"], "good"))
     (root / "fail").touch()
     pinned = (root / "data.dvc").read_bytes()
     with pytest.raises(StageError, match="has no luck"):
@@ -263,33 +232,33 @@ def test_a_training_that_fails_keeps_the_good_data_and_the_next_run_goes_on(root
     assert (root / "data.dvc").read_bytes() != pinned
     assert len(read_decisions(root)) == 1
     (root / "fail").unlink()
-    said: list[str] = []
-    ended = retrain(root, said)
-    assert ended.name == "Promoted", ended.message
-    assert "was taken, but not decided on" in said[0]
-    assert ended.decision is not None
-    assert "resize@ct" not in ended.decision["stages"]["ran"]
+    messages: list[str] = []
+    outcome = retrain(root, messages)
+    assert outcome.name == "Promoted", outcome.message
+    assert "undecided" in messages[0]
+    assert outcome.decision is not None
+    assert "resize@ct" not in outcome.decision["stages"]["ran"]
 
 
-def test_what_a_killed_run_left_on_trial_is_taken_back_first(root: Path) -> None:
+def test_new_data_of_a_killed_run_is_rolled_back_first(root: Path) -> None:
     before = files(root)
-    drop(root, make_records(2, ["ct"], "new"))
+    add_records(root, make_records(2, ["ct"], "new"))
     snapshot.save(root)
     list(by_dvc(root)(["data.dvc"]))
     (root / "data.dvc").write_text((root / "data.dvc").read_text().replace("md5:", "md5x:"))
     with zipfile.ZipFile(root.parent / "source" / "corpus.zip") as archive:
         assert archive.testzip() is None
-    write_corpus(root.parent / "source" / "corpus.zip", make_records())
-    said: list[str] = []
-    assert retrain(root, said).name == "NothingNew"
-    assert "an earlier run ended before its new data was judged" in said[0]
+    add_records(root)
+    messages: list[str] = []
+    assert retrain(root, messages).name == "NothingNew"
+    assert "data.dvc was rolled back" in messages[0]
     assert files(root) == before
 
 
-def test_trainings_that_are_touched_and_no_others_can_begin_from_the_champion(root: Path) -> None:
-    drop(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
-    ended = retrain(root, start_from="champion")
-    assert ended.name == "Promoted", ended.message
+def test_only_affected_trainings_start_from_the_champion(root: Path) -> None:
+    add_records(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
+    outcome = retrain(root, start_from="champion")
+    assert outcome.name == "Promoted", outcome.message
     starts = {
         name: entry["start"]
         for name, entry in read_yaml(root / "params.yaml")["checkpoints"].items()
@@ -298,28 +267,19 @@ def test_trainings_that_are_touched_and_no_others_can_begin_from_the_champion(ro
     assert starts["x-ray"] == "models/base"
     assert json.loads((root / "models/ct/from.json").read_text()) == 0.4
     assert json.loads((root / "models/x-ray/from.json").read_text()) == 0.0
-    comments = [
-        line for line in (root / "params.yaml").read_text().splitlines() if line.startswith("#")
-    ]
-    assert comments, "comments stay"
-    assert ended.decision is not None
-    assert "train@x-ray" not in ended.decision["stages"]["ran"]
+    assert "\n#" in (root / "params.yaml").read_text(), "comments stay"
+    assert outcome.decision is not None
+    assert "train@x-ray" not in outcome.decision["stages"]["ran"]
 
 
-def test_a_source_that_is_gone_is_named_and_nothing_changes(root: Path) -> None:
+def test_a_missing_source_is_named_and_nothing_changes(root: Path) -> None:
     before = files(root)
     (root.parent / "source" / "corpus.zip").unlink()
-    with pytest.raises(
-        InputError,
-        match=r"the source ../source/corpus.zip of data.dvc is gone, or cannot be reached",
-    ):
+    with pytest.raises(InputError, match=r"the source ../source/corpus.zip of data.dvc"):
         retrain(root)
     assert files(root) == before
 
 
-def test_a_second_retraining_does_not_begin(root: Path) -> None:
-    with (
-        snapshot.only_retraining(root),
-        pytest.raises(snapshot.AlreadyRunningError, match="runs in .* already"),
-    ):
+def test_a_second_retraining_does_not_start(root: Path) -> None:
+    with snapshot.only_retraining(root), pytest.raises(snapshot.AlreadyRunningError):
         retrain(root)

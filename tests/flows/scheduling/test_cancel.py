@@ -23,7 +23,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 90) -> bool:
     return condition()
 
 
-def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it_is_run_again(
+def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_resumes_when_re_run(
     tmp_path: Path,
 ) -> None:
     services = Services(tmp_path)
@@ -32,13 +32,13 @@ def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it
     try:
         services.start()
         services.run_flow(root)
-        assert eventually((root / "seen-models-a.log").exists), "the stage never began"
+        assert eventually((root / "seen-models-a.log").exists), "the stage never started"
         api = services.environment["PREFECT_API_URL"]
         (latest,) = httpx.post(
             f"{api}/flow_runs/filter", json={"limit": 1, "sort": "START_TIME_DESC"}
         ).json()
         assert latest["name"] == "reproduce everything"
-        # what the button in the dashboard sends
+        # the request that the button of the dashboard sends
         cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
         httpx.post(f"{api}/flow_runs/{latest['id']}/set_state", json=cancelling).raise_for_status()
         assert eventually(
@@ -50,24 +50,24 @@ def test_a_cancelled_flow_stops_its_stages_frees_their_slots_and_goes_on_when_it
         assert not list((root / RECORDS).iterdir())
         with find_slots(root, 2).acquire(2, lambda: True):
             pass
-        assert eventually(
-            lambda: (
-                "Stopped"
-                in {
-                    task["state_name"]
-                    for task in httpx.post(f"{api}/task_runs/filter", json={}).json()
-                }
-            )
-        )
+
+        def is_stopped() -> bool:
+            tasks = httpx.post(f"{api}/task_runs/filter", json={}).json()
+            return any(task["state_name"] == "Stopped" for task in tasks)
+
+        assert eventually(is_stopped)
         (root / "hold" / "a").unlink()
-        again = [*MED_R1, "reproduce"]
-        done = subprocess.run(
-            again, cwd=root, env=services.environment, capture_output=True, text=True
+        process = subprocess.run(
+            [*MED_R1, "reproduce"],
+            cwd=root,
+            env=services.environment,
+            capture_output=True,
+            text=True,
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
     finally:
         services.stop()
-    assert "split" not in done.stdout, "what was done before stays done"
+    assert "split" not in process.stdout, "a finished stage is not run again"
     plain = make_workspace(tmp_path / "plain")
     run("dvc", "repro", cwd=plain)
     assert locked(root) == locked(plain)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.flows.tiny import REPOSITORY
 
 WRITER = (
     "import sys; from pathlib import Path; from flows.scheduling import durations\n"
-    + "for number in range(20): durations.record(Path(sys.argv[1]), f'{sys.argv[2]}-{number}',"
+    "for number in range(20): durations.record(Path(sys.argv[1]), f'{sys.argv[2]}-{number}',"
     " number)"
 )
 
@@ -32,15 +33,12 @@ def test_nothing_is_lost_when_processes_and_threads_write_at_once(tmp_path: Path
         subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=REPOSITORY)
         for name in ("a", "b", "c")
     ]
+    threads = [f"thread-{number}" for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        list(
-            pool.map(lambda number: durations.record(tmp_path, f"thread-{number}", 1.0), range(40))
-        )
+        list(pool.map(lambda name: durations.record(tmp_path, name, 1.0), threads))
     assert [process.wait(60) for process in processes] == [0, 0, 0]
-    expected = {f"{name}-{number}" for name in "abc" for number in range(20)} | {
-        f"thread-{number}" for number in range(40)
-    }
-    assert set(durations.read(tmp_path)) == expected
+    expected = {f"{name}-{number}" for name, number in product("abc", range(20))}
+    assert set(durations.read(tmp_path)) == expected | set(threads)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +55,7 @@ def test_nothing_is_lost_when_processes_and_threads_write_at_once(tmp_path: Path
         "\x00\xff",
     ],
 )
-def test_a_broken_file_is_moved_aside_by_who_writes_and_left_by_who_reads(
+def test_a_corrupt_file_is_moved_aside_when_writing_and_left_when_reading(
     tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / durations.FILE
@@ -71,21 +69,21 @@ def test_a_broken_file_is_moved_aside_by_who_writes_and_left_by_who_reads(
     assert "durations.json.broken" in caplog.text
 
 
-def test_a_record_that_cannot_be_kept_ends_nothing(
+def test_a_duration_that_cannot_be_recorded_is_only_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".scratch").write_text("a file where a folder should be", encoding="utf-8")
     durations.record(tmp_path, "train@ct", 5.0)
-    assert "how long train@ct took could not be recorded" in caplog.text
+    assert "the duration of train@ct could not be recorded" in caplog.text
     assert durations.read(tmp_path) == {}
 
 
-def test_reading_makes_no_file(tmp_path: Path) -> None:
+def test_reading_creates_no_file(tmp_path: Path) -> None:
     assert durations.read(tmp_path) == {}
     assert not list(tmp_path.iterdir())
 
 
-def test_the_file_is_json_that_people_can_read(tmp_path: Path) -> None:
+def test_the_file_is_readable_json(tmp_path: Path) -> None:
     durations.record(tmp_path, "train@ct", 1.23456)
     assert json.loads((tmp_path / durations.FILE).read_text(encoding="utf-8")) == {
         "train@ct": [1.235]

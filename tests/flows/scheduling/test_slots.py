@@ -1,4 +1,4 @@
-"""A slot has one user at a time, and is free when its user is gone."""
+"""A slot has one user at a time, and is free when its user has ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def at_once() -> bool:
     return True
 
 
-def test_two_users_have_different_slots_and_a_third_has_none(tmp_path: Path) -> None:
+def test_two_users_have_different_slots_and_a_third_gets_none(tmp_path: Path) -> None:
     slots = Slots(("0", "1"), tmp_path, True)
     with slots.acquire(1, never) as (first, _), slots.acquire(1, never) as (second, _):
         assert {*first, *second} == {"0", "1"}
@@ -34,36 +34,36 @@ def test_two_users_have_different_slots_and_a_third_has_none(tmp_path: Path) -> 
         pass
 
 
-def test_who_cannot_have_all_holds_none(tmp_path: Path) -> None:
+def test_a_user_that_cannot_lock_all_slots_locks_none(tmp_path: Path) -> None:
     slots = Slots(("0", "1", "2"), tmp_path, True)
     with slots.acquire(2, never):
         with pytest.raises(TimeoutError), slots.acquire(2, at_once):
             pass
-        with slots.acquire(1, at_once) as (left, _):
-            assert left == ("2",)
+        with slots.acquire(1, at_once) as (names, _):
+            assert names == ("2",)
 
 
-def test_a_slot_is_free_when_its_user_was_killed(tmp_path: Path) -> None:
+def test_a_slot_is_free_when_its_user_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from flows.scheduling.slots import"
         f" Slots\nwith Slots(('0',), Path({str(tmp_path)!r}), True).acquire(1, lambda: False):"
-        " print('held', flush=True); time.sleep(300)"
+        " print('locked', flush=True); time.sleep(300)"
     )
     user = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
     )
     assert user.stdout
-    assert user.stdout.readline() == "held\n"
+    assert user.stdout.readline() == "locked\n"
     slots = Slots(("0",), tmp_path, True)
     with pytest.raises(TimeoutError), slots.acquire(1, at_once):
         pass
     user.kill()
     user.wait()
-    with slots.acquire(1, at_once) as (held, _):
-        assert held == ("0",)
+    with slots.acquire(1, at_once) as (names, _):
+        assert names == ("0",)
 
 
-def test_a_stage_sees_the_devices_of_its_slots_alone(tmp_path: Path) -> None:
+def test_a_stage_sees_only_the_devices_of_its_slots(tmp_path: Path) -> None:
     assert Slots(("0", "3"), tmp_path, True).environment(["3"]) == {"CUDA_VISIBLE_DEVICES": "3"}
     assert Slots(("cpu-0", "cpu-1"), tmp_path, False).environment(["cpu-1"]) == {
         "OMP_WAIT_POLICY": "PASSIVE"
@@ -71,9 +71,7 @@ def test_a_stage_sees_the_devices_of_its_slots_alone(tmp_path: Path) -> None:
     assert Slots(("cpu-0",), tmp_path, False).environment(["cpu-0"]) == {}
 
 
-def test_slots_are_the_gpus_that_may_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slots_are_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
     assert visible_gpus() == ["2", "5"]
     assert find_slots(tmp_path).names == ("2", "5")

@@ -119,7 +119,7 @@ def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dic
     What the memo knows is not read.
     """
     memo = HashCache(MEMO)
-    hashes = {name: known for name in names if (known := memo.get(corpus.mark(name)))}
+    hashes = {name: known for name in names if (known := memo.get(corpus.fingerprint(name)))}
     fresh = corpus.in_order(name for name in names if name not in hashes)
     damaged = {}
     for name, digest, why in counted(_hash_each(corpus, fresh), len(fresh), "download", "image"):
@@ -127,7 +127,7 @@ def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dic
             hashes[name] = digest
         else:
             damaged[name] = why
-    memo.write({corpus.mark(name): digest for name, digest in hashes.items()})
+    memo.write({corpus.fingerprint(name): digest for name, digest in hashes.items()})
     print(f"download: {len(names)} images, {len(fresh)} of them read, the others as they were")
     return hashes, damaged
 

@@ -31,7 +31,7 @@ from stages.core.outputs import atomic_directory, read_json_lines, write_json_li
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.archives.archive import DamagedMemberError
-from stages.corpus.archives.hash_cache import OTHER_CORPUS
+from stages.corpus.archives.hash_cache import CORPUS_CHANGED
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.dataset.paths import IMAGES, image_files
 from stages.corpus.images.image_cache import ImageCache
@@ -160,11 +160,11 @@ def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
     try:
         content = corpus.fetch(name)
     except KeyError:
-        raise InputError(f"{corpus.path}: {name!r} is missing: {OTHER_CORPUS}") from None
+        raise InputError(f"{corpus.path}: {name!r} is missing: {CORPUS_CHANGED}") from None
     except DamagedMemberError as error:
         raise UnreadError(f"it cannot be read from the corpus: {error.why}") from error
     if hashlib.sha256(content).digest() != known[name]:
-        raise InputError(f"{corpus.path}: {name!r} has other bytes: {OTHER_CORPUS}")
+        raise InputError(f"{corpus.path}: {name!r} has other bytes: {CORPUS_CHANGED}")
     return content
 
 

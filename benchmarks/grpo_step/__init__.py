@@ -1,4 +1,1 @@
-"""One GRPO step three ways, side by side: as Med-R1 computes it, as TRL does, as we do.
-
-`python -m benchmarks.grpo_step -h`.
-"""
+"""One GRPO step by three implementations: Med-R1's, TRL's and ours."""

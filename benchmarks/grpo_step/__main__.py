@@ -1,15 +1,13 @@
-"""GRPO step benchmark: what sharing the prompt saves, from PIL images to updated weights.
-
-Also checks that the shared step is exact.
+"""GRPO step benchmark: the gain from sharing the prompt, from PIL images to updated weights.
 
     python -m benchmarks.grpo_step [--quick] [--json FILE] [--chart FILE]
 
-In turn, on the same policy, reference, optimiser, questions and completion lengths: (a) G copies of
-the prompt, as Med-R1 computes it, one prompt at a time; (b) stock TRL; (c) ours, as params.yaml
-sets it. Medians over the repeats and their ratios; seconds by part; peak memory; the largest
-difference between log-probabilities by (a) and (c), and the relative one between gradients. On a
-GPU in bfloat16, on a CPU in float32. End tokens are suppressed, so that all completions have one
-length. The full run takes 9 minutes on 2 cores, --quick less than one. On a GPU: --model
+Interleaved on the same policy, reference, optimiser, questions and completion lengths: (a) G copies
+of the prompt, as in Med-R1, one prompt at a time; (b) stock TRL; (c) ours, as set in params.yaml.
+Medians over the repeats and their ratios; seconds by part; peak memory. As a check that (c) is
+exact, the largest difference of its log-probabilities from (a), and the relative one of gradients.
+bfloat16 on a GPU, float32 on a CPU. End tokens are suppressed, so that all completions have the
+same length. The full run takes 9 minutes on 2 cores, --quick less than one. On a GPU: --model
 qwen2-vl-2b.
 """
 
@@ -49,37 +47,39 @@ def _arguments() -> argparse.Namespace:
     from benchmarks.grpo_step.models import SHAPES
 
     parser = build_parser("grpo_step", __doc__)
-    parser.add_argument("--quick", action="store_true", help="G=4 and 10 tokens alone, few repeats")
-    parser.add_argument("--chart", type=Path, help="draw step times to this PNG")
+    parser.add_argument("--quick", action="store_true", help="only G=4 and 10 tokens, few prompts")
+    parser.add_argument("--chart", type=Path, help="plot step times to this PNG")
     parser.add_argument("--model", choices=SHAPES, default="10m")
     parser.add_argument(
-        "--groups", type=int, nargs="+", default=[4, 8], help="completions a prompt"
+        "--groups", type=int, nargs="+", default=[4, 8], help="completions per prompt"
     )
     parser.add_argument(
-        "--completions", type=int, nargs="+", default=[10, 150], help="tokens a completion"
+        "--completions", type=int, nargs="+", default=[10, 150], help="tokens per completion"
     )
-    parser.add_argument("--prompts", type=int, help="prompts an optimiser step; 8, with --quick 4")
-    parser.add_argument("--repeats", type=int, help="steps of each way; 3")
+    parser.add_argument(
+        "--prompts", type=int, help="prompts per optimiser step (default: 8, with --quick 4)"
+    )
+    parser.add_argument("--repeats", type=int, help="steps per implementation (default: 3)")
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="keys of grpo in params.yaml, for ours: fused_head=true",
+        help="keys of grpo in params.yaml for ours, such as fused_head=true",
     )
     return parser.parse_args()
 
 
 def _plan(arguments: argparse.Namespace) -> Any:
     from benchmarks.grpo_step.measure import Plan
-    from benchmarks.grpo_step.trainers import FREE
+    from benchmarks.grpo_step.trainers import EXACT_SETTINGS
     from stages.core.yaml_files import load_yaml
 
     settings = (each.partition("=") for each in arguments.set)
     ours = {key: load_yaml(value, Path("--set")) for key, _, value in settings}
-    if wrong := set(ours) - set(FREE):
+    if wrong := set(ours) - set(EXACT_SETTINGS):
         sys.exit(
-            f"error: --set takes {', '.join(FREE)}, which leave the result as it is, and not"
+            f"error: --set takes {', '.join(EXACT_SETTINGS)}, which do not change the result, not"
             f" {', '.join(sorted(wrong))}"
         )
     groups, completions = (

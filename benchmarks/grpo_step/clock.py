@@ -1,4 +1,4 @@
-"""Where the seconds and the memory of a step go."""
+"""Seconds by part, and peak memory, of a step."""
 
 from __future__ import annotations
 
@@ -26,16 +26,11 @@ PARTS: Final = (
     "optimizer",
     "other",
 )
-"""Of a step. `other` is what no part claims: rewards, advantages, the loss itself, padding,
-metrics.
-"""
+"""Parts of a step. `other`: rewards, advantages, the loss itself, padding, metrics."""
 
 
 class Clock:
-    """Seconds by part.
-
-    Where parts nest, the inner one alone counts, so that the parts add up to the step.
-    """
+    """Seconds by part; time in nested parts counts for the inner one, so parts add up."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -43,29 +38,29 @@ class Clock:
         self.reset()
 
     def reset(self) -> None:
-        """Start over."""
+        """Restart from zero."""
         self.seconds: dict[str, float] = defaultdict(float)
         self._since = self._now()
 
     def stop(self) -> dict[str, float]:
         """Seconds of each part since the last reset (0 if it did not run), and of `step`."""
-        self._turn()
+        self._charge()
         seconds = {part: self.seconds[part] for part in PARTS}
         return {"step": sum(seconds.values())} | seconds
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Count what runs inside as `name`."""
-        self._turn()
+        """Count the time of the block as `name`."""
+        self._charge()
         self._running.append(name)
         try:
             yield
         finally:
-            self._turn()
+            self._charge()
             self._running.pop()
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, counted as `name`."""
+        """Wrap a function so that its time counts as `name`."""
 
         @wraps(function)
         def run(*arguments: Any, **more: Any) -> Any:
@@ -74,25 +69,24 @@ class Clock:
 
         return run
 
-    def _turn(self) -> None:
+    def _charge(self) -> None:
+        """Add the time since the last call to the running part."""
         now = self._now()
         self.seconds[self._running[-1]] += now - self._since
         self._since = now
 
     def _now(self) -> float:
-        if self._device.type == "cuda":  # kernels run on after the call that starts them
+        if self._device.type == "cuda":  # kernels run asynchronously
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
 
 class PeakMemory:
-    """Context manager that measures a step's memory: `above_start` and `total` bytes at the peak.
+    """Context manager that measures peak memory in bytes: `total`, and `above_start` of the block.
 
-    `above_start` is relative to what was allocated on entry.
-
-    On a GPU that of torch's allocator; elsewhere the process's resident memory, looked at a hundred
-    times a second. Weights, reference and optimiser state are there before and the same for all
-    three.
+    On a GPU that of torch's allocator; on a CPU the process's resident memory, sampled 100 times a
+    second. Weights, reference and optimiser state are allocated before, the same for all three
+    implementations.
     """
 
     above_start = total = 0
@@ -101,13 +95,13 @@ class PeakMemory:
         self._device = device
 
     def __enter__(self) -> PeakMemory:
-        """Start to look."""
+        """Start measuring."""
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._start = torch.cuda.memory_allocated(self._device)
             return self
-        _give_back_freed_memory()
+        _return_freed_memory()
         self._start = self.total = resident()
         self._done = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -115,7 +109,7 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop, and work the peak out."""
+        """Stop, and compute the peak."""
         if self._device.type == "cuda":
             self.total = torch.cuda.max_memory_allocated(self._device)
         else:
@@ -129,12 +123,12 @@ class PeakMemory:
 
 
 def resident() -> int:
-    """Bytes of memory this process holds."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _give_back_freed_memory() -> None:
-    """What the last step freed would otherwise be used again unseen (glibc keeps it)."""
+def _return_freed_memory() -> None:
+    """Return freed memory to the system: glibc would reuse it without resident memory growing."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim:

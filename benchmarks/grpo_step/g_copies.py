@@ -1,15 +1,13 @@
-"""Med-R1's released GRPO step, as a baseline.
+"""Med-R1's released GRPO step as a baseline, rewritten for current transformers.
 
-From Corleno/Med-R1, open_r1/trainer/grpo_trainer.py (arXiv 2503.13939).
-
-Written from its description, for today's transformers. One prompt at a time, as its per-device
-batch of 1; gradients add up over the prompts of an optimiser step. The processor runs once a
-prompt; from there on everything is done for G copies: generation with G images through the tower,
-the policy over G rows of prompt and completion, a separate reference likewise. Logits are made for
-the full vocabulary at every position, in the prefill too, as the Qwen2-VL of the transformers it
-pins does, and in float32, as accelerate hands them to its trainer; log-probabilities row by row.
-Loss: the mean over completions of the mean over tokens of advantage and beta * KL (k3), no
-clipping.
+Source: Corleno/Med-R1, open_r1/trainer/grpo_trainer.py (arXiv 2503.13939). One prompt at a time
+(its per-device batch of 1); gradients accumulate over the prompts of an optimiser step. The
+processor runs once per prompt; everything else runs on G copies: generation with G images through
+the tower, the policy over G rows of prompt and completion, and a separate reference likewise.
+Logits are computed for the full vocabulary at every position, in the prefill too (as in the
+Qwen2-VL of the transformers it pins), and in float32 (as accelerate returns them);
+log-probabilities row by row. Loss: mean over completions of the mean over tokens of advantage and
+beta * KL (k3), without clipping.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ from benchmarks.grpo_step.models import reward
 from stages.prompts.styles import chat
 
 BETA: Final = 0.04
-"""Weight of the KL in all three; Med-R1's."""
+"""Med-R1's weight of the KL, used by all three implementations."""
 
 
 def embed_patches_by_convolution(policy: Any) -> None:
-    """Patch embedding by convolution, as in transformers.
+    """Restore transformers' patch embedding by convolution.
 
-    Our engine uses a matrix product instead (stages/policy/vision_features.py).
+    Our engine replaces it by a matrix product (stages/policy/vision_features.py).
     """
     vars(policy.model.visual.patch_embed.proj).pop("forward", None)
 
@@ -45,16 +43,16 @@ class Copies:
     tokens: int
 
     def followed_by(self, completions: Tensor) -> dict[str, Tensor]:
-        """The same, with completions (G, C) behind the prompt."""
-        fields = dict(self.fields)
-        fields["input_ids"] = torch.cat([fields["input_ids"], completions], dim=1)
-        fields["attention_mask"] = torch.cat(
-            [fields["attention_mask"], torch.ones_like(completions)], dim=1
-        )
-        fields["mm_token_type_ids"] = torch.cat(
-            [fields["mm_token_type_ids"], torch.zeros_like(completions)], dim=1
-        )
-        return fields
+        """Forward inputs with completions (G, C) after the prompt."""
+        additions = {
+            "input_ids": completions,
+            "attention_mask": torch.ones_like(completions),
+            "mm_token_type_ids": torch.zeros_like(completions),
+        }
+        return self.fields | {
+            name: torch.cat([self.fields[name], values], dim=1)
+            for name, values in additions.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,12 @@ class GCopies:
     clock: Clock
 
     def choose_embedding(self) -> None:
-        """Policy and reference are shared with ways that embed patches otherwise."""
+        """Set the patch embedding of policy and reference, which the other steps share."""
         for policy in (self.policy, self.reference):
             embed_patches_by_convolution(policy)
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
-        """Sample, score and accumulate gradients of a step over {"prompt".
-
-        Chat, "image": PIL} examples.
-        """
+        """Sample, score and accumulate gradients of a step; examples: {"prompt": chat, "image"}."""
         self.choose_embedding()
         for example in examples:
             prompt = self.copies(example["prompt"][0]["content"], example["image"])
@@ -87,7 +82,7 @@ class GCopies:
                 (loss / len(examples)).backward()
 
     def copies(self, words: str, image: Any) -> Copies:
-        """Process one prompt and its image, then copy."""
+        """Process one prompt and its image, then repeat the result G times."""
         text = self.processor.apply_chat_template(
             chat(words), add_generation_prompt=True, tokenize=False
         )
@@ -102,9 +97,9 @@ class GCopies:
 
     @torch.no_grad()
     def sample(self, prompt: Copies) -> Tensor:
-        """Completions (G, C).
+        """Completions (G, C), with G images through the tower.
 
-        G images go through the tower: transformers 4.57 copies them for `num_return_sequences` too.
+        transformers 4.57 copies them for `num_return_sequences` too.
         """
         with self.clock.part("rollout"):
             rows = self.policy.generate(
@@ -113,7 +108,7 @@ class GCopies:
             return rows[:, prompt.tokens :]
 
     def loss(self, prompt: Copies, completions: Tensor, advantages: Tensor) -> Tensor:
-        """Of one group: completions (G, C), advantages (G,)."""
+        """Loss of one group: completions (G, C), advantages (G,)."""
         with self.clock.part("policy forward"):
             logps = log_probabilities(self.policy, prompt, completions)
         with self.clock.part("reference"), torch.inference_mode():
@@ -124,7 +119,7 @@ class GCopies:
 
 
 def log_probabilities(model: PreTrainedModel, prompt: Copies, completions: Tensor) -> Tensor:
-    """Of every token of completions (G, C), from logits (G, P + C, V)."""
+    """Log-probabilities (G, C) of completions (G, C), from logits (G, P + C, V)."""
     fields = prompt.followed_by(completions)
     logits = model(**fields, use_cache=False).logits.float()[:, :-1]
     targets = fields["input_ids"][:, 1:]
@@ -136,6 +131,6 @@ def log_probabilities(model: PreTrainedModel, prompt: Copies, completions: Tenso
 
 
 def advantages(completions: Tensor) -> Tensor:
-    """(G,): rewards less their mean, over their standard deviation + 1e-4."""
+    """Group-normalized advantages (G,): (rewards - mean) / (standard deviation + 1e-4)."""
     rewards = torch.tensor(reward(completions.tolist()), device=completions.device)
     return (rewards - rewards.mean()) / (rewards.std() + 1e-4)

@@ -1,4 +1,4 @@
-"""Running the three ways in turn, and what is made of their times."""
+"""Measurement of the three implementations, interleaved, and the figures derived from it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from stages.grpo.trainer import train_dataset
 
 WAYS: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")
 LEARNING_RATE: Final = 1e-6
-"""Med-R1's; small enough that hundreds of steps leave a random model as random as it was."""
+"""Med-R1's; so small that hundreds of steps hardly change a random model."""
 MAX_GRAD_NORM: Final = 1.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Measurement plan: group sizes x completion lengths, repeats per way, prompts."""
+    """Measurement plan: group sizes x completion lengths, repeats, prompts, settings of ours."""
 
     model: str
     groups: tuple[int, ...]
@@ -42,23 +42,24 @@ class Plan:
     ours: dict[str, Any]
 
     def cells(self) -> list[tuple[int, int]]:
-        """(G, C) in the order they are run."""
+        """(G, C) in the order of measurement."""
         cells = product(self.completions, self.groups)
         return [(group, completion) for completion, group in cells]
 
 
 class Bench:
-    """One model, its reference, optimiser and questions, for all that is measured."""
+    """One model with its reference, optimiser and questions, shared by all measurements."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
-        self.plan, self.folder = plan, folder
+        self.plan = plan
+        self.folder = folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.clock = Clock(self.device)
         shape = SHAPES[plan.model]
         self.policy = build_policy(shape, self.device, seed=0)
-        # other weights than the policy's, or the KL would be zero and its gradient untested
+        # another seed than the policy's: with equal weights the KL and its gradient would be zero
         self.reference = build_policy(shape, self.device, seed=1).eval().requires_grad_(False)
-        add_fused_lm_head(self.reference)  # as TRL does with the one it opens
+        add_fused_lm_head(self.reference)  # as TRL does with a reference that it loads
         self.processor = build_processor(self.clock)
         self.dataset = train_dataset(question_rows(folder, plan.prompts), "no-think")
         self.examples = [self.dataset[index] for index in range(plan.prompts)]
@@ -67,7 +68,7 @@ class Bench:
         )
 
     def steps(self, group: int, completion: int) -> tuple[GCopies, TrainerStep, TrainerStep]:
-        """The three ways, in the order of WAYS."""
+        """The three implementations, in the order of WAYS."""
         tokenizer = self.processor.tokenizer
         generation = GenerationConfig(
             max_new_tokens=completion,
@@ -80,8 +81,9 @@ class Bench:
             suppress_tokens=suppressed(self.processor),
         )
         copies = GCopies(self.policy, self.reference, self.processor, generation, group, self.clock)
-        trl, ours = (
-            TrainerStep(
+
+        def trainer_step(**changes: Any) -> TrainerStep:
+            return TrainerStep(
                 self.policy,
                 self.reference,
                 self.processor,
@@ -90,8 +92,9 @@ class Bench:
                 self.clock,
                 self.folder / "state",
             )
-            for changes in ({"engine": "trl", "reuse_prompt_pass": False}, self.plan.ours)
-        )
+
+        trl = trainer_step(engine="trl", reuse_prompt_pass=False)
+        ours = trainer_step(**self.plan.ours)
         return copies, trl, ours
 
     def timed(self, step: GCopies | TrainerStep) -> dict[str, float]:
@@ -102,14 +105,14 @@ class Bench:
         return self.clock.stop()
 
     def update(self) -> None:
-        """Clip, step, and let go of the gradients."""
+        """Clip the gradients, update the weights, clear the gradients."""
         with self.clock.part("optimizer"):
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), MAX_GRAD_NORM)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
     def prompt_tokens(self) -> float:
-        """Mean length of the prompts."""
+        """Mean length of the prompts in tokens."""
         copies = GCopies(
             self.policy, self.reference, self.processor, GenerationConfig(), 1, self.clock
         )
@@ -128,65 +131,64 @@ def bench(plan: Plan) -> Iterator[Bench]:
 
 
 def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
-    """All rows, and the machine they are from; `report` hears of progress."""
-    with bench(plan) as each:
-        rate, source = peak_rate(each.device)
-        machine = {
-            "device": (
-                torch.cuda.get_device_name(each.device) if each.device.type == "cuda" else "cpu"
-            ),
+    """Measure all cells of the plan; rows, and properties of device and model."""
+    with bench(plan) as setup:
+        device = setup.device
+        rate, source = peak_rate(device)
+        properties = {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
-            "dtype": str(each.policy.dtype).removeprefix("torch."),
+            "dtype": str(setup.policy.dtype).removeprefix("torch."),
             "peak_flops_per_second": rate,
             "peak_source": source,
-            "parameters": sum(parameter.numel() for parameter in each.policy.parameters()),
-            "prompt_tokens": each.prompt_tokens(),
+            "parameters": sum(parameter.numel() for parameter in setup.policy.parameters()),
+            "prompt_tokens": setup.prompt_tokens(),
             "prompts_per_step": plan.prompts,
             "repeats": plan.repeats,
             "ours": plan.ours,
         }
-        rows = [_row(each, group, completion, rate, report) for group, completion in plan.cells()]
-    return {"rows": rows, **machine}
+        rows = [_row(setup, group, completion, rate, report) for group, completion in plan.cells()]
+    return {"rows": rows, **properties}
 
 
 def _row(
-    each: Bench, group: int, completion: int, rate: float, report: Callable[[str], None]
+    setup: Bench, group: int, completion: int, rate: float, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    plan = each.plan
-    copies, trl, ours = each.steps(group, completion)
+    plan = setup.plan
+    copies, trl, ours = setup.steps(group, completion)
     steps: dict[Way, GCopies | TrainerStep] = {"g_copies": copies, "trl": trl, "shared": ours}
-    same = compare(ours, copies, each.examples[:1])
-    for step in steps.values():  # warm up: kernels chosen, memory taken
-        step.backward(each.examples[:1])
-        each.update()
+    differences = compare(ours, copies, setup.examples[:1])
+    for step in steps.values():  # warm-up
+        step.backward(setup.examples[:1])
+        setup.update()
     times: dict[Way, list[dict[str, float]]] = {way: [] for way in WAYS}
     memory = {way: {"above_start": 0, "total": 0} for way in WAYS}
     for repeat in range(plan.repeats):
         for way in WAYS:
-            with PeakMemory(each.device) as peak:
-                times[way].append(each.timed(steps[way]))
+            with PeakMemory(setup.device) as peak:
+                times[way].append(setup.timed(steps[way]))
             memory[way] = {
                 "above_start": max(memory[way]["above_start"], peak.above_start),
                 "total": max(memory[way]["total"], peak.total),
             }
-        said = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in WAYS)
-        report(f"G={group} C={completion}, {repeat + 1} of {plan.repeats}: {said}")
-    sizes = {"model": plan.model, "group_size": group, "completion_tokens": completion}
+        progress = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in WAYS)
+        report(f"G={group} C={completion}, {repeat + 1} of {plan.repeats}: {progress}")
     seconds = {
         way: {part: median(run[part] for run in times[way]) for part in ("step", *PARTS)}
         for way in WAYS
     }
-    model, prompt = costs(each.policy.config), round(each.prompt_tokens())
+    model = costs(setup.policy.config)
+    prompt = round(setup.prompt_tokens())
     flops = {way: plan.prompts * per_prompt(way, model, prompt, completion, group) for way in WAYS}
-    return (
-        sizes
-        | figures(seconds, flops, plan.prompts, group * completion, rate)
-        | same
-        | {
-            "seconds": seconds,
-            "peak_memory_bytes": memory,
-        }
-    )
+    return {
+        "model": plan.model,
+        "group_size": group,
+        "completion_tokens": completion,
+        **figures(seconds, flops, plan.prompts, group * completion, rate),
+        **differences,
+        "seconds": seconds,
+        "peak_memory_bytes": memory,
+    }
 
 
 def figures(
@@ -198,9 +200,8 @@ def figures(
 ) -> dict[str, Any]:
     """Derived figures of steps over `prompts` prompts with `tokens` completion tokens each.
 
-    `mfu`: the FLOPs a way executes over what the machine could execute in the time of its step.
-    `bound_vs_*`: the speedup if time were FLOPs. `largest_in_ours`: the part of our step that takes
-    most of it, with its share.
+    `mfu`: executed FLOPs over the peak in the time of the step; `bound_vs_*`: ratio of FLOPs;
+    `largest_in_ours`: the longest part of our step with its share.
     """
     step = {way: seconds[way]["step"] for way in WAYS}
     largest = max(PARTS, key=lambda part: seconds["shared"][part])

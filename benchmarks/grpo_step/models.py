@@ -1,10 +1,8 @@
-"""Policies at random weights, built from constants: nothing is downloaded.
+"""Policies with random weights, built without downloads, and questions with images for them.
 
-And questions with images for them.
-
-Time does not depend on what weights hold, so a random model stands for a trained one of its shape.
-Texts are cut by the embedded base's tokenizer whatever the model; ids it does not know are sampled
-all the same, and decode to nothing.
+Time does not depend on the values of weights, so a random model stands for a trained one of its
+shape. All models use the embedded base's tokenizer; ids beyond its vocabulary are sampled too, and
+decode to nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from stages.policy.loading import load_processor
 REPOSITORY: Final = Path(__file__).parents[2]
 BASE: Final = REPOSITORY / "infra" / "base"
 SIDE: Final = 384
-"""Pixels; the image processor makes 392 x 392 of it, 28 x 28 patches of 14, 196 tokens."""
+"""Pixels; the image processor resizes to 392 x 392: 28 x 28 patches of 14 pixels, 196 tokens."""
 
 PROBLEMS: Final = (
     "What kind of scan is this? A)CT, B)MRI, C)X-ray",
@@ -45,7 +43,7 @@ PROBLEMS: Final = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's name and the numbers of its configuration; `std` of its random weights."""
+    """A model's name, its text and vision configuration, and `std` of its random weights."""
 
     name: str
     family: str
@@ -91,9 +89,9 @@ def _text(
 SHAPES: Final = {
     shape.name: shape
     for shape in (
-        # a two-hundredth of Qwen2-VL-2B with its proportions: of the forward over image and prompt
-        # the tower does 63% (60% there), of a text token the head does 16% (15%), a fifth of the
-        # weights is read a token and never multiplied
+        # a two-hundredth of Qwen2-VL-2B with its proportions: the tower is 63% of the forward over
+        # image and prompt (60% in the 2B), the head 16% of a text token (15%), and a fifth of the
+        # weights is an embedding that is read but never multiplied
         Shape(
             "10m",
             "qwen2_vl",
@@ -106,7 +104,7 @@ SHAPES: Final = {
                 "mlp_ratio": 4,
                 "hidden_size": 256,
             },
-            # sqrt(256) * 0.05 is what sqrt(1536) * 0.02 is for the 2B: logits as spread out
+            # sqrt(256) * 0.05 equals sqrt(1536) * 0.02 of the 2B: logits of the same spread
             std=0.05,
         ),
         Shape(  # for tests
@@ -155,26 +153,15 @@ SHAPES: Final = {
 
 
 def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedModel:
-    """Build the model with random weights.
-
-    Bfloat16 on a GPU, as Med-R1 loads it, float32 elsewhere.
-    """
+    """Build the model with random weights: bfloat16 on a GPU, as in Med-R1, otherwise float32."""
     base = AutoConfig.from_pretrained(BASE)
-    tokens = {
-        name: getattr(base, name)
-        for name in (
-            "image_token_id",
-            "video_token_id",
-            "vision_start_token_id",
-            "vision_end_token_id",
-        )
-    }
-    text, vision = (
-        shape.text | {"initializer_range": shape.std},
-        shape.vision | {"initializer_range": shape.std},
-    )
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     config = AutoConfig.for_model(
-        shape.family, text_config=text, vision_config=vision, tie_word_embeddings=True, **tokens
+        shape.family,
+        text_config=shape.text | {"initializer_range": shape.std},
+        vision_config=shape.vision | {"initializer_range": shape.std},
+        tie_word_embeddings=True,
+        **{name: getattr(base, name) for name in names},
     )
     torch.manual_seed(seed)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -182,12 +169,13 @@ def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedMod
         policy: PreTrainedModel = AutoModelForImageTextToText.from_config(
             config, dtype=dtype, attn_implementation="sdpa"
         )
-    policy.generation_config.eos_token_id, policy.generation_config.pad_token_id = [844, 842], 842
+    policy.generation_config.eos_token_id = [844, 842]
+    policy.generation_config.pad_token_id = 842
     return policy.train()
 
 
 class TimedProcessor(Qwen2VLProcessor):  # type: ignore[misc]
-    """A processor whose calls count as `processor`."""
+    """A processor whose time counts as part `processor`."""
 
     clock: Clock
 
@@ -198,23 +186,20 @@ class TimedProcessor(Qwen2VLProcessor):  # type: ignore[misc]
 
 
 def build_processor(clock: Clock) -> TimedProcessor:
-    """Qwen2-VL's image processor at its default limits.
-
-    The embedded base's tokenizer and template.
-    """
+    """Qwen2-VL's image processor at default limits, the embedded base's tokenizer and template."""
     base: Any = load_processor(BASE)
-    parts = {
-        "tokenizer": base.tokenizer,
-        "video_processor": base.video_processor,
-        "chat_template": base.chat_template,
-    }
-    processor = TimedProcessor(image_processor=Qwen2VLImageProcessor(), **parts)
+    processor = TimedProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=base.tokenizer,
+        video_processor=base.video_processor,
+        chat_template=base.chat_template,
+    )
     processor.clock = clock
     return processor
 
 
 def question_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Write questions to `folder` as stage train reads them, each with its own image."""
+    """Questions in the format of stage train, each with its own image, written to `folder`."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(count):

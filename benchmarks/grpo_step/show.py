@@ -1,4 +1,4 @@
-"""The figures on a terminal, and as a chart."""
+"""Results of the step benchmark as terminal tables and as a chart."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NAMES: Final[dict[Way, str]] = {"g_copies": "G copies (Med-R1)", "trl": "TRL", "
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print what was measured."""
-    console = Console(width=max(Console().width, 170))  # narrower, rich cuts the names of the parts
+    """Print the tables."""
+    console = Console(width=max(Console().width, 170))  # narrower, rich truncates column names
     console.print(
         f"{result['rows'][0]['model']}: {result['parameters'] / 1e6:,.1f}M parameters,"
         f" {result['dtype']}, on {result['device']} ({result['threads']} threads);"
-        f" {result['prompts_per_step']} prompts of {result['prompt_tokens']:.0f} tokens a step,"
+        f" {result['prompts_per_step']} prompts of {result['prompt_tokens']:.0f} tokens per step,"
         f" medians of {result['repeats']}; peak {result['peak_flops_per_second'] / 1e12:.3g}"
         f" TFLOP/s: {result['peak_source']}"
     )
@@ -30,14 +30,15 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _steps(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Seconds of a step, by part")
+    table = Table(title="Seconds per step, by part")
     for name in ("G", "C", "way"):
         table.add_column(name)
     for name in ("step", *PARTS, "ms/prompt", "tokens/s", "MFU", "peak memory", "matrix"):
         table.add_column(name, justify="right")
     for row in rows:
         for way, name in NAMES.items():
-            seconds, last = row["seconds"][way], way == "shared"
+            seconds = row["seconds"][way]
+            last = way == "shared"
             table.add_row(
                 str(row["group_size"]),
                 str(row["completion_tokens"]),
@@ -55,15 +56,15 @@ def _steps(rows: list[dict[str, Any]]) -> Table:
 
 
 def _ratios(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Ours against the others; in brackets what counting FLOPs allows")
+    table = Table(title="Speedup of ours; in brackets the ratio of FLOPs")
     for name in (
         "G",
         "C",
-        "against G copies",
-        "against TRL",
+        "over G copies",
+        "over TRL",
         "largest difference of log-probabilities",
         "of gradients",
-        "most of our step",
+        "largest part of our step",
     ):
         table.add_column(name, justify="right")
     for row in rows:
@@ -81,10 +82,7 @@ def _ratios(rows: list[dict[str, Any]]) -> Table:
 
 
 def save_chart(path: Path, result: dict[str, Any]) -> None:
-    """Draw step time against group size, one panel per completion length.
-
-    A PNG with its provenance in a text field.
-    """
+    """Plot step time by group size, one panel per completion length, to a PNG with provenance."""
     import matplotlib as mpl
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -105,14 +103,14 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
-    }
-    style |= {
         "axes.edgecolor": "#8a867c",
         "xtick.color": "#55524a",
         "ytick.color": "#55524a",
         "axes.labelcolor": "#55524a",
+        "axes.titlesize": 9.5,
+        "axes.titlelocation": "left",
+        "figure.dpi": 150,
     }
-    style |= {"axes.titlesize": 9.5, "axes.titlelocation": "left", "figure.dpi": 150}
     with mpl.rc_context(style):
         figure = Figure(figsize=(3.6 * len(lengths) + 0.6, 3.2), layout="constrained")
         panels = figure.subplots(1, len(lengths), squeeze=False)[0]

@@ -257,11 +257,11 @@ class Sender:
             logger.error(message)
             return StageResult(stage.name, "failed", message=message)
         self._remote_inputs.mark_pushed(stage.name)
-        seconds, where = labels.get("seconds"), labels.get("where")
+        seconds = labels.get("seconds")
         if not isinstance(seconds, int | float):
             return StageResult(stage.name, "ran")
         durations.record(runner.root, stage.name, seconds)
-        return StageResult(stage.name, "ran", seconds, f"on {where}")
+        return StageResult(stage.name, "ran", seconds, f"on {labels.get('where')}")
 
     def _send(self, stage: Stage, parameters: dict[str, Any]) -> UUID:
         """Start a worker run of the stage, or adopt one that an earlier flow abandoned."""

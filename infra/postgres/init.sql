@@ -1,2 +1,2 @@
--- Prefect looks names up by trigram.
+-- Prefect searches names by trigram.
 CREATE EXTENSION IF NOT EXISTS pg_trgm;

@@ -1,1 +1,1 @@
-"""What the data is: records, archives, images, splits, and the embedded sample."""
+"""Data of the pipeline: records, archives, images, splits, and the embedded sample."""

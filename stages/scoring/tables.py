@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
 import pandas as pd
 
 from stages.core.errors import InputError
@@ -237,8 +238,9 @@ def check_predictions(
     for name, (wrong, why) in _faults(predictions, checkpoint, axis).items():
         if wrong.any():
             row = predictions[wrong].iloc[0]
+            value = row[name].item() if isinstance(row[name], np.generic) else row[name]
             raise InputError(
-                f"{source}: question {row['question_id']!r}: {name} {row[name]!r} is {why};"
+                f"{source}: question {row['question_id']!r}: {name} {value!r} is {why};"
                 f" {_again(checkpoint)}"
             )
     cell = cell or checkpoint

@@ -198,7 +198,7 @@ def test_incomplete_ablations_are_refused(ct: pd.DataFrame, variant: str, field:
 
 @pytest.mark.parametrize(
     ("column", "value", "said"),
-    [("n_options", 1, "no number of options"), ("completion_tokens", -1, "no number of tok")],
+    [("n_options", 1, "not a number of options"), ("completion_tokens", -1, "not a number of tok")],
 )
 def test_numbers_that_cannot_be_are_refused(
     ct: pd.DataFrame, column: str, value: int, said: str

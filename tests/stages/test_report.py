@@ -258,8 +258,8 @@ def test_the_blind_baseline_and_what_the_image_contributes_stand_beside_the_accu
 ) -> None:
     summary, words = metrics_of(made)["summary"], page(made).words().replace("\xa0", " ")
     assert (
-        "The blind baseline, a rule that knows only how often each option text was right in training,"
-        " reaches"
+        "The blind baseline, a rule that knows only how often each option text was right in"
+        " training, reaches"
         f" {100 * summary['blind_baseline']:.1f}%" in words
     )
     assert f"the checkpoints lose {100 * summary['visual_gain']:.1f} points" in words

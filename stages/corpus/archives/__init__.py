@@ -1,1 +1,1 @@
-"""Open a zip, tar or folder safely; limits on paths and sizes; cache of hashes."""
+"""Safe, in-place reading of zips, tars and folders; limits on names and sizes; hash cache."""

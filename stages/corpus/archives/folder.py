@@ -74,7 +74,7 @@ def _load(root: Path, name: str, size: int) -> bytes:
         # regular when it was listed: a link or pipe that has replaced it must not be opened
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError as error:
-        raise InputError(f"no permission to read {path}: run `chmod u+r`") from error
+        raise InputError(f"no permission to read {path}: run `chmod u+r {path}`") from error
     except OSError as error:
         raise DamagedMemberError(root, name, error.strerror or str(error)) from error
     with open(descriptor, "rb") as handle:

@@ -1,7 +1,7 @@
 """Safety of archive members: portable, unambiguous names inside the corpus; sizes within limits.
 
-One bad member refuses the whole source, before any is read: who plants one may have planted others.
-A member that is only damaged is no danger, and is found out when it is read
+One unsafe member refuses the whole source, before anything is read: whoever planted one may have
+planted others. A member that is merely damaged is no danger; reading it raises an error
 (stages/corpus/archives/archive.py).
 """
 
@@ -15,78 +15,72 @@ from typing import Final
 
 from stages.core.params import CorpusLimits
 from stages.corpus.archives.archive import Member
-from stages.corpus.dataset.paths import unsafe_path
+from stages.corpus.dataset.paths import MAX_NAME_BYTES, has_long_name, unsafe_path
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
-LONGEST_NAME: Final = 240
-"""Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
-LONGEST_PATH: Final = 1024
-"""Bytes of a path: as much as every system that stages run on allows."""
-_FREE_RATIO: Final = 16 * 2**20
+MIB: Final = 2**20
+_MAX_PATH: Final = 1024
+"""Bytes of a path that every supported system allows."""
+_FREE_RATIO: Final = 16 * MIB
 """Bytes that may be unpacked from next to nothing: an all-black image is no bomb."""
 
-MIB: Final = 2**20
 
+def check_members(
+    path: Path, members: Iterable[Member], limits: CorpusLimits
+) -> dict[str, Member]:
+    """The files among `members` by normalized name.
 
-def checked(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict[str, Member]:
-    """The files among `members` by their normal name.
-
-    RefusedDataError names the first that may not be there, and says what to do.
+    Raises RefusedDataError, with the remedy, at the first unsafe member.
     """
     files: dict[str, Member] = {}
-    keys: dict[str, str] = {}
-    total = count = 0
-    for member in members:
-        count += 1
+    name_of_key: dict[str, str] = {}
+    total = 0
+    for count, member in enumerate(members, start=1):
         total += member.size
         if count > limits.max_members:
-            raise _over(path, f"more than {limits.max_members} members", "max_members")
+            raise _over_limit(path, f"more than {limits.max_members} members", "max_members")
         if total > limits.max_total_mb * MIB:
-            raise _over(
-                path,
-                f"more than {limits.max_total_mb} MiB unpacked, up to member {member.name!a}",
-                "max_total_mb",
-            )
+            what = f"more than {limits.max_total_mb} MiB unpacked, up to member {member.name!a}"
+            raise _over_limit(path, what, "max_total_mb")
         name = posixpath.normpath(member.name)
-        if why := member.refused or unsafe_path(member.name) or _too_long(name):
+        if why := member.refusal or unsafe_path(member.name) or _too_long(name):
             raise _refused(member, why)
-        if member.folder:
+        if member.is_folder:
             continue
         _check_size(path, member, limits)
         key = name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
-        if other := keys.get(key):
-            raise _refused(member, _same(member, files[other], name == other))
-        files[name], keys[key] = member, name
-    _refuse_files_with_files_inside(path, files)
+        if other := name_of_key.get(key):
+            raise _refused(member, _collision(member, files[other], is_equal=name == other))
+        files[name] = member
+        name_of_key[key] = name
+    _check_no_file_is_a_folder(path, files)
     return files
 
 
 def check_growth(path: Path, unpacked: int, packed: int, limits: CorpusLimits) -> None:
     """Raise RefusedDataError if a stream exceeds its limits.
 
-    `packed` bytes read, `unpacked` produced.
+    `packed` and `unpacked`: bytes read and produced until now.
     """
     if unpacked > limits.max_total_mb * MIB:
-        raise _over(path, f"more than {limits.max_total_mb} MiB unpacked", "max_total_mb")
+        raise _over_limit(path, f"more than {limits.max_total_mb} MiB unpacked", "max_total_mb")
     if unpacked > _FREE_RATIO + packed * limits.max_ratio:
-        raise _over(
-            path, f"more than {limits.max_ratio} bytes unpacked from each of its own", "max_ratio"
-        )
+        what = f"more than {limits.max_ratio} bytes unpacked per byte"
+        raise _over_limit(path, what, "max_ratio")
 
 
 def _check_size(path: Path, member: Member, limits: CorpusLimits) -> None:
-    if (most := max(member.size, member.packed)) > limits.max_member_mb * MIB:
-        what = (
-            f"member {member.name!r} has {most / MIB:.0f} MiB, more than {limits.max_member_mb} MiB"
-        )
-        raise _over(path, what, "max_member_mb")
-    if member.size > _FREE_RATIO + member.packed * limits.max_ratio:
-        grows = f"would grow from {member.packed} to {member.size} bytes"
-        what = f"member {member.name!r} {grows}, more than {limits.max_ratio} times as many"
-        raise _over(path, what, "max_ratio")
+    size = max(member.size, member.packed_size)
+    if size > limits.max_member_mb * MIB:
+        excess = f"has {size / MIB:.0f} MiB, more than {limits.max_member_mb} MiB"
+        raise _over_limit(path, f"member {member.name!r} {excess}", "max_member_mb")
+    if member.size > _FREE_RATIO + member.packed_size * limits.max_ratio:
+        growth = f"would grow from {member.packed_size} to {member.size} bytes"
+        what = f"member {member.name!r} {growth}, more than {limits.max_ratio} times as many"
+        raise _over_limit(path, what, "max_ratio")
 
 
-def _over(path: Path, what: str, limit: str) -> RefusedDataError:
+def _over_limit(path: Path, what: str, limit: str) -> RefusedDataError:
     return RefusedDataError(
         f"{path}: {what}: exceeds corpus.limits.{limit} (possible decompression bomb): remove it,"
         " or raise the limit in params.yaml if you trust it",
@@ -95,34 +89,35 @@ def _over(path: Path, what: str, limit: str) -> RefusedDataError:
 
 
 def _refused(member: Member, why: str) -> RefusedDataError:
-    message = f"{member.source}: member {member.name!a} is refused: {why}; make it again without"
-    return RefusedDataError(message, CorpusFault.UNSAFE_MEMBER)
-
-
-def _too_long(name: str) -> str | None:
-    if len(name) > LONGEST_PATH // 4 and len(name.encode()) > LONGEST_PATH:
-        return f"a path longer than {LONGEST_PATH} bytes"
-    if len(name) > LONGEST_NAME // 4 and any(
-        len(part.encode()) > LONGEST_NAME for part in name.split("/")
-    ):
-        return f"a name longer than {LONGEST_NAME} bytes"
-    return None
-
-
-def _same(member: Member, other: Member, exactly: bool) -> str:
-    where = "" if other.source == member.source else f" in {other.source.name}"
-    if exactly:
-        return f"a name that stands{where} already" if where else "a duplicate name"
-    return (
-        f"a name that other systems cannot tell from {other.name!a}{where} (upper and lower case,"
-        " or the same letter written in two ways)"
+    return RefusedDataError(
+        f"{member.source}: member {member.name!a} is refused: {why}; create it again without it",
+        CorpusFault.UNSAFE_MEMBER,
     )
 
 
-def _refuse_files_with_files_inside(path: Path, files: dict[str, Member]) -> None:
+def _too_long(name: str) -> str | None:
+    # a character takes at most 4 bytes: most names need no encoding
+    if len(name) * 4 > _MAX_PATH and len(name.encode()) > _MAX_PATH:
+        return f"a path longer than {_MAX_PATH} bytes"
+    return f"a name longer than {MAX_NAME_BYTES} bytes" if has_long_name(name) else None
+
+
+def _collision(member: Member, other: Member, is_equal: bool) -> str:
+    where = "" if other.source == member.source else f" in {other.source.name}"
+    if is_equal:
+        return f"a duplicate name{where}"
+    return (
+        f"a name that other systems cannot distinguish from {other.name!a}{where} (upper and lower"
+        " case, or the same letter encoded in two ways)"
+    )
+
+
+def _check_no_file_is_a_folder(path: Path, files: dict[str, Member]) -> None:
     folders = {name.rpartition("/")[0] for name in files}
     while parents := {name.rpartition("/")[0] for name in folders} - folders:
         folders |= parents
     if both := sorted(folders & files.keys()):
-        why = f"{path}: member {both[0]!r} is a file and a folder at once; make it again"
-        raise RefusedDataError(why, CorpusFault.UNSAFE_MEMBER)
+        raise RefusedDataError(
+            f"{path}: member {both[0]!r} is a file and a folder at once; create the archive again",
+            CorpusFault.UNSAFE_MEMBER,
+        )

@@ -1,7 +1,7 @@
-"""A corpus as it comes, read in place: an archive, archives beside each other, or a folder.
+"""A corpus read in place: an archive, several archives in a folder, or a folder of files.
 
 - A zip or an uncompressed tar is read where it lies, member by member, in any order.
-- A tar.gz or tar.zst cannot: it is decompressed once to a tar (stages/corpus/archives/unpacked.py).
+- A tar.gz or tar.zst is decompressed once to a tar (stages/corpus/archives/unpacked.py).
 - Files of a folder are read by path. Archives directly in it count as if unpacked there.
 
 Two layouts are known. OmniMedVQA's: one folder that holds `QA_information/Open-access` and
@@ -21,14 +21,14 @@ from typing import Final
 from stages.core import layout
 from stages.core.params import CorpusLimits
 from stages.corpus.archives.archive import Member, is_zip, open_tar, open_zip
-from stages.corpus.archives.folder import archives_in, list_folder
-from stages.corpus.archives.safety import checked
+from stages.corpus.archives.folder import list_folder, top_level_archives
+from stages.corpus.archives.safety import check_members
 from stages.corpus.archives.unpacked import is_compressed, unpacked_tars
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 SCRATCH: Final = layout.SCRATCH / "corpus"
-"""Where the uncompressed copy of a compressed tar lies."""
+"""Folder of the uncompressed copies of compressed tars."""
 
 _SHADOWS: Final = "__MACOSX/"
 """What macOS's zip adds: a shadow of every folder."""
@@ -40,7 +40,7 @@ class Corpus:
     def __init__(self, path: Path, members: Iterable[Member], limits: CorpusLimits) -> None:
         """Check every member; RefusedDataError names the first unsafe one, or what is missing."""
         self.path = path
-        self._files = _named(path, checked(path, members, limits))
+        self._files = _name_files(path, check_members(path, members, limits))
 
     @property
     def names(self) -> list[str]:
@@ -57,22 +57,24 @@ class Corpus:
         return name in self._files
 
     def size(self, name: str) -> int:
-        """The unpacked size of a file in bytes; KeyError if there is none of that name."""
+        """The unpacked size of a file in bytes. Raises KeyError for an unknown name."""
         return self._files[name].size
 
-    def mark(self, name: str) -> str:
-        """A cheap mark of the content, without reading it; empty if the source offers none."""
-        return self._files[name].mark
+    def fingerprint(self, name: str) -> str:
+        """Changes with the content, without reading it; empty if the source offers none."""
+        return self._files[name].fingerprint
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """These names in the order of storage, in which they are read fastest.
+        """These names in the order of storage, the fastest to read.
 
-        KeyError for an unknown one.
+        Raises KeyError for an unknown name.
         """
-        return sorted(
-            names,
-            key=lambda name: (str(self._files[name].source), self._files[name].position, name),
-        )
+
+        def position(name: str) -> tuple[str, int, str]:
+            member = self._files[name]
+            return str(member.source), member.position, name
+
+        return sorted(names, key=position)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, content) in the order of storage. Raises as `fetch` does."""
@@ -80,106 +82,101 @@ class Corpus:
             yield name, self.fetch(name)
 
     def fetch(self, name: str) -> bytes:
-        """The content of one file; safe from several threads at once, and nothing of it is kept.
+        """The content of one file, not cached. Safe from several threads at once.
 
-        Raises KeyError for an unknown name, DamagedMemberError for a file whose bytes cannot be
-        had.
+        Raises KeyError for an unknown name, DamagedMemberError for a file that cannot be read.
         """
         return self._files[name].load()
 
 
 @contextmanager
 def open_corpus(path: Path, limits: CorpusLimits, scratch: Path = SCRATCH) -> Iterator[Corpus]:
-    """Open a corpus of any kind and check all that it holds; it can be read until this is left.
+    """Open a corpus of any kind and check all its members; it is readable inside the context.
 
-    Raises RefusedDataError for a file that is no archive or is truncated, for an unsafe member, for
-    more than `limits` allow, and for what does not hold one corpus; FileNotFoundError if there is
-    nothing at `path`.
+    Raises RefusedDataError for a file that is not an archive or is truncated, for an unsafe member,
+    for exceeded `limits`, and for anything but exactly one corpus; FileNotFoundError if `path` does
+    not exist.
     """
-    with ExitStack() as opened:
-        if not path.is_dir():
-            ((_, members),) = _open_archives([path], limits, scratch, opened)
-            yield Corpus(path, members, limits)
-            return
-        members = list_folder(path, limits.max_members)
-        inner = (
-            archives_in(members)
-            if all(_before_layout(member.name) is None for member in members)
-            else []
-        )
-        if inner:
-            members = [member for member in members if member not in inner]
-            for _, more in _open_archives(
-                [path / member.name for member in inner], limits, scratch, opened
-            ):
-                members += _without_top(more)
+    with ExitStack() as stack:
+        if path.is_dir():
+            members = _folder_members(path, limits, scratch, stack)
+        else:
+            (members,) = _open_archives([path], limits, scratch, stack)
         yield Corpus(path, members, limits)
 
 
+def _folder_members(
+    path: Path, limits: CorpusLimits, scratch: Path, stack: ExitStack
+) -> list[Member]:
+    """Files of a folder; where it has no layout of its own, those in its archives as well."""
+    members = list_folder(path, limits.max_members)
+    if any(_prefix(member.name, IMAGES, QUESTIONS) is not None for member in members):
+        return members
+    archives = top_level_archives(members)
+    files = [member for member in members if member not in archives]
+    for content in _open_archives(
+        [path / archive.name for archive in archives], limits, scratch, stack
+    ):
+        files += _without_top(content)
+    return files
+
+
 def _open_archives(
-    paths: Sequence[Path], limits: CorpusLimits, scratch: Path, opened: ExitStack
-) -> list[tuple[Path, list[Member]]]:
-    """Each archive with its members, which can be read until `opened` is left."""
-    listed = []
+    paths: Sequence[Path], limits: CorpusLimits, scratch: Path, stack: ExitStack
+) -> list[list[Member]]:
+    """Members of each archive, readable until `stack` is closed."""
     compressed = [path for path in paths if is_compressed(path)]
     with unpacked_tars(compressed, scratch, limits) as copies:
-        for path in paths:
-            archive = opened.enter_context(
+        return [
+            stack.enter_context(
                 open_zip(path) if is_zip(path) else open_tar(copies.get(path, path), path)
             )
-            listed.append((path, archive))
-    return listed
+            for path in paths
+        ]
 
 
 def _without_top(members: Sequence[Member]) -> list[Member]:
-    """One archive of several with its single top folder removed, if it has one."""
-    starts = {start for member in members if (start := _before_layout(member.name)) is not None}
-    (start,) = starts if len(starts) == 1 else ("",)
-    return [replace(member, name=member.name.removeprefix(start)) for member in members]
+    """Members of one of several archives, without its single top folder if it has one."""
+    prefixes = {_prefix(member.name, IMAGES, QUESTIONS) for member in members} - {None}
+    prefix = prefixes.pop() if len(prefixes) == 1 else None
+    return [replace(member, name=member.name.removeprefix(prefix or "")) for member in members]
 
 
-def _before_layout(name: str) -> str | None:
-    """What stands before Images/ or the questions in a path; None if neither is in it."""
-    positions = [at for part in (IMAGES, QUESTIONS) if (at := f"/{name}".find(f"/{part}")) >= 0]
+def _prefix(name: str, *folders: str) -> str | None:
+    """The part of a path before the first of these folders; None if it contains none of them."""
+    positions = [at for folder in folders if (at := f"/{name}".find(f"/{folder}")) >= 0]
     return name[: min(positions)] if positions and not name.startswith(_SHADOWS) else None
 
 
 def _holds_questions(name: str) -> bool:
     folder, _, file = name.rpartition("/")
-    return (folder + "/" == QUESTIONS and file.endswith(".json")) or (
-        not folder and _is_table(file)
-    )
+    if not folder:
+        return _is_table(file)
+    return f"{folder}/" == QUESTIONS and file.endswith(".json")
 
 
 def _is_table(name: str) -> bool:
     return name.lower().endswith(".csv")
 
 
-def _named(path: Path, files: dict[str, Member]) -> dict[str, Member]:
+def _name_files(path: Path, files: dict[str, Member]) -> dict[str, Member]:
     """The corpus's files by the names that records use, sorted."""
-    starts = {
-        name[:at]
-        for name in files
-        if (at := f"/{name}".find(f"/{QUESTIONS}")) >= 0 and not name.startswith(_SHADOWS)
-    }
+    candidates = {_prefix(name, QUESTIONS) for name in files} - {None}
     roots = sorted(
-        start for start in starts if any(name.startswith(start + IMAGES) for name in files)
+        root
+        for root in candidates
+        if root is not None and any(name.startswith(root + IMAGES) for name in files)
     )
-    if len(roots) == 1:
-        root = roots[0]
-        return {
-            name.removeprefix(root): files[name] for name in sorted(files) if name.startswith(root)
-        }
-    if roots:
-        why = (
+    if len(roots) > 1:
+        raise RefusedDataError(
             f"{path}: expected one corpus, found {len(roots)} corpora, in"
-            f" {', '.join(map(repr, roots[:3]))}"
+            f" {', '.join(map(repr, roots[:3]))}",
+            CorpusFault.LAYOUT,
         )
-        raise RefusedDataError(why, CorpusFault.LAYOUT)
-    if (top := _table_root(files)) is not None:
-        return _under_images(
-            path, {name.removeprefix(top): files[name] for name in files if name.startswith(top)}
-        )
+    if roots:
+        return dict(sorted(_below(roots[0], files).items()))
+    if (root := _table_root(files)) is not None:
+        return _under_images(path, _below(root, files))
     tops = ", ".join(sorted({name.partition("/")[0] for name in files})[:5]) or "nothing"
     raise RefusedDataError(
         f"{path}: expected one folder with {QUESTIONS} and {IMAGES} (OmniMedVQA's layout), or one"
@@ -188,30 +185,34 @@ def _named(path: Path, files: dict[str, Member]) -> dict[str, Member]:
     )
 
 
-def _table_root(files: Iterable[str]) -> str | None:
-    """The folder ("" or ending in a slash) of a table and everything else.
+def _below(root: str, files: dict[str, Member]) -> dict[str, Member]:
+    return {
+        name.removeprefix(root): member for name, member in files.items() if name.startswith(root)
+    }
 
-    None if there is none.
-    """
+
+def _table_root(files: Iterable[str]) -> str | None:
+    """The folder ("" or ending in a slash) that holds a table and everything else, if any."""
     names = [name for name in files if not name.startswith(_SHADOWS)]
     tables = [name for name in names if _is_table(name)]
     if not tables:
         return None
-    top = posixpath.dirname(min(tables, key=lambda name: name.count("/")))
-    root = f"{top}/" if top else ""
+    folder = posixpath.dirname(min(tables, key=lambda name: name.count("/")))
+    root = f"{folder}/" if folder else ""
     return root if all(name.startswith(root) for name in names) else None
 
 
 def _under_images(path: Path, files: dict[str, Member]) -> dict[str, Member]:
-    named: dict[str, Member] = {}
+    """The files of a table's layout, images renamed to lie under `Images`."""
+    renamed: dict[str, Member] = {}
     for name, member in files.items():
-        stays = _holds_questions(name) or name.startswith(IMAGES)
-        target = name if stays else IMAGES + name
-        if target in named:
-            why = (
-                f"{path}: {target!r} names two files, one under {IMAGES} and one beside it;"
-                " rename one of them"
+        is_in_place = _holds_questions(name) or name.startswith(IMAGES)
+        target = name if is_in_place else IMAGES + name
+        if target in renamed:
+            raise RefusedDataError(
+                f"{path}: {target!r} names two files, one under {IMAGES} and one beside it; rename"
+                " one of them",
+                CorpusFault.LAYOUT,
             )
-            raise RefusedDataError(why, CorpusFault.LAYOUT)
-        named[target] = member
-    return dict(sorted(named.items()))
+        renamed[target] = member
+    return dict(sorted(renamed.items()))

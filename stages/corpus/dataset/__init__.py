@@ -1,4 +1,1 @@
-"""What training and evaluation need of a corpus.
-
-Problem text, split files, stored images, paths.
-"""
+"""What training and evaluation need of a corpus: problem texts, split files, images, paths."""

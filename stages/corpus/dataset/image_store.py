@@ -1,12 +1,12 @@
 """Image store: open resized images by the path in split files, from zip shards.
 
-The images of a modality lie in data/images/<modality> in shards: zip files that compress nothing,
-whose members are named by the path that follows. So few files are quick to list, hash and send
-(docs/ingest-storage.md), any program opens them, and
+The images of a modality are stored in data/images/<modality> in shards: uncompressed zips, whose
+members are named by the rest of the path. A few large files are quick to list, hash and upload
+(docs/ingest-storage.md), and any program can open them:
 
     for modality in data/images/*/; do (cd $modality && unzip -q '*.zip'); done
 
-puts every image where its path says. An image that is in no shard is looked for there as well.
+puts every image at its path. An image that is in no shard is read from its path as well.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SUFFIX: Final = ".zip"
 
 _ROOTS: Final = (("data", "images"), ("data", "frames"))
 _DEPTH: Final = 3
-"""Parts of a path up to and with its modality: data, images, ct."""
+"""Parts of the path of a folder of shards: data, images, ct."""
 _REMEDY: Final = "run `dvc repro resize`, or `dvc checkout` if another commit was checked out"
 
 
 @dataclass(frozen=True, slots=True)
 class MemberLocation:
-    """Where an image's bytes are: shard, start of the member's header, length, checksum."""
+    """Position of an image's bytes: shard, start of the member's header, length, CRC-32."""
 
     shard: Path
     header: int
@@ -57,39 +57,39 @@ class MemberLocation:
 
 @dataclass(frozen=True)
 class _Index:
-    """The images in the shards of a folder, and by what the folder is known again."""
+    """The images in the shards of a folder, valid while its (inode, mtime) stays the same."""
 
-    identity: tuple[int, int]
-    places: dict[str, MemberLocation]
+    version: tuple[int, int]
+    locations: dict[str, MemberLocation]
 
 
 _indices: dict[Path, _Index] = {}
+"""Cache of the indices by folder."""
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """The image at a path as split files name it, data/images/<modality>/...: RGB, loaded.
+    """The image at a path of a split file, data/images/<modality>/..., loaded as RGB.
 
-    Safe from any thread, and in a process forked from one that has opened images. InputError if it
-    is missing or damaged.
+    Safe from any thread, and in a process forked from one that has opened images. Raises InputError
+    if it is missing or damaged.
     """
     content = read_image(path)
     try:
         with Image.open(BytesIO(content)) as opened:
             return opened.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow knows a broken PNG by either
+    except (OSError, SyntaxError) as error:  # Pillow raises either for a broken PNG
         raise InputError(f"{path} is not a readable image ({error}): {_REMEDY}") from error
 
 
 def read_image(path: str | Path) -> bytes:
-    """The bytes of the image's file. Raises as `open_image`."""
-    if (place := _find(path)) is not None:
-        return read_location(place, path)
+    """The bytes of the image's file. Raises as `open_image` does."""
+    if (location := _find(path)) is not None:
+        return read_location(location, path)
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing, in {_folder(path) or 'data/images'}{'/*' + SUFFIX} too: {_REMEDY}"
-        ) from None
+        shards = f"{_folder(path) or 'data/images'}/*{SUFFIX}"
+        raise InputError(f"{path} is missing, also from {shards}: {_REMEDY}") from None
 
 
 def exists(path: str | Path) -> bool:
@@ -98,17 +98,17 @@ def exists(path: str | Path) -> bool:
 
 
 def identity(path: str | Path) -> str:
-    """By what an image's bytes are known again, without reading those of a shard.
+    """Fingerprint of an image's content; for one in a shard, without reading it.
 
-    InputError if it is missing.
+    Raises InputError if it is missing.
     """
-    if (place := _find(path)) is not None:
-        return f"{place.size} {place.crc:08x}"
+    if (location := _find(path)) is not None:
+        return f"{location.size} {location.crc:08x}"
     return hashlib.sha256(read_image(path)).hexdigest()
 
 
 def list_shard(shard: Path) -> dict[str, MemberLocation]:
-    """Name -> place of each image of a shard. InputError if it is not a complete zip."""
+    """Name -> location of each image of a shard. Raises InputError if it is not a complete zip."""
     try:
         with zipfile.ZipFile(shard) as archive:
             return {
@@ -119,41 +119,42 @@ def list_shard(shard: Path) -> dict[str, MemberLocation]:
         raise InputError(f"{shard} is not a complete shard ({error}): {_REMEDY}") from error
 
 
-def read_location(place: MemberLocation, path: str | Path) -> bytes:
-    """The bytes of the image that lies there, `path` to whoever reads an error.
+def read_location(location: MemberLocation, path: str | Path) -> bytes:
+    """The bytes of the image at a location; errors name it by `path`.
 
-    InputError if they cannot be had or are damaged.
+    Opens a descriptor of its own: nothing is shared with other threads or processes.
 
-    By position, through a descriptor of its own: nothing is shared with other threads or processes.
+    Raises InputError if the bytes cannot be read or are damaged.
     """
     try:
-        descriptor = os.open(place.shard, os.O_RDONLY)
+        descriptor = os.open(location.shard, os.O_RDONLY)
         try:
-            content = os.pread(descriptor, place.size, find_content(descriptor, place.header))
+            start = find_content(descriptor, location.header)
+            content = os.pread(descriptor, location.size, start)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise InputError(
-            f"{path} cannot be read from {place.shard} ({error}): {_REMEDY}"
+            f"{path} cannot be read from {location.shard} ({error}): {_REMEDY}"
         ) from error
     except zipfile.BadZipFile as error:
-        raise _damaged(place, path) from error
-    if zlib.crc32(content) != place.crc:
-        raise _damaged(place, path)
+        raise _damaged(location, path) from error
+    if zlib.crc32(content) != location.crc:
+        raise _damaged(location, path)
     return content
 
 
-def _damaged(place: MemberLocation, path: str | Path) -> InputError:
-    # DVC's cache and stage resize's have the same file under other names, and would put it back
-    everywhere = f"`find . -samefile {shlex.quote(str(place.shard))} -delete`"
+def _damaged(location: MemberLocation, path: str | Path) -> InputError:
+    # the caches of DVC and of stage resize hold hard links to the shard, and would restore it
+    delete = f"`find . -samefile {shlex.quote(str(location.shard))} -delete`"
     return InputError(
-        f"{path} is damaged in {place.shard}: delete that under all its names, {everywhere}, and"
+        f"{path} is damaged in {location.shard}: delete all hard links of this file, {delete}, and"
         " run `dvc repro resize`"
     )
 
 
 def _folder(path: str | Path) -> Path | None:
-    """The folder with the shards of an image; None if its path is none of a store's."""
+    """The folder with the shards of an image; None if the path is not in an image store."""
     parts = PurePosixPath(path).parts
     for depth in range(_DEPTH, len(parts)):
         if parts[depth - _DEPTH : depth - 1] in _ROOTS:
@@ -169,16 +170,17 @@ def _find(path: str | Path) -> MemberLocation | None:
         status = os.stat(folder)
     except OSError:
         return None
-    identity = (status.st_ino, status.st_mtime_ns)
+    version = (status.st_ino, status.st_mtime_ns)
     index = _indices.get(folder)
-    if index is None or index.identity != identity:
-        # two threads may do it both; a lock might be held when the process is forked
-        index = _indices[folder] = _Index(identity, _list(folder))
-    return index.places.get(PurePosixPath(path).relative_to(folder).as_posix())
+    if index is None or index.version != version:
+        # no lock, which another thread might hold at a fork: two threads may both do this
+        index = _Index(version, _list_shards(folder))
+        _indices[folder] = index
+    return index.locations.get(PurePosixPath(path).relative_to(folder).as_posix())
 
 
-def _list(folder: Path) -> dict[str, MemberLocation]:
-    places: dict[str, MemberLocation] = {}
+def _list_shards(folder: Path) -> dict[str, MemberLocation]:
+    locations: dict[str, MemberLocation] = {}
     for shard in sorted(folder.glob(f"*{SUFFIX}")):
-        places |= list_shard(shard)
-    return places
+        locations |= list_shard(shard)
+    return locations

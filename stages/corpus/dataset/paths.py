@@ -1,31 +1,42 @@
-"""Paths inside a corpus: its two folders, which paths are safe, which files an image_path names."""
+"""Paths inside a corpus: its two folders, safety checks, and the files that an image_path names."""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Final
 
 QUESTIONS: Final = "QA_information/Open-access/"
 IMAGES: Final = "Images/"
+MAX_NAME_BYTES: Final = 240
+"""Of one part of a path: file systems allow 255, and stages add a suffix."""
 
-_NO_FILE_NAME: Final = re.compile(r"[\x00\ud800-\udfff]")
+_NOT_IN_FILE_NAMES: Final = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def unsafe_path(name: str) -> str | None:
-    """Why a relative POSIX path may leave its folder, or is no file name; None if it is safe."""
+    """Why a relative POSIX path may leave its folder or is not a file name; None if it is safe."""
     if not name:
         return "an empty name"
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         return "an absolute path"
     if "\\" in name:
-        return "a backslash in its path"
+        return "a path with a backslash"
     if ".." in name.split("/"):
         return "a path that leads out of its folder"
-    if _NO_FILE_NAME.search(name):
+    if _NOT_IN_FILE_NAMES.search(name):
         return "a name that is not UTF-8"
     return None
+
+
+def has_long_name(path: str) -> bool:
+    """Whether a part of the path takes more than MAX_NAME_BYTES in UTF-8."""
+    # a character takes at most 4 bytes: short paths need no encoding
+    return len(path) * 4 > MAX_NAME_BYTES and any(
+        len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")
+    )
 
 
 def image_files(names: Sequence[str], image_path: str) -> list[str]:
@@ -37,10 +48,5 @@ def image_files(names: Sequence[str], image_path: str) -> list[str]:
     if at < len(names) and names[at] == image_path:
         return [image_path]
     folder = f"{image_path}/"
-    files = []
-    for name in names[bisect_left(names, folder) :]:
-        if not name.startswith(folder):
-            break
-        if "/" not in name[len(folder) :]:
-            files.append(name)
-    return files
+    below = takewhile(lambda name: name.startswith(folder), names[bisect_left(names, folder) :])
+    return [name for name in below if "/" not in name[len(folder) :]]

@@ -25,34 +25,32 @@ def is_option_list(value: object) -> TypeGuard[list[str]]:
 
 def format_problem(question: str, options: Sequence[str]) -> str:
     """The question with its options (2 to 4 texts) as Med-R1 writes them: "question A)x, B)y"."""
-    return (
-        question
-        + " "
-        + ", ".join(f"{letter}){text}" for letter, text in letter_options(options).items())
-    )
+    labelled = ", ".join(f"{letter}){text}" for letter, text in letter_options(options).items())
+    return f"{question} {labelled}"
 
 
 def parse_problem(problem: str) -> tuple[str, dict[str, str]]:
-    """The inverse of `format_problem`: ("question", {"A": "x", "B": "y"}).
+    """Question and options of a problem: ("question", {"A": "x", "B": "y"}).
 
-    Only for split files without the field `options`, and to check that a question survives the
-    published form. Labels are taken in order, each the first one behind the last, so commas and
-    brackets inside options do no harm. Raises ValueError when fewer than two options are found.
+    The inverse of `format_problem`, for split files without the field `options` and to check that a
+    question survives the published form. Labels are searched for in order, each behind the previous
+    one, so that commas and brackets inside options do no harm. Raises ValueError if there are fewer
+    than two options.
     """
-    starts: list[tuple[int, int]] = []
+    labels: list[tuple[int, int]] = []  # first and one past last position of each
     position = 0
     for letter in LETTERS:
         label = f" {letter})" if letter == "A" else f", {letter})"
         at = problem.find(label, position)
         if at < 0:
             break
-        starts.append((at, at + len(label)))
         position = at + len(label)
-    if len(starts) < 2:
+        labels.append((at, position))
+    if len(labels) < 2:
         raise ValueError(f"no options 'A)..., B)...' in problem {problem!r}")
-    ends = [at for at, _ in starts[1:]] + [len(problem)]
-    texts = [problem[start:end] for (_, start), end in zip(starts, ends, strict=True)]
-    return problem[: starts[0][0]], letter_options(texts)
+    ends = [at for at, _ in labels[1:]] + [len(problem)]
+    texts = [problem[start:end] for (_, start), end in zip(labels, ends, strict=True)]
+    return problem[: labels[0][0]], letter_options(texts)
 
 
 def format_solution(letter: str) -> str:
@@ -61,7 +59,7 @@ def format_solution(letter: str) -> str:
 
 
 def parse_solution(solution: str) -> str:
-    """The gold letter of a solution; ValueError if it holds none."""
+    """The gold letter of a solution. Raises ValueError if it has none."""
     match = _SOLUTION.fullmatch(solution.strip())
     if not match:
         raise ValueError(f"solution {solution!r} is not of the form '<answer> C </answer>'")

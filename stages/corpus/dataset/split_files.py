@@ -10,7 +10,7 @@ from stages.core.outputs import read_json
 from stages.corpus.dataset.problems import is_option_list
 
 KINDS: Final = ("grouped", "published")
-"""Splits free of leaks, and splits drawn at random over questions as Med-R1's are."""
+"""Splits without leaks, and splits drawn at random over questions like Med-R1's."""
 FIELDS: Final = (
     "image",
     "problem",
@@ -23,22 +23,21 @@ FIELDS: Final = (
 )
 """`options`: the option texts in letter order, so that no reader parses `problem`."""
 
+_REMEDY: Final = "run `dvc repro splits`"
+
 
 def read_split(path: Path) -> list[dict[str, Any]]:
-    """The items of one split file; InputError if it is missing, malformed or empty."""
-    items = read_json(path, "run `dvc repro splits`")
+    """The items of one split file. Raises InputError if it is missing, malformed or empty."""
+    items = read_json(path, _REMEDY)
     if not isinstance(items, list) or not items:
         raise InputError(
-            f"{path} holds no questions: check the corpus and data/quarantine/, then run `dvc repro"
-            " splits`"
+            f"{path} holds no questions: check the corpus and data/quarantine/, then {_REMEDY}"
         )
     for index, item in enumerate(items):
         missing = [field for field in FIELDS if not isinstance(item, dict) or field not in item]
         if missing:
-            raise InputError(
-                f"{path}, item {index}: {', '.join(missing)} missing; run `dvc repro splits`"
-            )
+            raise InputError(f"{path}, item {index}: {', '.join(missing)} missing; {_REMEDY}")
         if not is_option_list(item["options"]):
             wrong = f"options is {item['options']!r:.60}, not a list of 2 to 4 texts"
-            raise InputError(f"{path}, item {index}: {wrong}; run `dvc repro splits`")
+            raise InputError(f"{path}, item {index}: {wrong}; {_REMEDY}")
     return items

@@ -1,1 +1,1 @@
-"""Refused inputs: ledger, reason codes, limits."""
+"""Refused inputs: quarantine table, reason codes, limits."""

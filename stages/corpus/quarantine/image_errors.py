@@ -1,7 +1,4 @@
-"""Why an image cannot be used.
-
-An error of its own module, because all kinds of decoder raise it.
-"""
+"""Errors of image decoders, in a module of their own because every decoder raises them."""
 
 from __future__ import annotations
 
@@ -9,19 +6,12 @@ from stages.corpus.quarantine.reasons import Reason
 
 
 class ImageError(ValueError):
-    """An image that cannot be decoded.
-
-    The message is the reason without the file name, `reason` its code.
-    """
+    """An image that cannot be decoded: `reason` is the code, the message omits the file name."""
 
     def __init__(self, why: str, reason: Reason = Reason.IMAGE_DAMAGED) -> None:
-        """Keep the code beside the words."""
         super().__init__(why)
         self.reason = reason
 
 
 class UnreadError(ImageError):
-    """Image bytes that could not be read.
-
-    Nothing is known of the image, so nothing may be cached.
-    """
+    """Image bytes that could not be read: nothing is known of the image, so nothing is cached."""

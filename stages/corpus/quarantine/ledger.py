@@ -1,9 +1,8 @@
-"""What was refused, kept beside what was taken: a row each, and counts that must add up.
+"""Quarantine table: one row per refused input, and counts that must add up.
 
-An account is a parquet file: a row for each refused input, ready for pandas or SQL, and in the
-metadata of its schema, under `quarantine`, the stage with what it read and kept of each source set,
-so that shares can be told, and under `provenance` where all that comes from. No times are written:
-the same inputs give the same bytes.
+A parquet file, ready for pandas or SQL. The metadata of its schema hold, under `quarantine`, the
+stage with the numbers of records that it read and kept per source set, and under `provenance` where
+all that comes from. No times are written: the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -23,12 +22,10 @@ from stages.core.outputs import atomic_file
 from stages.corpus.quarantine.reasons import Reason
 
 NO_SET: Final = "(no source set)"
-"""How a record that names no source set, or a question file that cannot be read, is called among
-the sets.
-"""
+"""Source set of a record that names none, and of a question file that cannot be read."""
 
-_LONGEST = 300
-"""Characters of an offending value that are kept."""
+_MAX_VALUE: Final = 300
+"""Characters of an offending value that are recorded."""
 
 _SCHEMA: Final = pa.schema(
     [
@@ -47,12 +44,10 @@ _SCHEMA: Final = pa.schema(
 
 
 class RecordLocation(NamedTuple):
-    """Location of a record: file, index `record` in its list (from 0) and first `line`.
+    """Location of a record: file, index `record` in its list (from 0) and first `line` (from 1).
 
-    None for a file.
-
-    A row of a table, or of a JSON Lines file, has a line only; a record of a JSON file of one line,
-    only its place in the list.
+    A row of a table or of a JSON Lines file has only a line, a record of a JSON file of one line
+    only an index, and a file as a whole neither.
     """
 
     file: str
@@ -64,18 +59,16 @@ class RecordLocation(NamedTuple):
         """As in messages: "<file>#<record>, line <line> (<question_id>)"."""
         if self.record is None and self.line is None:
             return self.file
-        listed = "" if self.record is None else f"#{self.record}"
-        return (
-            f"{self.file}{listed}{'' if self.line is None else f', line {self.line}'}"
-            f" ({self.question_id or 'no question_id'})"
-        )
+        index = "" if self.record is None else f"#{self.record}"
+        line = "" if self.line is None else f", line {self.line}"
+        return f"{self.file}{index}{line} ({self.question_id or 'no question_id'})"
 
 
 class Row(NamedTuple):
     """One refused input: location `where`, offending value `what`, reason `why` and its code.
 
-    `dataset`, the source set, and `modality` are as they were written, None where they were not or
-    are no texts.
+    `dataset`, the source set, and `modality` are as written in the record; None if missing or not
+    text.
     """
 
     where: RecordLocation
@@ -92,25 +85,25 @@ class Row(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Of one source set what a stage read, and what it kept."""
+    """Numbers of records that a stage read and kept."""
 
     read: int
     kept: int
 
     @property
     def refused(self) -> int:
-        """What it did not keep."""
+        """Number of refused records."""
         return self.read - self.kept
 
     @property
     def share(self) -> float:
-        """Of what was read, the share that was refused."""
+        """Refused records as a share of those read."""
         return self.refused / self.read if self.read else 0.0
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """The account of one stage; read = kept + the number of rows, in all and in each of `sets`."""
+    """Quarantine table of one stage: read = kept + rows, in total and in each of `sets`."""
 
     stage: str
     sets: Mapping[str, Counts]
@@ -127,80 +120,66 @@ class Quarantine:
         return sum(counts.kept for counts in self.sets.values())
 
 
-def tally(stage: str, read: int, kept: Iterable[str], rows: Iterable[Row]) -> Quarantine:
+def tally(stage: str, read: int, kept_sets: Iterable[str], rows: Iterable[Row]) -> Quarantine:
     """Tally one stage's refusals, rows sorted by location.
 
-    `kept`: the source set of each kept record.
-
-    AssertionError if read is not kept + quarantined.
+    `kept_sets`: the source set of each kept record. Raises AssertionError if records are missing or
+    counted twice.
     """
     ordered = tuple(sorted(rows, key=_order))
-    kept_of, refused_of = Counter(map(shown, kept)), Counter(row.set for row in ordered)
-    if read != kept_of.total() + len(ordered):
+    kept = Counter(map(safe_text, kept_sets))
+    refused = Counter(row.set for row in ordered)
+    total = kept.total() + len(ordered)
+    if read != total:
         raise AssertionError(
-            f"{stage}: read {read} records, but kept {kept_of.total()} + quarantined {len(ordered)}"
-            f" = {kept_of.total() + len(ordered)}"
+            f"{stage}: read {read} records, but kept {kept.total()} + quarantined {len(ordered)}"
+            f" = {total}"
         )
-    names = sorted(kept_of.keys() | refused_of.keys())
-    return Quarantine(
-        stage,
-        {name: Counts(kept_of[name] + refused_of[name], kept_of[name]) for name in names},
-        ordered,
-    )
+    names = sorted(kept.keys() | refused.keys())
+    sets = {name: Counts(kept[name] + refused[name], kept[name]) for name in names}
+    return Quarantine(stage, sets, ordered)
 
 
 def write_quarantine(
     path: Path,
     stage: str,
     read: int,
-    kept: Iterable[str],
+    kept_sets: Iterable[str],
     rows: Iterable[Row],
     provenance: Mapping[str, Any],
 ) -> Quarantine:
-    """Write the account of one stage as parquet, and return it.
-
-    The arguments are those of `tally`.
-    """
-    account = tally(stage, read, kept, rows)
-    facts = {
-        "stage": account.stage,
-        "read": account.read,
-        "kept": account.kept,
-        "quarantined": len(account.rows),
+    """Write the quarantine table of one stage as parquet, and return it. See `tally`."""
+    quarantine = tally(stage, read, kept_sets, rows)
+    summary = {
+        "stage": stage,
+        "read": quarantine.read,
+        "kept": quarantine.kept,
+        "quarantined": len(quarantine.rows),
+        "sets": {name: counts._asdict() for name, counts in quarantine.sets.items()},
     }
-    sets = {name: counts._asdict() for name, counts in account.sets.items()}
     metadata = {
-        "quarantine": json.dumps(facts | {"sets": sets}, ensure_ascii=False),
+        "quarantine": json.dumps(summary, ensure_ascii=False),
         "provenance": json.dumps(provenance),
     }
-    listed = [
-        {
-            "stage": account.stage,
-            **row.where._asdict(),
-            **{name: value for name, value in row._asdict().items() if name != "where"},
-        }
-        for row in account.rows
-    ]
+    records = [{"stage": stage, **row.where._asdict(), **row._asdict()} for row in quarantine.rows]
+    # from_pylist takes the schema's columns alone, so without `where`
+    table = pa.Table.from_pylist(records, schema=_SCHEMA.with_metadata(metadata))
     with atomic_file(path) as temporary:
-        pq.write_table(
-            pa.Table.from_pylist(listed, schema=_SCHEMA.with_metadata(metadata)),
-            temporary,
-            compression="zstd",
-        )
-    return account
+        pq.write_table(table, temporary, compression="zstd")
+    return quarantine
 
 
 def read_quarantine(path: Path) -> Quarantine:
     """Read what `write_quarantine` wrote.
 
-    InputError if it is missing, not such a file, or does not add up.
+    Raises InputError if it is missing, not such a file, or does not add up.
     """
     try:
         table = pq.read_table(path)
-        facts = json.loads(table.schema.metadata[b"quarantine"])
-        account = Quarantine(
-            facts["stage"],
-            {name: Counts(**counts) for name, counts in facts["sets"].items()},
+        summary = json.loads(table.schema.metadata[b"quarantine"])
+        quarantine = Quarantine(
+            summary["stage"],
+            {name: Counts(**counts) for name, counts in summary["sets"].items()},
             tuple(map(_row, table.to_pylist())),
         )
     except FileNotFoundError:
@@ -209,40 +188,39 @@ def read_quarantine(path: Path) -> Quarantine:
         raise InputError(
             f"{path} is not a quarantine file ({error!r}): delete it and run `dvc repro`"
         ) from error
-    refused = Counter(row.set for row in account.rows)
-    for name in {*account.sets, *refused}:
-        counts = account.sets.get(name, Counts(0, 0))
+    refused = Counter(row.set for row in quarantine.rows)
+    for name in {*quarantine.sets, *refused}:
+        counts = quarantine.sets.get(name, Counts(0, 0))
         if counts.refused != refused[name]:
             raise InputError(
                 f"{path} does not add up: {name}: read {counts.read}, kept {counts.kept}, rows"
                 f" {refused[name]}; run `dvc repro -f`"
             )
-    return account
+    return quarantine
 
 
-def shown(value: object) -> str:
-    """Any value as a text that can be written down: no lone surrogates, cut when long."""
+def safe_text(value: object) -> str:
+    """Any value as text for a file or terminal: no lone surrogates, truncated if long."""
     text = value if isinstance(value, str) else repr(value)
-    if (
-        not text.isascii()
-    ):  # else it stays the same object: a file's name is not kept again for each of its records
+    # ASCII stays the same object: all locations of a file share one name
+    if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+    return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}... ({len(text)} characters)"
 
 
 def _row(fields: dict[str, Any]) -> Row:
-    place = RecordLocation(**{name: fields[name] for name in RecordLocation._fields})
     return Row(
-        place,
-        fields["what"],
-        fields["why"],
-        Reason(fields["reason"]),
-        fields["dataset"],
-        fields["modality"],
+        where=RecordLocation(**{name: fields[name] for name in RecordLocation._fields}),
+        what=fields["what"],
+        why=fields["why"],
+        reason=Reason(fields["reason"]),
+        dataset=fields["dataset"],
+        modality=fields["modality"],
     )
 
 
 def _order(row: Row) -> tuple[str, int, int, str, str, str]:
     where = row.where
-    record, line = (-1 if number is None else number for number in (where.record, where.line))
+    record = -1 if where.record is None else where.record
+    line = -1 if where.line is None else where.line
     return where.file, record, line, where.question_id or "", row.what, row.why

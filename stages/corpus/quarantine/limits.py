@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from stages.corpus.quarantine.ledger import Counts, Quarantine, Row
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
-_REASONS: Final = 3
-"""The commonest reasons that are named."""
-_SHOWN: Final = 5
-"""Limits passed that are named."""
+_MAX_REASONS: Final = 3
+"""Reasons that a message names per violation, the most frequent ones."""
+_MAX_VIOLATIONS: Final = 5
+"""Violations that a message names."""
 
 
 class RefusalLimits(Protocol):
@@ -21,7 +21,7 @@ class RefusalLimits(Protocol):
 
     @property
     def max_refused_share(self) -> float:
-        """Of all that a stage reads, but for sets with a limit of their own."""
+        """Of all records that a stage reads, except sets with a limit of their own."""
 
     @property
     def max_refused_share_of_set(self) -> float:
@@ -29,72 +29,68 @@ class RefusalLimits(Protocol):
 
     @property
     def min_refused(self) -> int:
-        """Fewer refused records than this are no reason to stop, whatever their share."""
+        """Fewer refused records than this are accepted, whatever their share."""
 
     @property
     def sets(self) -> Mapping[str, float]:
         """Source set -> a limit of its own."""
 
 
-def check_refused(account: Quarantine, limits: RefusalLimits, path: Path, of: str) -> None:
-    """Raise RefusedDataError beyond `limits`; `path`: the quarantine table, `of`: what was read."""
-    violations = list(_beyond(account, limits))
+def check_refused(quarantine: Quarantine, limits: RefusalLimits, path: Path, source: str) -> None:
+    """Raise RefusedDataError if more records were refused than `limits` allow.
+
+    `path`: the file of the quarantine table; `source`: what the stage read.
+    """
+    violations = list(_violations(quarantine, limits))
     if not violations:
         return
-    rest = f"; and {len(violations) - _SHOWN} more source sets" if len(violations) > _SHOWN else ""
+    named = "; ".join(violations[:_MAX_VIOLATIONS])
+    if (count := len(violations) - _MAX_VIOLATIONS) > 0:
+        named += f"; and {count} more source sets"
     raise RefusedDataError(
-        f"{of}: too much was refused by {account.stage}: {'; '.join(violations[:_SHOWN])}{rest}."
-        f" {path} holds every refused record and why (docs/ingest-quality.md): correct the corpus,"
-        " or, if the rest is good, raise the limit in params.yaml and run `dvc repro` again",
+        f"{source}: {quarantine.stage} refused too many records: {named}. {path} holds every"
+        " refused record and why (docs/ingest-quality.md): correct the corpus, or, if the rest is"
+        " good, raise the limit in params.yaml and run `dvc repro` again",
         CorpusFault.TOO_MUCH_REFUSED,
     )
 
 
-def _beyond(account: Quarantine, limits: RefusalLimits) -> Iterable[str]:
+def _violations(quarantine: Quarantine, limits: RefusalLimits) -> Iterable[str]:
     """One message per exceeded limit: the overall one first, then sets by refused records."""
-    others = {name: counts for name, counts in account.sets.items() if name not in limits.sets}
-    together = Counts(
+    sets = quarantine.sets
+    others = {name: counts for name, counts in sets.items() if name not in limits.sets}
+    overall = Counts(
         sum(counts.read for counts in others.values()),
         sum(counts.kept for counts in others.values()),
     )
-    if _too_much(together, limits.max_refused_share, limits):
-        rows = [row for row in account.rows if row.set in others]
-        whole = (
-            "all sets"
-            if len(others) == len(account.sets)
-            else "all sets without a limit of their own"
-        )
-        yield (
-            f"of {whole} {_said(together, rows)}, quarantine.max_refused_share allows"
-            f" {limits.max_refused_share:.1%}"
-        )
-    for name, counts in sorted(account.sets.items(), key=lambda each: (-each[1].refused, each[0])):
-        own = name in limits.sets
-        limit = limits.sets[name] if own else limits.max_refused_share_of_set
-        key = f"quarantine.sets.{name}" if own else "quarantine.max_refused_share_of_set"
-        if _too_much(counts, limit, limits):
-            yield (
-                f"of {name!r} {_said(counts, [row for row in account.rows if row.set == name])},"
-                f" {key} allows {limit:.1%}"
-            )
+    if _exceeds(overall, limits.max_refused_share, limits):
+        rows = [row for row in quarantine.rows if row.set in others]
+        scope = "all sets" + (" without a limit of their own" if len(others) < len(sets) else "")
+        limit = f"quarantine.max_refused_share allows {limits.max_refused_share:.1%}"
+        yield _describe(overall, scope, limit, rows)
+    for name, counts in sorted(sets.items(), key=lambda item: (-item[1].refused, item[0])):
+        key = "max_refused_share_of_set"
+        share = limits.max_refused_share_of_set
+        if name in limits.sets:
+            key = f"sets.{name}"
+            share = limits.sets[name]
+        if _exceeds(counts, share, limits):
+            rows = [row for row in quarantine.rows if row.set == name]
+            yield _describe(counts, repr(name), f"quarantine.{key} allows {share:.1%}", rows)
 
 
-def _too_much(counts: Counts, limit: float, limits: RefusalLimits) -> bool:
-    return counts.refused >= limits.min_refused and counts.share > limit
+def _exceeds(counts: Counts, share: float, limits: RefusalLimits) -> bool:
+    return counts.refused >= limits.min_refused and counts.share > share
 
 
-def _said(counts: Counts, rows: Iterable[Row]) -> str:
-    """How much, and for which reasons mostly, the first example of each."""
-    listed = list(rows)
-    commonest = sorted(
-        Counter(row.reason for row in listed).items(), key=lambda each: (-each[1], each[0])
-    )[:_REASONS]
-    examples = {row.reason: row for row in reversed(listed)}
+def _describe(counts: Counts, scope: str, limit: str, rows: Sequence[Row]) -> str:
+    """How many records were refused, and the most frequent reasons with their first examples."""
+    frequencies = Counter(row.reason for row in rows)
+    most_frequent = sorted(frequencies.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS]
+    first = {row.reason: row for row in reversed(rows)}
     reasons = ", ".join(
-        f"{count} {reason} ({examples[reason].what!r} in {examples[reason].where})"
-        for reason, count in commonest
+        f"{count} {reason} ({first[reason].what!r} in {first[reason].where})"
+        for reason, count in most_frequent
     )
-    return (
-        f"{counts.refused} of {counts.read} records ({counts.share:.1%}) were refused, mostly:"
-        f" {reasons}"
-    )
+    refused = f"{counts.refused} of {counts.read} records ({counts.share:.1%}) of {scope}"
+    return f"{refused}, where {limit}, mostly {reasons}"

@@ -1,4 +1,4 @@
-"""Closed lists of refusal codes for records and corpora; codes survive rewordings of messages."""
+"""Closed lists of refusal codes for records and corpora, stable when messages are reworded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from stages.core.errors import ExitCode, InputError
 
 @unique
 class Reason(StrEnum):
-    """Why a record, an image or a question file is refused: what programs compare.
+    """Why a record, an image or a question file is refused, for programs to compare.
 
-    A quarantine row also carries the reason in words. docs/ingest-quality.md lists all codes with
-    their remedies, and stages/corpus/inspection/advice.py has advice for each.
+    A quarantine row also has the reason in words. docs/ingest-quality.md lists all codes with their
+    remedies, and stages/corpus/inspection/advice.py has advice for each.
     """
 
     FILE_UNREADABLE = "file-unreadable"
-    """A question file that cannot be parsed; like every file-level refusal it counts as one record
-    read.
-    """
+    """A question file that cannot be parsed; like every refused file it counts as one record."""
     FILE_EMPTY = "file-empty"
     FILE_DAMAGED = "file-damaged"
     """A question file whose bytes cannot be read from the corpus."""
@@ -39,9 +37,7 @@ class Reason(StrEnum):
     RECORD_FORM = "record-form"
     """A record that is not an object with fields."""
     RECORD_VALUE = "record-value"
-    """A record with a value that cannot be stored: too long, too deeply nested, or a number out of
-    range.
-    """
+    """A value that cannot be stored: too long, too deeply nested, or a number out of range."""
     FIELD_DUPLICATE = "field-duplicate"
     """A record with the same field twice."""
     FIELD_MISSING = "field-missing"
@@ -62,13 +58,13 @@ class Reason(StrEnum):
     """More than four options."""
     OPTIONS_EQUAL = "options-equal"
     OPTIONS_FORM = "options-form"
-    """Options in one CSV cell that cannot be told apart."""
+    """Options in one CSV cell that cannot be separated."""
     OPTION_LETTERS = "option-letters"
     """Options that begin with their letters, which are added later."""
     OPTION_LABEL = "option-label"
-    """A text that holds an option label, which the published form cannot tell from the options."""
+    """A text with an option label, which the published form cannot distinguish from the options."""
     ANSWER_NOT_OFFERED = "answer-not-offered"
-    """gt_answer is none of the options."""
+    """gt_answer is not one of the options."""
     ANSWER_AMBIGUOUS = "answer-ambiguous"
     """An answer that can be read in two ways."""
     UNKNOWN_MODALITY = "unknown-modality"
@@ -76,61 +72,58 @@ class Reason(StrEnum):
     """A record whose modality is not that of its DICOM header."""
     UNKNOWN_QUESTION_TYPE = "unknown-question-type"
     DUPLICATE_ID = "duplicate-id"
-    """A question_id that stands twice; the first in the order of files is kept."""
+    """A duplicate question_id; the first record in the order of files is kept."""
     IMAGE_PATH = "image-path"
-    """An image_path that leads elsewhere, or that no file system takes."""
+    """An image_path that leads out of the images, or that no file system accepts."""
     IMAGE_MISSING = "image-missing"
-    """No such image in the corpus."""
+    """The image is not in the corpus."""
     IMAGE_EMPTY = "image-empty"
     """A file of no bytes."""
     IMAGE_FORMAT = "image-format"
     """Not an image of a known format."""
     IMAGE_SYNTAX = "image-syntax"
-    """A DICOM file in a transfer syntax that is not decoded."""
+    """A DICOM file in an unsupported transfer syntax."""
     IMAGE_FRAMES = "image-frames"
     """Several images in one file, with resize.frames set to refuse."""
     IMAGE_SERIES = "image-series"
     """A folder of DICOM files that are not one series."""
     IMAGE_TOO_LARGE = "image-too-large"
-    """More pixels, or frames, than are decoded."""
+    """More pixels or frames than the limits allow."""
     IMAGE_DAMAGED = "image-damaged"
-    """Truncated, or otherwise not decodable to the end."""
+    """Truncated or corrupt."""
     IMAGE_ANNOTATION = "image-annotation"
     """The DICOM header says that text is burned into the pixels, which may name a patient."""
     IMAGE_UNFLAGGED = "image-unflagged"
-    """A kind of DICOM image that often has text burned in, with a header that does not say whether
-    it has.
-    """
+    """A kind of DICOM image that often has text burned in, without the flag in its header."""
 
 
 @unique
 class CorpusFault(StrEnum):
-    """Why a corpus as a whole is refused: what programs compare."""
+    """Why a corpus as a whole is refused, for programs to compare."""
 
     DAMAGED = "damaged"
-    """Not a whole archive of a known kind."""
+    """Not a complete archive of a known kind."""
     LAYOUT = "layout"
     """No corpus, or several, in the archive or folder."""
     UNSAFE_MEMBER = "unsafe-member"
-    """A member whose name, kind or size could do harm."""
+    """A member with a dangerous name, kind or size."""
     LIMIT = "limit"
-    """More, or larger, members than corpus.limits allow."""
+    """More or larger members than corpus.limits allow."""
     NO_RECORD = "no-record"
-    """No record can be used."""
+    """No usable record."""
     TOO_MUCH_REFUSED = "too-much-refused"
     """More records were refused than quarantine allows."""
     DATA_TEST = "data-test"
     """A test of the data failed with severity error."""
     EMPTY_SPLIT = "empty-split"
-    """A split with nothing to train on or nothing to test."""
+    """A split without training or test questions."""
 
 
 class RefusedDataError(InputError):
-    """The corpus itself is at fault; `fault` says how. No other failure refuses new data."""
+    """The corpus itself is at fault, as `fault` says; no other error refuses new data."""
 
     code = ExitCode.REFUSED_DATA
 
     def __init__(self, message: str, fault: CorpusFault = CorpusFault.DAMAGED) -> None:
-        """Keep the code beside the words."""
         super().__init__(message)
         self.fault = fault

@@ -269,8 +269,8 @@ def _find(
 ) -> psutil.Process | None:
     """The first process of a kind."""
     if victim in ("worker", "server"):
-        process = worker if victim == "worker" else server
-        return psutil.Process(process.pid) if process and process.poll() is None else None
+        service = worker if victim == "worker" else server
+        return psutil.Process(service.pid) if service and service.poll() is None else None
     if victim == "flow":
         return next((each for each in psutil.process_iter() if _runs_flow(each, root.parent)), None)
     if victim == "guard":

@@ -215,7 +215,7 @@ def _run(
         )
         future = submit.submit(name, reasons[name])
         future.add_done_callback(
-            lambda task: finished.put(results.get(name) or _crashed(name, task))
+            lambda each: finished.put(results.get(name) or _crashed(name, each))
         )
 
     def skip(result: StageResult) -> None:

@@ -29,7 +29,7 @@ EXACT_SETTINGS: Final = ("reuse_prompt_pass", "fused_head", "vision_cache_mb")
 
 
 def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
-    """`grpo` of params.yaml with these sizes and Med-R1's loss; all prompts of a step in one pass."""
+    """`grpo` of params.yaml with these sizes and Med-R1's loss; one pass per step."""
     grpo = load_params(REPOSITORY / "params.yaml").grpo.model_dump() | {
         "num_generations": group,
         "max_completion_length": completion,

@@ -94,7 +94,7 @@ def _gpu_library(root: Path, package: str) -> Finding:
 
 
 def _is_needed(root: Path, package: str) -> bool:
-    """Whether the setting of params.yaml that decides about a library asks for it."""
+    """Whether params.yaml selects a feature that needs the library."""
     group, key = _SETTINGS[package]
     setting = _setting(root, group, key)
     values = setting.values() if isinstance(setting, dict) else [setting]

@@ -134,7 +134,7 @@ def worker_name(pool: str, pid: int) -> str:
 
 def project_flows(folder: Path = Path(__file__).parents[1]) -> list[str]:
     """Names of the flows that this project's code defines."""
-    names = []
+    names: list[str] = []
     for path in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

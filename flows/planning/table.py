@@ -64,7 +64,7 @@ def format_duration(seconds: float) -> str:
 def _table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
-    for head in ("begins", "takes", "GPUs", "writes"):
+    for head in ("starts", "takes", "GPUs", "writes"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     wave = 0

@@ -57,7 +57,7 @@ def make_decision(
     checkpoint", "new weights" or "as before"; `stale_before`: stages that were stale before the new
     data.
     """
-    changes_json = changes and {
+    changes_json: Any = changes and {
         slug: {part: asdict(change) for part, change in parts.items()}
         for slug, parts in changes.items()
     }

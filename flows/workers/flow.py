@@ -278,19 +278,19 @@ class Sender:
                 if run.parameters == parameters:
                     logger.info(f"already sent by an earlier flow as run {run.name} ({run.id})")
                     return run.id
-        run = run_deployment(
+        created = run_deployment(
             self._deployment.id,
             parameters=parameters,
             timeout=0,
             flow_run_name=stage.name,
             tags=[stage.group, "gpu"],
         )
-        assert isinstance(run, FlowRun)  # nothing to await in a thread
+        assert isinstance(created, FlowRun)  # nothing to await in a thread
         logger.info(
-            f"sent to the workers of pool {self._deployment.work_pool_name} as run {run.name}"
-            f" ({run.id})"
+            f"sent to the workers of pool {self._deployment.work_pool_name} as run {created.name}"
+            f" ({created.id})"
         )
-        return run.id
+        return created.id
 
     def _await(self, runner: Runner, stage: Stage, run: UUID) -> tuple[KeyValueLabels, State[Any]]:
         """Wait for a worker's run; its labels and final state.

@@ -39,9 +39,9 @@ def render(
 
     Raises InputError if `report` is not a model card.
     """
-    begin, _, rest = report.partition("---\n")
+    before, _, rest = report.partition("---\n")
     _, end, body = rest.partition("\n---\n")
-    if begin or not end:
+    if before or not end:
         raise InputError(
             f"report/cards/{name}.md is not a model card: run `dvc repro --single-item --force"
             " report`"

@@ -1,13 +1,15 @@
-"""The benchmark of decoders compares what it says, on small images and in one turn."""
+"""The decoder benchmark compares decoders with Pillow's, on small images and in one turn."""
 
 from benchmarks import decoding
 
 
-def test_every_way_is_measured_and_compared_with_pillows() -> None:
+def test_every_decoder_is_measured_and_compared_with_pillows() -> None:
     rows = decoding.measure_decoders(decoding.files(((520, 400),)), 1)
     assert set(rows) == {
-        f"{kind} {colour} 520x400" for kind in ("JPEG", "PNG") for colour in ("colour", "grey")
-    } | {
+        "JPEG colour 520x400",
+        "PNG colour 520x400",
+        "JPEG grey 520x400",
+        "PNG grey 520x400",
         "JPEG noise",
         "PNG lines",
     }
@@ -15,9 +17,8 @@ def test_every_way_is_measured_and_compared_with_pillows() -> None:
         assert row["Pillow"]["other"] == "0.00"
         assert all(cell["ms"] > 0 for cell in row.values())
         assert float(row["stages.corpus.images.decoding"]["other"]) < 0.5
-    assert float(rows["PNG lines"]["libvips, heights first"]["other"]) > float(
-        rows["PNG lines"]["stages.corpus.images.decoding"]["other"]
-    )
+    distances = {way: float(cell["other"]) for way, cell in rows["PNG lines"].items()}
+    assert distances["libvips, heights first"] > distances["stages.corpus.images.decoding"]
 
 
 def test_encoders_are_measured() -> None:

@@ -12,8 +12,8 @@ from benchmarks.evaluate.measure import (
     EMBEDDED,
     Case,
     answer,
+    make_questions,
     margin,
-    questions,
     set_up,
     with_ablations,
 )
@@ -22,72 +22,55 @@ from stages.core.outputs import read_json
 from stages.generation.generate import BLANK
 
 
-def test_both_loops_give_the_same_answers_and_the_ratio_is_that_of_their_seconds(
+def test_both_loops_give_the_same_answers_and_rates_follow_from_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "result.json"
-    words = [
-        "--model",
-        EMBEDDED,
-        "--questions",
-        "6",
-        "--questions-per-image",
-        "3",
-        "1",
-        "--repeats",
-        "1",
-        "--json",
-        str(path),
-    ]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
+    arguments = f"--model {EMBEDDED} --questions 6 --questions-per-image 3 1 --repeats 1".split()
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--json", str(path)])
     __main__.main()
-    made = read_json(path, "")
-    assert [(row["questions"], row["images"], row["same_answers"]) for row in made["rows"]] == [
-        (6, 2, 1.0),
-        (6, 6, 1.0),
-    ]
-    first = made["rows"][0]
-    assert made["speedup"] == pytest.approx(
-        first["seconds"]["published"] / first["seconds"]["ours"]
-    )
-    assert made["questions_per_second"] == pytest.approx(6 / first["seconds"]["ours"])
-    assert made["published_questions_per_second"] == pytest.approx(
-        6 / first["seconds"]["published"]
-    )
-    assert made["same_answers"] == 1
+    result = read_json(path, "")
+    assert [(row["questions"], row["images"]) for row in result["rows"]] == [(6, 2), (6, 6)]
+    assert [row["same_answers"] for row in result["rows"]] == [1.0, 1.0]
+    seconds = result["rows"][0]["seconds"]
+    assert result["speedup"] == pytest.approx(seconds["published"] / seconds["ours"])
+    assert result["questions_per_second"] == pytest.approx(6 / seconds["ours"])
+    assert result["published_questions_per_second"] == pytest.approx(6 / seconds["published"])
+    assert result["same_answers"] == 1
     assert "speedup" in capsys.readouterr().out
 
 
-def test_answers_that_differ_are_told_with_how_near_the_tokens_were(
+def test_differing_answers_are_reported_with_their_logit_margin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(*arguments: object, **settings: object) -> list[list[int]]:
-        right = answer_as_published(*arguments, **settings)  # type: ignore[arg-type]
-        return [[*right[0][:2], 7, 8], *right[1:]] if len(right) > 2 else right
+    def change_first(*arguments: object, **settings: object) -> list[list[int]]:
+        answers = answer_as_published(*arguments, **settings)  # type: ignore[arg-type]
+        return [[*answers[0][:2], 7, 8], *answers[1:]] if len(answers) > 2 else answers
 
-    monkeypatch.setattr(measure, "answer_as_published", other)
+    monkeypatch.setattr(measure, "answer_as_published", change_first)
     row = measure.compare(Case(EMBEDDED, 2, 2), tmp_path, 1, lambda _: None)
     assert row["same_answers"] == 0.75
     assert [each["question"] for each in row["differing"]] == [0]
     assert row["differing"][0]["margin"] > 0
 
 
-def test_random_models_answer_as_long_as_they_are_told(tmp_path: Path) -> None:
-    case = Case("tiny", 1, 2, 5)
-    bench = set_up(case, tmp_path)
-    ours = answer(bench, bench.asked, most=case.most)
+def test_random_models_give_answers_of_the_requested_length(tmp_path: Path) -> None:
+    bench = set_up(Case("tiny", 1, 2, 5), tmp_path)
+    ours = answer(bench, bench.questions, max_new_tokens=5)
     assert {len(ids) for ids in ours.values()} == {5}
-    published = answer_as_published(bench.untouched, bench.processor, bench.asked, most=case.most)
-    assert [list(ours[place, "real"]) for place in range(2)] == published
-    assert margin(bench, bench.asked[0], published[0], [*published[0][:3]]) == float("inf")
+    published = answer_as_published(
+        bench.untouched, bench.processor, bench.questions, max_new_tokens=5
+    )
+    assert [list(ours[at, "real"]) for at in range(2)] == published
+    assert margin(bench, bench.questions[0], published[0], published[0][:3]) == float("inf")
 
 
-def test_ablations_ask_of_a_black_image_and_of_the_next(tmp_path: Path) -> None:
-    asked = with_ablations(questions(tmp_path, Case(EMBEDDED, 3, 2)))
-    assert len(asked) == 6
-    for place, each in enumerate(asked):
-        assert each.images["blank"] == BLANK
-        assert each.images["shuffled"] == asked[(place + 2) % 6].own_image
+def test_ablations_use_a_black_image_and_the_next_image(tmp_path: Path) -> None:
+    questions = with_ablations(make_questions(tmp_path, Case(EMBEDDED, 3, 2)))
+    assert len(questions) == 6
+    for at, question in enumerate(questions):
+        assert question.images["blank"] == BLANK
+        assert question.images["shuffled"] == questions[(at + 2) % 6].own_image
 
 
 @pytest.mark.parametrize(
@@ -99,9 +82,7 @@ def test_ablations_ask_of_a_black_image_and_of_the_next(tmp_path: Path) -> None:
         ["--model", "none"],
     ],
 )
-def test_arguments_that_mean_nothing_are_refused(
-    monkeypatch: pytest.MonkeyPatch, wrong: list[str]
-) -> None:
+def test_invalid_arguments_are_refused(monkeypatch: pytest.MonkeyPatch, wrong: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", *wrong])
     with pytest.raises(SystemExit, match="2"):
         __main__.main()

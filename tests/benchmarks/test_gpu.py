@@ -18,7 +18,7 @@ from stages.core.params import load_params
 
 
 def steps(ms: float) -> dict[str, Any]:
-    """What benchmarks.grpo_step writes, as far as it is shown."""
+    """Results of benchmarks.grpo_step, as far as the page needs them."""
     ways = {"shared": ms, "trl": 4 * ms, "g_copies": 5 * ms}
     row = {
         "group_size": 4,
@@ -37,24 +37,26 @@ EVALUATION = {"questions_per_second": 100.0, "published_questions_per_second": 2
 
 
 def test_hours_follow_from_the_rates() -> None:
-    found = hours({"2b-no-think": steps(20.0)}, {"2b-no-think": EVALUATION, "2b-think": EVALUATION})
-    assert found["2b-no-think"]["shared"] == pytest.approx(142_668 * 0.020 / 3600)
-    assert found["2b-no-think"]["evaluation"] == pytest.approx(EVALUATED / 100 / 3600)
-    assert set(found["2b-think"]) == {"evaluation"}
+    result = hours(
+        {"2b-no-think": steps(20.0)}, {"2b-no-think": EVALUATION, "2b-think": EVALUATION}
+    )
+    assert result["2b-no-think"]["shared"] == pytest.approx(142_668 * 0.020 / 3600)
+    assert result["2b-no-think"]["evaluation"] == pytest.approx(EVALUATED / 100 / 3600)
+    assert set(result["2b-think"]) == {"evaluation"}
     # eight checkpoints answer the tests of modalities, five those of types, and the base both
     assert EVALUATED == 9 * 17_662 + 6 * 17_919
 
 
-def test_what_is_there_is_not_measured_again_and_what_fails_is_said(
+def test_existing_results_are_reused_and_failures_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "gpu"
-    asked: list[str] = []
+    measured: list[str] = []
     broken = True
 
     def measure(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         path = Path(command[-1])
-        asked.append(path.stem)
+        measured.append(path.stem)
         evaluation = path.stem.startswith("evaluation")
         if evaluation and broken:
             return subprocess.CompletedProcess(command, 1)
@@ -72,7 +74,7 @@ def test_what_is_there_is_not_measured_again_and_what_fails_is_said(
         ["gpu", "--models", "tiny", "--parts", "steps", "evaluation", "--out", str(out)],
     )
     assert gpu.main() == 1
-    assert asked == [
+    assert measured == [
         "steps-tiny-no-think",
         "evaluation-tiny-no-think",
         "steps-tiny-think",
@@ -86,53 +88,52 @@ def test_what_is_there_is_not_measured_again_and_what_fails_is_said(
         "evaluation-tiny-no-think",
         "evaluation-tiny-think",
     ]
-    asked.clear()
+    measured.clear()
     broken = False
     assert gpu.main() == 0
-    assert asked == [
-        "evaluation-tiny-no-think",
-        "evaluation-tiny-think",
-    ], "what is there is not measured again"
+    assert measured == ["evaluation-tiny-no-think", "evaluation-tiny-think"]
     assert "| tiny-think | 100.0 | 25.0 | 4.00 |" in out.with_suffix(".md").read_text()
 
 
-def test_what_was_measured_by_other_words_or_elsewhere_is_not_taken_for_this(
+def test_results_of_another_command_or_device_are_not_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    here = {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
+    measured: list[str] = []
+    device = {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
 
     def measure(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        asked.append(Path(command[-1]).stem)
+        measured.append(Path(command[-1]).stem)
         Path(command[-1]).write_text(json.dumps(steps(20.0)))
         return subprocess.CompletedProcess(command, 0)
 
     def run(*words: str) -> list[str]:
-        asked.clear()
-        monkeypatch.setattr(
-            sys, "argv", ["gpu", "--models", "tiny", "--parts", "steps", "--out", "gpu", *words]
-        )
+        measured.clear()
+        arguments = ["--models", "tiny", "--parts", "steps", "--out", "gpu", *words]
+        monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
         assert gpu.main() == 0
-        return list(asked)
+        return list(measured)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", measure)
-    monkeypatch.setattr(gpu, "device", lambda: dict(here))
-    monkeypatch.setattr(gpu, "collect_provenance", lambda facts: facts)
+    monkeypatch.setattr(gpu, "device", lambda: dict(device))
+    monkeypatch.setattr(gpu, "collect_provenance", lambda params: params)
     both = ["steps-tiny-no-think", "steps-tiny-think"]
-    assert (run(), run()) == (both, [])
+    assert run() == both
+    assert run() == []
     assert run("--repeats", "2") == both
-    here["torch"] = "3"
+    device["torch"] = "3"
     assert run("--repeats", "2") == both
     assert sorted(path.name for path in (tmp_path / "gpu").iterdir()) == [
         f"{name}.json" for name in both
     ]
 
 
-def test_the_learning_run_is_the_sample_with_another_base(tmp_path: Path) -> None:
+def test_the_learning_run_uses_the_sample_with_another_base(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     assert len(prepare(tmp_path, base, ["grpo.max_steps=3", "evaluate.ablations=false"])) == 13
-    made = load_params(tmp_path / "params.yaml")
-    assert (made.base.source, made.grpo.max_steps, made.evaluate.ablations) == (str(base), 3, False)
-    assert (tmp_path / made.corpus.archive).exists()
+    params = load_params(tmp_path / "params.yaml")
+    assert params.base.source == str(base)
+    assert params.grpo.max_steps == 3
+    assert not params.evaluate.ablations
+    assert (tmp_path / params.corpus.archive).exists()

@@ -1,4 +1,4 @@
-"""The step benchmark: its figures follow from the notes' arithmetic; its three ways agree."""
+"""The step benchmark: FLOPs as computed by hand, and agreement of the three implementations."""
 
 from __future__ import annotations
 
@@ -24,31 +24,29 @@ from benchmarks.grpo_step.models import SHAPES, build_policy
 from benchmarks.grpo_step.trainers import TrainerStep
 from tests.conftest import RunStage
 
-GROUP, COMPLETION = 3, 4
+GROUP = 3
+COMPLETION = 4
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Bench]:
-    with bench(Plan("tiny", (GROUP,), (COMPLETION,), 1, 2, {})) as each:
-        yield each
+    with bench(Plan("tiny", (GROUP,), (COMPLETION,), 1, 2, {})) as setup:
+        yield setup
 
 
 def model_costs(name: str) -> Costs:
     shape = SHAPES[name]
-    return costs(
-        AutoConfig.for_model(shape.family, text_config=shape.text, vision_config=shape.vision)
-    )
+    config = AutoConfig.for_model(shape.family, text_config=shape.text, vision_config=shape.vision)
+    return costs(config)
 
 
-def test_flops_of_qwen2_vl_2b_are_those_worked_out_by_hand() -> None:
+def test_flops_of_qwen2_vl_2b_are_as_computed_by_hand() -> None:
     model = model_costs("qwen2-vl-2b")
-    assert model.token == pytest.approx(2.6204e9, rel=1e-4), (
-        "28 layers of 46,792,704 weights, two FLOPs each"
-    )
+    # 28 layers of 46,792,704 weights, two FLOPs each
+    assert model.token == pytest.approx(2.6204e9, rel=1e-4)
     assert model.head == pytest.approx(0.4667e9, rel=1e-3)
-    assert model.image == pytest.approx(1102.9e9, rel=1e-4), (
-        "988.9 blocks, 13.4 merger, 100.7 attention"
-    )
+    # 988.9 blocks, 13.4 merger, 100.7 attention
+    assert model.image == pytest.approx(1102.9e9, rel=1e-4)
     assert model.text(276) == pytest.approx(729.8e9, rel=1e-4)
     assert model.image / (model.image + model.text(276)) == pytest.approx(0.60, abs=0.005)
     assert model.text(10, behind=276, logits=10) == pytest.approx(0.0313e12, rel=0.03)
@@ -63,40 +61,40 @@ def test_flops_of_qwen2_vl_2b_are_those_worked_out_by_hand() -> None:
         ("qwen2.5-vl-3b", 10, 4, 55.34),
     ],
 )
-def test_flops_of_a_step_with_copies_are_those_worked_out_by_hand(
+def test_flops_of_a_step_with_copies_are_as_computed_by_hand(
     name: str, completion: int, group: int, tera: float
 ) -> None:
-    """By hand the prefill made logits of one position.
-
-    Here it makes all, as in Med-R1's version.
-    """
+    """By hand with prefill logits of one position; Med-R1 computes them for all positions."""
     model = model_costs(name)
     all_logits = per_prompt("g_copies", model, 276, completion, group)
     assert (all_logits - group * 275 * model.head) / 1e12 == pytest.approx(tera, rel=1e-3)
 
 
-def test_flops_of_ours_leave_out_all_but_one_pass_over_the_prompt() -> None:
-    model, completion = model_costs("qwen2-vl-2b"), 10
-    ours = [per_prompt("shared", model, 276, completion, group) for group in (4, 8)]
-    behind = model.text(completion, behind=276, logits=completion)
-    assert ours[1] - ours[0] == pytest.approx(4 * 5 * behind), (
-        "four completions more: decoded, scored, backward, reference"
-    )
-    # by hand 9.79 TF where every pass is made; the pass that serves rollout and loss is one pass
-    # over image and prompt less, and the last layer makes keys and values alone of 275 tokens: four
-    # times 92.0 MF less
-    assert ours[0] / 1e12 == pytest.approx(9.79 - 1.833 - 4 * 275 * 92.0e6 / 1e12, abs=0.01)
+def test_flops_of_ours_count_each_prompt_pass_once() -> None:
+    model = model_costs("qwen2-vl-2b")
+    four = per_prompt("shared", model, 276, 10, 4)
+    eight = per_prompt("shared", model, 276, 10, 8)
+    completion = model.text(10, behind=276, logits=10)
+    # each completion is decoded, scored, counted twice in the backward, and in the reference
+    assert eight - four == pytest.approx(4 * 5 * completion)
+    # by hand 9.79 TF with separate passes; sharing the pass of rollout and loss saves one over
+    # image and prompt, and the last layer's keys and values alone for 275 tokens four times 92.0 MF
+    assert four / 1e12 == pytest.approx(9.79 - 1.833 - 4 * 275 * 92.0e6 / 1e12, abs=0.01)
 
 
 def test_the_default_model_has_ten_million_weights_in_the_proportions_of_the_2b() -> None:
     policy = build_policy(SHAPES["10m"], torch.device("cpu"), seed=0)
     assert 8e6 < sum(parameter.numel() for parameter in policy.parameters()) < 12e6
-    small, real = (model_costs(name) for name in ("10m", "qwen2-vl-2b"))
-    shares = [
-        (each.image / (each.image + each.text(276)), each.head / (each.head + each.token))
-        for each in (small, real)
-    ]
-    assert shares[0] == pytest.approx(shares[1], abs=0.04)
+    small = model_costs("10m")
+    real = model_costs("qwen2-vl-2b")
+    for part, rest in (("image", "text"), ("head", "token")):
+        shares = [_share(model, part, rest) for model in (small, real)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.04)
+
+
+def _share(model: Costs, part: str, rest: str) -> float:
+    others = model.text(276) if rest == "text" else getattr(model, rest)
+    return float(getattr(model, part) / (getattr(model, part) + others))
 
 
 def test_figures_follow_from_seconds() -> None:
@@ -116,7 +114,7 @@ def test_figures_follow_from_seconds() -> None:
     assert result["largest_in_ours"] == {"part": "backward", "share": 0.75}
 
 
-def test_parts_that_nest_add_up_to_the_step() -> None:
+def test_nested_parts_add_up_to_the_step() -> None:
     clock = Clock(torch.device("cpu"))
     clock.reset()
     with clock.part("rollout"):
@@ -128,24 +126,24 @@ def test_parts_that_nest_add_up_to_the_step() -> None:
     assert seconds["backward"] == 0
 
 
-def test_peak_memory_sees_what_is_gone_at_the_end() -> None:
+def test_peak_memory_includes_memory_freed_before_the_end() -> None:
     with PeakMemory(torch.device("cpu")) as peak:
-        held = torch.ones(2**26)  # 256 MiB
+        block = torch.ones(2**26)  # 256 MiB
         torch.randn(300, 300) @ torch.randn(300, 300)
         time.sleep(0.05)
-        del held
+        del block
     assert 200 * 2**20 < peak.above_start < 400 * 2**20
 
 
 def test_copies_and_ours_give_the_same_log_probabilities_and_gradients(tiny: Bench) -> None:
     copies, _, ours = tiny.steps(GROUP, COMPLETION)
-    same = compare(ours, copies, tiny.examples)
-    assert same["max_logp_diff"] < 1e-5
-    assert same["grad_rel_diff"] < 1e-5
+    differences = compare(ours, copies, tiny.examples)
+    assert differences["max_logp_diff"] < 1e-5
+    assert differences["grad_rel_diff"] < 1e-5
     assert all(parameter.grad is None for parameter in tiny.policy.parameters())
 
 
-def test_every_way_learns_from_completions_of_the_same_length(tiny: Bench) -> None:
+def test_every_implementation_learns_from_completions_of_the_same_length(tiny: Bench) -> None:
     for step in tiny.steps(GROUP, COMPLETION):
         before = {
             name: parameter.detach().clone() for name, parameter in tiny.policy.named_parameters()
@@ -164,16 +162,17 @@ def test_every_way_learns_from_completions_of_the_same_length(tiny: Bench) -> No
             assert step.sample(prompt).shape == (GROUP, COMPLETION)
 
 
-def test_the_copies_are_whole(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """G images pass the tower in generation; the prefill makes logits at every position."""
+def test_copies_are_computed_separately(tiny: Bench) -> None:
+    """G images go through the tower in generation; the prefill has logits at every position."""
     copies, _, _ = tiny.steps(GROUP, COMPLETION)
     prompt = copies.copies("Is it?", tiny.examples[0]["image"])
     patches: list[int] = []
     logits: list[tuple[int, ...]] = []
-    tower = tiny.policy.model.visual.register_forward_pre_hook(
-        lambda _, given, named: patches.append(len((given or (named["hidden_states"],))[0])),
-        with_kwargs=True,
-    )
+
+    def count_patches(_: Any, arguments: Any, named: Any) -> None:
+        patches.append(len(arguments[0] if arguments else named["hidden_states"]))
+
+    tower = tiny.policy.model.visual.register_forward_pre_hook(count_patches, with_kwargs=True)
     head = tiny.policy.lm_head.register_forward_hook(
         lambda _, __, out: logits.append(tuple(out.shape))
     )
@@ -192,24 +191,23 @@ def test_prompts_are_as_long_as_published_ones(tiny: Bench) -> None:
     assert tiny.prompt_tokens() == pytest.approx(276, abs=4)
 
 
-def test_the_command_writes_rows_with_where_they_come_from(
-    tmp_path: Path, run: RunStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result, chart = tmp_path / "step.json", tmp_path / "step.png"
-    asked = [
-        "--quick",
-        "--model",
-        "tiny",
-        "--repeats",
-        "1",
-        "--prompts",
-        "1",
+def test_the_command_writes_rows_with_provenance_and_a_chart(tmp_path: Path, run: RunStage) -> None:
+    path = tmp_path / "step.json"
+    chart = tmp_path / "step.png"
+    arguments = ["--quick", "--model", "tiny", "--repeats", "1", "--prompts", "1"]
+    arguments += [
         "--completions",
         "10",
+        "--json",
+        str(path),
+        "--chart",
+        str(chart),
+        "--set",
+        "fused_head=true",
     ]
-    run(__main__, *asked, "--json", str(result), "--chart", str(chart), "--set", "fused_head=true")
-    written: dict[str, Any] = json.loads(result.read_text())
-    (row,) = written["rows"]
+    run(__main__, *arguments)
+    result: dict[str, Any] = json.loads(path.read_text())
+    (row,) = result["rows"]
     assert (row["model"], row["group_size"], row["completion_tokens"]) == ("tiny", 4, 10)
     for name in ("speedup_vs_g_copies", "speedup_vs_trl", "max_logp_diff", "grad_rel_diff"):
         assert math.isfinite(row[name])
@@ -218,8 +216,8 @@ def test_the_command_writes_rows_with_where_they_come_from(
         assert set(row["seconds"][way]) == {"step", *PARTS}
         assert row["ms_per_prompt"][way] > 0
         assert set(row["peak_memory_bytes"][way]) == {"above_start", "total"}
-    assert written["ours"] == {"fused_head": True}
-    assert {"git_commit", "versions", "params"} <= set(written["provenance"])
+    assert result["ours"] == {"fused_head": True}
+    assert {"git_commit", "versions", "params"} <= set(result["provenance"])
     assert chart.read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,4 +1,4 @@
-"""The report's benchmark measures what it says, on fewer questions."""
+"""The report benchmark on few questions."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ def test_a_small_run_is_measured_and_leaves_nothing_behind(
     monkeypatch.setattr(benchmark, "TESTED", 400)
     monkeypatch.setattr(benchmark, "TRAINED", 400)
     before = Path.cwd()
-    made = benchmark.measure(tmp_path)
+    result = benchmark.measure(tmp_path)
     assert Path.cwd() == before
-    assert (made["checkpoints"], made["questions"]) == (14, 400)
-    assert made["seconds"] > 0
+    assert (result["checkpoints"], result["questions"]) == (14, 400)
+    assert result["seconds"] > 0
     assert (tmp_path / "report" / "tables" / "in_domain.csv").is_file()

@@ -1,4 +1,4 @@
-"""Small corpora as zips, tars of all kinds and folders."""
+"""Writers of small corpora as zips, tars of every kind and folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS = ("c.zip", "c.tar", "c.tar.gz", "c.tar.zst")
 
 @contextmanager
 def opened_at(path: Path, **limits: int) -> Iterator[Corpus]:
-    """The corpus there, under LIMITS with changes; copies of compressed tars lie beside it."""
+    """The corpus at `path`, under LIMITS with changes; copies of compressed tars go beside it."""
     with open_corpus(path, LIMITS.model_copy(update=limits), path.parent / "scratch") as corpus:
         yield corpus
 
@@ -53,21 +53,21 @@ def write_tar(
             file.addfile(info, io.BytesIO(data))
         if extra:
             file.addfile(extra)
-    packed = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(
-        path.suffix, bytes
-    )
-    path.write_bytes(packed(buffer.getvalue()))
+    compressors = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    compress = compressors.get(path.suffix, bytes)
+    path.write_bytes(compress(buffer.getvalue()))
     return path
 
 
 def write_folder(path: Path, files: dict[str, bytes], top: str = "") -> Path:
     for name, data in files.items():
-        (path / top / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / top / name).write_bytes(data)
+        file = path / top / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
     return path
 
 
 def write(path: Path, files: dict[str, bytes], top: str = "OmniMedVQA/") -> Path:
-    """By the name: a zip, a tar of some kind, or without a suffix, a folder."""
-    kinds = {".zip": write_zip, "": write_folder}
-    return kinds.get(path.suffix, write_tar)(path, files, top)
+    """Write a zip, a tar or a folder, as the suffix says."""
+    writers = {".zip": write_zip, "": write_folder}
+    return writers.get(path.suffix, write_tar)(path, files, top)

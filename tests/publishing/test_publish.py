@@ -105,15 +105,15 @@ def start(root: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def test_without_yes_files_are_listed_and_nothing_is_sent(project: Path) -> None:
-    done = start(project, "--repo", REPO, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
-    assert done.returncode == 0, done.stderr
-    assert "Nothing was uploaded." in done.stdout
-    assert f"to: hub repository {REPO}, private" in done.stdout
+    process = start(project, "--repo", REPO, HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN)
+    assert process.returncode == 0, process.stderr
+    assert "Nothing was uploaded." in process.stdout
+    assert f"to: hub repository {REPO}, private" in process.stdout
     size = (project / layout.model("ct") / "model.safetensors").stat().st_size
-    assert re.search(rf"[0-9a-f]{{64}} +{size:,}  model.safetensors", done.stdout)
-    assert "predictions/ct.parquet" in done.stdout
-    assert "LICENSE" in done.stdout
-    assert TOKEN not in done.stdout + done.stderr
+    assert re.search(rf"[0-9a-f]{{64}} +{size:,}  model.safetensors", process.stdout)
+    assert "predictions/ct.parquet" in process.stdout
+    assert "LICENSE" in process.stdout
+    assert TOKEN not in process.stdout + process.stderr
 
 
 def test_the_card_has_the_metadata_of_a_hub_and_the_text_of_the_report(project: Path) -> None:
@@ -144,12 +144,12 @@ def test_an_uploaded_checkpoint_loads_without_this_project_and_gives_the_same_an
     with hub_serving() as hub:
         hub.token = TOKEN
         environment = hub.environment(tmp_path / "cache") | {"HF_TOKEN": TOKEN}
-        done = start(project, "--repo", REPO, "--yes", **environment)
-        assert done.returncode == 0, done.stderr
+        process = start(project, "--repo", REPO, "--yes", **environment)
+        assert process.returncode == 0, process.stderr
         repository = hub.repositories[REPO]
     assert repository.private
     assert len(repository.commits) == 1
-    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN not in process.stdout + process.stderr
     elsewhere = tmp_path / "elsewhere" / "model"
     for name, content in repository.files.items():
         (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
@@ -189,8 +189,8 @@ def test_a_re_run_after_an_interrupted_upload_sends_only_the_missing_files(
         assert broken.returncode == ExitCode.INPUT
         assert "re-run the same command" in broken.stderr, broken.stderr
         assert not hub.repositories[REPO].commits, "all or nothing"
-        done = start(project, "--repo", REPO, "--yes", **environment)
-        assert done.returncode == 0, done.stderr
+        process = start(project, "--repo", REPO, "--yes", **environment)
+        assert process.returncode == 0, process.stderr
         # weights and predictions, once each
         assert len(hub.uploaded) == len(set(hub.uploaded)) == 2
         hub.repositories[REPO].files["model-00001-of-00002.safetensors"] = b"of an older one"
@@ -216,19 +216,19 @@ def test_a_destination_that_cannot_be_used_is_named(
     subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=project, check=True)
     with hub_serving(me__open=Repository({})) as hub:
         hub.token = TOKEN
-        done = start(project, *arguments, **hub.environment(tmp_path / "cache"), **environment)
-    assert done.returncode == ExitCode.INPUT
-    assert message in done.stderr, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
+        process = start(project, *arguments, **hub.environment(tmp_path / "cache"), **environment)
+    assert process.returncode == ExitCode.INPUT
+    assert message in process.stderr, process.stderr
+    assert TOKEN not in process.stdout + process.stderr
     assert not hub.uploaded
 
 
 def test_an_unreachable_hub_is_an_input_error(project: Path) -> None:
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN}
-    done = start(project, "--repo", REPO, "--yes", **environment)
-    assert done.returncode == ExitCode.INPUT
-    assert "http://127.0.0.1:9" in done.stderr
-    assert "check the network" in done.stderr
+    process = start(project, "--repo", REPO, "--yes", **environment)
+    assert process.returncode == ExitCode.INPUT
+    assert "http://127.0.0.1:9" in process.stderr
+    assert "check the network" in process.stderr
 
 
 def test_a_dvc_remote_receives_and_returns_the_same_files(project: Path, tmp_path: Path) -> None:
@@ -239,8 +239,8 @@ def test_a_dvc_remote_receives_and_returns_the_same_files(project: Path, tmp_pat
         ["dvc", "remote", "add", "-q", "shared", str(store)],
     ):
         subprocess.run(command, cwd=project, check=True)
-    done = start(project, "--remote", "shared", "--yes")
-    assert done.returncode == 0, done.stderr
+    process = start(project, "--remote", "shared", "--yes")
+    assert process.returncode == 0, process.stderr
     pinned = project / "published" / "ct.dvc"
     assert pinned.is_file()
     shutil.rmtree(project / "published" / "ct")

@@ -118,7 +118,7 @@ def test_a_file_left_by_an_earlier_corpus_is_gone(
         ({"modality_type": "CT"}, "unknown modality_type"),
         ({"question_type": "?"}, "unknown question_type"),
         ({"question": ""}, "question is empty"),
-        ({"question_id": "good"}, "question_id stands twice"),
+        ({"question_id": "good"}, "duplicate question_id"),
         ({"image_path": "/etc/passwd"}, "image_path is an absolute path"),
         ({"image_path": "Images/../../x.png"}, "image_path is a path that leads out"),
         ({"image_path": "Images/missing.png"}, "the image is not in the corpus"),

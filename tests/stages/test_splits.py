@@ -404,7 +404,7 @@ def test_a_question_id_of_two_modalities_is_refused_naming_both(
     double = next(record for record in records if record["modality_type"] == MODALITIES["mri"])
     write_records([*records, double | {"modality_type": MODALITIES["ct"]}])
     named = (
-        r"data/records/mri\.jsonl, line 1 .*question_id stands twice; kept: data/records/ct\.jsonl,"
+        r"data/records/mri\.jsonl, line 1 .*duplicate question_id; kept: data/records/ct\.jsonl,"
         r" line 21 "
     )
     with pytest.raises(InputError, match=named):

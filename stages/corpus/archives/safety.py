@@ -25,9 +25,7 @@ _FREE_RATIO: Final = 16 * MIB
 """Bytes that may be unpacked from next to nothing: an all-black image is no bomb."""
 
 
-def check_members(
-    path: Path, members: Iterable[Member], limits: CorpusLimits
-) -> dict[str, Member]:
+def check_members(path: Path, members: Iterable[Member], limits: CorpusLimits) -> dict[str, Member]:
     """The files among `members` by normalized name.
 
     Raises RefusedDataError, with the remedy, at the first unsafe member.

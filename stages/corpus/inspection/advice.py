@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.texts import LONGEST
+from stages.corpus.records.texts import MAX_TEXT_LENGTH
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 
@@ -115,7 +115,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.FIELD_ENCODING: _CHARACTERS,
     Reason.FIELD_TEXT: _CHARACTERS,
     Reason.FIELD_LENGTH: Advice(
-        "texts that are too long", f"Shorten them to at most {LONGEST} characters."
+        "texts that are too long", f"Shorten them to at most {MAX_TEXT_LENGTH} characters."
     ),
     Reason.FIELD_TOKEN: Advice(
         "texts with a model's special tokens",

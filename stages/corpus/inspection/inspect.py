@@ -273,7 +273,7 @@ def _note_ignored_columns(corpus: Corpus, findings: _Findings) -> None:
     """Note ignored CSV columns: misspelt names, or data that should not be in the file at all."""
     for name, content in corpus.read(filter(_is_csv, corpus.question_files)):
         try:
-            columns = read_header(decode_text(content)).left_out
+            columns = read_header(decode_text(content)).ignored_columns
         except RefusedRecord:
             continue  # reported as a refusal
         for column in columns:

@@ -1,1 +1,1 @@
-"""Question records: readers of JSON and CSV, validation, text rules."""
+"""Question records: JSON and CSV readers, validation, text rules."""

@@ -16,55 +16,45 @@ from stages.corpus.records.records import Reading, read_record_files, refuse
 def read_questions(corpus: Corpus) -> Reading:
     """Records of all question files; a file that cannot be read or parsed is one row.
 
-    A record without modality_type has that of its image, if the image is DICOM and says it.
+    A record without modality_type takes that of its image, if the image is DICOM and declares one.
     """
     rows = []
     names = corpus.names
 
-    def files() -> Iterator[tuple[str, bytes]]:
+    def question_files() -> Iterator[tuple[str, bytes]]:
         for name in corpus.in_order(corpus.question_files):
             try:
                 yield name, corpus.fetch(name)
             except DamagedMemberError as error:
-                rows.append(
-                    Row(
-                        RecordLocation(name),
-                        error.why,
-                        "the file cannot be read from the corpus",
-                        Reason.FILE_DAMAGED,
-                    )
-                )
+                why = "the file cannot be read from the corpus"
+                rows.append(Row(RecordLocation(name), error.why, why, Reason.FILE_DAMAGED))
 
-    def modality(image_path: str) -> str | None:
-        """Of a DICOM file, or the first one of a series."""
+    def image_modality(image_path: str) -> str | None:
+        """Of a DICOM file, or of the first one of a series."""
+        files = image_files(names, image_path)
         try:
-            return next(
-                (modality_of(corpus.fetch(name)) for name in image_files(names, image_path)[:1]),
-                None,
-            )
+            return modality_of(corpus.fetch(files[0])) if files else None
         except DamagedMemberError:
             return None
 
-    reading = read_record_files(files(), modality)
+    reading = read_record_files(question_files(), image_modality)
     return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
 
 
 def find_images(corpus: Corpus, reading: Reading) -> tuple[Reading, dict[str, list[str]]]:
     """Quarantine records whose image is missing.
 
-    image_path -> its files (several for a DICOM series).
+    Also returns image_path -> its files in the corpus, several for a DICOM series.
     """
     names = corpus.names
-    files = {
-        path: image_files(names, path)
-        for path in sorted({record.image_path for record in reading.records})
-    }
+    files_of: dict[str, list[str]] = {}
+    for path in sorted({record.image_path for record in reading.records}):
+        if files := image_files(names, path):
+            files_of[path] = files
     rows = [
         refuse(record, record.image_path, "the image is not in the corpus", Reason.IMAGE_MISSING)
         for record in reading.records
-        if not files[record.image_path]
+        if record.image_path not in files_of
     ]
-    kept = [record for record in reading.records if files[record.image_path]]
-    return Reading(reading.read, kept, [*reading.rows, *rows]), {
-        path: found for path, found in files.items() if found
-    }
+    records = [record for record in reading.records if record.image_path in files_of]
+    return Reading(reading.read, records, [*reading.rows, *rows]), files_of

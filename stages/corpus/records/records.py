@@ -2,9 +2,8 @@
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id,
 question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to
-option_D (absent when there are fewer), modality_type. A record is taken as it stands or refused
-with a reason, never mended. A CSV of one's own gives such records, too
-(stages/corpus/records/table.py).
+option_D (absent if there are fewer), modality_type. A record is used as it is or refused with a
+reason, never corrected. A user's CSV yields such records, too (stages/corpus/records/table.py).
 """
 
 from __future__ import annotations
@@ -18,13 +17,20 @@ from typing import Any, Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines
-from stages.corpus.dataset.paths import IMAGES, unsafe_path
+from stages.corpus.dataset.paths import IMAGES, MAX_NAME_BYTES, has_long_name, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, format_problem, letter_options, parse_problem
-from stages.corpus.quarantine.ledger import RecordLocation, Row, shown
+from stages.corpus.quarantine.ledger import RecordLocation, Row, safe_text
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.table import parse_table
-from stages.corpus.records.texts import LONGEST, RefusedRecord, decode, is_plain, unfit, unfit_name
+from stages.corpus.records.texts import (
+    MAX_TEXT_LENGTH,
+    RefusedRecord,
+    decode,
+    find_name_problem,
+    find_text_problem,
+    is_plain,
+)
 from stages.taxonomy import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS, QUESTION_TYPES, nearest
 
 __all__ = [
@@ -37,6 +43,7 @@ __all__ = [
     "iterate_records",
     "read_record_files",
     "read_record_lines",
+    "refuse",
 ]
 
 FIELDS: Final = (
@@ -51,16 +58,14 @@ FIELDS: Final = (
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
 _NAMES = ("dataset", "question_id", "image_path")
-"""Fields of one line: they name files, or are printed in lists."""
-_LONGEST_NAME = 240
-"""Bytes of one part of a path: file systems allow 255, and stages add a suffix."""
+"""Fields of a single line: they name files, or are printed in lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question that can be asked.
+    """One usable question.
 
-    Texts are without outer blanks, `modality` and `question_type` slugs, `gold` a letter.
+    Texts have no outer whitespace, `modality` and `question_type` are slugs, `gold` is a letter.
     """
 
     question_id: str
@@ -71,16 +76,16 @@ class Record:
     options: tuple[str, ...]
     gold: str
     image_path: str
-    place: RecordLocation
+    location: RecordLocation
     fields: Mapping[str, Any]
-    """Everything the record held, as it was written."""
+    """All fields of the record, as written."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Result of reading record files: read = records + rows.
+    """Result of reading record files: read = records + rows, the refused ones.
 
-    An unparsable file counts as one read.
+    A file that cannot be parsed counts as one record.
     """
 
     read: int
@@ -89,9 +94,7 @@ class Reading:
 
 
 ModalityOf = Callable[[str], str | None]
-"""The slug of the modality that the image at an image_path names itself; None if it does not, or is
-not there.
-"""
+"""The slug of the modality that the image at an image_path declares; None if it does not."""
 
 
 def read_record_files(
@@ -99,83 +102,77 @@ def read_record_files(
 ) -> Reading:
     """Read (name, content) pairs, JSON or .csv, in order of name; refused records become rows.
 
-    `modality_of` is asked for records without modality_type only.
+    `modality_of` is called only for records without modality_type.
     """
-    collected = _Collected(modality_of)
-    waiting = sorted(files, reverse=True)
-    while waiting:
-        name, content = waiting.pop()
+    collector = _Collector(modality_of)
+    pending = sorted(files, reverse=True)
+    while pending:
+        name, content = pending.pop()
         try:
             text = decode(content)
-            del content  # which is as large again
-            found = _parse(name, text)
+            del content  # as large as the text
+            entries = _parse(name, text)
         except RefusedRecord as refusal:
-            collected.refuse_file(name, refusal)
+            collector.refuse_file(name, refusal)
             continue
-        for each in found:
-            collected.add(name, each)
-    return collected.reading()
+        for entry in entries:
+            collector.add(name, entry)
+    return collector.reading()
 
 
 def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
-    """Read an earlier stage's JSON Lines files in order of name; unfit records become rows.
+    """Read an earlier stage's JSON Lines files in order of name; unusable records become rows.
 
-    Raises InputError, with `remedy`, if a file is missing or a line is not JSON object.
+    Raises InputError, with `remedy`, if a file is missing or a line is not a JSON object.
     """
-    collected = _Collected(lambda image_path: None)
+    collector = _Collector(lambda image_path: None)
     texts: dict[str, str] = {}
     for path in sorted(paths):
-        for each in _lines(path, remedy):
-            collected.add(path.as_posix(), each._replace(raw=_share_texts(each.raw, texts)))
-    return collected.reading()
+        for entry in _read_lines(path, remedy):
+            collector.add(path.as_posix(), entry._replace(raw=_share_texts(entry.raw, texts)))
+    return collector.reading()
 
 
 def iterate_records(path: Path, remedy: str) -> Iterator[Record]:
-    """Iterate over the records of a JSON Lines file of an earlier stage, one in memory at a time.
+    """Iterate over the records of an earlier stage's JSON Lines file, one in memory at a time.
 
     Raises InputError, with `remedy`, if the file is missing or at the first line that is not a
     usable record.
     """
-    for each in _lines(path, remedy):
+    for entry in _read_lines(path, remedy):
         try:
-            yield check_record(each.raw, _place(path.as_posix(), each))
+            yield check_record(entry.raw, _locate(path.as_posix(), entry))
         except RefusedRecord as refusal:
             wrong = f"{refusal.what!r}: {refusal.why}"
             raise InputError(
-                f"{path}, line {each.line} was changed by hand: {wrong}; {remedy}"
+                f"{path}, line {entry.line} was changed by hand: {wrong}; {remedy}"
             ) from refusal
 
 
 def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
-    """The row of a record that was good until now."""
+    """The quarantine row of a record that passed the checks until now."""
     return Row(
-        record.place,
-        shown(what),
-        why,
-        reason,
-        shown(record.dataset),
-        shown(record.fields["modality_type"]),
+        where=record.location,
+        what=safe_text(what),
+        why=why,
+        reason=reason,
+        dataset=safe_text(record.dataset),
+        modality=safe_text(record.fields["modality_type"]),
     )
 
 
-def check_record(raw: object, place: RecordLocation) -> Record:
-    """Validate a JSON record; RefusedRecord names the first problem.
-
-    `place` is its location.
-    """
+def check_record(raw: object, location: RecordLocation) -> Record:
+    """Validate a JSON record. Raises RefusedRecord for the first problem."""
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
     option_keys = [key for key in raw if key.startswith("option_")]
     text = _texts(raw, [*FIELDS, *option_keys])
-    options = tuple([text[field] for field in _options(option_keys)])
+    options = tuple([text[field] for field in _option_fields(option_keys)])
     if len(set(options)) < len(options):
         raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
     if text["gt_answer"] not in options:
-        raise RefusedRecord(
-            text["gt_answer"],
-            f"gt_answer is none of the options {shown(list(options))}",
-            Reason.ANSWER_NOT_OFFERED,
-        )
+        why = f"gt_answer is none of the options {safe_text(list(options))}"
+        raise RefusedRecord(text["gt_answer"], why, Reason.ANSWER_NOT_OFFERED)
     if raw["modality_type"] not in MODALITY_SLUGS:
         raise _unknown(raw, "modality_type", MODALITIES, Reason.UNKNOWN_MODALITY)
     if raw["question_type"] not in QUESTION_TYPE_SLUGS:
@@ -191,13 +188,13 @@ def check_record(raw: object, place: RecordLocation) -> Record:
         options=options,
         gold=LETTERS[options.index(text["gt_answer"])],
         image_path=raw["image_path"],
-        place=place,
+        location=location,
         fields=raw,
     )
 
 
-class _Collected:
-    """Records by question_id in reading order, one row per refused record, and the total."""
+class _Collector:
+    """Collects records by question_id in reading order, and one row per refused record."""
 
     def __init__(self, modality_of: ModalityOf) -> None:
         self._modality_of = modality_of
@@ -205,89 +202,90 @@ class _Collected:
         self._rows: list[Row] = []
         self._read = 0
 
-    def add(self, file: str, found: RawRecord) -> None:
+    def add(self, file: str, entry: RawRecord) -> None:
         self._read += 1
-        place = _place(file, found)
+        location = _locate(file, entry)
         try:
-            if found.refusal:
-                raise found.refusal
-            record = check_record(_with_modality(found.raw, self._modality_of), place)
+            if entry.refusal:
+                raise entry.refusal
+            record = check_record(_with_modality(entry.raw, self._modality_of), location)
             first = self._records.setdefault(record.question_id, record)
             if first is not record:
-                why = f"question_id stands twice; kept: {first.place}"
+                why = f"duplicate question_id; kept: {first.location}"
                 raise RefusedRecord(record.question_id, why, Reason.DUPLICATE_ID)
         except RefusedRecord as refusal:
-            dataset, modality = (
-                _written(found.raw, field) for field in ("dataset", "modality_type")
-            )
-            self._rows.append(
-                Row(place, refusal.what, refusal.why, refusal.reason, dataset, modality)
+            self._refuse(
+                location,
+                refusal,
+                dataset=_text_field(entry.raw, "dataset"),
+                modality=_text_field(entry.raw, "modality_type"),
             )
 
     def refuse_file(self, name: str, refusal: RefusedRecord) -> None:
         self._read += 1
-        self._rows.append(
-            Row(RecordLocation(shown(name)), refusal.what, refusal.why, refusal.reason)
-        )
+        self._refuse(RecordLocation(safe_text(name)), refusal)
 
     def reading(self) -> Reading:
         return Reading(self._read, list(self._records.values()), self._rows)
 
+    def _refuse(
+        self, location: RecordLocation, refusal: RefusedRecord, **written: str | None
+    ) -> None:
+        self._rows.append(Row(location, refusal.what, refusal.why, refusal.reason, **written))
+
 
 def _share_texts(raw: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
-    """The record with one object per distinct text.
-
-    Most texts of a corpus stand in it many times.
-    """
+    """The record with one object per distinct text: most texts of a corpus occur many times."""
     return {
         intern(key): texts.setdefault(value, value) if type(value) is str else value
         for key, value in raw.items()
     }
 
 
-def _lines(path: Path, remedy: str) -> Iterator[RawRecord]:
+def _read_lines(path: Path, remedy: str) -> Iterator[RawRecord]:
     for number, raw in enumerate(read_json_lines(path, remedy), start=1):
         yield RawRecord(None, number, raw, None)
 
 
 def _with_modality(raw: object, modality_of: ModalityOf) -> object:
     """The record with its image's modality_type, if it has none and the image declares one."""
-    if (
-        not isinstance(raw, dict)
-        or "modality_type" in raw
-        or not isinstance(raw.get("image_path"), str)
-    ):
+    if not isinstance(raw, dict) or "modality_type" in raw:
         return raw
-    slug = modality_of(raw["image_path"])
+    image_path = raw.get("image_path")
+    slug = modality_of(image_path) if isinstance(image_path, str) else None
     return raw if slug is None else raw | {"modality_type": MODALITIES[slug]}
 
 
-def _written(raw: object, field: str) -> str | None:
-    """A field of a record that may hold anything, if it is a text that is not empty."""
+def _text_field(raw: object, field: str) -> str | None:
+    """A field of an unchecked record; None if it is missing, empty or not text."""
     value = raw.get(field) if isinstance(raw, dict) else None
-    return shown(value) if isinstance(value, str) and value else None
+    return safe_text(value) if isinstance(value, str) and value else None
 
 
 def _parse(name: str, text: str) -> list[RawRecord]:
-    """All that stands in a question file; RefusedRecord if it cannot be read as a whole."""
+    """All entries of a question file. Raises RefusedRecord if the file as a whole is unusable."""
     if name.lower().endswith(".csv"):
         return list(parse_table(text, posixpath.basename(name)[: -len(".csv")]))
     return list(parse_list(text))
 
 
-def _place(file: str, found: RawRecord) -> RecordLocation:
-    question_id = found.raw.get("question_id") if isinstance(found.raw, dict) else None
+def _locate(file: str, entry: RawRecord) -> RecordLocation:
+    question_id = entry.raw.get("question_id") if isinstance(entry.raw, dict) else None
     return RecordLocation(
-        shown(file), found.number, shown(question_id) if question_id else None, found.line
+        file=safe_text(file),
+        record=entry.number,
+        question_id=safe_text(question_id) if question_id else None,
+        line=entry.line,
     )
 
 
 def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:
-    """Fields with outer whitespace removed; RefusedRecord for non-text or unsafe text."""
+    """Fields without outer whitespace. Raises RefusedRecord for anything but usable text."""
+    # fast path: one look at all texts of the record together
     try:
         text = {field: raw[field].strip() for field in fields}
-        together = " ".join([raw[field] for field in fields])
-        if len(together) <= LONGEST and is_plain(together) and all(text.values()):
+        joined = " ".join([raw[field] for field in fields])
+        if len(joined) <= MAX_TEXT_LENGTH and is_plain(joined) and all(text.values()):
             return text
     except (KeyError, AttributeError):
         pass
@@ -304,12 +302,13 @@ def _check_text(raw: dict[str, Any], field: str) -> None:
         raise RefusedRecord(value, f"{field} is not a string", Reason.FIELD_TYPE)
     if not value.strip():
         raise RefusedRecord(value, f"{field} is empty", Reason.FIELD_EMPTY)
-    if problem := (unfit_name if field in _NAMES else unfit)(value):
+    find_problem = find_name_problem if field in _NAMES else find_text_problem
+    if problem := find_problem(value):
         raise RefusedRecord(value, f"{field} {problem.why}", problem.reason)
 
 
-def _options(option_keys: list[str]) -> tuple[str, ...]:
-    """The fields of the options, in their order."""
+def _option_fields(option_keys: list[str]) -> tuple[str, ...]:
+    """The fields of the options in order: 2 to 4, from option_A on, without a gap."""
     expected = OPTIONS[: len(option_keys)]
     if tuple(option_keys) == expected and len(option_keys) > 1:
         return expected
@@ -318,9 +317,8 @@ def _options(option_keys: list[str]) -> tuple[str, ...]:
     if len(option_keys) < 2:
         raise RefusedRecord(option_keys, "fewer than two options", Reason.OPTION_COUNT)
     if gaps := [field for field in expected if field not in option_keys]:
-        raise RefusedRecord(
-            sorted(option_keys), f"a gap in the options: {gaps[0]} is missing", Reason.OPTION_COUNT
-        )
+        why = f"a gap in the options: {gaps[0]} is missing"
+        raise RefusedRecord(sorted(option_keys), why, Reason.OPTION_COUNT)
     return expected
 
 
@@ -334,26 +332,21 @@ def _unknown(
 
 
 def _check_image_path(path: str) -> None:
-    if why := unsafe_path(path):
-        raise RefusedRecord(path, f"image_path is {why}", Reason.IMAGE_PATH)
-    if not path.startswith(IMAGES) or posixpath.normpath(path) != path:
-        raise RefusedRecord(path, f"image_path is not a file under {IMAGES}", Reason.IMAGE_PATH)
-    if len(path) * 4 > _LONGEST_NAME and any(
-        len(part.encode()) > _LONGEST_NAME for part in path.split("/")
-    ):
-        raise RefusedRecord(
-            path, f"image_path has a name longer than {_LONGEST_NAME} bytes", Reason.IMAGE_PATH
-        )
+    problem = unsafe_path(path)
+    if not problem and (not path.startswith(IMAGES) or posixpath.normpath(path) != path):
+        problem = f"not a file under {IMAGES}"
+    if problem:
+        raise RefusedRecord(path, f"image_path is {problem}", Reason.IMAGE_PATH)
+    if has_long_name(path):
+        why = f"image_path has a name longer than {MAX_NAME_BYTES} bytes"
+        raise RefusedRecord(path, why, Reason.IMAGE_PATH)
 
 
 def _check_published_form(question: str, options: tuple[str, ...]) -> None:
     """Refuse texts that Med-R1's one-line form cannot represent, e.g. with " A)" in them."""
     if ")" not in question and ")" not in "".join(options):
-        return  # nothing but the labels themselves can look like one
+        return  # without a bracket, nothing looks like a label
     problem = format_problem(question, options)
     if parse_problem(problem) != (question, letter_options(options)):
-        raise RefusedRecord(
-            problem,
-            "a text that holds an option label cannot be distinguished from the options",
-            Reason.OPTION_LABEL,
-        )
+        why = "a text that holds an option label cannot be distinguished from the options"
+        raise RefusedRecord(problem, why, Reason.OPTION_LABEL)

@@ -85,7 +85,7 @@ def invalid_metadata(records: Sequence[Record]) -> Measurement:
                 continue
             is_missing = name not in record.fields
             problem = "missing" if is_missing else repr(record.fields[name])
-            violations.append(f"{record.place}: {name} is {problem}")
+            violations.append(f"{record.location}: {name} is {problem}")
             break  # one violation per record
     return _count(violations, len(records))
 
@@ -93,9 +93,9 @@ def invalid_metadata(records: Sequence[Record]) -> Measurement:
 def misfiled_records(records: Sequence[Record], file_of: Mapping[str, str]) -> Measurement:
     """Records in the file of another modality; `file_of`: modality -> file."""
     violations = [
-        f"{record.place}: {record.modality}"
+        f"{record.location}: {record.modality}"
         for record in records
-        if record.place.file != file_of[record.modality]
+        if record.location.file != file_of[record.modality]
     ]
     return _count(violations, len(records))
 

@@ -1,8 +1,9 @@
-"""The raw archive: what is listed and read, and what is refused before anything is written."""
+"""Archives: members are listed and read in place; unsafe or damaged ones are refused."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import stat
 import tarfile
 import tracemalloc
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import InputError
 from stages.corpus.archives.archive import DamagedMemberError
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from tests.corpus.raw_archives import GOOD, KINDS, opened_at, write, write_tar, write_zip
 
 
@@ -24,30 +26,24 @@ from tests.corpus.raw_archives import GOOD, KINDS, opened_at, write, write_tar, 
 def test_files_are_listed_sorted_and_read_relative_to_the_corpus_folder(
     tmp_path: Path, name: str, top: str
 ) -> None:
-    with opened_at(write(tmp_path / name, GOOD | {"README.txt": b""}, top)) as opened:
-        assert opened.names == sorted([*GOOD, "README.txt"])
-        assert dict(opened.read(GOOD)) == GOOD
-        assert all(opened.size(name) == len(data) for name, data in GOOD.items())
-        assert "Images/none.png" not in opened
+    with opened_at(write(tmp_path / name, GOOD | {"README.txt": b""}, top)) as corpus:
+        assert corpus.names == sorted([*GOOD, "README.txt"])
+        assert dict(corpus.read(GOOD)) == GOOD
+        assert all(corpus.size(name) == len(data) for name, data in GOOD.items())
+        assert "Images/none.png" not in corpus
 
 
-def test_a_members_kind_is_told_by_its_first_bytes_not_by_its_name(tmp_path: Path) -> None:
-    with opened_at(
-        write_tar(tmp_path / "c.tar.gz", GOOD).rename(tmp_path / "corpus.zip")
-    ) as opened:
-        assert len(opened.names) == len(GOOD)
+def test_the_kind_of_an_archive_is_detected_by_content_not_by_suffix(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "c.tar.gz", GOOD).rename(tmp_path / "corpus.zip")
+    with opened_at(path) as corpus:
+        assert len(corpus.names) == len(GOOD)
 
 
-def test_what_stands_beside_the_corpus_is_left_alone(tmp_path: Path) -> None:
-    shadow = {f"__MACOSX/OmniMedVQA/{name}": b"shadow" for name in GOOD}
-    with opened_at(
-        write_zip(
-            tmp_path / "c.zip",
-            {f"OmniMedVQA/{name}": data for name, data in GOOD.items()} | shadow,
-            "",
-        )
-    ) as opened:
-        assert opened.names == sorted(GOOD)
+def test_shadow_folders_of_macos_are_ignored(tmp_path: Path) -> None:
+    files = {f"OmniMedVQA/{name}": data for name, data in GOOD.items()}
+    shadows = {f"__MACOSX/OmniMedVQA/{name}": b"shadow" for name in GOOD}
+    with opened_at(write_zip(tmp_path / "c.zip", files | shadows, "")) as corpus:
+        assert corpus.names == sorted(GOOD)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.zst"])
@@ -59,7 +55,7 @@ def test_what_stands_beside_the_corpus_is_left_alone(tmp_path: Path) -> None:
         ("OmniMedVQA/../../x", "leads out"),
         ("..", "leads out"),
         ("OmniMedVQA\\x", "a backslash"),
-        ("OmniMedVQA/Images/./B [x]/größe.png", "twice"),
+        ("OmniMedVQA/Images/./B [x]/größe.png", "duplicate"),
     ],
 )
 def test_unsafe_names_refuse_the_archive(tmp_path: Path, suffix: str, name: str, why: str) -> None:
@@ -85,7 +81,8 @@ def test_unsafe_names_refuse_the_archive(tmp_path: Path, suffix: str, name: str,
 )
 def test_links_and_devices_in_a_tar_refuse_it(tmp_path: Path, kind: bytes, why: str) -> None:
     info = tarfile.TarInfo("OmniMedVQA/Images/evil.png")
-    info.type, info.linkname = kind, "/etc/passwd"
+    info.type = kind
+    info.linkname = "/etc/passwd"
     with (
         pytest.raises(InputError, match=f"evil.png.*{why}"),
         opened_at(write_tar(tmp_path / "c.tar", GOOD, extra=info)),
@@ -129,15 +126,13 @@ def test_a_truncated_archive_is_refused(tmp_path: Path, name: str, share: float)
     path = write(tmp_path / name, GOOD)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with (
-        pytest.raises(
-            InputError, match=r"not a whole zip, tar, tar\.gz or tar\.zst.*fetch it again"
-        ),
+        pytest.raises(InputError, match=rf"{name} is not a complete zip, .*download it again"),
         opened_at(path),
     ):
         pass
 
 
-def test_a_tar_gz_that_lacks_its_last_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_tar_gz_without_its_last_bytes_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "c.tar.gz", GOOD)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(InputError, match="truncated"), opened_at(path):
@@ -147,7 +142,7 @@ def test_a_tar_gz_that_lacks_its_last_bytes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"PK", b"\x1f\x8b", b"hello", bytes(9), b"<html>not found</html>"]
 )
-def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "corpus.zip"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"corpus\.zip is not a complete zip"), opened_at(path):
@@ -166,7 +161,7 @@ def test_a_tar_with_a_damaged_header_is_refused_rather_than_read_up_to_it(tmp_pa
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    """A zip of GOOD whose members are not packed, so that a test can change their bytes."""
+    """An uncompressed zip of GOOD, so that a test can change the bytes of members."""
     path = tmp_path / "c.zip"
     with zipfile.ZipFile(path, "w") as file:
         for name, data in GOOD.items():
@@ -176,29 +171,27 @@ def stored(tmp_path: Path) -> Path:
 
 def test_a_damaged_member_is_named_and_the_others_are_read(stored: Path) -> None:
     stored.write_bytes(stored.read_bytes().replace(b"other", b"ether"))
-    with opened_at(stored) as opened:
-        with pytest.raises(
-            DamagedMemberError,
-            match=r"member 'Images/B \[x\]/größe\.png' cannot be read \(bad CRC-32\)",
-        ):
-            opened.fetch("Images/B [x]/größe.png")
+    with opened_at(stored) as corpus:
+        with pytest.raises(DamagedMemberError, match="CRC") as caught:
+            corpus.fetch("Images/B [x]/größe.png")
+        assert caught.value.name == "Images/B [x]/größe.png"
         others = [name for name in GOOD if "größe" not in name]
-        assert dict(opened.read(others)) == {name: GOOD[name] for name in others}
+        assert dict(corpus.read(others)) == {name: GOOD[name] for name in others}
 
 
 @pytest.mark.parametrize("at", [0, 3, 30, 32])
-def test_a_damaged_header_of_a_member_is_found_out(stored: Path, at: int) -> None:
+def test_a_damaged_local_header_is_detected(stored: Path, at: int) -> None:
     content = bytearray(stored.read_bytes())
     content[content.index(b"PK\x03\x04", 1) + at] ^= 1  # the second member's mark or name
     stored.write_bytes(content)
     with (
-        opened_at(stored) as opened,
-        pytest.raises(DamagedMemberError, match=r"A\.json.*its header is not the one"),
+        opened_at(stored) as corpus,
+        pytest.raises(DamagedMemberError, match=r"A\.json.*header"),
     ):
-        list(opened.read(opened.names))
+        list(corpus.read(corpus.names))
 
 
-def test_packed_bytes_that_are_damaged_are_found_out(tmp_path: Path) -> None:
+def test_damaged_compressed_bytes_are_detected(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "c.zip", GOOD)
     with zipfile.ZipFile(path) as file:
         info = file.getinfo("OmniMedVQA/Images/A/29.1.Blur fundus/6045cb817f5b..JPG")
@@ -206,128 +199,107 @@ def test_packed_bytes_that_are_damaged_are_found_out(tmp_path: Path) -> None:
     start = info.header_offset + 30 + len(info.filename.encode())
     content[start : start + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
-    with opened_at(path) as opened, pytest.raises(DamagedMemberError, match="6045cb817f5b"):
-        list(opened.read(opened.names))
+    with opened_at(path) as corpus, pytest.raises(DamagedMemberError, match="6045cb817f5b"):
+        list(corpus.read(corpus.names))
 
 
 def test_a_member_larger_than_the_limit_refuses_the_archive(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "c.zip", GOOD | {"Images/big.png": bytes(2**20 + 1)})
-    refused = pytest.raises(
-        InputError, match=r"Images/big\.png' has 1 MiB, .*corpus\.limits\.max_member_mb"
-    )
-    with refused, opened_at(path, max_member_mb=1):
+    with (
+        pytest.raises(InputError, match=r"big\.png' has 1 MiB, .*corpus\.limits\.max_member_mb"),
+        opened_at(path, max_member_mb=1),
+    ):
         pass
 
 
-def test_a_member_that_unpacks_to_many_times_its_size_refuses_the_archive(tmp_path: Path) -> None:
+def test_a_decompression_bomb_refuses_the_archive(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "c.zip", GOOD | {"Images/bomb.png": bytes(40 * 2**20)})
     with (
-        pytest.raises(
-            InputError, match=r"Images/bomb\.png' would grow from .* more than 200 times.*max_ratio"
-        ),
+        pytest.raises(InputError, match=r"Images/bomb\.png' .* more than 200 times.*max_ratio"),
         opened_at(path),
     ):
         pass
 
 
-def test_a_black_image_is_no_bomb(tmp_path: Path) -> None:
-    with opened_at(
-        write_zip(tmp_path / "c.zip", GOOD | {"Images/black.bmp": bytes(3 * 2**20)})
-    ) as opened:
-        assert len(opened.fetch("Images/black.bmp")) == 3 * 2**20
+def test_an_all_black_image_is_not_a_bomb(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "c.zip", GOOD | {"Images/black.bmp": bytes(3 * 2**20)})
+    with opened_at(path) as corpus:
+        assert len(corpus.fetch("Images/black.bmp")) == 3 * 2**20
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_STORED])
-def test_a_member_that_lies_about_its_size_is_read_no_further_than_it_claims(
-    tmp_path: Path, method: int
-) -> None:
+def test_a_member_is_not_decompressed_beyond_its_declared_size(tmp_path: Path, method: int) -> None:
     path = tmp_path / "c.zip"
     bomb = bytes(30 * 2**20)
     with zipfile.ZipFile(path, "w", method) as file:
         for name, data in (GOOD | {"Images/lie.png": bomb}).items():
             file.writestr(name, data)
     content = bytearray(path.read_bytes())
-    at = content.rindex(b"Images/lie.png") - 46 + 24  # the unpacked size in the list of members
+    at = content.rindex(b"Images/lie.png") - 46 + 24  # unpacked size in the central directory
     content[at : at + 4] = (1000).to_bytes(4, "little")
     path.write_bytes(content)
-    with opened_at(path) as opened:
+    with opened_at(path) as corpus:
         tracemalloc.start()
-        with pytest.raises(
-            InputError,
-            match=r"lie\.png' is refused: it unpacks to more than the 1000 bytes that it claims",
-        ) as caught:
-            opened.fetch("Images/lie.png")
+        with pytest.raises(RefusedDataError, match=r"lie\.png' is refused: .*1000 bytes") as caught:
+            corpus.fetch("Images/lie.png")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert not isinstance(caught.value, DamagedMemberError), (
-        "no damage: the whole archive is refused"
-    )
+    assert caught.value.fault == CorpusFault.UNSAFE_MEMBER
+    assert not isinstance(caught.value, DamagedMemberError), "the whole archive is refused"
     assert method == zipfile.ZIP_STORED or peak < 2**20
 
 
-def test_a_member_that_claims_more_than_it_holds_is_damaged(stored: Path) -> None:
+def test_a_member_shorter_than_its_declared_size_is_damaged(stored: Path) -> None:
     content = bytearray(stored.read_bytes())
     at = content.rindex("Images/B [x]/größe.png".encode()) - 46 + 24
     content[at : at + 4] = (6).to_bytes(4, "little")
     stored.write_bytes(content)
     with (
-        opened_at(stored) as opened,
-        pytest.raises(DamagedMemberError, match="5 bytes of the 6 that it claims"),
+        opened_at(stored) as corpus,
+        pytest.raises(DamagedMemberError, match="5 bytes of the declared 6"),
     ):
-        opened.fetch("Images/B [x]/größe.png")
+        corpus.fetch("Images/B [x]/größe.png")
 
 
-def test_members_that_share_bytes_refuse_the_archive(stored: Path) -> None:
+def test_overlapping_members_refuse_the_archive(stored: Path) -> None:
     with zipfile.ZipFile(stored) as file:
         infos = file.infolist()
     content = bytearray(stored.read_bytes())
-    at = (
-        content.rindex(infos[1].filename.encode()) - 46 + 42
-    )  # of the second member, where it begins: where the first does
+    # the second member's position becomes that of the first
+    at = content.rindex(infos[1].filename.encode()) - 46 + 42
     content[at : at + 4] = infos[0].header_offset.to_bytes(4, "little")
     stored.write_bytes(content)
-    with (
-        pytest.raises(
-            InputError,
-            match="is refused: bytes that another member or the list of members has, too",
-        ),
-        opened_at(stored),
-    ):
+    with pytest.raises(InputError, match="is refused: .*overlaps"), opened_at(stored):
         pass
 
 
-def test_a_member_that_reaches_into_the_list_of_members_refuses_the_archive(stored: Path) -> None:
+def test_a_member_that_overlaps_the_central_directory_refuses_the_archive(stored: Path) -> None:
     content = bytearray(stored.read_bytes())
-    at = content.rindex("Images/B [x]/größe.png".encode()) - 46 + 20  # its packed size
+    at = content.rindex("Images/B [x]/größe.png".encode()) - 46 + 20  # its compressed size
     content[at : at + 4] = (500).to_bytes(4, "little")
     stored.write_bytes(content)
-    with (
-        pytest.raises(
-            InputError, match="bytes that another member or the list of members has, too"
-        ),
-        opened_at(stored),
-    ):
+    with pytest.raises(InputError, match="is refused: .*overlaps"), opened_at(stored):
         pass
 
 
 @pytest.mark.parametrize("method", [9, 14, 93, 97])
-def test_a_member_packed_by_a_method_that_is_not_read_is_named(stored: Path, method: int) -> None:
+def test_an_unsupported_compression_method_is_named(stored: Path, method: int) -> None:
     content = bytearray(stored.read_bytes())
     content[content.index(b"PK\x01\x02") + 10] = method
     stored.write_bytes(content)
     with (
-        pytest.raises(InputError, match=rf"B\.json' is refused: packed by method {method}"),
+        pytest.raises(InputError, match=rf"B\.json' is refused: .*method {method}"),
         opened_at(stored),
     ):
         pass
 
 
-def test_names_in_utf_8_that_do_not_say_so_are_read_and_others_refused(stored: Path) -> None:
+def test_undeclared_utf_8_names_are_read_and_others_refused(stored: Path) -> None:
     content = stored.read_bytes()
-    content = content.replace(b"\x00\x08", b"\x00\x00")  # the mark of UTF-8
+    content = content.replace(b"\x00\x08", b"\x00\x00")  # the flag of UTF-8
     stored.write_bytes(content)
-    with opened_at(stored) as opened:
-        assert opened.fetch("Images/B [x]/größe.png") == b"other"
+    with opened_at(stored) as corpus:
+        assert corpus.fetch("Images/B [x]/größe.png") == b"other"
     stored.write_bytes(content.replace("größe".encode(), b"gr\xf6\xf6\xdf\xdfe"))
     with pytest.raises(InputError, match="a name that is not UTF-8"), opened_at(stored):
         pass
@@ -350,13 +322,13 @@ def test_a_sparse_file_in_a_tar_refuses_it(tmp_path: Path) -> None:
     info = tarfile.TarInfo("OmniMedVQA/Images/holes.png")
     info.type = tarfile.GNUTYPE_SPARSE
     with (
-        pytest.raises(InputError, match="holes.png' is refused: a (file with holes|device)"),
+        pytest.raises(InputError, match="holes.png' is refused: a (sparse file|device)"),
         opened_at(write_tar(tmp_path / "c.tar", GOOD, extra=info)),
     ):
         pass
 
 
-def test_a_tar_whose_member_ends_before_it_begins_is_refused_and_not_read_for_ever(
+def test_a_tar_member_of_negative_size_is_refused_instead_of_an_endless_loop(
     tmp_path: Path,
 ) -> None:
     info = tarfile.TarInfo("OmniMedVQA/Images/loop.png")
@@ -366,12 +338,12 @@ def test_a_tar_whose_member_ends_before_it_begins_is_refused_and_not_read_for_ev
     raw[148:156] = f"{sum(raw):06o}\0 ".encode()
     path = write_tar(tmp_path / "c.tar", GOOD, extra=info)
     path.write_bytes(path.read_bytes().replace(info.tobuf(tarfile.DEFAULT_FORMAT), bytes(raw)))
-    with pytest.raises(InputError, match="not a whole zip.*ends before it begins"), opened_at(path):
+    with pytest.raises(InputError, match="not a complete zip.*loop.png"), opened_at(path):
         pass
 
 
 @pytest.mark.parametrize("field", ["size", "GNU.sparse.size", "GNU.sparse.map"])
-def test_a_tar_header_that_gives_no_number_is_damage(tmp_path: Path, field: str) -> None:
+def test_a_tar_header_that_is_not_a_number_is_damage(tmp_path: Path, field: str) -> None:
     info = tarfile.TarInfo("OmniMedVQA/Images/odd.png")
     info.pax_headers = {
         field: "many",
@@ -385,50 +357,39 @@ def test_a_tar_header_that_gives_no_number_is_damage(tmp_path: Path, field: str)
 
 def test_a_zip_member_that_begins_before_the_file_is_refused(stored: Path) -> None:
     content = bytearray(stored.read_bytes())
-    end = content.rindex(
-        b"PK\x05\x06"
-    )  # the list of members is said to begin further on than it does
-    content[end + 16 : end + 20] = (
-        int.from_bytes(content[end + 16 : end + 20], "little") + 50
-    ).to_bytes(4, "little")
+    at = content.rindex(b"PK\x05\x06") + 16  # where the central directory is declared to begin
+    declared = int.from_bytes(content[at : at + 4], "little")
+    content[at : at + 4] = (declared + 50).to_bytes(4, "little")
     stored.write_bytes(content)
-    with (
-        pytest.raises(InputError, match="is refused: a place before the beginning of the file"),
-        opened_at(stored),
-    ):
+    with pytest.raises(InputError, match="is refused: .*before the beginning"), opened_at(stored):
         pass
 
 
-def test_an_empty_zip_holds_no_corpus(tmp_path: Path) -> None:
+def test_an_empty_zip_has_no_corpus(tmp_path: Path) -> None:
     with (
-        pytest.raises(
-            InputError, match=r"c\.zip: expected one folder with .*found at the top: nothing"
-        ),
+        pytest.raises(InputError, match=r"c\.zip: expected one folder .*found .*nothing"),
         opened_at(write_zip(tmp_path / "c.zip", {})),
     ):
         pass
 
 
-def test_a_tar_header_of_a_gigabyte_is_not_taken_into_memory(tmp_path: Path) -> None:
+def test_a_tar_header_of_a_gigabyte_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "c.tar"
     info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**30
+    info.type = tarfile.GNUTYPE_LONGNAME
+    info.size = 2**30
     with path.open("wb") as out:
         out.write(info.tobuf(tarfile.GNU_FORMAT))
-        out.truncate(2**30 + 10_240)  # a file with holes: nothing of it is on the disk
+        out.truncate(2**30 + 10_240)  # sparse: takes no space on the disk
     with pytest.raises(InputError, match="a header of 1073741824 bytes"), opened_at(path):
         pass
 
 
 @pytest.mark.parametrize("name", ["c.tar.gz", "c.tar.zst"])
-def test_a_compressed_tar_that_is_a_bomb_is_stopped_while_it_is_unpacked(
-    tmp_path: Path, name: str
-) -> None:
+def test_unpacking_a_bomb_stops_at_the_limits(tmp_path: Path, name: str) -> None:
     path = write_tar(tmp_path / name, GOOD | {"Images/bomb.png": bytes(60 * 2**20)})
     with (
-        pytest.raises(
-            InputError, match=r"more than 200 bytes unpacked from each of its own.*max_ratio"
-        ),
+        pytest.raises(InputError, match=r"more than 200 bytes unpacked per byte.*max_ratio"),
         opened_at(path),
     ):
         pass
@@ -437,7 +398,7 @@ def test_a_compressed_tar_that_is_a_bomb_is_stopped_while_it_is_unpacked(
         opened_at(path, max_total_mb=5, max_ratio=100_000),
     ):
         pass
-    assert not list((tmp_path / "scratch").glob("*tar*")), "nothing half unpacked stays"
+    assert not list((tmp_path / "scratch").glob("*tar*")), "no partial copy remains"
 
 
 @pytest.mark.parametrize(
@@ -448,7 +409,7 @@ def test_a_compressed_tar_that_is_a_bomb_is_stopped_while_it_is_unpacked(
     ],
 )
 @pytest.mark.parametrize("name", ["c.zip", "c.tar", "c"])
-def test_too_much_in_all_is_refused(
+def test_limits_on_the_whole_source_refuse_it(
     tmp_path: Path, name: str, limits: dict[str, int], why: str
 ) -> None:
     path = write(tmp_path / name, GOOD | {"Images/big.png": bytes(3 * 2**20)})
@@ -460,14 +421,14 @@ def test_too_much_in_all_is_refused(
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        ("Images/B [x]/GRÖSSE.png", "cannot tell from"),  # ß in capitals
-        ("Images/B [x]/größe.PNG", "cannot tell from"),
-        (unicodedata.normalize("NFD", "Images/B [x]/größe.png"), "cannot tell from"),
+        ("Images/B [x]/GRÖSSE.png", "cannot distinguish from"),  # ß in capitals
+        ("Images/B [x]/größe.PNG", "cannot distinguish from"),
+        (unicodedata.normalize("NFD", "Images/B [x]/größe.png"), "cannot distinguish from"),
         (f"Images/{'ö' * 120}.png", "a name longer than 240 bytes"),
         (f"Images/{'/'.join(['x' * 100] * 11)}.png", "a path longer than 1024 bytes"),
     ],
 )
-def test_names_that_some_systems_cannot_keep_are_refused(
+def test_names_that_are_not_portable_are_refused(
     tmp_path: Path, name: str, other: str, why: str
 ) -> None:
     with (
@@ -475,24 +436,23 @@ def test_names_that_some_systems_cannot_keep_are_refused(
         opened_at(write(tmp_path / name, GOOD | {other: b"x"})),
     ):
         pass
-    assert ascii(other)[1:-1] in str(caught.value) or "größe".encode(
-        "unicode_escape"
-    ).decode() in str(caught.value)
+    escaped = (ascii(other)[1:-1], ascii("größe")[1:-1])
+    assert any(name in str(caught.value) for name in escaped)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
-def test_an_archive_in_the_corpus_is_a_file_like_others(tmp_path: Path, name: str) -> None:
+def test_an_archive_inside_the_corpus_is_an_ordinary_file(tmp_path: Path, name: str) -> None:
     inner = write_zip(tmp_path / "inner.zip", GOOD).read_bytes()
-    with opened_at(write(tmp_path / name, GOOD | {"Images/inner.zip": inner})) as opened:
-        assert opened.fetch("Images/inner.zip") == inner
-        assert len(opened.names) == len(GOOD) + 1
+    with opened_at(write(tmp_path / name, GOOD | {"Images/inner.zip": inner})) as corpus:
+        assert corpus.fetch("Images/inner.zip") == inner
+        assert len(corpus.names) == len(GOOD) + 1
 
 
 @settings(
     deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data(), st.sampled_from(["c.zip", "c.tar"]))
-def test_whatever_bytes_are_changed_nothing_but_a_named_error_comes(
+def test_changed_bytes_raise_nothing_but_input_errors(
     tmp_path: Path, data: st.DataObject, name: str
 ) -> None:
     content = bytearray(write(tmp_path / name, GOOD).read_bytes())
@@ -500,28 +460,28 @@ def test_whatever_bytes_are_changed_nothing_but_a_named_error_comes(
         at = data.draw(st.integers(0, len(content) - 1))
         content[at] = data.draw(st.integers(0, 255))
     (tmp_path / name).write_bytes(content)
-    with contextlib.suppress(InputError), opened_at(tmp_path / name) as opened:
-        for each in opened.names:
+    with contextlib.suppress(InputError), opened_at(tmp_path / name) as corpus:
+        for each in corpus.names:
             with contextlib.suppress(DamagedMemberError):
-                assert len(opened.fetch(each)) == opened.size(each)
+                assert len(corpus.fetch(each)) == corpus.size(each)
 
 
 @pytest.mark.parametrize(
-    ("files", "found"),
+    ("files", "content"),
     [
         ({"notes/readme.md": b""}, "found at the top: notes"),
         ({"QA_information/Open-access/A.json": b"[]"}, "found at the top: QA_information"),
         (
-            {f"{top}/{name}": b"" for top in ("one", "two") for name in GOOD},
+            {f"{top}/{name}": b"" for top, name in itertools.product(("one", "two"), GOOD)},
             "found 2 corpora, in 'one/', 'two/'",
         ),
     ],
 )
-def test_an_archive_must_hold_one_corpus(
-    tmp_path: Path, files: dict[str, bytes], found: str
+def test_an_archive_must_hold_exactly_one_corpus(
+    tmp_path: Path, files: dict[str, bytes], content: str
 ) -> None:
     with (
-        pytest.raises(InputError, match=found),
+        pytest.raises(InputError, match=content),
         opened_at(write_zip(tmp_path / "c.zip", files, "")),
     ):
         pass

@@ -1,4 +1,4 @@
-"""A corpus of any kind and layout: its members, their names, and reading in place."""
+"""Corpora of every kind and layout: file names, in-place reading, unpacked copies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.core.errors import InputError
+from stages.core.errors import DiskFullError, InputError
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import open_corpus
 from tests.corpus.raw_archives import (
@@ -35,16 +35,16 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
-def test_the_question_files_are_those_of_open_access_and_tables_at_the_root(
+def test_question_files_are_json_of_open_access_and_tables_at_the_root(
     tmp_path: Path, name: str
 ) -> None:
-    more = {
+    others = {
         "QA_information/Restricted-access/C.json": b"",
         "QA_information/Open-access/deep/D.json": b"",
         "more.CSV": b"",
         "Images/labels.csv": b"",
     }
-    with opened_at(write(tmp_path / name, GOOD | more)) as corpus:
+    with opened_at(write(tmp_path / name, GOOD | others)) as corpus:
         assert corpus.question_files == [
             "QA_information/Open-access/A.json",
             "QA_information/Open-access/B.json",
@@ -69,23 +69,21 @@ def test_images_beside_a_table_are_named_as_if_they_lay_under_images(
         assert corpus.fetch("Images/deep/er/b.png") == b"b"
 
 
-def test_two_files_that_would_be_named_alike_are_refused(tmp_path: Path) -> None:
-    refused = pytest.raises(InputError, match=r"'Images/ct/a\.png' names two files")
-    with refused, opened_at(write_folder(tmp_path / "c", TABLE | {"Images/ct/a.png": b""})):
+def test_two_files_that_would_get_the_same_name_are_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"'Images/ct/a\.png' names two files"),
+        opened_at(write_folder(tmp_path / "c", TABLE | {"Images/ct/a.png": b""})),
+    ):
         pass
 
 
 @pytest.mark.parametrize("files", [{}, {"a.png": b""}, {"one/q.csv": b"", "two/a.png": b""}])
-def test_a_folder_without_questions_is_no_corpus(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_a_folder_without_questions_is_refused(tmp_path: Path, files: dict[str, bytes]) -> None:
     (tmp_path / "c").mkdir()
-    refused = pytest.raises(
-        InputError,
-        match=(
-            r"expected one folder with QA_information/Open-access/ and Images/ .*or one with"
-            r" \*\.csv"
-        ),
-    )
-    with refused, opened_at(write_folder(tmp_path / "c", files)):
+    with (
+        pytest.raises(InputError, match=r"QA_information/Open-access/ and Images/ .*\*\.csv"),
+        opened_at(write_folder(tmp_path / "c", files)),
+    ):
         pass
 
 
@@ -110,7 +108,7 @@ def test_a_table_beside_archives_of_its_images_is_one_corpus(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("second", ["Images/B [x]/größe.png", "Images/B [x]/größe.PNG"])
-def test_a_name_that_two_archives_hold_is_refused_with_both(tmp_path: Path, second: str) -> None:
+def test_a_name_in_two_archives_is_refused_and_both_are_named(tmp_path: Path, second: str) -> None:
     (tmp_path / "c").mkdir()
     write_zip(tmp_path / "c" / "one.zip", GOOD)
     write_zip(tmp_path / "c" / "two.zip", {second: b""}, "")
@@ -121,7 +119,7 @@ def test_a_name_that_two_archives_hold_is_refused_with_both(tmp_path: Path, seco
         pass
 
 
-def test_one_bad_archive_of_several_is_named(tmp_path: Path) -> None:
+def test_a_damaged_archive_among_several_is_named(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     write_zip(tmp_path / "c" / "one.zip", GOOD)
     (tmp_path / "c" / "two.zip").write_bytes(b"PK")
@@ -132,7 +130,7 @@ def test_one_bad_archive_of_several_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_plain_folder_keeps_archives_that_lie_in_it_closed(tmp_path: Path) -> None:
+def test_archives_in_a_folder_with_a_layout_are_not_opened(tmp_path: Path) -> None:
     write_folder(tmp_path / "c", GOOD)
     write_zip(tmp_path / "c" / "download.zip", GOOD)
     with opened_at(tmp_path / "c") as corpus:
@@ -159,14 +157,14 @@ def test_a_pipe_and_a_socket_in_a_folder_are_refused_and_not_opened(
     with pytest.raises(InputError, match=r"pipe\.png' is refused: a pipe"), opened_at(path):
         pass
     (path / "Images" / "pipe.png").unlink()
-    monkeypatch.chdir(path)  # the path of a socket may not be long
+    monkeypatch.chdir(path)  # the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("Images/s.png")
         with pytest.raises(InputError, match=r"s\.png' is refused: a socket"), opened_at(path):
             pass
 
 
-def test_what_takes_the_place_of_a_file_after_it_was_listed_is_not_opened(tmp_path: Path) -> None:
+def test_a_file_that_was_replaced_after_listing_is_not_read(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "c", GOOD)
     name = "Images/B [x]/größe.png"
     with opened_at(path) as corpus:
@@ -179,32 +177,29 @@ def test_what_takes_the_place_of_a_file_after_it_was_listed_is_not_opened(tmp_pa
             corpus.fetch(name)
         (path / name).unlink()
         os.mkfifo(path / name)
-        with pytest.raises(DamagedMemberError, match="no regular file any more"):
+        with pytest.raises(DamagedMemberError, match="no longer a regular file"):
             corpus.fetch(name)
         (path / name).unlink()
         (path / name).write_bytes(b"others")
-        with pytest.raises(DamagedMemberError, match="had 5 bytes when it was listed"):
+        with pytest.raises(DamagedMemberError, match="its size has changed from 5 bytes"):
             corpus.fetch(name)
 
 
-def test_what_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_permissions_are_reported_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_folder(tmp_path / "c", GOOD)
 
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
     with opened_at(path) as corpus:
-        monkeypatch.setattr(os, "open", refuse)  # whoever runs as root may read everything
-        with pytest.raises(
-            InputError, match=r"größe\.png may not be read: give yourself the right to"
-        ):
+        monkeypatch.setattr(os, "open", refuse)  # chmod would not stop root
+        with pytest.raises(InputError, match=r"permission .*größe\.png: run `chmod u\+r"):
             corpus.fetch("Images/B [x]/größe.png")
     monkeypatch.undo()
     monkeypatch.setattr(os, "scandir", refuse)
-    with (
-        pytest.raises(InputError, match=r"may not be read: give yourself the right to \(`chmod -R"),
-        opened_at(path),
-    ):
+    with pytest.raises(InputError, match=r"permission .*: run `chmod -R"), opened_at(path):
         pass
 
 
@@ -215,13 +210,13 @@ def test_a_name_in_a_folder_that_is_not_utf_8_is_refused(tmp_path: Path) -> None
         pass
 
 
-def test_nothing_there_is_left_to_the_caller(tmp_path: Path) -> None:
+def test_a_missing_path_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), open_corpus(tmp_path / "none", LIMITS, tmp_path):
         pass
 
 
 @pytest.mark.parametrize("name", ["c.zip", "c.tar", "c"])
-def test_what_can_be_read_in_place_is_not_copied(tmp_path: Path, name: str) -> None:
+def test_zips_tars_and_folders_are_not_copied(tmp_path: Path, name: str) -> None:
     with opened_at(write(tmp_path / name, GOOD)) as corpus:
         list(corpus.read(corpus.names))
     assert not (tmp_path / "scratch").exists()
@@ -231,26 +226,28 @@ def test_what_can_be_read_in_place_is_not_copied(tmp_path: Path, name: str) -> N
 def test_a_compressed_tar_is_unpacked_once_and_only_the_newest_is_kept(
     tmp_path: Path, name: str
 ) -> None:
-    path, scratch = write_tar(tmp_path / name, GOOD), tmp_path / "scratch"
+    path = write_tar(tmp_path / name, GOOD)
+    scratch = tmp_path / "scratch"
     with opened_at(path):
         (first,) = scratch.glob("*.tar")
-    made = first.stat().st_mtime_ns
+    unpacked_at = first.stat().st_mtime_ns
     with opened_at(path) as corpus:
         assert dict(corpus.read(GOOD)) == GOOD
         write_tar(tmp_path / f"new.{name}", GOOD | {"Images/new.png": b"new"}).replace(path)
-        assert first.stat().st_mtime_ns == made, "not made again"
+        assert first.stat().st_mtime_ns == unpacked_at, "the copy is reused"
         with opened_at(path) as newer:
             assert newer.fetch("Images/new.png") == b"new"
-        assert dict(corpus.read(GOOD)) == GOOD, "who had it open goes on"
+        assert dict(corpus.read(GOOD)) == GOOD, "an open copy stays readable"
     (second,) = scratch.glob("*.tar")
     assert second != first
     second.unlink()
     with opened_at(path) as corpus:
-        assert corpus.fetch("Images/new.png") == b"new", "it may be deleted"
+        assert corpus.fetch("Images/new.png") == b"new", "a deleted copy is created again"
 
 
-def test_a_copy_that_a_kill_left_half_made_is_no_copy(tmp_path: Path) -> None:
-    path, scratch = write_tar(tmp_path / "c.tar.gz", GOOD), tmp_path / "scratch"
+def test_a_partial_copy_of_a_killed_run_is_deleted(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "c.tar.gz", GOOD)
+    scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / ".abc.tar.incomplete").write_bytes(b"half")
     with opened_at(path) as corpus:
@@ -258,16 +255,13 @@ def test_a_copy_that_a_kill_left_half_made_is_no_copy(tmp_path: Path) -> None:
     assert not (scratch / ".abc.tar.incomplete").exists()
 
 
-def test_a_disk_too_small_for_the_copy_is_found_before_it_is_made(
+def test_too_little_disk_space_is_reported_before_unpacking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_tar(tmp_path / "c.tar.gz", GOOD)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with (
-        pytest.raises(
-            InputError,
-            match=r"cannot be read in any order: 0 MiB are free there.*give the corpus as a zip",
-        ),
+        pytest.raises(DiskFullError, match=r"c\.tar\.gz .*: 0 MiB are free .*as a zip"),
         opened_at(path),
     ):
         pass
@@ -276,7 +270,7 @@ def test_a_disk_too_small_for_the_copy_is_found_before_it_is_made(
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
-def test_many_threads_read_at_once(tmp_path: Path, name: str) -> None:
+def test_concurrent_reads_from_many_threads(tmp_path: Path, name: str) -> None:
     files = GOOD | {
         f"Images/{number}.png": bytes([number]) * (1000 + 3000 * number) for number in range(60)
     }
@@ -286,7 +280,7 @@ def test_many_threads_read_at_once(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*KINDS, "c"])
-def test_what_was_read_is_not_kept(tmp_path: Path, name: str) -> None:
+def test_contents_are_not_cached_in_memory(tmp_path: Path, name: str) -> None:
     files = GOOD | {f"Images/{number}.png": os.urandom(2**20) for number in range(24)}
     with opened_at(write(tmp_path / name, files)) as corpus:
         tracemalloc.start()
@@ -304,15 +298,15 @@ def test_files_are_read_in_the_order_of_storage(tmp_path: Path) -> None:
         assert corpus.names == sorted(names)
 
 
-def test_the_mark_of_a_content_changes_with_it_and_a_tar_gives_none(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_content_and_a_tar_has_none(tmp_path: Path) -> None:
     name = "Images/B [x]/größe.png"
     for kind in ("c.zip", "c"):
-        marks = []
+        fingerprints = []
         for content in (b"other", b"ether", b"other"):
             shutil.rmtree(tmp_path / "c", ignore_errors=True)
             with opened_at(write(tmp_path / kind, GOOD | {name: content}, "")) as corpus:
-                marks.append(corpus.mark(name))
-        assert marks[0] != marks[1]
-        assert kind == "c" or marks[0] == marks[2]
+                fingerprints.append(corpus.fingerprint(name))
+        assert fingerprints[0] != fingerprints[1]
+        assert kind == "c" or fingerprints[0] == fingerprints[2]
     with opened_at(write(tmp_path / "c.tar", GOOD)) as corpus:
-        assert corpus.mark(name) == ""
+        assert corpus.fingerprint(name) == ""

@@ -13,7 +13,7 @@ import pytest
 from stages.core.yaml_files import load_yaml, read_yaml
 from stages.corpus.records.records import read_record_files
 from stages.corpus.records.table import COLUMNS
-from stages.corpus.records.texts import LONGEST
+from stages.corpus.records.texts import MAX_TEXT_LENGTH
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.commands import med_r1
 from tests.conftest import ROOT, image
@@ -101,7 +101,7 @@ def test_all_names_and_limits_in_the_text_are_those_of_the_code() -> None:
         assert row.split("|")[2].strip() == ", ".join(name for name in names if name != role)
     for slug in (*MODALITIES, *QUESTION_TYPES):
         assert f"`{slug}`" in DOC
-    assert f"{LONGEST:,} characters" in DOC
+    assert f"{MAX_TEXT_LENGTH:,} characters" in DOC
 
 
 def test_the_settings_that_are_shown_fit_the_files_they_go_into() -> None:

@@ -282,7 +282,7 @@ def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(
         Row(
             RecordLocation("b.json", 0, "Chest CT Scan_00000"),
             "Chest CT Scan_00000",
-            "question_id stands twice; kept: a.json#0 (Chest CT Scan_00000)",
+            "duplicate question_id; kept: a.json#0 (Chest CT Scan_00000)",
             Reason.DUPLICATE_ID,
             "Chest CT Scan",
             MODALITIES["ct"],

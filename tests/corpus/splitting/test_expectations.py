@@ -218,7 +218,7 @@ def few_gradings(records: list[Raw]) -> None:
         ("options", in_one(option_E="Fifth"), "options beyond option_D"),
         ("options", in_one(option_A="Mass", option_B="Mass"), "two options are the same"),
         ("gold", in_one(gt_answer="Wart"), "gt_answer is none of the options"),
-        ("ids", in_one(question_id="ct_1_1"), "question_id stands twice; kept: ct.json#0"),
+        ("ids", in_one(question_id="ct_1_1"), "duplicate question_id; kept: ct.json#0"),
         ("files", in_one(_file="mri"), "mri.json#0 (ct_0_0): ct"),
         ("repeated_questions", repeat, "again repeats ct_0_0"),
         ("contradictions", contradict, "ct_0_0: 'Cyst', ct_0_0 again: 'Nodule'"),

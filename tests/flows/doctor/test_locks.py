@@ -50,7 +50,7 @@ def start() -> Iterator[Start]:
     """`start(*command)`: start a process, wait for its first line, and kill it after the test."""
     processes: list[subprocess.Popen[str]] = []
 
-    def begin(*command: str, **options: Any) -> subprocess.Popen[str]:
+    def start_process(*command: str, **options: Any) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, **options
         )
@@ -59,7 +59,7 @@ def start() -> Iterator[Start]:
         assert process.stdout.readline()
         return process
 
-    yield begin
+    yield start_process
     for process in processes:
         process.kill()
         process.wait()
@@ -197,10 +197,10 @@ def test_a_process_that_waits_for_a_lock_does_not_hold_it(root: Path, start: Sta
 def test_a_hard_link_lock_of_a_killed_dvc_is_a_problem_for_the_user_to_fix(root: Path) -> None:
     path = root / locks.REPOSITORY_LOCK
     path.unlink()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", HARD_LINK, str(path), str(path.parent)], timeout=60
     )
-    assert done.returncode == 9
+    assert process.returncode == 9
     finding = only(locks.dvc_locks(root), "DVC lock")
     assert (finding.level, finding.fix) == ("problem", None)
     assert "rm .dvc/tmp/lock" in finding.remedy

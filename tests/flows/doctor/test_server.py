@@ -74,7 +74,7 @@ def after(minutes: float) -> datetime:
     return datetime.now(UTC) + timedelta(minutes=minutes)
 
 
-def begin(
+def start_run(
     client: SyncPrefectClient,
     state: State,
     name: str,
@@ -102,7 +102,7 @@ def dead_pid() -> int:
 
 
 def test_a_healthy_server_has_no_problems(client: SyncPrefectClient) -> None:
-    begin(client, Running(), "just begun")
+    start_run(client, Running(), "just begun")
     findings = server()
     assert [(finding.check, finding.level) for finding in findings] == [
         ("Prefect server", "ok"),
@@ -116,8 +116,8 @@ def test_a_healthy_server_has_no_problems(client: SyncPrefectClient) -> None:
 def test_a_run_without_a_sign_of_life_is_a_zombie_and_is_marked_as_crashed(
     client: SyncPrefectClient, state: State
 ) -> None:
-    silent = begin(client, state, "silent")
-    begin(client, Running(), "not ours", other)
+    silent = start_run(client, state, "silent")
+    start_run(client, Running(), "not ours", other)
     assert problems(zombies(client, now=after(10))) == []
     (diagnosis,) = examine(
         Path(), fix=True, checks={"runs": lambda root: zombies(client, now=after(40))}
@@ -137,7 +137,7 @@ def test_a_run_without_a_sign_of_life_is_a_zombie_and_is_marked_as_crashed(
 
 
 def test_tasks_of_a_zombie_are_marked_too(client: SyncPrefectClient) -> None:
-    run = begin(client, Running(), "with a task")
+    run = start_run(client, Running(), "with a task")
     task = client.create_task_run(train, flow_run_id=run.id, dynamic_key="1", state=Running())
     (diagnosis,) = examine(
         Path(), fix=True, checks={"runs": lambda root: zombies(client, now=after(40))}
@@ -147,7 +147,7 @@ def test_tasks_of_a_zombie_are_marked_too(client: SyncPrefectClient) -> None:
 
 
 def test_a_line_in_the_log_is_a_sign_of_life(client: SyncPrefectClient) -> None:
-    run = begin(client, Running(), "talkative")
+    run = start_run(client, Running(), "talkative")
     line = LogCreate.model_validate(
         {
             "name": "prefect.flow_runs",
@@ -163,7 +163,7 @@ def test_a_line_in_the_log_is_a_sign_of_life(client: SyncPrefectClient) -> None:
 
 
 def test_a_heartbeat_is_a_sign_of_life(client: SyncPrefectClient) -> None:
-    run = begin(client, Running(), "beating")
+    run = start_run(client, Running(), "beating")
     beat = {
         "occurred": after(35).isoformat(),
         "event": "prefect.flow-run.heartbeat",
@@ -188,9 +188,9 @@ def test_a_dead_local_process_is_found_at_once_and_a_live_one_may_be_silent(
 ) -> None:
     here = socket.gethostname()
     dead = dead_pid()
-    begin(client, Running(), "gone", process=f"{here}:{dead}")
-    begin(client, Running(), "alive", process=f"{here}:{os.getpid()}")
-    begin(client, Running(), "elsewhere", process=f"not-{here}:{dead}")
+    start_run(client, Running(), "gone", process=f"{here}:{dead}")
+    start_run(client, Running(), "alive", process=f"{here}:{os.getpid()}")
+    start_run(client, Running(), "elsewhere", process=f"not-{here}:{dead}")
     (problem,) = problems(zombies(client))
     assert problem.startswith("'gone'")
     assert f"its process {dead} is gone" in problem
@@ -204,14 +204,14 @@ def test_the_host_of_a_process_worker_is_read_from_its_name(
     client: SyncPrefectClient,
 ) -> None:
     dead = dead_pid()
-    begin(client, Running(), "gone", process=str(dead), worker=worker_name("gpu", 1))
-    begin(client, Running(), "alive", process=str(os.getpid()), worker=worker_name("gpu", 2))
+    start_run(client, Running(), "gone", process=str(dead), worker=worker_name("gpu", 1))
+    start_run(client, Running(), "alive", process=str(os.getpid()), worker=worker_name("gpu", 2))
     for name, worker in {
         "elsewhere": f"gpu-not-{socket.gethostname()}-1",
         "on a host of a longer name": f"gpu-{socket.gethostname()}-2-1",
         "on an unknown host": "ProcessWorker 1",
     }.items():
-        begin(client, Running(), name, process=str(dead), worker=worker)
+        start_run(client, Running(), name, process=str(dead), worker=worker)
     (problem,) = problems(zombies(client))
     assert problem.startswith("'gone'")
 
@@ -228,7 +228,7 @@ def test_leaked_slots_of_global_limits_are_found(client: SyncPrefectClient) -> N
     client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=2))
     assert [finding.level for finding in leaked_slots(client)] == ["ok"]
     client.increment_concurrency_slots(["gpu"], slots=1, mode="concurrency")
-    run = begin(client, Running(), "uses it")
+    run = start_run(client, Running(), "uses it")
     assert [finding.level for finding in leaked_slots(client)] == ["ok"]
     client.set_flow_run_state(run.id, Completed(), force=True)
     (finding,) = leaked_slots(client)
@@ -240,7 +240,7 @@ def test_leaked_slots_of_global_limits_are_found(client: SyncPrefectClient) -> N
 def test_leaked_slots_of_a_tag_are_found_although_another_run_is_active(
     client: SyncPrefectClient,
 ) -> None:
-    run = begin(client, Running(), "has tasks")
+    run = start_run(client, Running(), "has tasks")
     finished, busy = (
         client.create_task_run(train, flow_run_id=run.id, dynamic_key=key, state=Running())
         for key in ("1", "2")

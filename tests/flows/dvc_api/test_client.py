@@ -137,11 +137,11 @@ from dvc.cli import main
 with patch("dvc.stage.Stage.save", side_effect=OSError({errno.ENOSPC}, "no word of it")):
     raise SystemExit(main(["repro", "-s", "split"]))
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", text], cwd=root, env=ENVIRONMENT, capture_output=True, text=True
     )
-    assert done.returncode == 255
-    events = {read_event(line) for line in (done.stdout + done.stderr).splitlines()}
+    assert process.returncode == 255
+    events = {read_event(line) for line in (process.stdout + process.stderr).splitlines()}
     assert {DvcEvent.BEGAN, DvcEvent.DISK_FULL} <= events
 
 

@@ -29,8 +29,10 @@ def print_plan(plan: Plan) -> None:
         console.print(f"Up to date: {name_groups(plan.up_to_date)}")
     for warning in plan.warnings:
         console.print(f"[bold yellow]warning[/]: {_escape(warning)}")
+    if any(step.estimate == "meta" for step in plan.steps):
+        console.print("* not a recorded duration, but meta of dvc.yaml", style="dim")
     for note in plan.notes:
-        console.print(f"{'* ' if 'meta' in note else ''}{_escape(note)}", style="dim")
+        console.print(_escape(note), style="dim")
     console.print(sum_up(plan), style="bold")
 
 

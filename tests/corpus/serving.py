@@ -1,4 +1,4 @@
-"""An HTTP server on this machine that gives one file, as well or as badly as a test asks."""
+"""Local HTTP server of one file, with the faults that a test configures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
-class Served:
-    """A served file and its options; `asked`: the first byte of each GET, None for a whole file."""
+class FileServer:
+    """A served file, the behaviour of its server, and a record of its requests."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -20,84 +20,88 @@ class Served:
         self.status = 200
         self.address = ""
         self.drops = 0
-        """How many answers are broken off in the middle."""
+        """Responses that break off in the middle."""
         self.gate = threading.Event()
-        """Until it is set, nothing beyond `held_at` is given."""
+        """Until it is set, no byte from `pause_at` on is sent."""
         self.gate.set()
-        self.held_at = 0
-        self.held = threading.Event()
-        """Set when somebody waits at the gate."""
-        self.asked: list[int | None] = []
+        self.pause_at = 0
+        self.paused = threading.Event()
+        """Set when a response waits at the gate."""
+        self.requested_starts: list[int | None] = []
+        """First byte of each GET; None for a whole file."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    served: Served
+    file: FileServer
 
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self._answer(has_body=False)
 
     def do_GET(self) -> None:
-        self._answer(body=True)
+        self._answer(has_body=True)
 
-    def _answer(self, body: bool) -> None:
-        served, content = self.served, self.served.content
-        if served.status != 200:
-            self.send_error(served.status)
+    def _answer(self, has_body: bool) -> None:
+        file = self.file
+        content = file.content
+        if file.status != 200:
+            self.send_error(file.status)
             return
-        asked = self.headers.get("Range") if served.ranges else None
-        start, end = 0, len(content)
-        if asked:
-            first, _, last = asked.removeprefix("bytes=").partition("-")
-            start, end = int(first), min(int(last) + 1, len(content)) if last else len(content)
-        if body:
-            served.asked.append(start if asked else None)
-        self.send_response(206 if asked else 200)
-        if asked:
+        requested = self.headers.get("Range") if file.ranges else None
+        start = 0
+        end = len(content)
+        if requested:
+            first, _, last = requested.removeprefix("bytes=").partition("-")
+            start = int(first)
+            end = min(int(last) + 1, end) if last else end
+        if has_body:
+            file.requested_starts.append(start if requested else None)
+        self.send_response(206 if requested else 200)
+        if requested:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.send_header("Content-Length", str(end - start))
-        if served.etag:
-            self.send_header(
-                "ETag", f'"{hashlib.sha256(content[:1000]).hexdigest()}-{len(content)}"'
-            )
+        if file.etag:
+            digest = hashlib.sha256(content[:1000]).hexdigest()
+            self.send_header("ETag", f'"{digest}-{len(content)}"')
         self.end_headers()
-        if body:
+        if has_body:
             self._send(content[start:end], start)
 
     def _send(self, content: bytes, start: int) -> None:
-        served = self.served
+        file = self.file
         try:
-            if served.drops:
-                served.drops -= 1
+            if file.drops:
+                file.drops -= 1
                 self.wfile.write(content[: len(content) // 2])
                 self.close_connection = True
                 self.connection.close()
                 return
-            free = max(0, served.held_at - start)
-            if not served.gate.is_set() and free < len(content):
-                self.wfile.write(content[:free])
-                content = content[free:]
-                served.held.set()
-                served.gate.wait(60)
+            before_gate = max(0, file.pause_at - start)
+            if not file.gate.is_set() and before_gate < len(content):
+                self.wfile.write(content[:before_gate])
+                content = content[before_gate:]
+                file.paused.set()
+                file.gate.wait(60)
             self.wfile.write(content)
         except OSError:
-            self.close_connection = True  # whoever asked is gone
+            self.close_connection = True  # the client has disconnected
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
 @contextmanager
-def serving(content: bytes) -> Iterator[Served]:
-    """A server that runs until this is left."""
-    served = Served(content)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"served": served}))
+def serve(content: bytes) -> Iterator[FileServer]:
+    """Serve a file while the context is open."""
+    file = FileServer(content)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"file": file}))
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a connection that a test broke
+    # clients that disconnect are expected
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    served.address = f"http://127.0.0.1:{server.server_port}/corpus.zip"
-    yield served
-    served.gate.set()
+    file.address = f"http://127.0.0.1:{server.server_port}/corpus.zip"
+    yield file
+    file.gate.set()
     server.shutdown()
     thread.join()
     server.server_close()

@@ -16,7 +16,7 @@ from stages.core.params import Params, load_params
 from stages.profiles import downloads
 from stages.profiles.downloads import Download, unreachable, wrong_weights
 from stages.profiles.schema import load_profile
-from tests.corpus.serving import serving
+from tests.corpus.serving import serve
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -27,12 +27,12 @@ def corpus(source: str, size: int | None = None) -> Download:
 
 def test_a_server_is_asked_for_the_corpus() -> None:
     params = load_params(REPOSITORY / "params.yaml")
-    with serving(b"0" * 1000) as served:
-        assert unreachable(corpus(served.address), params, 1000) == ""
-        assert "has 1000 bytes of it, not 10" in unreachable(corpus(served.address), params, 10)
-        served.status = 404
-        assert "answers 404" in unreachable(corpus(served.address), params, 1000)
-        address = served.address
+    with serve(b"0" * 1000) as server:
+        assert unreachable(corpus(server.address), params, 1000) == ""
+        assert "has 1000 bytes of it, not 10" in unreachable(corpus(server.address), params, 10)
+        server.status = 404
+        assert "answers 404" in unreachable(corpus(server.address), params, 1000)
+        address = server.address
     assert "is there a network?" in unreachable(corpus(address), params, 1000)
 
 

@@ -36,7 +36,7 @@ UNUSED_IMAGES: Final = Advice(
 )
 MISSING_SPLITS: Final = Advice(
     "splits without data",
-    f"Each of the 13 splits needs at least {SMALLEST_SPLIT} images that are not copies, and hundreds"
+    f"Each of the 13 splits needs at least {SMALLEST_SPLIT} images that are not copies, hundreds"
     " for meaningful results; stage splits refuses a corpus without them. Add data, or combine this"
     " corpus with a complete one: docs/own-data.md.",
 )

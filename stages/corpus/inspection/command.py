@@ -99,7 +99,8 @@ def _print(path: Path, inspection: Inspection, status: str) -> None:
         if finding.count > len(finding.examples):
             console.print(f"  - and {finding.count - len(finding.examples)} more")
     console.print(
-        f"\nread {inspection.read} records: {inspection.usable} usable, {inspection.refused} refused:"
+        f"\nread {inspection.read} records: {inspection.usable} usable,"
+        f" {inspection.refused} refused:"
         f" [bold]{status}[/]"
     )
 

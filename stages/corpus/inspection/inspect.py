@@ -96,7 +96,7 @@ class Inspection:
         return "problems" if self.refused or (strict and self.findings) else "ready"
 
 
-class _Findings:
+class Findings:
     """Findings by kind, with the first examples of each."""
 
     def __init__(self, max_examples: int) -> None:
@@ -133,7 +133,7 @@ def inspect(
 
     `examples`: at most so many per kind of finding. InputError if a file cannot be read at all.
     """
-    findings = _Findings(examples)
+    findings = Findings(examples)
     reading, files = find_images(corpus, read_questions(corpus))
     for row in _with_hints(reading.rows, corpus.names):
         findings.refuse(row)
@@ -229,7 +229,7 @@ def _decodable(
     records: list[Record],
     files: Mapping[str, list[str]],
     params: Params,
-    findings: _Findings,
+    findings: Findings,
 ) -> list[Record]:
     """The records whose image can be decoded; notes images with the same bytes.
 
@@ -269,7 +269,7 @@ def _decodable(
     return usable
 
 
-def _note_ignored_columns(corpus: Corpus, findings: _Findings) -> None:
+def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:
     """Note ignored CSV columns: misspelt names, or data that should not be in the file at all."""
     for name, content in corpus.read(filter(_is_csv, corpus.question_files)):
         try:
@@ -280,14 +280,14 @@ def _note_ignored_columns(corpus: Corpus, findings: _Findings) -> None:
             findings.note(IGNORED_COLUMNS, name, column, "not a known column")
 
 
-def _note_unused_images(corpus: Corpus, used: set[str], findings: _Findings) -> None:
+def _note_unused_images(corpus: Corpus, used: set[str], findings: Findings) -> None:
     for name in corpus.names:
         is_image = name.startswith(IMAGES) and not _file_name(name).startswith(_SYSTEM_FILES)
         if is_image and name not in used:
             findings.note(UNUSED_IMAGES, name, name, "named by no record that could be read")
 
 
-def _note_missing_splits(records: Sequence[Record], findings: _Findings) -> None:
+def _note_missing_splits(records: Sequence[Record], findings: Findings) -> None:
     """Note splits with too few images, since train and test share none."""
     images: dict[str, set[str]] = defaultdict(set)
     for record in records:

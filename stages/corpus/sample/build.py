@@ -145,8 +145,7 @@ def main() -> None:
     print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {images} images, {len(SETS)} source sets")
 
 
-# --- questions
-# --------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def _questions(
@@ -179,8 +178,7 @@ def _json(records: list[dict[str, Any]]) -> bytes:
     return f"[\n{lines}\n]\n".encode()
 
 
-# --- images
-# --------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
@@ -288,8 +286,7 @@ _KINDS: Final = (
 )
 
 
-# --- broken files and records
-# --------------------------------------------------------------------------------------------------
+# --- broken files and records ---------------------------------------------------------------------
 
 
 def _add_broken(files: dict[str, bytes], tables: Tables) -> dict[str, bytes]:
@@ -302,8 +299,8 @@ def _add_broken(files: dict[str, bytes], tables: Tables) -> dict[str, bytes]:
         f"{folders[1]}not an image.png": b"This is a text, whatever its name says.\n",
         f"{folders[2]}empty.jpg": b"",
     }
-    changes: list[dict[str, str | None]] = [
-        *({"image_path": path} for path in images),
+    changes: list[dict[str, str | None]] = [{"image_path": path} for path in images]
+    changes += [
         {"image_path": f"{folders[3]}missing.jpg"},
         {"gt_answer": None},
         {"gt_answer": "None of these"},

@@ -63,8 +63,7 @@ class ImageStatistics(NamedTuple):
     contrast: float
 
 
-# --- single records
-# --------------------------------------------------------------------------------------------------
+# --- single records -------------------------------------------------------------------------------
 
 
 def refused_records(reading: Reading, reasons: Iterable[Reason]) -> Measurement:
@@ -100,8 +99,7 @@ def misfiled_records(records: Sequence[Record], file_of: Mapping[str, str]) -> M
     return _count(violations, len(records))
 
 
-# --- questions
-# --------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def repeated_questions(records: Sequence[Record]) -> Measurement:
@@ -187,8 +185,7 @@ def smallest_count(counts: Mapping[str, int]) -> Measurement:
     )
 
 
-# --- splits
-# --------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 
 def majority_letter(draw: Draw) -> Measurement:
@@ -239,8 +236,7 @@ def _gold_text(item: Item) -> str:
     return letter_options(item["options"])[_gold_letter(item)].casefold()
 
 
-# --- images
-# --------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def unique_images(records: Sequence[Record]) -> list[ImageStatistics]:
@@ -249,12 +245,10 @@ def unique_images(records: Sequence[Record]) -> list[ImageStatistics]:
     for record in records:
         fields = record.fields
         path = fields["image"]
+        width, height = fields["source_size"]
+        brightness, contrast = fields["brightness"]
         images[path] = ImageStatistics(
-            path,
-            record.modality,
-            *fields["source_size"],
-            fields["pixel_hash"],
-            *fields["brightness"],
+            path, record.modality, width, height, fields["pixel_hash"], brightness, contrast
         )
     return [images[path] for path in sorted(images)]
 
@@ -334,8 +328,7 @@ def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
     return {"mean": round(fmean(values), 2), "std": round(float(np.std(values)), 2)}
 
 
-# --- validity of image metadata
-# --------------------------------------------------------------------------------------------------
+# --- validity of image metadata -------------------------------------------------------------------
 
 
 def _is_text(value: object) -> bool:
@@ -370,8 +363,7 @@ _METADATA: Final[Mapping[str, Callable[[object], bool]]] = {
 }
 
 
-# --- results
-# --------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def _count(violations: Sequence[str], checked: int) -> Measurement:

@@ -1,4 +1,4 @@
-"""Image shards: deterministic, stable under small changes, opened by the path in split files."""
+"""Image shards: opened by the paths of split files, deterministic, stable under small changes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,43 +22,39 @@ from stages.core.errors import InputError
 from stages.corpus.dataset import image_store as store
 from stages.corpus.images import shard_writer as shards
 from stages.corpus.images.decoding import encode
-from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 
 FOLDER = Path("data/images/ct")
 
 
-def drawn(number: int) -> Image.Image:
-    return Image.fromarray(
-        np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    )
-
-
-def pixels(image: Image.Image) -> bytes:
-    return image.tobytes()
+def noise(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Image.Image]:
-    """Twenty images in three shards, in the working directory; path -> image."""
+    """Path -> image of twenty images in three shards, in the working directory."""
     monkeypatch.chdir(tmp_path)
     FOLDER.mkdir(parents=True)
-    images = {f"Set [1]/größe {number}.png": drawn(number) for number in range(20)}
+    images = {f"Set [1]/größe {number}.png": noise(number) for number in range(20)}
     names = sorted(images)
     for number, part in enumerate((names[:7], names[7:8], names[8:])):
         write_shard(FOLDER / f"{number}.zip", ((name, encode(images[name])) for name in part))
     return {f"{FOLDER}/{name}": image for name, image in images.items()}
 
 
-def test_every_image_opens_as_it_was_put_in(stored: dict[str, Image.Image]) -> None:
+def test_every_image_opens_by_its_relative_and_absolute_path(
+    stored: dict[str, Image.Image],
+) -> None:
     for path, image in stored.items():
         assert store.exists(path)
-        assert pixels(store.open_image(path)) == pixels(image)
-        assert pixels(store.open_image(Path.cwd() / path)) == pixels(image)
+        assert store.open_image(path) == image
+        assert store.open_image(Path.cwd() / path) == image
     assert store.open_image(path).mode == "RGB"
 
 
-def test_unpacked_by_any_program_images_lie_where_their_paths_say(
+def test_unzipping_the_shards_puts_every_image_at_its_path(
     stored: dict[str, Image.Image],
 ) -> None:
     for shard in FOLDER.glob("*.zip"):
@@ -66,37 +62,32 @@ def test_unpacked_by_any_program_images_lie_where_their_paths_say(
             archive.extractall(FOLDER)
     for path, image in stored.items():
         with Image.open(path) as opened:
-            assert pixels(opened) == pixels(image)
+            assert opened.tobytes() == image.tobytes()
 
 
-def test_a_plain_file_is_opened_where_no_shard_has_it(stored: dict[str, Image.Image]) -> None:
+def test_a_plain_file_is_opened_unless_a_shard_has_the_image(
+    stored: dict[str, Image.Image],
+) -> None:
     path = FOLDER / "plain.png"
-    drawn(99).save(path)
+    noise(99).save(path)
     assert store.exists(path)
-    assert pixels(store.open_image(path)) == pixels(drawn(99))
+    assert store.open_image(path) == noise(99)
     shadowed = Path(next(iter(stored)))
     shadowed.parent.mkdir(exist_ok=True)
-    drawn(98).save(shadowed)
-    assert pixels(store.open_image(shadowed)) == pixels(stored[str(shadowed)]), (
-        "the shard is what DVC keeps"
-    )
+    noise(98).save(shadowed)
+    assert store.open_image(shadowed) == stored[str(shadowed)], "DVC tracks the shard"
 
 
-def test_what_is_missing_is_named_with_the_remedy(stored: dict[str, Image.Image]) -> None:
-    assert not store.exists(FOLDER / "none.png")
-    with pytest.raises(
-        InputError,
-        match=(
-            r"data/images/ct/none\.png is missing, in data/images/ct/\*\.zip too: run `dvc repro"
-            r" resize`"
-        ),
-    ):
-        store.open_image(FOLDER / "none.png")
-    with pytest.raises(InputError, match=r"data/images/mri/none\.png is missing"):
-        store.open_image("data/images/mri/none.png")
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("folder", [FOLDER, Path("data/images/mri")])
+def test_a_missing_image_is_named_with_the_remedy(folder: Path) -> None:
+    assert not store.exists(folder / "none.png")
+    message = rf"{folder}/none\.png is missing, .*{folder}/\*\.zip: run `dvc repro resize`"
+    with pytest.raises(InputError, match=message):
+        store.open_image(folder / "none.png")
 
 
-def test_a_folder_that_was_made_anew_is_looked_at_anew(
+def test_the_index_of_a_replaced_folder_is_read_again(
     stored: dict[str, Image.Image], tmp_path: Path
 ) -> None:
     path = next(iter(stored))
@@ -104,41 +95,30 @@ def test_a_folder_that_was_made_anew_is_looked_at_anew(
     FOLDER.rename(tmp_path / "old")
     FOLDER.mkdir()
     assert not store.exists(path)
-    write_shard(FOLDER / "x.zip", [(Path(path).relative_to(FOLDER).as_posix(), encode(drawn(77)))])
+    write_shard(FOLDER / "x.zip", [(Path(path).relative_to(FOLDER).as_posix(), encode(noise(77)))])
     os.utime(FOLDER, ns=(1, 1))
-    assert pixels(store.open_image(path)) == pixels(drawn(77))
+    assert store.open_image(path) == noise(77)
 
 
-def test_a_damaged_shard_is_named_and_not_shown(stored: dict[str, Image.Image]) -> None:
+def test_a_damaged_shard_is_named_with_the_remedy(stored: dict[str, Image.Image]) -> None:
     path = sorted(stored)[3]
     store.open_image(path)
     shard = FOLDER / "0.zip"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
-    with pytest.raises(
-        InputError,
-        match=(
-            r"is damaged in data/images/ct/0\.zip: delete that under all its names, `find \."
-            r" -samefile"
-        ),
-    ):
+    with pytest.raises(InputError, match=r"damaged in data/images/ct/0\.zip.*`find \. -samefile"):
         for each in stored:
             store.open_image(each)
-    places = store.list_shard(shard)
-    for name, place in places.items():
-        content[place.header : place.header + 4] = b"none"
+    for name, location in store.list_shard(shard).items():
+        content[location.header : location.header + 4] = b"none"
         shard.write_bytes(content)
         with pytest.raises(InputError, match=r"is damaged in data/images/ct/0\.zip"):
-            store.read_location(place, name)
+            store.read_location(location, name)
     shard.write_bytes(content[: len(content) // 2])
     os.utime(FOLDER, ns=(5, 5))
     with pytest.raises(InputError, match=r"data/images/ct/0\.zip is not a complete shard"):
         store.open_image(path)
-
-
-def _hash_all(paths: list[str]) -> list[bytes]:
-    return [pixels(store.open_image(path)) for path in paths]
 
 
 FORKING = f"""
@@ -156,26 +136,25 @@ with multiprocessing.get_context("fork").Pool(4) as processes:
 """
 
 
-def test_threads_and_forked_processes_read_beside_each_other(
+def test_threads_and_forked_processes_read_concurrently(
     stored: dict[str, Image.Image],
 ) -> None:
-    wanted = [pixels(image) for image in stored.values()]
     with ThreadPoolExecutor(8) as pool:
-        assert all(
-            found == wanted for found in pool.map(lambda _: _hash_all(list(stored)), range(16))
-        )
-    # in a process of its own: what else runs in this one may hold a lock that a fork would copy
-    done = subprocess.run(
+        images = list(pool.map(store.open_image, [*stored] * 16))
+    assert images == [*stored.values()] * 16
+    # in a process of its own: another thread of this one may hold a lock that a fork would copy
+    process = subprocess.run(
         [sys.executable, "-c", FORKING, *stored],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path.cwd(),
     )
-    assert json.loads(done.stdout) == [[hashlib.sha256(each).hexdigest() for each in wanted]] * 8
+    hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in stored.values()]
+    assert json.loads(process.stdout) == [hashes] * 8
 
 
-def test_no_file_stays_open(stored: dict[str, Image.Image]) -> None:
+def test_no_descriptor_stays_open(stored: dict[str, Image.Image]) -> None:
     store.open_image(next(iter(stored)))
     before = len(os.listdir("/proc/self/fd"))
     for path in stored:
@@ -183,10 +162,10 @@ def test_no_file_stays_open(stored: dict[str, Image.Image]) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_shard_has_the_same_bytes_whenever_it_is_written(
+def test_the_bytes_of_a_shard_depend_on_its_images_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members = [("a.png", encode(drawn(1))), ("b/ü.png", encode(drawn(2)))]
+    members = [("a.png", encode(noise(1))), ("b/ü.png", encode(noise(2)))]
     write_shard(tmp_path / "one.zip", members)
     monkeypatch.setattr("time.time", lambda: 4e9)
     os.umask(os.umask(0o077))
@@ -199,26 +178,26 @@ names_of = st.lists(st.text("abcdefgh/é ", min_size=1, max_size=12), unique=Tru
 
 @given(names_of)
 @settings(max_examples=50, deadline=None)
-def test_shards_are_all_names_in_order_and_none_is_too_large(names: list[str]) -> None:
-    found = list(cut(sorted(names)))
-    assert [name for shard in found for name in shard] == sorted(names)
-    assert all(0 < len(shard) <= shards.MOST for shard in found)
+def test_shards_hold_all_names_in_order_and_none_is_too_large(names: list[str]) -> None:
+    parts = list(cut(sorted(names)))
+    assert list(chain.from_iterable(parts)) == sorted(names)
+    assert all(0 < len(part) <= shards.MOST for part in parts)
 
 
-def test_an_image_more_changes_the_shard_it_falls_into_and_no_other() -> None:
+def test_an_added_or_removed_image_changes_one_shard() -> None:
     names = [f"set {number % 7}/{number:05d}.png" for number in range(20_000)]
     before = {tuple(shard) for shard in cut(sorted(names))}
     assert 0.5 * shards.MEAN < len(names) / len(before) < 2 * shards.MEAN
     for new in ("set 3/00000a.png", "set 6/99999.png", "a/first.png"):
         after = {tuple(shard) for shard in cut(sorted([*names, new]))}
-        # one, or two where the new name is itself an end
+        # two if the new name itself ends a shard
         assert len(after - before) <= 2
         assert len(before - after) <= 1
     fewer = {tuple(shard) for shard in cut(sorted(names)[1:])}
     assert len(fewer - before) == 1
 
 
-def test_a_shards_name_is_what_is_in_it() -> None:
+def test_the_name_of_a_shard_is_a_hash_of_its_content() -> None:
     members = [("a.png", "1"), ("b.png", "2")]
     names = {
         shard_name(each)
@@ -232,28 +211,3 @@ def test_a_shards_name_is_what_is_in_it() -> None:
     }
     assert len(names) == 5
     assert shard_name(iter(members)) in names
-
-
-def test_who_is_alone_is_alone_and_nobody_waits_for_ever() -> None:
-    lock, there, alone = ReadWriteLock(), [0], []
-    guard = threading.Lock()
-
-    def share() -> None:
-        for _ in range(200):
-            with lock.shared(), guard:
-                there[0] += 1
-            with guard:
-                there[0] -= 1
-
-    def take() -> None:
-        for _ in range(50):
-            with lock.exclusive():
-                alone.append(lock._readers)
-
-    threads = [threading.Thread(target=work) for work in (share, share, share, take, take)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    assert alone == [0] * 100

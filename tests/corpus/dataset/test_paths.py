@@ -1,4 +1,4 @@
-"""Which paths of a corpus are safe, and which files an image_path names."""
+"""Paths of a corpus: safety, and the files that an image_path names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNSAFE = ["", "/a", "C:a", "a\\b", "..", "../a", "a/../b", "a/..", "a\0", "a\udc
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_a_path_that_may_leave_its_folder_or_is_no_file_name_is_unsafe(name: str) -> None:
+def test_paths_that_leave_the_folder_or_are_not_file_names_are_unsafe(name: str) -> None:
     assert unsafe_path(name)
 
 

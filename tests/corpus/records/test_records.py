@@ -1,4 +1,4 @@
-"""Records: what is kept as it stands, and the reason for each kind of refusal."""
+"""Records of question files: validation, reasons for refusal, and reading back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HERE = RecordLocation("here.json", 0, "x")
 
 @pytest.mark.parametrize("slug", MODALITIES)
 @pytest.mark.parametrize("kind", QUESTION_TYPES)
-def test_every_modality_and_type_is_known_by_its_literal(
+def test_every_modality_and_type_literal_maps_to_its_slug(
     make_record: MakeRecord, slug: str, kind: str
 ) -> None:
     record = check_record(
@@ -38,7 +38,7 @@ def test_every_modality_and_type_is_known_by_its_literal(
     assert (record.modality, record.question_type) == (slug, kind)
 
 
-def test_a_record_keeps_all_it_held_and_gets_the_letter_of_its_gold(
+def test_a_record_keeps_all_its_fields_and_gets_the_letter_of_its_gold(
     make_record: MakeRecord,
 ) -> None:
     raw = make_record(option_C="Normal", gt_answer=" Normal ", question=" What? ", source="kept")
@@ -96,53 +96,47 @@ def test_a_bad_record_is_refused_with_value_and_reason(
 @pytest.mark.parametrize(
     "changes", [{"question": "Is A) right?"}, {"option_A": "Cyst, B) or more"}]
 )
-def test_a_text_the_published_form_cannot_carry_is_refused(
+def test_a_text_that_the_published_form_cannot_represent_is_refused(
     make_record: MakeRecord, changes: dict[str, str]
-) -> None:
-    with pytest.raises(RefusedRecord, match="cannot be distinguished from the options"):
-        check_record(make_record(**changes), HERE)
-
-
-@pytest.mark.parametrize(
-    ("changes", "why"),
-    [
-        (
-            {"question": "Is it <|image_pad|>?"},
-            "question holds <|image_pad|>, which a model reads as a command",
-        ),
-        ({"option_A": "</think>"}, "option_A holds </think>, which a model reads as a command"),
-        (
-            {"question": "\u202eWhat?"},
-            "question holds U+202E, which changes the direction of writing",
-        ),
-        (
-            {"option_B": "a\x1bb", "gt_answer": "a\x1bb"},
-            "gt_answer holds the control character U+001B",
-        ),
-        ({"question": "What?\x1f"}, "question holds the control character U+001F"),
-        ({"question_id": "a\nb"}, "question_id holds the control character U+000A"),
-        ({"dataset": "a\tb"}, "dataset holds the control character U+0009"),
-        ({"image_path": "Images/\u200b.png"}, "image_path holds U+200B, which cannot be seen"),
-        ({"question": "x" * 20_001}, "question has 20001 characters, the limit is 20000"),
-    ],
-)
-def test_what_may_not_stand_in_a_prompt_or_a_name_is_refused(
-    make_record: MakeRecord, changes: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(RefusedRecord) as caught:
         check_record(make_record(**changes), HERE)
-    assert caught.value.why == why
+    assert caught.value.reason == Reason.OPTION_LABEL
 
 
-def test_lines_and_tabs_in_questions_and_options_are_kept(make_record: MakeRecord) -> None:
+@pytest.mark.parametrize(
+    ("changes", "field", "character"),
+    [
+        ({"question": "Is it <|image_pad|>?"}, "question", "<|image_pad|>"),
+        ({"option_A": "</think>"}, "option_A", "</think>"),
+        ({"question": "\u202eWhat?"}, "question", "U+202E"),
+        ({"option_B": "a\x1bb", "gt_answer": "a\x1bb"}, "gt_answer", "U+001B"),
+        ({"question": "What?\x1f"}, "question", "U+001F"),
+        ({"question_id": "a\nb"}, "question_id", "U+000A"),
+        ({"dataset": "a\tb"}, "dataset", "U+0009"),
+        ({"image_path": "Images/\u200b.png"}, "image_path", "U+200B"),
+        ({"question": "x" * 20_001}, "question", "20001 characters"),
+    ],
+)
+def test_the_field_and_the_unsafe_characters_in_it_are_named(
+    make_record: MakeRecord, changes: dict[str, Any], field: str, character: str
+) -> None:
+    with pytest.raises(RefusedRecord) as caught:
+        check_record(make_record(**changes), HERE)
+    assert caught.value.why.startswith(f"{field} ")
+    assert character in caught.value.why
+
+
+def test_newlines_and_tabs_in_questions_and_options_are_accepted(make_record: MakeRecord) -> None:
     record = check_record(make_record(question="First\r\nsecond:\n\tthird?", option_A="a\nb"), HERE)
     assert (record.question, record.options[0]) == ("First\r\nsecond:\n\tthird?", "a\nb")
 
 
 @pytest.mark.parametrize("raw", [None, "text", 3, []])
-def test_what_is_no_object_is_refused(raw: Any) -> None:
-    with pytest.raises(RefusedRecord, match="not an object"):
+def test_a_record_that_is_not_an_object_is_refused(raw: Any) -> None:
+    with pytest.raises(RefusedRecord) as caught:
         check_record(raw, HERE)
+    assert caught.value.reason == Reason.RECORD_FORM
 
 
 @pytest.mark.parametrize(
@@ -171,7 +165,7 @@ def test_what_is_no_object_is_refused(raw: Any) -> None:
         (b"1" * 10_000, "int", Reason.FILE_FORM),
     ],
 )
-def test_a_bad_file_is_one_row(
+def test_an_unreadable_file_is_one_row(
     make_record: MakeRecord, content: bytes, what: str, reason: Reason
 ) -> None:
     reading = read_record_files(
@@ -185,15 +179,14 @@ def test_a_bad_file_is_one_row(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_byte_order_mark_does_no_harm(make_record: MakeRecord, encoding: str) -> None:
+def test_a_byte_order_mark_is_accepted(make_record: MakeRecord, encoding: str) -> None:
     content = json.dumps([make_record(question="Größe?")], ensure_ascii=False).encode(encoding)
-    assert [record.question for record in read_record_files([("a.json", content)]).records] == [
-        "Größe?"
-    ]
+    (record,) = read_record_files([("a.json", content)]).records
+    assert record.question == "Größe?"
 
 
 @pytest.mark.parametrize(
-    ("further", "what", "reason"),
+    ("field", "what", "reason"),
     [
         ('"question": "Another?"', "question", Reason.FIELD_DUPLICATE),
         ('"source": {"a": 1, "a": 1}', "a", Reason.FIELD_DUPLICATE),
@@ -209,11 +202,11 @@ def test_a_byte_order_mark_does_no_harm(make_record: MakeRecord, encoding: str) 
         ('"\\ud800": 1', "\\ud800", Reason.FIELD_ENCODING),
     ],
 )
-def test_what_a_parser_passes_over_is_refused_and_the_others_are_kept(
-    make_record: MakeRecord, further: str, what: str, reason: Reason
+def test_json_that_a_parser_would_silently_accept_is_refused(
+    make_record: MakeRecord, field: str, what: str, reason: Reason
 ) -> None:
     good = json.dumps(make_record(question_id="good"))
-    bad = f"{json.dumps(make_record(question_id='bad'))[:-1]}, {further}}}"
+    bad = f"{json.dumps(make_record(question_id='bad'))[:-1]}, {field}}}"
     reading = read_record_files([("a.json", f"[{bad},\n {good}]".encode())])
     assert [record.question_id for record in reading.records] == ["good"]
     (row,) = reading.rows
@@ -225,7 +218,7 @@ def test_what_a_parser_passes_over_is_refused_and_the_others_are_kept(
     assert row.reason == reason
 
 
-def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(
+def test_further_fields_of_a_record_survive_writing_and_reading(
     make_record: MakeRecord, tmp_path: Path
 ) -> None:
     raw = make_record(
@@ -237,7 +230,9 @@ def test_what_a_record_holds_besides_is_kept_and_can_be_written_down_again(
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord, end: str) -> None:
+def test_a_location_names_the_line_in_a_file_of_several_lines(
+    make_record: MakeRecord, end: str
+) -> None:
     raws: list[Any] = [
         make_record(question_id="a"),
         make_record(question_id="b", gt_answer="?"),
@@ -252,7 +247,7 @@ def test_a_place_names_the_line_where_there_are_several(make_record: MakeRecord,
     begins = [
         number for number, line in enumerate(lines, start=1) if line in (" {", " null,", " []")
     ]
-    assert str(reading.records[0].place) == f"a.json#0, line {begins[0]} (a)"
+    assert str(reading.records[0].location) == f"a.json#0, line {begins[0]} (a)"
     assert [str(row.where) for row in reading.rows] == [
         f"a.json#1, line {begins[1]} (b)",
         f"a.json#2, line {begins[2]} (no question_id)",
@@ -265,35 +260,33 @@ def test_the_row_of_a_refused_record_has_its_modality_as_written(make_record: Ma
     raw = make_record(gt_answer="x")
     del raw["modality_type"]
     reading = read_record_files([("a.json", json.dumps([raw]).encode())], lambda image_path: "ct")
-    assert [(row.reason, row.modality) for row in reading.rows] == [
-        (Reason.ANSWER_NOT_OFFERED, None)
-    ]
+    (row,) = reading.rows
+    assert (row.reason, row.modality) == (Reason.ANSWER_NOT_OFFERED, None)
 
 
-def test_of_two_records_with_one_id_the_first_in_the_order_of_names_is_kept(
+def test_of_two_records_with_one_id_the_first_by_file_name_is_kept(
     make_record: MakeRecord,
 ) -> None:
-    first, second = make_record(question="First?"), make_record(question="Second?")
-    reading = read_record_files(
-        [("b.json", json.dumps([second]).encode()), ("a.json", json.dumps([first]).encode())]
-    )
+    first = json.dumps([make_record(question="First?")]).encode()
+    second = json.dumps([make_record(question="Second?")]).encode()
+    reading = read_record_files([("b.json", second), ("a.json", first)])
     assert [record.question for record in reading.records] == ["First?"]
-    assert reading.rows == [
-        Row(
-            RecordLocation("b.json", 0, "Chest CT Scan_00000"),
-            "Chest CT Scan_00000",
-            "duplicate question_id; kept: a.json#0 (Chest CT Scan_00000)",
-            Reason.DUPLICATE_ID,
-            "Chest CT Scan",
-            MODALITIES["ct"],
-        )
-    ]
+    (row,) = reading.rows
+    assert row == Row(
+        where=RecordLocation("b.json", 0, "Chest CT Scan_00000"),
+        what="Chest CT Scan_00000",
+        why=row.why,
+        reason=Reason.DUPLICATE_ID,
+        dataset="Chest CT Scan",
+        modality=MODALITIES["ct"],
+    )
+    assert "a.json#0 (Chest CT Scan_00000)" in row.why
 
 
 def test_read_is_kept_plus_quarantined_over_many_kinds(make_record: MakeRecord) -> None:
-    found: list[Any] = [make_record(question_id=str(number)) for number in range(5)]
-    found += [make_record(question_id="5", gt_answer=None), None, make_record(question_id="0"), {}]
-    reading = read_record_files([("a.json", json.dumps(found).encode())])
+    raws: list[Any] = [make_record(question_id=str(number)) for number in range(5)]
+    raws += [make_record(question_id="5", gt_answer=None), None, make_record(question_id="0"), {}]
+    reading = read_record_files([("a.json", json.dumps(raws).encode())])
     assert (reading.read, len(reading.records), len(reading.rows)) == (9, 5, 4)
     assert [str(row.where) for row in reading.rows] == [
         "a.json#5 (5)",
@@ -303,14 +296,14 @@ def test_read_is_kept_plus_quarantined_over_many_kinds(make_record: MakeRecord) 
     ]
 
 
-def test_a_long_value_is_cut_in_its_row(make_record: MakeRecord) -> None:
+def test_a_long_value_is_truncated_in_its_row(make_record: MakeRecord) -> None:
     with pytest.raises(RefusedRecord) as caught:
         check_record(make_record(gt_answer="x" * 1_000_000), HERE)
     assert caught.value.what.endswith("x... (1000000 characters)")
     assert len(caught.value.what) < 400
 
 
-def test_ten_thousand_records_take_about_a_second_at_most(make_record: MakeRecord) -> None:
+def test_ten_thousand_records_are_read_in_two_seconds(make_record: MakeRecord) -> None:
     content = json.dumps(
         [make_record(question_id=str(number)) for number in range(10_000)]
     ).encode()
@@ -328,17 +321,14 @@ def test_records_of_an_earlier_stage_are_read_back_with_their_lines(
         for each in range(3)
     ]
     write_json_lines(path, records)
-    for found in (
-        list(iterate_records(path, "remedy")),
-        read_record_lines([path], "remedy").records,
-    ):
-        assert [record.fields for record in found] == records
-        assert [record.place for record in found] == [
-            RecordLocation(path.as_posix(), None, f"q{each}", each + 1) for each in range(3)
-        ]
+    locations = [RecordLocation(path.as_posix(), None, f"q{each}", each + 1) for each in range(3)]
+    iterated = list(iterate_records(path, "remedy"))
+    for read in (iterated, read_record_lines([path], "remedy").records):
+        assert [record.fields for record in read] == records
+        assert [record.location for record in read] == locations
 
 
-def test_records_are_read_one_at_a_time(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_iterating_holds_one_record_in_memory(tmp_path: Path, make_record: MakeRecord) -> None:
     path = tmp_path / "records.jsonl"
     write_json_lines(path, (make_record(question_id=f"q{each}") for each in range(3000)))
     tracemalloc.start()
@@ -348,7 +338,7 @@ def test_records_are_read_one_at_a_time(tmp_path: Path, make_record: MakeRecord)
     assert peak < path.stat().st_size / 5
 
 
-def test_an_unfit_record_of_an_earlier_stage_is_a_row_or_stops_at_its_line(
+def test_an_unusable_record_of_an_earlier_stage_is_a_row_or_an_error_with_its_line(
     tmp_path: Path, make_record: MakeRecord
 ) -> None:
     paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]

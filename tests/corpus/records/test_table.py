@@ -1,9 +1,10 @@
-"""A CSV of one's own: the records it gives, and what is refused rather than guessed."""
+"""Question tables in CSV: accepted spellings, and rows refused instead of guessed."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import unicodedata
 from typing import Any
@@ -16,7 +17,7 @@ from stages.corpus.dataset.problems import LETTERS
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.records.table import COLUMNS, read_header
-from stages.corpus.records.texts import unfit
+from stages.corpus.records.texts import find_text_problem
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 HEADER = ["image", "question", "options", "answer", "modality", "type"]
@@ -35,12 +36,8 @@ def table(
 ) -> str:
     """A CSV as a program writes it."""
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(
-        buffer,
-        columns or [*dict.fromkeys(key for row in rows for key in row)],
-        delimiter=delimiter,
-        lineterminator=end,
-    )
+    names = columns or list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    writer = csv.DictWriter(buffer, names, delimiter=delimiter, lineterminator=end)
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
@@ -52,22 +49,23 @@ def read(text: str | bytes, name: str = "ward.csv") -> Reading:
     return reading
 
 
-def only(text: str | bytes) -> Record:
+def read_one(text: str | bytes) -> Record:
     reading = read(text)
     assert not reading.rows
     (record,) = reading.records
     return record
 
 
-def refusal(text: str | bytes) -> tuple[str, str, Reason]:
+def read_refusal(text: str | bytes) -> tuple[str, str, Reason]:
+    """Location, offending value and reason of the only row."""
     reading = read(text)
     assert not reading.records
     (row,) = reading.rows
     return str(row.where), row.what, row.reason
 
 
-def test_a_row_is_a_record_as_omnimedvqa_has_it() -> None:
-    record = only(table(ROW))
+def test_a_row_becomes_a_record_of_omnimedvqas_form() -> None:
+    record = read_one(table(ROW))
     assert record.fields == {
         "dataset": "ward",
         "question_id": record.question_id,
@@ -79,7 +77,7 @@ def test_a_row_is_a_record_as_omnimedvqa_has_it() -> None:
         "option_B": "Nodule",
         "modality_type": "CT(Computed Tomography)",
     }
-    assert (record.modality, record.question_type, record.gold, str(record.place)) == (
+    assert (record.modality, record.question_type, record.gold, str(record.location)) == (
         "ct",
         "disease-diagnosis",
         "B",
@@ -87,8 +85,8 @@ def test_a_row_is_a_record_as_omnimedvqa_has_it() -> None:
     )
 
 
-def test_a_csv_and_a_json_file_with_its_records_give_the_same() -> None:
-    record = only(table(ROW))
+def test_a_csv_and_a_json_file_of_its_records_are_equivalent() -> None:
+    record = read_one(table(ROW))
     from_json = read_record_files([("ward.json", json.dumps([record.fields]).encode())]).records[0]
     assert (from_json.fields, from_json.options, from_json.gold) == (
         record.fields,
@@ -100,33 +98,25 @@ def test_a_csv_and_a_json_file_with_its_records_give_the_same() -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_separators_line_ends_and_encodings_of_spreadsheets_are_found(
+def test_delimiters_line_ends_and_encodings_are_detected(
     end: str, delimiter: str, encoding: str
 ) -> None:
     row = ROW | {"question": "Größe?; \t, 日本", "image": "ö/a;b,c.png"}
-    assert (
-        only(table(row, delimiter=delimiter, end=end).encode(encoding)).question
-        == "Größe?; \t, 日本"
-    )
+    record = read_one(table(row, delimiter=delimiter, end=end).encode(encoding))
+    assert record.question == row["question"]
 
 
 @pytest.mark.parametrize("role", COLUMNS)
-def test_columns_go_by_any_of_their_names_in_any_case_and_order(role: str) -> None:
+def test_columns_are_known_by_any_of_their_names_in_any_case_and_order(role: str) -> None:
     full = ROW | {"id": "q1", "dataset": "Ward 7"}
-    expected = only(table(full)).fields
+    expected = read_one(table(full)).fields
     for name in COLUMNS[role]:
-        for written in (
-            name,
-            name.upper(),
-            f" {name.title()} ",
-            name.replace(" ", "_"),
-            name.replace(" ", "-"),
-            name.replace(" ", ""),
-        ):
+        separated = [name.replace(" ", separator) for separator in (" ", "_", "-", "")]
+        for spelling in (*separated, name.upper(), f" {name.title()} "):
             renamed = {
-                written if key == role else key: value for key, value in reversed(full.items())
+                spelling if key == role else key: value for key, value in reversed(full.items())
             }
-            assert only(table(renamed)).fields == expected, written
+            assert read_one(table(renamed)).fields == expected, spelling
 
 
 @pytest.mark.parametrize("prefix", ["option_", "Option ", "OPTION", "choice-", ""])
@@ -136,7 +126,7 @@ def test_options_may_have_columns_of_their_own(prefix: str) -> None:
         f"{prefix}{letter}": text
         for letter, text in zip(LETTERS, ["Cyst, simple", "Nodule", "", " "], strict=True)
     }
-    assert only(table(row | options)).options == ("Cyst, simple", "Nodule")
+    assert read_one(table(row | options)).options == ("Cyst, simple", "Nodule")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +141,7 @@ def test_options_may_have_columns_of_their_own(prefix: str) -> None:
     ],
 )
 def test_options_in_one_cell_keep_their_commas(cell: str, options: tuple[str, ...]) -> None:
-    assert only(table(ROW | {"options": cell, "answer": options[1]})).options == options
+    assert read_one(table(ROW | {"options": cell, "answer": options[1]})).options == options
 
 
 @pytest.mark.parametrize(
@@ -167,19 +157,20 @@ def test_options_in_one_cell_keep_their_commas(cell: str, options: tuple[str, ..
     ],
 )
 def test_an_answer_is_a_text_or_a_letter(options: str, answer: str, gold: str) -> None:
-    assert only(table(ROW | {"options": options, "answer": answer})).gold == gold
+    assert read_one(table(ROW | {"options": options, "answer": answer})).gold == gold
 
 
-@pytest.mark.parametrize("given_as", ["slug", "literal"])
+@pytest.mark.parametrize("form", ["slug", "literal"])
 @pytest.mark.parametrize("change", [str, str.upper, str.lower, lambda text: f"  {text} "])
 def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(
-    given_as: str, change: Any
+    form: str, change: Any
 ) -> None:
-    for slug, literal in MODALITIES.items():
-        for kind, words in QUESTION_TYPES.items():
-            modality, asked = (slug, kind) if given_as == "slug" else (literal, words)
-            record = only(table(ROW | {"modality": change(modality), "type": change(asked)}))
-            assert (record.modality, record.question_type) == (slug, kind)
+    for modality, kind in itertools.product(MODALITIES, QUESTION_TYPES):
+        cells = {"modality": modality, "type": kind}
+        if form == "literal":
+            cells = {"modality": MODALITIES[modality], "type": QUESTION_TYPES[kind]}
+        record = read_one(table(ROW | {name: change(cell) for name, cell in cells.items()}))
+        assert (record.modality, record.question_type) == (modality, kind)
 
 
 @pytest.mark.parametrize(
@@ -224,18 +215,18 @@ def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(
         ({"question": "What A)x"}, "What A)x A)Cyst, simple, B)Nodule", Reason.OPTION_LABEL),
     ],
 )
-def test_a_row_that_cannot_be_read_in_one_way_is_refused(
+def test_an_unusable_or_ambiguous_row_is_refused(
     changes: dict[str, str], what: str, reason: Reason
 ) -> None:
     text = table(ROW | changes)
     content = text.encode() if "\x00" not in text else text.encode("utf-16")
-    found = refusal(content)
-    assert found[0].startswith("ward.csv, line 2 (")
-    assert found[1:] == (what, reason)
+    location, *rest = read_refusal(content)
+    assert location.startswith("ward.csv, line 2 (")
+    assert rest == [what, reason]
 
 
-def test_letters_that_agree_with_the_text_are_no_contradiction() -> None:
-    assert only(table(ROW | {"options": "A|B", "answer": "a"})).gold == "A"
+def test_an_answer_that_is_text_and_letter_of_one_option_is_accepted() -> None:
+    assert read_one(table(ROW | {"options": "A|B", "answer": "a"})).gold == "A"
 
 
 @pytest.mark.parametrize(
@@ -256,19 +247,22 @@ def test_letters_that_agree_with_the_text_are_no_contradiction() -> None:
         ('"image,question\n', Reason.COLUMN_MISSING),
     ],
 )
-def test_a_file_without_its_columns_is_one_row(text: str, reason: Reason) -> None:
-    where, _, found = refusal(text)
-    assert where == "ward.csv"
-    assert found == reason
+def test_a_file_without_usable_columns_is_one_row(text: str, reason: Reason) -> None:
+    location, _, actual = read_refusal(text)
+    assert location == "ward.csv"
+    assert actual == reason
 
 
-def test_the_columns_that_are_missing_and_what_was_perhaps_meant_are_named() -> None:
-    for text, named in {
-        "scan,words\n1,2\n": "image, question, answer, modality, type, options",
-        "image,question,options,answr,modality,type\n": "'answr'",
-    }.items():
-        (row,) = read(text).rows
-        assert named in row.why
+@pytest.mark.parametrize(
+    ("header", "names"),
+    [
+        ("scan,words", "image, question, answer, modality, type, options"),
+        ("image,question,options,answr,modality,type", "'answr'"),
+    ],
+)
+def test_missing_columns_and_similar_names_are_named(header: str, names: str) -> None:
+    (row,) = read(f"{header}\n").rows
+    assert names in row.why
 
 
 @pytest.mark.parametrize(
@@ -281,18 +275,18 @@ def test_the_columns_that_are_missing_and_what_was_perhaps_meant_are_named() -> 
         (b"image\x00,question", "a NUL byte in line 1"),
     ],
 )
-def test_another_encoding_is_refused_with_the_place(content: bytes, what: str) -> None:
-    assert refusal(content) == ("ward.csv", what, Reason.FILE_ENCODING)
+def test_another_encoding_is_refused_with_the_line(content: bytes, what: str) -> None:
+    assert read_refusal(content) == ("ward.csv", what, Reason.FILE_ENCODING)
 
 
-def test_lines_are_those_of_the_file_whatever_stands_in_its_cells() -> None:
+def test_line_numbers_count_newlines_inside_cells() -> None:
     rows = [
         ROW | {"id": "a", "question": "one\ntwo\r\nthree"},
         ROW | {"id": "b"},
         ROW | {"id": "c"},
     ]
     text = "\n" + table(*rows).replace('scans/a.png,"What', '\r\n,,,,,,\r\nscans/a.png,"What', 1)
-    assert [str(record.place) for record in read(text).records] == [
+    assert [str(record.location) for record in read(text).records] == [
         "ward.csv, line 3 (a)",
         "ward.csv, line 8 (b)",
         "ward.csv, line 9 (c)",
@@ -301,28 +295,19 @@ def test_lines_are_those_of_the_file_whatever_stands_in_its_cells() -> None:
     assert [lines[number - 1][:11] for number in (3, 8, 9)] == ["scans/a.png"] * 3
 
 
-def test_bad_rows_do_not_harm_the_others() -> None:
-    good = [f"{index}.png,What?,x|y,y,ct,lesion-grading" for index in range(3)]
-    bad = [
+def test_refused_rows_do_not_affect_the_others() -> None:
+    lines = [
+        ",".join(HEADER),
         "9.png,What?,x|y,y,ct",
+        "0.png,What?,x|y,y,ct,lesion-grading",
         "9.png,What?,x|y,y,ct,lesion-grading,more",
+        "1.png,What?,x|y,y,ct,lesion-grading",
+        "",
         '9.png,"What"?,x|y,y,ct,lesion-grading',
+        "2.png,What?,x|y,y,ct,lesion-grading",
+        '9.png,"never closed',
     ]
-    reading = read(
-        "\n".join(
-            [
-                ",".join(HEADER),
-                bad[0],
-                good[0],
-                bad[1],
-                good[1],
-                "",
-                bad[2],
-                good[2],
-                '9.png,"never closed',
-            ]
-        )
-    )
+    reading = read("\n".join(lines))
     assert [record.image_path for record in reading.records] == [
         "Images/0.png",
         "Images/1.png",
@@ -337,58 +322,59 @@ def test_bad_rows_do_not_harm_the_others() -> None:
     assert reading.read == 7
 
 
-def test_a_refused_row_is_called_by_its_id() -> None:
-    assert refusal(table(ROW | {"id": "q 7", "modality": "?"}))[0] == "ward.csv, line 2 (q 7)"
+def test_a_refused_row_is_identified_by_its_id() -> None:
+    assert read_refusal(table(ROW | {"id": "q 7", "modality": "?"}))[0] == "ward.csv, line 2 (q 7)"
 
 
-def test_ids_come_from_what_a_row_says_not_from_where_it_stands() -> None:
+def test_default_ids_depend_on_content_not_on_position_or_spelling() -> None:
     rows = [ROW | {"question": f"Is it {number}?"} for number in range(3)]
     ids = {record.question: record.question_id for record in read(table(*rows)).records}
     assert len(set(ids.values())) == 3
-    again = read(
-        table(ROW, rows[2], rows[0], rows[1], columns=[*reversed(HEADER)]), "other.csv"
-    ).records
+    reordered = table(ROW, rows[2], rows[0], rows[1], columns=HEADER[::-1])
+    again = read(reordered, "other.csv").records
     assert {record.question: record.question_id for record in again[1:]} == ids
-    spoken = ROW | {
+    equivalent = ROW | {
         "modality": "CT(computed tomography)",
         "answer": "B",
         "image": "Images/scans/a.png",
         "options": '["Cyst, simple", "Nodule"]',
     }
-    assert only(table(spoken)).question_id == only(table(ROW)).question_id
-    for key, value in {
+    assert read_one(table(equivalent)).question_id == read_one(table(ROW)).question_id
+    changes = {
         "image": "b.png",
         "question": "?",
         "options": "Nodule|Cyst",
         "answer": "A",
         "modality": "mri",
-    }.items():
-        assert only(table(ROW | {key: value})).question_id != only(table(ROW)).question_id
+    }
+    for key, value in changes.items():
+        assert read_one(table(ROW | {key: value})).question_id != read_one(table(ROW)).question_id
 
 
 def test_the_second_of_two_equal_rows_is_refused() -> None:
     reading = read(table(ROW, ROW))
-    (record,), (row,) = reading.records, reading.rows
+    (record,) = reading.records
+    (row,) = reading.rows
     assert (str(row.where), row.reason) == (
         f"ward.csv, line 3 ({record.question_id})",
         Reason.DUPLICATE_ID,
     )
-    assert str(record.place) in row.why
+    assert str(record.location) in row.why
 
 
-def test_other_columns_are_not_taken() -> None:
+def test_other_columns_are_ignored() -> None:
     text = table(ROW | {"patient": "Doe", "Birth date": "1970"})
-    assert "Doe" not in json.dumps(dict(only(text).fields))
-    assert read_header(text).left_out == ["patient", "Birth date"]
+    assert "Doe" not in json.dumps(dict(read_one(text).fields))
+    assert read_header(text).ignored_columns == ["patient", "Birth date"]
 
 
-def test_a_column_without_a_name_may_only_be_empty() -> None:
-    assert only(table(ROW | {"": ""})).gold == "B"
-    assert refusal(table(ROW | {"": "7"}))[1:] == ("7", Reason.COLUMN_UNNAMED)
+def test_a_column_without_a_name_must_be_empty() -> None:
+    assert read_one(table(ROW | {"": ""})).gold == "B"
+    assert read_refusal(table(ROW | {"": "7"}))[1:] == ("7", Reason.COLUMN_UNNAMED)
 
 
-def test_csv_and_json_are_read_side_by_side() -> None:
-    fields = dict(only(table(ROW)).fields) | {"question_id": "from json"}
+def test_csv_and_json_files_are_read_together() -> None:
+    fields = dict(read_one(table(ROW)).fields) | {"question_id": "from json"}
     files = [
         ("QA_information/Open-access/S.json", json.dumps([fields]).encode()),
         ("W.CSV", table(ROW).encode()),
@@ -403,14 +389,14 @@ texts = st.text(
 )
 
 
-def fit(text: str) -> bool:
-    return bool(text.strip()) and unfit(text) is None and ")" not in text
+def is_usable(text: str) -> bool:
+    return bool(text.strip()) and find_text_problem(text) is None and ")" not in text
 
 
 @settings(deadline=None, max_examples=150)
 @given(
-    texts.filter(fit),
-    st.lists(texts.filter(fit), min_size=2, max_size=4, unique_by=str.strip),
+    texts.filter(is_usable),
+    st.lists(texts.filter(is_usable), min_size=2, max_size=4, unique_by=str.strip),
     st.integers(0, 3),
     st.sampled_from(",;\t"),
     st.sampled_from(["\n", "\r\n"]),
@@ -418,45 +404,42 @@ def fit(text: str) -> bool:
     st.booleans(),
     st.booleans(),
 )
-def test_any_texts_come_back_as_they_were_written(
+def test_any_usable_texts_survive_a_round_trip(
     question: str,
     options: list[str],
     gold: int,
     delimiter: str,
     end: str,
     encoding: str,
-    in_one: bool,
+    in_one_cell: bool,
     by_letter: bool,
 ) -> None:
     gold %= len(options)
     letter = LETTERS[gold]
     answer = letter if by_letter else options[gold]
-    meant = [text.strip() for text in options]
-    # a one-letter answer that is also another option's text, or the letter of another, is refused:
-    # another test
+    stripped = [text.strip() for text in options]
+    # ambiguous one-letter answers are refused (test_an_unusable_or_ambiguous_row_is_refused)
     assume(
         not (len(answer.strip()) == 1 and answer.strip().upper() in LETTERS)
-        or (by_letter and letter not in meant)
+        or (by_letter and letter not in stripped)
     )
     row = {key: value for key, value in ROW.items() if key != "options"} | {
         "question": question,
         "answer": answer,
     }
-    row |= (
-        {"options": json.dumps(options)}
-        if in_one
-        else {f"option_{key}": text for key, text in zip(LETTERS, options, strict=False)}
-    )
-    record = only(table(row, delimiter=delimiter, end=end).encode(encoding))
+    if in_one_cell:
+        row["options"] = json.dumps(options)
+    else:
+        row |= {f"option_{key}": text for key, text in zip(LETTERS, options, strict=False)}
+    record = read_one(table(row, delimiter=delimiter, end=end).encode(encoding))
     assert (record.question, record.options, record.gold) == (
         question.strip(),
-        tuple(meant),
+        tuple(stripped),
         letter,
     )
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_texts_are_not_normalised(form: Any) -> None:
-    assert only(
-        table(ROW | {"question": unicodedata.normalize(form, "Größe?")})
-    ).question == unicodedata.normalize(form, "Größe?")
+    question = unicodedata.normalize(form, "Größe?")
+    assert read_one(table(ROW | {"question": question})).question == question

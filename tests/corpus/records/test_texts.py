@@ -11,31 +11,31 @@ from hypothesis import strategies as st
 
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.texts import (
-    LONGEST,
+    MAX_TEXT_LENGTH,
     RefusedRecord,
     decode,
+    find_name_problem,
+    find_text_problem,
     is_plain,
     is_unicode,
-    unfit,
-    unfit_name,
 )
 from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_utf_8_with_and_without_a_mark_and_utf_16_are_read(encoding: str) -> None:
+def test_utf_8_with_and_without_byte_order_mark_and_utf_16_are_decoded(encoding: str) -> None:
     assert decode("Größe 日本 \U0001f600".encode(encoding)) == "Größe 日本 \U0001f600"
     assert decode("Größe".encode("utf-16-be").join([b"\xfe\xff", b""])) == "Größe"
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_text_or_refused(content: bytes) -> None:
+def test_any_bytes_are_decoded_or_refused(content: bytes) -> None:
     with suppress(RefusedRecord):
         assert is_unicode(decode(content))
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "named"),
+    ("text", "reason", "character"),
     [
         ("bell\x07", Reason.FIELD_TEXT, "U+0007"),
         ("escape \x1b[31m", Reason.FIELD_TEXT, "U+001B"),
@@ -51,15 +51,15 @@ def test_any_bytes_are_text_or_refused(content: bytes) -> None:
         ("<|vision_start|>", Reason.FIELD_TOKEN, "<|vision_start|>"),
         ("a <answer> B </answer>", Reason.FIELD_TOKEN, "<answer>"),
         ("</THINK>", Reason.FIELD_TOKEN, "</THINK>"),
-        ("x" * (LONGEST + 1), Reason.FIELD_LENGTH, str(LONGEST + 1)),
+        ("x" * (MAX_TEXT_LENGTH + 1), Reason.FIELD_LENGTH, str(MAX_TEXT_LENGTH + 1)),
     ],
 )
-def test_what_is_not_read_as_it_is_written_is_named(text: str, reason: Reason, named: str) -> None:
-    found = unfit(text)
-    assert found is not None
-    assert found == unfit_name(text)
-    assert found.reason == reason
-    assert named in found.why
+def test_an_unsafe_character_or_token_is_named(text: str, reason: Reason, character: str) -> None:
+    problem = find_text_problem(text)
+    assert problem is not None
+    assert problem == find_name_problem(text)
+    assert problem.reason == reason
+    assert character in problem.why
 
 
 @pytest.mark.parametrize(
@@ -74,29 +74,29 @@ def test_what_is_not_read_as_it_is_written_is_named(text: str, reason: Reason, n
         "no-break\u00a0space",
         "عَرَبِي \u200f",
         "می\u200cخواهم",
-        "x" * LONGEST,
+        "x" * MAX_TEXT_LENGTH,
     ],
 )
-def test_what_people_write_is_fit(text: str) -> None:
-    assert unfit(text) is None
+def test_ordinary_text_has_no_problem(text: str) -> None:
+    assert find_text_problem(text) is None
 
 
 @pytest.mark.parametrize("text", ["two\nlines", "a\ttab", "line\u2028separator"])
-def test_a_name_has_one_line(text: str) -> None:
-    assert unfit(text) is None
-    assert (found := unfit_name(text)) is not None
-    assert found.reason == Reason.FIELD_TEXT
+def test_a_name_must_be_a_single_line(text: str) -> None:
+    assert find_text_problem(text) is None
+    problem = find_name_problem(text)
+    assert problem is not None
+    assert problem.reason == Reason.FIELD_TEXT
 
 
 def test_every_special_token_of_the_embedded_base_is_refused() -> None:
-    tokens = json.loads((ROOT / "infra/base/tokenizer.json").read_text(encoding="utf-8"))[
-        "added_tokens"
-    ]
+    tokenizer = json.loads((ROOT / "infra/base/tokenizer.json").read_text(encoding="utf-8"))
+    tokens = [token["content"] for token in tokenizer["added_tokens"]]
     assert tokens
-    assert [token["content"] for token in tokens if not unfit(f"What is {token['content']}?")] == []
+    assert [token for token in tokens if not find_text_problem(f"What is {token}?")] == []
 
 
 @given(st.lists(st.text(max_size=8), max_size=4))
-def test_the_quick_answer_is_never_wrong(parts: list[str]) -> None:
+def test_the_parts_of_a_plain_text_have_no_problem(parts: list[str]) -> None:
     if is_plain(" ".join(parts)):
-        assert all(unfit(part) is None and unfit_name(part) is None for part in parts)
+        assert not any(find_text_problem(part) or find_name_problem(part) for part in parts)

@@ -30,8 +30,9 @@ from stages.corpus.splitting.data_tests import (
     stop_on_errors,
     write_results,
 )
-from stages.corpus.splitting.expectations import Draw, contradictions, letter_bias, statistics
-from stages.corpus.splitting.expectations import images_of as images
+from stages.corpus.splitting.draws import Draw
+from stages.corpus.splitting.expectations import contradictions, letter_bias, statistics
+from stages.corpus.splitting.expectations import unique_images as images
 from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, Raw
 
@@ -298,12 +299,11 @@ def test_other_answers_contradict_only_where_one_is_offered_and_ruled_out() -> N
     }
     other_image = first | {"question_id": "c", "gt_answer": "MRI", "pixel_hash": "f" * 64}
     other_question = first | {"question_id": "d", "gt_answer": "MRI", "question": "What else?"}
-    assert (
-        contradictions(read([first, other_words, other_image, other_question]).records).found == 0
-    )
+    unlike = read([first, other_words, other_image, other_question])
+    assert contradictions(unlike.records).violations == 0
     one_offers = first | {"question_id": "e", "gt_answer": "PET", "option_A": "X-ray"}
     found = contradictions(read([first, one_offers]).records)
-    assert (found.value, found.found, found.checked) == (1.0, 2, 2)
+    assert (found.value, found.violations, found.checked) == (1.0, 2, 2)
 
 
 def test_letters_are_compared_with_chance_where_questions_have_fewer_options() -> None:

@@ -62,7 +62,8 @@ def test_the_table_has_one_row_per_stage_and_ends_with_the_summary(
     assert lines[3:] == [
         "Up to date: splits",
         "warning: mind [this]",
-        "* 1 of 2 from meta",
+        "* not a recorded duration, but meta of dvc.yaml",
+        "1 of 2 from meta",
         sum_up(plan),
     ]
 

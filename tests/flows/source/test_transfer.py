@@ -18,7 +18,7 @@ from flows.dvc_api.client import dvc, environment, read_status
 from flows.source import transfer
 from flows.source.probe import read_pin, update
 from stages.core.errors import InputError
-from tests.corpus.serving import Served, serving
+from tests.corpus.serving import FileServer, serve
 from tests.flows.tiny import run
 
 REPOSITORY = Path(__file__).parents[3]
@@ -27,8 +27,8 @@ CORPUS = Path("data/raw/corpus.zip")
 
 
 @pytest.fixture
-def served() -> Iterator[Served]:
-    with serving(CONTENT[: 2**20]) as one:
+def server() -> Iterator[FileServer]:
+    with serve(CONTENT[: 2**20]) as one:
         yield one
 
 
@@ -46,22 +46,22 @@ def raw_files(root: Path) -> set[str]:
     return {path.name for path in (root / CORPUS.parent).iterdir()} - {".gitignore"}
 
 
-def assert_not_fetched(served: Served) -> None:
+def assert_not_fetched(server: FileServer) -> None:
     """No request beyond the first byte: DVC itself reads the beginning of the file."""
-    assert not [first for first in served.asked if first]
+    assert not [first for first in server.requested_starts if first]
 
 
 @pytest.mark.parametrize("kind", ["file", "http with parts", "http without parts"])
 def test_data_dvc_is_byte_for_byte_what_dvc_update_writes(
-    tmp_path: Path, served: Served, kind: str
+    tmp_path: Path, server: FileServer, kind: str
 ) -> None:
     source = tmp_path / "source.zip"
-    served.ranges = kind == "http with parts"
-    address = "../source.zip" if kind == "file" else served.address
+    server.ranges = kind == "http with parts"
+    address = "../source.zip" if kind == "file" else server.address
     ours, plain = (workspace(tmp_path / name, address) for name in ("ours", "plain"))
     for content in (CONTENT[: 2**20], CONTENT[2**20 : 4 * 2**20]):
         source.write_bytes(content)
-        served.content = content
+        server.content = content
         update(ours)
         dvc(plain, "update", "data.dvc")
         assert (ours / "data.dvc").read_bytes() == (plain / "data.dvc").read_bytes()
@@ -73,8 +73,8 @@ def test_data_dvc_is_byte_for_byte_what_dvc_update_writes(
     assert (ours / CORPUS).read_bytes() == content, "it is in DVC's cache"
 
 
-def test_the_corpus_must_match_the_sha256_in_data_dvc(tmp_path: Path, served: Served) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
+def test_the_corpus_must_match_the_sha256_in_data_dvc(tmp_path: Path, server: FileServer) -> None:
+    root = workspace(tmp_path / "workspace", server.address)
     pin = root / "data.dvc"
     plain = pin.read_text(encoding="utf-8")
     pin.write_text(plain + f"meta:\n  sha256: {'f' * 64}\n", encoding="utf-8")
@@ -83,16 +83,18 @@ def test_the_corpus_must_match_the_sha256_in_data_dvc(tmp_path: Path, served: Se
         update(root)
     assert pin.read_bytes() == before
     assert raw_files(root) == set()
-    digest = hashlib.sha256(served.content).hexdigest()
+    digest = hashlib.sha256(server.content).hexdigest()
     pin.write_text(plain + f"meta:\n  sha256: {digest}\n", encoding="utf-8")
     update(root)
-    assert (root / CORPUS).read_bytes() == served.content
+    assert (root / CORPUS).read_bytes() == server.content
     assert f"sha256: {digest}" in pin.read_text(encoding="utf-8"), "DVC keeps it"
     assert read_status(root) == {}
 
 
-def test_an_invalid_sha256_is_refused_before_the_transfer(tmp_path: Path, served: Served) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
+def test_an_invalid_sha256_is_refused_before_the_transfer(
+    tmp_path: Path, server: FileServer
+) -> None:
+    root = workspace(tmp_path / "workspace", server.address)
     with (root / "data.dvc").open("a", encoding="utf-8") as pin:
         pin.write(f"meta:\n  sha256: {'0' * 64}\n")
     with pytest.raises(InputError, match=r"data\.dvc: meta\.sha256 = 0: .* in quotes"):
@@ -101,14 +103,16 @@ def test_an_invalid_sha256_is_refused_before_the_transfer(tmp_path: Path, served
 
 
 def test_a_corpus_pinned_again_after_another_one_comes_from_the_cache(
-    tmp_path: Path, served: Served
+    tmp_path: Path, server: FileServer
 ) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
+    root = workspace(tmp_path / "workspace", server.address)
     other = tmp_path / "other.zip"
     other.write_bytes(b"another")
-    served.content = CONTENT[: 12 * 2**20]
+    server.content = CONTENT[: 12 * 2**20]
     update(root)
-    assert [first for first in served.asked if first], "a transfer requests several ranges"
+    assert [first for first in server.requested_starts if first], (
+        "a transfer requests several ranges"
+    )
     pin = (root / "data.dvc").read_bytes()
     corpus = (root / CORPUS).read_bytes()
     (root / "data.dvc").write_text(
@@ -117,11 +121,11 @@ def test_a_corpus_pinned_again_after_another_one_comes_from_the_cache(
     update(root)
     assert (root / CORPUS).read_bytes() == b"another"
     (root / "data.dvc").write_bytes(pin)
-    served.asked.clear()
+    server.requested_starts.clear()
     update(root)
     assert (root / "data.dvc").read_bytes() == pin
     assert (root / CORPUS).read_bytes() == corpus
-    assert_not_fetched(served)
+    assert_not_fetched(server)
     assert read_status(root) == {}
 
 
@@ -134,12 +138,12 @@ def test_a_folder_is_left_to_dvc(tmp_path: Path) -> None:
     assert read_pin(root).md5.endswith(".dir")
 
 
-def test_a_failed_transfer_changes_nothing(tmp_path: Path, served: Served) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
+def test_a_failed_transfer_changes_nothing(tmp_path: Path, server: FileServer) -> None:
+    root = workspace(tmp_path / "workspace", server.address)
     update(root)
     before = (root / "data.dvc").read_bytes()
-    served.content = CONTENT
-    served.status = 404
+    server.content = CONTENT
+    server.status = 404
     with pytest.raises(InputError, match=r"the source http.* of data\.dvc .*\(404"):
         update(root)
     assert (root / "data.dvc").read_bytes() == before
@@ -148,15 +152,15 @@ def test_a_failed_transfer_changes_nothing(tmp_path: Path, served: Served) -> No
 
 
 def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(
-    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
+    root = workspace(tmp_path / "workspace", server.address)
     update(root)
     before = (root / "data.dvc").read_bytes()
-    served.content = CONTENT[: 2 * 2**20]
+    server.content = CONTENT[: 2 * 2**20]
 
     def changed_first(*arguments: object) -> str:
-        served.content = CONTENT[: 3 * 2**20][::-1]
+        server.content = CONTENT[: 3 * 2**20][::-1]
         return dvc(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(transfer, "dvc", changed_first)
@@ -165,25 +169,25 @@ def test_a_source_that_changes_between_transfer_and_pinning_is_not_pinned(
     assert (root / "data.dvc").read_bytes() == before
     monkeypatch.undo()
     update(root)
-    assert (root / CORPUS).read_bytes() == served.content
+    assert (root / CORPUS).read_bytes() == server.content
 
 
 def test_a_killed_fetch_leaves_no_process_and_the_next_one_resumes(
-    tmp_path: Path, served: Served
+    tmp_path: Path, server: FileServer
 ) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
+    root = workspace(tmp_path / "workspace", server.address)
     update(root)
     before = (root / "data.dvc").read_bytes()
-    served.content = CONTENT
-    served.held_at = 30 * 2**20
-    served.gate.clear()
+    server.content = CONTENT
+    server.pause_at = 30 * 2**20
+    server.gate.clear()
     program = (
         "import sys; from pathlib import Path; from flows.source.probe import update;"
         " update(Path(sys.argv[1]))"
     )
     paths = environment({"PYTHONPATH": str(REPOSITORY)})
     with subprocess.Popen([sys.executable, "-c", program, str(root)], env=paths) as process:
-        assert served.held.wait(60), "the transfer did not reach the gate"
+        assert server.paused.wait(60), "the transfer did not reach the gate"
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(children, timeout=30)
@@ -191,20 +195,20 @@ def test_a_killed_fetch_leaves_no_process_and_the_next_one_resumes(
     assert (root / "data.dvc").read_bytes() == before
     assert (root / CORPUS).read_bytes() == CONTENT[: 2**20]
     assert read_status(root) == {}
-    served.gate.set()
-    served.asked.clear()
+    server.gate.set()
+    server.requested_starts.clear()
     update(root)
     assert (root / CORPUS).read_bytes() == CONTENT
-    assert 16 * 2**20 in served.asked, "it resumes there"
+    assert 16 * 2**20 in server.requested_starts, "it resumes there"
     assert raw_files(root) == {"corpus.zip"}
 
 
 def test_a_file_fetched_before_a_kill_but_not_pinned_is_not_fetched_again(
-    tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = workspace(tmp_path / "workspace", served.address)
+    root = workspace(tmp_path / "workspace", server.address)
     update(root)
-    served.content = CONTENT[: 3 * 2**20]
+    server.content = CONTENT[: 3 * 2**20]
 
     def killed(*_: object) -> str:
         raise KeyboardInterrupt
@@ -214,9 +218,9 @@ def test_a_file_fetched_before_a_kill_but_not_pinned_is_not_fetched_again(
         update(root)
     status = dvc(root, "status", "data.dvc")
     assert "corpus.zip" in status, "DVC detects that the file is not the pinned one"
-    served.asked.clear()
+    server.requested_starts.clear()
     update(root)
-    assert_not_fetched(served)
+    assert_not_fetched(server)
     assert read_status(root) == {}
     assert read_pin(root).size == 3 * 2**20
 

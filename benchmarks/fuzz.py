@@ -130,17 +130,17 @@ def mutate(rng: random.Random, target: Target) -> bytes:
 
 def archive_reader() -> Target:
     """Archives and all their members."""
-    from tests.hostile.archives import tarred, zipped
+    from tests.hostile.archives import make_tar, make_zip
     from tests.hostile.test_hostile import ARCHIVES, CORPUS
 
     limits = load_params(REPOSITORY / "params.yaml").corpus.limits.model_copy(
         update={"max_total_mb": 64, "max_member_mb": 16}
     )
-    tar = tarred(CORPUS)
+    tar = make_tar(CORPUS)
     good = [
-        zipped(CORPUS),
+        make_zip(CORPUS),
         tar,
-        zipped(CORPUS, stored=False),
+        make_zip(CORPUS, compress=True),
         gzip.compress(tar),
         zstandard.compress(tar),
     ]

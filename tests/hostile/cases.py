@@ -1,4 +1,4 @@
-"""What a hostile input is, and what it gets."""
+"""A hostile input and its expected outcome."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from typing import Literal
 from stages.corpus.quarantine.reasons import CorpusFault, Reason
 
 End = Literal["refused", "quarantined", "kept"]
-"""refused: stage download stops and names it; quarantined: its records are, and all others are
-kept; kept: it does no harm.
-"""
+"""refused: stage download stops; quarantined: only the records concerned; kept: it is harmless."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A class of hostile input: its bytes, fate, refusal code, and what the message must name."""
+    """A class of hostile input: its bytes, outcome, refusal code, and what the message names."""
 
     content: bytes
     end: End
     code: Reason | CorpusFault | None = None
-    named: str = ""
+    item: str = ""
+
+
+def harmless(content: bytes) -> Case:
+    """An input whose records are kept."""
+    return Case(content, "kept")
+
+
+def bad_image(content: bytes, reason: Reason = Reason.IMAGE_DAMAGED) -> Case:
+    """An image whose records are quarantined."""
+    return Case(content, "quarantined", reason)

@@ -175,11 +175,10 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(
         == "ward.csv, line 9: z: gt_answer is none of the options ['x', 'y']"
     )
     assert (
-        example("images that are there twice")
-        == "Images/twin.png: Images/a.png: the same bytes as this one"
+        example("duplicate images") == "Images/twin.png: Images/a.png: the same bytes as this one"
     )
     assert kinds["images that no question names"]["count"] == 2
-    assert example("columns that are left out") == "ward.csv: patient: no column of ours"
+    assert example("ignored columns") == "ward.csv: patient: not a known column"
     capsys.readouterr()
     assert run_check(ward) == 1
     out = capsys.readouterr().out
@@ -318,8 +317,8 @@ def test_every_reason_has_advice(reason: Reason) -> None:
 def test_refusals_that_are_mended_in_the_same_way_are_counted_together() -> None:
     kinds = Counter(advise(reason).kind for reason in Reason)
     assert {kind: count for kind, count in kinds.items() if count > 1} == {
-        "fields that are missing, empty or no text": 3,
-        "texts with characters that cannot be seen": 2,
+        "fields that are missing, empty or not text": 3,
+        "texts with invisible characters": 2,
     }
 
 

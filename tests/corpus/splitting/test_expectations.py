@@ -340,7 +340,7 @@ def test_severity_decides_what_a_failure_does() -> None:
         InputError,
         match=(
             r"1 data test failed: blank_images 0\.125 \(limit 0\.05\), as data/images/ct/0\.png:"
-            r" .*: look at .* r\.json holds"
+            r" .*: check .* r\.json holds"
         ),
     ):
         stop_on_errors(judged("error"), Path("r.json"))
@@ -363,7 +363,7 @@ def test_results_are_kept_with_what_to_do_and_read_back(tmp_path: Path) -> None:
     )
     path.write_text('{"tests": [{"test": "x"}]}', encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"r\.json holds no results of data tests .*run `dvc repro splits`"
+        InputError, match=r"r\.json is not a file of data test results .*run `dvc repro splits`"
     ):
         read_results(path)
 

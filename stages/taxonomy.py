@@ -1,8 +1,7 @@
-"""The eight imaging modalities and five question types: our slugs and OmniMedVQA's own literals.
+"""The eight imaging modalities and five question types: slugs, and the literals of OmniMedVQA.
 
-The literals are OmniMedVQA's (arXiv 2402.09181), typing slips included: "Mag-netic", and OCT's
-missing bracket. A record matches only if its literal matches exactly; anything else is quarantined,
-never guessed.
+The literals (arXiv 2402.09181) keep its typos: "Mag-netic", and OCT's missing bracket. A record
+matches only if its literal matches exactly; anything else is quarantined, never guessed.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ AXES: Final[dict[str, tuple[str, ...]]] = {
     "modality": tuple(MODALITIES),
     "task": tuple(QUESTION_TYPES),
 }
-"""The two ways the corpus is cut into train and test: by imaging modality and by question type."""
+"""Axis -> its slugs: the corpus is split by imaging modality and by question type."""
 
-_ALSO_CALLED: Final[dict[str, str]] = {
+_SYNONYMS: Final[dict[str, str]] = {
     "mri": "mr",
     "x-ray": "cr dx xr radiograph radiography mammography",
     "ultrasound": "us sonography echo",
@@ -55,27 +54,26 @@ _ALSO_CALLED: Final[dict[str, str]] = {
     "lesion-grading": "stage severity",
 }
 
-_ALIKE: Final = 0.6
-"""difflib's ratio above which a word may be another one misspelt."""
+_SIMILAR: Final = 0.6
+"""difflib's ratio above which a text may be a misspelt name."""
 
 
 def nearest(value: str, literals: Mapping[str, str]) -> str | None:
-    """The slug most similar to an unknown text, for a message only.
+    """The slug most similar to an unknown text, for messages only; None if none is similar.
 
-    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. The one that shares most words with
-    the text; of several, the most similar; None if nothing is alike.
+    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. Compares the number of shared words
+    first, then the similarity of the spelling.
     """
     folded = value.casefold()
 
-    def likeness(slug: str) -> tuple[int, float]:
+    def similarity(slug: str) -> tuple[int, float]:
         names = (slug, literals[slug].casefold())
-        shared = _words(folded) & _words(" ".join([*names, _ALSO_CALLED.get(slug, "")]))
-        return len(shared), max(
-            difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names
-        )
+        shared = _words(folded) & _words(" ".join([*names, _SYNONYMS.get(slug, "")]))
+        ratios = [difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names]
+        return len(shared), max(ratios)
 
-    best = max(literals, key=likeness)
-    return best if likeness(best) > (0, _ALIKE) else None
+    best = max(literals, key=similarity)
+    return best if similarity(best) > (0, _SIMILAR) else None
 
 
 def _words(text: str) -> set[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import configparser
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -14,44 +15,32 @@ from stages.core.disk_space import disk_of, find_shortages
 from stages.core.machine import Gpu, Torch, ask_torch, format_bytes, gpu_lines, installed
 from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, unreachable, wrong_weights
-from stages.profiles.needs import WHERE, disk, memory, needs
-from stages.profiles.schema import Model, Profile, merged
+from stages.profiles.needs import OUTPUT_PATHS, disk, memory, needs
+from stages.profiles.schema import Model, Profile, merge
 
 Level = Literal["note", "stops"]
 
-SMALLER: Final[tuple[dict[str, Any], ...]] = (
-    {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4}},
-    {"grpo": {"prompts_per_device": 1, "gradient_accumulation_steps": 4, "fused_head": True}},
-    {
-        "grpo": {
-            "prompts_per_device": 1,
-            "gradient_accumulation_steps": 4,
-            "fused_head": True,
-            "freeze_vision_tower": True,
-        }
-    },
-    {
-        "grpo": {
-            "prompts_per_device": 1,
-            "gradient_accumulation_steps": 4,
-            "fused_head": True,
-            "lora": {
-                "rank": 16,
-                "alpha": 32,
-                "dropout": 0.0,
-                "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
-            },
-        }
-    },
+_ONE_PROMPT: Final = {"prompts_per_device": 1, "gradient_accumulation_steps": 4}
+_LORA: Final = {
+    "rank": 16,
+    "alpha": 32,
+    "dropout": 0.0,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+}
+MEMORY_REDUCTIONS: Final[tuple[dict[str, Any], ...]] = (
+    _ONE_PROMPT,
+    _ONE_PROMPT | {"fused_head": True},
+    _ONE_PROMPT | {"fused_head": True, "freeze_vision_tower": True},
+    _ONE_PROMPT | {"fused_head": True, "lora": _LORA},
 )
-"""Ways to reduce training memory, ordered from harmless to changing the method."""
+"""Settings of grpo that reduce training memory, from harmless to a change of the method."""
 CPU_PARAMETERS: Final = 200_000_000
-"""Of a model that a CPU can still train in days."""
+"""Parameters of the largest model that a CPU can train in days."""
 
 
 @dataclass(frozen=True)
 class ProfileFinding:
-    """`level`: worth knowing, or why the run cannot finish; `remedy`: what to do about it."""
+    """Something worth knowing (`level` note), or why the run cannot finish (stops)."""
 
     check: str
     level: Level
@@ -61,11 +50,14 @@ class ProfileFinding:
 
 @dataclass(frozen=True)
 class Machine:
-    """What is here. `torch` is None if it cannot be imported, `said` then tells why."""
+    """GPUs by nvidia-smi and by torch; `torch` is None if it cannot be imported.
+
+    `torch_error`: why it cannot.
+    """
 
     lines: list[str]
     torch: Torch | None
-    said: str
+    torch_error: str
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
@@ -73,58 +65,55 @@ class Machine:
         return self.torch.gpus if self.torch and not self.torch.broken else ()
 
 
-def look() -> Machine:
-    """Ask nvidia-smi and torch."""
-    torch, reason = ask_torch()
-    return Machine(gpu_lines(), torch, reason)
+def read_machine() -> Machine:
+    """Query nvidia-smi and torch."""
+    torch, error = ask_torch()
+    return Machine(gpu_lines(), torch, error)
 
 
 def findings(
     profile: Profile,
     params: Params,
     machine: Machine,
-    fetched: Iterable[Download],
+    fetched: Sequence[Download],
     root: Path,
     tree: dict[str, Any],
 ) -> list[ProfileFinding]:
-    """Obstacles to a run with the settings `tree`.
+    """Obstacles to a run of a profile on a machine.
 
-    Smaller variants of it are tried for remedies.
+    `fetched`: what the run downloads; `tree`: the settings `params` as a tree, of which variants
+    with less memory are tried for remedies.
     """
-    fetched = list(fetched)
     return [
         *_gpu(profile.model, machine),
         *_gpu_memory(profile.model, params, machine.gpus, tree),
-        *_flash(params, machine),
+        *_flash_attention(params, machine),
         *_deepspeed(params),
         *_sources(fetched, params),
         *_weights(profile, params),
-        *_disk(_left(disk(params, profile, len(machine.gpus)), root), fetched, root),
+        *_disk(disk(params, profile, len(machine.gpus)), fetched, root),
     ]
 
 
 def _gpu(model: Model | None, machine: Machine) -> Iterator[ProfileFinding]:
     if model is None or model.parameters < CPU_PARAMETERS:
         return
-    if machine.torch is None:
+    torch = machine.torch
+    if torch is None:
         yield ProfileFinding(
             "torch",
             "stops",
-            f"torch cannot be imported: {machine.said}",
+            f"torch cannot be imported: {machine.torch_error}",
             "reinstall: make install",
         )
-    elif (machine.lines and not machine.gpus) or (machine.torch.gpus and machine.torch.broken):
-        built = (
-            f"was built for CUDA {machine.torch.cuda}"
-            if machine.torch.cuda
-            else "was built without CUDA"
-        )
-        why = machine.torch.broken or "sees no GPU: is CUDA_VISIBLE_DEVICES empty?"
+    elif (machine.lines and not machine.gpus) or (torch.gpus and torch.broken):
+        build = f"was built for CUDA {torch.cuda}" if torch.cuda else "was built without CUDA"
+        why = torch.broken or "sees no GPU: is CUDA_VISIBLE_DEVICES empty?"
         yield ProfileFinding(
             "CUDA",
             "stops",
-            f"{'; '.join(machine.lines) or 'a GPU'} is here, but torch {machine.torch.version},"
-            f" which {built}, cannot use it: {why}",
+            f"this machine has {'; '.join(machine.lines) or 'a GPU'}, but torch {torch.version},"
+            f" which {build}, cannot use it: {why}",
             "update the driver, or install a torch for it (pytorch.org/get-started names the index"
             " of each CUDA) into .venv",
         )
@@ -133,8 +122,8 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[ProfileFinding]:
         yield ProfileFinding(
             "GPU",
             "stops",
-            f"none is here, and on a CPU a model of {billions:.1f} billion parameters would train"
-            " for months",
+            f"this machine has none, and on a CPU a model of {billions:.1f} billion parameters"
+            " would train for months",
             "run on a machine with one, or `med-r1 profile sample`",
         )
 
@@ -145,69 +134,68 @@ def _gpu_memory(
     if model is None or not gpus:
         return
     needed = sum(memory(params, model).values())
-    small = [gpu for gpu in gpus if gpu.free < needed]
-    if not small:
+    gpu = min(gpus, key=lambda each: each.free)
+    if gpu.free >= needed:
         return
-    gpu = min(small, key=lambda each: each.free)
-    what = (
-        f"a training takes about {format_bytes(needed)} (estimated); {gpu.name} has"
-        f" {format_bytes(gpu.free)} free of {format_bytes(gpu.total)}"
-    )
     if gpu.total >= needed:
-        yield ProfileFinding(
-            "GPU memory",
-            "stops",
-            what,
-            "end what else runs on it (nvidia-smi names it), or hide it: CUDA_VISIBLE_DEVICES",
+        remedy = (
+            "end the processes that use it (nvidia-smi lists them), or hide it:"
+            " CUDA_VISIBLE_DEVICES"
         )
-        return
-    remedy = "use a GPU with more"
-    for changes in SMALLER:
-        if not _four(tree):
-            continue
-        less = sum(memory(check_params(merged(tree, changes), Path("params.yaml")), model).values())
-        if less <= gpu.total:
-            keys = ", ".join(f"grpo.{key}: {value}" for key, value in changes["grpo"].items())
-            remedy += f", or a profile of your own with {keys} (about {format_bytes(less)})"
-            break
-    yield ProfileFinding("GPU memory", "stops", what, remedy)
+    else:
+        remedy = "use a GPU with more" + _reduced_settings(model, gpu.total, tree)
+    yield ProfileFinding(
+        "GPU memory",
+        "stops",
+        f"a training takes about {format_bytes(needed)} (estimated); {gpu.name} has"
+        f" {format_bytes(gpu.free)} free of {format_bytes(gpu.total)}",
+        remedy,
+    )
 
 
-def _four(tree: dict[str, Any]) -> bool:
-    """A batch is kept as it is: only one of four prompts can be taken apart so."""
+def _reduced_settings(model: Model, available: int, tree: dict[str, Any]) -> str:
+    """The first of MEMORY_REDUCTIONS that fits, as an addition to a remedy; empty if none does."""
     grpo = tree["grpo"]
-    return bool(grpo["prompts_per_device"] * grpo["gradient_accumulation_steps"] == 4)
+    # they keep the batch only if it is four prompts
+    if grpo["prompts_per_device"] * grpo["gradient_accumulation_steps"] != 4:
+        return ""
+    for changes in MEMORY_REDUCTIONS:
+        reduced = check_params(merge(tree, {"grpo": changes}), Path("params.yaml"))
+        needed = sum(memory(reduced, model).values())
+        if needed <= available:
+            keys = ", ".join(f"grpo.{key}: {value}" for key, value in changes.items())
+            return f", or your own profile with {keys} (about {format_bytes(needed)})"
+    return ""
 
 
-def _flash(params: Params, machine: Machine) -> Iterator[ProfileFinding]:
+def _flash_attention(params: Params, machine: Machine) -> Iterator[ProfileFinding]:
     attention = params.base.attention
     kinds = (attention,) if isinstance(attention, str) else (attention.language, attention.vision)
-    wanted = "flash_attention_2" in kinds
-    if wanted and params.base.dtype == "float32":
+    is_required = "flash_attention_2" in kinds
+    if is_required and params.base.dtype == "float32":
         yield ProfileFinding(
             "flash-attn",
             "stops",
             "base.attention names flash_attention_2, which computes in 16 bits, and base.dtype is"
             " float32",
-            "set base.attention: auto, which takes it where it can, or base.dtype: bfloat16",
+            "set base.attention: auto, which uses it where possible, or base.dtype: bfloat16",
         )
     version = installed("flash-attn")
-    level: Level = "stops" if wanted else "note"
     if version and machine.torch and machine.torch.flash:
+        otherwise = (
+            "set base.attention: sdpa"
+            if is_required
+            else "pip uninstall flash-attn: libraries may try to use it"
+        )
         yield ProfileFinding(
             "flash-attn",
-            level,
+            "stops" if is_required else "note",
             f"{version} is installed but cannot be imported, as when it was built for another torch"
             f" than {machine.torch.version}: {machine.torch.flash}",
             "build it for this one: pip install --no-build-isolation --no-cache-dir"
-            " --force-reinstall --no-deps flash-attn"
-            + (
-                "; or set base.attention: sdpa"
-                if wanted
-                else "; or pip uninstall flash-attn: libraries may try it unasked"
-            ),
+            f" --force-reinstall --no-deps flash-attn; or {otherwise}",
         )
-    elif wanted and not version:
+    elif is_required and not version:
         yield ProfileFinding(
             "flash-attn",
             "stops",
@@ -226,10 +214,10 @@ def _deepspeed(params: Params) -> Iterator[ProfileFinding]:
         )
 
 
-def _sources(fetched: Iterable[Download], params: Params) -> Iterator[ProfileFinding]:
+def _sources(fetched: Sequence[Download], params: Params) -> Iterator[ProfileFinding]:
     for each in fetched:
-        if not each.here and (why := unreachable(each, params, each.size)):
-            where = (
+        if not each.is_local and (why := unreachable(each, params, each.size)):
+            target = (
                 "a folder for base.source"
                 if each.name == "base"
                 else "a file for the path in `deps` of data.dvc"
@@ -238,7 +226,7 @@ def _sources(fetched: Iterable[Download], params: Params) -> Iterator[ProfileFin
                 each.name,
                 "stops",
                 f"{each.source}: {why}",
-                f"fix it and re-run; without a network, name {where}",
+                f"fix it and re-run; without a network, name {target}",
             )
 
 
@@ -247,15 +235,39 @@ def _weights(profile: Profile, params: Params) -> Iterator[ProfileFinding]:
         yield ProfileFinding(
             "base",
             "stops",
-            f"{', '.join(wrong)} of {params.base.source} in the local cache is missing, or is"
-            " another file than the pinned one",
-            "remove the model from the cache, `hf cache rm` or by hand, and run again",
+            f"{', '.join(wrong)} of {params.base.source} in the local cache: missing, or not the"
+            " pinned file",
+            "remove the model from the cache, with `hf cache rm` or by hand, and re-run",
         )
 
 
-def _left(sizes: dict[str, int], root: Path) -> dict[str, int]:
-    """Bytes still to be written, less what exists already: a resumed run has most of it."""
-    return {what: max(0, size - _size(root / WHERE[what])) for what, size in sizes.items()}
+def _disk(
+    outputs: dict[str, int], fetched: Sequence[Download], root: Path
+) -> Iterator[ProfileFinding]:
+    """Free space against need, per disk.
+
+    `outputs`: bytes by purpose. A DVC cache on another disk takes all outputs a second time.
+    """
+    # a resumed run has written most of it
+    missing = sum(
+        max(0, size - _size(root / OUTPUT_PATHS[purpose])) for purpose, size in outputs.items()
+    )
+    needed = Counter({root: missing})
+    for each in fetched:
+        target = _hub_cache() if each.name == "base" else root
+        needed[target] += 0 if each.is_local else each.size or 0
+    dvc_cache = _dvc_cache(root)
+    if disk_of(dvc_cache) != disk_of(root):
+        needed[dvc_cache] += missing
+    for folders, size, free in find_shortages(needed):
+        yield ProfileFinding(
+            "disk",
+            "stops",
+            f"about {format_bytes(size)} will be written (estimated), but only"
+            f" {format_bytes(free)} are free on the disk of {folders[0].resolve()}",
+            "free some: `dvc gc --workspace` deletes old results. Or work on a larger disk; HF_HOME"
+            " moves only the hub's cache",
+        )
 
 
 def _size(path: Path) -> int:
@@ -265,30 +277,7 @@ def _size(path: Path) -> int:
     return size
 
 
-def _disk(
-    sizes: dict[str, int], fetched: Iterable[Download], root: Path
-) -> Iterator[ProfileFinding]:
-    """Free space against need, per disk; DVC's cache on another disk takes all outputs again."""
-    written = sum(sizes.values())
-    wanted = {root: written}
-    cache = _cache(root)
-    for each in fetched:
-        size = 0 if each.here else each.size or 0
-        place = _hub_cache() if each.name == "base" else root
-        wanted[place] = wanted.get(place, 0) + size
-    wanted[cache] = wanted.get(cache, 0) + (0 if disk_of(cache) == disk_of(root) else written)
-    for folders, size, free in find_shortages(wanted):
-        yield ProfileFinding(
-            "disk",
-            "stops",
-            f"about {format_bytes(size)} will be written (estimated), {format_bytes(free)} are free"
-            f" where {folders[0].resolve()} is",
-            "free some: `dvc gc --workspace` drops old results. Or work on a larger disk; HF_HOME"
-            " moves the hub's cache alone",
-        )
-
-
-def _cache(root: Path) -> Path:
+def _dvc_cache(root: Path) -> Path:
     config = configparser.ConfigParser(strict=False, interpolation=None)
     config.read([root / ".dvc/config", root / ".dvc/config.local"], encoding="utf-8")
     return root / ".dvc" / config.get("cache", "dir", fallback="cache").strip("'\"")
@@ -300,40 +289,39 @@ def _hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def say_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:
-    """What the run needs, in lines."""
-    sizes = disk(params, profile, len(machine.gpus))
-    yield f"disk: about {format_bytes(sum(sizes.values()))} beside the downloads: " + ", ".join(
-        f"{what} {format_bytes(size)}" for what, size in sizes.items() if size
-    )
+def describe_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:
+    """What the run needs, line by line."""
+    outputs = disk(params, profile, len(machine.gpus))
+    total = format_bytes(sum(outputs.values()))
+    yield f"disk: about {total} besides the downloads: {_format_parts(outputs)}"
     if profile.model is None or profile.scale is None:
-        unknown = "corpus" if profile.model else "model"
-        embedded = params.base.source == EMBEDDED
-        yield (
-            "GPU: none is needed"
-            if embedded
-            else f"GPU: no estimate, as the profile says nothing of the size of its {unknown}"
-        )
+        if params.base.source == EMBEDDED:
+            yield "GPU: none is needed"
+        else:
+            unknown = "corpus" if profile.model else "model"
+            yield f"GPU: no estimate, as the profile has no size of its {unknown}"
         return
     name = machine.gpus[0].name if machine.gpus else ""
-    wanted = needs(params, profile.model, profile.scale, name)
-    parts = ", ".join(
-        f"{what} {format_bytes(size)}" for what, size in wanted.memory.items() if size
-    )
-    yield f"GPU memory: about {format_bytes(wanted.bytes)} a training: {parts}"
-    count = max(len(machine.gpus), 1)
-    both = wanted.training + wanted.evaluation
-    if wanted.gpu in name:
-        where = f"on the {count} x {name} found, {both / count:.1f} hours"
+    estimate = needs(params, profile.model, profile.scale, name)
+    parts = _format_parts(estimate.memory)
+    yield f"GPU memory: about {format_bytes(estimate.bytes)} per training: {parts}"
+    hours = estimate.training + estimate.evaluation
+    if estimate.gpu in name:
+        count = len(machine.gpus)
+        where = f"on the {count} x {name} found, {hours / count:.1f} hours"
     elif name:
-        where = f"by those of an {wanted.gpu}: {name} is not in the table"
+        where = f"on an {estimate.gpu}: {name} is not in the table"
     else:
-        where = f"of an {wanted.gpu}: no GPU was found here"
+        where = f"on an {estimate.gpu}: no GPU was found here"
     yield (
-        f"GPU-hours: about {both:.1f} ({wanted.training:.1f} to train, {wanted.evaluation:.1f} to"
-        f" test), {where}"
+        f"GPU-hours: about {hours:.1f} ({estimate.training:.1f} to train,"
+        f" {estimate.evaluation:.1f} to test), {where}"
     )
     yield (
-        "These are estimates, right to a factor of about two: stages/profiles/needs.py says how"
-        " they are made."
+        "These are estimates, right to a factor of about two; stages/profiles/needs.py has the"
+        " assumptions."
     )
+
+
+def _format_parts(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{what} {format_bytes(size)}" for what, size in sizes.items() if size)

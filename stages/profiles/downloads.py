@@ -1,4 +1,4 @@
-"""What a profile has to fetch: how large, pinned by what, and whether it is here or can be had."""
+"""Downloads of a profile: size, pin, whether they are local, and whether they can be fetched."""
 
 from __future__ import annotations
 
@@ -16,50 +16,35 @@ from stages.core.params import Params
 from stages.policy.weights import missing_parts
 from stages.profiles.schema import Profile
 
-SECONDS: Final = 10
-"""That a server has to answer."""
+TIMEOUT_S: Final = 10
+"""Seconds within which a server must answer."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """A thing to fetch.
+    """A corpus or base to fetch.
 
-    `size` in bytes, None if it is not known; `pins`: what tells it from every other; `here`:
-    nothing is left to do.
+    `size`: bytes, None if unknown; `pin`: the hashes or revision that identify it; `is_local`:
+    nothing is left to fetch.
     """
 
     name: str
     source: str
     size: int | None
-    pins: str
-    here: bool
+    pin: str
+    is_local: bool
 
 
 def downloads(profile: Profile, params: Params, pinned: DvcFile) -> list[Download]:
-    """The corpus, by what data.dvc will hold, and the base."""
+    """The corpus that data.dvc will import, and the base unless it is a folder."""
     needed = [_corpus(pinned)]
     if not Path(params.base.source).is_dir():
-        known = profile.model
-        hashes = (
-            f", SHA-256 of {len(known.sha256)} files of weights"
-            if known and known.sha256
-            else "; no hash is known beside it"
-        )
-        needed.append(
-            Download(
-                "base",
-                params.base.source,
-                known.size if known else None,
-                f"revision {params.base.revision}{hashes}" if params.base.revision else "nothing",
-                params.base.revision is not None
-                and cached(params.base.source, params.base.revision) is not None,
-            )
-        )
+        needed.append(_base(profile, params))
     return needed
 
 
 def cached(source: str, revision: str | None) -> Path | None:
-    """The folder of a hub model in the local cache; None if it is not there, or not whole."""
+    """The folder of a hub model in the local cache; None if it is missing or incomplete."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -73,26 +58,23 @@ def cached(source: str, revision: str | None) -> Path | None:
 
 
 def wrong_weights(profile: Profile, params: Params) -> list[str]:
-    """Files of the cached base that differ from the pinned ones, by SHA-256."""
-    folder = (
-        cached(params.base.source, params.base.revision)
-        if profile.model and not Path(params.base.source).is_dir()
-        else None
-    )
-    if folder is None or profile.model is None:
+    """Files of the cached base that are missing or differ from the pinned ones, by SHA-256."""
+    if profile.model is None or Path(params.base.source).is_dir():
+        return []
+    folder = cached(params.base.source, params.base.revision)
+    if folder is None:
         return []
     return [
         name
         for name, digest in profile.model.sha256.items()
-        if not (folder / name).exists()
-        or (len((folder / name).resolve().name) == 64 and (folder / name).resolve().name != digest)
+        if not _is_cached_as(folder / name, digest)
     ]
 
 
 def unreachable(download: Download, params: Params, size: int | None) -> str:
-    """Why the source cannot be downloaded now.
+    """Why the source cannot be fetched now; empty if it can, or if only a transfer would show.
 
-    Empty if it can, or if only the transfer would tell.
+    `size`: the bytes that the source should have, None if unknown.
     """
     if download.name == "base":
         return _hub(download.source, params.base.revision)
@@ -103,39 +85,57 @@ def unreachable(download: Download, params: Params, size: int | None) -> str:
 
 
 def _corpus(pinned: DvcFile) -> Download:
-    dep, out = pinned.deps[0], pinned.outs[0]
+    dep = pinned.deps[0]
+    out = pinned.outs[0]
     size = pinned.meta.get("size") if out.size is None else out.size
-    sizes = [
-        f"{kind} {value}"
-        for kind, value in (("SHA-256", pinned.meta.get("sha256")), ("MD5", out.md5))
-        if value
-    ]
+    digests = {"SHA-256": pinned.meta.get("sha256"), "MD5": out.md5}
+    pins = [f"{kind} {digest}" for kind, digest in digests.items() if digest]
     path = Path(out.path)
-    here = path.exists() and (size is None or path.is_dir() or path.stat().st_size == size)
+    is_local = path.exists() and (size is None or path.is_dir() or path.stat().st_size == size)
+    pin = " and ".join(pins) or "no hash yet: the first download pins it"
+    return Download("corpus", dep.path, size, pin, is_local)
+
+
+def _base(profile: Profile, params: Params) -> Download:
+    source = params.base.source
+    revision = params.base.revision
+    model = profile.model
+    if revision is None:
+        return Download("base", source, model.size if model else None, "nothing", is_local=False)
+    if model and model.sha256:
+        hashes = f", SHA-256 of {len(model.sha256)} weight files"
+    else:
+        hashes = "; the profile has no hashes"
     return Download(
-        "corpus",
-        dep.path,
-        size,
-        " and ".join(sizes) or "no hash yet: the first download pins it",
-        here,
+        "base",
+        source,
+        model.size if model else None,
+        f"revision {revision}{hashes}",
+        is_local=cached(source, revision) is not None,
     )
 
 
+def _is_cached_as(path: Path, digest: str) -> bool:
+    # the hub's cache links large files to blobs that are named by their SHA-256, others by another
+    # hash
+    blob = path.resolve().name
+    return path.exists() and (len(blob) != 64 or blob == digest)
+
+
 def _http(address: str, size: int | None) -> str:
-    # an address is one of http(s): only such come here
+    # the caller passes http(s) addresses only
     request = urllib.request.Request(address, method="HEAD")  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             length = answer.headers.get("Content-Length")
     except urllib.error.HTTPError as error:
         return f"its server answers {error.code} {error.reason}: is the address still right?"
     except (OSError, ValueError) as error:
-        return f"its server is not reached ({getattr(error, 'reason', error)}): is there a network?"
-    return (
-        f"its server has {length} bytes of it, not {size}: another file"
-        if length and size and int(length) != size
-        else ""
-    )
+        reason = getattr(error, "reason", error)
+        return f"its server cannot be reached ({reason}): is there a network?"
+    if length and size and int(length) != size:
+        return f"it has {length} bytes on the server, not {size}: it is another file"
+    return ""
 
 
 def _hub(source: str, revision: str | None) -> str:
@@ -155,22 +155,16 @@ def _hub(source: str, revision: str | None) -> str:
     )
 
     try:
-        HfApi().model_info(source, revision=revision, timeout=SECONDS)
+        HfApi().model_info(source, revision=revision, timeout=TIMEOUT_S)
     except RevisionNotFoundError:
-        return (
-            f"the hub has no commit {revision} of it: is base.revision right, or was it taken back?"
-        )
+        return f"the hub has no commit {revision} of it: is base.revision right, or was it deleted?"
     except RepositoryNotFoundError:
-        return (
-            "the hub knows no such model: is base.source spelt right, or is it private (HF_TOKEN)?"
-        )
+        return "the hub has no such model: is base.source right, or is it private (HF_TOKEN)?"
     except OfflineModeIsEnabled:
         return "HF_HUB_OFFLINE is set, and it is not in the local cache"
     except HfHubHTTPError as error:
-        return (
-            "the hub answers"
-            f" {error.response.status_code if error.response is not None else 'nothing'}"
-        )
-    except Exception as error:  # no network has as many names as there are libraries
-        return f"the hub is not reached ({type(error).__name__}): is there a network?"
+        status = error.response.status_code if error.response is not None else "nothing"
+        return f"the hub answers {status}"
+    except Exception as error:  # each library has its own exception for "no network"
+        return f"the hub cannot be reached ({type(error).__name__}): is there a network?"
     return ""

@@ -1,59 +1,70 @@
-"""What a profile needs: memory, disk, hours.
+"""Estimates of what a profile needs: GPU memory, disk, GPU-hours.
 
-Estimates, from counts of FLOPs and bytes; only the sizes of downloads are known.
-
-Hours are those of matrix products at a share of the GPU's peak, and of sampling a token at a time,
-which waits for launches rather than for products. Both are assumptions (`TRAINING`, `SAMPLING`),
-right to a factor of about two; benchmarks/gpu.md has what was measured.
+Computed from counts of FLOPs and bytes; only the sizes of downloads are exact. Hours assume that
+matrix products run at a share of the GPU's peak (`EFFICIENCY`), and that sampling a token takes a
+constant time (`TOKEN_SECONDS`), since it waits for launches rather than for products. So they are
+right to a factor of about two; benchmarks/gpu.md has measurements.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from stages.core import layout
 from stages.core.params import Params
 from stages.profiles.schema import Model, Profile, Scale
 from stages.taxonomy import AXES
 
+
+class Peak(NamedTuple):
+    """Dense FLOP/s of a GPU by its data sheet."""
+
+    bfloat16: float
+    float32: float
+
+
 PEAKS: Final = {
-    "A100": (312e12, 19.5e12),
-    "H100": (989e12, 67e12),
-    "H200": (989e12, 67e12),
-    "L40S": (362e12, 91.6e12),
-    "B200": (2250e12, 80e12),
+    "A100": Peak(312e12, 19.5e12),
+    "H100": Peak(989e12, 67e12),
+    "H200": Peak(989e12, 67e12),
+    "L40S": Peak(362e12, 91.6e12),
+    "B200": Peak(2250e12, 80e12),
 }
-"""By a part of a GPU's name: FLOP/s in the data sheets, dense, in bfloat16 and in float32."""
+"""Part of a GPU's name -> its peak."""
 REFERENCE: Final = "H200"
-"""The GPU that hours are told for where none is known."""
-TRAINING: Final = 0.35
-"""Assumed: share of the peak that passes over many tokens reach."""
-SAMPLING: Final = 0.03
-"""Assumed: seconds a pass that samples one token for each row of a batch."""
-TESTED_AT_ONCE: Final = 64
-"""Answers in a batch that is as large as memory allows, at least: on a GPU of 40 GB or more."""
-TOKENS: Final = {"no-think": 10, "think": 150, "think-after": 150}
-"""Tokens of a usual completion: those of an answer, or of Med-R1's thoughts and an answer."""
-RUNTIME: Final = 2 * 10**9
-"""Bytes of GPU memory that CUDA and the libraries take."""
-IMAGE: Final = 170_000
-"""Bytes of a resized image, about: OmniMedVQA's take 14 GB."""
-REPORT: Final = 10**9
-"""Bytes of predictions, logs, splits and the report, at most."""
-WHERE: Final = {
+"""The GPU to estimate hours for if there is none, or an unknown one."""
+EFFICIENCY: Final = 0.35
+"""Assumed share of the peak that passes over many tokens reach."""
+TOKEN_SECONDS: Final = 0.03
+"""Assumed duration of a pass that samples one token per row of a batch."""
+AUTO_BATCH_SIZE: Final = 64
+"""Least batch size of an evaluation with batch_size: auto, on a GPU of 40 GB or more."""
+COMPLETION_TOKENS: Final = {"no-think": 10, "think": 150, "think-after": 150}
+"""Prompt style -> typical tokens per completion: an answer, or Med-R1's thoughts and an answer."""
+CUDA_BYTES: Final = 2 * 10**9
+"""GPU memory for CUDA and the libraries."""
+IMAGE_BYTES: Final = 170_000
+"""Typical size of a resized image: OmniMedVQA's take 14 GB."""
+REPORT_BYTES: Final = 10**9
+"""Most that predictions, logs, splits and the report take."""
+OUTPUT_PATHS: Final = {
     "report": layout.REPORT,
     "resized images": layout.DATA / "images",
     "models": layout.MODELS,
     "states to resume from": layout.SCRATCH / "train",
 }
-"""What takes room on the disk -> where."""
+"""Purpose of disk space -> where it is used."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of GPU memory by what takes it; hours of one GPU; the name that hours are told for."""
+    """What trainings and evaluations need.
+
+    `memory`: bytes of GPU memory by purpose; `training`, `evaluation`: hours of one GPU; `gpu`: the
+    key of PEAKS that they are for.
+    """
 
     memory: dict[str, int]
     training: float
@@ -62,7 +73,7 @@ class Needs:
 
     @property
     def bytes(self) -> int:
-        """GPU memory at the peak of a training."""
+        """Peak GPU memory of a training."""
         return sum(self.memory.values())
 
 
@@ -72,35 +83,37 @@ def needs(params: Params, model: Model, scale: Scale, gpu: str = REFERENCE) -> N
     A GPU missing from `PEAKS` is treated as `REFERENCE`.
     """
     known = next((part for part in PEAKS if part in gpu), REFERENCE)
-    low, high = PEAKS[known]
-    in_bfloat16 = params.base.dtype == "bfloat16"
-    training = _training_seconds(
-        params, model, scale, (low if params.grpo.bf16 or in_bfloat16 else high) * TRAINING
+    peak = PEAKS[known]
+    trains_in_bfloat16 = params.grpo.bf16 or params.base.dtype == "bfloat16"
+    tests_in_bfloat16 = (params.evaluate.dtype or params.base.dtype) == "bfloat16"
+    training_rate = EFFICIENCY * (peak.bfloat16 if trains_in_bfloat16 else peak.float32)
+    evaluation_rate = EFFICIENCY * (peak.bfloat16 if tests_in_bfloat16 else peak.float32)
+    return Needs(
+        memory(params, model),
+        _training_seconds(params, model, scale, training_rate) / 3600,
+        _evaluation_seconds(params, model, scale, evaluation_rate) / 3600,
+        known,
     )
-    tested_in = params.evaluate.dtype or params.base.dtype
-    evaluation = _evaluation_seconds(
-        params, model, scale, (low if tested_in == "bfloat16" else high) * TRAINING
-    )
-    return Needs(memory(params, model), training / 3600, evaluation / 3600, known)
 
 
 def memory(params: Params, model: Model) -> dict[str, int]:
-    """Bytes of GPU memory that training takes at most, by what takes it.
-
-    Spreading over several GPUs is not counted.
-    """
+    """Peak bytes of GPU memory of a training on one GPU, by purpose."""
     grpo = params.grpo
-    size = 4 if params.base.dtype == "float32" else 2
-    all_weights = model.parameters - (model.vision_parameters if grpo.freeze_vision_tower else 0)
-    trained = model.parameters // 50 if grpo.lora else all_weights
-    copies = grpo.num_generations if grpo.engine == "trl" else 1
+    size = _weight_size(params)
+    trained = model.parameters
+    if grpo.lora:
+        trained = model.parameters // 50
+    elif grpo.freeze_vision_tower:
+        trained -= model.vision_parameters
+    # per prompt: activations stored for the backward pass, in 10^6 bytes
+    prompt_copies = grpo.num_generations if grpo.engine == "trl" else 1
     completion = grpo.num_generations * grpo.max_completion_length
-    if grpo.gradient_checkpointing:  # a layer at a time
-        cached = (copies * model.prompt_mb + completion * model.token_mb) * 2 / model.layers
+    prompt_mb = prompt_copies * model.prompt_mb
+    completion_mb = completion * model.token_mb
+    if grpo.gradient_checkpointing:  # one layer at a time
+        activations_mb = (prompt_mb + completion_mb) * 2 / model.layers
     else:
-        cached = (
-            0.4 if grpo.freeze_vision_tower else 1.0
-        ) * copies * model.prompt_mb + completion * model.token_mb
+        activations_mb = (0.4 if grpo.freeze_vision_tower else 1.0) * prompt_mb + completion_mb
     # logits, their logarithms and the gradient of them, in float32
     logits = 0 if grpo.fused_head else 3 * 4 * completion * model.vocabulary
     return {
@@ -108,68 +121,69 @@ def memory(params: Params, model: Model) -> dict[str, int]:
         "weights in bfloat16": model.parameters * 2 if grpo.bf16 and size == 4 else 0,
         "gradients and Adam": trained * size * 3,
         "reference": model.parameters * size if grpo.beta and not grpo.lora else 0,
-        "activations": round(grpo.prompts_per_device * cached * 1e6),
+        "activations": round(grpo.prompts_per_device * activations_mb * 1e6),
         "logits": grpo.prompts_per_device * logits,
-        "CUDA": RUNTIME,
+        "CUDA": CUDA_BYTES,
     }
 
 
 def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
-    """Bytes that a run writes besides downloads, by purpose, unknown ones left out.
+    """Bytes that a run writes besides downloads, by purpose, as far as known.
 
-    `gpus`: trainings at a time.
+    `gpus`: number of trainings at a time.
     """
-    sizes = {"report": REPORT}
+    written = {"report": REPORT_BYTES}
     if profile.scale:
-        sizes["resized images"] = profile.scale.images * IMAGE
+        written["resized images"] = profile.scale.images * IMAGE_BYTES
     if profile.model:
-        size = 4 if params.base.dtype == "float32" else 2
-        sizes["models"] = (
-            profile.model.size + len(params.checkpoints) * profile.model.parameters * size
-        )
-        # weights and Adam's two moments, in the last state and the one before it, and in a new one
-        # before the oldest goes
-        sizes["states to resume from"] = (
-            max(gpus, 1) * 3 * 3 * profile.model.parameters * size if params.grpo.save_steps else 0
-        )
-    return sizes
+        weights = profile.model.parameters * _weight_size(params)
+        written["models"] = profile.model.size + len(params.checkpoints) * weights
+        # A state has weights and Adam's two moments. There are three per training: the last, the
+        # one before it, and a new one before the oldest is deleted.
+        states = max(gpus, 1) * 3 * 3 * weights
+        written["states to resume from"] = states if params.grpo.save_steps else 0
+    return written
+
+
+def _weight_size(params: Params) -> int:
+    """Bytes per parameter."""
+    return 4 if params.base.dtype == "float32" else 2
 
 
 def _training_seconds(params: Params, model: Model, scale: Scale, rate: float) -> float:
-    grpo, axes = params.grpo, _axes(params)
+    grpo = params.grpo
     batch = grpo.prompts_per_device * grpo.gradient_accumulation_steps
-    prompts = scale.questions * params.splits.train_share * len(axes) * grpo.num_train_epochs
+    axes = len(_axes(params))
+    prompts = scale.questions * params.splits.train_share * axes * grpo.num_train_epochs
     if grpo.max_steps > 0:
         prompts = min(prompts, len(params.checkpoints) * grpo.max_steps * batch)
-    prefill = model.prompt_tflop * 1e12 * (grpo.num_generations if grpo.engine == "trl" else 1)
-    tokens = TOKENS[params.prompt.style] * grpo.num_generations * model.token_gflop * 1e9
-    # sampling, policy, its backward of twice that, reference; the shared prefix's policy pass over
-    # the prompt is the sampling's
-    passes = 5 if grpo.engine == "trl" or not grpo.reuse_prompt_pass else 4
-    flops = prompts * (passes * prefill + 5 * tokens)
-    return flops / rate + prompts / grpo.prompts_per_device * TOKENS[params.prompt.style] * SAMPLING
+    tokens = COMPLETION_TOKENS[params.prompt.style]
+    prompt_copies = grpo.num_generations if grpo.engine == "trl" else 1
+    prompt_flops = model.prompt_tflop * 1e12 * prompt_copies
+    completion_flops = tokens * grpo.num_generations * model.token_gflop * 1e9
+    # five passes: sampling, policy, its backward pass (counts twice), reference; with a shared
+    # prefix, the policy's pass over the prompt is the one of sampling
+    prompt_passes = 5 if grpo.engine == "trl" or not grpo.reuse_prompt_pass else 4
+    flops = prompts * (prompt_passes * prompt_flops + 5 * completion_flops)
+    return flops / rate + prompts / grpo.prompts_per_device * tokens * TOKEN_SECONDS
 
 
 def _evaluation_seconds(params: Params, model: Model, scale: Scale, rate: float) -> float:
-    axes = _axes(params)
-    tested = sum(
-        1 + sum(entry.axis == axis for entry in params.checkpoints.values()) for axis in axes
-    )
-    questions = (
-        scale.questions
-        * (1 - params.splits.train_share)
-        * tested
-        * (3 if params.evaluate.ablations else 1)
-    )
-    tokens = TOKENS[params.prompt.style]
+    # on each axis, every checkpoint of it and the base are tested
+    policies = 0
+    for axis in _axes(params):
+        policies += 1 + sum(entry.axis == axis for entry in params.checkpoints.values())
+    questions = scale.questions * (1 - params.splits.train_share) * policies
+    if params.evaluate.ablations:
+        questions *= 3
+    tokens = COMPLETION_TOKENS[params.prompt.style]
     flops = questions * (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9)
     batch = params.evaluate.batch_size
-    return (
-        flops / rate
-        + questions / (TESTED_AT_ONCE if batch == "auto" else batch) * tokens * SAMPLING
-    )
+    batches = questions / (AUTO_BATCH_SIZE if batch == "auto" else batch)
+    return flops / rate + batches * tokens * TOKEN_SECONDS
 
 
 def _axes(params: Params) -> Sequence[str]:
+    """The axes that have a checkpoint."""
     trained = {entry.axis for entry in params.checkpoints.values()}
     return [axis for axis in AXES if axis in trained]

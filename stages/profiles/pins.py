@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,36 +12,35 @@ from stages.core.dvc_files import DvcFile, parse_dvc_file
 from stages.core.outputs import atomic_file
 from stages.core.yaml_files import dump_yaml
 
-KEPT: Final = layout.SCRATCH / "profiles"
-"""What data.dvc was for other sources: DVC's cache still has what they pin."""
+SAVED_PINS: Final = layout.SCRATCH / "profiles"
+"""Earlier data.dvc files of other sources: DVC's cache still has what they pin."""
 
 
-def imported(text: str, data: dict[str, Any] | None, root: Path) -> str:
-    """data.dvc with another import; as it is if it imports the same already.
+def with_import(text: str, data: dict[str, Any] | None, root: Path) -> str:
+    """data.dvc with the import `data`; unchanged if it is None or the present import.
 
-    Comments above its first key stay.
+    Takes the hashes from SAVED_PINS if there are any. Comments above the first key stay.
     """
     if data is None:
         return text
     wanted = DvcFile.model_validate(data)
     if text and _source(parse_dvc_file(text, layout.DATA_DVC)) == _source(wanted):
         return text
-    head = "".join(_head(text))
-    pinned = root / KEPT / _name(_source(wanted))
-    if wanted.outs[0].md5 is None and pinned.is_file():
-        return head + pinned.read_text(encoding="utf-8")
-    return head + dump_yaml(data)
+    saved = root / SAVED_PINS / _file_name(wanted)
+    if wanted.outs[0].md5 is None and saved.is_file():
+        return _head(text) + saved.read_text(encoding="utf-8")
+    return _head(text) + dump_yaml(data)
 
 
-def keep(text: str, root: Path) -> None:
-    """Remember what a data.dvc pins for the next use of its profile; without hashes, nothing."""
+def save_pin(text: str, root: Path) -> None:
+    """Save what a data.dvc pins for the next use of its profile; nothing if it has no hashes."""
     pinned = parse_dvc_file(text, layout.DATA_DVC)
     if not pinned.outs or pinned.outs[0].md5 is None:
         return
-    path = root / KEPT / _name(_source(pinned))
+    path = root / SAVED_PINS / _file_name(pinned)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
-        temporary.write_text(text[len("".join(_head(text))) :], encoding="utf-8")
+        temporary.write_text(text.removeprefix(_head(text)), encoding="utf-8")
 
 
 def _source(file: DvcFile) -> str:
@@ -48,14 +48,11 @@ def _source(file: DvcFile) -> str:
     return file.deps[0].source if file.deps else ""
 
 
-def _name(source: str) -> str:
-    return f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.dvc"
+def _file_name(file: DvcFile) -> str:
+    return f"{hashlib.sha256(_source(file).encode()).hexdigest()[:16]}.dvc"
 
 
-def _head(text: str) -> list[str]:
-    lines = []
-    for line in text.splitlines(keepends=True):
-        if not line.startswith("#") and line.strip():
-            break
-        lines.append(line)
-    return lines
+def _head(text: str) -> str:
+    """The comments and blank lines above the first key."""
+    lines = text.splitlines(keepends=True)
+    return "".join(takewhile(lambda line: line.startswith("#") or not line.strip(), lines))

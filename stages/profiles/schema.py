@@ -1,12 +1,13 @@
 """Profile schema: a YAML file of differences from the sample's params.yaml and data.dvc, and sizes.
 
-Shipped ones lie in infra/profiles. `extends` names the profile that it differs from; without one
-that is `sample`, which changes no parameter: params.yaml as it is committed.
+Shipped profiles are in infra/profiles. `extends` names the profile that it differs from, by default
+`sample`, which changes no parameter: params.yaml as committed.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -22,21 +23,21 @@ SAMPLE: Final = "sample"
 
 
 class Scale(SettingsGroup):
-    """How large a corpus is, for estimates alone."""
+    """Size of a corpus, for estimates only."""
 
     questions: PositiveInt
     images: PositiveInt
 
 
 class Model(SettingsGroup):
-    """What `base.source` is at `base.revision`; all but the hashes is for estimates alone."""
+    """What `base.source` is at `base.revision`; all but the hashes is for estimates only."""
 
     size: PositiveInt
     """Bytes of all files that are fetched."""
     sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
         default_factory=dict
     )
-    """File of weights -> its hash, as far as it is known; else the revision alone pins it."""
+    """Weight file -> its hash, as far as known; the revision alone pins the others."""
     parameters: PositiveInt
     vision_parameters: PositiveInt
     """Of them, those of the vision tower."""
@@ -45,13 +46,13 @@ class Model(SettingsGroup):
     prompt_tflop: PositiveFloat
     """10^12 FLOPs of a forward pass over an image and its prompt."""
     token_gflop: PositiveFloat
-    """10^9 FLOPs of a forward pass over a token of a completion, logits among them."""
+    """10^9 FLOPs of a forward pass over a token of a completion, including logits."""
     prompt_mb: PositiveFloat
-    """10^6 bytes of activations that a forward pass over an image and its prompt keeps for its
-    backward pass, in bfloat16.
+    """10^6 bytes of activations in bfloat16 that a forward pass over an image and its prompt stores
+    for the backward pass.
     """
     token_mb: PositiveFloat
-    """The same of a token of a completion."""
+    """The same for a token of a completion."""
 
 
 class Profile(SettingsGroup):
@@ -60,77 +61,72 @@ class Profile(SettingsGroup):
     about: str = ""
     extends: str = SAMPLE
     data: dict[str, Any] | None = None
-    """What data.dvc holds, in DVC's words; `meta.sha256` and `meta.size` are those of the archive.
-    null leaves data.dvc as it is.
+    """Content of data.dvc; `meta.sha256` and `meta.size` are those of the archive. None leaves
+    data.dvc as it is.
     """
     scale: Scale | None = None
     model: Model | None = None
     params: dict[str, Any] = Field(default_factory=dict)
-    """Keys of params.yaml, nested as there, that are other than in the sample."""
+    """Keys of params.yaml, nested as there, that differ from the sample."""
 
 
 def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
     """The file of a profile, by name or path, and the profile with inherited values filled in.
 
-    Raises InputError naming the file if it is not there, is not a profile, or extends itself.
+    InputError naming the file if it is missing, is not a profile, or extends itself.
     """
     return _load(name, folder, [])
 
 
-def merged(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A tree with changes: groups are merged key by key, anything else is replaced."""
     result = dict(tree)
-    for key, value in changes.items():
-        before = result.get(key)
-        result[key] = (
-            merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-        )
+    for key, new in changes.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            result[key] = merge(old, new)
+        else:
+            result[key] = new
     return result
 
 
-def _load(name: str, folder: Path, above: list[Path]) -> tuple[Path, Profile]:
-    path = _find(name, folder, above)
-    if path.resolve() in above:
-        raise InputError(
-            f"{path}: extends itself, through {' and '.join(str(each) for each in above)}: take one"
-            " `extends` out"
-        )
+def _load(name: str, folder: Path, extending: list[Path]) -> tuple[Path, Profile]:
+    """`extending`: the files that lead here by `extends`, the nearest last."""
+    path = _find(name, folder, extending)
+    if path.resolve() in extending:
+        chain = " and ".join(map(str, extending))
+        raise InputError(f"{path}: extends itself, through {chain}: remove one `extends`")
     own = _read(path)
     if path.stem == SAMPLE and path.parent == folder:
         return path, own
-    # a path is meant from the file that names it
-    beside = path.parent / own.extends
-    _, base = _load(
-        str(beside) if beside.is_file() else own.extends, folder, [*above, path.resolve()]
-    )
-    present = own.model_fields_set
+    # a path is relative to the file that names it
+    relative = path.parent / own.extends
+    base_name = str(relative) if relative.is_file() else own.extends
+    _, base = _load(base_name, folder, [*extending, path.resolve()])
+    # sizes of another corpus or model are not inherited
+    same_data = "data" not in own.model_fields_set
+    same_model = not {"source", "revision"} & set(own.params.get("base") or {})
     return path, Profile(
         about=own.about or base.about,
         extends=own.extends,
-        data=own.data if "data" in present else base.data,
-        # what is known of another corpus or model says nothing of ours
-        scale=own.scale if "scale" in present or "data" in present else base.scale,
-        model=(
-            own.model
-            if "model" in present or {"source", "revision"} & set(own.params.get("base") or {})
-            else base.model
-        ),
-        params=merged(base.params, own.params),
+        data=base.data if same_data else own.data,
+        scale=base.scale if same_data and "scale" not in own.model_fields_set else own.scale,
+        model=base.model if same_model and "model" not in own.model_fields_set else own.model,
+        params=merge(base.params, own.params),
     )
 
 
-def _find(name: str, folder: Path, above: list[Path]) -> Path:
-    if (folder / f"{name}.yaml").is_file():
-        return folder / f"{name}.yaml"
-    if Path(name).is_file():
-        return Path(name)
+def _find(name: str, folder: Path, extending: list[Path]) -> Path:
+    for path in (folder / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    who = f"{above[-1]}: extends = {name!r}: " if above else ""
+    similar = difflib.get_close_matches(name, known, 1)
+    hint = f"; did you mean {similar[0]!r}?" if similar else "."
+    where = f"{extending[-1]}: extends = {name!r}: " if extending else ""
     raise InputError(
-        f"{who}no profile and no file {name!r}{hint or '.'} Profiles in {folder}/:"
-        f" {', '.join(known) or 'none'}; or give a YAML file"
+        f"{where}no profile and no file {name!r}{hint} Profiles in {folder}/:"
+        f" {', '.join(known) or 'none'}; or pass a YAML file"
     )
 
 
@@ -139,33 +135,31 @@ def _read(path: Path) -> Profile:
     try:
         profile = Profile.model_validate(tree)
     except ValidationError as error:
-        raise InputError(
-            "\n       ".join([f"{path} is not a profile:", *explain(error, "", Profile, tree)])
-        ) from error
-    _check_data(path, profile.data)
+        lines = [f"{path} is not a profile:", *explain(error, "", Profile, tree)]
+        raise InputError("\n       ".join(lines)) from error
+    if profile.data is not None:
+        _check_data(path, profile.data)
     return profile
 
 
-def _check_data(path: Path, data: dict[str, Any] | None) -> None:
-    """Refuse what would be no import of one corpus."""
-    if data is None:
-        return
+def _check_data(path: Path, data: dict[str, Any]) -> None:
+    """InputError unless `data` imports one corpus."""
     try:
-        (dep,), (out,) = data["deps"], data["outs"]
-        usable = all(isinstance(each["path"], str) for each in (dep, out))
+        (dep,) = data["deps"]
+        (out,) = data["outs"]
+        is_import = isinstance(dep["path"], str) and isinstance(out["path"], str)
     except (KeyError, TypeError, ValueError):
-        usable = False
-    if not usable:
-        content = dump_yaml(data).strip()
+        is_import = False
+    if not is_import:
         raise InputError(
-            f"{path}: data must hold one path in `deps`, the source, and one in `outs`, where it"
-            f" goes; not\n{content}"
+            f"{path}: data must have one path in `deps`, the source, and one in `outs`, the target;"
+            f" not\n{dump_yaml(data).strip()}"
         )
     digest = (data.get("meta") or {}).get("sha256")
-    if digest is not None and not (
-        isinstance(digest, str) and len(digest) == 64 and set(digest) <= set("0123456789abcdef")
-    ):
+    if digest is None:
+        return
+    if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
         raise InputError(
-            f"{path}: data.meta.sha256 = {digest!r}: 64 hex digits are a SHA-256; leave it out if"
-            " it is not known"
+            f"{path}: data.meta.sha256 = {digest!r}: 64 hex digits are a SHA-256; remove it if"
+            " unknown"
         )

@@ -1,8 +1,8 @@
-"""Set values in params.yaml and take them back, with its comments intact.
+"""Set values in params.yaml and undo it, preserving comments.
 
-What was replaced stays at the end of the file as comments. So a profile can be taken back without
-any other copy: `reset` gives the text that was there before `set_values`, byte for byte, with edits
-of other lines in it.
+The replaced values are recorded in comments at the end of the file. So a profile can be undone
+without any other copy: `reset` returns the text before `set_values`, byte for byte, with later
+edits of other lines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ruamel.yaml.tokens import CommentToken
 
 from stages.core.errors import InputError
 from stages.core.yaml_files import dump_edited, load_for_edit, load_yaml
-from stages.profiles.schema import merged
+from stages.profiles.schema import merge
 
 _HEAD: Final = "# profile: "
 _NOTE: Final = "# Old values; `med-r1 profile sample` restores them. Edit above only."
@@ -25,34 +25,38 @@ _REPLACED: Final = "#< "
 _ADDED: Final = "#+ "
 
 Key = tuple[str, ...]
+"""Path of a key from the root."""
+Collection = CommentedMap | CommentedSeq
 
 
 def set_values(text: str, values: dict[str, Any], profile: str, path: Path) -> str:
-    """The text with values set, nested as there, and what they replaced below a profile's name.
+    """The text with (nested) values set, and records of the old ones under the profile's name.
 
-    A dict or list that is set is written in braces on the line of its key; a new key goes to the
-    end of its group. The text itself if it has these values already. InputError if it cannot be
-    edited, as it cannot where an anchor would break.
+    A dict or list is written in braces on the line of its key; a new key goes to the end of its
+    group. Unchanged if the text has these values already. InputError if it cannot be edited, for
+    example because an anchor would break.
     """
     tree = load_for_edit(text, path)
-    replaced, added = CommentedMap(), CommentedSeq()
+    replaced = CommentedMap()
+    added = CommentedSeq()
     _set(tree, values, (), replaced, added)
     if not replaced and not added:
         return text
     records = [*_commented(replaced, _REPLACED), *_commented(added, _ADDED)]
     edited = f"{dump_edited(tree)}\n{_HEAD}{profile}\n{_NOTE}\n{''.join(records)}"
-    now = load_yaml(edited, path)
-    if merged(now, values) != now or reset(edited, path) != (text, profile):
-        remedy = "write what it changes without anchors"
-        raise InputError(f"{path}: profile {profile} could not be taken back: {remedy}")
+    edited_tree = load_yaml(edited, path)
+    if merge(edited_tree, values) != edited_tree or reset(edited, path) != (text, profile):
+        raise InputError(
+            f"{path}: profile {profile} could not be undone: write what it changes without anchors"
+        )
     return edited
 
 
 def reset(text: str, path: Path) -> tuple[str, str | None]:
-    """The text as it was before a profile was set, with later edits of other lines, and its name.
+    """The text before a profile was set, with later edits of other lines, and the profile's name.
 
     The name is None if none is set. InputError if a key that the profile set is missing, or the
-    records at the end are damaged.
+    records at the end are corrupt.
     """
     body, separator, rest = text.partition(f"\n{_HEAD}")
     if not separator:
@@ -62,46 +66,47 @@ def reset(text: str, path: Path) -> tuple[str, str | None]:
     tree = load_for_edit(body, path)
     for key in reversed(added):
         _remove(_group(tree, key, profile, path), key[-1])
-    for key, group in _leaves(replaced, tree, ()):
-        _restore(_group(tree, key, profile, path), group, key[-1])
+    for key, old_group in _leaves(replaced, tree, ()):
+        _restore(_group(tree, key, profile, path), old_group, key[-1])
     return dump_edited(tree), profile
 
 
 def _set(
     group: CommentedMap,
     values: dict[str, Any],
-    above: Key,
+    prefix: Key,
     replaced: CommentedMap,
     added: CommentedSeq,
 ) -> None:
-    """Set what differs, as deep as keys have lines of their own; record old values and new keys."""
+    """Set the values that differ, descending into block mappings; record old values and new keys.
+
+    `prefix`: the key of `group`.
+    """
     own = dict(group.non_merged_items())
     for name, value in values.items():
         old = group.get(name)
         if _is_block(old) and isinstance(value, dict):
-            below = CommentedMap()
-            _set(old, value, (*above, name), below, added)
-            if below:
-                replaced[name] = below
+            replaced_below = CommentedMap()
+            _set(old, value, (*prefix, name), replaced_below, added)
+            if replaced_below:
+                replaced[name] = replaced_below
             continue
-        new = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        new = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        # in Python, 1 == True
         if name in group and old == new and isinstance(old, bool) == isinstance(new, bool):
             continue
         if name in own:
             tail = _take_tail(group, name)
             _copy_entry(group, replaced, name)
-            group[name] = _in_braces(new)
-            _put_tail(group, name, tail)
         else:
-            last = list(own)[-1]
-            tail = _take_tail(group, last)
-            group[name] = own[name] = _in_braces(new)
-            _put_tail(group, name, tail)
-            added.append([*above, name])
+            tail = _take_tail(group, list(own)[-1])
+            added.append([*prefix, name])
+        group[name] = own[name] = _in_braces(new)
+        _put_tail(group, name, tail)
 
 
 def _in_braces(value: Any) -> Any:
-    """A value that is written on one line."""
+    """A value in the form that is written on one line."""
     if not isinstance(value, dict | list):
         return value
     flow = CommentedMap(value) if isinstance(value, dict) else CommentedSeq(value)
@@ -110,22 +115,22 @@ def _in_braces(value: Any) -> Any:
 
 
 def _is_block(value: Any) -> bool:
-    """Whether it is a mapping whose keys have lines of their own."""
+    """Whether it is a mapping with each key on its own line."""
     return isinstance(value, CommentedMap) and bool(value) and not value.fa.flow_style()
 
 
-def _commented(tree: CommentedMap | CommentedSeq, mark: str) -> list[str]:
-    """A tree as lines of comments, each after a mark; none if it is empty."""
+def _commented(tree: Collection, mark: str) -> list[str]:
+    """A tree as comment lines that start with a mark; none if it is empty."""
     return [mark + line for line in dump_edited(tree).splitlines(keepends=True)] if tree else []
 
 
 def _records(text: str, path: Path) -> tuple[CommentedMap, list[Key]]:
-    """What a profile replaced, and the keys that it added, from the end of the file."""
+    """The values that a profile replaced, and the keys that it added, from the end of the file."""
     lines: dict[str, list[str]] = {_REPLACED: [], _ADDED: []}
     for line in text.splitlines(keepends=True):
-        mark, rest = line[: len(_REPLACED)], line[len(_REPLACED) :]
+        mark = line[: len(_REPLACED)]  # both marks have three characters
         if mark in lines:
-            lines[mark].append(rest)
+            lines[mark].append(line.removeprefix(mark))
         elif line.strip() and line.strip() != _NOTE:
             raise InputError(f"{path}: move {line.strip()!r} up, above the line {_HEAD}...")
     try:
@@ -133,22 +138,22 @@ def _records(text: str, path: Path) -> tuple[CommentedMap, list[Key]]:
         added = load_yaml("".join(lines[_ADDED]), path) or []
         return replaced, [tuple(key) for key in added]
     except (InputError, TypeError) as error:
-        remedy = f"take the last committed file, git checkout {path}"
-        raise InputError(f"{path}: the records below {_HEAD}... are damaged: {remedy}") from error
+        raise InputError(
+            f"{path}: the records below {_HEAD}... are corrupt: restore the last committed file,"
+            f" git checkout {path}"
+        ) from error
 
 
 def _leaves(
-    replaced: CommentedMap,
-    tree: CommentedMap,
-    above: Key,
+    replaced: CommentedMap, tree: CommentedMap, prefix: Key
 ) -> Iterator[tuple[Key, CommentedMap]]:
-    """Key of each replaced value, and the mapping among the records that has it."""
+    """Key of each replaced value, and the mapping of the records that has it."""
     for name, value in replaced.items():
-        now = tree.get(name)
-        if _is_block(value) and isinstance(now, CommentedMap):
-            yield from _leaves(value, now, (*above, name))
+        present = tree.get(name)
+        if _is_block(value) and isinstance(present, CommentedMap):
+            yield from _leaves(value, present, (*prefix, name))
         else:
-            yield (*above, name), replaced
+            yield (*prefix, name), replaced
 
 
 def _group(tree: CommentedMap, key: Key, profile: str, path: Path) -> CommentedMap:
@@ -158,9 +163,10 @@ def _group(tree: CommentedMap, key: Key, profile: str, path: Path) -> CommentedM
         group = group.get(name) if isinstance(group, dict) else None
     if isinstance(group, CommentedMap) and key[-1] in group:
         return group
-    dotted = ".".join(map(str, key))
-    remedy = f"add it with any value, or take the last committed file, git checkout {path}"
-    raise InputError(f"{path}: {dotted}, set by profile {profile}, is missing: {remedy}")
+    raise InputError(
+        f"{path}: {'.'.join(map(str, key))}, set by profile {profile}, is missing: add it with any"
+        f" value, or restore the last committed file, git checkout {path}"
+    )
 
 
 def _restore(group: CommentedMap, replaced: CommentedMap, name: str) -> None:
@@ -171,7 +177,7 @@ def _restore(group: CommentedMap, replaced: CommentedMap, name: str) -> None:
 
 
 def _remove(group: CommentedMap, name: str) -> None:
-    """Delete an added key; the comments below it then follow the key before it."""
+    """Delete an added key; the comments below it then belong to the key before it."""
     tail = _take_tail(group, name)
     names = list(group)
     del group[name]
@@ -185,8 +191,8 @@ def _copy_entry(source: CommentedMap, target: CommentedMap, name: str) -> None:
     _set_token(target, name, _token(source, name))
 
 
-# ruamel.yaml keeps the blank lines and comments between two entries as a tail of the comment on the
-# last line of the entry above them. An entry that comes or goes must leave its tail where it was.
+# ruamel.yaml stores the blank lines and comments between two entries as a tail of the comment on
+# the last line of the entry above. An entry that is added or removed must leave its tail in place.
 
 
 def _take_tail(group: CommentedMap, name: str) -> str:
@@ -212,9 +218,9 @@ def _put_tail(group: CommentedMap, name: str, tail: str) -> None:
     _set_token(holder, key, CommentToken(comment + tail, mark, None))
 
 
-def _last_line(group: CommentedMap, name: str) -> tuple[CommentedMap | CommentedSeq, Any]:
+def _last_line(group: CommentedMap, name: str) -> tuple[Collection, Any]:
     """The collection and key whose comment is the one on the last line of an entry."""
-    holder: CommentedMap | CommentedSeq = group
+    holder: Collection = group
     key: Any = name
     value = group[name]
     while isinstance(value, CommentedMap | CommentedSeq) and value and not value.fa.flow_style():
@@ -224,15 +230,15 @@ def _last_line(group: CommentedMap, name: str) -> tuple[CommentedMap | Commented
     return holder, key
 
 
-def _slot(holder: CommentedMap | CommentedSeq) -> int:
-    """The place of the comment behind a value, among those of an entry."""
+def _slot(holder: Collection) -> int:
+    """Index of the comment after a value, in ruamel.yaml's list of an entry's comments."""
     return 2 if isinstance(holder, CommentedMap) else 0
 
 
-def _token(holder: CommentedMap | CommentedSeq, key: Any) -> CommentToken | None:
+def _token(holder: Collection, key: Any) -> CommentToken | None:
     tokens = holder.ca.items.get(key)
     return tokens[_slot(holder)] if tokens else None
 
 
-def _set_token(holder: CommentedMap | CommentedSeq, key: Any, token: CommentToken | None) -> None:
+def _set_token(holder: Collection, key: Any, token: CommentToken | None) -> None:
     holder.ca.items.setdefault(key, [None] * 4)[_slot(holder)] = token

@@ -1,4 +1,4 @@
-"""What cannot be fetched is found before anything is run."""
+"""Unreachable sources and wrong cached files are detected before anything runs."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def corpus(source: str, size: int | None = None) -> Download:
     return Download("corpus", source, size, "", False)
 
 
-def test_a_server_is_asked_for_the_corpus() -> None:
+def test_a_corpus_on_a_server_is_checked_by_status_and_size() -> None:
     params = load_params(REPOSITORY / "params.yaml")
     with serve(b"0" * 1000) as server:
         assert unreachable(corpus(server.address), params, 1000) == ""
-        assert "has 1000 bytes of it, not 10" in unreachable(corpus(server.address), params, 10)
+        assert "1000 bytes on the server, not 10" in unreachable(corpus(server.address), params, 10)
         server.status = 404
         assert "answers 404" in unreachable(corpus(server.address), params, 1000)
         address = server.address
     assert "is there a network?" in unreachable(corpus(address), params, 1000)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_local_corpus_is_refused(tmp_path: Path) -> None:
     params = load_params(REPOSITORY / "params.yaml")
     assert unreachable(corpus(str(tmp_path / "none.zip")), params, None) == "there is no such file"
     assert unreachable(corpus("s3://bucket/corpus.zip"), params, None) == ""
 
 
-def at(revision: str | None) -> Params:
-    """The repository's, with another revision of the base."""
+def params_at(revision: str | None) -> Params:
+    """The repository's settings with another revision of the base."""
     params = load_params(REPOSITORY / "params.yaml")
     return params.model_copy(update={"base": params.base.model_copy(update={"revision": revision})})
 
@@ -52,19 +52,21 @@ def at(revision: str | None) -> Params:
     ("error", "expected"),
     [
         (RevisionNotFoundError, "the hub has no commit"),
-        (RepositoryNotFoundError, "is base.source spelt right"),
+        (RepositoryNotFoundError, "is base.source right"),
         (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set"),
         (ConnectionError, "is there a network?"),
     ],
 )
-def test_the_hub_is_asked_for_the_revision(
+def test_a_failed_lookup_on_the_hub_is_explained(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception], expected: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error.__new__(error)
 
     monkeypatch.setattr(HfApi, "model_info", fail)
-    assert expected in unreachable(Download("base", "Qwen/Qwen2", 1, "", False), at("c" * 40), 1)
+    assert expected in unreachable(
+        Download("base", "Qwen/Qwen2", 1, "", False), params_at("c" * 40), 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,14 +76,14 @@ def test_the_hub_is_asked_for_the_revision(
         ("/nowhere/base", "there is no such folder, and it is not a model id"),
     ],
 )
-def test_what_stage_base_would_refuse_is_refused_before_the_hub_is_asked(
+def test_a_source_that_stage_base_would_refuse_is_refused_without_a_request(
     monkeypatch: pytest.MonkeyPatch, source: str, expected: str
 ) -> None:
     monkeypatch.delattr(HfApi, "model_info")
-    assert expected in unreachable(Download("base", source, 1, "", False), at(None), 1)
+    assert expected in unreachable(Download("base", source, 1, "", False), params_at(None), 1)
 
 
-def test_a_base_in_the_cache_is_whole_or_not_there(
+def test_an_incomplete_base_in_the_cache_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
@@ -90,7 +92,7 @@ def test_a_base_in_the_cache_is_whole_or_not_there(
     commit = "c" * 40
     folder = tmp_path / "models--owner--tiny" / "snapshots" / commit
     folder.mkdir(parents=True)
-    assert downloads.cached("owner/tiny", commit) is None, "nothing was fetched"
+    assert downloads.cached("owner/tiny", commit) is None, "empty folder"
     for path in (REPOSITORY / "infra" / "base").iterdir():
         if path.suffix != ".csv":
             (folder / path.name).symlink_to(path)
@@ -100,10 +102,10 @@ def test_a_base_in_the_cache_is_whole_or_not_there(
     weights.unlink()
     assert downloads.cached("owner/tiny", commit) is None
     weights.write_bytes(content[:-1])
-    assert downloads.cached("owner/tiny", commit) is None, "a part of it"
+    assert downloads.cached("owner/tiny", commit) is None, "truncated weights"
 
 
-def test_other_weights_in_the_cache_are_named(
+def test_cached_weights_that_differ_from_the_pin_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, full = load_profile("full", REPOSITORY / "infra/profiles")

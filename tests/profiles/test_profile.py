@@ -1,4 +1,4 @@
-"""`med-r1 profile`: there and back without a trace; nothing written for impossible runs."""
+"""`med-r1 profile`: applied and undone without a trace; nothing written for impossible runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stages.profiles import checks, downloads
 from stages.profiles import command as profile
 from stages.profiles.checks import Machine
 from stages.profiles.needs import memory, needs
-from stages.profiles.pins import imported, keep
+from stages.profiles.pins import save_pin, with_import
 from stages.profiles.schema import load_profile
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,14 +37,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("base", "sample"):
         (tmp_path / "infra" / name).symlink_to(REPOSITORY / "infra" / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(profile, "look", lambda: machine(H200))
+    monkeypatch.setattr(profile, "read_machine", lambda: machine(H200))
     monkeypatch.setattr(checks, "unreachable", lambda *_: "")
     monkeypatch.setattr(downloads, "cached", lambda *_: None)
-    room(monkeypatch, 10**13)
+    set_free_disk(monkeypatch, 10**13)
     return tmp_path
 
 
-def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+def set_free_disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
 
@@ -61,17 +61,17 @@ def own(root: Path, text: str) -> str:
     return "own.yaml"
 
 
-@pytest.mark.parametrize("way", [["full"], ["full", "full-3b"], ["full-3b", "full", "full"], []])
-def test_back_to_the_sample_every_byte_is_as_it_was(root: Path, way: list[str]) -> None:
+@pytest.mark.parametrize("names", [["full"], ["full", "full-3b"], ["full-3b", "full", "full"], []])
+def test_returning_to_the_sample_restores_every_byte(root: Path, names: list[str]) -> None:
     before = content(root)
-    for name in way:
+    for name in names:
         apply(name)
         assert content(root)["params.yaml"] != before["params.yaml"]
     apply("sample")
     assert content(root) == before
 
 
-def test_comments_stay_and_values_are_the_papers(root: Path) -> None:
+def test_profile_full_keeps_comments_and_sets_the_values_of_the_paper(root: Path) -> None:
     comments = {line.partition("#")[2] for line in (root / "params.yaml").read_text().splitlines()}
     apply("full")
     text = (root / "params.yaml").read_text()
@@ -88,7 +88,7 @@ def test_comments_stay_and_values_are_the_papers(root: Path) -> None:
     assert imports["meta"]["sha256"].startswith("12245e0f")
 
 
-def test_edits_beside_a_profile_survive_it(root: Path) -> None:
+def test_edits_of_other_lines_survive_a_profile(root: Path) -> None:
     apply("full")
     path = root / "params.yaml"
     path.write_text(path.read_text().replace("bootstrap_samples: 10000", "bootstrap_samples: 2000"))
@@ -98,24 +98,24 @@ def test_edits_beside_a_profile_survive_it(root: Path) -> None:
     )
 
 
-def test_each_shipped_profile_is_allowed_and_no_think(root: Path) -> None:
+def test_each_shipped_profile_is_valid_and_uses_no_think(root: Path) -> None:
     for path in sorted((root / "infra/profiles").glob("*.yaml")):
         apply(path.stem)
         assert load_params().prompt.style == "no-think"
 
 
-def test_the_sample_pins_what_is_committed(root: Path) -> None:
+def test_the_sample_profile_pins_the_committed_data_dvc(root: Path) -> None:
     _, sample = load_profile("sample")
-    assert imported("", sample.data, root) == (REPOSITORY / "data.dvc").read_text()
+    assert with_import("", sample.data, root) == (REPOSITORY / "data.dvc").read_text()
 
 
-def test_a_dry_run_shows_all_and_writes_nothing(
+def test_a_dry_run_prints_everything_and_writes_nothing(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = content(root)
     apply("full", dry_run=True)
     assert content(root) == before
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "+  source: Qwen/Qwen2-VL-2B-Instruct",
         "10.7 GB",
@@ -127,7 +127,7 @@ def test_a_dry_run_shows_all_and_writes_nothing(
         "estimates",
         "dry run: nothing was written",
     ):
-        assert part in said
+        assert part in output
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_dry_run_shows_all_and_writes_nothing(
     [
         (
             machine(),
-            "none is here, and on a CPU a model of 2.2 billion parameters would train for months",
+            "none, and on a CPU a model of 2.2 billion parameters would train for months",
         ),
         (
             Machine(
@@ -151,7 +151,7 @@ def test_a_dry_run_shows_all_and_writes_nothing(
             Machine([], None, "No module named torch"),
             "torch cannot be imported: No module named torch",
         ),
-        (machine(Gpu("NVIDIA H200", 150 * 10**9, 10**9)), "end what else runs on it"),
+        (machine(Gpu("NVIDIA H200", 150 * 10**9, 10**9)), "end the processes that use it"),
         (machine(Gpu("NVIDIA L4", 24 * 10**9, 24 * 10**9)), "a training takes about"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_machine_that_cannot_run_it_is_refused(
     expected: str,
 ) -> None:
     before = content(root)
-    monkeypatch.setattr(profile, "look", lambda: here)
+    monkeypatch.setattr(profile, "read_machine", lambda: here)
     with pytest.raises(InputError, match="cannot finish here, for 1 reason"):
         apply("full")
     assert expected in capsys.readouterr().err
@@ -172,25 +172,25 @@ def test_a_machine_that_cannot_run_it_is_refused(
     assert content(root) != before
 
 
-def test_a_gpu_that_is_too_small_is_told_what_would_fit(
+def test_the_remedy_for_a_small_gpu_names_settings_that_fit(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        profile, "look", lambda: machine(Gpu("NVIDIA H100", 85 * 10**9, 85 * 10**9))
+        profile, "read_machine", lambda: machine(Gpu("NVIDIA H100", 85 * 10**9, 85 * 10**9))
     )
     apply("full", dry_run=True)
     with pytest.raises(InputError):
         apply("full-3b")
-    assert "or a profile of your own with grpo.prompts_per_device: 1" in capsys.readouterr().err
+    assert "or your own profile with grpo.prompts_per_device: 1" in capsys.readouterr().err
 
 
-def test_a_small_disk_is_refused_but_not_when_the_rest_lies_there(
+def test_a_small_disk_is_refused_unless_most_outputs_exist(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    room(monkeypatch, 10**11)
+    set_free_disk(monkeypatch, 10**11)
     with pytest.raises(InputError):
         apply("full")
-    assert "GiB are free where" in capsys.readouterr().err
+    assert "GiB are free on the disk of" in capsys.readouterr().err
     for name in ("models/ct", ".scratch/train/mri"):
         (root / name).mkdir(parents=True)
         with (root / name / "model.safetensors").open("wb") as sparse:
@@ -227,7 +227,7 @@ def test_a_small_disk_is_refused_but_not_when_the_rest_lies_there(
         ),
     ],
 )
-def test_flash_attn_missing_or_of_another_torch(
+def test_a_missing_or_incompatible_flash_attn_is_reported(
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -237,7 +237,7 @@ def test_flash_attn_missing_or_of_another_torch(
     expected: str,
 ) -> None:
     monkeypatch.setattr(checks, "installed", lambda _: version)
-    monkeypatch.setattr(profile, "look", lambda: machine(H200, flash=flash))
+    monkeypatch.setattr(profile, "read_machine", lambda: machine(H200, flash=flash))
     name = own(
         root,
         f"extends: full\nparams:\n  base: {{attention: {attention}}}\n  grpo: {{engine: trl,"
@@ -251,7 +251,7 @@ def test_flash_attn_missing_or_of_another_torch(
     assert expected in capsys.readouterr().err
 
 
-def test_an_own_profile_overrides_only_what_differs(root: Path) -> None:
+def test_a_profile_overrides_only_the_keys_it_lists(root: Path) -> None:
     apply(own(root, "extends: full\nparams:\n  grpo: {seed: 7}\n  prompt: {style: think}\n"))
     params = load_params()
     assert (params.grpo.seed, params.prompt.style, params.grpo.num_generations) == (7, "think", 4)
@@ -286,7 +286,7 @@ def test_an_own_profile_overrides_only_what_differs(root: Path) -> None:
             ),
         ),
         ("extends: own.yaml\n", r"own\.yaml: extends itself"),
-        ("data: {deps: []}\n", r"own\.yaml: data must hold one path in `deps`"),
+        ("data: {deps: []}\n", r"own\.yaml: data must have one path in `deps`"),
         ("- a\n", r"own\.yaml: expected groups of settings, got list"),
         (
             "data:\n  deps: [{path: a}]\n  outs: [{path: b}]\n  meta: {sha256: 12ab}\n",
@@ -294,7 +294,7 @@ def test_an_own_profile_overrides_only_what_differs(root: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_profile_is_refused_by_file_key_and_value(
+def test_an_invalid_profile_is_refused_by_file_key_and_value(
     root: Path, text: str, expected: str
 ) -> None:
     before = content(root)
@@ -303,15 +303,15 @@ def test_a_wrong_profile_is_refused_by_file_key_and_value(
     assert content(root) == before
 
 
-def test_what_was_pinned_of_a_large_corpus_is_pinned_again_when_it_comes_back(root: Path) -> None:
+def test_the_pin_of_an_earlier_corpus_is_restored_with_its_profile(root: Path) -> None:
     _, full = load_profile("full")
     assert full.data is not None
     fetched = dump_yaml(
         full.data | {"outs": [{"path": "data/raw/corpus.zip", "md5": "0a" * 16, "size": 5}]}
     )
-    keep(fetched, root)
+    save_pin(fetched, root)
     sample = (root / "data.dvc").read_text()
-    assert imported("# mine\n" + sample, full.data, root) == "# mine\n" + fetched
+    assert with_import("# mine\n" + sample, full.data, root) == "# mine\n" + fetched
 
 
 def test_the_estimate_follows_the_parameters(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""Values are set in params.yaml, and taken back, without a trace."""
+"""Values are set in params.yaml, and undone, without a trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import InputError
 from stages.core.yaml_files import load_yaml
-from stages.profiles.schema import merged
+from stages.profiles.schema import merge
 from stages.profiles.splice import reset, set_values
 
 PATH = Path("params.yaml")
@@ -50,11 +50,11 @@ last:
         ({"grpo": {"new": "off"}}, "  new: off"),
     ],
 )
-def test_a_value_keeps_its_comment_and_comes_back(values: dict[str, Any], line: str) -> None:
-    made = set_values(TEXT, values, "mine", PATH)
-    assert line in made.splitlines()
-    assert load_yaml(made, PATH) == merged(load_yaml(TEXT, PATH), values)
-    assert reset(made, PATH) == (TEXT, "mine")
+def test_a_set_value_keeps_its_comment_and_is_undone(values: dict[str, Any], line: str) -> None:
+    edited = set_values(TEXT, values, "mine", PATH)
+    assert line in edited.splitlines()
+    assert load_yaml(edited, PATH) == merge(load_yaml(TEXT, PATH), values)
+    assert reset(edited, PATH) == (TEXT, "mine")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_a_value_keeps_its_comment_and_comes_back(values: dict[str, Any], line: 
     ],
 )
 def test_comments_between_entries_stay(values: dict[str, Any], expected: str) -> None:
-    made = set_values(TEXT, values, "mine", PATH)
-    assert made.partition("\n# profile: mine\n")[0] == expected
-    assert reset(made, PATH) == (TEXT, "mine")
+    edited = set_values(TEXT, values, "mine", PATH)
+    assert edited.partition("\n# profile: mine\n")[0] == expected
+    assert reset(edited, PATH) == (TEXT, "mine")
 
 
 # ruamel.yaml rounds numbers of 17 digits with an exponent: editing a file with one is refused
@@ -107,24 +107,26 @@ GROUPS = st.fixed_dictionaries(
 
 @settings(max_examples=60)
 @given(GROUPS)
-def test_any_values_are_set_and_taken_back_without_a_trace(values: dict[str, Any]) -> None:
-    made = set_values(TEXT, values, "mine", PATH)
-    assert merged(load_yaml(TEXT, PATH), values) == load_yaml(made, PATH)
+def test_any_values_are_set_and_undone_without_a_trace(values: dict[str, Any]) -> None:
+    edited = set_values(TEXT, values, "mine", PATH)
+    assert merge(load_yaml(TEXT, PATH), values) == load_yaml(edited, PATH)
     assert [line for line in TEXT.splitlines() if line.startswith("#")] == [
-        line for line in made.partition("\n# profile: ")[0].splitlines() if line.startswith("#")
+        line for line in edited.partition("\n# profile: ")[0].splitlines() if line.startswith("#")
     ]
-    assert reset(made, PATH)[0] == TEXT
+    assert reset(edited, PATH)[0] == TEXT
 
 
-def test_an_edit_beside_and_of_what_a_profile_set_is_no_hindrance() -> None:
-    made = set_values(TEXT, {"grpo": {"rate": 1e-6, "new": 1}}, "mine", PATH)
-    edited = made.replace("rate: 1.0e-6", "rate: 3.0e-6").replace("deeper: 1", "deeper: 2  # mine")
+def test_a_reset_preserves_other_edits_and_discards_those_of_set_values() -> None:
+    edited = set_values(TEXT, {"grpo": {"rate": 1e-6, "new": 1}}, "mine", PATH)
+    edited = edited.replace("rate: 1.0e-6", "rate: 3.0e-6").replace(
+        "deeper: 1", "deeper: 2  # mine"
+    )
     edited = edited.replace("  new: 1\n", "  new: 1\n  own: 2\n")
     expected = TEXT.replace("deeper: 1", "deeper: 2  # mine").replace("none\n", "none\n  own: 2\n")
     assert reset(edited, PATH)[0] == expected
 
 
-def test_what_is_the_same_already_is_not_touched() -> None:
+def test_setting_the_present_values_changes_nothing() -> None:
     values = {"grpo": {"rate": 5.0e-5}, "next": {"deep": {"deeper": 1}}}
     assert set_values(TEXT, values, "mine", PATH) == TEXT
     assert reset(TEXT, PATH) == (TEXT, None)
@@ -140,11 +142,13 @@ def test_what_is_the_same_already_is_not_touched() -> None:
         ("#< grpo:", "more: 1\n#< grpo:", "'more: 1'"),
     ],
 )
-def test_what_cannot_be_put_back_is_refused(old: str, new: str, named: str) -> None:
-    made = set_values(TEXT, {"grpo": {"rate": 1e-6, "new": 1}}, "mine", PATH)
-    assert old in made
+def test_a_missing_key_or_corrupt_record_is_refused_with_the_remedy(
+    old: str, new: str, named: str
+) -> None:
+    edited = set_values(TEXT, {"grpo": {"rate": 1e-6, "new": 1}}, "mine", PATH)
+    assert old in edited
     with pytest.raises(InputError) as error:
-        reset(made.replace(old, new), PATH)
+        reset(edited.replace(old, new), PATH)
     assert named in str(error.value)
     assert "params.yaml" in str(error.value)
 

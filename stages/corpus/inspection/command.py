@@ -100,8 +100,7 @@ def _print(path: Path, inspection: Inspection, status: str) -> None:
             console.print(f"  - and {finding.count - len(finding.examples)} more")
     console.print(
         f"\nread {inspection.read} records: {inspection.usable} usable,"
-        f" {inspection.refused} refused:"
-        f" [bold]{status}[/]"
+        f" {inspection.refused} refused: [bold]{status}[/]"
     )
 
 

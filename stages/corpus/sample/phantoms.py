@@ -495,15 +495,13 @@ def _oct(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image
 
 def _microscopy(anatomy: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """Microscopy: round pink cells on white (blood) or tubules in lilac tissue (colon)."""
-    if anatomy == "Blood":
-        canvas = _Canvas(size, (244, 238, 242))
-        rx, ry, color = 0.035, 0.035, (236, 176, 186)
-    else:
-        canvas = _Canvas(size, (214, 184, 220))
-        rx, ry, color = 0.02, 0.07, (188, 140, 200)
+    is_blood = anatomy == "Blood"
+    canvas = _Canvas(size, (244, 238, 242) if is_blood else (214, 184, 220))
+    cell_color = (236, 176, 186) if is_blood else (188, 140, 200)
+    rx, ry = (0.035, 0.035) if is_blood else (0.02, 0.07)
     for _ in range(22):
         x, y = (float(coordinate) for coordinate in rng.random(2))
-        canvas.ellipse(x - rx, y - ry, x + rx, y + ry, fill=color)
+        canvas.ellipse(x - rx, y - ry, x + rx, y + ry, fill=cell_color)
     return canvas.image
 
 

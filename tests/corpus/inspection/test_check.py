@@ -46,7 +46,7 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
 
 @pytest.fixture
 def ward(tmp_path: Path) -> Path:
-    """A folder with a spreadsheet and its images, nothing wrong with it."""
+    """A valid folder with a spreadsheet and its images."""
     return write(
         tmp_path / "ward",
         {"ward.csv": HEADER + ROWS, "a.png": image(), "sub/b.png": image(size=(9, 9))},
@@ -57,15 +57,15 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def found(run_check: Check, path: Path, *arguments: str) -> dict[str, Any]:
-    """What --json says, its findings by kind."""
+def inspect(run_check: Check, path: Path, *arguments: str) -> dict[str, Any]:
+    """The --json report of `med-r1 check`, with its findings by kind."""
     target = path.parent / "out.json"
     code = run_check(path, "--json", target, *arguments)
-    said: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-    assert said["read"] == said["kept"] + said["refused"]
-    assert code == check.EXIT_CODES[said["status"]]
-    said["by kind"] = {finding["kind"]: finding for finding in said["findings"]}
-    return said
+    report: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    assert report["read"] == report["kept"] + report["refused"]
+    assert code == check.EXIT_CODES[report["status"]]
+    report["by kind"] = {finding["kind"]: finding for finding in report["findings"]}
+    return report
 
 
 def test_a_good_folder_is_counted_and_ready(
@@ -77,21 +77,22 @@ def test_a_good_folder_is_counted_and_ready(
     out = capsys.readouterr().out
     assert "CSV layout, 1 question file(s): ward.csv" in out
     assert "read 2 records: 2 usable, 0 refused: ready" in out
-    said = found(run_check, ward)
-    assert (said["layout"], said["question_files"], said["read"]) == ("CSV", ["ward.csv"], 2)
-    assert said["questions"]["ct"] == said["questions"]["x-ray"] == {"disease-diagnosis": 1}
-    assert said["images"] == {slug: int(slug in ("ct", "x-ray")) for slug in MODALITIES}
+    report = inspect(run_check, ward)
+    assert (report["layout"], report["question_files"], report["read"]) == ("CSV", ["ward.csv"], 2)
+    assert report["questions"]["ct"] == report["questions"]["x-ray"] == {"disease-diagnosis": 1}
+    assert report["images"] == {slug: int(slug in ("ct", "x-ray")) for slug in MODALITIES}
 
 
-def test_splits_without_data_are_said_and_matter_when_strict(run_check: Check, ward: Path) -> None:
-    said = found(run_check, ward)
+def test_splits_without_data_are_reported_and_count_if_strict(run_check: Check, ward: Path) -> None:
+    report = inspect(run_check, ward)
     assert (
-        said["by kind"]["splits without data"]["count"] == len(MODALITIES) + len(QUESTION_TYPES) - 1
+        report["by kind"]["splits without data"]["count"]
+        == len(MODALITIES) + len(QUESTION_TYPES) - 1
     )
     assert (run_check(ward), run_check(ward, "--strict")) == (0, 1)
 
 
-def test_a_full_corpus_is_ready_even_when_strict(
+def test_a_complete_corpus_is_ready_even_if_strict(
     run_check: Check, tmp_path: Path, full_records: list[Raw]
 ) -> None:
     images = {record["image_path"] for record in full_records}
@@ -106,11 +107,11 @@ def test_a_full_corpus_is_ready_even_when_strict(
         for path in sorted(folder.rglob("*")):
             archive.write(path, path.relative_to(folder).as_posix())
     assert run_check(tmp_path / "full.zip", "--strict") == 0
-    kinds = [found(run_check, each) for each in (folder, tmp_path / "full.zip")]
+    kinds = [inspect(run_check, each) for each in (folder, tmp_path / "full.zip")]
     assert kinds[0] | {"corpus": ""} == kinds[1] | {"corpus": ""}
 
 
-def test_each_problem_is_told_with_its_place_and_what_to_do(
+def test_each_problem_is_reported_with_location_and_remedy(
     run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(
@@ -131,29 +132,12 @@ def test_each_problem_is_told_with_its_place_and_what_to_do(
         "a.png,What?,x|y,x,CT scan,lesion-grading",
         "a.png,Where?,x|y,z,ct,lesion-grading",
     ]
-    write(
-        ward,
-        {
-            "ward.csv": (
-                (HEADER + ROWS + "\n".join(bad))
-                .replace("type\n", "type,patient\n")
-                .replace("diagnosis\n", "diagnosis,P\n")
-            )
-        },
-    )
-    text = (ward / "ward.csv").read_text(encoding="utf-8")
-    write(
-        ward,
-        {
-            "ward.csv": "\n".join(
-                line if line.endswith((",P", "patient")) else f"{line},P"
-                for line in text.split("\n")
-            )
-        },
-    )
-    said = found(run_check, ward, "--examples", "1")
-    kinds = said["by kind"]
-    assert (said["status"], said["read"], said["kept"]) == ("problems", 8, 3)
+    header, *rows = [*(HEADER + ROWS).splitlines(), *bad]
+    lines = [f"{header},patient", *(f"{row},P" for row in rows)]
+    write(ward, {"ward.csv": "\n".join(lines)})
+    report = inspect(run_check, ward, "--examples", "1")
+    kinds = report["by kind"]
+    assert (report["status"], report["read"], report["kept"]) == ("problems", 8, 3)
 
     def example(kind: str) -> str:
         row = kinds[kind]["examples"][0]
@@ -197,25 +181,17 @@ def test_without_images_no_image_is_opened(
     assert run_check(ward) == 1
     monkeypatch.setattr(inspection, "decode_files", None)
     assert run_check(ward, "--no-images") == 0
-    assert not found(run_check, ward, "--no-images")["images_decoded"]
+    assert not inspect(run_check, ward, "--no-images")["images_decoded"]
 
 
 def test_examples_are_limited_and_counts_are_not(
     run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(
-        ward,
-        {
-            "ward.csv": (
-                HEADER
-                + ROWS
-                + "".join(f"{number}.png,What?,x|y,x,ct,lesion-grading\n" for number in range(9))
-            )
-        },
-    )
+    rows = "".join(f"{number}.png,What?,x|y,x,ct,lesion-grading\n" for number in range(9))
+    write(ward, {"ward.csv": HEADER + ROWS + rows})
     (finding,) = [
         each
-        for each in found(run_check, ward, "--examples", "2")["findings"]
+        for each in inspect(run_check, ward, "--examples", "2")["findings"]
         if each["level"] == "refused"
     ]
     assert (finding["count"], len(finding["examples"])) == (9, 2)
@@ -225,12 +201,14 @@ def test_examples_are_limited_and_counts_are_not(
 @pytest.mark.parametrize(
     "content", ["", HEADER, "image;words\n", HEADER + "a.png,What?,x|y,z,ct,lesion-grading"]
 )
-def test_what_has_no_usable_record_is_unusable(run_check: Check, ward: Path, content: str) -> None:
+def test_a_corpus_without_a_usable_record_is_unusable(
+    run_check: Check, ward: Path, content: str
+) -> None:
     write(ward, {"ward.csv": content})
     assert run_check(ward) == 2
 
 
-def test_what_is_no_corpus_is_unusable_and_told(
+def test_a_path_without_a_corpus_is_unusable(
     run_check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -244,18 +222,11 @@ def test_what_is_no_corpus_is_unusable_and_told(
         assert why in capsys.readouterr().err
 
 
-def test_nothing_in_a_corpus_moves_the_cursor(
+def test_control_characters_of_a_corpus_are_escaped(
     run_check: Check, ward: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(
-        ward,
-        {
-            "ward.csv": (
-                HEADER + ROWS + "a.png,\x1b[2JGone\u202e,[red]x|y,[red]x,ct,lesion-grading\n"
-            ),
-            "\x1b[31m.png": b"",
-        },
-    )
+    row = "a.png,\x1b[2JGone\u202e,[red]x|y,[red]x,ct,lesion-grading\n"
+    write(ward, {"ward.csv": HEADER + ROWS + row, "\x1b[31m.png": b""})
     assert run_check(ward) == 1
     out = capsys.readouterr().out
     assert "\x1b" not in out
@@ -264,7 +235,7 @@ def test_nothing_in_a_corpus_moves_the_cursor(
     assert "\\x1b[31m.png" in out
 
 
-def test_json_that_means_a_known_modality_is_told_so(
+def test_a_misspelt_modality_in_json_gets_a_suggestion(
     run_check: Check, tmp_path: Path, make_record: MakeRecord
 ) -> None:
     records = [
@@ -279,7 +250,7 @@ def test_json_that_means_a_known_modality_is_told_so(
             "Images/Chest CT Scan/a.png": image(),
         },
     )
-    kinds = found(run_check, folder)["by kind"]
+    kinds = inspect(run_check, folder)["by kind"]
     assert kinds["unknown modalities"]["examples"][0]["why"].endswith(
         "did you mean 'CT(Computed Tomography)' (slug ct)?"
     )
@@ -304,7 +275,7 @@ def test_json_that_means_a_known_modality_is_told_so(
         ("", None),
     ],
 )
-def test_the_nearest_name_is_found_if_one_is_near(value: str, slug: str | None) -> None:
+def test_the_nearest_name_is_suggested_if_one_is_similar(value: str, slug: str | None) -> None:
     assert nearest(value, MODALITIES) == slug
 
 
@@ -314,7 +285,7 @@ def test_every_reason_has_advice(reason: Reason) -> None:
     assert advise(reason).remedy.endswith(".")
 
 
-def test_refusals_that_are_mended_in_the_same_way_are_counted_together() -> None:
+def test_refusals_with_the_same_remedy_are_counted_together() -> None:
     kinds = Counter(advise(reason).kind for reason in Reason)
     assert {kind: count for kind, count in kinds.items() if count > 1} == {
         "fields that are missing, empty or not text": 3,
@@ -333,7 +304,7 @@ def test_refusals_that_are_mended_in_the_same_way_are_counted_together() -> None
         ),
     ],
 )
-def test_a_dicom_image_that_may_name_a_patient_is_to_be_reviewed_and_never_stripped_of_its_header(
+def test_advice_on_a_dicom_image_that_may_name_a_patient_keeps_its_header(
     run_check: Check, ward: Path, elements: dict[str, str], reason: Reason, setting: str
 ) -> None:
     write(
@@ -343,9 +314,9 @@ def test_a_dicom_image_that_may_name_a_patient_is_to_be_reviewed_and_never_strip
             "ward.csv": HEADER + ROWS + "us.dcm,What?,x|y,x,ultrasound,lesion-grading\n",
         },
     )
-    said = found(run_check, ward)
-    assert (said["status"], said["refused"]) == ("problems", 1)
-    (finding,) = [each for each in said["findings"] if each["level"] == "refused"]
+    report = inspect(run_check, ward)
+    assert (report["status"], report["refused"]) == ("problems", 1)
+    (finding,) = [each for each in report["findings"] if each["level"] == "refused"]
     assert (finding["kind"], finding["remedy"]) == advise(reason)
     assert setting in finding["remedy"]
     assert "Do not export them as PNG" in finding["remedy"]
@@ -367,6 +338,6 @@ def test_each_kind_of_unusable_image_has_its_own_advice(
         ward, {name: content, "ward.csv": HEADER + ROWS + f"{name},What?,x|y,x,ct,lesion-grading\n"}
     )
     refused = [
-        each["kind"] for each in found(run_check, ward)["findings"] if each["level"] == "refused"
+        each["kind"] for each in inspect(run_check, ward)["findings"] if each["level"] == "refused"
     ]
     assert refused == [advise(reason).kind]

@@ -1,4 +1,4 @@
-"""docs/own-data.md is literally true: its sheet gives its output; fixed as told, it is ready."""
+"""docs/own-data.md is literally true: its sheet gives its output; corrected, it is ready."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ SAMPLE = ROOT / "infra/sample/omnimedvqa-phantoms.zip"
 
 def block(language: str, number: int = 0) -> str:
     """A code block of the document."""
-    found: list[tuple[str, str]] = re.findall(
-        r"^```(\w*)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL
-    )
-    return [text for kind, text in found if kind == language][number]
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    blocks: list[tuple[str, str]] = fence.findall(DOC)
+    return [text for kind, text in blocks if kind == language][number]
 
 
-def mended(sheet: str) -> str:
-    """What the document tells its reader to do."""
+def corrected(sheet: str) -> str:
+    """The sheet with the corrections that the document describes."""
     return sheet.replace("CT scan", "ct").replace("Yes|No,no", "Yes|No,No")
 
 
@@ -47,18 +46,16 @@ def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ward"
 
 
-def test_the_sheet_gives_the_output_that_is_shown(
-    ward: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_sheet_gives_the_printed_output(ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = block("", 1).split()
     assert command[0] == "med-r1"
     assert med_r1(*command[1:]) == 1
-    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert shown == block("text").splitlines()
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == block("text").splitlines()
 
 
-def test_mended_it_is_ready(ward: Path) -> None:
-    (ward / "ward.csv").write_text(mended(block("csv")), encoding="utf-8")
+def test_the_corrected_sheet_is_ready(ward: Path) -> None:
+    (ward / "ward.csv").write_text(corrected(block("csv")), encoding="utf-8")
     assert med_r1("check", "ward") == 0
     reading = read_record_files([("ward.csv", (ward / "ward.csv").read_bytes())])
     assert [(record.modality, record.question_type, record.gold) for record in reading.records] == [
@@ -70,29 +67,31 @@ def test_mended_it_is_ready(ward: Path) -> None:
     assert reading.records[0].options[0] == "Nodule, solid"
 
 
-def test_beside_a_corpus_that_has_the_other_splits_nothing_is_short(
+def test_with_a_corpus_that_has_the_other_splits_none_is_without_data(
     ward: Path, tmp_path: Path
 ) -> None:
     with zipfile.ZipFile(SAMPLE) as archive:
         archive.extractall(tmp_path)
     (corpus,) = [path.parent for path in tmp_path.glob("**/QA_information")]
-    kept = [looked_over(corpus)["kept"]]
+    usable_before = check(corpus)["kept"]
     (ward / "scans").parent.rename(corpus / "Images/ward")
-    sheet = re.sub("^(scans|skin)/", r"Images/ward/\1/", mended(block("csv")), flags=re.MULTILINE)
+    sheet = re.sub(
+        "^(scans|skin)/", r"Images/ward/\1/", corrected(block("csv")), flags=re.MULTILINE
+    )
     (corpus / "Images/ward/ward.csv").rename(corpus / "ward.csv").write_text(
         sheet, encoding="utf-8"
     )
-    said = looked_over(corpus)
-    assert said["kept"] == kept[0] + 4
-    assert "splits without data" not in [finding["kind"] for finding in said["findings"]]
+    report = check(corpus)
+    assert report["kept"] == usable_before + 4
+    assert "splits without data" not in [finding["kind"] for finding in report["findings"]]
 
 
-def looked_over(corpus: Path) -> dict[str, Any]:
+def check(corpus: Path) -> dict[str, Any]:
     assert med_r1("check", str(corpus), "--no-images", "--json", "out.json") == 1, (
         "the sample has records that are refused"
     )
-    said: dict[str, Any] = json.loads(Path("out.json").read_text(encoding="utf-8"))
-    return said
+    report: dict[str, Any] = json.loads(Path("out.json").read_text(encoding="utf-8"))
+    return report
 
 
 def test_all_names_and_limits_in_the_text_are_those_of_the_code() -> None:
@@ -104,11 +103,9 @@ def test_all_names_and_limits_in_the_text_are_those_of_the_code() -> None:
     assert f"{MAX_TEXT_LENGTH:,} characters" in DOC
 
 
-def test_the_settings_that_are_shown_fit_the_files_they_go_into() -> None:
-    pinned, params = (
-        load_yaml(block("yaml", 0), Path("page")),
-        load_yaml(block("yaml", 1), Path("page")),
-    )
+def test_the_settings_in_the_text_fit_their_files() -> None:
+    pinned = load_yaml(block("yaml", 0), Path("page"))
+    params = load_yaml(block("yaml", 1), Path("page"))
     assert pinned["outs"][0]["path"] == params["corpus"]["archive"]
     known = read_yaml(ROOT / "params.yaml")
     assert set(params["corpus"]) <= set(known["corpus"])

@@ -1,7 +1,4 @@
-"""Every data test fails on a planted defect and passes on good data.
-
-Errors stop, warnings go on.
-"""
+"""Every data test fails on a planted defect and passes on good data; only errors stop."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from stages.core.errors import InputError
 from stages.core.params import DataTests
 from stages.core.yaml_files import read_yaml
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.splitting.data_tests import (
     CORPUS_TESTS,
@@ -31,8 +29,12 @@ from stages.corpus.splitting.data_tests import (
     write_results,
 )
 from stages.corpus.splitting.draws import Draw
-from stages.corpus.splitting.expectations import contradictions, letter_bias, statistics
-from stages.corpus.splitting.expectations import unique_images as images
+from stages.corpus.splitting.expectations import (
+    contradictions,
+    letter_bias,
+    statistics,
+    unique_images,
+)
 from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, Raw
 
@@ -81,18 +83,17 @@ def good() -> list[Raw]:
 
 
 def read(records: list[Raw]) -> Reading:
-    """The records by their modality's file, as stage splits reads them."""
+    """Read the records from their modality's file, as stage splits does."""
     by_file: dict[str, list[Raw]] = {name: [] for name in FILE_OF.values()}
     slugs = {literal: slug for slug, literal in MODALITIES.items()}
     for record in records:
-        by_file[
-            FILE_OF[record.get("_file") or slugs.get(record.get("modality_type", ""), "ct")]
-        ].append(record)
-    return read_record_files((name, json.dumps(found).encode()) for name, found in by_file.items())
+        slug = record.get("_file") or slugs.get(record.get("modality_type", ""), "ct")
+        by_file[FILE_OF[slug]].append(record)
+    return read_record_files((name, json.dumps(rows).encode()) for name, rows in by_file.items())
 
 
 def draw_of(records: list[Record]) -> Draw:
-    """Every fifth question for the test, on both axes."""
+    """Every fifth question in test, on both axes."""
     items = [
         {
             "problem": format_problem(record.question, record.options),
@@ -113,42 +114,38 @@ def draw_of(records: list[Record]) -> Draw:
 
 
 def of_ct(change: Callable[[int, Raw], object]) -> Plant:
-    """Plant a change in each record of CT; it gets the number of the record."""
+    """Apply change(index, record) to each record of CT."""
     return lambda records: [
         change(at, record) for at, record in enumerate(records) if record["modality_type"] == CT
     ]
 
 
 def in_one(**changes: Any) -> Plant:
-    """Change fields of the first record; None takes one out."""
+    """Change fields of the first record; None removes one."""
 
     def plant(records: list[Raw]) -> None:
         records[0] |= changes
-        for name in [name for name, value in changes.items() if value is None]:
-            del records[0][name]
+        for name, value in changes.items():
+            if value is None:
+                del records[0][name]
 
     return plant
 
 
 def results(records: list[Raw]) -> dict[str, Result]:
     reading = read(records)
-    first = judge_records(reading, FILE_OF)
-    if any(each.stops for each in first):
-        return {each.test: each for each in first}
-    return {
-        each.test: each
-        for each in (
-            *first,
-            *judge_corpus(reading.records, draw_of(reading.records), SIZE, RULES).tests,
-        )
-    }
+    tests = judge_records(reading, FILE_OF)
+    if not any(each.stops for each in tests):
+        draw = draw_of(reading.records)
+        tests += judge_corpus(reading.records, draw, SIZE, RULES).tests
+    return {each.test: each for each in tests}
 
 
 def test_good_data_passes_every_test() -> None:
-    found = results(good())
-    assert list(found) == list(TESTS)
-    assert {name for name, each in found.items() if each.outcome != "passed"} == set()
-    assert all(each.checked > 0 for each in found.values())
+    by_test = results(good())
+    assert list(by_test) == list(TESTS)
+    assert {name for name, each in by_test.items() if each.outcome != "passed"} == set()
+    assert all(each.checked > 0 for each in by_test.values())
 
 
 def option_letters(at: int, record: Raw) -> None:
@@ -161,17 +158,11 @@ def option_letters(at: int, record: Raw) -> None:
 
 
 def same_answer(at: int, record: Raw) -> None:
-    record |= {
-        "option_A": "Nodule",
-        "option_B": "Else",
-        "option_C": "Other",
-        "option_D": "None",
-        "gt_answer": "Nodule",
-    }
-    record["option_A"], record[f"option_{LETTERS[at % 4]}"] = (
-        record[f"option_{LETTERS[at % 4]}"],
-        record["option_A"],
-    )
+    options = ["Else", "Other", "None"]
+    options.insert(at % 4, "Nodule")
+    record["gt_answer"] = "Nodule"
+    for letter, option in zip(LETTERS, options, strict=True):
+        record[f"option_{letter}"] = option
 
 
 def repeat(records: list[Raw]) -> None:
@@ -266,9 +257,9 @@ def test_a_planted_defect_fails_its_test_with_an_example(
 ) -> None:
     records = good()
     plant(records)
-    found = results(records)[test]
-    assert found.outcome == "failed"
-    assert any(example in each for each in found.examples), found.examples
+    result = results(records)[test]
+    assert result.outcome == "failed"
+    assert any(example in each for each in result.examples), result.examples
 
 
 def test_every_test_has_a_planted_defect() -> None:
@@ -284,7 +275,7 @@ def test_an_image_is_upscaled_if_one_side_is_shorter(size: list[int], passes: bo
     assert (results(records)["upscaled_images"].outcome == "passed") is passes
 
 
-def test_other_answers_contradict_only_where_one_is_offered_and_ruled_out() -> None:
+def test_answers_contradict_only_where_one_question_offers_the_answer_of_the_other() -> None:
     first = good()[0] | {
         "gt_answer": "CT",
         "option_A": "CT",
@@ -302,11 +293,11 @@ def test_other_answers_contradict_only_where_one_is_offered_and_ruled_out() -> N
     unlike = read([first, other_words, other_image, other_question])
     assert contradictions(unlike.records).violations == 0
     one_offers = first | {"question_id": "e", "gt_answer": "PET", "option_A": "X-ray"}
-    found = contradictions(read([first, one_offers]).records)
-    assert (found.value, found.violations, found.checked) == (1.0, 2, 2)
+    result = contradictions(read([first, one_offers]).records)
+    assert (result.value, result.violations, result.checked) == (1.0, 2, 2)
 
 
-def test_letters_are_compared_with_chance_where_questions_have_fewer_options() -> None:
+def test_letter_bias_accounts_for_questions_with_fewer_options() -> None:
     two = {"option_C": None, "option_D": None}
     records = [
         {name: value for name, value in (record | two).items() if value is not None}
@@ -317,15 +308,15 @@ def test_letters_are_compared_with_chance_where_questions_have_fewer_options() -
     assert letter_bias(read(records).records).value == 0.0
 
 
-def test_no_records_at_all_fail_what_asks_for_some_and_divide_nothing() -> None:
-    found = {each.test: each for each in judge_corpus([], draw_of([]), SIZE, RULES).tests}
-    assert {name for name, each in found.items() if each.outcome == "failed"} == {
+def test_without_records_only_the_tests_of_a_minimum_fail() -> None:
+    tests = judge_corpus([], draw_of([]), SIZE, RULES).tests
+    assert {each.test for each in tests if each.outcome == "failed"} == {
         "questions_of_modality",
         "questions_of_type",
     }
 
 
-def test_severity_decides_what_a_failure_does() -> None:
+def test_a_failure_stops_or_not_by_its_severity() -> None:
     records = good()
     of_ct(lambda at, record: record.update(brightness=[20.0, 0.0]))(records)
     reading = read(records)
@@ -336,26 +327,23 @@ def test_severity_decides_what_a_failure_does() -> None:
         }
         return judge_corpus(reading.records, draw_of(reading.records), SIZE, rules)
 
-    with pytest.raises(
-        InputError,
-        match=(
-            r"1 data test failed: blank_images 0\.125 \(limit 0\.05\), as data/images/ct/0\.png:"
-            r" .*: check .* r\.json holds"
-        ),
-    ):
+    with pytest.raises(RefusedDataError) as error:
         stop_on_errors(judged("error"), Path("r.json"))
+    assert error.value.fault is CorpusFault.DATA_TEST
+    for part in ("blank_images 0.125 (limit 0.05)", "data/images/ct/0.png", "r.json"):
+        assert part in str(error.value)
     stop_on_errors(judged("warning"), Path("r.json"))
     (off,) = [each for each in judged("off").tests if each.test == "blank_images"]
     assert (off.outcome, off.examples) == ("not run", ())
 
 
-def test_results_are_kept_with_what_to_do_and_read_back(tmp_path: Path) -> None:
+def test_results_are_written_with_remedies_and_read_back(tmp_path: Path) -> None:
     reading = read(good())
     corpus = judge_corpus(reading.records, draw_of(reading.records), SIZE, RULES)
-    found = Results((*judge_records(reading, FILE_OF), *corpus.tests), corpus.statistics)
+    written = Results((*judge_records(reading, FILE_OF), *corpus.tests), corpus.statistics)
     path = tmp_path / "r.json"
-    write_results(path, found, {"corpus": "md5:abc"})
-    assert read_results(path) == found
+    write_results(path, written, {"corpus": "md5:abc"})
+    assert read_results(path) == written
     tree = json.loads(path.read_text(encoding="utf-8"))
     assert (tree["passed"], tree["provenance"]) == (True, {"corpus": "md5:abc"})
     assert {each["test"] for each in tree["tests"] if each["remedy"] and each["meaning"]} == set(
@@ -368,11 +356,11 @@ def test_results_are_kept_with_what_to_do_and_read_back(tmp_path: Path) -> None:
         read_results(path)
 
 
-def test_statistics_tell_brightness_and_contrast_by_modality_of_images_not_of_questions() -> None:
+def test_statistics_by_modality_count_each_image_once() -> None:
     records = read(good()).records
-    found = statistics(records, images(records), SIZE)
-    assert list(found) == list(MODALITIES)
-    assert found["ct"] == {
+    by_modality = statistics(records, unique_images(records), SIZE)
+    assert list(by_modality) == list(MODALITIES)
+    assert by_modality["ct"] == {
         "questions": 125,
         "images": 25,
         "median_side": 400.0,

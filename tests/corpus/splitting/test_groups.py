@@ -1,4 +1,4 @@
-"""Groups hold what is linked, through however many others, in whatever order the images come."""
+"""Groups are the connected components of linked images, in whatever order the images come."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def image(
     )
 
 
-def test_a_copy_of_a_copy_and_its_patients_other_images_are_one_group() -> None:
+def test_copies_of_copies_and_other_images_of_their_patients_are_one_group() -> None:
     images = [
         image("d", bits=(101,), patient="p"),
         image("b", pixels="same", bits=(1, 2, 3)),
@@ -41,7 +41,7 @@ def test_a_copy_of_a_copy_and_its_patients_other_images_are_one_group() -> None:
     assert group_images(images, None) == {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e"}
 
 
-def test_a_threshold_counts_bits() -> None:
+def test_the_threshold_is_a_number_of_bits() -> None:
     images = [image("a"), image("b", bits=tuple(range(10)))]
     assert len(set(group_images(images, 9).values())) == 2
     assert len(set(group_images(images, 10).values())) == 1
@@ -101,7 +101,7 @@ def test_groups_are_the_transitive_closure_whatever_the_order(
     assert group_images(shuffled, distance) == components(images, distance)
 
 
-def test_many_links_are_joined_a_portion_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_links_are_joined_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_LINKS", 3)
     bits = np.random.default_rng(0).permutation(BITS)[:40].tolist()
     images = [image(f"{index:02d}", bits=tuple(bits[:index])) for index in range(40)]
@@ -148,7 +148,7 @@ def test_the_default_patterns_find_the_patients_of_omnimedvqa(
     )
 
 
-def test_an_id_is_one_of_its_data_set() -> None:
+def test_patient_ids_are_unique_within_a_data_set_only() -> None:
     pattern = [re.compile(r"(\d+)_")]
     assert (
         patient_of("Images/A/7_1.png", pattern)

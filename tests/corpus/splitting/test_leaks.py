@@ -1,4 +1,4 @@
-"""What leaks is counted by image, by group, and along the other axis."""
+"""Leaks are counted by image, by group, and along the other axis."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ def item(name: str, image: str) -> dict[str, str]:
     return {"question_id": name, "image": image}
 
 
-def test_an_image_a_copy_and_the_other_axis_are_told_apart() -> None:
-    seen, copied, fresh = item("1", "a"), item("2", "copy of a"), item("3", "b")
+def test_leaks_of_an_image_of_a_copy_and_of_the_other_axis_are_distinguished() -> None:
+    same_image = item("1", "a")
+    copy = item("2", "copy of a")
+    fresh = item("3", "b")
     train = [item("0", "a"), item("4", "c")]
     draw = {
-        "modality": {"ct": (train, [seen, copied, fresh])},
-        "task": {"lesion-grading": ([fresh, seen], [*train, copied])},
+        "modality": {"ct": (train, [same_image, copy, fresh])},
+        "task": {"lesion-grading": ([fresh, same_image], [*train, copy])},
     }
     leaks = count_leaks(draw, GROUP_OF)
     assert leaks["modality"]["ct"] == Leak(test=3, image=1, group=2, other_axis=2)

@@ -1,6 +1,8 @@
-"""All near hashes are found, and no others."""
+"""near_pairs links all near hashes, and no others."""
 
 from __future__ import annotations
+
+from itertools import chain
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +22,7 @@ def test_hashes_have_the_length_that_images_are_hashed_to() -> None:
 def linked(hashes: list[str], distance: int) -> list[set[int]]:
     """The groups that near_pairs links, by brute force over its pairs."""
     groups = [{index} for index in range(len(hashes))]
-    for first, second in (
-        pair for found in near_pairs(hashes, distance) for pair in found.tolist()
-    ):
+    for first, second in chain.from_iterable(near_pairs(hashes, distance)):
         union = groups[first] | groups[second]
         for index in union:
             groups[index] = union
@@ -31,7 +31,7 @@ def linked(hashes: list[str], distance: int) -> list[set[int]]:
 
 @st.composite
 def clustered(draw_: st.DrawFn) -> list[str]:
-    """Few centres, and hashes some bits away from them."""
+    """Hashes some bits away from a few centres."""
     centres = draw_(st.lists(st.integers(0, 2**BITS - 1), min_size=1, max_size=3))
     hashes = []
     for _ in range(draw_(st.integers(1, 12))):
@@ -50,9 +50,9 @@ def test_all_near_hashes_are_linked_and_pairs_are_near(hashes: list[str], distan
         for j, second in enumerate(hashes):
             if bits_apart(first, second) <= distance:
                 assert j in groups[i]
-    for found in near_pairs(hashes, distance):
-        assert all(bits_apart(hashes[i], hashes[j]) <= distance for i, j in found.tolist())
+    for pairs in near_pairs(hashes, distance):
+        assert all(bits_apart(hashes[i], hashes[j]) <= distance for i, j in pairs)
 
 
 def test_no_hashes_have_no_pairs() -> None:
-    assert sum(len(found) for found in near_pairs([], 10)) == 0
+    assert sum(map(len, near_pairs([], 10))) == 0

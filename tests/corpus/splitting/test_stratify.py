@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,11 @@ from hypothesis import strategies as st
 from stages.corpus.splitting.stratify import Group, Stratum, stratify
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
-STRATA: list[Stratum] = [
-    (modality, kind) for modality in list(MODALITIES)[:3] for kind in list(QUESTION_TYPES)[:3]
-]
+STRATA: list[Stratum] = list(product(list(MODALITIES)[:3], list(QUESTION_TYPES)[:3]))
 
 
 def shares(groups: Mapping[str, Group], train: set[str]) -> dict[Any, tuple[float, int]]:
-    """Of each modality, type and stratum.
-
-    The share on the train side, and the number of questions.
-    """
+    """Modality, type or stratum -> (share of its questions in train, number of questions)."""
     total: Counter[Any] = Counter()
     trained: Counter[Any] = Counter()
     for name, group in groups.items():
@@ -34,8 +30,10 @@ def shares(groups: Mapping[str, Group], train: set[str]) -> dict[Any, tuple[floa
     return {key: (trained[key] / n, n) for key, n in total.items()}
 
 
-def made(rng: np.random.Generator, number: int, largest: int) -> dict[str, dict[Stratum, int]]:
-    """Groups of one modality each."""
+def random_groups(
+    rng: np.random.Generator, number: int, largest: int
+) -> dict[str, dict[Stratum, int]]:
+    """Groups of one modality each, with up to two strata of `largest` questions."""
     groups = {}
     for index in range(number):
         modality = STRATA[int(rng.integers(len(STRATA)))][0]
@@ -56,12 +54,12 @@ def made(rng: np.random.Generator, number: int, largest: int) -> dict[str, dict[
 def test_shares_are_within_a_point_of_each_modality_type_and_stratum(
     seed: int, number: int, largest: int, share: float
 ) -> None:
-    groups = made(np.random.default_rng(seed), number, largest)
-    for key, (found, n) in shares(groups, stratify(groups, share, 42)).items():
-        assert abs(found - share) <= max(0.01, 1 / n), key
+    groups = random_groups(np.random.default_rng(seed), number, largest)
+    for key, (train_share, n) in shares(groups, stratify(groups, share, 42)).items():
+        assert abs(train_share - share) <= max(0.01, 1 / n), key
 
 
-def test_large_patients_are_evened_out_by_small_ones() -> None:
+def test_small_groups_even_out_large_ones() -> None:
     rng = np.random.default_rng(3)
     sizes = np.rint(rng.lognormal(1, 1.2, 400)).astype(int) + 1
     assert sizes.max() > 50
@@ -70,14 +68,14 @@ def test_large_patients_are_evened_out_by_small_ones() -> None:
         str(index): {STRATA[int(k)]: int(n)}
         for index, (k, n) in enumerate(zip(kinds, sizes, strict=True))
     }
-    for key, (found, _) in shares(groups, stratify(groups, 0.8, 42)).items():
-        assert abs(found - 0.8) <= 0.01, key
+    for key, (train_share, _) in shares(groups, stratify(groups, 0.8, 42)).items():
+        assert abs(train_share - 0.8) <= 0.01, key
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(0, 40), st.randoms(use_true_random=False))
 def test_the_order_of_groups_does_not_matter(seed: int, number: int, random: Any) -> None:
-    groups = made(np.random.default_rng(seed), number, 4)
+    groups = random_groups(np.random.default_rng(seed), number, 4)
     items = list(groups.items())
     random.shuffle(items)
     assert stratify(dict(items), 0.8, 42) == stratify(groups, 0.8, 42)
@@ -85,19 +83,20 @@ def test_the_order_of_groups_does_not_matter(seed: int, number: int, random: Any
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 60))
-def test_no_side_of_a_stratum_with_groups_enough_is_empty(seed: int, number: int) -> None:
-    groups = made(np.random.default_rng(seed), number, 1)
-    holders = Counter(stratum[0] for group in groups.values() for stratum in group)
+def test_no_side_of_a_modality_with_enough_groups_is_empty(seed: int, number: int) -> None:
+    groups = random_groups(np.random.default_rng(seed), number, 1)
+    strata = Counter(modality for modality, _ in chain.from_iterable(groups.values()))
     train = stratify(groups, 0.8, 42)
-    for modality, (found, _) in shares(groups, train).items():
-        if holders[modality] >= 4:
-            assert 0 < found < 1
+    for key, (train_share, _) in shares(groups, train).items():
+        if strata[key] >= 4:
+            assert 0 < train_share < 1
 
 
 def test_data_of_one_modality_moves_no_group_of_another_and_few_of_its_own() -> None:
-    groups = made(np.random.default_rng(1), 600, 3)
+    groups = random_groups(np.random.default_rng(1), 600, 3)
     more = groups | {f"mri/new{index}": {("mri", STRATA[0][1]): 2} for index in range(40)}
-    before, after = stratify(groups, 0.8, 42), stratify(more, 0.8, 42)
+    before = stratify(groups, 0.8, 42)
+    after = stratify(more, 0.8, 42)
     moved = {name for name in groups if (name in before) != (name in after)}
     assert {name.split("/")[0] for name in moved} <= {"mri"}
     assert len(moved) <= 12
@@ -105,19 +104,20 @@ def test_data_of_one_modality_moves_no_group_of_another_and_few_of_its_own() -> 
 
 def test_a_group_that_spans_modalities_is_on_one_side_and_counted_in_both() -> None:
     groups: dict[str, dict[Stratum, int]] = {
-        f"{m}/{i}": {(m, "k"): 1} for m in ("ct", "mri") for i in range(80)
+        f"{modality}/{index}": {(modality, "k"): 1}
+        for modality, index in product(("ct", "mri"), range(80))
     }
     groups |= {f"both/{index}": {("ct", "k"): 2, ("mri", "k"): 2} for index in range(10)}
-    for key, (found, _) in shares(groups, stratify(groups, 0.8, 42)).items():
-        assert abs(found - 0.8) <= 0.01, key
+    for key, (train_share, _) in shares(groups, stratify(groups, 0.8, 42)).items():
+        assert abs(train_share - 0.8) <= 0.01, key
 
 
-def test_seeds_draw_differently_and_a_seed_the_same() -> None:
-    groups = made(np.random.default_rng(1), 100, 2)
+def test_the_draw_depends_on_the_seed_alone() -> None:
+    groups = random_groups(np.random.default_rng(1), 100, 2)
     draws = [frozenset(stratify(groups, 0.8, seed)) for seed in (42, 42, 43)]
     assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("names", [[], ["a"]])
-def test_too_few_groups_are_no_error_here(names: list[str]) -> None:
+def test_too_few_groups_are_no_error(names: list[str]) -> None:
     assert len(stratify({name: {STRATA[0]: 5} for name in names}, 0.8, 42)) == len(names)

@@ -216,7 +216,7 @@ def test_what_the_hub_does_not_give_is_told_apart(
     assert done.returncode == 1
     assert message in done.stderr, done.stderr
     assert model in done.stderr
-    assert revision in done.stderr or "no model id" in done.stderr
+    assert revision in done.stderr or "not a model id" in done.stderr
 
 
 def test_no_network_is_told_from_a_hub_that_fails_and_from_offline_mode(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_shard_that_is_missing_or_cut_short_is_named(
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(
         InputError,
-        match=r"model.safetensors has \d+ bytes instead of \d+. Copy or fetch the model again",
+        match=r"model.safetensors has \d+ bytes instead of \d+. Copy or download the model again",
     ):
         run_base(monkeypatch, root)
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}

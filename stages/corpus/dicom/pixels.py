@@ -224,7 +224,7 @@ def _check_rle(frame: bytes, header: Header) -> None:
     if len(frame) < _RLE_HEADER:
         raise ImageError("the compressed pixel data are truncated")
     count, *offsets = struct.unpack_from("<16I", frame)
-    if count != header.samples * header.allocated // 8:
+    if not count or count != header.samples * header.allocated // 8:  # 0 if one bit per pixel
         raise ImageError("the compressed pixel data do not match the transfer syntax")
     ends = [*offsets[1:count], len(frame)]
     segments = list(zip(offsets[:count], ends, strict=True))

@@ -196,6 +196,14 @@ def test_rle_segments_that_do_not_follow_each_other_are_refused(
     assert_refused(encapsulated(frame, syntaxes.RLE, ramp(dtype="uint16")), "damaged")
 
 
+def test_rle_of_one_bit_per_pixel_and_without_segments_is_refused() -> None:
+    data_set = dataset(ramp())
+    data_set.BitsAllocated, data_set.BitsStored, data_set.HighBit = 1, 1, 0
+    data_set.PixelData = encapsulate([struct.pack("<16I", 0, *[0] * 15)])
+    data_set["PixelData"].is_undefined_length = True
+    assert_refused(written(data_set, syntaxes.RLE))
+
+
 @pytest.mark.parametrize("count", [2, 64])
 def test_more_frames_than_there_are_fragments_are_refused(count: int) -> None:
     frame = encoded_ramp(syntaxes.RLE)

@@ -4,7 +4,7 @@
     python -m stages.evaluate base      the base on the test splits of both axes
 
 No answer is extracted and no number computed here: both are derived from the rows (stage report).
-Completions are kept as they come in .scratch/evaluate: one that was killed goes on where it was.
+Completions are stored as they come in .scratch/evaluate, from which a killed run resumes.
 Several GPUs share the questions, a process each; MED_R1_PROCESSES says how many processes where
 that is to be another number.
 """

@@ -168,7 +168,7 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
             return
         if (arrived := out.seek(0, os.SEEK_END)) > file.size:
             arrived = out.truncate(0)
-        how = f"goes on from {arrived / _GIB:.2f} GiB of" if arrived else "fetches"
+        how = f"resumes from {arrived / _GIB:.2f} GiB of" if arrived else "fetches"
         print(f"base: {how} {file.path}, {file.size / _GIB:.2f} GiB", file=sys.stderr)
         address = hf_hub_url(model, file.path, revision=revision)
         http_get(

@@ -136,7 +136,7 @@ def test_a_transfer_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None
         hub.asked.clear()
         done = fetch(hub, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "goes on from" in done.stderr
+    assert "resumes from" in done.stderr
     (resumed,) = [
         each for each in hub.asked if each.startswith("GET") and "model.safetensors" in each
     ]

@@ -315,7 +315,9 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_undisturbed_on
     done = subprocess.run(
         COMMAND, cwd=killed, env=environment(), check=True, capture_output=True, text=True
     )
-    assert int(re.search(r"ct: goes on from step (\d+), kept in", done.stderr).group(1)) >= 19  # type: ignore[union-attr]
+    resumed = re.search(r"ct: resuming from step (\d+) \(state in", done.stderr)
+    assert resumed is not None
+    assert int(resumed[1]) >= 19
     assert weights(whole) == weights(killed)
     log = layout.training_log("ct")
     assert (whole / log).read_bytes() == (killed / log).read_bytes()
@@ -336,7 +338,7 @@ def test_a_state_of_other_settings_is_never_resumed(tmp_path: Path) -> None:
     done = subprocess.run(
         COMMAND, cwd=tmp_path, env=environment(), check=True, capture_output=True, text=True
     )
-    assert "goes on from" not in done.stderr
+    assert "resuming from" not in done.stderr
     assert not old.exists()
     assert "ct: 2 steps" in done.stdout
 
@@ -401,12 +403,12 @@ def test_two_processes_learn_what_one_learns_and_go_on_when_one_was_killed(tmp_p
 
     said = kill_a_rank(killed, rank=1, after=2)
     assert "process 2 of 2 (rank 1) was killed by signal 9 (SIGKILL)" in said
-    assert "Run the same command again: it goes on from the last state that was kept" in said
+    assert "Re-run the same command to resume from the last saved state" in said
     assert not (killed / layout.model("ct")).exists()
     done = subprocess.run(
         COMMAND, cwd=killed, env=several, check=True, capture_output=True, text=True
     )
-    assert re.search(r"ct: goes on from step [2468], kept in", done.stderr)
+    assert re.search(r"ct: resuming from step [2468] \(state in", done.stderr)
     assert weights(two) == weights(killed), "bit for bit"
     assert (two / layout.training_log("ct")).read_bytes() == (
         killed / layout.training_log("ct")
@@ -433,7 +435,7 @@ def test_deepspeed_goes_on_when_a_process_was_killed(way: str, name: str, tmp_pa
     done = subprocess.run(
         command, cwd=killed, env=several, check=True, capture_output=True, text=True
     )
-    assert re.search(rf"{name}: goes on from step [2468], kept in", done.stderr)
+    assert re.search(rf"{name}: resuming from step [2468] \(state in", done.stderr)
     assert weights(whole, name) == weights(killed, name)
 
 

@@ -18,9 +18,9 @@ class Shortage(NamedTuple):
 
 
 def find_shortages(needed: Mapping[Path, int], reserve: int = 0) -> list[Shortage]:
-    """Disks that cannot take the bytes that are to be written below these folders.
+    """Disks without room for the bytes to be written below these folders.
 
-    Folders need not exist yet. `reserve`: bytes of each disk to leave free, part of what is needed.
+    Folders need not exist yet. `reserve`: bytes to leave free on each disk.
     """
     disks: defaultdict[int, list[Path]] = defaultdict(list)
     for folder in needed:

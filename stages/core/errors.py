@@ -32,9 +32,7 @@ class ExitCode(IntEnum):
     """Another process of the same training ended first (LostPeerError)."""
     INTERRUPTED = 130
     KILLED = 137
-    """Ended by a signal that it could not answer: what an outcome file says until the stage
-    replaces it.
-    """
+    """Killed by a signal it could not handle; outcome files begin with this code."""
     TERMINATED = 143
 
 

@@ -84,7 +84,7 @@ def training_log(checkpoint: str) -> Path:
 def training_provenance(checkpoint: str) -> Path:
     """Commit, settings and versions behind a checkpoint or the base.
 
-    Beside the weights, so that no later stage depends on it.
+    Not inside the model's folder, so that no later stage depends on it.
     """
     return TRAINING / f"{checkpoint}.provenance.json"
 

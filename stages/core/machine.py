@@ -1,4 +1,4 @@
-"""What this machine has: GPUs, what torch makes of them, installed packages.
+"""Hardware and packages of this machine: GPUs, torch's view of them, versions.
 
 Read by stages/profiles and flows/doctor.
 """
@@ -57,11 +57,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Torch:
-    """What torch says of itself and this machine.
+    """Torch's view of this machine.
 
-    `cuda`: what it was built for, None without. `broken`: why GPUs cannot be used though it was
-    built for them. `flash`: why flash-attn, which is installed, cannot be imported. Both empty if
-    nothing is wrong.
+    `cuda`: CUDA version torch was built for, None without. `broken`: why GPUs cannot be used all
+    the same. `flash`: why an installed flash-attn cannot be imported. Both empty if nothing is
+    wrong.
     """
 
     version: str

@@ -33,10 +33,10 @@ where a result comes from.
 
 
 def collect_provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
-    """The facts behind a result; `params` holds the groups of params.yaml that the stage read.
+    """Provenance of a result; `params`: the groups of params.yaml that the stage read.
 
-    `git_commit` is the last one that touched what decides a result, `git_dirty` whether that was
-    changed since; None where git does not know.
+    `git_commit` is the last commit that touched CODE, `git_dirty` whether it was changed since;
+    None where git does not know.
     """
     return {
         "git_commit": git_value(Path(), "log", "-1", "--format=%H", "--", *CODE),

@@ -52,10 +52,10 @@ def load_yaml(text: str, path: Path) -> Any:
 
 
 def load_for_edit(text: str, path: Path) -> CommentedMap:
-    """The mapping of a YAML text, from which `dump_edited` makes the same bytes but for the edits.
+    """Load a YAML mapping for editing: `dump_edited` reproduces every byte but the edits.
 
-    InputError as `load_yaml`, if it is no mapping, and, with the line to write instead, if a line
-    would not come back as it is: comments inside braces that span lines, unusual indentation, other
+    InputError as in `load_yaml`, if it is not a mapping, and, with the line to write instead, if a
+    line would not be reproduced: comments inside multi-line braces, unusual indentation, other
     spellings of null, true and false.
     """
     if not isinstance(load_yaml(text, path), dict):

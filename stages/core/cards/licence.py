@@ -1,4 +1,4 @@
-"""The licence of a base, as its own model card says it: what is trained from it carries it on."""
+"""Licence of a base from its model card, inherited by everything trained from it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,7 @@ def read_licence(folder: Path) -> dict[str, str]:
 
 
 def carried_licence(facts: Mapping[str, Any]) -> dict[str, str]:
-    """These fields for a model whose provenance is `facts`: those of its base.
-
-    Where they are not on record, nobody may guess them.
-    """
+    """Licence fields of a model with provenance `facts`: its base's, or none if not recorded."""
     base = facts.get("base_model") or {}
     source = base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source")
     if source == EMBEDDED:

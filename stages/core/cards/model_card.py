@@ -11,9 +11,9 @@ from stages.core.params import Params
 
 
 def checkpoint_card(name: str, questions: int, params: Params, facts: dict[str, Any]) -> str:
-    """README.md of a checkpoint: what it was trained on and from, and what it is not for.
+    """README.md of a checkpoint: training data, base, and what it is not for.
 
-    `questions` is the number of questions trained on, `facts` the checkpoint's provenance.
+    `questions`: number of training questions; `facts`: the checkpoint's provenance.
     """
     checkpoint = params.checkpoints[name]
     return render_markdown(

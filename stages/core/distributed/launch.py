@@ -32,9 +32,7 @@ TAIL: Final = 12
 NODES: Final = "MED_R1_NODES"
 RENDEZVOUS: Final = "MED_R1_RENDEZVOUS"
 RENDEZVOUS_TIMEOUT_S: Final = 1800
-"""Seconds that hosts wait for each other: one of them asks DVC first, which may wait for a lock and
-look at every image.
-"""
+"""Seconds that hosts wait for each other; one of them queries DVC first, which may be slow."""
 _LAUNCHER: Final = "MED_R1_LAUNCHER"
 _EVERY: Final = 0.2
 _PATIENCE: Final = "10"
@@ -81,9 +79,9 @@ def processes() -> int:
 
 
 def nodes() -> int:
-    """How many hosts work together, as `NODES` says.
+    """Number of cooperating hosts, from `NODES`.
 
-    InputError if that is no number, or `RENDEZVOUS` does not say where they meet.
+    InputError if it is not a number, or `RENDEZVOUS` is missing.
     """
     value = os.environ.get(NODES, "1")
     if not value.isdecimal() or not int(value):

@@ -23,9 +23,9 @@ _EVERY: Final = 0.5
 
 
 def wanted_processes() -> int:
-    """One for each visible GPU, at least one; or what `PROCESSES` says.
+    """Number of ranks: `PROCESSES`, or one per visible GPU and at least one.
 
-    InputError if that is no number, or more than there are GPUs.
+    InputError if it is not a number, or exceeds the number of GPUs.
     """
     import torch
 

@@ -34,10 +34,7 @@ _MODES: Final = {"online": "online", "offline": "offline", "dryrun": "offline", 
 
 
 class TrackingRun:
-    """A run that takes what is measured.
-
-    Where tracking is off, or has failed, it takes it and does nothing.
-    """
+    """A tracking run; all methods are no-ops if tracking is off or has failed."""
 
     def __init__(self, run: Any = None) -> None:
         self._run = run

@@ -22,9 +22,7 @@ class CorpusLimits(SettingsGroup):
     max_members: PositiveInt
     """Files and folders in all."""
     max_member_mb: PositiveInt
-    """MiB of one file, unpacked. Files are read whole, one on each core: this bounds the memory
-    that takes.
-    """
+    """MiB of one unpacked file. Files are read whole, one per core: this bounds the memory."""
     max_total_mb: PositiveInt
     """MiB of all files, unpacked."""
     max_ratio: PositiveInt
@@ -68,9 +66,7 @@ class Resize(SettingsGroup):
     noise.
     """
     max_megapixels: PositiveInt
-    """Larger images, in millions of pixels, are quarantined before they are decoded: what unpacks
-    to more may be a bomb.
-    """
+    """Limit in millions of pixels; larger images are quarantined before they are decoded."""
 
 
 class Cache(SettingsGroup):
@@ -80,9 +76,8 @@ class Cache(SettingsGroup):
     """
 
     images_gb: PositiveFloat
-    """Resized images, in 10^9 bytes; beyond, those not used for longest go first. They are shared
-    with data/images as hard links, so that only images of earlier corpora and settings take room of
-    their own.
+    """Size limit of the cache of resized images, in GB (10^9 bytes); least recently used ones are
+    evicted. They share disk space with data/images through hard links.
     """
 
 
@@ -103,9 +98,7 @@ class Quarantine(SettingsGroup):
     min_refused: PositiveInt
     """Refused records, of a set or of all, below which a share says nothing and nothing stops."""
     sets: dict[str, Share]
-    """Source set -> a limit of its own; 1.0 lets all of it be refused. {} if none is known to be
-    bad.
-    """
+    """Source set -> its own limit; 1.0 allows all of it to be refused. {}: none."""
 
 
 class Dicom(SettingsGroup):
@@ -149,8 +142,8 @@ class Splits(SettingsGroup):
     train_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the questions that is trained on."""
     near_duplicates: Annotated[int, Field(ge=0, le=24)] | None
-    """Bits, of 256, in which the perceptual hashes of two copies of an image may differ; null: only
-    equal pixels make a copy.
+    """Hamming distance, of 256 bits, up to which two perceptual hashes are copies; null: equal
+    pixels only.
     """
     patient_patterns: list[str]
     """Regular expressions, searched in the path of a source image; the first that is found gives,
@@ -180,8 +173,8 @@ class DataTest(SettingsGroup):
     """One test of the corpus."""
 
     severity: Literal["error", "warning", "off"]
-    """What a failure does: stop stage splits, before anything is trained; be told in its output and
-    in the report; nothing.
+    """Effect of a failure: error stops stage splits before any training; warning is printed and
+    reported; off skips the test.
     """
     limit: NonNegativeFloat
     """Largest value that passes (smallest for questions_of_modality and questions_of_type)."""

@@ -37,9 +37,9 @@ class Base(SettingsGroup):
     """The commit of a model id, 40 hex digits: a name or a tag could move. null for a folder."""
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] | Towers
-    """One kind for language model and vision tower, or {language: sdpa, vision: auto}, which is
-    what auto means: on a GPU take that, and have flash-attn installed. sdpa runs everywhere; eager
-    is slowest, for comparisons alone.
+    """One implementation for language model and vision tower, or {language: sdpa, vision: auto}.
+    auto: that combination on a GPU (install flash-attn); sdpa: everywhere; eager: slowest, for
+    comparisons.
     """
     threads: PositiveInt
     """Threads of a CPU that a policy is computed with: with other numbers, sums are rounded in
@@ -157,9 +157,8 @@ class Grpo(SettingsGroup):
     need the extra `gpu`. docs/launch.md
     """
     timeout_minutes: PositiveFloat
-    """How long a process waits for the others before the training ends. More where one may be long
-    at something alone, such as writing its state to a slow disk; less to notice sooner that one
-    hangs.
+    """Seconds that a rank waits for the others before the training ends. Raise it if one may be
+    slow alone, e.g. writing its state to a slow disk; lower it to notice hangs sooner.
     """
     rollout: Literal["policy", "vllm-colocate", "vllm-server"]
     """What samples completions. policy: the policy itself, behind its own pass over the prompt;
@@ -268,9 +267,7 @@ class Evaluate(SettingsGroup):
     """
     max_new_tokens: PositiveInt
     ablations: bool
-    """Ask every question of a black image and of another image of its modality too: what did the
-    image contribute?
-    """
+    """Also evaluate every question with a black image and with another image of its modality."""
 
 
 class Tracking(SettingsGroup):
@@ -280,9 +277,9 @@ class Tracking(SettingsGroup):
     """
 
     wandb: Literal["none", "offline", "online"]
-    """offline keeps runs in .scratch/wandb for `wandb sync`. Choose it where workers have no
-    network; online where they have, with WANDB_API_KEY in the environment: it falls back to offline
-    if the server does not answer. WANDB_MODE says otherwise.
+    """off; offline keeps runs in .scratch/wandb for `wandb sync`, for workers without network;
+    online needs WANDB_API_KEY and falls back to offline if the server does not answer. WANDB_MODE
+    overrides it.
     """
     project: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]
     entity: str | None
@@ -307,17 +304,16 @@ class Retrain(SettingsGroup):
     goes on, or many, make one run.
     """
     max_fewer_questions: Annotated[float, Field(ge=0, le=1)]
-    """Share of the questions of the champion's corpus, of all and of each modality, that a new one
+    """Largest share of the champion corpus's questions, in total and per modality, that new data
     may lack.
     """
     max_refused: Annotated[float, Field(ge=0, le=1)]
-    """Share of the records of new data that download and resize together may have refused. Each of
-    the two stages has stopped before if it refused more than the group `quarantine` allows,
-    whatever it runs for.
+    """Largest share of new records that download and resize may refuse together. Each stage has
+    already stopped if it refused more than the group `quarantine` allows.
     """
     warn_drift: Share
-    """Jensen-Shannon distance from the champion's corpus, of one feature in one modality or in all,
-    from which it is told; 0.13 is about a population stability index of 0.1.
+    """Jensen-Shannon distance from the champion's corpus, per feature and modality, that is
+    reported; 0.13 is about a population stability index of 0.1.
     """
     max_drift: Share | None
     """The same, beyond which new data is not trained on; null: drift stops nothing."""
@@ -326,12 +322,12 @@ class Retrain(SettingsGroup):
     run.
     """
     min_test_questions: PositiveInt
-    """A checkpoint with fewer test questions of its own, that both sides can be asked, is not
-    judged, and so not promoted.
+    """Minimum number of a checkpoint's own test questions that both sides can answer; with fewer it
+    is not judged, and so not promoted.
     """
     max_loss: NonNegativeFloat
-    """Points. The 95% interval of challenger minus champion, on its own test and over its axis, may
-    not reach below minus this.
+    """Points: the 95% interval of challenger minus champion, on its own test and over its axis,
+    must stay above minus this.
     """
     never_worse: list[str]
     """Cells, "<checkpoint>/<modality or question type tested>", in which the challenger must answer
@@ -358,8 +354,8 @@ class Checkpoint(SettingsGroup):
     images: str
     """Folder of the images its split needs; dvc.yaml makes it a dependency."""
     start: str = "models/base"
-    """Folder of the policy it begins with, its reference too: the base, or what was trained before.
-    dvc.yaml wants it written out.
+    """Folder of the initial policy, also the reference: the base, or an earlier checkpoint.
+    dvc.yaml needs it written out.
     """
     grpo: dict[str, Any] = Field(default_factory=dict)
     """Keys of `grpo` that differ for this checkpoint."""

@@ -2,10 +2,10 @@
 
     python -m stages.download
 
-What `data.dvc` imported is read in place, and nothing of it is copied. Records that cannot be used
-go to quarantine with the reason. `images.jsonl` lists the image files of these records, each with
-its SHA-256 and size: by them DVC sees which modalities new data touches, and stage resize sees that
-it reads the corpus that was checked. Whether an image can be decoded is found out there.
+The corpus that `data.dvc` imported is read in place, without copying it. Unusable records go to
+quarantine with the reason. `images.jsonl` lists the image files of the usable ones with SHA-256 and
+size, from which DVC sees which modalities new data changes, and stage resize verifies that it reads
+the same corpus. Stage resize checks whether the images can be decoded.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from stages.taxonomy import MODALITIES
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
-MEMO: Final = layout.SCRATCH / "corpus" / "hashes"
-"""What is known of images from the run before."""
+HASH_CACHE: Final = layout.SCRATCH / "corpus" / "hashes"
+"""Hashes of images from earlier runs."""
 _IN_FLIGHT: Final = 256 * 2**20
-"""Bytes of images that are read and not yet hashed, at most, unless one alone has more."""
+"""Maximum bytes of images read but not yet hashed, unless a single image has more."""
 _QUEUED: Final = 1024
-"""Images that are handed out at a time."""
+"""Maximum number of images in the queue."""
 
 
 def main() -> None:
@@ -59,100 +59,88 @@ def main() -> None:
             " pinned corpus alone"
         )
     with open_corpus(path, settings.limits) as corpus:
-        listed, files = find_images(corpus, read_questions(corpus))
-        hashes, damaged = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
-        reading = _without_damaged(listed, files, damaged)
+        reading, files = find_images(corpus, read_questions(corpus))
+        hashes, errors = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
+        reading = _without_corrupt(reading, files, errors)
         account = layout.QUARANTINE / "download.parquet"
-        kept = [record.dataset for record in reading.records]
+        datasets = [record.dataset for record in reading.records]
+        provenance = collect_provenance({"corpus": settings})
         quarantine = write_quarantine(
-            account,
-            "download",
-            reading.read,
-            kept,
-            reading.rows,
-            collect_provenance({"corpus": settings}),
+            account, "download", reading.read, datasets, reading.rows, provenance
         )
         if not reading.records:
             message = (
-                f"{path} holds no usable record: {reading.read} read, all refused; {account}"
-                " says why"
+                f"{path} contains no usable record: {reading.read} read, all refused; see {account}"
             )
             raise RefusedDataError(message, CorpusFault.NO_RECORD)
         check_refused(quarantine, params.quarantine, account, str(path))
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
-            _write(
-                corpus, slug, sorted(records, key=lambda record: record.question_id), files, hashes
-            )
+            records.sort(key=lambda record: record.question_id)
+            _write(corpus, slug, records, files, hashes)
     print(
         f"download: read {reading.read} records, kept {len(reading.records)}, quarantined"
         f" {len(reading.rows)} ({account})"
     )
 
 
-def _without_damaged(
-    reading: Reading, files: Mapping[str, Sequence[str]], damaged: Mapping[str, str]
+def _without_corrupt(
+    reading: Reading, files: Mapping[str, Sequence[str]], errors: Mapping[str, str]
 ) -> Reading:
-    """The same reading, records whose image cannot be read quarantined."""
-    why: dict[str, str] = {}
-    for path, names in files.items():
-        for name in names:
-            if name in damaged:  # the first of a series that cannot be read
-                why.setdefault(path, damaged[name])
-    kept = [record for record in reading.records if record.image_path not in why]
-    rows = [
-        refuse(
-            record,
-            record.image_path,
-            f"the image cannot be read from the corpus: {why[record.image_path]}",
-            Reason.IMAGE_DAMAGED,
-        )
-        for record in reading.records
-        if record.image_path in why
-    ]
-    return Reading(reading.read, kept, [*reading.rows, *rows])
+    """The same reading with records of unreadable images (`errors`: file -> reason) refused."""
+    records: list[Record] = []
+    rows = list(reading.rows)
+    for record in reading.records:
+        # for a series, the error of its first unreadable file
+        error = next((errors[name] for name in files[record.image_path] if name in errors), None)
+        if error is None:
+            records.append(record)
+        else:
+            why = f"the image cannot be read from the corpus: {error}"
+            rows.append(refuse(record, record.image_path, why, Reason.IMAGE_DAMAGED))
+    return Reading(reading.read, records, rows)
 
 
 def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The SHA-256 of each image, and for each that cannot be read, why.
+    """The SHA-256 of each readable image and the error of each other one, by file.
 
-    What the memo knows is not read.
+    Images in the hash cache are not read.
     """
-    memo = HashCache(MEMO)
-    hashes = {name: known for name in names if (known := memo.get(corpus.fingerprint(name)))}
-    fresh = corpus.in_order(name for name in names if name not in hashes)
-    damaged = {}
-    for name, digest, why in counted(_hash_each(corpus, fresh), len(fresh), "download", "image"):
-        if why is None:
+    cache = HashCache(HASH_CACHE)
+    hashes = {name: digest for name in names if (digest := cache.get(corpus.fingerprint(name)))}
+    new_names = corpus.in_order(name for name in names if name not in hashes)
+    errors = {}
+    results = _hash_each(corpus, new_names)
+    for name, digest, error in counted(results, len(new_names), "download", "image"):
+        if error is None:
             hashes[name] = digest
         else:
-            damaged[name] = why
-    memo.write({corpus.fingerprint(name): digest for name, digest in hashes.items()})
-    print(f"download: {len(names)} images, {len(fresh)} of them read, the others as they were")
-    return hashes, damaged
+            errors[name] = error
+    cache.write({corpus.fingerprint(name): digest for name, digest in hashes.items()})
+    print(f"download: {len(names)} images, {len(new_names)} read, the others unchanged")
+    return hashes, errors
 
 
 def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
     """Hash images on all cores, yielding name, SHA-256 and error in order.
 
-    At most _IN_FLIGHT bytes and one image are in memory.
+    Memory holds at most _IN_FLIGHT bytes and one image.
     """
 
-    def hashed(name: str) -> tuple[str, str, str | None]:
+    def hash_image(name: str) -> tuple[str, str, str | None]:
         try:
             return name, hashlib.sha256(corpus.fetch(name)).hexdigest(), None
         except DamagedMemberError as error:
             return name, "", error.why
 
-    # a small image counts as if it were larger, so that no more than _QUEUED are handed out
-    at_least = _IN_FLIGHT // _QUEUED
+    # small images count as larger ones, so that at most _QUEUED are in the queue
+    min_weight = _IN_FLIGHT // _QUEUED
     yield from prefetch(
-        hashed,
+        hash_image,
         names,
-        # files are read, unpacked and hashed without the interpreter's lock
-        threads=os.cpu_count(),
+        threads=os.cpu_count(),  # reading, unpacking and hashing release the GIL
         budget=_IN_FLIGHT,
-        weight=lambda name: max(corpus.size(name), at_least),
+        weight=lambda name: max(corpus.size(name), min_weight),
     )
 
 

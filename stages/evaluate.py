@@ -3,10 +3,9 @@
     python -m stages.evaluate ct        the checkpoint on the test splits of all modalities
     python -m stages.evaluate base      the base on the test splits of both axes
 
-No answer is extracted and no number computed here: both are derived from the rows (stage report).
-Completions are stored as they come in .scratch/evaluate, from which a killed run resumes.
-Several GPUs share the questions, a process each; MED_R1_PROCESSES says how many processes where
-that is to be another number.
+Answers and accuracies are not computed here but derived from the rows by stage report. Completions
+are stored in .scratch/evaluate as they come, from which a killed run resumes. Several GPUs share
+the questions, one process per GPU; MED_R1_PROCESSES sets another number of processes.
 """
 
 from __future__ import annotations
@@ -48,29 +47,21 @@ from stages.predictions.schema import SCHEMA
 from stages.prompts.styles import prompt_text
 from stages.taxonomy import AXES
 
-if TYPE_CHECKING:  # they import torch
+if TYPE_CHECKING:  # these import torch
     from stages.generation.answer_store import AnswerStore
     from stages.generation.generate import Completion, Key, Question
 
 
 def main() -> None:
-    """Test one policy and write predictions/<checkpoint>.parquet."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m stages.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_argument("checkpoint", help="base, or a key of checkpoints in params.yaml")
-    # of a process that this stage starts, which keeps its answers in the folder and writes no
-    # predictions
-    arguments.add_argument("--share", help=argparse.SUPPRESS)
-    arguments.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
-    options = arguments.parse_args()
-    name, params = options.checkpoint, load_params()
+    """Evaluate one policy and write predictions/<checkpoint>.parquet."""
+    arguments = _parse_arguments()
+    name = arguments.checkpoint
+    params = load_params()
     evaluation = params.require_evaluation(name)
-    questions = test_questions(evaluation.axis, params.splits.kind)
-    folder, stage = layout.model(name), "base" if name == "base" else f"train@{name}"
+    items = test_questions(evaluation.axis, params.splits.kind)
+    folder = layout.model(name)
     if not folder.is_dir():
+        stage = "base" if name == "base" else f"train@{name}"
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
     provenance = collect_provenance(
         {
@@ -81,39 +72,34 @@ def main() -> None:
         }
     )
     provenance["weights"] = hashes(folder)
-    if not options.share:
+    is_rank = arguments.rank is not None
+    if not is_rank:
         check_tracking(params.tracking)
 
     from stages.generation.answer_store import AnswerStore
     from stages.generation.generate import cut_windows  # imports torch
     from stages.policy.loading import check_policy_files
 
-    asked = _ask(questions, params)
-    processes = int(options.share.partition("/")[2]) if options.share else wanted_processes()
-    windows = cut_windows(asked, params.evaluate.batch_size)
-    if options.share:
-        share = int(options.share.partition("/")[0])
-        for _ in _answer(
-            folder,
-            params,
-            asked,
-            windows[share::processes],
-            AnswerStore(options.answers),
-            processes,
-        ):
+    questions = _questions(items, params)
+    processes = arguments.world_size if is_rank else wanted_processes()
+    windows = cut_windows(questions, params.evaluate.batch_size)
+    if is_rank:
+        own_windows = windows[arguments.rank :: processes]
+        store = AnswerStore(arguments.answers)
+        for _ in _answer(folder, params, questions, own_windows, store, processes):
             check_still_wanted()
         return
     check_policy_files(folder, f"models/{name}")
     scratch = layout.SCRATCH / "evaluate" / name
-    store = AnswerStore(scratch / _fingerprint(folder, provenance, questions, asked, windows))
+    store = AnswerStore(scratch / _fingerprint(folder, provenance, items, questions, windows))
     store.make_folder()
     with tracked(params, "evaluate", name, provenance, identity=store.folder.name) as run:
         run.artifact(name, "model", partial(hashes, folder))
-        _answer_all(name, folder, params, asked, windows, store, processes)
+        _answer_all(name, folder, params, questions, windows, store, processes)
         completions, provenance["batch_sizes"] = store.read()
         rows = [
-            _row(name, item, completions, place, question)
-            for place, (item, question) in enumerate(zip(questions, asked, strict=True))
+            _row(name, item, completions, index, question)
+            for index, (item, question) in enumerate(zip(items, questions, strict=True))
         ]
         rows.sort(key=lambda row: row["question_id"])
         schema = SCHEMA.with_metadata({"provenance": json.dumps(provenance)})
@@ -131,60 +117,81 @@ def main() -> None:
     print(f"{name}: {len(rows)} questions answered -> {layout.predictions(name)}")
 
 
-def _ask(questions: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
-    """Each question as it is asked: its words, and the images it is asked of."""
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="base, or a key of checkpoints in params.yaml")
+    # For the processes that this stage starts: a rank stores its answers in the folder ANSWERS and
+    # writes no predictions.
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--world-size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _questions(items: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
+    """The prompt of each item, and its image per variant."""
     from stages.generation.generate import BLANK, Question
 
-    partner = exchange(questions) if params.evaluate.ablations else {}
-    asked = []
-    for item in questions:
-        images = {"real": item["image"]} | ({"blank": BLANK} if params.evaluate.ablations else {})
-        images |= {"shuffled": partner[item["image"]]} if item["image"] in partner else {}
-        asked.append(
-            Question(prompt_text(item["problem"], params.prompt.style, "evaluate"), images)
-        )
-    return asked
+    ablations = params.evaluate.ablations
+    partner = exchange(items) if ablations else {}
+    questions = []
+    for item in items:
+        images = {"real": item["image"]}
+        if ablations:
+            images["blank"] = BLANK
+        if item["image"] in partner:
+            images["shuffled"] = partner[item["image"]]
+        prompt = prompt_text(item["problem"], params.prompt.style, "evaluate")
+        questions.append(Question(prompt, images))
+    return questions
 
 
 def _answer_all(
     name: str,
     folder: Path,
     params: Params,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     windows: Sequence[range],
     store: AnswerStore,
     processes: int,
 ) -> None:
     """Answer all questions, in this process or several; stored answers are not computed again."""
-    total, (completions, _) = sum(len(each.images) for each in asked), store.read()
+    total = sum(len(question.images) for question in questions)
+    completions, _ = store.read()
     if completions:
         print(
-            f"{name}: resuming after {len(completions)} of {total} answers, kept in {store.folder}",
+            f"{name}: resuming after {len(completions)} of {total} answers (in {store.folder})",
             file=sys.stderr,
         )
     if len(completions) == total:
         return
     report = _progress_reporter(name, total, len(completions))
-    if (shares := min(processes, len(windows))) > 1:
-        run_ranks(
-            ["stages.evaluate", name, "--answers", str(store.folder)],
-            shares,
-            lambda: report(store.count()),
-        )
+    ranks = min(processes, len(windows))
+    if ranks > 1:
+        command = ["stages.evaluate", name, "--answers", str(store.folder)]
+        run_ranks(command, ranks, lambda: report(store.count()))
     else:
-        for count in _answer(folder, params, asked, windows, store, shares):
+        for count in _answer(folder, params, questions, windows, store, ranks):
             report(count)
 
 
-def _progress_reporter(name: str, total: int, done: int) -> Callable[[int], None]:
-    """A function that shows how many answers there are."""
-    bar = tqdm(desc=name, total=total, initial=done, unit="answer", disable=not sys.stderr.isatty())
-    line, start = progress_reporter(name, total, "answer", done=done), time.monotonic()
+def _progress_reporter(name: str, total: int, initial: int) -> Callable[[int], None]:
+    """A function that reports the number of answers, on a bar or in lines."""
+    bar = tqdm(
+        desc=name, total=total, initial=initial, unit="answer", disable=not sys.stderr.isatty()
+    )
+    report_line = progress_reporter(name, total, "answer", done=initial)
+    start = time.monotonic()
 
     def report(count: int) -> None:
         bar.update(count - bar.n)
         if bar.disable:
-            line(count, f"{(count - done) / max(time.monotonic() - start, 1e-9):.1f} a second, ")
+            rate = (count - initial) / max(time.monotonic() - start, 1e-9)
+            report_line(count, f"{rate:.1f} a second, ")
 
     return report
 
@@ -192,12 +199,12 @@ def _progress_reporter(name: str, total: int, done: int) -> Callable[[int], None
 def _answer(
     folder: Path,
     params: Params,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     windows: Sequence[range],
     store: AnswerStore,
     processes: int,
 ) -> Iterator[int]:
-    """Answer what remains of some windows; yield the number of stored answers per batch."""
+    """Answer the remaining questions of `windows`; yield the number of answers after each batch."""
     import torch
 
     from stages.generation.batch_size import BatchSize
@@ -205,35 +212,35 @@ def _answer(
     from stages.policy.loading import load_policy, load_processor
 
     dtype = params.evaluate.dtype or params.base.dtype
-    # by those that compute: one that shares the work out takes no memory of a GPU
+    # only in processes that compute: the parent of ranks must not use GPU memory
     check_gpus(f"evaluate.dtype {dtype}" if dtype == "bfloat16" else None)
     torch.set_num_threads(params.base.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    done, _ = store.read()
-    count = len(done)
+    completed, _ = store.read()
+    count = len(completed)
+    # A GPU answers faster than one thread opens images; on a CPU, threads would slow it down.
+    loader_threads = 0
+    if device.type == "cuda":
+        loader_threads = max((os.cpu_count() or 1) // processes, 1)
     try:
         for answers in answer_greedily(
             load_policy(folder, dtype=dtype, attention=params.base.attention).to(device),
             load_processor(folder),
-            asked,
+            questions,
             windows=windows,
             batch_size=BatchSize(params.evaluate.batch_size, device),
             max_new_tokens=params.evaluate.max_new_tokens,
-            completed=done.keys(),
-            # a GPU answers faster than one thread opens images; on a CPU they would be in each
-            # other's way
-            loader_threads=max((os.cpu_count() or 1) // processes, 1)
-            if device.type == "cuda"
-            else 0,
+            completed=completed.keys(),
+            loader_threads=loader_threads,
         ):
             store.add(answers)
             count += len(answers.completions)
             yield count
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"out of GPU memory ({str(error).splitlines()[0]}): set evaluate.batch_size to a"
-            f" smaller number (now {params.evaluate.batch_size}), or free the GPU; `nvidia-smi`"
-            " shows what else is on it. Re-run the same command to resume from the stored answers"
+            f"out of GPU memory ({str(error).splitlines()[0]}): lower evaluate.batch_size (now"
+            f" {params.evaluate.batch_size}), or free the GPU; `nvidia-smi` lists its processes."
+            " Re-run the same command to resume from the stored answers"
         ) from error
 
 
@@ -241,15 +248,15 @@ def _row(
     name: str,
     item: Mapping[str, Any],
     completions: Mapping[Key, Completion],
-    place: int,
+    index: int,
     question: Question,
 ) -> dict[str, Any]:
-    """The row of one question."""
+    """The prediction row of one question; `index` is its position among the questions."""
     row = {"checkpoint": name, **{field: item[field] for field in SCHEMA.names if field in item}}
     row["gold"] = parse_solution(item["solution"])
     for variant, path in question.images.items():
         prefix = "" if variant == "real" else f"{variant}_"
-        completion = completions[place, variant]
+        completion = completions[index, variant]
         row |= {
             f"{prefix}image": path,
             f"{prefix}output": completion.text,
@@ -261,34 +268,26 @@ def _row(
 def _fingerprint(
     folder: Path,
     provenance: Mapping[str, Any],
-    questions: Sequence[Mapping[str, Any]],
-    asked: Sequence[Question],
+    items: Sequence[Mapping[str, Any]],
+    questions: Sequence[Question],
     windows: Sequence[range],
 ) -> str:
-    """Fingerprint of the answers.
-
-    Covers checkpoint, questions, images, settings, code, versions, device and windows.
-    """
+    """Fingerprint of everything that determines the answers; see docs/architecture.md."""
     import torch
 
-    images = sorted(set(filter(None, chain.from_iterable(each.images.values() for each in asked))))
-    text = json.dumps(
-        [
-            [dict(item), each.words, dict(each.images)]
-            for item, each in zip(questions, asked, strict=True)
-        ],
-        sort_keys=True,
-    )
+    paths = chain.from_iterable(question.images.values() for question in questions)
+    images = sorted(set(filter(None, paths)))  # without the empty path of the blank image
+    contents = [
+        [dict(item), question.words, dict(question.images)]
+        for item, question in zip(items, questions, strict=True)
+    ]
+    text = json.dumps(contents, sort_keys=True)
+    suffixes = (".json", ".safetensors", ".jinja", ".txt")
+    weights = [path for path in folder.iterdir() if path.is_file() and path.suffix in suffixes]
     return fingerprint(
         {name: provenance[name] for name in ("params", "versions")}
         | {
-            "checkpoint": files_hash(
-                [
-                    path
-                    for path in folder.iterdir()
-                    if path.is_file() and path.suffix in (".json", ".safetensors", ".jinja", ".txt")
-                ]
-            ),
+            "checkpoint": files_hash(weights),
             "questions": hashlib.sha256(text.encode()).hexdigest(),
             "images": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
             "code": files_hash(stage_code("evaluate")),
@@ -301,21 +300,19 @@ def _fingerprint(
 def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
     """Distinct test questions of an axis ("modality", "task", "all") in one kind of split.
 
-    Each has the axes it is a test question of.
-
-    In an order in which the questions of one image stand together, next to those of the one it is
-    exchanged with.
+    Adds to each question the flags `<axis>_test`. Questions about one image are adjacent, next to
+    those about its partner in `exchange`.
     """
-    tests: dict[str, set[str]] = {}
+    test_ids: dict[str, set[str]] = {}
     by_id: dict[str, dict[str, Any]] = {}
-    for each, slugs in AXES.items():
-        splits = [read_split(layout.split(each, slug, "test", kind)) for slug in slugs]
+    for name, slugs in AXES.items():
+        splits = [read_split(layout.split(name, slug, "test", kind)) for slug in slugs]
         items = list(chain.from_iterable(splits))
-        tests[each] = {item["question_id"] for item in items}
-        if axis in (each, "all"):
+        test_ids[name] = {item["question_id"] for item in items}
+        if axis in (name, "all"):
             by_id |= {item["question_id"]: item for item in items}
-    for name, item in by_id.items():
-        item |= {f"{each}_test": name in members for each, members in tests.items()}
+    for question_id, item in by_id.items():
+        item |= {f"{name}_test": question_id in ids for name, ids in test_ids.items()}
     return sorted(
         by_id.values(),
         key=lambda item: (item["modality"], _draw(item["image"]), item["question_id"]),
@@ -325,16 +322,15 @@ def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
 def exchange(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Image -> another image of its modality: the next one in a fixed random cycle.
 
-    None stays with itself, and a modality with one image has none to exchange.
+    A modality with a single image has no entry.
     """
     partner: dict[str, str] = {}
     for modality in sorted({item["modality"] for item in questions}):
         images = sorted(
             {item["image"] for item in questions if item["modality"] == modality}, key=_draw
         )
-        partner |= (
-            dict(zip(images, images[1:] + images[:1], strict=True)) if len(images) > 1 else {}
-        )
+        if len(images) > 1:
+            partner |= dict(zip(images, images[1:] + images[:1], strict=True))
     return partner
 
 

@@ -2,9 +2,9 @@
 
     python -m stages.prior
 
-The blind prior of each split, and that of all splits of its axis together, in the kind of split
-that is trained and tested on (stages/scoring/prior.py). What the report holds accuracies against is
-all here, question by question.
+Computes the blind prior of each split, and that of all splits of its axis together, for the kind of
+split in use (stages/scoring/prior.py). The files hold per-question credits, so that the report can
+compare accuracies with the baseline question by question.
 """
 
 from __future__ import annotations
@@ -40,17 +40,16 @@ def main() -> None:
     provenance = collect_provenance({"splits.kind": kind})
     with atomic_directory(layout.PRIOR) as folder:
         for blind_baseline in blind_baselines:
-            path = folder / layout.prior(blind_baseline.axis, blind_baseline.split).relative_to(
-                layout.PRIOR
-            )
-            write_json(path, as_json(blind_baseline) | {"provenance": provenance})
+            path = layout.prior(blind_baseline.axis, blind_baseline.split)
+            content = as_json(blind_baseline) | {"provenance": provenance}
+            write_json(folder / path.relative_to(layout.PRIOR), content)
     for blind_baseline in blind_baselines:
-        written, normalised = (blind_baseline.rules[name] for name in RULES)
+        as_written, normalised = (blind_baseline.rules[name] for name in RULES)
         print(
-            f"prior: {blind_baseline.axis}/{blind_baseline.split}: {written.accuracy:.1%} of"
-            f" {blind_baseline.n} without the image ({written.low:.1%} to {written.high:.1%};"
+            f"prior: {blind_baseline.axis}/{blind_baseline.split}: {as_written.accuracy:.1%} of"
+            f" {blind_baseline.n} without the image ({as_written.low:.1%} to {as_written.high:.1%};"
             f" normalised {normalised.accuracy:.1%}; chance {blind_baseline.chance:.1%}), balanced"
-            f" subset {len(written.balanced)}"
+            f" subset of {len(as_written.balanced)}"
         )
     print(f"prior: {len(blind_baselines)} splits, {kind} -> {layout.PRIOR}")
 

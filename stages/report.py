@@ -2,7 +2,7 @@
 
     python -m stages.report
 
-`med-r1 report` prints the table, or makes the report again from a folder of predictions.
+`med-r1 report` prints the table, or rebuilds the report from a folder of predictions.
 """
 
 from __future__ import annotations
@@ -23,16 +23,12 @@ from stages.corpus.quarantine.ledger import read_quarantine
 from stages.corpus.splitting.data_tests import read_results
 from stages.corpus.splitting.leaks import read_leaks
 from stages.predictions.schema import ABLATIONS
-from stages.reporting import evidence as gather
-from stages.reporting.build import read_sources, write_report
+from stages.reporting.build import read_inputs, write_report
+from stages.reporting.evidence import SplitSize, count_split, splits_used
 from stages.reporting.sources import read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
-from stages.scoring.tables import (
-    in_domain,
-    score,
-    with_ablation,
-    without_image,
-)
+from stages.scoring.predictions import recreate
+from stages.scoring.tables import in_domain, score, with_ablation, without_image
 from stages.taxonomy import AXES, MODALITIES
 
 OUTPUTS_FORMAT: Final = 1
@@ -40,36 +36,36 @@ OUTPUTS_FORMAT: Final = 1
 
 
 def main() -> None:
-    """Make the report; there are no arguments."""
+    """Build the report; there are no arguments."""
     argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args()
     make()
 
 
 def make() -> None:
-    """Read and check everything, then write report/; nothing is written if an input is refused."""
+    """Read and check all inputs, then write report/; nothing is written if one is refused."""
     params = load_params()
     paths = {name: layout.predictions(name) for name in ["base", *params.checkpoints]}
     check_tracking(params.tracking)
-    sources = read_sources(params, paths, params.splits.kind)
-    for name in sources.origins:
+    inputs = read_inputs(params, paths, params.splits.kind)
+    for name in inputs.origins:
         stage = "base" if name == "base" else f"train@{name}"
-        sources.trained[name] = read_json(layout.training_provenance(name), _remake(stage))
-    sources.style = params.prompt.style
+        inputs.weights[name] = read_json(layout.training_provenance(name), recreate(stage))
+    inputs.style = params.prompt.style
     for axis, slugs in AXES.items():
         for slug in slugs:
             path = layout.prior(axis, slug)
-            sources.blind_baselines[axis, slug] = read_blind_baseline(path)
-    for name, target in sources.targets.items():
-        if target.method == "grpo":  # rewards, KL and groups are GRPO's
-            sources.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
-    sources.splits, sources.problems = _splits(sources.predictions["base"], params.splits.kind)
-    sources.used = gather.splits_used(params.splits.kind, sources.splits, read_leaks(layout.LEAKS))
+            inputs.blind_baselines[axis, slug] = read_blind_baseline(path)
+    for name, target in inputs.targets.items():
+        if target.method == "grpo":  # only GRPO logs rewards, KL and groups
+            inputs.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
+    inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits.kind)
+    inputs.leaks = splits_used(params.splits.kind, inputs.splits, read_leaks(layout.LEAKS))
     accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in MODALITIES)]
-    sources.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
-    sources.data_tests = read_results(layout.DATA_TESTS)
-    write_report(sources, layout.REPORT)
-    for name, rows in sources.predictions.items():
-        with tracked(params, "report", name, sources.origins[name], identity="") as run:
+    inputs.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
+    inputs.data_tests = read_results(layout.DATA_TESTS)
+    write_report(inputs, layout.REPORT)
+    for name, rows in inputs.predictions.items():
+        with tracked(params, "report", name, inputs.origins[name], identity="") as run:
             run.summarise(_accuracies(rows))
 
 
@@ -81,23 +77,18 @@ def _accuracies(predictions: pd.DataFrame) -> dict[str, float]:
             own = in_domain(predictions, axis, slug)
             rows[f"test/{axis}/{slug}"] = own
             for variant in ABLATIONS:
-                rows[f"test/{axis}/{slug}/{variant}"] = without_image(
-                    with_ablation(own, variant), variant
-                )
-    accuracies = {cell: score(own).accuracy for cell, own in rows.items()}
-    return {cell: accuracy for cell, accuracy in accuracies.items() if accuracy is not None}
+                ablated = without_image(with_ablation(own, variant), variant)
+                rows[f"test/{axis}/{slug}/{variant}"] = ablated
+    accuracies = {name: score(own).accuracy for name, own in rows.items()}
+    return {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
 
 
-def _remake(stage: str) -> str:
-    return f"make it again: `dvc repro --single-item --force {stage}`"
+def _splits(base: pd.DataFrame, kind: str) -> tuple[list[SplitSize], dict[str, str]]:
+    """Sizes of the splits, and test question texts by id.
 
-
-def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str, str]]:
-    """Count the splits and look up test questions by id.
-
-    Refuse predictions made on other splits.
+    Raises InputError if the base's predictions are of other questions.
     """
-    splits: list[gather.Split] = []
+    splits: list[SplitSize] = []
     problems: dict[str, str] = {}
     for axis, slugs in AXES.items():
         known: set[str] = set()
@@ -105,15 +96,14 @@ def _splits(base: pd.DataFrame, kind: str) -> tuple[list[gather.Split], dict[str
             train, test = (
                 read_split(layout.split(axis, slug, part, kind)) for part in ("train", "test")
             )
-            splits.append(gather.count_split(axis, slug, train, test))
+            splits.append(count_split(axis, slug, train, test))
             problems |= {question["question_id"]: question["problem"] for question in test}
             known |= {question["question_id"] for question in test}
         if differing := sorted(known ^ set(base.loc[base[f"{axis}_test"], "question_id"])):
             raise InputError(
-                f"{layout.predictions('base')}: question {differing[0]!r} is one of"
-                f" {len(differing)} that are not in both the predictions and"
-                f" {layout.SPLITS / kind / axis}; the splits have changed since: `dvc repro"
-                " evaluate@base`"
+                f"{layout.predictions('base')}: question {differing[0]!r}, one of {len(differing)},"
+                f" is only in the predictions or only in {layout.SPLITS / kind / axis}: the splits"
+                " have changed since; run `dvc repro evaluate@base`"
             )
     return splits, problems
 

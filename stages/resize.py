@@ -2,14 +2,14 @@
 
     python -m stages.resize ct
 
-An image that cannot be decoded sends each of its records to quarantine; the others get `image` (the
-path by which stages/corpus/dataset/image_store.py opens it), `source_size` (width and height as
-seen, so that upscaled images can be told), `source_mode`, `brightness`, and the hashes by which
-stage splits finds copies, `pixel_hash` and `perceptual_hash`. A record of a DICOM file or series
-also gets `dicom`, what is passed on of the header, and `frames`, the paths of all frames in order,
-where there are several.
+All records of an image that cannot be decoded go to quarantine. The others get `image` (the path by
+which stages/corpus/dataset/image_store.py opens it), `source_size` (original width and height, from
+which data tests recognise upscaled images), `source_mode`, `brightness`, and `pixel_hash` and
+`perceptual_hash`, by which stage splits finds copies. A record of a DICOM file or series also gets
+`dicom`, the header fields that are kept, and, if there are several frames, `frames`, their paths in
+order.
 
-What was made before of the same bytes by the same settings is taken from a cache outside of DVC's
+Images already resized from the same bytes with the same settings come from a cache outside of DVC's
 outputs.
 """
 
@@ -52,23 +52,22 @@ _REMEDY = "run `dvc repro download`"
 
 def main() -> None:
     """Write data/images, data/frames, data/records and data/quarantine/resize of a modality."""
-    arguments = argparse.ArgumentParser(prog="python -m stages.resize", description=__doc__)
-    arguments.add_argument("modality", help=", ".join(MODALITIES))
-    slug = arguments.parse_args().modality
+    parser = argparse.ArgumentParser(prog="python -m stages.resize", description=__doc__)
+    parser.add_argument("modality", help=", ".join(MODALITIES))
+    slug = parser.parse_args().modality
     if slug not in MODALITIES:
         raise InputError(f"unknown modality {slug!r}; known: {', '.join(MODALITIES)}")
     params = load_params()
-    # records are read twice rather than held: at full scale they would take more memory than all
-    # else
+    # records are read twice: at full scale, keeping them would take more memory than all else
     records = layout.corpus_records(slug)
     paths = Counter(record.image_path for record in iterate_records(records, _REMEDY))
-    known = read_hashes(layout.corpus_images(slug))
-    read = paths.total()
-    sources = Sources(paths, known)
+    hashes = read_hashes(layout.corpus_images(slug))
+    sources = ImageSources(paths, hashes)
     path = Path(params.corpus.archive)
     if not path.exists():
         raise InputError(
-            f"{path} (corpus.archive), in which the images lie, is missing: run `dvc pull data.dvc`"
+            f"{path} (corpus.archive), which contains the images, is missing: run `dvc pull"
+            " data.dvc`"
         )
     with (
         open_corpus(path, params.corpus.limits) as corpus,
@@ -76,71 +75,71 @@ def main() -> None:
         atomic_directory(layout.images(slug)) as images,
         atomic_directory(layout.frames(slug)) as frames,
     ):
-        maker = ImageResizer(
-            slug, sources, partial(_fetch, corpus, known), params.resize, params.dicom, cache
+        resizer = ImageResizer(
+            slug, sources, partial(_fetch, corpus, hashes), params.resize, params.dicom, cache
         )
-        facts = maker.write_shards(images, frames)
-    sets: list[str] = []
+        results = resizer.write_shards(images, frames)
+    datasets: list[str] = []  # of the usable records, one each
     rows: list[Row] = []
 
     def usable() -> Iterator[dict[str, Any]]:
         for record in iterate_records(records, _REMEDY):
-            fact = facts[record.image_path]
-            if isinstance(fact, ImageError):
-                rows.append(
-                    refuse(
-                        record, record.image_path, f"the image cannot be used: {fact}", fact.reason
-                    )
-                )
+            result = results[record.image_path]
+            if isinstance(result, ImageError):
+                why = f"the image cannot be used: {result}"
+                rows.append(refuse(record, record.image_path, why, result.reason))
             else:
-                sets.append(record.dataset)
-                yield _kept(record, fact, slug)
+                datasets.append(record.dataset)
+                yield _with_image(record, result, slug)
 
     write_json_lines(layout.records(slug), usable())
+    count = paths.total()
     account = layout.QUARANTINE / "resize" / f"{slug}.parquet"
-    facts_of_run = collect_provenance({"resize": params.resize, "dicom": params.dicom})
-    taken = write_quarantine(account, f"resize@{slug}", read, sets, rows, facts_of_run)
-    check_refused(taken, params.quarantine, account, str(layout.corpus(slug)))
+    provenance = collect_provenance({"resize": params.resize, "dicom": params.dicom})
+    quarantine = write_quarantine(account, f"resize@{slug}", count, datasets, rows, provenance)
+    check_refused(quarantine, params.quarantine, account, str(layout.corpus(slug)))
     print(
-        f"resize {slug}: read {read} records of {len(facts)} images ({maker.decoded_count}"
-        f" of them decoded), kept {len(sets)}, quarantined {len(rows)}"
+        f"resize {slug}: read {count} records of {len(results)} images ({resizer.decoded_count}"
+        f" of them decoded), kept {len(datasets)}, quarantined {len(rows)}"
     )
-    _tell_unflagged(slug, facts)
+    _report_unflagged(slug, results)
 
 
 def read_hashes(path: Path) -> dict[str, bytes]:
-    """Image file -> SHA-256, from a file of stage download.
+    """Image file -> SHA-256 (bytes, half the size of hex digits), from a file of stage download.
 
     Raises InputError if it is missing, not JSON Lines, or a line lacks `file` or `sha256`.
     """
     hashes = {}
     for number, entry in enumerate(read_json_lines(path, _REMEDY), start=1):
         try:
-            hashes[entry["file"]] = bytes.fromhex(entry["sha256"])  # half the bytes of its digits
+            hashes[entry["file"]] = bytes.fromhex(entry["sha256"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path}, line {number} names no image file with its sha256 ({error!r}): {_REMEDY}"
+                f"{path}, line {number}: no image file with its sha256 ({error!r}): {_REMEDY}"
             ) from error
     return hashes
 
 
-class Sources(Mapping[str, ImageSource]):
-    """image_path -> its files, as stage download found them; made when it is asked for."""
+class ImageSources(Mapping[str, ImageSource]):
+    """Lazy mapping image_path -> its files and their hashes from stage download."""
 
-    def __init__(self, paths: Iterable[str], known: Mapping[str, bytes]) -> None:
-        """`known`: file -> SHA-256. InputError if an image has no files."""
-        self._paths, self._known, self._names = sorted(paths), known, sorted(known)
+    def __init__(self, paths: Iterable[str], hashes: Mapping[str, bytes]) -> None:
+        """`hashes`: file -> SHA-256. Raises InputError if an image has no files."""
+        self._paths = sorted(paths)
+        self._hashes = hashes
+        self._names = sorted(hashes)
         for path in self._paths:
             if not image_files(self._names, path):
                 raise InputError(
-                    f"{path} is in no images.jsonl, though a record names it: {_REMEDY}"
+                    f"{path}, named in a record, is missing from images.jsonl: {_REMEDY}"
                 )
 
     def __getitem__(self, path: str) -> ImageSource:
         """The files of an image."""
         files = image_files(self._names, path)
         return ImageSource(
-            tuple((name, self._known[name].hex()) for name in files), path not in self._known
+            tuple((name, self._hashes[name].hex()) for name in files), path not in self._hashes
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -148,14 +147,14 @@ class Sources(Mapping[str, ImageSource]):
         return iter(self._paths)
 
     def __len__(self) -> int:
-        """How many images."""
+        """Number of images."""
         return len(self._paths)
 
 
-def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
-    """The file's bytes, which are those that stage download saw.
+def _fetch(corpus: Corpus, hashes: Mapping[str, bytes], name: str) -> bytes:
+    """The bytes of a file, checked against the hash from stage download.
 
-    UnreadError if they are damaged since, or were when it did not look.
+    Raises UnreadError if the file is corrupt, InputError if it is missing or has changed.
     """
     try:
         content = corpus.fetch(name)
@@ -163,34 +162,36 @@ def _fetch(corpus: Corpus, known: Mapping[str, bytes], name: str) -> bytes:
         raise InputError(f"{corpus.path}: {name!r} is missing: {CORPUS_CHANGED}") from None
     except DamagedMemberError as error:
         raise UnreadError(f"it cannot be read from the corpus: {error.why}") from error
-    if hashlib.sha256(content).digest() != known[name]:
+    if hashlib.sha256(content).digest() != hashes[name]:
         raise InputError(f"{corpus.path}: {name!r} has other bytes: {CORPUS_CHANGED}")
     return content
 
 
-def _kept(record: Record, fact: Mapping[str, Any], slug: str) -> dict[str, Any]:
-    """The record with what is known of its image."""
+def _with_image(record: Record, result: Mapping[str, Any], slug: str) -> dict[str, Any]:
+    """The fields of a record with those of its resized image."""
     fields = {
         **record.fields,
         "image": f"{layout.images(slug).as_posix()}/{png_name(record.image_path)}",
-        **fact,
+        **result,
     }
-    if "frames" in fact:
+    if "frames" in result:
         folder = f"{layout.frames(slug).as_posix()}/{record.image_path.removeprefix(IMAGES)}"
-        fields["frames"] = [f"{folder}/{number:04d}.png" for number in range(1, fact["frames"] + 1)]
+        numbers = range(1, result["frames"] + 1)
+        fields["frames"] = [f"{folder}/{number:04d}.png" for number in numbers]
     return fields
 
 
-def _tell_unflagged(slug: str, facts: Mapping[str, ImageResult]) -> None:
+def _report_unflagged(slug: str, results: Mapping[str, ImageResult]) -> None:
+    """Print the number of DICOM images that do not state whether text is burned into them."""
     dicom = [
-        fact["dicom"]
-        for fact in facts.values()
-        if not isinstance(fact, ImageError) and "dicom" in fact
+        result["dicom"]
+        for result in results.values()
+        if not isinstance(result, ImageError) and "dicom" in result
     ]
     if unflagged := sum("BurnedInAnnotation" not in tags for tags in dicom):
         print(
-            f"resize {slug}: {unflagged} of these images are DICOM and do not say whether text is"
-            " burned into them"
+            f"resize {slug}: {unflagged} of these images are DICOM without BurnedInAnnotation: text"
+            " may be burned into them"
         )
 
 

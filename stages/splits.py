@@ -2,20 +2,20 @@
 
     python -m stages.splits
 
-Two kinds, both made; splits.kind says which one is trained and tested on.
+Both kinds of split are always written; splits.kind selects the one for training and testing.
 
-grouped: all questions about an image, its copies and, where its path tells, its patient stay
-together, and one draw serves both axes: no checkpoint has seen anything of a question that any
-checkpoint is tested on.
+grouped: all questions about an image, its copies and, if its path names one, its patient stay
+together, with the same draw on both axes: no checkpoint is trained on anything about a question
+that any checkpoint is tested on.
 
-published: random over questions, the two axes two independent draws, as in Med-R1 (arXiv
-2503.13939). Each (axis, slug) has a generator of its own.
+published: random over questions, independently on the two axes, as in Med-R1 (arXiv 2503.13939).
+Each (axis, slug) has its own generator.
 
-In both, new data of one modality leaves the splits of the other modalities as they were.
+In both, new data of one modality does not change the splits of other modalities.
 
-Here all modalities are together for the first time, and nothing is trained yet: the corpus is
-tested first (data_tests in params.yaml). What the tests found is in data/data-tests.json, also when
-they stop the stage.
+This stage is the first to see all modalities and precedes training, so it begins with the data
+tests (data_tests in params.yaml). Their results are in data/data-tests.json, even if they stop the
+stage.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -55,13 +56,15 @@ OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
 Item = dict[str, Any]
-Draw = dict[str, dict[str, tuple[list[Item], list[Item]]]]
-"""Axis -> slug -> (train, test)."""
+Split = tuple[list[Item], list[Item]]
+"""(train, test)."""
+Draw = dict[str, dict[str, Split]]
+"""Axis -> slug -> split."""
 
 _FIELD = {"modality": "modality", "task": "question_type"}
 """Axis -> the field of an item that names its slug."""
 _TOLERANCE = 0.01
-"""A train share of a grouped split that is further off is told."""
+"""Deviation from train_share beyond which a grouped split is marked in the printed table."""
 
 
 def main() -> None:
@@ -77,39 +80,29 @@ def main() -> None:
         }
     )
     reading = _read()
-    results = Results(
-        tuple(
-            judge_records(reading, {slug: layout.records(slug).as_posix() for slug in MODALITIES})
-        ),
-        {},
-    )
-    _settle(results, provenance)
+    paths = {slug: layout.records(slug).as_posix() for slug in MODALITIES}
+    results = Results(tuple(judge_records(reading, paths)), {})
+    _report_tests(results, provenance)
     records = sorted(reading.records, key=lambda record: record.question_id)
     items = [_item(record) for record in records]
     group_of = group_images(_images(records, settings), settings.near_duplicates)
     draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
-    tested = judge_corpus(
-        records, draws[settings.kind], params.resize.size, dict(params.data_tests)
-    )
-    _settle(Results((*results.tests, *tested.tests), tested.statistics), provenance)
-    _check_sides(draws[settings.kind], group_of, settings.kind)
+    draw = draws[settings.kind]
+    corpus_results = judge_corpus(records, draw, params.resize.size, dict(params.data_tests))
+    all_tests = (*results.tests, *corpus_results.tests)
+    _report_tests(Results(all_tests, corpus_results.statistics), provenance)
+    _check_sides(draw, group_of, settings.kind)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
     with atomic_directory(layout.SPLITS) as folder:
         for kind, draw in draws.items():
-            for axis, slugs in draw.items():
-                for slug, parts in slugs.items():
-                    for part, chosen in zip(("train", "test"), parts, strict=True):
-                        path = folder / layout.split(axis, slug, part, kind).relative_to(
-                            layout.SPLITS
-                        )
-                        write_json(path, chosen)
-        write_json(folder / "groups.json", _several(group_of))
+            _write_draw(folder, kind, draw)
+        write_json(folder / "groups.json", _groups_of_several(group_of))
         write_json(
             folder / layout.LEAKS.relative_to(layout.SPLITS),
             {kind: as_json(counts) for kind, counts in leaks.items()},
         )
-        # the published form is a bare list; beside the kinds, not in them, for another commit alone
-        # is no reason to train again
+        # A split file is a bare list, so provenance is a file of its own; it is outside the folders
+        # of the kinds, on which later stages depend, so that a new commit alone makes none stale.
         write_json(folder / "provenance.json", collect_provenance({"splits": settings}))
     _print(draws, leaks, group_of, settings)
     print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")
@@ -120,11 +113,11 @@ def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) ->
     strata: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for item in items:
         strata[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
-    trained = stratify(strata, settings.train_share, settings.seed)
+    train_groups = stratify(strata, settings.train_share, settings.seed)
     return {
         axis: {
-            slug: _cut(mine, [group_of[item["image"]] in trained for item in mine])
-            for slug, mine in _by_slug(items, axis).items()
+            slug: _cut(own, [group_of[item["image"]] in train_groups for item in own])
+            for slug, own in _by_slug(items, axis).items()
         }
         for axis in AXES
     }
@@ -133,30 +126,30 @@ def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) ->
 def published(items: list[Item], settings: Splits) -> Draw:
     """Split items (sorted by question_id) at random: round(n * train_share) for training.
 
-    At least one on each side of two or more.
+    If there are at least two items, each side gets at least one.
     """
     return {
         axis: {
-            slug: _at_random(mine, axis, slug, settings)
-            for slug, mine in _by_slug(items, axis).items()
+            slug: _at_random(own, axis, slug, settings)
+            for slug, own in _by_slug(items, axis).items()
         }
         for axis in AXES
     }
 
 
-def _at_random(
-    items: list[Item], axis: str, slug: str, settings: Splits
-) -> tuple[list[Item], list[Item]]:
+def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> Split:
     count = max(min(max(round(len(items) * settings.train_share), 1), len(items) - 1), 0)
-    # numbers from a hash: the same on every machine, and for one split whatever the others hold
+    # seeded by a hash: the same on every machine, and independent of the other splits
     key = hashlib.sha256(f"{settings.seed}/{axis}/{slug}".encode()).digest()
     train = set(np.random.default_rng(list(key)).permutation(len(items))[:count].tolist())
     return _cut(items, [index in train for index in range(len(items))])
 
 
-def _cut(items: list[Item], trained: list[bool]) -> tuple[list[Item], list[Item]]:
-    pairs = list(zip(items, trained, strict=True))
-    return [item for item, yes in pairs if yes], [item for item, yes in pairs if not yes]
+def _cut(items: list[Item], in_train: list[bool]) -> Split:
+    sides: Split = ([], [])
+    for item, is_train in zip(items, in_train, strict=True):
+        sides[0 if is_train else 1].append(item)
+    return sides
 
 
 def _by_slug(items: list[Item], axis: str) -> dict[str, list[Item]]:
@@ -164,34 +157,35 @@ def _by_slug(items: list[Item], axis: str) -> dict[str, list[Item]]:
 
 
 def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
-    """RefusedDataError if a split has nothing to train on, or nothing to test."""
+    """Raise RefusedDataError if a split has no question in train or none in test."""
     for axis, slugs in draw.items():
         for slug, (train, test) in slugs.items():
             if train and test:
                 continue
-            together = len({group_of[item["image"]] for item in train + test})
-            looser = (
-                "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to"
-                " published, "
-            )
+            items = train + test
+            groups = len({group_of[item["image"]] for item in items})
+            looser = ""
+            if kind == "grouped" and len(items) > 1:
+                looser = (
+                    "lower splits.near_duplicates or narrow splits.patient_patterns, set"
+                    " splits.kind to published, "
+                )
             raise RefusedDataError(
-                f"the split {axis}/{slug} would be empty on one side: {len(train + test)} usable"
-                f" question(s) in {together} group(s) of images, two are needed;"
-                f" {looser if kind == 'grouped' and len(train + test) > 1 else ''}add data of this"
-                f" {axis} to the corpus, or see in {layout.QUARANTINE}/ why it was refused",
+                f"the split {axis}/{slug} would be empty on one side: {len(items)} usable"
+                f" question(s) in {groups} group(s) of images, two are needed; {looser}add data of"
+                f" this {axis} to the corpus, or see {layout.QUARANTINE}/ for refused records",
                 CorpusFault.EMPTY_SPLIT,
             )
 
 
 def _read() -> Reading:
-    """The records of all modalities; those that were made unfit since stage resize as rows."""
-    return read_record_lines(
-        [layout.records(slug) for slug in MODALITIES], "run `dvc repro resize`"
-    )
+    """The records of all modalities; records that are no longer valid become rows."""
+    paths = [layout.records(slug) for slug in MODALITIES]
+    return read_record_lines(paths, "run `dvc repro resize`")
 
 
-def _settle(results: Results, provenance: dict[str, Any]) -> None:
-    """Write down what the tests found, say which failed, and stop on errors."""
+def _report_tests(results: Results, provenance: dict[str, Any]) -> None:
+    """Write the results of the data tests, stop on errors and print warnings."""
     write_results(layout.DATA_TESTS, results, provenance)
     stop_on_errors(results, layout.DATA_TESTS)
     for each in results.tests:
@@ -213,18 +207,30 @@ def _item(record: Record) -> Item:
 
 
 def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
-    """The images of the records, each once."""
+    """The distinct images of the records."""
     patterns = [re.compile(pattern) for pattern in settings.patient_patterns]
     by_path: dict[str, GroupedImage] = {}
     for record in records:
         image = record.fields["image"]
-        hashes = record.fields["pixel_hash"], record.fields["perceptual_hash"]
-        by_path[image] = GroupedImage(image, *hashes, patient_of(record.image_path, patterns))
+        by_path[image] = GroupedImage(
+            image,
+            record.fields["pixel_hash"],
+            record.fields["perceptual_hash"],
+            patient_of(record.image_path, patterns),
+        )
     return list(by_path.values())
 
 
-def _several(group_of: Mapping[str, str]) -> list[list[str]]:
-    """Groups of several images, as lists of paths: what was found to belong together."""
+def _write_draw(folder: Path, kind: str, draw: Draw) -> None:
+    for axis, slugs in draw.items():
+        for slug, (train, test) in slugs.items():
+            for part, items in (("train", train), ("test", test)):
+                path = layout.split(axis, slug, part, kind).relative_to(layout.SPLITS)
+                write_json(folder / path, items)
+
+
+def _groups_of_several(group_of: Mapping[str, str]) -> list[list[str]]:
+    """Groups of at least two images, as lists of paths."""
     groups: dict[str, list[str]] = defaultdict(list)
     for image, group in sorted(group_of.items()):
         groups[group].append(image)
@@ -234,7 +240,7 @@ def _several(group_of: Mapping[str, str]) -> list[list[str]]:
 def _print(
     draws: dict[str, Draw], leaks: dict[str, Leaks], group_of: Mapping[str, str], settings: Splits
 ) -> None:
-    """Sizes of all splits, what leaks in them, and what grouping could not even out."""
+    """Print sizes and leaks of all splits, and which train shares grouping could not meet."""
     print(
         f"{'kind':9} {'axis':9} {'slug':28} {'train':>7} {'test':>7} {'train %':>8}"
         f" {'image in train':>15} {'group in train':>15}"
@@ -242,15 +248,14 @@ def _print(
     for kind, draw in draws.items():
         for axis, slugs in draw.items():
             for slug, (train, test) in slugs.items():
-                leak, share = leaks[kind][axis][slug], len(train) / max(len(train + test), 1)
-                sizes = (
-                    f"{len(train):7} {len(test):7} {100 * share:8.1f} {leak.image:15}"
-                    f" {leak.group:15}"
-                )
-                off = kind == "grouped" and abs(share - settings.train_share) > _TOLERANCE
+                leak = leaks[kind][axis][slug]
+                share = len(train) / max(len(train + test), 1)
+                note = ""
+                if kind == "grouped" and abs(share - settings.train_share) > _TOLERANCE:
+                    note = " groups too large for the share"
                 print(
-                    f"{kind:9} {axis:9} {slug:28}"
-                    f" {sizes}{' groups too large for the share' if off else ''}"
+                    f"{kind:9} {axis:9} {slug:28} {len(train):7} {len(test):7} {100 * share:8.1f}"
+                    f" {leak.image:15} {leak.group:15}{note}"
                 )
             leak = total(leaks[kind][axis].values())
             print(
@@ -261,7 +266,7 @@ def _print(
     largest = max(images, key=lambda name: (images[name], name), default="")
     print(
         f"splits: {len(group_of)} images in {len(images)} groups, the largest of {images[largest]}"
-        f" from {largest} on"
+        f" images, starting with {largest}"
     )
     print(f"splits: training and tests use {settings.kind}")
 

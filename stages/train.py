@@ -1,11 +1,11 @@
 """Stage `train@<checkpoint>`: GRPO or SFT on the checkpoint's train split, from the base.
 
-python -m stages.train ct
-python -m stages.train sft-ct       where params.yaml has it among checkpoints
+    python -m stages.train ct
+    python -m stages.train sft-ct       if params.yaml has it among checkpoints
 
-On the GPUs it sees, or on the CPU. Several GPUs share a training, a process each, as grpo.parallel
-says (docs/launch.md); the environment's MED_R1_PROCESSES says how many processes where that is to
-be another number, on a CPU too.
+Trains on the visible GPUs, or on the CPU. Several GPUs share a training, one process per GPU, as
+set by grpo.parallel (docs/launch.md); the environment variable MED_R1_PROCESSES sets another number
+of processes, on a CPU too.
 """
 
 from __future__ import annotations
@@ -47,45 +47,46 @@ OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
 REMEDY: Final = (
-    "re-run the same command to resume from the last saved state, with as many processes"
+    "re-run the same command to resume from the last saved state, with the same number of processes"
 )
 
 
 def main() -> None:
     """Train one checkpoint and write models/<checkpoint> and training/<checkpoint>.csv."""
-    arguments = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m stages.train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    arguments.add_argument("checkpoint", help="a key of checkpoints in params.yaml")
-    name = arguments.parse_args().checkpoint
+    parser.add_argument("checkpoint", help="a key of checkpoints in params.yaml")
+    name = parser.parse_args().checkpoint
     params = load_params()
-    checkpoint, grpo = params.require_checkpoint(name), params.grpo_for(name)
-    groups: dict[str, Grpo | Sft] = {"grpo": grpo} | (
-        {"sft": params.sft_for(name)} if checkpoint.method == "sft" else {}
-    )
+    checkpoint = params.require_checkpoint(name)
+    grpo = params.grpo_for(name)
+    settings: dict[str, Grpo | Sft] = {"grpo": grpo}
+    if checkpoint.method == "sft":
+        settings["sft"] = params.sft_for(name)
     split = layout.split(checkpoint.axis, checkpoint.split, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
     check_tracking(params.tracking)
-    # before anything asks CUDA, which looks at the GPUs in its sight once and for all; and the
-    # launcher takes no memory on one
+    # Launch before anything initialises CUDA: it reads the visible GPUs only once, and the launcher
+    # must not use GPU memory.
     if number := processes_to_launch(grpo):
         launch(["stages.train", name], number, layout.SCRATCH / "launch" / name, REMEDY)
         return
-    wants = {"grpo.bf16 true": grpo.bf16, "base.dtype bfloat16": params.base.dtype == "bfloat16"}
-    check_gpus(" and ".join(what for what, so in wants.items() if so) or None)
+    bfloat16 = []
+    if grpo.bf16:
+        bfloat16.append("grpo.bf16 true")
+    if params.base.dtype == "bfloat16":
+        bfloat16.append("base.dtype bfloat16")
+    check_gpus(" and ".join(bfloat16) or None)
     end_with_launcher()
 
     import torch
 
     from stages.grpo.resume import newest_checkpoint
     from stages.grpo.trainer import TrackingCallback, deterministic, save_policy, write_log
-    from stages.policy.loading import (
-        check_policy_files,
-        load_policy,
-        load_processor,
-    )  # imports torch
+    from stages.policy.loading import check_policy_files, load_policy, load_processor
 
     torch.set_num_threads(params.base.threads)
     deterministic(grpo.seed)
@@ -98,9 +99,9 @@ def main() -> None:
     )
     processor = load_processor(start)
     scratch = layout.SCRATCH / "train" / name
-    state = scratch / _fingerprint(params, groups, split, start)
+    state = scratch / _fingerprint(params, settings, split, start)
     with peer_errors_explained(grpo):
-        trainer = _trainer(policy, processor, rows, groups, params.prompt.style, state, name)
+        trainer = _trainer(policy, processor, rows, settings, params.prompt.style, state, name)
         main_process = trainer.accelerator.is_main_process
         with trainer.accelerator.main_process_first():
             prepare_state_folder(state)
@@ -115,7 +116,7 @@ def main() -> None:
                 "splits.kind": params.splits.kind,
                 "base": params.base,
                 "prompt": params.prompt,
-                **groups,
+                **settings,
             }
         )
         provenance |= _base_model(start)
@@ -131,9 +132,9 @@ def main() -> None:
             run.artifact(start.name, "model", partial(hashes, start))
             trainer.add_callback(TrackingCallback(run))
             _train(trainer, resumed, grpo, checkpoint.method)
-            with (
-                atomic_directory(layout.model(name)) if main_process else nullcontext(state)
-            ) as folder:
+            # every rank takes part in saving, but only the main process writes the checkpoint
+            output = atomic_directory(layout.model(name)) if main_process else nullcontext(state)
+            with output as folder:
                 save_policy(trainer, processor, folder)
                 if main_process:
                     if "base_model" in provenance:
@@ -159,13 +160,14 @@ def _trainer(
     policy: Any,
     processor: Any,
     rows: list[dict[str, Any]],
-    groups: Mapping[str, Grpo | Sft],
+    settings: Mapping[str, Grpo | Sft],
     style: Style,
     state: Path,
     name: str,
 ) -> Any:
     """The trainer of the checkpoint's method, ready to run."""
-    grpo, sft = groups["grpo"], groups.get("sft")
+    grpo = settings["grpo"]
+    sft = settings.get("sft")
     assert isinstance(grpo, Grpo)
     if isinstance(sft, Sft):
         from stages.grpo.sft import build_sft_trainer
@@ -181,36 +183,38 @@ def _trainer(
 
 
 def _train(trainer: Any, resumed: Path | None, grpo: Grpo, method: str) -> None:
-    """Train; InputError with the settings to lower if the memory of a GPU does not suffice."""
+    """Train; if GPU memory runs out, raise InputError with the settings to lower."""
     import torch
 
     try:
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     except torch.OutOfMemoryError as error:
-        fewer = (
-            f" or grpo.num_generations (now {grpo.num_generations}), set grpo.reuse_prompt_pass to"
-            " false"
-            if method == "grpo"
-            else ""
-        )
+        for_grpo = ""
+        if method == "grpo":
+            for_grpo = (
+                f" or grpo.num_generations (now {grpo.num_generations}), set"
+                " grpo.reuse_prompt_pass to false"
+            )
         raise InputError(
             f"out of GPU memory at step {trainer.state.global_step + 1}"
             f" ({str(error).splitlines()[0]}). Lower grpo.prompts_per_device (now"
-            f" {grpo.prompts_per_device}; raise grpo.gradient_accumulation_steps by as much){fewer}"
-            " or set grpo.gradient_checkpointing to true"
+            f" {grpo.prompts_per_device}; raise grpo.gradient_accumulation_steps in"
+            f" proportion){for_grpo} or set grpo.gradient_checkpointing to true"
         ) from error
 
 
-def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, start: Path) -> str:
-    """Fingerprint of a training: settings, data, initial policy, code, versions, number of ranks.
+def _fingerprint(
+    params: Params, settings: Mapping[str, Grpo | Sft], split: Path, start: Path
+) -> str:
+    """Fingerprint of everything that determines the weights; see docs/architecture.md.
 
-    Another number of processes takes other batches, and each keeps a part of the state.
+    It includes the number of processes, which determines the batches and the parts of the state.
     """
-    grpo = groups["grpo"]
+    grpo = settings["grpo"]
     assert isinstance(grpo, Grpo)
     configuration = deepspeed_configuration(grpo)
     provenance = collect_provenance(
-        {"prompt": params.prompt, "resize": params.resize, "base": params.base, **groups}
+        {"prompt": params.prompt, "resize": params.resize, "base": params.base, **settings}
     )
     base = [path for path in start.iterdir() if path.is_file() and path.name != ORIGIN]
     return fingerprint(
@@ -228,22 +232,21 @@ def _fingerprint(params: Params, groups: Mapping[str, Grpo | Sft], split: Path, 
 def _base_model(start: Path) -> dict[str, Any]:
     """Source, commit, licence and hashes of the initial policy's base; empty if not recorded."""
     path = start / ORIGIN
-    origin = read_json(path, f"make {start} again") if path.is_file() else None
+    origin = read_json(path, f"re-create {start}") if path.is_file() else None
     return {"base_model": origin} if isinstance(origin, dict) else {}
 
 
 def _question(item: dict[str, Any], split: Path) -> dict[str, Any]:
-    """One item of a split as the trainer takes it; InputError if its image is not there."""
+    """One item of a split in the trainer's form; InputError if its image is missing."""
     if not exists(item["image"]):
         raise InputError(
             f"{split}: {item['question_id']}: image {item['image']} is missing; run `dvc repro"
             " resize`"
         )
-    gold = parse_solution(item["solution"])
     return {
         "image": item["image"],
         "problem": item["problem"],
-        "gold": gold,
+        "gold": parse_solution(item["solution"]),
         "options": item["options"],
     }
 

@@ -1,1 +1,1 @@
-"""Compare predictions of two runs, question by question."""
+"""Comparison of the predictions of two runs, question by question (`med-r1 compare`)."""

@@ -1,9 +1,9 @@
 """Cell-by-cell comparison of two runs: differences in accuracy with paired intervals.
 
-Both runs have answered the same questions, so every difference is paired: its interval resamples
-images with all their questions, and McNemar's test counts the questions that only one of the two
-has right, adjusted after Holm over the cells of a table. What Med-R1 printed of No-Think against
-Think is no part of this: it comes from `published`, with source and caveat.
+Both runs answer the same questions, so every difference is paired. Its interval resamples images
+with all their questions; McNemar's test counts the questions that only one of the two answers
+correctly, with p values adjusted by Holm over the cells of a table. Med-R1's published differences
+of No-Think and Think are separate: they come from `published`, with source and caveat.
 """
 
 from __future__ import annotations
@@ -22,36 +22,33 @@ from stages.scoring.tables import CELLS, tested
 from stages.taxonomy import AXES
 
 BASE: Final = "base"
-FACTS: Final = {
+RUN_PROPERTIES: Final = {
     "split kind": ("params", "splits.kind"),
     "corpus": ("corpus",),
     "prompt style": ("params", "prompt", "style"),
 }
-"""What one run has in common -> where the provenance of its predictions says it."""
-_UNSAID: Final = object()
-SHARED: Final = ("split kind", "corpus")
-"""What two runs must have in common to be compared."""
+"""Property that all predictions of a run share -> its keys in their provenance."""
+MUST_MATCH: Final = ("split kind", "corpus")
+"""Properties that two runs must share to be compared."""
+_MISSING: Final = object()
 
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """Predictions of one run by checkpoint.
-
-    `source`: their folder; `facts`: the values of `FACTS`.
-    """
+    """Predictions of one run by checkpoint, their folder, and the values of `RUN_PROPERTIES`."""
 
     source: str
     predictions: Mapping[str, pd.DataFrame]
-    facts: Mapping[str, str]
+    properties: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One checkpoint on the test questions of one split; accuracies and differences from 0 to 1.
 
-    `difference` is the first run's accuracy minus the second's, `low` and `high` its 95% interval;
-    `won` and `lost` count questions that only the first, or only the second, has right; `p` is
-    McNemar's, `p_holm` adjusted over its table (the base's row by itself).
+    `difference` is the first run's accuracy minus the second's, `low` and `high` its 95% interval.
+    `won` and `lost` count questions that only the first or only the second run answers correctly.
+    `p` is McNemar's, `p_holm` is adjusted over the table (the base's row is a family of its own).
     """
 
     trained: str
@@ -81,10 +78,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of one axis, the base's first, and means over trained checkpoints.
-
-    A mean over no cells is left out.
-    """
+    """All cells of one axis, the base's first, and the means of `MEANS` that have cells."""
 
     axis: str
     cells: list[Cell]
@@ -96,51 +90,51 @@ MEANS: Final[dict[str, Callable[[str, str], bool]]] = {
     "cross-domain": lambda trained, tested: trained != tested,
     "all cells": lambda trained, tested: True,
 }
-"""Mean -> which cells, by trained and tested, it is over; as `PublishedTable` has them."""
+"""Mean -> whether it includes a cell (trained, tested); the same means as `PublishedTable`."""
 
 
-def common_facts(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """One value for each of `FACTS` from the provenance of one run's files.
+def common_properties(provenances: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The `RUN_PROPERTIES` of one run from the provenance of its files, by path.
 
-    InputError names the file that does not say, or the two that say otherwise.
+    Raises InputError, naming the files, if one lacks a property or two differ.
     """
-    values: dict[str, dict[str, str]] = {name: {} for name in FACTS}
+    paths_by_value: dict[str, dict[str, str]] = {name: {} for name in RUN_PROPERTIES}
     for path, provenance in provenances.items():
-        for name, keys in FACTS.items():
+        for name, keys in RUN_PROPERTIES.items():
             value: Any = provenance
             for key in keys:
-                value = value.get(key, _UNSAID) if isinstance(value, Mapping) else _UNSAID
-            if value is _UNSAID:
+                value = value.get(key, _MISSING) if isinstance(value, Mapping) else _MISSING
+            if value is _MISSING:
                 raise InputError(
-                    f"{path} does not say with which {name} it was made; make it again with `dvc"
-                    " repro evaluate@<checkpoint>`"
+                    f"{path}: its provenance lacks the {name}; re-create it with `dvc repro"
+                    " evaluate@<checkpoint>`"
                 )
-            values[name].setdefault(str(value), path)
-    for name, by_file in values.items():
-        if len(by_file) > 1:
-            (one, first), (other, second), *_ = by_file.items()
+            paths_by_value[name].setdefault(str(value), path)
+    for name, paths in paths_by_value.items():
+        if len(paths) > 1:
+            (one, first), (other, second), *_ = paths.items()
             raise InputError(
                 f"{first} and {second} are in one directory, but the {name} is {one} in the first"
                 f" and {other} in the second: compare runs that were evaluated completely, with"
                 " `dvc repro`"
             )
-    return {name: next(iter(by_file)) for name, by_file in values.items()}
+    return {name: next(iter(paths)) for name, paths in paths_by_value.items()}
 
 
 def check_comparable(first: RunPredictions, second: RunPredictions) -> None:
     """Raise InputError unless splits, corpus, checkpoints, questions and gold agree."""
-    for name in SHARED:
-        if first.facts[name] != second.facts[name]:
+    for name in MUST_MATCH:
+        if first.properties[name] != second.properties[name]:
             raise InputError(
-                f"{first.source} has the {name} {first.facts[name]}, {second.source}"
-                f" {second.facts[name]}: answers to other questions cannot be paired; evaluate both"
-                " on the same splits (splits.kind in params.yaml, data.dvc)"
+                f"{first.source} has the {name} {first.properties[name]}, {second.source}"
+                f" {second.properties[name]}: answers to different questions cannot be paired;"
+                " evaluate both on the same splits (splits.kind in params.yaml, data.dvc)"
             )
     for one, other in ((first, second), (second, first)):
         if missing := [name for name in one.predictions if name not in other.predictions]:
             raise InputError(
-                f"{other.source}/{missing[0]}.parquet not found, but {one.source} has it; make it"
-                f" with `dvc repro evaluate@{missing[0]}` there, or compare directories of the same"
+                f"{other.source}/{missing[0]}.parquet is missing, but {one.source} has it: run"
+                f" `dvc repro evaluate@{missing[0]}` there, or compare directories of the same"
                 " checkpoints"
             )
     for name, rows in first.predictions.items():
@@ -155,30 +149,31 @@ def check_comparable(first: RunPredictions, second: RunPredictions) -> None:
 def compare(
     first: RunPredictions, second: RunPredictions, samples: int, seed: int
 ) -> list[Comparison]:
-    """Every axis that has a checkpoint in both runs; `samples` resamples a cell, drawn from `seed`.
+    """Compare two runs on every axis of which they have a checkpoint.
 
-    See `check_comparable` for errors.
+    `samples` and `seed` are those of each cell's bootstrap. Raises InputError as
+    `check_comparable`, or if there is no checkpoint but the base.
     """
     check_comparable(first, second)
-    compared = []
+    comparisons = []
     for axis, slugs in AXES.items():
         names = [name for name in slugs if name in first.predictions]
-        if names:
-            pairs = {
-                name: _pair(first, second, name, axis)
-                for name in ([BASE] if BASE in first.predictions else []) + names
-            }
-            compared.append(_compare_axis(axis, pairs, samples, seed))
-    if not compared:
+        if not names:
+            continue
+        if BASE in first.predictions:
+            names = [BASE, *names]
+        pairs = {name: _pair(first, second, name, axis) for name in names}
+        comparisons.append(_compare_axis(axis, pairs, samples, seed))
+    if not comparisons:
         raise InputError(
             f"{first.source} and {second.source} have no checkpoint in common but the base: train"
             " and evaluate some"
         )
-    return compared
+    return comparisons
 
 
 def published_table(axis: str) -> PublishedTable:
-    """Med-R1's printed differences of No-Think minus Think, in percentage points."""
+    """Med-R1's published differences of No-Think minus Think, in percentage points."""
     return NO_THINK_MINUS_THINK[axis]
 
 
@@ -191,23 +186,26 @@ def _check_questions(
         (one, other, source, other_source),
         (other, one, other_source, source),
     ):
-        if len(absent := here.index.difference(there.index)):
+        missing = here.index.difference(there.index)
+        if len(missing):
             raise InputError(
-                f"{lacks}: question {absent[0]!r} is one of {len(absent)} that only {has} has;"
+                f"{lacks}: question {missing[0]!r} is one of {len(missing)} that only {has} has;"
                 " evaluate both on the same splits"
             )
     for column in columns:
-        own, theirs = np.asarray(one[column]), np.asarray(other.loc[one.index, column])
-        if len(differing := np.flatnonzero(own != theirs)):
-            at = differing[0]
+        own = np.asarray(one[column])
+        theirs = np.asarray(other.loc[one.index, column])
+        differing = np.flatnonzero(own != theirs)
+        if len(differing):
+            first = differing[0]
             raise InputError(
-                f"{other_source}: question {one.index[at]!r}: {column} {str(theirs[at])!r}, but"
-                f" {str(own[at])!r} in {source}; evaluate both on the same splits"
+                f"{other_source}: question {one.index[first]!r}: {column} {str(theirs[first])!r},"
+                f" but {str(own[first])!r} in {source}; evaluate both on the same splits"
             )
 
 
 def _pair(first: RunPredictions, second: RunPredictions, name: str, axis: str) -> pd.DataFrame:
-    """One row a test question of the axis: its cell, its image, and whether each run is right."""
+    """One row per test question of the axis: cell, image, and whether each run is correct."""
     own = tested(first.predictions[name], axis).set_index("question_id").sort_index()
     other = second.predictions[name].set_index("question_id").loc[own.index]
     return pd.DataFrame(
@@ -233,20 +231,19 @@ def _compare_axis(
         for pair, rows in tests.items()
     }
     adjusted: dict[str, float] = {}
-    for family in (
-        [pair for pair in tests if pair[0] == BASE],
-        [pair for pair in tests if pair[0] != BASE],
-    ):
+    for of_base in (True, False):
+        family = [pair for pair in tests if (pair[0] == BASE) == of_base]
         adjusted |= holm({_key(pair): p_values[pair] for pair in family})
     cells = [
         _cell(*pair, rows, adjusted[_key(pair)], samples, seed) for pair, rows in tests.items()
     ]
     trained = {pair: rows for pair, rows in tests.items() if pair[0] != BASE}
-    means = {
-        name: _mean([rows for pair, rows in trained.items() if chosen(*pair)], samples, seed)
-        for name, chosen in MEANS.items()
-    }
-    return Comparison(axis, cells, {name: mean for name, mean in means.items() if mean is not None})
+    means = {}
+    for name, includes in MEANS.items():
+        tables = [rows for pair, rows in trained.items() if includes(*pair)]
+        if tables:
+            means[name] = _mean(tables, samples, seed)
+    return Comparison(axis, cells, means)
 
 
 def _key(pair: tuple[str, str]) -> str:
@@ -256,7 +253,8 @@ def _key(pair: tuple[str, str]) -> str:
 def _cell(
     trained: str, cell: str, rows: pd.DataFrame, p_holm: float, samples: int, seed: int
 ) -> Cell:
-    first, second = rows["first"].to_numpy(bool), rows["second"].to_numpy(bool)
+    first = rows["first"].to_numpy(bool)
+    second = rows["second"].to_numpy(bool)
     low, high = paired_interval(first, second, samples, seed, clusters=rows["image"])
     test = mcnemar(first, second)
     return Cell(
@@ -276,21 +274,17 @@ def _cell(
     )
 
 
-def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean | None:
+def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean:
     """Mean difference of cells with its interval.
 
-    Images are resampled with their questions in all cells at once, cell sizes held fixed.
+    Images are resampled with their questions in all cells at once; cell sizes are fixed.
     """
-    if not tables:
-        return None
-    # a question counts in each cell it stands in, by one over the cell's size
-    shares = pd.concat(
-        [
-            (rows["first"].astype(float) - rows["second"].astype(float)) / (len(rows) * len(tables))
-            for rows in tables
-        ],
-        ignore_index=True,
-    )
+    # a question counts in each of its cells with the weight 1 / (cell size * number of cells)
+    weighted = [
+        (rows["first"].astype(float) - rows["second"].astype(float)) / (len(rows) * len(tables))
+        for rows in tables
+    ]
+    shares = pd.concat(weighted, ignore_index=True)
     images = pd.concat([rows["image"] for rows in tables], ignore_index=True)
     summed = shares.groupby(images.to_numpy()).sum()
     low, high = cluster_interval(
@@ -300,7 +294,7 @@ def _mean(tables: Sequence[pd.DataFrame], samples: int, seed: int) -> Mean | Non
 
 
 def rows_of(cells: Iterable[Cell], digits: int) -> list[dict[str, Any]]:
-    """Cells as plain values, floats rounded; p values with four significant digits."""
+    """Cells as plain values: floats rounded to `digits`, p values to four significant digits."""
 
     def plain(name: str, value: Any) -> Any:
         if name.startswith("p"):

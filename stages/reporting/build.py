@@ -1,7 +1,7 @@
 """Build and print the report: shared by the stage and `med-r1 report`.
 
-Everything is computed from predictions, blind baselines, training logs and split files: no model,
-no GPU and no torch are needed.
+Everything is computed from predictions, blind baselines, training logs and split files, without a
+model, a GPU or torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from stages.core.provenance import collect_provenance
 from stages.corpus.quarantine.ledger import Quarantine
 from stages.corpus.splitting.data_tests import Results
 from stages.prompts.styles import Style
-from stages.reporting import evidence as gather
+from stages.reporting.evidence import (
+    Evidence,
+    SplitSize,
+    cross_tables,
+    group_origins,
+    outputs_of_indicators,
+    pick_cases,
+    synthetic_share,
+)
 from stages.reporting.figures import save_heatmap, save_training
 from stages.reporting.gallery import inline_images
 from stages.reporting.markdown import render_card, render_report
@@ -41,17 +49,17 @@ from stages.taxonomy import AXES
 
 METRICS = layout.REPORT / "metrics.json"
 SUMMARY = layout.REPORT / "summary.json"
-"""The few numbers of METRICS that fit on a screen: what `dvc metrics show` prints."""
+"""The few numbers of METRICS that fit on a screen, for `dvc metrics show`."""
 PAGE = layout.REPORT / "index.html"
 TRAINING = layout.REPORT / "training.csv"
-"""The training curves of all checkpoints, which `dvc plots` draws."""
+"""The training curves of all checkpoints, for `dvc plots`."""
 PROVENANCE = layout.REPORT / "provenance.json"
-"""Where the tables come from, which as CSV have no room for it."""
+"""Provenance of the CSV tables, which cannot hold it themselves."""
 
 
 @dataclass
-class Sources:
-    """What a report is made of, read and checked."""
+class ReportInputs:
+    """Inputs of a report, read and checked."""
 
     params: Params
     targets: dict[str, Target]
@@ -61,207 +69,205 @@ class Sources:
     style: Style
     blind_baselines: dict[tuple[str, str], BlindBaseline] = field(default_factory=dict)
     logs: dict[str, pd.DataFrame] = field(default_factory=dict)
-    trained: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Checkpoint, "base" first -> provenance of its weights."""
-    splits: list[gather.Split] = field(default_factory=list)
+    splits: list[SplitSize] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
-    used: dict[str, Any] | None = None
-    """For metrics.json: the kind of split, and what leaks under either."""
+    leaks: dict[str, Any] | None = None
+    """For metrics.json: the kind of split, and the leaks of both kinds."""
     quarantine: list[Quarantine] = field(default_factory=list)
     data_tests: Results | None = None
     missing: list[str] = field(default_factory=list)
+    """Descriptions of the parts that the report lacks."""
 
 
 def rebuild(folder: Path, blind_baselines: Path = layout.PRIOR, out: Path = layout.REBUILT) -> None:
-    """Report from a folder of predictions and, if present, blind baselines.
-
-    The rest shows as missing.
-    """
+    """Build a report from predictions and, if present, blind baselines; the rest is missing."""
     params = load_params()
     paths = {name: folder / f"{name}.parquet" for name in ["base", *params.checkpoints]}
     absent = [name for name, path in paths.items() if name != "base" and not path.is_file()]
     unknown = {path.stem for path in folder.glob("*.parquet")} - paths.keys()
     if unknown:
         raise InputError(
-            f"{folder}: predictions of {', '.join(sorted(unknown))}, which params.yaml does not"
-            " know: add them to checkpoints there"
+            f"{folder}: predictions of {', '.join(sorted(unknown))}, unknown in params.yaml: add"
+            " them to checkpoints there"
         )
-    sources = read_sources(
-        params, {name: path for name, path in paths.items() if name not in absent}, None
-    )
-    if not sources.targets:
+    present = {name: path for name, path in paths.items() if name not in absent}
+    inputs = read_inputs(params, present, None)
+    if not inputs.targets:
         raise InputError(
-            f"{folder} holds no predictions of a checkpoint: give the folder with base.parquet and"
+            f"{folder} contains no predictions of a checkpoint: give a folder with base.parquet and"
             " <checkpoint>.parquet"
         )
-    sources.missing = [f"predictions of {', '.join(absent)}"] if absent else []
+    inputs.missing = [f"predictions of {', '.join(absent)}"] if absent else []
     if blind_baselines.is_dir():
-        wanted = {(target.axis, target.cell) for target in sources.targets.values()}
-        sources.blind_baselines = {
-            (axis, slug): read_blind_baseline(blind_baselines / axis / f"{slug}.json")
-            for axis, slug in sorted(wanted)
-        }
+        for axis, slug in sorted({(each.axis, each.cell) for each in inputs.targets.values()}):
+            path = blind_baselines / axis / f"{slug}.json"
+            inputs.blind_baselines[axis, slug] = read_blind_baseline(path)
     else:
-        sources.missing.append(
+        inputs.missing.append(
             f"blind baseline, majority letter and prior-balanced subset (no {blind_baselines})"
         )
-    sources.missing += [
-        "sizes and leaks of the splits, words of the questions",
+    inputs.missing += [
+        "sizes and leaks of the splits, question texts",
         "training curves",
         "counts of refused inputs",
-        "tests of the data",
+        "data tests",
     ]
-    write_report(sources, out)
+    write_report(inputs, out)
 
 
 def show() -> None:
     """Print report/metrics.json as a table."""
-    print_report(read_json(METRICS, "make the report with `dvc repro --force report`"), PAGE)
+    print_report(read_json(METRICS, "run `dvc repro --force report`"), PAGE)
 
 
 def targets_of(params: Params) -> dict[str, Target]:
     """Checkpoint -> what it was trained on, in table order.
 
-    An entry may name its split and method.
+    Checkpoints of one cell stay in the order of params.yaml.
     """
-    entries = {
+    targets = {
         name: Target(entry.axis, entry.split, entry.method)
         for name, entry in params.checkpoints.items()
     }
     axes = list(AXES)
-    order = sorted(
-        entries,
-        key=lambda name: (
-            axes.index(entries[name].axis),
-            AXES[entries[name].axis].index(entries[name].cell),
-        ),
-    )
-    # beside one another: checkpoints of one cell, in the order of params.yaml
-    return {name: entries[name] for name in order}
+
+    def position(name: str) -> tuple[int, int]:
+        target = targets[name]
+        return axes.index(target.axis), AXES[target.axis].index(target.cell)
+
+    return {name: targets[name] for name in sorted(targets, key=position)}
 
 
-def read_sources(params: Params, paths: dict[str, Path], kind: str | None) -> Sources:
-    """Checked predictions of the base and each checkpoint in `paths`, on splits of one kind."""
+def read_inputs(params: Params, paths: dict[str, Path], kind: str | None) -> ReportInputs:
+    """Read and check predictions of the base and each checkpoint in `paths`, on one split kind."""
     targets = {name: target for name, target in targets_of(params).items() if name in paths}
-    predictions, origins = {}, {}
+    predictions = {}
+    origins = {}
     for name in ["base", *targets]:
         path = paths[name]
         predictions[name], origins[name] = read_predictions(path, f"evaluate@{name}")
-        axis, cell = (targets[name].axis, targets[name].cell) if name in targets else ("all", None)
-        check_predictions(predictions[name], name, axis, str(path), cell)
-        if name != "base":
-            check_same_questions(predictions["base"], predictions[name], axis, str(path))
-    told = origins["base"].get("params", {}).get("prompt", {}).get("style")
-    style = told if told in get_args(Style) else params.prompt.style
-    return Sources(params, targets, predictions, origins, check_same_kind(origins, kind), style)
+        if name == "base":
+            check_predictions(predictions[name], name, "all", str(path))
+            continue
+        target = targets[name]
+        check_predictions(predictions[name], name, target.axis, str(path), target.cell)
+        check_same_questions(predictions["base"], predictions[name], target.axis, str(path))
+    style = origins["base"].get("params", {}).get("prompt", {}).get("style")
+    if style not in get_args(Style):
+        style = params.prompt.style
+    kind = check_same_kind(origins, kind)
+    return ReportInputs(params, targets, predictions, origins, kind, style)
 
 
-def _gather(sources: Sources) -> gather.Evidence:
-    """All numbers and what is shown beside them."""
-    settings = sources.params.report
+def _collect_evidence(inputs: ReportInputs) -> Evidence:
+    """Compute all numbers and collect what is shown beside them."""
+    settings = inputs.params.report
     metrics = compute_metrics(
-        sources.predictions,
-        sources.targets,
+        inputs.predictions,
+        inputs.targets,
         settings.bootstrap_samples,
         settings.bootstrap_seed,
-        blind_baselines=sources.blind_baselines,
-        style=sources.style,
+        blind_baselines=inputs.blind_baselines,
+        style=inputs.style,
     )
     if any(
         entry["in_domain"]["visual"]["shuffled"] is None
         for entry in metrics["checkpoints"].values()
     ):
-        sources.missing.append(
-            "visual gain of at least one checkpoint (evaluate.ablations was off, or no image could"
-            " be exchanged)"
+        inputs.missing.append(
+            "visual gain of at least one checkpoint (evaluate.ablations was off, or a modality has"
+            " a single image)"
         )
-    facts = collect_provenance({"report": settings, "splits.kind": sources.kind or "not on record"})
-    return gather.Evidence(
-        metrics=metrics | {"splits": sources.used, "missing": sources.missing, "provenance": facts},
-        tables=gather.make_tables(sources.predictions, sources.targets),
-        logs=sources.logs,
-        splits=sources.splits,
-        quarantine=sources.quarantine,
-        data_tests=sources.data_tests,
-        cases=gather.pick_cases(sources.predictions, sources.targets, sources.problems),
-        outputs=gather.outputs_of_signs(metrics, sources.predictions),
-        origins=sources.origins,
-        trained=sources.trained,
-        synthetic=gather.synthetic_share(sources.predictions["base"]),
-        missing=sources.missing,
+    provenance = collect_provenance(
+        {"report": settings, "splits.kind": inputs.kind or "not recorded"}
+    )
+    metrics |= {"splits": inputs.leaks, "missing": inputs.missing, "provenance": provenance}
+    return Evidence(
+        metrics=metrics,
+        tables=cross_tables(inputs.predictions, inputs.targets),
+        logs=inputs.logs,
+        splits=inputs.splits,
+        quarantine=inputs.quarantine,
+        data_tests=inputs.data_tests,
+        cases=pick_cases(inputs.predictions, inputs.targets, inputs.problems),
+        outputs=outputs_of_indicators(metrics, inputs.predictions),
+        origins=inputs.origins,
+        weights=inputs.weights,
+        synthetic=synthetic_share(inputs.predictions["base"]),
+        missing=inputs.missing,
     )
 
 
-def write_report(sources: Sources, folder: Path) -> None:
-    """Compute, then write all files of the report into `folder`."""
-    evidence = _gather(sources)
-    facts = {
+def write_report(inputs: ReportInputs, folder: Path) -> None:
+    """Compute everything, then write all files of the report into `folder`."""
+    evidence = _collect_evidence(inputs)
+    provenance = {
         **evidence.metrics["provenance"],
         "predictions": [
             {"checkpoints": names, "provenance": origin}
-            for names, origin in gather.group_origins(evidence.origins)
+            for names, origin in group_origins(evidence.origins)
         ],
     }
     images = inline_images(case.image for case in evidence.cases)
-    _write_figures(folder / "figures", evidence, sources.targets, facts)
+    _write_figures(folder / "figures", evidence, inputs.targets, provenance)
     with atomic_directory(folder / "tables") as temporary:
         write_sheets(temporary, evidence)
         (temporary / "predictions").mkdir()
-        for name, rows in sources.predictions.items():
-            write_scored(temporary / "predictions" / f"{name}.parquet", rows, sources.origins[name])
+        for name, rows in inputs.predictions.items():
+            write_scored(temporary / "predictions" / f"{name}.parquet", rows, inputs.origins[name])
     if evidence.logs:
         with atomic_file(folder / TRAINING.name) as temporary:
             write_training(temporary, evidence.logs)
     with atomic_directory(folder / "cards") as temporary:
-        for name in sources.targets:
+        for name in inputs.targets:
             (temporary / f"{name}.md").write_text(render_card(name, evidence), encoding="utf-8")
-    for path, text in {
-        folder / PAGE.name: render_page(evidence, images),
-        folder / "report.md": render_report(evidence),
-    }.items():
-        with atomic_file(path) as temporary:
+    texts = {PAGE.name: render_page(evidence, images), "report.md": render_report(evidence)}
+    for name, text in texts.items():
+        with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    write_json(folder / PROVENANCE.name, facts)
+    write_json(folder / PROVENANCE.name, provenance)
     write_json(folder / METRICS.name, evidence.metrics)
     write_json(folder / SUMMARY.name, _summary(evidence.metrics))
-    print(f"report: {len(sources.targets)} checkpoints and the base -> {folder / PAGE.name}")
-    if sources.missing:
-        print(f"report: not in it: {'; '.join(sources.missing)}")
+    print(f"report: {len(inputs.targets)} checkpoints and the base -> {folder / PAGE.name}")
+    if inputs.missing:
+        print(f"report: missing: {'; '.join(inputs.missing)}")
 
 
 def _write_figures(
-    folder: Path, evidence: gather.Evidence, targets: dict[str, Target], facts: dict[str, Any]
+    folder: Path,
+    evidence: Evidence,
+    targets: dict[str, Target],
+    provenance: dict[str, Any],
 ) -> None:
     with atomic_directory(folder) as temporary:
         for axis, tables in evidence.tables.items():
             by = CELLS[axis].replace("_", " ")
-            save_heatmap(temporary / f"{axis}.png", tables.accuracy, f"Accuracy (%) by {by}", facts)
-            save_heatmap(
-                temporary / f"to_base_{axis}.png",
-                tables.to_base,
-                f"Accuracy less the base's (points) by {by}",
-                facts,
-            )
-            if tables.visual_gain.there:
-                title = f"Accuracy less that with an exchanged image (points) by {by}"
-                save_heatmap(
-                    temporary / f"visual_gain_{axis}.png", tables.visual_gain, title, facts
-                )
+            for prefix, table, title in (
+                ("", tables.accuracy, "Accuracy (%)"),
+                ("to_base_", tables.to_base, "Accuracy minus the base's (points)"),
+                (
+                    "visual_gain_",
+                    tables.visual_gain,
+                    "Accuracy minus that with another image (points)",
+                ),
+            ):
+                # without ablations there are no visual gains to draw
+                if table.measure != "visual gain" or table.has_numbers:
+                    path = temporary / f"{prefix}{axis}.png"
+                    save_heatmap(path, table, f"{title} by {by}", provenance)
         if evidence.logs:
-            save_training(
-                temporary / "training.png",
-                evidence.logs,
-                {name: targets[name].axis for name in evidence.logs},
-                facts,
-            )
+            axes = {name: targets[name].axis for name in evidence.logs}
+            save_training(temporary / "training.png", evidence.logs, axes, provenance)
 
 
 def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
     own = {name: entry["in_domain"] for name, entry in metrics["checkpoints"].items()}
-    facts = metrics["provenance"]
+    provenance = metrics["provenance"]
     return {
         **{name: value for name, value in metrics["summary"].items() if name != "intervals"},
         "gain": {name: entry["gain"] for name, entry in own.items()},
-        "git_commit": facts["git_commit"],
-        "corpus": facts["corpus"],
+        "git_commit": provenance["git_commit"],
+        "corpus": provenance["corpus"],
     }

@@ -1,7 +1,4 @@
-"""Geometry of the page's small drawings: training curves, sparklines, intervals.
-
-Coordinates only, no colours.
-"""
+"""Geometry of the page's small charts: training curves, sparklines, intervals (no colours)."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 POINTS: Final = 120
-"""At most so many points a line: longer logs are shown as means over equal blocks of steps."""
+"""Maximum points per line; longer logs are drawn as means over equal blocks of steps."""
 REWARDS: Final = ("reward_format", "reward_accuracy", "reward")
-"""The lines of a reward panel, from back to front."""
+"""The lines of a reward panel, back to front."""
 
 
 @dataclass(frozen=True)
-class Scale:
+class LinearScale:
     """A linear map from values to pixels."""
 
     low: float
@@ -50,7 +47,7 @@ def thinned(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def ends(values: pd.Series[float]) -> tuple[float, float]:
-    """Means over the first and the last tenth of what was logged, at least one step each."""
+    """Means over the first and the last tenth of the logged values, at least one step each."""
     values = values.dropna()
     tenth = max(1, len(values) // 10)
     return float(values.iloc[:tenth].mean()), float(values.iloc[-tenth:].mean())
@@ -60,16 +57,18 @@ def reward_panels(
     logs: Mapping[str, pd.DataFrame], width: int = 180, height: int = 110
 ) -> dict[str, Any]:
     """Small multiples of total, accuracy and format reward over steps, one panel per checkpoint."""
-    present = [log[name] for log, name in product(logs.values(), REWARDS)]
-    top = max(float(column.max()) for column in present if column.notna().any())
-    rise = Scale(0.0, math.ceil(top) or 1, height - 16, 6)
+    columns = [log[name] for log, name in product(logs.values(), REWARDS)]
+    top = max(float(column.max()) for column in columns if column.notna().any())
+    y_scale = LinearScale(0.0, math.ceil(top) or 1, height - 16, 6)
     panels = []
     for name, log in logs.items():
-        across = _steps(log, 20, width - 4)
+        x_scale = _steps(log, 20, width - 4)
         panels.append(
             {
                 "checkpoint": name,
-                "lines": {column: _line(thinned(log), column, across, rise) for column in REWARDS},
+                "lines": {
+                    column: _line(thinned(log), column, x_scale, y_scale) for column in REWARDS
+                },
                 "ends": ends(log["reward"]),
                 "steps": (int(log["step"].iloc[0]), int(log["step"].iloc[-1])),
             }
@@ -77,7 +76,7 @@ def reward_panels(
     return {
         "width": width,
         "height": height,
-        "ticks": [(rise(tick), f"{tick:g}") for tick in rise.ticks(3)],
+        "ticks": [(y_scale(tick), f"{tick:g}") for tick in y_scale.ticks(3)],
         "panels": panels,
     }
 
@@ -85,42 +84,39 @@ def reward_panels(
 def sparklines(
     logs: Mapping[str, pd.DataFrame], column: str, width: int = 120, height: int = 26
 ) -> dict[str, dict[str, Any] | None]:
-    """One line a checkpoint, all on one scale from zero; None where the quantity was not logged."""
+    """One line per checkpoint on a common scale from zero; None if the quantity is not logged."""
     top = max(
         (float(log[column].max()) for log in logs.values() if log[column].notna().any()),
         default=1.0,
     )
-    rise = Scale(0.0, top or 1.0, height - 2, 2)
-    return {
-        name: (
-            {
-                "line": _line(thinned(log), column, _steps(log, 1, width - 1), rise),
-                "ends": ends(log[column]),
-            }
-            if log[column].notna().any()
-            else None
-        )
-        for name, log in logs.items()
-    }
+    y_scale = LinearScale(0.0, top or 1.0, height - 2, 2)
+    lines: dict[str, dict[str, Any] | None] = {}
+    for name, log in logs.items():
+        lines[name] = None
+        if log[column].notna().any():
+            line = _line(thinned(log), column, _steps(log, 1, width - 1), y_scale)
+            lines[name] = {"line": line, "ends": ends(log[column])}
+    return lines
 
 
-def interval_scale(entries: list[dict[str, Any]]) -> Scale:
+def interval_scale(entries: list[dict[str, Any]]) -> LinearScale:
     """A common scale for all gains and intervals, including zero, of 100 units."""
     low = min(0.0, *(entry["low"] for entry in entries))
     high = max(0.0, *(entry["high"] for entry in entries))
     margin = 0.04 * (high - low) or 0.01
-    return Scale(low - margin, high + margin, 0, 100)
+    return LinearScale(low - margin, high + margin, 0, 100)
 
 
-def _steps(log: pd.DataFrame, start: float, end: float) -> Scale:
-    first, last = float(log["step"].iloc[0]), float(log["step"].iloc[-1])
-    return Scale(first, last if last > first else first + 1, start, end)
+def _steps(log: pd.DataFrame, start: float, end: float) -> LinearScale:
+    first = float(log["step"].iloc[0])
+    last = float(log["step"].iloc[-1])
+    return LinearScale(first, last if last > first else first + 1, start, end)
 
 
-def _line(log: pd.DataFrame, column: str, across: Scale, rise: Scale) -> str:
-    """The `points` of an SVG polyline, steps without a value left out."""
+def _line(log: pd.DataFrame, column: str, x_scale: LinearScale, y_scale: LinearScale) -> str:
+    """The `points` attribute of an SVG polyline, without steps that have no value."""
     return " ".join(
-        f"{across(step)},{rise(value)}"
+        f"{x_scale(step)},{y_scale(value)}"
         for step, value in zip(log["step"], log[column], strict=True)
-        if value == value
+        if not math.isnan(value)
     )

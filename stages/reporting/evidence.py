@@ -1,20 +1,20 @@
-"""Evidence beside the metrics: examples, split counts, refused inputs, provenance."""
+"""Evidence shown beside the metrics: examples, split sizes, refused inputs, provenance."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import pandas as pd
 
+from stages.core import layout
 from stages.core.errors import InputError
 from stages.corpus.quarantine.ledger import Quarantine, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import Results
 from stages.corpus.splitting.leaks import Leaks, total
-from stages.predictions.schema import ABLATIONS
 from stages.scoring.tables import (
     CELLS,
     CrossTable,
@@ -26,14 +26,16 @@ from stages.scoring.tables import (
 )
 
 SYNTHETIC: Final = "Phantom"
-"""How the names of drawn datasets begin."""
+"""Prefix of the names of synthetic datasets."""
+ONLY_WITHOUT: Final = "right only without its image"
+"""Verdict on a question answered correctly with a black or another image but not with its own."""
 EXAMPLES: Final = 3
-"""Refused records that are shown of a source set and reason."""
+"""Examples of refused records per source set and reason."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """The size of one split; `shared` test questions show an image that is in train, too."""
+class SplitSize:
+    """Questions in one split; `shared` counts test questions whose image is also in train."""
 
     axis: str
     slug: str
@@ -44,7 +46,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Refusals:
-    """Refused records of one source set and reason: count, number read, examples."""
+    """Refused records of one source set and reason: count, records read from the set, examples."""
 
     dataset: str
     reason: Reason
@@ -54,16 +56,13 @@ class Refusals:
 
     @property
     def share(self) -> float:
-        """Of the records of the set that were read."""
+        """Refused share of the records read from the set."""
         return self.count / self.read
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question and a checkpoint's output.
-
-    `problem`: the question's text, None if unavailable.
-    """
+    """A question and a checkpoint's output; `problem` is its text, None if unavailable."""
 
     checkpoint: str
     verdict: str
@@ -75,16 +74,14 @@ class Case:
     answer: str | None
     output: str
     without: tuple[str, str] | None
-    """With "only without its image": how it was asked then ("blank", "shuffled"), and what was
-    written.
-    """
+    """Variant ("blank", "shuffled") and output, if correct only without the image; else None."""
     image: str
     """Path of the image, as in the split."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What is shown as heatmaps, of one axis."""
+    """The cross tables of one axis, shown as heatmaps."""
 
     accuracy: CrossTable
     visual_gain: CrossTable
@@ -95,83 +92,79 @@ class Tables:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the report is made of."""
+    """All content of the report."""
 
     metrics: dict[str, Any]
     tables: dict[str, Tables]
     """Axis -> its tables."""
     logs: dict[str, pd.DataFrame]
-    splits: list[Split]
+    splits: list[SplitSize]
     quarantine: list[Quarantine]
     data_tests: Results | None
-    """What the tests of the corpus found; None if that is not at hand."""
+    """Results of the data tests; None if missing."""
     cases: list[Case]
     outputs: dict[tuple[str, str], str]
-    """(checkpoint, question id) -> output, of the examples of signs of reward hacking."""
+    """(checkpoint, question id) -> output, for the examples of triggered indicators."""
     origins: dict[str, dict[str, Any]]
     """Checkpoint, "base" first -> provenance of its predictions."""
-    trained: dict[str, dict[str, Any]]
-    """Checkpoint, "base" first -> provenance of its weights, as far as it is at hand."""
+    weights: dict[str, dict[str, Any]]
+    """Checkpoint, "base" first -> provenance of its weights; those without one are absent."""
     synthetic: float
     """Share of test questions about drawn phantoms, by the names of their datasets."""
     missing: list[str]
-    """Parts that are not in this report because they were not at hand, in words."""
+    """Descriptions of the parts that this report lacks."""
 
 
 def count_split(
     axis: str, slug: str, train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]
-) -> Split:
-    """Count the questions of one split, and those in test whose image was trained on."""
+) -> SplitSize:
+    """Count the questions of one split, and those in test whose image is in train."""
     trained = {question["image"] for question in train}
-    return Split(
-        axis, slug, len(train), len(test), sum(question["image"] in trained for question in test)
-    )
+    shared = sum(question["image"] in trained for question in test)
+    return SplitSize(axis, slug, len(train), len(test), shared)
 
 
-def splits_used(kind: str, splits: Sequence[Split], leaks: Mapping[str, Leaks]) -> dict[str, Any]:
+def splits_used(
+    kind: str, splits: Sequence[SplitSize], leaks: Mapping[str, Leaks]
+) -> dict[str, Any]:
     """For metrics.json: the kind of split, and test and leaked questions per kind and axis.
 
-    `shared` is counted again from the split files that were used. Raises InputError if it is not
-    what `leaks` says of them.
+    Raises InputError if `leaks` disagrees with `splits`, counted from the split files in use.
     """
-    summed = {
-        each: {axis: total(slugs.values()) for axis, slugs in axes.items()}
-        for each, axes in leaks.items()
-    }
     for split in splits:
-        told = leaks[kind][split.axis][split.slug]
-        if (told.test, told.image) != (split.test, split.shared):
+        leak = leaks[kind][split.axis][split.slug]
+        if (leak.test, leak.image) != (split.test, split.shared):
             raise InputError(
                 f"the {kind} split {split.axis}/{split.slug} has {split.test} test questions,"
-                f" {split.shared} with an image of train, but its count of leaks says {told.test}"
-                f" and {told.image}: run `dvc repro --force splits`"
+                f" {split.shared} with an image of train, but {layout.LEAKS} has {leak.test} and"
+                f" {leak.image}: run `dvc repro --force splits`"
             )
-    return {
-        "kind": kind,
-        "leaks": {
-            each: {axis: asdict(leak) for axis, leak in axes.items()}
-            for each, axes in summed.items()
-        },
+    totals = {
+        each: {axis: asdict(total(slugs.values())) for axis, slugs in axes.items()}
+        for each, axes in leaks.items()
     }
+    return {"kind": kind, "leaks": totals}
 
 
-def make_tables(
+def cross_tables(
     predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target]
 ) -> dict[str, Tables]:
-    """The tables of each axis that has checkpoints."""
+    """The cross tables of each axis that has checkpoints."""
     tables = {}
     for axis, other in zip(CELLS, reversed(CELLS), strict=True):
-        used = {
+        of_axis = {
             name: rows
             for name, rows in predictions.items()
             if name == "base" or targets[name].axis == axis
         }
-        if len(used) == 1:
+        if len(of_axis) == 1:
             continue
-        accuracy = cross_table(used, axis, CELLS[axis], targets)
-        visual = cross_visual_gain(used, axis, CELLS[axis], targets)
+        accuracy = cross_table(of_axis, axis, CELLS[axis], targets)
         tables[axis] = Tables(
-            accuracy, visual, cross_to_base(accuracy), cross_table(used, axis, CELLS[other])
+            accuracy=accuracy,
+            visual_gain=cross_visual_gain(of_axis, axis, CELLS[axis], targets),
+            to_base=cross_to_base(accuracy),
+            slices=cross_table(of_axis, axis, CELLS[other]),
         )
     return tables
 
@@ -188,74 +181,68 @@ def pick_cases(
     cases = []
     for name, target in targets.items():
         rows = in_domain(predictions[name], target.axis, target.cell).sort_values("question_id")
-        read = rows["answer"].notna()
-        blind = {
-            variant: ~rows["correct"] & rows[f"{variant}_correct"].eq(other=True)
-            for variant in ABLATIONS
+        correct = rows["correct"]
+        readable = rows["answer"].notna()
+        only_without = ~correct & (
+            rows["blank_correct"].eq(other=True) | rows["shuffled_correct"].eq(other=True)
+        )
+        by_verdict = {
+            "right": rows[correct],
+            "wrong": rows[readable & ~correct & ~only_without],
+            ONLY_WITHOUT: rows[only_without],
+            "unreadable": rows[~readable & ~only_without],
         }
-        either = blind["blank"] | blind["shuffled"]
-        chosen = {
-            "right": rows[rows["correct"]],
-            "wrong": rows[read & ~rows["correct"] & ~either],
-            "right only without its image": rows[either],
-            "unreadable": rows[~read & ~either],
-        }
-        for verdict, found in chosen.items():
-            for row in found.head(1).to_dict("records"):
-                variant = next(
-                    (
-                        each
-                        for each in reversed(ABLATIONS)
-                        if verdict.startswith("right only") and row[f"{each}_correct"] is True
-                    ),
-                    None,
-                )
-                cases.append(
-                    Case(
-                        checkpoint=name,
-                        verdict=verdict,
-                        **{
-                            str(field): row[field]
-                            for field in (
-                                "question_id",
-                                "modality",
-                                "question_type",
-                                "gold",
-                                "output",
-                                "image",
-                            )
-                        },
-                        problem=problems.get(row["question_id"]),
-                        answer=row["answer"] if isinstance(row["answer"], str) else None,
-                        without=(variant, row[f"{variant}_output"]) if variant else None,
-                    )
-                )
+        for verdict, candidates in by_verdict.items():
+            for row in candidates.head(1).to_dict("records"):
+                text = problems.get(row["question_id"])
+                cases.append(_case(name, verdict, row, text))
     return cases
 
 
-def outputs_of_signs(
+def _case(checkpoint: str, verdict: str, row: Mapping[Hashable, Any], text: str | None) -> Case:
+    without = None
+    if verdict == ONLY_WITHOUT:
+        variant = "shuffled" if row["shuffled_correct"] is True else "blank"
+        without = (variant, row[f"{variant}_output"])
+    return Case(
+        checkpoint=checkpoint,
+        verdict=verdict,
+        question_id=row["question_id"],
+        modality=row["modality"],
+        question_type=row["question_type"],
+        problem=text,
+        gold=row["gold"],
+        answer=row["answer"] if isinstance(row["answer"], str) else None,
+        output=row["output"],
+        without=without,
+        image=row["image"],
+    )
+
+
+def outputs_of_indicators(
     metrics: Mapping[str, Any], predictions: Mapping[str, pd.DataFrame]
 ) -> dict[tuple[str, str], str]:
     """Outputs for the example questions of triggered indicators."""
-    named = []
+    examples = []
     for name, entry in metrics["checkpoints"].items():
         for indicator in entry["hacking"]:
             if indicator["triggered"]:
-                named += [(name, question_id) for question_id in indicator["question_ids"]]
+                examples += [(name, question_id) for question_id in indicator["question_ids"]]
     outputs = {
         name: predictions[name].set_index("question_id")["output"]
-        for name in {name for name, _ in named}
+        for name in {name for name, _ in examples}
     }
-    return {(name, each): str(outputs[name][each]) for name, each in named}
+    return {(name, each): str(outputs[name][each]) for name, each in examples}
 
 
 def count_refusals(quarantine: Sequence[Quarantine]) -> list[Refusals]:
-    """Refusals by source set and reason, most frequent first, as shares of what download read."""
+    """Refusals by source set and reason, most frequent first, as shares of records read."""
     rows: dict[tuple[str, Reason], list[Row]] = {}
     read: dict[str, int] = {}
     for account in quarantine:
         for name, counts in account.sets.items():
-            read.setdefault(name, counts.read)  # download's, which reads all, comes first
+            # the first account is that of stage download, which reads all records
+            read.setdefault(name, counts.read)
         for row in account.rows:
             rows.setdefault((row.set, row.reason), []).append(row)
     ordered = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -266,7 +253,7 @@ def count_refusals(quarantine: Sequence[Quarantine]) -> list[Refusals]:
 
 
 def group_origins(origins: Mapping[str, dict[str, Any]]) -> list[tuple[list[str], dict[str, Any]]]:
-    """Put together the checkpoints whose predictions have the same provenance."""
+    """Group the checkpoints whose predictions have the same provenance."""
     groups: dict[str, tuple[list[str], dict[str, Any]]] = {}
     for name, origin in origins.items():
         groups.setdefault(json.dumps(origin, sort_keys=True), ([], origin))[0].append(name)
@@ -274,5 +261,5 @@ def group_origins(origins: Mapping[str, dict[str, Any]]) -> list[tuple[list[str]
 
 
 def synthetic_share(predictions: pd.DataFrame) -> float:
-    """Share of the questions whose dataset is named as a drawn one."""
+    """Share of the questions whose dataset is synthetic by its name."""
     return float(predictions["dataset"].str.startswith(SYNTHETIC).mean())

@@ -1,9 +1,7 @@
-"""The figures that stand alone, as PNG: heatmaps and the training curves.
+"""Stand-alone figures as PNG: heatmaps and training curves.
 
-Same numbers and provenance, same bytes.
-
-A figure is often copied without the folder it was made in; its provenance goes along, as JSON in a
-text field of the PNG.
+Equal numbers and provenance give equal bytes. Each PNG carries its provenance as JSON in a text
+field, because figures are often copied out of their folder.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ CURVES: Final = {
     "kl": "KL to the base",
     "completion_length": "Completion length (tokens)",
 }
-"""Column of a training log -> title of its panels."""
+"""Column of a training log -> title of its panel."""
 
 _STYLE: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",
@@ -53,13 +51,17 @@ _STYLE: Final[dict[Any, Any]] = {
 def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[str, Any]) -> None:
     """Draw a table as a PNG heatmap.
 
-    Base row set apart, in-domain cells outlined, missing cells blank.
+    The base row is set apart, in-domain cells are outlined, missing cells are blank.
     """
-    level = table.measure == "accuracy"
-    low, high = bounds([table]) if level else (-max_abs([table]), max_abs([table]))
-    scale, write = (LIGHT, percent) if level else (DIVERGING, signed)
+    if table.measure == "accuracy":
+        low, high = bounds([table])
+    else:
+        high = max_abs([table])
+        low = -high
+    scale = LIGHT if table.measure == "accuracy" else DIVERGING
+    text = percent if table.measure == "accuracy" else signed
     cells = next(iter(table.values.values()))
-    apart = 0.15 * ("base" in table.values)
+    base_gap = 0.15 * ("base" in table.values)
     with mpl.rc_context(_STYLE):
         figure = Figure(
             figsize=(1.8 + 0.95 * len(cells), 1.7 + 0.46 * len(table.values)), layout="constrained"
@@ -69,9 +71,10 @@ def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[
         for row, (name, values) in enumerate(table.values.items()):
             for column, (cell, value) in enumerate(values.items()):
                 # a gap behind the base row and before the macro column
-                x, y = column + 0.15 * (cell == "macro"), row + apart * (row > 0)
+                x = column + 0.15 * (cell == "macro")
+                y = row + base_gap * (row > 0)
                 shade = None if value is None else to_hex(scale((value - low) / (high - low)))
-                _cell(axes, x, y, write(value), shade, outlined=table.own.get(name) == cell)
+                _cell(axes, x, y, text(value), shade, outlined=table.own.get(name) == cell)
         heads = [
             f"{label(cell)}\nn={table.questions[cell]}" if cell in table.questions else "Macro"
             for cell in cells
@@ -81,7 +84,7 @@ def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[
             [head.replace(" ", "\n", 2) for head in heads],
         )
         axes.set_yticks(
-            [0.5, *np.arange(1, len(table.values)) + 0.5 + apart],
+            [0.5, *np.arange(1, len(table.values)) + 0.5 + base_gap],
             [label(name) for name in table.values],
         )
         axes.set(
@@ -101,16 +104,16 @@ def save_training(
     axes: Mapping[str, str],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Draw training curves as a PNG.
+    """Draw training curves as a PNG: one row per axis, one panel per quantity.
 
-    One row per axis, one panel per quantity, one line per checkpoint.
+    `axes`: checkpoint -> its axis; each checkpoint is one line.
     """
-    kinds = list(dict.fromkeys(axes.values()))
+    axis_names = list(dict.fromkeys(axes.values()))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.1 * len(CURVES), 3.1 * len(kinds)), layout="constrained")
-        grid = figure.subplots(len(kinds), len(CURVES), squeeze=False, sharey="col")
-        for row, kind in enumerate(kinds):
-            names = [name for name, own in axes.items() if own == kind]
+        figure = Figure(figsize=(3.1 * len(CURVES), 3.1 * len(axis_names)), layout="constrained")
+        grid = figure.subplots(len(axis_names), len(CURVES), squeeze=False, sharey="col")
+        for row, axis_name in enumerate(axis_names):
+            names = [name for name, own in axes.items() if own == axis_name]
             colours = mpl.colormaps["viridis"](np.linspace(0, 0.92, len(names)))
             for panel, (column, title) in zip(grid[row], CURVES.items(), strict=True):
                 for name, colour in zip(names, colours, strict=True):
@@ -123,11 +126,12 @@ def save_training(
                     )
                 panel.set(title=title, xlabel="step")
                 panel.grid(axis="y", color="#e6e2d8", linewidth=0.7)
-            # outside the last panel, where no curve can run
+            # beside the last panel, where it covers no curve
             grid[row][-1].legend(
                 frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8
             )
-        for panel in grid[0]:  # the rows share their scales, so that all curves are drawn by now
+        # the rows share their scales, so the limit is set after all curves are drawn
+        for panel in grid[0]:
             panel.set_ylim(bottom=0)
         _save(figure, path, provenance)
 
@@ -150,7 +154,7 @@ def _cell(axes: Axes, x: float, y: float, text: str, shade: str | None, *, outli
 
 
 def _save(figure: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
-    """Write with the provenance in place of the line with which the library names itself."""
+    """Write the PNG with the provenance instead of Matplotlib's own software field."""
     FigureCanvasAgg(figure)
     figure.savefig(
         path, format="png", metadata={"Software": None, "provenance": json.dumps(provenance)}

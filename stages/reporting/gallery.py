@@ -1,4 +1,4 @@
-"""Images small enough to stand in the page itself, as data addresses."""
+"""Thumbnails for the report page, inlined as data URLs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ SIDE: Final = 192
 """Longest side of an inlined image, in pixels."""
 QUALITY: Final = 72
 BUDGET: Final = 2_000_000
-"""Bytes of all inlined images together; those after that are left out."""
+"""Total bytes of all inlined images; images beyond it are skipped."""
 
 
 def inline_images(paths: Iterable[str]) -> dict[str, str]:
-    """Path -> data URL of a JPEG of at most `SIDE` pixels; missing or corrupt images are left out.
+    """Path -> data URL of a JPEG of at most `SIDE` pixels; missing or corrupt images are skipped.
 
-    Paths come from predictions: only such as lie below the working directory are opened.
+    Paths come from predictions, so only files below the working directory are opened.
     """
     urls: dict[str, str] = {}
-    spent = 0
+    used = 0
     for path in dict.fromkeys(paths):
-        address = _inline(Path(path))
-        if address is not None and spent + len(address) <= BUDGET:
-            urls[path] = address
-            spent += len(address)
+        url = _inline(Path(path))
+        if url is not None and used + len(url) <= BUDGET:
+            urls[path] = url
+            used += len(url)
     return urls
 
 
@@ -37,10 +37,10 @@ def _inline(path: Path) -> str | None:
     try:
         if not path.resolve().is_relative_to(Path.cwd().resolve()):
             return None
-        small = open_image(path)
-        small.thumbnail((SIDE, SIDE))
+        image = open_image(path)
+        image.thumbnail((SIDE, SIDE))
     except (InputError, OSError, ValueError):
         return None
     buffer = BytesIO()
-    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""How slugs and shares are written for readers, in plain ASCII."""
+"""Display form of slugs and shares, in plain ASCII."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ AXIS_LABELS: Final = {"modality": "modality", "task": "question type"}
 LONGEST: Final = 500
 """Characters of a completion that are printed."""
 _NAMES: Final = {"ct": "CT", "mri": "MRI", "x-ray": "X-ray", "oct": "OCT"}
-
-
-_STORED: Final = 4
-"""Digits of shares in metrics.json: what is shown is rounded from there, so that a number is the
-same wherever it stands.
+_STORED_DIGITS: Final = 4
+"""Decimals of shares in metrics.json; rounding starts from there, so that a number is the same
+everywhere.
 """
 _METHODS: Final = {"sft": "SFT"}
 
@@ -26,17 +24,17 @@ def label(slug: str) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """0.583 as "58.3"; a missing one as a dash."""
-    return "-" if share is None else f"{100 * round(share, _STORED):.{digits}f}"
+    """0.583 as "58.3"; None as a dash."""
+    return "-" if share is None else f"{100 * round(share, _STORED_DIGITS):.{digits}f}"
 
 
 def signed(share: float | None, digits: int = 1) -> str:
-    """0.141 as "+14.1"; a missing one as a dash."""
-    return "-" if share is None else f"{100 * round(share, _STORED) + 0.0:+.{digits}f}"
+    """0.141 as "+14.1"; None as a dash."""
+    return "-" if share is None else f"{100 * round(share, _STORED_DIGITS) + 0.0:+.{digits}f}"
 
 
 def p_value(p: float | None) -> str:
-    """0.0312 as "0.031", 2e-9 as "<0.001"; a missing one as a dash."""
+    """0.0312 as "0.031", 2e-9 as "<0.001"; None as a dash."""
     if p is None:
         return "-"
     if p < 0.001:
@@ -45,9 +43,7 @@ def p_value(p: float | None) -> str:
 
 
 def clip(text: str) -> str:
-    """Cut a long text, and say how much of it is missing."""
-    return (
-        text
-        if len(text) <= LONGEST
-        else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
-    )
+    """Truncate a long text and append the number of missing characters."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"

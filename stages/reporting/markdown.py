@@ -1,7 +1,6 @@
-"""The report and its model cards as Markdown.
+"""Report and model cards as Markdown, from report.md.j2 and card.md.j2.
 
-The words are in report.md.j2 and card.md.j2. What a model or a data set wrote is escaped or set as
-code.
+Text written by a model or a data set is escaped or set as code.
 """
 
 from __future__ import annotations
@@ -41,42 +40,42 @@ def render_report(evidence: Evidence) -> str:
         tables=tables,
         axis_labels=AXIS_LABELS,
         refusals=count_refusals(evidence.quarantine),
-        printed={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
+        published={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
         origins=group_origins(evidence.origins),
     )
 
 
 def render_card(name: str, evidence: Evidence) -> str:
     """Render the model card of one checkpoint, with the front matter that the hub reads."""
-    entry, origin = evidence.metrics["checkpoints"][name], evidence.origins[name]
-    trained = evidence.trained.get(name, {})
-    settings = trained.get("params") or origin.get("params") or {}
-    base = (settings.get("base") or {}).get("source") or "not on record"
+    entry = evidence.metrics["checkpoints"][name]
+    provenance = evidence.weights.get(name) or evidence.origins[name]
+    settings = provenance.get("params") or evidence.origins[name].get("params") or {}
+    base = (settings.get("base") or {}).get("source") or "not recorded"
     cell = (entry["axis"], entry["cell"])
-    own = [split for split in evidence.splits if (split.axis, split.slug) == cell]
+    splits = [split for split in evidence.splits if (split.axis, split.slug) == cell]
     blind_baseline = entry["in_domain"]["blind_baseline"]
     return render_markdown(
         _FOLDER / "card.md.j2",
         _FILTERS,
-        front=_front_matter(base, carried_licence(trained or origin)),
+        front=_front_matter(base, carried_licence(provenance)),
         base=base,
         embedded=base == EMBEDDED,
         name=name,
         entry=entry,
         checkpoints={name: entry},
-        corpus=trained.get("corpus") or origin.get("corpus") or "not pinned",
+        corpus=provenance.get("corpus") or evidence.origins[name].get("corpus") or "not pinned",
         kind=evidence.metrics["provenance"]["params"]["splits.kind"],
-        split=own[0] if own else None,
+        split=splits[0] if splits else None,
         blind_baseline=blind_baseline and blind_baseline["accuracy"],
         evidence=evidence,
         tables=tables,
         axis_labels=AXIS_LABELS,
         settings={key: value for key, value in settings.items() if key != "evaluate"},
-        provenance={key: value for key, value in (trained or origin).items() if key != "params"},
+        provenance={key: value for key, value in provenance.items() if key != "params"},
     )
 
 
 def _front_matter(base: str, licence: Mapping[str, str]) -> dict[str, Any]:
-    """Licence, and the base where it is a repository of the hub."""
+    """Licence, and the base if it is a repository of the Hugging Face hub."""
     on_hub = "/" in base and not base.startswith(("infra/", "models/", ".", "/"))
     return {**licence, "base_model": base} if on_hub else {**licence}

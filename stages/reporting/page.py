@@ -1,7 +1,7 @@
-"""The page: one HTML file with everything in it, for a desk, a phone and paper, in light and dark.
+"""Report page: one self-contained HTML file for screen, phone and print, in light and dark.
 
-The words and the structure are in page.html.j2, the looks in page.css; here the numbers are put in
-order for them. Everything that a model or a data set wrote is escaped.
+Text and structure are in page.html.j2, the style in page.css; this module prepares their values.
+Text written by a model or a data set is escaped.
 """
 
 from __future__ import annotations
@@ -21,17 +21,30 @@ from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, THIRD_PART
 from stages.scoring.tables import CrossTable
 
 SHADES: Final = 24
-APART_SHADES: Final = 25
+DIVERGING_SHADES: Final = 25
 """Odd, so that zero has a colour of its own."""
 
 
 def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
     """Render the report as one self-contained HTML document; `images`: path -> data URL."""
-    metrics, names = evidence.metrics, evidence.metrics["checkpoints"]
-    crossed = evidence.tables.values()
-    scaled = bounds([*(each.accuracy for each in crossed), *(each.slices for each in crossed)])
-    apart = max_abs([*(each.visual_gain for each in crossed), *(each.to_base for each in crossed)])
-    scale = interval_scale([entry["in_domain"] for entry in names.values()])
+    metrics = evidence.metrics
+    checkpoints = metrics["checkpoints"]
+    axis_tables = evidence.tables.values()
+    accuracy_bounds = bounds(
+        [*(each.accuracy for each in axis_tables), *(each.slices for each in axis_tables)]
+    )
+    limit = max_abs(
+        [*(each.visual_gain for each in axis_tables), *(each.to_base for each in axis_tables)]
+    )
+    scale = interval_scale([entry["in_domain"] for entry in checkpoints.values()])
+
+    def heats(name: str) -> dict[str, dict[str, Any]]:
+        """Heatmaps by axis of one field of `Tables`."""
+        return {
+            axis: _heat(getattr(each, name), accuracy_bounds, limit)
+            for axis, each in evidence.tables.items()
+        }
+
     filters = {
         "label": label,
         "percent": lambda share, digits=1: typeset(percent(share, digits)),
@@ -51,62 +64,44 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
         images=images,
         summary=metrics["summary"],
         base=metrics["base"],
-        checkpoints=names,
-        by_axis={
-            axis: {name: entry for name, entry in names.items() if entry["axis"] == axis}
-            for axis in metrics["base"]
-        },
+        checkpoints=checkpoints,
         chance=metrics["summary"]["chance"],
         scale=scale,
         ticks=scale.ticks(5),
-        bounds=scaled,
-        apart=apart,
+        bounds=accuracy_bounds,
+        limit=limit,
         shades={"light": shades(LIGHT, SHADES), "dark": shades(DARK, SHADES)},
-        shades_apart={
-            "light": shades(DIVERGING, APART_SHADES),
-            "dark": shades(DIVERGING_DARK, APART_SHADES),
+        diverging_shades={
+            "light": shades(DIVERGING, DIVERGING_SHADES),
+            "dark": shades(DIVERGING_DARK, DIVERGING_SHADES),
         },
-        accuracies={
-            axis: _heat(by_column.accuracy, scaled, "s", SHADES)
-            for axis, by_column in evidence.tables.items()
-        },
-        visuals={
-            axis: _heat(by_column.visual_gain, (-apart, apart), "d", APART_SHADES)
-            for axis, by_column in evidence.tables.items()
-        },
-        to_base={
-            axis: _heat(by_column.to_base, (-apart, apart), "d", APART_SHADES)
-            for axis, by_column in evidence.tables.items()
-        },
-        slices={
-            axis: _heat(by_column.slices, scaled, "s", SHADES)
-            for axis, by_column in evidence.tables.items()
-        },
+        accuracies=heats("accuracy"),
+        visual_gains=heats("visual_gain"),
+        to_base=heats("to_base"),
+        slices=heats("slices"),
         rewards=reward_panels(evidence.logs) if evidence.logs else None,
         sparks=[
             {"title": title, "format": form, "lines": sparklines(evidence.logs, column)}
             for column, (title, form) in tables.SPARKS.items()
         ],
         refusals=count_refusals(evidence.quarantine),
-        printed={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
+        published={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
         origins=group_origins(evidence.origins),
     )
 
 
-def _heat(
-    table: CrossTable, scaled: tuple[float, float], prefix: str, count: int
-) -> dict[str, Any]:
-    """Header and rows of a heatmap table; `shade`: a cell's colour class, None without a number."""
-    low, high = scaled
+def _heat(table: CrossTable, accuracy_bounds: tuple[float, float], limit: float) -> dict[str, Any]:
+    """Header and rows of a heatmap; `shade` is a cell's CSS class, None without a number."""
+    is_accuracy = table.measure == "accuracy"
+    low, high = accuracy_bounds if is_accuracy else (-limit, limit)
+    prefix, count = ("s", SHADES) if is_accuracy else ("d", DIVERGING_SHADES)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, values in table.values.items():
         rows[name] = []
         for cell, value in values.items():
-            shade = (
-                None
-                if value is None
-                else f"{prefix}{round((value - low) / (high - low) * (count - 1))}"
-            )
+            shade = None
+            if value is not None:
+                shade = f"{prefix}{round((value - low) / (high - low) * (count - 1))}"
             rows[name].append(
                 {
                     "value": value,
@@ -118,18 +113,18 @@ def _heat(
     return {
         "questions": table.questions,
         "rows": rows,
-        "there": table.there,
-        "signed": table.measure != "accuracy",
+        "has_numbers": table.has_numbers,
+        "signed": not is_accuracy,
     }
 
 
 def _heading(words: str) -> str:
-    """Words with a capital; symbols, n and p, stay as they are."""
+    """Capitalise a heading; the symbols n and p stay as they are."""
     return words if words[1:2] in ("", " ") else words[0].upper() + words[1:]
 
 
 def typeset(value: str | int | None) -> str:
-    """A number as print has it: minus sign, grouped thousands, a dash where there is none."""
+    """Typeset a number: minus sign, grouped thousands, a dash if it is missing."""
     if isinstance(value, int):
         return thousands(value)
     if value is None or value == "-":
@@ -138,5 +133,5 @@ def typeset(value: str | int | None) -> str:
 
 
 def thousands(number: int) -> str:
-    """A count with its digits in threes."""
+    """A count with its digits grouped in threes."""
     return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -1,7 +1,4 @@
-"""Colour scales for accuracies and (diverging) differences.
-
-Light pages and prints, dark pages, PNG.
-"""
+"""Colour scales for accuracies and for differences (diverging), light and dark."""
 
 from __future__ import annotations
 
@@ -29,32 +26,32 @@ DIVERGING_DARK: Final = LinearSegmentedColormap.from_list(
 
 
 def max_abs(tables: Iterable[CrossTable]) -> float:
-    """Largest absolute difference in these tables, rounded up to a tenth: the ends of the scale."""
+    """Largest absolute difference in these tables, rounded up to a tenth: limit of the scale."""
     cells = chain.from_iterable(table.numbers() for table in tables)
     return math.ceil(max([0.1, *map(abs, cells)]) * 10) / 10
 
 
 def bounds(tables: Iterable[CrossTable]) -> tuple[float, float]:
-    """The tenths that enclose all accuracies there are: the ends of a scale for these tables."""
+    """The tenths that enclose all accuracies in these tables: the ends of the scale."""
     present = list(chain.from_iterable(table.numbers() for table in tables))
     if not present:
         return (0.0, 1.0)
-    low, high = math.floor(min(present) * 10) / 10, math.ceil(max(present) * 10) / 10
+    low = math.floor(min(present) * 10) / 10
+    high = math.ceil(max(present) * 10) / 10
     return (low, high) if low < high else (max(low - 0.1, 0.0), min(high + 0.1, 1.0))
 
 
 def shades(scale: Colormap, steps: int) -> list[tuple[str, str]]:
     """`steps` colours from low to high, each with its more readable text colour (WCAG 2.2).
 
-    The better of the two always has a contrast of at least 4.58, which is above the 4.5 that WCAG
-    asks for.
+    The contrast is always at least 4.58, above the 4.5 that WCAG requires.
     """
     colours = [to_hex(scale(step / (steps - 1))) for step in range(steps)]
     return [(colour, text_color(colour)) for colour in colours]
 
 
 def text_color(colour: str) -> str:
-    """Black or white, whichever contrasts more with a background."""
+    """Black or white, whichever contrasts more with the background `colour`."""
     linear = [
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
         for part in to_rgb(colour)

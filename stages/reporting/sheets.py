@@ -1,4 +1,4 @@
-"""The tables of the report as CSV: one file a table, an empty field where there is no number."""
+"""The tables of the report as CSV: one file per table, an empty field for a missing number."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
     _write(folder / "in_domain.csv", *_in_domain(checkpoints))
     _write(folder / "datasets.csv", *_datasets(checkpoints))
     _write(folder / "reward_hacking.csv", *_indicators(checkpoints))
-    printed = [
+    published = [
         [each.subject, each.measure, each.value, each.unit, each.source, each.caveat]
         for each in (*HEADLINES, *THIRD_PARTY)
     ]
     _write(
         folder / "published_by_others.csv",
         ["subject", "measure", "value", "unit", "source", "caveat"],
-        printed,
+        published,
     )
     for axis, tables in evidence.tables.items():
         _write(folder / f"cross_{axis}.csv", *_cross(tables.accuracy))
@@ -43,14 +43,14 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
 def write_training(path: Path, logs: Mapping[str, pd.DataFrame]) -> None:
     """Write the training curves of all checkpoints as one long table, for `dvc plots`.
 
-    Columns checkpoint, step, metric and value; a row per value that was logged. Long logs are means
-    over blocks of steps, as the plots carry the whole table with them.
+    Columns checkpoint, step, metric and value, one row per logged value. Long logs are reduced to
+    means over blocks of steps, because the plots embed the whole table.
     """
     rows = []
     for name, log in logs.items():
-        shown = thinned(log)
+        blocks = thinned(log)
         for metric in LOG_COLUMNS[1:]:
-            logged = shown[["step", metric]].dropna()
+            logged = blocks[["step", metric]].dropna()
             rows += [
                 [name, f"{step:g}", metric, f"{value:.6g}"] for step, value in logged.to_numpy()
             ]
@@ -58,30 +58,25 @@ def write_training(path: Path, logs: Mapping[str, pd.DataFrame]) -> None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted keys; what is empty keeps its key."""
+    """Nested values by dotted keys; an empty mapping keeps its own key."""
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        values |= (
-            flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping) and value
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, Mapping) and value:
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = value
     return values
 
 
 def _in_domain(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    rows = {
-        name: (
-            {key: entry[key] for key in ("axis", "cell", "method")}
-            | flat({key: value for key, value in entry["in_domain"].items() if key != "by_dataset"})
-        )
-        for name, entry in checkpoints.items()
-    }
-    # a part that is missing for all is one column without a value
+    rows = {}
+    for name, entry in checkpoints.items():
+        own = {key: value for key, value in entry["in_domain"].items() if key != "by_dataset"}
+        rows[name] = {key: entry[key] for key in ("axis", "cell", "method")} | flat(own)
+    # a part that all checkpoints lack is one column without a value
     columns = list(dict.fromkeys(chain.from_iterable(rows.values())))
-    return ["checkpoint", *columns], [
-        [name, *(row.get(column) for column in columns)] for name, row in rows.items()
-    ]
+    table = [[name, *(row.get(column) for column in columns)] for name, row in rows.items()]
+    return ["checkpoint", *columns], table
 
 
 def _datasets(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -104,15 +99,13 @@ def _indicators(checkpoints: Mapping[str, Any]) -> tuple[list[str], list[list[An
 
 
 def _cross(table: CrossTable) -> tuple[list[str], list[list[Any]]]:
-    """One row a checkpoint; the first row counts the questions."""
+    """One row per checkpoint, after a row with the numbers of questions."""
     rows = [
         [name, *("" if value is None else round(value, DIGITS) + 0.0 for value in row.values())]
         for name, row in table.values.items()
     ]
-    return ["checkpoint", *table.questions, "macro"], [
-        ["questions", *table.questions.values(), ""],
-        *rows,
-    ]
+    counts = ["questions", *table.questions.values(), ""]
+    return ["checkpoint", *table.questions, "macro"], [counts, *rows]
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Predictions and training logs, read and checked for being such."""
+"""Read and check predictions and training logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import InputError
-from stages.scoring.predictions import add_answers, check_columns
+from stages.scoring.predictions import add_answers, check_columns, recreate
 
 LOG_COLUMNS: Final = (
     "step",
@@ -24,24 +24,25 @@ LOG_COLUMNS: Final = (
     "frac_reward_zero_std",
     "loss",
 )
-"""The columns of a training log that are drawn, here or by `dvc plots`."""
+"""The columns of a training log that are plotted, here or by `dvc plots`."""
 
 
 def read_predictions(path: Path, stage: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """One checkpoint's predictions with scored answers, and their provenance; `stage`: their maker.
+    """One checkpoint's predictions with scored answers, and their provenance.
 
-    InputError if the file is missing, or not what stage evaluate writes.
+    `stage` is the stage that writes them. Raises InputError if the file is missing or is not what
+    stage evaluate writes.
     """
-    remedy = f"make it again: `dvc repro --single-item --force {stage}`"
+    remedy = recreate(stage)
     try:
         table = pq.read_table(path)
         origin = json.loads(table.schema.metadata[b"provenance"])
     except FileNotFoundError:
-        raise _absent(path, stage) from None
+        raise _missing(path, stage) from None
     except pa.ArrowInvalid as error:
         raise InputError(f"{path} is not a parquet file ({error}); {remedy}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} does not say where it comes from; {remedy}") from error
+        raise InputError(f"{path}: no provenance in its metadata; {remedy}") from error
     check_columns(table, str(path), remedy)
     return add_answers(table).to_pandas(), origin
 
@@ -50,49 +51,45 @@ def check_same_kind(origins: Mapping[str, dict[str, Any]], kind: str | None) -> 
     """The split kind shared by all predictions, None if unknown; InputError on a mismatch."""
     kinds = {name: origin.get("params", {}).get("splits.kind") for name, origin in origins.items()}
     known = {name: each for name, each in kinds.items() if each is not None}
-    wanted = kind or next(iter(known.values()), None)
+    expected = kind or next(iter(known.values()), None)
     for name, each in known.items():
-        if each != wanted:
+        if each != expected:
             raise InputError(
-                f"the predictions of {name!r} were made on {each!r} splits, not on {wanted!r}:"
-                " numbers on different questions cannot stand in one report; run `dvc repro"
+                f"the predictions of {name!r} were made on {each!r} splits, not on {expected!r}: a"
+                " report cannot mix different questions; run `dvc repro"
                 f" evaluate@{name}`, or set splits.kind to {each!r}"
             )
-    return wanted
+    return expected
 
 
 def read_training_log(path: Path, stage: str) -> pd.DataFrame:
-    """One row a logged step, sorted by step.
+    """Read a training log: one row per logged step, sorted; unlogged values (such as KL) are NaN.
 
-    What was not logged (KL without a reference) is NaN.
+    Raises InputError, naming the file and `stage`, if it is missing or malformed.
     """
+    remedy = recreate(stage)
     try:
         log = pd.read_csv(path)
     except FileNotFoundError:
-        raise _absent(path, stage) from None
+        raise _missing(path, stage) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not a table of steps ({error}); make it again with {stage}"
-        ) from error
+        raise InputError(f"{path} is not a table of steps ({error}); {remedy}") from error
     if missing := [name for name in LOG_COLUMNS if name not in log]:
-        raise InputError(f"{path}: no column {missing[0]!r}; make it again with {stage}")
+        raise InputError(f"{path}: no column {missing[0]!r}; {remedy}")
     for name in LOG_COLUMNS:
         numbers = pd.to_numeric(log[name], errors="coerce")
         wrong = numbers.isna() & log[name].notna()
         if wrong.any():
-            at = int(wrong.to_numpy().argmax())
-            raise InputError(
-                f"{path}: row {at}: {name} {log[name].iloc[at]!r} is not a number; make it again"
-                f" with {stage}"
-            )
+            row = int(wrong.to_numpy().argmax())
+            value = log[name].iloc[row]
+            raise InputError(f"{path}: row {row}: {name} {value!r} is not a number; {remedy}")
         log[name] = numbers
-    if log.empty or log["step"].isna().any():
-        raise InputError(
-            f"{path}: {'no steps in it' if log.empty else 'a row without a step'}; make it again"
-            f" with {stage}"
-        )
+    if log.empty:
+        raise InputError(f"{path}: no steps; {remedy}")
+    if log["step"].isna().any():
+        raise InputError(f"{path}: a row without a step; {remedy}")
     return log.sort_values("step", ignore_index=True)
 
 
-def _absent(path: Path, stage: str) -> InputError:
-    return InputError(f"{path} not found; make it first: `dvc repro {stage}`")
+def _missing(path: Path, stage: str) -> InputError:
+    return InputError(f"{path} is missing: run `dvc repro {stage}`")

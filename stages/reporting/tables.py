@@ -1,7 +1,7 @@
-"""The tables of the report, each made once: terminal, Markdown and HTML render the same `Sheet`.
+"""Tables of the report: terminal, Markdown and HTML render the same `Sheet`.
 
-Numbers are written in plain ASCII. What a medium adds (a colour, a minus sign, small print) follows
-from the fields of a cell and the kind of its column. `sheets` writes unrounded numbers as CSV.
+Numbers are plain ASCII. What a medium adds (colour, minus sign, small print) follows from the
+fields of a cell and the kind of its column. `sheets` writes the unrounded numbers as CSV.
 """
 
 from __future__ import annotations
@@ -15,51 +15,48 @@ import pandas as pd
 from stages.corpus.quarantine.ledger import Quarantine
 from stages.corpus.splitting.data_tests import TESTS, Result
 from stages.reporting.curves import ends
-from stages.reporting.evidence import Refusals, Split
+from stages.reporting.evidence import Refusals, SplitSize
 from stages.reporting.labels import AXIS_LABELS, clip, label, p_value, percent, signed
 from stages.scoring.published import Published, PublishedTable
 from stages.scoring.tables import CrossTable
 
 Kind = Literal["slug", "code", "text", "number"]
-"""A slug is printed by its label where there is room for typography."""
+"""How a column is rendered; HTML replaces a slug by its label."""
 
 REFUSALS: Final = 20
-"""Source sets and reasons for which refusals are listed."""
+"""Maximum number of rows in the table of refusals."""
 REWARDS: Final = ("reward", "reward_accuracy", "reward_format")
 SPARKS: Final = {
     "kl": ("KL to the base", "{:.3f}"),
     "completion_length": ("Completion length, tokens", "{:.1f}"),
     "frac_reward_zero_std": ("Groups without a signal", "{:.0%}"),
 }
-"""Column of a training log -> title of its sparklines, and format of a value."""
+"""Column of a training log -> title of its sparklines, format of a value."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and how the cells below it are set."""
+    """A heading, and how the cells below it are rendered."""
 
     name: str
     kind: Kind = "number"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One entry: a value or several `lines`.
-
-    `low` and `high` bound its 95% interval, `note` is small print.
-    """
+class SheetCell:
+    """A value or several `lines`; `low` and `high`: its 95% interval; `note`: small print."""
 
     value: str | int | None = None
     low: str = ""
     high: str = ""
     trend: Literal["", "up", "down"] = ""
-    """On which side of zero the whole interval lies."""
+    """On which side of zero the whole interval is."""
     note: str = ""
     lines: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
-        """The entry on one line; small print only where there is no value."""
+        """The entry on one line; with small print only if there is no value."""
         if self.lines:
             return "; ".join(self.lines)
         if self.value is None:
@@ -68,31 +65,31 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
-    """The cells of one row, the first of which names it; `group` is the heading it stands under."""
+class SheetRow:
+    """The cells of one row, the first of which names it; `group` is the heading above it."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[SheetCell, ...]
     group: str = ""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table to be rendered: as many cells per row as columns."""
+    """A table: every row has one cell per column."""
 
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[SheetRow, ...]
 
     @property
-    def groups(self) -> dict[str, list[Row]]:
+    def groups(self) -> dict[str, list[SheetRow]]:
         """The rows by group, in order."""
-        by_axis: dict[str, list[Row]] = {}
+        groups: dict[str, list[SheetRow]] = {}
         for row in self.rows:
-            by_axis.setdefault(row.group, []).append(row)
-        return by_axis
+            groups.setdefault(row.group, []).append(row)
+        return groups
 
 
-MISSING: Final = Cell(note="missing")
-"""A number that could not be computed from what was at hand, apart from one that does not exist."""
+MISSING: Final = SheetCell(note="missing")
+"""A number whose inputs are missing, unlike one that does not exist (a dash)."""
 CHECKPOINT: Final = Column("checkpoint", "slug")
 
 
@@ -102,7 +99,8 @@ def overview(checkpoints: Mapping[str, Any]) -> Sheet:
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        blind_baseline, visual = own["blind_baseline"], own["visual"]["shuffled"]
+        blind_baseline = own["blind_baseline"]
+        visual = own["visual"]["shuffled"]
         rows.append(
             _checkpoint_row(
                 name,
@@ -124,20 +122,16 @@ def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        blind_baseline = own["blind_baseline"]
+        blind = MISSING
+        if baseline := own["blind_baseline"]:
+            blind = _accuracy(baseline["accuracy"], baseline["low"], baseline["high"])
         rows.append(
             _checkpoint_row(
                 name,
                 entry,
                 own["n"],
                 _accuracy(own["accuracy"], own["accuracy_low"], own["accuracy_high"]),
-                (
-                    _accuracy(
-                        blind_baseline["accuracy"], blind_baseline["low"], blind_baseline["high"]
-                    )
-                    if blind_baseline
-                    else MISSING
-                ),
+                blind,
                 percent(own["base"]),
                 _difference(own["gain"], own["low"], own["high"]),
                 p_value(own["p_holm"]),
@@ -147,31 +141,21 @@ def in_domain(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def visual_gains(checkpoints: Mapping[str, Any]) -> Sheet:
-    """Contribution of the image per checkpoint.
-
-    Gain over the blind baseline, visual gain, balanced.
-    """
+    """Contribution of the image per checkpoint: above the blind baseline, visual gain, balanced."""
     gains = ("visual gain", "over a black image", "base's visual gain")
-    names = ("above the blind baseline", *gains, "balanced", "n", "base there")
+    names = ("above the blind baseline", *gains, "balanced", "n", "base, balanced")
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        blind_baseline, visual = own["blind_baseline"], own["visual"]
-        found = (visual["shuffled"], visual["blank"], own["base_visual"]["shuffled"])
         above = MISSING
-        if blind_baseline:
-            above = _difference(
-                blind_baseline["above"], blind_baseline["above_low"], blind_baseline["above_high"]
-            )
-        rows.append(
-            _checkpoint_row(
-                name,
-                entry,
-                above,
-                *map(_gain, found),
-                *_balanced(own["balanced"]),
-            )
+        if baseline := own["blind_baseline"]:
+            above = _difference(baseline["above"], baseline["above_low"], baseline["above_high"])
+        visual = (
+            _gain(own["visual"]["shuffled"]),
+            _gain(own["visual"]["blank"]),
+            _gain(own["base_visual"]["shuffled"]),
         )
+        rows.append(_checkpoint_row(name, entry, above, *visual, *_balanced(own["balanced"])))
     return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
 
 
@@ -179,7 +163,7 @@ def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
     """Accuracies of rules that see no image, and of the base under the published protocols."""
     protocols = ("fair", "zero-shot", "tag", "tag-or-raw")
     blind_baselines = {
-        "blind_baseline": "accuracy",
+        "blind baseline": "accuracy",
         "blind baseline, normalised": "normalised",
         "blind baseline, pooled": "pooled",
     }
@@ -188,7 +172,8 @@ def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
     rows = []
     for name, entry in checkpoints.items():
         own = entry["in_domain"]
-        blind_baseline, majority = own["blind_baseline"], own["majority"]
+        blind_baseline = own["blind_baseline"]
+        majority = own["majority"]
         rows.append(
             _row(
                 name,
@@ -205,7 +190,7 @@ def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def answer_form(base: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Sheet:
-    """How many answers are right and readable, per axis: the base, then its checkpoints."""
+    """Shares of correct and readable answers per axis: the base, then its checkpoints."""
     rows = []
     for axis, tested in base.items():
         own = {name: entry for name, entry in checkpoints.items() if entry["axis"] == axis}
@@ -213,7 +198,7 @@ def answer_form(base: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Shee
             shares = (percent(entry[key]) for key in ("micro", "macro", "format_rate"))
             tokens = f"{entry['completion_tokens']:.1f}"
             rows.append(_row(name, entry["n"], *shares, tokens, group=_group(axis)))
-    names = ("questions", "right, %", "macro, %", "readable, %", "mean tokens")
+    names = ("questions", "correct, %", "macro, %", "readable, %", "mean tokens")
     return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
 
 
@@ -229,17 +214,17 @@ def datasets(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def reward_hacking_indicators(checkpoints: Mapping[str, Any]) -> Sheet:
-    """The measures of reward hacking per checkpoint, with their limits as small print."""
+    """Indicators of reward hacking per checkpoint, with their limits as small print."""
     names = [indicator["name"] for indicator in next(iter(checkpoints.values()))["hacking"]]
-    rows = [_row(name, *map(_sign, entry["hacking"])) for name, entry in checkpoints.items()]
+    rows = [_row(name, *map(_indicator, entry["hacking"])) for name, entry in checkpoints.items()]
     return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
 
 
 def cross(table: CrossTable) -> Sheet:
     """Checkpoints crossed with the cells of an axis."""
-    write = percent if table.measure == "accuracy" else signed
+    text = percent if table.measure == "accuracy" else signed
     heads = (f"{label(cell)} (n = {n})" for cell, n in table.questions.items())
-    rows = (_row(name, *map(write, row.values())) for name, row in table.values.items())
+    rows = (_row(name, *map(text, row.values())) for name, row in table.values.items())
     return Sheet((Column("trained on", "slug"), *map(Column, heads), Column("macro")), tuple(rows))
 
 
@@ -248,73 +233,73 @@ def training(logs: Mapping[str, pd.DataFrame]) -> Sheet:
     formats = dict.fromkeys(REWARDS, "{:.2f}") | {name: form for name, (_, form) in SPARKS.items()}
     rows = []
     for name, log in logs.items():
-        cells: list[str | Cell] = []
+        cells: list[str | SheetCell] = []
         for column, form in formats.items():
             if log[column].notna().any():
                 cells.append(" to ".join(form.format(end) for end in ends(log[column])))
             else:
-                cells.append(Cell(note="not logged"))
+                cells.append(SheetCell(note="not logged"))
         rows.append(_row(name, *cells))
     return Sheet((CHECKPOINT, *(Column(name.replace("_", " ")) for name in formats)), tuple(rows))
 
 
-def splits(axis: str, found: Iterable[Split]) -> Sheet:
-    """The sizes of the splits of one axis, and how many test images are in train."""
-    own = (each for each in found if each.axis == axis)
+def splits(axis: str, sizes: Iterable[SplitSize]) -> Sheet:
+    """Sizes of the splits of one axis, and test questions whose image is in train."""
     rows = []
-    for each in own:
-        shared = percent(each.shared / each.test)
-        rows.append(_row(each.slug, each.train, each.test, each.shared, shared))
+    for each in sizes:
+        if each.axis == axis:
+            shared = percent(each.shared / each.test)
+            rows.append(_row(each.slug, each.train, each.test, each.shared, shared))
     names = ("train", "test", "seen", "seen, %")
     return Sheet((Column(AXIS_LABELS[axis], "slug"), *map(Column, names)), tuple(rows))
 
 
 def quarantine(accounts: Iterable[Quarantine]) -> Sheet:
-    """Inputs read, kept and refused per stage."""
+    """Records read, kept and refused per stage."""
     rows = (_row(each.stage, each.read, each.kept, len(each.rows)) for each in accounts)
     return Sheet((Column("stage", "code"), *map(Column, ("read", "kept", "refused"))), tuple(rows))
 
 
-def refusals(found: Sequence[Refusals]) -> Sheet:
+def refusals(counts: Sequence[Refusals]) -> Sheet:
     """The most frequent refusals by source set and reason, with examples."""
     columns = (
         Column("source set", "text"),
         Column("reason", "code"),
         Column("refused"),
         Column("of the set, %"),
-        Column("where, what and why", "text"),
+        Column("examples: location, value, problem", "text"),
     )
     rows = []
-    for each in found[:REFUSALS]:
+    for each in counts[:REFUSALS]:
         examples = tuple(f"{row.where}: {row.what}: {row.why}" for row in each.examples)
         share = percent(each.share, 2)
-        rows.append(_row(each.dataset, each.reason, each.count, share, Cell(lines=examples)))
+        rows.append(_row(each.dataset, each.reason, each.count, share, SheetCell(lines=examples)))
     return Sheet(columns, tuple(rows))
 
 
 def data_tests(results: Iterable[Result]) -> Sheet:
-    """The outcomes of tests of the data, with examples and the remedy of each that failed."""
+    """Outcomes of data tests, with examples; with the remedy if failed."""
     columns = (
         Column("test", "code"),
         Column("outcome", "text"),
         Column("value"),
         Column("limit"),
-        Column("what the value is", "text"),
-        Column("examples, and what to do", "text"),
+        Column("meaning of the value", "text"),
+        Column("examples and remedy", "text"),
     )
     rows = []
     for each in results:
         failed = each.outcome == "failed"
         test = TESTS[each.test]
-        lines = (*map(clip, each.examples), *([test.remedy] if failed else []))
+        lines = tuple(map(clip, each.examples))
         rows.append(
             _row(
                 each.test,
-                Cell(each.severity, trend="down") if failed else each.outcome,
+                SheetCell(each.severity, trend="down") if failed else each.outcome,
                 f"{each.value:g}",
                 f"{each.limit:g}",
                 f"{test.meaning}: {each.where}" if each.where else test.meaning,
-                Cell("", lines=lines),
+                SheetCell("", lines=(*lines, test.remedy) if failed else lines),
             )
         )
     return Sheet(columns, tuple(rows))
@@ -324,21 +309,23 @@ def image_statistics(statistics: Mapping[str, Mapping[str, Any]]) -> Sheet:
     """Sizes, brightness and contrast of the images per modality."""
     rows = []
     for slug, each in statistics.items():
-        size = (each["images"], f"{each['median_side']:g}", percent(each["upscaled"]))
-        found = (each["brightness"], each["contrast"])
-        light = (f"{of['mean']:.1f} +- {of['std']:.1f}" for of in found)
-        rows.append(_row(label(slug), *size, *light))
+        sizes = (each["images"], f"{each['median_side']:g}", percent(each["upscaled"]))
+        levels = (
+            f"{level['mean']:.1f} +- {level['std']:.1f}"
+            for level in (each["brightness"], each["contrast"])
+        )
+        rows.append(_row(label(slug), *sizes, *levels))
     names = ("images", "median side", "upscaled, %", "brightness", "contrast")
     return Sheet((Column("modality", "text"), *map(Column, names)), tuple(rows))
 
 
 def published(numbers: Iterable[Published]) -> Sheet:
-    """Numbers that others printed, with source and caution."""
+    """Numbers published by others, with source and caveat."""
     columns = (
-        Column("of", "text"),
-        Column("what", "text"),
+        Column("model", "text"),
+        Column("measure", "text"),
         Column("value"),
-        *(Column(name, "text") for name in ("unit", "source", "caution")),
+        *(Column(name, "text") for name in ("unit", "source", "caveat")),
     )
     rows = []
     for each in numbers:
@@ -348,7 +335,7 @@ def published(numbers: Iterable[Published]) -> Sheet:
 
 
 def published_cross(table: PublishedTable) -> Sheet:
-    """Differences that Med-R1 printed: rows trained, columns tested."""
+    """Differences published by Med-R1: rows trained, columns tested."""
     heads = [label(cell) for cell in table.cells]
     rows = []
     for head, values in zip(heads, table.values, strict=True):
@@ -356,11 +343,14 @@ def published_cross(table: PublishedTable) -> Sheet:
     return Sheet((Column("trained on", "text"), *map(Column, heads)), tuple(rows))
 
 
-def _row(*values: Cell | str | int, group: str = "") -> Row:
-    return Row(tuple(value if isinstance(value, Cell) else Cell(value) for value in values), group)
+def _row(*values: SheetCell | str | int, group: str = "") -> SheetRow:
+    cells = (value if isinstance(value, SheetCell) else SheetCell(value) for value in values)
+    return SheetRow(tuple(cells), group)
 
 
-def _checkpoint_row(name: str, entry: Mapping[str, Any], *values: Cell | str | int) -> Row:
+def _checkpoint_row(
+    name: str, entry: Mapping[str, Any], *values: SheetCell | str | int
+) -> SheetRow:
     return _row(name, *values, group=_group(entry["axis"]))
 
 
@@ -368,24 +358,24 @@ def _group(axis: str) -> str:
     return f"By {AXIS_LABELS[axis]}"
 
 
-def _accuracy(value: float, low: float, high: float) -> Cell:
-    return Cell(percent(value), percent(low), percent(high))
+def _accuracy(value: float, low: float, high: float) -> SheetCell:
+    return SheetCell(percent(value), percent(low), percent(high))
 
 
-def _difference(value: float, low: float, high: float) -> Cell:
+def _difference(value: float, low: float, high: float) -> SheetCell:
     trend: Literal["", "up", "down"] = ""
     if low > 0:
         trend = "up"
     elif high < 0:
         trend = "down"
-    return Cell(signed(value), signed(low), signed(high), trend)
+    return SheetCell(signed(value), signed(low), signed(high), trend)
 
 
-def _gain(gain: Mapping[str, Any] | None) -> Cell:
+def _gain(gain: Mapping[str, Any] | None) -> SheetCell:
     return _difference(gain["gain"], gain["low"], gain["high"]) if gain else MISSING
 
 
-def _balanced(balanced: Mapping[str, Any] | None) -> tuple[Cell | str | int, ...]:
+def _balanced(balanced: Mapping[str, Any] | None) -> tuple[SheetCell | str | int, ...]:
     """Accuracy, questions and the base's accuracy on the balanced subset, which may be empty."""
     if not balanced:
         return MISSING, MISSING, MISSING
@@ -398,10 +388,10 @@ def _balanced(balanced: Mapping[str, Any] | None) -> tuple[Cell | str | int, ...
     )
 
 
-def _sign(indicator: Mapping[str, Any]) -> Cell:
+def _indicator(indicator: Mapping[str, Any]) -> SheetCell:
     if indicator["measured"] is None:
-        return Cell("-")
+        return SheetCell("-")
     limit = f"limit {indicator['limit']:g}"
     if indicator["triggered"]:
-        return Cell(f"triggered: {indicator['measured']:.3f}", trend="down", note=limit)
-    return Cell(f"{indicator['measured']:.3f}", note=limit)
+        return SheetCell(f"triggered: {indicator['measured']:.3f}", trend="down", note=limit)
+    return SheetCell(f"{indicator['measured']:.3f}", note=limit)

@@ -1,4 +1,4 @@
-"""The report in a terminal: one row per checkpoint, a few sentences, and where the page is."""
+"""Terminal report: one row per checkpoint, summary sentences, and the path of the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stages.reporting.labels import percent, signed
-from stages.reporting.tables import Cell, Sheet, overview
+from stages.reporting.tables import Sheet, SheetCell, overview
 
 WIDTH: Final = 100
 _COLORS: Final = {"up": "green", "down": "red"}
@@ -25,69 +25,60 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
     console.print(rich_table(overview(metrics["checkpoints"]), title, no_wrap=True))
     for sentence in sentences(metrics):
         console.print(Text(sentence))
-    console.print(
-        Text(
-            f"Page: {page}"
-            if page.exists()
-            else f"Page: {page} is not here: `dvc pull` or `dvc repro`"
-        ),
-        soft_wrap=True,
-    )
+    remedy = "" if page.exists() else " is missing: run `dvc pull` or `dvc repro`"
+    console.print(Text(f"Page: {page}{remedy}"), soft_wrap=True)
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:
-    """Summary sentences: accuracy and gain, blind baseline, image, splits, missing numbers."""
-    found = [
+    """Summary sentences: accuracy and gain, blind baseline, image, splits, missing parts."""
+    lines = [
         summary_sentence(metrics["summary"]),
         blind_baseline_sentence(metrics["summary"]),
         image_sentence(metrics["summary"]),
     ]
     if metrics["splits"]:
-        found.append(splits_sentence(metrics["splits"]))
+        lines.append(splits_sentence(metrics["splits"]))
     if metrics["missing"]:
-        found.append(f"Not in this report: {'; '.join(metrics['missing'])}.")
-    return found
+        lines.append(f"Not in this report: {'; '.join(metrics['missing'])}.")
+    return lines
 
 
 def summary_sentence(summary: dict[str, Any]) -> str:
-    """How it went, in one sentence."""
+    """Sentence on accuracies and gains over the base."""
     n = summary["checkpoints"]
     return (
-        f"In-domain accuracy went from {percent(summary['in_domain_base'])}% to"
-        f" {percent(summary['in_domain'])}% on average ({signed(summary['in_domain_gain'])}"
-        f" points); {summary['beat_base']} of {n} checkpoints beat the base,"
-        f" {summary['above_zero']} with a 95% interval above zero, {summary['below_zero']} with one"
-        f" below; {summary['significant']} gains or losses stand after adjusting for all tests"
-        " (Holm, 5%)."
+        f"Mean in-domain accuracy changes from {percent(summary['in_domain_base'])}% to"
+        f" {percent(summary['in_domain'])}% ({signed(summary['in_domain_gain'])} points);"
+        f" {summary['beat_base']} of {n} checkpoints beat the base. The 95% interval of the gain is"
+        f" above zero for {summary['above_zero']}, below zero for {summary['below_zero']};"
+        f" {summary['significant']} differences are significant after adjustment (Holm, 5%)."
     )
 
 
 def blind_baseline_sentence(summary: dict[str, Any]) -> str:
-    """How far a rule without the image comes, in one sentence."""
+    """Sentence on the accuracy of the rule that sees no image."""
     if summary["blind_baseline"] is None:
-        return "Blind baseline: missing, so that no accuracy here says that the image was used."
+        return "Blind baseline: missing, so no accuracy here is evidence of image use."
     return (
-        "Blind baseline: a rule that sees only the options' texts is right in"
+        "Blind baseline: a rule that sees only the option texts is correct in"
         f" {percent(summary['blind_baseline'])}%; {summary['above_blind_baseline']} of"
         f" {summary['checkpoints']} checkpoints are above it with their 95% interval."
     )
 
 
 def image_sentence(summary: dict[str, Any]) -> str:
-    """What the images contribute, in one sentence."""
+    """Sentence on the contribution of the images."""
     if summary["visual_gain"] is None:
-        return (
-            "Visual gain: missing; ask the questions without their images too (evaluate.ablations)."
-        )
+        return "Visual gain: missing; set evaluate.ablations to evaluate without the images too."
     return (
-        f"Visual gain: with the real instead of an exchanged image {signed(summary['visual_gain'])}"
-        f" points (base {signed(summary['base_visual_gain'])}); above zero with the 95% interval"
-        f" for {summary['sees']} of {summary['checkpoints']}."
+        "Visual gain: the real image instead of another adds"
+        f" {signed(summary['visual_gain'])} points (base {signed(summary['base_visual_gain'])});"
+        f" above zero with the 95% interval for {summary['sees']} of {summary['checkpoints']}."
     )
 
 
 def splits_sentence(splits: dict[str, Any]) -> str:
-    """Sentence on the splits used and their test questions with images seen in train."""
+    """Sentence on the split kind and the test questions with images seen in train."""
 
     def leak(kind: str) -> str:
         return " and ".join(
@@ -97,13 +88,13 @@ def splits_sentence(splits: dict[str, Any]) -> str:
 
     published = f" (published: {leak('published')})" if splits["kind"] != "published" else ""
     return (
-        f"Splits: {splits['kind']}; test questions with an image, a copy or a patient of train:"
-        f" {leak(splits['kind'])}{published}."
+        f"Splits: {splits['kind']}; test questions whose image, a copy of it or its patient is in"
+        f" train: {leak(splits['kind'])}{published}."
     )
 
 
 def rich_table(sheet: Sheet, title: str, *, style: str = "", no_wrap: bool = False) -> Table:
-    """A sheet for the terminal: numbers to the right, groups apart, values coloured by trend."""
+    """A sheet for the terminal: numbers right-aligned, groups apart, values coloured by trend."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, style=style)
     for column in sheet.columns:
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
@@ -115,8 +106,8 @@ def rich_table(sheet: Sheet, title: str, *, style: str = "", no_wrap: bool = Fal
     return table
 
 
-def _colored(cell: Cell) -> Text:
-    words = Text(cell.text)
+def _colored(cell: SheetCell) -> Text:
+    text = Text(cell.text)
     if cell.trend:
-        words.stylize(_COLORS[cell.trend], 0, len(str(cell.value)))
-    return words
+        text.stylize(_COLORS[cell.trend], 0, len(str(cell.value)))
+    return text

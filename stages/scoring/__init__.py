@@ -1,1 +1,1 @@
-"""What a number means: answers, tables, statistics."""
+"""Scoring of predictions: answers, accuracies, baselines and their statistics."""

@@ -1,17 +1,17 @@
 """Prior-balanced subset of a test split: the largest on which the blind prior is at chance.
 
-Definition. Of a subset S with n(q) options for question q, chance is the mean over S of 1/n(q), and
-the prior's accuracy the mean over S of its credit c(q) (`Prior.credit`). The prior is at chance on
-S if the two are equal, exactly, in rational numbers: the sum over S of the excess c(q) - 1/n(q) is
-0. Both means are over S itself, so chance follows its make-up.
+Definition. For a subset S with n(q) options in question q, chance is the mean over S of 1/n(q), and
+the prior's accuracy is the mean over S of its credit c(q) (`Prior.credit`). The prior is at chance
+on S if both are exactly equal, in rational numbers: the sum over S of the excess c(q) - 1/n(q) is
+0. Both means are over S itself, so chance depends on its composition.
 
-The largest such S is the split less the smallest set whose excesses sum to that of the whole split:
-a knapsack in integers, solved exactly. Which of the questions with the same excess go is settled by
-a hash of their ids, so neither the order of the file nor anything about an image enters. The empty
-set is at chance: on a split that the prior has all right, nothing is left.
+The largest such S is the split minus the smallest set whose excesses sum to that of the whole
+split: an integer knapsack, solved exactly. A hash of the ids decides which of several questions
+with the same excess are dropped, so neither the order of the file nor anything about an image
+matters. If the prior gets every question right, the subset is empty.
 
-All questions that the prior gets wrong tend to stay, and few of those it gets right: an accuracy on
-the subset is one with the shortcut taken away, not an estimate for the split.
+The subset tends to hold all questions that the prior gets wrong and few of those it gets right. An
+accuracy on it is one without the shortcut, not an estimate for the split.
 """
 
 from __future__ import annotations
@@ -28,17 +28,15 @@ from numpy.typing import NDArray
 from stages.scoring.prior import Prior
 from stages.scoring.questions import Question, chance
 
-_FAR = np.iinfo(np.int32).max // 2
-"""More questions than there are, twice of which still fits: "cannot be reached"."""
+_UNREACHABLE = np.iinfo(np.int32).max // 2
+"""Count of an unreachable sum: more than any number of questions, and twice of it fits an int32."""
 
 
 @dataclass(frozen=True)
 class Balanced:
-    """Selected question ids in split order, of `n`.
+    """The subset of a test split of `n` questions, ids in split order.
 
-    `chance` on them, equal to the prior's accuracy.
-
-    `chance` is None if none are selected.
+    `chance` is that on the subset, equal to the prior's accuracy on it; None if it is empty.
     """
 
     question_ids: tuple[str, ...]
@@ -47,7 +45,7 @@ class Balanced:
 
     @property
     def size(self) -> int:
-        """How many questions are kept."""
+        """Number of questions in the subset."""
         return len(self.question_ids)
 
 
@@ -60,71 +58,69 @@ def balanced_subset(prior: Prior, questions: Sequence[Question]) -> Balanced:
         prior.credit(question) - Fraction(1, len(question.options)) for question in questions
     ]
     order = sorted(range(len(questions)), key=lambda i: _hashed(questions[i].question_id))
-    kept = largest_without_excess([excesses[i] for i in order])
-    chosen = [questions[i] for i in sorted(order[place] for place in kept)]
+    positions = largest_without_excess([excesses[i] for i in order])
+    subset = [questions[i] for i in sorted(order[position] for position in positions)]
     return Balanced(
-        tuple(question.question_id for question in chosen),
+        tuple(question.question_id for question in subset),
         len(questions),
-        chance(chosen) if chosen else None,
+        chance(subset) if subset else None,
     )
 
 
 def largest_without_excess(excesses: Sequence[Fraction]) -> list[int]:
     """Ascending indices of a largest subset that sums to 0; among equal values the first ones.
 
-    Time and memory grow with the sum of absolute values in units of their common denominator: for
-    90,000 questions of 2 to 4 options, where the unit is 1/12, a few seconds.
+    Time and memory grow with the sum of absolute values in units of their common denominator: a few
+    seconds for 90,000 questions of 2 to 4 options, where the unit is 1/12.
     """
     unit = Fraction(1, math.lcm(*(excess.denominator for excess in excesses)))
-    places: dict[int, list[int]] = {}
-    for place, excess in enumerate(excesses):
-        places.setdefault(int(excess / unit), []).append(place)
-    values = sorted(places)
-    dropped = _fewest(
-        values,
-        [len(places[value]) for value in values],
-        sum(value * len(places[value]) for value in values),
-    )
-    chosen: list[int] = []
-    for value, count in zip(values, dropped, strict=True):
-        chosen += places[value][: len(places[value]) - count]
-    return sorted(chosen)
+    indices_of: dict[int, list[int]] = {}  # excess in units -> its questions
+    for index, excess in enumerate(excesses):
+        indices_of.setdefault(int(excess / unit), []).append(index)
+    values = sorted(indices_of)
+    counts = [len(indices_of[value]) for value in values]
+    total = sum(value * count for value, count in zip(values, counts, strict=True))
+    drop_counts = _fewest(values, counts, total)
+    subset: list[int] = []
+    for value, count, drop_count in zip(values, counts, drop_counts, strict=True):
+        subset += indices_of[value][: count - drop_count]
+    return sorted(subset)
 
 
 def _fewest(values: Sequence[int], counts: Sequence[int], target: int) -> list[int]:
-    """How many of each value to take, up to its count, to reach `target` with the fewest in all.
+    """How many items of each value, up to its count, reach `target` with the fewest items in all.
 
-    `target` must be reachable, as the sum of everything is. Dynamic programme over the values:
-    `best[s]` is the least number that sums to s + low. Of several answers, the one with the least
-    of the last value, then of the one before, and so on.
+    `target` must be reachable, as the sum of all items is. Of several solutions, the one with the
+    fewest items of the last value, then of the one before it, and so on.
     """
+    # Dynamic programming over the values: best[s] is the least number of items that sum to s + low.
     low = sum(value * count for value, count in zip(values, counts, strict=True) if value < 0)
     high = sum(value * count for value, count in zip(values, counts, strict=True) if value > 0)
-    best = np.full(high - low + 1, _FAR, dtype=np.int32)
+    best = np.full(high - low + 1, _UNREACHABLE, dtype=np.int32)
     best[-low] = 0
-    stages = [best]
+    tables = [best]  # tables[k] allows the first k values
     for value, count in zip(values, counts, strict=True):
-        stages.append(best := _with(best, value, count))
-    at = target - low
-    taken: list[int] = []
-    for before, value, count in zip(
-        stages[-2::-1], reversed(values), reversed(counts), strict=True
-    ):
-        here = stages[len(values) - len(taken)][at]
-        number = 0 if value == 0 else _number_taken(before, here, at, value, count)
-        taken.append(number)
-        at -= number * value
-    return taken[::-1]
+        best = _extend(best, value, count)
+        tables.append(best)
+    # Walk back from the target: how many items of each value, the last one first.
+    position = target - low
+    numbers = [0] * len(values)
+    for k in reversed(range(len(values))):
+        if values[k] != 0:
+            fewest = tables[k + 1][position]
+            numbers[k] = _items_used(tables[k], fewest, position, values[k], counts[k])
+            position -= numbers[k] * values[k]
+    return numbers
 
 
-def _with(best: NDArray[np.int32], value: int, count: int) -> NDArray[np.int32]:
-    """Update `best` with up to `count` of `value`, in lots of 1, 2, 4, ... items."""
+def _extend(best: NDArray[np.int32], value: int, count: int) -> NDArray[np.int32]:
+    """Allow up to `count` more items of `value`, in lots of 1, 2, 4, ... items."""
     if value == 0:
         return best
     lot = 1
     while count > 0:
         lot = min(lot, count)
-        extended = np.full_like(best, _FAR)
+        extended = np.full_like(best, _UNREACHABLE)
         step = lot * abs(value)
         if value > 0:
             extended[step:] = best[: len(best) - step] + lot
@@ -136,14 +132,14 @@ def _with(best: NDArray[np.int32], value: int, count: int) -> NDArray[np.int32]:
     return best
 
 
-def _number_taken(
-    before: NDArray[np.int32], here: np.int32, at: int, value: int, count: int
+def _items_used(
+    before: NDArray[np.int32], fewest: np.int32, position: int, value: int, count: int
 ) -> int:
-    """The least number x of `value` for which before[at - x value] + x is `here`."""
+    """The least x with before[position - x * value] + x == fewest."""
     numbers = np.arange(count + 1)
-    sources = at - numbers * value
+    sources = position - numbers * value
     inside = (sources >= 0) & (sources < len(before))
-    matches = before[sources[inside]] + numbers[inside] == here
+    matches = before[sources[inside]] + numbers[inside] == fewest
     return int(numbers[inside][matches.argmax()])
 
 

@@ -1,8 +1,8 @@
 """Baselines without training: chance, majority letter, and the base under published scoring.
 
-The published evaluation (released code of arXiv 2503.13939, src/eval_vqa) compares strings, and not
-the same ones for every model. `extract_answer` accepts what a reader would. What lies between the
-two is form, not knowledge: a gain over a base scored by string equality holds both.
+The published evaluation (released code of arXiv 2503.13939, src/eval_vqa) compares strings, and
+different ones for different models. `extract_answer` accepts what a reader would accept. The gap
+between the two is form, not knowledge: a gain over a base scored by string equality contains both.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ PROTOCOLS: Final[dict[Protocol, Callable[[str], str | None]]] = {
     "tag": _tag,
     "tag-or-raw": _tag_or_raw,
 }
-"""How the released scripts find the string that must equal the gold letter; None is wrong.
+"""Protocol -> function that extracts the string compared with the gold letter; None is wrong.
 
-- zero-shot, also No-Think with Qwen2-VL: the whole output, blanks included; "C." is wrong.
+- zero-shot, also No-Think with Qwen2-VL: the whole output, whitespace included; "C." is wrong.
 - tag, Think: the first answer tag that holds a single word.
 - tag-or-raw, No-Think with Qwen2.5-VL: the tag if "answer" occurs, else the whole output.
 
-The published zero-shot prompt asks for a letter and no tags. On outputs to a prompt that asks for
-tags, "zero-shot" counts a well-formed answer as wrong; it is the published number only for a base
-that was asked in the published way.
+The published zero-shot prompt requests a letter without tags. On outputs to a prompt that requests
+tags, "zero-shot" counts a well-formed answer as wrong; it reproduces the published number only for
+a base prompted in the published way.
 """
 
 
 @dataclass(frozen=True)
 class Majority:
-    """Always the most frequent gold letter of train, and its accuracy on test."""
+    """The most frequent gold letter of train, and the accuracy on test of always answering it."""
 
     letter: str
     score: Score
@@ -64,7 +64,7 @@ class Majority:
 
 @dataclass(frozen=True)
 class Baselines:
-    """Baselines of one test split: expected accuracy of guessing (exact), majority letter."""
+    """Baselines of one test split: exact expected accuracy of guessing, and majority letter."""
 
     chance: Fraction
     majority: Majority
@@ -81,7 +81,7 @@ def baselines(train: Sequence[Question], test: Sequence[Question]) -> Baselines:
 
 
 def majority_letter(train: Iterable[str], test: Sequence[str]) -> Majority:
-    """Majority letter of the gold letters `train` (ties: alphabetical), scored on `test`."""
+    """The most frequent of the gold letters `train` (ties: alphabetical), scored on `test`."""
     counts = Counter(train)
     letter = min(counts, key=lambda each: (-counts[each], each))
     return Majority(letter, Score(sum(gold == letter for gold in test), len(test)))
@@ -89,18 +89,13 @@ def majority_letter(train: Iterable[str], test: Sequence[str]) -> Majority:
 
 def score_as_published(predictions: pd.DataFrame, protocol: Protocol) -> Score:
     """Score by a published protocol, from the columns `output` and `gold` of predictions."""
-    read = PROTOCOLS[protocol]
-    return Score(
-        sum(
-            read(output) == gold
-            for output, gold in zip(predictions["output"], predictions["gold"], strict=True)
-        ),
-        len(predictions),
-    )
+    extract = PROTOCOLS[protocol]
+    pairs = zip(predictions["output"], predictions["gold"], strict=True)
+    return Score(sum(extract(output) == gold for output, gold in pairs), len(predictions))
 
 
 def score_every_way(predictions: pd.DataFrame) -> dict[str, Score]:
-    """The fair score (`extract_answer`) and each published protocol's on the same outputs."""
+    """Scores of the same outputs: "fair" (`extract_answer`) and each published protocol."""
     return {"fair": score(predictions)} | {
         name: score_as_published(predictions, name) for name in PROTOCOLS
     }

@@ -1,9 +1,9 @@
-"""Blind baseline of one split as a file, so that later numbers need no split to compare with it.
+"""Blind baseline of one split, stored as a file so that scoring does not need the split itself.
 
-Two ways to count texts: `as_written` is what a model reads, and gives away more where gold and
-distractors are spelt differently; `normalised` is what is left when spelling does not count. The
-blind baseline beside an accuracy is the first. Both also pooled over all train splits of the axis,
-for a model that was trained on more than one.
+Option texts are counted in two ways. `as_written` is what a model reads, and reveals more where
+gold and distractors are spelt differently; `normalised` ignores spelling. The blind baseline shown
+beside an accuracy is `as_written`. Both are also pooled over all train splits of the axis, for a
+model trained on more than one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ from stages.scoring.prior import Prior, blind_credits, blind_score
 from stages.scoring.questions import Question
 
 RULES: Final = ("as_written", "normalised")
-"""How texts are counted, the blind baseline that is shown first."""
+"""How option texts are counted; the first is the blind baseline shown beside accuracies."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """The blind prior under one counting rule on one test split.
-
-    Accuracy (0 to 1), 95% Wilson interval.
-    """
+class RuleResult:
+    """The blind prior under one counting rule on one test split: accuracy (0 to 1), 95% Wilson."""
 
     accuracy: float
     low: float
@@ -37,19 +34,14 @@ class Rule:
     pooled: float
     """Accuracy of the prior of all train splits of the axis together."""
     balanced: tuple[str, ...]
-    """Question ids of the largest part of the test split on which the prior is at chance
-    (`stages.scoring.balanced`).
-    """
+    """Question ids of the prior-balanced subset (`stages.scoring.balanced`)."""
     credit: dict[str, float]
-    """Question id -> expected right answers of the prior, 0 to 1."""
+    """Question id -> expected correct answers of the prior, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class BlindBaseline:
-    """Model-free numbers of one test split.
-
-    Chance, majority letter, blind prior under both rules.
-    """
+    """Model-free numbers of one test split: chance, majority letter, blind prior by both rules."""
 
     axis: str
     split: str
@@ -59,7 +51,7 @@ class BlindBaseline:
     chance: float
     letter: str
     letter_accuracy: float
-    rules: dict[str, Rule]
+    rules: dict[str, RuleResult]
 
 
 def find_blind_baseline(
@@ -73,62 +65,53 @@ def find_blind_baseline(
 ) -> BlindBaseline:
     """Compute the blind baseline of one split.
 
-    `own` and `pooled` hold a prior for each of `RULES`, fitted on its train split and on all of the
-    axis.
+    `own` and `pooled` hold one prior per rule of `RULES`: fitted on the split's train questions,
+    and on those of all splits of the axis.
     """
     simple = baselines(train, test)
     rules = {}
     for name in RULES:
-        scored = blind_score(own[name], test)
-        rules[name] = Rule(
-            accuracy=scored.accuracy,
-            low=scored.interval[0],
-            high=scored.interval[1],
+        own_score = blind_score(own[name], test)
+        low, high = own_score.interval
+        rules[name] = RuleResult(
+            accuracy=own_score.accuracy,
+            low=low,
+            high=high,
             pooled=blind_score(pooled[name], test).accuracy,
             balanced=balanced_subset(own[name], test).question_ids,
             credit=blind_credits(own[name], test),
         )
-    majority = simple.majority.score.accuracy or 0.0
     return BlindBaseline(
-        axis,
-        split,
-        kind,
-        len(train),
-        len(test),
-        float(simple.chance),
-        simple.majority.letter,
-        majority,
-        rules,
+        axis=axis,
+        split=split,
+        kind=kind,
+        train=len(train),
+        n=len(test),
+        chance=float(simple.chance),
+        letter=simple.majority.letter,
+        letter_accuracy=simple.majority.score.accuracy or 0.0,
+        rules=rules,
     )
 
 
 def as_json(blind_baseline: BlindBaseline) -> dict[str, Any]:
-    """The blind baseline as it is written down."""
+    """The blind baseline as JSON values."""
     return asdict(blind_baseline)
 
 
 def read_blind_baseline(path: Path) -> BlindBaseline:
-    """The blind baseline in one file of stage prior.
-
-    InputError if it is missing, or not such a file.
-    """
+    """Read a file of stage prior; InputError if it is missing or is not such a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rules = {
-            name: Rule(
-                **content["rules"][name] | {"balanced": tuple(content["rules"][name]["balanced"])}
-            )
-            for name in RULES
-        }
-        fields = {
-            name: content[name] for name in BlindBaseline.__dataclass_fields__ if name != "rules"
-        }
-        blind_baseline = BlindBaseline(**fields, rules=rules)
-        if any(
-            len(rule.credit) != blind_baseline.n or not set(rule.balanced) <= rule.credit.keys()
-            for rule in rules.values()
-        ):
-            raise ValueError(f"its credits are not those of {blind_baseline.n} questions")
+        rules = {}
+        for name in RULES:
+            values = content["rules"][name]
+            rules[name] = RuleResult(**values | {"balanced": tuple(values["balanced"])})
+        names = BlindBaseline.__dataclass_fields__.keys() - {"rules"}
+        blind_baseline = BlindBaseline(**{name: content[name] for name in names}, rules=rules)
+        for rule in rules.values():
+            if len(rule.credit) != blind_baseline.n or not set(rule.balanced) <= rule.credit.keys():
+                raise ValueError(f"its credits are not those of {blind_baseline.n} questions")
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run `dvc repro prior`") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,12 +1,12 @@
 """All numbers of the report, from predictions and blind baselines: plain, rounded values.
 
-What is not known is None and never 0: a blind baseline that was not given, an image that was not
-exchanged, a cell without questions.
+Unknown values are None, never 0: without a blind baseline, without an ablation, or in a cell
+without questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -45,12 +45,12 @@ from stages.taxonomy import AXES
 
 DIGITS: Final = 4
 P_VALUES: Final = ("p", "p_holm")
-"""Keys of p values, of which the leading digits count, not the decimals."""
+"""Keys of p values, which are rounded to significant digits instead of decimals."""
 
 Interval = Callable[[Any, Any], tuple[float, float]]
-"""Values and their clusters, one a question -> the 95% interval of their mean."""
+"""(values, clusters), one of each per question -> 95% interval of the mean."""
 BlindBaselines = Mapping[tuple[str, str], BlindBaseline]
-"""(axis, cell) -> its blind baseline."""
+"""(axis, cell) -> blind baseline."""
 
 
 def compute_metrics(
@@ -65,39 +65,41 @@ def compute_metrics(
     """Summary, base and checkpoints: accuracies, counts, gains with intervals.
 
     `predictions` holds a checked table for "base" and for each checkpoint in `targets`; `samples`
-    and `seed` are those of the bootstrap, which draws images; `style` is that of the prompts. The
-    base has results on the tests of both axes, a checkpoint on those of its own. The summary is
-    over the checkpoints trained with GRPO, if there are any: p values are adjusted for all.
-    InputError if a blind baseline is of other questions than were answered.
+    and `seed` are those of the bootstrap, which resamples images; `style` is that of the prompts.
+    The base is scored on the tests of both axes, a checkpoint on those of its own. The summary
+    covers the checkpoints trained with GRPO if there are any, else all; p values are adjusted over
+    all. Raises InputError if a blind baseline is of other questions than the predictions.
     """
-    base, blind_baselines = predictions["base"], blind_baselines or {}
+    base = predictions["base"]
+    blind_baselines = blind_baselines or {}
     interval = partial(cluster_interval, samples=samples, seed=seed)
     checkpoints = {}
     for name, target in targets.items():
         blind_baseline = blind_baselines.get((target.axis, target.cell))
-        own = _in_domain(predictions[name], base, target, blind_baseline, interval)
-        indicators = [
-            asdict(indicator)
-            for indicator in detect_reward_hacking(
-                tested(predictions[name], target.axis), tested(base, target.axis), style
-            )
-        ]
+        rows = predictions[name]
+        indicators = detect_reward_hacking(
+            tested(rows, target.axis), tested(base, target.axis), style
+        )
         checkpoints[name] = {
             **asdict(target),
-            "in_domain": own,
-            **_results(predictions[name], target.axis),
-            "hacking": indicators,
+            "in_domain": _in_domain(rows, base, target, blind_baseline, interval),
+            **_results(rows, target.axis),
+            "hacking": [asdict(indicator) for indicator in indicators],
         }
-    spread = _macro_intervals(predictions, targets, blind_baselines, samples, seed)
-    for name, p in holm(
-        {name: entry["in_domain"]["p"] for name, entry in checkpoints.items()}
-    ).items():
+    p_values = {name: entry["in_domain"]["p"] for name, entry in checkpoints.items()}
+    for name, p in holm(p_values).items():
         checkpoints[name]["in_domain"]["p_holm"] = p
     _compare_methods(checkpoints, predictions, targets, interval)
+    summarized = [name for name, target in targets.items() if target.method == "grpo"]
+    summarized = summarized or list(targets)
+    intervals = _macro_intervals(
+        predictions, {name: targets[name] for name in summarized}, blind_baselines, samples, seed
+    )
+    summary = _summary([checkpoints[name] for name in summarized], base)
     axes = {target.axis for target in targets.values()}
     metrics: dict[str, Any] = _rounded(
         {
-            "summary": {**_summary(checkpoints, base), "intervals": spread},
+            "summary": {**summary, "intervals": intervals},
             "base": {axis: _results(base, axis) for axis in AXES if axis in axes},
             "checkpoints": checkpoints,
         }
@@ -105,45 +107,34 @@ def compute_metrics(
     return metrics
 
 
-def _summary(checkpoints: Mapping[str, dict[str, Any]], base: pd.DataFrame) -> dict[str, Any]:
-    trained = [entry for entry in checkpoints.values() if entry["method"] == "grpo"] or list(
-        checkpoints.values()
-    )
-    own = [entry["in_domain"] for entry in trained]
-    means = {
-        name: mean_of_all([entry[name] for entry in own])
-        for name in ("base", "accuracy", "gain", "chance")
-    }
+def _summary(entries: Sequence[Mapping[str, Any]], base: pd.DataFrame) -> dict[str, Any]:
+    own = [entry["in_domain"] for entry in entries]
+
+    def mean(name: str) -> float | None:
+        return mean_of_all([entry[name] for entry in own])
+
+    blind_baselines = [entry["blind_baseline"] for entry in own]
+    visual_gains = [entry["visual"]["shuffled"] for entry in own]
+    indicators = chain.from_iterable(entry["hacking"] for entry in entries)
     return {
         "checkpoints": len(own),
         "base_micro": score(base).accuracy,
-        "in_domain_base": means["base"],
-        "in_domain": means["accuracy"],
-        "in_domain_gain": means["gain"],
-        "chance": means["chance"],
+        "in_domain_base": mean("base"),
+        "in_domain": mean("accuracy"),
+        "in_domain_gain": mean("gain"),
+        "chance": mean("chance"),
         "beat_base": sum(entry["gain"] > 0 for entry in own),
         "above_zero": sum(entry["low"] > 0 for entry in own),
         "below_zero": sum(entry["high"] < 0 for entry in own),
         "significant": sum(entry["p_holm"] <= 0.05 for entry in own),
-        "blind_baseline": mean_of_all(
-            [entry["blind_baseline"] and entry["blind_baseline"]["accuracy"] for entry in own]
-        ),
+        "blind_baseline": mean_of_all([each and each["accuracy"] for each in blind_baselines]),
         "above_blind_baseline": (
-            sum(entry["blind_baseline"]["above_low"] > 0 for entry in own)
-            if all(entry["blind_baseline"] for entry in own)
-            else None
+            sum(each["above_low"] > 0 for each in blind_baselines) if all(blind_baselines) else None
         ),
         "visual_gain": mean_of_all([_gain(entry["visual"]) for entry in own]),
         "base_visual_gain": mean_of_all([_gain(entry["base_visual"]) for entry in own]),
-        "sees": (
-            sum(entry["visual"]["shuffled"]["low"] > 0 for entry in own)
-            if all(entry["visual"]["shuffled"] for entry in own)
-            else None
-        ),
-        "reward_hacking_indicators": sum(
-            indicator["triggered"]
-            for indicator in chain.from_iterable(entry["hacking"] for entry in trained)
-        ),
+        "sees": sum(each["low"] > 0 for each in visual_gains) if all(visual_gains) else None,
+        "reward_hacking_indicators": sum(indicator["triggered"] for indicator in indicators),
     }
 
 
@@ -155,58 +146,49 @@ def _macro_intervals(
     seed: int,
 ) -> dict[str, list[float] | None]:
     """95% intervals of macro means, images resampled jointly; None where a mean is missing."""
-    trained = {name: target for name, target in targets.items() if target.method == "grpo"} or dict(
-        targets
-    )
     base = predictions["base"].set_index("question_id")
+    # mean -> one cell per checkpoint: values and images, one of each per question
     cells: dict[str, list[tuple[Any, Any]]] = {
         "in_domain": [],
         "in_domain_gain": [],
         "above_blind_baseline": [],
         "visual_gain": [],
     }
-    for name, target in trained.items():
-        own = (
-            in_domain(predictions[name], target.axis, target.cell)
-            .set_index("question_id")
-            .sort_index()
-        )
-        right, images = own["correct"].to_numpy(float), own["image"]
-        cells["in_domain"].append((right, images))
-        cells["in_domain_gain"].append(
-            (right - base.loc[own.index, "correct"].to_numpy(float), images)
-        )
+    for name, target in targets.items():
+        own = _own_questions(predictions[name], target)
+        correct = own["correct"].to_numpy(float)
+        images = own["image"]
+        gain = correct - base.loc[own.index, "correct"].to_numpy(float)
+        cells["in_domain"].append((correct, images))
+        cells["in_domain_gain"].append((gain, images))
         if blind_baseline := blind_baselines.get((target.axis, target.cell)):
-            cells["above_blind_baseline"].append(
-                (
-                    right - own.index.map(blind_baseline.rules[RULES[0]].credit).to_numpy(float),
-                    images,
-                )
-            )
+            credit = own.index.map(blind_baseline.rules[RULES[0]].credit).to_numpy(float)
+            cells["above_blind_baseline"].append((correct - credit, images))
         ablated = with_ablation(own, "shuffled")
         if len(ablated):
-            cells["visual_gain"].append(
-                (
-                    ablated["correct"].to_numpy(float)
-                    - ablated["shuffled_correct"].to_numpy(float),
-                    ablated["image"],
-                )
-            )
-    whole = {name: values for name, values in cells.items() if len(values) == len(trained)}
-    draws = bootstrap_cells(list(chain.from_iterable(whole.values())), samples, seed)
-    means = dict(
-        zip(
-            whole,
-            np.nanmean(draws.reshape(samples, len(whole), len(trained)), axis=2).T,
-            strict=True,
-        )
-    )
-    return {name: list(percentiles(means[name])) if name in means else None for name in cells}
+            with_image = ablated["correct"].to_numpy(float)
+            shuffled = ablated["shuffled_correct"].to_numpy(float)
+            cells["visual_gain"].append((with_image - shuffled, ablated["image"]))
+    complete = {name: values for name, values in cells.items() if len(values) == len(targets)}
+    # (samples, means * checkpoints), all cells in common resamples
+    draws = bootstrap_cells(list(chain.from_iterable(complete.values())), samples, seed)
+    macro_draws = np.nanmean(draws.reshape(samples, len(complete), len(targets)), axis=2)
+    intervals = {
+        name: list(percentiles(column))
+        for name, column in zip(complete, macro_draws.T, strict=True)
+    }
+    return {name: intervals.get(name) for name in cells}
 
 
 def _gain(visual: Mapping[str, dict[str, Any] | None]) -> float | None:
-    exchanged = visual["shuffled"]
-    return exchanged["gain"] if exchanged else None
+    shuffled = visual["shuffled"]
+    return shuffled["gain"] if shuffled else None
+
+
+def _own_questions(rows: pd.DataFrame, target: Target) -> pd.DataFrame:
+    """A checkpoint's in-domain predictions, indexed by and sorted by question id."""
+    own = in_domain(rows, target.axis, target.cell)
+    return own.set_index("question_id", drop=False).sort_index()
 
 
 def _in_domain(
@@ -217,11 +199,10 @@ def _in_domain(
     interval: Interval,
 ) -> dict[str, Any]:
     """A checkpoint and the base on the in-domain test questions of the checkpoint."""
-    own = (
-        in_domain(rows, target.axis, target.cell).set_index("question_id", drop=False).sort_index()
-    )
+    own = _own_questions(rows, target)
     same = base.set_index("question_id", drop=False).loc[own.index]
-    after, before = own["correct"].to_numpy(bool), same["correct"].to_numpy(bool)
+    after = own["correct"].to_numpy(bool)
+    before = same["correct"].to_numpy(bool)
     low, high = interval(after.astype(int) - before.astype(int), own["image"])
     test = mcnemar(after, before)
     return {
@@ -243,7 +224,7 @@ def _in_domain(
             else None
         ),
         "blind_baseline": (
-            _over_blind_baseline(own, blind_baseline, interval) if blind_baseline else None
+            _above_blind_baseline(own, blind_baseline, interval) if blind_baseline else None
         ),
         "visual": {variant: _visual(own, variant, interval) for variant in ABLATIONS},
         "base_visual": {variant: _visual(same, variant, interval) for variant in ABLATIONS},
@@ -260,7 +241,7 @@ def _with_interval(micro: Score) -> dict[str, float | None]:
     return {"accuracy": micro.accuracy, "accuracy_low": low, "accuracy_high": high}
 
 
-def _over_blind_baseline(
+def _above_blind_baseline(
     own: pd.DataFrame, blind_baseline: BlindBaseline, interval: Interval
 ) -> dict[str, Any]:
     """The split's blind baseline under both rules, and the accuracy's excess over the first."""
@@ -268,32 +249,31 @@ def _over_blind_baseline(
     if own.index.symmetric_difference(pd.Index(rule.credit)).size:
         raise InputError(
             f"the blind baseline of {blind_baseline.axis}/{blind_baseline.split}"
-            f" ({blind_baseline.kind}) is of other questions than the predictions are: the splits"
-            " have changed since; run `dvc repro prior`, and evaluate on the same splits"
+            f" ({blind_baseline.kind}) is of other questions than the predictions: the splits have"
+            " changed since; run `dvc repro prior` and evaluate on the same splits"
         )
-    over = own["correct"].to_numpy(float) - own.index.map(rule.credit).to_numpy(float)
-    low, high = interval(over.round(9), own["image"])
+    above = own["correct"].to_numpy(float) - own.index.map(rule.credit).to_numpy(float)
+    # rounded, so that equal differences fall into one bootstrap class
+    low, high = interval(above.round(9), own["image"])
     return {
         "accuracy": rule.accuracy,
         "low": rule.low,
         "high": rule.high,
         "normalised": blind_baseline.rules[RULES[1]].accuracy,
         "pooled": rule.pooled,
-        "above": float(over.mean()),
+        "above": float(above.mean()),
         "above_low": low,
         "above_high": high,
     }
 
 
 def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, Any] | None:
-    """Visual gain: accuracy with less without the image, on questions asked both ways.
-
-    Else None.
-    """
+    """Visual gain over an ablation, on the questions answered in both; None if there are none."""
     ablated = with_ablation(own, variant)
     if ablated.empty:
         return None
-    with_image, unseen = score(ablated), score(without_image(ablated, variant))
+    with_image = score(ablated)
+    unseen = score(without_image(ablated, variant))
     low, high = interval(
         ablated["correct"].to_numpy(int) - ablated[f"{variant}_correct"].to_numpy(int),
         ablated["image"],
@@ -312,12 +292,12 @@ def _balanced(
 ) -> dict[str, Any]:
     """Accuracy on the prior-balanced subset; without an accuracy if the subset is empty."""
     ids = list(blind_baseline.rules[RULES[0]].balanced)
-    chosen = own.loc[ids]
+    subset = own.loc[ids]
     return {
         "n": len(ids),
-        **_with_interval(score(chosen)),
+        **_with_interval(score(subset)),
         "base": score(same.loc[ids]).accuracy,
-        "chance": float(np.mean(1 / chosen["n_options"])) if ids else None,
+        "chance": float(np.mean(1 / subset["n_options"])) if ids else None,
     }
 
 
@@ -325,24 +305,18 @@ def _by_dataset(
     own: pd.DataFrame, same: pd.DataFrame, blind_baseline: BlindBaseline | None
 ) -> dict[str, Any]:
     ablated = with_ablation(own, "shuffled")
-    scores, before = scores_by(own, "dataset"), scores_by(same, "dataset")
-    with_image, unseen = (
-        scores_by(ablated, "dataset"),
-        scores_by(without_image(ablated, "shuffled"), "dataset"),
-    )
-    credit = (
-        own.index.to_series()
-        .map(blind_baseline.rules[RULES[0]].credit)
-        .groupby(own["dataset"])
-        .mean()
-        if blind_baseline
-        else None
-    )
+    base = scores_by(same, "dataset")
+    with_image = scores_by(ablated, "dataset")
+    unseen = scores_by(without_image(ablated, "shuffled"), "dataset")
+    credit = None
+    if blind_baseline:
+        per_question = own.index.to_series().map(blind_baseline.rules[RULES[0]].credit)
+        credit = per_question.groupby(own["dataset"]).mean()
     return {
         name: {
-            "n": each_score.n,
-            "accuracy": each_score.accuracy,
-            "base": before[name].accuracy,
+            "n": own_score.n,
+            "accuracy": own_score.accuracy,
+            "base": base[name].accuracy,
             "blind_baseline": None if credit is None else float(credit[name]),
             "visual_gain": (
                 (with_image[name].correct - unseen[name].correct) / with_image[name].n
@@ -350,7 +324,7 @@ def _by_dataset(
                 else None
             ),
         }
-        for name, each_score in scores.items()
+        for name, own_score in scores_by(own, "dataset").items()
     }
 
 
@@ -360,7 +334,7 @@ def _compare_methods(
     targets: Mapping[str, Target],
     interval: Interval,
 ) -> None:
-    """GRPO's advantage over another method in the same cell, on the same questions."""
+    """Add GRPO's advantage over another method in the same cell, on the same questions."""
     by_grpo = {
         (target.axis, target.cell): name
         for name, target in targets.items()
@@ -370,14 +344,10 @@ def _compare_methods(
         rival = by_grpo.get((target.axis, target.cell))
         if rival is None or rival == name:
             continue
-        one, other = (
-            in_domain(predictions[each], target.axis, target.cell)
-            .set_index("question_id")
-            .sort_index()
-            for each in (rival, name)
-        )
-        difference = one["correct"].to_numpy(int) - other["correct"].to_numpy(int)
-        low, high = interval(difference, one["image"])
+        grpo = _own_questions(predictions[rival], target)
+        other = _own_questions(predictions[name], target)
+        difference = grpo["correct"].to_numpy(int) - other["correct"].to_numpy(int)
+        low, high = interval(difference, grpo["image"])
         checkpoints[name]["in_domain"]["grpo"] = {
             "checkpoint": rival,
             "gain": float(difference.mean()),
@@ -392,14 +362,15 @@ def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
     modalities = scores_by(rows, "modality", AXES["modality"])
     types = scores_by(rows, "question_type", AXES["task"])
     ablated = with_ablation(rows, "shuffled")
-    with_image, unseen = score(ablated), score(without_image(ablated, "shuffled"))
+    with_image = score(ablated)
+    unseen = score(without_image(ablated, "shuffled"))
     return {
         "n": len(rows),
         "micro": score(rows).accuracy,
         "macro": macro(modalities if axis == "modality" else types),
-        "visual_gain": (with_image.correct - unseen.correct) / with_image.n
-        if with_image.n
-        else None,
+        "visual_gain": (
+            (with_image.correct - unseen.correct) / with_image.n if with_image.n else None
+        ),
         "format_rate": float(rows["answer"].notna().mean()),
         "completion_tokens": float(rows["completion_tokens"].mean()),
         "by_modality": _cells(modalities),
@@ -412,7 +383,7 @@ def _cells(scores: Mapping[str, Score]) -> dict[str, Any]:
 
 
 def _rounded(value: Any, key: str = "") -> Any:
-    """Floats rounded to `DIGITS` digits (NumPy's included), p values to three significant digits.
+    """Round floats (NumPy's included) to `DIGITS` decimals, p values to three significant digits.
 
     -0.0 becomes 0.0.
     """

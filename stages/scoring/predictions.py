@@ -1,4 +1,4 @@
-"""Answers and their correctness, computed from the raw completions of a table of predictions."""
+"""Scored predictions: answers and their correctness, computed from raw completions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,16 @@ SCORED: Final = pa.schema(
         *(pa.field(f"{prefix}correct", pa.bool_(), nullable=bool(prefix)) for prefix in _PREFIXES),
     ]
 )
-"""Predictions with what `add_answers` computes: the form in which people read them.
+"""Schema of predictions with the columns that `add_answers` computes.
 
-`answer`: a letter, null where the completion has none; `correct`: whether it is the gold letter,
-null where the question was not asked in that variant.
+`answer`: a letter, null if the completion has none. `correct`: whether it is the gold letter, null
+if the question was not evaluated in that variant.
 """
+
+
+def recreate(stage: str) -> str:
+    """The remedy for a missing or corrupt output of a stage."""
+    return f"re-create it: `dvc repro --single-item --force {stage}`"
 
 
 def check_columns(table: pa.Table, source: str, remedy: str) -> None:
@@ -59,15 +64,14 @@ def add_answers(table: pa.Table) -> pa.Table:
     columns["n_options"] = [len(texts) for texts in options]
     for prefix in _PREFIXES:
         outputs = table[f"{prefix}output"].to_pylist()
-        answered = [output is not None for output in outputs]
         answers = [
             extract_answer(output or "", texts)
             for output, texts in zip(outputs, options, strict=True)
         ]
         columns[f"{prefix}answer"] = answers
         columns[f"{prefix}correct"] = [
-            answer == letter if each else None
-            for each, answer, letter in zip(answered, answers, gold, strict=True)
+            None if output is None else answer == letter
+            for output, answer, letter in zip(outputs, answers, gold, strict=True)
         ]
     return pa.table(columns, schema=SCORED.with_metadata(table.schema.metadata))
 
@@ -75,6 +79,6 @@ def add_answers(table: pa.Table) -> pa.Table:
 def write_scored(
     target: Path | BinaryIO, predictions: pd.DataFrame, provenance: Mapping[str, Any]
 ) -> None:
-    """Write scored predictions as Parquet, with the completions' provenance in the metadata."""
+    """Write scored predictions as Parquet, with their provenance in the metadata."""
     table = pa.Table.from_pandas(predictions, schema=SCORED, preserve_index=False)
     pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), target)

@@ -1,20 +1,20 @@
-"""The blind prior: how far option texts alone lead, without image or question.
+"""Blind prior: accuracy reachable from option texts alone, without image or question.
 
     python -m stages.scoring.prior --train TRAIN.json --test TEST.json
 
-It counts, in a train split, how often each option text is offered and how often it is gold, and
-picks the option with the highest smoothed rate, (gold + 1/4) / (offered + 1): a text never seen has
-the rate of one option among four. Distractors of OmniMedVQA come from a vocabulary that is seldom
-gold, so this blind baseline is high: an accuracy that does not clear it is no evidence that the
+The rule counts, in a train split, how often each option text is offered and how often it is gold,
+and picks the option with the highest smoothed rate, (gold + 1/4) / (offered + 1): an unseen text
+has the rate of one option among four. Distractors of OmniMedVQA come from a vocabulary that is
+seldom gold, so this baseline is high. An accuracy that is not above it is no evidence that the
 image was used.
 
-Texts are counted normalised (`normalise`), or with `exact` as they are written, which is what a
-model reads and gives away more: in the published ultrasound questions gold is "kidney" and the
-distractor "Kidney", each without exception.
+Texts are counted normalised (`normalise`), or with `exact` as they are written. The latter is what
+a model reads, and reveals more: in the published ultrasound questions, gold is always "kidney" and
+the distractor always "Kidney".
 
-Options that tie share the credit: k tied options, gold among them, count as 1/k of a right answer,
-the expectation of a fair draw. So the order of the options makes no difference, nothing is drawn,
-and a question of which the rule knows nothing contributes exactly chance.
+Tied options share the credit: k tied options, gold among them, count as 1/k of a correct answer,
+the expectation of a fair draw. So the order of the options does not matter, nothing is drawn at
+random, and a question with only unseen options contributes exactly chance.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from stages.scoring.statistics import wilson_interval
 
 PSEUDO_GOLD: Final = 0.25
 PSEUDO_OFFERED: Final = 1.0
-"""One option more, seen being gold a quarter of the time. Both are exact in binary, so that equal
-rates are equal floats.
+"""Pseudo-counts: one more offer, gold a quarter of the time.
+
+Both are exact in binary, so that equal rates are equal floats.
 """
 
-_APART = re.compile(r"[\s_-]+")
+_SEPARATORS = re.compile(r"[\s_-]+")
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Counts: option text (normalised unless `exact`) -> times gold, times offered."""
+    """Counts of option texts (normalised unless `exact`): times gold, times offered."""
 
     gold: Counter[str]
     offered: Counter[str]
@@ -55,20 +56,20 @@ class Prior:
         return (self.gold[key] + PSEUDO_GOLD) / (self.offered[key] + PSEUDO_OFFERED)
 
     def favourites(self, options: Sequence[str]) -> list[int]:
-        """Indices of the options with the highest rate: one, or several that tie."""
+        """Indices of the options with the highest rate; several if they tie."""
         rates = [self.rate(text) for text in options]
         best = max(rates)
         return [index for index, rate in enumerate(rates) if rate == best]
 
     def credit(self, question: Question) -> Fraction:
-        """The probability that the rule answers rightly, ties drawn fairly: 0, 1, or 1/k."""
+        """Probability that the rule is correct with ties drawn fairly: 0, 1, or 1/k."""
         favourites = self.favourites(question.options)
         return Fraction(question.gold in favourites, len(favourites))
 
 
 @dataclass(frozen=True)
 class BlindScore:
-    """Expected right answers of a rule among `n` questions, and expected accuracy of guessing."""
+    """Expected correct answers of a rule on `n` questions, and expected accuracy of guessing."""
 
     correct: Fraction
     n: int
@@ -86,17 +87,17 @@ class BlindScore:
 
 
 def normalise(text: str) -> str:
-    """Normalise an option text: case, trailing full stops, blanks, hyphens and underscores.
+    """Fold case, separators (whitespace, hyphens, underscores) and full stops at the ends.
 
-    "x_ray." is "X-ray".
+    "x_ray." and "X-ray" are the same text.
     """
-    return _APART.sub(" ", text).strip(" .").casefold()
+    return _SEPARATORS.sub(" ", text).strip(" .").casefold()
 
 
 def fit_prior(questions: Iterable[Question], *, exact: bool = False) -> Prior:
     """Count the options of train questions, as they are written if `exact`.
 
-    Without any question, all options tie: chance.
+    Without questions all options tie, so the prior is at chance.
     """
     gold: Counter[str] = Counter()
     offered: Counter[str] = Counter()
@@ -108,15 +109,13 @@ def fit_prior(questions: Iterable[Question], *, exact: bool = False) -> Prior:
 
 
 def pool(priors: Sequence[Prior]) -> Prior:
-    """The prior of one or more train splits together, as if fitted on all their questions.
+    """The prior of several train splits together, as if fitted on all their questions.
 
-    Pool within one axis only: the two axes are independent draws, so the train splits of one hold
-    test questions of the other. ValueError without priors, or if only some are `exact`.
+    Pool only within one axis: the axes are split independently, so the train splits of one contain
+    test questions of the other. Raises ValueError without priors, or if only some are `exact`.
     """
     if len({prior.exact for prior in priors}) != 1:
-        raise ValueError(
-            "give at least one prior, and only such as count texts alike: all exact, or none"
-        )
+        raise ValueError("pool at least one prior; all or none of them must be exact")
     gold: Counter[str] = Counter()
     offered: Counter[str] = Counter()
     for prior in priors:
@@ -126,13 +125,13 @@ def pool(priors: Sequence[Prior]) -> Prior:
 
 
 def blind_score(prior: Prior, questions: Sequence[Question]) -> BlindScore:
-    """The prior on at least one test question."""
+    """Score the prior on test questions; at least one is required."""
     credit = sum((prior.credit(question) for question in questions), Fraction())
     return BlindScore(credit, len(questions), chance(questions))
 
 
 def blind_credits(prior: Prior, questions: Iterable[Question]) -> dict[str, float]:
-    """Question id -> expected right answers of the prior, 0 to 1, for paired differences."""
+    """Question id -> expected correct answers of the prior, 0 to 1, for paired differences."""
     return {question.question_id: float(prior.credit(question)) for question in questions}
 
 
@@ -141,36 +140,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stages.scoring.prior",
         description=(
-            "The accuracy of a rule that counts option texts in TRAIN and never sees an image, on"
-            " TEST."
+            "Print the accuracy on TEST of a rule that counts option texts in TRAIN and never sees"
+            " an image."
         ),
     )
     parser.add_argument(
         "--train",
         type=Path,
         required=True,
-        help="split file to count in, published form, plain or .gz",
+        help="split file to count in, in the published form, plain or .gz",
     )
     parser.add_argument(
-        "--test", type=Path, required=True, help="split file to test on, the same form"
+        "--test", type=Path, required=True, help="split file to test on, in the same form"
     )
     arguments = parser.parse_args()
-    train, test = read_questions(arguments.train), read_questions(arguments.test)
+    train = read_questions(arguments.train)
+    test = read_questions(arguments.test)
     prior = fit_prior(train)
     print(
         f"train       {len(train)} questions, {len(prior.offered)} option texts, {len(prior.gold)}"
         f" of them ever gold: {arguments.train}"
     )
     print(f"test        {len(test)} questions: {arguments.test}")
-    print(f"accuracy    {_shown(blind_score(prior, test))}")
-    print(
-        f"as written  {_shown(blind_score(fit_prior(train, exact=True), test))}; spelling and"
-        " capitals count"
-    )
+    exact = fit_prior(train, exact=True)
+    print(f"accuracy    {_format(blind_score(prior, test))}")
+    print(f"as written  {_format(blind_score(exact, test))}; spelling and capitals count")
     print(f"chance      {float(chance(test)):.2%}")
 
 
-def _shown(score: BlindScore) -> str:
+def _format(score: BlindScore) -> str:
     low, high = score.interval
     return (
         f"{score.accuracy:.2%} ({float(score.correct):.6g} of n = {score.n}), 95% Wilson interval"

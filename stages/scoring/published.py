@@ -1,11 +1,9 @@
-"""What others printed: Med-R1's differences, headline numbers, splits, and third parties' numbers.
+"""Published numbers: Med-R1's differences, headline numbers and splits, and third parties' results.
 
-To stand beside ours, apart.
-
-Each number says where it stands and with what caution to read it. Only the counts of `SPLITS` were
-made by us, from the released files. The types are not those of our own results, so that the two
-cannot get into one table unnoticed. Of Med-R1 the absolute accuracies by modality and by question
-type are not here: they could not be read at the source.
+For display beside our results, in tables of their own. Each number has its source and a caveat.
+Only the counts of `SPLITS` were made by us, from the released files. The types differ from those of
+our own results, so that the two cannot be mixed in one table unnoticed. Med-R1's absolute
+accuracies by modality and by question type are missing: they could not be read at the source.
 """
 
 from __future__ import annotations
@@ -18,14 +16,14 @@ from typing import Final, Literal
 from stages.taxonomy import AXES
 
 Unit = Literal["percent", "percentage points", "relative percent"]
-"""An accuracy; a difference of two accuracies; a difference as a share of the smaller accuracy."""
+"""An accuracy; a difference of two accuracies; a difference relative to the smaller accuracy."""
 
 PAPER: Final = "Med-R1, arXiv 2503.13939"
 
 
 @dataclass(frozen=True)
 class Published:
-    """One printed number: what it is of, what it measures, where it stands, how to read it."""
+    """One published number: subject, measure, value, source and caveat."""
 
     subject: str
     measure: str
@@ -37,7 +35,7 @@ class Published:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """A published table: `values[i][j]`, trained on `cells[i]`, tested on `cells[j]`."""
+    """A published table: `values[i][j]` is trained on `cells[i]` and tested on `cells[j]`."""
 
     measure: str
     cells: tuple[str, ...]
@@ -47,12 +45,12 @@ class PublishedTable:
     caveat: str
 
     def at(self, trained: str, tested: str) -> float:
-        """The printed value for one pair of cells, by slug."""
+        """The published value for one pair of cells, by slug."""
         return self.values[self.cells.index(trained)][self.cells.index(tested)]
 
     @property
     def in_domain(self) -> float:
-        """Mean of the diagonal: tested on what was trained on."""
+        """Mean of the diagonal: tested on the cell trained on."""
         return _mean([row[i] for i, row in enumerate(self.values)])
 
     @property
@@ -71,11 +69,9 @@ class PublishedTable:
 class PublishedSplit:
     """One released split.
 
-    Of its test questions `two_options` and `three_options` have so many, all others four.
-
-    `chance` and `majority_letter`, in percent, are of the test file: the mean of 1 / options, and
-    the share of its most frequent gold letter (which letter that is, is known only from the test
-    file itself).
+    `two_options` and `three_options` count test questions with so many options; all others have
+    four. `chance` and `majority_letter` are of the test file, in percent: the mean of 1 / options,
+    and the share of its most frequent gold letter.
     """
 
     axis: str
@@ -92,9 +88,9 @@ class PublishedSplit:
 
 
 _ORIENTATION: Final = (
-    "Read off an image that says only 'Improvement'; the sign, No-Think minus Think, follows the"
-    " README's heading and the abstract. Rows are training: values times test questions are whole"
-    " numbers by column. "
+    "Read from an image labelled only 'Improvement'; the sign, No-Think minus Think, follows the"
+    " README's heading and the abstract. Rows are training splits: values times test questions are"
+    " whole numbers by column. "
 )
 NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {
     "modality": PublishedTable(
@@ -112,7 +108,7 @@ NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {
         ),
         unit="percentage points",
         source=f"{PAPER}, released Images/modalityimprove_heatmap.png",
-        caveat=_ORIENTATION + "One run a cell, no interval printed.",
+        caveat=_ORIENTATION + "One run per cell; no intervals published.",
     ),
     "task": PublishedTable(
         measure="accuracy of No-Think minus Think",
@@ -127,11 +123,11 @@ NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {
         unit="percentage points",
         source=f"{PAPER}, released Images/taskimprove_heatmap.png",
         caveat=_ORIENTATION
-        + "One run a cell, no interval printed; lesion grading has 436 test questions and carries"
+        + "One run per cell; no intervals published. Lesion grading, with 436 test questions, has"
         " the large values.",
     ),
 }
-"""Axis -> the printed differences, in the order of the axis's cells."""
+"""Axis -> the published differences, in the order of the axis's cells."""
 
 _RELATIVE: Final = "Relative to the base's accuracy, not percentage points"
 HEADLINES: Final[tuple[Published, ...]] = (
@@ -141,8 +137,8 @@ HEADLINES: Final[tuple[Published, ...]] = (
         69.91,
         "percent",
         "IEEE TMI 2026 (ieeexplore 11371404), as quoted by a document on GitHub",
-        "Second hand. Whether it is the mean of the 8 x 8 table or of something else is not said"
-        " where it could be read.",
+        "Second hand. The quoting document does not state whether it is the mean of the 8 x 8 table"
+        " or of something else.",
     ),
     Published(
         "Med-R1 (Qwen2-VL-2B, GRPO)",
@@ -150,8 +146,8 @@ HEADLINES: Final[tuple[Published, ...]] = (
         29.94,
         "relative percent",
         f"{PAPER}, abstract",
-        f"{_RELATIVE}: with 69.91% it implies a base of 53.80%. The released zero-shot script takes"
-        " 'C.' for wrong.",
+        f"{_RELATIVE}: with 69.91% it implies a base of 53.80%. The released zero-shot script"
+        " counts 'C.' as wrong.",
     ),
     Published(
         "Med-R1 (Qwen2-VL-2B, GRPO)",
@@ -164,13 +160,13 @@ HEADLINES: Final[tuple[Published, ...]] = (
 )
 
 _CONTAMINATED: Final = (
-    "All 88,996 open-access questions; what a model saw of them in training differs and is mostly"
-    " not said"
+    "All 88,996 open-access questions; how many of them a model saw in training differs and is"
+    " mostly not reported"
 )
 _LINGSHU: Final = "Lingshu report, Table 6"
 _REPRODUCED: Final = (
-    "Another group's run of the released checkpoint, not the authors'; outside the data it was"
-    " trained on"
+    "Another group's run of the released checkpoint, not the authors'; on data it was not trained"
+    " on"
 )
 
 
@@ -299,13 +295,13 @@ THIRD_PARTY: Final[tuple[Published, ...]] = (
         },
     ),
 )
-"""Numbers that others give, for Med-R1 and for models tested on the same questions.
+"""Numbers published by others, for Med-R1 and for models tested on the same questions.
 
-Lingshu gives Med-R1 none for OmniMedVQA, "trained on part of the OmniMedVQA test set".
+Lingshu reports no OmniMedVQA accuracy for Med-R1: "trained on part of the OmniMedVQA test set".
 """
 
 _FILES: Final = "Med-R1's released files, Splits/{}/: counted"
-_SUBTRACTED: Final = "The train file could not be read: its count is the total less the test file."
+_SUBTRACTED: Final = "The train file could not be read: its count is the total minus the test file."
 _DRAWS: Final = "Random over questions, not images; the two axes are independent draws."
 
 
@@ -356,8 +352,8 @@ SPLITS: Final[tuple[PublishedSplit, ...]] = (
         ],
     ),
 )
-"""The 13 released splits. One more training question by modality has no modality on record, so that
-the totals there are 88,995.
+"""The 13 released splits. By modality the totals are 88,995: one more training question has no
+modality on record.
 """
 
 

@@ -1,6 +1,6 @@
 """Questions reduced to options and gold: all that a blind rule may use.
 
-Whatever takes a `Question` cannot look at an image or at what was asked, for neither is in it.
+A `Question` contains neither image nor question text, so a function of it cannot use them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FORM: Final = (
     'a JSON list of {"image": ..., "problem": "... A)..., B)...", "solution": "<answer> B'
     ' </answer>"}, plain or .gz'
 )
-"""The published form of a split file, in words."""
+"""Description of the published form of a split file, for messages."""
 
 _GZIP: Final = b"\x1f\x8b"
 
@@ -49,8 +49,8 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """Read a split file in the published form, which has no ids (see `as_questions`).
 
-    Raises InputError, naming the file, the record, the value and the remedy, if it is missing,
-    unreadable or not such a list.
+    Raises InputError, naming file, record, value and remedy, if it is missing, unreadable or not
+    such a list.
     """
     try:
         data = path.read_bytes()
@@ -59,13 +59,10 @@ def read_questions(path: Path) -> list[Question]:
         raise InputError(f"{path} is missing: give the path of a split file, {FORM}") from None
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): give {FORM}"
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): give {FORM}"
         ) from error
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-    ) as error:  # a folder, no permission, a broken or cut-off gzip
+    # a folder, no permission, a corrupt or truncated gzip
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f"{path} cannot be read ({error}): give {FORM}, or fetch the file again"
         ) from error
@@ -77,43 +74,43 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def as_questions(items: Any, source: str) -> list[Question]:
-    """The questions of a split as read from JSON; `source` is its name in messages.
+    """Validate the questions of a split as read from JSON; `source` names it in messages.
 
-    A record without `question_id`, as all published ones are, is called "#<index>". Raises
-    InputError, naming the record, the value and the remedy, for anything but a list of at least one
-    question with distinct ids, each with its options and with a gold letter among them.
+    A record without `question_id`, such as all published ones, is called "#<index>". Raises
+    InputError, naming record, value and remedy, for anything but a list of at least one question
+    with distinct ids, each with options and a gold letter among them.
     """
     if not isinstance(items, list):
-        raise InputError(f"{source} is not a split but {_shown(items)}: give {FORM}")
+        raise InputError(f"{source} is not a split but {_excerpt(items)}: give {FORM}")
     if not items:
         raise InputError(f"{source} holds no questions: give {FORM}, with at least one")
     questions = [
         _as_question(item, index, f"{source}, record {index}") for index, item in enumerate(items)
     ]
-    first: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     for index, question in enumerate(questions):
-        if first.setdefault(question.question_id, index) != index:
+        first = index_of.setdefault(question.question_id, index)
+        if first != index:
             raise InputError(
                 f"{source}, record {index}: question_id {question.question_id!r} is also that of"
-                f" record {first[question.question_id]}; make the ids unique or leave them out"
+                f" record {first}; make the ids unique or remove them"
             )
     return questions
 
 
 def chance(questions: Sequence[Question]) -> Fraction:
     """Expected accuracy of a uniform guess: the mean of 1 / options."""
-    return sum((Fraction(1, len(question.options)) for question in questions), Fraction()) / len(
-        questions
-    )
+    correct = sum((Fraction(1, len(question.options)) for question in questions), Fraction())
+    return correct / len(questions)
 
 
 def _as_question(item: Any, index: int, place: str) -> Question:
     if not isinstance(item, dict):
-        raise InputError(f"{place} is not a question but {_shown(item)}: give {FORM}")
+        raise InputError(f"{place} is not a question but {_excerpt(item)}: give {FORM}")
     for field in ("problem", "solution"):
         if not isinstance(item.get(field), str):
             raise InputError(
-                f"{place}: {field} is {_shown(item.get(field))}, not text: give {FORM}"
+                f"{place}: {field} is {_excerpt(item.get(field))}, not text: give {FORM}"
             )
     try:
         options = letter_options(_option_texts(item))
@@ -123,7 +120,7 @@ def _as_question(item: Any, index: int, place: str) -> Question:
     if letter not in options:
         raise InputError(
             f"{place}: gold {letter!r} is not among the options {', '.join(options)} of"
-            f" {item['problem']!r}; correct the solution or take the record out"
+            f" {item['problem']!r}; correct the solution or remove the record"
         )
     return Question(
         str(item.get("question_id", f"#{index}")),
@@ -133,17 +130,17 @@ def _as_question(item: Any, index: int, place: str) -> Question:
 
 
 def _option_texts(item: dict[str, Any]) -> list[str]:
-    """Option texts from `options` or parsed from `problem`; ValueError if unusable.
+    """Option texts from `options`, or parsed from `problem` as in published split files.
 
-    Published split files have no `options`.
+    ValueError if unusable.
     """
     if "options" not in item:
         return list(parse_problem(item["problem"])[1].values())
     options = item["options"]
     if not is_option_list(options):
-        raise ValueError(f"options is {_shown(options)}, not a list of 2 to 4 texts")
+        raise ValueError(f"options is {_excerpt(options)}, not a list of 2 to 4 texts")
     return options
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     return "missing" if value is None else f"{value!r:.60}"

@@ -1,11 +1,10 @@
 """Accuracies from predictions: by modality, question type, dataset, and per checkpoint.
 
-A prediction is one row: what one checkpoint wrote for one question. Every accuracy comes with the
-number of questions behind it. A cell without a question has no accuracy, and a macro mean over such
-a cell has none either.
+A prediction is one row: the answer of one checkpoint to one question. Every accuracy comes with its
+number of questions. A cell without questions has no accuracy, and neither has a macro mean over it.
 
-Published results are unweighted means over the cells (macro) as far as the source tells (arXiv
-2503.13939, released evaluation scripts); the mean over questions (micro) stands beside them.
+Published results are unweighted means over cells (macro) as far as the source tells (arXiv
+2503.13939, released evaluation scripts); we report the mean over questions (micro) as well.
 """
 
 from __future__ import annotations
@@ -20,21 +19,18 @@ import pandas as pd
 from stages.core.errors import InputError
 from stages.corpus.dataset.problems import LETTERS
 from stages.predictions.schema import ABLATIONS
+from stages.scoring.predictions import recreate
 from stages.taxonomy import AXES
 
 CELLS: Final[dict[str, str]] = {"modality": "modality", "task": "question_type"}
-"""Axis -> the column that says in which of its cells a question lies."""
-
+"""Axis -> the column that holds the cell of a question."""
 
 Measure = Literal["accuracy", "visual gain", "difference to base"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a checkpoint was trained for: a cell (slug) of an axis, by a method.
-
-    Its name need not say so.
-    """
+    """What a checkpoint was trained for: a cell (slug) of an axis, by a method."""
 
     axis: str
     cell: str
@@ -43,24 +39,24 @@ class Target:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers among `n` questions."""
+    """Number of correct answers among `n` questions."""
 
     correct: int
     n: int
 
     @property
     def accuracy(self) -> float | None:
-        """Share of right answers, 0 to 1; None where nothing was asked."""
+        """Share of correct answers, 0 to 1; None without questions."""
         return self.correct / self.n if self.n else None
 
 
 @dataclass(frozen=True)
 class CrossTable:
-    """One number for several checkpoints on the same questions, cell by cell.
+    """One number per checkpoint and cell, all checkpoints on the same questions.
 
-    `values`: checkpoint, "base" first -> cell -> accuracy or difference of accuracies, None where
-    there is none; the last cell is "macro", the mean of the others. `questions`: how many there are
-    in each cell. `own`: checkpoint -> the cell it was trained on.
+    `values`: checkpoint, "base" first -> cell -> accuracy or difference of accuracies, None if
+    missing; the last cell is "macro", the mean of the others. `questions`: cell -> number of
+    questions. `own`: checkpoint -> the cell it was trained on.
     """
 
     measure: Measure
@@ -69,50 +65,51 @@ class CrossTable:
     own: dict[str, str]
 
     @property
-    def there(self) -> bool:
-        """Is there any number in it."""
+    def has_numbers(self) -> bool:
+        """Whether any number is not missing."""
         return any(True for _ in self.numbers())
 
     def numbers(self) -> Iterator[float]:
-        """All numbers in it, row by row, without missing ones."""
+        """All numbers row by row, without missing ones."""
         for row in self.values.values():
             yield from (value for value in row.values() if value is not None)
 
 
 def score(predictions: pd.DataFrame) -> Score:
-    """The micro score: every question counts once."""
+    """Micro score: every question counts once."""
     return Score(int(predictions["correct"].sum()), len(predictions))
 
 
 def scores_by(
     predictions: pd.DataFrame, column: str, cells: Sequence[str] | None = None
 ) -> dict[str, Score]:
-    """One score per value of `column`.
-
-    With `cells`, exactly these in order, empty ones included.
-    """
+    """One score per value of `column`; with `cells`, exactly these in order, even if empty."""
     by_value = {str(value): score(rows) for value, rows in predictions.groupby(column, sort=True)}
-    return by_value if cells is None else {cell: by_value.get(cell, Score(0, 0)) for cell in cells}
+    if cells is None:
+        return by_value
+    return {cell: by_value.get(cell, Score(0, 0)) for cell in cells}
 
 
 def macro(scores: Mapping[str, Score]) -> float | None:
-    """Unweighted mean accuracy over cells; None if one is empty, since the mean would differ."""
+    """Unweighted mean accuracy over cells; None if a cell is empty."""
     return mean_of_all([cell.accuracy for cell in scores.values()])
 
 
 def mean_of_all(values: Sequence[float | None]) -> float | None:
-    """The mean, if there are values and none of them is missing."""
+    """The mean; None without values or if one of them is missing."""
     present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present and len(present) == len(values) else None
+    if not present or len(present) < len(values):
+        return None
+    return sum(present) / len(present)
 
 
 def tested(predictions: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """The questions in the test splits of one axis, "modality" or "task"."""
+    """The rows in the test splits of one axis, "modality" or "task"."""
     return predictions[predictions[f"{axis}_test"]]
 
 
 def in_domain(predictions: pd.DataFrame, axis: str, cell: str) -> pd.DataFrame:
-    """The questions in the test split of one modality or question type (slug)."""
+    """The rows in the test split of one modality or question type (slug)."""
     rows = tested(predictions, axis)
     return rows[rows[CELLS[axis]] == cell]
 
@@ -125,23 +122,18 @@ def cross_table(
 ) -> CrossTable:
     """Cross table of accuracies: base and checkpoints of `axis` against the values of `column`.
 
-    `column` is "modality" or "question_type"; `predictions` holds "base" and checkpoints of `axis`
-    only; with `targets`, the table knows which cells are in-domain.
+    `column` is "modality" or "question_type"; `predictions` holds only "base" and checkpoints of
+    `axis`; with `targets`, the table knows which cells are in-domain.
     """
     scores = {
         name: scores_by(tested(rows, axis), column, _cells(column))
         for name, rows in predictions.items()
     }
     values = {
-        name: {cell: found.accuracy for cell, found in row.items()} for name, row in scores.items()
+        name: {cell: cell_score.accuracy for cell, cell_score in row.items()}
+        for name, row in scores.items()
     }
-    return _crossed(
-        "accuracy",
-        values,
-        {cell: found.n for cell, found in scores["base"].items()},
-        column,
-        targets,
-    )
+    return _crossed("accuracy", values, scores["base"], column, targets)
 
 
 def cross_visual_gain(
@@ -150,7 +142,7 @@ def cross_visual_gain(
     column: str,
     targets: Mapping[str, Target] | None = None,
 ) -> CrossTable:
-    """Cross table of visual gains: accuracy less that with an exchanged image."""
+    """Cross table of visual gains: accuracy minus that with a shuffled image; see `cross_table`."""
     ablated = {
         name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()
     }
@@ -161,24 +153,19 @@ def cross_visual_gain(
     }
     values = {
         name: {
-            cell: _less(found.accuracy, unseen[name][cell].accuracy) for cell, found in row.items()
+            cell: _difference(cell_score.accuracy, unseen[name][cell].accuracy)
+            for cell, cell_score in row.items()
         }
         for name, row in with_image.items()
     }
-    return _crossed(
-        "visual gain",
-        values,
-        {cell: found.n for cell, found in with_image["base"].items()},
-        column,
-        targets,
-    )
+    return _crossed("visual gain", values, with_image["base"], column, targets)
 
 
 def cross_to_base(table: CrossTable) -> CrossTable:
-    """The differences of a table of accuracies to its first row, the base, which is not in it."""
+    """Differences of a table of accuracies to the base, whose row is dropped."""
     base = table.values["base"]
     rows = {
-        name: {cell: _less(value, base[cell]) for cell, value in row.items()}
+        name: {cell: _difference(value, base[cell]) for cell, value in row.items()}
         for name, row in table.values.items()
         if name != "base"
     }
@@ -186,12 +173,12 @@ def cross_to_base(table: CrossTable) -> CrossTable:
 
 
 def with_ablation(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
-    """The rows whose question was also asked in this variant, one of `ABLATIONS`."""
+    """The rows whose question was also evaluated in this variant, one of `ABLATIONS`."""
     return predictions[predictions[f"{variant}_correct"].notna()]
 
 
 def without_image(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
-    """Rows of `with_ablation` with the answers of the variant in place of the real ones."""
+    """Rows of `with_ablation` with the variant's answers in place of the real ones."""
     return predictions.assign(
         output=predictions[f"{variant}_output"],
         answer=predictions[f"{variant}_answer"],
@@ -200,13 +187,13 @@ def without_image(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
 
 
 def _cells(column: str) -> tuple[str, ...]:
-    return next(AXES[name] for name, own in CELLS.items() if own == column)
+    return next(AXES[axis] for axis, axis_column in CELLS.items() if axis_column == column)
 
 
 def _crossed(
     measure: Measure,
     values: Mapping[str, Mapping[str, float | None]],
-    questions: dict[str, int],
+    base: Mapping[str, Score],
     column: str,
     targets: Mapping[str, Target] | None,
 ) -> CrossTable:
@@ -216,10 +203,11 @@ def _crossed(
         if targets and name in targets and CELLS[targets[name].axis] == column
     }
     rows = {name: {**row, "macro": mean_of_all(list(row.values()))} for name, row in values.items()}
+    questions = {cell: cell_score.n for cell, cell_score in base.items()}
     return CrossTable(measure, rows, questions, own)
 
 
-def _less(value: float | None, other: float | None) -> float | None:
+def _difference(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else value - other
 
 
@@ -228,40 +216,40 @@ def check_predictions(
 ) -> None:
     """Validate one checkpoint's predictions on the test questions of its axis ("all" for the base).
 
-    InputError names `source` (the file), the question, the value and the way out: another
+    Raises InputError, naming `source` (the file), question, value and remedy, for another
     checkpoint's rows, a duplicate question, an unknown modality or question type, a question
-    outside the test split, a gold letter that is not offered, an incomplete ablation, no question
-    of the `cell` that the checkpoint was trained on (its name, unless given).
+    outside the test split, a gold letter that is not offered, an incomplete ablation, or no
+    question of the `cell` that the checkpoint was trained on (by default its name).
     """
+    remedy = recreate(f"evaluate@{checkpoint}")
     if predictions.empty:
-        raise InputError(f"{source}: no predictions in it; {_again(checkpoint)}")
+        raise InputError(f"{source}: no predictions; {remedy}")
     for name, (wrong, why) in _faults(predictions, checkpoint, axis).items():
         if wrong.any():
             row = predictions[wrong].iloc[0]
             value = row[name].item() if isinstance(row[name], np.generic) else row[name]
             raise InputError(
-                f"{source}: question {row['question_id']!r}: {name} {value!r} is {why};"
-                f" {_again(checkpoint)}"
+                f"{source}: question {row['question_id']!r}: {name} {value!r} is {why}; {remedy}"
             )
     cell = cell or checkpoint
     if axis in CELLS and in_domain(predictions, axis, cell).empty:
         raise InputError(
             f"{source}: no test question with {CELLS[axis]} {cell!r}, so {checkpoint} cannot be"
-            " judged in-domain; remove it from checkpoints in params.yaml or give the corpus more"
-            " such questions"
+            " evaluated in-domain; remove it from checkpoints in params.yaml, or add such questions"
+            " to the corpus"
         )
 
 
 def _faults(
     predictions: pd.DataFrame, checkpoint: str, axis: str
 ) -> dict[str, tuple[pd.Series[bool], str]]:
-    """Column -> the rows in which its value cannot be, and why."""
-    # NaN for what is no letter, which is below no number of options
-    place = predictions["gold"].map({letter: number for number, letter in enumerate(LETTERS)})
-    wanted = predictions[[f"{name}_test" for name in AXES if axis in (name, "all")]].any(axis=1)
+    """Column -> the rows in which its value is invalid, and why."""
+    # NaN, which compares as False, where gold is not a letter
+    gold_index = predictions["gold"].map({letter: index for index, letter in enumerate(LETTERS)})
+    in_test = predictions[[f"{name}_test" for name in AXES if axis in (name, "all")]].any(axis=1)
     faults = {
         "checkpoint": (predictions["checkpoint"] != checkpoint, f"in the file of {checkpoint!r}"),
-        "question_id": (predictions["question_id"].duplicated(), "given twice"),
+        "question_id": (predictions["question_id"].duplicated(), "a duplicate"),
         "modality": (
             ~predictions["modality"].isin(AXES["modality"]),
             f"not one of {', '.join(AXES['modality'])}",
@@ -270,36 +258,36 @@ def _faults(
             ~predictions["question_type"].isin(AXES["task"]),
             f"not one of {', '.join(AXES['task'])}",
         ),
-        "image": (~wanted, f"of a question outside the test split of the axis {axis!r}"),
-        "n_options": (predictions["n_options"] < 2, "not a number of options to choose from"),
+        "image": (~in_test, f"of a question outside the test split of the axis {axis!r}"),
+        "n_options": (predictions["n_options"] < 2, "not a number of options of at least 2"),
         "completion_tokens": (predictions["completion_tokens"] < 0, "not a number of tokens"),
-        "gold": (~(place < predictions["n_options"]), "not the letter of one of its options"),
+        "gold": (~(gold_index < predictions["n_options"]), "not the letter of an option"),
     }
     for variant in ABLATIONS:
         ablated = predictions[f"{variant}_image"].notna()
         for name in (f"{variant}_output", f"{variant}_completion_tokens"):
             faults[name] = (
                 predictions[name].notna() != ablated,
-                f"at odds with its {variant}_image: one without the other",
+                f"inconsistent with {variant}_image: both or neither must be set",
             )
     return faults
 
 
 def check_same_questions(base: pd.DataFrame, other: pd.DataFrame, axis: str, source: str) -> None:
-    """Raise InputError unless both answered the same questions of `axis`, with equal gold."""
+    """Raise InputError unless both have the same questions of `axis`, with equal gold."""
     gold = tested(base, axis).set_index("question_id")["gold"]
     own = other.set_index("question_id")["gold"]
     remedy = (
-        "evaluate both on the same splits: `dvc repro evaluate@base` and this checkpoint's evaluate"
+        "evaluate both on the same splits: `dvc repro evaluate@base`, then this checkpoint's"
+        " evaluate stage"
     )
-    for who, ids in (
-        ("the base did not", own.index.difference(gold.index)),
-        ("only the base did", gold.index.difference(own.index)),
+    for problem, ids in (
+        ("is missing from the base's predictions", own.index.difference(gold.index)),
+        ("is only in the base's predictions", gold.index.difference(own.index)),
     ):
         if len(ids):
             raise InputError(
-                f"{source}: question {ids[0]!r} is one of {len(ids)} to be answered by both, but"
-                f" {who}; {remedy}"
+                f"{source}: question {ids[0]!r}, one of {len(ids)}, {problem}; {remedy}"
             )
     differs = own[own != gold.reindex(own.index)]
     if len(differs):
@@ -308,7 +296,3 @@ def check_same_questions(base: pd.DataFrame, other: pd.DataFrame, axis: str, sou
             f"{source}: question {name!r}: gold {differs.iloc[0]!r}, but {gold[name]!r} for the"
             f" base; {remedy}"
         )
-
-
-def _again(checkpoint: str) -> str:
-    return f"make it again: `dvc repro --single-item --force evaluate@{checkpoint}`"

@@ -24,16 +24,16 @@ QUESTIONS = make_questions(per_cell=10)
 
 
 def write(path: Path, rows: pd.DataFrame, style: str, kind: str = "grouped") -> None:
-    facts = {"corpus": "md5:a", "params": {"splits.kind": kind, "prompt": {"style": style}}}
+    provenance = {"corpus": "md5:a", "params": {"splits.kind": kind, "prompt": {"style": style}}}
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = pa.schema([field for field in SCHEMA if field.name in rows])
     table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(facts)}), path)
+    pq.write_table(table.replace_schema_metadata({"provenance": json.dumps(provenance)}), path)
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> tuple[Path, Path]:
-    """The predictions of a run without thoughts, and of one with."""
+    """Folders of the predictions of a no-think and a think run."""
     for name in ["base", *CHECKPOINTS]:
         rows = make_predictions(QUESTIONS, name)
         write(tmp_path / "a" / f"{name}.parquet", rows, "no-think")
@@ -47,84 +47,79 @@ def run(
     compare.run(first, second, json_file=json_file, csv_folder=csv_folder, samples=200, seed=42)
 
 
-def test_tables_show_both_runs_and_what_was_printed_apart(
+def test_tables_show_both_runs_and_separately_the_published_numbers(
     runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(*runs)
-    shown = capsys.readouterr().out
-    assert "prompt style no-think" in shown
-    assert "prompt style think" in shown
-    assert "A minus B by modality: rows trained, columns tested" in shown
-    assert "Med-R1's printed accuracy of No-Think minus Think, percentage points" in shown
-    assert "+16.94" in shown
-    assert "released Images/modalityimprove_heatmap.png" in shown
-    assert "One run a cell, no interval printed." in " ".join(shown.split())
-    assert "not the same comparison" not in shown
-    assert (
-        max(len(line) for line in shown.splitlines() if not line.startswith(("A: ", "B: ")))
-        <= compare.WIDTH
-    )
+    out = capsys.readouterr().out
+    assert "prompt style no-think" in out
+    assert "prompt style think" in out
+    assert "A minus B by modality: rows trained, columns tested" in out
+    assert "published by Med-R1: accuracy of No-Think minus Think, percentage points" in out
+    assert "+16.94" in out
+    assert "released Images/modalityimprove_heatmap.png" in out
+    assert "One run per cell; no intervals published." in " ".join(out.split())
+    assert "not the same comparison" not in out
+    lines = [line for line in out.splitlines() if not line.startswith(("A: ", "B: "))]
+    assert max(map(len, lines)) <= compare.WIDTH
 
 
-def test_another_pair_of_styles_is_said_to_be_another_comparison(
+def test_another_pair_of_styles_is_marked_as_another_comparison(
     runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(*reversed(runs))
-    assert (
-        "Printed was No-Think minus Think; A is think, B no-think: not the same comparison."
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "A is think and B no-think: not the same comparison" in out
 
 
-def test_files_hold_every_cell_and_the_printed_ones_apart(
+def test_files_hold_every_cell_and_separately_the_published_ones(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     run(*runs, json_file=tmp_path / "out.json", csv_folder=tmp_path / "out")
-    found: dict[str, Any] = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert found["first"]["prompt style"] == "no-think"
-    assert found["bootstrap"] == {
+    results: dict[str, Any] = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert results["first"]["prompt style"] == "no-think"
+    assert results["bootstrap"] == {
         "samples": 200,
         "seed": 42,
         "clusters": "image",
         "confidence": 0.95,
     }
     for axis, slugs in AXES.items():
-        cells = found["axes"][axis]["cells"]
+        cells = results["axes"][axis]["cells"]
         assert len(cells) == (len(slugs) + 1) * len(slugs)
         rows = list(csv.DictReader((tmp_path / "out" / f"{axis}.csv").open(encoding="utf-8")))
         assert [float(row["difference"]) for row in rows] == [cell["difference"] for cell in cells]
         assert all(-1 <= cell["low"] <= cell["difference"] <= cell["high"] <= 1 for cell in cells)
-        assert found["published"][axis]["unit"] == "percentage points"
-        assert found["published"][axis]["caveat"]
-    assert found["published"]["modality"]["cells"]["mri"]["ct"] == 16.94
-    printed = list(csv.DictReader((tmp_path / "out" / "published.csv").open(encoding="utf-8")))
-    assert len(printed) == 64 + 25
+        assert results["published"][axis]["unit"] == "percentage points"
+        assert results["published"][axis]["caveat"]
+    assert results["published"]["modality"]["cells"]["mri"]["ct"] == 16.94
+    published = list(csv.DictReader((tmp_path / "out" / "published.csv").open(encoding="utf-8")))
+    assert len(published) == 64 + 25
     assert all(
-        row["source"] and row["caveat"] and row["unit"] == "percentage points" for row in printed
+        row["source"] and row["caveat"] and row["unit"] == "percentage points" for row in published
     )
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     run(*runs, csv_folder=tmp_path / "out")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_checkpoints_without_a_place_in_the_tables_are_named(
+def test_checkpoints_without_a_row_in_the_tables_are_named(
     runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (runs[0] / "ct.parquet").rename(runs[0] / "sft-ct.parquet")
     (runs[1] / "ct.parquet").unlink()
     run(*runs)
-    assert (
-        f"{runs[0]}: left out, as they have no place in the tables: sft-ct"
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert f"{runs[0]}: skipped" in out
+    assert "sft-ct" in out
 
 
 def test_bad_runs_are_refused_by_name(runs: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = runs
-    with pytest.raises(InputError, match=r"nowhere is not a directory: give two with predictions"):
+    with pytest.raises(InputError, match=r"nowhere is not a directory"):
         run(first, tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty holds no predictions"):
+    with pytest.raises(InputError, match=r"empty contains no predictions"):
         run(first, tmp_path / "empty")
     write(second / "ct.parquet", make_predictions(QUESTIONS, "ct"), "no-think")
     with pytest.raises(

@@ -1,7 +1,8 @@
-"""Two runs cell by cell: the numbers by hand, and runs that must not be compared."""
+"""Cell-by-cell comparison: the numbers recomputed, and runs that cannot be comparison."""
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from stages.comparison.pairs import (
     MEANS,
     RunPredictions,
     check_comparable,
-    common_facts,
+    common_properties,
     compare,
     published_table,
     rows_of,
@@ -25,86 +26,83 @@ from stages.taxonomy import AXES
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
 
 QUESTIONS = make_questions(per_cell=10)
-FACTS = {"split kind": "grouped", "corpus": "md5:a", "prompt style": "no-think"}
+PROPERTIES = {"split kind": "grouped", "corpus": "md5:a", "prompt style": "no-think"}
 PREDICTIONS = {name: make_predictions(QUESTIONS, name) for name in ["base", *CHECKPOINTS]}
 
 
 def flipped(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Other answers to the same questions.
-
-    A third of the right ones lost, a tenth of the wrong ones won.
-    """
-    drawn = np.random.default_rng(seed).random(len(rows))
-    right = np.where(rows["correct"].to_numpy(bool), drawn > 1 / 3, drawn < 0.1)
+    """Other answers: a third of the correct ones lost, a tenth of the wrong ones won."""
+    draws = np.random.default_rng(seed).random(len(rows))
+    correct = np.where(rows["correct"].to_numpy(bool), draws > 1 / 3, draws < 0.1)
     outputs = [
-        format_solution(gold) if hit else "" for hit, gold in zip(right, rows["gold"], strict=True)
+        format_solution(gold) if is_correct else ""
+        for is_correct, gold in zip(correct, rows["gold"], strict=True)
     ]
-    return rows.assign(correct=right, answer=rows["gold"].where(right, None), output=outputs)
+    return rows.assign(correct=correct, answer=rows["gold"].where(correct, None), output=outputs)
 
 
-def run(
-    source: str = "a", changed: bool = False, facts: dict[str, str] | None = None
-) -> RunPredictions:
-    predictions = {
-        name: flipped(rows, 7) if changed else rows for name, rows in PREDICTIONS.items()
-    }
-    return RunPredictions(source, predictions, FACTS | (facts or {}))
+def run(source: str = "a", change: bool = False, **properties: str) -> RunPredictions:
+    predictions = {name: flipped(rows, 7) if change else rows for name, rows in PREDICTIONS.items()}
+    named = {name.replace("_", " "): value for name, value in properties.items()}
+    return RunPredictions(source, predictions, PROPERTIES | named)
 
 
-def test_every_cell_is_that_of_its_paired_questions() -> None:
-    first, second = run("a"), run("b", changed=True, facts={"prompt style": "think"})
-    for compared in compare(first, second, 200, 3):
-        axis, slugs = compared.axis, AXES[compared.axis]
-        assert [(cell.trained, cell.tested) for cell in compared.cells] == [
-            (row, column) for row in (BASE, *slugs) for column in slugs
-        ]
+def test_every_cell_compares_its_paired_questions() -> None:
+    first = run("a")
+    second = run("b", change=True, prompt_style="think")
+    for comparison in compare(first, second, 200, 3):
+        axis = comparison.axis
+        slugs = AXES[axis]
+        cells = [(cell.trained, cell.tested) for cell in comparison.cells]
+        assert cells == list(product((BASE, *slugs), slugs))
         p_values = {}
-        for cell in compared.cells:
+        for cell in comparison.cells:
             column = "modality" if axis == "modality" else "question_type"
             one, other = (each.predictions[cell.trained] for each in (first, second))
-            chosen = one[f"{axis}_test"] & (one[column] == cell.tested)
-            a, b = (each[chosen].sort_values("question_id") for each in (one, other))
+            in_cell = one[f"{axis}_test"] & (one[column] == cell.tested)
+            a, b = (each[in_cell].sort_values("question_id") for each in (one, other))
             assert (cell.n, cell.images) == (len(a), a["image"].nunique())
             assert cell.first == pytest.approx(a["correct"].mean())
             assert cell.difference == pytest.approx(a["correct"].mean() - b["correct"].mean())
-            right = a["correct"].to_numpy(bool), b["correct"].to_numpy(bool)
-            assert (cell.low, cell.high) == paired_interval(*right, 200, 3, clusters=a["image"])
-            assert (cell.won, cell.lost, cell.p) == tuple(vars(mcnemar(*right)).values())
+            correct = (a["correct"].to_numpy(bool), b["correct"].to_numpy(bool))
+            assert (cell.low, cell.high) == paired_interval(*correct, 200, 3, clusters=a["image"])
+            assert (cell.won, cell.lost, cell.p) == tuple(vars(mcnemar(*correct)).values())
             if cell.trained != BASE:
                 p_values[f"{cell.trained}/{cell.tested}"] = cell.p
         own = {
             f"{cell.trained}/{cell.tested}": cell.p_holm
-            for cell in compared.cells
+            for cell in comparison.cells
             if cell.trained != BASE
         }
         assert own == holm(p_values), "the base's row is a family of its own"
 
 
-def test_means_are_those_of_the_cells_without_the_base() -> None:
-    for compared in compare(run(), run("b", changed=True), 2000, 3):
-        trained = [cell for cell in compared.cells if cell.trained != BASE]
-        for name, chosen in MEANS.items():
-            own = [cell.difference for cell in trained if chosen(cell.trained, cell.tested)]
-            mean = compared.means[name]
+def test_means_are_over_the_cells_without_the_base() -> None:
+    for comparison in compare(run(), run("b", change=True), 2000, 3):
+        trained = [cell for cell in comparison.cells if cell.trained != BASE]
+        for name, includes in MEANS.items():
+            own = [cell.difference for cell in trained if includes(cell.trained, cell.tested)]
+            mean = comparison.means[name]
             assert mean.cells == len(own)
             assert mean.difference == pytest.approx(np.mean(own))
             assert mean.low < mean.difference < mean.high
-        # many cells are surer than one
+        # a mean over many cells has a narrower interval than one cell
         widths = [cell.high - cell.low for cell in trained]
-        assert compared.means["all cells"].high - compared.means["all cells"].low < np.median(
+        assert comparison.means["all cells"].high - comparison.means["all cells"].low < np.median(
             widths
         )
 
 
-def test_a_run_against_itself_differs_nowhere() -> None:
-    for compared in compare(run(), run("b"), 100, 1):
-        assert {(cell.difference, cell.low, cell.high, cell.p_holm) for cell in compared.cells} == {
-            (0.0, 0.0, 0.0, 1.0)
-        }
+def test_a_run_compared_with_itself_has_no_differences() -> None:
+    for comparison in compare(run(), run("b"), 100, 1):
+        assert {
+            (cell.difference, cell.low, cell.high, cell.p_holm) for cell in comparison.cells
+        } == {(0.0, 0.0, 0.0, 1.0)}
 
 
-def test_the_other_way_round_the_signs_change() -> None:
-    one, other = run(), run("b", changed=True)
+def test_swapping_the_runs_changes_the_signs() -> None:
+    one = run()
+    other = run("b", change=True)
     for forth, back in zip(compare(one, other, 100, 1), compare(other, one, 100, 1), strict=True):
         for a, b in zip(forth.cells, back.cells, strict=True):
             assert (a.difference, a.won, a.lost, a.p_holm) == (
@@ -115,30 +113,30 @@ def test_the_other_way_round_the_signs_change() -> None:
             )
 
 
-def test_runs_of_some_checkpoints_give_the_cells_there_are() -> None:
+def test_runs_of_some_checkpoints_give_only_their_cells() -> None:
     some = {name: PREDICTIONS[name] for name in ("base", "ct")}
-    (compared,) = compare(
-        RunPredictions("a", some, FACTS), RunPredictions("b", some, FACTS), 100, 1
+    (comparison,) = compare(
+        RunPredictions("a", some, PROPERTIES), RunPredictions("b", some, PROPERTIES), 100, 1
     )
-    assert compared.axis == "modality"
-    assert {cell.trained for cell in compared.cells} == {"base", "ct"}
-    assert {name: mean.cells for name, mean in compared.means.items()} == {
+    assert comparison.axis == "modality"
+    assert {cell.trained for cell in comparison.cells} == {"base", "ct"}
+    assert {name: mean.cells for name, mean in comparison.means.items()} == {
         "in-domain": 1,
         "cross-domain": 7,
         "all cells": 8,
     }
 
 
-def test_printed_differences_are_not_among_ours() -> None:
+def test_published_differences_are_separate_from_ours() -> None:
     first, *_ = compare(run(), run("b"), 100, 1)
-    assert not any(cell.difference for cell in first.cells), "the paper's would not be zero"
+    assert not any(cell.difference for cell in first.cells), "the published ones are not zero"
     assert published_table("modality").at("mri", "ct") == 16.94
     assert "published" not in rows_of(first.cells, 4)[0]
 
 
 def changed(run: RunPredictions, name: str, change: Any) -> RunPredictions:
     return RunPredictions(
-        run.source, {**run.predictions, name: change(run.predictions[name])}, run.facts
+        run.source, {**run.predictions, name: change(run.predictions[name])}, run.properties
     )
 
 
@@ -146,13 +144,13 @@ def changed(run: RunPredictions, name: str, change: Any) -> RunPredictions:
     ("second", "message"),
     [
         (
-            run("b", facts={"split kind": "published"}),
+            run("b", split_kind="published"),
             r"a has the split kind grouped, b published: .*splits.kind in params.yaml",
         ),
-        (run("b", facts={"corpus": "md5:b"}), r"a has the corpus md5:a, b md5:b"),
+        (run("b", corpus="md5:b"), r"a has the corpus md5:a, b md5:b"),
         (
-            RunPredictions("b", {"base": PREDICTIONS["base"]}, FACTS),
-            r"b/ct.parquet not found, but a has it; make it with `dvc repro evaluate@ct`",
+            RunPredictions("b", {"base": PREDICTIONS["base"]}, PROPERTIES),
+            r"b/ct.parquet is missing, .*`dvc repro evaluate@ct`",
         ),
         (
             changed(run("b"), "mri", lambda rows: rows.iloc[1:]),
@@ -168,14 +166,11 @@ def changed(run: RunPredictions, name: str, change: Any) -> RunPredictions:
         ),
         (
             changed(run("b"), "oct", lambda rows: rows.assign(gold=["E", *rows["gold"].iloc[1:]])),
-            (
-                r"b/oct.parquet: question 'Phantom_\d+': gold 'E', but .[A-D]. in a/oct.parquet;"
-                r" evaluate both"
-            ),
+            r"b/oct.parquet: question 'Phantom_\d+': gold 'E', but .[A-D]. in a/oct.parquet",
         ),
     ],
 )
-def test_what_cannot_be_paired_is_refused_by_file_and_question(
+def test_unpaired_answers_are_refused_by_file_and_question(
     second: RunPredictions, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -183,28 +178,19 @@ def test_what_cannot_be_paired_is_refused_by_file_and_question(
 
 
 def test_runs_without_a_checkpoint_are_refused() -> None:
-    only = RunPredictions("a", {"base": PREDICTIONS["base"]}, FACTS)
-    with pytest.raises(InputError, match="have no checkpoint in common but the base"):
+    only = RunPredictions("a", {"base": PREDICTIONS["base"]}, PROPERTIES)
+    with pytest.raises(InputError, match="no checkpoint in common"):
         compare(only, only, 100, 1)
 
 
-def test_files_of_one_run_must_agree_and_say_where_they_come_from() -> None:
-    said = {"corpus": "md5:a", "params": {"splits.kind": "grouped", "prompt": {"style": "think"}}}
-    assert common_facts({"a": said, "b": said}) == {
-        "split kind": "grouped",
-        "corpus": "md5:a",
-        "prompt style": "think",
-    }
-    other = {
-        "corpus": "md5:a",
-        "params": {"splits.kind": "grouped", "prompt": {"style": "no-think"}},
-    }
-    with pytest.raises(
-        InputError,
-        match=(
-            "a and b are in one directory, but the prompt style is think in the first and no-think"
-        ),
-    ):
-        common_facts({"a": said, "b": other})
-    with pytest.raises(InputError, match="a does not say with which split kind it was made"):
-        common_facts({"a": {"corpus": "md5:a", "params": {}}})
+def test_files_of_one_run_must_have_provenance_and_agree() -> None:
+    def provenance(style: str) -> dict[str, Any]:
+        params = {"splits.kind": "grouped", "prompt": {"style": style}}
+        return {"corpus": "md5:a", "params": params}
+
+    think = provenance("think")
+    assert common_properties({"a": think, "b": think}) == PROPERTIES | {"prompt style": "think"}
+    with pytest.raises(InputError, match="a and b .* prompt style is think .* no-think"):
+        common_properties({"a": think, "b": provenance("no-think")})
+    with pytest.raises(InputError, match="a: .* lacks the split kind"):
+        common_properties({"a": {"corpus": "md5:a", "params": {}}})

@@ -1,4 +1,4 @@
-"""One table structure in three media: the same cells, hostile texts included."""
+"""A sheet rendered as Markdown, HTML and in the terminal: the same cells, hostile text escaped."""
 
 import html
 import shutil
@@ -13,29 +13,34 @@ from stages.core.cards.templating import render_html, render_markdown
 from stages.reporting import tables
 from stages.reporting.labels import label
 from stages.reporting.page import typeset
-from stages.reporting.tables import CHECKPOINT, MISSING, Cell, Column, Row, Sheet
+from stages.reporting.tables import CHECKPOINT, MISSING, Column, Sheet, SheetCell, SheetRow
 from stages.reporting.terminal import rich_table
 
 HOSTILE = "a | `b`\n<img src=x onerror=alert(1)> [bold]c[/bold]"
-FELL = Cell("-1.5", "-2.0", "-1.0", "down")
-ROSE = Cell("+0.5", note="limit 1")
+LOSS = SheetCell("-1.5", "-2.0", "-1.0", "down")
+GAIN = SheetCell("+0.5", note="limit 1")
 SHEET = Sheet(
     (
         CHECKPOINT,
         Column("words | <b>", "text"),
         Column("gain"),
-        Column("blind_baseline"),
+        Column("blind baseline"),
         Column("n"),
     ),
     (
-        Row((Cell("ct"), Cell(HOSTILE), FELL, MISSING, Cell(1234)), "By modality"),
-        Row((Cell("mri"), Cell(lines=(HOSTILE, "last")), ROSE, Cell(), Cell(0)), "By modality"),
+        SheetRow(
+            (SheetCell("ct"), SheetCell(HOSTILE), LOSS, MISSING, SheetCell(1234)), "By modality"
+        ),
+        SheetRow(
+            (SheetCell("mri"), SheetCell(lines=(HOSTILE, "last")), GAIN, SheetCell(), SheetCell(0)),
+            "By modality",
+        ),
     ),
 )
 
 
-def rendered(tmp_path: Path, medium: str) -> str:
-    """SHEET through the macro of a medium, `md` or `html`."""
+def render(tmp_path: Path, medium: str) -> str:
+    """Render SHEET with the macro of a medium, `md` or `html`."""
     shutil.copy(Path(tables.__file__).with_name(f"macros.{medium}.j2"), tmp_path)
     page = tmp_path / f"page.{medium}.j2"
     load = f'{{% from "macros.{medium}.j2" import table %}}\n'
@@ -47,7 +52,7 @@ def rendered(tmp_path: Path, medium: str) -> str:
 
 
 def test_markdown_has_a_row_per_row_and_a_cell_per_cell(tmp_path: Path) -> None:
-    text = rendered(tmp_path, "md")
+    text = render(tmp_path, "md")
     assert len(text.splitlines()) == 4
     assert text.splitlines()[2].endswith(" | -1.5 [-2.0 to -1.0] | missing | 1234 |")
     assert text.splitlines()[3].endswith("; last | +0.5 | - | 0 |")
@@ -56,8 +61,8 @@ def test_markdown_has_a_row_per_row_and_a_cell_per_cell(tmp_path: Path) -> None:
     assert "<img" not in MarkdownIt("commonmark").enable("table").render(text)
 
 
-def test_html_escapes_and_sets_numbers_as_print_has_them(tmp_path: Path) -> None:
-    text = rendered(tmp_path, "html")
+def test_html_escapes_text_and_typesets_numbers(tmp_path: Path) -> None:
+    text = render(tmp_path, "html")
     assert html.escape(HOSTILE, quote=False) in text
     assert "<img" not in text
     assert "<b>" not in text
@@ -74,7 +79,7 @@ def test_the_terminal_prints_markup_as_text(terminal: bool) -> None:
     console = Console(width=160, force_terminal=terminal, color_system=system)
     with console.capture() as capture:
         console.print(rich_table(SHEET, "Title"))
-    shown = capture.get()
-    assert "[bold]c[/bold]" in shown
-    assert "[-2.0 to -1.0]" in shown
-    assert ("\x1b[31m-1.5\x1b[0m" in shown) is terminal
+    out = capture.get()
+    assert "[bold]c[/bold]" in out
+    assert "[-2.0 to -1.0]" in out
+    assert ("\x1b[31m-1.5\x1b[0m" in out) is terminal

@@ -1,4 +1,4 @@
-"""Every number can be read on its cell."""
+"""Colour scales: readable text on every shade, and the ends of a scale."""
 
 import pytest
 from matplotlib.colors import Colormap, to_rgb
@@ -33,7 +33,7 @@ def test_text_contrasts_with_every_shade(scale: Colormap) -> None:
         ([1.0, 1.0], (0.9, 1.0)),
     ],
 )
-def test_the_scale_encloses_all_accuracies_there_are(
+def test_the_scale_encloses_all_accuracies(
     accuracies: list[float | None], ends: tuple[float, float]
 ) -> None:
     row = {str(number): accuracy for number, accuracy in enumerate(accuracies)}
@@ -44,13 +44,8 @@ def test_the_scale_encloses_all_accuracies_there_are(
     ("values", "end"),
     [([0.23, -0.71, None], 0.8), ([0.05], 0.1), ([None], 0.1), ([], 0.1), ([-1.0], 1.0)],
 )
-def test_a_scale_of_differences_has_zero_in_its_middle(
+def test_a_scale_of_differences_is_symmetric_about_zero(
     values: list[float | None], end: float
 ) -> None:
-    assert max_abs(
-        [
-            CrossTable(
-                "visual gain", {"ct": {str(i): value for i, value in enumerate(values)}}, {}, {}
-            )
-        ]
-    ) == pytest.approx(end)
+    row = {str(number): value for number, value in enumerate(values)}
+    assert max_abs([CrossTable("visual gain", {"ct": row}, {}, {})]) == pytest.approx(end)

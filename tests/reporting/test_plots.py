@@ -1,4 +1,4 @@
-"""`dvc plots` draws the long table of training curves with the template of the repository."""
+"""`dvc plots` renders the table of training curves with the repository's template."""
 
 import json
 import shutil
@@ -34,8 +34,8 @@ def test_dvc_fills_the_template_with_the_table(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text(dump_yaml({"plots": [own]}), encoding="utf-8")
     subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
     shutil.copytree(REPOSITORY / ".dvc" / "plots", tmp_path / ".dvc" / "plots")
-    shown = subprocess.check_output(["dvc", "plots", "show", "--json"], cwd=tmp_path)
-    tree = json.loads(shown)
+    output = subprocess.check_output(["dvc", "plots", "show", "--json"], cwd=tmp_path)
+    tree = json.loads(output)
     assert not tree.get("errors")
     ((plot,),) = tree["data"].values()
     spec = plot["content"]

@@ -1,4 +1,4 @@
-"""The subset on which the blind prior is at chance: it is, and none is larger."""
+"""The prior-balanced subset: the prior is at chance on it, and no larger subset exists."""
 
 import random
 from fractions import Fraction
@@ -13,25 +13,21 @@ from stages.scoring.prior import blind_score, fit_prior
 from stages.scoring.questions import Question, chance
 from tests.scoring.test_prior import question_lists
 
-CREDITS = [
-    (credit, n)
-    for n in (2, 3, 4)
-    for credit in [Fraction(0), *(Fraction(1, k) for k in range(1, n + 1))]
-]
-"""Every credit that a question with n options can earn."""
+CREDITS = [(Fraction(0), n) for n in (2, 3, 4)]
+"""Every (credit, n) that a question with n options can have."""
+for _n in (2, 3, 4):
+    CREDITS += [(Fraction(1, ties), _n) for ties in range(1, _n + 1)]
 
 
 @given(st.lists(st.sampled_from(CREDITS), max_size=9))
 def test_no_larger_subset_is_at_chance(cases: list[tuple[Fraction, int]]) -> None:
-    def at_chance(
-        subset: tuple[int, ...],
-    ) -> bool:  # the definition, word for word: two means over the subset itself
-        found, guessed = zip(
-            *[(cases[i][0], Fraction(1, cases[i][1])) for i in subset], strict=True
-        )
-        return bool(sum(found) / len(subset) == sum(guessed) / len(subset))
+    def at_chance(subset: tuple[int, ...]) -> bool:
+        # the definition, literally: two means over the subset itself
+        accuracy = sum(cases[i][0] for i in subset) / len(subset)
+        chance = sum(Fraction(1, cases[i][1]) for i in subset) / len(subset)
+        return accuracy == chance
 
-    kept = tuple(largest_without_excess([credit - Fraction(1, n) for credit, n in cases]))
+    subset = tuple(largest_without_excess([credit - Fraction(1, n) for credit, n in cases]))
     largest = max(
         (
             size
@@ -40,21 +36,21 @@ def test_no_larger_subset_is_at_chance(cases: list[tuple[Fraction, int]]) -> Non
         ),
         default=0,
     )
-    assert len(kept) == largest
-    assert not kept or at_chance(kept)
-    assert list(kept) == sorted(set(kept))
+    assert len(subset) == largest
+    assert not subset or at_chance(subset)
+    assert list(subset) == sorted(set(subset))
 
 
 @given(st.lists(st.fractions(min_value=-2, max_value=2, max_denominator=6), max_size=10))
 def test_any_excesses_are_balanced_as_brute_force_balances_them(excesses: list[Fraction]) -> None:
-    kept = largest_without_excess(excesses)
+    subset = largest_without_excess(excesses)
     sizes = [
         size
         for size in range(len(excesses) + 1)
         if any(sum(chosen) == 0 for chosen in combinations(excesses, size))
     ]
-    assert sum((excesses[i] for i in kept), Fraction()) == 0
-    assert len(kept) == max(sizes)
+    assert sum((excesses[i] for i in subset), Fraction()) == 0
+    assert len(subset) == max(sizes)
 
 
 @given(question_lists(), question_lists(least=1))
@@ -63,19 +59,19 @@ def test_on_the_subset_the_prior_is_exactly_at_chance(
     train: list[Question], test: list[Question]
 ) -> None:
     prior = fit_prior(train)
-    found = balanced_subset(prior, test)
-    kept = [question for question in test if question.question_id in found.question_ids]
-    assert tuple(question.question_id for question in kept) == found.question_ids
-    assert (found.size, found.n) == (len(kept), len(test))
-    if kept:
-        score = blind_score(prior, kept)
-        assert score.correct / score.n == score.chance == found.chance == chance(kept)
+    balanced = balanced_subset(prior, test)
+    subset = [question for question in test if question.question_id in balanced.question_ids]
+    assert tuple(question.question_id for question in subset) == balanced.question_ids
+    assert (balanced.size, balanced.n) == (len(subset), len(test))
+    if subset:
+        score = blind_score(prior, subset)
+        assert score.correct / score.n == score.chance == balanced.chance == chance(subset)
     else:
-        assert found.chance is None
+        assert balanced.chance is None
 
 
 @given(question_lists(), question_lists(least=1), st.randoms(use_true_random=False))
-def test_the_order_of_the_file_does_not_choose(
+def test_the_subset_does_not_depend_on_the_order_of_the_file(
     train: list[Question], test: list[Question], rng: random.Random
 ) -> None:
     prior = fit_prior(train)
@@ -85,24 +81,24 @@ def test_the_order_of_the_file_does_not_choose(
     )
 
 
-def test_a_split_that_the_prior_has_all_right_leaves_nothing() -> None:
+def test_the_subset_is_empty_if_the_prior_is_always_correct() -> None:
     questions = [Question(f"{i}", ("gold", "other"), 0) for i in range(5)]
-    found = balanced_subset(fit_prior(questions), questions)
-    assert (found.question_ids, found.n, found.chance) == ((), 5, None)
+    balanced = balanced_subset(fit_prior(questions), questions)
+    assert (balanced.question_ids, balanced.n, balanced.chance) == ((), 5, None)
 
 
-def test_a_prior_that_knows_nothing_leaves_everything() -> None:
+def test_an_unfitted_prior_keeps_every_question() -> None:
     questions = [
         Question("a", ("x", "y"), 0),
         Question("b", ("w", "x", "y"), 2),
         Question("c", ("w", "x", "y", "z"), 3),
     ]
-    found = balanced_subset(fit_prior([]), questions)
-    assert (found.question_ids, found.chance) == (("a", "b", "c"), Fraction(13, 36))
+    balanced = balanced_subset(fit_prior([]), questions)
+    assert (balanced.question_ids, balanced.chance) == (("a", "b", "c"), Fraction(13, 36))
 
 
 @pytest.mark.parametrize("right", [0, 100, 9_000])
 def test_a_large_split_is_balanced_exactly(right: int) -> None:
-    """Nine wrong of four options (-1/4 each) allow three right (+3/4 each), whatever the size."""
+    """Wrong answers to four options (-1/4 each) balance a third as many correct ones (+3/4)."""
     excesses = [Fraction(3, 4)] * right + [Fraction(-1, 4)] * (9_000 - right)
     assert len(largest_without_excess(excesses)) == 4 * min(right, (9_000 - right) // 3)

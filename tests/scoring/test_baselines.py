@@ -1,4 +1,4 @@
-"""What needs no training: chance, a letter, and the base under the published protocols."""
+"""Baselines without training: chance, majority letter, the base under published protocols."""
 
 from fractions import Fraction
 
@@ -43,17 +43,17 @@ def test_each_protocol_counts_as_the_released_script_does(
 ) -> None:
     correct = extract_answer(output, {"A": "CT", "B": "Cyst"}) == "B"
     rows = pd.DataFrame({"output": [output], "gold": ["B"], "correct": [correct]})
-    found = {name: score.correct == 1 for name, score in score_every_way(rows).items()}
-    assert found == {"fair": fair, "zero-shot": zero_shot, "tag": tag, "tag-or-raw": tag_or_raw}
+    scores = {name: score.correct == 1 for name, score in score_every_way(rows).items()}
+    assert scores == {"fair": fair, "zero-shot": zero_shot, "tag": tag, "tag-or-raw": tag_or_raw}
 
 
 @pytest.mark.parametrize("protocol", list(PROTOCOLS))
-def test_no_answers_are_no_score(protocol: Protocol) -> None:
+def test_an_empty_table_has_an_empty_score(protocol: Protocol) -> None:
     rows = pd.DataFrame({"output": [], "gold": [], "correct": []})
     assert score_as_published(rows, protocol) == Score(0, 0)
 
 
-def test_the_majority_letter_is_trains_and_is_scored_on_test() -> None:
+def test_the_majority_letter_of_train_is_scored_on_test() -> None:
     assert majority_letter("ABBC", ["B", "A", "A", "B", "B"]).score == Score(3, 5)
     assert majority_letter("CBBC", "BC").letter == "B"
 
@@ -65,6 +65,6 @@ def test_baselines_of_a_split() -> None:
         Question("3", ("x", "y"), 0),
     ]
     test = [Question("4", ("x", "y"), 1), Question("5", ("x", "y", "z", "w"), 3)]
-    found = baselines(train, test)
-    assert found.chance == Fraction(3, 8)
-    assert (found.majority.letter, found.majority.score) == ("B", Score(1, 2))
+    both = baselines(train, test)
+    assert both.chance == Fraction(3, 8)
+    assert (both.majority.letter, both.majority.score) == ("B", Score(1, 2))

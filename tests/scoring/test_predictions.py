@@ -1,4 +1,4 @@
-"""Answers and correctness computed from raw completions, and tables that hold none."""
+"""Answers and correctness computed from raw completions, and invalid tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ ROW: dict[str, Any] = {
     "completion_tokens": 8,
 }
 BLANK = {"blank_image": "", "blank_output": "<answer>A</answer>", "blank_completion_tokens": 8}
-SOURCE, REMEDY = "predictions/ct.parquet", "make it again"
+SOURCE = "predictions/ct.parquet"
+REMEDY = "the remedy"
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
@@ -44,7 +45,7 @@ def refusal(predictions: pa.Table) -> str:
     return str(error.value)
 
 
-def test_the_schema_holds_no_answer() -> None:
+def test_the_schema_has_no_answer_column() -> None:
     assert not [name for name in SCHEMA.names if "answer" in name or "correct" in name]
     assert set(SCHEMA.names) < set(SCORED.names)
 
@@ -68,19 +69,19 @@ def test_an_answer_is_extracted_with_the_options_of_its_question(
     assert (row["answer"], row["correct"], row["n_options"]) == (answer, answer == "B", 2)
 
 
-def test_each_variant_is_scored_and_what_was_not_asked_stays_null() -> None:
-    asked, other = add_answers(table(BLANK, {})).to_pylist()
-    assert (asked["blank_answer"], asked["blank_correct"]) == ("A", False)
-    assert (asked["shuffled_answer"], asked["shuffled_correct"]) == (None, None)
+def test_each_variant_is_scored_and_missing_variants_stay_null() -> None:
+    ablated, other = add_answers(table(BLANK, {})).to_pylist()
+    assert (ablated["blank_answer"], ablated["blank_correct"]) == ("A", False)
+    assert (ablated["shuffled_answer"], ablated["shuffled_correct"]) == (None, None)
     assert (other["blank_answer"], other["blank_correct"]) == (None, None)
 
 
-def test_an_output_without_a_word_is_wrong_and_not_missing() -> None:
+def test_an_empty_output_is_wrong_and_not_missing() -> None:
     (row,) = add_answers(table(BLANK | {"blank_output": ""})).to_pylist()
     assert (row["blank_answer"], row["blank_correct"]) == (None, False)
 
 
-def test_what_was_scored_is_written_with_its_answers_and_provenance() -> None:
+def test_scored_predictions_are_written_with_their_provenance() -> None:
     scored = add_answers(table(BLANK, {"question_id": "q1", "output": "?"}))
     buffer = io.BytesIO()
     write_scored(buffer, scored.to_pandas(), {"git_commit": "abc"})

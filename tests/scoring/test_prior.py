@@ -1,4 +1,4 @@
-"""The blind prior: what it counts, that nothing else moves it, and the tool."""
+"""The blind prior: what it counts, what it ignores, and its command."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import ExitCode, InputError
 from stages.corpus.dataset.problems import format_problem, format_solution
-from stages.scoring import prior as tool
+from stages.scoring import prior as command
 from stages.scoring.prior import blind_credits, blind_score, fit_prior, normalise, pool
 from stages.scoring.questions import Question, as_questions
 from tests.conftest import RunStage
@@ -72,7 +72,7 @@ def test_spellings_of_one_text_count_as_one(one: str, other: str) -> None:
     assert normalise(one) == normalise(other)
 
 
-def test_texts_as_written_tell_more_than_normalised_ones() -> None:
+def test_texts_as_written_reveal_more_than_normalised_ones() -> None:
     questions = [
         Question(f"{i}", ("kidney", "Liver") if i % 2 else ("Kidney", "liver"), 0 if i % 2 else 1)
         for i in range(10)
@@ -81,16 +81,15 @@ def test_texts_as_written_tell_more_than_normalised_ones() -> None:
     assert blind_score(fit_prior(questions, exact=True), questions).accuracy == 1.0
 
 
-def test_a_prior_that_was_never_fitted_is_at_chance() -> None:
+def test_an_unfitted_prior_is_at_chance() -> None:
     questions = [Question("a", ("x", "y"), 0), Question("b", ("w", "x", "y", "z"), 3)]
     score = blind_score(fit_prior([]), questions)
     assert score.correct / score.n == score.chance == Fraction(3, 8)
 
 
 def test_equal_rates_from_different_counts_tie() -> None:
-    train = [Question("1", ("Cyst", "a"), 1)] * 9 + [
-        Question("2", ("Cyst", "b"), 0)
-    ] * 3  # (3 + 1/4) / (12 + 1) is 1/4
+    train = [Question("1", ("Cyst", "a"), 1)] * 9 + [Question("2", ("Cyst", "b"), 0)] * 3
+    # (3 + 1/4) / (12 + 1) is 1/4
     assert fit_prior(train).favourites(("Cyst", "never seen")) == [0, 1]
 
 
@@ -152,17 +151,16 @@ def test_pooled_splits_are_fitted_as_one(
     )
 
 
-def test_priors_that_count_differently_do_not_pool() -> None:
+def test_priors_with_different_counting_rules_are_not_pooled() -> None:
     for priors in ([fit_prior([]), fit_prior([], exact=True)], []):
-        with pytest.raises(
-            ValueError, match="at least one prior, and only such as count texts alike"
-        ):
+        with pytest.raises(ValueError, match="all or none"):
             pool(priors)
 
 
-def test_it_finds_distractors_that_are_never_gold_and_loses_them_with_shuffled_gold() -> None:
+def test_the_prior_exploits_distractors_that_are_never_gold() -> None:
     rng = np.random.default_rng(4)
-    golds, others = [f"gold {i}" for i in range(6)], [f"other {i}" for i in range(60)]
+    golds = [f"gold {i}" for i in range(6)]
+    others = [f"other {i}" for i in range(60)]
     options = [
         tuple(rng.permutation([rng.choice(golds), *rng.choice(others, 3, replace=False)]).tolist())
         for _ in range(800)
@@ -181,48 +179,43 @@ def test_it_finds_distractors_that_are_never_gold_and_loses_them_with_shuffled_g
 
 
 def write(path: Path, options: list[tuple[list[str], str]]) -> str:
-    path.write_text(
-        json.dumps(
-            [
-                {
-                    "image": "a.png",
-                    "problem": format_problem("What?", texts),
-                    "solution": format_solution(g),
-                }
-                for texts, g in options
-            ]
-        )
-    )
+    items = [
+        {
+            "image": "a.png",
+            "problem": format_problem("What?", texts),
+            "solution": format_solution(gold),
+        }
+        for texts, gold in options
+    ]
+    path.write_text(json.dumps(items))
     return str(path)
 
 
-def test_the_tool_prints_accuracy_count_chance_and_interval(
+def test_the_command_prints_accuracy_count_chance_and_interval(
     tmp_path: Path, run: RunStage, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train = write(tmp_path / "train.json", [(["Cyst", "CT, plain", "No"], "B")] * 3)
     test = write(tmp_path / "test.json", [(["No", "CT, plain"], "B"), (["new", "newer"], "A")])
-    run(tool, "--train", train, "--test", test)
-    said = capsys.readouterr().out
-    assert "accuracy    75.00% (1.5 of n = 2), 95% Wilson interval 19.79% to 97.33%" in said
-    assert "chance      50.00%" in said
-    assert "3 questions, 3 option texts, 1 of them ever gold" in said
+    run(command, "--train", train, "--test", test)
+    out = capsys.readouterr().out
+    assert "accuracy    75.00% (1.5 of n = 2), 95% Wilson interval 19.79% to 97.33%" in out
+    assert "chance      50.00%" in out
+    assert "3 questions, 3 option texts, 1 of them ever gold" in out
 
 
-def test_the_tool_refuses_bad_input_in_one_line_with_its_exit_code(tmp_path: Path) -> None:
+def test_the_command_reports_bad_input_in_one_line_with_its_exit_code(tmp_path: Path) -> None:
     train = write(tmp_path / "train.json", [(["Cyst", "CT"], "C")])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "stages.scoring.prior", "--train", train, "--test", train],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],
     )
-    assert done.returncode == ExitCode.INPUT
-    assert done.stderr.startswith(
-        f"error: {train}, record 0: gold 'C' is not among the options A, B"
-    )
-    assert done.stderr.count("\n") == 1
+    assert process.returncode == ExitCode.INPUT
+    assert process.stderr.startswith(f"error: {train}, record 0: gold 'C'")
+    assert process.stderr.count("\n") == 1
 
 
-def test_the_tool_needs_both_files(tmp_path: Path, run: RunStage) -> None:
+def test_the_command_needs_both_files(tmp_path: Path, run: RunStage) -> None:
     with pytest.raises(InputError, match="is missing"):
-        run(tool, "--train", str(tmp_path / "a.json"), "--test", str(tmp_path / "b.json"))
+        run(command, "--train", str(tmp_path / "a.json"), "--test", str(tmp_path / "b.json"))

@@ -1,4 +1,4 @@
-"""The published figures: copied rightly, as far as they check each other."""
+"""The published numbers are consistent with each other, so were copied correctly."""
 
 import json
 import math
@@ -24,7 +24,7 @@ TESTED = {(split.axis, split.slug): split.test for split in SPLITS}
 
 @pytest.mark.parametrize("axis", AXES)
 def test_differences_are_whole_numbers_of_test_questions(axis: str) -> None:
-    """Each is a difference of two accuracies printed to 0.01; a wrong digit would not be whole."""
+    """Each is a difference of accuracies rounded to 0.01; a wrong digit would not be whole."""
     table = NO_THINK_MINUS_THINK[axis]
     for row in table.values:
         for cell, value in zip(table.cells, row, strict=True):
@@ -32,7 +32,7 @@ def test_differences_are_whole_numbers_of_test_questions(axis: str) -> None:
             assert abs(questions - round(questions)) <= 0.01 / 100 * TESTED[axis, cell] + 1e-9
 
 
-def test_differences_have_a_row_and_a_column_a_cell() -> None:
+def test_differences_have_one_row_and_one_column_per_cell() -> None:
     for axis, table in NO_THINK_MINUS_THINK.items():
         assert table.cells == AXES[axis]
         assert np.shape(table.values) == (len(table.cells), len(table.cells))
@@ -42,7 +42,7 @@ def test_differences_have_a_row_and_a_column_a_cell() -> None:
     ("axis", "mean", "in_domain", "cross_domain"),
     [("modality", 2.57, 1.67, 2.70), ("task", 0.58, 2.69, 0.06)],
 )
-def test_means_are_those_of_the_printed_cells(
+def test_means_agree_with_the_published_cells(
     axis: str, mean: float, in_domain: float, cross_domain: float
 ) -> None:
     table = NO_THINK_MINUS_THINK[axis]
@@ -59,7 +59,7 @@ def test_rows_are_training_and_columns_tests() -> None:
     assert NO_THINK_MINUS_THINK["task"].at("disease-diagnosis", "lesion-grading") == -10.09
 
 
-def test_splits_add_up() -> None:
+def test_split_sizes_sum_to_the_totals() -> None:
     for axis, slugs in AXES.items():
         own = [split for split in SPLITS if split.axis == axis]
         assert [split.slug for split in own] == list(slugs)
@@ -71,7 +71,7 @@ def test_splits_add_up() -> None:
     assert sum(split.test for split in SPLITS if split.axis == "modality") == 17_662
 
 
-def test_chance_is_that_of_the_option_counts() -> None:
+def test_chance_agrees_with_the_option_counts() -> None:
     for split in SPLITS:
         four = split.test - split.two_options - split.three_options
         guessed = (
@@ -101,7 +101,7 @@ def test_every_number_has_a_source_and_a_caveat() -> None:
     assert len(set(stated)) == len(stated)
 
 
-def test_published_figures_do_not_pass_for_results() -> None:
+def test_published_numbers_cannot_be_mistaken_for_results() -> None:
     assert not isinstance(NO_THINK_MINUS_THINK["task"], dict)
     assert "accuracy" not in vars(NO_THINK_MINUS_THINK["task"])
     with pytest.raises(TypeError, match=PublishedTable.__name__):

@@ -1,4 +1,4 @@
-"""Split files in the published form, good and bad."""
+"""Split files in the published form, valid and invalid."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def refusal(data: bytes, folder: Path) -> str:
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize("name", ["split.json", "split.json.gz"])
-def test_a_split_is_read_plain_or_packed_whatever_it_is_called(
+def test_a_split_is_read_plain_or_gzipped_under_any_name(
     tmp_path: Path, pack: Any, name: str
 ) -> None:
     (tmp_path / name).write_bytes(pack(json.dumps([ITEM, ITEM | {"question_id": "x"}]).encode()))
@@ -43,13 +43,13 @@ def test_a_split_is_read_plain_or_packed_whatever_it_is_called(
     ]
 
 
-def test_the_field_options_is_taken_rather_than_the_text_of_the_problem() -> None:
+def test_the_field_options_takes_precedence_over_the_problem_text() -> None:
     options = ["MRI", "CT, B)or not"]
     (question,) = as_questions([ITEM | {"options": options}], "")
     assert question == Question("#0", tuple(options), 1)
 
 
-def test_neither_image_nor_wording_is_kept() -> None:
+def test_a_question_holds_neither_image_nor_wording() -> None:
     other = {
         "image": "other.png",
         "problem": "Is this a mouse? " + ITEM["problem"].split("? ")[1],
@@ -60,12 +60,12 @@ def test_neither_image_nor_wording_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "problem"),
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"\xff\xfe", "not text in UTF-8"),
+        (b"\xff\xfe", "not UTF-8"),
         (gzip.compress(b"[]")[:-6], "cannot be read"),
         (b"\x1f\x8b\x00\x00", "cannot be read"),
         (b"[]", "holds no questions"),
@@ -75,14 +75,14 @@ def test_neither_image_nor_wording_is_kept() -> None:
         (b"[{}]", "record 0: problem is missing"),
     ],
 )
-def test_what_is_no_split_is_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:
+def test_an_invalid_file_is_refused_by_name(tmp_path: Path, data: bytes, problem: str) -> None:
     message = refusal(data, tmp_path)
-    assert said in message
+    assert problem in message
     assert "give" in message
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         (
             {"solution": "<answer> D </answer>"},
@@ -102,12 +102,12 @@ def test_what_is_no_split_is_refused_by_name(tmp_path: Path, data: bytes, said: 
         ({"question_id": "#0"}, "question_id '#0' is also that of record 0"),
     ],
 )
-def test_a_bad_record_is_refused_with_its_place_and_value(
-    tmp_path: Path, change: dict[str, Any], said: str
+def test_an_invalid_record_is_refused_with_its_index_and_value(
+    tmp_path: Path, change: dict[str, Any], problem: str
 ) -> None:
     message = refusal(json.dumps([ITEM, ITEM | change]).encode(), tmp_path)
     assert "record 1: " in message
-    assert said in message
+    assert problem in message
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ JSON = st.recursive(
     JSON
     | st.lists(st.fixed_dictionaries({"problem": st.text(), "solution": st.text()}), max_size=2)
 )
-def test_whatever_json_holds_it_is_read_or_refused(value: Any) -> None:
+def test_any_json_is_read_or_refused(value: Any) -> None:
     with suppress(InputError):
         assert as_questions(value, "x")
 

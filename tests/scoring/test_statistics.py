@@ -1,4 +1,4 @@
-"""Intervals against scipy, a plain loop, and each other."""
+"""Intervals and tests, compared with SciPy, plain loops and each other."""
 
 import time
 from itertools import chain, combinations
@@ -32,7 +32,7 @@ def answers(n: int, before: float, after: float, seed: int) -> tuple[Answers, An
 @pytest.mark.parametrize(
     ("n", "before", "after"), [(40, 0.3, 0.6), (200, 0.5, 0.5), (1000, 0.7, 0.65)]
 )
-def test_the_paired_interval_is_scipys_percentile_bootstrap(
+def test_the_paired_interval_agrees_with_scipys_percentile_bootstrap(
     n: int, before: float, after: float
 ) -> None:
     won, lost = answers(n, before, after, seed=1)
@@ -52,7 +52,7 @@ def test_the_paired_interval_is_scipys_percentile_bootstrap(
     assert high == pytest.approx(reference.high, abs=tolerance)
 
 
-def test_the_paired_interval_is_that_of_resampled_questions() -> None:
+def test_the_paired_interval_agrees_with_a_loop_over_resampled_questions() -> None:
     won, lost = answers(30, 0.2, 0.7, seed=5)
     rng = np.random.default_rng(11)
     means = []
@@ -68,8 +68,8 @@ def test_pairing_makes_the_interval_narrower_when_answers_agree() -> None:
     lost = np.arange(100) < 40
     won = np.arange(100) < 50
     paired = paired_interval(won, lost, samples=5000, seed=1)
-    apart = paired_interval(won, lost[::-1].copy(), samples=5000, seed=1)
-    assert paired[1] - paired[0] < 0.5 * (apart[1] - apart[0])
+    opposed = paired_interval(won, lost[::-1].copy(), samples=5000, seed=1)
+    assert paired[1] - paired[0] < 0.5 * (opposed[1] - opposed[0])
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_nearly() -> None:
@@ -80,23 +80,21 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_nearly() -> None
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
-def test_the_interval_holds_the_difference(pairs: list[tuple[bool, bool]]) -> None:
+def test_the_interval_contains_the_difference(pairs: list[tuple[bool, bool]]) -> None:
     won, lost = (np.array(side, dtype=bool) for side in zip(*pairs, strict=True))
     low, high = paired_interval(won, lost, samples=2000, seed=1)
     assert -1 <= low <= won.mean() - lost.mean() <= high <= 1
 
 
 @pytest.mark.parametrize(("won", "difference"), [(True, 1.0), (False, 0.0)])
-def test_answers_that_do_not_vary_give_an_interval_without_width(
-    won: bool, difference: float
-) -> None:
+def test_constant_answers_give_an_interval_without_width(won: bool, difference: float) -> None:
     assert paired_interval(np.full(9, won), np.zeros(9, dtype=bool), samples=200, seed=1) == (
         difference,
         difference,
     )
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+def test_the_interval_has_about_its_nominal_coverage() -> None:
     covered = 0
     for seed in range(300):
         won, lost = answers(150, 0.4, 0.55, seed)
@@ -106,7 +104,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (7, 20), (431, 1000)])
-def test_wilsons_interval_is_his_formula(correct: int, n: int) -> None:
+def test_wilsons_interval_agrees_with_the_formula(correct: int, n: int) -> None:
     z = stats.norm.ppf(0.975)
     share = correct / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -117,14 +115,14 @@ def test_wilsons_interval_is_his_formula(correct: int, n: int) -> None:
 @pytest.mark.parametrize(
     ("correct", "n"), [(0, 1), (1, 1), (0, 10), (10, 10), (7, 20), (17_661, 17_662)]
 )
-def test_wilsons_interval_is_scipys(correct: int, n: int) -> None:
+def test_wilsons_interval_agrees_with_scipy(correct: int, n: int) -> None:
     reference = stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
     assert wilson_interval(correct, n) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
 @given(st.integers(1, 50_000), st.floats(0, 1))
 @example(12, 1e-16)
-def test_wilsons_interval_holds_the_accuracy_and_stays_between_0_and_1(
+def test_wilsons_interval_contains_the_accuracy_and_stays_between_0_and_1(
     n: int, share: float
 ) -> None:
     low, high = wilson_interval(share * n, n)
@@ -134,12 +132,12 @@ def test_wilsons_interval_holds_the_accuracy_and_stays_between_0_and_1(
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (-1, 5), (6, 5), (float("nan"), 5)])
 def test_impossible_counts_have_no_interval(correct: float, n: int) -> None:
-    with pytest.raises(ValueError, match="right answers among"):
+    with pytest.raises(ValueError, match="correct answers among"):
         wilson_interval(correct, n)
 
 
 def clustered(images: int, each: int, seed: int) -> tuple[Answers, Answers, NDArray[np.str_]]:
-    """Answers to up to `each` questions an image, which mostly go right or wrong together."""
+    """Answers to up to `each` questions per image, mostly correct or wrong together."""
     rng = np.random.default_rng(seed)
     image = np.repeat(np.arange(images), rng.integers(1, each + 1, size=images))
     sides = [
@@ -153,7 +151,7 @@ def clustered(images: int, each: int, seed: int) -> tuple[Answers, Answers, NDAr
     return sides[0], sides[1], np.char.add("image ", image.astype(str))
 
 
-def test_the_cluster_interval_is_that_of_resampled_images() -> None:
+def test_the_cluster_interval_agrees_with_a_loop_over_resampled_images() -> None:
     after, before, image = clustered(40, 5, seed=3)
     members = [np.flatnonzero(image == name) for name in np.unique(image)]
     rng = np.random.default_rng(8)
@@ -166,26 +164,24 @@ def test_the_cluster_interval_is_that_of_resampled_images() -> None:
     )
 
 
-def test_images_of_one_size_are_scipys_bootstrap_of_image_means() -> None:
+def test_clusters_of_one_size_agree_with_scipys_bootstrap_of_cluster_means() -> None:
     rng = np.random.default_rng(2)
     values = rng.normal(size=(60, 1)) + rng.normal(size=(60, 3))
     reference = stats.bootstrap(
         (values.mean(axis=1),), np.mean, n_resamples=20_000, method="percentile", rng=rng
     ).confidence_interval
-    found = cluster_interval(values.ravel(), np.repeat(np.arange(60), 3), 20_000, 5)
-    assert found == pytest.approx((reference.low, reference.high), abs=0.015)
+    interval = cluster_interval(values.ravel(), np.repeat(np.arange(60), 3), 20_000, 5)
+    assert interval == pytest.approx((reference.low, reference.high), abs=0.015)
 
 
-def test_questions_that_share_an_image_are_less_sure() -> None:
+def test_resampling_images_widens_the_interval() -> None:
     after, before, image = clustered(400, 6, seed=4)
-    by_question, by_image = (
-        paired_interval(after, before, 4000, 1),
-        paired_interval(after, before, 4000, 1, image),
-    )
+    by_question = paired_interval(after, before, 4000, 1)
+    by_image = paired_interval(after, before, 4000, 1, image)
     assert by_image[1] - by_image[0] > 1.3 * (by_question[1] - by_question[0])
 
 
-def test_the_cluster_interval_covers_the_truth_where_that_over_questions_does_not() -> None:
+def test_only_the_cluster_interval_has_its_nominal_coverage_for_clustered_answers() -> None:
     covered = {"image": 0, "question": 0}
     for seed in range(300):
         after, before, image = clustered(120, 6, seed)
@@ -199,7 +195,7 @@ def test_the_cluster_interval_covers_the_truth_where_that_over_questions_does_no
 @given(
     st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 5)), min_size=1, max_size=40)
 )
-def test_clusters_of_one_question_are_questions_and_names_do_not_matter(
+def test_single_question_clusters_equal_questions_and_labels_do_not_matter(
     rows: list[tuple[bool, bool, int]],
 ) -> None:
     after, before = (np.array(side, dtype=bool) for side in list(zip(*rows, strict=True))[:2])
@@ -215,10 +211,10 @@ def test_clusters_of_one_question_are_questions_and_names_do_not_matter(
     assert -1 <= low <= high <= 1
 
 
-def test_the_draws_do_not_depend_on_how_many_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_draws_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     after, _, image = clustered(50, 4, seed=6)
     whole = bootstrap_means(after, image, 1000, 7)
-    monkeypatch.setattr("stages.scoring.statistics._AT_ONCE", 64)
+    monkeypatch.setattr("stages.scoring.statistics._COUNTS_PER_BATCH", 64)
     assert np.array_equal(bootstrap_means(after, image, 1000, 7), whole)
 
 
@@ -237,7 +233,7 @@ def test_draws_of_several_cells_make_a_macro_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "clusters", "said"),
+    ("values", "clusters", "message"),
     [
         ([], [], "0 values and 0 cluster labels"),
         ([1, 0], ["a"], "2 values and 1"),
@@ -245,13 +241,13 @@ def test_draws_of_several_cells_make_a_macro_interval() -> None:
     ],
 )
 def test_values_without_clusters_are_refused(
-    values: list[int], clusters: list[str | None], said: str
+    values: list[int], clusters: list[str | None], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         bootstrap_means(values, np.array(clusters, dtype=object), 10, 1)
 
 
-def test_sides_of_different_length_are_no_pairs() -> None:
+def test_sides_of_different_length_are_refused() -> None:
     for compare in (mcnemar, lambda after, before: paired_interval(after, before, 10, 1)):
         with pytest.raises(ValueError, match="cannot be paired"):
             compare(np.ones(3, dtype=bool), np.ones(2, dtype=bool))
@@ -268,42 +264,41 @@ def test_fourteen_checkpoints_of_eighteen_thousand_answers_take_seconds() -> Non
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
-def test_mcnemar_is_the_binomial_tail_of_the_questions_that_differ(
+def test_mcnemar_is_the_binomial_tail_of_the_discordant_questions(
     pairs: list[tuple[bool, bool]],
 ) -> None:
     after, before = (np.array(side, dtype=bool) for side in zip(*pairs, strict=True))
-    found = mcnemar(after, before)
-    assert (found.won, found.lost) == (
-        sum(a and not b for a, b in pairs),
-        sum(b and not a for a, b in pairs),
-    )
-    differing = found.won + found.lost
-    tail = 2 * stats.binom.cdf(min(found.won, found.lost), differing, 0.5) if differing else 1.0
-    assert found.p == pytest.approx(min(1.0, tail))
-    assert mcnemar(before, after).p == pytest.approx(found.p)
+    test = mcnemar(after, before)
+    assert test.won == sum(a and not b for a, b in pairs)
+    assert test.lost == sum(b and not a for a, b in pairs)
+    discordant = test.won + test.lost
+    tail = 2 * stats.binom.cdf(min(test.won, test.lost), discordant, 0.5) if discordant else 1.0
+    assert test.p == pytest.approx(min(1.0, tail))
+    assert mcnemar(before, after).p == pytest.approx(test.p)
 
 
-def test_mcnemar_reads_the_published_example() -> None:
+def test_mcnemar_reproduces_a_published_example() -> None:
     """Agresti (1990), table 10.1: approval of a premier, 150 against 86 who changed their minds."""
-    after, before = np.arange(236) < 150, np.arange(236) >= 150
+    after = np.arange(236) < 150
+    before = np.arange(236) >= 150
     assert mcnemar(after, before).p == pytest.approx(3.7e-5, rel=0.02)
 
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=6))
-def test_holm_rejects_what_the_closed_bonferroni_test_rejects(p_values: dict[str, float]) -> None:
+def test_holm_agrees_with_the_closed_bonferroni_test(p_values: dict[str, float]) -> None:
     """Holm is the closure of Bonferroni: rejected if every containing family rejects."""
-    found = holm(p_values)
+    adjusted_values = holm(p_values)
     families = list(
         chain.from_iterable(combinations(p_values, size) for size in range(1, len(p_values) + 1))
     )
-    for name, adjusted in found.items():
+    for name, adjusted in adjusted_values.items():
         closed = max(
             min(1.0, len(family) * min(p_values[each] for each in family))
             for family in families
             if name in family
         )
         assert adjusted == pytest.approx(closed)
-    assert list(found) == list(p_values)
+    assert list(adjusted_values) == list(p_values)
 
 
 def test_holm_steps_down() -> None:
@@ -314,18 +309,19 @@ def test_holm_steps_down() -> None:
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
-def test_what_is_no_p_value_is_refused(p: float) -> None:
+def test_invalid_p_values_are_refused(p: float) -> None:
     with pytest.raises(ValueError, match="p value of 'a'"):
         holm({"a": p})
 
 
-def test_cells_are_resampled_together_and_each_as_by_itself() -> None:
+def test_cells_are_resampled_together_and_each_as_if_alone() -> None:
     rng = np.random.default_rng(3)
-    values, images = rng.integers(0, 2, 400), rng.integers(0, 150, 400)
+    values = rng.integers(0, 2, 400)
+    images = rng.integers(0, 150, 400)
     draws = bootstrap_cells(
         [(values, images), (values, images), (values[:100], images[:100])], 3000, 1
     )
-    assert (draws[:, 0] == draws[:, 1]).all(), "the same images in the same resample"
+    assert (draws[:, 0] == draws[:, 1]).all(), "one resample draws the same images in all cells"
     assert percentiles(draws[:, 0]) == pytest.approx(
         cluster_interval(values, images, 3000, 2), abs=0.01
     )
@@ -334,7 +330,7 @@ def test_cells_are_resampled_together_and_each_as_by_itself() -> None:
         bootstrap_cells([], 100, 1)
 
 
-def test_a_cell_that_a_resample_misses_has_no_mean_there() -> None:
+def test_a_cell_without_values_in_a_resample_has_no_mean() -> None:
     draws = bootstrap_cells([([1, 0, 1, 1], list("abcd")), ([1], ["a"])], 500, 1)
     assert not np.isnan(draws[:, 0]).any()
     assert 0.2 < np.isnan(draws[:, 1]).mean() < 0.45

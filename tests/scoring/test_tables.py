@@ -1,4 +1,4 @@
-"""Accuracies with their counts, and predictions that must not become accuracies."""
+"""Accuracies with their counts, and the validation of predictions."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_micro_counts_questions_and_macro_counts_cells(base: pd.DataFrame) -> No
 
 
 @pytest.mark.parametrize("column", ["modality", "question_type", "dataset"])
-def test_slices_add_up_to_the_whole(base: pd.DataFrame, column: str) -> None:
+def test_slices_sum_to_the_whole(base: pd.DataFrame, column: str) -> None:
     scores = tables.scores_by(base, column)
     assert sum(cell.n for cell in scores.values()) == len(base)
     assert sum(cell.correct for cell in scores.values()) == base["correct"].sum()
@@ -72,7 +72,7 @@ def test_an_empty_cell_is_missing_and_so_is_a_mean_over_it(base: pd.DataFrame) -
 @pytest.mark.parametrize(
     ("axis", "column", "size"), [("modality", "modality", 8), ("task", "question_type", 5)]
 )
-def test_the_cross_table_has_a_row_a_checkpoint_below_the_base(
+def test_the_cross_table_has_one_row_per_checkpoint_below_the_base(
     axis: str, column: str, size: int
 ) -> None:
     names = ["base", *(name for name, own in CHECKPOINTS.items() if own == axis)]
@@ -111,43 +111,42 @@ def test_predictions_without_any_readable_answer_pass(ct: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize(
-    ("column", "value", "said"),
+    ("column", "value", "message"),
     [
-        ("checkpoint", "mri", "checkpoint 'mri' is in the file of 'ct'"),
+        ("checkpoint", "mri", "checkpoint 'mri'"),
         ("modality", "pet", "modality 'pet' is not one of ct, mri"),
         (
             "question_type",
             "Lesion Grading",
-            "question_type 'Lesion Grading' is not one of anatomy-identification",
+            "'Lesion Grading' is not one of anatomy-identification",
         ),
-        ("modality_test", False, "outside the test split of the axis 'modality'"),
-        ("gold", "Z", "gold 'Z' is not the letter of one of its options"),
-        ("gold", "AB", "gold 'AB' is not the letter of one of its options"),
+        ("modality_test", False, "axis 'modality'"),
+        ("gold", "Z", "gold 'Z'"),
+        ("gold", "AB", "gold 'AB'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_question_and_the_remedy(
-    ct: pd.DataFrame, column: str, value: object, said: str
+    ct: pd.DataFrame, column: str, value: object, message: str
 ) -> None:
     row = int(ct["correct"].to_numpy().argmax())
-    message = refusal(changed(ct, column, value, row))
-    assert message.startswith(f"{SOURCE}: question {ct['question_id'].iloc[row]!r}: ")
-    assert said in message
-    assert "dvc repro --single-item --force evaluate@ct" in message
+    error = refusal(changed(ct, column, value, row))
+    assert error.startswith(f"{SOURCE}: question {ct['question_id'].iloc[row]!r}: ")
+    assert message in error
+    assert "dvc repro --single-item --force evaluate@ct" in error
 
 
-def test_a_question_given_twice_is_refused(ct: pd.DataFrame) -> None:
-    assert f"question_id {ct['question_id'].iloc[3]!r} is given twice" in refusal(
-        changed(ct, "question_id", ct["question_id"].iloc[3], 4)
-    )
+def test_a_duplicate_question_is_refused(ct: pd.DataFrame) -> None:
+    name = ct["question_id"].iloc[3]
+    assert f"question_id {name!r} is a duplicate" in refusal(changed(ct, "question_id", name, 4))
 
 
 def test_an_empty_table_is_refused(ct: pd.DataFrame) -> None:
-    assert "no predictions in it" in refusal(ct.iloc[:0])
+    assert f"{SOURCE}: no predictions" in refusal(ct.iloc[:0])
 
 
-def test_a_checkpoint_without_a_question_of_its_own_is_refused(ct: pd.DataFrame) -> None:
+def test_a_checkpoint_without_in_domain_questions_is_refused(ct: pd.DataFrame) -> None:
     message = refusal(ct[ct["modality"] != "ct"])
-    assert "no test question with modality 'ct'" in message
+    assert "modality 'ct'" in message
     assert "params.yaml" in message
 
 
@@ -160,27 +159,29 @@ def test_a_question_that_only_one_side_answered_is_named(
 ) -> None:
     name = ct["question_id"].iloc[0]
     with pytest.raises(
-        InputError, match=f"{SOURCE}: question '{name}' .* but only the base did; evaluate both"
+        InputError, match=f"{SOURCE}: question '{name}', .* only in the base's predictions"
     ):
         tables.check_same_questions(base, ct.iloc[1:], "modality", SOURCE)
     with pytest.raises(
-        InputError, match=f"{SOURCE}: question '{name}' .* but the base did not; evaluate both"
+        InputError, match=f"{SOURCE}: question '{name}', .* missing from the base's predictions"
     ):
         tables.check_same_questions(base[base["question_id"] != name], ct, "modality", SOURCE)
 
 
-def test_another_gold_than_the_base_had_is_refused(base: pd.DataFrame, ct: pd.DataFrame) -> None:
+def test_a_gold_letter_other_than_the_base_s_is_refused(
+    base: pd.DataFrame, ct: pd.DataFrame
+) -> None:
     with pytest.raises(InputError, match=r"gold 'Z', but '[A-D]' for the base"):
         tables.check_same_questions(base, changed(ct, "gold", "Z"), "modality", SOURCE)
 
 
-def test_ablations_that_were_not_done_pass() -> None:
+def test_predictions_without_ablations_pass() -> None:
     tables.check_predictions(
         make_predictions(QUESTIONS, "ct", ablations=False), "ct", "modality", SOURCE
     )
 
 
-def test_a_question_whose_image_could_not_be_exchanged_passes(ct: pd.DataFrame) -> None:
+def test_a_question_without_a_shuffled_image_passes(ct: pd.DataFrame) -> None:
     columns = ct.columns[ct.columns.str.startswith("shuffled_")]
     ct[columns] = ct[columns].astype(object)
     ct.loc[3:7, columns] = None
@@ -192,29 +193,21 @@ def test_a_question_whose_image_could_not_be_exchanged_passes(ct: pd.DataFrame) 
 def test_incomplete_ablations_are_refused(ct: pd.DataFrame, variant: str, field: str) -> None:
     message = refusal(changed(ct, f"{variant}_{field}", None))
     assert f"question {ct['question_id'].iloc[3]!r}" in message
-    assert f"at odds with its {variant}_image" in message
+    assert f"{variant}_image" in message
     assert "evaluate@ct" in message
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "said"),
-    [("n_options", 1, "not a number of options"), ("completion_tokens", -1, "not a number of tok")],
-)
-def test_numbers_that_cannot_be_are_refused(
-    ct: pd.DataFrame, column: str, value: int, said: str
-) -> None:
-    assert said in refusal(changed(ct, column, value))
+@pytest.mark.parametrize(("column", "value"), [("n_options", 1), ("completion_tokens", -1)])
+def test_impossible_numbers_are_refused(ct: pd.DataFrame, column: str, value: int) -> None:
+    assert f"{column} {value}" in refusal(changed(ct, column, value))
 
 
-def test_a_checkpoint_is_held_to_the_cell_it_was_trained_on(ct: pd.DataFrame) -> None:
+def test_a_checkpoint_needs_questions_of_the_cell_it_was_trained_on(ct: pd.DataFrame) -> None:
     rows = ct.assign(checkpoint="sft-ct")
     tables.check_predictions(rows, "sft-ct", "modality", SOURCE, cell="ct")
-    with pytest.raises(
-        InputError, match="no test question with modality 'oct', so sft-ct cannot be judged"
-    ):
-        tables.check_predictions(
-            rows[rows["modality"] != "oct"], "sft-ct", "modality", SOURCE, cell="oct"
-        )
+    rows = rows[rows["modality"] != "oct"]
+    with pytest.raises(InputError, match="modality 'oct', so sft-ct"):
+        tables.check_predictions(rows, "sft-ct", "modality", SOURCE, cell="oct")
 
 
 def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
@@ -234,17 +227,18 @@ def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
                 own["correct"].mean() - own["shuffled_correct"].astype(float).mean()
             )
             if name != "base":
-                ours, base = accuracy.values[name][cell], accuracy.values["base"][cell]
+                ours = accuracy.values[name][cell]
+                base = accuracy.values["base"][cell]
                 assert ours is not None
                 assert base is not None
                 assert to_base.values[name][cell] == pytest.approx(ours - base)
 
 
-def test_without_exchanged_images_a_table_of_visual_gains_is_empty() -> None:
+def test_without_ablations_a_table_of_visual_gains_is_empty() -> None:
     predictions = {
         name: make_predictions(QUESTIONS, name, ablations=False) for name in ("base", "ct")
     }
     visual = tables.cross_visual_gain(predictions, "modality", "modality")
-    assert not visual.there
+    assert not visual.has_numbers
     assert set(visual.questions.values()) == {0}
-    assert tables.cross_table(predictions, "modality", "modality").there
+    assert tables.cross_table(predictions, "modality", "modality").has_numbers

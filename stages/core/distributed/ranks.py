@@ -1,4 +1,4 @@
-"""A stage's work shared by several processes of the same stage, one per GPU."""
+"""Ranks: several processes of one stage, one per GPU, that share its work."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ from stages.core.errors import InputError, LostPeerError, error_of
 from stages.core.outcome import STAGE
 
 PROCESSES: Final = "MED_R1_PROCESSES"
-"""Environment variable: how many processes share the work, in place of one for each GPU that is
-visible.
-"""
+"""Environment variable: number of ranks, instead of one per visible GPU."""
 _STARTED_BY: Final = "MED_R1_STARTED_BY"
-"""Environment variable of a share: the id of the process that shared out the work."""
-_EVERY: Final = 0.5
-"""Seconds between two looks at the processes."""
+"""Environment variable of a rank: the process id of its parent."""
+_POLL_INTERVAL_S: Final = 0.5
 
 
 def wanted_processes() -> int:
     """Number of ranks: `PROCESSES`, or one per visible GPU and at least one.
 
-    InputError if it is not a number, or exceeds the number of GPUs.
+    Raises InputError if it is not a positive number or exceeds the number of GPUs.
     """
     import torch
 
@@ -49,62 +46,57 @@ def wanted_processes() -> int:
 def run_ranks(command: Sequence[str], number: int, report: Callable[[], None]) -> None:
     """Run `python -m <command>` as `number` ranks, each on its own GPU if there are any.
 
-    `report` is called now and then. The first process that fails ends the others: an InputError, of
-    the type of its exit code, says which it was. What a process prints, an error's reason too, goes
-    where this one's goes.
+    Every rank gets `--rank` and `--world-size`, and shares this process's standard output and
+    error. `report` is called between polls. The first rank that fails ends the others and raises
+    an InputError of the type of its exit code, which names the rank.
     """
-    # the outcome of the stage is this process's to write
+    # only this process writes the outcome of the stage
     environment = {name: value for name, value in os.environ.items() if name != STAGE}
     environment[_STARTED_BY] = str(os.getpid())
-    running = [
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-m", *command, "--share", f"{share}/{number}"],
-            env={**environment, **_gpu(share)},
+            [sys.executable, "-m", *command, "--rank", str(rank), "--world-size", str(number)],
+            env={**environment, **_gpu(rank)},
         )
-        for share in range(number)
+        for rank in range(number)
     ]
     try:
-        while any(process.poll() is None for process in running):
-            _check(running)
+        while any(process.poll() is None for process in processes):
+            _check(processes)
             report()
-            time.sleep(_EVERY)
-        _check(running)
+            time.sleep(_POLL_INTERVAL_S)
+        _check(processes)
     finally:
-        for process in running:
+        for process in processes:
             process.terminate()
-        for process in running:
+        for process in processes:
             process.wait()
 
 
-def _check(running: Sequence[subprocess.Popen[bytes]]) -> None:
-    for share, process in enumerate(running):
-        if process.poll():
-            how = (
-                f"was killed by signal {-process.returncode}"
-                if process.returncode < 0
-                else f"ended with exit status {process.returncode}"
-            )
+def _check(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for rank, process in enumerate(processes):
+        code = process.poll()
+        if code:
+            killed = code < 0
+            end = f"was killed by signal {-code}" if killed else f"ended with exit status {code}"
             raise error_of(
-                process.returncode,
-                f"process {share + 1} of {len(running)} {how}; its reason is printed above. What"
-                " all of them made is kept: re-run the same command to resume",
+                code,
+                f"process {rank + 1} of {len(processes)} {end}; see its error above. The results of"
+                " all processes are saved: re-run the same command to resume",
             )
 
 
-def _gpu(share: int) -> dict[str, str]:
+def _gpu(rank: int) -> dict[str, str]:
     """Environment in which a rank sees one GPU only; empty without GPUs."""
     import torch
 
     if not torch.cuda.device_count():
         return {}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[share] if visible else str(share)}
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[rank] if visible else str(rank)}
 
 
 def check_still_wanted() -> None:
-    """Raise LostPeerError in a rank whose parent has ended.
-
-    Nobody collects its results any more.
-    """
+    """Raise LostPeerError in a rank whose parent has ended: nothing would collect its results."""
     if os.environ.get(_STARTED_BY) != str(os.getppid()):
-        raise LostPeerError("the process that shared out the work is gone")
+        raise LostPeerError("the parent process of this rank has ended")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from stages.core import layout
 from stages.core.cli import run_stage
-from stages.core.errors import InputError
+from stages.core.errors import InputError, recreate
 from stages.core.outputs import read_json
 from stages.core.params import load_params
 from stages.core.services.tracking import check_tracking, tracked
@@ -27,7 +27,6 @@ from stages.reporting.build import read_inputs, write_report
 from stages.reporting.evidence import SplitSize, count_split, splits_used
 from stages.reporting.sources import read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
-from stages.scoring.predictions import recreate
 from stages.scoring.tables import in_domain, score, with_ablation, without_image
 from stages.taxonomy import AXES, MODALITIES
 

@@ -77,3 +77,8 @@ _BY_CODE: Final[Mapping[int, type[InputError]]] = {
 def error_of(code: int, message: str) -> InputError:
     """The error for a failed child process of the stage, with the caller's message."""
     return _BY_CODE.get(code, InputError)(message)
+
+
+def recreate(stage: str) -> str:
+    """The remedy for a missing or corrupt output of a stage."""
+    return f"re-create it: `dvc repro --single-item --force {stage}`"

@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.core.errors import InputError
-from stages.scoring.predictions import add_answers, check_columns, recreate
+from stages.core.errors import InputError, recreate
+from stages.scoring.predictions import add_answers, check_columns
 
 LOG_COLUMNS: Final = (
     "step",

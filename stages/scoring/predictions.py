@@ -33,11 +33,6 @@ if the question was not evaluated in that variant.
 """
 
 
-def recreate(stage: str) -> str:
-    """The remedy for a missing or corrupt output of a stage."""
-    return f"re-create it: `dvc repro --single-item --force {stage}`"
-
-
 def check_columns(table: pa.Table, source: str, remedy: str) -> None:
     """Raise InputError, naming source, column and remedy, if a table violates `SCHEMA`."""
     for field in SCHEMA:

@@ -16,10 +16,9 @@ from typing import Final, Literal
 import numpy as np
 import pandas as pd
 
-from stages.core.errors import InputError
+from stages.core.errors import InputError, recreate
 from stages.corpus.dataset.problems import LETTERS
 from stages.predictions.schema import ABLATIONS
-from stages.scoring.predictions import recreate
 from stages.taxonomy import AXES
 
 CELLS: Final[dict[str, str]] = {"modality": "modality", "task": "question_type"}

@@ -189,7 +189,7 @@ def test_a_corpus_without_a_usable_record_is_refused_and_accounted_for(
     make_corpus([make_record(gt_answer=None), {}])
     with pytest.raises(
         InputError,
-        match=r"no usable record: 2 read, all refused; data/quarantine/download\.parquet says why",
+        match=r"no usable record: 2 read, all refused; see data/quarantine/download\.parquet",
     ):
         run(download)
     assert len(read_quarantine(ACCOUNT).rows) == 2
@@ -300,7 +300,7 @@ def test_of_a_corpus_that_grew_only_what_is_new_is_read(
     ]
     assert images("ct")["Images/3.png"] == facts(image(size=(5, 5)))
     with_memo = tree()
-    download.MEMO.unlink()
+    download.HASH_CACHE.unlink()
     run(download)
     assert tree() == with_memo, "it is there to save time, and nothing else"
 
@@ -311,17 +311,17 @@ def test_a_damaged_memo_is_as_good_as_none(
 ) -> None:
     make_corpus([make_record()])
     run(download)
-    content = download.MEMO.read_bytes()
+    content = download.HASH_CACHE.read_bytes()
     before = tree()
     if how == "gone":
-        download.MEMO.unlink()
+        download.HASH_CACHE.unlink()
     else:
         changed = {
             "cut": content[:-40],
             "changed": content[:60] + bytes([content[60] ^ 1]) + content[61:],
             "empty": b"",
         }
-        download.MEMO.write_bytes(changed[how])
+        download.HASH_CACHE.write_bytes(changed[how])
     read.clear()
     run(download)
     assert "Images/Chest CT Scan/a.png" in read

@@ -13,7 +13,7 @@ _MAX_HOLDER_BYTES: Final = 4096
 
 
 class LockedError(Exception):
-    """Another process or thread holds the lock; the message is its name."""
+    """Another process or thread holds the lock; the message is the holder's name."""
 
 
 @contextmanager
@@ -31,9 +31,9 @@ def exclusive_lock(
 
     Args:
         path: The file to lock, created with its folder where missing. Its content stays.
-        on_conflict: Makes the error that is raised at once if the file is locked, of the holder's
-            name ("unknown" if it left none), as LockedError does; None waits.
-        holder: Who locks it; written into the file in place of its content, for `on_conflict`.
+        on_conflict: None waits. Otherwise a locked file raises on_conflict(holder) at once, with
+            "unknown" if the holder wrote no name; LockedError is such a function.
+        holder: Name of this holder, which replaces the file's content.
         mode: Permissions of a file that is created, before the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from stages.core.errors import InputError
 FORMAT: Final = 1
 """Version of the bytes that write_json and write_json_lines write; each stage module names it.
 
-Stages do not depend on this file. Raise it with any change of these bytes, here and in the stage
-modules, whose edit makes the stages stale (tests/core/test_formats.py).
+DVC does not track this file. After a change of these bytes, raise FORMAT here and its copy in each
+stage module: that edit makes the stages stale (tests/core/test_formats.py).
 """
 _SUFFIX = ".incomplete"
 _LINE_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
@@ -97,7 +97,7 @@ def read_json_lines(path: Path, remedy: str) -> Iterator[dict[str, Any]]:
                 ) from error
             if not isinstance(record, dict):
                 raise InputError(
-                    f"{path}, line {number} is not JSON object but {record!r:.60}: {remedy}"
+                    f"{path}, line {number} is not a JSON object but {record!r:.60}: {remedy}"
                 )
             yield record
 

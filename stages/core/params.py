@@ -228,6 +228,7 @@ class Params(SettingsGroup):
 
     def require_evaluation(self, name: str) -> Evaluation:
         """The entry of one evaluation; SettingsError with the known names if there is none."""
+        # users name checkpoints; the base is one more of them here
         return _require(self.evaluations, name, "checkpoint")
 
 
@@ -302,7 +303,7 @@ def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: 
             known = list(_known_keys(model, path[:-1]))
             close = difflib.get_close_matches(path[-1], known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            lines.append(f"{key}: unknown key{hint} Allowed here: {', '.join(known)}")
+            lines.append(f"{key}: unknown key{hint or '.'} Allowed here: {', '.join(known)}")
         elif problem["type"] == "missing":
             lines.append(
                 f"{key}: missing; add it (see params.yaml in the repository's history for a"

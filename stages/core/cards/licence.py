@@ -12,11 +12,11 @@ from stages.core.yaml_files import load_yaml
 EMBEDDED: Final = "infra/base"
 """The source of the base that comes with the repository."""
 FIELDS: Final = ("license", "license_name", "license_link")
-"""What the front matter of a card on the hub says of it."""
+"""Fields on licences in the front matter of a model card."""
 
 
 def read_licence(folder: Path) -> dict[str, str]:
-    """These fields of README.md in a folder, as far as it has them; none if it is no card."""
+    """FIELDS in the front matter of a folder's README.md; {} if there is none."""
     try:
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def read_licence(folder: Path) -> dict[str, str]:
 
 
 def carried_licence(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Licence fields of a model with provenance `facts`: its base's, or none if not recorded."""
+    """Licence fields of a model with provenance `facts`: its base's; "other" if not recorded."""
     base = facts.get("base_model") or {}
     source = base.get("source") or ((facts.get("params") or {}).get("base") or {}).get("source")
     if source == EMBEDDED:

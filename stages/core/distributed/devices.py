@@ -1,4 +1,4 @@
-"""Whether the GPUs that a stage was given can be used, asked before hours are spent."""
+"""Preflight: fail fast if the assigned GPUs are unusable."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from stages.core.errors import InputError
 
 
-def check_gpus(bf16: str | None) -> None:
+def check_gpus(bf16_setting: str | None) -> None:
     """Raise InputError, with a remedy, if the promised GPUs are missing, broken or lack bfloat16.
 
-    `bf16`: what asks for bfloat16, in words, if anything does.
-    Nothing is asked where no GPU was promised and none is seen: a CPU is used.
+    `bf16_setting`: the setting that needs bfloat16, named in the error; None if none does. Without
+    a promised or visible GPU nothing is checked: the CPU is used.
     """
     import torch
 
@@ -52,7 +52,8 @@ def check_gpus(bf16: str | None) -> None:
             f" {' '.join(torch.cuda.get_arch_list())}: install one for this GPU and driver, and see"
             " with `nvidia-smi` that nobody else has it"
         ) from error
-    if bf16 and torch.cuda.get_device_capability(device) < (8, 0):
+    if bf16_setting and torch.cuda.get_device_capability(device) < (8, 0):
         raise InputError(
-            f"{bf16}: {name} has no bfloat16 (it takes compute capability 8.0): compute in float32"
+            f"{bf16_setting}: {name} has no bfloat16 (it takes compute capability 8.0): compute"
+            " in float32"
         )

@@ -107,29 +107,30 @@ def end_with_launcher() -> None:
 
 
 def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None:
-    """Run `python -m <command>` as `number` cooperating ranks on this host.
+    """Run `python -m <command>` as `number` ranks on this host that communicate (training).
 
-    Return when all are done.
+    Returns when all are done. Ranks that only divide work are started by `ranks.run_ranks`.
 
-    What the first one prints is shown as it comes; what each prints is kept in `logs` while they
-    run. The first that fails ends the others: an InputError, of the type of its exit code, names
-    it, with its reason or last lines and the `remedy`; ReportedError where the first process
-    printed the reason, which was shown. Asked to stop, all are, and KeyboardInterrupt or SystemExit
-    is raised.
+    The first rank's output is shown as it comes; the output of all is in `logs` while they run. The
+    first that fails ends the others: an InputError, of the type of its exit code, names it, with
+    its reason or last lines and the `remedy`; ReportedError if the first rank has printed the
+    reason. A stop signal ends all ranks and raises KeyboardInterrupt or SystemExit.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    hosts, logs = nodes(), logs / platform.node()
-    shutil.rmtree(logs, ignore_errors=True)
-    logs.mkdir(parents=True)
+    hosts = nodes()
+    host_logs = logs / platform.node()
+    shutil.rmtree(host_logs, ignore_errors=True)
+    host_logs.mkdir(parents=True)
     config = LaunchConfig(
         min_nodes=hosts,
         max_nodes=hosts,
         nproc_per_node=number,
-        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+        logs_specs=DefaultLogsSpecs(log_dir=str(host_logs), redirects=Std.ALL),
+        # all hosts must agree on the id of the run
         run_id=uuid.uuid4().hex if hosts == 1 else command[-1],
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0" if hosts == 1 else os.environ[RENDEZVOUS],
@@ -145,7 +146,7 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     try:
-        with _environment(environment), _quiet(), _shown(logs):
+        with _environment(environment), _quiet(), _shown(host_logs):
             elastic_launch(config, sys.executable)("-m", *command)
     except SignalException as stopped:
         if stopped.sigval == signal.SIGINT:
@@ -163,7 +164,7 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
             rank: RankFailure(
                 failure.exitcode,
                 parse_outcome(failure.error_file_data),
-                _last_lines(logs, failure.local_rank),
+                _last_lines(host_logs, failure.local_rank),
             )
             for rank, failure in error.failures.items()
         }
@@ -172,9 +173,9 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
         if error.failures[rank].local_rank == 0 and reported and not failed[rank].is_consequence:
             raise ReportedError(reported.code, reported.message) from None
         raise error_of(failed[rank].status, explain(failed, number * hosts, remedy)) from None
-    shutil.rmtree(logs)
+    shutil.rmtree(host_logs)
     with suppress(OSError):  # another host still has its own in there
-        logs.parent.rmdir()
+        logs.rmdir()
 
 
 def root_cause_rank(failed: Mapping[int, RankFailure]) -> int:
@@ -218,11 +219,10 @@ def explain(failed: Mapping[int, RankFailure], number: int, remedy: str) -> str:
 
 
 def _last_lines(logs: Path, rank: int) -> list[str]:
-    files = sorted(
-        logs.glob(f"*/attempt_0/{rank}/*.log"), key=lambda path: path.name
-    )  # stderr, then stdout
+    """The last lines of stderr, filled up with those of stdout."""
+    files = sorted(logs.glob(f"*/attempt_0/{rank}/*.log"), key=lambda path: path.name)
     lines: list[str] = []
-    for path in files:
+    for path in files:  # stderr.log, stdout.log
         lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
     return lines[:TAIL]
 
@@ -247,7 +247,8 @@ def _quiet() -> Iterator[None]:
     import logging
 
     logger = logging.getLogger("torch.distributed.elastic")
-    before, logger.disabled = logger.level, True
+    before = logger.level
+    logger.disabled = True
     logger.setLevel(logging.CRITICAL)
     try:
         yield

@@ -46,6 +46,7 @@ def wanted_processes() -> int:
 def run_ranks(command: Sequence[str], number: int, report: Callable[[], None]) -> None:
     """Run `python -m <command>` as `number` ranks, each on its own GPU if there are any.
 
+    The ranks only divide the work and do not communicate; those that do are started by `launch`.
     Every rank gets `--rank` and `--world-size`, and shares this process's standard output and
     error. `report` is called between polls. The first rank that fails ends the others and raises
     an InputError of the type of its exit code, which names the rank.

@@ -45,7 +45,7 @@ def _secrets() -> Iterator[tuple[str, str]]:
         for name, value in os.environ.items()
         if _SECRET.search(name.upper()) and len(value) >= _SHORTEST
     ]
-    # of a path, as SSH_AUTH_SOCK's, nobody need be kept from knowing
+    # paths are not secret, e.g. SSH_AUTH_SOCK
     return iter(
         sorted(
             (each for each in secrets if not each[1].startswith("/")),

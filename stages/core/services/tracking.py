@@ -26,9 +26,9 @@ from stages.core.services.hub import format_error
 from stages.core.services.secrets import find_leaked_secret
 
 INIT_SECONDS: Final = 30
-"""For which the server is waited for before a run is kept on the disk instead."""
+"""Seconds to wait for the server before a run is kept on the disk instead."""
 FINISH_SECONDS: Final = 10
-"""For which the end of an upload is waited for; what is left lies on the disk."""
+"""Seconds to wait for the end of an upload; the rest stays on the disk."""
 _MODES: Final = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "none"}
 """What WANDB_MODE may be -> what it means here."""
 
@@ -164,10 +164,8 @@ def _begin(
     """A run, online if that is wanted and the server answers; else on the disk."""
     wandb = _wandb()
     (layout.SCRATCH / "wandb").mkdir(parents=True, exist_ok=True)
-    for variable in (
-        "WANDB_DATA_DIR",
-        "WANDB_CACHE_DIR",
-    ):  # as the home folder is nobody's workspace
+    # keep wandb's files out of the home folder
+    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         os.environ.setdefault(variable, str((layout.SCRATCH / "wandb").resolve()))
     settings = wandb.Settings(
         console="off",
@@ -175,7 +173,7 @@ def _begin(
         disable_git=True,
         disable_job_creation=True,
         finish_timeout=FINISH_SECONDS,
-        # as the name is anybody's and says where it ran
+        # do not send the host name
         host="",
         init_timeout=INIT_SECONDS,
         program="",

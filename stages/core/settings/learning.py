@@ -19,8 +19,8 @@ class Towers(SettingsGroup):
     """Attention, said for each part of a policy."""
 
     language: Literal["eager", "sdpa", "flash_attention_2"]
-    """flash_attention_2 only with grpo.engine trl, whose rows need no masks of their own; stage
-    evaluate, whose do, then takes sdpa.
+    """flash_attention_2 needs grpo.engine trl. Stage evaluate needs a mask per row, which it cannot
+    take, and uses sdpa instead.
     """
     vision: Literal["auto", "eager", "sdpa", "flash_attention_2"]
     """flash_attention_2 takes all images in one call, where sdpa takes one at a time; auto chooses
@@ -157,7 +157,7 @@ class Grpo(SettingsGroup):
     need the extra `gpu`. docs/launch.md
     """
     timeout_minutes: PositiveFloat
-    """Seconds that a rank waits for the others before the training ends. Raise it if one may be
+    """Minutes that a rank waits for the others before the training ends. Raise it if one may be
     slow alone, e.g. writing its state to a slow disk; lower it to notice hangs sooner.
     """
     rollout: Literal["policy", "vllm-colocate", "vllm-server"]
@@ -172,7 +172,7 @@ class Grpo(SettingsGroup):
     """Address of the server of vllm-server, as http://host:8000."""
     logging_steps: PositiveInt
     save_steps: Annotated[int, Field(ge=0)]
-    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps
+    """Optimiser steps between two states of the training, from which a killed run resumes; 0 keeps
     none.
     """
 
@@ -183,7 +183,7 @@ class Grpo(SettingsGroup):
         return self
 
     @model_validator(mode="after")
-    def _shortcuts_are_exact(self) -> Self:
+    def _settings_are_compatible(self) -> Self:
         if self.engine == "shared-prefix":
             self._check_sharing()
         self._check_parallel()
@@ -233,9 +233,7 @@ class Grpo(SettingsGroup):
 
 
 class Sft(SettingsGroup):
-    """Supervised fine-tuning on the answers with TRL's SFTTrainer, for checkpoints with `method.
-
-    sft`.
+    """Supervised fine-tuning with TRL's SFTTrainer, for checkpoints with `method: sft`.
 
     All else is `grpo`'s, so that the two differ in the method alone: seed, prompts a step and their
     order, steps, norm of the gradients, Adam's second moment, frozen tower, adapter, precision,
@@ -248,7 +246,7 @@ class Sft(SettingsGroup):
     """Share of the optimiser steps in which the learning rate rises from zero."""
     weight_decay: NonNegativeFloat
     save_steps: Annotated[int, Field(ge=0)]
-    """Optimiser steps between two states of the training, from which a killed run goes on; 0 keeps
+    """Optimiser steps between two states of the training, from which a killed run resumes; 0 keeps
     none.
     """
 
@@ -277,9 +275,9 @@ class Tracking(SettingsGroup):
     """
 
     wandb: Literal["none", "offline", "online"]
-    """off; offline keeps runs in .scratch/wandb for `wandb sync`, for workers without network;
-    online needs WANDB_API_KEY and falls back to offline if the server does not answer. WANDB_MODE
-    overrides it.
+    """none: off; offline keeps runs in .scratch/wandb for `wandb sync`, for workers without
+    network; online needs WANDB_API_KEY and falls back to offline if the server does not answer.
+    WANDB_MODE overrides it.
     """
     project: Annotated[str, Field(pattern=r"^[\w.-]{1,128}$")]
     entity: str | None
@@ -368,9 +366,9 @@ class Evaluation(SettingsGroup):
 
     axis: Literal["modality", "task", "all"]
     images: str
+    # the others come along with a checkpoint's entry, and are not used here
     split: str | None = None
     method: Literal["grpo", "sft"] | None = None
     start: str | None = None
     grpo: dict[str, Any] = Field(default_factory=dict)
     sft: dict[str, Any] = Field(default_factory=dict)
-    """Unused here, as the three above: they come along with the checkpoint's entry."""

@@ -1,10 +1,11 @@
 """Cache of image hashes by file fingerprint, so that unchanged images are not read again.
 
 A fingerprint (`Corpus.fingerprint`) takes two contents for the same if a zip gives both the same
-name, size and CRC-32, or a folder the same path, size, modification time and inode. So it misses
-bytes that were damaged while the CRC beside them stayed, and a forged CRC. Stage resize notices
-both, because it compares what it reads with the hash: the first sends records to quarantine, the
-second is an error. A wrong image is never taken for the right one.
+name, size and CRC-32, or a folder the same path, size, modification time and inode. Two changes
+escape it, and stage resize, which compares what it reads with the hash, finds both:
+
+- bytes damaged under an unchanged CRC: the records of the image are quarantined;
+- a forged CRC: stage resize ends with an error.
 
 The file may be deleted: if it is missing or damaged, all images are read again.
 """

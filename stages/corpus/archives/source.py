@@ -127,6 +127,7 @@ def _open_archives(
     """Members of each archive, readable until `stack` is closed."""
     compressed = [path for path in paths if is_compressed(path)]
     with unpacked_tars(compressed, scratch, limits) as copies:
+        # open within the lock: a parallel stage may delete a copy that is not open
         return [
             stack.enter_context(
                 open_zip(path) if is_zip(path) else open_tar(copies.get(path, path), path)

@@ -47,8 +47,8 @@ def unpacked_tars(
 ) -> Iterator[dict[Path, Path]]:
     """Uncompressed copies in `folder` of these compressed tars, created if missing.
 
-    Copies of other tars are deleted. A lock keeps the copies in place inside the context: the
-    stages of all modalities start at once. A copy opened there stays readable after it.
+    Copies of other tars are deleted. The lock stops parallel stages from deleting copies until the
+    caller has opened them; an open file stays readable after its deletion.
 
     Raises RefusedDataError for a damaged tar or a bomb, DiskFullError if the disk is too small.
     """
@@ -104,7 +104,8 @@ def _open_stream(source: IO[bytes]) -> Any:
 
 
 def _check_space(path: Path, target: Path, needed: int) -> None:
-    for _, total, free in find_shortages({target.parent: needed}, _RESERVE):
+    if shortages := find_shortages({target.parent: needed}, _RESERVE):
+        _, total, free = shortages[0]
         raise DiskFullError(
             f"{path} is a compressed tar, which has to be unpacked to {target.parent}/ to be read"
             f" in random order: {free // MIB} MiB are free there, at least {total // MIB} MiB are"

@@ -270,7 +270,7 @@ def read_descriptor(elements: Elements, keyword: str, *, signed: bool) -> LutDes
 def read_lut(elements: Elements, descriptor: str, data: str, *, signed: bool) -> Lut:
     """Look-up table of a data set. Raises ImageError.
 
-    signed: whether the first mapped value is, where its value representation does not say so.
+    signed: signedness of the first mapped value if its VR is unknown.
     """
     table = read_descriptor(elements, descriptor, signed=signed)
     bulk = elements.bulk(data, ("US", "SS", "OW", "OB"))

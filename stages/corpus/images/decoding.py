@@ -90,6 +90,7 @@ _LEVELS: Final = {"I": 2**31, "I;16": 2**16, "I;16B": 2**16, "I;16L": 2**16, "I;
 """Pillow's modes of integer grey with more than 8 bits -> number of levels."""
 _PERCENTILES: Final = (0.5, 99.5)
 _STRIP_ROWS: Final = 64
+# "remature end": libjpeg writes "Premature" and "premature"
 _DAMAGE: Final = ("Corrupt JPEG data", "remature end", "Inconsistent progression")
 """Warnings of libjpeg after which it continues with grey, or with misplaced pixels.
 
@@ -237,20 +238,25 @@ def _check_frames(count: int, settings: Resize) -> None:
 
 
 def _decode_by_libvips(content: bytes, image_format: str, settings: Resize) -> Decoded | None:
-    """Decode with libvips, refusing damaged files; None for pixels that are left to Pillow."""
+    """Decode with libvips, refusing damaged files; None for pixels that are left to Pillow.
+
+    1. With other threads, any warning is an error.
+    2. Alone, likewise, for the text of the warning: libvips has one error buffer for all threads.
+       Refused if it is one of `_DAMAGE`.
+    3. Alone, other warnings are tolerated and errors refused.
+    """
     try:
         with _libvips_lock.shared():
             return _try_libvips(content, image_format, settings, fail_on="warning")
     except pyvips.Error:
         pass
-    # libvips has one error buffer for all threads: only alone is its text sure to be of this file
     with _libvips_lock.exclusive():
         try:
             pyvips.vips_lib.vips_error_clear()
             return _try_libvips(content, image_format, settings, fail_on="warning")
         except pyvips.Error as error:
-            # libjpeg reports its first warning only, so a harmless kind of damage may hide a
-            # worse one: all kinds are refused
+            # libjpeg reports its first warning only, and a mild one of these may hide a worse one:
+            # so even the mild ones are refused
             if any(words in str(error) for words in _DAMAGE):
                 raise ImageError(f"truncated or damaged: {_first_line(error)}") from error
         try:

@@ -69,6 +69,7 @@ class ImageCache:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._locations: dict[str, dict[str, MemberLocation]] = {}
+        # number of this run among all that used the cache: its "time" of last use
         self._run = 0
         with self._disable_on_error():
             self._shards.mkdir(parents=True, exist_ok=True)

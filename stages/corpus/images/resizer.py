@@ -169,6 +169,8 @@ class ImageResizer:
     ) -> dict[str, ImageResult] | None:
         """Link a shard and its frames from the cache; None if any image is missing there.
 
+        Frames that were linked before a None stay, and are used when the shard is written.
+
         `cached`: key -> entry, of those images of the shard that are in the cache.
         """
         results: dict[str, ImageResult] = {}
@@ -177,14 +179,14 @@ class ImageResizer:
             if entry is None:
                 return None
             results[name] = _cached_result(entry)
-        if not all(self._link_frames(name, result) for name, result in results.items()):
+        if not all(self._ensure_frames_linked(name, result) for name, result in results.items()):
             return None
         file_name = self._shard_name(results)
         if file_name is None or self._cache.link_shard(file_name, folder / file_name):
             return results
         return None
 
-    def _link_frames(self, name: str, result: ImageResult) -> bool:
+    def _ensure_frames_linked(self, name: str, result: ImageResult) -> bool:
         """Link the frames of an image, if it has several; False if they are not in the cache."""
         if isinstance(result, ImageError) or "frames" not in result:
             return True
@@ -212,7 +214,7 @@ class ImageResizer:
             result = _cached_result(entry)
             if entry.shard is None:
                 return _Resized(name, result, b"", decoded=False)
-            png = self._cache.read(entry) if self._link_frames(name, result) else None
+            png = self._cache.read(entry) if self._ensure_frames_linked(name, result) else None
             if png:
                 return _Resized(name, result, png, decoded=False)
         return self._decode(name)

@@ -50,14 +50,14 @@ def parse_list(text: str) -> Iterator[RawRecord]:
         raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
     why = "not a JSON file that can be parsed"
     try:
-        yield from _elements(text, has_lines=text.find("\n", 0, text.rfind("]") + 1) >= 0)
+        yield from _elements(text, is_multi_line=text.find("\n", 0, text.rfind("]") + 1) >= 0)
     except RecursionError:
         raise RefusedRecord("nested too deeply", why, Reason.FILE_UNREADABLE) from None
     except ValueError as error:
         raise RefusedRecord(str(error), why, Reason.FILE_UNREADABLE) from error
 
 
-def _elements(text: str, has_lines: bool) -> Iterator[RawRecord]:
+def _elements(text: str, is_multi_line: bool) -> Iterator[RawRecord]:
     """`parse_list`, with the errors of the parser."""
     refusals: list[RefusedRecord] = []
     decoder = _decoder(refusals)
@@ -75,11 +75,11 @@ def _elements(text: str, has_lines: bool) -> Iterator[RawRecord]:
     while has_more:
         refusals.clear()
         raw, end = decoder.raw_decode(text, at)
-        if has_lines:
+        if is_multi_line:
             line += text.count("\n", line_counted_to, at)
             line_counted_to = at
         refusal = refusals[0] if refusals else _refusal(raw, end - at, has_surrogates)
-        yield RawRecord(index, line if has_lines else None, raw, refusal)
+        yield RawRecord(index, line if is_multi_line else None, raw, refusal)
         index += 1
         at = _skip_blanks(text, end)
         if has_more := text.startswith(",", at):
@@ -152,6 +152,7 @@ def _refusal(raw: Any, size: int, has_surrogates: bool) -> RefusedRecord | None:
     if not isinstance(raw, dict):
         return None
     for key, value in raw.items():
+        # without escaped surrogates keys and texts are valid; only other values can be wrong
         if not has_surrogates and type(value) is str:
             continue
         try:

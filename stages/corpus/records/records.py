@@ -65,7 +65,8 @@ _NAMES = ("dataset", "question_id", "image_path")
 class Record:
     """One usable question.
 
-    Texts have no outer whitespace, `modality` and `question_type` are slugs, `gold` is a letter.
+    `question` and `options` have no outer whitespace, identifiers are as written. `modality` and
+    `question_type` are slugs, `gold` is a letter.
     """
 
     question_id: str
@@ -289,6 +290,7 @@ def _texts(raw: dict[str, Any], fields: list[str]) -> dict[str, str]:
             return text
     except (KeyError, AttributeError):
         pass
+    # names the first problem; a KeyError or AttributeError above always is one
     for field in fields:
         _check_text(raw, field)
     return text

@@ -77,12 +77,9 @@ def _choose(
     kinds = sorted(by_kind, key=lambda kind: (-sum(n for _, n in kind), _hash(str(kind))))
     in_kinds = {stratum for stratum, _ in chain.from_iterable(kinds)}
     strata = sorted(in_kinds | {*fixed_train, *fixed_test})
-    balance = _Balance(
-        _table(map(dict, kinds), strata),
-        np.array([len(by_kind[kind]) for kind in kinds]),
-        share,
-        *_table([fixed_train, fixed_test], strata),
-    )
+    train_row, test_row = _table([fixed_train, fixed_test], strata)
+    available = np.array([len(by_kind[kind]) for kind in kinds])
+    balance = _Balance(_table(map(dict, kinds), strata), available, share, train_row, test_row)
     train: set[str] = set()
     for kind, number in zip(kinds, balance.solve(), strict=True):
         train.update(sorted(by_kind[kind], key=rank.__getitem__)[:number])
@@ -92,8 +89,9 @@ def _choose(
 class _Balance:
     """Number of groups of each kind to train on: integers near a share of each stratum's questions.
 
-    questions: (kinds, strata) in one group of each kind; available: (kinds,) groups; train, test:
-    (strata,) questions that are on a side already. Minimizes the sum over strata of
+    The last column of all arrays over strata is their sum, the modality's total. questions: (kinds,
+    strata + 1) in one group of each kind; available: (kinds,) groups; train, test: (strata + 1,)
+    questions that are on a side already. Minimizes the sum over strata of
     (questions too many or too few)^2 / questions, which is proportional to chi square, with a
     penalty for empty sides.
     """
@@ -124,7 +122,7 @@ class _Balance:
         return [int(number) for number in chosen]
 
     def cost(self, train: _Floats) -> _Floats:
-        """Cost (...) of (..., strata) questions to train on."""
+        """Cost (...) of (..., strata + 1) questions to train on."""
         is_empty = (train <= 0) | (train >= self.total)
         penalty = _EMPTY * (is_empty & (self.total > 1))
         return (self._chi_square(train - self.target) + penalty).sum(axis=-1)

@@ -31,7 +31,7 @@ def test_nothing_is_asked_of_a_machine_without_gpus(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    check_gpus(bf16=WANTED)
+    check_gpus(bf16_setting=WANTED)
 
 
 def test_a_slot_with_a_gpu_that_torch_does_not_see_is_refused(
@@ -46,13 +46,13 @@ def test_a_slot_with_a_gpu_that_torch_does_not_see_is_refused(
             r" torch"
         ),
     ):
-        check_gpus(bf16=WANTED)
+        check_gpus(bf16_setting=WANTED)
 
 
 def test_fewer_gpus_than_promised_are_refused(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(InputError, match="names 2 GPUs, but torch sees 1"):
-        check_gpus(bf16=WANTED)
+        check_gpus(bf16_setting=WANTED)
 
 
 def test_a_gpu_that_torch_was_not_built_for_is_refused(
@@ -72,7 +72,7 @@ def test_a_gpu_that_torch_was_not_built_for_is_refused(
             r" install one"
         ),
     ):
-        check_gpus(bf16=None)
+        check_gpus(bf16_setting=None)
 
 
 def test_bfloat16_is_refused_where_the_gpu_has_none(
@@ -82,5 +82,5 @@ def test_bfloat16_is_refused_where_the_gpu_has_none(
     with pytest.raises(
         InputError, match=r"^grpo.bf16 true: Tesla V100 has no bfloat16 \(.*\): compute in float32"
     ):
-        check_gpus(bf16=WANTED)
-    check_gpus(bf16=None)
+        check_gpus(bf16_setting=WANTED)
+    check_gpus(bf16_setting=None)

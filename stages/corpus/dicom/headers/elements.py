@@ -296,10 +296,14 @@ def _read(content: bytes, keywords: Collection[str], max_inflated: int) -> tuple
     seen: set[int] = set()
 
     def refuse_duplicates(tag: BaseTag, vr: str | None, length: int) -> bool:
-        """Never stops; of two elements pydicom would take the last, other readers the first."""
+        """Called for each element; never stops.
+
+        Of two elements with one tag pydicom would take the last, other readers the first.
+        """
         if tag in seen and tag in tags:
             raise ImageError("a DICOM element occurs twice in the file")
-        if length:  # pydicom passes the first element once more before, with a length of 0
+        # pydicom first announces the first element with length 0, which must not count as seen
+        if length:
             seen.add(tag)
         return False
 

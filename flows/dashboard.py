@@ -27,7 +27,7 @@ from typing import Final
 from flows.doctor.server import worker_name, zombies
 from flows.dvc_api.client import environment
 from flows.prefect_api.artifacts import REPORT_URL
-from flows.prefect_api.client import is_loopback, server_responds
+from flows.prefect_api.client import CLIENT_PASSWORD, is_loopback, server_responds
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
@@ -35,7 +35,7 @@ from stages.core.file_lock import exclusive_lock
 HOME: Final = layout.SCRATCH / "prefect"
 POOLS: Final = ("local", "gpu")
 DEPLOYMENTS: Final = Path("infra") / "prefect.yaml"
-PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (name of a variable)
+SERVER_PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (name of a variable)
 REPORT_HOST: Final = "127.0.0.1"
 STARTUP_SECONDS: Final = 120.0
 """Time within which a server must respond."""
@@ -110,12 +110,13 @@ def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
 
     InputError if other machines can reach `host` and no password is set.
     """
-    password = os.environ.get(PASSWORD, "")
-    if not is_loopback(host) and not all(password.partition(":")):
+    password = os.environ.get(SERVER_PASSWORD, "")
+    user, _, secret = password.partition(":")
+    if not is_loopback(host) and not (user and secret):
         raise InputError(
             f"--host {host} is reachable from other machines, and whoever reaches the server can"
-            f" run flows: set {PASSWORD} to user:password in the environment of the server, and"
-            " PREFECT_API_AUTH_STRING in that of its clients"
+            f" run flows: set {SERVER_PASSWORD} to user:password in the environment of the"
+            f" server, and {CLIENT_PASSWORD} in that of its clients"
         )
     return environment(
         {
@@ -135,7 +136,7 @@ def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
             "PYTHONPATH": str(root.resolve()),
             REPORT_URL: f"http://{REPORT_HOST}:{port + 1}",
         }
-        | ({"PREFECT_API_AUTH_STRING": password} if password else {})
+        | ({CLIENT_PASSWORD: password} if password else {})
     )
 
 
@@ -146,7 +147,7 @@ def end_dead_runs(variables: Mapping[str, str]) -> list[str]:
 
     address = {
         PREFECT_API_URL: variables["PREFECT_API_URL"],
-        PREFECT_API_AUTH_STRING: variables.get("PREFECT_API_AUTH_STRING"),
+        PREFECT_API_AUTH_STRING: variables.get(CLIENT_PASSWORD),
     }
     with temporary_settings(address), get_client(sync_client=True) as client:
         return [finding.fix() for finding in zombies(client) if finding.fix]

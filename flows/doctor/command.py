@@ -171,7 +171,7 @@ def _as_dict(diagnosis: Diagnosis) -> dict[str, object]:
         "level": finding.level,
         "what": finding.what,
         "remedy": finding.remedy,
-        "mendable": finding.fix is not None,
-        "mended": diagnosis.fix_result,
-        "failed": diagnosis.fix_error,
+        "fixable": finding.fix is not None,
+        "fix_result": diagnosis.fix_result,
+        "fix_error": diagnosis.fix_error,
     }

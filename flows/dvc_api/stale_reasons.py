@@ -13,7 +13,8 @@ from flows.dvc_api.graph import Graph, overlap
 def explain_staleness(graph: Graph, reasons: Reasons, after: Sequence[str], has_run: bool) -> str:
     """Why a stage would run, in one line: its own changes, then the stages it waits for (`after`).
 
-    Changes that only follow from those stages are left out, and all changes if it has never run.
+    Changes of what those stages write are left out; a stage that has never run is only said to be
+    so.
     """
     upstream_outs = list(chain.from_iterable(graph.stages[each].outs for each in after))
     own: Reasons = {} if has_run else {"never run here": {}}
@@ -23,7 +24,8 @@ def explain_staleness(graph: Graph, reasons: Reasons, after: Sequence[str], has_
             for path, change in changes.items()
             if kind != "changed deps" or not any(overlap(path, out) for out in upstream_outs)
         }
-        if kind == "changed outs" and len(own_changes) > 1 == len(set(own_changes.values())):
+        is_many_outs = kind == "changed outs" and len(own_changes) > 1
+        if is_many_outs and len(set(own_changes.values())) == 1:
             own[f"{len(own_changes)} outputs {next(iter(own_changes.values()))}"] = {}
         elif own_changes or not changes:
             own[kind] = own_changes

@@ -87,7 +87,7 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
         steps=tuple(sorted(steps, key=lambda step: (step.start, step.wave))),
         up_to_date=tuple(graph.in_order(targets - selected)),
         slots=gpu_slots.names,
-        devices=gpu_slots.devices,
+        devices=gpu_slots.are_gpus,
         seconds=max((step.start + step.seconds for step in steps), default=0.0),
         gpu_hours=sum(step.gpus * step.seconds for step in steps) / 3600,
         bytes=written,

@@ -13,7 +13,7 @@ from flows.dvc_api.client import end_processes
 from stages.core.errors import InputError
 
 ADDRESS = "PREFECT_API_URL"
-PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105  (its name)
+CLIENT_PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105  (name of a variable)
 _EPHEMERAL = "PREFECT__SERVER_EPHEMERAL"
 """Set by Prefect in the environment of a server that serves one process."""
 _OWNER = "FLOW_SERVER_OWNER"
@@ -27,7 +27,7 @@ def server_responds(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
     requires a password, or rejects that of PREFECT_API_AUTH_STRING.
     """
     address = f"{variables[ADDRESS].rstrip('/')}/admin/version"
-    user, _, password = variables.get(PASSWORD, "").partition(":")
+    user, _, password = variables.get(CLIENT_PASSWORD, "").partition(":")
     try:
         reply = httpx.get(
             address,
@@ -40,8 +40,8 @@ def server_responds(variables: Mapping[str, str], seconds: float = 5.0) -> bool:
         return False
     if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         raise InputError(
-            f"the Prefect server at {variables[ADDRESS]} requires a password: set {PASSWORD} to"
-            " user:password"
+            f"the Prefect server at {variables[ADDRESS]} requires a password: set"
+            f" {CLIENT_PASSWORD} to user:password"
         )
     return reply.is_success
 

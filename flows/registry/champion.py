@@ -86,13 +86,13 @@ class Pointer(_Record):
 
 def pointer(root: Path) -> Pointer | None:
     """Which version is the champion; None if none was ever promoted."""
-    return _read(root / POINTER, Pointer) if (root / POINTER).is_file() else None
+    return _read(root, root / POINTER, Pointer) if (root / POINTER).is_file() else None
 
 
 def current(root: Path) -> Champion | None:
     """The champion; None if none was ever promoted. InputError if its files are corrupt."""
-    champion = pointer(root)
-    return version(root, champion.version) if champion else None
+    latest = pointer(root)
+    return version(root, latest.version) if latest else None
 
 
 def require(root: Path, number: int | None = None) -> Champion:
@@ -114,7 +114,7 @@ def version(root: Path, number: int) -> Champion:
             f"there is no champion {number}; existing:"
             f" {', '.join(map(str, versions(root))) or 'none'}"
         )
-    return _read(path, Champion)
+    return _read(root, path, Champion)
 
 
 def versions(root: Path) -> list[int]:
@@ -239,16 +239,16 @@ def _entry(root: Path, params: Params, name: str, outputs: dict[str, CachedObjec
 
 
 def _point(root: Path, number: int, why: str) -> None:
-    champion = Pointer(version=number, since=_now(), why=why)
-    write_json(root / POINTER, champion.model_dump(mode="json"))
+    latest = Pointer(version=number, since=_now(), why=why)
+    write_json(root / POINTER, latest.model_dump(mode="json"))
 
 
 def _path(root: Path, number: int) -> Path:
     return root / HISTORY / f"{number:04d}.json"
 
 
-def _read(path: Path, kind: type[RecordType]) -> RecordType:
-    remedy = f"run `git checkout {path.name}` to restore it"
+def _read(root: Path, path: Path, kind: type[RecordType]) -> RecordType:
+    remedy = f"run `git checkout -- {path.relative_to(root)}` to restore it"
     try:
         return kind.model_validate(read_json(path, remedy))
     except ValidationError as error:

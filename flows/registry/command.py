@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flows.registry import champion, store
 from flows.registry.champion import Champion
-from flows.registry.snapshot import only_retraining
+from flows.registry.snapshot import champion_lock
 from stages.reporting.labels import percent
 
 
@@ -45,13 +45,13 @@ def show(root: Path) -> None:
 
 def promote(root: Path, why: str) -> None:
     """Make the current results the champion."""
-    with only_retraining(root):
+    with champion_lock(root):
         _print_change(champion.promote(root, why))
 
 
 def rollback(root: Path, to: int | None) -> None:
     """Make an earlier version, the predecessor or `to`, the champion."""
-    with only_retraining(root):
+    with champion_lock(root):
         _print_change(champion.rollback(root, to))
 
 

@@ -29,18 +29,20 @@ _FILES: Final = (layout.DATA_DVC, Path(LOCK_FILE))
 
 
 class AlreadyRunningError(InputError):
-    """Another retraining runs in the workspace."""
+    """Another retraining, promotion or rollback runs in the workspace."""
 
 
 @contextmanager
-def only_retraining(root: Path) -> Iterator[None]:
+def champion_lock(root: Path) -> Iterator[None]:
     """Lock the champion and the source of a workspace.
 
     AlreadyRunningError at once if another process has the lock.
     """
 
     def already_running(process: str) -> AlreadyRunningError:
-        return AlreadyRunningError(f"a retraining (process {process}) is already running in {root}")
+        return AlreadyRunningError(
+            f"process {process} is retraining, promoting or rolling back in {root}: wait for it"
+        )
 
     with exclusive_lock(root / LOCK, on_conflict=already_running, holder=str(os.getpid())):
         yield

@@ -22,7 +22,7 @@ from prefect.states import Completed, Failed
 
 from flows.dvc_api.client import StageError, StoppedError
 from flows.prefect_api.client import require_server
-from flows.registry.snapshot import AlreadyRunningError, only_retraining
+from flows.registry.snapshot import AlreadyRunningError, champion_lock
 from flows.retraining.decision import markdown, read_decisions
 from flows.retraining.run import Result, Retraining, RetrainOptions, RetrainOutcome, Start
 from flows.retraining.validate import RefusedDropError
@@ -59,7 +59,7 @@ def retrain(
         return reproduce(only=only, slots=slots, gpus=gpus, root=str(workspace)).results
 
     try:
-        with only_retraining(workspace):
+        with champion_lock(workspace):
             options = RetrainOptions(dry_run, force, start_from)
             gpu_slots = find_slots(workspace, slots, gpus)
             retraining = Retraining(workspace, options, bring_up_to_date, gpu_slots, logger.info)

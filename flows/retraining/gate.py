@@ -21,9 +21,8 @@ import pandas as pd
 from stages.comparison.pairs import Cell, Mean, RunPredictions, compare
 from stages.core.params import Retrain
 from stages.reporting.labels import percent, signed
-from stages.scoring.statistics import holm
+from stages.scoring.statistics import holm, is_significant
 
-LEVEL: Final = 0.05
 _SAME: Final = {"split kind": "the same", "corpus": "the same"}
 """Both sides answer the same questions in the same workspace."""
 
@@ -86,7 +85,7 @@ def judge(
     adjusted = holm({name: own.p for name, (own, *_) in measured.items() if own is not None})
     judgements = {}
     for name, (own, macro, cells, left_out) in measured.items():
-        better = own is not None and own.low > 0 and adjusted[name] < LEVEL
+        better = own is not None and own.low > 0 and is_significant(adjusted[name])
         against = _against(name, own, macro, cells, rule)
         judgements[name] = Judgement(
             own, macro, cells, left_out, adjusted.get(name, 1.0), better, against

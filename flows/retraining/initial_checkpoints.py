@@ -12,7 +12,10 @@ from stages.core.params import load_params
 from stages.core.yaml_files import dump_edited, load_for_edit, read_text
 
 CHAMPIONS: Final = layout.MODELS / "champion"
-"""Champions' weights that trainings start from: dependencies, pinned in dvc.lock, of no stage."""
+"""Champions' weights that trainings start from.
+
+No stage makes them; dvc.lock pins them as dependencies of the trainings that start from them.
+"""
 
 
 def set_initial_checkpoints(root: Path, starts: Mapping[str, Path]) -> list[str]:

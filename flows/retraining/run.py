@@ -91,7 +91,7 @@ class RetrainOutcome:
 
 @dataclass
 class Retraining:
-    """A retraining of the workspace `root`; the caller holds its lock (`snapshot.only_retraining`).
+    """A retraining of the workspace `root`; the caller holds its lock (`snapshot.champion_lock`).
 
     `slots`: GPU slots for evaluating champions; `report`: receives progress messages.
     """
@@ -124,7 +124,7 @@ class Retraining:
             first = self._promote_first(params)
             champion = champions.current(self.root)
         state = source.probe(self.root)
-        if outcome := self._nothing_to_do(state, champion, first):
+        if outcome := self._early_outcome(state, champion, first):
             return outcome
         if state.changed:
             state = source.debounce(
@@ -133,7 +133,7 @@ class Retraining:
         self._identity = state.identity
         return self._retrain(state, params, champion)
 
-    def _nothing_to_do(
+    def _early_outcome(
         self, state: source.Probe, champion: Champion | None, first: Decision | None
     ) -> RetrainOutcome | None:
         """The outcome if there is nothing to retrain; None to continue."""
@@ -236,32 +236,7 @@ class Retraining:
         try:
             if fetch:
                 source.update(self.root)
-            corpus = source.read_pin(self.root)
-            new = None
-            try:
-                check_archive(self.root, corpus.path, params.corpus.limits)
-                self._unpack()
-                new = build_manifest(self.root)
-                if reasons := problems(new, old, params.retrain):
-                    raise RefusedDropError("; ".join(reasons))
-            except RefusedDropError as error:
-                changes = diff(old, new) if old and new else None
-                write_decision(
-                    self.root,
-                    make_decision(
-                        "refused",
-                        [str(error)],
-                        corpus,
-                        self._identity,
-                        params.retrain,
-                        champion=champion.version if champion else None,
-                        sizes=counts(new) if new else None,
-                        changes=changes,
-                        drift=drift(old, new) if old and new else None,
-                        stages=self._stages(),
-                    ),
-                )
-                raise
+            new = self._check_corpus(params, champion, old)
         except BaseException:
             if fetch and (message := snapshot.rollback(self.root)):
                 self.report(message)
@@ -276,6 +251,38 @@ class Retraining:
         self.report(
             f"the corpus is valid{'; it changed in ' if changed else ''}{', '.join(changed)}"
         )
+
+    def _check_corpus(
+        self, params: Params, champion: Champion | None, old: Manifest | None
+    ) -> Manifest:
+        """Check the pinned corpus against its limits and the champion's; its manifest.
+
+        RefusedDropError, with the refusal written as a decision, if it must not be trained on.
+        """
+        corpus = source.read_pin(self.root)
+        new = None
+        try:
+            check_archive(self.root, corpus.path, params.corpus.limits)
+            self._unpack()
+            new = build_manifest(self.root)
+            if reasons := problems(new, old, params.retrain):
+                raise RefusedDropError("; ".join(reasons))
+        except RefusedDropError as error:
+            decision = make_decision(
+                "refused",
+                [str(error)],
+                corpus,
+                self._identity,
+                params.retrain,
+                champion=champion.version if champion else None,
+                sizes=counts(new) if new else None,
+                changes=diff(old, new) if old and new else None,
+                drift=drift(old, new) if old and new else None,
+                stages=self._stages(),
+            )
+            write_decision(self.root, decision)
+            raise
+        return new
 
     def _unpack(self) -> None:
         """Run the stages that read, check and test the corpus; RefusedDropError if one refuses."""

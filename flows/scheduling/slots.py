@@ -29,12 +29,12 @@ POLL_SECONDS = 0.2
 class Slots:
     """Slots of this host and the folder of their lock files.
 
-    `devices`: the names are GPU indices.
+    `are_gpus`: the names are GPU indices.
     """
 
     names: tuple[str, ...]
     folder: Path
-    devices: bool
+    are_gpus: bool
 
     def environment(self, names: Sequence[str]) -> dict[str, str]:
         """Environment of a stage in these slots: the visible GPUs, or how CPU threads wait.
@@ -43,7 +43,7 @@ class Slots:
         Waiting threads sleep: busy-waiting threads of two stages take each other's cores
         (measured: docs/flows.md).
         """
-        if self.devices:
+        if self.are_gpus:
             return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
         return {"OMP_WAIT_POLICY": "PASSIVE"} if len(self.names) > 1 else {}
 
@@ -98,13 +98,13 @@ def find_slots(root: Path, count: int | None = None, gpus: Sequence[str] | None 
                 f"{count} slots on {len(devices)} GPUs ({', '.join(devices)}): a GPU runs one stage"
                 f" at a time; use 1 to {len(devices)} slots"
             )
-        return Slots(tuple(devices[: count or len(devices)]), host_folder(), True)
+        return Slots(tuple(devices[: count or len(devices)]), host_folder(), are_gpus=True)
     if count is not None and count < 1:
         raise InputError(f"{count} slots: at least one is needed")
     return Slots(
         tuple(f"cpu-{number}" for number in range(count or 1)),
         (root / layout.SCRATCH / "flows" / "slots").resolve(),
-        False,
+        are_gpus=False,
     )
 
 

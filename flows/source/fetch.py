@@ -292,9 +292,9 @@ def _with_retries(transfer: _Transfer, run: Callable[[], Result]) -> Result:
 
 def _raise_if_permanent(name: str, error: Exception) -> None:
     """Raise errors that a retry cannot fix: a missing file, no permission, a full disk."""
-    status = getattr(
-        error.__cause__ or error.__context__ or error, "status", getattr(error, "status", None)
-    )
+    # fsspec wraps the response of an HTTP server in another error
+    cause = error.__cause__ or error.__context__
+    status = getattr(cause, "status", None) or getattr(error, "status", None)
     client_error = status is not None and 400 <= status < 500 and status not in (408, 429)
     missing = isinstance(error, FileNotFoundError) and not error.__cause__
     if client_error or missing or isinstance(error, PermissionError):

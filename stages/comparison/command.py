@@ -39,12 +39,11 @@ from stages.reporting.sources import read_predictions
 from stages.reporting.tables import published_cross
 from stages.reporting.terminal import rich_table
 from stages.scoring.metrics import DIGITS
+from stages.scoring.statistics import SIGNIFICANCE, is_significant
 from stages.scoring.tables import check_predictions
 from stages.taxonomy import AXES
 
 WIDTH: Final = 116
-LEVEL: Final = 0.05
-"""Adjusted p values below this are marked as significant."""
 AXIS_OF: Final = {BASE: "all"}
 """Checkpoint with a row in the tables -> its axis."""
 for _axis, _slugs in AXES.items():
@@ -107,7 +106,10 @@ def as_json(
     samples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """All results as plain values: ours as shares under `axes`, Med-R1's under `published`."""
+    """All results as plain values: ours under `axes`, Med-R1's under `published`.
+
+    Accuracies and differences are from 0 to 1 in ours, and in the published unit in Med-R1's.
+    """
     return {
         "first": {"source": first.source, **first.properties},
         "second": {"source": second.source, **second.properties},
@@ -202,7 +204,8 @@ def _print(
         Text(
             "\nDifferences are A minus B in percentage points, on the same questions, with 95%"
             " intervals that resample images with all their questions. *: McNemar's p below"
-            f" {LEVEL:g}, adjusted (Holm) over the table; the base's row is a family of its own."
+            f" {SIGNIFICANCE:g}, adjusted (Holm) over the table; the base's row is a family of its"
+            " own."
         )
     )
 
@@ -225,7 +228,7 @@ def _table(comparison: Comparison) -> Table:
             if cell is None:
                 row.append(Text("-"))
                 continue
-            significant = cell.p_holm < LEVEL
+            significant = is_significant(cell.p_holm)
             colour = "green" if cell.difference > 0 else "red"
             style = colour if significant else ""
             interval = f"{signed(cell.low, 0)} {signed(cell.high, 0)}"

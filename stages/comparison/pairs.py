@@ -35,7 +35,10 @@ _MISSING: Final = object()
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """Predictions of one run by checkpoint, their folder, and the values of `RUN_PROPERTIES`."""
+    """Predictions of one run by checkpoint, their folder, and the values of `RUN_PROPERTIES`.
+
+    A checkpoint is named by the split it is trained on, or `BASE`.
+    """
 
     source: str
     predictions: Mapping[str, pd.DataFrame]
@@ -297,7 +300,7 @@ def rows_of(cells: Iterable[Cell], digits: int) -> list[dict[str, Any]]:
     """Cells as plain values: floats rounded to `digits`, p values to four significant digits."""
 
     def plain(name: str, value: Any) -> Any:
-        if name.startswith("p"):
+        if name in ("p", "p_holm"):
             return float(f"{value:.4g}")
         return round(value, digits) + 0.0 if isinstance(value, float) else value
 

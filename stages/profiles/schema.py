@@ -102,17 +102,17 @@ def _load(name: str, folder: Path, extending: list[Path]) -> tuple[Path, Profile
     # a path is relative to the file that names it
     relative = path.parent / own.extends
     base_name = str(relative) if relative.is_file() else own.extends
-    _, base = _load(base_name, folder, [*extending, path.resolve()])
+    _, parent = _load(base_name, folder, [*extending, path.resolve()])
     # sizes of another corpus or model are not inherited
     same_data = "data" not in own.model_fields_set
     same_model = not {"source", "revision"} & set(own.params.get("base") or {})
     return path, Profile(
-        about=own.about or base.about,
+        about=own.about or parent.about,
         extends=own.extends,
-        data=base.data if same_data else own.data,
-        scale=base.scale if same_data and "scale" not in own.model_fields_set else own.scale,
-        model=base.model if same_model and "model" not in own.model_fields_set else own.model,
-        params=merge(base.params, own.params),
+        data=parent.data if same_data else own.data,
+        scale=parent.scale if same_data and "scale" not in own.model_fields_set else own.scale,
+        model=parent.model if same_model and "model" not in own.model_fields_set else own.model,
+        params=merge(parent.params, own.params),
     )
 
 

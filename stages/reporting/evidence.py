@@ -110,7 +110,7 @@ class Evidence:
     weights: dict[str, dict[str, Any]]
     """Checkpoint, "base" first -> provenance of its weights; those without one are absent."""
     synthetic: float
-    """Share of test questions about drawn phantoms, by the names of their datasets."""
+    """Share of test questions of synthetic datasets, recognized by the prefix `SYNTHETIC`."""
     missing: list[str]
     """Descriptions of the parts that this report lacks."""
 

@@ -51,7 +51,7 @@ _STYLE: Final[dict[Any, Any]] = {
 def save_heatmap(path: Path, table: CrossTable, title: str, provenance: Mapping[str, Any]) -> None:
     """Draw a table as a PNG heatmap.
 
-    The base row is set apart, in-domain cells are outlined, missing cells are blank.
+    A line separates the base row, in-domain cells are outlined, missing cells are blank.
     """
     if table.measure == "accuracy":
         low, high = bounds([table])

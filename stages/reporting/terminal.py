@@ -94,7 +94,7 @@ def splits_sentence(splits: dict[str, Any]) -> str:
 
 
 def rich_table(sheet: Sheet, title: str, *, style: str = "", no_wrap: bool = False) -> Table:
-    """A sheet for the terminal: numbers right-aligned, groups apart, values coloured by trend."""
+    """A sheet for the terminal: numbers right-aligned, values coloured by trend."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, style=style)
     for column in sheet.columns:
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"

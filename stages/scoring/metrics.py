@@ -25,6 +25,7 @@ from stages.scoring.statistics import (
     bootstrap_cells,
     cluster_interval,
     holm,
+    is_significant,
     mcnemar,
     percentiles,
     wilson_interval,
@@ -126,7 +127,7 @@ def _summary(entries: Sequence[Mapping[str, Any]], base: pd.DataFrame) -> dict[s
         "beat_base": sum(entry["gain"] > 0 for entry in own),
         "above_zero": sum(entry["low"] > 0 for entry in own),
         "below_zero": sum(entry["high"] < 0 for entry in own),
-        "significant": sum(entry["p_holm"] <= 0.05 for entry in own),
+        "significant": sum(is_significant(entry["p_holm"]) for entry in own),
         "blind_baseline": mean_of_all([each and each["accuracy"] for each in blind_baselines]),
         "above_blind_baseline": (
             sum(each["above_low"] > 0 for each in blind_baselines) if all(blind_baselines) else None
@@ -268,7 +269,7 @@ def _above_blind_baseline(
 
 
 def _visual(own: pd.DataFrame, variant: str, interval: Interval) -> dict[str, Any] | None:
-    """Visual gain over an ablation, on the questions answered in both; None if there are none."""
+    """Accuracy with the image minus accuracy under an ablation; None without ablated questions."""
     ablated = with_ablation(own, variant)
     if ablated.empty:
         return None

@@ -19,6 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 CONFIDENCE: Final = 0.95
+SIGNIFICANCE: Final = 0.05
+"""Level of the tests: an adjusted p value below it is significant."""
 
 _COUNTS_PER_BATCH: Final = 2**22
 """Counts drawn at once, which bounds memory: 32 MiB."""
@@ -31,6 +33,11 @@ class McNemar:
     won: int
     lost: int
     p: float
+
+
+def is_significant(adjusted_p: float) -> bool:
+    """Whether a p value, adjusted over its family, is below `SIGNIFICANCE`."""
+    return adjusted_p < SIGNIFICANCE
 
 
 def paired_interval(

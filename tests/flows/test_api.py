@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows.prefect_api.client import ADDRESS, PASSWORD, is_loopback, server_responds
+from flows.prefect_api.client import ADDRESS, CLIENT_PASSWORD, is_loopback, server_responds
 from stages.core.errors import InputError
 
 CREDENTIALS = "Basic c29tZWJvZHk6c2U6Y3JldA=="
@@ -58,14 +58,14 @@ def test_an_invalid_address_does_not_respond(wrong: str) -> None:
 
 
 def test_the_password_is_sent_and_a_refusal_is_an_input_error(address: str) -> None:
-    assert server_responds({ADDRESS: f"{address}/api", PASSWORD: "somebody:se:cret"})
+    assert server_responds({ADDRESS: f"{address}/api", CLIENT_PASSWORD: "somebody:se:cret"})
     for variables in (
         {ADDRESS: f"{address}/api"},
-        {ADDRESS: f"{address}/api", PASSWORD: "somebody:else"},
+        {ADDRESS: f"{address}/api", CLIENT_PASSWORD: "somebody:else"},
     ):
-        with pytest.raises(InputError, match=PASSWORD):
+        with pytest.raises(InputError, match=CLIENT_PASSWORD):
             server_responds(variables)
-    with pytest.raises(InputError, match=PASSWORD):
+    with pytest.raises(InputError, match=CLIENT_PASSWORD):
         server_responds({ADDRESS: f"{address}/forbidden"})
 
 

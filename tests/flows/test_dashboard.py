@@ -19,7 +19,7 @@ import psutil
 import pytest
 from prefect import Flow
 
-from flows.dashboard import PASSWORD, serve, variables_for
+from flows.dashboard import SERVER_PASSWORD, serve, variables_for
 from flows.prefect_api.artifacts import REPORT_URL
 from stages.core.errors import InputError
 from stages.core.yaml_files import read_yaml
@@ -49,12 +49,12 @@ def port() -> int:
 def test_an_address_that_other_machines_reach_needs_a_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(PASSWORD, raising=False)
+    monkeypatch.delenv(SERVER_PASSWORD, raising=False)
     for password in ("", "no-colon", "no-password:", ":no-user"):
-        monkeypatch.setenv(PASSWORD, password)
-        with pytest.raises(InputError, match=f"set {PASSWORD} to user:password"):
+        monkeypatch.setenv(SERVER_PASSWORD, password)
+        with pytest.raises(InputError, match=f"set {SERVER_PASSWORD} to user:password"):
             serve(tmp_path, "0.0.0.0", 4200)
-    monkeypatch.setenv(PASSWORD, "somebody:secret")
+    monkeypatch.setenv(SERVER_PASSWORD, "somebody:secret")
     variables = variables_for(tmp_path, "0.0.0.0", 4200)
     assert variables["PREFECT_API_AUTH_STRING"] == "somebody:secret"
     assert variables["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
@@ -63,7 +63,7 @@ def test_an_address_that_other_machines_reach_needs_a_password(
 
 
 def test_an_ipv6_address_is_in_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PASSWORD, raising=False)
+    monkeypatch.delenv(SERVER_PASSWORD, raising=False)
     assert variables_for(tmp_path, "::1", 4200)["PREFECT_API_URL"] == "http://[::1]:4200/api"
 
 
@@ -153,7 +153,7 @@ def start(root: Path, port: int) -> tuple[subprocess.Popen[str], str]:
     """Start the dashboard of a workspace; returns it, ready or failed, with its output."""
     environment = {
         key: value for key, value in ENVIRONMENT.items() if not key.startswith("PREFECT_")
-    } | {PASSWORD: "somebody:secret"}
+    } | {SERVER_PASSWORD: "somebody:secret"}
     command = [*MED_R1, "dashboard", "--port", str(port)]
     dashboard = subprocess.Popen(
         command,

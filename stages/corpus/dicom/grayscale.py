@@ -289,7 +289,7 @@ def read_lut(elements: Elements, descriptor: str, data: str, *, signed: bool) ->
 
 
 def _modality_step(elements: Elements, signed: bool) -> Rescale | Lut | None:
-    for lut in elements.items("ModalityLUTSequence")[:1]:
+    if lut := elements.first_item("ModalityLUTSequence"):
         return read_lut(lut, "LUTDescriptor", "LUTData", signed=signed)
     slope = elements.decimals("RescaleSlope", 1)
     intercept = elements.decimals("RescaleIntercept", 1)
@@ -301,7 +301,7 @@ def _modality_step(elements: Elements, signed: bool) -> Rescale | Lut | None:
 
 
 def _voi_step(elements: Elements, *, signed: bool) -> Window | Lut | None:
-    for lut in elements.items("VOILUTSequence")[:1]:
+    if lut := elements.first_item("VOILUTSequence"):
         return read_lut(lut, "LUTDescriptor", "LUTData", signed=signed)
     center = elements.decimals("WindowCenter")
     width = elements.decimals("WindowWidth")

@@ -317,10 +317,8 @@ def _measures(elements: Elements) -> Elements:
 
     Others have them at the top level.
     """
-    for group in elements.items("SharedFunctionalGroupsSequence")[:1]:
-        for measures in group.items("PixelMeasuresSequence")[:1]:
-            return measures
-    return elements
+    shared = elements.first_item("SharedFunctionalGroupsSequence")
+    return (shared and shared.first_item("PixelMeasuresSequence")) or elements
 
 
 def _lengths(elements: Elements, keyword: str, count: int) -> Any:

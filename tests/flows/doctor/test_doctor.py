@@ -63,7 +63,7 @@ def test_json_has_every_finding(root: Path, capsys: pytest.CaptureFixture[str]) 
     assert med_r1("doctor", "--json") == 1
     findings = {each["check"]: each for each in json.loads(capsys.readouterr().out)}
     path_locks = findings["DVC path locks"]
-    assert (path_locks["level"], path_locks["mendable"], path_locks["mended"]) == (
+    assert (path_locks["level"], path_locks["fixable"], path_locks["fix_result"]) == (
         "problem",
         True,
         "",

@@ -83,7 +83,7 @@ def test_commit_accepts_the_new_data(root: Path) -> None:
 
 def test_only_one_retraining_runs_in_a_workspace(root: Path) -> None:
     conflict = pytest.raises(snapshot.AlreadyRunningError, match=rf"process \d+.* {root}")
-    with snapshot.only_retraining(root), conflict, snapshot.only_retraining(root):
+    with snapshot.champion_lock(root), conflict, snapshot.champion_lock(root):
         pass
-    with snapshot.only_retraining(root):
+    with snapshot.champion_lock(root):
         pass

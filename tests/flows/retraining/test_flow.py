@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.registry import champion
-from flows.registry.snapshot import only_retraining
+from flows.registry.snapshot import champion_lock
 from flows.retraining.flow import retrain
 from tests.commands import med_r1
 from tests.flows.corpora import make_records, make_workspace, write_corpus
@@ -44,7 +44,7 @@ def test_runs_end_in_the_state_of_their_decision(
 
     assert med_r1("retrain") == 0
     assert "NothingNew: ../source/corpus.zip " in capsys.readouterr().out
-    with only_retraining(root):
+    with champion_lock(root):
         state = retrain(root=str(root), return_state=True)
     assert (state.name, state.is_completed()) == ("AlreadyRunning", True)
 

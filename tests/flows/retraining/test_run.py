@@ -41,7 +41,7 @@ def without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def retrain(root: Path, messages: list[str] | None = None, **options: Any) -> RetrainOutcome:
     report = (lambda line: None) if messages is None else messages.append
-    with snapshot.only_retraining(root):
+    with snapshot.champion_lock(root):
         slots = find_slots(root, gpus=[])
         return Retraining(root, RetrainOptions(**options), by_dvc(root), slots, report).run()
 
@@ -281,5 +281,5 @@ def test_a_missing_source_is_named_and_nothing_changes(root: Path) -> None:
 
 
 def test_a_second_retraining_does_not_start(root: Path) -> None:
-    with snapshot.only_retraining(root), pytest.raises(snapshot.AlreadyRunningError):
+    with snapshot.champion_lock(root), pytest.raises(snapshot.AlreadyRunningError):
         retrain(root)

@@ -200,6 +200,10 @@ class Elements:
 
         return guarded(f"{keyword} is a damaged sequence", convert)
 
+    def first_item(self, keyword: str) -> Elements | None:
+        """First item of a sequence; None if it is absent or empty."""
+        return next(iter(self.items(keyword)), None)
+
     def little_endian(self, keyword: str) -> bool:
         """Byte order of an element that is present."""
         element = self._element(keyword)

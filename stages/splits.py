@@ -24,7 +24,7 @@ import argparse
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ from stages.corpus.splitting.data_tests import (
     stop_on_errors,
     write_results,
 )
+from stages.corpus.splitting.draws import Draw, Item, splits_of
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 from stages.corpus.splitting.leaks import Leaks, as_json, count_leaks, total
 from stages.corpus.splitting.stratify import stratify
@@ -55,11 +56,8 @@ from stages.taxonomy import AXES, MODALITIES
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
-Item = dict[str, Any]
-Split = tuple[list[Item], list[Item]]
+Sides = tuple[list[Item], list[Item]]
 """(train, test)."""
-Draw = dict[str, dict[str, Split]]
-"""Axis -> slug -> split."""
 
 _FIELD = {"modality": "modality", "task": "question_type"}
 """Axis -> the field of an item that names its slug."""
@@ -108,7 +106,7 @@ def main() -> None:
     print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")
 
 
-def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
+def grouped(items: Sequence[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
     """Split items (sorted by question_id) by groups of images, with the same draw on both axes."""
     strata: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for item in items:
@@ -123,7 +121,7 @@ def grouped(items: list[Item], group_of: Mapping[str, str], settings: Splits) ->
     }
 
 
-def published(items: list[Item], settings: Splits) -> Draw:
+def published(items: Sequence[Item], settings: Splits) -> Draw:
     """Split items (sorted by question_id) at random: round(n * train_share) for training.
 
     If there are at least two items, each side gets at least one.
@@ -137,7 +135,7 @@ def published(items: list[Item], settings: Splits) -> Draw:
     }
 
 
-def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> Split:
+def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> Sides:
     count = max(min(max(round(len(items) * settings.train_share), 1), len(items) - 1), 0)
     # seeded by a hash: the same on every machine, and independent of the other splits
     key = hashlib.sha256(f"{settings.seed}/{axis}/{slug}".encode()).digest()
@@ -145,37 +143,36 @@ def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> Spl
     return _cut(items, [index in train for index in range(len(items))])
 
 
-def _cut(items: list[Item], in_train: list[bool]) -> Split:
-    sides: Split = ([], [])
+def _cut(items: list[Item], in_train: list[bool]) -> Sides:
+    sides: Sides = ([], [])
     for item, is_train in zip(items, in_train, strict=True):
         sides[0 if is_train else 1].append(item)
     return sides
 
 
-def _by_slug(items: list[Item], axis: str) -> dict[str, list[Item]]:
+def _by_slug(items: Sequence[Item], axis: str) -> dict[str, list[Item]]:
     return {slug: [item for item in items if item[_FIELD[axis]] == slug] for slug in AXES[axis]}
 
 
 def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
     """Raise RefusedDataError if a split has no question in train or none in test."""
-    for axis, slugs in draw.items():
-        for slug, (train, test) in slugs.items():
-            if train and test:
-                continue
-            items = train + test
-            groups = len({group_of[item["image"]] for item in items})
-            looser = ""
-            if kind == "grouped" and len(items) > 1:
-                looser = (
-                    "lower splits.near_duplicates or narrow splits.patient_patterns, set"
-                    " splits.kind to published, "
-                )
-            raise RefusedDataError(
-                f"the split {axis}/{slug} would be empty on one side: {len(items)} usable"
-                f" question(s) in {groups} group(s) of images, two are needed; {looser}add data of"
-                f" this {axis} to the corpus, or see {layout.QUARANTINE}/ for refused records",
-                CorpusFault.EMPTY_SPLIT,
+    for axis, slug, train, test in splits_of(draw):
+        if train and test:
+            continue
+        items = [*train, *test]
+        groups = len({group_of[item["image"]] for item in items})
+        looser = ""
+        if kind == "grouped" and len(items) > 1:
+            looser = (
+                "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to"
+                " published, "
             )
+        raise RefusedDataError(
+            f"the split {axis}/{slug} would be empty on one side: {len(items)} usable question(s)"
+            f" in {groups} group(s) of images, two are needed; {looser}add data of this {axis} to"
+            f" the corpus, or see {layout.QUARANTINE}/ for refused records",
+            CorpusFault.EMPTY_SPLIT,
+        )
 
 
 def _read() -> Reading:
@@ -222,11 +219,10 @@ def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
 
 
 def _write_draw(folder: Path, kind: str, draw: Draw) -> None:
-    for axis, slugs in draw.items():
-        for slug, (train, test) in slugs.items():
-            for part, items in (("train", train), ("test", test)):
-                path = layout.split(axis, slug, part, kind).relative_to(layout.SPLITS)
-                write_json(folder / path, items)
+    for axis, slug, train, test in splits_of(draw):
+        for part, items in (("train", train), ("test", test)):
+            path = layout.split(axis, slug, part, kind).relative_to(layout.SPLITS)
+            write_json(folder / path, items)
 
 
 def _groups_of_several(group_of: Mapping[str, str]) -> list[list[str]]:
@@ -249,7 +245,7 @@ def _print(
         for axis, slugs in draw.items():
             for slug, (train, test) in slugs.items():
                 leak = leaks[kind][axis][slug]
-                share = len(train) / max(len(train + test), 1)
+                share = len(train) / max(len(train) + len(test), 1)
                 note = ""
                 if kind == "grouped" and abs(share - settings.train_share) > _TOLERANCE:
                     note = " groups too large for the share"

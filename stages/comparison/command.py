@@ -10,13 +10,13 @@ minus Think, are shown beside them in separate tables and files.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -169,13 +169,8 @@ def _write_csv(folder: Path, comparisons: Sequence[Comparison]) -> None:
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with (
-        atomic_file(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as handle,
-    ):
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with atomic_file(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _print(

@@ -21,16 +21,7 @@ from stages.core.errors import ExitCode
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.taxonomy import MODALITIES
-
-REPOSITORY = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "DVC_NO_ANALYTICS": "1",
-    "GIT_AUTHOR_NAME": "test",
-    "GIT_AUTHOR_EMAIL": "test@example.invalid",
-    "GIT_COMMITTER_NAME": "test",
-    "GIT_COMMITTER_EMAIL": "test@example.invalid",
-}
+from tests.flows.tiny import ENVIRONMENT, REPOSITORY
 
 
 def run(*command: str, cwd: Path, code: int = 0) -> str:

@@ -209,7 +209,7 @@ def test_a_published_share_of_the_questions_is_for_training_and_neither_part_is_
     ]
     first, second = splits.published(items, SETTINGS)["modality"]["ct"]
     assert (len(first), len(second)) == (train, count - train)
-    assert sorted(item["question_id"] for item in first + second) == [
+    assert sorted(item["question_id"] for item in [*first, *second]) == [
         item["question_id"] for item in items
     ]
 

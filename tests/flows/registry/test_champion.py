@@ -79,5 +79,5 @@ def test_promote_rollback_and_checkout_from_the_command_line(
 def test_a_corrupt_record_is_named(root: Path, content: str) -> None:
     (root / "champions").mkdir()
     (root / "champions/champion.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match="champions/champion.json is .*`git checkout champion"):
+    with pytest.raises(InputError, match=r"`git checkout -- champions/champion\.json`"):
         champion.current(root)

@@ -76,9 +76,15 @@ def main() -> None:
         atomic_directory(layout.frames(slug)) as frames,
     ):
         resizer = ImageResizer(
-            slug, sources, partial(_fetch, corpus, hashes), params.resize, params.dicom, cache
+            slug,
+            sources,
+            partial(_fetch, corpus, hashes),
+            params.resize,
+            params.dicom,
+            cache,
+            frames,
         )
-        results = resizer.write_shards(images, frames)
+        results = resizer.write_shards(images)
     datasets: list[str] = []  # of the usable records, one each
     rows: list[Row] = []
 

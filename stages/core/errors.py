@@ -64,7 +64,7 @@ class ReportedError(Exception):
     """A child process of the same stage failed and has printed why; `code` is its exit code."""
 
     def __init__(self, code: ExitCode, message: str) -> None:
-        """Keep the code beside the words."""
+        """`code`: the exit code of this process, too."""
         super().__init__(message)
         self.code = code
 

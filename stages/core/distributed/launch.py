@@ -1,9 +1,10 @@
 """Launch one process per GPU of the slot with torchrun's elastic launcher.
 
-A slot says which GPUs are a stage's by CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without
-it, all of the machine are. Several hosts start the same stage in the same workspace; MED_R1_NODES
-says how many they are, MED_R1_RENDEZVOUS where they meet (docs/cluster.md). What was launched by
-somebody else, as by `torchrun`, is one of the processes already and starts none.
+The GPUs of a slot are in CUDA_VISIBLE_DEVICES (flows/scheduling/slots.py); without it, a stage uses
+all GPUs of the machine. A stage can also run on several hosts, started on each in one shared
+workspace: MED_R1_NODES is their number, MED_R1_RENDEZVOUS the address at which they meet
+(docs/cluster.md). A process that torchrun or another launcher started is a rank already and starts
+none.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from stages.core.errors import ExitCode, InputError, LostPeerError, ReportedError, error_of
 from stages.core.outcome import StageOutcome, parse_outcome
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig
 
 TAIL: Final = 12
 """Last lines of a process that a failure quotes."""
@@ -34,14 +39,12 @@ RENDEZVOUS: Final = "MED_R1_RENDEZVOUS"
 RENDEZVOUS_TIMEOUT_S: Final = 1800
 """Seconds that hosts wait for each other; one of them queries DVC first, which may be slow."""
 _LAUNCHER: Final = "MED_R1_LAUNCHER"
-_EVERY: Final = 0.2
+_POLL_SECONDS: Final = 0.2
 _PATIENCE: Final = "10"
-"""Seconds that the other processes have to end, once one has failed. Less than a guard's patience
-(flows/dvc_api/guard.py).
-"""
+"""Seconds that ranks have to end after one has failed; less than in flows/dvc_api/guard.py."""
 _PARENT_DEATH_SIGNAL: Final = 1
 _SILENT: Final = (ExitCode.DONE, ExitCode.CRASHED, ExitCode.KILLED)
-"""Outcomes that say nothing of what to do."""
+"""Exit codes whose message contains no remedy."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,12 @@ class RankFailure:
 
 
 def launched() -> bool:
-    """Is this one of several processes that work together, or the only one of a launcher?"""
+    """Whether this process is a rank: one of several, or the only one of a launcher."""
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def processes() -> int:
-    """How many processes work together."""
+    """Number of ranks."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -116,28 +119,16 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
     its reason or last lines and the `remedy`; ReportedError if the first rank has printed the
     reason. A stop signal ends all ranks and raises KeyboardInterrupt or SystemExit.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     hosts = nodes()
     host_logs = logs / platform.node()
     shutil.rmtree(host_logs, ignore_errors=True)
     host_logs.mkdir(parents=True)
-    config = LaunchConfig(
-        min_nodes=hosts,
-        max_nodes=hosts,
-        nproc_per_node=number,
-        logs_specs=DefaultLogsSpecs(log_dir=str(host_logs), redirects=Std.ALL),
-        # all hosts must agree on the id of the run
-        run_id=uuid.uuid4().hex if hosts == 1 else command[-1],
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0" if hosts == 1 else os.environ[RENDEZVOUS],
-        rdzv_configs={"read_timeout": RENDEZVOUS_TIMEOUT_S, "join_timeout": RENDEZVOUS_TIMEOUT_S},
-        max_restarts=0,
-        monitor_interval=_EVERY,
-    )
+    config = _launch_config(command[-1], hosts, number, host_logs)
     environment = {
         _LAUNCHER: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
@@ -160,22 +151,48 @@ def launch(command: Sequence[str], number: int, logs: Path, remedy: str) -> None
             f" {remedy}"
         ) from error
     except ChildFailedError as error:
-        failed = {
-            rank: RankFailure(
-                failure.exitcode,
-                parse_outcome(failure.error_file_data),
-                _last_lines(host_logs, failure.local_rank),
-            )
-            for rank, failure in error.failures.items()
-        }
-        rank = root_cause_rank(failed)
-        reported = failed[rank].explained
-        if error.failures[rank].local_rank == 0 and reported and not failed[rank].is_consequence:
-            raise ReportedError(reported.code, reported.message) from None
-        raise error_of(failed[rank].status, explain(failed, number * hosts, remedy)) from None
+        raise _failure(error, host_logs, number * hosts, remedy) from None
     shutil.rmtree(host_logs)
     with suppress(OSError):  # another host still has its own in there
         logs.rmdir()
+
+
+def _launch_config(run: str, hosts: int, number: int, logs: Path) -> LaunchConfig:
+    """Configuration of `number` ranks on each host; `run`: an id on which all hosts agree."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        min_nodes=hosts,
+        max_nodes=hosts,
+        nproc_per_node=number,
+        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
+        run_id=uuid.uuid4().hex if hosts == 1 else run,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0" if hosts == 1 else os.environ[RENDEZVOUS],
+        rdzv_configs={"read_timeout": RENDEZVOUS_TIMEOUT_S, "join_timeout": RENDEZVOUS_TIMEOUT_S},
+        max_restarts=0,
+        monitor_interval=_POLL_SECONDS,
+    )
+
+
+def _failure(
+    error: ChildFailedError, logs: Path, number: int, remedy: str
+) -> InputError | ReportedError:
+    """The error of the rank that failed first; `number`: of ranks on all hosts."""
+    failed = {
+        rank: RankFailure(
+            failure.exitcode,
+            parse_outcome(failure.error_file_data),
+            _last_lines(logs, failure.local_rank),
+        )
+        for rank, failure in error.failures.items()
+    }
+    rank = root_cause_rank(failed)
+    reported = failed[rank].explained
+    if error.failures[rank].local_rank == 0 and reported and not failed[rank].is_consequence:
+        return ReportedError(reported.code, reported.message)
+    return error_of(failed[rank].status, explain(failed, number, remedy))
 
 
 def root_cause_rank(failed: Mapping[int, RankFailure]) -> int:
@@ -191,7 +208,7 @@ def root_cause_rank(failed: Mapping[int, RankFailure]) -> int:
 
 
 def explain(failed: Mapping[int, RankFailure], number: int, remedy: str) -> str:
-    """Which process failed first, how, and what to do; `number`: of processes in all."""
+    """Which rank failed first, how, and the remedy; `number`: of ranks on all hosts."""
     rank = root_cause_rank(failed)
     failure = failed[rank]
     code = failure.status
@@ -202,8 +219,7 @@ def explain(failed: Mapping[int, RankFailure], number: int, remedy: str) -> str:
     )
     who = f"process {rank + 1} of {number} (rank {rank}) {how}"
     if reason := failure.explained:
-        # the message says what to do; where the process only lost the others, doing it again may
-        # help
+        # its message has a remedy; for a lost peer, `remedy` (to re-run) may help as well
         return f"{reason.message} ({who}{f'; {remedy}' if failure.is_consequence else ''})"
     killed = (
         " - by hand, or by the kernel where memory ran out (`dmesg` says so)"
@@ -243,7 +259,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the launcher's own log, which tells in twenty lines what `explain` does in one."""
+    """Suppress the launcher's log, which repeats what `explain` returns."""
     import logging
 
     logger = logging.getLogger("torch.distributed.elastic")
@@ -289,4 +305,4 @@ def _follow(logs: Path, name: str, stream: TextIO, finished: threading.Event) ->
                 stream.flush()
         if last:
             return
-        time.sleep(_EVERY)
+        time.sleep(_POLL_SECONDS)

@@ -107,6 +107,7 @@ class ImageResizer:
         resize: Settings of the result.
         dicom: Settings for DICOM files.
         cache: Where results of earlier runs are looked up, and new ones are added.
+        frames: Folder of the shards of DICOM frames.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class ImageResizer:
         resize: Resize,
         dicom: Dicom,
         cache: ImageCache,
+        frames: Path,
     ) -> None:
         self._slug = slug
         self._sources = sources
@@ -126,16 +128,12 @@ class ImageResizer:
         self._cache = cache
         self._settings = [slug, resize.model_dump(mode="json"), dicom.model_dump(mode="json")]
         self._cached: dict[str, CachedImage] = {}
-        self._frames_folder = Path()
+        self._frames_folder = frames
         self.decoded_count = 0
         """Number of images that were decoded rather than found in the cache."""
 
-    def write_shards(self, folder: Path, frames: Path) -> ImageMetadata:
-        """Write the shards of all images into `folder` and those of DICOM frames into `frames`.
-
-        Returns the result of every image.
-        """
-        self._frames_folder = frames
+    def write_shards(self, folder: Path) -> ImageMetadata:
+        """Write the shards of all images into `folder`, those of frames too; the result of each."""
         metadata = ImageMetadata()
         unlinked: list[list[str]] = []
         for shard in cut(sorted(self._sources)):

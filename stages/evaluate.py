@@ -42,7 +42,7 @@ from stages.corpus.dataset.image_store import identity
 from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split
 from stages.policy.fingerprint import files_hash, fingerprint
-from stages.policy.weights import hashes
+from stages.policy.weights import weight_hashes
 from stages.predictions.schema import SCHEMA
 from stages.prompts.styles import prompt_text
 from stages.taxonomy import AXES
@@ -71,7 +71,7 @@ def main() -> None:
             "evaluate": params.evaluate,
         }
     )
-    provenance["weights"] = hashes(folder)
+    provenance["weights"] = weight_hashes(folder)
     is_rank = arguments.rank is not None
     if not is_rank:
         check_tracking(params.tracking)
@@ -94,7 +94,7 @@ def main() -> None:
     store = AnswerStore(scratch / _fingerprint(folder, provenance, items, questions, windows))
     store.make_folder()
     with tracked(params, "evaluate", name, provenance, identity=store.folder.name) as run:
-        run.artifact(name, "model", partial(hashes, folder))
+        run.artifact(name, "model", partial(weight_hashes, folder))
         _answer_all(name, folder, params, questions, windows, store, processes)
         completions, provenance["batch_sizes"] = store.read()
         rows = [
@@ -278,7 +278,7 @@ def _fingerprint(
     paths = chain.from_iterable(question.images.values() for question in questions)
     images = sorted(set(filter(None, paths)))  # without the empty path of the blank image
     contents = [
-        [dict(item), question.words, dict(question.images)]
+        [dict(item), question.text, dict(question.images)]
         for item, question in zip(items, questions, strict=True)
     ]
     text = json.dumps(contents, sort_keys=True)

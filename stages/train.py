@@ -37,10 +37,10 @@ from stages.grpo.parallel import (
     deepspeed_configuration,
     peer_errors_explained,
     prepare_deepspeed,
-    processes_to_launch,
+    prepare_processes,
 )
 from stages.policy.fingerprint import files_hash, fingerprint, prepare_state_folder
-from stages.policy.weights import ORIGIN, hashes
+from stages.policy.weights import ORIGIN, weight_hashes
 from stages.prompts.styles import Style
 
 OUTPUTS_FORMAT: Final = 1
@@ -71,7 +71,7 @@ def main() -> None:
     check_tracking(params.tracking)
     # Launch before anything initialises CUDA: it reads the visible GPUs only once, and the launcher
     # must not use GPU memory.
-    if number := processes_to_launch(grpo):
+    if number := prepare_processes(grpo):
         launch(["stages.train", name], number, layout.SCRATCH / "launch" / name, REMEDY)
         return
     bfloat16 = []
@@ -84,7 +84,7 @@ def main() -> None:
 
     import torch
 
-    from stages.grpo.resume import newest_checkpoint
+    from stages.grpo.resume import prune_checkpoints
     from stages.grpo.trainer import TrackingCallback, deterministic, save_policy, write_log
     from stages.policy.loading import check_policy_files, load_policy, load_processor
 
@@ -105,7 +105,7 @@ def main() -> None:
         main_process = trainer.accelerator.is_main_process
         with trainer.accelerator.main_process_first():
             prepare_state_folder(state)
-            resumed = newest_checkpoint(state)
+            resumed = prune_checkpoints(state)
         if resumed and main_process:
             print(
                 f"{name}: resuming from step {resumed.name.rpartition('-')[2]} (state in {state})",
@@ -129,7 +129,7 @@ def main() -> None:
                 "dataset",
                 lambda: {"corpus": provenance["corpus"], str(split): files_hash([split])},
             )
-            run.artifact(start.name, "model", partial(hashes, start))
+            run.artifact(start.name, "model", partial(weight_hashes, start))
             trainer.add_callback(TrackingCallback(run))
             _train(trainer, resumed, grpo, checkpoint.method)
             # every rank takes part in saving, but only the main process writes the checkpoint
@@ -145,7 +145,7 @@ def main() -> None:
                     write_json(layout.training_provenance(name), provenance)
                     with atomic_file(layout.training_log(name)) as log:
                         write_log(trainer.state.log_history, log)
-            run.artifact(name, "model", partial(hashes, layout.model(name)))
+            run.artifact(name, "model", partial(weight_hashes, layout.model(name)))
     if main_process:
         shutil.rmtree(scratch)
         print(

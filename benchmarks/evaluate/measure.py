@@ -109,7 +109,7 @@ def with_ablations(questions: Sequence[Question]) -> list[Question]:
     following = dict(zip(images, images[1:] + images[:1], strict=True))
     return [
         Question(
-            each.words,
+            each.text,
             {"real": each.own_image, "blank": BLANK, "shuffled": following[each.own_image]},
         )
         for each in questions
@@ -239,7 +239,7 @@ def margin(bench: Bench, question: Question, one: Sequence[int], other: Sequence
     if place is None:
         return math.inf
     text = bench.processor.apply_chat_template(
-        chat(question.words), tokenize=False, add_generation_prompt=True
+        chat(question.text), tokenize=False, add_generation_prompt=True
     )
     inputs = bench.processor(
         text=[text], images=[open_image(question.own_image)], return_tensors="pt"

@@ -39,7 +39,7 @@ def answer_as_published(
         batch = questions[start : start + BATCH]
         texts = [
             processor.apply_chat_template(
-                chat(each.words), tokenize=False, add_generation_prompt=True
+                chat(each.text), tokenize=False, add_generation_prompt=True
             )
             for each in batch
         ]
@@ -65,6 +65,6 @@ def answer_as_published(
 
 def _with_image(question: Question) -> list[dict[str, Any]]:
     """The chat with the question's own image."""
-    (turn,) = chat(question.words)
+    (turn,) = chat(question.text)
     image, words = turn["content"]
     return [{**turn, "content": [{**image, "image": open_image(question.own_image)}, words]}]

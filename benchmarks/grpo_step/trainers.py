@@ -110,7 +110,7 @@ class TrainerStep:
 
     def choose_embedding(self) -> None:
         """Set the patch embedding of policy and reference, which the other steps share."""
-        shared_prefix = self.trainer.sharing.engine == "shared-prefix"
+        shared_prefix = self.trainer.engine_options.engine == "shared-prefix"
         embed = embed_patches_by_product if shared_prefix else embed_patches_by_convolution
         for policy in (self.trainer.model, self.trainer.ref_model):
             embed(policy)

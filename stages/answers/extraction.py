@@ -6,9 +6,10 @@ in a single `<answer>...</answer>` or, if the completion has no answer tag at al
 besides the thoughts.
 
 Refused (None): two answers, even equal ones; a letter with another option's text; nested, unclosed
-or repeated answer tags; an answer inside a thought; a letter the question does not offer; prose
-around the answer. Med-R1's own check differs: it takes the first of several tags and counts
-"C) Cyst" as wrong (released code, `grpo_vqa.py`).
+or repeated answer tags; an answer inside a closed thought; a letter the question does not offer;
+prose inside the answer tag, or beside the answer if there is no tag. Prose outside the tag is
+ignored, and so is a `<think>` that is never closed. Med-R1's own check differs: it takes the first
+of several tags and counts "C) Cyst" as wrong (released code, `grpo_vqa.py`).
 """
 
 from __future__ import annotations

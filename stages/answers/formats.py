@@ -15,4 +15,7 @@ FORMATS: Final[dict[Style, re.Pattern[str]]] = {
     "no-think": re.compile(rf"\s*{_ANSWER}\s*", re.DOTALL),
     "think-after": re.compile(rf"\s*{_ANSWER}\s*{_THINK}\s*", re.DOTALL),
 }
-"""Each block exactly once, in order, none inside another, and nothing outside."""
+"""For `fullmatch`: each block exactly once, in order, none inside another, and nothing outside.
+
+Tags must be in lower case, as the prompt spells them; answer extraction ignores case.
+"""

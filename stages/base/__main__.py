@@ -24,7 +24,7 @@ from stages.core.errors import InputError
 from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Base, load_params
 from stages.core.provenance import collect_provenance
-from stages.policy.weights import ORIGIN, hashes
+from stages.policy.weights import ORIGIN, weight_hashes
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -62,7 +62,7 @@ def _stage() -> None:
             "source": base.source,
             "commit": base.revision,
             "licence": read_licence(source),
-            "sha256": hashes(folder),
+            "sha256": weight_hashes(folder),
         }
         write_json(folder / ORIGIN, facts)
     write_json(

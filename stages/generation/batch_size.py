@@ -32,10 +32,10 @@ class BatchSize:
         else:
             self.rows = setting
 
-    def estimate(self, policy: Any, prefix: int, words: int, answer: int) -> None:
+    def estimate(self, policy: Any, prefix: int, suffix: int, answer: int) -> None:
         """On the first call with `auto` on a GPU, start with what fits its free memory.
 
-        A row has `prefix` cached tokens, `words` new prompt tokens and up to `answer` generated
+        A row has `prefix` cached tokens, `suffix` new prompt tokens and up to `answer` generated
         ones.
         """
         if not self._needs_estimate:
@@ -49,7 +49,7 @@ class BatchSize:
         )
         config = policy.config.get_text_config()
         self.rows = fitting_rows(
-            free, row_bytes(config, policy.dtype.itemsize, prefix, words, answer)
+            free, row_bytes(config, policy.dtype.itemsize, prefix, suffix, answer)
         )
 
     def halve(self, error: torch.OutOfMemoryError) -> None:
@@ -70,10 +70,10 @@ class BatchSize:
                 " what else is on it), and re-run the same command to resume: finished answers are"
                 " saved"
             ) from error
-        self.rows = max(self.rows // 2, 1)
+        self.rows //= 2
 
 
-def row_bytes(config: Any, itemsize: int, prefix: int, words: int, answer: int) -> int:
+def row_bytes(config: Any, itemsize: int, prefix: int, suffix: int, answer: int) -> int:
     """Estimate the peak memory of one row, in bytes.
 
     Sum of the KV cache of all its tokens, the activations of its new prompt tokens in one layer,
@@ -81,17 +81,20 @@ def row_bytes(config: Any, itemsize: int, prefix: int, words: int, answer: int) 
     """
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = config.num_hidden_layers * config.num_key_value_heads
-    cache = 2 * kv_heads * head_dim * (prefix + words + answer)
-    activations = words * (8 * config.hidden_size + 3 * config.intermediate_size)
+    cache = 2 * kv_heads * head_dim * (prefix + suffix + answer)
+    # per token: 8 vectors of the hidden size and 3 of the feed-forward size (gate, up, product)
+    activations = suffix * (8 * config.hidden_size + 3 * config.intermediate_size)
     # attention with a mask repeats keys and values for each query head
-    repeated = 2 * config.num_attention_heads * head_dim * (prefix + words)
-    return itemsize * (cache + activations + repeated) + 4 * 4 * config.vocab_size
+    repeated = 2 * config.num_attention_heads * head_dim * (prefix + suffix)
+    # four copies of the logits at a time, of 4 bytes each
+    logits = 4 * 4 * config.vocab_size
+    return itemsize * (cache + activations + repeated) + logits
 
 
-def fitting_rows(free: int, row: int) -> int:
-    """Largest power of two up to `MAX_GPU_ROWS` of rows of `row` bytes that fit in `free` bytes.
+def fitting_rows(free: int, per_row: int) -> int:
+    """Largest power of two of rows, of `per_row` bytes, that fit in `free`; up to `MAX_GPU_ROWS`.
 
     A share of the memory is left unused; the result is at least 1.
     """
-    rows = max(min(int(free * _MEMORY_SHARE) // row, MAX_GPU_ROWS), 1)
-    return 1 << rows.bit_length() - 1
+    rows = max(min(int(free * _MEMORY_SHARE) // per_row, MAX_GPU_ROWS), 1)
+    return int(2 ** (rows.bit_length() - 1))

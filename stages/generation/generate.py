@@ -1,8 +1,8 @@
 """Greedy answers to many questions, each about one image or several variants of it.
 
-The image stands before the words, so its keys and values do not depend on the question: they are
+The image stands before the question, so its keys and values do not depend on the question: they are
 computed once per window of neighbouring questions, however many questions and variants use it. Each
-row then adds its own words and its answer. The rows of a window are batched by length, longest
+row then adds its own question and its answer. The rows of a window are batched by length, longest
 first, so there is almost no padding.
 
 Batches follow from the questions and the batch size alone: on a CPU, answers that were interrupted
@@ -36,8 +36,8 @@ from stages.prompts.styles import chat
 BLANK: Final = ""
 """Instead of a path: a black image of the size of the question's own image."""
 
-_WINDOW: Final = 256
-"""Questions per window.
+_MAX_WINDOW: Final = 256
+"""Questions per window, at most, unless a batch or one image has more.
 
 The KV caches of longer windows would fill a GPU (6 MB per image in Qwen2-VL-2B, two variants each),
 and the last windows of several processes would leave the other processes idle.
@@ -49,9 +49,9 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True)
 class Question:
-    """The words of a question, and variant -> path of its image; the first is its own image."""
+    """The text of a question, and variant -> path of its image; the first is its own image."""
 
-    words: str
+    text: str
     images: Mapping[str, str]
 
     @property
@@ -78,11 +78,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class _Row:
-    """One variant of a question: index of its prefix, and the token ids after the prefix."""
+    """One variant of a question: index of its prefix in `Prefixes`, and the token ids after it.
+
+    The suffix is the question and the end of the chat template.
+    """
 
     key: Key
-    prefix: int
-    words: list[int]
+    prefix_index: int
+    suffix: list[int]
 
 
 def cut_windows(questions: Sequence[Question], batch_size: int | Literal["auto"]) -> list[range]:
@@ -90,12 +93,15 @@ def cut_windows(questions: Sequence[Question], batch_size: int | Literal["auto"]
 
     Windows do not depend on the number of processes, so one process can resume what several began.
     """
-    least = _WINDOW if batch_size == "auto" else max(batch_size, min(4 * batch_size, _WINDOW))
+    if batch_size == "auto":
+        min_questions = _MAX_WINDOW
+    else:  # four batches, but at most _MAX_WINDOW questions, and at least one batch
+        min_questions = max(batch_size, min(4 * batch_size, _MAX_WINDOW))
     windows = []
     start = 0
     for index in range(1, len(questions)):
         new_image = questions[index].own_image != questions[index - 1].own_image
-        if index - start >= least and new_image:
+        if index - start >= min_questions and new_image:
             windows.append(range(start, index))
             start = index
     return [*windows, range(start, len(questions))] if questions else []
@@ -117,8 +123,9 @@ def answer_greedily(
 
     Questions about the same or neighbouring images should be adjacent. `loader_threads`: threads
     that open images ahead of the GPU; 0 opens each when it is needed. Tokens that stand for images
-    are never generated. Raises InputError for an image that does not open, for a question with an
-    image token, and if GPU memory does not suffice for the smallest batch.
+    are never generated. Puts the policy into eval mode and replaces its patch convolution
+    (`embed_patches_by_product`). Raises InputError for an image that does not open, for a question
+    with an image token, and if GPU memory does not suffice for the smallest batch.
     """
     policy.eval()
     embed_patches_by_product(policy)
@@ -213,17 +220,17 @@ class _Answerer:
     ) -> Iterator[Answers]:
         """Answer one window, whose images come next in the stream."""
         own = [questions[index] for index in window]
-        head, words = self._tokenize(own)
+        head, suffixes = self._tokenize(own)
         images = _WindowImages(own, paths, stream, self._black_image)
-        prefixes = prefill_images(self._policy, self._processor, head, words[0][0], images)
+        prefixes = prefill_images(self._policy, self._processor, head, suffixes[0][0], images)
         rows = []
-        for index, question, ids in zip(window, own, words, strict=True):
+        for index, question, ids in zip(window, own, suffixes, strict=True):
             for variant, path in question.images.items():
                 rows.append(_Row((index, variant), images.number(question, path), ids))
         # longest first: little padding, and a batch that does not fit in memory fails at once
-        rows.sort(key=lambda row: (-prefixes.lengths[row.prefix], -len(row.words)))
+        rows.sort(key=lambda row: (-prefixes.lengths[row.prefix_index], -len(row.suffix)))
         self._batch_size.estimate(
-            self._policy, max(prefixes.lengths), max(map(len, words)), self._max_new_tokens
+            self._policy, max(prefixes.lengths), max(map(len, suffixes)), self._max_new_tokens
         )
         yield from self._answer_rows(prefixes, rows, completed)
 
@@ -232,19 +239,20 @@ class _Answerer:
     ) -> Iterator[Answers]:
         """Answer rows in batches.
 
-        Batches are cut before completed rows are left out, and a batch that does not fit is halved
-        without moving the next: so a resumed run rounds as an uninterrupted one does.
+        Batches are cut before completed rows are left out, and halving one does not move the next:
+        so with one batch size, a resumed run forms the batches of an uninterrupted one. With `auto`
+        on a GPU, the resumed run may estimate another size.
         """
         size = self._batch_size.rows  # constant: the loop below may halve it
         for start in range(0, len(rows), size):
             waiting = [row for row in rows[start : start + size] if row.key not in completed]
             while waiting:
-                answers = self._try(prefixes, waiting[: self._batch_size.rows])
+                answers = self._complete_or_halve(prefixes, waiting[: self._batch_size.rows])
                 if answers is not None:
                     waiting = waiting[len(answers.completions) :]
                     yield answers
 
-    def _try(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers | None:
+    def _complete_or_halve(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers | None:
         """The answers to some rows; None, with the batch size halved, if they do not fit."""
         try:
             completions = self._complete(prefixes, rows)
@@ -258,19 +266,19 @@ class _Answerer:
         return None
 
     def _complete(self, prefixes: Prefixes, rows: Sequence[_Row]) -> list[Completion]:
-        """Complete B rows, whose prefixes take P columns and whose words take W."""
+        """Complete B rows, whose prefixes take P columns and whose suffixes take W."""
         device = self._policy.device
-        selected = torch.tensor([row.prefix for row in rows], device=device)  # (B,) of the U
-        prefix_lengths = [prefixes.lengths[row.prefix] for row in rows]
-        words_lengths = [len(row.words) for row in rows]
+        selected = torch.tensor([row.prefix_index for row in rows], device=device)  # (B,) of the U
+        prefix_lengths = [prefixes.lengths[row.prefix_index] for row in rows]
+        suffix_lengths = [len(row.suffix) for row in rows]
         prefix_width = max(prefix_lengths)
-        words_width = max(words_lengths)
+        suffix_width = max(suffix_lengths)
         # prefixes are left-padded: their last P columns hold the longest one of this batch
         layers = [
             PreallocatedLayer.from_prefix(
                 keys[selected, :, -prefix_width:],
                 values[selected, :, -prefix_width:],
-                words_width + self._max_new_tokens - 1,
+                suffix_width + self._max_new_tokens - 1,
             )
             for keys, values in prefixes.layers
         ]
@@ -278,46 +286,48 @@ class _Answerer:
         cache.layers = layers
         pad = self._processor.tokenizer.pad_token_id
         ids = torch.tensor(
-            [[pad] * (words_width - len(row.words)) + row.words for row in rows], device=device
+            [[pad] * (suffix_width - len(row.suffix)) + row.suffix for row in rows], device=device
         )
         in_prefix = _right_aligned(prefix_lengths, prefix_width, device)  # (B, P)
-        in_words = _right_aligned(words_lengths, words_width, device)  # (B, W)
+        in_suffix = _right_aligned(suffix_lengths, suffix_width, device)  # (B, W)
         # (B, 1, W, P + W); padding queries see the prefix, so no softmax is over nothing
-        causal = torch.ones(words_width, words_width, dtype=torch.bool, device=device).tril()
+        causal = torch.ones(suffix_width, suffix_width, dtype=torch.bool, device=device).tril()
         mask = torch.cat(
             [
-                in_prefix[:, None, :].expand(-1, words_width, -1),
-                causal & in_words[:, None, :],
+                in_prefix[:, None, :].expand(-1, suffix_width, -1),
+                causal & in_suffix[:, None, :],
             ],
             dim=2,
         )[:, None]
-        # (B, W): 0 at the first word, and at the padding before it
-        lengths = torch.tensor(words_lengths, device=device)
-        columns = torch.arange(words_width, device=device)
-        offsets = (columns - (words_width - lengths[:, None])).clamp(min=0)
-        first = prefixes.next_positions[:, selected]  # (3, B)
+        # (B, W): 0 at the first suffix token, and at the padding before it
+        lengths = torch.tensor(suffix_lengths, device=device)
+        columns = torch.arange(suffix_width, device=device)
+        offsets = (columns - (suffix_width - lengths[:, None])).clamp(min=0)
+        first_positions = prefixes.next_positions[:, selected]  # (3, B)
         with narrow_last_layer(self._policy, 1):
             logits = self._policy(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=first[..., None] + offsets,
+                position_ids=first_positions[..., None] + offsets,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        written = complete_greedily(
+        completion_ids = complete_greedily(
             self._policy,
             layers,
-            torch.cat([in_prefix, in_words], dim=1),
-            first + lengths,
+            torch.cat([in_prefix, in_suffix], dim=1),
+            first_positions + lengths,
             logits,
             max_tokens=self._max_new_tokens,
             eos_ids=self._eos_ids,
             suppressed=self._suppressed,
             compact_below=self._compact_below,
         )
-        texts = self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-        return [Completion(text, tuple(ids)) for text, ids in zip(texts, written, strict=True)]
+        texts = self._processor.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        return [
+            Completion(text, tuple(ids)) for text, ids in zip(texts, completion_ids, strict=True)
+        ]
 
     def _black_image(self, size: tuple[int, int]) -> ProcessedImage:
         return process_image(self._processor, Image.new("RGB", size), self._policy.dtype)
@@ -326,30 +336,30 @@ class _Answerer:
         """Token ids before the image, the same for all questions, and those after it, for each."""
         texts = [
             self._processor.apply_chat_template(
-                chat(question.words), add_generation_prompt=True, tokenize=False
+                chat(question.text), add_generation_prompt=True, tokenize=False
             )
             for question in questions
         ]
         image_token = self._processor.image_token_id
         heads = []
-        words = []
+        suffixes = []
         all_ids = self._processor.tokenizer(texts)["input_ids"]
         for question, ids in zip(questions, all_ids, strict=True):
             count = ids.count(image_token)
             if count != 1:
                 raise InputError(
-                    f"the question {question.words[:80]!r} has {count} image tokens, expected 1:"
+                    f"the question {question.text[:80]!r} has {count} image tokens, expected 1:"
                     f" remove {self._processor.image_token} from its text"
                 )
             at = ids.index(image_token)
             heads.append(ids[:at])
-            words.append(ids[at + 1 :])
+            suffixes.append(ids[at + 1 :])
         if any(head != heads[0] for head in heads):
             raise InputError(
                 "the model's chat template puts words of the question before the image, which is"
                 " not supported: the image must come first"
             )
-        return heads[0], words
+        return heads[0], suffixes
 
 
 def _right_aligned(lengths: Iterable[int], width: int, device: torch.device) -> Tensor:

@@ -51,7 +51,7 @@ def complete_greedily(
     eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     never = torch.tensor(list(suppressed), dtype=torch.long, device=device)
     # output, one row per prompt; the tensors below hold the rows that are still in the batch
-    written = torch.zeros(len(logits), max_tokens, dtype=torch.long, device=device)
+    output_ids = torch.zeros(len(logits), max_tokens, dtype=torch.long, device=device)
     lengths = torch.full((len(logits),), max_tokens, device=device)
     rows = torch.arange(len(logits), device=device)  # batch row -> output row
     unfinished = torch.ones(len(logits), dtype=torch.bool, device=device)
@@ -61,7 +61,7 @@ def complete_greedily(
     width = mask.shape[1] - max_tokens
     for step in range(max_tokens):
         chosen = logits.float().index_fill(1, never, -torch.inf).argmax(-1)
-        written[rows, step] = chosen
+        output_ids[rows, step] = chosen
         ended = unfinished & torch.isin(chosen, eos)
         lengths[rows[ended]] = step + 1
         unfinished = unfinished & ~ended
@@ -85,4 +85,4 @@ def complete_greedily(
             use_cache=True,
         ).logits[:, -1]
     # tokens after a row's end are not part of it
-    return [row[:length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
+    return [row[:length] for row, length in zip(output_ids.tolist(), lengths.tolist(), strict=True)]

@@ -1,8 +1,9 @@
 """TRL's GRPOTrainer with shared prefixes: a group's prompt and image are computed once.
 
-One class for both engines: `trl` leaves everything to TRL. For both, TRL does everything around it:
-rewards, advantages, losses, accumulation, several updates per batch, callbacks, logging, PEFT,
-DeepSpeed. Its loss of a completion token, from the scores computed here:
+One class serves both engines. With `trl`, nothing is overridden. With `shared-prefix`, this class
+prepares prompts, samples and scores; TRL does the rest: rewards, advantages, loss, accumulation,
+several updates per batch, callbacks, logging, PEFT, DeepSpeed. TRL's loss per completion token,
+from these scores:
 
     -min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A) + beta * (exp(d) - d - 1)
 
@@ -27,8 +28,8 @@ from trl.trainer.utils import split_tensor_dict
 from stages.core.errors import InputError
 from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import Sampling, draws, sample_completions
-from stages.grpo.shared_prefix import LMHeadOptions, concatenate, score
-from stages.grpo.vllm_rollout import verify_prompts
+from stages.grpo.shared_prefix import CompletionScorer, concatenate, fits_one_row, score
+from stages.grpo.vllm_rollout import patch_generate
 from stages.policy.prefill import ImageInputs, PromptPass, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
@@ -38,20 +39,20 @@ Scores = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """What the engine shares and skips. None of it changes a result beyond rounding.
+class EngineOptions:
+    """Options of the engine; none changes a result beyond rounding.
 
     `engine`: `shared-prefix`, or `trl` for TRL's own path. `reuse_prompt_pass`: the pass over the
     prompts that starts a rollout has gradients and serves the loss too. `skip_zero_advantage`:
     groups without advantage are not scored by the policy. `fused_head`: logits are never stored.
-    `vision_cache`: bytes of cached features of a frozen vision tower.
+    `vision_cache_bytes`: bytes of cached features of a frozen vision tower.
     """
 
     engine: Literal["shared-prefix", "trl"] = "shared-prefix"
     reuse_prompt_pass: bool = False
     skip_zero_advantage: bool = False
     fused_head: bool = False
-    vision_cache: int = 0
+    vision_cache_bytes: int = 0
 
 
 class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
@@ -63,34 +64,38 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
 
     _buffered_inputs: list[dict[str, Any]] | None
 
-    def __init__(self, *arguments: Any, sharing: Sharing, **options: Any) -> None:
+    def __init__(self, *arguments: Any, engine_options: EngineOptions, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.sharing = sharing
+        self.engine_options = engine_options
         # the B prompts of the rows that are being generated or scored
         self._prompts: PromptBatch | None = None
-        # the policy's pass over them, with gradients, if the loss is to reuse it
-        self._prompt_cache: PromptPass | None = None
+        # the examples of the generation batch, one per completion, with images
+        self._examples: list[dict[str, Any]] = []
+        # the policy's pass over the prompts, with gradients, if the loss is to reuse it
+        self._reusable_pass: PromptPass | None = None
         # those of the B groups that the policy scores; None: all
         self._active_groups: list[int] | None = None
-        if sharing.engine == "shared-prefix":
+        if engine_options.engine == "shared-prefix":
             for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
                 embed_patches_by_product(policy)
         if self.use_vllm:
-            verify_prompts(self.vllm_generation, backbone(self.model).config.image_token_id)
-        self._features = VisionFeatures(sharing.vision_cache) if sharing.vision_cache else None
+            patch_generate(self.vllm_generation, backbone(self.model).config.image_token_id)
+        cache_bytes = engine_options.vision_cache_bytes
+        self._features = VisionFeatures(cache_bytes) if cache_bytes else None
         self._tower_frozen = not any(
             p.requires_grad for name, p in self.model.named_parameters() if ".visual." in f".{name}"
         )
 
     @property
-    def _shares(self) -> bool:
-        return self.sharing.engine == "shared-prefix" and bool(self.model.training)
+    def _uses_shared_prefix(self) -> bool:
+        """Whether this batch takes the shared path: only in training, TRL evaluates by its own."""
+        return self.engine_options.engine == "shared-prefix" and bool(self.model.training)
 
     # -- batches -----------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, but without its shuffle, which would separate the members of a group."""
-        if not self._shares:
+        if not self._uses_shared_prefix:
             return super()._prepare_inputs(generation_batch)
         if (
             self._step % (self.args.steps_per_generation * self.num_iterations) == 0
@@ -107,7 +112,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
 
         The processed prompts are added to its result as `prompts`.
         """
-        if not self._shares:
+        if not self._uses_shared_prefix:
             return super()._generate_and_score_completions(inputs)
         self._examples = inputs
         scored = super()._generate_and_score_completions(
@@ -117,19 +122,21 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """Process one of the G equal prompts of each group, with its images; N rows of ids."""
-        if not self._shares:
+        if not self._uses_shared_prefix:
             return super()._tokenize_prompts(prompts)
-        group = self.num_generations
+        group_size = self.num_generations
         chats = [
             prepare_multimodal_messages(prompt, images=_images(example))
-            for prompt, example in zip(prompts[::group], self._examples[::group], strict=True)
+            for prompt, example in zip(
+                prompts[::group_size], self._examples[::group_size], strict=True
+            )
         ]
         self._prompts = process_prompts(
             self.processing_class, self.model, chats, self.accelerator.device
         )
         rows: list[list[int]] = []
         for ids, mask in zip(self._prompts.ids, self._prompts.mask, strict=True):
-            rows += [ids[mask.bool()].tolist()] * group
+            rows += [ids[mask.bool()].tolist()] * group_size
         return rows, None, {}
 
     # -- rollout -----------------------------------------------------------------------------------
@@ -144,11 +151,16 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         **options: Any,
     ) -> Any:
         """Sample a group per prompt, which passes through the policy once."""
-        if not self._shares or self.use_vllm:
-            images = [_images(example) for example in self._examples] if self._shares else images
-            return super()._generate_single_turn(
-                prompt_ids, images, fields, num_generations, *rest, **options
-            )
+        if self._uses_shared_prefix and not self.use_vllm:
+            return self._sample_groups(), None
+        if self._uses_shared_prefix:  # for vLLM: TRL was given the examples without images
+            images = [_images(example) for example in self._examples]
+        return super()._generate_single_turn(
+            prompt_ids, images, fields, num_generations, *rest, **options
+        )
+
+    def _sample_groups(self) -> list[list[int]]:
+        """Sample a group per prompt: N lists of token ids."""
         prompts = self._prompts
         assert prompts is not None
         sampling = self._sampling()
@@ -163,13 +175,10 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
         ):
-            with nullcontext() if self.sharing.reuse_prompt_pass else torch.no_grad():
+            with nullcontext() if self.engine_options.reuse_prompt_pass else torch.no_grad():
                 prompt_pass = prefill_prompts(policy, prompts, self._image_inputs(policy, prompts))
-            self._prompt_cache = prompt_pass if self.sharing.reuse_prompt_pass else None
-            completions = sample_completions(
-                policy, prompts, prompt_pass.detached(), uniform, sampling
-            )
-        return completions, None
+            self._reusable_pass = prompt_pass if self.engine_options.reuse_prompt_pass else None
+            return sample_completions(policy, prompts, prompt_pass.detached(), uniform, sampling)
 
     def _sampling(self) -> Sampling:
         config = self.generation_config
@@ -183,7 +192,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             suppressed=tuple(config.suppress_tokens or ()),
         )
 
-    def _draws(self, prompts: int, tokens: int) -> Tensor:
+    def _draws(self, prompt_count: int, tokens: int) -> Tensor:
         """Uniform numbers (B, G, tokens) for the prompts of this process.
 
         Prompts are numbered in the order of the sampler, over all processes and batches, so the
@@ -191,8 +200,8 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         """
         generation = self._step // (self.args.steps_per_generation * self.num_iterations)
         processes = self.accelerator.num_processes
-        first = (generation * processes + self.accelerator.process_index) * prompts
-        numbers = range(first, first + prompts)
+        first = (generation * processes + self.accelerator.process_index) * prompt_count
+        numbers = range(first, first + prompt_count)
         return draws(self.args.seed, numbers, self.num_generations, tokens)
 
     def _calculate_rewards(
@@ -202,7 +211,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
 
         Raises InputError for a NaN or missing reward, which TRL would leave out of the sum.
         """
-        inputs = self._examples if self._shares else inputs
+        inputs = self._examples if self._uses_shared_prefix else inputs
         rewards: Tensor = super()._calculate_rewards(
             inputs, prompts, completions, completion_ids_list
         )
@@ -218,11 +227,11 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
     # -- scoring -----------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        if not self._shares:
+        if not self._uses_shared_prefix:
             loss: Tensor = super()._compute_loss(model, inputs)
             return loss
         self._prompts = inputs["prompts"]
-        if self.sharing.skip_zero_advantage:
+        if self.engine_options.skip_zero_advantage:
             advantages = inputs["advantages"].view(len(self._prompts), -1)  # (B, G)
             active = (advantages != 0).any(1).nonzero().flatten().tolist()
             # at least one group: all processes must run the same number of forward passes
@@ -230,7 +239,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._prompt_cache = None
+            self._reusable_pass = None
             self._active_groups = None
 
     def _get_per_token_logps_and_entropies(
@@ -245,7 +254,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         **fields: Any,
     ) -> Scores:
         """Score completions: (N, C), N = B * G rows in whole groups, C = `logits_to_keep`."""
-        if not self._shares:
+        if not self._uses_shared_prefix:
             scores: Scores = super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -259,58 +268,74 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             return scores
         prompts = self._prompts
         assert prompts is not None
-        group = self.num_generations
-        ids = input_ids[:, -logits_to_keep:].view(len(prompts), group, -1)  # (B, G, C)
-        mask = attention_mask[:, -logits_to_keep:].view(len(prompts), group, -1)
-        head = LMHeadOptions(self.temperature, self.sharing.fused_head, compute_entropy)
+        group_size = self.num_generations
+        ids = input_ids[:, -logits_to_keep:].view(len(prompts), group_size, -1)  # (B, G, C)
+        mask = attention_mask[:, -logits_to_keep:].view(len(prompts), group_size, -1)
+        scorer = CompletionScorer(
+            self.temperature,
+            self.engine_options.fused_head,
+            compute_entropy,
+            packed=fits_one_row(group_size, self._max_over_processes(logits_to_keep)),
+        )
         with self.accelerator.autocast():
             # without gradients the reference is scored, or the policy before an update
-            if self._prompt_cache is not None and torch.is_grad_enabled():
+            if self._reusable_pass is not None and torch.is_grad_enabled():
                 logps, entropies = score(
-                    model, prompts, prompts.image_inputs, ids, mask, head, self._prompt_cache
+                    model, prompts, prompts.image_inputs, ids, mask, scorer, self._reusable_pass
                 )
             elif self._active_groups is not None:
                 active = self._active_groups
-                logps, entropies = self._score(model, active, ids, mask, head)
+                logps, entropies = self._score(model, active, ids, mask, scorer)
                 logps = _scatter_groups(logps, active, len(prompts))
                 if entropies is not None:
                     entropies = _scatter_groups(entropies, active, len(prompts))
             else:
-                size = max((batch_size or len(input_ids)) // group, 1)  # groups per pass
+                size = max((batch_size or len(input_ids)) // group_size, 1)  # groups per pass
                 chunks = [
                     range(start, min(start + size, len(prompts)))
                     for start in range(0, len(prompts), size)
                 ]
                 logps, entropies = concatenate(
-                    self._score(model, chunk, ids, mask, head) for chunk in chunks
+                    self._score(model, chunk, ids, mask, scorer) for chunk in chunks
                 )
         return logps, entropies, None
 
     def _score(
-        self, model: Any, groups: Sequence[int], ids: Tensor, mask: Tensor, head: LMHeadOptions
+        self, model: Any, groups: Sequence[int], ids: Tensor, mask: Tensor, scorer: CompletionScorer
     ) -> tuple[Tensor, Tensor | None]:
         """Score some of the groups (B, G, C)."""
         assert self._prompts is not None
         prompts = self._prompts.select(groups)
         index = torch.tensor(list(groups), device=ids.device)
-        images = self._image_inputs(model, prompts)
-        return score(model, prompts, images, ids[index], mask[index], head)
+        image_inputs = self._image_inputs(model, prompts)
+        return score(model, prompts, image_inputs, ids[index], mask[index], scorer)
+
+    def _max_over_processes(self, number: int) -> int:
+        """The largest value of a number that processes may disagree on.
+
+        What decides the number of forward passes must be equal on all: under DDP and ZeRO-3 each
+        pass is a collective.
+        """
+        if self.accelerator.num_processes == 1:
+            return number
+        numbers = torch.tensor([number], device=self.accelerator.device)
+        return int(self.accelerator.gather(numbers).max())
 
     def _image_inputs(self, model: Any, prompts: PromptBatch) -> ImageInputs:
         """Images of prompts for a forward: cached features if the tower is frozen, or pixels."""
         frozen = self._tower_frozen or model is self.ref_model
         if self._features is not None and frozen:
-            return self._features(self.accelerator.unwrap_model(model), prompts)
+            return self._features.inputs_for(self.accelerator.unwrap_model(model), prompts)
         return prompts.image_inputs
 
 
-def _whole_groups(scored: dict[str, Any], parts: int) -> list[dict[str, Any]]:
-    """Split a generation batch into consecutive micro-batches, prompts with their completions."""
+def _whole_groups(scored: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Split a generation batch into `count` micro-batches, prompts with their completions."""
     prompts: PromptBatch = scored.pop("prompts")
-    size = len(prompts) // parts
+    size = len(prompts) // count
     return [
         part | {"prompts": prompts.select(range(number * size, (number + 1) * size))}
-        for number, part in enumerate(split_tensor_dict(scored, parts))
+        for number, part in enumerate(split_tensor_dict(scored, count))
     ]
 
 
@@ -327,7 +352,9 @@ def _images(example: dict[str, Any]) -> list[Any]:
 def _scatter_groups(values: Tensor, active: list[int], groups: int) -> Tensor:
     """Put the scores (A * G, C) of the A active groups in their places among all: (B * G, C).
 
-    The other groups get the detached mean, so no logged mean changes and no gradient flows.
+    The other groups get a placeholder without gradient: the mean over the active groups, padding
+    included. Their advantage is 0, so the loss does not depend on it; a logged mean of it, such as
+    the entropy, is an estimate from the active groups.
     """
     values = values.view(len(active), -1, values.shape[1])
     scattered = values.detach().mean().expand(groups, *values.shape[1:]).clone()

@@ -32,10 +32,10 @@ def deepspeed_configuration(grpo: Grpo) -> Path | None:
     return CONFIGURATIONS / f"{grpo.parallel}.json" if grpo.parallel in ("zero2", "zero3") else None
 
 
-def processes_to_launch(grpo: Grpo) -> int:
-    """Number of processes to start for a training; 0 if this one trains itself.
+def prepare_processes(grpo: Grpo) -> int:
+    """The number of processes to start for a training; 0 if this one trains itself.
 
-    With `none`, all GPUs except the first are hidden from this process. Raises InputError if `ddp`
+    With `none` it also hides all GPUs but the first from this process. Raises InputError if `ddp`
     has one GPU only, if `none` was started as several processes, or if DeepSpeed is missing.
     """
     parallel_arguments(grpo)
@@ -96,9 +96,9 @@ def prepare_deepspeed(grpo: Grpo) -> None:
 
 
 def join_deepspeed(grpo: Grpo, config: Any) -> None:
-    """Let DeepSpeed join the process group of TRL's `config`, before a model is loaded.
+    """Let DeepSpeed join the process group of TRL's `config`, before TRL loads the reference.
 
-    On a CPU nothing else initialises it.
+    On a CPU nothing else initialises DeepSpeed's side of it.
     """
     if deepspeed_configuration(grpo) is None:
         return
@@ -141,7 +141,7 @@ def gather_weights(trainer: Any) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def peer_errors_explained(grpo: Grpo) -> Iterator[None]:
-    """Replace an error that another process's end or silence causes here by an InputError."""
+    """Raise an InputError where another process ended or did not answer, and torch fails here."""
     try:
         yield
     except RuntimeError as error:

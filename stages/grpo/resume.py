@@ -32,8 +32,8 @@ _PROMPTS: Final = "prompts."
 """Prefix of the fields of a micro-batch's PromptBatch in a saved rollout."""
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint; incomplete ones, from a kill or a full disk, are removed."""
+def prune_checkpoints(folder: Path) -> Path | None:
+    """Remove checkpoints that a kill or a full disk left incomplete; the newest complete one."""
     complete = []
     for checkpoint in folder.glob("checkpoint-*"):
         if _is_complete(checkpoint):
@@ -55,7 +55,7 @@ class Resumable:
     """Mixin, before TRL's trainer in the bases: `train(resume_from_checkpoint=...)` is exact."""
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
-        """Train; from a checkpoint that `newest_checkpoint` returned, if any."""
+        """Train from the start, or from a checkpoint that `prune_checkpoints` returned."""
         trainer: Any = self
         trainer.add_callback(_SetSamplerEpoch(trainer))
         trainer.add_callback(_NoFinalSave())
@@ -122,7 +122,8 @@ class ResumableRollout(Resumable):
     def load_extra_state(self, checkpoint: Path) -> None:
         """Restore them."""
         trainer: Any = self
-        rollout = _read_rollout(checkpoint, trainer.accelerator.process_index)
+        accelerator = trainer.accelerator
+        rollout = _read_rollout(checkpoint, accelerator.process_index, accelerator.device)
         trainer._step, trainer._buffered_inputs, metrics = rollout
         trainer._metrics["train"].update(metrics)
 
@@ -168,8 +169,9 @@ class _NoFinalSave(TrainerCallback):  # type: ignore[misc]
 def _write_rollout(folder: Path, trainer: Any) -> None:
     """Write the rollout state of one process: rollout-<process>.safetensors and .json."""
     # at a multiple the next step generates again: nothing is pending
-    pending = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) != 0
-    tensors, others = _pack(trainer._buffered_inputs or [] if pending else [])
+    steps_per_rollout = trainer.args.steps_per_generation * trainer.num_iterations
+    batches = trainer._buffered_inputs if trainer._step % steps_per_rollout else None
+    tensors, others = _pack(batches or [])
     stem = f"rollout-{trainer.accelerator.process_index}"
     save_file(tensors, folder / f"{stem}.safetensors")
     write_json(
@@ -179,11 +181,14 @@ def _write_rollout(folder: Path, trainer: Any) -> None:
 
 
 def _read_rollout(
-    folder: Path, process: int
+    folder: Path, process: int, device: torch.device
 ) -> tuple[int, list[dict[str, Any]] | None, dict[str, list[float]]]:
+    """Micro-step, micro-batches on `device` (None if none are pending), metrics not yet logged."""
     stem = folder / f"rollout-{process}"
     state = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-    batches = _unpack(load_file(stem.with_suffix(".safetensors")), state["others"])
+    tensors = load_file(stem.with_suffix(".safetensors"))
+    on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+    batches = _unpack(on_device, state["others"])
     return state["step"], batches or None, state["metrics"]
 
 

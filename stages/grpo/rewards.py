@@ -34,13 +34,13 @@ def accuracy_reward(
 def format_reward(style: Style) -> Reward:
     """A reward that is 1.0 if a completion has exactly the blocks of `style`, else 0.0."""
 
-    def format(completions: list[Any], **_: Any) -> list[float]:
+    def matches_style(completions: list[Any], **_: Any) -> list[float]:
         return [
             float(FORMATS[style].fullmatch(_text(completion)) is not None)
             for completion in completions
         ]
 
-    return format
+    return matches_style
 
 
 def reward_functions(names: list[str], style: Style) -> list[Reward]:

@@ -59,15 +59,15 @@ class Sampling:
         return LogitsProcessorList(processors)
 
 
-def draws(seed: int, prompts: Sequence[int], group: int, tokens: int) -> Tensor:
+def draws(seed: int, prompt_numbers: Sequence[int], group_size: int, tokens: int) -> Tensor:
     """Uniform numbers in [0, 1), (B, G, tokens), float64.
 
-    Those of prompt number n depend on the seed and n alone.
+    Row b depends on `seed` and `prompt_numbers[b]` alone.
     """
     uniform = []
-    for number in prompts:
+    for number in prompt_numbers:
         bits = np.random.Philox(np.random.SeedSequence([seed, number]))
-        uniform.append(np.random.Generator(bits).random((group, tokens)))
+        uniform.append(np.random.Generator(bits).random((group_size, tokens)))
     return torch.from_numpy(np.stack(uniform))
 
 
@@ -84,38 +84,40 @@ def sample_completions(
     `prompt_pass` is the policy's pass over the prompts, without gradients; `uniform`
     (B, G, max_tokens) are the draws.
     """
-    batch, group, most = uniform.shape
+    batch, group, max_tokens = uniform.shape
     device = prompts.ids.device
     width = prompts.ids.shape[1]
     warpers = sampling.warpers()
     eos_ids = torch.tensor(sampling.eos_ids, device=device)
     uniform = uniform.to(device)
     # columns of the cache: the P tokens of the prompt, then per step one token of each completion
-    member = torch.arange(group * most, device=device) % group
-    own = torch.arange(group, device=device)[:, None] == member
+    column_owner = torch.arange(group * max_tokens, device=device) % group
+    is_own = torch.arange(group, device=device)[:, None] == column_owner  # (G, G * max_tokens)
     # (B, 1, G, P + G * max_tokens): completion g attends to the prompt and to its own tokens
-    prompt = prompts.mask.bool()[:, None, :].expand(-1, group, -1)
-    mask = torch.cat([prompt, own.expand(batch, group, -1)], dim=2)[:, None]
+    sees_prompt = prompts.mask.bool()[:, None, :].expand(-1, group, -1)
+    mask = torch.cat([sees_prompt, is_own.expand(batch, group, -1)], dim=2)[:, None]
     cache = DynamicCache()
     cache.layers = [
-        PreallocatedLayer.from_prefix(keys, values, group * (most - 1))
+        PreallocatedLayer.from_prefix(keys, values, group * (max_tokens - 1))
         for keys, values in prompt_pass.keys_values
     ]
     prompt_ids = prompts.ids.repeat_interleave(group, 0)  # warpers take them and ignore them
     logits = prompt_pass.logits[:, None].expand(batch, group, -1)  # (B, G, V)
-    tokens = torch.full((batch, group, most), sampling.pad, device=device)
+    tokens = torch.full((batch, group, max_tokens), sampling.pad, device=device)
     unfinished = torch.ones(batch, group, dtype=torch.bool, device=device)
-    for step in range(most):
+    sampled = 0
+    for step in range(max_tokens):
         scores = warpers(prompt_ids, logits.flatten(0, 1).float()).view(batch, group, -1)
         if sampling.temperature == 0:
             chosen = scores.argmax(-1)
         else:
             chosen = _inverse_cdf(scores, uniform[:, :, step])
         tokens[:, :, step] = torch.where(unfinished, chosen, sampling.pad)
+        sampled = step + 1
         unfinished = unfinished & ~torch.isin(chosen, eos_ids)
-        if step == most - 1 or not bool(unfinished.any()):
+        if step == max_tokens - 1 or not bool(unfinished.any()):
             break
-        # all members are at the same position: the one `step` tokens after the prompt
+        # all completions are at the same position: the one `step` tokens after the prompt
         position = prompts.positions[:, :, -1:] + 1 + step
         logits = policy(
             input_ids=tokens[:, :, step],
@@ -124,7 +126,7 @@ def sample_completions(
             past_key_values=cache,
             use_cache=True,
         ).logits
-    rows = tokens[:, :, : step + 1].flatten(0, 1).tolist()
+    rows = tokens[:, :, :sampled].flatten(0, 1).tolist()
     return [_until_end(row, sampling.eos_ids) for row in rows]
 
 

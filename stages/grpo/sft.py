@@ -83,10 +83,16 @@ def sft_dataset(rows: list[dict[str, Any]], style: Style, processor: Any) -> Dat
 
 
 class _SampledAsGRPO(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with the sampler of TRL's GRPO trainer, without its G repeats per prompt."""
+    """SFTTrainer with the sampler of TRL's GRPO trainer, without its G repeats per prompt.
 
-    def __init__(self, *arguments: Any, batch: int, repeats: int, **options: Any) -> None:
-        self._batch = batch
+    `prompts_per_draw`: prompts per process that the GRPO twin draws at once; `repeats`: times that
+    each draw is trained on.
+    """
+
+    def __init__(
+        self, *arguments: Any, prompts_per_draw: int, repeats: int, **options: Any
+    ) -> None:
+        self._prompts_per_draw = prompts_per_draw
         self._repeats = repeats
         super().__init__(*arguments, **options)
 
@@ -94,7 +100,7 @@ class _SampledAsGRPO(SFTTrainer):  # type: ignore[misc]
         return RepeatSampler(
             data_source=self.train_dataset if dataset is None else dataset,
             mini_repeat_count=1,
-            batch_size=self._batch * self.accelerator.num_processes,
+            batch_size=self._prompts_per_draw * self.accelerator.num_processes,
             repeat_count=self._repeats,
             shuffle=True,
             seed=self.args.seed,
@@ -135,7 +141,7 @@ def build_sft_trainer(
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)
     # micro-batches per generation of the GRPO twin, which draws their prompts together
-    parts = 1 if reuses_prompt_pass(grpo) else grpo.gradient_accumulation_steps
+    steps_per_generation = 1 if reuses_prompt_pass(grpo) else grpo.gradient_accumulation_steps
     config = sft_config(grpo, sft, scratch, run_name)
     join_deepspeed(grpo, config)
     trainer = MedSFTTrainer(
@@ -145,7 +151,7 @@ def build_sft_trainer(
         processing_class=processor,
         peft_config=grpo.lora and lora_config(grpo.lora, policy),
         callbacks=[StepProgress(run_name)],
-        batch=grpo.prompts_per_device * parts,
+        prompts_per_draw=grpo.prompts_per_device * steps_per_generation,
         repeats=grpo.num_iterations,
     )
     if trainer.args.n_gpu > 1:
@@ -167,7 +173,13 @@ def _check_end(policy: PreTrainedModel, processor: Any, run_name: str) -> None:
     eos_ids = eos if isinstance(eos, list) else [eos]
     tokenizer = processor.tokenizer
     number = tokenizer.eos_token_id
-    if number not in eos_ids or number in vision_token_ids(processor):
+    if number in vision_token_ids(processor):
+        raise InputError(
+            f"{run_name}: the end token {tokenizer.eos_token!r} (token {number}) stands for an"
+            " image and is never generated: set eos_token in the base's tokenizer_config.json to"
+            " the end of a turn"
+        )
+    if number not in eos_ids:
         raise InputError(
             f"{run_name}: targets end in {tokenizer.eos_token!r} (token {number}), but generation"
             f" of the base ends at {eos_ids}: set eos_token in its tokenizer_config.json to the end"

@@ -8,12 +8,10 @@ stood alone. Log-probabilities and gradients equal those of G separate rows; G -
 prompt and image are saved, and logits are computed only where they predict a completion token. A
 no-think answer is some ten tokens after a prompt of hundreds, so this is nearly all of a step.
 
-Two variants run on the prompt's cached keys and values instead. `score_segments` packs the segments
-alone: one pass over the prompt, with gradients, then serves rollout and loss. `score_members` gives
-each segment a row of its own: in a packed row of long completions, most of the attention is
-computed only to be masked away.
-
-Related: Prefix Grouper (arXiv 2506.05433), which does the same for text with two attention calls.
+Two variants run on the prompt's cached keys and values instead. `score_packed_on_cache` packs the
+segments alone: one pass over the prompt, with gradients, then serves rollout and loss.
+`score_separately_on_cache` gives each segment a row of its own: in a packed row of long
+completions, most of the attention is computed only to be masked away.
 """
 
 from __future__ import annotations
@@ -84,49 +82,58 @@ def _segments(
     return ids, mask
 
 
+def fits_one_row(group_size: int, tokens: int) -> bool:
+    """Whether one row is cheaper for a group of completions of up to `tokens` tokens."""
+    return group_size * tokens <= PACK_MAX_TOKENS
+
+
 def score(
     policy: nn.Module,
     prompts: PromptBatch,
-    images: ImageInputs,
+    image_inputs: ImageInputs,
     completion_ids: Tensor,
     completion_mask: Tensor,
-    head: LMHeadOptions,
+    scorer: CompletionScorer,
     prompt_pass: PromptPass | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities and entropies (B * G, C) of completions (B, G, C), the cheapest way.
+    """Log-probabilities and entropies (B * G, C) of completions (B, G, C).
 
-    `prompt_pass` is an earlier pass over the prompts, if any.
+    The completions of a group go in one row if the scorer is `packed`, else in one row each, on the
+    cache of `prompt_pass`, an earlier pass over the prompts, or of a new one. Where activations are
+    recomputed and there is no earlier pass, they always go in one row.
     """
-    short = completion_ids[0].numel() <= PACK_MAX_TOKENS
+    packed = scorer.packed
+    if packed is None:
+        packed = fits_one_row(*completion_ids.shape[1:])
     # transformers returns no KV cache where activations are recomputed
-    if prompt_pass is None and (short or recomputes_activations(policy)):
-        return score_rows(policy, prompts, images, completion_ids, completion_mask, head)
-    prompt_pass = prompt_pass or prefill_prompts(policy, prompts, images)
-    score_behind = score_segments if short else score_members
-    return score_behind(policy, prompts, prompt_pass, completion_ids, completion_mask, head)
+    if prompt_pass is None and (packed or recomputes_activations(policy)):
+        return score_packed(policy, prompts, image_inputs, completion_ids, completion_mask, scorer)
+    prompt_pass = prompt_pass or prefill_prompts(policy, prompts, image_inputs)
+    score_on_cache = score_packed_on_cache if packed else score_separately_on_cache
+    return score_on_cache(policy, prompts, prompt_pass, completion_ids, completion_mask, scorer)
 
 
-def score_rows(
+def score_packed(
     policy: nn.Module,
     prompts: PromptBatch,
-    images: ImageInputs,
+    image_inputs: ImageInputs,
     completion_ids: Tensor,
     completion_mask: Tensor,
-    head: LMHeadOptions,
+    scorer: CompletionScorer,
 ) -> tuple[Tensor, Tensor | None]:
     """Score prompt and segments in one row: a single forward pass."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
     inputs = {"attention_mask": rows.mask, "position_ids": rows.positions, "use_cache": False}
-    return head(policy, images(rows.input_ids) | inputs, completion_ids)
+    return scorer.run(policy, image_inputs(rows.input_ids) | inputs, completion_ids)
 
 
-def score_segments(
+def score_packed_on_cache(
     policy: nn.Module,
     prompts: PromptBatch,
     prompt_pass: PromptPass,
     completion_ids: Tensor,
     completion_mask: Tensor,
-    head: LMHeadOptions,
+    scorer: CompletionScorer,
 ) -> tuple[Tensor, Tensor | None]:
     """Score the segments of a group in one row, on the cache of a pass over the prompts."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
@@ -137,16 +144,16 @@ def score_segments(
         "position_ids": rows.positions[:, :, prefix:],
         "past_key_values": prompt_pass.cache(prefix),
     }
-    return head(policy, inputs, completion_ids)
+    return scorer.run(policy, inputs, completion_ids)
 
 
-def score_members(
+def score_separately_on_cache(
     policy: nn.Module,
     prompts: PromptBatch,
     prompt_pass: PromptPass,
     completion_ids: Tensor,
     completion_mask: Tensor,
-    head: LMHeadOptions,
+    scorer: CompletionScorer,
 ) -> tuple[Tensor, Tensor | None]:
     """Score each segment in a row of its own, on the prompt's cache repeated G times.
 
@@ -169,23 +176,24 @@ def score_members(
         "position_ids": start + torch.arange(length, device=device),
         "past_key_values": prompt_pass.cache(prefix, group),
     }
-    return head(policy, inputs, completion_ids.view(batch * group, 1, length))
+    return scorer.run(policy, inputs, completion_ids.view(batch * group, 1, length))
 
 
 @dataclass(frozen=True)
-class LMHeadOptions:
-    """How hidden states become log-probabilities, at a temperature.
+class CompletionScorer:
+    """Runs a policy; turns its last hidden states into log-probabilities of completions.
 
     `fused` projects tile by tile and never stores logits, with the head TRL added to the policy
     (`add_fused_lm_head`): for large vocabularies and long completions. `entropy` also returns
-    entropies, without gradient.
+    entropies, without gradient. `packed`: see `score`; None: as `fits_one_row` says.
     """
 
     temperature: float
     fused: bool = False
     entropy: bool = False
+    packed: bool | None = None
 
-    def __call__(
+    def run(
         self, policy: nn.Module, inputs: dict[str, Any], completion_ids: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Run the policy; its last G * C hidden states score the completions (B, G, C).

@@ -25,7 +25,7 @@ from stages.core.iteration.progress import progress_reporter
 from stages.core.params import Grpo, Lora
 from stages.core.services.tracking import TrackingRun
 from stages.corpus.dataset.image_store import open_image
-from stages.grpo.engine import MedGRPOTrainer, Sharing
+from stages.grpo.engine import EngineOptions, MedGRPOTrainer
 from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
 from stages.grpo.rewards import reward_functions
 from stages.grpo.vllm_rollout import generation_kwargs, require_vllm, vllm_arguments
@@ -181,12 +181,12 @@ def build_trainer(
         processing_class=processor,
         peft_config=grpo.lora and lora_config(grpo.lora, policy),
         callbacks=[StepProgress(run_name)],
-        sharing=Sharing(
+        engine_options=EngineOptions(
             engine=grpo.engine,
             reuse_prompt_pass=grpo.reuse_prompt_pass,
             skip_zero_advantage=grpo.skip_zero_advantage,
             fused_head=grpo.fused_head,
-            vision_cache=grpo.vision_cache_mb * 2**20,
+            vision_cache_bytes=grpo.vision_cache_mb * 2**20,
         ),
     )
     trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
@@ -242,8 +242,8 @@ def check_prompts(
 ) -> None:
     """Raise InputError for a prompt that is too long or contains an image token.
 
-    Truncating a prompt would truncate its image tokens. `image` is any of theirs: the resize stage
-    gave all images one size, so each takes as many tokens.
+    Truncating a prompt would truncate its image tokens. `image` is any of the dataset's: the resize
+    stage gave all images one size, so each adds as many tokens.
     """
     placeholders = processor.tokenizer.convert_ids_to_tokens(vision_token_ids(processor))
     for question in questions:
@@ -261,16 +261,16 @@ def check_prompts(
     extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
     lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
     longest = max(range(len(lengths)), key=lengths.__getitem__)
-    prompt = f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens"
+    longest_prompt = f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens"
     if lengths[longest] > grpo.max_prompt_length:
         raise InputError(
-            f"{prompt}, more than grpo.max_prompt_length = {grpo.max_prompt_length}: raise it, or"
-            " lower base.max_pixels"
+            f"{longest_prompt}, more than grpo.max_prompt_length = {grpo.max_prompt_length}: raise"
+            " it, or lower base.max_pixels"
         )
     context = policy.config.get_text_config().max_position_embeddings
     if lengths[longest] + grpo.max_completion_length > context:
         raise InputError(
-            f"{prompt} and a completion up to {grpo.max_completion_length}, more than the"
+            f"{longest_prompt} and a completion up to {grpo.max_completion_length}, more than the"
             f" model's context of {context}: lower grpo.max_completion_length or base.max_pixels"
         )
 
@@ -313,9 +313,9 @@ class StepProgress(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
     ) -> None:
         """Advance to the logged step."""
-        number = next((name for name in ("reward", "loss") if logs and name in logs), None)
-        if logs and number and state.is_world_process_zero:
-            note = f"{number} {logs[number]:.2f}"
+        metric = next((name for name in ("reward", "loss") if logs and name in logs), None)
+        if logs and metric and state.is_world_process_zero:
+            note = f"{metric} {logs[metric]:.2f}"
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(state.global_step - self._bar.n)
             if self._bar.disable:

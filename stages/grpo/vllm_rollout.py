@@ -2,9 +2,9 @@
 
 TRL gives a colocated vLLM both the image and a prompt in which the processor has expanded the image
 token to one token per image patch. vLLM then expands the first of them again, and the policy
-answers a prompt that nobody trains on (74 tokens became 137 for a Qwen3-VL, by vLLM's pull request
-57796). So each run of image tokens is collapsed to one first, and, in either mode, the prompt that
-vLLM reports is compared with the intended one.
+answers a prompt that nobody trains on (74 tokens became 137 for a Qwen3-VL, as reported in vLLM's
+pull request 57796). So each run of image tokens is collapsed to one first, and, in either mode, the
+prompt that vLLM reports is compared with the intended one.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def collapse_image_tokens(ids: Sequence[int], token: int) -> list[int]:
     return collapsed
 
 
-def verify_prompts(vllm: Any, token: int) -> None:
-    """Wrap `generate` of TRL's `VLLMGeneration` so that vLLM sees each image once.
+def patch_generate(vllm: Any, token: int) -> None:
+    """Replace `generate` of TRL's `VLLMGeneration`: colocated, it collapses image tokens first.
 
-    It then raises InputError if vLLM saw another prompt than intended.
+    In both modes the new one raises InputError if vLLM reports another prompt than intended.
     """
     generate = vllm.generate
     colocated = vllm.mode == "colocate"
@@ -78,7 +78,7 @@ def verify_prompts(vllm: Any, token: int) -> None:
             if list(actual) != list(intended):
                 raise InputError(
                     f"vLLM saw {len(actual)} tokens ({list(actual).count(token)} image tokens) for"
-                    f" prompt {number} of a batch, the processor makes {len(intended)}"
+                    f" row {number} of the batch, the processor makes {len(intended)}"
                     f" ({intended.count(token)}): it would answer another prompt than is trained"
                     " on. Give vLLM the checkpoint's own processor (with base.max_pixels), or set"
                     " grpo.rollout to policy"

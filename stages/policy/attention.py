@@ -23,11 +23,11 @@ FLASH: Final = "flash_attention_2"
 def choose_attention(
     wanted: str | Towers, dtype: torch.dtype, *, custom_masks: bool
 ) -> dict[str, str]:
-    """Choose transformers' `attn_implementation` for language model and vision tower.
+    """Choose transformers' `attn_implementation`: {"text_config": ..., "vision_config": ...}.
 
-    `custom_masks`: the language model is run with 4-D masks, so sdpa replaces flash-attn there.
-    Raises InputError, with the remedy, if flash-attn is set by name and unusable; `auto` prints the
-    reason and uses sdpa.
+    `custom_masks`: the language model is run with 4-D masks, so sdpa always replaces flash-attn
+    there. Raises InputError, with the remedy, if flash-attn is set by name for a part that would
+    use it and cannot; `auto` prints the reason and uses sdpa.
     """
     language, vision = _per_tower(wanted)
     if custom_masks and language == FLASH:
@@ -41,7 +41,7 @@ def choose_attention(
             )
         vision = "sdpa" if reason else FLASH
     if FLASH in (language, vision) and (reason := flash_unavailable(dtype)):
-        raise InputError(f"base.attention {FLASH}: {reason}; or set it to auto or sdpa")
+        raise InputError(f"base.attention {FLASH}: {reason}. Or set base.attention to auto or sdpa")
     return {"text_config": language, "vision_config": vision}
 
 

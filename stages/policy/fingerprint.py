@@ -16,7 +16,7 @@ def fingerprint(inputs: dict[str, Any]) -> str:
 
 
 def files_hash(paths: Sequence[Path]) -> str:
-    """One hash of the names and contents of files, in any order."""
+    """One hash of the names (without folders), sizes and contents of files, in any order."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         digest.update(f"{path.name}\n{path.stat().st_size}\n".encode())

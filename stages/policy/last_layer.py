@@ -26,9 +26,10 @@ LAYERS: Final = ("Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer", "Qwen3VLTextDe
 def narrow_last_layer(policy: Any, tokens: int) -> Iterator[bool]:
     """Inside, the policy's hidden states are those of the last `tokens` tokens: (B, tokens, H).
 
-    Yields whether that holds. It does not, and nothing changes, if the layer's activations are
-    recomputed for gradients (that happens after this context has ended), if its forward is replaced
-    already, and for layer types not in `LAYERS`.
+    With several `tokens` the policy must be given a 4-D mask: without one, attention assumes as
+    many queries as keys. Yields whether they are. It does not, and nothing changes, if the layer's
+    activations are recomputed for gradients (that happens after this context has ended), if its
+    forward is replaced already, and for layer types not in `LAYERS`.
     """
     layer = backbone(policy).language_model.layers[-1]
     if (
@@ -59,6 +60,7 @@ def _forward(
     **options: Any,
 ) -> Tensor:
     """The layer's forward: queries of the last tokens of (B, T, H), keys and values of all."""
+    assert tokens == 1 or attention_mask is not None
     attention = layer.self_attn
     module = _module_of(layer)
     cos, sin = position_embeddings

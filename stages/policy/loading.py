@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def vision_token_ids(processor: Any) -> list[int]:
     names = [
         token
         for token in tokenizer.get_added_vocab()
-        if token.startswith("<|") and token.endswith(("_pad|>", "vision_start|>", "vision_end|>"))
+        if re.fullmatch(r"<\|(image_pad|video_pad|vision_(pad|start|end))\|>", token)
     ]
     return sorted(tokenizer.convert_tokens_to_ids(names))
 
@@ -97,4 +98,5 @@ def vision_token_ids(processor: Any) -> list[int]:
 def set_max_pixels(processor: Any, max_pixels: int) -> None:
     """Make the processor scale larger images down to `max_pixels` pixels."""
     image_processor = processor.image_processor
+    # the processors of Qwen call the largest area, in pixels, `longest_edge`
     image_processor.size = {**dict(image_processor.size), "longest_edge": max_pixels}

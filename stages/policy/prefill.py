@@ -55,7 +55,9 @@ class PromptPass:
         )
 
 
-def prefill_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs) -> PromptPass:
+def prefill_prompts(
+    policy: nn.Module, prompts: PromptBatch, image_inputs: ImageInputs
+) -> PromptPass:
     """Run B prompts and their images through the policy."""
     # without padding None selects the attention's own causal mask, which fast kernels support
     mask = None
@@ -65,7 +67,7 @@ def prefill_prompts(policy: nn.Module, prompts: PromptBatch, images: ImageInputs
         mask = include_diagonal(causal & prompts.mask.bool()[:, None, :])[:, None]  # (B, 1, P, P)
     with narrow_last_layer(policy, 1):
         outputs = policy(
-            **images(prompts.ids),
+            **image_inputs(prompts.ids),
             attention_mask=mask,
             position_ids=prompts.positions,
             past_key_values=DynamicCache(),

@@ -31,8 +31,8 @@ class VisionFeatures:
         self._bytes = 0
         self._features: OrderedDict[str, Tensor] = OrderedDict()
 
-    def __call__(self, policy: Any, prompts: PromptBatch) -> ImageInputs:
-        """What a forward of the policy takes instead of the pixels of these prompts."""
+    def inputs_for(self, policy: Any, prompts: PromptBatch) -> ImageInputs:
+        """As `prompts.image_inputs`, with cached features in place of pixels."""
         patches = torch.split(prompts.pixel_values, prompts.image_grid_thw.prod(-1).tolist())
         features = [
             self._features_of(policy, each, grid)

@@ -20,7 +20,7 @@ def missing_parts(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
         try:
             shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(shards.values()))
+            names = sorted(set(map(str, shards.values())))
         except (ValueError, KeyError, AttributeError, TypeError):
             return [f"{INDEX} is not an index of weights"]
     if not names:
@@ -28,7 +28,7 @@ def missing_parts(folder: Path) -> list[str]:
     return [problem for name in names if (problem := _problem(folder / name))]
 
 
-def hashes(folder: Path) -> dict[str, str]:
+def weight_hashes(folder: Path) -> dict[str, str]:
     """Name -> sha256 of each weight file."""
     result = {}
     for path in sorted(folder.glob(WEIGHTS)):
@@ -38,13 +38,13 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def _problem(path: Path) -> str | None:
-    """Compare a file's size with that of its safetensors header."""
+    """What is wrong with a weight file, or None: its size must be what its header implies."""
     if not path.is_file():
         return f"{path.name} is missing"
     size = path.stat().st_size
     try:
         expected = _expected_size(path, size)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return f"{path.name} is not a safetensors file, or truncated"
     return None if size == expected else f"{path.name} has {size} bytes instead of {expected}"
 
@@ -52,7 +52,7 @@ def _problem(path: Path) -> str | None:
 def _expected_size(path: Path, size: int) -> int:
     """Layout: 8 bytes with the header's length, the header (JSON), the tensors.
 
-    Raises ValueError, KeyError, TypeError or AttributeError if the header cannot be read.
+    Raises ValueError, LookupError, TypeError or AttributeError if the header cannot be read.
     """
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")

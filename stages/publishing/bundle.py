@@ -19,7 +19,7 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.core.params import Params
 from stages.core.services.secrets import find_leaked_secret
-from stages.policy.weights import WEIGHTS, hashes, missing_parts
+from stages.policy.weights import WEIGHTS, missing_parts, weight_hashes
 from stages.publishing.card import Usage, render
 from stages.reporting.sources import read_predictions
 from stages.scoring.predictions import write_scored
@@ -81,7 +81,7 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     provenance = _check_finished(name, folder)
     commit = _commit(name, provenance, allow_dirty)
     table, origin = read_predictions(layout.predictions(name), f"evaluate@{name}")
-    if origin.get("weights") != hashes(folder):
+    if origin.get("weights") != weight_hashes(folder):
         raise InputError(
             f"{layout.predictions(name)} was computed with other weights than those in {folder}:"
             f" run `dvc repro evaluate@{name} report`"

@@ -45,10 +45,10 @@ def test_auto_on_a_gpu_starts_with_what_fits_its_free_memory(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
     size = BatchSize("auto", torch.device("cuda"))
-    size.estimate(policy_of_2b(), prefix=211, words=85, answer=256)
+    size.estimate(policy_of_2b(), prefix=211, suffix=85, answer=256)
     assert size.rows == rows
     size.rows = 2
-    size.estimate(policy_of_2b(), prefix=211, words=85, answer=256)
+    size.estimate(policy_of_2b(), prefix=211, suffix=85, answer=256)
     assert size.rows == 2, "estimated once"
 
 

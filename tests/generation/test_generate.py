@@ -97,7 +97,7 @@ def test_answers_equal_those_of_generate_for_each_image(family: str, tmp_path: P
         for variant, path in question.images.items():
             with Image.open(question.images["real"] if path == BLANK else path) as opened:
                 image = Image.new("RGB", opened.size) if path == BLANK else opened.convert("RGB")
-            expected = by_generate(policy, question.words, image)
+            expected = by_generate(policy, question.text, image)
             assert completions[index, variant].text == expected, (question, variant)
 
 

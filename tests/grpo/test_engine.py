@@ -43,7 +43,7 @@ def steer(
 ) -> None:
     """Make the trainer sample `COMPLETIONS`, in the order of its prompts, with these rewards."""
     completions: Iterator[list[int]] = iter(COMPLETIONS * 10)
-    if trainer.sharing.engine == "trl":
+    if trainer.engine_options.engine == "trl":
         monkeypatch.setattr(
             trainer,
             "_generate_single_turn",
@@ -193,7 +193,7 @@ def test_features_over_the_cache_limit_are_recomputed(tmp_path: Path) -> None:
     expected = embedded.masked_scatter(places, torch.cat(list(direct)))
     for features in (small, large, small, large):
         torch.testing.assert_close(
-            features(policy, prompts)(ids)["inputs_embeds"], expected, rtol=0, atol=1e-5
+            features.inputs_for(policy, prompts)(ids)["inputs_embeds"], expected, rtol=0, atol=1e-5
         )
 
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from stages.core.distributed.launch import launch
 from stages.core.errors import InputError, LostPeerError
 from stages.core.params import Grpo
-from stages.grpo import engine
+from stages.grpo import engine, shared_prefix
 from stages.grpo.parallel import (
     CONFIGURATIONS,
     explain_peer_error,
     parallel_arguments,
     peer_errors_explained,
-    processes_to_launch,
+    prepare_processes,
 )
 from tests.grpo.tiny import REPOSITORY, embedded_policy, grpo_settings
 from tests.grpo.two_processes import CASES, step
@@ -38,7 +38,8 @@ def step_differences(
     """Run cases on two ranks and one; the difference of their steps as a share of the step."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     # `step` replaces it in this process, too: restored after the test
-    monkeypatch.setitem(vars(engine), "sample_completions", vars(engine)["sample_completions"])
+    monkeypatch.setattr(engine, "sample_completions", vars(engine)["sample_completions"])
+    monkeypatch.setattr(shared_prefix, "PACK_MAX_TOKENS", shared_prefix.PACK_MAX_TOKENS)
     launch(["tests.grpo.two_processes", str(folder), *cases], 2, folder / "logs", "see above")
     before = embedded_policy().state_dict()
     differences = {}
@@ -107,7 +108,7 @@ def test_missing_deepspeed_is_refused_before_anything_starts(
 ) -> None:
     monkeypatch.setattr("stages.grpo.parallel.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"grpo\.parallel zero2 .*`pip install .*'\.\[gpu\]'`"):
-        processes_to_launch(settings(parallel="zero2"))
+        prepare_processes(settings(parallel="zero2"))
 
 
 @pytest.mark.parametrize(
@@ -127,26 +128,26 @@ def test_one_process_is_launched_per_gpu_of_the_slot(
     monkeypatch.setattr("stages.grpo.parallel.util.find_spec", lambda name: object())
     monkeypatch.setenv("MED_R1_PROCESSES", gpus)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert processes_to_launch(settings(parallel=parallel)) == launched
+    assert prepare_processes(settings(parallel=parallel)) == launched
 
 
 def test_a_launched_process_launches_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MED_R1_PROCESSES", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert processes_to_launch(settings(parallel="ddp")) == 0
+    assert prepare_processes(settings(parallel="ddp")) == 0
     with pytest.raises(InputError, match=r"grpo\.parallel none.* 2 processes"):
-        processes_to_launch(settings(parallel="none"))
+        prepare_processes(settings(parallel="none"))
 
 
 def test_ddp_is_refused_with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MED_R1_PROCESSES", "1")
     with pytest.raises(InputError, match=r"grpo\.parallel ddp .*CUDA_VISIBLE_DEVICES.* auto"):
-        processes_to_launch(settings(parallel="ddp"))
+        prepare_processes(settings(parallel="ddp"))
 
 
 def test_none_uses_the_first_of_several_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    processes_to_launch(settings(parallel="none"))
+    prepare_processes(settings(parallel="none"))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages.grpo.resume import MANIFEST, newest_checkpoint
+from stages.grpo import resume
+from stages.grpo.resume import MANIFEST, prune_checkpoints
 from stages.grpo.trainer import LOGGED, deterministic
 from stages.policy.fingerprint import files_hash, fingerprint, prepare_state_folder
 from tests.grpo.tiny import Stopped, assert_resumes_exactly, tiny_trainer, train_and_log
@@ -52,13 +53,27 @@ def test_weights_and_log_equal_those_of_an_uninterrupted_run(
     assert_resumes_exactly(partial(run, settings=BASE_SETTINGS | settings), tmp_path, stop_after)
 
 
+def test_saved_completions_are_restored_to_the_device_of_the_policy(tmp_path: Path) -> None:
+    settings = BASE_SETTINGS | {"num_iterations": 2, "reuse_prompt_pass": False, "save_steps": 3}
+    with pytest.raises(Stopped):
+        run(tmp_path, settings, stop_after=4)
+    checkpoint = prune_checkpoints(tmp_path / "state")
+    assert checkpoint
+    _, batches, _ = resume._read_rollout(checkpoint, 0, torch.device("meta"))
+    assert batches
+    for batch in batches:
+        tensors = [*batch.values(), *vars(batch["prompts"]).values()]
+        devices = {each.device.type for each in tensors if isinstance(each, torch.Tensor)}
+        assert devices == {"meta"}
+
+
 @pytest.mark.parametrize("damage", ["truncated file", "missing file", "no manifest", "half of it"])
 def test_an_incomplete_checkpoint_is_skipped_and_removed(damage: str, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tmp_path, BASE_SETTINGS, stop_after=5)
     state = tmp_path / "state"
     last = state / "checkpoint-4"
-    assert newest_checkpoint(state) == last
+    assert prune_checkpoints(state) == last
     broken = state / "checkpoint-6"
     shutil.copytree(last, broken)
     if damage == "truncated file":
@@ -69,7 +84,7 @@ def test_an_incomplete_checkpoint_is_skipped_and_removed(damage: str, tmp_path: 
         (broken / MANIFEST).unlink()
     else:
         (broken / MANIFEST).write_text("{", encoding="utf-8")
-    assert newest_checkpoint(state) == last
+    assert prune_checkpoints(state) == last
     assert not broken.exists()
     assert (state / "checkpoint-2").exists()
 
@@ -82,13 +97,13 @@ def test_the_last_two_checkpoints_are_kept_but_none_of_the_last_step(tmp_path: P
 
 def test_no_checkpoint_without_save_steps(tmp_path: Path) -> None:
     run(tmp_path, BASE_SETTINGS | {"save_steps": 0, "max_steps": 2})
-    assert newest_checkpoint(tmp_path / "state") is None
+    assert prune_checkpoints(tmp_path / "state") is None
 
 
 def test_a_checkpoint_contains_no_pickled_objects(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tmp_path, BASE_SETTINGS, stop_after=3)
-    checkpoint = newest_checkpoint(tmp_path / "state")
+    checkpoint = prune_checkpoints(tmp_path / "state")
     assert checkpoint
     for path in checkpoint.iterdir():
         assert path.suffix in (".safetensors", ".json", ".jinja", ".pt", ".pth", ".bin"), path.name

@@ -15,12 +15,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from stages.grpo.shared_prefix import (
     PACK_MAX_TOKENS,
-    LMHeadOptions,
+    CompletionScorer,
     pack_rows,
     score,
-    score_members,
-    score_rows,
-    score_segments,
+    score_packed,
+    score_packed_on_cache,
+    score_separately_on_cache,
 )
 from stages.policy.last_layer import narrow_last_layer
 from stages.policy.prefill import prefill_prompts
@@ -110,18 +110,18 @@ def test_log_probabilities_and_gradients_equal_those_of_separate_rows(
     assert len(set(prompts.image_grid_thw.prod(-1).tolist())) == 2, "two sizes of image"
     ids, mask = draw_completions(group, lengths)
     separate = gradients(policy, lambda: score_separately(policy, rows, ids), mask)
-    head = LMHeadOptions(TEMPERATURE)
+    head = CompletionScorer(TEMPERATURE)
 
     def packed() -> Tensor:
-        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0]
+        return score_packed(policy, prompts, prompts.image_inputs, ids, mask, head)[0]
 
     def segments() -> Tensor:
         prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
-        return score_segments(policy, prompts, prompt_pass, ids, mask, head)[0]
+        return score_packed_on_cache(policy, prompts, prompt_pass, ids, mask, head)[0]
 
     def members() -> Tensor:
         prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
-        return score_members(policy, prompts, prompt_pass, ids, mask, head)[0]
+        return score_separately_on_cache(policy, prompts, prompt_pass, ids, mask, head)[0]
 
     for score_shared in (packed, segments, members):
         assert_same(gradients(policy, score_shared, mask), separate)
@@ -136,7 +136,7 @@ def test_the_method_is_chosen_by_length_and_gives_the_same(
     ids, mask = draw_completions(4, [length, 2])
     assert (ids[0].numel() > PACK_MAX_TOKENS) == (length == 80)
 
-    head = LMHeadOptions(TEMPERATURE)
+    head = CompletionScorer(TEMPERATURE)
 
     def chosen() -> Tensor:
         images = prompts.image_inputs
@@ -165,18 +165,18 @@ def test_the_fused_head_gives_the_same_scores(family: str, tmp_path: Path) -> No
     add_fused_lm_head(policy, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
     ids, mask = draw_completions(4, [1, 8, 3])
 
-    def scores(head: LMHeadOptions) -> tuple[Tensor, Tensor | None]:
-        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)
+    def scores(head: CompletionScorer) -> tuple[Tensor, Tensor | None]:
+        return score_packed(policy, prompts, prompts.image_inputs, ids, mask, head)
 
-    plain = LMHeadOptions(TEMPERATURE, entropy=True)
-    fused = LMHeadOptions(TEMPERATURE, fused=True, entropy=True)
+    plain = CompletionScorer(TEMPERATURE, entropy=True)
+    fused = CompletionScorer(TEMPERATURE, fused=True, entropy=True)
     assert_same(
         gradients(policy, lambda: scores(fused)[0], mask),
         gradients(policy, lambda: scores(plain)[0], mask),
     )
     torch.testing.assert_close(scores(fused)[1], scores(plain)[1], rtol=1e-4, atol=1e-5)
     prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
-    segments, _ = score_segments(policy, prompts, prompt_pass, ids, mask, fused)
+    segments, _ = score_packed_on_cache(policy, prompts, prompt_pass, ids, mask, fused)
     real = mask.flatten(0, 1).bool()
     torch.testing.assert_close(segments[real], scores(plain)[0][real], rtol=0, atol=1e-5)
 
@@ -184,10 +184,10 @@ def test_the_fused_head_gives_the_same_scores(family: str, tmp_path: Path) -> No
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     policy, _, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [8, 3])
-    head = LMHeadOptions(TEMPERATURE)
+    head = CompletionScorer(TEMPERATURE)
 
     def packed() -> Tensor:
-        return score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)[0]
+        return score_packed(policy, prompts, prompts.image_inputs, ids, mask, head)[0]
 
     plain = gradients(policy, packed, mask)
     policy.train()
@@ -198,11 +198,11 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 def test_selected_prompts_are_scored_as_in_the_whole_batch(tmp_path: Path) -> None:
     policy, _, prompts = prepared("qwen2_vl", tmp_path)
     ids, mask = draw_completions(4, [8, 3])
-    head = LMHeadOptions(TEMPERATURE)
+    head = CompletionScorer(TEMPERATURE)
     second = prompts.select([1])
     with torch.no_grad():
-        together, _ = score_rows(policy, prompts, prompts.image_inputs, ids, mask, head)
-        alone, _ = score_rows(policy, second, second.image_inputs, ids[1:], mask[1:], head)
+        together, _ = score_packed(policy, prompts, prompts.image_inputs, ids, mask, head)
+        alone, _ = score_packed(policy, second, second.image_inputs, ids[1:], mask[1:], head)
     real = mask[1].bool()
     torch.testing.assert_close(alone[real], together[4:][real], rtol=0, atol=1e-5)
 
@@ -252,7 +252,7 @@ def test_the_last_layer_runs_only_for_tokens_that_predict(family: str, tmp_path:
         )
     ids, mask = draw_completions(2, [3])
     prompt_pass = prefill_prompts(policy, prompts, prompts.image_inputs)
-    score_rows(policy, prompts, prompts.image_inputs, ids, mask, LMHeadOptions(TEMPERATURE))
+    score_packed(policy, prompts, prompts.image_inputs, ids, mask, CompletionScorer(TEMPERATURE))
     width = prompts.ids.shape[1]
     assert tokens == [(0, width), (-1, 1), (0, width - 1 + 6), (-1, 6)]
     assert prompt_pass.keys_values[-1][0].shape[2] == width, (

@@ -12,8 +12,8 @@ from stages.core.params import Grpo
 from stages.grpo.vllm_rollout import (
     collapse_image_tokens,
     generation_kwargs,
+    patch_generate,
     require_vllm,
-    verify_prompts,
     vllm_arguments,
 )
 from tests.grpo.tiny import grpo_settings, processor
@@ -61,14 +61,14 @@ def test_vllm_sees_the_prompt_that_is_trained_on(mode: str) -> None:
     if mode == "colocate":
         unverified = vllm.generate(prompts=[PROMPT], images=None, num_generations=1)[0]
         assert len(unverified[0]) == len(PROMPT) + 3, "expanded twice, as by TRL alone"
-    verify_prompts(vllm, IMAGE)
+    patch_generate(vllm, IMAGE)
     prompts = [PROMPT, PROMPT]
     assert vllm.generate(prompts=prompts, images=None, num_generations=2)[0] == prompts
 
 
 def test_an_image_that_vllm_expands_differently_stops_the_run() -> None:
     vllm: Any = Vllm("colocate", tokens=6)
-    verify_prompts(vllm, IMAGE)
+    patch_generate(vllm, IMAGE)
     with pytest.raises(InputError, match=r"10 tokens \(6 .* prompt 0 .* 8 \(4\)"):
         vllm.generate(prompts=[PROMPT], images=None, num_generations=1)
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from stages.core.params import Grpo, load_params
 from stages.corpus.sample import phantoms
-from stages.grpo.resume import newest_checkpoint
+from stages.grpo.resume import prune_checkpoints
 from stages.grpo.trainer import build_trainer, train_dataset, write_log
 from stages.policy.loading import load_policy, load_processor
 
@@ -216,7 +216,7 @@ def train_and_log(
         return original(*arguments, **options)
 
     trainer.training_step = step
-    checkpoint = newest_checkpoint(folder / "state") if resume else None
+    checkpoint = prune_checkpoints(folder / "state") if resume else None
     assert bool(checkpoint) == resume
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     write_log(trainer.state.log_history, folder / "log.csv")

@@ -15,18 +15,21 @@ import torch
 from safetensors.torch import save_file
 
 from stages.core.distributed.launch import processes
-from stages.grpo import engine
+from stages.grpo import engine, shared_prefix
 from stages.grpo.parallel import gather_weights, prepare_deepspeed
 from tests.grpo.tiny import grpo_settings, set_rewards, tiny_trainer
 
 PROMPTS: Final = 2
 GROUP: Final = 4
 COMPLETIONS: Final = [[300 + row, 40 + row, 50][: 1 + row % 3] for row in range(PROMPTS * GROUP)]
+SHORT: Final = [ids[:2] for ids in COMPLETIONS[:GROUP]] + COMPLETIONS[GROUP:]
 REWARDS: Final = [0.0, 1.0, 2.0, 0.5, 1.0, 0.0, 0.25, 2.0]
 LORA: Final = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 CASES: Final[dict[str, dict[str, Any]]] = {
     "shared-prefix": {},
     "two passes": {"reuse_prompt_pass": False, "loss_type": "dapo"},
+    # those of the first rank would fit into one row, those of the second do not
+    "unequal lengths": {"reuse_prompt_pass": False},
     "trl": {"engine": "trl"},
     "trl, loss of tokens": {"engine": "trl", "loss_type": "dapo"},
     "checkpointing": {"gradient_checkpointing": True, "reuse_prompt_pass": False},
@@ -59,28 +62,34 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     trainer = tiny_trainer(folder, **settings)
     rank = int(os.environ.get("RANK", "0"))
     first = rank * len(COMPLETIONS) // processes()
-    steer(trainer, first, equal_rewards=case == "no pass without advantage")
+    steer(trainer, first, case)
+    if case == "unequal lengths":
+        vars(shared_prefix)["PACK_MAX_TOKENS"] = 2 * GROUP
+    passes: list[None] = []
+    trainer.model.register_forward_pre_hook(lambda *_: passes.append(None))
     # plain SGD makes the step the gradient; DeepSpeed calls create_optimizer itself
     optimizer = trainer.optimizer = torch.optim.SGD(
         [p for p in trainer.model.parameters() if p.requires_grad], lr=trainer.args.learning_rate
     )
     trainer.create_optimizer = lambda *_, **__: optimizer
     trainer.train()
+    counts = trainer.accelerator.gather(torch.tensor([len(passes)]))
+    assert len(set(counts.tolist())) == 1, f"passes of the ranks, each a collective: {counts}"
     weights = gather_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return {}
     return {name: value.float().contiguous().clone() for name, value in weights.items()}
 
 
-def steer(trainer: Any, first: int, equal_rewards: bool) -> None:
-    """Make a trainer sample `COMPLETIONS` from row `first` on, with `REWARDS`.
-
-    `equal_rewards`: the second group has no advantage.
-    """
-    rewards = REWARDS[:GROUP] + [1.0] * GROUP if equal_rewards else REWARDS
-    completions: Iterator[list[int]] = iter((COMPLETIONS * 3)[first:])
+def steer(trainer: Any, first: int, case: str) -> None:
+    """Make a trainer sample a case's completions from row `first` on, with its rewards."""
+    rewards = REWARDS
+    if case == "no pass without advantage":
+        rewards = REWARDS[:GROUP] + [1.0] * GROUP
+    rows = SHORT if case == "unequal lengths" else COMPLETIONS
+    completions: Iterator[list[int]] = iter((rows * 3)[first:])
     pool: Iterator[float] = iter((rewards * 3)[first:])
-    if trainer.sharing.engine == "trl":
+    if trainer.engine_options.engine == "trl":
         trainer._generate_single_turn = lambda ids, *_, **__: (
             [next(completions) for _ in ids],
             None,

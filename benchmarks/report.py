@@ -35,7 +35,7 @@ from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
-from stages.evaluate import exchange
+from stages.evaluate import shuffled_images
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting import build
 from stages.scoring.blind_baseline import as_json
@@ -139,7 +139,7 @@ def write_predictions(questions: pd.DataFrame, checkpoint: str, number: int) -> 
     ].copy()
     rows["checkpoint"] = checkpoint
     rows["modality_test"] = rows["task_test"] = True
-    partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
+    partner = shuffled_images(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
     shares = {"": 0.6} | {f"{variant}_": 0.4 for variant in ABLATIONS}
     for prefix, share in shares.items():
         right = rng.random(len(rows)) < share

@@ -10,7 +10,6 @@ the same corpus. Stage resize checks whether the images can be decoded.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.core import layout
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.errors import InputError
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
@@ -49,7 +48,7 @@ _QUEUED: Final = 1024
 
 def main() -> None:
     """Write data/corpus/<modality> for all modalities, and data/quarantine/download.parquet."""
-    argparse.ArgumentParser(prog="python -m stages.download", description=__doc__).parse_args()
+    stage_parser("download", __doc__).parse_args()
     params = load_params()
     settings = params.corpus
     path = Path(settings.archive)
@@ -62,25 +61,26 @@ def main() -> None:
         reading, files = find_images(corpus, read_questions(corpus))
         hashes, errors = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
         reading = _without_corrupt(reading, files, errors)
-        account = layout.QUARANTINE / "download.parquet"
+        quarantine_file = layout.QUARANTINE / "download.parquet"
         datasets = [record.dataset for record in reading.records]
         provenance = collect_provenance({"corpus": settings})
         quarantine = write_quarantine(
-            account, "download", reading.read, datasets, reading.rows, provenance
+            quarantine_file, "download", reading.read, datasets, reading.rows, provenance
         )
         if not reading.records:
-            message = (
-                f"{path} contains no usable record: {reading.read} read, all refused; see {account}"
+            raise RefusedDataError(
+                f"{path} contains no usable record: {reading.read} read, all refused; see"
+                f" {quarantine_file}",
+                CorpusFault.NO_RECORD,
             )
-            raise RefusedDataError(message, CorpusFault.NO_RECORD)
-        check_refused(quarantine, params.quarantine, account, str(path))
+        check_refused(quarantine, params.quarantine, quarantine_file, str(path))
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
             records.sort(key=lambda record: record.question_id)
             _write(corpus, slug, records, files, hashes)
     print(
         f"download: read {reading.read} records, kept {len(reading.records)}, quarantined"
-        f" {len(reading.rows)} ({account})"
+        f" {len(reading.rows)} ({quarantine_file})"
     )
 
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from stages.core import layout
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.ranks import check_still_wanted, run_ranks, wanted_processes
@@ -58,11 +58,26 @@ def main() -> None:
     name = arguments.checkpoint
     params = load_params()
     evaluation = params.require_evaluation(name)
-    items = test_questions(evaluation.axis, params.splits.kind)
+    items = read_items(evaluation.axis, params.splits.kind)
     folder = layout.model(name)
     if not folder.is_dir():
         stage = "base" if name == "base" else f"train@{name}"
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
+    from stages.generation.answer_store import AnswerStore
+    from stages.generation.generate import cut_windows  # imports torch
+    from stages.policy.loading import check_policy_files
+
+    questions = _questions(items, params)
+    windows = cut_windows(questions, params.evaluate.batch_size)
+    if arguments.rank is not None:
+        processes = arguments.world_size
+        own_windows = windows[arguments.rank :: processes]
+        store = AnswerStore(arguments.answers)
+        for _ in _answer(folder, params, questions, own_windows, store, processes):
+            check_still_wanted()
+        return
+    check_tracking(params.tracking)
+    check_policy_files(folder, f"models/{name}")
     provenance = collect_provenance(
         {
             "splits.kind": params.splits.kind,
@@ -72,30 +87,12 @@ def main() -> None:
         }
     )
     provenance["weights"] = weight_hashes(folder)
-    is_rank = arguments.rank is not None
-    if not is_rank:
-        check_tracking(params.tracking)
-
-    from stages.generation.answer_store import AnswerStore
-    from stages.generation.generate import cut_windows  # imports torch
-    from stages.policy.loading import check_policy_files
-
-    questions = _questions(items, params)
-    processes = arguments.world_size if is_rank else wanted_processes()
-    windows = cut_windows(questions, params.evaluate.batch_size)
-    if is_rank:
-        own_windows = windows[arguments.rank :: processes]
-        store = AnswerStore(arguments.answers)
-        for _ in _answer(folder, params, questions, own_windows, store, processes):
-            check_still_wanted()
-        return
-    check_policy_files(folder, f"models/{name}")
     scratch = layout.SCRATCH / "evaluate" / name
     store = AnswerStore(scratch / _fingerprint(folder, provenance, items, questions, windows))
     store.make_folder()
     with tracked(params, "evaluate", name, provenance, identity=store.folder.name) as run:
         run.artifact(name, "model", partial(weight_hashes, folder))
-        _answer_all(name, folder, params, questions, windows, store, processes)
+        _answer_all(name, folder, params, questions, windows, store, wanted_processes())
         completions, provenance["batch_sizes"] = store.read()
         rows = [
             _row(name, item, completions, index, question)
@@ -118,11 +115,7 @@ def main() -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = stage_parser("evaluate", __doc__)
     parser.add_argument("checkpoint", help="base, or a key of checkpoints in params.yaml")
     # For the processes that this stage starts: a rank stores its answers in the folder ANSWERS and
     # writes no predictions.
@@ -137,7 +130,7 @@ def _questions(items: Sequence[Mapping[str, Any]], params: Params) -> list[Quest
     from stages.generation.generate import BLANK, Question
 
     ablations = params.evaluate.ablations
-    partner = exchange(items) if ablations else {}
+    partner = shuffled_images(items) if ablations else {}
     questions = []
     for item in items:
         images = {"real": item["image"]}
@@ -297,7 +290,7 @@ def _fingerprint(
     )
 
 
-def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
+def read_items(axis: str, kind: str) -> list[dict[str, Any]]:
     """Distinct test questions of an axis ("modality", "task", "all") in one kind of split.
 
     Adds to each question the flags `<axis>_test`. Questions about one image are adjacent, next to
@@ -319,7 +312,7 @@ def test_questions(axis: str, kind: str) -> list[dict[str, Any]]:
     )
 
 
-def exchange(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def shuffled_images(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Image -> another image of its modality: the next one in a fixed random cycle.
 
     A modality with a single image has no entry.

@@ -9,12 +9,11 @@ compare accuracies with the baseline question by question.
 
 from __future__ import annotations
 
-import argparse
 from itertools import chain
 from typing import Final
 
 from stages.core import layout
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
@@ -29,12 +28,8 @@ OUTPUTS_FORMAT: Final = 1
 
 
 def main() -> None:
-    """Write data/prior/<axis>/<slug>.json for every split of the kind in use, or none."""
-    argparse.ArgumentParser(
-        prog="python -m stages.prior",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    """Write data/prior/<axis>/<slug>.json for every split of the kind in use, all or nothing."""
+    stage_parser("prior", __doc__).parse_args()
     kind = load_params().splits.kind
     blind_baselines = list(chain.from_iterable(axis_blind_baselines(axis, kind) for axis in AXES))
     provenance = collect_provenance({"splits.kind": kind})
@@ -56,17 +51,15 @@ def main() -> None:
 
 def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
     """Blind baselines of an axis; InputError names a missing, empty or malformed split."""
-    trains, tests = (
-        {slug: _questions(axis, slug, part, kind) for slug in AXES[axis]}
-        for part in ("train", "test")
-    )
+    train = {slug: _questions(axis, slug, "train", kind) for slug in AXES[axis]}
+    test = {slug: _questions(axis, slug, "test", kind) for slug in AXES[axis]}
     own = {
-        slug: {name: fit_prior(train, exact=name == "as_written") for name in RULES}
-        for slug, train in trains.items()
+        slug: {name: fit_prior(questions, exact=(name == "as_written")) for name in RULES}
+        for slug, questions in train.items()
     }
     pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
     return [
-        find_blind_baseline(axis, slug, kind, trains[slug], tests[slug], own[slug], pooled)
+        find_blind_baseline(axis, slug, kind, train[slug], test[slug], own[slug], pooled)
         for slug in AXES[axis]
     ]
 

@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Final
 
 import pandas as pd
 
 from stages.core import layout
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.errors import InputError, recreate
 from stages.core.outputs import read_json
 from stages.core.params import load_params
@@ -36,7 +35,7 @@ OUTPUTS_FORMAT: Final = 1
 
 def main() -> None:
     """Build the report; there are no arguments."""
-    argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args()
+    stage_parser("report", __doc__).parse_args()
     make()
 
 

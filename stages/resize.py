@@ -15,7 +15,6 @@ outputs.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core import layout
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_directory, read_json_lines, write_json_lines
 from stages.core.params import load_params
@@ -52,11 +51,9 @@ _REMEDY = "run `dvc repro download`"
 
 def main() -> None:
     """Write data/images, data/frames, data/records and data/quarantine/resize of a modality."""
-    parser = argparse.ArgumentParser(prog="python -m stages.resize", description=__doc__)
-    parser.add_argument("modality", help=", ".join(MODALITIES))
+    parser = stage_parser("resize", __doc__)
+    parser.add_argument("modality", choices=MODALITIES)
     slug = parser.parse_args().modality
-    if slug not in MODALITIES:
-        raise InputError(f"unknown modality {slug!r}; known: {', '.join(MODALITIES)}")
     params = load_params()
     # records are read twice: at full scale, keeping them would take more memory than all else
     records = layout.corpus_records(slug)
@@ -100,10 +97,12 @@ def main() -> None:
 
     write_json_lines(layout.records(slug), usable())
     count = paths.total()
-    account = layout.QUARANTINE / "resize" / f"{slug}.parquet"
+    quarantine_file = layout.QUARANTINE / "resize" / f"{slug}.parquet"
     provenance = collect_provenance({"resize": params.resize, "dicom": params.dicom})
-    quarantine = write_quarantine(account, f"resize@{slug}", count, datasets, rows, provenance)
-    check_refused(quarantine, params.quarantine, account, str(layout.corpus(slug)))
+    quarantine = write_quarantine(
+        quarantine_file, f"resize@{slug}", count, datasets, rows, provenance
+    )
+    check_refused(quarantine, params.quarantine, quarantine_file, str(layout.corpus(slug)))
     print(
         f"resize {slug}: read {count} records of {len(results)} images ({resizer.decoded_count}"
         f" of them decoded), kept {len(datasets)}, quarantined {len(rows)}"

@@ -20,7 +20,6 @@ stage.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -31,7 +30,7 @@ from typing import Any, Final
 import numpy as np
 
 from stages.core import layout
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Splits, load_params
 from stages.core.provenance import collect_provenance
@@ -61,13 +60,13 @@ Sides = tuple[list[Item], list[Item]]
 
 _FIELD = {"modality": "modality", "task": "question_type"}
 """Axis -> the field of an item that names its slug."""
-_TOLERANCE = 0.01
+_SHARE_TOLERANCE = 0.01
 """Deviation from train_share beyond which a grouped split is marked in the printed table."""
 
 
 def main() -> None:
     """Write data/data-tests.json, then data/splits: split files, groups, leaks and provenance."""
-    argparse.ArgumentParser(prog="python -m stages.splits", description=__doc__).parse_args()
+    stage_parser("splits", __doc__).parse_args()
     params = load_params()
     settings = params.splits
     provenance = collect_provenance(
@@ -124,7 +123,7 @@ def grouped(items: Sequence[Item], group_of: Mapping[str, str], settings: Splits
 def published(items: Sequence[Item], settings: Splits) -> Draw:
     """Split items (sorted by question_id) at random: round(n * train_share) for training.
 
-    If there are at least two items, each side gets at least one.
+    If there are at least two items, each side gets at least one; a single one is for testing.
     """
     return {
         axis: {
@@ -136,7 +135,9 @@ def published(items: Sequence[Item], settings: Splits) -> Draw:
 
 
 def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> Sides:
-    count = max(min(max(round(len(items) * settings.train_share), 1), len(items) - 1), 0)
+    count = 0
+    if len(items) > 1:  # at least one on each side
+        count = min(max(round(len(items) * settings.train_share), 1), len(items) - 1)
     # seeded by a hash: the same on every machine, and independent of the other splits
     key = hashlib.sha256(f"{settings.seed}/{axis}/{slug}".encode()).digest()
     train = set(np.random.default_rng(list(key)).permutation(len(items))[:count].tolist())
@@ -247,7 +248,7 @@ def _print(
                 leak = leaks[kind][axis][slug]
                 share = len(train) / max(len(train) + len(test), 1)
                 note = ""
-                if kind == "grouped" and abs(share - settings.train_share) > _TOLERANCE:
+                if kind == "grouped" and abs(share - settings.train_share) > _SHARE_TOLERANCE:
                     note = " groups too large for the share"
                 print(
                     f"{kind:9} {axis:9} {slug:28} {len(train):7} {len(test):7} {100 * share:8.1f}"

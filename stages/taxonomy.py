@@ -33,9 +33,11 @@ QUESTION_TYPES: Final[dict[str, str]] = {
 """Question-type slug -> `question_type` literal, in the order of Med-R1's tables."""
 
 MODALITY_SLUGS: Final[dict[str, str]] = {literal: slug for slug, literal in MODALITIES.items()}
+"""`modality_type` literal -> slug."""
 QUESTION_TYPE_SLUGS: Final[dict[str, str]] = {
     literal: slug for slug, literal in QUESTION_TYPES.items()
 }
+"""`question_type` literal -> slug."""
 
 AXES: Final[dict[str, tuple[str, ...]]] = {
     "modality": tuple(MODALITIES),

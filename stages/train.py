@@ -10,7 +10,6 @@ of processes, on a CPU too.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from typing import Any, Final
 
 from stages.core import layout
 from stages.core.cards.model_card import checkpoint_card
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.code_version import stage_code
 from stages.core.distributed.devices import check_gpus
 from stages.core.distributed.launch import end_with_launcher, launch, processes
@@ -53,11 +52,7 @@ REMEDY: Final = (
 
 def main() -> None:
     """Train one checkpoint and write models/<checkpoint> and training/<checkpoint>.csv."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = stage_parser("train", __doc__)
     parser.add_argument("checkpoint", help="a key of checkpoints in params.yaml")
     name = parser.parse_args().checkpoint
     params = load_params()
@@ -74,12 +69,12 @@ def main() -> None:
     if number := prepare_processes(grpo):
         launch(["stages.train", name], number, layout.SCRATCH / "launch" / name, REMEDY)
         return
-    bfloat16 = []
+    bfloat16_settings = []
     if grpo.bf16:
-        bfloat16.append("grpo.bf16 true")
+        bfloat16_settings.append("grpo.bf16 true")
     if params.base.dtype == "bfloat16":
-        bfloat16.append("base.dtype bfloat16")
-    check_gpus(" and ".join(bfloat16) or None)
+        bfloat16_settings.append("base.dtype bfloat16")
+    check_gpus(" and ".join(bfloat16_settings) or None)
     end_with_launcher()
 
     import torch
@@ -103,6 +98,7 @@ def main() -> None:
     with peer_errors_explained(grpo):
         trainer = _trainer(policy, processor, rows, settings, params.prompt.style, state, name)
         main_process = trainer.accelerator.is_main_process
+        # one process clears the states of other fingerprints before the others look for theirs
         with trainer.accelerator.main_process_first():
             prepare_state_folder(state)
             resumed = prune_checkpoints(state)
@@ -132,17 +128,12 @@ def main() -> None:
             run.artifact(start.name, "model", partial(weight_hashes, start))
             trainer.add_callback(TrackingCallback(run))
             _train(trainer, resumed, grpo, checkpoint.method)
-            # every rank takes part in saving, but only the main process writes the checkpoint
             output = atomic_directory(layout.model(name)) if main_process else nullcontext(state)
             with output as folder:
+                # every rank takes part in saving, but only the main process writes
                 save_policy(trainer, processor, folder)
                 if main_process:
-                    if "base_model" in provenance:
-                        write_json(folder / ORIGIN, provenance["base_model"])
-                    (folder / "README.md").write_text(
-                        checkpoint_card(name, len(rows), params, provenance), encoding="utf-8"
-                    )
-                    write_json(layout.training_provenance(name), provenance)
+                    _describe(name, folder, start, len(rows), params, provenance)
                     with atomic_file(layout.training_log(name)) as log:
                         write_log(trainer.state.log_history, log)
             run.artifact(name, "model", partial(weight_hashes, layout.model(name)))
@@ -154,6 +145,22 @@ def main() -> None:
         )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _describe(
+    name: str, folder: Path, start: Path, count: int, params: Params, provenance: dict[str, Any]
+) -> None:
+    """Write what belongs to a checkpoint besides its weights: origin, licence, card, provenance.
+
+    `count`: number of training questions.
+    """
+    if "base_model" in provenance:
+        write_json(folder / ORIGIN, provenance["base_model"])
+    for licence in sorted(start.glob("LICENSE*")):
+        shutil.copyfile(licence, folder / licence.name)
+    card = checkpoint_card(name, count, params, provenance)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_json(layout.training_provenance(name), provenance)
 
 
 def _trainer(

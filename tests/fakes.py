@@ -25,7 +25,7 @@ from stages.corpus.quarantine.ledger import RecordLocation, Row, write_quarantin
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
 from stages.corpus.splitting.leaks import as_json, count_leaks
-from stages.evaluate import exchange
+from stages.evaluate import shuffled_images
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.figures import CURVES
 from stages.scoring.blind_baseline import RULES, BlindBaseline, find_blind_baseline
@@ -206,7 +206,7 @@ def make_predictions(
 def _with_ablations(rows: pd.DataFrame, knows: float, done: bool) -> pd.DataFrame:
     """Add answers to a black and an exchanged image; columns without values unless `done`."""
     rng = np.random.default_rng(7)
-    partner = exchange(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
+    partner = shuffled_images(rows[["image", "modality"]].to_dict("records"))  # type: ignore[arg-type]
     for variant in ABLATIONS:
         letters = [LETTERS[int(rng.integers(len(options)))] for options in rows["options"]]
         guesses = [

@@ -1,25 +1,23 @@
-"""Stage `base`: put the model every checkpoint starts from into models/base.
-
-The embedded one is made by stages.pretraining.
+"""Stage `base`: put the model that every checkpoint starts from into models/base.
 
     python -m stages.base
 
-Copies base.source (a folder) or fetches it (a model id and revision). `med-r1 base-commit ID`
-prints a commit for base.revision.
+Copies base.source if it is a folder, or downloads it if it is a model id, at base.revision;
+`med-r1 base-commit ID` prints a commit for that. The embedded base in infra/base is made by
+stages.pretraining.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Final
 
 from stages.base.code import drop_code
-from stages.base.hub import TAKEN, snapshot
+from stages.base.hub import COPIED_PATTERNS, is_model_id, snapshot
 from stages.core import layout
 from stages.core.cards.licence import read_licence
-from stages.core.cli import run_stage
+from stages.core.cli import run_stage, stage_parser
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Base, load_params
@@ -32,11 +30,7 @@ OUTPUTS_FORMAT: Final = 1
 
 def main() -> None:
     """Run the stage; there are no arguments."""
-    argparse.ArgumentParser(prog="python -m stages.base", description=__doc__).parse_args()
-    _stage()
-
-
-def _stage() -> None:
+    stage_parser("base", __doc__).parse_args()
     base = load_params().base
     source = fetch(base)
 
@@ -50,7 +44,7 @@ def _stage() -> None:
     check_policy_files(source)
     with atomic_directory(layout.BASE_MODEL) as folder:
         for file in sorted(source.iterdir()):
-            if file.is_file() and any(file.match(pattern) for pattern in TAKEN):
+            if file.is_file() and any(file.match(pattern) for pattern in COPIED_PATTERNS):
                 shutil.copyfile(file, folder / file.name)
         drop_code(folder, base.source)
         processor = load_processor(folder)
@@ -76,22 +70,20 @@ def _stage() -> None:
 
 
 def fetch(base: Base) -> Path:
-    """The folder with the base's files.
+    """The folder with the base's files: `base.source`, or the hub's snapshot at `base.revision`.
 
-    `base.source` itself, or the hub snapshot at `base.revision`.
-
-    Raises InputError when the folder is missing, the revision is, or neither the local cache nor
+    Raises InputError if the folder or the revision is missing, or if neither the local cache nor
     the hub has the model.
     """
     folder = Path(base.source)
     if folder.is_dir():
         if base.revision is not None:
             raise InputError(
-                f"base.revision = {base.revision!r} has no meaning for the folder {folder}: set it"
-                " to null in params.yaml"
+                f"base.revision = {base.revision!r} does not apply to the folder {folder}: set"
+                " it to null in params.yaml"
             )
         return folder
-    if base.source.count("/") != 1 or base.source.startswith((".", "/")):
+    if not is_model_id(base.source):
         raise InputError(
             f"base.source = {base.source!r}: no such folder, and not a model id of the form"
             " owner/name"

@@ -1,9 +1,9 @@
-"""A base model from a Hugging Face hub, at one commit: the local cache's, or fetched into it.
+"""Fetch a base model from a Hugging Face hub at one commit, or take it from the local cache.
 
-A commit never changes: what the cache holds whole is taken without asking anybody, so that a second
-run needs no network. Weights are fetched here and not by huggingface_hub, which begins a file again
-after a kill (2.4) and does not compare it with its hash: they lie in the cache under the names it
-looks for, `blobs/<sha256>`, and the rest is left to it.
+A commit never changes, so a complete copy in the cache is used without a network. Weight files are
+downloaded here, because huggingface_hub (seen in 2.4) restarts a file after a kill and does not
+verify its SHA-256. They are stored where huggingface_hub looks for them, `blobs/<sha256>`; it
+downloads the small files itself.
 """
 
 from __future__ import annotations
@@ -23,39 +23,59 @@ from stages.core.file_lock import exclusive_lock
 from stages.core.services.hub import classify_error, endpoint, format_error
 from stages.policy.weights import WEIGHTS, missing_parts
 
-TAKEN: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
-"""All a checkpoint is opened with, and its licence; no pickles, no code."""
+COPIED_PATTERNS: Final = ["*.json", WEIGHTS, "*.txt", "*.jinja", "LICENSE*"]
+"""Files copied into models/base: what opens a checkpoint, and its licence; no pickles, no code."""
 RESERVE: Final = 256 * 2**20
 """Bytes that are left free on a disk."""
-
-FETCHED: Final[dict[str, Any]] = {
-    "allow_patterns": [*TAKEN, "README.md"],
+DOWNLOAD_FILTER: Final[dict[str, Any]] = {
+    "allow_patterns": [*COPIED_PATTERNS, "README.md"],
     "ignore_patterns": ["*/*"],
 }
-"""The model's card says its licence. Nothing in folders: other formats of the same weights."""
+"""Which files are downloaded: README.md has the licence, folders only other formats of weights."""
 _GIB: Final = 2**30
 
 
+def is_model_id(text: str) -> bool:
+    """Whether a text has the form of a hub's ids: owner/name."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
+
+
+def cached_snapshot(model: str, revision: str | None) -> Path | None:
+    """Folder of a hub model in the local cache; None if it is missing or incomplete."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(model, revision=revision, local_files_only=True, **DOWNLOAD_FILTER)
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+    # huggingface_hub cannot tell whether what an older version left there is complete
+    return folder if (folder / "config.json").exists() and not missing_parts(folder) else None
+
+
 def snapshot(model: str, revision: str, workspace: Path) -> Path:
-    """The folder with the files of `model` at a commit.
+    """Folder with the files of `model` at a commit, downloaded if the cache lacks any.
 
-    It is going to be copied to `workspace`, which needs room for it.
-
-    Raises InputError if the cache does not have it and the hub does not give it, telling apart: no
-    network, no such model, no such commit, no right to it; if it has no safetensors; if a disk is
-    too small.
+    `workspace`: the folder that the files will be copied to, whose disk must have room for them.
+    Raises InputError if the model cannot be had (no such id or commit, no network, no access) or
+    has no safetensors, DiskFullError if a disk is too small.
     """
-    cached = _cached(model, revision)
+    if not is_model_id(model):
+        raise InputError(f"base.source = {model!r} is not a model id of the form owner/name")
+    cached = cached_snapshot(model, revision)
     if cached is not None:
+        _check_space(model, {workspace: sum(path.stat().st_size for path in cached.iterdir())})
         return cached
-    with _explained(model, revision):
+    with _hub_errors_explained(model, revision):
         files = _list(model, revision)
     blobs = _storage(model) / "blobs"
-    missing = [file for file in files if not _is_whole(blobs / _blob(file), file.size)]
+    missing = [file for file in files if not _is_complete(blobs / _blob(file), file.size)]
     _check_space(
         model,
         {
-            _storage(model): sum(file.size - _come(blobs, file) for file in missing),
+            _storage(model): sum(file.size - _bytes_fetched(blobs, file) for file in missing),
             workspace: sum(file.size for file in files),
         },
     )
@@ -64,21 +84,21 @@ def snapshot(model: str, revision: str, workspace: Path) -> Path:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    with _explained(model, revision):
+    with _hub_errors_explained(model, revision):
         for file in missing:
             if file.lfs is not None:
                 _fetch(model, revision, file, blobs)
-        return Path(snapshot_download(model, revision=revision, **FETCHED))
+        return Path(snapshot_download(model, revision=revision, **DOWNLOAD_FILTER))
 
 
 def resolve(model: str, name: str) -> str:
-    """The commit that a branch or tag of a model stands for now.
+    """The commit that a branch or tag of a model points to now.
 
-    InputError if the hub does not say, or `model` is no id.
+    InputError if the hub cannot be asked or lacks it, or if `model` is not an id.
     """
     from huggingface_hub import HfApi
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not is_model_id(model):
         raise InputError(f"{model!r} is not of the form owner/name, as Qwen/Qwen2-VL-2B-Instruct")
     try:
         return str(HfApi().model_info(model, revision=name).sha)
@@ -102,25 +122,8 @@ def resolve(model: str, name: str) -> str:
         raise InputError(f"{model}: {why.get(what, format_error(error))}") from error
 
 
-def _cached(model: str, revision: str) -> Path | None:
-    """The cache's folder, if it is whole."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(model, revision=revision, local_files_only=True, **FETCHED))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        raise InputError(
-            f"base.source = {model!r} is not a model id: {format_error(error)}"
-        ) from error
-    # of what an older huggingface_hub put there, it cannot tell whether it is all
-    return None if missing_parts(folder) else folder
-
-
 def _list(model: str, revision: str) -> list[Any]:
-    """What the hub has at this commit of what is fetched."""
+    """The files of a commit that pass `DOWNLOAD_FILTER`."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import filter_repo_objects
@@ -131,7 +134,7 @@ def _list(model: str, revision: str) -> list[Any]:
         if isinstance(file, RepoFile)
     ]
     _check_names(model, revision, [file.path for file in files])
-    return list(filter_repo_objects(files, key=lambda file: file.path, **FETCHED))
+    return list(filter_repo_objects(files, key=lambda file: file.path, **DOWNLOAD_FILTER))
 
 
 def _check_names(model: str, revision: str, names: list[str]) -> None:
@@ -145,7 +148,7 @@ def _check_names(model: str, revision: str, names: list[str]) -> None:
 
 
 def _check_space(model: str, needed: dict[Path, int]) -> None:
-    """InputError if a disk has no room for what is to be written below these folders."""
+    """DiskFullError if a disk has too little room; `needed`: folder -> bytes to write there."""
     for folders, size, free in find_shortages(needed, RESERVE):
         raise DiskFullError(
             f"{model} needs {size / _GIB:.1f} GiB in {' and '.join(map(str, folders))}, where"
@@ -163,7 +166,7 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
 
     part, blob = _part(blobs, file), blobs / _blob(file)
     with exclusive_lock(part), part.open("ab") as out:  # another process may be fetching it too
-        if _is_whole(blob, file.size):
+        if _is_complete(blob, file.size):
             part.unlink(missing_ok=True)
             return
         if (arrived := out.seek(0, os.SEEK_END)) > file.size:
@@ -186,18 +189,15 @@ def _fetch(model: str, revision: str, file: Any, blobs: Path) -> None:
         if digest != file.lfs.sha256:
             part.unlink()
             raise InputError(
-                f"{file.path} of {model} came with sha256 {digest}, not {file.lfs.sha256}: it is"
-                " deleted; run again"
+                f"{file.path} of {model} was downloaded with SHA-256 {digest} instead of"
+                f" {file.lfs.sha256} and deleted: re-run"
             )
         part.replace(blob)
 
 
 @contextmanager
-def _explained(model: str, revision: str) -> Iterator[None]:
-    """Errors of the hub as InputError.
-
-    What is wrong with id, revision or network, and the way out.
-    """
+def _hub_errors_explained(model: str, revision: str) -> Iterator[None]:
+    """Turn an error of the hub into an InputError that states cause and remedy."""
     try:
         yield
     except Exception as error:
@@ -215,15 +215,15 @@ def _explained(model: str, revision: str) -> Iterator[None]:
                 ),
                 "unreachable": (
                     f"{which} is incomplete in the local cache ({_storage(model)}), and {hub}"
-                    f" cannot be reached ({format_error(error)}): check the network and run again,"
-                    f" what has come is kept; {folder}"
+                    f" cannot be reached ({format_error(error)}): check the network and re-run,"
+                    f" downloaded parts are kept; {folder}"
                 ),
                 "unknown id": (
                     f"{which}: {hub} has no such model that you may see. Check the spelling of the"
                     f" id; for a private one set HF_TOKEN; {folder}"
                 ),
                 "gated": (
-                    f"{which}: its owner wants terms to be accepted first: do so at {hub}/{model},"
+                    f"{which}: its owner requires terms to be accepted: do so at {hub}/{model},"
                     f" then set HF_TOKEN; {folder}"
                 ),
                 "no such revision": (
@@ -239,8 +239,8 @@ def _explained(model: str, revision: str) -> Iterator[None]:
                     f"{which}: {hub} does not allow it with this token: ask its owner, {folder}"
                 ),
                 "hub failed": (
-                    f"{which}: {hub} failed ({format_error(error)}): run again later, what has come"
-                    f" is kept; {folder}"
+                    f"{which}: {hub} failed ({format_error(error)}): re-run later, downloaded"
+                    f" parts are kept; {folder}"
                 ),
             }[what]
         ) from error
@@ -253,11 +253,11 @@ def _storage(model: str) -> Path:
 
 
 def _blob(file: Any) -> str:
-    """Its name in the cache: the hash the hub knows it by."""
+    """Name of a file in the cache: its hash on the hub."""
     return str(file.lfs.sha256 if file.lfs is not None else file.blob_id)
 
 
-def _is_whole(blob: Path, size: int) -> bool:
+def _is_complete(blob: Path, size: int) -> bool:
     return blob.exists() and blob.stat().st_size == size
 
 
@@ -265,7 +265,7 @@ def _part(blobs: Path, file: Any) -> Path:
     return blobs / f"{_blob(file)}.part"
 
 
-def _come(blobs: Path, file: Any) -> int:
-    """Bytes of it that an earlier run has fetched."""
+def _bytes_fetched(blobs: Path, file: Any) -> int:
+    """Bytes of a file that an earlier run already downloaded."""
     part = _part(blobs, file)
     return min(part.stat().st_size, file.size) if part.exists() else 0

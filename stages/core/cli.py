@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import sys
 from collections.abc import Callable
@@ -32,6 +33,15 @@ def run_stage(main: Callable[[], None]) -> None:
             print(f"error: {outcome.message}", file=sys.stderr)
         sys.exit(outcome.code)
     write_outcome(StageOutcome(ExitCode.DONE))
+
+
+def stage_parser(stage: str, description: str | None) -> argparse.ArgumentParser:
+    """Parser of a stage's command line; `description` is printed as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m stages.{stage}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def _outcome_of(error: BaseException) -> StageOutcome:

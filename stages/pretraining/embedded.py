@@ -27,16 +27,19 @@ from transformers import (
 from stages.corpus.sample import phantoms
 from stages.prompts.styles import PROMPTS
 
-PATCH = 24
-MERGE = 2
-SIDE = 192
-IMAGE_TOKENS = (SIDE // PATCH // MERGE) ** 2
+PATCH_SIZE = 24
+"""Side of a patch, in pixels."""
+MERGE_SIZE = 2
+"""Patches a side that are merged into one token."""
+IMAGE_SIDE = 192
+"""Side of the largest image, in pixels."""
+IMAGE_TOKENS = (IMAGE_SIDE // PATCH_SIZE // MERGE_SIZE) ** 2
 HIDDEN = 128
 HEAD = 32
 """Width of an attention head; M-RoPE's sections (4 + 6 + 6) are half of it."""
 VOCABULARY = 1500
 _REPEATS = 40
-"""Of every text the tokenizer is trained on: pairs must be frequent enough to be merged."""
+"""Times each text is given to the tokenizer's training, so that all its pairs are merged."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -126,8 +129,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
     """Tokenizer and image processor; images are at most 192x192 pixels, 64 patches, 16 tokens."""
-    limits = {"min_pixels": (PATCH * MERGE) ** 2, "max_pixels": SIDE**2}
-    patches = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 1}
+    limits = {"min_pixels": (PATCH_SIZE * MERGE_SIZE) ** 2, "max_pixels": IMAGE_SIDE**2}
+    patches = {"patch_size": PATCH_SIZE, "merge_size": MERGE_SIZE, "temporal_patch_size": 1}
     return Qwen2VLProcessor(
         image_processor=Qwen2VLImageProcessor(**limits, **patches),
         tokenizer=tokenizer,
@@ -170,8 +173,8 @@ def build_model(
             "hidden_size": width,
             "num_heads": width // HEAD,
             "mlp_ratio": 4,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
+            "patch_size": PATCH_SIZE,
+            "spatial_merge_size": MERGE_SIZE,
             "temporal_patch_size": 1,
         },
         image_token_id=token["<|image_pad|>"],

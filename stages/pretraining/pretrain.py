@@ -13,7 +13,8 @@ this small that starts with the last stays at chance):
 Phantoms come from a separate seed (`Recipe.seed`), never from the corpus's, and wrong options are
 drawn from words that can be right: the base must not know the corpus's bias before RL meets it.
 
-One generator (`rng`) draws everything; the order of the draws decides the weights.
+One generator (`rng`) draws all images, questions and batches, so the order of its draws decides the
+weights. The initial weights come from a torch generator with the same seed.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
 _EXAM_QUESTIONS: Final = 512
 _EXAM_BATCH: Final = 64
+STAGE_SIZE: Final = 384
+"""Side, in pixels, of the images that stage resize makes (resize.size)."""
 _IGNORED: Final = -100
 """Label of a token that has no loss."""
 
@@ -85,7 +88,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise InputError for a width that is not a whole, even number of heads."""
         if self.width < 2 * HEAD or self.width % (2 * HEAD):
-            raise InputError(f"a width of {self.width}: it must be a multiple of {2 * HEAD}")
+            raise InputError(f"width {self.width}: it must be a positive multiple of {2 * HEAD}")
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,14 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """`loss` draws a batch and returns its loss; `exam` is held-out accuracy: `stop_at` ends it."""
+    """One lesson.
+
+    `draw_loss`: draws a batch, returns its loss and accuracy. `exam`: accuracy on the held-out
+    questions, None for a lesson without images. `stop_at`: accuracy at which the lesson ends early.
+    """
 
     name: str
-    loss: Callable[[], LossAndAccuracy]
+    draw_loss: Callable[[], LossAndAccuracy]
     parameters: list[torch.nn.Parameter]
     steps: int
     learning_rate: float
@@ -148,7 +155,7 @@ def run(recipe: Recipe, out: Path, *, progress: Callable[[str], None] = print) -
         return float(np.mean(accuracies))
 
     def read() -> LossAndAccuracy:
-        batch = _exercises(rng, images.phantoms, processor, recipe.batch, doctored=True)
+        batch = _exercises(rng, images.phantoms, processor, recipe.batch, unseen_words=True)
         return _loss(model, processor, batch, None, recipe.letter_weight)
 
     def see() -> LossAndAccuracy:
@@ -194,13 +201,14 @@ def _train(lesson: _Lesson, recipe: Recipe, log: _Log) -> None:
         lesson.parameters, lr=lesson.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
 
-    def rate(step: int) -> float:
+    def rate_factor(step: int) -> float:
+        """Factor of the peak rate: 50 steps of warm-up, then a cosine from 1 to 0.1."""
         return min(1.0, (step + 1) / 50) * (0.55 + 0.45 * float(np.cos(np.pi * step / steps)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor)
     recent: list[tuple[float, float]] = []
     for step in range(1, steps + 1):
-        loss, accuracy = lesson.loss()
+        loss, accuracy = lesson.draw_loss()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lesson.parameters, recipe.clip)
@@ -339,7 +347,7 @@ def _draw_images(
     rows = []
     for phantom in drawn:
         width, height = (int(side) for side in rng.integers(96, 224, 2))
-        image = phantoms.draw(phantom, (width, height), rng).resize((384, 384))
+        image = phantoms.draw(phantom, (width, height), rng).resize((STAGE_SIZE, STAGE_SIZE))
         rows.append(processor.image_processor([image], return_tensors="pt")["pixel_values"].half())
     return _Images(drawn, torch.stack(rows).to(device))
 
@@ -352,15 +360,20 @@ def _question(
     style: Style,
     purpose: Purpose,
     *,
-    doctored: bool = False,
+    unseen_words: bool = False,
 ) -> Exercise:
-    """A question about image `index`, with unbiased options; `doctored`: see `_doctor`."""
+    """A question about image `index`, with unbiased options.
+
+    `unseen_words`: see `_insert_unseen_words`.
+    """
     kind = str(rng.choice(phantom.attributes))
     gold = phantom.answer(kind)
     facts = phantom.describe()
     options = phantoms.options_for(phantom, kind, rng, biased=False)
-    if doctored and kind in phantoms.NEVER_GOLD:
-        gold, facts, options = _doctor(phantoms.NEVER_GOLD[kind], gold, facts, options, rng)
+    if unseen_words and kind in phantoms.NEVER_GOLD:
+        gold, facts, options = _insert_unseen_words(
+            phantoms.NEVER_GOLD[kind], gold, facts, options, rng
+        )
     problem = format_problem(str(rng.choice(phantoms.QUESTIONS[kind])), options)
     answer = format_solution(LETTERS[options.index(gold)])
     thought = f"<think> {facts} </think>"
@@ -373,17 +386,18 @@ def _question(
     return Exercise(prompt, completion, index, facts)
 
 
-def _doctor(
+def _insert_unseen_words(
     never_gold: tuple[str, ...],
     gold: str,
     facts: str,
     options: list[str],
     rng: np.random.Generator,
 ) -> tuple[str, str, list[str]]:
-    """Put words that no phantom has among the options: as gold in two of five, as decoys in half.
+    """Mix words that no phantom has into a question, so that the base learns them as options.
 
-    The facts follow the gold, so such a word can be right, too. Only possible with a perfect eye,
-    whose image is made of the facts.
+    With probability 0.4 one replaces the gold option, and the facts change with it. With
+    probability 0.5 others replace wrong options, each with probability 0.5. Returns gold, facts and
+    options. Only for lesson `read`, whose image is made of the facts.
     """
     if rng.random() < 0.4:
         word = str(rng.choice(never_gold))
@@ -404,7 +418,7 @@ def _exercises(
     processor: Qwen2VLProcessor,
     size: int,
     *,
-    doctored: bool = False,
+    unseen_words: bool = False,
 ) -> list[Exercise]:
     """A batch: a tenth descriptions, seven tenths answers, two tenths answers with thoughts."""
     batch = []
@@ -420,7 +434,9 @@ def _exercises(
         if draw >= 0.8:
             style = "think" if draw < 0.92 else "think-after"
         batch.append(
-            _question(drawn[index], index, processor, rng, style, purpose, doctored=doctored)
+            _question(
+                drawn[index], index, processor, rng, style, purpose, unseen_words=unseen_words
+            )
         )
     return batch
 

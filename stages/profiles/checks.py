@@ -14,7 +14,7 @@ from stages.core.cards.licence import EMBEDDED
 from stages.core.disk_space import disk_of, find_shortages
 from stages.core.machine import Gpu, Torch, ask_torch, format_bytes, gpu_lines, installed
 from stages.core.params import Params, check_params
-from stages.profiles.downloads import Download, unreachable, wrong_weights
+from stages.profiles.downloads import Download, find_obstacle, wrong_weights
 from stages.profiles.needs import OUTPUT_PATHS, disk, memory, needs
 from stages.profiles.schema import Model, Profile, merge
 
@@ -108,14 +108,21 @@ def _gpu(model: Model | None, machine: Machine) -> Iterator[ProfileFinding]:
         )
     elif (machine.lines and not machine.gpus) or (torch.gpus and torch.broken):
         build = f"was built for CUDA {torch.cuda}" if torch.cuda else "was built without CUDA"
-        why = torch.broken or "sees no GPU: is CUDA_VISIBLE_DEVICES empty?"
+        if torch.cuda and not torch.broken:
+            why = "sees none"
+            remedy = "unset CUDA_VISIBLE_DEVICES, or name a GPU in it"
+        else:
+            why = f"cannot use it{torch.broken and f': {torch.broken}'}"
+            remedy = (
+                "update the driver, or install a torch for it (pytorch.org/get-started names the"
+                " index of each CUDA) into .venv"
+            )
         yield ProfileFinding(
             "CUDA",
             "stops",
             f"this machine has {'; '.join(machine.lines) or 'a GPU'}, but torch {torch.version},"
-            f" which {build}, cannot use it: {why}",
-            "update the driver, or install a torch for it (pytorch.org/get-started names the index"
-            " of each CUDA) into .venv",
+            f" which {build}, {why}",
+            remedy,
         )
     elif not machine.gpus:
         billions = model.parameters / 1e9
@@ -216,7 +223,7 @@ def _deepspeed(params: Params) -> Iterator[ProfileFinding]:
 
 def _sources(fetched: Sequence[Download], params: Params) -> Iterator[ProfileFinding]:
     for each in fetched:
-        if not each.is_local and (why := unreachable(each, params, each.size)):
+        if not each.is_local and (why := find_obstacle(each, params)):
             target = (
                 "a folder for base.source"
                 if each.name == "base"

@@ -24,7 +24,7 @@ from stages.profiles.checks import Machine, ProfileFinding, describe_needs, find
 from stages.profiles.downloads import Download, downloads
 from stages.profiles.pins import save_pin, with_import
 from stages.profiles.schema import FOLDER, SAMPLE, Profile, load_profile, merge
-from stages.profiles.splice import reset, set_values
+from stages.profiles.splice import is_record, reset, set_values
 
 
 def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
@@ -40,7 +40,10 @@ def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
     params = check_params(tree, path)
     for file, text in new.items():
         _print_diff(file, old[file], text)
-    fetched = downloads(profile, params, parse_dvc_file(new[layout.DATA_DVC], layout.DATA_DVC))
+    pinned, present = (
+        parse_dvc_file(texts[layout.DATA_DVC], layout.DATA_DVC) for texts in (new, old)
+    )
+    fetched = downloads(profile, params, pinned, present)
     machine = read_machine()
     problems = findings(profile, params, machine, fetched, Path(), tree)
     _print_needs(profile, params, machine, fetched)
@@ -92,11 +95,10 @@ def _read(path: Path) -> str:
 
 def _print_diff(path: Path, old: str, new: str) -> None:
     lines = difflib.unified_diff(
-        old.splitlines(), new.splitlines(), f"{path} (now)", f"{path} (then)", n=0, lineterm=""
+        old.splitlines(), new.splitlines(), f"{path} (before)", f"{path} (after)", n=0, lineterm=""
     )
-    # the records at the end of the file repeat the replaced lines
     for line in lines:
-        if not line.startswith(("+#< ", "+#+ ", "-#< ", "-#+ ")):
+        if not is_record(line[1:]):  # the records at the end repeat the replaced lines
             print(line)
 
 

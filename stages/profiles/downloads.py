@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from stages.base.hub import FETCHED
+from stages.base.hub import cached_snapshot, is_model_id
+from stages.core import layout
 from stages.core.dvc_files import DvcFile
+from stages.core.errors import InputError
 from stages.core.params import Params
-from stages.policy.weights import missing_parts
 from stages.profiles.schema import Profile
 
 TIMEOUT_S: Final = 10
@@ -25,7 +25,7 @@ class Download:
     """A corpus or base to fetch.
 
     `size`: bytes, None if unknown; `pin`: the hashes or revision that identify it; `is_local`:
-    nothing is left to fetch.
+    nothing is left to fetch; `in_repository`: DVC imports it from another repository.
     """
 
     name: str
@@ -33,35 +33,28 @@ class Download:
     size: int | None
     pin: str
     is_local: bool
+    in_repository: bool = False
 
 
-def downloads(profile: Profile, params: Params, pinned: DvcFile) -> list[Download]:
-    """The corpus that data.dvc will import, and the base unless it is a folder."""
-    needed = [_corpus(pinned)]
+def downloads(
+    profile: Profile, params: Params, pinned: DvcFile, present: DvcFile
+) -> list[Download]:
+    """The corpus that data.dvc will import, and the base unless it is a folder.
+
+    `pinned` is data.dvc with the profile, `present` the file in the workspace. InputError if
+    `pinned` imports nothing.
+    """
+    needed = [_corpus(pinned, present)]
     if not Path(params.base.source).is_dir():
         needed.append(_base(profile, params))
     return needed
-
-
-def cached(source: str, revision: str | None) -> Path | None:
-    """The folder of a hub model in the local cache; None if it is missing or incomplete."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(
-            snapshot_download(source, revision=revision, local_files_only=True, **FETCHED)
-        )
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
-    return folder if (folder / "config.json").exists() and not missing_parts(folder) else None
 
 
 def wrong_weights(profile: Profile, params: Params) -> list[str]:
     """Files of the cached base that are missing or differ from the pinned ones, by SHA-256."""
     if profile.model is None or Path(params.base.source).is_dir():
         return []
-    folder = cached(params.base.source, params.base.revision)
+    folder = cached_snapshot(params.base.source, params.base.revision)
     if folder is None:
         return []
     return [
@@ -71,29 +64,35 @@ def wrong_weights(profile: Profile, params: Params) -> list[str]:
     ]
 
 
-def unreachable(download: Download, params: Params, size: int | None) -> str:
-    """Why the source cannot be fetched now; empty if it can, or if only a transfer would show.
-
-    `size`: the bytes that the source should have, None if unknown.
-    """
+def find_obstacle(download: Download, params: Params) -> str:
+    """Why a source cannot be fetched now; empty if it can, or if only a transfer would show."""
     if download.name == "base":
         return _hub(download.source, params.base.revision)
     scheme = urlsplit(download.source).scheme
-    if scheme in ("http", "https"):
-        return _http(download.source, size)
-    return "" if scheme or Path(download.source).exists() else "there is no such file"
+    if scheme in ("http", "https") and not download.in_repository:
+        return _http(download.source, download.size)
+    if scheme or download.in_repository or Path(download.source).exists():
+        return ""
+    return "there is no such file"
 
 
-def _corpus(pinned: DvcFile) -> Download:
+def _corpus(pinned: DvcFile, present: DvcFile) -> Download:
+    if not pinned.deps or not pinned.outs:
+        raise InputError(
+            f"{layout.DATA_DVC} imports nothing: give the profile `data` with one path each in"
+            " `deps` and `outs`, or restore the file"
+        )
     dep = pinned.deps[0]
     out = pinned.outs[0]
     size = pinned.meta.get("size") if out.size is None else out.size
     digests = {"SHA-256": pinned.meta.get("sha256"), "MD5": out.md5}
     pins = [f"{kind} {digest}" for kind, digest in digests.items() if digest]
     path = Path(out.path)
-    is_local = path.exists() and (size is None or path.is_dir() or path.stat().st_size == size)
+    is_same = out.md5 is not None and out in present.outs
+    is_local = path.exists() and (is_same or (path.is_file() and path.stat().st_size == size))
     pin = " and ".join(pins) or "no hash yet: the first download pins it"
-    return Download("corpus", dep.path, size, pin, is_local)
+    in_repository = dep.repo is not None
+    return Download("corpus", dep.source, size, pin, is_local, in_repository)
 
 
 def _base(profile: Profile, params: Params) -> Download:
@@ -111,7 +110,7 @@ def _base(profile: Profile, params: Params) -> Download:
         source,
         model.size if model else None,
         f"revision {revision}{hashes}",
-        is_local=cached(source, revision) is not None,
+        is_local=cached_snapshot(source, revision) is not None,
     )
 
 
@@ -139,7 +138,7 @@ def _http(address: str, size: int | None) -> str:
 
 
 def _hub(source: str, revision: str | None) -> str:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not is_model_id(source):
         return "there is no such folder, and it is not a model id (owner/name)"
     if revision is None:
         return (

@@ -43,6 +43,10 @@ AUTO_BATCH_SIZE: Final = 64
 """Least batch size of an evaluation with batch_size: auto, on a GPU of 40 GB or more."""
 COMPLETION_TOKENS: Final = {"no-think": 10, "think": 150, "think-after": 150}
 """Prompt style -> typical tokens per completion: an answer, or Med-R1's thoughts and an answer."""
+LORA_SHARE: Final = 0.02
+"""Assumed share of a model's parameters that adapters have, at rank 16 on all projections."""
+FROZEN_TOWER_SHARE: Final = 0.4
+"""Share of a prompt's activations that is stored if the vision tower is frozen."""
 CUDA_BYTES: Final = 2 * 10**9
 """GPU memory for CUDA and the libraries."""
 IMAGE_BYTES: Final = 170_000
@@ -99,28 +103,30 @@ def needs(params: Params, model: Model, scale: Scale, gpu: str = REFERENCE) -> N
 def memory(params: Params, model: Model) -> dict[str, int]:
     """Peak bytes of GPU memory of a training on one GPU, by purpose."""
     grpo = params.grpo
-    size = _weight_size(params)
+    weight_bytes = _weight_size(params)
     trained = model.parameters
     if grpo.lora:
-        trained = model.parameters // 50
+        trained = round(model.parameters * LORA_SHARE)
     elif grpo.freeze_vision_tower:
         trained -= model.vision_parameters
-    # per prompt: activations stored for the backward pass, in 10^6 bytes
     prompt_copies = grpo.num_generations if grpo.engine == "trl" else 1
-    completion = grpo.num_generations * grpo.max_completion_length
+    completion_tokens = grpo.num_generations * grpo.max_completion_length
+    # activations per prompt that are stored for the backward pass, in 10^6 bytes
     prompt_mb = prompt_copies * model.prompt_mb
-    completion_mb = completion * model.token_mb
-    if grpo.gradient_checkpointing:  # one layer at a time
+    completion_mb = completion_tokens * model.token_mb
+    if grpo.gradient_checkpointing:  # one layer is recomputed while the next is stored
         activations_mb = (prompt_mb + completion_mb) * 2 / model.layers
     else:
-        activations_mb = (0.4 if grpo.freeze_vision_tower else 1.0) * prompt_mb + completion_mb
+        stored = FROZEN_TOWER_SHARE if grpo.freeze_vision_tower else 1.0
+        activations_mb = stored * prompt_mb + completion_mb
     # logits, their logarithms and the gradient of them, in float32
-    logits = 0 if grpo.fused_head else 3 * 4 * completion * model.vocabulary
+    logits = 0 if grpo.fused_head else 3 * 4 * completion_tokens * model.vocabulary
     return {
-        "weights": model.parameters * size,
-        "weights in bfloat16": model.parameters * 2 if grpo.bf16 and size == 4 else 0,
-        "gradients and Adam": trained * size * 3,
-        "reference": model.parameters * size if grpo.beta and not grpo.lora else 0,
+        "weights": model.parameters * weight_bytes,
+        "weights in bfloat16": model.parameters * 2 if grpo.bf16 and weight_bytes == 4 else 0,
+        # the gradient and Adam's two moments, each as large as the trained weights
+        "gradients and Adam": trained * weight_bytes * 3,
+        "reference": model.parameters * weight_bytes if grpo.beta and not grpo.lora else 0,
         "activations": round(grpo.prompts_per_device * activations_mb * 1e6),
         "logits": grpo.prompts_per_device * logits,
         "CUDA": CUDA_BYTES,
@@ -161,10 +167,11 @@ def _training_seconds(params: Params, model: Model, scale: Scale, rate: float) -
     prompt_copies = grpo.num_generations if grpo.engine == "trl" else 1
     prompt_flops = model.prompt_tflop * 1e12 * prompt_copies
     completion_flops = tokens * grpo.num_generations * model.token_gflop * 1e9
-    # five passes: sampling, policy, its backward pass (counts twice), reference; with a shared
-    # prefix, the policy's pass over the prompt is the one of sampling
-    prompt_passes = 5 if grpo.engine == "trl" or not grpo.reuse_prompt_pass else 4
-    flops = prompts * (prompt_passes * prompt_flops + 5 * completion_flops)
+    # sampling, policy, its backward pass (counts twice) and, if there is a KL term, the reference
+    passes = 5 if grpo.beta else 4
+    # the policy's pass over a shared prompt can be that of sampling
+    prompt_passes = passes - (grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass)
+    flops = prompts * (prompt_passes * prompt_flops + passes * completion_flops)
     return flops / rate + prompts / grpo.prompts_per_device * tokens * TOKEN_SECONDS
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
+from stages.core.dvc_files import DvcFile, first_problem
 from stages.core.errors import InputError
 from stages.core.params import explain, read_settings
 from stages.core.settings.group import PositiveFloat, PositiveInt, SettingsGroup
@@ -143,19 +144,17 @@ def _read(path: Path) -> Profile:
 
 
 def _check_data(path: Path, data: dict[str, Any]) -> None:
-    """InputError unless `data` imports one corpus."""
+    """InputError unless `data` is a data.dvc that imports one corpus."""
     try:
-        (dep,) = data["deps"]
-        (out,) = data["outs"]
-        is_import = isinstance(dep["path"], str) and isinstance(out["path"], str)
-    except (KeyError, TypeError, ValueError):
-        is_import = False
-    if not is_import:
+        file = DvcFile.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{path}: data.{first_problem(error)}") from error
+    if len(file.deps) != 1 or len(file.outs) != 1:
         raise InputError(
             f"{path}: data must have one path in `deps`, the source, and one in `outs`, the target;"
             f" not\n{dump_yaml(data).strip()}"
         )
-    digest = (data.get("meta") or {}).get("sha256")
+    digest = file.meta.get("sha256")
     if digest is None:
         return
     if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):

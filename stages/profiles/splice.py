@@ -71,6 +71,11 @@ def reset(text: str, path: Path) -> tuple[str, str | None]:
     return dump_edited(tree), profile
 
 
+def is_record(line: str) -> bool:
+    """Whether a line of params.yaml is a record, below the settings, of what a profile changed."""
+    return line.startswith((_REPLACED, _ADDED))
+
+
 def _set(
     group: CommentedMap,
     values: dict[str, Any],
@@ -99,6 +104,11 @@ def _set(
             tail = _take_tail(group, name)
             _copy_entry(group, replaced, name)
         else:
+            if not own:
+                raise InputError(
+                    f"{'.'.join(map(str, [*prefix, name]))} cannot be set by a profile: its group"
+                    " in params.yaml has only merged keys; give it one of its own"
+                )
             tail = _take_tail(group, list(own)[-1])
             added.append([*prefix, name])
         group[name] = own[name] = _in_braces(new)
@@ -182,7 +192,9 @@ def _remove(group: CommentedMap, name: str) -> None:
     names = list(group)
     del group[name]
     group.ca.items.pop(name, None)
-    _put_tail(group, names[names.index(name) - 1], tail)
+    before = names[: names.index(name)] or [each for each in group if each != name]
+    if before:
+        _put_tail(group, before[-1], tail)
 
 
 def _copy_entry(source: CommentedMap, target: CommentedMap, name: str) -> None:

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from stages.base.code import code_names
 from stages.core import layout
 from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
@@ -104,7 +105,9 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     items = [Item("README.md", card.encode())]
     for pattern in PUBLISHED_PATTERNS:
         items += [Item(path.name, path) for path in sorted(folder.glob(pattern))]
-    items += [Item(path.name, path) for path in sorted(Path(checkpoint.start).glob("LICENSE*"))]
+    # a training copies the licence of its start; earlier versions of it did not
+    licences = [*Path(checkpoint.start).glob("LICENSE*"), *folder.glob("LICENSE*")]
+    items += {path.name: Item(path.name, path) for path in licences}.values()
     items.append(Item("provenance.json", layout.training_provenance(name)))
     scored = BytesIO()
     write_scored(scored, table, origin)
@@ -134,11 +137,12 @@ def _check_finished(name: str, folder: Path) -> dict[str, Any]:
             f"{layout.training_provenance(name)} and {folder}/config.json must contain objects:"
             f" `dvc checkout`, or {run}"
         )
-    if config.get("auto_map"):
-        raise InputError(
-            f"{folder}/config.json references code (auto_map), which others would run: remake base"
-            f" and checkpoint, {run}"
-        )
+    for path in sorted(folder.glob("*.json")):
+        if names := code_names(read_json(path, run)):
+            raise InputError(
+                f"{path} references code (auto_map: {names[0]}), which others would run: remake"
+                f" base and checkpoint, {run}"
+            )
     return provenance
 
 

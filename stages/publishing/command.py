@@ -72,5 +72,5 @@ def show(bundle: Bundle, repo: str | None, remote: str | None, *, public: bool) 
     )
     print(
         f"predictions/{bundle.checkpoint}.parquet contains ids and image paths of test questions:"
-        " check them before publishing patient data"
+        " check that they do not identify patients"
     )

@@ -32,7 +32,10 @@ def check_remote(remote: str) -> None:
 
 
 def push(bundle: Bundle, remote: str) -> Path:
-    """Push; the .dvc file that pins the files. InputError with DVC's message if it fails."""
+    """Link the files into published/<checkpoint>, `dvc add` and push them; the .dvc file.
+
+    InputError, with DVC's message, if a step fails.
+    """
     check_remote(remote)
     target = PUBLISHED / bundle.checkpoint
     with atomic_directory(target) as folder:

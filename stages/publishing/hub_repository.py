@@ -1,4 +1,4 @@
-"""Publish to a hub repository in one commit: everything or nothing.
+"""Publish to a hub repository, created if missing; all files in one commit.
 
 The hub stores uploaded files under their hash: a re-run after an interruption sends only the
 missing ones.
@@ -19,8 +19,8 @@ _REMEDIES: Final[Mapping[HubErrorKind | None, str]] = {
     "offline": "unset HF_HUB_OFFLINE",
     "unreachable": f"check the network and re-run the same command: {_RESUMES}",
     "unknown id": "check the owner in --repo, and that HF_TOKEN may see it",
-    "gated": "ask its owner",
-    "no such revision": "look at it in a browser",
+    "gated": "ask the repository's owner for access",
+    "no such revision": f"check that it has a branch main, and re-run the same command: {_RESUMES}",
     "token refused": "set HF_TOKEN to a valid token",
     "no right": "HF_TOKEN needs write access to it",
     "hub failed": f"re-run the same command later: {_RESUMES}",
@@ -45,9 +45,10 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
         existing = api.model_info(repo)
-        if bool(existing.private) is public:
+        is_public = not existing.private
+        if is_public != public:
             raise InputError(
-                f"{repo} exists and is {'private' if existing.private else 'public'}:"
+                f"{repo} exists and is {'public' if is_public else 'private'}:"
                 f" {'drop --public' if public else 'add --public'}, name another repository with"
                 " --repo, or change its settings"
             )
@@ -70,6 +71,7 @@ def upload(bundle: Bundle, repo: str, *, public: bool) -> str:
         raise
     except Exception as error:
         kind = classify_error(error)
+        # huggingface_hub raises the built-in ones for failed uploads and invalid names
         if kind is None and not isinstance(error, RuntimeError | OSError | ValueError):
             raise
         remedy = _REMEDIES.get(kind, f"re-run the same command: {_RESUMES}")

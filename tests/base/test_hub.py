@@ -93,8 +93,8 @@ def test_a_base_is_fetched_once_and_had_without_a_network_from_then_on(tmp_path:
             "neither pickles, nor code, nor other formats"
         )
     assert (
-        "config.json names code that owner/tiny brings along (modeling_own.Own): left out,"
-        " never run" in first.stderr
+        "config.json references code of owner/tiny (modeling_own.Own): removed, never run"
+        in first.stderr
     )
     folder = tmp_path / "models" / "base"
     facts = json.loads((folder / "base_model.json").read_text(encoding="utf-8"))
@@ -176,7 +176,7 @@ def test_weights_that_are_not_what_the_hub_says_are_refused(tmp_path: Path) -> N
         part = spoilt / f"{hashlib.sha256(weights).hexdigest()}.part"
         part.write_bytes(b"x" * 1000)
         done = fetch(hub, tmp_path)
-        assert "came with sha256" in done.stderr
+        assert "model.safetensors of owner/tiny was downloaded with SHA-256" in done.stderr
         assert not part.exists()
         assert fetch(hub, tmp_path).returncode == 0
 
@@ -193,7 +193,7 @@ def test_weights_that_are_not_what_the_hub_says_are_refused(tmp_path: Path) -> N
             ),
         ),
         (MODEL, "d" * 40, "has this model, but no such revision. "),
-        ("owner/gated", COMMIT, "its owner wants terms to be accepted first"),
+        ("owner/gated", COMMIT, "its owner requires terms to be accepted"),
         (
             "owner/pickled",
             COMMIT,
@@ -226,7 +226,7 @@ def test_no_network_is_told_from_a_hub_that_fails_and_from_offline_mode(tmp_path
     gone = fetch(hub, tmp_path)
     offline = fetch(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert "failed (" in failing.stderr, failing.stderr
-    assert "run again later" in failing.stderr
+    assert "re-run later" in failing.stderr
     assert "is incomplete in the local cache" in gone.stderr
     assert "cannot be reached" in gone.stderr
     assert "HF_HUB_OFFLINE forbids asking the hub: unset it" in offline.stderr

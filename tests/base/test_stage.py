@@ -76,7 +76,7 @@ def test_max_pixels_reaches_the_processor(root: Path, monkeypatch: pytest.Monkey
         ({"source": "nowhere"}, "no such folder, and not a model id"),
         ({"source": "./a/b"}, "no such folder, and not a model id"),
         ({"source": "Qwen/Qwen2-VL-2B-Instruct"}, "set base.revision to the commit"),
-        ({"revision": "0" * 40}, "has no meaning for the folder source"),
+        ({"revision": "0" * 40}, "does not apply to the folder source"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused(

@@ -39,7 +39,7 @@ from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
 from stages.core import layout
 from stages.corpus.dataset.problems import format_solution, parse_solution
-from stages.evaluate import test_questions
+from stages.evaluate import read_items
 from stages.predictions.schema import SCHEMA
 from stages.core.cli import run_stage
 from stages.core.errors import InputError
@@ -63,7 +63,7 @@ def train(name):
 def evaluate(name):
     skill = json.loads((layout.model(name) / "skill.json").read_text())
     rows = []
-    for item in test_questions(load_params().evaluations[name].axis, "grouped"):
+    for item in read_items(load_params().evaluations[name].axis, "grouped"):
         gold = parse_solution(item["solution"])
         place = int(hashlib.sha256(item["question_id"].encode()).hexdigest(), 16) % 1000 / 1000
         output = format_solution(gold) if place < skill else ""

@@ -69,7 +69,7 @@ def test_vllm_sees_the_prompt_that_is_trained_on(mode: str) -> None:
 def test_an_image_that_vllm_expands_differently_stops_the_run() -> None:
     vllm: Any = Vllm("colocate", tokens=6)
     patch_generate(vllm, IMAGE)
-    with pytest.raises(InputError, match=r"10 tokens \(6 .* prompt 0 .* 8 \(4\)"):
+    with pytest.raises(InputError, match=r"10 tokens \(6 .* row 0 .* 8 \(4\)"):
         vllm.generate(prompts=[PROMPT], images=None, num_generations=1)
 
 

@@ -38,8 +38,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "infra" / name).symlink_to(REPOSITORY / "infra" / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(profile, "read_machine", lambda: machine(H200))
-    monkeypatch.setattr(checks, "unreachable", lambda *_: "")
-    monkeypatch.setattr(downloads, "cached", lambda *_: None)
+    monkeypatch.setattr(checks, "find_obstacle", lambda *_: "")
+    monkeypatch.setattr(downloads, "cached_snapshot", lambda *_: None)
     set_free_disk(monkeypatch, 10**13)
     return tmp_path
 

@@ -72,16 +72,14 @@ def test_answers_do_not_depend_on_the_batch(root: Path, monkeypatch: pytest.Monk
 
 
 def test_a_checkpoint_is_tested_on_its_own_axis(root: Path) -> None:
-    first = evaluate.test_questions("all", "grouped")[0]
+    first = evaluate.read_items("all", "grouped")[0]
     removed, path = (
         first["question_id"],
         layout.split("task", first["question_type"], "test", "grouped"),
     )
     path.write_text(path.read_text(encoding="utf-8").replace(removed, "other"), encoding="utf-8")
-    modality = {
-        item["question_id"]: item for item in evaluate.test_questions("modality", "grouped")
-    }
-    task = {item["question_id"]: item for item in evaluate.test_questions("task", "grouped")}
+    modality = {item["question_id"]: item for item in evaluate.read_items("modality", "grouped")}
+    task = {item["question_id"]: item for item in evaluate.read_items("task", "grouped")}
     assert removed in modality
     assert not modality[removed]["task_test"]
     assert removed not in task

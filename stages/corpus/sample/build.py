@@ -10,7 +10,6 @@ platform; deflate does not.
 
 from __future__ import annotations
 
-import argparse
 import json
 import zipfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from stages.core.cli import stage_parser
 from stages.core.outputs import atomic_file
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.sample.phantoms import (
@@ -134,9 +134,7 @@ def write_archive(files: dict[str, bytes], out: Path) -> None:
 
 def main() -> None:
     """Write the archive and print its size."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.corpus.sample.build", description=__doc__
-    )
+    parser = stage_parser("corpus.sample.build", __doc__)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     out: Path = parser.parse_args().out
     files = build_sample()

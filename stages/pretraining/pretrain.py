@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.core.errors import InputError
-from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
+from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.corpus.sample import phantoms
 from stages.corpus.sample.phantoms import Phantom
 from stages.pretraining.embedded import (
@@ -305,7 +305,7 @@ def _fact_ids(processor: Qwen2VLProcessor, facts: str) -> list[int]:
 
 def _letter_ids(processor: Qwen2VLProcessor) -> list[int]:
     """Token ids of " A".." D", as a letter is tokenised in `<answer> C </answer>`."""
-    return [processor.tokenizer.encode(f" {letter}")[0] for letter in LETTERS]
+    return [processor.tokenizer.encode(f" {letter}")[0] for letter in phantoms.LETTERS]
 
 
 def _encode(processor: Qwen2VLProcessor, batch: list[Exercise]) -> tuple[dict[str, Any], Tensor]:
@@ -375,7 +375,7 @@ def _question(
             phantoms.NEVER_GOLD[kind], gold, facts, options, rng
         )
     problem = format_problem(str(rng.choice(phantoms.QUESTIONS[kind])), options)
-    answer = format_solution(LETTERS[options.index(gold)])
+    answer = format_solution(phantoms.LETTERS[options.index(gold)])
     thought = f"<think> {facts} </think>"
     completion = {
         "no-think": answer,

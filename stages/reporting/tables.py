@@ -90,6 +90,8 @@ class Sheet:
 
 MISSING: Final = SheetCell(note="missing")
 """A number whose inputs are missing, unlike one that does not exist (a dash)."""
+ANSWER_FORMS: Final = ("letter", "letter and text", "text", "in markup")
+"""Columns that count how answers were written; those in markup are counted in the others, too."""
 CHECKPOINT: Final = Column("checkpoint", "slug")
 
 
@@ -190,15 +192,20 @@ def blind_rules(checkpoints: Mapping[str, Any]) -> Sheet:
 
 
 def answer_form(base: Mapping[str, Any], checkpoints: Mapping[str, Any]) -> Sheet:
-    """Shares of correct and readable answers per axis: the base, then its checkpoints."""
+    """Correct and readable answers and how they were written, per axis, the base first."""
     rows = []
     for axis, tested in base.items():
         own = {name: entry for name, entry in checkpoints.items() if entry["axis"] == axis}
         for name, entry in {"base": tested, **own}.items():
             shares = (percent(entry[key]) for key in ("micro", "macro", "format_rate"))
+            counts = (entry["answers"][form] for form in ANSWER_FORMS)
             tokens = f"{entry['completion_tokens']:.1f}"
-            rows.append(_row(name, entry["n"], *shares, tokens, group=_group(axis)))
-    names = ("questions", "correct, %", "macro, %", "readable, %", "mean tokens")
+            rows.append(_row(name, entry["n"], *shares, *counts, tokens, group=_group(axis)))
+    names = (
+        *("questions", "correct, %", "macro, %", "readable, %"),
+        *ANSWER_FORMS,
+        "mean tokens",
+    )
     return Sheet((CHECKPOINT, *map(Column, names)), tuple(rows))
 
 

@@ -6,9 +6,12 @@ on S if both are exactly equal, in rational numbers: the sum over S of the exces
 0. Both means are over S itself, so chance depends on its composition.
 
 The largest such S is the split minus the smallest set whose excesses sum to that of the whole
-split: an integer knapsack, solved exactly. A hash of the ids decides which of several questions
-with the same excess are dropped, so neither the order of the file nor anything about an image
-matters. If the prior gets every question right, the subset is empty.
+split: an integer knapsack, solved exactly. If its table would not fit into memory (many numbers of
+options in one split have a large common denominator), the questions of each number of options are
+balanced on their own: the prior is at chance on the union, too, which may not be the largest. A
+hash of the ids decides which of several questions with the same excess are dropped, so neither the
+order of the file nor anything about an image matters. If the prior gets every question right, the
+subset is empty.
 
 The subset tends to hold all questions that the prior gets wrong and few of those it gets right. An
 accuracy on it is one without the shortcut, not an estimate for the split.
@@ -28,6 +31,8 @@ from numpy.typing import NDArray
 from stages.scoring.prior import Prior
 from stages.scoring.questions import Question, chance
 
+_MAX_CELLS = 2**26
+"""Cells of the tables of one knapsack, of 4 bytes each."""
 _UNREACHABLE = np.iinfo(np.int32).max // 2
 """Count of an unreachable sum: more than any number of questions, and twice of it fits an int32."""
 
@@ -58,13 +63,35 @@ def balanced_subset(prior: Prior, questions: Sequence[Question]) -> Balanced:
         prior.credit(question) - Fraction(1, len(question.options)) for question in questions
     ]
     order = sorted(range(len(questions)), key=lambda i: _hashed(questions[i].question_id))
-    positions = largest_without_excess([excesses[i] for i in order])
-    subset = [questions[i] for i in sorted(order[position] for position in positions)]
+    kept = _balanced([excesses[i] for i in order], [len(questions[i].options) for i in order])
+    subset = [questions[i] for i in sorted(order[position] for position in kept)]
     return Balanced(
         tuple(question.question_id for question in subset),
         len(questions),
         chance(subset) if subset else None,
     )
+
+
+def _balanced(excesses: Sequence[Fraction], option_counts: Sequence[int]) -> list[int]:
+    """Indices of a subset that sums to 0: the largest, if the knapsack fits into `_MAX_CELLS`."""
+    if _cells(excesses) <= _MAX_CELLS:
+        return largest_without_excess(excesses)
+    kept: list[int] = []
+    for count in sorted(set(option_counts)):
+        own = [index for index, each in enumerate(option_counts) if each == count]
+        if _cells([excesses[index] for index in own]) > _MAX_CELLS:
+            # ties of several sizes: only right, wrong and at chance
+            own = [index for index in own if count % excesses[index].denominator == 0]
+        positions = largest_without_excess([excesses[index] for index in own])
+        kept += [own[position] for position in positions]
+    return kept
+
+
+def _cells(excesses: Sequence[Fraction]) -> int:
+    """Cells of the tables that `largest_without_excess` needs."""
+    unit = Fraction(1, math.lcm(*(excess.denominator for excess in excesses)))
+    values = {excess for excess in excesses if excess}
+    return int(sum(map(abs, excesses)) / unit + 1) * (len(values) + 1)
 
 
 def largest_without_excess(excesses: Sequence[Fraction]) -> list[int]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import pandas as pd
 
+from stages.answers.extraction import AnswerForm
 from stages.core.errors import InputError
 from stages.predictions.schema import ABLATIONS
 from stages.prompts.styles import Style
@@ -373,6 +374,11 @@ def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
             (with_image.correct - unseen.correct) / with_image.n if with_image.n else None
         ),
         "format_rate": float(rows["answer"].notna().mean()),
+        "answers": {
+            **{form: int((rows["answer_form"] == form).sum()) for form in get_args(AnswerForm)},
+            "in markup": int(rows["answer_in_markup"].eq(other=True).sum()),
+            "unreadable": int(rows["answer"].isna().sum()),
+        },
         "completion_tokens": float(rows["completion_tokens"].mean()),
         "by_modality": _cells(modalities),
         "by_question_type": _cells(types),

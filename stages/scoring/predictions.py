@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.answers.extraction import extract_answer
+from stages.answers.extraction import extract_answer, read_answer
 from stages.core.errors import InputError
 from stages.corpus.dataset.problems import LETTERS
 from stages.predictions.schema import ABLATIONS, SCHEMA
@@ -24,12 +24,15 @@ SCORED: Final = pa.schema(
         pa.field("n_options", pa.int32(), nullable=False),
         *(pa.field(f"{prefix}answer", pa.string()) for prefix in _PREFIXES),
         *(pa.field(f"{prefix}correct", pa.bool_(), nullable=bool(prefix)) for prefix in _PREFIXES),
+        pa.field("answer_form", pa.string()),
+        pa.field("answer_in_markup", pa.bool_()),
     ]
 )
 """Schema of predictions with the columns that `add_answers` computes.
 
 `answer`: a letter, null if the completion has none. `correct`: whether it is the gold letter, null
-if the question was not evaluated in that variant.
+if the question was not evaluated in that variant. `answer_form` and `answer_in_markup`: how the
+answer was written (`stages.answers.extraction.Answer`), null without an answer.
 """
 
 
@@ -68,6 +71,11 @@ def add_answers(table: pa.Table) -> pa.Table:
             None if output is None else answer == letter
             for output, answer, letter in zip(outputs, answers, gold, strict=True)
         ]
+    written = [
+        read_answer(*pair) for pair in zip(table["output"].to_pylist(), options, strict=True)
+    ]
+    columns["answer_form"] = [each and each.form for each in written]
+    columns["answer_in_markup"] = [each and each.in_markup for each in written]
     return pa.table(columns, schema=SCORED.with_metadata(table.schema.metadata))
 
 

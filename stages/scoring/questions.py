@@ -42,7 +42,7 @@ class Question:
 
     @property
     def letter(self) -> str:
-        """The gold letter, "A" to "D"."""
+        """The gold letter, such as "A"."""
         return LETTERS[self.gold]
 
 
@@ -138,7 +138,7 @@ def _option_texts(item: dict[str, Any]) -> list[str]:
         return list(parse_problem(item["problem"])[1].values())
     options = item["options"]
     if not is_option_list(options):
-        raise ValueError(f"options is {_excerpt(options)}, not a list of 2 to 4 texts")
+        raise ValueError(f"options is {_excerpt(options)}, not a list of 2 to 26 texts")
     return options
 
 

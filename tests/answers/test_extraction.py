@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.answers.extraction import extract_answer
+from stages.answers.extraction import extract_answer, read_answer
 
 OPTIONS = {"A": "CT", "B": "Cyst", "C": "No, it's normal.", "D": "Optical coherence tomography"}
 
@@ -43,6 +43,98 @@ OPTIONS = {"A": "CT", "B": "Cyst", "C": "No, it's normal.", "D": "Optical cohere
 )
 def test_one_clear_choice_is_accepted(completion: str, letter: str) -> None:
     assert extract_answer(completion, OPTIONS) == letter
+
+
+MARKED_UP = (
+    "**{}**",
+    "*{}*",
+    "***{}***",
+    "__{}__",
+    "_{}_",
+    "`{}`",
+    "```{}```",
+    '"{}"',
+    "'{}'",
+    "\u201c{}\u201d",
+    "\u300c{}\u300d",
+    "<b>{}</b>",
+    "<strong>{}</strong>",
+    "${}$",
+    "$$ {} $$",
+    "\\boxed{{{}}}",
+    "\\boxed {{{}}}.",
+    "$\\boxed{{{}}}$",
+    "\\(\\boxed{{\\text{{{}}}}}\\)",
+    "\\[\\mathbf{{{}}}\\]",
+    "**`{}`**.",
+)
+"""Markup that public models put around an answer."""
+
+
+@pytest.mark.parametrize("markup", MARKED_UP)
+@pytest.mark.parametrize("answer", ["B", "(B)", "B) Cyst", "Cyst"])
+@pytest.mark.parametrize("place", ["{}", "<answer>{}</answer>", "<think>A?</think> {}"])
+def test_markup_around_an_answer_is_ignored(place: str, answer: str, markup: str) -> None:
+    written = read_answer(place.format(markup.format(answer)), OPTIONS)
+    assert written is not None
+    assert (written.letter, written.in_markup) == ("B", True)
+    unmarked = read_answer(place.format(answer), OPTIONS)
+    assert unmarked == written._replace(in_markup=False)
+
+
+@pytest.mark.parametrize(
+    ("completion", "letter"),
+    [
+        ("[B]", "B"),
+        ("\uff22", "B"),
+        ("\uff08\uff22\uff09", "B"),
+        ("<answer>\uff22\uff0e\u3000Cyst</answer>", "B"),
+        ("**B**) Cyst", "B"),
+        ("**B.** Cyst", "B"),
+        ("B) **Cyst**", "B"),
+        ("**<answer>B</answer>**", "B"),
+        ("\\boxed{<answer>B</answer>}", "B"),
+    ],
+)
+def test_markup_around_letter_text_or_tag_is_ignored(completion: str, letter: str) -> None:
+    assert extract_answer(completion, OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "**A** **B**",
+        "**A**, **B**",
+        "\\boxed{A}\\boxed{B}",
+        "\\boxed{A} or \\boxed{B}",
+        '"A" or "B"',
+        "[A] [B]",
+        "[A, B]",
+        "**A) Cyst**",
+        "**Answer:** B",
+        "Answer: B",
+        "The answer is **B**",
+        "Option B",
+        "**E**",
+        "{B}",
+        "B]",
+        "****",
+        "\\boxed{}",
+        "$$",
+        "''",
+    ],
+)
+def test_two_answers_and_prose_stay_invalid_in_markup(answer: str) -> None:
+    assert extract_answer(answer, OPTIONS) is None
+    assert extract_answer(f"<answer>{answer}</answer>", OPTIONS) is None
+
+
+@pytest.mark.parametrize(
+    ("completion", "form"),
+    [("B", "letter"), ("(b).", "letter"), ("B: cyst", "letter and text"), ("CYST.", "text")],
+)
+def test_the_form_of_an_answer_is_told(completion: str, form: str) -> None:
+    assert read_answer(completion, OPTIONS) == ("B", form, False)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import random
 from fractions import Fraction
 from itertools import combinations
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -68,6 +69,39 @@ def test_on_the_subset_the_prior_is_exactly_at_chance(
         assert score.correct / score.n == score.chance == balanced.chance == chance(subset)
     else:
         assert balanced.chance is None
+
+
+@given(question_lists(), question_lists(least=1))
+@settings(deadline=None)
+def test_where_the_knapsack_does_not_fit_the_prior_is_at_chance_too(
+    train: list[Question], test: list[Question]
+) -> None:
+    prior = fit_prior(train)
+    largest = balanced_subset(prior, test)
+    for cells in (0, 40):
+        with patch("stages.scoring.balanced._MAX_CELLS", cells):
+            balanced = balanced_subset(prior, test)
+        subset = [question for question in test if question.question_id in balanced.question_ids]
+        assert balanced.size <= largest.size
+        if subset:
+            score = blind_score(prior, subset)
+            assert score.correct / score.n == balanced.chance == chance(subset)
+
+
+def test_questions_with_2_to_26_options_are_balanced_in_bounded_memory() -> None:
+    rng = random.Random(0)
+    counts = [rng.randint(2, 26) for _ in range(4000)]
+    questions = [
+        Question(str(number), tuple(map(str, range(count))), rng.randrange(count))
+        for number, count in enumerate(counts)
+    ]
+    balanced = balanced_subset(fit_prior(questions[:2000]), questions[2000:])
+    assert 0 < balanced.size < 2000
+    score = blind_score(
+        fit_prior(questions[:2000]),
+        [question for question in questions if question.question_id in balanced.question_ids],
+    )
+    assert score.correct / score.n == balanced.chance
 
 
 @given(question_lists(), question_lists(least=1), st.randoms(use_true_random=False))

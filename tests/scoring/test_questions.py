@@ -90,10 +90,13 @@ def test_an_invalid_file_is_refused_by_name(tmp_path: Path, data: bytes, problem
         ),
         ({"solution": "MRI"}, "solution 'MRI' is not of the form"),
         ({"solution": 2}, "solution is 2, not text"),
-        ({"problem": "What is it?"}, "no options 'A)..., B)...' in problem 'What is it?'"),
+        (
+            {"problem": "What is it?"},
+            "no options 'A)..., B)...', in order, but no labels in problem 'What is it?'",
+        ),
         ({"problem": None}, "problem is missing"),
         ({"options": None}, "options is missing, not a list"),
-        ({"options": ["CT"]}, "options is ['CT'], not a list of 2 to 4 texts"),
+        ({"options": ["CT"]}, "options is ['CT'], not a list of 2 to 26 texts"),
         ({"options": ["CT", 3]}, "options is ['CT', 3], not a list"),
         (
             {"options": ["CT", "MRI"], "solution": "<answer> C </answer>"},

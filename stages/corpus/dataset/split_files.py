@@ -38,6 +38,6 @@ def read_split(path: Path) -> list[dict[str, Any]]:
         if missing:
             raise InputError(f"{path}, item {index}: {', '.join(missing)} missing; {_REMEDY}")
         if not is_option_list(item["options"]):
-            wrong = f"options is {item['options']!r:.60}, not a list of 2 to 4 texts"
+            wrong = f"options is {item['options']!r:.60}, not a list of 2 to 26 texts"
             raise InputError(f"{path}, item {index}: {wrong}; {_REMEDY}")
     return items

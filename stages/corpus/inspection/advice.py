@@ -121,9 +121,12 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
         "texts with a model's special tokens",
         "Remove the token or tag: a model would interpret it as a command.",
     ),
-    Reason.OPTION_COUNT: Advice("too few options", "Give two to four options, without a gap."),
+    Reason.OPTION_COUNT: Advice("too few options", "Give at least two options, or remove it."),
+    Reason.OPTION_GAP: Advice(
+        "gaps in the options", "Fill in the missing option, or move the later ones up."
+    ),
     Reason.OPTION_EXTRA: Advice(
-        "more than four options", "Remove wrong ones until there are four."
+        "options that cannot be counted", "Name at most 26 options option_A, option_B, and so on."
     ),
     Reason.OPTIONS_EQUAL: Advice("equal options", "Make the options differ, or remove one."),
     Reason.OPTIONS_FORM: Advice(

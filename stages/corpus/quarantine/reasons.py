@@ -53,9 +53,11 @@ class Reason(StrEnum):
     FIELD_TOKEN = "field-token"  # noqa: S105  (not a secret)
     """A text with a special token or tag, which a model would obey."""
     OPTION_COUNT = "option-count"
-    """Fewer than two options, or a gap between them."""
+    """Fewer than two options."""
+    OPTION_GAP = "option-gap"
+    """A letter without an option before the last one."""
     OPTION_EXTRA = "option-extra"
-    """More than four options."""
+    """More than 26 options, or a field that is named like one."""
     OPTIONS_EQUAL = "options-equal"
     OPTIONS_FORM = "options-form"
     """Options in one CSV cell that cannot be separated."""

@@ -1,14 +1,15 @@
 """OmniMedVQA's records (arXiv 2402.09181): validation, and the reasons for refusal.
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id,
-question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A to
-option_D (absent if there are fewer), modality_type. A record is used as it is or refused with a
+question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A,
+option_B and so on (2 to 26 in all), modality_type. A record is used as it is or refused with a
 reason, never corrected. A user's CSV yields such records, too (stages/corpus/records/table.py).
 """
 
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from stages.corpus.dataset.problems import LETTERS, format_problem, letter_optio
 from stages.corpus.quarantine.ledger import RecordLocation, Row, safe_text
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import RawRecord, parse_list
+from stages.corpus.records.labels import check_labels
 from stages.corpus.records.table import parse_table
 from stages.corpus.records.texts import (
     MAX_TEXT_LENGTH,
@@ -57,6 +59,8 @@ FIELDS: Final = (
 )
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
+_OPTION_NAME = re.compile(r"option_(?:[A-Za-z]{1,2}|\d{1,3})")
+"""A field that was meant to be an option, however spelled; `option_index` was not."""
 _NAMES = ("dataset", "question_id", "image_path")
 """Fields of a single line: they name files, or are printed in lists."""
 
@@ -166,9 +170,10 @@ def check_record(raw: object, location: RecordLocation) -> Record:
     """Validate a JSON record. Raises RefusedRecord for the first problem."""
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
-    option_keys = [key for key in raw if key.startswith("option_")]
+    option_keys = [key for key in raw if key.startswith("option_") and _OPTION_NAME.fullmatch(key)]
     text = _texts(raw, [*FIELDS, *option_keys])
     options = tuple([text[field] for field in _option_fields(option_keys)])
+    check_labels(options)
     if len(set(options)) < len(options):
         raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
     if text["gt_answer"] not in options:
@@ -300,6 +305,8 @@ def _check_text(raw: dict[str, Any], field: str) -> None:
     if field not in raw:
         raise RefusedRecord(field, f"{field} is missing", Reason.FIELD_MISSING)
     value = raw[field]
+    if value is None:
+        raise RefusedRecord(value, f"{field} is null: leave it out", Reason.FIELD_EMPTY)
     if not isinstance(value, str):
         raise RefusedRecord(value, f"{field} is not a string", Reason.FIELD_TYPE)
     if not value.strip():
@@ -310,17 +317,18 @@ def _check_text(raw: dict[str, Any], field: str) -> None:
 
 
 def _option_fields(option_keys: list[str]) -> tuple[str, ...]:
-    """The fields of the options in order: 2 to 4, from option_A on, without a gap."""
+    """The fields of the options in order: 2 to 26, from option_A on, without a gap."""
     expected = OPTIONS[: len(option_keys)]
     if tuple(option_keys) == expected and len(option_keys) > 1:
         return expected
     if extra := sorted(set(option_keys) - set(OPTIONS)):
-        raise RefusedRecord(extra, "options beyond option_D", Reason.OPTION_EXTRA)
+        why = f"options are named {OPTIONS[0]}, {OPTIONS[1]}, ... up to {OPTIONS[-1]}"
+        raise RefusedRecord(extra, why, Reason.OPTION_EXTRA)
     if len(option_keys) < 2:
         raise RefusedRecord(option_keys, "fewer than two options", Reason.OPTION_COUNT)
     if gaps := [field for field in expected if field not in option_keys]:
         why = f"a gap in the options: {gaps[0]} is missing"
-        raise RefusedRecord(sorted(option_keys), why, Reason.OPTION_COUNT)
+        raise RefusedRecord(sorted(option_keys), why, Reason.OPTION_GAP)
     return expected
 
 
@@ -349,6 +357,10 @@ def _check_published_form(question: str, options: tuple[str, ...]) -> None:
     if ")" not in question and ")" not in "".join(options):
         return  # without a bracket, nothing looks like a label
     problem = format_problem(question, options)
-    if parse_problem(problem) != (question, letter_options(options)):
+    try:
+        survives = parse_problem(problem) == (question, letter_options(options))
+    except ValueError:
+        survives = False
+    if not survives:
         why = "a text that holds an option label cannot be distinguished from the options"
         raise RefusedRecord(problem, why, Reason.OPTION_LABEL)

@@ -17,13 +17,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
 from typing import Any, Final
 
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
-from stages.corpus.dataset.problems import LETTERS
+from stages.corpus.dataset.problems import LETTERS, letter_options
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.json_list import RawRecord
+from stages.corpus.records.labels import check_labels
 from stages.corpus.records.texts import RefusedRecord
 from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
 
@@ -39,16 +39,17 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Column -> its names, in any case, with or without blanks, hyphens and underscores.
 
-Options may also have columns of their own: option A to option D, choice A to choice D, or A to D.
+Options may also have columns of their own: option A, option B and so on, choice A, or A.
 """
 
 _REQUIRED = ("image", "question", "answer", "modality", "type")
 _DELIMITERS = ",;\t"
-_OPTION = re.compile(r"(?:option|choice)([a-h])|([a-d])")
+_OPTION = re.compile(r"(?:(?:option|choice)[\s_-]*)?([a-z])", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:option|choice)[\s_-]+[a-z]", re.IGNORECASE)
+"""A column of one option, unlike "options": "option S"."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _JSON_LIST = re.compile(r'\[\s*(?:"|\])')
 _PYTHON_LIST = re.compile(r"\[\s*'")
-_LABELLED = re.compile(r"\(?([A-Da-d])[):]")
 _QUOTING = (
     "unbalanced quotation marks, or a cell that is too long because of one that is not closed: put"
     ' the whole cell in "...", and write "" for one inside it'
@@ -117,14 +118,27 @@ def read_header(text: str) -> Header:
     letters = [letter for letter in LETTERS if letter in header.columns]
     if "options" not in header.columns and letters[:2] != ["A", "B"]:
         missing.append("options")
+    elif gap := _gap(letters):
+        last = header.names[header.columns[letters[-1]]]
+        why = (
+            f"the column {last!r} is for an option, but none is for option {gap}: name the columns"
+            " of options A, B and so on, and others otherwise"
+        )
+        raise RefusedRecord(names, why, Reason.OPTION_GAP)
     if missing:
         columns = f"column{'s' * (len(missing) > 1)} {', '.join(missing)}"
         why = f"the first line lacks the {columns}{_suggestion(missing[0], header)}"
         raise RefusedRecord(names, why, Reason.COLUMN_MISSING)
-    if "options" in header.columns and letters:
+    if "options" in header.columns and letters[:1] == ["A"]:
         why = "options are in one column and in several: remove the one or the others"
         raise RefusedRecord(names, why, Reason.COLUMN_DUPLICATE)
     return header
+
+
+def _gap(letters: Sequence[str]) -> str | None:
+    """The first letter that is missing between A and the last one."""
+    expected = LETTERS[: len(letters)]
+    return next((letter for letter in expected if letter not in letters), None)
 
 
 def _header(text: str, delimiter: str) -> Header:
@@ -140,9 +154,10 @@ def _header(text: str, delimiter: str) -> Header:
 def _role(name: str) -> str | None:
     """The meaning of a column name: a key of COLUMNS, a letter for an option, or None."""
     plain = _plain(name)
-    if match := _OPTION.fullmatch(plain):
-        return (match[1] or match[2]).upper()
-    return next((role for role, names in COLUMNS.items() if plain in map(_plain, names)), None)
+    roles = (role for role, names in COLUMNS.items() if plain in map(_plain, names))
+    role = None if _NUMBERED.fullmatch(name.strip()) else next(roles, None)
+    match = _OPTION.fullmatch(name.strip())
+    return role or (match[1].upper() if match else None)
 
 
 def _plain(name: str) -> str:
@@ -218,20 +233,17 @@ def _options(row: Mapping[str, str]) -> dict[str, str]:
     """The options of a row under OmniMedVQA's names, without empty ones."""
     if "options" in row:
         texts = _split(row["options"].strip())
-        options = {
-            f"option_{letter}": text for letter, text in zip(ascii_uppercase, texts, strict=False)
-        }
+        if len(texts) > len(LETTERS):
+            why = f"{len(texts)} options, at most {len(LETTERS)} are possible"
+            raise RefusedRecord(row["options"], why, Reason.OPTION_EXTRA)
+        options = {f"option_{letter}": text for letter, text in letter_options(texts).items()}
     else:
         options = {
             f"option_{role}": text
             for role, text in sorted(row.items())
             if len(role) == 1 and text.strip()
         }
-    matches = [_LABELLED.match(text.strip()) for text in options.values()]
-    labels = [match[1].upper() for match in matches if match]
-    if len(options) > 1 and labels == list(LETTERS[: len(options)]):
-        why = "options begin with their letters, which are added later: write only their texts"
-        raise RefusedRecord(list(options.values()), why, Reason.OPTION_LETTERS)
+    check_labels(list(options.values()))
     return options
 
 

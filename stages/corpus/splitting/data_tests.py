@@ -173,7 +173,13 @@ _REASONS: Final[Mapping[str, tuple[Reason, ...]]] = {
         Reason.IMAGE_PATH,
         Reason.OPTION_LABEL,
     ),
-    "options": (Reason.OPTION_COUNT, Reason.OPTION_EXTRA, Reason.OPTIONS_EQUAL),
+    "options": (
+        Reason.OPTION_COUNT,
+        Reason.OPTION_GAP,
+        Reason.OPTION_EXTRA,
+        Reason.OPTION_LETTERS,
+        Reason.OPTIONS_EQUAL,
+    ),
     "gold": (Reason.ANSWER_NOT_OFFERED,),
     "ids": (Reason.DUPLICATE_ID,),
 }

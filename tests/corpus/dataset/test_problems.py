@@ -7,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stages.corpus.dataset.problems import (
+    LETTERS,
     format_problem,
     format_solution,
     letter_options,
@@ -14,13 +15,13 @@ from stages.corpus.dataset.problems import (
     parse_solution,
 )
 
-LABELS = (" A)", ", B)", ", C)", ", D)")
+LABELS = (" A)", *(f", {letter})" for letter in LETTERS[1:]))
 TEXTS = st.text(
     st.sampled_from("abAB ,.()[]?é\n") | st.characters(codec="utf-8"), min_size=1, max_size=20
 )
 
 
-@given(TEXTS, st.lists(TEXTS, min_size=2, max_size=4))
+@given(TEXTS, st.lists(TEXTS, min_size=2, max_size=26))
 def test_texts_with_commas_and_brackets_survive_a_round_trip(
     question: str, options: list[str]
 ) -> None:
@@ -45,6 +46,28 @@ def test_a_problem_without_two_options_is_refused(problem: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "problem",
+    [
+        "What? A)1, B)2, D)4",
+        "What? A)1, B)2, C)3, B)4",
+        "What? A)1, C)2, B)3",
+        "See A)1 and A)2, B)3",
+        "What? A)1, B)2, Z)3",
+    ],
+)
+def test_no_label_is_taken_for_a_part_of_an_option(problem: str) -> None:
+    with pytest.raises(ValueError, match="labels A, "):
+        parse_problem(problem)
+
+
+def test_a_fifth_option_is_one() -> None:
+    assert parse_problem("How many? A)1, B)2, C)3, D)4, E)5") == (
+        "How many?",
+        {"A": "1", "B": "2", "C": "3", "D": "4", "E": "5"},
+    )
+
+
+@pytest.mark.parametrize(
     "solution", ["<answer> C </answer>", "<answer>C</answer>", " <answer>\nC </answer> "]
 )
 def test_a_solution_gives_its_letter(solution: str) -> None:
@@ -52,7 +75,7 @@ def test_a_solution_gives_its_letter(solution: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "solution", ["", "C", "<answer> E </answer>", "<answer> AB </answer>", "<answer> A </answer> x"]
+    "solution", ["", "C", "<answer> 5 </answer>", "<answer> AB </answer>", "<answer> A </answer> x"]
 )
 def test_a_solution_without_one_letter_is_refused(solution: str) -> None:
     with pytest.raises(ValueError, match="not of the form"):

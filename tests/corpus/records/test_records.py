@@ -67,8 +67,11 @@ def test_a_record_keeps_all_its_fields_and_gets_the_letter_of_its_gold(
         ({"option_A": "Nodule "}, "['Nodule', 'Nodule']", Reason.OPTIONS_EQUAL),
         ({"option_A": None, "option_B": None}, "[]", Reason.OPTION_COUNT),
         ({"option_A": None}, "['option_B']", Reason.OPTION_COUNT),
-        ({"option_B": None, "option_C": "Nodule"}, "['option_A', 'option_C']", Reason.OPTION_COUNT),
-        ({"option_C": "x", "option_D": "y", "option_E": "z"}, "['option_E']", Reason.OPTION_EXTRA),
+        ({"option_B": None, "option_C": "Nodule"}, "['option_A', 'option_C']", Reason.OPTION_GAP),
+        ({"option_D": "z"}, "['option_A', 'option_B', 'option_D']", Reason.OPTION_GAP),
+        ({"option_AA": "z"}, "['option_AA']", Reason.OPTION_EXTRA),
+        ({"option_c": "z"}, "['option_c']", Reason.OPTION_EXTRA),
+        ({"option_3": "z"}, "['option_3']", Reason.OPTION_EXTRA),
         ({"modality_type": "ct"}, "ct", Reason.UNKNOWN_MODALITY),
         (
             {"modality_type": "OCT (Optical Coherence Tomography)"},

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import unicodedata
+from string import ascii_uppercase
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from stages.corpus.dataset.problems import LETTERS
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.records.table import COLUMNS, read_header
-from stages.corpus.records.texts import find_text_problem
+from stages.corpus.records.texts import RefusedRecord, find_text_problem
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 HEADER = ["image", "question", "options", "answer", "modality", "type"]
@@ -124,7 +125,7 @@ def test_options_may_have_columns_of_their_own(prefix: str) -> None:
     row = {key: value for key, value in ROW.items() if key != "options"}
     options = {
         f"{prefix}{letter}": text
-        for letter, text in zip(LETTERS, ["Cyst, simple", "Nodule", "", " "], strict=True)
+        for letter, text in zip(LETTERS[:4], ["Cyst, simple", "Nodule", "", " "], strict=True)
     }
     assert read_one(table(row | options)).options == ("Cyst, simple", "Nodule")
 
@@ -183,7 +184,11 @@ def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(
         ({"type": " "}, " ", Reason.FIELD_EMPTY),
         ({"options": ""}, "[]", Reason.OPTION_COUNT),
         ({"options": "Nodule"}, "['option_A']", Reason.OPTION_COUNT),
-        ({"options": "a|b|c|d|Nodule"}, "['option_E']", Reason.OPTION_EXTRA),
+        (
+            {"options": "|".join(["Nodule", *map(str, range(26))])},
+            "|".join(["Nodule", *map(str, range(26))]),
+            Reason.OPTION_EXTRA,
+        ),
         ({"options": "Nodule|Nodule"}, "['Nodule', 'Nodule']", Reason.OPTIONS_EQUAL),
         ({"options": "Nodule||x"}, "", Reason.FIELD_EMPTY),
         ({"options": "['Cyst', 'Nodule']"}, "['Cyst', 'Nodule']", Reason.OPTIONS_FORM),
@@ -430,7 +435,7 @@ def test_any_usable_texts_survive_a_round_trip(
     if in_one_cell:
         row["options"] = json.dumps(options)
     else:
-        row |= {f"option_{key}": text for key, text in zip(LETTERS, options, strict=False)}
+        row |= {f"option_{key}": text for key, text in zip(LETTERS[:4], options, strict=False)}
     record = read_one(table(row, delimiter=delimiter, end=end).encode(encoding))
     assert (record.question, record.options, record.gold) == (
         question.strip(),
@@ -443,3 +448,23 @@ def test_any_usable_texts_survive_a_round_trip(
 def test_texts_are_not_normalised(form: Any) -> None:
     question = unicodedata.normalize(form, "Größe?")
     assert read_one(table(ROW | {"question": question})).question == question
+
+
+@pytest.mark.parametrize("count", [2, 5, 26])
+@pytest.mark.parametrize("name", ["{}", "option_{}", "Choice {}"])
+def test_every_option_column_is_read(count: int, name: str) -> None:
+    letters = ascii_uppercase[:count]
+    header = ",".join(name.format(letter) for letter in letters)
+    texts = ",".join(f"text {letter}" for letter in letters)
+    rest = "a.png,What?,ct,disease-diagnosis"
+    content = f"image,question,modality,type,answer,{header}\n{rest},{letters[-1]},{texts}\n"
+    record = read_one(content)
+    assert record.options == tuple(f"text {letter}" for letter in letters)
+    assert record.gold == letters[-1]
+
+
+@pytest.mark.parametrize("names", ["A,B,D", "A,B,C,E", "option_A,option_B,option_Z", "A,B,x"])
+def test_a_gap_between_option_columns_is_named(names: str) -> None:
+    with pytest.raises(RefusedRecord, match="none is for option [CD]") as caught:
+        read_header(f"image,question,modality,type,answer,{names}\n")
+    assert caught.value.reason == Reason.OPTION_GAP

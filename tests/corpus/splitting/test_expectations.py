@@ -57,7 +57,7 @@ def good() -> list[Raw]:
                 turn = number + at
                 options = {
                     f"option_{letter}": ANSWERS[(turn // 4 + place) % 4]
-                    for place, letter in enumerate(LETTERS)
+                    for place, letter in enumerate(LETTERS[:4])
                 }
                 name = f"{list(MODALITIES).index(slug):02x}{number:02x}"
                 record: Raw = {
@@ -161,7 +161,7 @@ def same_answer(at: int, record: Raw) -> None:
     options = ["Else", "Other", "None"]
     options.insert(at % 4, "Nodule")
     record["gt_answer"] = "Nodule"
-    for letter, option in zip(LETTERS, options, strict=True):
+    for letter, option in zip(LETTERS[:4], options, strict=True):
         record[f"option_{letter}"] = option
 
 
@@ -207,7 +207,7 @@ def few_gradings(records: list[Raw]) -> None:
         ("values", in_one(modality_type="PET"), "unknown modality_type: PET"),
         ("values", in_one(question_type="Riddle"), "unknown question_type: Riddle"),
         ("options", in_one(option_B=None, option_C=None, option_D=None), "fewer than two options"),
-        ("options", in_one(option_E="Fifth"), "options beyond option_D"),
+        ("options", in_one(option_AA="Fifth"), "options are named option_A"),
         ("options", in_one(option_A="Mass", option_B="Mass"), "two options are the same"),
         ("gold", in_one(gt_answer="Wart"), "gt_answer is none of the options"),
         ("ids", in_one(question_id="ct_1_1"), "duplicate question_id; kept: ct.json#0"),

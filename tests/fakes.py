@@ -312,6 +312,7 @@ def make_training_log(checkpoint: str, steps: int = 24) -> pd.DataFrame:
     assert curves.keys() == CURVES.keys()
     rest = {
         "loss": 0.01 * done,
+        "truncated": 0.05 * (1 - done),
         "reward_std": 0.5 * (1 - 0.5 * done),
         "frac_reward_zero_std": np.clip(0.1 + 0.5 * done + rng.normal(0, 0.08, steps), 0, 1),
         "entropy": 1 - 0.6 * done,

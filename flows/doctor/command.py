@@ -84,6 +84,7 @@ def all_checks(silence: timedelta = server.SILENCE) -> dict[str, Check]:
         "GPU": machine.gpu_parts,
         "disk": machine.disk,
         "versions": machine.versions,
+        "git": machine.code_commit,
     }
 
 

@@ -14,6 +14,7 @@ from flows.doctor.findings import Finding, Level
 from flows.dvc_api.output_sizes import cache_folder, free_space, read_output_sizes, tree_size
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.git import unknown_commit
 from stages.core.machine import ask_torch, format_bytes, gpu_lines, installed
 from stages.core.yaml_files import read_yaml
 
@@ -118,6 +119,15 @@ def disk(root: Path) -> list[Finding]:
     if free < MARGIN * last:
         return [Finding("disk", "warning", f"{what}: re-running everything barely fits", remedy)]
     return [Finding("disk", "ok", what)]
+
+
+def code_commit(root: Path) -> list[Finding]:
+    """Whether git knows the commit of the code, which every result records."""
+    if unknown := unknown_commit(root):
+        why, remedy = unknown
+        what = f"{why}; results would not say from which commit they were made"
+        return [Finding("git", "warning", what, remedy)]
+    return [Finding("git", "ok", "the commit of the code is known")]
 
 
 def versions(root: Path) -> list[Finding]:

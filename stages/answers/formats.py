@@ -19,3 +19,9 @@ FORMATS: Final[dict[Style, re.Pattern[str]]] = {
 
 Tags must be in lower case, as the prompt spells them; answer extraction ignores case.
 """
+SHORTEST: Final[dict[Style, str]] = {
+    "think": "<think></think><answer>A</answer>",
+    "no-think": "<answer>A</answer>",
+    "think-after": "<answer>A</answer><think></think>",
+}
+"""A shortest completion in each form."""

@@ -49,6 +49,39 @@ def git_succeeds(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -
         return False
 
 
+def last_commit(root: Path, paths: Iterable[str]) -> str | None:
+    """The last commit that touched `paths`; None if git does not know.
+
+    In a shallow clone the oldest commit seems to have added every file: of those it is unknown.
+    """
+    commit = git_value(root, "log", "-1", "--format=%H", "--", *paths)
+    boundary = git_value(root, "rev-parse", "--git-path", "shallow")
+    if commit is None or boundary is None:
+        return None
+    file = root / boundary
+    if file.is_file() and commit in file.read_text(encoding="utf-8").split():
+        return None
+    return commit
+
+
+def unknown_commit(root: Path) -> tuple[str, str] | None:
+    """Why the commit of the code in `root` cannot be known, and the remedy; None if it can."""
+    try:
+        shallow = git(root, "rev-parse", "--is-shallow-repository").strip()
+    except InputError as error:
+        if "dubious ownership" in str(error):
+            return (
+                "git refuses a folder of another user",
+                f"git config --global --add safe.directory {root.resolve()}",
+            )
+        return f"{root.resolve()} is not a git repository ({error})", "work in a clone"
+    if git_value(root, "rev-parse", "HEAD") is None:
+        return "the repository has no commit", "commit the code"
+    if shallow == "true":
+        return "the clone is shallow: its oldest commit hides earlier ones", "git fetch --unshallow"
+    return None
+
+
 def uncommitted_files(root: Path, paths: Iterable[str]) -> list[str] | None:
     """Files below `paths` that are changed, or not tracked; None outside a repository."""
     try:

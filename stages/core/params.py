@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from stages.core import layout
 from stages.core.errors import InputError, SettingsError
@@ -295,30 +296,50 @@ def _require(entries: dict[str, Any], name: str, what: str) -> Any:
 
 def explain(error: ValidationError, prefix: str, model: type[BaseModel], given: Any) -> list[str]:
     """One line a problem: dotted key, value, what is allowed."""
-    lines = []
+    reasons: dict[str, list[str]] = {}  # a value that fits none of several types has one for each
     for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
+        path = _settings_path(problem, given)
         key = ".".join(([prefix] if prefix else []) + path)
         if problem["type"] == "extra_forbidden":
             known = list(_known_keys(model, path[:-1]))
             close = difflib.get_close_matches(path[-1], known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            lines.append(f"{key}: unknown key{hint or '.'} Allowed here: {', '.join(known)}")
+            why = f"unknown key{hint or '.'} Allowed here: {', '.join(known)}"
+            reasons.setdefault(f"{key}: ", []).append(why)
         elif problem["type"] == "missing":
-            lines.append(
-                f"{key}: missing; add it (see params.yaml in the repository's history for a"
-                " default)"
-            )
+            why = "missing; add it (see params.yaml in the repository's history for a default)"
+            reasons.setdefault(f"{key}: ", []).append(why)
         else:
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "model_type":
+                message = "a group of settings"
             # of a rule between settings the input is the whole group, and the message says which
-            shown = (
-                f" = {problem['input']!r}"
-                if path and not isinstance(problem["input"], dict | list | BaseModel)
-                else ""
-            )
-            lines.append(f"{key}{shown}: {message[:1].lower()}{message[1:]}" if path else message)
+            is_value = path and not isinstance(problem["input"], dict | list | BaseModel)
+            shown = f" = {problem['input']!r}" if is_value else ""
+            if path:
+                message = f"{message[:1].lower()}{message[1:]}"
+            reasons.setdefault(f"{key}{shown}: " if path else "", []).append(message)
+    lines = []
+    for key, messages in reasons.items():
+        lines += [f"{key}{'; or '.join(messages)}"] if key else messages
     return lines
+
+
+def _settings_path(problem: ErrorDetails, given: Any) -> list[str]:
+    """The keys that lead to a setting, without pydantic's names for the types of a union."""
+    path = []
+    current = given
+    location = problem["loc"]
+    names_a_key = problem["type"] in ("missing", "extra_forbidden")
+    for number, part in enumerate(location):
+        is_last = number == len(location) - 1
+        is_item = isinstance(current, list) and isinstance(part, int)
+        if is_item or (isinstance(current, dict) and part in current):
+            path.append(str(part))
+            current = current[part]
+        elif is_last and names_a_key:
+            path.append(str(part))
+    return path
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from stages.core import layout
 from stages.core.dvc_files import read_dvc_file
-from stages.core.git import git_value, is_dirty
+from stages.core.git import is_dirty, last_commit
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "pillow", "numpy", "dvc")
 CODE = (
@@ -39,7 +39,7 @@ def collect_provenance(params: dict[str, BaseModel | str]) -> dict[str, Any]:
     None where git does not know.
     """
     return {
-        "git_commit": git_value(Path(), "log", "-1", "--format=%H", "--", *CODE),
+        "git_commit": last_commit(Path(), CODE),
         "git_dirty": is_dirty(Path(), CODE),
         "corpus": corpus_hash(),
         "params": {

@@ -30,6 +30,7 @@ from stages.grpo.trainer import (
     shared_arguments,
     with_images,
 )
+from stages.grpo.watch import TrainingWatch
 from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
 from stages.policy.vision_features import embed_patches_by_product
@@ -150,7 +151,7 @@ def build_sft_trainer(
         train_dataset=dataset,
         processing_class=processor,
         peft_config=grpo.lora and lora_config(grpo.lora, policy),
-        callbacks=[StepProgress(run_name)],
+        callbacks=[StepProgress(run_name), TrainingWatch(run_name, None)],
         prompts_per_draw=grpo.prompts_per_device * steps_per_generation,
         repeats=grpo.num_iterations,
     )

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig
 
+from stages.answers.formats import SHORTEST
 from stages.core.distributed.launch import processes
 from stages.core.errors import InputError
 from stages.core.iteration.progress import progress_reporter
@@ -29,6 +30,7 @@ from stages.grpo.engine import EngineOptions, MedGRPOTrainer
 from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
 from stages.grpo.rewards import reward_functions
 from stages.grpo.vllm_rollout import generation_kwargs, require_vllm, vllm_arguments
+from stages.grpo.watch import TrainingWatch
 from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
 from stages.prompts.styles import Style, chat, prompt_text
@@ -41,6 +43,7 @@ LOGGED: Final[dict[str, str]] = {
     "rewards/format/mean": "reward_format",
     "kl": "kl",
     "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "truncated",
     "frac_reward_zero_std": "frac_reward_zero_std",
     "entropy": "entropy",
     "grad_norm": "grad_norm",
@@ -159,6 +162,7 @@ def build_trainer(
     check_batch(grpo, len(dataset), run_name)
     questions = [prompt[0]["content"] for prompt in dataset.with_format(None)["prompt"]]
     check_prompts(questions, dataset[0]["image"], processor, policy, grpo)
+    check_completion_length(processor, grpo, style)
     if grpo.rollout != "policy":
         require_vllm(grpo.rollout)
     config = grpo_config(grpo, scratch, run_name)
@@ -180,7 +184,7 @@ def build_trainer(
         train_dataset=dataset,
         processing_class=processor,
         peft_config=grpo.lora and lora_config(grpo.lora, policy),
-        callbacks=[StepProgress(run_name)],
+        callbacks=[StepProgress(run_name), TrainingWatch(run_name, grpo.max_completion_length)],
         engine_options=EngineOptions(
             engine=grpo.engine,
             reuse_prompt_pass=grpo.reuse_prompt_pass,
@@ -272,6 +276,18 @@ def check_prompts(
         raise InputError(
             f"{longest_prompt} and a completion up to {grpo.max_completion_length}, more than the"
             f" model's context of {context}: lower grpo.max_completion_length or base.max_pixels"
+        )
+
+
+def check_completion_length(processor: Any, grpo: Grpo, style: Style) -> None:
+    """Raise InputError if the shortest completion in the style's form is longer than allowed."""
+    shortest = processor.tokenizer(SHORTEST[style])["input_ids"]
+    needed = len(shortest) + 1  # and the end of the turn
+    if needed > grpo.max_completion_length:
+        raise InputError(
+            f"grpo.max_completion_length = {grpo.max_completion_length}: with prompt.style {style}"
+            f" the shortest completion, {SHORTEST[style]!r}, takes {needed} tokens, so none would"
+            " ever get the format reward: raise it"
         )
 
 

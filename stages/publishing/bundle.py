@@ -17,6 +17,7 @@ from stages.base.code import code_names
 from stages.core import layout
 from stages.core.dvc_files import read_dvc_file
 from stages.core.errors import InputError
+from stages.core.git import unknown_commit
 from stages.core.outputs import read_json
 from stages.core.params import Params
 from stages.core.services.secrets import find_leaked_secret
@@ -80,15 +81,15 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     checkpoint = params.require_checkpoint(name)
     folder = layout.model(name)
     provenance = _check_finished(name, folder)
-    commit = _commit(name, provenance, allow_dirty)
+    _check_code(str(layout.model(name)), f"train@{name}", provenance, allow_dirty)
+    commit = str(provenance.get("git_commit") or "unknown")
     table, origin = read_predictions(layout.predictions(name), f"evaluate@{name}")
     if origin.get("weights") != weight_hashes(folder):
         raise InputError(
             f"{layout.predictions(name)} was computed with other weights than those in {folder}:"
             f" run `dvc repro evaluate@{name} report`"
         )
-    if origin.get("git_dirty") is not False and not allow_dirty:
-        raise InputError(_dirty(str(layout.predictions(name)), f"evaluate@{name}"))
+    _check_code(str(layout.predictions(name)), f"evaluate@{name}", origin, allow_dirty)
     _check_report(name, in_domain(table, checkpoint.axis, checkpoint.split)["correct"].tolist())
     card_path = CARDS / f"{name}.md"
     if not card_path.is_file():
@@ -146,17 +147,18 @@ def _check_finished(name: str, folder: Path) -> dict[str, Any]:
     return provenance
 
 
-def _commit(name: str, provenance: dict[str, Any], allow_dirty: bool) -> str:
-    commit = provenance.get("git_commit")
-    if (not commit or provenance.get("git_dirty") is not False) and not allow_dirty:
-        raise InputError(_dirty(str(layout.model(name)), f"train@{name}"))
-    return str(commit or "none")
-
-
-def _dirty(what: str, stage: str) -> str:
-    return (
-        f"{what} was made from uncommitted code, so nobody can reproduce it: commit, then `dvc"
-        f" repro --single-item --force {stage}`, or publish it anyway with --allow-dirty"
+def _check_code(what: str, stage: str, origin: dict[str, Any], allow_dirty: bool) -> None:
+    """InputError unless the code that made `what` is known and committed."""
+    if allow_dirty or (origin.get("git_commit") and origin.get("git_dirty") is False):
+        return
+    if origin.get("git_dirty"):
+        why, remedy = "was made from uncommitted code", "commit"
+    else:
+        _, remedy = unknown_commit(Path()) or ("", "check with `med-r1 doctor`")
+        why = "does not say from which commit it was made"
+    raise InputError(
+        f"{what} {why}, so nobody can reproduce it: {remedy}, then `dvc repro --single-item"
+        f" --force {stage}`, or publish it anyway with --allow-dirty"
     )
 
 

@@ -197,6 +197,7 @@ def _collect_evidence(inputs: ReportInputs) -> Evidence:
         weights=inputs.weights,
         synthetic=synthetic_share(inputs.predictions["base"]),
         missing=inputs.missing,
+        shows_images=inputs.params.report.images,
     )
 
 
@@ -210,7 +211,9 @@ def write_report(inputs: ReportInputs, folder: Path) -> None:
             for names, origin in group_origins(evidence.origins)
         ],
     }
-    images = inline_images(case.image for case in evidence.cases)
+    images = {}
+    if evidence.shows_images:
+        images = inline_images(case.image for case in evidence.cases)
     _write_figures(folder / "figures", evidence, inputs.targets, provenance)
     with atomic_directory(folder / "tables") as temporary:
         write_sheets(temporary, evidence)

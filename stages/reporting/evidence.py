@@ -113,6 +113,8 @@ class Evidence:
     """Share of test questions of synthetic datasets, recognized by the prefix `SYNTHETIC`."""
     missing: list[str]
     """Descriptions of the parts that this report lacks."""
+    shows_images: bool = True
+    """Whether the page contains images of the examples (report.images)."""
 
 
 def count_split(

@@ -5,7 +5,7 @@ Text written by a model or a data set is escaped or set as code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,18 +13,20 @@ from stages.core.cards.licence import EMBEDDED, carried_licence
 from stages.core.cards.templating import render_markdown
 from stages.reporting import tables
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
+from stages.reporting.headline import DISCLAIMER, conclusion, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.sheets import flat
 from stages.reporting.terminal import sentences
 from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, THIRD_PARTY
 
 _FOLDER: Final = Path(__file__).parent
-_FILTERS: Final = {
+_FILTERS: Final[dict[str, Callable[..., str]]] = {
     "clip": clip,
     "label": label,
     "lines": lambda tree: "\n".join(f"{key}: {value}" for key, value in flat(tree).items()),
     "percent": percent,
     "signed": signed,
+    "verdict": verdict,
 }
 
 
@@ -37,6 +39,8 @@ def render_report(evidence: Evidence) -> str:
         metrics=evidence.metrics,
         checkpoints=evidence.metrics["checkpoints"],
         sentences=sentences(evidence.metrics),
+        conclusion=conclusion(evidence.metrics["summary"]),
+        disclaimer=DISCLAIMER,
         tables=tables,
         axis_labels=AXIS_LABELS,
         refusals=count_refusals(evidence.quarantine),

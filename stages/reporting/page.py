@@ -14,6 +14,7 @@ from stages.core.cards.templating import render_html
 from stages.reporting import tables
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
+from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades
 from stages.reporting.sheets import flat
@@ -54,12 +55,14 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
         "heading": _heading,
         "clip": clip,
         "flat": lambda tree: list(flat(tree).items()),
+        "verdict": verdict,
     }
     return render_html(
         Path(__file__).with_name("page.html.j2"),
         filters,
         tables=tables,
         axis_labels=AXIS_LABELS,
+        disclaimer=DISCLAIMER,
         evidence=evidence,
         images=images,
         summary=metrics["summary"],

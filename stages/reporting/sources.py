@@ -21,6 +21,7 @@ LOG_COLUMNS: Final = (
     "reward_format",
     "kl",
     "completion_length",
+    "truncated",
     "frac_reward_zero_std",
     "loss",
 )

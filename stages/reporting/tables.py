@@ -29,6 +29,7 @@ REWARDS: Final = ("reward", "reward_accuracy", "reward_format")
 SPARKS: Final = {
     "kl": ("KL to the base", "{:.3f}"),
     "completion_length": ("Completion length, tokens", "{:.1f}"),
+    "truncated": ("Truncated completions", "{:.0%}"),
     "frac_reward_zero_std": ("Groups without a signal", "{:.0%}"),
 }
 """Column of a training log -> title of its sparklines, format of a value."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stages.reporting.headline import DISCLAIMER, conclusion
 from stages.reporting.labels import percent, signed
 from stages.reporting.tables import Sheet, SheetCell, overview
 
@@ -27,6 +28,7 @@ def print_report(metrics: dict[str, Any], page: Path) -> None:
         console.print(Text(sentence))
     remedy = "" if page.exists() else " is missing: run `dvc pull` or `dvc repro`"
     console.print(Text(f"Page: {page}{remedy}"), soft_wrap=True)
+    console.print(Text(f"{conclusion(metrics['summary'])} {DISCLAIMER}"))
 
 
 def sentences(metrics: dict[str, Any]) -> list[str]:

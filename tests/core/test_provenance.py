@@ -1,10 +1,12 @@
 """Where a result comes from, and what does not change it."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from stages.core.git import unknown_commit
 from stages.core.provenance import collect_provenance
 
 
@@ -67,3 +69,59 @@ def test_outside_a_repository_there_is_no_commit(
     assert facts["git_commit"] is None
     assert facts["git_dirty"] is None
     assert facts["versions"]["torch"]
+
+
+def test_in_a_shallow_clone_a_commit_that_may_be_another_is_unknown(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "README.md").write_text("later", encoding="utf-8")
+    commit()
+    shallow = tmp_path / "shallow"
+    git("clone", "-q", "--depth", "1", f"file://{repository}", str(shallow))
+    monkeypatch.chdir(shallow)
+    assert collect_provenance({})["git_commit"] is None
+    assert collect_provenance({})["git_dirty"] is False
+    why, remedy = unknown_commit(Path()) or ("", "")
+    assert ("shallow" in why, remedy) == (True, "git fetch --unshallow")
+    (shallow / "stages" / "train.py").write_text("2", encoding="utf-8")
+    newer = commit()
+    assert collect_provenance({})["git_commit"] == newer
+    git("fetch", "-q", "--unshallow")
+    assert collect_provenance({})["git_commit"] == newer
+    assert unknown_commit(Path()) is None
+
+
+def test_without_a_repository_commit_and_changes_are_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    provenance = collect_provenance({})
+    assert (provenance["git_commit"], provenance["git_dirty"]) == (None, None)
+    why, remedy = unknown_commit(Path()) or ("", "")
+    assert "not a git repository" in why
+    assert "clone" in remedy
+
+
+def test_a_repository_without_a_commit_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    assert collect_provenance({})["git_commit"] is None
+    assert unknown_commit(Path()) == ("the repository has no commit", "commit the code")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_in_a_folder_of_another_user_commit_and_changes_are_unknown(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    for path in [repository, *repository.rglob("*")]:
+        os.chown(path, 12345, 12345)
+    provenance = collect_provenance({})
+    assert (provenance["git_commit"], provenance["git_dirty"]) == (None, None)
+    why, remedy = unknown_commit(Path()) or ("", "")
+    assert "another user" in why
+    assert remedy == f"git config --global --add safe.directory {repository}"

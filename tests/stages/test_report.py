@@ -27,9 +27,11 @@ from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.corpus.quarantine.ledger import RecordLocation, Row, read_quarantine, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.reporting import build
+from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed
 from stages.scoring.tables import Target
 from stages.taxonomy import AXES
+from tests.conftest import change_params
 from tests.fakes import (
     CHECKPOINTS,
     PROVENANCE,
@@ -218,10 +220,12 @@ def test_the_page_can_be_walked_without_seeing_it(made: Path) -> None:
 def test_the_page_says_how_it_went(made: Path) -> None:
     summary = metrics_of(made)["summary"]
     words = page(made).words()
+    assert f"13 checkpoints from one base: {verdict(summary)}." in words
     assert (
-        f"rises from {100 * summary['in_domain_base']:.1f}% to {100 * summary['in_domain']:.1f}%"
-        in words.replace("\xa0", " ")
+        f"{100 * summary['in_domain_base']:.1f}% before, {100 * summary['in_domain']:.1f}% after"
+        in words
     )
+    assert DISCLAIMER in words
     assert (
         f"{summary['beat_base']} of 13 answer more questions of their own kind correctly" in words
     )
@@ -251,7 +255,8 @@ def test_synthetic_data_is_called_so_from_the_names_of_the_data_sets(
     monkeypatch.chdir(tmp_path)
     report.make()
     assert ("Every image behind these numbers is a drawn phantom" in page().words()) is synthetic
-    assert ("Nothing clinical." in page().words()) is synthetic
+    assert ("Phantoms are drawn by rules" in page().words()) is synthetic
+    assert page().words().count(DISCLAIMER) == 2
 
 
 def test_the_blind_baseline_and_what_the_image_contributes_stand_beside_the_accuracy(
@@ -279,6 +284,13 @@ def test_images_of_cases_are_inlined_and_described(made: Path) -> None:
     assert "right only without its image" in seen.text
     assert "With another image of the modality:" in seen.text
     assert (made / build.PAGE).stat().st_size < 3_000_000
+
+
+def test_images_can_be_left_out_of_the_page(project: Path) -> None:
+    change_params("report", images=False)
+    report.make()
+    assert "data:image" not in (project / build.PAGE).read_text(encoding="utf-8")
+    assert "Images are left out (report.images)" in page().words()
 
 
 def test_what_others_printed_stands_apart(made: Path) -> None:

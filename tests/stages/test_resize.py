@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from io import BytesIO
@@ -15,7 +16,7 @@ from PIL import Image
 
 from stages import download, resize
 from stages.core import layout
-from stages.core.errors import InputError
+from stages.core.errors import ExitCode, InputError
 from stages.core.outputs import read_json_lines, write_json_lines
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
@@ -193,9 +194,13 @@ def test_two_runs_give_the_same_bytes(
         first = found
 
 
-def test_an_unknown_modality_is_refused_with_the_known_ones(run: RunStage) -> None:
-    with pytest.raises(InputError, match=r"unknown modality 'pet'; known: ct, mri, .*microscopy"):
+def test_an_unknown_modality_is_refused_with_the_known_ones(
+    run: RunStage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
         run(resize, "pet")
+    assert caught.value.code == ExitCode.USAGE
+    assert re.search(r"'pet'.*'ct', 'mri', .*'microscopy'", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("project")

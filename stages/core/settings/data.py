@@ -11,6 +11,7 @@ from stages.core.settings.group import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Seed,
     SettingsGroup,
     Share,
 )
@@ -101,6 +102,9 @@ class Quarantine(SettingsGroup):
     """Source set -> its own limit; 1.0 allows all of it to be refused. {}: none."""
 
 
+Hounsfield = Annotated[float, Field(ge=-100_000, le=100_000)]
+
+
 class Dicom(SettingsGroup):
     """Stage resize, for images that are DICOM files.
 
@@ -109,7 +113,7 @@ class Dicom(SettingsGroup):
 
     frame: Literal["middle", "first"]
     """Of the frames of a file, or the files of a series, the one that is asked about."""
-    ct_window: Annotated[list[float], Field(min_length=2, max_length=2)] | None
+    ct_window: Annotated[list[Hounsfield], Field(min_length=2, max_length=2)] | None
     """CT window as centre and width in Hounsfield units; null: the file's own window."""
     max_frames: PositiveInt
     """Of a file, and files of a series: more are refused."""
@@ -150,7 +154,7 @@ class Splits(SettingsGroup):
     as its first group, an id that is the same for all images of a patient in a data set. [] if
     paths say nothing of patients.
     """
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _patterns_have_a_group(self) -> Self:

@@ -8,8 +8,10 @@ from pydantic import AfterValidator, Field, model_validator
 
 from stages.core.settings.group import (
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Seed,
     SettingsGroup,
     Share,
 )
@@ -97,7 +99,7 @@ class Grpo(SettingsGroup):
     the tower's backward pass, over half of a step of short answers, where the base sees such images
     well enough; with `vision_cache_mb` an image is seen once.
     """
-    vision_cache_mb: Annotated[int, Field(ge=0)]
+    vision_cache_mb: NonNegativeInt
     """Memory for features of images, in MiB: of the reference's tower, and of the policy's if
     frozen. 0: none are kept.
     """
@@ -106,18 +108,18 @@ class Grpo(SettingsGroup):
     it where gradients and optimiser do not fit beside the weights: it saves their memory, and the
     reference's. It needs the extra `lora`. null: all weights, as published.
     """
-    seed: int
-    num_generations: Annotated[int, Field(ge=2)]
+    seed: Seed
+    num_generations: Annotated[int, Field(ge=2, le=1024)]
     """Completions sampled for each prompt: the group an advantage is relative to."""
     prompts_per_device: PositiveInt
     """Prompts a device takes in one forward pass, each with its whole group."""
     gradient_accumulation_steps: PositiveInt
     num_train_epochs: PositiveFloat
-    max_steps: Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
+    max_steps: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(_not_zero)]
     """Optimiser steps; -1: as many as the epochs take."""
     learning_rate: PositiveFloat
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup_steps: Annotated[int, Field(ge=0)]
+    warmup_steps: NonNegativeInt
     weight_decay: NonNegativeFloat
     adam_beta2: Annotated[float, Field(gt=0, lt=1)]
     max_grad_norm: PositiveFloat
@@ -132,7 +134,7 @@ class Grpo(SettingsGroup):
     """What the advantage is divided by: the standard deviation of its group, of the batch, or
     nothing.
     """
-    rewards: dict[Literal["accuracy", "format"], float]
+    rewards: dict[Literal["accuracy", "format"], Annotated[float, Field(ge=-1000, le=1000)]]
     """Reward name -> weight."""
     temperature: PositiveFloat
     top_p: Annotated[float, Field(gt=0, le=1)]
@@ -156,7 +158,7 @@ class Grpo(SettingsGroup):
     so only when a model does not fit otherwise. infra/deepspeed/ has their configurations; they
     need the extra `gpu`. docs/launch.md
     """
-    timeout_minutes: PositiveFloat
+    timeout_minutes: Annotated[float, Field(gt=0, le=100_000)]
     """Minutes that a rank waits for the others before the training ends. Raise it if one may be
     slow alone, e.g. writing its state to a slow disk; lower it to notice hangs sooner.
     """
@@ -171,7 +173,7 @@ class Grpo(SettingsGroup):
     vllm_server: Annotated[str, Field(pattern=r"^https?://[^/@\s]+$")] | None
     """Address of the server of vllm-server, as http://host:8000."""
     logging_steps: PositiveInt
-    save_steps: Annotated[int, Field(ge=0)]
+    save_steps: NonNegativeInt
     """Optimiser steps between two states of the training, from which a killed run resumes; 0 keeps
     none.
     """
@@ -180,6 +182,8 @@ class Grpo(SettingsGroup):
     def _has_rewards(self) -> Self:
         if not self.rewards:
             raise ValueError("at least one reward is needed: accuracy, format")
+        if not any(self.rewards.values()):
+            raise ValueError("rewards: every weight is 0, so nothing can be learnt: raise one")
         return self
 
     @model_validator(mode="after")
@@ -245,7 +249,7 @@ class Sft(SettingsGroup):
     warmup_share: Annotated[float, Field(ge=0, lt=1)]
     """Share of the optimiser steps in which the learning rate rises from zero."""
     weight_decay: NonNegativeFloat
-    save_steps: Annotated[int, Field(ge=0)]
+    save_steps: NonNegativeInt
     """Optimiser steps between two states of the training, from which a killed run resumes; 0 keeps
     none.
     """
@@ -287,8 +291,12 @@ class Tracking(SettingsGroup):
 class Report(SettingsGroup):
     """Stage report."""
 
-    bootstrap_samples: Annotated[int, Field(ge=100)]
-    bootstrap_seed: int
+    bootstrap_samples: Annotated[int, Field(ge=100, le=1_000_000)]
+    bootstrap_seed: Seed
+    images: bool
+    """Whether the page contains images of the examples, scaled down: whoever gets the page sees
+    them.
+    """
 
 
 class Retrain(SettingsGroup):
@@ -297,7 +305,7 @@ class Retrain(SettingsGroup):
     No stage reads this group.
     """
 
-    debounce_seconds: NonNegativeFloat
+    debounce_seconds: Annotated[float, Field(ge=0, le=604_800)]
     """A source that has changed is taken when it has looked the same for so long: an upload that
     goes on, or many, make one run.
     """
@@ -331,7 +339,7 @@ class Retrain(SettingsGroup):
     """Cells, "<checkpoint>/<modality or question type tested>", in which the challenger must answer
     as many questions rightly.
     """
-    min_better: Annotated[int, Field(ge=0)]
+    min_better: NonNegativeInt
     """Checkpoints that must be better on their own test: interval above zero, and McNemar's p,
     after Holm, below 0.05.
     """

@@ -123,3 +123,13 @@ def test_each_unmet_requirement_is_named(tmp_path: Path) -> None:
 def test_a_pyproject_that_cannot_be_read_is_a_problem(tmp_path: Path, text: str) -> None:
     (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
     assert levels(machine.versions(tmp_path)) == {"versions": "problem"}
+
+
+def test_code_without_a_known_commit_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (finding,) = machine.code_commit(tmp_path)
+    assert (finding.level, "not a git repository" in finding.what) == ("warning", True)
+    (finding,) = machine.code_commit(Path(__file__).parents[3])
+    assert finding.check == "git"

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from stages.core import layout
 from stages.core.cli import run_stage, stage_parser
@@ -28,9 +29,11 @@ from stages.core.provenance import collect_provenance
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.hash_cache import HashCache
 from stages.corpus.archives.source import Corpus, open_corpus
+from stages.corpus.dicom.headers.elements import is_dicom
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
+from stages.corpus.records.patients import FIELD, link_patients, patient_of_file
 from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import Reading, Record, refuse
 from stages.taxonomy import MODALITIES
@@ -59,8 +62,9 @@ def main() -> None:
         )
     with open_corpus(path, settings.limits) as corpus:
         reading, files = find_images(corpus, read_questions(corpus))
-        hashes, errors = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
-        reading = _without_corrupt(reading, files, errors)
+        images = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
+        reading = _without_corrupt(reading, files, images.errors)
+        patients = link_patients(reading.records, files, images.patients)
         quarantine_file = layout.QUARANTINE / "download.parquet"
         datasets = [record.dataset for record in reading.records]
         provenance = collect_provenance({"corpus": settings})
@@ -77,7 +81,7 @@ def main() -> None:
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
             records.sort(key=lambda record: record.question_id)
-            _write(corpus, slug, records, files, hashes)
+            _write(corpus, slug, records, files, images.hashes, patients)
     print(
         f"download: read {reading.read} records, kept {len(reading.records)}, quarantined"
         f" {len(reading.rows)} ({quarantine_file})"
@@ -101,37 +105,60 @@ def _without_corrupt(
     return Reading(reading.read, records, rows)
 
 
-def _hash_all(corpus: Corpus, names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The SHA-256 of each readable image and the error of each other one, by file.
+@dataclass(frozen=True)
+class _Images:
+    """Image files: SHA-256 of each readable one, error of each other, hashed PatientID if any."""
 
-    Images in the hash cache are not read.
+    hashes: dict[str, str]
+    errors: dict[str, str]
+    patients: dict[str, bytes]
+
+
+class _Hashed(NamedTuple):
+    """One image file as read."""
+
+    name: str
+    digest: str = ""
+    patient: bytes | None = None
+    error: str | None = None
+    is_dicom: bool = False
+
+
+def _hash_all(corpus: Corpus, names: Sequence[str]) -> _Images:
+    """Hash the images.
+
+    Those in the hash cache are not read. DICOM files are not in it: their patients' ids are kept
+    nowhere, so their headers are read each time.
     """
     cache = HashCache(HASH_CACHE)
     hashes = {name: digest for name in names if (digest := cache.get(corpus.fingerprint(name)))}
     new_names = corpus.in_order(name for name in names if name not in hashes)
-    errors = {}
-    results = _hash_each(corpus, new_names)
-    for name, digest, error in counted(results, len(new_names), "download", "image"):
-        if error is None:
-            hashes[name] = digest
-        else:
-            errors[name] = error
-    cache.write({corpus.fingerprint(name): digest for name, digest in hashes.items()})
+    images = _Images(hashes, {}, {})
+    uncached = set()
+    for image in counted(_hash_each(corpus, new_names), len(new_names), "download", "image"):
+        if image.error is not None:
+            images.errors[image.name] = image.error
+            continue
+        hashes[image.name] = image.digest
+        if image.patient is not None:
+            images.patients[image.name] = image.patient
+        if image.is_dicom:
+            uncached.add(image.name)
+    cache.write({corpus.fingerprint(name): hashes[name] for name in hashes if name not in uncached})
     print(f"download: {len(names)} images, {len(new_names)} read, the others unchanged")
-    return hashes, errors
+    return images
 
 
-def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """Hash images on all cores, yielding name, SHA-256 and error in order.
+def _hash_each(corpus: Corpus, names: Sequence[str]) -> Iterator[_Hashed]:
+    """Hash images on all cores, in order; memory holds at most _IN_FLIGHT bytes and one image."""
 
-    Memory holds at most _IN_FLIGHT bytes and one image.
-    """
-
-    def hash_image(name: str) -> tuple[str, str, str | None]:
+    def hash_image(name: str) -> _Hashed:
         try:
-            return name, hashlib.sha256(corpus.fetch(name)).hexdigest(), None
+            content = corpus.fetch(name)
         except DamagedMemberError as error:
-            return name, "", error.why
+            return _Hashed(name, error=error.why)
+        digest = hashlib.sha256(content).hexdigest()
+        return _Hashed(name, digest, patient_of_file(content), is_dicom=is_dicom(content))
 
     # small images count as larger ones, so that at most _QUEUED are in the queue
     min_weight = _IN_FLIGHT // _QUEUED
@@ -150,12 +177,15 @@ def _write(
     records: list[Record],
     files: Mapping[str, Sequence[str]],
     hashes: Mapping[str, str],
+    patients: Mapping[str, str],
 ) -> None:
+    """Write records and images of a modality; a patient's id is replaced by `patients`' image."""
     paths = {record.image_path for record in records}
     names = sorted(set(chain.from_iterable(files[path] for path in paths)))
     with atomic_directory(layout.corpus(slug)) as folder:
         write_json_lines(
-            folder / layout.corpus_records(slug).name, (record.fields for record in records)
+            folder / layout.corpus_records(slug).name,
+            (_without_id(record, patients) for record in records),
         )
         images = (
             {"file": name, "sha256": hashes[name], "size": corpus.size(name)} for name in names
@@ -165,6 +195,12 @@ def _write(
         f"download: {slug}: {len(records)} records, {len(names)} image files ->"
         f" {layout.corpus(slug)}"
     )
+
+
+def _without_id(record: Record, patients: Mapping[str, str]) -> dict[str, Any]:
+    fields = {name: value for name, value in record.fields.items() if name != FIELD}
+    first = patients.get(record.image_path)
+    return fields if first is None else fields | {FIELD: first}
 
 
 if __name__ == "__main__":

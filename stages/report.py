@@ -20,7 +20,7 @@ from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.corpus.splitting.data_tests import read_results
-from stages.corpus.splitting.leaks import read_leaks
+from stages.corpus.splitting.leaks import read_leaks, read_patients
 from stages.predictions.schema import ABLATIONS
 from stages.reporting.build import read_inputs, write_report
 from stages.reporting.evidence import SplitSize, count_split, splits_used
@@ -57,7 +57,8 @@ def make() -> None:
         if target.method == "grpo":  # only GRPO logs rewards, KL and groups
             inputs.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
     inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits.kind)
-    inputs.leaks = splits_used(params.splits.kind, inputs.splits, read_leaks(layout.LEAKS))
+    leaks, patients = read_leaks(layout.LEAKS), read_patients(layout.LEAKS)
+    inputs.leaks = splits_used(params.splits.kind, inputs.splits, leaks, patients)
     accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in MODALITIES)]
     inputs.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
     inputs.data_tests = read_results(layout.DATA_TESTS)

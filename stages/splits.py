@@ -24,6 +24,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ from stages.core.params import Splits, load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
+from stages.corpus.records.patients import FIELD
 from stages.corpus.records.records import Reading, Record, read_record_lines
 from stages.corpus.splitting.data_tests import (
     TESTS,
@@ -48,7 +50,16 @@ from stages.corpus.splitting.data_tests import (
 )
 from stages.corpus.splitting.draws import Draw, Item, splits_of
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
-from stages.corpus.splitting.leaks import Leaks, as_json, count_leaks, total
+from stages.corpus.splitting.leaks import (
+    PATIENTS,
+    KnownPatients,
+    Leaks,
+    all_patients,
+    as_json,
+    count_leaks,
+    count_patients,
+    total,
+)
 from stages.corpus.splitting.stratify import stratify
 from stages.taxonomy import AXES, MODALITIES
 
@@ -82,7 +93,9 @@ def main() -> None:
     _report_tests(results, provenance)
     records = sorted(reading.records, key=lambda record: record.question_id)
     items = [_item(record) for record in records]
-    group_of = group_images(_images(records, settings), settings.near_duplicates)
+    images = _images(records, settings)
+    group_of = group_images(images, settings.near_duplicates)
+    patients = count_patients(images)
     draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
     draw = draws[settings.kind]
     corpus_results = judge_corpus(records, draw, params.resize.size, dict(params.data_tests))
@@ -96,12 +109,14 @@ def main() -> None:
         write_json(folder / "groups.json", _groups_of_several(group_of))
         write_json(
             folder / layout.LEAKS.relative_to(layout.SPLITS),
-            {kind: as_json(counts) for kind, counts in leaks.items()},
+            {kind: as_json(counts) for kind, counts in leaks.items()}
+            | {PATIENTS: {name: asdict(each) for name, each in patients.items()}},
         )
         # A split file is a bare list, so provenance is a file of its own; it is outside the folders
         # of the kinds, on which later stages depend, so that a new commit alone makes none stale.
         write_json(folder / "provenance.json", collect_provenance({"splits": settings}))
     _print(draws, leaks, group_of, settings)
+    _print_patients(patients)
     print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")
 
 
@@ -214,9 +229,17 @@ def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
             image,
             record.fields["pixel_hash"],
             record.fields["perceptual_hash"],
-            patient_of(record.image_path, patterns),
+            _patient(record, patterns),
+            record.dataset,
         )
     return list(by_path.values())
+
+
+def _patient(record: Record, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
+    """The patient by the record (table or DICOM header), or else by the path of the image."""
+    if first := record.fields.get(FIELD):
+        return "", first  # the name of an image, which no two data sets share
+    return patient_of(record.image_path, patterns)
 
 
 def _write_draw(folder: Path, kind: str, draw: Draw) -> None:
@@ -266,6 +289,20 @@ def _print(
         f" images, starting with {largest}"
     )
     print(f"splits: training and tests use {settings.kind}")
+
+
+def _print_patients(patients: Mapping[str, KnownPatients]) -> None:
+    """Print for how many images the patient is known, and warn where it is for none."""
+    every = all_patients(patients)
+    print(f"splits: the patient is known for {every.known} of {every.images} images")
+    unknown = [name for name, each in patients.items() if not each.known]
+    if unknown:
+        which = "any data set" if len(unknown) == len(patients) else ", ".join(unknown)
+        print(
+            f"warning: no patient is known for {which}: images of one may be in both train and"
+            " test. Add a column `patient`, or a pattern to splits.patient_patterns"
+            " (docs/own-data.md)"
+        )
 
 
 if __name__ == "__main__":

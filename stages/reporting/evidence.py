@@ -14,7 +14,7 @@ from stages.core.errors import InputError
 from stages.corpus.quarantine.ledger import Quarantine, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import Results
-from stages.corpus.splitting.leaks import Leaks, total
+from stages.corpus.splitting.leaks import KnownPatients, Leaks, all_patients, total
 from stages.scoring.tables import (
     CELLS,
     CrossTable,
@@ -127,9 +127,12 @@ def count_split(
 
 
 def splits_used(
-    kind: str, splits: Sequence[SplitSize], leaks: Mapping[str, Leaks]
+    kind: str,
+    splits: Sequence[SplitSize],
+    leaks: Mapping[str, Leaks],
+    patients: Mapping[str, KnownPatients],
 ) -> dict[str, Any]:
-    """For metrics.json: the kind of split, and test and leaked questions per kind and axis.
+    """For metrics.json: the kind of split, leaked questions per kind and axis, known patients.
 
     Raises InputError if `leaks` disagrees with `splits`, counted from the split files in use.
     """
@@ -145,7 +148,9 @@ def splits_used(
         each: {axis: asdict(total(slugs.values())) for axis, slugs in axes.items()}
         for each, axes in leaks.items()
     }
-    return {"kind": kind, "leaks": totals}
+    by_dataset = {name: asdict(each) for name, each in patients.items()}
+    known = {**asdict(all_patients(patients)), "by_dataset": by_dataset}
+    return {"kind": kind, "leaks": totals, "patients": known}
 
 
 def cross_tables(

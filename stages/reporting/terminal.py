@@ -89,9 +89,15 @@ def splits_sentence(splits: dict[str, Any]) -> str:
         )
 
     published = f" (published: {leak('published')})" if splits["kind"] != "published" else ""
+    known, images = splits["patients"]["known"], splits["patients"]["images"]
+    if known == images:
+        what, limit = "image, a copy of it or its patient", ""
+    else:
+        what = "image, a copy of it or its known patient" if known else "image or a copy of it"
+        limit = f" Leaks by patient are unknown for {images - known} of {images} images."
     return (
-        f"Splits: {splits['kind']}; test questions whose image, a copy of it or its patient is in"
-        f" train: {leak(splits['kind'])}{published}."
+        f"Splits: {splits['kind']}; test questions whose {what} is in train:"
+        f" {leak(splits['kind'])}{published}.{limit}"
     )
 
 

@@ -2,8 +2,9 @@
 
 `QA_information/Open-access/<dataset>.json` is a list of objects of strings: dataset, question_id,
 question_type, question, gt_answer (the TEXT of an option, not its letter), image_path, option_A,
-option_B and so on (2 to 26 in all), modality_type. A record is used as it is or refused with a
-reason, never corrected. A user's CSV yields such records, too (stages/corpus/records/table.py).
+option_B and so on (2 to 26 in all), modality_type, and patient if it is known. A record is used as
+it is or refused with a reason, never corrected. A user's CSV yields such records, too
+(stages/corpus/records/table.py).
 """
 
 from __future__ import annotations
@@ -172,6 +173,8 @@ def check_record(raw: object, location: RecordLocation) -> Record:
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
     option_keys = [key for key in raw if key.startswith("option_") and _OPTION_NAME.fullmatch(key)]
     text = _texts(raw, [*FIELDS, *option_keys])
+    if "patient" in raw:
+        _check_text(raw, "patient")
     options = tuple([text[field] for field in _option_fields(option_keys)])
     check_labels(options)
     if len(set(options)) < len(options):

@@ -36,6 +36,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "type": ("type", "question type"),
     "id": ("id", "question id"),
     "dataset": ("dataset", "data set"),
+    "patient": ("patient", "patient id", "subject", "subject id"),
 }
 """Column -> its names, in any case, with or without blanks, hyphens and underscores.
 
@@ -219,6 +220,8 @@ def _record(cells: list[str], header: Header, dataset: str) -> dict[str, str]:
         "image_path": image,
         **options,
     }
+    if patient := row.get("patient", "").strip():
+        record["patient"] = patient
     if modality.strip():  # otherwise the image's DICOM header may declare it
         record["modality_type"] = modality
     return record

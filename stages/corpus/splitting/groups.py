@@ -23,12 +23,13 @@ _MOST_LINKS: Final = 2**20
 
 @dataclass(frozen=True)
 class GroupedImage:
-    """One image for grouping: path, hashes (64 hex digits each), patient if known."""
+    """One image for grouping: path, hashes (64 hex digits each), data set, patient if known."""
 
     image: str
     pixel_hash: str
     perceptual_hash: str
     patient: tuple[str, str] | None = None
+    dataset: str = ""
 
 
 def patient_of(image_path: str, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:

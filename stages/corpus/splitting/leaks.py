@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.corpus.dataset.split_files import KINDS
 from stages.corpus.splitting.draws import Draw, Split, splits_of
+from stages.corpus.splitting.groups import GroupedImage
 from stages.taxonomy import AXES
 
 
@@ -28,6 +30,9 @@ class Leak:
     """Those that are training questions on the other axis."""
 
 
+_REMEDY: Final = "run `dvc repro splits`"
+PATIENTS: Final = "patients"
+"""Key of leaks.json for the known patients by data set."""
 Leaks = dict[str, dict[str, Leak]]
 """Axis -> slug -> leak counts."""
 
@@ -58,13 +63,43 @@ def as_json(leaks: Leaks) -> dict[str, dict[str, dict[str, int]]]:
     }
 
 
+@dataclass(frozen=True)
+class KnownPatients:
+    """Images of a data set, and those of them whose patient is known."""
+
+    images: int
+    known: int
+
+
+def count_patients(images: Iterable[GroupedImage]) -> dict[str, KnownPatients]:
+    """Data set -> for how many of its images the patient is known."""
+    counts: dict[str, list[bool]] = defaultdict(list)
+    for image in images:
+        counts[image.dataset].append(image.patient is not None)
+    return {name: KnownPatients(len(known), sum(known)) for name, known in sorted(counts.items())}
+
+
+def all_patients(patients: Mapping[str, KnownPatients]) -> KnownPatients:
+    """The same for all data sets."""
+    every = patients.values()
+    return KnownPatients(sum(each.images for each in every), sum(each.known for each in every))
+
+
+def read_patients(path: Path) -> dict[str, KnownPatients]:
+    """Data set -> known patients, from the file of stage splits; InputError as `read_leaks`."""
+    tree = read_json(path, _REMEDY)
+    try:
+        return {name: KnownPatients(**each) for name, each in tree[PATIENTS].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} has no counts of patients ({error!r}): {_REMEDY}") from error
+
+
 def read_leaks(path: Path) -> dict[str, Leaks]:
     """Kind of split -> its counts, from the file of stage splits.
 
     InputError if it is missing or malformed.
     """
-    remedy = "run `dvc repro splits`"
-    tree = read_json(path, remedy)
+    tree = read_json(path, _REMEDY)
     try:
         return {
             kind: {
@@ -72,8 +107,8 @@ def read_leaks(path: Path) -> dict[str, Leaks]:
             }
             for kind in KINDS
         }
-    except (TypeError, KeyError) as error:
-        raise InputError(f"{path} is not a file of leak counts ({error!r}): {remedy}") from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a file of leak counts ({error!r}): {_REMEDY}") from error
 
 
 def _count(split: Split, group_of: Mapping[str, str], elsewhere: Set[str]) -> Leak:

@@ -1,0 +1,77 @@
+"""Which images are of one patient, from question tables and DICOM headers, without keeping any id.
+
+An id lives in memory only. What is written into a record is the name of the first image of the
+same patient, which says nothing about who that is, and changes only with the patient's images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import networkx as nx
+
+from stages.corpus.dicom.headers.elements import is_dicom, read_elements
+from stages.corpus.quarantine.image_errors import ImageError
+from stages.corpus.records.records import Record
+
+FIELD: Final = "patient"
+"""Field of a record, and column of a table: an id as its author writes it; later an image."""
+_PLACEHOLDERS: Final = frozenset(
+    (
+        *("", "-", "0", "n/a", "na", "none", "null", "unknown", "removed", "xxx", "xxxx"),
+        *("anon", "anonymous", "anonymised", "anonymized", "deidentified", "de-identified"),
+        *("patient", "test"),
+    )
+)
+"""Ids that many patients of a data set have: they say nothing."""
+_MAX_INFLATED: Final = 2**24
+"""Bytes of a deflated file that are inflated to find its patient."""
+_salt: Final = secrets.token_bytes(32)
+"""New in each process: hashes of ids can be compared within it, and never looked up."""
+
+
+def hashed_id(text: str | None) -> bytes | None:
+    """A salted hash of a patient's id, comparable within this process; None for a placeholder."""
+    plain = " ".join((text or "").split()).casefold()
+    if plain in _PLACEHOLDERS:
+        return None
+    return hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), key=_salt).digest()
+
+
+def patient_of_file(content: bytes) -> bytes | None:
+    """The hashed PatientID of a DICOM file; None if it has none, is damaged or is not DICOM."""
+    if not is_dicom(content):
+        return None
+    try:
+        _, elements = read_elements(content, ("PatientID",), _MAX_INFLATED)
+        values = elements.codes("PatientID", "LO")
+    except ImageError:
+        return None
+    return hashed_id("\\".join(values))
+
+
+def link_patients(
+    records: Iterable[Record],
+    files: Mapping[str, Sequence[str]],
+    patient_of: Mapping[str, bytes],
+) -> dict[str, str]:
+    """Image -> first image, by name, of the same patient; images of unknown patients are absent.
+
+    `files`: image -> its files; `patient_of`: file -> hashed PatientID. Ids count within a data
+    set: patient 7 of another one is somebody else.
+    """
+    graph = nx.Graph()
+    for record in records:
+        image = record.image_path
+        ids = {patient_of[name] for name in files[image] if name in patient_of}
+        if own := hashed_id(record.fields.get(FIELD)):
+            ids.add(own)
+        graph.add_edges_from((image, (record.dataset, each)) for each in ids)
+    first_of: dict[str, str] = {}
+    for component in nx.connected_components(graph):
+        images = sorted(node for node in component if isinstance(node, str))
+        first_of |= dict.fromkeys(images, images[0])
+    return first_of

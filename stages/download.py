@@ -30,12 +30,13 @@ from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.hash_cache import HashCache
 from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.dicom.headers.elements import is_dicom
+from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
-from stages.corpus.records.patients import FIELD, link_patients, patient_of_file
+from stages.corpus.records.patients import link_patients, patient_of_file
 from stages.corpus.records.reading import find_images, read_questions
-from stages.corpus.records.records import Reading, Record, refuse
+from stages.corpus.records.records import PATIENT, Reading, Record, refuse
 from stages.taxonomy import MODALITIES
 
 OUTPUTS_FORMAT: Final = 1
@@ -77,7 +78,7 @@ def main() -> None:
                 f" {quarantine_file}",
                 CorpusFault.NO_RECORD,
             )
-        check_refused(quarantine, params.quarantine, quarantine_file, str(path))
+        check_refused(quarantine, params.quarantine, quarantine_file, str(path), remedy_of)
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
             records.sort(key=lambda record: record.question_id)
@@ -198,9 +199,9 @@ def _write(
 
 
 def _without_id(record: Record, patients: Mapping[str, str]) -> dict[str, Any]:
-    fields = {name: value for name, value in record.fields.items() if name != FIELD}
+    fields = {name: value for name, value in record.fields.items() if name != PATIENT}
     first = patients.get(record.image_path)
-    return fields if first is None else fields | {FIELD: first}
+    return fields if first is None else fields | {PATIENT: first}
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from stages.corpus.archives.source import Corpus, open_corpus
 from stages.corpus.dataset.paths import IMAGES, image_files
 from stages.corpus.images.image_cache import ImageCache
 from stages.corpus.images.resizer import ImageResizer, ImageResult, ImageSource, png_name
+from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.image_errors import ImageError, UnreadError
 from stages.corpus.quarantine.ledger import Row, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
@@ -102,7 +103,9 @@ def main() -> None:
     quarantine = write_quarantine(
         quarantine_file, f"resize@{slug}", count, datasets, rows, provenance
     )
-    check_refused(quarantine, params.quarantine, quarantine_file, str(layout.corpus(slug)))
+    check_refused(
+        quarantine, params.quarantine, quarantine_file, str(layout.corpus(slug)), remedy_of
+    )
     print(
         f"resize {slug}: read {count} records of {len(results)} images ({resizer.decoded_count}"
         f" of them decoded), kept {len(datasets)}, quarantined {len(rows)}"

@@ -37,8 +37,7 @@ from stages.core.params import Splits, load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
-from stages.corpus.records.patients import FIELD
-from stages.corpus.records.records import Reading, Record, read_record_lines
+from stages.corpus.records.records import PATIENT, Reading, Record, read_record_lines
 from stages.corpus.splitting.data_tests import (
     TESTS,
     Results,
@@ -237,7 +236,7 @@ def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
 
 def _patient(record: Record, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
     """The patient by the record (table or DICOM header), or else by the path of the image."""
-    if first := record.fields.get(FIELD):
+    if first := record.fields.get(PATIENT):
         return "", first  # the name of an image, which no two data sets share
     return patient_of(record.image_path, patterns)
 

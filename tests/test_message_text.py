@@ -24,7 +24,7 @@ from stages.core.params import load_params
 from stages.corpus.archives import unpacked
 from stages.corpus.archives.source import open_corpus
 from stages.corpus.inspection import inspect as inspection
-from stages.corpus.inspection.advice import advise
+from stages.corpus.quarantine.advice import advise
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError

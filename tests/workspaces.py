@@ -40,7 +40,8 @@ def small_workspace(
     if sft is not None:
         tree["sft"] |= sft
         entry = {"axis": "modality", "split": "ct", "method": "sft", "images": "data/images/ct"}
-        tree["checkpoints"]["sft-ct"] = tree["evaluations"]["sft-ct"] = entry
+        tree["checkpoints"]["sft-ct"] = entry
+        tree["evaluations"]["sft-ct"] = {"axis": "modality"}
     (root / "params.yaml").write_text(dump_yaml(tree), encoding="utf-8")
     shutil.copytree(REPOSITORY / "infra" / "base", root / layout.BASE_MODEL)
     rng = np.random.default_rng(5)

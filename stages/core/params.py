@@ -158,12 +158,19 @@ class Params(SettingsGroup):
                     f"retrain.never_worse: {cell!r} is not a cell; name a checkpoint and one that"
                     " it is tested on, as ct/mri"
                 )
+        self._check_evaluations()
+        return self
+
+    def _check_evaluations(self) -> None:
         if extra := set(self.evaluations) ^ {"base", *self.checkpoints}:
             raise ValueError(
                 "evaluations must be base and the checkpoints; not on both sides:"
                 f" {', '.join(sorted(extra))}"
             )
-        return self
+        axes = {"base": "all"} | {name: each.axis for name, each in self.checkpoints.items()}
+        for name, axis in axes.items():
+            if self.evaluations[name].axis != axis:
+                raise ValueError(f"evaluations.{name}.axis must be {axis}, as in checkpoints")
 
     def _check_name(self, name: str, checkpoint: Checkpoint) -> None:
         axis, split = checkpoint.axis, checkpoint.split

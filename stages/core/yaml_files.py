@@ -54,13 +54,17 @@ def load_yaml(text: str, path: Path) -> Any:
 def load_for_edit(text: str, path: Path) -> CommentedMap:
     """Load a YAML mapping for editing: `dump_edited` reproduces every byte but the edits.
 
-    InputError as in `load_yaml`, if it is not a mapping, and, with the line to write instead, if a
-    line would not be reproduced: comments inside multi-line braces, unusual indentation, other
-    spellings of null, true and false.
+    A file in the layout of DVC is reproduced in that of params.yaml. InputError as in `load_yaml`,
+    if it is not a mapping, and, with the line to write instead, if a line would not be reproduced:
+    comments inside multi-line braces, unusual indentation, other spellings of null, true and false.
     """
     if not isinstance(load_yaml(text, path), dict):
         raise InputError(f"{path}: expected a mapping of keys to values")
     tree: CommentedMap = _editor().load(text)
+    if _dumped(_dvc_editor(), _dvc_editor().load(text)) == text:
+        # as `dvc exp run --set-param` leaves a file: the same values in the layout of `_editor`
+        tree = _editor().load(dump_edited(tree))
+        text = dump_edited(tree)
     before, after = text.split("\n"), dump_edited(tree).split("\n")
     for number, (line, rewritten) in enumerate(zip(before, after, strict=False), start=1):
         if line != rewritten:
@@ -92,6 +96,11 @@ def _editor() -> YAML:
     yaml.width = _NO_WRAPPING
     yaml.indent(mapping=2, sequence=4, offset=2)
     return yaml
+
+
+def _dvc_editor() -> YAML:
+    """The writer of DVC: wraps at 80 columns, indents no lists, drops quotes, leaves out nulls."""
+    return YAML()
 
 
 def _dumped(yaml: YAML, data: Any) -> str:

@@ -7,12 +7,14 @@ edits of other lines.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import CommentMark
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from ruamel.yaml.tokens import CommentToken
 
 from stages.core.errors import InputError
@@ -21,6 +23,8 @@ from stages.profiles.schema import merge
 
 _HEAD: Final = "# profile: "
 _NOTE: Final = "# Old values; `med-r1 profile sample` restores them. Edit above only."
+_LINE_BREAKS: Final = re.compile("[\x85\u2028\u2029]")
+"""Characters at which YAML ends a line, and which are not written as they are."""
 _REPLACED: Final = "#< "
 _ADDED: Final = "#+ "
 
@@ -37,6 +41,7 @@ def set_values(text: str, values: dict[str, Any], profile: str, path: Path) -> s
     example because an anchor would break.
     """
     tree = load_for_edit(text, path)
+    text = dump_edited(tree)
     replaced = CommentedMap()
     added = CommentedSeq()
     _set(tree, values, (), replaced, added)
@@ -117,9 +122,15 @@ def _set(
 
 def _in_braces(value: Any) -> Any:
     """A value in the form that is written on one line."""
+    if isinstance(value, str) and _LINE_BREAKS.search(value):
+        return DoubleQuotedScalarString(value)  # with escapes: a plain one would be cut here
     if not isinstance(value, dict | list):
         return value
-    flow = CommentedMap(value) if isinstance(value, dict) else CommentedSeq(value)
+    flow: Collection
+    if isinstance(value, dict):
+        flow = CommentedMap({name: _in_braces(each) for name, each in value.items()})
+    else:
+        flow = CommentedSeq(map(_in_braces, value))
     flow.fa.set_flow_style()
     return flow
 

@@ -227,7 +227,7 @@ def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
 ) -> None:
     put(tree, key, value)
     if key.startswith("checkpoints.sft"):
-        tree["evaluations"]["sft-ct"] = value
+        tree["evaluations"]["sft-ct"] = {"axis": "modality"}
     with pytest.raises(InputError) as error:
         load(tree, tmp_path)
     for words in expected:
@@ -374,7 +374,8 @@ def test_an_sft_checkpoint_takes_the_budget_of_its_twin_and_its_own_settings(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
     put(tree, "checkpoints.ct.grpo", {"max_steps": 7})
-    tree["checkpoints"]["sft-ct"] = tree["evaluations"]["sft-ct"] = SFT | {
+    tree["evaluations"]["sft-ct"] = {"axis": "modality"}
+    tree["checkpoints"]["sft-ct"] = SFT | {
         "grpo": {"max_steps": 7, "beta": 0.1},
         "sft": {"learning_rate": 1.0},
     }

@@ -125,7 +125,6 @@ b:
     [
         ("a: 1\nb: ~\n", 2, "'b: null'"),
         ("a: True\n", 1, "'a: true'"),
-        ("a:\n- b\n", 2, "'  - b'"),
         ("a: {b: 1,  # lost\n  c: 2}\n", 1, "'a: {b: 1, c: 2}'"),
     ],
 )
@@ -142,3 +141,10 @@ def test_plain_values_are_written_in_their_order_and_come_back() -> None:
     text = dump_yaml(data)
     assert load_yaml(text, PATH) == dvc_loads(text) == data
     assert list(load_yaml(text, PATH)) == list(data)
+
+
+def test_the_layout_of_dvc_is_edited_in_ours() -> None:
+    text = "# top\na:\n- b  # list\nn:\nm: {x: 1, y: 2}\n"
+    tree = load_for_edit(text, PATH)
+    tree["m"]["x"] = 3
+    assert dump_edited(tree) == "# top\na:\n  - b # list\nn: null\nm: {x: 3, y: 2}\n"

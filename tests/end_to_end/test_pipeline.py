@@ -50,7 +50,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             shutil.copy(REPOSITORY / name, root / name)
     params = read_yaml(root / "params.yaml")
     params["checkpoints"] = {key: params["checkpoints"][key] for key in ("ct", "lesion-grading")}
-    params["evaluations"] = {"base": params["evaluations"]["base"], **params["checkpoints"]}
+    params["evaluations"] = {
+        name: params["evaluations"][name] for name in ("base", *params["checkpoints"])
+    }
     params["grpo"]["max_steps"] = 2
     (root / "params.yaml").write_text(dump_yaml(params), encoding="utf-8")
     (root / "dvc.lock").unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import InputError
@@ -107,6 +107,8 @@ GROUPS = st.fixed_dictionaries(
 
 @settings(max_examples=60)
 @given(GROUPS)
+@example({"grpo": {"rate": "\x85"}})
+@example({"grpo": {"rate": ["a\u2028b", {"c": "\u2029"}]}})
 def test_any_values_are_set_and_undone_without_a_trace(values: dict[str, Any]) -> None:
     edited = set_values(TEXT, values, "mine", PATH)
     assert merge(load_yaml(TEXT, PATH), values) == load_yaml(edited, PATH)

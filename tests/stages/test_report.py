@@ -689,7 +689,9 @@ def test_a_long_completion_is_cut(project: Path) -> None:
 def test_fewer_checkpoints_make_a_smaller_report(project: Path) -> None:
     tree = read_yaml(layout.PARAMS)
     tree["checkpoints"] = {"ct": tree["checkpoints"]["ct"]}
-    tree["evaluations"] = {"base": tree["evaluations"]["base"], **tree["checkpoints"]}
+    tree["evaluations"] = {
+        name: tree["evaluations"][name] for name in ("base", *tree["checkpoints"])
+    }
     layout.PARAMS.write_text(dump_yaml(tree), encoding="utf-8")
     report.make()
     metrics = metrics_of(project)
@@ -727,7 +729,10 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
             f"{100 * own['blind_baseline']['accuracy']:.1f}",
             f"{100 * visual:+.1f}",
         ]
-    assert lines[-1] == "Page: report/index.html"
+    assert "Page: report/index.html" in lines
+    assert " ".join(lines).endswith(DISCLAIMER)
+    assert f"13 checkpoints: {verdict(metrics_of(project)['summary'])}; +" in " ".join(lines)
+    assert "Leaks by patient are unknown for" in " ".join(lines)
     seen, total = seen_by_modality(project, "published")
     assert f"(published: {seen} of {total} by modality and" in " ".join(shown.split())
 

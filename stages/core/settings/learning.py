@@ -373,10 +373,4 @@ class Evaluation(SettingsGroup):
     """One policy to test."""
 
     axis: Literal["modality", "task", "all"]
-    images: str
-    # the others come along with a checkpoint's entry, and are not used here
-    split: str | None = None
-    method: Literal["grpo", "sft"] | None = None
-    start: str | None = None
-    grpo: dict[str, Any] = Field(default_factory=dict)
-    sft: dict[str, Any] = Field(default_factory=dict)
+    """On whose splits: those of the checkpoint's axis, or for the base of both."""

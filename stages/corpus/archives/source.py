@@ -24,23 +24,25 @@ from stages.corpus.archives.archive import Member, is_zip, open_tar, open_zip
 from stages.corpus.archives.folder import list_folder, top_level_archives
 from stages.corpus.archives.safety import check_members
 from stages.corpus.archives.unpacked import is_compressed, unpacked_tars
-from stages.corpus.dataset.paths import IMAGES, QUESTIONS
+from stages.corpus.dataset.paths import IMAGES, QUESTIONS, is_left_behind
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 
 SCRATCH: Final = layout.SCRATCH / "corpus"
 """Folder of the uncompressed copies of compressed tars."""
 
-_SHADOWS: Final = "__MACOSX/"
-"""What macOS's zip adds: a shadow of every folder."""
-
 
 class Corpus:
-    """The files of a corpus, named relative to the folder that holds its questions."""
+    """The files of a corpus, named relative to the folder that holds its questions.
+
+    Those that systems and programs leave behind are not among them.
+    """
 
     def __init__(self, path: Path, members: Iterable[Member], limits: CorpusLimits) -> None:
         """Check every member; RefusedDataError names the first unsafe one, or what is missing."""
         self.path = path
-        self._files = _name_files(path, check_members(path, members, limits))
+        files = check_members(path, members, limits)
+        kept = {name: member for name, member in files.items() if not is_left_behind(name)}
+        self._files = _name_files(path, kept)
 
     @property
     def names(self) -> list[str]:
@@ -109,7 +111,9 @@ def _folder_members(
     path: Path, limits: CorpusLimits, scratch: Path, stack: ExitStack
 ) -> list[Member]:
     """Files of a folder; where it has no layout of its own, those in its archives as well."""
-    members = list_folder(path, limits.max_members)
+    members = [
+        each for each in list_folder(path, limits.max_members) if not is_left_behind(each.name)
+    ]
     if any(_prefix(member.name, IMAGES, QUESTIONS) is not None for member in members):
         return members
     archives = top_level_archives(members)
@@ -146,7 +150,7 @@ def _without_top(members: Sequence[Member]) -> list[Member]:
 def _prefix(name: str, *folders: str) -> str | None:
     """The part of a path before the first of these folders; None if it contains none of them."""
     positions = [at for folder in folders if (at := f"/{name}".find(f"/{folder}")) >= 0]
-    return name[: min(positions)] if positions and not name.startswith(_SHADOWS) else None
+    return name[: min(positions)] if positions else None
 
 
 def _holds_questions(name: str) -> bool:
@@ -194,13 +198,12 @@ def _below(root: str, files: dict[str, Member]) -> dict[str, Member]:
 
 def _table_root(files: Iterable[str]) -> str | None:
     """The folder ("" or ending in a slash) that holds a table and everything else, if any."""
-    names = [name for name in files if not name.startswith(_SHADOWS)]
-    tables = [name for name in names if _is_table(name)]
+    tables = [name for name in files if _is_table(name)]
     if not tables:
         return None
     folder = posixpath.dirname(min(tables, key=lambda name: name.count("/")))
     root = f"{folder}/" if folder else ""
-    return root if all(name.startswith(root) for name in names) else None
+    return root if all(name.startswith(root) for name in files) else None
 
 
 def _under_images(path: Path, files: dict[str, Member]) -> dict[str, Member]:

@@ -16,6 +16,21 @@ MAX_NAME_BYTES: Final = 240
 _NOT_IN_FILE_NAMES: Final = re.compile(r"[\x00\ud800-\udfff]")
 
 
+_LEFT_BEHIND: Final = re.compile(
+    r"\._.*|__MACOSX|\.DS_Store|\.Spotlight-.*|\.Trash.*|\.fseventsd"  # macOS
+    r"|Thumbs\.db|ehthumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information"  # Windows
+    r"|~\$.*|\.~lock\..*#|.*~|\.?#.*#|\.#.*|\..*\.sw[a-z]|.*\.crdownload|.*\.part"  # programs
+    r"|@eaDir|\.ipynb_checkpoints|\.git|\.svn|__pycache__|lost\+found",
+    re.IGNORECASE,
+)
+"""Files and folders that operating systems, editors and servers leave behind."""
+
+
+def is_left_behind(path: str) -> bool:
+    """Whether a path is of a file that nobody put there, such as `._ward.csv` of macOS."""
+    return any(_LEFT_BEHIND.fullmatch(part) for part in path.split("/"))
+
+
 def unsafe_path(name: str) -> str | None:
     """Why a relative POSIX path may leave its folder or is not a file name; None if it is safe."""
     if not name:

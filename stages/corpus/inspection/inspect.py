@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
@@ -21,7 +21,7 @@ from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.decoding import ImageError, decode_files
-from stages.corpus.inspection.advice import (
+from stages.corpus.quarantine.advice import (
     DUPLICATE_IMAGES,
     IGNORED_COLUMNS,
     MISSING_SPLITS,
@@ -41,9 +41,6 @@ from stages.taxonomy import AXES
 
 Status = Literal["ready", "problems", "unusable"]
 Level = Literal["refused", "note"]
-
-_SYSTEM_FILES: Final = (".", "Thumbs.db", "desktop.ini")
-"""Beginnings of the names of files that operating systems leave in folders."""
 
 
 class Example(NamedTuple):
@@ -282,7 +279,7 @@ def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:
 
 def _note_unused_images(corpus: Corpus, used: set[str], findings: Findings) -> None:
     for name in corpus.names:
-        is_image = name.startswith(IMAGES) and not _file_name(name).startswith(_SYSTEM_FILES)
+        is_image = name.startswith(IMAGES) and not _file_name(name).startswith(".")
         if is_image and name not in used:
             findings.note(UNUSED_IMAGES, name, name, "named by no record that could be read")
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final, Protocol
 
 from stages.corpus.quarantine.ledger import Counts, Quarantine, Row
-from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
+from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 
 _MAX_REASONS: Final = 3
 """Reasons that a message names per violation, the most frequent ones."""
 _MAX_VIOLATIONS: Final = 5
 """Violations that a message names."""
+
+
+_Violation = tuple[str, list[Reason]]
+"""What exceeds a limit, and the reasons of most of its refusals."""
 
 
 class RefusalLimits(Protocol):
@@ -36,27 +41,36 @@ class RefusalLimits(Protocol):
         """Source set -> a limit of its own."""
 
 
-def check_refused(quarantine: Quarantine, limits: RefusalLimits, path: Path, source: str) -> None:
+def check_refused(
+    quarantine: Quarantine,
+    limits: RefusalLimits,
+    path: Path,
+    source: str,
+    remedy_of: Callable[[Reason], str],
+) -> None:
     """Raise RefusedDataError if more records were refused than `limits` allow.
 
-    `path`: the file of the quarantine table; `source`: what the stage read.
+    `path`: the file of the quarantine table; `source`: what the stage read; `remedy_of`: what to do
+    about a reason, for those that most records were refused for.
     """
     violations = list(_violations(quarantine, limits))
     if not violations:
         return
-    named = "; ".join(violations[:_MAX_VIOLATIONS])
+    named = "; ".join(text for text, _ in violations[:_MAX_VIOLATIONS])
     if (count := len(violations) - _MAX_VIOLATIONS) > 0:
         named += f"; and {count} more source sets"
+    reasons = dict.fromkeys(chain.from_iterable(reasons for _, reasons in violations))
+    remedies = [f"{reason}: {remedy_of(reason)}" for reason in list(reasons)[:_MAX_REASONS]]
     raise RefusedDataError(
-        f"{source}: {quarantine.stage} refused too many records: {named}. {path} holds every"
-        " refused record and why (docs/ingest-quality.md): correct the corpus, or, if the rest is"
-        " good, raise the limit in params.yaml and run `dvc repro` again",
+        f"{source}: {quarantine.stage} refused too many records: {named}. {path} contains every"
+        f" refused record and why. {' '.join(remedies)} Then run `dvc repro`. To train on the rest"
+        " only, raise the limit in params.yaml (docs/ingest-quality.md)",
         CorpusFault.TOO_MUCH_REFUSED,
     )
 
 
-def _violations(quarantine: Quarantine, limits: RefusalLimits) -> Iterable[str]:
-    """One message per exceeded limit: the overall one first, then sets by refused records."""
+def _violations(quarantine: Quarantine, limits: RefusalLimits) -> Iterable[_Violation]:
+    """Message and reasons per exceeded limit: the overall one first, then sets by refusals."""
     sets = quarantine.sets
     others = {name: counts for name, counts in sets.items() if name not in limits.sets}
     overall = Counts(
@@ -83,7 +97,7 @@ def _exceeds(counts: Counts, share: float, limits: RefusalLimits) -> bool:
     return counts.refused >= limits.min_refused and counts.share > share
 
 
-def _describe(counts: Counts, scope: str, limit: str, rows: Sequence[Row]) -> str:
+def _describe(counts: Counts, scope: str, limit: str, rows: Sequence[Row]) -> _Violation:
     """How many records were refused, and the most frequent reasons with their first examples."""
     frequencies = Counter(row.reason for row in rows)
     most_frequent = sorted(frequencies.items(), key=lambda item: (-item[1], item[0]))[:_MAX_REASONS]
@@ -93,4 +107,5 @@ def _describe(counts: Counts, scope: str, limit: str, rows: Sequence[Row]) -> st
         for reason, count in most_frequent
     )
     refused = f"{counts.refused} of {counts.read} records ({counts.share:.1%}) of {scope}"
-    return f"{refused}, where {limit}, mostly {reasons}"
+    text = f"{refused}, where {limit}, mostly {reasons}"
+    return text, [reason for reason, _ in most_frequent]

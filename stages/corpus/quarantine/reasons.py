@@ -12,7 +12,7 @@ class Reason(StrEnum):
     """Why a record, an image or a question file is refused, for programs to compare.
 
     A quarantine row also has the reason in words. docs/ingest-quality.md lists all codes with their
-    remedies, and stages/corpus/inspection/advice.py has advice for each.
+    remedies, and stages/corpus/quarantine/advice.py has advice for each.
     """
 
     FILE_UNREADABLE = "file-unreadable"

@@ -15,10 +15,8 @@ import networkx as nx
 
 from stages.corpus.dicom.headers.elements import is_dicom, read_elements
 from stages.corpus.quarantine.image_errors import ImageError
-from stages.corpus.records.records import Record
+from stages.corpus.records.records import PATIENT, Record
 
-FIELD: Final = "patient"
-"""Field of a record, and column of a table: an id as its author writes it; later an image."""
 _PLACEHOLDERS: Final = frozenset(
     (
         *("", "-", "0", "n/a", "na", "none", "null", "unknown", "removed", "xxx", "xxxx"),
@@ -67,7 +65,7 @@ def link_patients(
     for record in records:
         image = record.image_path
         ids = {patient_of[name] for name in files[image] if name in patient_of}
-        if own := hashed_id(record.fields.get(FIELD)):
+        if own := hashed_id(record.fields.get(PATIENT)):
             ids.add(own)
         graph.add_edges_from((image, (record.dataset, each)) for each in ids)
     first_of: dict[str, str] = {}

@@ -39,6 +39,7 @@ from stages.taxonomy import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS, QUE
 __all__ = [
     "FIELDS",
     "OPTIONS",
+    "PATIENT",
     "Reading",
     "Record",
     "RefusedRecord",
@@ -60,6 +61,8 @@ FIELDS: Final = (
 )
 OPTIONS: Final = tuple(f"option_{letter}" for letter in LETTERS)
 
+PATIENT: Final = "patient"
+"""Optional field: the id of a patient as its author writes it; after stage download, an image."""
 _OPTION_NAME = re.compile(r"option_(?:[A-Za-z]{1,2}|\d{1,3})")
 """A field that was meant to be an option, however spelled; `option_index` was not."""
 _NAMES = ("dataset", "question_id", "image_path")
@@ -173,8 +176,8 @@ def check_record(raw: object, location: RecordLocation) -> Record:
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
     option_keys = [key for key in raw if key.startswith("option_") and _OPTION_NAME.fullmatch(key)]
     text = _texts(raw, [*FIELDS, *option_keys])
-    if "patient" in raw:
-        _check_text(raw, "patient")
+    if raw.get(PATIENT) is not None:
+        _check_text(raw, PATIENT)
     options = tuple([text[field] for field in _option_fields(option_keys)])
     check_labels(options)
     if len(set(options)) < len(options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.corpus.dataset.paths import image_files, unsafe_path
+from stages.corpus.dataset.paths import image_files, is_left_behind, unsafe_path
 
 NAMES = ["Images/a.dcm", "Images/a/1", "Images/a/2", "Images/a/b/3", "Images/ab/1", "Images/c"]
 
@@ -35,3 +35,47 @@ def test_paths_that_leave_the_folder_or_are_not_file_names_are_unsafe(name: str)
 @pytest.mark.parametrize("name", ["a", "a/b", "..a", "a../b", "ä ö", "ab:c"])
 def test_other_paths_are_safe(name: str) -> None:
     assert unsafe_path(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "._ward.csv",
+        "Images/._a.png",
+        "__MACOSX/Images/a.png",
+        "Images/__MACOSX/a.png",
+        ".DS_Store",
+        "Images/CT/.DS_Store",
+        "Thumbs.db",
+        "Images/THUMBS.DB",
+        "desktop.ini",
+        "~$ward.xlsx",
+        ".~lock.ward.csv#",
+        "ward.csv~",
+        ".ward.csv.swp",
+        "#ward.csv#",
+        ".#ward.csv",
+        "Images/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+        "$RECYCLE.BIN/a.png",
+        ".ipynb_checkpoints/ward-checkpoint.csv",
+        "a.png.part",
+        ".git/config",
+    ],
+)
+def test_what_systems_and_programs_leave_behind_is_known(name: str) -> None:
+    assert is_left_behind(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ward.csv",
+        "Images/a.b.png",
+        "Images/_a.png",
+        "Images/.a.png",
+        "Images/a~1.png",
+        "Images/part/a.png",
+    ],
+)
+def test_other_names_are_kept(name: str) -> None:
+    assert not is_left_behind(name)

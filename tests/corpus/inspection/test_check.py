@@ -14,7 +14,7 @@ import pytest
 
 from stages.corpus.inspection import command as check
 from stages.corpus.inspection import inspect as inspection
-from stages.corpus.inspection.advice import advise
+from stages.corpus.quarantine.advice import advise
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
 from tests.commands import med_r1
@@ -133,7 +133,7 @@ def test_each_problem_is_reported_with_location_and_remedy(
         "a.png,Where?,x|y,z,ct,lesion-grading",
     ]
     header, *rows = [*(HEADER + ROWS).splitlines(), *bad]
-    lines = [f"{header},patient", *(f"{row},P" for row in rows)]
+    lines = [f"{header},ward", *(f"{row},P" for row in rows)]
     write(ward, {"ward.csv": "\n".join(lines)})
     report = inspect(run_check, ward, "--examples", "1")
     kinds = report["by kind"]
@@ -162,7 +162,7 @@ def test_each_problem_is_reported_with_location_and_remedy(
         example("duplicate images") == "Images/twin.png: Images/a.png: the same bytes as this one"
     )
     assert kinds["images that no question names"]["count"] == 2
-    assert example("ignored columns") == "ward.csv: patient: not a known column"
+    assert example("ignored columns") == "ward.csv: ward: not a known column"
     capsys.readouterr()
     assert run_check(ward) == 1
     out = capsys.readouterr().out

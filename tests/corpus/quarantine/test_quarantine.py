@@ -15,6 +15,7 @@ import pytest
 from stages.core.errors import InputError
 from stages.core.params import Quarantine as RefusalLimits
 from stages.corpus.images.decoding import ImageError
+from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.ledger import (
     NO_SET,
     Counts,
@@ -67,7 +68,7 @@ def make_quarantine(*sets: tuple[str, int, int]) -> Quarantine:
 
 
 def check(quarantine: Quarantine, limits: RefusalLimits = LIMITS) -> None:
-    check_refused(quarantine, limits, Path("q.parquet"), "corpus.zip")
+    check_refused(quarantine, limits, Path("q.parquet"), "corpus.zip", remedy_of)
 
 
 def test_a_table_is_sorted_by_location_and_survives_a_round_trip_with_provenance(
@@ -269,3 +270,22 @@ def test_messages_name_the_most_frequent_reasons_and_the_worst_sets() -> None:
     message = r"126 of 126 .*all sets.*18 of 18 .*'set 8'.*15 .*'set 5'.*; and 5 more source sets"
     with pytest.raises(InputError, match=message):
         check(make_quarantine(*sets))
+
+
+@pytest.mark.parametrize(
+    ("reason", "advised"),
+    [
+        (Reason.IMAGE_UNFLAGGED, "dicom.accept_unflagged"),
+        (Reason.IMAGE_ANNOTATION, "dicom.accept_burned_in"),
+        (Reason.IMAGE_FRAMES, "resize.frames"),
+        (Reason.OPTION_LETTERS, "not 'A) Cyst'"),
+    ],
+)
+def test_a_stop_advises_what_its_reasons_need(reason: Reason, advised: str) -> None:
+    rows = [row._replace(reason=reason) for row in make_rows("Set a", 300)]
+    quarantine = tally("resize@ultrasound", 310, ["Set a"] * 10, rows)
+    with pytest.raises(RefusedDataError) as caught:
+        check(quarantine)
+    assert advised in str(caught.value)
+    others = [each for each in Reason if each != reason and remedy_of(each) != remedy_of(reason)]
+    assert not [each for each in others if remedy_of(each) in str(caught.value)]

@@ -18,6 +18,7 @@ from stages.core.params import load_params
 from stages.corpus.archives.source import open_corpus
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.images.decoding import ImageError, decode
+from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.ledger import Row, tally
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import RefusedDataError
@@ -152,7 +153,7 @@ def test_broken_records_are_within_the_limits_and_many_more_of_one_set_are_not(
     def check(rows: list[Row]) -> None:
         datasets = [record.dataset for record in reading.records]
         counts = tally("download", len(datasets) + len(rows), datasets, rows)
-        check_refused(counts, limits, Path("q.parquet"), "the sample")
+        check_refused(counts, limits, Path("q.parquet"), "the sample", remedy_of)
 
     check(reading.rows)
     more = [reading.rows[0]._replace(dataset="Phantom Brain MRI")] * 200

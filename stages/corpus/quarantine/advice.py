@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from stages.corpus.quarantine.reasons import Reason
-from stages.corpus.records.texts import MAX_TEXT_LENGTH
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 
@@ -45,6 +44,11 @@ MISSING_SPLITS: Final = Advice(
 def advise(reason: Reason) -> Advice:
     """The advice for a refusal; there is one for every reason."""
     return _ADVICE[reason]
+
+
+def remedy_of(reason: Reason) -> str:
+    """What to do about a refusal."""
+    return _ADVICE[reason].remedy
 
 
 def _literals(kind: str, literals: Mapping[str, str]) -> Advice:
@@ -115,7 +119,7 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.FIELD_ENCODING: _CHARACTERS,
     Reason.FIELD_TEXT: _CHARACTERS,
     Reason.FIELD_LENGTH: Advice(
-        "texts that are too long", f"Shorten them to at most {MAX_TEXT_LENGTH} characters."
+        "texts that are too long", "Shorten them: the reason has the limit."
     ),
     Reason.FIELD_TOKEN: Advice(
         "texts with a model's special tokens",

@@ -28,11 +28,11 @@ from flows.doctor.server import worker_name, zombies
 from flows.dvc_api.client import environment
 from flows.prefect_api.artifacts import REPORT_URL
 from flows.prefect_api.client import CLIENT_PASSWORD, is_loopback, server_responds
+from flows.prefect_api.environment import HOME, NO_TELEMETRY, prefect_home
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 
-HOME: Final = layout.SCRATCH / "prefect"
 POOLS: Final = ("local", "gpu")
 DEPLOYMENTS: Final = Path("infra") / "prefect.yaml"
 SERVER_PASSWORD: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  (name of a variable)
@@ -120,14 +120,13 @@ def variables_for(root: Path, host: str, port: int) -> dict[str, str]:
         )
     return environment(
         {
-            "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str((root / HOME).resolve()),
+            **NO_TELEMETRY,
+            "PREFECT_HOME": str(prefect_home(root)),
             "PREFECT_API_URL": f"http://{_url_host(host)}:{port}/api",
             # the page sends requests to the address it was opened at; pages of other sites may send
             # none, which without a password they could
             "PREFECT_UI_API_URL": "/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{_url_host(host)}:{port}",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
             # in memory, leases of concurrency slots would be lost with the server
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
                 "prefect.server.concurrency.lease_storage.filesystem"

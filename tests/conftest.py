@@ -70,7 +70,12 @@ SLOW = (
         "flows/test_dashboard.py",
         "flows/test_postgres.py",
     ),
-    *("flows/test_reproduce.py", "flows/test_stale.py", "flows/workers"),
+    *(
+        "flows/test_environment.py",
+        "flows/test_reproduce.py",
+        "flows/test_stale.py",
+        "flows/workers",
+    ),
 )
 """Folders and files below tests/ that train, start DVC, servers or many processes: `make check`
 leaves them out.

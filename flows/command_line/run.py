@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 from typer import Option
 
 from flows.command_line.application import app, command
+from flows.prefect_api.environment import use_own_prefect
 
 PANEL: Final = "Run"
 Only = Annotated[
@@ -49,6 +50,7 @@ def reproduce(only: Only = None, slots: Slots = None, gpus: Gpus = None) -> int:
 
     Results are those of `dvc repro`. Re-run after an interruption to resume.
     """
+    use_own_prefect(Path.cwd())
     from flows.reproduce import run
 
     return run(only, slots, _split(gpus))
@@ -68,6 +70,7 @@ def workers(
 
     Needs PREFECT_API_URL; docs/hosts.md describes how to set up workers.
     """
+    use_own_prefect(Path.cwd())
     from flows.workers.flow import run
 
     return run(only, repository, deployment)
@@ -92,6 +95,7 @@ def retrain(
 
     Exit code: 0 promoted or not, 1 if the data was refused or a stage failed.
     """
+    use_own_prefect(Path.cwd())
     from flows.retraining.flow import run
 
     return run(dry_run, force, start_from, slots, _split(gpus))

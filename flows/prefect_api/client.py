@@ -10,9 +10,9 @@ import httpx
 import psutil
 
 from flows.dvc_api.client import end_processes
+from flows.prefect_api.environment import ADDRESS
 from stages.core.errors import InputError
 
-ADDRESS = "PREFECT_API_URL"
 CLIENT_PASSWORD = "PREFECT_API_AUTH_STRING"  # noqa: S105  (name of a variable)
 _EPHEMERAL = "PREFECT__SERVER_EPHEMERAL"
 """Set by Prefect in the environment of a server that serves one process."""

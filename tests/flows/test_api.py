@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from flows.prefect_api.client import ADDRESS, CLIENT_PASSWORD, is_loopback, server_responds
+from flows.prefect_api.client import CLIENT_PASSWORD, is_loopback, server_responds
+from flows.prefect_api.environment import ADDRESS
 from stages.core.errors import InputError
 
 CREDENTIALS = "Basic c29tZWJvZHk6c2U6Y3JldA=="

@@ -56,6 +56,15 @@ _SYNONYMS: Final[dict[str, str]] = {
     "lesion-grading": "stage severity",
 }
 
+_OTHERS: Final = frozenset(
+    (
+        *("endoscopy", "colonoscopy", "gastroscopy", "laparoscopy", "bronchoscopy", "cystoscopy"),
+        *("photography", "digital photography", "photograph", "photo", "video"),
+        *("pet", "pet/ct", "pet-ct", "spect", "scintigraphy", "nuclear medicine", "nm", "pt"),
+        *("ecg", "eeg", "angiography", "fluoroscopy", "thermography", "elastography"),
+    )
+)
+"""Modalities that are none of the eight, however similar their names."""
 _SIMILAR: Final = 0.6
 """difflib's ratio above which a text may be a misspelt name."""
 
@@ -67,6 +76,8 @@ def nearest(value: str, literals: Mapping[str, str]) -> str | None:
     first, then the similarity of the spelling.
     """
     folded = value.casefold()
+    if folded.strip() in _OTHERS:
+        return None
 
     def similarity(slug: str) -> tuple[int, float]:
         names = (slug, literals[slug].casefold())

@@ -205,6 +205,19 @@ def encode(image: Image.Image) -> bytes:
         return content
 
 
+_NOT_IMAGES: Final = {
+    b"version https://git-lfs": "a pointer of Git LFS instead of the image: run `git lfs pull`",
+    b"<!doctype html": "an HTML page instead of the image: download it again, signed in if needed",
+    b"<html": "an HTML page instead of the image: download it again, signed in if needed",
+    b"<?xml": "XML, perhaps an error message or an SVG drawing: download it again, or export a PNG",
+    b"%pdf": "a PDF: export its page as PNG",
+    b"pk\x03\x04": "an archive: unpack it, and name the files in it",
+}
+"""Beginning of a file, in lower case -> what it is, and what to do."""
+_DICOM_STARTS: Final = (b"\x02\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00")
+"""First elements of a DICOM data set, little endian (PS3.6)."""
+
+
 def _detect_format(content: bytes) -> str:
     if not content:
         raise ImageError("the file is empty", Reason.IMAGE_EMPTY)
@@ -213,6 +226,15 @@ def _detect_format(content: bytes) -> str:
             image_format != "WEBP" or content[8:12] == b"WEBP"  # other RIFF files: WAV, AVI
         ):
             return image_format
+    for start, instead in _NOT_IMAGES.items():
+        if content[:512].lstrip().lower().startswith(start):
+            raise ImageError(instead, Reason.IMAGE_FORMAT)
+    if content[:4] in _DICOM_STARTS:
+        raise ImageError(
+            "perhaps DICOM, but without DICM at byte 128: write it again as a DICOM file (PS3.10),"
+            " for example with `dcmconv`",
+            Reason.IMAGE_FORMAT,
+        )
     raise ImageError(f"not an image of a known format ({', '.join(FORMATS)})", Reason.IMAGE_FORMAT)
 
 

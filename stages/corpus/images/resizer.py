@@ -226,7 +226,7 @@ class ImageResizer:
         try:
             contents = LazySequence(len(source.files), fetch)
             image = decode_files(contents, self._resize, self._dicom, folder=source.folder)
-            _check_modality(image, self._slug)
+            check_modality(image, self._slug)
             metadata = _describe(image)
             if image.frames:
                 metadata["frames"] = len(image.frames)
@@ -296,7 +296,7 @@ def _describe(image: Decoded) -> dict[str, Any]:
     return metadata
 
 
-def _check_modality(image: Decoded, slug: str) -> None:
+def check_modality(image: Decoded, slug: str) -> None:
     """ImageError if the header of a DICOM file names another modality than its record."""
     if image.tags is not None and modality_slug(image.tags.modality) not in (None, slug):
         raise ImageError(

@@ -55,6 +55,15 @@ def run(
             raise InputError(
                 f"{corpus_path} is neither a file nor a folder: pass the path of the corpus"
             )
+        if corpus_path.is_file() and corpus_path.suffix.lower() in (".csv", ".json"):
+            raise InputError(
+                f"{corpus_path} is a question file: pass the folder {corpus_path.parent}, which"
+                " contains the images, too"
+            )
+        if json_file and json_file.is_dir():
+            raise InputError(
+                f"--json {json_file} is a folder: name a file, as {json_file}/ward.json"
+            )
         with (
             tempfile.TemporaryDirectory(prefix="check-") as scratch,
             open_corpus(corpus_path, params.corpus.limits, Path(scratch)) as corpus,

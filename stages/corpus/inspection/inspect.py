@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from pathlib import PurePosixPath
+from typing import Any, Final, Literal, NamedTuple
 
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
@@ -21,10 +23,12 @@ from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.decoding import ImageError, decode_files
+from stages.corpus.images.resizer import check_modality
 from stages.corpus.quarantine.advice import (
     DUPLICATE_IMAGES,
     IGNORED_COLUMNS,
     MISSING_SPLITS,
+    OTHER_TABLES,
     SMALLEST_SPLIT,
     UNUSED_IMAGES,
     Advice,
@@ -41,6 +45,20 @@ from stages.taxonomy import AXES
 
 Status = Literal["ready", "problems", "unusable"]
 Level = Literal["refused", "note"]
+
+
+_OTHER_TABLES: Final = (
+    *(".jsonl", ".ndjson", ".tsv", ".xlsx", ".xls", ".ods"),
+    *(".parquet", ".feather", ".arrow", ".numbers"),
+)
+"""Suffixes of tables that hold questions, in forms that are not read."""
+_SUFFIXES: Final = {"jpeg": "jpg", "tiff": "tif", "dicom": "dcm"}
+"""Two spellings of a suffix."""
+_DOCUMENTS: Final = (
+    *(".md", ".txt", ".rst", ".pdf", ".doc", ".docx", ".rtf", ".html", ".htm"),
+    *(".csv", ".json", ".yaml", ".yml", ".xml", ".py", ".sh", ".log", ".zip", ".dvc"),
+)
+"""Suffixes of files that are no images, whether or not a record names them."""
 
 
 class Example(NamedTuple):
@@ -196,19 +214,26 @@ def _file_name(path: str) -> str:
 
 
 def _with_hints(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """Rows with a hint where exactly one file differs only in case or folder."""
-    missing = {_file_name(row.what).casefold() for row in rows if _is_missing_image(row)}
+    """Rows with a hint where exactly one file differs only in case, folder, suffix or spelling."""
+    missing = {_similar_name(row.what) for row in rows if _is_missing_image(row)}
     similar: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        if (key := _file_name(name).casefold()) in missing:
+        if (key := _similar_name(name)) in missing:
             similar[key].append(name)
     hinted = []
     for row in rows:
-        candidates = similar.get(_file_name(row.what).casefold(), [])
+        candidates = similar.get(_similar_name(row.what), [])
         if _is_missing_image(row) and len(candidates) == 1:
             row = row._replace(why=f"{row.why}; there is {candidates[0]!r}")
         hinted.append(row)
     return hinted
+
+
+def _similar_name(path: str) -> str:
+    """The name of a file in one case, Unicode form and spelling of its suffix."""
+    name = unicodedata.normalize("NFC", _file_name(path)).casefold()
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}{dot}{_SUFFIXES.get(suffix, suffix)}" if stem else name
 
 
 def _is_missing_image(row: Row) -> bool:
@@ -216,9 +241,12 @@ def _is_missing_image(row: Row) -> bool:
 
 
 class _DecodedImage(NamedTuple):
+    """Path, digest of its bytes, and why it cannot be used: at all, or in one modality."""
+
     path: str
-    digest: bytes
-    error: ImageError | None
+    digest: bytes = b""
+    error: ImageError | None = None
+    modality_errors: Mapping[str, ImageError] = {}
 
 
 def _decodable(
@@ -233,37 +261,57 @@ def _decodable(
     `files`: image path -> its files, several for a DICOM series.
     """
     paths = sorted(files)
-    errors: dict[str, ImageError] = {}
-    first: dict[bytes, str] = {}
+    modalities: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        modalities[record.image_path].add(record.modality)
 
     def decode_image(path: str) -> _DecodedImage:
-        digest = hashlib.sha256()
-        try:
-            contents = [corpus.fetch(name) for name in files[path]]
-            for content in contents:
-                digest.update(content)
-            decode_files(contents, params.resize, params.dicom, folder=files[path] != [path])
-        except ImageError as error:
-            return _DecodedImage(path, b"", error)
-        except DamagedMemberError as error:
-            return _DecodedImage(path, b"", ImageError(str(error)))
-        return _DecodedImage(path, digest.digest()[:16], None)
+        return _decode(corpus, path, files[path], modalities[path], params)
 
+    errors: dict[tuple[str, str], ImageError] = {}
+    first: dict[bytes, str] = {}
     threads = os.cpu_count() or 1
     decoded = prefetch(decode_image, paths, threads=threads, budget=threads + 1)
-    for path, digest, error in counted(decoded, len(paths), "check", "image"):
-        if error:
-            errors[path] = error
-        elif (original := first.setdefault(digest, path)) != path:
-            findings.note(DUPLICATE_IMAGES, path, original, "the same bytes as this one")
+    for image in counted(decoded, len(paths), "check", "image"):
+        for slug in modalities[image.path]:
+            if error := image.error or image.modality_errors.get(slug):
+                errors[image.path, slug] = error
+        original = image.path if image.error else first.setdefault(image.digest, image.path)
+        if original != image.path:
+            findings.note(DUPLICATE_IMAGES, image.path, original, "the same bytes as this one")
     usable = []
     for record in records:
-        if error := errors.get(record.image_path):
+        if error := errors.get((record.image_path, record.modality)):
             why = f"the image cannot be used: {error}"
             findings.refuse(refuse(record, record.image_path, why, error.reason))
         else:
             usable.append(record)
     return usable
+
+
+def _decode(
+    corpus: Corpus, path: str, names: list[str], modalities: Collection[str], params: Params
+) -> _DecodedImage:
+    """Decode an image with all its frames, and compare its header with the records' modalities."""
+    digest = hashlib.sha256()
+    wrong = {}
+    try:
+        contents = [corpus.fetch(name) for name in names]
+        for content in contents:
+            digest.update(content)
+        image = decode_files(contents, params.resize, params.dicom, folder=names != [path])
+        for _ in image.frames:  # each is decoded on access
+            pass
+        for slug in modalities:
+            try:
+                check_modality(image, slug)
+            except ImageError as error:
+                wrong[slug] = error
+    except ImageError as error:
+        return _DecodedImage(path, error=error)
+    except DamagedMemberError as error:
+        return _DecodedImage(path, error=ImageError(str(error)))
+    return _DecodedImage(path, digest.digest()[:16], modality_errors=wrong)
 
 
 def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:
@@ -279,8 +327,11 @@ def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:
 
 def _note_unused_images(corpus: Corpus, used: set[str], findings: Findings) -> None:
     for name in corpus.names:
+        suffix = PurePosixPath(name.lower()).suffix
+        if suffix in _OTHER_TABLES:
+            findings.note(OTHER_TABLES, name, name, "a table in a form that is not read")
         is_image = name.startswith(IMAGES) and not _file_name(name).startswith(".")
-        if is_image and name not in used:
+        if is_image and name not in used and suffix not in (*_OTHER_TABLES, *_DOCUMENTS):
             findings.note(UNUSED_IMAGES, name, name, "named by no record that could be read")
 
 

@@ -29,6 +29,11 @@ IGNORED_COLUMNS: Final = Advice(
     "They are not read and not copied anywhere. Remove what identifies a patient before you share"
     " the folder.",
 )
+OTHER_TABLES: Final = Advice(
+    "tables that are not read",
+    "Questions are read from .csv beside the images, or from .json in QA_information/Open-access:"
+    " save the table as CSV UTF-8, or the records as a JSON list.",
+)
 UNUSED_IMAGES: Final = Advice(
     "images that no question names",
     "They are not used. Name them in a question, or remove them; names are case-sensitive.",

@@ -65,6 +65,9 @@ def _elements(text: str, is_multi_line: bool) -> Iterator[RawRecord]:
     at = _skip_blanks(text, 0)
     if not text.startswith("[", at):
         element, end = decoder.raw_decode(text, at)
+        if isinstance(element, dict) and text.startswith("{", _skip_blanks(text, end)):
+            why = "one object after another (JSON Lines) instead of a list: write [{...}, {...}]"
+            raise RefusedRecord("JSON Lines", why, Reason.FILE_FORM)
         _check_end(text, end)
         raise RefusedRecord(type(element).__name__, "not a JSON list of records", Reason.FILE_FORM)
     at = _skip_blanks(text, at + 1)

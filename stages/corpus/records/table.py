@@ -48,6 +48,8 @@ _DELIMITERS = ",;\t"
 _OPTION = re.compile(r"(?:(?:option|choice)[\s_-]*)?([a-z])", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?:option|choice)[\s_-]+[a-z]", re.IGNORECASE)
 """A column of one option, unlike "options": "option S"."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_OTHER_SEPARATOR = re.compile(r"[;,/\n\t]|\bor\b")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _JSON_LIST = re.compile(r'\[\s*(?:"|\])')
 _PYTHON_LIST = re.compile(r"\[\s*'")
@@ -206,6 +208,11 @@ def _record(cells: list[str], header: Header, dataset: str) -> dict[str, str]:
     modality = _literal(row["modality"], MODALITIES, "modality_type")
     kind = _literal(row["type"], QUESTION_TYPES, "question_type")
     image = row["image"].strip()
+    while image.startswith("./"):
+        image = image.removeprefix("./")
+    if _ADDRESS.match(image):
+        why = "an address: download the image, and write its path from the CSV's folder"
+        raise RefusedRecord(image, why, Reason.IMAGE_PATH)
     if image and not image.startswith(IMAGES) and not unsafe_path(image):
         image = IMAGES + image
     own_dataset = row.get("dataset", "").strip()
@@ -236,6 +243,9 @@ def _options(row: Mapping[str, str]) -> dict[str, str]:
     """The options of a row under OmniMedVQA's names, without empty ones."""
     if "options" in row:
         texts = _split(row["options"].strip())
+        if len(texts) == 1 and _OTHER_SEPARATOR.search(texts[0]):
+            why = "one option, as no | is in the cell: put | between the options"
+            raise RefusedRecord(row["options"], why, Reason.OPTIONS_FORM)
         if len(texts) > len(LETTERS):
             why = f"{len(texts)} options, at most {len(LETTERS)} are possible"
             raise RefusedRecord(row["options"], why, Reason.OPTION_EXTRA)

@@ -210,8 +210,11 @@ def test_modality_and_type_are_slugs_or_omnimedvqas_words_in_any_case(
         ({"image": "scans\\a.png"}, "scans\\a.png", Reason.IMAGE_PATH),
         ({"image": "../a.png"}, "../a.png", Reason.IMAGE_PATH),
         ({"image": "/data/a.png"}, "/data/a.png", Reason.IMAGE_PATH),
-        ({"image": "./a.png"}, "Images/./a.png", Reason.IMAGE_PATH),
-        ({"image": "https://x.org/a.png"}, "Images/https://x.org/a.png", Reason.IMAGE_PATH),
+        ({"image": "https://x.org/a.png"}, "https://x.org/a.png", Reason.IMAGE_PATH),
+        ({"image": "s3://bucket/a.png"}, "s3://bucket/a.png", Reason.IMAGE_PATH),
+        ({"options": "Cyst; Nodule", "answer": "A"}, "Cyst; Nodule", Reason.OPTIONS_FORM),
+        ({"options": "Cyst, Nodule", "answer": "A"}, "Cyst, Nodule", Reason.OPTIONS_FORM),
+        ({"options": "Cyst / Nodule", "answer": "A"}, "Cyst / Nodule", Reason.OPTIONS_FORM),
         ({"image": "a\nb.png"}, "Images/a\nb.png", Reason.FIELD_TEXT),
         ({"question": "What\x00?"}, "What\x00?", Reason.FIELD_TEXT),
         ({"question": "x" * 20_001}, "x" * 300 + "... (20001 characters)", Reason.FIELD_LENGTH),
@@ -468,3 +471,22 @@ def test_a_gap_between_option_columns_is_named(names: str) -> None:
     with pytest.raises(RefusedRecord, match="none is for option [CD]") as caught:
         read_header(f"image,question,modality,type,answer,{names}\n")
     assert caught.value.reason == Reason.OPTION_GAP
+
+
+@pytest.mark.parametrize("path", ["./scans/a.png", "././scans/a.png", " ./scans/a.png"])
+def test_a_path_from_the_folder_itself_is_one_from_the_folder(path: str) -> None:
+    assert read_one(table(ROW | {"image": path})).image_path == "Images/scans/a.png"
+
+
+@pytest.mark.parametrize("value", ["Endoscopy", "Digital Photography", "PET", "Colonoscopy"])
+def test_no_modality_is_suggested_for_one_that_is_none_of_them(value: str) -> None:
+    (row,) = read(table(ROW | {"modality": value})).rows
+    assert row.reason == Reason.UNKNOWN_MODALITY
+    assert "did you mean" not in row.why
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_json_lines_are_called_so(end: str) -> None:
+    content = f'{{"a": 1}}{end}{{"a": 2}}{end}'
+    (row,) = read(content, "QA_information/Open-access/S.json").rows
+    assert (row.reason, row.what) == (Reason.FILE_FORM, "JSON Lines")

@@ -40,6 +40,7 @@ from flows.retraining.validate import (
     drift_warnings,
     is_refusal,
     problems,
+    small_tests,
 )
 from flows.scheduling.slots import Slots
 from flows.source import probe as source
@@ -173,9 +174,19 @@ class Retraining:
         if self.options.dry_run:
             return RetrainOutcome(
                 "DryRun",
-                f"{news}. A run would fetch and validate it, re-run affected stages, and decide",
+                f"{news}. A run would {self._plan(state.changed)}, and decide",
             )
         return None
+
+    def _plan(self, fetch: bool) -> str:
+        """What a run would do, as far as it is known without fetching."""
+        if fetch:
+            return (
+                "fetch and validate it, which shows its new images, re-run the stages that these"
+                " affect (`med-r1 plan` then says for how long)"
+            )
+        stale = sorted(read_status(self.root))
+        return f"re-run what is stale ({', '.join(stale) or 'nothing'}; `med-r1 plan` has the time)"
 
     def _earlier_refusal(self, state: source.Probe) -> Decision | None:
         """The latest decision on this state of the source, if it was a refusal.
@@ -265,7 +276,10 @@ class Retraining:
             check_archive(self.root, corpus.path, params.corpus.limits)
             self._unpack()
             new = build_manifest(self.root)
-            if reasons := problems(new, old, params.retrain):
+            reasons = problems(new, old, params.retrain)
+            if champion:  # a first champion is promoted whatever its tests
+                reasons += small_tests(self.root, params, read_status(self.root))
+            if reasons:
                 raise RefusedDropError("; ".join(reasons))
         except RefusedDropError as error:
             decision = make_decision(

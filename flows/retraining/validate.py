@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from flows.dvc_api.client import StageError
 from flows.registry.drift import describe
 from flows.registry.manifest import Manifest, drift
 from flows.scheduling.schedule import StagesFailedError
+from stages.core import layout
 from stages.core.errors import ExitCode, InputError
-from stages.core.params import CorpusLimits, Retrain
+from stages.core.outputs import read_json
+from stages.core.params import CorpusLimits, Params, Retrain
 from stages.corpus.archives.source import SCRATCH, open_corpus
 from stages.corpus.quarantine.reasons import RefusedDataError
 from stages.taxonomy import MODALITIES
@@ -69,6 +71,27 @@ def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
                 f"{name}: {after} questions, {1 - after / before:.0%} fewer than the {before} of"
                 " the champion's corpus; retrain.max_fewer_questions allows"
                 f" {rule.max_fewer_questions:.0%}"
+            )
+    return reasons
+
+
+def small_tests(root: Path, params: Params, stale: Collection[str]) -> list[str]:
+    """Reasons against retraining checkpoints whose test is too small for them to be promoted.
+
+    `stale`: stages that would run; stage splits is up to date. InputError if a split is missing.
+    """
+    reasons = []
+    minimum = params.retrain.min_test_questions
+    for name, checkpoint in params.checkpoints.items():
+        if f"train@{name}" not in stale:
+            continue
+        path = layout.split(checkpoint.axis, checkpoint.split, "test", params.splits.kind)
+        count = len(read_json(root / path, "run `dvc repro splits`"))
+        if count < minimum:
+            reasons.append(
+                f"{name} would be retrained, but has {count} test questions, and"
+                f" retrain.min_test_questions requires {minimum} to promote it: add data, or lower"
+                " the limit"
             )
     return reasons
 

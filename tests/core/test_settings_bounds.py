@@ -102,6 +102,15 @@ def test_a_value_of_several_types_is_named_as_it_is_written(
     assert not [word for word in ("constrained", "literal[", "Towers") if word in message]
 
 
+@pytest.mark.parametrize(
+    "window", [[400.0, -1000.0], [1.0, 1.0], [1.0], [0.0, 1.0, 2.0], [0.0, 1e30]]
+)
+def test_a_window_of_grey_needs_two_levels_in_order(window: list[float]) -> None:
+    assert check_params(with_value(("resize", "deep_grey"), [-1000.0, 400.0]), PARAMS)
+    with pytest.raises(InputError, match=r"deep_grey"):
+        check_params(with_value(("resize", "deep_grey"), window), PARAMS)
+
+
 def test_rewards_that_weigh_nothing_are_refused() -> None:
     with pytest.raises(InputError, match=r"rewards: every weight is 0"):
         check_params(with_value(("grpo", "rewards"), {"accuracy": 0.0, "format": 0.0}), PARAMS)

@@ -178,8 +178,9 @@ def test_a_record_without_modality_has_that_of_the_header(
     (ct_image,) = read_json_lines(layout.corpus_images("ct"), "")
     assert ct_image["file"] == "Images/s/1"
     (row,) = read_quarantine(layout.QUARANTINE / "download.parquet").rows
-    assert (row.where.question_id, row.reason) == ("pt.dcm", Reason.FIELD_MISSING)
-    assert "modality_type" in row.why
+    assert (row.where.question_id, row.reason) == ("pt.dcm", Reason.UNKNOWN_MODALITY)
+    assert row.what == "PT"
+    assert "modality_type is missing" in row.why
 
 
 def test_a_header_that_contradicts_its_record_is_refused_with_both_modalities(

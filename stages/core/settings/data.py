@@ -42,6 +42,10 @@ class CorpusSettings(SettingsGroup):
     limits: CorpusLimits
 
 
+Level = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""A grey level of an image file."""
+
+
 class Resize(SettingsGroup):
     """Stage resize."""
 
@@ -51,11 +55,15 @@ class Resize(SettingsGroup):
     """The filter, by Pillow's names and formulas."""
     background: Literal["black", "white"]
     """What shows where an image is see-through."""
-    deep_grey: Literal["range", "percentiles", "depth"]
+    deep_grey: (
+        Literal["range", "percentiles", "depth"]
+        | Annotated[list[Level], Field(min_length=2, max_length=2)]
+    )
     """How grey of more than 8 bits, or real-valued, becomes 8-bit. range: from the image's darkest
     to its brightest pixel; percentiles: from its 0.5th to its 99.5th percentile, so that a few odd
     pixels do not set the range; depth: from 0 to the most that its type can hold (a real-valued one
-    as range). DICOM has rules of its own: group dicom.
+    as range); [low, high]: these levels become black and white in all such images, as [-1000, 400]
+    for CT that was exported in Hounsfield units. DICOM has rules of its own: group dicom.
     """
     frames: Literal["first", "refuse"]
     """Of an animation, or of a TIFF with several pages: show the first image, or quarantine the
@@ -68,6 +76,12 @@ class Resize(SettingsGroup):
     """
     max_megapixels: PositiveInt
     """Limit in millions of pixels; larger images are quarantined before they are decoded."""
+
+    @model_validator(mode="after")
+    def _window_has_a_width(self) -> Self:
+        if isinstance(self.deep_grey, list) and self.deep_grey[0] >= self.deep_grey[1]:
+            raise ValueError(f"deep_grey: [low, high] with low below high, not {self.deep_grey}")
+        return self
 
 
 class Cache(SettingsGroup):

@@ -288,8 +288,14 @@ def read_lut(elements: Elements, descriptor: str, data: str, *, signed: bool) ->
     return Lut(table.first, table.bits, entries.astype(np.uint16))
 
 
+def _lut_item(elements: Elements, keyword: str) -> Elements | None:
+    """The LUT of a sequence; None if it or its item is empty, as some devices write it."""
+    item = elements.first_item(keyword)
+    return item if item and (item.has("LUTDescriptor") or item.has("LUTData")) else None
+
+
 def _modality_step(elements: Elements, signed: bool) -> Rescale | Lut | None:
-    if lut := elements.first_item("ModalityLUTSequence"):
+    if lut := _lut_item(elements, "ModalityLUTSequence"):
         return read_lut(lut, "LUTDescriptor", "LUTData", signed=signed)
     slope = elements.decimals("RescaleSlope", 1)
     intercept = elements.decimals("RescaleIntercept", 1)
@@ -301,7 +307,7 @@ def _modality_step(elements: Elements, signed: bool) -> Rescale | Lut | None:
 
 
 def _voi_step(elements: Elements, *, signed: bool) -> Window | Lut | None:
-    if lut := elements.first_item("VOILUTSequence"):
+    if lut := _lut_item(elements, "VOILUTSequence"):
         return read_lut(lut, "LUTDescriptor", "LUTData", signed=signed)
     center = elements.decimals("WindowCenter")
     width = elements.decimals("WindowWidth")

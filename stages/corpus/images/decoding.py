@@ -411,7 +411,7 @@ def _to_rgb(image: Image.Image, settings: Resize) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scale_to_8_bits(image: Image.Image, deep_grey: str) -> Image.Image:
+def _scale_to_8_bits(image: Image.Image, deep_grey: str | list[float]) -> Image.Image:
     """Grey of any depth as 8-bit grey; an image without a range of levels becomes black."""
     levels = np.asarray(image)
     if levels.dtype.kind == "f" and not np.isfinite(levels).all():
@@ -428,8 +428,13 @@ def _scale_to_8_bits(image: Image.Image, deep_grey: str) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _grey_range(levels: NDArray[Any], mode: str, deep_grey: str) -> tuple[float, float]:
+def _grey_range(
+    levels: NDArray[Any], mode: str, deep_grey: str | list[float]
+) -> tuple[float, float]:
     """Levels that become black and white, according to `resize.deep_grey`."""
+    if isinstance(deep_grey, list):
+        low, high = deep_grey
+        return low, high
     if deep_grey == "depth" and mode in _LEVELS:
         return 0.0, float(_LEVELS[mode] - 1)
     if deep_grey == "percentiles":

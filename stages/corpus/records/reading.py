@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import image_files
-from stages.corpus.dicom.headers.modality import modality_of
+from stages.corpus.dicom.headers.modality import declared_modality, modality_slug
 from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Reading, read_record_files, refuse
+from stages.corpus.records.texts import RefusedRecord
+from stages.taxonomy import MODALITIES
 
 
 def read_questions(corpus: Corpus) -> Reading:
@@ -30,12 +32,19 @@ def read_questions(corpus: Corpus) -> Reading:
                 rows.append(Row(RecordLocation(name), error.why, why, Reason.FILE_DAMAGED))
 
     def image_modality(image_path: str) -> str | None:
-        """Of a DICOM file, or of the first one of a series."""
+        """Of a DICOM file, or of the first one of a series; RefusedRecord for one of no slug."""
         files = image_files(names, image_path)
         try:
-            return modality_of(corpus.fetch(files[0])) if files else None
+            declared = declared_modality(corpus.fetch(files[0])) if files else None
         except DamagedMemberError:
             return None
+        if declared and modality_slug(declared) is None:
+            why = (
+                f"modality_type is missing, and Modality {declared!r} in the DICOM header is none"
+                f" of {', '.join(MODALITIES)}: write the one that the image is of"
+            )
+            raise RefusedRecord(declared, why, Reason.UNKNOWN_MODALITY)
+        return modality_slug(declared)
 
     reading = read_record_files(question_files(), image_modality)
     return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])

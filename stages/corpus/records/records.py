@@ -103,7 +103,10 @@ class Reading:
 
 
 ModalityOf = Callable[[str], str | None]
-"""The slug of the modality that the image at an image_path declares; None if it does not."""
+"""The slug of the modality that the image at an image_path declares; None if it does not.
+
+Raises RefusedRecord if it declares one that is none of the eight.
+"""
 
 
 def read_record_files(

@@ -331,6 +331,18 @@ def test_each_frame_of_an_enhanced_file_has_its_own_steps() -> None:
     assert rendered(shared, 1).tolist() == [[0, 128, 255, 255]]
 
 
+def without(item: Dataset, keyword: str) -> Dataset:
+    delattr(item, keyword)
+    return item
+
+
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+@pytest.mark.parametrize("items", [[], [Dataset()]])
+def test_an_empty_sequence_of_luts_is_none(keyword: str, items: list[Dataset]) -> None:
+    levels = read_dicom(file(ramp(), **{keyword: items}), settings()).frames[0]
+    assert np.array_equal(levels, read_dicom(file(ramp()), settings()).frames[0])
+
+
 @pytest.mark.parametrize(
     ("elements", "why"),
     [
@@ -341,7 +353,7 @@ def test_each_frame_of_an_enhanced_file_has_its_own_steps() -> None:
         ({"RescaleSlope": 0}, "RescaleSlope"),
         ({"RescaleSlope": "1e308", "RescaleIntercept": "1e308"}, "not finite"),
         ({"VOILUTSequence": [lut(0, 17, np.arange(9))]}, "LUTDescriptor"),
-        ({"VOILUTSequence": [Dataset()]}, "LUTDescriptor or LUTData"),
+        ({"VOILUTSequence": [without(lut(0, 8, np.arange(9)), "LUTData")]}, "LUTData"),
     ],
 )
 def test_steps_that_the_standard_does_not_define_are_refused(

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from stages.corpus.dicom.headers.modality import modality_of
+from stages.corpus.dicom.headers.modality import declared_modality, modality_slug
 from stages.corpus.dicom.reader import read_dicom
 from stages.corpus.images.decoding import ImageError, decode_files
 from stages.corpus.quarantine.reasons import Reason
@@ -119,8 +119,8 @@ def test_values_that_are_not_allowed_are_dropped(keyword: str, value: Any) -> No
     ],
 )
 def test_the_modality_of_the_header_gives_the_slug(modality: str, slug: str | None) -> None:
-    assert modality_of(file(ramp(), Modality=modality)) == slug
-    assert modality_of(deflated(file(ramp(), Modality=modality))) == slug
+    assert modality_slug(declared_modality(file(ramp(), Modality=modality))) == slug
+    assert modality_slug(declared_modality(deflated(file(ramp(), Modality=modality)))) == slug
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_the_modality_of_the_header_gives_the_slug(modality: str, slug: str | No
     [b"", b"text", b"\0" * 128 + b"DICM", file(ramp())[:200], b"\0" * 128 + b"DICM" + b"\xff" * 99],
 )
 def test_a_file_without_a_header_has_no_modality(content: bytes) -> None:
-    assert modality_of(content) is None
+    assert declared_modality(content) is None
 
 
 # --- burned-in text

@@ -110,12 +110,15 @@ def test_deep_grey_is_scaled_according_to_its_setting() -> None:
     levels[0, :2] = (0, 65_535)  # so that the range is that of the depth
     content = saved(Image.fromarray(levels), "PNG")
 
-    def scaled(deep_grey: str) -> Any:
+    def scaled(deep_grey: str | list[float]) -> Any:
         resize = settings(deep_grey=deep_grey, resample="nearest", size=400)
         return np.asarray(decode(content, resize).image)[..., 0]
 
     assert np.array_equal(scaled("depth"), np.rint(levels / 257).astype(np.uint8))
     assert np.array_equal(scaled("range"), scaled("depth"))
+    window = scaled([1000.0, 3000.0])
+    assert (window[0, 0], window[0, 1]) == (0, 255)
+    assert np.array_equal(window[1], np.rint((levels[1] - 1000.0) * 255 / 2000).astype(np.uint8))
     percentiles = scaled("percentiles")
     assert (percentiles.min(), percentiles.max()) == (0, 255)
     assert abs(float(np.median(percentiles)) - 127) < 3

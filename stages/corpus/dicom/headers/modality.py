@@ -32,15 +32,14 @@ _MAX_INFLATED: Final = 2**24
 """Bytes of a deflated file that are inflated to find its modality."""
 
 
-def modality_of(content: bytes) -> str | None:
-    """Modality slug of a file; None if it is not DICOM, damaged, or of another modality."""
+def declared_modality(content: bytes) -> str | None:
+    """DICOM's Modality of a file, a key of MODALITIES; None if it is not DICOM or declares none."""
     if not is_dicom(content):
         return None
     try:
-        modality = header_modality(content, _MAX_INFLATED)
+        return header_modality(content, _MAX_INFLATED)
     except ImageError:
         return None
-    return modality_slug(modality)
 
 
 def modality_slug(modality: str | None) -> str | None:

@@ -20,24 +20,18 @@ stage.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
 
 from stages.core import layout
 from stages.core.cli import run_stage, stage_parser
 from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Splits, load_params
 from stages.core.provenance import collect_provenance
-from stages.corpus.dataset.problems import format_problem, format_solution
-from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
-from stages.corpus.records.records import PATIENT, Reading, Record, read_record_lines
+from stages.corpus.records.records import Reading, read_record_lines
 from stages.corpus.splitting.data_tests import (
     TESTS,
     Results,
@@ -47,8 +41,8 @@ from stages.corpus.splitting.data_tests import (
     stop_on_errors,
     write_results,
 )
-from stages.corpus.splitting.draws import Draw, Item, splits_of
-from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
+from stages.corpus.splitting.drawing import check_sides, draw_splits
+from stages.corpus.splitting.draws import Draw, splits_of
 from stages.corpus.splitting.leaks import (
     PATIENTS,
     KnownPatients,
@@ -59,17 +53,11 @@ from stages.corpus.splitting.leaks import (
     count_patients,
     total,
 )
-from stages.corpus.splitting.stratify import stratify
-from stages.taxonomy import AXES, MODALITIES
+from stages.taxonomy import MODALITIES
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
 
-Sides = tuple[list[Item], list[Item]]
-"""(train, test)."""
-
-_FIELD = {"modality": "modality", "task": "question_type"}
-"""Axis -> the field of an item that names its slug."""
 _SHARE_TOLERANCE = 0.01
 """Deviation from train_share beyond which a grouped split is marked in the printed table."""
 
@@ -91,16 +79,13 @@ def main() -> None:
     results = Results(tuple(judge_records(reading, paths)), {})
     _report_tests(results, provenance)
     records = sorted(reading.records, key=lambda record: record.question_id)
-    items = [_item(record) for record in records]
-    images = _images(records, settings)
-    group_of = group_images(images, settings.near_duplicates)
+    images, group_of, draws = draw_splits(records, settings)
     patients = count_patients(images)
-    draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
     draw = draws[settings.kind]
     corpus_results = judge_corpus(records, draw, params.resize.size, dict(params.data_tests))
     all_tests = (*results.tests, *corpus_results.tests)
     _report_tests(Results(all_tests, corpus_results.statistics), provenance)
-    _check_sides(draw, group_of, settings.kind)
+    check_sides(draw, group_of, settings.kind)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
     with atomic_directory(layout.SPLITS) as folder:
         for kind, draw in draws.items():
@@ -116,78 +101,8 @@ def main() -> None:
         write_json(folder / "provenance.json", collect_provenance({"splits": settings}))
     _print(draws, leaks, group_of, settings)
     _print_patients(patients)
-    print(f"splits: read {len(items)} records, kept {len(items)}, quarantined 0 -> {layout.SPLITS}")
-
-
-def grouped(items: Sequence[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
-    """Split items (sorted by question_id) by groups of images, with the same draw on both axes."""
-    strata: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
-    for item in items:
-        strata[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
-    train_groups = stratify(strata, settings.train_share, settings.seed)
-    return {
-        axis: {
-            slug: _cut(own, [group_of[item["image"]] in train_groups for item in own])
-            for slug, own in _by_slug(items, axis).items()
-        }
-        for axis in AXES
-    }
-
-
-def published(items: Sequence[Item], settings: Splits) -> Draw:
-    """Split items (sorted by question_id) at random: round(n * train_share) for training.
-
-    If there are at least two items, each side gets at least one; a single one is for testing.
-    """
-    return {
-        axis: {
-            slug: _at_random(own, axis, slug, settings)
-            for slug, own in _by_slug(items, axis).items()
-        }
-        for axis in AXES
-    }
-
-
-def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> Sides:
-    count = 0
-    if len(items) > 1:  # at least one on each side
-        count = min(max(round(len(items) * settings.train_share), 1), len(items) - 1)
-    # seeded by a hash: the same on every machine, and independent of the other splits
-    key = hashlib.sha256(f"{settings.seed}/{axis}/{slug}".encode()).digest()
-    train = set(np.random.default_rng(list(key)).permutation(len(items))[:count].tolist())
-    return _cut(items, [index in train for index in range(len(items))])
-
-
-def _cut(items: list[Item], in_train: list[bool]) -> Sides:
-    sides: Sides = ([], [])
-    for item, is_train in zip(items, in_train, strict=True):
-        sides[0 if is_train else 1].append(item)
-    return sides
-
-
-def _by_slug(items: Sequence[Item], axis: str) -> dict[str, list[Item]]:
-    return {slug: [item for item in items if item[_FIELD[axis]] == slug] for slug in AXES[axis]}
-
-
-def _check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
-    """Raise RefusedDataError if a split has no question in train or none in test."""
-    for axis, slug, train, test in splits_of(draw):
-        if train and test:
-            continue
-        items = [*train, *test]
-        groups = len({group_of[item["image"]] for item in items})
-        looser = ""
-        if kind == "grouped" and len(items) > 1:
-            looser = (
-                "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to"
-                " published, "
-            )
-        raise RefusedDataError(
-            f"the split {axis}/{slug} would be empty on one side: {len(items)} usable question(s)"
-            f" in {groups} group(s) of images, two are needed; {looser}add data of this {axis} to"
-            f" the corpus, or see {layout.QUARANTINE}/ for refused records",
-            CorpusFault.EMPTY_SPLIT,
-        )
+    count = len(records)
+    print(f"splits: read {count} records, kept {count}, quarantined 0 -> {layout.SPLITS}")
 
 
 def _read() -> Reading:
@@ -203,42 +118,6 @@ def _report_tests(results: Results, provenance: dict[str, Any]) -> None:
     for each in results.tests:
         if each.outcome == "failed":
             print(f"warning: data test {describe(each)}: {TESTS[each.test].meaning}")
-
-
-def _item(record: Record) -> Item:
-    return {
-        "image": record.fields["image"],
-        "problem": format_problem(record.question, record.options),
-        "solution": format_solution(record.gold),
-        "options": record.options,
-        "question_id": record.question_id,
-        "dataset": record.dataset,
-        "modality": record.modality,
-        "question_type": record.question_type,
-    }
-
-
-def _images(records: list[Record], settings: Splits) -> list[GroupedImage]:
-    """The distinct images of the records."""
-    patterns = [re.compile(pattern) for pattern in settings.patient_patterns]
-    by_path: dict[str, GroupedImage] = {}
-    for record in records:
-        image = record.fields["image"]
-        by_path[image] = GroupedImage(
-            image,
-            record.fields["pixel_hash"],
-            record.fields["perceptual_hash"],
-            _patient(record, patterns),
-            record.dataset,
-        )
-    return list(by_path.values())
-
-
-def _patient(record: Record, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
-    """The patient by the record (table or DICOM header), or else by the path of the image."""
-    if first := record.fields.get(PATIENT):
-        return "", first  # the name of an image, which no two data sets share
-    return patient_of(record.image_path, patterns)
 
 
 def _write_draw(folder: Path, kind: str, draw: Draw) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
@@ -194,6 +195,14 @@ def resize_settings(**changes: Any) -> Resize:
 @functools.cache
 def _resize() -> Resize:
     return load_params(ROOT / "params.yaml").resize
+
+
+def speckled(seed: int, kind: str = "PNG", size: tuple[int, int] = (400, 420)) -> bytes:
+    """An image that no data test objects to, unlike those of other seeds."""
+    pixels = np.random.default_rng(seed).integers(40, 220, (*size[::-1], 3), dtype=np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def image(kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:

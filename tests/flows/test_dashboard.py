@@ -185,7 +185,7 @@ def _allows_origin(api: httpx.Client, origin: str) -> bool:
 
 def start_run(api: httpx.Client) -> str:
     """Start train@a through the API, retrying while the server's database is busy; the run's id."""
-    deployment = api.get("/deployments/name/reproduce/local").json()
+    deployment = api.get("/deployments/name/reproduce/whole-pipeline").json()
     url = f"/deployments/{deployment['id']}/create_flow_run"
     parameters = {"parameters": {"only": ["train@a"]}}
     responses: list[httpx.Response] = []

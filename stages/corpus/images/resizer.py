@@ -227,7 +227,7 @@ class ImageResizer:
             contents = LazySequence(len(source.files), fetch)
             image = decode_files(contents, self._resize, self._dicom, folder=source.folder)
             check_modality(image, self._slug)
-            metadata = _describe(image)
+            metadata = describe(image)
             if image.frames:
                 metadata["frames"] = len(image.frames)
                 self._write_frames(name, image.frames)
@@ -282,7 +282,7 @@ class ImageResizer:
         return results
 
 
-def _describe(image: Decoded) -> dict[str, Any]:
+def describe(image: Decoded) -> dict[str, Any]:
     """Metadata of an image for its records, but for the number of frames."""
     metadata: dict[str, Any] = {
         "source_size": [image.width, image.height],

@@ -96,7 +96,7 @@ def _print(path: Path, inspection: Inspection, status: str) -> None:
     if not inspection.decoded:
         console.print("Images were not decoded (--no-images): some may still be refused.")
     for finding in inspection.findings:
-        colour = "red" if finding.level == "refused" else "yellow"
+        colour = "yellow" if finding.level == "note" else "red"
         console.print(
             f"\n[bold {colour}]{escape(finding.kind)}: {finding.count}[/] ({finding.level})"
         )

@@ -11,10 +11,10 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
@@ -23,7 +23,7 @@ from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.images.decoding import ImageError, decode_files
-from stages.corpus.images.resizer import check_modality
+from stages.corpus.images.resizer import check_modality, describe
 from stages.corpus.quarantine.advice import (
     DUPLICATE_IMAGES,
     IGNORED_COLUMNS,
@@ -41,12 +41,20 @@ from stages.corpus.records.records import Record, refuse
 from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
+from stages.corpus.splitting.data_tests import TESTS, Result, judge_corpus
+from stages.corpus.splitting.drawing import draw_splits
 from stages.taxonomy import AXES
 
 Status = Literal["ready", "problems", "unusable"]
-Level = Literal["refused", "note"]
+Level = Literal["refused", "stops", "note"]
+"""Costs records; stops stage splits; neither."""
 
 
+_OF_ALL_SPLITS: Final = (
+    *("majority_letter", "majority_answer", "single_answer_tests"),
+    *("questions_of_modality", "questions_of_type"),
+)
+"""Data tests that say nothing of a corpus without questions for every split."""
 _OTHER_TABLES: Final = (
     *(".jsonl", ".ndjson", ".tsv", ".xlsx", ".xls", ".ods"),
     *(".parquet", ".feather", ".arrow", ".numbers"),
@@ -59,6 +67,9 @@ _DOCUMENTS: Final = (
     *(".csv", ".json", ".yaml", ".yml", ".xml", ".py", ".sh", ".log", ".zip", ".dvc"),
 )
 """Suffixes of files that are no images, whether or not a record names them."""
+
+
+_LEVELS: Final = get_args(Level)
 
 
 class Example(NamedTuple):
@@ -105,10 +116,11 @@ class Inspection:
         return self.read - self.usable
 
     def status(self, strict: bool = False) -> Status:
-        """One of "ready", "problems" (refusals; also notes if `strict`) and "unusable"."""
+        """One of "ready", "problems" (refusals, what stops; also notes if `strict`), "unusable"."""
         if not self.usable:
             return "unusable"
-        return "problems" if self.refused or (strict and self.findings) else "ready"
+        stops = any(finding.level == "stops" for finding in self.findings)
+        return "problems" if self.refused or stops or (strict and self.findings) else "ready"
 
 
 class Findings:
@@ -126,6 +138,15 @@ class Findings:
         """Count an oddity that costs no record."""
         self._add(advice, "note", Example(where, what, why))
 
+    def data_test(self, result: Result) -> None:
+        """Add a failed data test, or one with violations within its limit."""
+        test = TESTS[result.test]
+        level: Level = "stops" if result.stops else "note"
+        value = f"{result.value:g}, limit {result.limit:g}"
+        advice = Advice(f"data test {result.test}", test.remedy)
+        for example in result.examples or (result.where,):
+            self._add(advice, level, Example(result.where or result.test, example, value))
+
     def _add(self, advice: Advice, level: Level, example: Example) -> None:
         new = CorpusFinding(advice.kind, advice.remedy, level)
         finding = self._by_kind.setdefault(advice.kind, new)
@@ -137,7 +158,7 @@ class Findings:
         """Refusals first, then by count."""
         return sorted(
             self._by_kind.values(),
-            key=lambda finding: (finding.level != "refused", -finding.count, finding.kind),
+            key=lambda finding: (_LEVELS.index(finding.level), -finding.count, finding.kind),
         )
 
 
@@ -154,10 +175,13 @@ def inspect(
         findings.refuse(row)
     _note_ignored_columns(corpus, findings)
     usable = reading.records
-    if images:
-        usable = _decodable(corpus, usable, files, params, findings)
     _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
-    _note_missing_splits(usable, findings)
+    if images:
+        usable, metadata = _decodable(corpus, usable, files, params, findings)
+        is_complete = _note_missing_splits(usable, findings)
+        _run_data_tests(usable, metadata, params, findings, is_complete=is_complete)
+    else:
+        _note_missing_splits(usable, findings)
     distinct = {(record.modality, record.image_path) for record in usable}
     is_csv = bool(corpus.question_files) and all(map(_is_csv, corpus.question_files))
     return Inspection(
@@ -247,6 +271,8 @@ class _DecodedImage(NamedTuple):
     digest: bytes = b""
     error: ImageError | None = None
     modality_errors: Mapping[str, ImageError] = {}
+    metadata: Mapping[str, Any] = {}
+    """As stage resize adds to a record."""
 
 
 def _decodable(
@@ -255,8 +281,8 @@ def _decodable(
     files: Mapping[str, list[str]],
     params: Params,
     findings: Findings,
-) -> list[Record]:
-    """The records whose image can be decoded; notes images with the same bytes.
+) -> tuple[list[Record], dict[str, Mapping[str, Any]]]:
+    """Records whose image can be decoded, and image -> metadata; notes images of the same bytes.
 
     `files`: image path -> its files, several for a DICOM series.
     """
@@ -269,6 +295,7 @@ def _decodable(
         return _decode(corpus, path, files[path], modalities[path], params)
 
     errors: dict[tuple[str, str], ImageError] = {}
+    metadata: dict[str, Mapping[str, Any]] = {}
     first: dict[bytes, str] = {}
     threads = os.cpu_count() or 1
     decoded = prefetch(decode_image, paths, threads=threads, budget=threads + 1)
@@ -276,6 +303,7 @@ def _decodable(
         for slug in modalities[image.path]:
             if error := image.error or image.modality_errors.get(slug):
                 errors[image.path, slug] = error
+        metadata[image.path] = image.metadata
         original = image.path if image.error else first.setdefault(image.digest, image.path)
         if original != image.path:
             findings.note(DUPLICATE_IMAGES, image.path, original, "the same bytes as this one")
@@ -286,7 +314,39 @@ def _decodable(
             findings.refuse(refuse(record, record.image_path, why, error.reason))
         else:
             usable.append(record)
-    return usable
+    return usable, metadata
+
+
+def _run_data_tests(
+    records: Sequence[Record],
+    metadata: Mapping[str, Mapping[str, Any]],
+    params: Params,
+    findings: Findings,
+    *,
+    is_complete: bool,
+) -> None:
+    """Run the data tests of stage splits, on the splits that it would draw.
+
+    Those that need questions of all modalities and types count only if the corpus `is_complete`.
+    Contradictory labels are listed even if they are within their limit.
+    """
+    full = [
+        replace(
+            record,
+            fields={**record.fields, "image": record.image_path, **metadata[record.image_path]},
+        )
+        for record in sorted(records, key=lambda record: record.question_id)
+    ]
+    if not full:
+        return
+    _, _, draws = draw_splits(full, params.splits)
+    draw = draws[params.splits.kind]
+    for result in judge_corpus(full, draw, params.resize.size, dict(params.data_tests)).tests:
+        is_judged = is_complete or result.test not in _OF_ALL_SPLITS
+        if (is_judged and result.outcome == "failed") or (
+            result.test == "contradictions" and result.found
+        ):
+            findings.data_test(result)
 
 
 def _decode(
@@ -311,7 +371,7 @@ def _decode(
         return _DecodedImage(path, error=error)
     except DamagedMemberError as error:
         return _DecodedImage(path, error=ImageError(str(error)))
-    return _DecodedImage(path, digest.digest()[:16], modality_errors=wrong)
+    return _DecodedImage(path, digest.digest()[:16], None, wrong, describe(image))
 
 
 def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:
@@ -335,8 +395,9 @@ def _note_unused_images(corpus: Corpus, used: set[str], findings: Findings) -> N
             findings.note(UNUSED_IMAGES, name, name, "named by no record that could be read")
 
 
-def _note_missing_splits(records: Sequence[Record], findings: Findings) -> None:
-    """Note splits with too few images, since train and test share none."""
+def _note_missing_splits(records: Sequence[Record], findings: Findings) -> bool:
+    """Note splits with too few images, since train and test share none; False if there are any."""
+    is_complete = True
     images: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for slug in (record.modality, record.question_type):
@@ -345,9 +406,11 @@ def _note_missing_splits(records: Sequence[Record], findings: Findings) -> None:
         for slug in slugs:
             count = len(images[slug])
             if count < SMALLEST_SPLIT:
+                is_complete = False
                 findings.note(
                     MISSING_SPLITS,
                     f"{axis}/{slug}",
                     f"{count} images",
                     f"fewer than {SMALLEST_SPLIT}",
                 )
+    return is_complete

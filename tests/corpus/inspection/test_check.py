@@ -18,7 +18,7 @@ from stages.corpus.quarantine.advice import advise
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
 from tests.commands import med_r1
-from tests.conftest import MakeRecord, Raw, image
+from tests.conftest import MakeRecord, Raw, image, speckled
 from tests.dicoms import file as dicom_file
 from tests.dicoms import ramp
 
@@ -49,7 +49,7 @@ def ward(tmp_path: Path) -> Path:
     """A valid folder with a spreadsheet and its images."""
     return write(
         tmp_path / "ward",
-        {"ward.csv": HEADER + ROWS, "a.png": image(), "sub/b.png": image(size=(9, 9))},
+        {"ward.csv": HEADER + ROWS, "a.png": speckled(1), "sub/b.png": speckled(2)},
     )
 
 
@@ -92,23 +92,52 @@ def test_splits_without_data_are_reported_and_count_if_strict(run_check: Check, 
     assert (run_check(ward), run_check(ward, "--strict")) == (0, 1)
 
 
-def test_a_complete_corpus_is_ready_even_if_strict(
+def test_a_complete_corpus_is_ready_from_folder_and_archive(
     run_check: Check, tmp_path: Path, full_records: list[Raw]
 ) -> None:
     images = {record["image_path"] for record in full_records}
     files: dict[str, str | bytes] = {
-        name: image(size=(5 + number, 5)) for number, name in enumerate(sorted(images))
+        name: speckled(number) for number, name in enumerate(sorted(images))
     }
     folder = write(
         tmp_path / "full", files | {"QA_information/Open-access/Set.json": json.dumps(full_records)}
     )
-    assert run_check(folder, "--strict") == 0
+    assert run_check(folder) == 0
     with zipfile.ZipFile(tmp_path / "full.zip", "w") as archive:
         for path in sorted(folder.rglob("*")):
             archive.write(path, path.relative_to(folder).as_posix())
-    assert run_check(tmp_path / "full.zip", "--strict") == 0
+    assert run_check(tmp_path / "full.zip") == 0
     kinds = [inspect(run_check, each) for each in (folder, tmp_path / "full.zip")]
     assert kinds[0] | {"corpus": ""} == kinds[1] | {"corpus": ""}
+    assert {kind.partition(" test ")[0] for kind in kinds[0]["by kind"]} <= {"data"}
+
+
+def test_what_a_data_test_would_stop_is_found(run_check: Check, tmp_path: Path) -> None:
+    rows = [f"{number}.png,What?,Cyst|Nodule,A,mri,disease-diagnosis" for number in range(20)]
+    files: dict[str, str | bytes] = {
+        f"{number}.png": image(size=(400, 400 + number)) if number < 4 else speckled(number)
+        for number in range(20)
+    }
+    folder = write(tmp_path / "ward", files | {"ward.csv": HEADER + "\n".join(rows) + "\n"})
+    report = inspect(run_check, folder)
+    blank = report["by kind"]["data test blank_images"]
+    assert (report["status"], blank["level"]) == ("problems", "stops")
+    assert "questions_of_modality" not in str(report["by kind"].keys())
+
+
+def test_conflicting_labels_are_listed_even_within_their_limit(
+    run_check: Check, tmp_path: Path
+) -> None:
+    rows = [f"{number}.png,What?,Cyst|Nodule,A,mri,disease-diagnosis" for number in range(99)]
+    rows.append("98.png,What?,Cyst|Nodule,B,mri,disease-diagnosis")
+    files: dict[str, str | bytes] = {
+        f"{number}.png": speckled(number, size=(384, 384)) for number in range(99)
+    }
+    folder = write(tmp_path / "ward", files | {"ward.csv": HEADER + "\n".join(rows) + "\n"})
+    report = inspect(run_check, folder)
+    conflict = report["by kind"]["data test contradictions"]
+    assert (report["status"], conflict["level"]) == ("ready", "note")
+    assert "'Cyst'" in conflict["examples"][0]["what"]
 
 
 def test_each_problem_is_reported_with_location_and_remedy(
@@ -118,7 +147,7 @@ def test_each_problem_is_reported_with_location_and_remedy(
         ward,
         {
             "broken.png": image()[:40],
-            "twin.png": image(),
+            "twin.png": speckled(1),
             "unused.jpg": b"",
             ".DS_Store": b"",
             "B.PNG": image(size=(3, 3)),

@@ -16,7 +16,7 @@ from stages.corpus.records.table import COLUMNS
 from stages.corpus.records.texts import MAX_TEXT_LENGTH
 from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.commands import med_r1
-from tests.conftest import ROOT, image
+from tests.conftest import ROOT, speckled
 
 DOC = (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
 SAMPLE = ROOT / "infra/sample/omnimedvqa-phantoms.zip"
@@ -41,7 +41,7 @@ def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert name in block("", 0)
         path = tmp_path / "ward" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image("JPEG" if name.endswith("jpg") else "PNG", (number, 8)))
+        path.write_bytes(speckled(number, "JPEG" if name.endswith("jpg") else "PNG"))
     (tmp_path / "ward/ward.csv").write_text(block("csv"), encoding="utf-8")
     return tmp_path / "ward"
 

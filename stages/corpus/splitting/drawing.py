@@ -1,0 +1,150 @@
+"""Drawing train and test questions of every modality and question type, in two kinds of split.
+
+grouped: all questions of an image, its copies and its patient are on one side, the same on both
+axes. published: random over questions, each axis by itself, as in Med-R1 (arXiv 2503.13939).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from stages.core import layout
+from stages.core.params import Splits
+from stages.corpus.dataset.problems import format_problem, format_solution
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
+from stages.corpus.records.records import PATIENT, Record
+from stages.corpus.splitting.draws import Draw, Item, splits_of
+from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
+from stages.corpus.splitting.stratify import stratify
+from stages.taxonomy import AXES
+
+Sides = tuple[list[Item], list[Item]]
+"""(train, test)."""
+
+_FIELD: Final = {"modality": "modality", "task": "question_type"}
+"""Axis -> the field of an item that names its slug."""
+
+
+def draw_splits(
+    records: Sequence[Record], settings: Splits
+) -> tuple[list[GroupedImage], dict[str, str], dict[str, Draw]]:
+    """Images, image -> group, and kind of split -> draw, of valid records (sorted by id)."""
+    items = [make_item(record) for record in records]
+    images = grouped_images(records, settings)
+    group_of = group_images(images, settings.near_duplicates)
+    draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
+    return images, group_of, draws
+
+
+def grouped(items: Sequence[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
+    """Split items (sorted by question_id) by groups of images, with the same draw on both axes."""
+    strata: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for item in items:
+        strata[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
+    train_groups = stratify(strata, settings.train_share, settings.seed)
+    return {
+        axis: {
+            slug: _cut(own, [group_of[item["image"]] in train_groups for item in own])
+            for slug, own in _by_slug(items, axis).items()
+        }
+        for axis in AXES
+    }
+
+
+def published(items: Sequence[Item], settings: Splits) -> Draw:
+    """Split items (sorted by question_id) at random: round(n * train_share) for training.
+
+    If there are at least two items, each side gets at least one; a single one is for testing.
+    """
+    return {
+        axis: {
+            slug: _at_random(own, axis, slug, settings)
+            for slug, own in _by_slug(items, axis).items()
+        }
+        for axis in AXES
+    }
+
+
+def _at_random(items: list[Item], axis: str, slug: str, settings: Splits) -> Sides:
+    count = 0
+    if len(items) > 1:  # at least one on each side
+        count = min(max(round(len(items) * settings.train_share), 1), len(items) - 1)
+    # seeded by a hash: the same on every machine, and independent of the other splits
+    key = hashlib.sha256(f"{settings.seed}/{axis}/{slug}".encode()).digest()
+    train = set(np.random.default_rng(list(key)).permutation(len(items))[:count].tolist())
+    return _cut(items, [index in train for index in range(len(items))])
+
+
+def _cut(items: list[Item], in_train: list[bool]) -> Sides:
+    sides: Sides = ([], [])
+    for item, is_train in zip(items, in_train, strict=True):
+        sides[0 if is_train else 1].append(item)
+    return sides
+
+
+def _by_slug(items: Sequence[Item], axis: str) -> dict[str, list[Item]]:
+    return {slug: [item for item in items if item[_FIELD[axis]] == slug] for slug in AXES[axis]}
+
+
+def make_item(record: Record) -> Item:
+    """The question of a split file."""
+    return {
+        "image": record.fields["image"],
+        "problem": format_problem(record.question, record.options),
+        "solution": format_solution(record.gold),
+        "options": record.options,
+        "question_id": record.question_id,
+        "dataset": record.dataset,
+        "modality": record.modality,
+        "question_type": record.question_type,
+    }
+
+
+def grouped_images(records: Sequence[Record], settings: Splits) -> list[GroupedImage]:
+    """The distinct images of the records."""
+    patterns = [re.compile(pattern) for pattern in settings.patient_patterns]
+    by_path: dict[str, GroupedImage] = {}
+    for record in records:
+        image = record.fields["image"]
+        by_path[image] = GroupedImage(
+            image,
+            record.fields["pixel_hash"],
+            record.fields["perceptual_hash"],
+            _patient(record, patterns),
+            record.dataset,
+        )
+    return list(by_path.values())
+
+
+def _patient(record: Record, patterns: Sequence[re.Pattern[str]]) -> tuple[str, str] | None:
+    """The patient by the record (table or DICOM header), or else by the path of the image."""
+    if first := record.fields.get(PATIENT):
+        return "", first  # the name of an image, which no two data sets share
+    return patient_of(record.image_path, patterns)
+
+
+def check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
+    """Raise RefusedDataError if a split has no question in train or none in test."""
+    for axis, slug, train, test in splits_of(draw):
+        if train and test:
+            continue
+        items = [*train, *test]
+        groups = len({group_of[item["image"]] for item in items})
+        looser = ""
+        if kind == "grouped" and len(items) > 1:
+            looser = (
+                "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to"
+                " published, "
+            )
+        raise RefusedDataError(
+            f"the split {axis}/{slug} would be empty on one side: {len(items)} usable question(s)"
+            f" in {groups} group(s) of images, two are needed; {looser}add data of this {axis} to"
+            f" the corpus, or see {layout.QUARANTINE}/ for refused records",
+            CorpusFault.EMPTY_SPLIT,
+        )

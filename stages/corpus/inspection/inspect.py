@@ -43,6 +43,7 @@ from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
 from stages.corpus.splitting.data_tests import TESTS, Result, judge_corpus
 from stages.corpus.splitting.drawing import draw_splits
+from stages.corpus.splitting.expectations import contradictions
 from stages.taxonomy import AXES
 
 Status = Literal["ready", "problems", "unusable"]
@@ -343,9 +344,9 @@ def _run_data_tests(
     draw = draws[params.splits.kind]
     for result in judge_corpus(full, draw, params.resize.size, dict(params.data_tests)).tests:
         is_judged = is_complete or result.test not in _OF_ALL_SPLITS
-        if (is_judged and result.outcome == "failed") or (
-            result.test == "contradictions" and result.found
-        ):
+        if result.test == "contradictions" and result.found:
+            findings.data_test(replace(result, examples=contradictions(full).examples))
+        elif is_judged and result.outcome == "failed":
             findings.data_test(result)
 
 

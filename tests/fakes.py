@@ -79,9 +79,7 @@ def write_project(
     write_json(
         root / layout.LEAKS,
         {each: _write_splits(root, frame, each) for each, frame in drawn.items()}
-        | {
-            "patients": {dataset: {"images": 400, "known": 0}, "Ward": {"images": 100, "known": 90}}
-        },
+        | {"patients": {dataset: {"images": 400, "known": 0}, "Ward": {"images": 9, "known": 8}}},
     )
     questions = drawn[kind]
     for name in ["base", *CHECKPOINTS]:

@@ -147,6 +147,7 @@ class Findings:
         advice = Advice(f"data test {result.test}", test.remedy)
         for example in result.examples or (result.where,):
             self._add(advice, level, Example(result.where or result.test, example, value))
+        self._by_kind[advice.kind].count = max(result.found, 1)
 
     def _add(self, advice: Advice, level: Level, example: Example) -> None:
         new = CorpusFinding(advice.kind, advice.remedy, level)

@@ -42,6 +42,9 @@ _NOISE: Final = re.compile(
     r" config core\.autostage.*|Use `dvc push`.*|)$"
 )
 
+STATUS_ATTEMPTS: Final = 3
+STATUS_PAUSE_S: Final = 0.5
+
 
 class DvcEvent(Enum):
     """Event of a stage in DVC's output."""
@@ -137,9 +140,7 @@ def dvc(root: Path, *arguments: str, inherit_fds: Iterable[int] = ()) -> str:
 
 def read_status(root: Path) -> dict[str, Reasons]:
     """Stale stage -> reasons, from `dvc status`: without stages that only wait for a stale one."""
-    status: dict[str, list[str | dict[str, Any]]] = json.loads(
-        dvc(root, "status", "--json") or "{}"
-    )
+    status: dict[str, list[str | dict[str, Any]]] = json.loads(_status(root) or "{}")
     stale: dict[str, Reasons] = {}
     for name, reasons in status.items():
         merged: Reasons = {}
@@ -151,6 +152,19 @@ def read_status(root: Path) -> dict[str, Reasons]:
         if merged:
             stale[name] = merged
     return stale
+
+
+def _status(root: Path) -> str:
+    """What `dvc status` prints, tried a few times.
+
+    It fails where another DVC command is writing .dvc/tmp/rwlock, which is not written atomically.
+    """
+    for _ in range(STATUS_ATTEMPTS - 1):
+        try:
+            return dvc(root, "status", "--json")
+        except InputError:
+            time.sleep(STATUS_PAUSE_S)
+    return dvc(root, "status", "--json")
 
 
 def format_reasons(reasons: Reasons) -> str:

@@ -25,7 +25,7 @@ from benchmarks.grpo_step.trainers import TrainerStep
 from tests.conftest import RunStage
 
 GROUP = 3
-COMPLETION = 4
+COMPLETION = 8
 
 
 @pytest.fixture(scope="module")

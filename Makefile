@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make repro   install, then run the pipeline and print the results (about 15 minutes on 2 cores the first time)"
-	@echo "make test    install, then lint, check types and run every test (about 18 minutes on 2 cores)"
+	@echo "make test    install, then lint, check types and run every test (about 16 minutes on 2 cores)"
 	@echo "make check   the fast loop while you work: lint, types and the quick tests (at most 3 minutes on 2 cores)"
 	@echo "make full    the paper's setting on GPUs: check this machine, set params.yaml and data.dvc, run (PROFILE=full-3b; docs/full-scale.md)"
 	@echo "make dashboard   the same in Prefect's dashboard on this machine: watch, cancel, schedule (PORT=4200)"
@@ -53,7 +53,7 @@ check: $(INSTALLED) lint
 	wait $$types || { cat .mypy.log; exit 1; }; exit $$code
 
 test: $(INSTALLED) lint types
-	@echo "== Running the tests, about 17 minutes on 2 cores: those of flows, which mostly wait, beside the others"
+	@echo "== Running the tests, about 15 minutes on 2 cores: those of flows, which mostly wait, beside the others"
 	@python -m pytest -q --ignore tests/flows > .pytest-others.log 2>&1 & others=$$!; \
 	python -m pytest tests/flows; flows=$$?; \
 	wait $$others; code=$$?; cat .pytest-others.log; exit $$((flows || code))

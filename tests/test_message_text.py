@@ -24,6 +24,7 @@ from stages.core.params import load_params
 from stages.corpus.archives import unpacked
 from stages.corpus.archives.source import open_corpus
 from stages.corpus.inspection import inspect as inspection
+from stages.corpus.inspection.findings import Findings
 from stages.corpus.quarantine.advice import advise
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.ledger import RecordLocation, Row
@@ -149,7 +150,7 @@ def test_the_advice_and_the_data_test_of_a_refusal_follow_its_reason(reason: Rea
     kinds, failed = set(), set()
     for seed in range(5):
         row = Row(RecordLocation("a.json", 3, "q"), "value", words(seed), reason)
-        findings = inspection.Findings(3)
+        findings = Findings(3)
         findings.refuse(row)
         kinds |= {(finding.kind, finding.remedy) for finding in findings.ordered()}
         results = judge_records(Reading(1, [], [row]), {})

@@ -43,7 +43,9 @@ _NOISE: Final = re.compile(
 )
 
 STATUS_ATTEMPTS: Final = 3
+"""How often `dvc status` is tried, as another DVC command may be writing a file that it reads."""
 STATUS_PAUSE_S: Final = 0.5
+"""Seconds between two attempts."""
 
 
 class DvcEvent(Enum):

@@ -6,49 +6,39 @@ most one image per thread is in memory, and a few examples per kind of finding.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import PurePosixPath
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal
 
-from stages.core.iteration.prefetch import prefetch
-from stages.core.iteration.progress import counted
 from stages.core.params import Params
-from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import IMAGES
-from stages.corpus.images.decoding import ImageError, decode_files
-from stages.corpus.images.resizer import check_modality, describe
+from stages.corpus.inspection.findings import CorpusFinding, Findings
+from stages.corpus.inspection.images import decodable
 from stages.corpus.quarantine.advice import (
-    DUPLICATE_IMAGES,
     IGNORED_COLUMNS,
     MISSING_SPLITS,
     OTHER_TABLES,
     SMALLEST_SPLIT,
     UNUSED_IMAGES,
-    Advice,
-    advise,
 )
 from stages.corpus.quarantine.ledger import Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.reading import find_images, read_questions
-from stages.corpus.records.records import Record, refuse
+from stages.corpus.records.records import Record
 from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
-from stages.corpus.splitting.data_tests import TESTS, Result, judge_corpus
+from stages.corpus.splitting.data_tests import judge_corpus
 from stages.corpus.splitting.drawing import draw_splits
 from stages.corpus.splitting.expectations import contradictions
 from stages.taxonomy import AXES
 
 Status = Literal["ready", "problems", "unusable"]
-Level = Literal["refused", "stops", "note"]
-"""Costs records; stops stage splits; neither."""
 
 
 _OF_ALL_SPLITS: Final = (
@@ -68,31 +58,6 @@ _DOCUMENTS: Final = (
     *(".csv", ".json", ".yaml", ".yml", ".xml", ".py", ".sh", ".log", ".zip", ".dvc"),
 )
 """Suffixes of files that are no images, whether or not a record names them."""
-
-
-_LEVELS: Final = get_args(Level)
-
-
-class Example(NamedTuple):
-    """Location, value and explanation of one finding."""
-
-    where: str
-    what: str
-    why: str
-
-
-@dataclass
-class CorpusFinding:
-    """One kind of problem or oddity: count, examples and remedy.
-
-    `level`: "refused" if it costs records.
-    """
-
-    kind: str
-    remedy: str
-    level: Level
-    count: int = 0
-    examples: list[Example] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,46 +89,6 @@ class Inspection:
         return "problems" if self.refused or stops or (strict and self.findings) else "ready"
 
 
-class Findings:
-    """Findings by kind, with the first examples of each."""
-
-    def __init__(self, max_examples: int) -> None:
-        self._max_examples = max_examples
-        self._by_kind: dict[str, CorpusFinding] = {}
-
-    def refuse(self, row: Row) -> None:
-        """Count a refused record under the kind of its reason."""
-        self._add(advise(row.reason), "refused", Example(str(row.where), row.what, row.why))
-
-    def note(self, advice: Advice, where: str, what: str, why: str) -> None:
-        """Count an oddity that costs no record."""
-        self._add(advice, "note", Example(where, what, why))
-
-    def data_test(self, result: Result) -> None:
-        """Add a failed data test, or one with violations within its limit."""
-        test = TESTS[result.test]
-        level: Level = "stops" if result.stops else "note"
-        value = f"{result.value:g}, limit {result.limit:g}"
-        advice = Advice(f"data test {result.test}", test.remedy)
-        for example in result.examples or (result.where,):
-            self._add(advice, level, Example(result.where or result.test, example, value))
-        self._by_kind[advice.kind].count = max(result.found, 1)
-
-    def _add(self, advice: Advice, level: Level, example: Example) -> None:
-        new = CorpusFinding(advice.kind, advice.remedy, level)
-        finding = self._by_kind.setdefault(advice.kind, new)
-        finding.count += 1
-        if len(finding.examples) < self._max_examples:
-            finding.examples.append(example)
-
-    def ordered(self) -> list[CorpusFinding]:
-        """Refusals first, then by count."""
-        return sorted(
-            self._by_kind.values(),
-            key=lambda finding: (_LEVELS.index(finding.level), -finding.count, finding.kind),
-        )
-
-
 def inspect(
     corpus: Corpus, params: Params, *, images: bool = True, examples: int = 3
 ) -> Inspection:
@@ -179,7 +104,7 @@ def inspect(
     usable = reading.records
     _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
     if images:
-        usable, metadata = _decodable(corpus, usable, files, params, findings)
+        usable, metadata = decodable(corpus, usable, files, params, findings)
         is_complete = _note_missing_splits(usable, findings)
         _run_data_tests(usable, metadata, params, findings, is_complete=is_complete)
     else:
@@ -266,59 +191,6 @@ def _is_missing_image(row: Row) -> bool:
     return row.reason == Reason.IMAGE_MISSING
 
 
-class _DecodedImage(NamedTuple):
-    """Path, digest of its bytes, and why it cannot be used: at all, or in one modality."""
-
-    path: str
-    digest: bytes = b""
-    error: ImageError | None = None
-    modality_errors: Mapping[str, ImageError] = {}
-    metadata: Mapping[str, Any] = {}
-    """As stage resize adds to a record."""
-
-
-def _decodable(
-    corpus: Corpus,
-    records: list[Record],
-    files: Mapping[str, list[str]],
-    params: Params,
-    findings: Findings,
-) -> tuple[list[Record], dict[str, Mapping[str, Any]]]:
-    """Records whose image can be decoded, and image -> metadata; notes images of the same bytes.
-
-    `files`: image path -> its files, several for a DICOM series.
-    """
-    paths = sorted(files)
-    modalities: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        modalities[record.image_path].add(record.modality)
-
-    def decode_image(path: str) -> _DecodedImage:
-        return _decode(corpus, path, files[path], modalities[path], params)
-
-    errors: dict[tuple[str, str], ImageError] = {}
-    metadata: dict[str, Mapping[str, Any]] = {}
-    first: dict[bytes, str] = {}
-    threads = os.cpu_count() or 1
-    decoded = prefetch(decode_image, paths, threads=threads, budget=threads + 1)
-    for image in counted(decoded, len(paths), "check", "image"):
-        for slug in modalities[image.path]:
-            if error := image.error or image.modality_errors.get(slug):
-                errors[image.path, slug] = error
-        metadata[image.path] = image.metadata
-        original = image.path if image.error else first.setdefault(image.digest, image.path)
-        if original != image.path:
-            findings.note(DUPLICATE_IMAGES, image.path, original, "the same bytes as this one")
-    usable = []
-    for record in records:
-        if error := errors.get((record.image_path, record.modality)):
-            why = f"the image cannot be used: {error}"
-            findings.refuse(refuse(record, record.image_path, why, error.reason))
-        else:
-            usable.append(record)
-    return usable, metadata
-
-
 def _run_data_tests(
     records: Sequence[Record],
     metadata: Mapping[str, Mapping[str, Any]],
@@ -349,31 +221,6 @@ def _run_data_tests(
             findings.data_test(replace(result, examples=contradictions(full).examples))
         elif is_judged and result.outcome == "failed":
             findings.data_test(result)
-
-
-def _decode(
-    corpus: Corpus, path: str, names: list[str], modalities: Collection[str], params: Params
-) -> _DecodedImage:
-    """Decode an image with all its frames, and compare its header with the records' modalities."""
-    digest = hashlib.sha256()
-    wrong = {}
-    try:
-        contents = [corpus.fetch(name) for name in names]
-        for content in contents:
-            digest.update(content)
-        image = decode_files(contents, params.resize, params.dicom, folder=names != [path])
-        for _ in image.frames:  # each is decoded on access
-            pass
-        for slug in modalities:
-            try:
-                check_modality(image, slug)
-            except ImageError as error:
-                wrong[slug] = error
-    except ImageError as error:
-        return _DecodedImage(path, error=error)
-    except DamagedMemberError as error:
-        return _DecodedImage(path, error=ImageError(str(error)))
-    return _DecodedImage(path, digest.digest()[:16], None, wrong, describe(image))
 
 
 def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:

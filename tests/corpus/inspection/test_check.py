@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from stages.corpus.inspection import command as check
-from stages.corpus.inspection import inspect as inspection
+from stages.corpus.inspection import images as inspection_images
 from stages.corpus.quarantine.advice import advise
 from stages.corpus.quarantine.reasons import Reason
 from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
@@ -208,7 +208,7 @@ def test_without_images_no_image_is_opened(
 ) -> None:
     write(ward, {"a.png": b"no image"})
     assert run_check(ward) == 1
-    monkeypatch.setattr(inspection, "decode_files", None)
+    monkeypatch.setattr(inspection_images, "decode_files", None)
     assert run_check(ward, "--no-images") == 0
     assert not inspect(run_check, ward, "--no-images")["images_decoded"]
 

@@ -52,11 +52,13 @@ check: $(INSTALLED) lint
 	python -m pytest -q -m "not slow"; code=$$?; \
 	wait $$types || { cat .mypy.log; exit 1; }; exit $$code
 
-test: $(INSTALLED) lint types
-	@echo "== Running the tests, about 15 minutes on 2 cores: those of flows, which mostly wait, beside the others"
-	@python -m pytest -q --ignore tests/flows > .pytest-others.log 2>&1 & others=$$!; \
+test: $(INSTALLED) lint
+	@echo "== Types, and all tests, about 15 minutes on 2 cores: those of flows, which mostly wait, beside the others"
+	@mypy > .mypy.log 2>&1 & types=$$!; \
+	python -m pytest -q --ignore tests/flows > .pytest-others.log 2>&1 & others=$$!; \
 	python -m pytest tests/flows; flows=$$?; \
-	wait $$others; code=$$?; cat .pytest-others.log; exit $$((flows || code))
+	wait $$others; code=$$?; cat .pytest-others.log; \
+	wait $$types || { cat .mypy.log; exit 1; }; exit $$((flows || code))
 
 lint: $(INSTALLED)
 	@echo "== Lint"

@@ -11,9 +11,9 @@ Verdict = Literal[
     "gain unknown",
     "no gain shown",
     "a loss",
-    "a gain, the image's part unknown",
-    "a gain that does not come from the image",
-    "a gain from the image",
+    "a gain; whether the answers need the image is unknown",
+    "a gain, but no need of the image shown",
+    "a gain, and the answers need the image",
 ]
 DISCLAIMER: Final = "Not a medical device, not for clinical use."
 
@@ -21,8 +21,8 @@ DISCLAIMER: Final = "Not a medical device, not for clinical use."
 def verdict(summary: Mapping[str, Any]) -> Verdict:
     """What the 95% intervals of mean in-domain gain and visual gain support.
 
-    `summary` is that of metrics.json. A gain comes from the image only if the answers depend on it:
-    if another image instead of the real one costs accuracy.
+    `summary` is that of metrics.json. Answers need the image if another one instead costs accuracy.
+    How much of the gain comes from the image is not said: a base may have needed it as much.
     """
     gain = summary["intervals"]["in_domain_gain"]
     visual = summary["intervals"]["visual_gain"]
@@ -34,8 +34,12 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     if low <= 0:
         return "no gain shown"
     if visual is None:
-        return "a gain, the image's part unknown"
-    return "a gain from the image" if visual[0] > 0 else "a gain that does not come from the image"
+        return "a gain; whether the answers need the image is unknown"
+    return (
+        "a gain, and the answers need the image"
+        if visual[0] > 0
+        else "a gain, but no need of the image shown"
+    )
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:

@@ -28,11 +28,11 @@ def summary(
         ([-0.01, 0.09], [0.1, 0.2], "no gain shown"),
         ([0.0, 0.09], [0.1, 0.2], "no gain shown"),
         ([-0.09, -0.01], [0.1, 0.2], "a loss"),
-        ([0.01, 0.09], None, "a gain, the image's part unknown"),
-        ([0.01, 0.09], [-0.01, 0.01], "a gain that does not come from the image"),
-        ([0.01, 0.09], [-0.2, -0.1], "a gain that does not come from the image"),
-        ([0.01, 0.09], [0.0, 0.1], "a gain that does not come from the image"),
-        ([0.01, 0.09], [0.01, 0.1], "a gain from the image"),
+        ([0.01, 0.09], None, "a gain; whether the answers need the image is unknown"),
+        ([0.01, 0.09], [-0.01, 0.01], "a gain, but no need of the image shown"),
+        ([0.01, 0.09], [-0.2, -0.1], "a gain, but no need of the image shown"),
+        ([0.01, 0.09], [0.0, 0.1], "a gain, but no need of the image shown"),
+        ([0.01, 0.09], [0.01, 0.1], "a gain, and the answers need the image"),
     ],
 )
 def test_the_verdict_follows_from_the_intervals(
@@ -43,7 +43,7 @@ def test_the_verdict_follows_from_the_intervals(
 
 def test_the_conclusion_has_the_numbers_and_the_signs_of_reward_hacking() -> None:
     assert conclusion(summary([0.01, 0.07], [-0.02, 0.0], indicators=13)) == (
-        "13 checkpoints: a gain that does not come from the image; +4.0 points over the base [+1.0"
+        "13 checkpoints: a gain, but no need of the image shown; +4.0 points over the base [+1.0"
         " to +7.0]; -1.0 points over another image instead of the real one [-2.0 to +0.0]; 13"
         " indicators of reward hacking."
     )

@@ -8,6 +8,7 @@ a profile that names a server, must not decide how a flow of this one runs.
 from __future__ import annotations
 
 import os
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -52,7 +53,8 @@ def use_own_prefect(root: Path) -> None:
         }
     try:
         home.mkdir(parents=True, exist_ok=True)
-        (home / ".writable").write_bytes(b"")
+        with tempfile.TemporaryFile(dir=home):
+            pass
     except OSError as error:
         raise InputError(
             f"{home} cannot be written ({error.strerror}): set PREFECT_HOME to a folder that can"

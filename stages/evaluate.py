@@ -4,17 +4,16 @@
     python -m stages.evaluate base      the base on the test splits of both axes
 
 Answers and accuracies are not computed here but derived from the rows by stage report. Completions
-are stored in .scratch/evaluate as they come, from which a killed run resumes. Several GPUs share
-the questions, one process per GPU; MED_R1_PROCESSES sets another number of processes.
+are cached in .scratch/answers as they come: a killed run resumes, and a later one generates only
+what is new. Several GPUs share the questions, one process per GPU; MED_R1_PROCESSES sets another
+number of processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,18 +37,17 @@ from stages.core.outputs import atomic_file
 from stages.core.params import Params, load_params
 from stages.core.provenance import collect_provenance
 from stages.core.services.tracking import check_tracking, tracked
-from stages.corpus.dataset.image_store import identity
 from stages.corpus.dataset.problems import parse_solution
 from stages.corpus.dataset.split_files import read_split
+from stages.generation.windows import BLANK, Key, Question, cut_windows, image_rank, row_keys
 from stages.policy.fingerprint import files_hash, fingerprint
-from stages.policy.weights import weight_hashes
+from stages.policy.weights import ORIGIN, weight_hashes
 from stages.predictions.schema import SCHEMA
 from stages.prompts.styles import prompt_text
 from stages.taxonomy import AXES
 
-if TYPE_CHECKING:  # these import torch
-    from stages.generation.answer_store import AnswerStore
-    from stages.generation.generate import Completion, Key, Question
+if TYPE_CHECKING:  # imports torch
+    from stages.generation.generate import Completion
 
 
 def main() -> None:
@@ -63,17 +61,12 @@ def main() -> None:
     if not folder.is_dir():
         stage = "base" if name == "base" else f"train@{name}"
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
-    from stages.generation.answer_store import AnswerStore
-    from stages.generation.generate import cut_windows  # imports torch
-    from stages.policy.loading import check_policy_files
+    from stages.policy.loading import check_policy_files  # imports torch
 
     questions = _questions(items, params)
-    windows = cut_windows(questions, params.evaluate.batch_size)
     if arguments.rank is not None:
-        processes = arguments.world_size
-        own_windows = windows[arguments.rank :: processes]
-        store = AnswerStore(arguments.answers)
-        for _ in _answer(folder, params, questions, own_windows, store, processes):
+        work = _Work(name, folder, params, questions, arguments.policy_key)
+        for _ in work.answer(arguments.rank, arguments.world_size):
             check_still_wanted()
         return
     check_tracking(params.tracking)
@@ -87,13 +80,10 @@ def main() -> None:
         }
     )
     provenance["weights"] = weight_hashes(folder)
-    scratch = layout.SCRATCH / "evaluate" / name
-    store = AnswerStore(scratch / _fingerprint(folder, provenance, items, questions, windows))
-    store.make_folder()
-    with tracked(params, "evaluate", name, provenance, identity=store.folder.name) as run:
+    work = _Work(name, folder, params, questions, _policy_key(folder, params, provenance))
+    with tracked(params, "evaluate", name, provenance, identity=work.identity) as run:
         run.artifact(name, "model", partial(weight_hashes, folder))
-        _answer_all(name, folder, params, questions, windows, store, wanted_processes())
-        completions, provenance["batch_sizes"] = store.read()
+        completions, provenance["batch_sizes"] = work.answer_all()
         rows = [
             _row(name, item, completions, index, question)
             for index, (item, question) in enumerate(zip(items, questions, strict=True))
@@ -110,25 +100,23 @@ def main() -> None:
             "predictions",
             lambda: {str(layout.predictions(name)): files_hash([layout.predictions(name)])},
         )
-    shutil.rmtree(scratch)
+    work.cache.trim(round(params.cache.answers_gb * 1e9))
     print(f"{name}: {len(rows)} questions answered -> {layout.predictions(name)}")
 
 
 def _parse_arguments() -> argparse.Namespace:
     parser = stage_parser("evaluate", __doc__)
     parser.add_argument("checkpoint", help="base, or a key of checkpoints in params.yaml")
-    # For the processes that this stage starts: a rank stores its answers in the folder ANSWERS and
-    # writes no predictions.
+    # For the processes that this stage starts: a rank adds its answers to the cache and writes no
+    # predictions.
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--world-size", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--answers", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--policy-key", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def _questions(items: Sequence[Mapping[str, Any]], params: Params) -> list[Question]:
     """The prompt of each item, and its image per variant."""
-    from stages.generation.generate import BLANK, Question
-
     ablations = params.evaluate.ablations
     partner = shuffled_images(items) if ablations else {}
     questions = []
@@ -139,37 +127,130 @@ def _questions(items: Sequence[Mapping[str, Any]], params: Params) -> list[Quest
         if item["image"] in partner:
             images["shuffled"] = partner[item["image"]]
         prompt = prompt_text(item["problem"], params.prompt.style, "evaluate")
-        questions.append(Question(prompt, images))
+        questions.append(Question(prompt, images, item["modality"]))
     return questions
 
 
-def _answer_all(
-    name: str,
-    folder: Path,
-    params: Params,
-    questions: Sequence[Question],
-    windows: Sequence[range],
-    store: AnswerStore,
-    processes: int,
-) -> None:
-    """Answer all questions, in this process or several; stored answers are not computed again."""
-    total = sum(len(question.images) for question in questions)
-    completions, _ = store.read()
-    if completions:
-        print(
-            f"{name}: resuming after {len(completions)} of {total} answers (in {store.folder})",
-            file=sys.stderr,
-        )
-    if len(completions) == total:
-        return
-    report = _progress_reporter(name, total, len(completions))
-    ranks = min(processes, len(windows))
-    if ranks > 1:
-        command = ["stages.evaluate", name, "--answers", str(store.folder)]
-        run_ranks(command, ranks, lambda: report(store.count()))
-    else:
-        for count in _answer(folder, params, questions, windows, store, ranks):
-            report(count)
+class _Work:
+    """The questions of one evaluation, cut into windows, and the cache of their answers."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        params: Params,
+        questions: Sequence[Question],
+        policy_key: str,
+    ) -> None:
+        import torch
+
+        from stages.generation.answer_cache import AnswerCache, window_key
+        from stages.generation.batch_size import BatchSize
+
+        self._name = name
+        self._folder = folder
+        self._params = params
+        self._questions = questions
+        self._policy_key = policy_key
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._batch_size = BatchSize(params.evaluate.batch_size, self._device)
+        self._windows = cut_windows(questions, self._batch_size.rows)
+        self._keys = [window_key(policy_key, questions, window) for window in self._windows]
+        self._rows = [row_keys(questions, window) for window in self._windows]
+        self.cache = AnswerCache(layout.ANSWER_CACHE)
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of everything that determines the answers."""
+        return fingerprint({"windows": self._keys})
+
+    def answer_all(self) -> tuple[dict[Key, Completion], list[int]]:
+        """All answers, and the sorted batch sizes they were generated with.
+
+        Those that are not cached are generated in this process or, on several GPUs, in several.
+        """
+        total = sum(map(len, self._rows))
+        pairs = list(zip(self._keys, self._rows, strict=True))
+        # reads them, so that damaged ones do not count
+        known = sum(len(rows) for key, rows in pairs if self.cache.read(key, rows))
+        if known:
+            print(
+                f"{self._name}: {known} of {total} answers are in {layout.ANSWER_CACHE}",
+                file=sys.stderr,
+            )
+        if known < total:
+            report = _progress_reporter(self._name, total, known)
+            ranks = min(wanted_processes(), len(self._windows))
+            if ranks > 1:
+                command = ["stages.evaluate", self._name, "--policy-key", self._policy_key]
+                run_ranks(command, ranks, lambda: report(self._count()))
+            else:
+                for count in self.answer(0, 1):
+                    report(known + count)
+        completions: dict[Key, Completion] = {}
+        sizes: set[int] = set()
+        for key, rows in pairs:
+            answers = self.cache.read(key, rows)
+            if answers is None:
+                raise InputError(
+                    f"answers in {layout.ANSWER_CACHE} were deleted or damaged while others were"
+                    " generated: run the same command again, which generates the missing ones"
+                )
+            completions |= answers.completions
+            sizes.update(answers.batch_sizes)
+        return completions, sorted(sizes)
+
+    def answer(self, rank: int, processes: int) -> Iterator[int]:
+        """Generate the missing answers of one rank's windows, the `rank`-th of `processes`.
+
+        Yields the number of answers so far, after each window.
+        """
+        import torch
+
+        from stages.generation.generate import answer_greedily
+        from stages.policy.loading import load_policy, load_processor
+
+        params = self._params
+        dtype = params.evaluate.dtype or params.base.dtype
+        # only in processes that compute: the parent of ranks must not use GPU memory
+        check_gpus(f"evaluate.dtype {dtype}" if dtype == "bfloat16" else None)
+        torch.set_num_threads(params.base.threads)
+        own = range(rank, len(self._windows), processes)
+        missing = [at for at in own if self.cache.read(self._keys[at], self._rows[at]) is None]
+        if not missing:
+            return
+        # A GPU answers faster than one thread opens images; on a CPU, threads would slow it down.
+        loader_threads = 0
+        if self._device.type == "cuda":
+            loader_threads = max((os.cpu_count() or 1) // processes, 1)
+        count = 0
+        try:
+            windows = answer_greedily(
+                load_policy(self._folder, dtype=dtype, attention=params.base.attention).to(
+                    self._device
+                ),
+                load_processor(self._folder),
+                self._questions,
+                windows=[self._windows[at] for at in missing],
+                batch_size=self._batch_size,
+                max_new_tokens=params.evaluate.max_new_tokens,
+                loader_threads=loader_threads,
+            )
+            for at, answers in zip(missing, windows, strict=True):
+                self.cache.add(self._keys[at], self._rows[at], answers)
+                count += len(answers.completions)
+                yield count
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of GPU memory ({str(error).splitlines()[0]}): lower evaluate.batch_size (now"
+                f" {params.evaluate.batch_size}), or free the GPU; `nvidia-smi` lists its"
+                " processes. Re-run the same command to resume from the saved answers"
+            ) from error
+
+    def _count(self) -> int:
+        """Number of cached answers."""
+        pairs = zip(self._keys, self._rows, strict=True)
+        return sum(len(rows) for key, rows in pairs if self.cache.has(key))
 
 
 def _progress_reporter(name: str, total: int, initial: int) -> Callable[[int], None]:
@@ -187,54 +268,6 @@ def _progress_reporter(name: str, total: int, initial: int) -> Callable[[int], N
             report_line(count, f"{rate:.1f} a second, ")
 
     return report
-
-
-def _answer(
-    folder: Path,
-    params: Params,
-    questions: Sequence[Question],
-    windows: Sequence[range],
-    store: AnswerStore,
-    processes: int,
-) -> Iterator[int]:
-    """Answer the remaining questions of `windows`; yield the number of answers after each batch."""
-    import torch
-
-    from stages.generation.batch_size import BatchSize
-    from stages.generation.generate import answer_greedily
-    from stages.policy.loading import load_policy, load_processor
-
-    dtype = params.evaluate.dtype or params.base.dtype
-    # only in processes that compute: the parent of ranks must not use GPU memory
-    check_gpus(f"evaluate.dtype {dtype}" if dtype == "bfloat16" else None)
-    torch.set_num_threads(params.base.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    completed, _ = store.read()
-    count = len(completed)
-    # A GPU answers faster than one thread opens images; on a CPU, threads would slow it down.
-    loader_threads = 0
-    if device.type == "cuda":
-        loader_threads = max((os.cpu_count() or 1) // processes, 1)
-    try:
-        for answers in answer_greedily(
-            load_policy(folder, dtype=dtype, attention=params.base.attention).to(device),
-            load_processor(folder),
-            questions,
-            windows=windows,
-            batch_size=BatchSize(params.evaluate.batch_size, device),
-            max_new_tokens=params.evaluate.max_new_tokens,
-            completed=completed.keys(),
-            loader_threads=loader_threads,
-        ):
-            store.add(answers)
-            count += len(answers.completions)
-            yield count
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"out of GPU memory ({str(error).splitlines()[0]}): lower evaluate.batch_size (now"
-            f" {params.evaluate.batch_size}), or free the GPU; `nvidia-smi` lists its processes."
-            " Re-run the same command to resume from the stored answers"
-        ) from error
 
 
 def _row(
@@ -258,34 +291,29 @@ def _row(
     return row
 
 
-def _fingerprint(
-    folder: Path,
-    provenance: Mapping[str, Any],
-    items: Sequence[Mapping[str, Any]],
-    questions: Sequence[Question],
-    windows: Sequence[range],
-) -> str:
-    """Fingerprint of everything that determines the answers; see docs/architecture.md."""
+def _policy_key(folder: Path, params: Params, provenance: Mapping[str, Any]) -> str:
+    """Hash of all that decides an answer beside the questions; see docs/architecture.md."""
     import torch
 
-    paths = chain.from_iterable(question.images.values() for question in questions)
-    images = sorted(set(filter(None, paths)))  # without the empty path of the blank image
-    contents = [
-        [dict(item), question.text, dict(question.images)]
-        for item, question in zip(items, questions, strict=True)
-    ]
-    text = json.dumps(contents, sort_keys=True)
     suffixes = (".json", ".safetensors", ".jinja", ".txt")
-    weights = [path for path in folder.iterdir() if path.is_file() and path.suffix in suffixes]
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix in suffixes and path.name != ORIGIN
+    ]
     return fingerprint(
-        {name: provenance[name] for name in ("params", "versions")}
-        | {
-            "checkpoint": files_hash(weights),
-            "questions": hashlib.sha256(text.encode()).hexdigest(),
-            "images": hashlib.sha256("\n".join(map(identity, images)).encode()).hexdigest(),
+        {
+            "policy": files_hash(files),
+            "versions": provenance["versions"],
+            "settings": {
+                "dtype": params.evaluate.dtype or params.base.dtype,
+                "attention": params.base.attention,
+                "threads": params.base.threads,
+                "batch_size": params.evaluate.batch_size,
+                "max_new_tokens": params.evaluate.max_new_tokens,
+            },
             "code": files_hash(stage_code("evaluate")),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "windows": [len(window) for window in windows],
         }
     )
 
@@ -293,8 +321,7 @@ def _fingerprint(
 def read_items(axis: str, kind: str) -> list[dict[str, Any]]:
     """Distinct test questions of an axis ("modality", "task", "all") in one kind of split.
 
-    Adds to each question the flags `<axis>_test`. Questions about one image are adjacent, next to
-    those about its partner in `exchange`.
+    Sorted by question_id; each has the added flags `<axis>_test`.
     """
     test_ids: dict[str, set[str]] = {}
     by_id: dict[str, dict[str, Any]] = {}
@@ -306,10 +333,7 @@ def read_items(axis: str, kind: str) -> list[dict[str, Any]]:
             by_id |= {item["question_id"]: item for item in items}
     for question_id, item in by_id.items():
         item |= {f"{name}_test": question_id in ids for name, ids in test_ids.items()}
-    return sorted(
-        by_id.values(),
-        key=lambda item: (item["modality"], _draw(item["image"]), item["question_id"]),
-    )
+    return [by_id[question_id] for question_id in sorted(by_id)]
 
 
 def shuffled_images(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -320,16 +344,11 @@ def shuffled_images(questions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     partner: dict[str, str] = {}
     for modality in sorted({item["modality"] for item in questions}):
         images = sorted(
-            {item["image"] for item in questions if item["modality"] == modality}, key=_draw
+            {item["image"] for item in questions if item["modality"] == modality}, key=image_rank
         )
         if len(images) > 1:
             partner |= dict(zip(images, images[1:] + images[:1], strict=True))
     return partner
-
-
-def _draw(name: str) -> bytes:
-    """Sort key: a hash, so that the order is unrelated to names and machine-independent."""
-    return hashlib.sha256(name.encode()).digest()
 
 
 if __name__ == "__main__":

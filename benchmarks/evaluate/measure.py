@@ -23,8 +23,9 @@ from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.problems import format_problem
 from stages.corpus.sample import phantoms
 from stages.generation.batch_size import BatchSize
-from stages.generation.generate import BLANK, Key, Question, answer_greedily, cut_windows
+from stages.generation.generate import answer_greedily
 from stages.generation.greedy import COMPACT_BELOW
+from stages.generation.windows import BLANK, Key, Question, cut_windows
 from stages.policy.loading import load_policy, load_processor
 from stages.prompts.styles import Style, chat, prompt_text
 
@@ -125,19 +126,20 @@ def answer(
 ) -> dict[Key, tuple[int, ...]]:
     """Token ids of completions by stage evaluate's code."""
     device = bench.policy.device
-    batches = answer_greedily(
+    batch_size = BatchSize("auto", device)
+    windows = answer_greedily(
         bench.policy,
         bench.processor,
         questions,
-        windows=cut_windows(questions, "auto"),
-        batch_size=BatchSize("auto", device),
+        windows=cut_windows(questions, batch_size.rows),
+        batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         compact_below=compact_below,
         loader_threads=(os.cpu_count() or 1) if device.type == "cuda" else 0,
     )
     ids = {}
-    for batch in batches:
-        ids.update({key: each.ids for key, each in batch.completions.items()})
+    for window in windows:
+        ids.update({key: each.ids for key, each in window.completions.items()})
     return ids
 
 

@@ -10,7 +10,7 @@ from qwen_vl_utils import process_vision_info
 from transformers import PreTrainedModel
 
 from stages.corpus.dataset.image_store import open_image
-from stages.generation.generate import Question
+from stages.generation.windows import Question
 from stages.policy.loading import vision_token_ids
 from stages.prompts.styles import chat
 

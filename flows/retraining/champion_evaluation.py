@@ -2,7 +2,8 @@
 
 Runs the command of stage evaluate in a folder of links to the workspace that has its own `models/`,
 with the champion's weights in the challenger's place, and its own `predictions/`. So the two
-evaluations differ only in the weights, and the workspace stays unchanged.
+evaluations differ only in the weights, and the workspace stays unchanged but for the cache of
+answers, where what the champion has answered before is found and the rest is added.
 """
 
 from __future__ import annotations
@@ -66,6 +67,11 @@ class ChampionEvaluation:
                 link = folder / entry.name
                 link.unlink(missing_ok=True)
                 link.symlink_to(entry, target_is_directory=entry.is_dir())
+        cache = folder / layout.ANSWER_CACHE
+        if not cache.is_symlink():
+            (self.root / layout.ANSWER_CACHE).mkdir(parents=True, exist_ok=True)
+            cache.parent.mkdir(exist_ok=True)
+            cache.symlink_to(self.root / layout.ANSWER_CACHE, target_is_directory=True)
         predictions = folder / layout.predictions(checkpoint)
         predictions.unlink(missing_ok=True)
         self._runner.run_command(

@@ -23,6 +23,8 @@ REBUILT = REPORT / "rebuilt"
 """Reports from predictions alone (`med-r1 report --predictions`), outside the pipeline's."""
 SCRATCH = Path(".scratch")
 """Untracked: what may be lost without losing a result."""
+ANSWER_CACHE = SCRATCH / "answers"
+"""Generated answers, also of earlier evaluations (stage evaluate)."""
 
 
 def corpus(modality: str) -> Path:

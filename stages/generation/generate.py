@@ -5,17 +5,17 @@ computed once per window of neighbouring questions, however many questions and v
 row then adds its own question and its answer. The rows of a window are batched by length, longest
 first, so there is almost no padding.
 
-Batches follow from the questions and the batch size alone: on a CPU, answers that were interrupted
-or split over processes are bit-identical to those of one run. Another batch size changes the order
-in which sums are rounded.
+Batches follow from the window and the batch size alone: on a CPU, answers that were interrupted,
+split over processes or taken from an earlier evaluation are bit-identical to those of one run.
+Another batch size changes the order in which sums are rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Final, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,37 +27,12 @@ from stages.generation.batch_size import BatchSize
 from stages.generation.greedy import COMPACT_BELOW, complete_greedily
 from stages.generation.image_loader import ProcessedImage, load_images, process_image
 from stages.generation.image_prefill import Prefixes, prefill_images
+from stages.generation.windows import BLANK, Key, Question, Window
 from stages.policy.kv_cache import PreallocatedLayer
 from stages.policy.last_layer import narrow_last_layer
 from stages.policy.loading import vision_token_ids
 from stages.policy.vision_features import embed_patches_by_product
 from stages.prompts.styles import chat
-
-BLANK: Final = ""
-"""Instead of a path: a black image of the size of the question's own image."""
-
-_MAX_WINDOW: Final = 256
-"""Questions per window, at most, unless a batch or one image has more.
-
-The KV caches of longer windows would fill a GPU (6 MB per image in Qwen2-VL-2B, two variants each),
-and the last windows of several processes would leave the other processes idle.
-"""
-
-Key = tuple[int, str]
-"""Index of a question, and variant."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """The text of a question, and variant -> path of its image; the first is its own image."""
-
-    text: str
-    images: Mapping[str, str]
-
-    @property
-    def own_image(self) -> str:
-        """Path of the image the question is about."""
-        return next(iter(self.images.values()))
 
 
 @dataclass(frozen=True)
@@ -70,10 +45,10 @@ class Completion:
 
 @dataclass(frozen=True)
 class Answers:
-    """Completions of one batch, and the batch size in force (most rows a batch may have)."""
+    """Completions of a window, and the sorted batch sizes in force (most rows per batch)."""
 
     completions: dict[Key, Completion]
-    batch_size: int
+    batch_sizes: list[int]
 
 
 @dataclass(frozen=True)
@@ -88,64 +63,36 @@ class _Row:
     suffix: list[int]
 
 
-def cut_windows(questions: Sequence[Question], batch_size: int | Literal["auto"]) -> list[range]:
-    """Cut the questions into windows of a few batches; neighbours about one image share a window.
-
-    Windows do not depend on the number of processes, so one process can resume what several began.
-    """
-    if batch_size == "auto":
-        min_questions = _MAX_WINDOW
-    else:  # four batches, but at most _MAX_WINDOW questions, and at least one batch
-        min_questions = max(batch_size, min(4 * batch_size, _MAX_WINDOW))
-    windows = []
-    start = 0
-    for index in range(1, len(questions)):
-        new_image = questions[index].own_image != questions[index - 1].own_image
-        if index - start >= min_questions and new_image:
-            windows.append(range(start, index))
-            start = index
-    return [*windows, range(start, len(questions))] if questions else []
-
-
 def answer_greedily(
     policy: PreTrainedModel,
     processor: Any,
     questions: Sequence[Question],
     *,
-    windows: Sequence[range],
+    windows: Sequence[Window],
     batch_size: BatchSize,
     max_new_tokens: int,
-    completed: Set[Key] = frozenset(),
     loader_threads: int = 0,
     compact_below: float = COMPACT_BELOW,
 ) -> Iterator[Answers]:
-    """Answer the questions of some windows (`cut_windows`), batch by batch, except `completed`.
+    """Answer the questions of some windows (`cut_windows`), window by window.
 
-    Questions about the same or neighbouring images should be adjacent. `loader_threads`: threads
-    that open images ahead of the GPU; 0 opens each when it is needed. Tokens that stand for images
-    are never generated. Puts the policy into eval mode and replaces its patch convolution
-    (`embed_patches_by_product`). Raises InputError for an image that does not open, for a question
-    with an image token, and if GPU memory does not suffice for the smallest batch.
+    `loader_threads`: threads that open images ahead of the GPU; 0 opens each when it is needed.
+    Tokens that stand for images are never generated. Puts the policy into eval mode and replaces
+    its patch convolution (`embed_patches_by_product`). Raises InputError for an image that does not
+    open, for a question with an image token, and if GPU memory does not suffice for the smallest
+    batch.
     """
     policy.eval()
     embed_patches_by_product(policy)
-    pending = [window for window in windows if not completed >= _keys(questions, window)]
-    paths = [_image_paths(questions, window) for window in pending]
+    paths = [_image_paths(questions, window) for window in windows]
     answerer = _Answerer(policy, processor, max_new_tokens, batch_size, compact_below)
     all_paths = list(chain.from_iterable(paths))
     with load_images(processor, policy.dtype, all_paths, loader_threads) as stream:
-        for window, window_paths in zip(pending, paths, strict=True):
-            yield from answerer.answer(questions, window, window_paths, stream, completed)
+        for window, window_paths in zip(windows, paths, strict=True):
+            yield answerer.answer(questions, window, window_paths, stream)
 
 
-def _keys(questions: Sequence[Question], window: range) -> set[Key]:
-    keys: set[Key] = set()
-    for index in window:
-        keys.update((index, variant) for variant in questions[index].images)
-    return keys
-
-
-def _image_paths(questions: Sequence[Question], window: range) -> list[str]:
+def _image_paths(questions: Sequence[Question], window: Window) -> list[str]:
     """The distinct images that the questions of a window need, in order."""
     paths: dict[str, None] = {}
     for index in window:
@@ -213,11 +160,10 @@ class _Answerer:
     def answer(
         self,
         questions: Sequence[Question],
-        window: range,
+        window: Window,
         paths: Sequence[str],
         stream: Iterator[ProcessedImage],
-        completed: Set[Key],
-    ) -> Iterator[Answers]:
+    ) -> Answers:
         """Answer one window, whose images come next in the stream."""
         own = [questions[index] for index in window]
         head, suffixes = self._tokenize(own)
@@ -232,38 +178,26 @@ class _Answerer:
         self._batch_size.estimate(
             self._policy, max(prefixes.lengths), max(map(len, suffixes)), self._max_new_tokens
         )
-        yield from self._answer_rows(prefixes, rows, completed)
+        return self._answer_rows(prefixes, rows)
 
-    def _answer_rows(
-        self, prefixes: Prefixes, rows: Sequence[_Row], completed: Set[Key]
-    ) -> Iterator[Answers]:
-        """Answer rows in batches.
-
-        Batches are cut before completed rows are left out, and halving one does not move the next:
-        so with one batch size, a resumed run forms the batches of an uninterrupted one. With `auto`
-        on a GPU, the resumed run may estimate another size.
-        """
-        size = self._batch_size.rows  # constant: the loop below may halve it
-        for start in range(0, len(rows), size):
-            waiting = [row for row in rows[start : start + size] if row.key not in completed]
-            while waiting:
-                answers = self._complete_or_halve(prefixes, waiting[: self._batch_size.rows])
-                if answers is not None:
-                    waiting = waiting[len(answers.completions) :]
-                    yield answers
-
-    def _complete_or_halve(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers | None:
-        """The answers to some rows; None, with the batch size halved, if they do not fit."""
-        try:
-            completions = self._complete(prefixes, rows)
-        except torch.OutOfMemoryError as error:
-            # the frames of its traceback hold the tensors that took the memory
-            self._batch_size.halve(error.with_traceback(None))
-        else:
-            keys = (row.key for row in rows)
-            return Answers(dict(zip(keys, completions, strict=True)), self._batch_size.rows)
-        torch.cuda.empty_cache()
-        return None
+    def _answer_rows(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers:
+        """Answer rows in batches, whose size is halved where one does not fit in memory."""
+        completions: dict[Key, Completion] = {}
+        sizes = set()
+        while len(completions) < len(rows):
+            size = self._batch_size.rows
+            batch = rows[len(completions) : len(completions) + size]
+            try:
+                answers = self._complete(prefixes, batch)
+            except torch.OutOfMemoryError as error:
+                # the frames of its traceback hold the tensors that took the memory
+                self._batch_size.halve(error.with_traceback(None))
+            else:
+                completions |= dict(zip((row.key for row in batch), answers, strict=True))
+                sizes.add(size)
+                continue
+            torch.cuda.empty_cache()
+        return Answers(completions, sorted(sizes))
 
     def _complete(self, prefixes: Prefixes, rows: Sequence[_Row]) -> list[Completion]:
         """Complete B rows, whose prefixes take P columns and whose suffixes take W."""

@@ -19,7 +19,7 @@ from benchmarks.evaluate.measure import (
 )
 from benchmarks.evaluate.published import answer_as_published
 from stages.core.outputs import read_json
-from stages.generation.generate import BLANK
+from stages.generation.windows import BLANK
 
 
 def test_both_loops_give_the_same_answers_and_rates_follow_from_seconds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +12,8 @@ from PIL import Image
 
 from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
-from stages.generation.generate import (
-    BLANK,
-    Answers,
-    Completion,
-    Key,
-    Question,
-    answer_greedily,
-    cut_windows,
-)
+from stages.generation.generate import Answers, Completion, answer_greedily
+from stages.generation.windows import BLANK, Key, Question, Window, cut_windows
 from tests.grpo.tiny import (
     FAMILIES,
     QUESTIONS,
@@ -61,7 +54,7 @@ def by_generate(policy: Any, words: str, image: Image.Image) -> str:
 def batches(
     policy: Any,
     questions: list[Question],
-    batch_size: int | Literal["auto"],
+    batch_size: int,
     max_new_tokens: int = 12,
     **options: Any,
 ) -> list[Answers]:
@@ -117,7 +110,7 @@ def test_each_image_goes_through_the_tower_once(tmp_path: Path) -> None:
         images.append(len(named["grid_thw"] if "grid_thw" in named else arguments[1]))
 
     policy.model.visual.register_forward_hook(count, with_kwargs=True)
-    answers(policy, tmp_path, 4)
+    answers(policy, tmp_path, 9)  # nine rows in one window
     assert sum(images) == 4, "two images, and a black one of the size of each"
 
 
@@ -128,23 +121,15 @@ def test_an_image_that_does_not_open_is_named(tmp_path: Path) -> None:
         batches(embedded_policy(), [question], 1, max_new_tokens=2)
 
 
-def test_a_resumed_run_skips_completed_answers_and_gives_the_same_bits(tmp_path: Path) -> None:
+def test_windows_give_the_same_answers_in_any_order_and_company(tmp_path: Path) -> None:
     policy = embedded_policy()
-    whole = batches(policy, four_questions(tmp_path), 3)
-    assert [len(batch.completions) for batch in whole] == [3, 3, 3]
-    first, second, third = (batch.completions.keys() for batch in whole)
-    assert batches(policy, four_questions(tmp_path), 3, completed=second) == [whole[0], whole[2]]
-    *two, last = second
-    part = batches(policy, four_questions(tmp_path), 3, completed={*two})
-    assert [batch.completions.keys() for batch in part] == [first, {last}, third]
-    assert batches(policy, four_questions(tmp_path), 3, completed=merged(whole).keys()) == []
-
-
-def test_windows_give_the_same_answers_in_one_process_and_in_several(tmp_path: Path) -> None:
-    policy = embedded_policy()
-    windows = [range(2), range(2, 4)]
+    windows: list[Window] = [(0, 1), (3, 2)]
     parts = [batches(policy, four_questions(tmp_path), 2, windows=[window]) for window in windows]
     assert parts[0] + parts[1] == batches(policy, four_questions(tmp_path), 2, windows=windows)
+    assert parts[1] + parts[0] == batches(
+        policy, four_questions(tmp_path), 2, windows=windows[::-1]
+    )
+    assert batches(policy, four_questions(tmp_path), 2, windows=[]) == []
 
 
 def test_loader_threads_change_nothing(tmp_path: Path) -> None:
@@ -184,15 +169,18 @@ def test_finished_rows_leave_the_batch_and_change_nothing(tmp_path: Path) -> Non
 def test_the_longest_prompts_go_first_with_little_padding(tmp_path: Path) -> None:
     images = [row["image"] for row in questions(tmp_path)]
     some = [Question(QUESTIONS[number % 2], {"real": images[number // 4]}) for number in range(8)]
-    widths: list[int] = []
+    rows: list[torch.Tensor] = []
     policy = embedded_policy()
     policy.register_forward_pre_hook(
-        lambda _, __, named: widths.append(named["input_ids"].shape[1]), with_kwargs=True
+        lambda _, __, named: rows.append(named["input_ids"]), with_kwargs=True
     )
-    answered = batches(policy, some, 2, max_new_tokens=1, windows=[range(8)])
-    indices = [sorted(index for index, _ in batch.completions) for batch in answered]
-    assert indices == [[1, 3], [0, 2], [5, 7], [4, 6]]
-    assert widths[1] > widths[2]
+    batches(policy, some, 2, max_new_tokens=1, windows=[tuple(range(8))])
+    widths = [ids.shape[1] for ids in rows[1:]]
+    assert [len(ids) for ids in rows[1:]] == [2, 2, 2, 2]
+    pad = processor().tokenizer.pad_token_id
+    padding = sum(int((ids == pad).sum()) for ids in rows[1:])
+    assert padding == 0, "each batch has prompts of one length"
+    assert widths[0] > widths[1]
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(
@@ -217,17 +205,16 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
             policy,
             processor(),
             four_questions(tmp_path),
-            windows=[range(4)],
+            windows=[(0, 1, 2, 3)],
             batch_size=size,
             max_new_tokens=12,
         )
     )
     assert merged(answered) == expected
     assert attempts[1:4] == [9, 4, 2], "behind the pass over 4 images"
-    sizes = [(len(batch.completions), batch.batch_size) for batch in answered]
-    assert sizes == [(2, 2)] * 4 + [(1, 2)]
+    assert answered[0].batch_sizes == [2]
     with pytest.raises(InputError, match=r"evaluate\.batch_size 9 \(CUDA out of memory.* auto"):
-        batches(policy, four_questions(tmp_path), 9, windows=[range(4)])
+        batches(policy, four_questions(tmp_path), 9, windows=[(0, 1, 2, 3)])
 
 
 def test_images_that_do_not_fit_together_are_prefilled_one_by_one(
@@ -256,14 +243,3 @@ def test_a_question_with_an_image_token_is_refused(tmp_path: Path) -> None:
     question = Question(f"Scan? {processor().image_token}", {"real": row["image"]})
     with pytest.raises(InputError, match=r"'Scan\? .*' has 2 image tokens, expected 1"):
         batches(embedded_policy(), [question], 1)
-
-
-@pytest.mark.parametrize(("batch_size", "lengths"), [(2, [8, 8, 4]), (100, [20]), ("auto", [20])])
-def test_questions_about_one_image_share_a_window(
-    batch_size: int | Literal["auto"], lengths: list[int]
-) -> None:
-    some = [Question("Scan?", {"real": str(number // 4)}) for number in range(20)]
-    windows = cut_windows(some, batch_size)
-    assert [len(window) for window in windows] == lengths
-    assert list(chain.from_iterable(windows)) == list(range(20))
-    assert cut_windows([], batch_size) == []

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,14 +23,15 @@ from stages.core.distributed.ranks import PROCESSES
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.generation import generate
-from stages.generation.answer_store import AnswerStore
+from stages.generation.answer_cache import AnswerCache
+from stages.generation.windows import Key
 from stages.policy import loading as policy
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.sources import read_predictions
 from tests.workspaces import REPOSITORY, small_workspace
 
 COMMAND = [sys.executable, "-m", "stages.evaluate", "base"]
-KEPT = layout.SCRATCH / "evaluate" / "base"
+PARTS = f"{layout.ANSWER_CACHE}/*/*.json"
 
 
 @pytest.fixture
@@ -171,19 +173,36 @@ def change_settings(root: Path, group: str, **changes: Any) -> None:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int = 2) -> None:
-    """Run until so many batches are kept."""
-    add, left = AnswerStore.add, [None] * after
+    """Run until so many windows are kept."""
+    add, left = AnswerCache.add, [None] * after
 
-    def add_or_stop(self: AnswerStore, answers: generate.Answers) -> None:
+    def add_or_stop(
+        self: AnswerCache, key: str, rows: list[Key], answers: generate.Answers
+    ) -> None:
         if not left:
             raise KeyboardInterrupt
         left.pop()
-        add(self, answers)
+        add(self, key, rows, answers)
 
     with monkeypatch.context() as inside:
-        inside.setattr(AnswerStore, "add", add_or_stop)
+        inside.setattr(AnswerCache, "add", add_or_stop)
         with pytest.raises(KeyboardInterrupt):
             run_evaluate(monkeypatch, "base")
+
+
+def generated(monkeypatch: pytest.MonkeyPatch, checkpoint: str = "base") -> list[Key]:
+    """Evaluate; the rows that were not in the cache."""
+    add = AnswerCache.add
+    keys: list[Key] = []
+
+    def recorded(self: AnswerCache, key: str, rows: list[Key], answers: generate.Answers) -> None:
+        keys.extend(rows)
+        add(self, key, rows, answers)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(AnswerCache, "add", recorded)
+        run_evaluate(monkeypatch, checkpoint)
+    return keys
 
 
 def started(**environment: str) -> subprocess.Popen[str]:
@@ -197,46 +216,36 @@ def test_an_evaluation_that_is_killed_goes_on_to_the_same_rows(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_settings(root, "evaluate", batch_size=1)
-    run_evaluate(monkeypatch, "base")
+    assert len(generated(monkeypatch)) == 2 * 8 * 6
     undisturbed = pq.read_table(layout.predictions("base"))
     layout.predictions("base").unlink()
+    shutil.rmtree(layout.ANSWER_CACHE)
     with started() as process:
-        while len(parts := [*KEPT.glob("*/0*.json")]) < 3 and process.poll() is None:
+        while len(parts := [*root.glob(PARTS)]) < 3 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not layout.predictions("base").exists()
-    before = {part: part.stat().st_mtime_ns for part in KEPT.glob("*/0*.json")}
+    before = {part: part.read_bytes() for part in root.glob(PARTS)}
     assert len(before) >= len(parts)
-    add = AnswerStore.add
-    added: list[generate.Key] = []
-
-    def watched(self: AnswerStore, answers: generate.Answers) -> None:
-        assert {part: part.stat().st_mtime_ns for part in before} == before, "none is made again"
-        added.extend(answers.completions)
-        add(self, answers)
-
-    monkeypatch.setattr(AnswerStore, "add", watched)
-    run_evaluate(monkeypatch, "base")
-    assert len(added) == 2 * 8 * 6 - len(before)
-    again = pq.read_table(layout.predictions("base"))
-    assert again.equals(undisturbed)
-    assert not KEPT.exists(), "nothing is left of what the rows hold"
+    known = sum(len(json.loads(content)["answers"]) for content in before.values())
+    assert 0 < known < 2 * 8 * 6
+    assert len(generated(monkeypatch)) == 2 * 8 * 6 - known
+    assert {part: part.read_bytes() for part in before} == before
+    assert pq.read_table(layout.predictions("base")).equals(undisturbed)
 
 
 @pytest.mark.parametrize("changed", ["checkpoint", "settings", "style", "question", "image"])
 def test_answers_kept_of_anything_else_are_never_used(
     root: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
-    interrupt(monkeypatch)
-    (folder,) = KEPT.iterdir()
-    for part in folder.glob("0*.json"):
+    run_evaluate(monkeypatch, "base")
+    parts = [*root.glob(PARTS)]
+    assert len(parts) == 8, "a window per modality"
+    for part in parts:
         content = json.loads(part.read_text(encoding="utf-8"))
-        content["answers"] = [
-            [place, variant, "stale", ids] for place, variant, _, ids in content["answers"]
-        ]
+        content["answers"] = [["stale", ids] for _, ids in content["answers"]]
         part.write_text(json.dumps(content), encoding="utf-8")
-    assert folder.is_dir()
     if changed == "checkpoint":
         path = layout.model("base") / "model.safetensors"
         content = bytearray(path.read_bytes())
@@ -252,25 +261,78 @@ def test_answers_kept_of_anything_else_are_never_used(
                 (root / layout.split(axis, "ct", "test", "grouped")).parents[1].glob("*/test.json")
             ):
                 split.write_text(
-                    split.read_text(encoding="utf-8").replace(" A)", "  A)", 1), encoding="utf-8"
+                    split.read_text(encoding="utf-8").replace(" A)", "  A)"), encoding="utf-8"
                 )
     else:
         shutil.copy(layout.images("oct") / "0.png", layout.images("ct") / "0.png")
     run_evaluate(monkeypatch, "base")
-    assert "stale" not in pd.read_parquet(layout.predictions("base"))["output"].tolist()
+    table = pd.read_parquet(layout.predictions("base"))
+    reused = table.loc[table["output"] == "stale", "modality"]
+    # an image of CT concerns the questions about CT only
+    assert set(reused) == (set(table["modality"]) - {"ct"} if changed == "image" else set())
 
 
 def test_kept_answers_are_used_where_nothing_has_changed(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(monkeypatch)
-    part, *_ = sorted(KEPT.glob("*/0*.json"))
+    part, *_ = sorted(root.glob(PARTS))
     content = json.loads(part.read_text(encoding="utf-8"))
-    content["answers"][0][2] = "kept"
+    content["answers"][0][0] = "kept"
     part.write_text(json.dumps(content), encoding="utf-8")
     run_evaluate(monkeypatch, "base")
     table = pd.read_parquet(layout.predictions("base"))
     assert (table[["output", "blank_output"]] == "kept").to_numpy().sum() == 1
+
+
+def add_question(root: Path, slug: str, question_id: str) -> None:
+    """Copy the first test question of a modality under another id, with another text."""
+    path = root / layout.split("modality", slug, "test", "grouped")
+    items = json.loads(path.read_text(encoding="utf-8"))
+    added = items[0] | {"question_id": question_id, "problem": f"Again: {items[0]['problem']}"}
+    for axis, cell in (("modality", slug), ("task", items[0]["question_type"])):
+        split = root / layout.split(axis, cell, "test", "grouped")
+        before = json.loads(split.read_text(encoding="utf-8"))
+        split.write_text(json.dumps([*before, added]), encoding="utf-8")
+
+
+def test_new_questions_leave_the_answers_to_others_as_they_are(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(generated(monkeypatch)) == 2 * 8 * 6
+    before = pd.read_parquet(layout.predictions("base")).set_index("question_id")
+    assert generated(monkeypatch) == [], "nothing is new"
+    add_question(root, "oct", "a")
+    add_question(root, "ct", "b")
+    keys = generated(monkeypatch)
+    assert len(keys) == 2 * 2 * 7, "the windows of two modalities, of 7 questions each"
+    table = pd.read_parquet(layout.predictions("base")).set_index("question_id")
+    assert len(table) == 8 * 6 + 2
+    others = before[~before["modality"].isin(["ct", "oct"])]
+    pd.testing.assert_frame_equal(table.loc[others.index], others)
+    shutil.rmtree(layout.ANSWER_CACHE)
+    run_evaluate(monkeypatch, "base")
+    afresh = pd.read_parquet(layout.predictions("base")).set_index("question_id")
+    pd.testing.assert_frame_equal(table, afresh)
+
+
+def test_another_policy_of_the_same_weights_shares_the_answers(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_evaluate(monkeypatch, "base")
+    base = pd.read_parquet(layout.predictions("base"))
+    shutil.copytree(layout.model("base"), layout.model("ct"))
+    (layout.model("ct") / "README.md").write_text("a card", encoding="utf-8")
+    assert generated(monkeypatch, "ct") == []
+    ct = pd.read_parquet(layout.predictions("ct"))
+    pd.testing.assert_frame_equal(ct.drop(columns="checkpoint"), base.drop(columns="checkpoint"))
+
+
+def test_the_cache_keeps_to_its_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_settings(root, "cache", answers_gb=1e-6)  # 1,000 bytes
+    run_evaluate(monkeypatch, "base")
+    assert layout.predictions("base").exists()
+    assert sum(part.stat().st_size for part in root.glob(PARTS)) <= 1000
 
 
 def test_several_processes_share_the_questions_to_the_same_rows(
@@ -279,12 +341,13 @@ def test_several_processes_share_the_questions_to_the_same_rows(
     change_settings(root, "evaluate", batch_size=5)
     run_evaluate(monkeypatch, "base")
     alone = pq.read_table(layout.predictions("base"))
+    shutil.rmtree(layout.ANSWER_CACHE)
     interrupt(monkeypatch)  # begun by one, finished by two
     with started(**{PROCESSES: "2"}) as process:
         out, said = process.communicate()
     assert process.returncode == 0, said
     assert out == f"base: 48 questions answered -> {layout.predictions('base')}\n"
-    assert "base: resuming after 10 of 96 answers" in said
+    assert re.search(r"base: (\d+) of 96 answers are in .scratch/answers", said)
     shared = pq.read_table(layout.predictions("base"))
     assert shared.equals(alone)
     assert json.loads(shared.schema.metadata[b"provenance"])["batch_sizes"] == [5]

@@ -94,6 +94,8 @@ class Cache(SettingsGroup):
     """Size limit of the cache of resized images, in GB (10^9 bytes); least recently used ones are
     evicted. They share disk space with data/images through hard links.
     """
+    answers_gb: PositiveFloat
+    """Size limit of the cache of generated answers, in GB; least recently used ones are evicted."""
 
 
 class Quarantine(SettingsGroup):

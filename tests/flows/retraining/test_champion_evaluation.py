@@ -35,7 +35,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def modification_times(root: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file()}
+    """Of all files but the cached answers, where the time says when they were last used."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {
+        path: path.stat().st_mtime_ns
+        for path in files
+        if not path.is_relative_to(root / layout.ANSWER_CACHE)
+    }
 
 
 def test_champions_are_evaluated_as_by_the_stage_without_changing_the_workspace(root: Path) -> None:
@@ -47,6 +53,7 @@ def test_champions_are_evaluated_as_by_the_stage_without_changing_the_workspace(
     lines: list[str] = []
     predictions = pq.read_table(evaluation.evaluate("ct", lines.append)).to_pandas()
     pd.testing.assert_frame_equal(predictions, expected)
+    assert any("96 of 96 answers are in .scratch/answers" in line for line in lines)
     assert any("48 questions" in line and "predictions/ct.parquet" in line for line in lines)
     evaluation.clear()
     assert modification_times(root) == before

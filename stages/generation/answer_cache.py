@@ -1,0 +1,123 @@
+"""Cache of generated answers: an evaluation computes only what no earlier one has answered.
+
+One file per window, named by a hash of everything that decides its answers: the policy, code,
+settings and device, and the questions with the contents of their images. So an evaluation that was
+killed resumes, and one of new data, or of a champion whose questions are mostly the same, takes
+what it can from earlier ones. A file is written atomically and never changed; the folder may be
+deleted at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.core.errors import InputError
+from stages.core.outputs import atomic_file
+from stages.corpus.dataset.image_store import identity
+from stages.generation.generate import Answers, Completion
+from stages.generation.windows import BLANK, Key, Question, Window
+
+
+def window_key(policy_key: str, questions: Sequence[Question], window: Window) -> str:
+    """Name of a window's answers: a hash of `policy_key`, which stands for all but the questions.
+
+    Paths of images, positions and names of questions are no part of it. Raises InputError for an
+    image that is missing.
+    """
+    content: list[object] = [policy_key]
+    for index in window:
+        images = {
+            variant: path if path == BLANK else identity(path)
+            for variant, path in questions[index].images.items()
+        }
+        content.append([questions[index].text, images])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+class AnswerCache:
+    """A folder of answered windows, which several processes may use at the same time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Create the folder. Raises InputError if that is not possible."""
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise self._unwritable(error) from error
+
+    def add(self, key: str, rows: Sequence[Key], answers: Answers) -> None:
+        """Write the answers to the rows of a window, in their order.
+
+        Raises InputError if the folder is not writable; `run_stage` reports a full disk.
+        """
+        completions = [answers.completions[row] for row in rows]
+        content = {
+            "batch_sizes": answers.batch_sizes,
+            "answers": [[each.text, each.ids] for each in completions],
+        }
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        try:
+            with atomic_file(self._path(key)) as path:
+                path.write_text(text, encoding="utf-8")
+        except PermissionError as error:
+            raise self._unwritable(error) from error
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file of this window."""
+        return self._path(key).is_file()
+
+    def read(self, key: str, rows: Sequence[Key]) -> Answers | None:
+        """The answers to the rows of a window; None if there are none.
+
+        A corrupt file is deleted.
+        """
+        path = self._path(key)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            completions = [
+                Completion(str(text), tuple(map(int, ids))) for text, ids in content["answers"]
+            ]
+            sizes = sorted(map(int, content["batch_sizes"]))
+            answers = Answers(dict(zip(rows, completions, strict=True)), sizes)
+        except FileNotFoundError:
+            return None
+        except (KeyError, TypeError, ValueError):
+            path.unlink(missing_ok=True)
+            return None
+        self._mark_used(path)
+        return answers
+
+    def trim(self, max_bytes: int) -> None:
+        """Delete the least recently used windows until all take at most `max_bytes`."""
+        files = []
+        for path in self.folder.glob("*/*.json"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # deleted by another process
+                continue
+            files.append((status.st_mtime_ns, path, status.st_size))
+        excess = sum(size for _, _, size in files) - max_bytes
+        for _, path, size in sorted(files):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= size
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.json"
+
+    def _mark_used(self, path: Path) -> None:
+        try:
+            os.utime(path)
+        except OSError:  # a read-only cache, or deleted by another process: the order is a nicety
+            return
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.folder}, where answers are saved for resuming and later evaluations, is not"
+            f" writable ({error}): make it a writable folder"
+        )

@@ -1,0 +1,87 @@
+"""Windows: a partition by hash of image, so that a new question changes only its own window."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.generation.windows import BLANK, Question, Window, cut_windows, image_rank, row_keys
+
+CASES = st.lists(
+    st.tuples(st.integers(0, 30), st.sampled_from("abc"), st.integers(1, 3), st.booleans()),
+    max_size=120,
+)
+
+
+def question(image: int, text: str, variants: int = 1, group: str = "") -> Question:
+    path = f"{group}/{image}.png"
+    images = {"real": path, "blank": BLANK, "shuffled": f"{group}/{image + 1}.png"}
+    return Question(text, dict(list(images.items())[:variants]), group)
+
+
+def contents(questions: list[Question], windows: list[Window]) -> list[list[Question]]:
+    return [[questions[index] for index in window] for window in windows]
+
+
+@given(CASES, st.integers(1, 20))
+def test_every_question_is_in_one_window_of_bounded_size(
+    cases: list[tuple[int, str, int, bool]], batch_rows: int
+) -> None:
+    questions = [
+        question(image, text, variants, "ct" if ct else "mri")
+        for image, text, variants, ct in cases
+    ]
+    windows = cut_windows(questions, batch_rows)
+    assert sorted(chain.from_iterable(windows)) == list(range(len(questions)))
+    places = []
+    for window in windows:
+        members = [questions[index] for index in window]
+        images = {(each.group, each.own_image) for each in members}
+        assert len({group for group, _ in images}) == 1
+        assert len(row_keys(questions, window)) <= 2 * batch_rows or len(images) == 1
+        places += list(images)
+    assert len(set(places)) == len(places), "questions about one image share a window"
+    assert contents(questions[::-1], cut_windows(questions[::-1], batch_rows)) == contents(
+        questions, windows
+    ), "the order of the questions decides nothing"
+
+
+@pytest.mark.parametrize("new", [0, 17, 40, 63])
+@pytest.mark.parametrize("images_known", [True, False])
+def test_a_new_question_changes_its_own_window_only(new: int, images_known: bool) -> None:
+    before = [question(number // 4, str(number), 2) for number in range(256)]
+    added = question(new if images_known else 1000 + new, "new", 2)
+    windows = contents(before, cut_windows(before, 16))
+    after = contents([added, *before], cut_windows([added, *before], 16))
+    assert len(windows) > 15
+    unchanged = [window for window in after if window in windows]
+    changed = [window for window in after if window not in windows]
+    assert sum(map(len, unchanged)) >= len(before) - 16
+    assert 1 <= len(changed) <= 2, "one window, or the two that it was split into"
+    assert added in chain.from_iterable(changed)
+
+
+def test_neighbours_in_rank_share_windows() -> None:
+    questions = [question(number, "Scan?") for number in range(64)]
+    windows = cut_windows(questions, 4)
+    ranks = [image_rank(questions[index].own_image) for index in chain.from_iterable(windows)]
+    assert ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize(
+    ("batch_rows", "largest"), [(1, 2), (64, 128), (512, 1024), (800, 1024), (4096, 4096)]
+)
+def test_windows_are_as_large_as_memory_allows(batch_rows: int, largest: int) -> None:
+    questions = [question(number, "Scan?") for number in range(8192)]
+    lengths = list(map(len, cut_windows(questions, batch_rows)))
+    assert largest / 2 <= max(lengths) <= largest
+    assert sum(lengths) / len(lengths) >= largest / 4
+
+
+def test_one_image_is_never_split_and_no_question_needs_no_window() -> None:
+    questions = [question(0, str(number), 3) for number in range(50)]
+    assert [len(window) for window in cut_windows(questions, 1)] == [50]
+    assert cut_windows([], 8) == []

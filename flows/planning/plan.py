@@ -17,13 +17,13 @@ from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
 
-from flows.dvc_api.client import read_status
+from flows.dvc_api.client import Reasons, read_status
 from flows.dvc_api.graph import Graph, read_graph
 from flows.dvc_api.output_sizes import OutputSizes, free_space, out_size, read_output_sizes
 from flows.dvc_api.run_cache import restorable
 from flows.dvc_api.stale_reasons import explain_staleness
 from flows.planning.model import Estimate, Plan, Step
-from flows.planning.table import print_plan
+from flows.planning.table import FULL_SCALE, print_plan
 from flows.scheduling import durations
 from flows.scheduling.schedule import Capacity, StageResult, run_ready
 from flows.scheduling.slots import find_slots
@@ -35,13 +35,20 @@ from stages.core.params import load_params
 from stages.core.provenance import CODE
 
 
-def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None = None) -> Plan:
+def make_plan(
+    root: Path,
+    only: Sequence[str] | None = None,
+    slots: int | None = None,
+    changed: Sequence[str] = (),
+) -> Plan:
     """The plan for the workspace at `root`.
 
     Args:
         root: Folder with dvc.yaml.
         only: Stages to bring up to date with all they need, by name, group or glob; all if None.
         slots: GPU stages at once; the default of `flows.reproduce` if None.
+        changed: Stages to plan as if they had changed, such as data.dvc before new data is fetched:
+            the stages after them are those that may run.
 
     Raises:
         InputError: No pipeline, unreadable dvc.lock or params.yaml, unknown stage, or more slots
@@ -51,7 +58,10 @@ def make_plan(root: Path, only: Sequence[str] | None = None, slots: int | None =
     gpu_slots = find_slots(root, slots)
     graph = read_graph(root)
     targets = graph.upstream(graph.select(only)) if only else set(graph.stages)
-    stale = {name: reasons for name, reasons in read_status(root).items() if name in targets}
+    assumed: dict[str, Reasons] = {name: {"assumed to change": {}} for name in changed}
+    stale = {
+        name: reasons for name, reasons in (assumed | read_status(root)).items() if name in targets
+    }
     names = graph.in_order(graph.downstream(stale) & targets)
     selected = set(names)
     after = {name: tuple(graph.in_order(graph.needs[name] & selected)) for name in names}
@@ -191,8 +201,8 @@ def _notes(steps: Sequence[Step]) -> list[str]:
     notes = []
     if meta := count("meta"):
         notes.append(
-            f"{meta} of {len(steps)} durations are from meta in dvc.yaml (full corpus on a GPU): no"
-            " run is recorded here"
+            f"{meta} of {len(steps)} durations are unknown, as no run is recorded here: the plan"
+            f" takes those of dvc.yaml, {FULL_SCALE}"
         )
     if (cached := count("run-cache")) and cached < len(steps):
         notes.append(

@@ -14,6 +14,8 @@ from stages.core.machine import format_bytes
 
 MAX_REASON_LENGTH: Final = 110
 """Characters of a reason in the table; JSON has all of it."""
+FULL_SCALE: Final = "those of a 2B model and OmniMedVQA on a GPU"
+"""What the durations in `meta` of dvc.yaml are for."""
 _WIDTH: Final = 200
 """Columns if standard output is no terminal."""
 
@@ -30,7 +32,7 @@ def print_plan(plan: Plan) -> None:
     for warning in plan.warnings:
         console.print(f"[bold yellow]warning[/]: {_escape(warning)}")
     if any(step.estimate == "meta" for step in plan.steps):
-        console.print("* not a recorded duration, but meta of dvc.yaml", style="dim")
+        console.print(f"* never recorded here; by dvc.yaml: {FULL_SCALE}", style="dim")
     for note in plan.notes:
         console.print(_escape(note), style="dim")
     console.print(sum_up(plan), style="bold")
@@ -40,18 +42,22 @@ def sum_up(plan: Plan) -> str:
     """One-line summary of a plan.
 
     "31 of 42 stages would run, in 3 h 10 min on 2 GPUs: 5.8 GPU-hours; 1.2 GiB written, 58.0 GiB
-    free".
+    free". A time is stated as known only if all stages have run here.
     """
     if not plan.steps:
         return f"Nothing would run: all {len(plan.up_to_date)} stages are up to date"
-    about = "" if all(step.estimate == "recorded" for step in plan.steps) else "about "
     units = ("GPU" if plan.devices else "slot") + ("s" if len(plan.slots) > 1 else "")
     hours = "GPU-hours" if plan.devices else "hours in slots, no GPU here"
+    exact = all(step.estimate == "recorded" for step in plan.steps)
+    time = f"{format_duration(plan.seconds)} on {len(plan.slots)} {units}"
+    cost = f"{plan.gpu_hours:.2f} {hours}"
+    if unrecorded := sum(step.estimate == "meta" for step in plan.steps):
+        effort = f"in a time unknown here, as {unrecorded} never ran; at full scale {time}: {cost}"
+    else:
+        effort = f"in {'' if exact else 'about '}{time}: {cost}"
     return (
-        f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run, in"
-        f" {about}{format_duration(plan.seconds)} on {len(plan.slots)} {units}:"
-        f" {plan.gpu_hours:.2f} {hours}; {format_bytes(plan.bytes)} written,"
-        f" {format_bytes(plan.bytes_free)} free"
+        f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run,"
+        f" {effort}; {format_bytes(plan.bytes)} written, {format_bytes(plan.bytes_free)} free"
     )
 
 

@@ -18,6 +18,8 @@ import pandas as pd
 
 from flows.dvc_api.client import read_status
 from flows.dvc_api.graph import read_graph
+from flows.planning.plan import make_plan
+from flows.planning.table import sum_up
 from flows.registry import champion as champions
 from flows.registry import snapshot, store
 from flows.registry.champion import Champion
@@ -174,19 +176,19 @@ class Retraining:
         if self.options.dry_run:
             return RetrainOutcome(
                 "DryRun",
-                f"{news}. A run would {self._plan(state.changed)}, and decide",
+                f"{news}. A run would {self._plan(state.changed)}",
             )
         return None
 
     def _plan(self, fetch: bool) -> str:
-        """What a run would do, as far as it is known without fetching."""
+        """What a run would do, for how long, as far as it is known without fetching."""
         if fetch:
+            plan = make_plan(self.root, changed=[str(layout.DATA_DVC)])
             return (
-                "fetch and validate it, which shows its new images, re-run the stages that these"
-                " affect (`med-r1 plan` then says for how long)"
+                "fetch and validate it, which shows its new images, and re-run the stages that they"
+                f" affect. At most, {sum_up(plan)}. Then it would decide"
             )
-        stale = sorted(read_status(self.root))
-        return f"re-run what is stale ({', '.join(stale) or 'nothing'}; `med-r1 plan` has the time)"
+        return f"re-run what is stale: {sum_up(make_plan(self.root))}. Then it would decide"
 
     def _earlier_refusal(self, state: source.Probe) -> Decision | None:
         """The latest decision on this state of the source, if it was a refusal.

@@ -121,7 +121,7 @@ def test_durations_are_recorded_or_from_meta_and_the_source_is_named(root: Path)
     assert [planned[name].start for name in TRAININGS] == [0.0, 0.0, 40.0]
     assert planned["report"].start == max(planned[f"evaluate@{key}"].start + 60 for key in "abc")
     assert plan.seconds == planned["report"].start + 60
-    assert any("6 of 7 durations are from meta" in each for each in plan.notes)
+    assert any("6 of 7 durations are unknown" in each for each in plan.notes)
 
 
 def test_stages_in_the_run_cache_take_no_time(root: Path) -> None:

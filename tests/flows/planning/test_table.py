@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from flows.planning.model import Plan, Step
+from flows.planning.model import Estimate, Plan, Step
 from flows.planning.table import MAX_REASON_LENGTH, format_duration, print_plan, sum_up
 
 
@@ -42,10 +44,19 @@ def make(devices: bool, *slots: str, why: str = "grpo.beta modified") -> Plan:
 def test_the_summary_names_stages_time_slots_gpu_hours_and_disk() -> None:
     assert (
         sum_up(make(True, "0", "1"))
-        == "2 of 3 stages would run, in about 70 min on 2 GPUs: 1.17 GPU-hours; 7.0 MiB written,"
-        " 58.0 GiB free"
+        == "2 of 3 stages would run, in a time unknown here, as 1 never ran; at full scale"
+        " 70 min on 2 GPUs: 1.17 GPU-hours; 7.0 MiB written, 58.0 GiB free"
     )
     assert "on 1 slot: 1.17 hours in slots, no GPU here" in sum_up(make(False, "cpu-0"))
+
+
+@pytest.mark.parametrize(
+    ("estimate", "time"), [("recorded", "in 70 min on"), ("run-cache", "in about 70 min on")]
+)
+def test_a_time_is_known_where_all_stages_have_run(estimate: Estimate, time: str) -> None:
+    plan = make(True, "0")
+    steps = tuple(replace(step, estimate=estimate) for step in plan.steps)
+    assert time in sum_up(replace(plan, steps=steps))
 
 
 def test_the_table_has_one_row_per_stage_and_ends_with_the_summary(
@@ -62,7 +73,7 @@ def test_the_table_has_one_row_per_stage_and_ends_with_the_summary(
     assert lines[3:] == [
         "Up to date: splits",
         "warning: mind [this]",
-        "* not a recorded duration, but meta of dvc.yaml",
+        "* never recorded here; by dvc.yaml: those of a 2B model and OmniMedVQA on a GPU",
         "1 of 2 from meta",
         sum_up(plan),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,9 @@ def test_new_data_of_one_modality_retrains_only_that_and_a_better_challenger_is_
     root: Path,
 ) -> None:
     add_records(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
-    assert retrain(root, dry_run=True).name == "DryRun"
+    dry = retrain(root, dry_run=True)
+    assert dry.name == "DryRun"
+    assert re.search(r"At most, 2\d of 2\d stages would run, in .* on 1 slot", dry.message)
     assert champion.require(root).version == 1
     assert not snapshot.exists(root)
     outcome = retrain(root)

@@ -26,6 +26,7 @@ from stages.corpus.dicom.syntaxes import (
     JPEG_2000_LOSSLESS,
     JPEG_EXTENDED,
     RLE,
+    SECOND_DECODERS,
 )
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
@@ -111,7 +112,10 @@ class _Size(NamedTuple):
 def _decode(
     source: bytes, index: int, syntax: str, options: dict[str, Any]
 ) -> tuple[NDArray[Any], str]:
-    """(frame at an index, its photometric interpretation after decoding)."""
+    """(frame at an index, its photometric interpretation after decoding).
+
+    A frame that its decoder refuses is tried by the second decoder, if the syntax has one.
+    """
     if syntax in ISOLATED:
         return decode_isolated(source, syntax, options)
 
@@ -119,7 +123,13 @@ def _decode(
         values, properties = get_decoder(syntax).as_array(source, index=index, **options)
         return values, str(properties["photometric_interpretation"])
 
-    return guarded("the pixel data are damaged, or do not match the DICOM header", decode)
+    try:
+        return guarded("the pixel data are damaged, or do not match the DICOM header", decode)
+    except ImageError:
+        if syntax not in SECOND_DECODERS:
+            raise
+        options = options | {"decoding_plugin": SECOND_DECODERS[syntax]}
+        return decode_isolated(source, syntax, options)
 
 
 def _encoded_frames(header: Header) -> list[bytes]:

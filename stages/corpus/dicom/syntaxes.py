@@ -1,6 +1,6 @@
 """Supported DICOM transfer syntaxes (PS3.5 Annex A) and their decoders.
 
-Each has one decoder, so that results do not depend on which others happen to be installed. Other
+Decoders are named, so that results do not depend on which others happen to be installed. Other
 syntaxes, video among them, are refused by their registered name.
 """
 
@@ -29,6 +29,13 @@ DECODERS: Final = {
     **dict.fromkeys((JPEG_2000_LOSSLESS, JPEG_2000), "pillow"),
 }
 """Transfer syntax UID -> name of pydicom's plugin; "" for uncompressed pixels."""
+SECOND_DECODERS: Final = dict.fromkeys(
+    (JPEG_LS, JPEG_LS_NEAR, JPEG_2000_LOSSLESS, JPEG_2000), "gdcm"
+)
+"""Plugins for what the first one refuses: some writers deviate from the standards.
+
+They refuse damaged codestreams as the first ones do (tests/corpus/dicom/test_reader.py).
+"""
 ISOLATED: Final = frozenset((JPEG_LOSSLESS, JPEG_LOSSLESS_SV1))
 """Those whose decoder crashes its process over some damaged files, and so runs in another one."""
 ENCAPSULATED: Final = frozenset(syntax for syntax, plugin in DECODERS.items() if plugin)

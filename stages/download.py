@@ -33,6 +33,7 @@ from stages.corpus.dicom.headers.elements import is_dicom
 from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused
+from stages.corpus.quarantine.locations import write_locations
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 from stages.corpus.records.patients import link_patients, patient_of_file
 from stages.corpus.records.reading import find_images, read_questions
@@ -51,7 +52,7 @@ _QUEUED: Final = 1024
 
 
 def main() -> None:
-    """Write data/corpus/<modality> for all modalities, and data/quarantine/download.parquet."""
+    """Write data/corpus/<modality> for all, data/locations and data/quarantine/download."""
     stage_parser("download", __doc__).parse_args()
     params = load_params()
     settings = params.corpus
@@ -79,6 +80,9 @@ def main() -> None:
                 CorpusFault.NO_RECORD,
             )
         check_refused(quarantine, params.quarantine, quarantine_file, str(path), remedy_of)
+        write_locations(
+            layout.LOCATIONS, ((each.question_id, each.location) for each in reading.records)
+        )
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
             records.sort(key=lambda record: record.question_id)

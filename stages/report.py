@@ -19,6 +19,7 @@ from stages.core.params import load_params
 from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import read_quarantine
+from stages.corpus.quarantine.locations import locate_in_corpus
 from stages.corpus.splitting.data_tests import read_results
 from stages.corpus.splitting.leaks import read_leaks, read_patients
 from stages.predictions.schema import ABLATIONS
@@ -60,7 +61,10 @@ def make() -> None:
     leaks, patients = read_leaks(layout.LEAKS), read_patients(layout.LEAKS)
     inputs.leaks = splits_used(params.splits.kind, inputs.splits, leaks, patients)
     accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in MODALITIES)]
-    inputs.quarantine = [read_quarantine(layout.QUARANTINE / name) for name in accounts]
+    inputs.quarantine = [
+        locate_in_corpus(read_quarantine(layout.QUARANTINE / name), layout.LOCATIONS)
+        for name in accounts
+    ]
     inputs.data_tests = read_results(layout.DATA_TESTS)
     write_report(inputs, layout.REPORT)
     for name, rows in inputs.predictions.items():

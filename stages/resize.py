@@ -39,6 +39,7 @@ from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.image_errors import ImageError, UnreadError
 from stages.corpus.quarantine.ledger import Row, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
+from stages.corpus.quarantine.locations import locate_in_corpus
 from stages.corpus.records.records import Record, iterate_records, refuse
 from stages.taxonomy import MODALITIES
 
@@ -103,9 +104,8 @@ def main() -> None:
     quarantine = write_quarantine(
         quarantine_file, f"resize@{slug}", count, datasets, rows, provenance
     )
-    check_refused(
-        quarantine, params.quarantine, quarantine_file, str(layout.corpus(slug)), remedy_of
-    )
+    located = locate_in_corpus(quarantine, layout.LOCATIONS)  # for the message only
+    check_refused(located, params.quarantine, quarantine_file, str(layout.corpus(slug)), remedy_of)
     print(
         f"resize {slug}: read {count} records of {len(results)} images ({resizer.decoded_count}"
         f" of them decoded), kept {len(datasets)}, quarantined {len(rows)}"

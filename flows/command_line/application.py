@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from stages.core import layout
 from stages.core.cli import run_stage
+from stages.core.errors import InputError
 
 PROFILES: Final = Path("infra/profiles")
 """Copy of stages.profiles.schema.FOLDER, whose module imports all settings."""
@@ -85,22 +86,40 @@ app: Final = make_group(
 
 
 def command(
-    group: typer.Typer, *examples: str, panel: str | None = None
+    group: typer.Typer, *examples: str, panel: str | None = None, anywhere: bool = False
 ) -> Callable[[Command[Parameters]], Command[Parameters]]:
     """Register a function as a command of `group`; its docstring and `examples` are the help.
 
-    The function returns the exit code, None for 0; `run_stage` maps errors to codes.
+    The function returns the exit code, None for 0; `run_stage` maps errors to codes. Only a command
+    that works `anywhere` may run outside the root of a project.
     """
 
     def register(function: Command[Parameters]) -> Command[Parameters]:
         @functools.wraps(function)
         def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-            run_stage(lambda: sys.exit(function(*args, **kwargs)))
+            def main() -> None:
+                if not anywhere:
+                    check_root(Path.cwd())
+                sys.exit(function(*args, **kwargs))
+
+            run_stage(main)
 
         group.command(epilog=_epilog(examples), rich_help_panel=panel)(run)
         return function
 
     return register
+
+
+def check_root(folder: Path) -> None:
+    """Raise InputError outside the root of a project, before anything is written."""
+    if (folder / layout.PARAMS).is_file():
+        return
+    roots = (each for each in folder.parents if (each / layout.PARAMS).is_file())
+    root = next(roots, None)
+    remedy = f"run `cd {root}` first" if root else "change to the folder of your clone first"
+    raise InputError(
+        f"{folder} is not the root of a project, as it has no {layout.PARAMS}: {remedy}"
+    )
 
 
 def complete_checkpoint(incomplete: str) -> list[str]:

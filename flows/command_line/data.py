@@ -12,7 +12,13 @@ from flows.command_line.application import app, command, complete_profile
 PANEL: Final = "Data"
 
 
-@command(app, "med-r1 check ward", "med-r1 check corpus.zip --json findings.json", panel=PANEL)
+@command(
+    app,
+    "med-r1 check ward",
+    "med-r1 check corpus.zip --json findings.json",
+    panel=PANEL,
+    anywhere=True,
+)
 def check(
     corpus: Annotated[Path, Argument(metavar="FOLDER_OR_ARCHIVE", help="The corpus.")],
     json: Annotated[
@@ -70,7 +76,9 @@ def fetch() -> None:
     run(Path.cwd())
 
 
-@command(app, "med-r1 fetch-file https://example.org/corpus.zip corpus.zip", panel=PANEL)
+@command(
+    app, "med-r1 fetch-file https://example.org/corpus.zip corpus.zip", panel=PANEL, anywhere=True
+)
 def fetch_file(
     url: Annotated[
         str, Argument(metavar="URL", help="A path, or an http(s), s3, gs or ssh address.")
@@ -87,7 +95,7 @@ def fetch_file(
     run(url, target, sha256=sha256, md5=md5)
 
 
-@command(app, "med-r1 base-commit Qwen/Qwen2-VL-2B-Instruct", panel=PANEL)
+@command(app, "med-r1 base-commit Qwen/Qwen2-VL-2B-Instruct", panel=PANEL, anywhere=True)
 def base_commit(
     model: Annotated[
         str, Argument(metavar="ID", help="A model id, e.g. Qwen/Qwen2-VL-2B-Instruct.")

@@ -12,7 +12,7 @@ from flows.command_line.application import app, command
 PANEL: Final = "Operate"
 
 
-@command(app, "med-r1 doctor", "med-r1 doctor --fix", panel=PANEL)
+@command(app, "med-r1 doctor", "med-r1 doctor --fix", panel=PANEL, anywhere=True)
 def doctor(
     fix: Annotated[
         bool, Option("--fix", help="Fix what can be fixed without losing anything.")

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from typer import Argument, Option
 
-from flows.command_line.application import app, command, complete_checkpoint, make_group
+from flows.command_line.application import app, check_root, command, complete_checkpoint, make_group
 from stages.core import layout
 
 PANEL: Final = "Results"
@@ -28,6 +28,7 @@ champion = make_group("Show or change the champion: the checkpoints in use.")
     "med-r1 report",
     "med-r1 report --predictions DIR --out rebuilt",
     panel=PANEL,
+    anywhere=True,
 )
 def report(
     predictions: Annotated[
@@ -47,10 +48,11 @@ def report(
     if predictions:
         build.rebuild(predictions, blind_baselines, out)
     else:
+        check_root(Path.cwd())
         build.show()
 
 
-@command(app, "med-r1 compare no-think/predictions think/predictions", panel=PANEL)
+@command(app, "med-r1 compare no-think/predictions think/predictions", panel=PANEL, anywhere=True)
 def compare(
     first: Annotated[Path, Argument(metavar="RUN_A", help="A directory of predictions.")],
     second: Annotated[Path, Argument(metavar="RUN_B", help="Another one.")],

@@ -211,3 +211,37 @@ def test_defaults_copied_for_cheap_help_are_those_of_the_modules() -> None:
     assert defaults["silence"] == server.SILENCE.total_seconds() / 60
     assert defaults["deployment"] == DEPLOYMENT
     assert application.PROFILES == schema.FOLDER
+
+
+ANYWHERE = (("base-commit",), ("check",), ("compare",), ("doctor",), ("fetch-file",))
+"""Commands that need no project."""
+ARGUMENTS = {
+    ("profile",): ["full"],
+    ("publish",): ["ct"],
+    ("champion", "checkout"): ["ct", "weights"],
+    ("champion", "promote"): ["--why", "new base"],
+}
+
+
+@pytest.mark.parametrize("path", [path for path in LEAVES if path not in ANYWHERE], ids=" ".join)
+@pytest.mark.parametrize("below", [True, False])
+def test_outside_the_root_of_a_project_a_command_says_where_to_go_and_writes_nothing(
+    path: tuple[str, ...],
+    below: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "docs" / "guides"
+    folder.mkdir(parents=True)
+    if below:
+        (tmp_path / "params.yaml").write_text("{}\n", encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(folder)
+    assert med_r1(*path, *ARGUMENTS.get(path, [])) == ExitCode.INPUT
+    remedy = f"`cd {tmp_path}`" if below else "change to the folder of your clone"
+    assert re.search(
+        rf"error: {folder} is not the root of a project, .*{re.escape(remedy)}",
+        capsys.readouterr().err,
+    )
+    assert sorted(tmp_path.rglob("*")) == before

@@ -139,7 +139,8 @@ def test_too_many_bad_images_of_a_set_stop_and_the_account_can_be_read(
         InputError,
         match=(
             r"resize@ct refused .*: 6 of 6 records \(100\.0%\) of 'Torn'.* 6 image-damaged"
-            r" .*data/quarantine/resize/ct\.parquet"
+            r" \('Images/bad\.jpg' in QA_information/Open-access/[^/]*\.json#0"
+            r".*data/quarantine/resize/ct\.parquet"
         ),
     ):
         run(resize, "ct")

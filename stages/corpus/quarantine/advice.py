@@ -104,6 +104,10 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.ROW_QUOTING: Advice(
         "CSV cells with stray quotation marks", "Export the CSV again from a program."
     ),
+    Reason.CELL_LENGTH: Advice(
+        "CSV cells too long for a text",
+        "Save images that are written into cells (base64) as files, and name them in the cells.",
+    ),
     Reason.ROW_LENGTH: Advice(
         "CSV rows that are longer or shorter than the header",
         "Quote cells that contain the separator.",

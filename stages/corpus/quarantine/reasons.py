@@ -32,6 +32,8 @@ class Reason(StrEnum):
     """A CSV row with a value in a column that has no name."""
     ROW_QUOTING = "row-quoting"
     """A CSV row whose quotation marks do not match."""
+    CELL_LENGTH = "cell-length"
+    """A CSV cell that is too long for a text, such as an image written into it."""
     ROW_LENGTH = "row-length"
     """A CSV row with more or fewer cells than the header."""
     RECORD_FORM = "record-form"

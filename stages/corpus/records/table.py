@@ -57,6 +57,10 @@ _QUOTING = (
     "unbalanced quotation marks, or a cell that is too long because of one that is not closed: put"
     ' the whole cell in "...", and write "" for one inside it'
 )
+_CELL_TOO_LONG = (
+    "a cell of more than {} characters in one line: an image belongs into a file of its own, whose"
+    " path is written in the cell"
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
     Empty rows are skipped. Raises RefusedRecord if there is no usable header.
     """
     header = read_header(text)
-    reader = csv.reader(_lines(text), delimiter=header.delimiter, strict=True)
+    lines = _Lines(text)
+    reader = csv.reader(lines, delimiter=header.delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         raw: Any = None
@@ -98,7 +103,14 @@ def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
         except StopIteration:
             return
         except csv.Error as error:
-            refusal = RefusedRecord(str(error), _QUOTING, Reason.ROW_QUOTING)
+            limit = csv.field_size_limit()
+            if lines.last_length > limit:  # without a line's end in it
+                why = _CELL_TOO_LONG.format(f"{limit:,}")
+                refusal = RefusedRecord(
+                    f"{lines.last_length:,} characters", why, Reason.CELL_LENGTH
+                )
+            else:
+                refusal = RefusedRecord(str(error), _QUOTING, Reason.ROW_QUOTING)
         except RefusedRecord as error:
             refusal = error
         yield RawRecord(None, line, raw, refusal)
@@ -145,7 +157,7 @@ def _gap(letters: Sequence[str]) -> str | None:
 
 
 def _header(text: str, delimiter: str) -> Header:
-    reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
+    reader = csv.reader(_Lines(text), delimiter=delimiter, strict=True)
     try:
         names = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
     except csv.Error:
@@ -174,14 +186,24 @@ def _suggestion(missing: str, header: Header) -> str:
     return f"; is {close[0]!r} meant for {missing}?" if close else ""
 
 
-def _lines(text: str) -> Iterator[str]:
+class _Lines(Iterator[str]):
     """Lines with their ends, as editors count them: str.splitlines splits at form feeds, too."""
-    at = 0
-    for match in _LINE_END.finditer(text):
-        yield text[at : match.end()]
-        at = match.end()
-    if at < len(text):
-        yield text[at:]
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self.last_length = 0
+        """Characters of the line that came last."""
+
+    def __next__(self) -> str:
+        if self._at == len(self._text):
+            raise StopIteration
+        match = _LINE_END.search(self._text, self._at)
+        end = match.end() if match else len(self._text)
+        line = self._text[self._at : end]
+        self._at = end
+        self.last_length = len(line)
+        return line
 
 
 def _id_only(cells: Sequence[str], header: Header) -> dict[str, str]:

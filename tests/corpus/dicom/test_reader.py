@@ -283,9 +283,9 @@ def test_the_second_decoder_refuses_the_damaged_frames_that_the_first_refuses(sy
         else:
             damaged = frame[:at] + bytes([frame[at] ^ 1 << draw.randrange(8)]) + frame[at + 1 :]
         content = encapsulated(data_set, damaged + bytes(len(damaged) % 2), syntax)
-        options = {"index": 0, "decoding_plugin": syntaxes.DECODERS[syntax]}
+        decoder, plugin = get_decoder(syntax), syntaxes.DECODERS[syntax]
         try:
-            get_decoder(syntax).as_array(pydicom.dcmread(BytesIO(content)), **options)
+            decoder.as_array(pydicom.dcmread(BytesIO(content)), index=0, decoding_plugin=plugin)
         except (RuntimeError, ValueError):
             refused += 1
             with pytest.raises(ImageError):

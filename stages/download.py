@@ -73,6 +73,9 @@ def main() -> None:
         quarantine = write_quarantine(
             quarantine_file, "download", reading.read, datasets, reading.rows, provenance
         )
+        write_locations(
+            layout.LOCATIONS, ((each.question_id, each.location) for each in reading.records)
+        )
         if not reading.records:
             raise RefusedDataError(
                 f"{path} contains no usable record: {reading.read} read, all refused; see"
@@ -80,9 +83,6 @@ def main() -> None:
                 CorpusFault.NO_RECORD,
             )
         check_refused(quarantine, params.quarantine, quarantine_file, str(path), remedy_of)
-        write_locations(
-            layout.LOCATIONS, ((each.question_id, each.location) for each in reading.records)
-        )
         for slug in MODALITIES:
             records = [record for record in reading.records if record.modality == slug]
             records.sort(key=lambda record: record.question_id)

@@ -23,6 +23,8 @@ from stages.core.outputs import atomic_directory, atomic_file
 
 LOCK: Final = layout.SCRATCH / "flows" / "retrain.lock"
 SNAPSHOT: Final = layout.SCRATCH / "flows" / "before"
+REFUSED: Final = layout.SCRATCH / "flows" / "refused"
+"""What the latest refused corpus was refused for: its quarantine, locations and data tests."""
 VALIDATION_STAGES: Final = ("download", "resize", "splits")
 """Groups of stages that are run to validate new data."""
 _FILES: Final = (layout.DATA_DVC, Path(LOCK_FILE))
@@ -64,6 +66,25 @@ def exists(root: Path) -> bool:
 def commit(root: Path) -> None:
     """Accept the new data: delete the snapshot."""
     shutil.rmtree(root / SNAPSHOT)
+
+
+def keep_findings(root: Path) -> Path | None:
+    """Copy what the stages found in a refused corpus to REFUSED, before `rollback` restores theirs.
+
+    Returns the folder, or None if no stage got to read the corpus: data/ then describes the one
+    before it. Findings of an earlier refusal are removed.
+    """
+    shutil.rmtree(root / REFUSED, ignore_errors=True)
+    quarantine = root / layout.QUARANTINE / "download.parquet"
+    saved_at = (root / SNAPSHOT).stat().st_mtime_ns
+    if not quarantine.is_file() or quarantine.stat().st_mtime_ns < saved_at:
+        return None
+    with atomic_directory(root / REFUSED) as folder:
+        shutil.copytree(root / layout.QUARANTINE, folder / layout.QUARANTINE.name)
+        for path in (layout.LOCATIONS, layout.DATA_TESTS):
+            if (root / path).is_file():
+                shutil.copyfile(root / path, folder / path.name)
+    return REFUSED
 
 
 def rollback(root: Path) -> str | None:

@@ -70,6 +70,11 @@ def retrain(
     except RefusedDropError as error:
         _create_artifact(read_decisions(workspace)[-1])
         message = f"the new data was refused and the workspace rolled back: {error}"
+        if error.findings:
+            message += (
+                f". Its own quarantine and data tests are in {error.findings}; those in data/ are"
+                " of the corpus in use"
+            )
         return Failed(name="Refused", message=message, data=error)
     # user-fixable errors: no traceback
     except (InputError, StageError, StoppedError, StagesFailedError) as error:

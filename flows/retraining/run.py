@@ -250,7 +250,9 @@ class Retraining:
             if fetch:
                 source.update(self.root)
             new = self._check_corpus(params, champion, old)
-        except BaseException:
+        except BaseException as error:
+            if fetch and isinstance(error, RefusedDropError):
+                error.findings = snapshot.keep_findings(self.root)
             if fetch and (message := snapshot.rollback(self.root)):
                 self.report(message)
             raise

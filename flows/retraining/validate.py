@@ -19,7 +19,12 @@ from stages.taxonomy import MODALITIES
 
 
 class RefusedDropError(Exception):
-    """New data that must not be trained on; the message has reasons and remedies."""
+    """New data that must not be trained on; the message has reasons and remedies.
+
+    `findings`: folder with its quarantine and data tests, if the workspace was rolled back.
+    """
+
+    findings: Path | None = None
 
 
 def check_archive(root: Path, path: str, limits: CorpusLimits) -> None:
@@ -43,8 +48,8 @@ def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
     if share > rule.max_refused:
         reasons.append(
             f"{new.refused} of {new.read} records ({share:.1%}) were refused by download and"
-            f" resize, more than retrain.max_refused ({rule.max_refused:.1%}): the decision"
-            " summarizes data/quarantine/ of the refused run; fix the records, or raise the limit"
+            f" resize, more than retrain.max_refused ({rule.max_refused:.1%}): fix the records that"
+            " its quarantine lists, or raise the limit"
         )
     if old is None:
         return reasons

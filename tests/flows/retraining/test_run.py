@@ -17,8 +17,10 @@ from flows.retraining.decision import markdown, read_decisions
 from flows.retraining.run import Retraining, RetrainOptions, RetrainOutcome
 from flows.retraining.validate import RefusedDropError
 from flows.scheduling.slots import find_slots
+from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.yaml_files import read_yaml
+from stages.corpus.quarantine.ledger import read_quarantine
 from tests.flows.corpora import by_dvc, copy_workspace, make_records, make_workspace, write_corpus
 
 
@@ -212,9 +214,23 @@ def test_an_invalid_corpus_is_refused_before_training_and_the_workspace_rolled_b
 ) -> None:
     before = files(root)
     spoil(root)
-    with pytest.raises(RefusedDropError, match=why):
+    with pytest.raises(RefusedDropError, match=why) as caught:
         retrain(root)
     assert files(root) == before
+    findings = caught.value.findings
+    if spoil is truncated:
+        assert findings is None, "no stage has read it"
+    else:
+        assert findings is not None
+        name = layout.QUARANTINE.name
+        refused, used = (
+            read_quarantine(folder / name / "download.parquet")
+            for folder in (root / findings, root / layout.DATA)
+        )
+        counts = {corrupt_members: 660, few_questions: 80}
+        assert used.read == 640
+        assert refused.read == counts.get(spoil, refused.read)
+        assert (root / findings / layout.LOCATIONS.name).is_file()
     assert read_status(root) == {}
     decision = read_decisions(root)[-1]
     assert decision["outcome"] == "refused"

@@ -37,7 +37,7 @@ from rich.table import Table
 from benchmarks.command_line import build_parser
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
-from stages.core.params import load_params
+from stages.core.params import load_params, shipped_taxonomy
 from stages.core.provenance import collect_provenance
 from stages.corpus.archives.source import open_corpus
 from stages.corpus.images.decoding import decode_files
@@ -178,7 +178,10 @@ def record_reader() -> Target:
     good = [text.encode(encoding) for text, encoding in product(texts, ("utf-8", "utf-16"))]
 
     def read(content: bytes, folder: Path) -> str:
-        readings = [read_record_files([(f"Set.{kind}", content)]) for kind in ("json", "csv")]
+        readings = [
+            read_record_files([(f"Set.{kind}", content)], shipped_taxonomy())
+            for kind in ("json", "csv")
+        ]
         for reading in readings:
             if reading.read != len(reading.records) + len(reading.rows):
                 raise AssertionError("records read are not records accepted + refused")

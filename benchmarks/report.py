@@ -32,7 +32,7 @@ from benchmarks.command_line import build_parser
 from stages import prior
 from stages.core import layout
 from stages.core.outputs import write_json
-from stages.core.params import load_params
+from stages.core.params import load_params, shipped_taxonomy
 from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.evaluate import shuffled_images
@@ -40,7 +40,7 @@ from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting import build
 from stages.scoring.blind_baseline import as_json
 from stages.scoring.tables import CELLS
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES
 
 REPOSITORY = Path(__file__).parents[1]
 TESTED = 18_000
@@ -84,7 +84,7 @@ def measure(root: Path) -> dict[str, Any]:
             write_predictions(questions[questions["test"]], name, number)
         del questions
         start = time.monotonic()
-        for axis in AXES:
+        for axis in AXIS_NAMES:
             for baseline in prior.axis_blind_baselines(axis, "grouped"):
                 write_json(layout.prior(baseline.axis, baseline.split), as_json(baseline))
         middle = time.monotonic()
@@ -104,12 +104,13 @@ def measure(root: Path) -> dict[str, Any]:
 def make_questions(n: int) -> pd.DataFrame:
     """Random questions of all modalities and types with 2 to 4 options, most with an own image."""
     rng = np.random.default_rng(0)
+    axes = shipped_taxonomy().axes
     frame = pd.DataFrame(
         {
             "question_id": [f"Set_{i:06d}" for i in range(n)],
             "dataset": [f"Set {i}" for i in rng.integers(0, 42, n)],
-            "modality": rng.choice(AXES["modality"], n),
-            "question_type": rng.choice(AXES["task"], n),
+            "modality": rng.choice(axes["modality"], n),
+            "question_type": rng.choice(axes["task"], n),
             "n_options": rng.choice([2, 3, 4], n, p=[0.08, 0.02, 0.9]),
             "test": np.arange(n) < TESTED,
         }

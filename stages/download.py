@@ -38,7 +38,6 @@ from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataErr
 from stages.corpus.records.patients import link_patients, patient_of_file
 from stages.corpus.records.reading import find_images, read_questions
 from stages.corpus.records.records import PATIENT, Reading, Record, refuse
-from stages.taxonomy import MODALITIES
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -63,7 +62,7 @@ def main() -> None:
             " pinned corpus alone"
         )
     with open_corpus(path, settings.limits) as corpus:
-        reading, files = find_images(corpus, read_questions(corpus))
+        reading, files = find_images(corpus, read_questions(corpus, params.taxonomy))
         images = _hash_all(corpus, sorted(set(chain.from_iterable(files.values()))))
         reading = _without_corrupt(reading, files, images.errors)
         patients = link_patients(reading.records, files, images.patients)
@@ -83,7 +82,7 @@ def main() -> None:
                 CorpusFault.NO_RECORD,
             )
         check_refused(quarantine, params.quarantine, quarantine_file, str(path), remedy_of)
-        for slug in MODALITIES:
+        for slug in params.modalities:
             records = [record for record in reading.records if record.modality == slug]
             records.sort(key=lambda record: record.question_id)
             _write(corpus, slug, records, files, images.hashes, patients)

@@ -44,7 +44,7 @@ from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import ORIGIN, weight_hashes
 from stages.predictions.schema import SCHEMA
 from stages.prompts.styles import prompt_text
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES
 
 if TYPE_CHECKING:  # imports torch
     from stages.generation.generate import Completion
@@ -325,7 +325,8 @@ def read_items(axis: str, kind: str) -> list[dict[str, Any]]:
     """
     test_ids: dict[str, set[str]] = {}
     by_id: dict[str, dict[str, Any]] = {}
-    for name, slugs in AXES.items():
+    for name in AXIS_NAMES:
+        slugs = layout.split_slugs(name, kind)
         splits = [read_split(layout.split(name, slug, "test", kind)) for slug in slugs]
         items = list(chain.from_iterable(splits))
         test_ids[name] = {item["question_id"] for item in items}

@@ -21,7 +21,7 @@ from stages.corpus.dataset.split_files import read_split
 from stages.scoring.blind_baseline import RULES, BlindBaseline, as_json, find_blind_baseline
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question, as_questions
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -31,7 +31,9 @@ def main() -> None:
     """Write data/prior/<axis>/<slug>.json for every split of the kind in use, all or nothing."""
     stage_parser("prior", __doc__).parse_args()
     kind = load_params().splits.kind
-    blind_baselines = list(chain.from_iterable(axis_blind_baselines(axis, kind) for axis in AXES))
+    blind_baselines = list(
+        chain.from_iterable(axis_blind_baselines(axis, kind) for axis in AXIS_NAMES)
+    )
     provenance = collect_provenance({"splits.kind": kind})
     with atomic_directory(layout.PRIOR) as folder:
         for blind_baseline in blind_baselines:
@@ -51,8 +53,9 @@ def main() -> None:
 
 def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
     """Blind baselines of an axis; InputError names a missing, empty or malformed split."""
-    train = {slug: _questions(axis, slug, "train", kind) for slug in AXES[axis]}
-    test = {slug: _questions(axis, slug, "test", kind) for slug in AXES[axis]}
+    slugs = layout.split_slugs(axis, kind)
+    train = {slug: _questions(axis, slug, "train", kind) for slug in slugs}
+    test = {slug: _questions(axis, slug, "test", kind) for slug in slugs}
     own = {
         slug: {name: fit_prior(questions, exact=(name == "as_written")) for name in RULES}
         for slug, questions in train.items()
@@ -60,7 +63,7 @@ def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
     pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
     return [
         find_blind_baseline(axis, slug, kind, train[slug], test[slug], own[slug], pooled)
-        for slug in AXES[axis]
+        for slug in slugs
     ]
 
 

@@ -28,7 +28,7 @@ from stages.reporting.evidence import SplitSize, count_split, splits_used
 from stages.reporting.sources import read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
 from stages.scoring.tables import in_domain, score, with_ablation, without_image
-from stages.taxonomy import AXES, MODALITIES
+from stages.taxonomy import Axes
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -50,17 +50,18 @@ def make() -> None:
         stage = "base" if name == "base" else f"train@{name}"
         inputs.weights[name] = read_json(layout.training_provenance(name), recreate(stage))
     inputs.style = params.prompt.style
-    for axis, slugs in AXES.items():
+    axes = params.taxonomy.axes
+    for axis, slugs in axes.items():
         for slug in slugs:
             path = layout.prior(axis, slug)
             inputs.blind_baselines[axis, slug] = read_blind_baseline(path)
     for name, target in inputs.targets.items():
         if target.method == "grpo":  # only GRPO logs rewards, KL and groups
             inputs.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
-    inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits.kind)
+    inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits.kind, axes)
     leaks, patients = read_leaks(layout.LEAKS), read_patients(layout.LEAKS)
     inputs.leaks = splits_used(params.splits.kind, inputs.splits, leaks, patients)
-    accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in MODALITIES)]
+    accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in params.modalities)]
     inputs.quarantine = [
         locate_in_corpus(read_quarantine(layout.QUARANTINE / name), layout.LOCATIONS)
         for name in accounts
@@ -69,13 +70,13 @@ def make() -> None:
     write_report(inputs, layout.REPORT)
     for name, rows in inputs.predictions.items():
         with tracked(params, "report", name, inputs.origins[name], identity="") as run:
-            run.summarise(_accuracies(rows))
+            run.summarise(_accuracies(rows, axes))
 
 
-def _accuracies(predictions: pd.DataFrame) -> dict[str, float]:
+def _accuracies(predictions: pd.DataFrame, axes: Axes) -> dict[str, float]:
     """Accuracy by "test/<axis>/<split>", and "test/<axis>/<split>/<variant>" for ablations."""
     rows = {}
-    for axis, slugs in AXES.items():
+    for axis, slugs in axes.items():
         for slug in slugs:
             own = in_domain(predictions, axis, slug)
             rows[f"test/{axis}/{slug}"] = own
@@ -86,14 +87,14 @@ def _accuracies(predictions: pd.DataFrame) -> dict[str, float]:
     return {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
 
 
-def _splits(base: pd.DataFrame, kind: str) -> tuple[list[SplitSize], dict[str, str]]:
+def _splits(base: pd.DataFrame, kind: str, axes: Axes) -> tuple[list[SplitSize], dict[str, str]]:
     """Sizes of the splits, and test question texts by id.
 
     Raises InputError if the base's predictions are of other questions.
     """
     splits: list[SplitSize] = []
     problems: dict[str, str] = {}
-    for axis, slugs in AXES.items():
+    for axis, slugs in axes.items():
         known: set[str] = set()
         for slug in slugs:
             train, test = (

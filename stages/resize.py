@@ -41,7 +41,6 @@ from stages.corpus.quarantine.ledger import Row, write_quarantine
 from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.locations import locate_in_corpus
 from stages.corpus.records.records import Record, iterate_records, refuse
-from stages.taxonomy import MODALITIES
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -54,12 +53,14 @@ _REMEDY = "run `dvc repro download`"
 def main() -> None:
     """Write data/images, data/frames, data/records and data/quarantine/resize of a modality."""
     parser = stage_parser("resize", __doc__)
-    parser.add_argument("modality", choices=MODALITIES)
-    slug = parser.parse_args().modality
     params = load_params()
+    parser.add_argument("modality", choices=params.modalities)
+    slug = parser.parse_args().modality
     # records are read twice: at full scale, keeping them would take more memory than all else
     records = layout.corpus_records(slug)
-    paths = Counter(record.image_path for record in iterate_records(records, _REMEDY))
+    paths = Counter(
+        record.image_path for record in iterate_records(records, _REMEDY, params.taxonomy)
+    )
     hashes = read_hashes(layout.corpus_images(slug))
     sources = ImageSources(paths, hashes)
     path = Path(params.corpus.archive)
@@ -76,6 +77,7 @@ def main() -> None:
     ):
         resizer = ImageResizer(
             slug,
+            params.taxonomy.modalities.categories[slug],
             sources,
             partial(_fetch, corpus, hashes),
             params.resize,
@@ -88,7 +90,7 @@ def main() -> None:
     rows: list[Row] = []
 
     def usable() -> Iterator[dict[str, Any]]:
-        for record in iterate_records(records, _REMEDY):
+        for record in iterate_records(records, _REMEDY, params.taxonomy):
             result = results[record.image_path]
             if isinstance(result, ImageError):
                 why = f"the image cannot be used: {result}"

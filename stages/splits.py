@@ -53,7 +53,7 @@ from stages.corpus.splitting.leaks import (
     count_patients,
     total,
 )
-from stages.taxonomy import MODALITIES
+from stages.taxonomy import Taxonomy
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -74,12 +74,12 @@ def main() -> None:
             "resize.size": str(params.resize.size),
         }
     )
-    reading = _read()
-    paths = {slug: layout.records(slug).as_posix() for slug in MODALITIES}
+    reading = _read(params.taxonomy)
+    paths = {slug: layout.records(slug).as_posix() for slug in params.modalities}
     results = Results(tuple(judge_records(reading, paths)), {})
     _report_tests(results, provenance)
     records = sorted(reading.records, key=lambda record: record.question_id)
-    images, group_of, draws = draw_splits(records, settings)
+    images, group_of, draws = draw_splits(records, settings, params.taxonomy.axes)
     patients = count_patients(images)
     draw = draws[settings.kind]
     corpus_results = judge_corpus(records, draw, params.resize.size, dict(params.data_tests))
@@ -105,10 +105,10 @@ def main() -> None:
     print(f"splits: read {count} records, kept {count}, quarantined 0 -> {layout.SPLITS}")
 
 
-def _read() -> Reading:
+def _read(taxonomy: Taxonomy) -> Reading:
     """The records of all modalities; records that are no longer valid become rows."""
-    paths = [layout.records(slug) for slug in MODALITIES]
-    return read_record_lines(paths, "run `dvc repro resize`")
+    paths = [layout.records(slug) for slug in taxonomy.modalities]
+    return read_record_lines(paths, "run `dvc repro resize`", taxonomy)
 
 
 def _report_tests(results: Results, provenance: dict[str, Any]) -> None:

@@ -1,49 +1,124 @@
-"""The eight imaging modalities and five question types: slugs, and the literals of OmniMedVQA.
+"""Taxonomy: the modalities and question types that params.yaml defines, and names for them.
 
-The literals (arXiv 2402.09181) keep its typos: "Mag-netic", and OCT's missing bracket. A record
-matches only if its literal matches exactly; anything else is quarantined, never guessed.
+A slug names a split, a checkpoint and a folder; a record names its modality and question type by
+one of their accepted names. A record matches only if its name is one of these exactly; anything
+else is quarantined, never guessed.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal
 
-MODALITIES: Final[dict[str, str]] = {
-    "ct": "CT(Computed Tomography)",
-    "mri": "MR (Mag-netic Resonance Imaging)",
-    "x-ray": "X-Ray",
-    "ultrasound": "ultrasound",
-    "dermoscopy": "Dermoscopy",
-    "fundus": "Fundus Photography",
-    "oct": "OCT (Optical Coherence Tomography",
-    "microscopy": "Microscopy Images",
-}
-"""Modality slug -> `modality_type` literal, in the order of Med-R1's tables."""
+SPECIFIC_DICOM: Final = (
+    *("CT", "MR", "CR", "DX", "RG", "MG", "IO", "PX", "US", "DMS", "OP", "OPT", "SM", "GM"),
+)
+"""Values of DICOM's Modality that stand for one kind of image, unlike OT or SC."""
+DICOM_MODALITIES: Final = (
+    *SPECIFIC_DICOM,
+    *("BI", "CFM", "ECG", "ES", "IVOCT", "IVUS", "LS", "NM", "OCT", "OPTENF", "OPV", "OSS", "OT"),
+    *("PA", "PT", "RF", "RTDOSE", "RTIMAGE", "SC", "SEG", "TG", "VF", "XA", "XC"),
+)
+"""Known values of DICOM's Modality (PS3.3 C.7.3.1.1.1); others of a file are never passed on."""
 
-QUESTION_TYPES: Final[dict[str, str]] = {
-    "anatomy-identification": "Anatomy Identification",
-    "disease-diagnosis": "Disease Diagnosis",
-    "lesion-grading": "Lesion Grading",
-    "modality-recognition": "Modality Recognition",
-    "other-biological-attributes": "Other Biological Attributes",
-}
-"""Question-type slug -> `question_type` literal, in the order of Med-R1's tables."""
+Axis = Literal["modality", "task"]
+AXIS_NAMES: Final[tuple[Axis, ...]] = ("modality", "task")
+"""The corpus is split by imaging modality and by question type."""
+Axes = Mapping[str, tuple[str, ...]]
+"""Axis -> its slugs, in the order of tables."""
 
-MODALITY_SLUGS: Final[dict[str, str]] = {literal: slug for slug, literal in MODALITIES.items()}
-"""`modality_type` literal -> slug."""
-QUESTION_TYPE_SLUGS: Final[dict[str, str]] = {
-    literal: slug for slug, literal in QUESTION_TYPES.items()
-}
-"""`question_type` literal -> slug."""
 
-AXES: Final[dict[str, tuple[str, ...]]] = {
-    "modality": tuple(MODALITIES),
-    "task": tuple(QUESTION_TYPES),
-}
-"""Axis -> its slugs: the corpus is split by imaging modality and by question type."""
+@dataclass(frozen=True)
+class Category:
+    """A modality or question type: its accepted names, and values of Modality in DICOM headers.
+
+    The first name is the one that is written where a record has none, or another spelling.
+    """
+
+    names: tuple[str, ...]
+    dicom: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The slugs of one axis, in the order of tables, and how records may name them."""
+
+    field: Literal["modality_type", "question_type"]
+    """The field of a record that holds the name."""
+    categories: Mapping[str, Category]
+
+    def __iter__(self) -> Iterator[str]:
+        """The slugs."""
+        return iter(self.categories)
+
+    def __len__(self) -> int:
+        """Number of slugs."""
+        return len(self.categories)
+
+    @cached_property
+    def slug_of(self) -> Mapping[str, str]:
+        """Accepted name -> slug."""
+        slugs: dict[str, str] = {}
+        for slug, category in self.categories.items():
+            slugs |= dict.fromkeys(category.names, slug)
+        return slugs
+
+    @cached_property
+    def spellings(self) -> Mapping[str, str]:
+        """Slug or accepted name, case-folded -> name as written in records; for spreadsheets."""
+        spellings: dict[str, str] = {}
+        for slug, category in self.categories.items():
+            for spelling in (slug, *category.names):
+                spellings.setdefault(spelling.casefold(), category.names[0])
+        return spellings
+
+    def name(self, slug: str) -> str:
+        """The name that records carry."""
+        return self.categories[slug].names[0]
+
+    def nearest(self, value: str) -> str | None:
+        """The slug most similar to an unknown text, for messages only; None if none is similar.
+
+        Compares the number of shared words first, then the similarity of the spelling.
+        """
+        folded = value.casefold()
+        if folded.strip() in _OTHERS:
+            return None
+
+        def similarity(slug: str) -> tuple[int, float]:
+            names = (slug, *(name.casefold() for name in self.categories[slug].names))
+            shared = _words(folded) & _words(" ".join([*names, _SYNONYMS.get(slug, "")]))
+            ratios = [difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names]
+            return len(shared), max(ratios)
+
+        best = max(self.categories, key=similarity)
+        return best if similarity(best) > (0, _SIMILAR) else None
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """The modalities and question types of a project."""
+
+    modalities: Vocabulary
+    question_types: Vocabulary
+
+    @cached_property
+    def axes(self) -> Axes:
+        """Axis -> its slugs."""
+        return {"modality": tuple(self.modalities), "task": tuple(self.question_types)}
+
+    @cached_property
+    def by_dicom(self) -> Mapping[str, str]:
+        """Value of Modality in a DICOM header -> slug."""
+        slugs: dict[str, str] = {}
+        for slug, category in self.modalities.categories.items():
+            slugs |= dict.fromkeys(category.dicom, slug)
+        return slugs
+
 
 _SYNONYMS: Final[dict[str, str]] = {
     "mri": "mr",
@@ -64,29 +139,9 @@ _OTHERS: Final = frozenset(
         *("ecg", "eeg", "angiography", "fluoroscopy", "thermography", "elastography"),
     )
 )
-"""Modalities that are none of the eight, however similar their names."""
+"""Modalities that are like none of OmniMedVQA's, however similar their names."""
 _SIMILAR: Final = 0.6
 """difflib's ratio above which a text may be a misspelt name."""
-
-
-def nearest(value: str, literals: Mapping[str, str]) -> str | None:
-    """The slug most similar to an unknown text, for messages only; None if none is similar.
-
-    `literals`: slug -> literal, MODALITIES or QUESTION_TYPES. Compares the number of shared words
-    first, then the similarity of the spelling.
-    """
-    folded = value.casefold()
-    if folded.strip() in _OTHERS:
-        return None
-
-    def similarity(slug: str) -> tuple[int, float]:
-        names = (slug, literals[slug].casefold())
-        shared = _words(folded) & _words(" ".join([*names, _SYNONYMS.get(slug, "")]))
-        ratios = [difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names]
-        return len(shared), max(ratios)
-
-    best = max(literals, key=similarity)
-    return best if similarity(best) > (0, _SIMILAR) else None
 
 
 def _words(text: str) -> set[str]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from stages.core.params import Resize, load_params
 from stages.core.yaml_files import dump_yaml, read_yaml
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES
 
 # how long an example takes says how busy the machine is, and nothing of the code
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

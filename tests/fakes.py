@@ -34,7 +34,7 @@ from stages.scoring.predictions import add_answers
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question
 from stages.scoring.tables import CELLS
-from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
+from tests.omnimedvqa import AXES, MODALITIES, QUESTION_TYPES
 
 REPOSITORY = Path(__file__).parents[1]
 CHECKPOINTS = {slug: axis for axis, slugs in AXES.items() for slug in slugs}

@@ -13,7 +13,7 @@ from stages.core import layout
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
 from stages.corpus.sample import phantoms
-from stages.taxonomy import AXES, QUESTION_TYPE_SLUGS
+from tests.omnimedvqa import AXES, QUESTION_TYPE_SLUGS
 
 REPOSITORY = Path(__file__).parents[1]
 

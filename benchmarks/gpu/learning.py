@@ -28,8 +28,8 @@ from benchmarks.command_line import build_parser
 from benchmarks.ingest.measured import REPOSITORY, python
 from stages.core import layout
 from stages.core.outputs import write_json
+from stages.core.params import shipped_taxonomy
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
-from stages.taxonomy import AXES
 
 _CORES_PER_PROCESS: Final = 4
 
@@ -69,7 +69,7 @@ def learn(
                 future.result()
 
     stage("download")
-    parallel("resize", AXES["modality"])
+    parallel("resize", shipped_taxonomy().axes["modality"])
     stage("splits")
     stage("prior")
     stage("base")

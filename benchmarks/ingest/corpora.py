@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.ingest.images import SIZES, encoded, smooth
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from stages.core.params import shipped_taxonomy
 
 DRAWN: Final = 40
 """Distinct images; the others are copies with another comment in the file, so no cache has them."""
@@ -66,7 +66,9 @@ def with_comment(content: bytes, text: str) -> bytes:
 def record(index: int, image: str, slug: str = "ct") -> dict[str, Any]:
     """A question with OmniMedVQA's fields and about its length."""
     rng = np.random.default_rng([3, index])
-    kind = list(QUESTION_TYPES.values())[index % len(QUESTION_TYPES)]
+    taxonomy = shipped_taxonomy()
+    kinds = [taxonomy.question_types.name(slug) for slug in taxonomy.question_types]
+    kind = kinds[index % len(kinds)]
     words = [_WORDS[at] for at in rng.integers(0, len(_WORDS), 12)]
     options = {
         f"option_{letter}": f"{letter.lower()} {words[at]} {index % 97} {words[-at]}"
@@ -80,7 +82,7 @@ def record(index: int, image: str, slug: str = "ct") -> dict[str, Any]:
         "gt_answer": options["option_" + "ABCD"[int(rng.integers(4))]],
         "image_path": f"Images/{image}",
         **options,
-        "modality_type": MODALITIES[slug],
+        "modality_type": taxonomy.modalities.name(slug),
     }
 
 

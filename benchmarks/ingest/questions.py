@@ -18,8 +18,8 @@ from typing import Any, Final
 from benchmarks.ingest.corpora import record
 from stages.core import layout
 from stages.core.outputs import write_json_lines
+from stages.core.params import shipped_taxonomy
 from stages.corpus.records.records import read_record_files
-from stages.taxonomy import MODALITIES, MODALITY_SLUGS
 
 RECORDS: Final = 89_000
 IMAGES: Final = 82_000
@@ -29,7 +29,8 @@ _FILE: Final = "questions.json"
 
 def make(folder: Path) -> None:
     """Write a question file of all modalities, and its records as after stage resize."""
-    slugs = list(MODALITIES)
+    modalities = shipped_taxonomy().modalities
+    slugs = list(modalities)
     records = []
     for index in range(RECORDS):
         image = index % IMAGES
@@ -37,7 +38,7 @@ def make(folder: Path) -> None:
         records.append(record(index, f"{slug} set {image % 5}/{image:06d}.png", slug))
     (folder / _FILE).write_text(json.dumps(records), encoding="utf-8")
     for slug in slugs:
-        own = (each for each in records if MODALITY_SLUGS[each["modality_type"]] == slug)
+        own = (each for each in records if modalities.slug_of[each["modality_type"]] == slug)
         write_json_lines(folder / layout.records(slug), (_resized(each, slug) for each in own))
 
 
@@ -59,7 +60,7 @@ def read(folder: Path) -> None:
     """Read and check the question file; print the seconds."""
     content = (folder / _FILE).read_bytes()
     start = time.perf_counter()
-    reading = read_record_files([(_FILE, content)])
+    reading = read_record_files([(_FILE, content)], shipped_taxonomy())
     seconds = time.perf_counter() - start
     if len(reading.records) != RECORDS:
         raise SystemExit(

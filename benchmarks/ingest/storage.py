@@ -25,10 +25,10 @@ from rich.table import Table
 from benchmarks.command_line import build_parser
 from benchmarks.ingest.measured import REPOSITORY, CommandRun, median_seconds, python, run
 from stages.core.outputs import write_json
+from stages.core.params import shipped_taxonomy
 from stages.core.provenance import collect_provenance
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.corpus.images.shard_writer import MEAN
-from stages.taxonomy import AXES
 
 IMAGES: Final = 82_000
 """Number of images in OmniMedVQA's open part."""
@@ -85,8 +85,9 @@ def as_shards(folder: Path, images: int) -> None:
 
 def measure_dvc(root: Path, store: Callable[[Path, int], None], images: int) -> dict[str, Any]:
     """Seconds and peak bytes of DVC commands in a project with this many images."""
-    for slug in AXES["modality"]:
-        store(root / "sources" / slug, images // len(AXES["modality"]))
+    slugs = shipped_taxonomy().axes["modality"]
+    for slug in slugs:
+        store(root / "sources" / slug, images // len(slugs))
     write_project(root)
     first = dvc(root, "repro")
     again = [dvc(root, "repro") for _ in range(1 + REPEATS)][1:]
@@ -114,7 +115,7 @@ def write_project(root: Path) -> None:
     """Write a DVC project with the stages that write or read images, as in dvc.yaml."""
     checkpoints = read_yaml(REPOSITORY / "params.yaml")["checkpoints"]
     stages: dict[str, Any] = {}
-    for slug in AXES["modality"]:
+    for slug in shipped_taxonomy().axes["modality"]:
         images = f"data/images/{slug}"
         stages[f"resize-{slug}"] = {
             "cmd": f"mkdir -p data/images && mv sources/{slug} {images}",

@@ -28,7 +28,6 @@ from stages.core.params import Params, load_params
 from stages.core.provenance import CODE
 from stages.reporting.sources import read_predictions
 from stages.scoring.tables import CELLS, check_predictions, in_domain, macro, scores_by, tested
-from stages.taxonomy import AXES
 
 FOLDER: Final = Path("champions")
 POINTER: Final = FOLDER / "champion.json"
@@ -134,7 +133,7 @@ def promote(root: Path, why: str) -> Champion:
     checkpoints = {name: _entry(root, params, name, outputs) for name in params.checkpoints}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.json"
-        write_manifest(path, build_manifest(root, params.splits.kind))
+        write_manifest(path, build_manifest(root, params.taxonomy, params.splits.kind))
         manifest = store.add(root, path)
     entries = checkpoints.values()
     store.push(root, [entry.model for entry in entries] + [entry.predictions for entry in entries])
@@ -222,10 +221,11 @@ def _entry(root: Path, params: Params, name: str, outputs: dict[str, CachedObjec
         if path not in outputs:
             raise InputError(f"dvc.lock has no {path}: run `dvc repro evaluate@{name}`")
     rows, _ = read_predictions(root / layout.predictions(name), f"evaluate@{name}")
-    check_predictions(rows, name, checkpoint.axis, paths["predictions"], checkpoint.split)
+    axes = params.taxonomy.axes
+    check_predictions(rows, name, checkpoint.axis, paths["predictions"], axes, checkpoint.split)
     own = in_domain(rows, checkpoint.axis, checkpoint.split)["correct"]
     axis_rows = tested(rows, checkpoint.axis)
-    mean = macro(scores_by(axis_rows, CELLS[checkpoint.axis], AXES[checkpoint.axis]))
+    mean = macro(scores_by(axis_rows, CELLS[checkpoint.axis], axes[checkpoint.axis]))
     return Entry(
         axis=checkpoint.axis,
         cell=checkpoint.split,

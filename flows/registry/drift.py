@@ -25,7 +25,6 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import chi2
 
 from stages.corpus.records.records import Record
-from stages.taxonomy import MODALITIES
 
 ALL: Final = "all"
 """The scope of all modalities together."""
@@ -74,8 +73,8 @@ def summarise(records: Iterable[Record]) -> Summary:
     """
     everything = list(records)
     scopes = {ALL: everything}
-    for slug in MODALITIES:
-        scopes[slug] = [record for record in everything if record.modality == slug]
+    for record in everything:
+        scopes.setdefault(record.modality, []).append(record)
     summary: Summary = {}
     for scope, questions in scopes.items():
         images = list({str(record.fields["image"]): record for record in questions}.values())
@@ -90,7 +89,7 @@ def summarise(records: Iterable[Record]) -> Summary:
 def compare(old: Summary, new: Summary) -> list[Drift]:
     """Drift of every feature and scope that both summaries have, largest distance first."""
     drifts = []
-    for scope in (ALL, *MODALITIES):
+    for scope in old:
         before = old.get(scope, {})
         after = new.get(scope, {})
         for feature in [feature for feature in before if feature in after]:

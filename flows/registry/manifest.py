@@ -22,7 +22,7 @@ from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import read_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Record, iterate_records
-from stages.taxonomy import AXES, MODALITIES
+from stages.taxonomy import Taxonomy
 
 _REMEDY: Final = "run `dvc repro resize`"
 _DIGITS: Final = 16
@@ -69,7 +69,7 @@ Changes = dict[str, dict[Part, Change]]
 """Modality -> "images" and "questions" -> their change; for all modalities."""
 
 
-def build_manifest(root: Path, kind: str | None = None) -> Manifest:
+def build_manifest(root: Path, taxonomy: Taxonomy, kind: str | None = None) -> Manifest:
     """Manifest of a workspace's corpus after stage resize, with the splits of `kind` if given.
 
     InputError if a file is missing or corrupt.
@@ -77,8 +77,8 @@ def build_manifest(root: Path, kind: str | None = None) -> Manifest:
     images: dict[str, dict[str, str]] = {}
     questions: dict[str, dict[str, str]] = {}
     everything: list[Record] = []
-    for slug in MODALITIES:
-        records = list(iterate_records(root / layout.records(slug), _REMEDY))
+    for slug in taxonomy.modalities:
+        records = list(iterate_records(root / layout.records(slug), _REMEDY, taxonomy))
         images[slug] = {
             str(record.fields["image"]): str(record.fields["pixel_hash"])[:_DIGITS]
             for record in records
@@ -86,7 +86,7 @@ def build_manifest(root: Path, kind: str | None = None) -> Manifest:
         questions[slug] = {record.question_id: _question_hash(record) for record in records}
         everything += records
     resize_folder = root / layout.QUARANTINE / "resize"
-    resize = [read_quarantine(resize_folder / f"{slug}.parquet") for slug in MODALITIES]
+    resize = [read_quarantine(resize_folder / f"{slug}.parquet") for slug in taxonomy.modalities]
     download = read_quarantine(root / layout.QUARANTINE / "download.parquet")
     unknown: dict[str, int] = {}
     for row in download.rows:
@@ -99,7 +99,7 @@ def build_manifest(root: Path, kind: str | None = None) -> Manifest:
     if kind is None:
         return manifest
     trained: dict[str, dict[str, list[str]]] = {}
-    for axis, slugs in AXES.items():
+    for axis, slugs in taxonomy.axes.items():
         trained[axis] = {}
         for slug in slugs:
             items = read_split(root / layout.split(axis, slug, "train", kind))
@@ -128,7 +128,7 @@ def diff(old: Manifest, new: Manifest) -> Changes:
             "images": _diff(old.images.get(slug, {}), new.images.get(slug, {})),
             "questions": _diff(old.questions.get(slug, {}), new.questions.get(slug, {})),
         }
-        for slug in MODALITIES
+        for slug in {**old.images, **new.images}
     }
 
 
@@ -177,7 +177,7 @@ def counts(manifest: Manifest) -> dict[str, dict[str, int]]:
     """Modality -> number of images and of questions."""
     return {
         slug: {"images": len(manifest.images[slug]), "questions": len(manifest.questions[slug])}
-        for slug in MODALITIES
+        for slug in manifest.images
     }
 
 

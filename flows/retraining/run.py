@@ -231,7 +231,7 @@ class Retraining:
         if self.options.start_from:
             self._set_starts(params, champion, self.options.start_from)
         self._reproduce(None)
-        new = build_manifest(self.root, params.splits.kind)
+        new = build_manifest(self.root, params.taxonomy, params.splits.kind)
         outcome = self._decide(load_params(self.root / layout.PARAMS), champion, old, new)
         try:
             if source.probe(self.root).changed:
@@ -279,7 +279,7 @@ class Retraining:
         try:
             check_archive(self.root, corpus.path, params.corpus.limits)
             self._unpack()
-            new = build_manifest(self.root)
+            new = build_manifest(self.root, params.taxonomy)
             reasons = problems(new, old, params.retrain)
             if champion:  # a first champion is promoted whatever its tests
                 reasons += small_tests(self.root, params, read_status(self.root))
@@ -425,7 +425,7 @@ class Retraining:
             params.retrain,
             champion=None,
             successor=champion.version,
-            sizes=counts(new or build_manifest(self.root)),
+            sizes=counts(new or build_manifest(self.root, params.taxonomy)),
             stages=self._stages(),
         )
         write_decision(self.root, decision)

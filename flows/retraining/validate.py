@@ -15,7 +15,6 @@ from stages.core.outputs import read_json
 from stages.core.params import CorpusLimits, Params, Retrain
 from stages.corpus.archives.source import SCRATCH, open_corpus
 from stages.corpus.quarantine.reasons import RefusedDataError
-from stages.taxonomy import MODALITIES
 
 
 class RefusedDropError(Exception):
@@ -60,14 +59,14 @@ def problems(new: Manifest, old: Manifest | None, rule: Retrain) -> list[str]:
         for each in drift(old, new) or ()
         if rule.max_drift is not None and each.is_beyond(rule.max_drift)
     ]
-    lost = [slug for slug in MODALITIES if old.questions[slug] and not new.questions[slug]]
+    lost = [slug for slug, ids in old.questions.items() if ids and not new.questions.get(slug)]
     for slug in lost:
         reasons.append(
             f"{slug} is missing: {len(old.questions[slug])} questions in the champion's corpus,"
             " none in this one"
         )
-    scopes = {"all modalities": list(MODALITIES)}
-    scopes |= {slug: [slug] for slug in MODALITIES if slug not in lost}
+    scopes = {"all modalities": list(old.questions)}
+    scopes |= {slug: [slug] for slug in old.questions if slug not in lost}
     for name, slugs in scopes.items():
         before = _total(old, slugs)
         after = _total(new, slugs)

@@ -27,13 +27,17 @@ from stages.comparison.pairs import (
     MEANS,
     Comparison,
     RunPredictions,
+    axes_of,
+    axis_named,
     common_properties,
     compare,
     published_table,
     rows_of,
 )
+from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_file, write_json
+from stages.core.params import load_params
 from stages.reporting.labels import label, signed
 from stages.reporting.sources import read_predictions
 from stages.reporting.tables import published_cross
@@ -41,13 +45,9 @@ from stages.reporting.terminal import rich_table
 from stages.scoring.metrics import DIGITS
 from stages.scoring.statistics import SIGNIFICANCE, is_significant
 from stages.scoring.tables import check_predictions
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES, Axes
 
 WIDTH: Final = 116
-AXIS_OF: Final = {BASE: "all"}
-"""Checkpoint with a row in the tables -> its axis."""
-for _axis, _slugs in AXES.items():
-    AXIS_OF.update(dict.fromkeys(_slugs, _axis))
 
 
 def run(
@@ -64,7 +64,7 @@ def run(
     `samples` and `seed` are those of the bootstrap.
     """
     runs = (read_run(first), read_run(second))
-    comparisons = compare(*runs, samples, seed)
+    comparisons = compare(*runs, axes_of(runs, _axes_in_order()), samples, seed)
     if json_file:
         write_json(json_file, as_json(*runs, comparisons, samples, seed))
     if csv_folder:
@@ -83,20 +83,40 @@ def read_run(folder: Path) -> RunPredictions:
             " predictions/"
         )
     paths = sorted(folder.glob("*.parquet"))
-    known = {path.stem: path for path in paths if path.stem in AXIS_OF}
-    if not known:
+    if not paths:
         raise InputError(
             f"{folder} contains no predictions of the base or a checkpoint (<checkpoint>.parquet):"
             " run `dvc repro`"
         )
     predictions = {}
     provenances = {}
-    for name, path in known.items():
-        predictions[name], provenances[str(path)] = read_predictions(path, f"evaluate@{name}")
-        check_predictions(predictions[name], name, AXIS_OF[name], str(path))
-    if others := [path.stem for path in paths if path.stem not in AXIS_OF]:
-        print(f"{folder}: skipped, as the tables have no row for them: {', '.join(others)}")
+    skipped = []
+    for path in paths:
+        name = path.stem
+        rows, provenance = read_predictions(path, f"evaluate@{name}")
+        axis = "all" if name == BASE else axis_named(rows, name)
+        if axis is None:
+            skipped.append(name)
+            continue
+        predictions[name] = rows
+        provenances[str(path)] = provenance
+        run = RunPredictions(str(folder), {name: rows}, {})
+        check_predictions(rows, name, axis, str(path), axes_of([run], _axes_in_order()))
+    if not predictions:
+        raise InputError(
+            f"{folder} contains no predictions of the base or a checkpoint by GRPO"
+            " (<checkpoint>.parquet): run `dvc repro`"
+        )
+    if skipped:
+        print(f"{folder}: skipped, as the tables have no row for them: {', '.join(skipped)}")
     return RunPredictions(str(folder), predictions, common_properties(provenances))
+
+
+def _axes_in_order() -> Axes:
+    """The slugs of the project that this is run in, whose order tables follow; else none."""
+    if layout.PARAMS.is_file():
+        return load_params().taxonomy.axes
+    return dict.fromkeys(AXIS_NAMES, ())
 
 
 def as_json(
@@ -213,12 +233,12 @@ def _table(comparison: Comparison) -> Table:
         box=box.SIMPLE_HEAD,
     )
     table.add_column("")
-    for slug in AXES[comparison.axis]:
+    for slug in comparison.slugs:
         n = next((cell.n for cell in comparison.cells if cell.tested == slug), 0)
         table.add_column(f"{label(slug)}\nn={n}", justify="right")
     for trained in dict.fromkeys(cell.trained for cell in comparison.cells):
         row: list[Text] = []
-        for slug in AXES[comparison.axis]:
+        for slug in comparison.slugs:
             cell = cells.get((trained, slug))
             if cell is None:
                 row.append(Text("-"))

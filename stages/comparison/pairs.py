@@ -19,7 +19,7 @@ from stages.core.errors import InputError
 from stages.scoring.published import NO_THINK_MINUS_THINK, PublishedTable
 from stages.scoring.statistics import cluster_interval, holm, mcnemar, paired_interval
 from stages.scoring.tables import CELLS, tested
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES, Axes
 
 BASE: Final = "base"
 RUN_PROPERTIES: Final = {
@@ -81,9 +81,10 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells of one axis, the base's first, and the means of `MEANS` that have cells."""
+    """All cells of one axis with its slugs, the base's first, and the `MEANS` that have cells."""
 
     axis: str
+    slugs: tuple[str, ...]
     cells: list[Cell]
     means: dict[str, Mean]
 
@@ -150,7 +151,7 @@ def check_comparable(first: RunPredictions, second: RunPredictions) -> None:
 
 
 def compare(
-    first: RunPredictions, second: RunPredictions, samples: int, seed: int
+    first: RunPredictions, second: RunPredictions, axes: Axes, samples: int, seed: int
 ) -> list[Comparison]:
     """Compare two runs on every axis of which they have a checkpoint.
 
@@ -159,14 +160,14 @@ def compare(
     """
     check_comparable(first, second)
     comparisons = []
-    for axis, slugs in AXES.items():
+    for axis, slugs in axes.items():
         names = [name for name in slugs if name in first.predictions]
         if not names:
             continue
         if BASE in first.predictions:
             names = [BASE, *names]
         pairs = {name: _pair(first, second, name, axis) for name in names}
-        comparisons.append(_compare_axis(axis, pairs, samples, seed))
+        comparisons.append(_compare_axis(axis, slugs, pairs, samples, seed))
     if not comparisons:
         raise InputError(
             f"{first.source} and {second.source} have no checkpoint in common but the base: train"
@@ -180,10 +181,34 @@ def published_table(axis: str) -> PublishedTable:
     return NO_THINK_MINUS_THINK[axis]
 
 
+def axis_named(rows: pd.DataFrame, checkpoint: str) -> str | None:
+    """The axis of the split that a checkpoint is named by; None if no tested cell has its name."""
+    named = (
+        axis for axis, column in CELLS.items() if (tested(rows, axis)[column] == checkpoint).any()
+    )
+    return next(named, None)
+
+
+def axes_of(runs: Iterable[RunPredictions], order: Axes) -> Axes:
+    """Axis -> the slugs in the predictions, first those in `order`, then others by name."""
+    found: dict[str, set[str]] = {axis: set() for axis in CELLS}
+    for run in runs:
+        for rows in run.predictions.values():
+            for axis, column in CELLS.items():
+                found[axis].update(map(str, tested(rows, axis)[column].unique()))
+    return {
+        axis: (
+            *(slug for slug in order[axis] if slug in slugs),
+            *sorted(slugs.difference(order[axis])),
+        )
+        for axis, slugs in found.items()
+    }
+
+
 def _check_questions(
     rows: pd.DataFrame, others: pd.DataFrame, source: str, other_source: str
 ) -> None:
-    columns = ["gold", "image", *(f"{axis}_test" for axis in AXES)]
+    columns = ["gold", "image", *(f"{axis}_test" for axis in AXIS_NAMES)]
     one, other = (each.set_index("question_id")[columns] for each in (rows, others))
     for here, there, has, lacks in (
         (one, other, source, other_source),
@@ -222,11 +247,11 @@ def _pair(first: RunPredictions, second: RunPredictions, name: str, axis: str) -
 
 
 def _compare_axis(
-    axis: str, pairs: Mapping[str, pd.DataFrame], samples: int, seed: int
+    axis: str, slugs: Sequence[str], pairs: Mapping[str, pd.DataFrame], samples: int, seed: int
 ) -> Comparison:
     tests: dict[tuple[str, str], pd.DataFrame] = {}
     for checkpoint, rows in pairs.items():
-        for cell in AXES[axis]:
+        for cell in slugs:
             if (rows["cell"] == cell).any():
                 tests[checkpoint, cell] = rows[rows["cell"] == cell]
     p_values = {
@@ -246,7 +271,7 @@ def _compare_axis(
         tables = [rows for pair, rows in trained.items() if includes(*pair)]
         if tables:
             means[name] = _mean(tables, samples, seed)
-    return Comparison(axis, cells, means)
+    return Comparison(axis, tuple(slugs), cells, means)
 
 
 def _key(pair: tuple[str, str]) -> str:

@@ -62,6 +62,11 @@ def records(modality: str) -> Path:
     return DATA / "records" / f"{modality}.jsonl"
 
 
+def split_slugs(axis: str, kind: str) -> list[str]:
+    """The modalities or question types with splits of one kind, sorted."""
+    return sorted(path.name for path in (SPLITS / kind / axis).glob("*") if path.is_dir())
+
+
 def split(axis: str, slug: str, part: str, kind: str) -> Path:
     """One split file (stage splits).
 

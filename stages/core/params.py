@@ -6,16 +6,21 @@ An unknown key, a missing one or a wrong value stops a stage before it starts.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from stages import taxonomy
 from stages.core import layout
 from stages.core.errors import InputError, SettingsError
+from stages.core.settings.categories import check_categories
 from stages.core.settings.data import (
     Cache,
+    Category,
     CorpusLimits,
     CorpusSettings,
     DataTest,
@@ -41,9 +46,10 @@ from stages.core.settings.learning import (
     Tracking,
 )
 from stages.core.yaml_files import load_yaml, read_text
-from stages.taxonomy import AXES
+from stages.taxonomy import Taxonomy, Vocabulary
 
 __all__ = [
+    "SHIPPED_PARAMS",
     "Base",
     "Cache",
     "Checkpoint",
@@ -71,7 +77,14 @@ __all__ = [
     "load_params",
     "parse_settings",
     "read_settings",
+    "shipped_taxonomy",
 ]
+
+MAX_CATEGORIES: Final = 40
+"""Of modalities, and of question types: more would fit in no table."""
+
+SHIPPED_PARAMS: Final = Path(__file__).parents[2] / layout.PARAMS
+"""The params.yaml beside this code, for what runs outside a project."""
 
 Group = TypeVar("Group", bound=SettingsGroup)
 
@@ -91,8 +104,10 @@ BUDGET: Final = (
 class Params(SettingsGroup):
     """All of params.yaml."""
 
-    modalities: list[str]
-    """Slugs of the imaging modalities in table order; dvc.yaml takes them from here."""
+    modalities: Annotated[dict[str, Category], Field(min_length=1, max_length=MAX_CATEGORIES)]
+    """Slug -> names of the imaging modalities in table order; dvc.yaml takes them from here."""
+    question_types: Annotated[dict[str, Category], Field(min_length=1, max_length=MAX_CATEGORIES)]
+    """Slug -> names of the question types in table order."""
     corpus: CorpusSettings
     quarantine: Quarantine
     resize: Resize
@@ -127,11 +142,7 @@ class Params(SettingsGroup):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
-        if self.modalities != list(AXES["modality"]):
-            raise ValueError(
-                f"modalities: must be {', '.join(AXES['modality'])}, in this order; got"
-                f" {', '.join(self.modalities)}"
-            )
+        check_categories(self.modalities, self.question_types)
         for name, checkpoint in self.checkpoints.items():
             self._check_name(name, checkpoint)
             self.grpo_for(name)
@@ -151,9 +162,10 @@ class Params(SettingsGroup):
                 " shared-prefix: use auto, which takes it for the vision tower, or sdpa, or the"
                 " engine trl"
             )
+        axes = self.taxonomy.axes
         for cell in self.retrain.never_worse:
             name, _, tested = cell.partition("/")
-            if name not in self.checkpoints or tested not in AXES[self.checkpoints[name].axis]:
+            if name not in self.checkpoints or tested not in axes[self.checkpoints[name].axis]:
                 raise ValueError(
                     f"retrain.never_worse: {cell!r} is not a cell; name a checkpoint and one that"
                     " it is tested on, as ct/mri"
@@ -174,7 +186,8 @@ class Params(SettingsGroup):
 
     def _check_name(self, name: str, checkpoint: Checkpoint) -> None:
         axis, split = checkpoint.axis, checkpoint.split
-        if split not in AXES[axis]:
+        allowed = self.taxonomy.axes[axis]
+        if split not in allowed:
             where = (
                 f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
             )
@@ -183,7 +196,7 @@ class Params(SettingsGroup):
                 if split == name and checkpoint.method == "sft"
                 else ""
             )
-            raise ValueError(f"{where}: no such {axis}{hint}; allowed: {', '.join(AXES[axis])}")
+            raise ValueError(f"{where}: no such {axis}{hint}; allowed: {', '.join(allowed)}")
         wanted = f"sft-{split}" if checkpoint.method == "sft" else split
         if name != wanted:
             raise ValueError(
@@ -207,6 +220,24 @@ class Params(SettingsGroup):
                 f" {getattr(twin, key)!r} for checkpoints.{checkpoint.split}: both must see the"
                 " same prompts, so give both the same `grpo`"
             )
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """The modalities and question types."""
+
+        def vocabulary(field: Any, categories: Mapping[str, Category]) -> Vocabulary:
+            return Vocabulary(
+                field,
+                {
+                    slug: taxonomy.Category(tuple(each.names), tuple(each.dicom))
+                    for slug, each in categories.items()
+                },
+            )
+
+        return Taxonomy(
+            vocabulary("modality_type", self.modalities),
+            vocabulary("question_type", self.question_types),
+        )
 
     def grpo_for(self, checkpoint: str) -> Grpo:
         """`grpo` with one checkpoint's overrides.
@@ -238,6 +269,12 @@ class Params(SettingsGroup):
         """The entry of one evaluation; SettingsError with the known names if there is none."""
         # users name checkpoints; the base is one more of them here
         return _require(self.evaluations, name, "checkpoint")
+
+
+@cache
+def shipped_taxonomy() -> Taxonomy:
+    """OmniMedVQA's taxonomy, from the params.yaml beside this code."""
+    return load_params(SHIPPED_PARAMS).taxonomy
 
 
 def load_params(path: Path = layout.PARAMS) -> Params:

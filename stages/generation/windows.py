@@ -105,4 +105,7 @@ def _split_by_bits(
 
 def row_keys(questions: Sequence[Question], window: Window) -> list[Key]:
     """The rows of a window: each question in each of its variants."""
-    return [(index, variant) for index in window for variant in questions[index].images]
+    keys: list[Key] = []
+    for index in window:
+        keys += [(index, variant) for variant in questions[index].images]
+    return keys

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from stages.core import layout
 from stages.core.params import Params
 from stages.profiles.schema import Model, Profile, Scale
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES
 
 
 class Peak(NamedTuple):
@@ -193,4 +193,4 @@ def _evaluation_seconds(params: Params, model: Model, scale: Scale, rate: float)
 def _axes(params: Params) -> Sequence[str]:
     """The axes that have a checkpoint."""
     trained = {entry.axis for entry in params.checkpoints.values()}
-    return [axis for axis in AXES if axis in trained]
+    return [axis for axis in AXIS_NAMES if axis in trained]

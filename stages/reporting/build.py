@@ -45,7 +45,7 @@ from stages.scoring.tables import (
     check_predictions,
     check_same_questions,
 )
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES
 
 METRICS = layout.REPORT / "metrics.json"
 SUMMARY = layout.REPORT / "summary.json"
@@ -131,11 +131,11 @@ def targets_of(params: Params) -> dict[str, Target]:
         name: Target(entry.axis, entry.split, entry.method)
         for name, entry in params.checkpoints.items()
     }
-    axes = list(AXES)
+    axes = params.taxonomy.axes
 
     def position(name: str) -> tuple[int, int]:
         target = targets[name]
-        return axes.index(target.axis), AXES[target.axis].index(target.cell)
+        return AXIS_NAMES.index(target.axis), axes[target.axis].index(target.cell)
 
     return {name: targets[name] for name in sorted(targets, key=position)}
 
@@ -143,16 +143,17 @@ def targets_of(params: Params) -> dict[str, Target]:
 def read_inputs(params: Params, paths: dict[str, Path], kind: str | None) -> ReportInputs:
     """Read and check predictions of the base and each checkpoint in `paths`, on one split kind."""
     targets = {name: target for name, target in targets_of(params).items() if name in paths}
+    axes = params.taxonomy.axes
     predictions = {}
     origins = {}
     for name in ["base", *targets]:
         path = paths[name]
         predictions[name], origins[name] = read_predictions(path, f"evaluate@{name}")
         if name == "base":
-            check_predictions(predictions[name], name, "all", str(path))
+            check_predictions(predictions[name], name, "all", str(path), axes)
             continue
         target = targets[name]
-        check_predictions(predictions[name], name, target.axis, str(path), target.cell)
+        check_predictions(predictions[name], name, target.axis, str(path), axes, target.cell)
         check_same_questions(predictions["base"], predictions[name], target.axis, str(path))
     style = origins["base"].get("params", {}).get("prompt", {}).get("style")
     if style not in get_args(Style):
@@ -169,6 +170,7 @@ def _collect_evidence(inputs: ReportInputs) -> Evidence:
         inputs.targets,
         settings.bootstrap_samples,
         settings.bootstrap_seed,
+        axes=inputs.params.taxonomy.axes,
         blind_baselines=inputs.blind_baselines,
         style=inputs.style,
     )
@@ -186,7 +188,7 @@ def _collect_evidence(inputs: ReportInputs) -> Evidence:
     metrics |= {"splits": inputs.leaks, "missing": inputs.missing, "provenance": provenance}
     return Evidence(
         metrics=metrics,
-        tables=cross_tables(inputs.predictions, inputs.targets),
+        tables=cross_tables(inputs.predictions, inputs.targets, inputs.params.taxonomy.axes),
         logs=inputs.logs,
         splits=inputs.splits,
         quarantine=inputs.quarantine,

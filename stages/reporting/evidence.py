@@ -24,6 +24,7 @@ from stages.scoring.tables import (
     cross_visual_gain,
     in_domain,
 )
+from stages.taxonomy import Axes
 
 SYNTHETIC: Final = "Phantom"
 """Prefix of the names of synthetic datasets."""
@@ -154,7 +155,7 @@ def splits_used(
 
 
 def cross_tables(
-    predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target]
+    predictions: Mapping[str, pd.DataFrame], targets: Mapping[str, Target], axes: Axes
 ) -> dict[str, Tables]:
     """The cross tables of each axis that has checkpoints."""
     tables = {}
@@ -166,12 +167,12 @@ def cross_tables(
         }
         if len(of_axis) == 1:
             continue
-        accuracy = cross_table(of_axis, axis, CELLS[axis], targets)
+        accuracy = cross_table(of_axis, axis, CELLS[axis], axes, targets)
         tables[axis] = Tables(
             accuracy=accuracy,
-            visual_gain=cross_visual_gain(of_axis, axis, CELLS[axis], targets),
+            visual_gain=cross_visual_gain(of_axis, axis, CELLS[axis], axes, targets),
             to_base=cross_to_base(accuracy),
-            slices=cross_table(of_axis, axis, CELLS[other]),
+            slices=cross_table(of_axis, axis, CELLS[other], axes),
         )
     return tables
 

@@ -43,7 +43,7 @@ from stages.scoring.tables import (
     with_ablation,
     without_image,
 )
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES, Axes
 
 DIGITS: Final = 4
 P_VALUES: Final = ("p", "p_holm")
@@ -61,6 +61,7 @@ def compute_metrics(
     samples: int,
     seed: int,
     *,
+    axes: Axes,
     blind_baselines: BlindBaselines | None = None,
     style: Style = "no-think",
 ) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def compute_metrics(
         checkpoints[name] = {
             **asdict(target),
             "in_domain": _in_domain(rows, base, target, blind_baseline, interval),
-            **_results(rows, target.axis),
+            **_results(rows, target.axis, axes),
             "hacking": [asdict(indicator) for indicator in indicators],
         }
     p_values = {name: entry["in_domain"]["p"] for name, entry in checkpoints.items()}
@@ -98,11 +99,11 @@ def compute_metrics(
         predictions, {name: targets[name] for name in summarized}, blind_baselines, samples, seed
     )
     summary = _summary([checkpoints[name] for name in summarized], base)
-    axes = {target.axis for target in targets.values()}
+    trained = {target.axis for target in targets.values()}
     metrics: dict[str, Any] = _rounded(
         {
             "summary": {**summary, "intervals": intervals},
-            "base": {axis: _results(base, axis) for axis in AXES if axis in axes},
+            "base": {axis: _results(base, axis, axes) for axis in AXIS_NAMES if axis in trained},
             "checkpoints": checkpoints,
         }
     )
@@ -358,11 +359,11 @@ def _compare_methods(
         }
 
 
-def _results(rows: pd.DataFrame, axis: str) -> dict[str, Any]:
+def _results(rows: pd.DataFrame, axis: str, axes: Axes) -> dict[str, Any]:
     """One checkpoint, or the base, on all test questions of one axis."""
     rows = tested(rows, axis)
-    modalities = scores_by(rows, "modality", AXES["modality"])
-    types = scores_by(rows, "question_type", AXES["task"])
+    modalities = scores_by(rows, "modality", axes["modality"])
+    types = scores_by(rows, "question_type", axes["task"])
     ablated = with_ablation(rows, "shuffled")
     with_image = score(ablated)
     unseen = score(without_image(ablated, "shuffled"))

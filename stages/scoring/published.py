@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final, Literal
 
-from stages.taxonomy import AXES
-
 Unit = Literal["percent", "percentage points", "relative percent"]
 """An accuracy; a difference of two accuracies; a difference relative to the smaller accuracy."""
 
@@ -87,6 +85,18 @@ class PublishedSplit:
     caveat: str
 
 
+_MODALITIES: Final = (
+    *("ct", "mri", "x-ray", "ultrasound"),
+    *("dermoscopy", "fundus", "oct", "microscopy"),
+)
+"""Rows and columns of Med-R1's tables, whatever params.yaml defines."""
+_QUESTION_TYPES: Final = (
+    "anatomy-identification",
+    "disease-diagnosis",
+    "lesion-grading",
+    "modality-recognition",
+    "other-biological-attributes",
+)
 _ORIENTATION: Final = (
     "Read from an image labelled only 'Improvement'; the sign, No-Think minus Think, follows the"
     " README's heading and the abstract. Rows are training splits: values times test questions are"
@@ -95,7 +105,7 @@ _ORIENTATION: Final = (
 NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {
     "modality": PublishedTable(
         measure="accuracy of No-Think minus Think",
-        cells=AXES["modality"],
+        cells=_MODALITIES,
         values=(
             (1.24, 7.75, -0.61, -5.69, 7.96, 7.11, 5.54, 4.23),
             (16.94, 0.43, 0.99, -10.32, 4.90, 8.93, 9.08, 2.79),
@@ -112,7 +122,7 @@ NO_THINK_MINUS_THINK: Final[dict[str, PublishedTable]] = {
     ),
     "task": PublishedTable(
         measure="accuracy of No-Think minus Think",
-        cells=AXES["task"],
+        cells=_QUESTION_TYPES,
         values=(
             (0.27, 0.22, 8.71, 0.42, 1.70),
             (0.84, 0.05, -10.09, 0.21, 1.14),
@@ -319,7 +329,7 @@ def _splits(
             _FILES.format(folder),
             f"{_DRAWS} {_SUBTRACTED}" if slug == by_subtraction else _DRAWS,
         )
-        for slug, row in zip(AXES[axis], rows, strict=True)
+        for slug, row in zip(NO_THINK_MINUS_THINK[axis].cells, rows, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from stages.core.errors import InputError, recreate
 from stages.corpus.dataset.problems import LETTERS
 from stages.predictions.schema import ABLATIONS
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES, Axes
 
 CELLS: Final[dict[str, str]] = {"modality": "modality", "task": "question_type"}
 """Axis -> the column that holds the cell of a question."""
@@ -117,6 +117,7 @@ def cross_table(
     predictions: Mapping[str, pd.DataFrame],
     axis: str,
     column: str,
+    axes: Axes,
     targets: Mapping[str, Target] | None = None,
 ) -> CrossTable:
     """Cross table of accuracies: base and checkpoints of `axis` against the values of `column`.
@@ -125,7 +126,7 @@ def cross_table(
     `axis`; with `targets`, the table knows which cells are in-domain.
     """
     scores = {
-        name: scores_by(tested(rows, axis), column, _cells(column))
+        name: scores_by(tested(rows, axis), column, _cells(column, axes))
         for name, rows in predictions.items()
     }
     values = {
@@ -139,15 +140,18 @@ def cross_visual_gain(
     predictions: Mapping[str, pd.DataFrame],
     axis: str,
     column: str,
+    axes: Axes,
     targets: Mapping[str, Target] | None = None,
 ) -> CrossTable:
     """Cross table of visual gains: accuracy minus that with a shuffled image; see `cross_table`."""
     ablated = {
         name: with_ablation(tested(rows, axis), "shuffled") for name, rows in predictions.items()
     }
-    with_image = {name: scores_by(rows, column, _cells(column)) for name, rows in ablated.items()}
+    with_image = {
+        name: scores_by(rows, column, _cells(column, axes)) for name, rows in ablated.items()
+    }
     unseen = {
-        name: scores_by(without_image(rows, "shuffled"), column, _cells(column))
+        name: scores_by(without_image(rows, "shuffled"), column, _cells(column, axes))
         for name, rows in ablated.items()
     }
     values = {
@@ -185,8 +189,8 @@ def without_image(predictions: pd.DataFrame, variant: str) -> pd.DataFrame:
     )
 
 
-def _cells(column: str) -> tuple[str, ...]:
-    return next(AXES[axis] for axis, axis_column in CELLS.items() if axis_column == column)
+def _cells(column: str, axes: Axes) -> tuple[str, ...]:
+    return next(axes[axis] for axis, axis_column in CELLS.items() if axis_column == column)
 
 
 def _crossed(
@@ -211,7 +215,12 @@ def _difference(value: float | None, other: float | None) -> float | None:
 
 
 def check_predictions(
-    predictions: pd.DataFrame, checkpoint: str, axis: str, source: str, cell: str | None = None
+    predictions: pd.DataFrame,
+    checkpoint: str,
+    axis: str,
+    source: str,
+    axes: Axes,
+    cell: str | None = None,
 ) -> None:
     """Validate one checkpoint's predictions on the test questions of its axis ("all" for the base).
 
@@ -223,7 +232,7 @@ def check_predictions(
     remedy = recreate(f"evaluate@{checkpoint}")
     if predictions.empty:
         raise InputError(f"{source}: no predictions; {remedy}")
-    for name, (wrong, why) in _faults(predictions, checkpoint, axis).items():
+    for name, (wrong, why) in _faults(predictions, checkpoint, axis, axes).items():
         if wrong.any():
             row = predictions[wrong].iloc[0]
             value = row[name].item() if isinstance(row[name], np.generic) else row[name]
@@ -240,22 +249,24 @@ def check_predictions(
 
 
 def _faults(
-    predictions: pd.DataFrame, checkpoint: str, axis: str
+    predictions: pd.DataFrame, checkpoint: str, axis: str, axes: Axes
 ) -> dict[str, tuple[pd.Series[bool], str]]:
     """Column -> the rows in which its value is invalid, and why."""
     # NaN, which compares as False, where gold is not a letter
     gold_index = predictions["gold"].map({letter: index for index, letter in enumerate(LETTERS)})
-    in_test = predictions[[f"{name}_test" for name in AXES if axis in (name, "all")]].any(axis=1)
+    in_test = predictions[[f"{name}_test" for name in AXIS_NAMES if axis in (name, "all")]].any(
+        axis=1
+    )
     faults = {
         "checkpoint": (predictions["checkpoint"] != checkpoint, f"in the file of {checkpoint!r}"),
         "question_id": (predictions["question_id"].duplicated(), "a duplicate"),
         "modality": (
-            ~predictions["modality"].isin(AXES["modality"]),
-            f"not one of {', '.join(AXES['modality'])}",
+            ~predictions["modality"].isin(axes["modality"]),
+            f"not one of {', '.join(axes['modality'])}",
         ),
         "question_type": (
-            ~predictions["question_type"].isin(AXES["task"]),
-            f"not one of {', '.join(AXES['task'])}",
+            ~predictions["question_type"].isin(axes["task"]),
+            f"not one of {', '.join(axes['task'])}",
         ),
         "image": (~in_test, f"of a question outside the test split of the axis {axis!r}"),
         "n_options": (predictions["n_options"] < 2, "not a number of options of at least 2"),

@@ -15,10 +15,10 @@ import pytest
 from stages.comparison import command as compare
 from stages.core.errors import InputError
 from stages.predictions.schema import SCHEMA
-from stages.taxonomy import AXES
 from tests.commands import med_r1
 from tests.comparison.test_pairs import flipped
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
+from tests.omnimedvqa import AXES
 
 QUESTIONS = make_questions(per_cell=10)
 

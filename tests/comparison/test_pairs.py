@@ -22,8 +22,8 @@ from stages.comparison.pairs import (
 from stages.core.errors import InputError
 from stages.corpus.dataset.problems import format_solution
 from stages.scoring.statistics import holm, mcnemar, paired_interval
-from stages.taxonomy import AXES
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
+from tests.omnimedvqa import AXES
 
 QUESTIONS = make_questions(per_cell=10)
 PROPERTIES = {"split kind": "grouped", "corpus": "md5:a", "prompt style": "no-think"}
@@ -50,7 +50,7 @@ def run(source: str = "a", change: bool = False, **properties: str) -> RunPredic
 def test_every_cell_compares_its_paired_questions() -> None:
     first = run("a")
     second = run("b", change=True, prompt_style="think")
-    for comparison in compare(first, second, 200, 3):
+    for comparison in compare(first, second, AXES, 200, 3):
         axis = comparison.axis
         slugs = AXES[axis]
         cells = [(cell.trained, cell.tested) for cell in comparison.cells]
@@ -78,7 +78,7 @@ def test_every_cell_compares_its_paired_questions() -> None:
 
 
 def test_means_are_over_the_cells_without_the_base() -> None:
-    for comparison in compare(run(), run("b", change=True), 2000, 3):
+    for comparison in compare(run(), run("b", change=True), AXES, 2000, 3):
         trained = [cell for cell in comparison.cells if cell.trained != BASE]
         for name, includes in MEANS.items():
             own = [cell.difference for cell in trained if includes(cell.trained, cell.tested)]
@@ -94,7 +94,7 @@ def test_means_are_over_the_cells_without_the_base() -> None:
 
 
 def test_a_run_compared_with_itself_has_no_differences() -> None:
-    for comparison in compare(run(), run("b"), 100, 1):
+    for comparison in compare(run(), run("b"), AXES, 100, 1):
         assert {
             (cell.difference, cell.low, cell.high, cell.p_holm) for cell in comparison.cells
         } == {(0.0, 0.0, 0.0, 1.0)}
@@ -103,7 +103,9 @@ def test_a_run_compared_with_itself_has_no_differences() -> None:
 def test_swapping_the_runs_changes_the_signs() -> None:
     one = run()
     other = run("b", change=True)
-    for forth, back in zip(compare(one, other, 100, 1), compare(other, one, 100, 1), strict=True):
+    for forth, back in zip(
+        compare(one, other, AXES, 100, 1), compare(other, one, AXES, 100, 1), strict=True
+    ):
         for a, b in zip(forth.cells, back.cells, strict=True):
             assert (a.difference, a.won, a.lost, a.p_holm) == (
                 -b.difference,
@@ -116,7 +118,7 @@ def test_swapping_the_runs_changes_the_signs() -> None:
 def test_runs_of_some_checkpoints_give_only_their_cells() -> None:
     some = {name: PREDICTIONS[name] for name in ("base", "ct")}
     (comparison,) = compare(
-        RunPredictions("a", some, PROPERTIES), RunPredictions("b", some, PROPERTIES), 100, 1
+        RunPredictions("a", some, PROPERTIES), RunPredictions("b", some, PROPERTIES), AXES, 100, 1
     )
     assert comparison.axis == "modality"
     assert {cell.trained for cell in comparison.cells} == {"base", "ct"}
@@ -128,7 +130,7 @@ def test_runs_of_some_checkpoints_give_only_their_cells() -> None:
 
 
 def test_published_differences_are_separate_from_ours() -> None:
-    first, *_ = compare(run(), run("b"), 100, 1)
+    first, *_ = compare(run(), run("b"), AXES, 100, 1)
     assert not any(cell.difference for cell in first.cells), "the published ones are not zero"
     assert published_table("modality").at("mri", "ct") == 16.94
     assert "published" not in rows_of(first.cells, 4)[0]
@@ -180,7 +182,7 @@ def test_unpaired_answers_are_refused_by_file_and_question(
 def test_runs_without_a_checkpoint_are_refused() -> None:
     only = RunPredictions("a", {"base": PREDICTIONS["base"]}, PROPERTIES)
     with pytest.raises(InputError, match="no checkpoint in common"):
-        compare(only, only, 100, 1)
+        compare(only, only, AXES, 100, 1)
 
 
 def test_files_of_one_run_must_have_provenance_and_agree() -> None:

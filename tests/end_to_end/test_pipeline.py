@@ -20,8 +20,8 @@ import pytest
 from stages.core.errors import ExitCode
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
-from stages.taxonomy import MODALITIES
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY
+from tests.omnimedvqa import MODALITIES
 
 
 def run(*command: str, cwd: Path, code: int = 0) -> str:

@@ -25,8 +25,8 @@ from flows.dvc_api.client import StageError
 from flows.scheduling.schedule import StageResult
 from stages.core.outcome import RUN, outcome_path, read_outcome
 from stages.core.yaml_files import dump_yaml, read_yaml
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES
 
 Raw = dict[str, Any]
 CHECKPOINTS = ("ct", "x-ray", "disease-diagnosis", "lesion-grading")

@@ -17,7 +17,6 @@ from stages.core.outputs import read_json_lines
 from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import Quarantine, Row, read_quarantine
 from stages.corpus.quarantine.reasons import RefusedDataError
-from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT
 from tests.hostile import images
 from tests.hostile.archives import archives, make_zip
@@ -25,6 +24,7 @@ from tests.hostile.cases import Case
 from tests.hostile.dicoms import DICOMS
 from tests.hostile.images import encode, scene
 from tests.hostile.records import RECORDS, files
+from tests.omnimedvqa import MODALITIES
 
 QUESTIONS = "QA_information/Open-access"
 NAMED = "Images/Good/named.png"

@@ -20,13 +20,14 @@ from stages.scoring.statistics import (
 )
 from stages.scoring.tables import CELLS, Target
 from tests.fakes import CHECKPOINTS, make_blind_baselines, make_predictions, make_questions
+from tests.omnimedvqa import AXES
 
 QUESTIONS = make_questions(per_cell=8)
 PREDICTIONS = {name: make_predictions(QUESTIONS, name) for name in ["base", *CHECKPOINTS]}
 TARGETS = {name: Target(axis, name) for name, axis in CHECKPOINTS.items()}
 BLIND_BASELINES = make_blind_baselines(QUESTIONS)
 METRICS = compute_metrics(
-    PREDICTIONS, TARGETS, samples=500, seed=3, blind_baselines=BLIND_BASELINES
+    PREDICTIONS, TARGETS, samples=500, seed=3, blind_baselines=BLIND_BASELINES, axes=AXES
 )
 
 
@@ -94,7 +95,9 @@ def test_a_missing_accuracy_is_null() -> None:
         for name, rows in PREDICTIONS.items()
         if name in ("base", "ct")
     }
-    metrics = compute_metrics(predictions, {"ct": Target("modality", "ct")}, samples=100, seed=1)
+    metrics = compute_metrics(
+        predictions, {"ct": Target("modality", "ct")}, samples=100, seed=1, axes=AXES
+    )
     assert list(metrics["base"]) == ["modality"]
     assert metrics["checkpoints"]["ct"]["by_modality"]["oct"] == {"accuracy": None, "n": 0}
     assert metrics["checkpoints"]["ct"]["macro"] is None
@@ -165,7 +168,9 @@ def test_the_base_is_scored_as_published_and_fairly() -> None:
 
 def test_triggered_indicators_are_counted_per_checkpoint() -> None:
     changed = PREDICTIONS["ct"].assign(output="<answer>A</answer><answer>B</answer>")
-    metrics = compute_metrics(PREDICTIONS | {"ct": changed}, TARGETS, samples=100, seed=3)
+    metrics = compute_metrics(
+        PREDICTIONS | {"ct": changed}, TARGETS, samples=100, seed=3, axes=AXES
+    )
     assert [
         indicator["name"]
         for indicator in metrics["checkpoints"]["ct"]["hacking"]
@@ -180,7 +185,7 @@ def test_triggered_indicators_are_counted_per_checkpoint() -> None:
 
 def test_without_ablations_and_blind_baselines_their_numbers_are_none() -> None:
     blind = {name: make_predictions(QUESTIONS, name, ablations=False) for name in PREDICTIONS}
-    metrics = compute_metrics(blind, TARGETS, samples=100, seed=3)
+    metrics = compute_metrics(blind, TARGETS, samples=100, seed=3, axes=AXES)
     for entry in metrics["checkpoints"].values():
         own = entry["in_domain"]
         assert own["visual"] == own["base_visual"] == {"blank": None, "shuffled": None}
@@ -206,6 +211,7 @@ def test_questions_without_an_ablation_do_not_count_for_visual_gain() -> None:
         {"ct": Target("modality", "ct")},
         samples=100,
         seed=3,
+        axes=AXES,
     )
     visual = metrics["checkpoints"]["ct"]["in_domain"]["visual"]["shuffled"]
     both = ct[~half & ct["modality_test"] & (ct["modality"] == "ct")]
@@ -219,7 +225,7 @@ def test_a_checkpoint_of_another_method_is_compared_with_that_of_grpo() -> None:
     targets = {"ct": Target("modality", "ct"), "sft-ct": Target("modality", "ct", "sft")}
     rows = {name: PREDICTIONS[name] for name in ("base", "ct")}
     rows["sft-ct"] = make_predictions(QUESTIONS, "sft-ct", cell="ct")
-    metrics = compute_metrics(rows, targets, samples=500, seed=3)
+    metrics = compute_metrics(rows, targets, samples=500, seed=3, axes=AXES)
     assert (
         metrics["checkpoints"]["sft-ct"]["in_domain"]["n"]
         == metrics["checkpoints"]["ct"]["in_domain"]["n"]
@@ -234,7 +240,9 @@ def test_a_checkpoint_of_another_method_is_compared_with_that_of_grpo() -> None:
     assert rival["gain"] == pytest.approx(accuracies[0] - accuracies[1], abs=2e-4)
     assert "grpo" not in metrics["checkpoints"]["ct"]["in_domain"]
     alone = {"sft-ct": targets["sft-ct"]}
-    assert compute_metrics(rows, alone, samples=100, seed=3)["summary"]["checkpoints"] == 1
+    assert (
+        compute_metrics(rows, alone, samples=100, seed=3, axes=AXES)["summary"]["checkpoints"] == 1
+    )
 
 
 def test_a_blind_baseline_of_other_questions_is_refused() -> None:
@@ -243,7 +251,9 @@ def test_a_blind_baseline_of_other_questions_is_refused() -> None:
         InputError,
         match=(r"modality/mri .* run `dvc repro prior`"),
     ):
-        compute_metrics(PREDICTIONS, TARGETS, samples=100, seed=3, blind_baselines=blind_baselines)
+        compute_metrics(
+            PREDICTIONS, TARGETS, samples=100, seed=3, blind_baselines=blind_baselines, axes=AXES
+        )
 
 
 @settings(max_examples=15, deadline=None)
@@ -256,7 +266,7 @@ def test_the_order_of_rows_changes_no_number(chance: random.Random) -> None:
         for name, rows in ordered.items()
     }
     first, second = (
-        compute_metrics(rows, few, samples=100, seed=3, blind_baselines=BLIND_BASELINES)
+        compute_metrics(rows, few, samples=100, seed=3, blind_baselines=BLIND_BASELINES, axes=AXES)
         for rows in (ordered, shuffled)
     )
     assert first == second

@@ -17,7 +17,7 @@ from stages.scoring.published import (
     PublishedSplit,
     PublishedTable,
 )
-from stages.taxonomy import AXES
+from tests.omnimedvqa import AXES
 
 TESTED = {(split.axis, split.slug): split.test for split in SPLITS}
 

@@ -9,8 +9,8 @@ from stages.core.errors import InputError
 from stages.predictions.schema import ABLATIONS
 from stages.scoring import tables
 from stages.scoring.tables import Score
-from stages.taxonomy import AXES
 from tests.fakes import CHECKPOINTS, make_predictions, make_questions
+from tests.omnimedvqa import AXES
 
 SOURCE = "predictions/ct.parquet"
 QUESTIONS = make_questions(per_cell=8)
@@ -28,7 +28,7 @@ def ct() -> pd.DataFrame:
 
 def refusal(predictions: pd.DataFrame, checkpoint: str = "ct", axis: str = "modality") -> str:
     with pytest.raises(InputError) as error:
-        tables.check_predictions(predictions, checkpoint, axis, SOURCE)
+        tables.check_predictions(predictions, checkpoint, axis, SOURCE, AXES)
     return str(error.value)
 
 
@@ -77,7 +77,7 @@ def test_the_cross_table_has_one_row_per_checkpoint_below_the_base(
 ) -> None:
     names = ["base", *(name for name, own in CHECKPOINTS.items() if own == axis)]
     predictions = {name: make_predictions(QUESTIONS, name) for name in names}
-    table = tables.cross_table(predictions, axis, column)
+    table = tables.cross_table(predictions, axis, column, AXES)
     assert list(table.values) == names
     assert len(table.questions) == size == len(names) - 1
     for name, row in table.values.items():
@@ -90,7 +90,9 @@ def test_the_cross_table_has_one_row_per_checkpoint_below_the_base(
 
 
 def test_a_cross_table_shows_an_empty_cell_as_missing(base: pd.DataFrame) -> None:
-    table = tables.cross_table({"base": base[base["modality"] != "oct"]}, "modality", "modality")
+    table = tables.cross_table(
+        {"base": base[base["modality"] != "oct"]}, "modality", "modality", AXES
+    )
     assert table.questions["oct"] == 0
     assert table.values["base"]["oct"] is None
     assert table.values["base"]["macro"] is None
@@ -103,11 +105,12 @@ def test_good_predictions_pass(checkpoint: str) -> None:
         checkpoint,
         CHECKPOINTS.get(checkpoint, "all"),
         SOURCE,
+        AXES,
     )
 
 
 def test_predictions_without_any_readable_answer_pass(ct: pd.DataFrame) -> None:
-    tables.check_predictions(ct.assign(answer=None, correct=False), "ct", "modality", SOURCE)
+    tables.check_predictions(ct.assign(answer=None, correct=False), "ct", "modality", SOURCE, AXES)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,7 @@ def test_a_gold_letter_other_than_the_base_s_is_refused(
 
 def test_predictions_without_ablations_pass() -> None:
     tables.check_predictions(
-        make_predictions(QUESTIONS, "ct", ablations=False), "ct", "modality", SOURCE
+        make_predictions(QUESTIONS, "ct", ablations=False), "ct", "modality", SOURCE, AXES
     )
 
 
@@ -185,7 +188,7 @@ def test_a_question_without_a_shuffled_image_passes(ct: pd.DataFrame) -> None:
     columns = ct.columns[ct.columns.str.startswith("shuffled_")]
     ct[columns] = ct[columns].astype(object)
     ct.loc[3:7, columns] = None
-    tables.check_predictions(ct, "ct", "modality", SOURCE)
+    tables.check_predictions(ct, "ct", "modality", SOURCE, AXES)
 
 
 @pytest.mark.parametrize("variant", ABLATIONS)
@@ -204,18 +207,18 @@ def test_impossible_numbers_are_refused(ct: pd.DataFrame, column: str, value: in
 
 def test_a_checkpoint_needs_questions_of_the_cell_it_was_trained_on(ct: pd.DataFrame) -> None:
     rows = ct.assign(checkpoint="sft-ct")
-    tables.check_predictions(rows, "sft-ct", "modality", SOURCE, cell="ct")
+    tables.check_predictions(rows, "sft-ct", "modality", SOURCE, AXES, cell="ct")
     rows = rows[rows["modality"] != "oct"]
     with pytest.raises(InputError, match="modality 'oct', so sft-ct"):
-        tables.check_predictions(rows, "sft-ct", "modality", SOURCE, cell="oct")
+        tables.check_predictions(rows, "sft-ct", "modality", SOURCE, AXES, cell="oct")
 
 
 def test_tables_of_visual_gain_and_of_the_difference_to_the_base() -> None:
     names = ["base", *AXES["modality"]]
     predictions = {name: make_predictions(QUESTIONS, name) for name in names}
     targets = {name: tables.Target("modality", name) for name in AXES["modality"]}
-    accuracy = tables.cross_table(predictions, "modality", "modality", targets)
-    visual = tables.cross_visual_gain(predictions, "modality", "modality", targets)
+    accuracy = tables.cross_table(predictions, "modality", "modality", AXES, targets)
+    visual = tables.cross_visual_gain(predictions, "modality", "modality", AXES, targets)
     to_base = tables.cross_to_base(accuracy)
     assert accuracy.own == visual.own == to_base.own == {name: name for name in AXES["modality"]}
     assert list(visual.values) == names
@@ -238,7 +241,7 @@ def test_without_ablations_a_table_of_visual_gains_is_empty() -> None:
     predictions = {
         name: make_predictions(QUESTIONS, name, ablations=False) for name in ("base", "ct")
     }
-    visual = tables.cross_visual_gain(predictions, "modality", "modality")
+    visual = tables.cross_visual_gain(predictions, "modality", "modality", AXES)
     assert not visual.has_numbers
     assert set(visual.questions.values()) == {0}
-    assert tables.cross_table(predictions, "modality", "modality").has_numbers
+    assert tables.cross_table(predictions, "modality", "modality", AXES).has_numbers

@@ -31,7 +31,6 @@ from stages.corpus.dicom.reader import read_dicom
 from stages.corpus.images.decoding import ImageError
 from stages.corpus.quarantine.ledger import Row, read_quarantine
 from stages.corpus.quarantine.reasons import Reason
-from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT, MakeCorpus, MakeRecord, Raw, RunStage, change_params
 from tests.dicoms import (
     SECONDARY_CAPTURE,
@@ -43,6 +42,7 @@ from tests.dicoms import (
     settings,
     written,
 )
+from tests.omnimedvqa import MODALITIES
 
 CT = {"Modality": "CT", "RescaleSlope": 1, "RescaleIntercept": -1024}
 

@@ -21,9 +21,9 @@ from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.archives.source import Corpus
 from stages.corpus.quarantine.ledger import read_quarantine
-from stages.taxonomy import MODALITIES
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage, change_params, image
 from tests.corpus.raw_archives import write
+from tests.omnimedvqa import MODALITIES
 
 ACCOUNT = layout.QUARANTINE / "download.parquet"
 

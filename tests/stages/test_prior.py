@@ -12,9 +12,9 @@ from stages.core.outputs import write_json
 from stages.scoring.blind_baseline import RULES, read_blind_baseline
 from stages.scoring.prior import blind_score, fit_prior
 from stages.scoring.questions import read_questions
-from stages.taxonomy import AXES
 from tests.conftest import RunStage
 from tests.fakes import write_project
+from tests.omnimedvqa import AXES
 
 
 @pytest.fixture

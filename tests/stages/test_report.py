@@ -30,7 +30,6 @@ from stages.reporting import build
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed
 from stages.scoring.tables import Target
-from stages.taxonomy import AXES
 from tests.conftest import change_params
 from tests.fakes import (
     CHECKPOINTS,
@@ -42,6 +41,7 @@ from tests.fakes import (
     write_predictions,
     write_project,
 )
+from tests.omnimedvqa import AXES
 
 CROSSED = [
     f"{name}_{axis}.csv" for name in ("cross", "slices", "to_base", "visual_gain") for axis in AXES

@@ -21,8 +21,8 @@ from stages.corpus.dataset.split_files import FIELDS, KINDS, read_split
 from stages.corpus.splitting.data_tests import RECORD_TESTS, read_results
 from stages.corpus.splitting.drawing import published
 from stages.corpus.splitting.leaks import read_leaks, total
-from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, MakeRecord, Raw, RunStage, change_params
+from tests.omnimedvqa import AXES, MODALITIES, QUESTION_TYPES
 
 SETTINGS = Splits(kind="grouped", train_share=0.8, near_duplicates=10, patient_patterns=[], seed=42)
 BITS = 256
@@ -208,7 +208,7 @@ def test_a_published_share_of_the_questions_is_for_training_and_neither_part_is_
         {"question_id": f"{number:03d}", "modality": "ct", "question_type": "other"}
         for number in range(count)
     ]
-    first, second = published(items, SETTINGS)["modality"]["ct"]
+    first, second = published(items, SETTINGS, AXES)["modality"]["ct"]
     assert (len(first), len(second)) == (train, count - train)
     assert sorted(item["question_id"] for item in [*first, *second]) == [
         item["question_id"] for item in items
@@ -227,8 +227,8 @@ def test_seed_axis_and_slug_each_change_the_published_draw() -> None:
         for number in range(100)
     ]
     draw, other = (
-        published(items, SETTINGS),
-        published(items, SETTINGS.model_copy(update={"seed": 43})),
+        published(items, SETTINGS, AXES),
+        published(items, SETTINGS.model_copy(update={"seed": 43}), AXES),
     )
     drawn = [
         draw["modality"]["ct"],

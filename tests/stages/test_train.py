@@ -24,7 +24,7 @@ from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.grpo.resume import MANIFEST
-from stages.taxonomy import AXES
+from tests.omnimedvqa import AXES
 from tests.workspaces import REPOSITORY, small_workspace
 
 

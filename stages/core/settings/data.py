@@ -17,6 +17,17 @@ from stages.core.settings.group import (
 )
 
 
+class Category(SettingsGroup):
+    """A modality or a question type. Its key, the slug, names splits, folders and checkpoints."""
+
+    names: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1)]
+    """Names that records may use, exactly; the first is written where a sheet uses another."""
+    dicom: list[str] = Field(default_factory=list)
+    """Values of Modality in the headers of DICOM files that are of this modality. Another specific
+    value, as CT or US, refuses the record; a record without a modality takes that of the header.
+    """
+
+
 class CorpusLimits(SettingsGroup):
     """What a corpus may hold at most: beyond, it is refused as a bomb before it is unpacked."""
 

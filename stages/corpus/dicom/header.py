@@ -15,12 +15,12 @@ from typing import Any, Final
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Depth, Grey, read_greys
 from stages.corpus.dicom.headers.elements import BulkValue, Elements, read_elements, syntax_name
-from stages.corpus.dicom.headers.modality import MODALITIES
 from stages.corpus.dicom.palette import KEYWORDS as PALETTE_KEYWORDS
 from stages.corpus.dicom.palette import Palette, read_palette
 from stages.corpus.dicom.syntaxes import DECODERS, ENCAPSULATED
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
+from stages.taxonomy import DICOM_MODALITIES
 
 # fmt: off
 BODY_PARTS: Final = frozenset((
@@ -298,7 +298,7 @@ def _tags(elements: Elements, size: tuple[int, int, int], photometric: str, stor
     measures = _measures(elements)
     flag = elements.code("BurnedInAnnotation", ("YES", "NO"))
     return Tags(
-        modality=elements.code("Modality", MODALITIES),
+        modality=elements.code("Modality", DICOM_MODALITIES),
         body_part=elements.code("BodyPartExamined", BODY_PARTS),
         rows=size[0],
         columns=size[1],

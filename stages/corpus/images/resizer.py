@@ -24,7 +24,6 @@ from stages.core.iteration.prefetch import prefetch
 from stages.core.iteration.progress import counted
 from stages.core.params import Dicom, Resize
 from stages.corpus.dataset.paths import IMAGES
-from stages.corpus.dicom.headers.modality import modality_slug
 from stages.corpus.images.brightness import brightness
 from stages.corpus.images.decoding import (
     DECODER,
@@ -39,7 +38,7 @@ from stages.corpus.images.image_cache import CachedImage, ImageCache
 from stages.corpus.images.shard_writer import cut, shard_name, write_shard
 from stages.corpus.quarantine.image_errors import UnreadError
 from stages.corpus.quarantine.reasons import Reason
-from stages.taxonomy import MODALITIES
+from stages.taxonomy import SPECIFIC_DICOM, Category
 
 _AHEAD: Final = 4
 """Images per core that are decoded ahead of the one that is written next."""
@@ -102,6 +101,7 @@ class ImageResizer:
 
     Args:
         slug: The modality.
+        modality: Its names and DICOM values.
         sources: image_path -> the corpus files it is decoded from.
         fetch: Reads a corpus file; called from any thread; raises UnreadError.
         resize: Settings of the result.
@@ -113,6 +113,7 @@ class ImageResizer:
     def __init__(
         self,
         slug: str,
+        modality: Category,
         sources: Mapping[str, ImageSource],
         fetch: Callable[[str], bytes],
         resize: Resize,
@@ -121,12 +122,18 @@ class ImageResizer:
         frames: Path,
     ) -> None:
         self._slug = slug
+        self._modality = modality
         self._sources = sources
         self._fetch = fetch
         self._resize = resize
         self._dicom = dicom
         self._cache = cache
-        self._settings = [slug, resize.model_dump(mode="json"), dicom.model_dump(mode="json")]
+        self._settings = [
+            slug,
+            [modality.names[0], *modality.dicom],
+            resize.model_dump(mode="json"),
+            dicom.model_dump(mode="json"),
+        ]
         self._cached: dict[str, CachedImage] = {}
         self._frames_folder = frames
         self.decoded_count = 0
@@ -226,7 +233,7 @@ class ImageResizer:
         try:
             contents = LazySequence(len(source.files), fetch)
             image = decode_files(contents, self._resize, self._dicom, folder=source.folder)
-            check_modality(image, self._slug)
+            check_modality(image, self._modality)
             metadata = describe(image)
             if image.frames:
                 metadata["frames"] = len(image.frames)
@@ -296,12 +303,13 @@ def describe(image: Decoded) -> dict[str, Any]:
     return metadata
 
 
-def check_modality(image: Decoded, slug: str) -> None:
+def check_modality(image: Decoded, modality: Category) -> None:
     """ImageError if the header of a DICOM file names another modality than its record."""
-    if image.tags is not None and modality_slug(image.tags.modality) not in (None, slug):
+    declared = image.tags.modality if image.tags is not None else None
+    if declared in SPECIFIC_DICOM and declared not in modality.dicom:
         raise ImageError(
-            f"modality_type is {MODALITIES[slug]!r}, but Modality in the DICOM header is"
-            f" {image.tags.modality!r}",
+            f"modality_type is {modality.names[0]!r}, but Modality in the DICOM header is"
+            f" {declared!r}",
             Reason.MODALITY_MISMATCH,
         )
 

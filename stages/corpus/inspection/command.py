@@ -24,13 +24,11 @@ from rich.table import Table
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
-from stages.core.params import load_params
+from stages.core.params import SHIPPED_PARAMS, load_params
 from stages.corpus.archives.source import open_corpus
 from stages.corpus.inspection.inspect import Inspection, as_json, inspect
-from stages.taxonomy import AXES
 
 EXIT_CODES: Final = {"ready": 0, "problems": 1, "unusable": 2}
-_DEFAULT_PARAMS: Final = Path(__file__).parents[3] / layout.PARAMS
 """Settings if the working directory has none."""
 _WIDTH: Final = 132
 """Columns if the output is not a terminal."""
@@ -50,7 +48,7 @@ def run(
     finding, at most.
     """
     try:
-        params = load_params(layout.PARAMS if layout.PARAMS.is_file() else _DEFAULT_PARAMS)
+        params = load_params(layout.PARAMS if layout.PARAMS.is_file() else SHIPPED_PARAMS)
         if not corpus_path.exists():
             raise InputError(
                 f"{corpus_path} is neither a file nor a folder: pass the path of the corpus"
@@ -116,17 +114,18 @@ def _print(path: Path, inspection: Inspection, status: str) -> None:
 def _table(inspection: Inspection) -> Table:
     table = Table(title="Usable questions")
     table.add_column("modality")
-    for kind in AXES["task"]:
+    axes = inspection.axes
+    for kind in axes["task"]:
         table.add_column(kind.replace("-", "\n"), justify="right")
     table.add_column("questions", justify="right")
     table.add_column("images", justify="right")
     totals: Counter[str] = Counter()
-    for slug in AXES["modality"]:
-        counts = [inspection.questions.get((slug, kind), 0) for kind in AXES["task"]]
-        totals.update(dict(zip(AXES["task"], counts, strict=True)))
+    for slug in axes["modality"]:
+        counts = [inspection.questions.get((slug, kind), 0) for kind in axes["task"]]
+        totals.update(dict(zip(axes["task"], counts, strict=True)))
         cells = [str(count or "") for count in counts]
         table.add_row(slug, *cells, str(sum(counts)), str(inspection.images.get(slug, 0)))
     table.add_section()
-    cells = [str(totals[kind]) for kind in AXES["task"]]
+    cells = [str(totals[kind]) for kind in axes["task"]]
     table.add_row("all", *cells, str(totals.total()), str(sum(inspection.images.values())))
     return table

@@ -88,7 +88,7 @@ def _decode(
             pass
         for slug in modalities:
             try:
-                check_modality(image, slug)
+                check_modality(image, params.taxonomy.modalities.categories[slug])
             except ImageError as error:
                 wrong[slug] = error
     except ImageError as error:

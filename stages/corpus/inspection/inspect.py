@@ -36,7 +36,7 @@ from stages.corpus.records.texts import decode as decode_text
 from stages.corpus.splitting.data_tests import judge_corpus
 from stages.corpus.splitting.drawing import draw_splits
 from stages.corpus.splitting.expectations import contradictions
-from stages.taxonomy import AXES
+from stages.taxonomy import Axes
 
 Status = Literal["ready", "problems", "unusable"]
 
@@ -64,7 +64,8 @@ _DOCUMENTS: Final = (
 class Inspection:
     """Result of an inspection: read = usable + refused.
 
-    `questions`: (modality, question type) -> usable ones; `images`: number per modality.
+    `questions`: (modality, question type) -> usable ones; `images`: number per modality; `axes`:
+    those of the project.
     """
 
     layout: str
@@ -73,6 +74,7 @@ class Inspection:
     usable: int
     questions: dict[tuple[str, str], int]
     images: dict[str, int]
+    axes: Axes
     decoded: bool
     findings: list[CorpusFinding]
 
@@ -97,7 +99,7 @@ def inspect(
     `examples`: at most so many per kind of finding. InputError if a file cannot be read at all.
     """
     findings = Findings(examples)
-    reading, files = find_images(corpus, read_questions(corpus))
+    reading, files = find_images(corpus, read_questions(corpus, params.taxonomy))
     for row in _with_hints(reading.rows, corpus.names):
         findings.refuse(row)
     _note_ignored_columns(corpus, findings)
@@ -105,10 +107,10 @@ def inspect(
     _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
     if images:
         usable, metadata = decodable(corpus, usable, files, params, findings)
-        is_complete = _note_missing_splits(usable, findings)
+        is_complete = _note_missing_splits(usable, params.taxonomy.axes, findings)
         _run_data_tests(usable, metadata, params, findings, is_complete=is_complete)
     else:
-        _note_missing_splits(usable, findings)
+        _note_missing_splits(usable, params.taxonomy.axes, findings)
     distinct = {(record.modality, record.image_path) for record in usable}
     is_csv = bool(corpus.question_files) and all(map(_is_csv, corpus.question_files))
     return Inspection(
@@ -118,6 +120,7 @@ def inspect(
         usable=len(usable),
         questions=dict(Counter((record.modality, record.question_type) for record in usable)),
         images=dict(Counter(modality for modality, _ in distinct)),
+        axes=params.taxonomy.axes,
         decoded=images,
         findings=findings.ordered(),
     )
@@ -128,10 +131,10 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
     questions = {
         slug: {
             kind: inspection.questions[slug, kind]
-            for kind in AXES["task"]
+            for kind in inspection.axes["task"]
             if (slug, kind) in inspection.questions
         }
-        for slug in AXES["modality"]
+        for slug in inspection.axes["modality"]
     }
     return {
         "status": inspection.status(strict),
@@ -141,7 +144,7 @@ def as_json(inspection: Inspection, strict: bool = False) -> dict[str, Any]:
         "kept": inspection.usable,
         "refused": inspection.refused,
         "questions": questions,
-        "images": {slug: inspection.images.get(slug, 0) for slug in AXES["modality"]},
+        "images": {slug: inspection.images.get(slug, 0) for slug in inspection.axes["modality"]},
         "images_decoded": inspection.decoded,
         "findings": [
             {
@@ -213,7 +216,7 @@ def _run_data_tests(
     ]
     if not full:
         return
-    _, _, draws = draw_splits(full, params.splits)
+    _, _, draws = draw_splits(full, params.splits, params.taxonomy.axes)
     draw = draws[params.splits.kind]
     for result in judge_corpus(full, draw, params.resize.size, dict(params.data_tests)).tests:
         is_judged = is_complete or result.test not in _OF_ALL_SPLITS
@@ -244,14 +247,14 @@ def _note_unused_images(corpus: Corpus, used: set[str], findings: Findings) -> N
             findings.note(UNUSED_IMAGES, name, name, "named by no record that could be read")
 
 
-def _note_missing_splits(records: Sequence[Record], findings: Findings) -> bool:
+def _note_missing_splits(records: Sequence[Record], axes: Axes, findings: Findings) -> bool:
     """Note splits with too few images, since train and test share none; False if there are any."""
     is_complete = True
     images: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for slug in (record.modality, record.question_type):
             images[slug].add(record.image_path)
-    for axis, slugs in AXES.items():
+    for axis, slugs in axes.items():
         for slug in slugs:
             count = len(images[slug])
             if count < SMALLEST_SPLIT:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from stages.corpus.quarantine.reasons import Reason
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 
 class Advice(NamedTuple):
@@ -56,11 +55,11 @@ def remedy_of(reason: Reason) -> str:
     return _ADVICE[reason].remedy
 
 
-def _literals(kind: str, literals: Mapping[str, str]) -> Advice:
+def _unknown(kind: str, group: str) -> Advice:
     return Advice(
         kind,
-        f"Write one of {', '.join(literals)}; in OmniMedVQA's JSON:"
-        f" {'; '.join(literals.values())}. Others need a change of the code: docs/own-data.md.",
+        f"Correct the word, or add it to {group} in params.yaml, as a name of an entry or as an"
+        " entry of its own: docs/own-data.md.",
     )
 
 
@@ -160,13 +159,13 @@ _ADVICE: Final[Mapping[Reason, Advice]] = {
     Reason.ANSWER_AMBIGUOUS: Advice(
         "ambiguous answers", "Write the text of the option that is meant."
     ),
-    Reason.UNKNOWN_MODALITY: _literals("unknown modalities", MODALITIES),
+    Reason.UNKNOWN_MODALITY: _unknown("unknown modalities", "modalities"),
     Reason.MODALITY_MISMATCH: Advice(
         "images whose modality differs from their record's",
         "The record and the header of its DICOM file disagree: correct the record's modality, or"
         " name the image that was meant.",
     ),
-    Reason.UNKNOWN_QUESTION_TYPE: _literals("unknown question types", QUESTION_TYPES),
+    Reason.UNKNOWN_QUESTION_TYPE: _unknown("unknown question types", "question_types"),
     Reason.DUPLICATE_ID: Advice(
         "duplicate questions", "Remove one; if they differ, give each its own id."
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum, unique
+from typing import Final
 
 from stages.core.errors import ExitCode, InputError
 
@@ -99,6 +100,13 @@ class Reason(StrEnum):
     """The DICOM header says that text is burned into the pixels, which may name a patient."""
     IMAGE_UNFLAGGED = "image-unflagged"
     """A kind of DICOM image that often has text burned in, without the flag in its header."""
+
+
+UNKNOWN_NAME: Final = {
+    "modality_type": Reason.UNKNOWN_MODALITY,
+    "question_type": Reason.UNKNOWN_QUESTION_TYPE,
+}
+"""Field of a record -> the reason for a name in it that params.yaml does not know."""
 
 
 @unique

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.source import Corpus
 from stages.corpus.dataset.paths import image_files
-from stages.corpus.dicom.headers.modality import declared_modality, modality_slug
+from stages.corpus.dicom.headers.modality import declared_modality
 from stages.corpus.quarantine.ledger import RecordLocation, Row
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import Reading, read_record_files, refuse
 from stages.corpus.records.texts import RefusedRecord
-from stages.taxonomy import MODALITIES
+from stages.taxonomy import Taxonomy
 
 
-def read_questions(corpus: Corpus) -> Reading:
+def read_questions(corpus: Corpus, taxonomy: Taxonomy) -> Reading:
     """Records of all question files; a file that cannot be read or parsed is one row.
 
     A record without modality_type takes that of its image, if the image is DICOM and declares one.
@@ -38,15 +38,16 @@ def read_questions(corpus: Corpus) -> Reading:
             declared = declared_modality(corpus.fetch(files[0])) if files else None
         except DamagedMemberError:
             return None
-        if declared and modality_slug(declared) is None:
+        slug = taxonomy.by_dicom.get(declared or "")
+        if declared and slug is None:
             why = (
                 f"modality_type is missing, and Modality {declared!r} in the DICOM header is none"
-                f" of {', '.join(MODALITIES)}: write the one that the image is of"
+                f" of {', '.join(taxonomy.modalities)}: write the one that the image is of"
             )
             raise RefusedRecord(declared, why, Reason.UNKNOWN_MODALITY)
-        return modality_slug(declared)
+        return slug
 
-    reading = read_record_files(question_files(), image_modality)
+    reading = read_record_files(question_files(), taxonomy, image_modality)
     return Reading(reading.read + len(rows), reading.records, [*reading.rows, *rows])
 
 

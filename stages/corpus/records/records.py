@@ -22,7 +22,7 @@ from stages.core.outputs import read_json_lines
 from stages.corpus.dataset.paths import IMAGES, MAX_NAME_BYTES, has_long_name, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, format_problem, letter_options, parse_problem
 from stages.corpus.quarantine.ledger import RecordLocation, Row, safe_text
-from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.quarantine.reasons import UNKNOWN_NAME, Reason
 from stages.corpus.records.json_list import RawRecord, parse_list
 from stages.corpus.records.labels import check_labels
 from stages.corpus.records.table import parse_table
@@ -34,7 +34,7 @@ from stages.corpus.records.texts import (
     find_text_problem,
     is_plain,
 )
-from stages.taxonomy import MODALITIES, MODALITY_SLUGS, QUESTION_TYPE_SLUGS, QUESTION_TYPES, nearest
+from stages.taxonomy import Taxonomy, Vocabulary
 
 __all__ = [
     "FIELDS",
@@ -110,20 +110,22 @@ Raises RefusedRecord if it declares one that is none of the eight.
 
 
 def read_record_files(
-    files: Iterable[tuple[str, bytes]], modality_of: ModalityOf = lambda image_path: None
+    files: Iterable[tuple[str, bytes]],
+    taxonomy: Taxonomy,
+    modality_of: ModalityOf = lambda image_path: None,
 ) -> Reading:
     """Read (name, content) pairs, JSON or .csv, in order of name; refused records become rows.
 
     `modality_of` is called only for records without modality_type.
     """
-    collector = _Collector(modality_of)
+    collector = _Collector(taxonomy, modality_of)
     pending = sorted(files, reverse=True)
     while pending:
         name, content = pending.pop()
         try:
             text = decode(content)
             del content  # as large as the text
-            entries = _parse(name, text)
+            entries = _parse(name, text, taxonomy)
         except RefusedRecord as refusal:
             collector.refuse_file(name, refusal)
             continue
@@ -132,12 +134,12 @@ def read_record_files(
     return collector.reading()
 
 
-def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
+def read_record_lines(paths: Iterable[Path], remedy: str, taxonomy: Taxonomy) -> Reading:
     """Read an earlier stage's JSON Lines files in order of name; unusable records become rows.
 
     Raises InputError, with `remedy`, if a file is missing or a line is not a JSON object.
     """
-    collector = _Collector(lambda image_path: None)
+    collector = _Collector(taxonomy, lambda image_path: None)
     texts: dict[str, str] = {}
     for path in sorted(paths):
         for entry in _read_lines(path, remedy):
@@ -145,7 +147,7 @@ def read_record_lines(paths: Iterable[Path], remedy: str) -> Reading:
     return collector.reading()
 
 
-def iterate_records(path: Path, remedy: str) -> Iterator[Record]:
+def iterate_records(path: Path, remedy: str, taxonomy: Taxonomy) -> Iterator[Record]:
     """Iterate over the records of an earlier stage's JSON Lines file, one in memory at a time.
 
     Raises InputError, with `remedy`, if the file is missing or at the first line that is not a
@@ -153,7 +155,7 @@ def iterate_records(path: Path, remedy: str) -> Iterator[Record]:
     """
     for entry in _read_lines(path, remedy):
         try:
-            yield check_record(entry.raw, _locate(path.as_posix(), entry))
+            yield check_record(entry.raw, _locate(path.as_posix(), entry), taxonomy)
         except RefusedRecord as refusal:
             wrong = f"{refusal.what!r}: {refusal.why}"
             raise InputError(
@@ -173,7 +175,7 @@ def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
     )
 
 
-def check_record(raw: object, location: RecordLocation) -> Record:
+def check_record(raw: object, location: RecordLocation, taxonomy: Taxonomy) -> Record:
     """Validate a JSON record. Raises RefusedRecord for the first problem."""
     if not isinstance(raw, dict):
         raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
@@ -188,17 +190,15 @@ def check_record(raw: object, location: RecordLocation) -> Record:
     if text["gt_answer"] not in options:
         why = f"gt_answer is none of the options {safe_text(list(options))}"
         raise RefusedRecord(text["gt_answer"], why, Reason.ANSWER_NOT_OFFERED)
-    if raw["modality_type"] not in MODALITY_SLUGS:
-        raise _unknown(raw, "modality_type", MODALITIES, Reason.UNKNOWN_MODALITY)
-    if raw["question_type"] not in QUESTION_TYPE_SLUGS:
-        raise _unknown(raw, "question_type", QUESTION_TYPES, Reason.UNKNOWN_QUESTION_TYPE)
+    modality = _slug(raw, taxonomy.modalities)
+    question_type = _slug(raw, taxonomy.question_types)
     _check_image_path(raw["image_path"])
     _check_published_form(text["question"], options)
     return Record(
         question_id=raw["question_id"],
         dataset=raw["dataset"],
-        modality=MODALITY_SLUGS[raw["modality_type"]],
-        question_type=QUESTION_TYPE_SLUGS[raw["question_type"]],
+        modality=modality,
+        question_type=question_type,
         question=text["question"],
         options=options,
         gold=LETTERS[options.index(text["gt_answer"])],
@@ -211,7 +211,8 @@ def check_record(raw: object, location: RecordLocation) -> Record:
 class _Collector:
     """Collects records by question_id in reading order, and one row per refused record."""
 
-    def __init__(self, modality_of: ModalityOf) -> None:
+    def __init__(self, taxonomy: Taxonomy, modality_of: ModalityOf) -> None:
+        self._taxonomy = taxonomy
         self._modality_of = modality_of
         self._records: dict[str, Record] = {}
         self._rows: list[Row] = []
@@ -223,7 +224,8 @@ class _Collector:
         try:
             if entry.refusal:
                 raise entry.refusal
-            record = check_record(_with_modality(entry.raw, self._modality_of), location)
+            raw = _with_modality(entry.raw, self._modality_of, self._taxonomy.modalities)
+            record = check_record(raw, location, self._taxonomy)
             first = self._records.setdefault(record.question_id, record)
             if first is not record:
                 why = f"duplicate question_id; kept: {first.location}"
@@ -262,13 +264,13 @@ def _read_lines(path: Path, remedy: str) -> Iterator[RawRecord]:
         yield RawRecord(None, number, raw, None)
 
 
-def _with_modality(raw: object, modality_of: ModalityOf) -> object:
+def _with_modality(raw: object, modality_of: ModalityOf, modalities: Vocabulary) -> object:
     """The record with its image's modality_type, if it has none and the image declares one."""
     if not isinstance(raw, dict) or "modality_type" in raw:
         return raw
     image_path = raw.get("image_path")
     slug = modality_of(image_path) if isinstance(image_path, str) else None
-    return raw if slug is None else raw | {"modality_type": MODALITIES[slug]}
+    return raw if slug is None else raw | {"modality_type": modalities.name(slug)}
 
 
 def _text_field(raw: object, field: str) -> str | None:
@@ -277,10 +279,10 @@ def _text_field(raw: object, field: str) -> str | None:
     return safe_text(value) if isinstance(value, str) and value else None
 
 
-def _parse(name: str, text: str) -> list[RawRecord]:
+def _parse(name: str, text: str, taxonomy: Taxonomy) -> list[RawRecord]:
     """All entries of a question file. Raises RefusedRecord if the file as a whole is unusable."""
     if name.lower().endswith(".csv"):
-        return list(parse_table(text, posixpath.basename(name)[: -len(".csv")]))
+        return list(parse_table(text, posixpath.basename(name)[: -len(".csv")], taxonomy))
     return list(parse_list(text))
 
 
@@ -341,13 +343,18 @@ def _option_fields(option_keys: list[str]) -> tuple[str, ...]:
     return expected
 
 
-def _unknown(
-    raw: dict[str, Any], field: str, literals: Mapping[str, str], reason: Reason
-) -> RefusedRecord:
-    """The refusal of a literal that is not in OmniMedVQA's list, with the nearest one that is."""
-    slug = nearest(raw[field], literals)
-    suggestion = f"; did you mean {literals[slug]!r} (slug {slug})?" if slug else ""
-    return RefusedRecord(raw[field], f"unknown {field}{suggestion}", reason)
+def _slug(raw: dict[str, Any], vocabulary: Vocabulary) -> str:
+    """The slug of a record's name for its modality or question type.
+
+    Raises RefusedRecord, with the nearest name, for one that is not accepted.
+    """
+    field = vocabulary.field
+    if slug := vocabulary.slug_of.get(raw[field]):
+        return slug
+    nearest = vocabulary.nearest(raw[field])
+    suggestion = f"; did you mean {vocabulary.name(nearest)!r} (slug {nearest})?" if nearest else ""
+    reason = UNKNOWN_NAME[field]
+    raise RefusedRecord(raw[field], f"unknown {field}{suggestion}", reason)
 
 
 def _check_image_path(path: str) -> None:

@@ -1,7 +1,7 @@
 """A spreadsheet's CSV as records in OmniMedVQA's form: one question per row, columns by name.
 
 A CSV allows more spellings than JSON, but nothing is guessed: a column has a few names, a modality
-is a slug or OmniMedVQA's word, an answer is a text or a letter. A row that can be read in two ways
+is a slug or one of its names, an answer is a text or a letter. A row that can be read in two ways
 is refused. Rows become the same objects as in a JSON file and pass the same checks.
 docs/own-data.md describes the table for its authors.
 
@@ -21,11 +21,11 @@ from typing import Any, Final
 
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, letter_options
-from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.quarantine.reasons import UNKNOWN_NAME, Reason
 from stages.corpus.records.json_list import RawRecord
 from stages.corpus.records.labels import check_labels
 from stages.corpus.records.texts import RefusedRecord
-from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
+from stages.taxonomy import Taxonomy, Vocabulary
 
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "image": ("image", "image path", "image file", "picture", "file", "file name"),
@@ -82,7 +82,7 @@ class Header:
         ]
 
 
-def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
+def parse_table(text: str, dataset: str, taxonomy: Taxonomy) -> Iterator[RawRecord]:
     """Rows of a CSV as raw records with their lines; `dataset` is the default of that column.
 
     Empty rows are skipped. Raises RefusedRecord if there is no usable header.
@@ -99,7 +99,7 @@ def parse_table(text: str, dataset: str) -> Iterator[RawRecord]:
             if reader.line_num <= header.line or not any(cell.strip() for cell in cells):
                 continue
             raw = _id_only(cells, header)  # what identifies the row if it is refused
-            raw = _record(cells, header, dataset)
+            raw = _record(cells, header, dataset, taxonomy)
         except StopIteration:
             return
         except csv.Error as error:
@@ -211,7 +211,7 @@ def _id_only(cells: Sequence[str], header: Header) -> dict[str, str]:
     return {"question_id": cells[at].strip()} if at < len(cells) else {}
 
 
-def _record(cells: list[str], header: Header, dataset: str) -> dict[str, str]:
+def _record(cells: list[str], header: Header, dataset: str, taxonomy: Taxonomy) -> dict[str, str]:
     """A row as a raw record. Raises RefusedRecord unless there is exactly one way to read it."""
     if len(cells) != len(header.names):
         delimiter = "tab" if header.delimiter == "\t" else f"'{header.delimiter}'"
@@ -227,8 +227,8 @@ def _record(cells: list[str], header: Header, dataset: str) -> dict[str, str]:
     row = {role: cells[number] for role, number in header.columns.items()}
     options = _options(row)
     answer = _answer(row["answer"], options)
-    modality = _literal(row["modality"], MODALITIES, "modality_type")
-    kind = _literal(row["type"], QUESTION_TYPES, "question_type")
+    modality = _name(row["modality"], taxonomy.modalities)
+    kind = _name(row["type"], taxonomy.question_types)
     image = row["image"].strip()
     while image.startswith("./"):
         image = image.removeprefix("./")
@@ -316,15 +316,15 @@ def _answer(cell: str, options: Mapping[str, str]) -> str:
     return cell if by_letter is None else by_letter
 
 
-def _literal(cell: str, literals: Mapping[str, str], field: str) -> str:
-    """OmniMedVQA's word for a slug or that word in any case; an empty cell is returned as it is."""
+def _name(cell: str, vocabulary: Vocabulary) -> str:
+    """The name for a slug or accepted name in any case; an empty cell is returned as it is."""
     value = cell.strip().casefold()
     if not value:
         return cell
-    for name, literal in literals.items():
-        if value in (name, literal.casefold()):
-            return literal
-    suggestion = f"; did you mean {slug}?" if (slug := nearest(value, literals)) else ";"
-    reason = Reason.UNKNOWN_MODALITY if literals is MODALITIES else Reason.UNKNOWN_QUESTION_TYPE
-    allowed = f"allowed: {', '.join(literals)}, or OmniMedVQA's words for them"
-    raise RefusedRecord(cell.strip(), f"unknown {field}{suggestion} {allowed}", reason)
+    if name := vocabulary.spellings.get(value):
+        return name
+    slug = vocabulary.nearest(value)
+    suggestion = f"; did you mean {slug}?" if slug else ";"
+    field = vocabulary.field
+    allowed = f"allowed: {', '.join(vocabulary)}, or their names in params.yaml"
+    raise RefusedRecord(cell.strip(), f"unknown {field}{suggestion} {allowed}", UNKNOWN_NAME[field])

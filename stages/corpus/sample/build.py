@@ -23,6 +23,7 @@ from PIL import ExifTags, Image
 
 from stages.core.cli import stage_parser
 from stages.core.outputs import atomic_file
+from stages.core.params import shipped_taxonomy
 from stages.corpus.dataset.paths import IMAGES, QUESTIONS
 from stages.corpus.sample.phantoms import (
     LETTERS,
@@ -33,7 +34,6 @@ from stages.corpus.sample.phantoms import (
     sample_phantom,
 )
 from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
-from stages.taxonomy import MODALITIES
 
 DEFAULT_OUT: Final = Path("infra/sample/omnimedvqa-phantoms.zip")
 TOP: Final = "OmniMedVQA-phantoms/"
@@ -165,7 +165,7 @@ def _questions(
         }
         for letter, option in zip(LETTERS, options, strict=False):
             record[f"option_{letter}"] = option
-        record["modality_type"] = MODALITIES[phantom.modality]
+        record["modality_type"] = shipped_taxonomy().modalities.name(phantom.modality)
         records.append(record)
     return records
 

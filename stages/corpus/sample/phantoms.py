@@ -22,8 +22,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from stages.taxonomy import MODALITIES
-
 SHAPES: Final = ("solid", "ring", "star")
 GRADES: Final = ("Mild", "Moderate", "Severe")
 SIDES: Final = ("Left", "Right")
@@ -204,7 +202,7 @@ def sample_phantom(
     rng: np.random.Generator, modality: str | None = None, anatomy: str | None = None
 ) -> Phantom:
     """Draw a phantom's attributes: one in ten is normal, everything else uniform."""
-    modality = modality or str(rng.choice(list(MODALITIES)))
+    modality = modality or str(rng.choice(list(STYLES)))
     anatomy = anatomy or str(rng.choice(STYLES[modality].anatomies))
     if rng.random() < 0.1:
         return Phantom(modality, anatomy, None, None, None, 0)

@@ -19,7 +19,6 @@ from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataErr
 from stages.corpus.splitting import expectations
 from stages.corpus.splitting.draws import Draw
 from stages.corpus.splitting.expectations import Measurement
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
 
 if TYPE_CHECKING:
     from stages.corpus.records.records import Reading, Record
@@ -220,10 +219,10 @@ def judge_corpus(
         "majority_answer": expectations.majority_answer(draw),
         "single_answer_tests": expectations.single_answer_tests(draw),
         "questions_of_modality": expectations.smallest_count(
-            {slug: modalities[slug] for slug in MODALITIES}
+            {slug: modalities[slug] for slug in draw["modality"]}
         ),
         "questions_of_type": expectations.smallest_count(
-            {slug: types[slug] for slug in QUESTION_TYPES}
+            {slug: types[slug] for slug in draw["task"]}
         ),
         "blank_images": expectations.blank_images(images),
         "dark_or_bright_images": expectations.dark_or_bright_images(images),
@@ -232,7 +231,7 @@ def judge_corpus(
         "duplicate_images": expectations.duplicate_images(images),
     }
     results = tuple(_judge(name, measurements[name], rules[name]) for name in CORPUS_TESTS)
-    return Results(results, expectations.statistics(records, images, size))
+    return Results(results, expectations.statistics(records, images, size, draw["modality"]))
 
 
 def write_results(path: Path, results: Results, provenance: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from stages.corpus.records.records import PATIENT, Record
 from stages.corpus.splitting.draws import Draw, Item, splits_of
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 from stages.corpus.splitting.stratify import stratify
-from stages.taxonomy import AXES
+from stages.taxonomy import Axes
 
 Sides = tuple[list[Item], list[Item]]
 """(train, test)."""
@@ -32,17 +32,22 @@ _FIELD: Final = {"modality": "modality", "task": "question_type"}
 
 
 def draw_splits(
-    records: Sequence[Record], settings: Splits
+    records: Sequence[Record], settings: Splits, axes: Axes
 ) -> tuple[list[GroupedImage], dict[str, str], dict[str, Draw]]:
     """Images, image -> group, and kind of split -> draw, of valid records (sorted by id)."""
     items = [make_item(record) for record in records]
     images = grouped_images(records, settings)
     group_of = group_images(images, settings.near_duplicates)
-    draws = {"grouped": grouped(items, group_of, settings), "published": published(items, settings)}
+    draws = {
+        "grouped": grouped(items, group_of, settings, axes),
+        "published": published(items, settings, axes),
+    }
     return images, group_of, draws
 
 
-def grouped(items: Sequence[Item], group_of: Mapping[str, str], settings: Splits) -> Draw:
+def grouped(
+    items: Sequence[Item], group_of: Mapping[str, str], settings: Splits, axes: Axes
+) -> Draw:
     """Split items (sorted by question_id) by groups of images, with the same draw on both axes."""
     strata: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for item in items:
@@ -51,13 +56,13 @@ def grouped(items: Sequence[Item], group_of: Mapping[str, str], settings: Splits
     return {
         axis: {
             slug: _cut(own, [group_of[item["image"]] in train_groups for item in own])
-            for slug, own in _by_slug(items, axis).items()
+            for slug, own in _by_slug(items, axis, slugs).items()
         }
-        for axis in AXES
+        for axis, slugs in axes.items()
     }
 
 
-def published(items: Sequence[Item], settings: Splits) -> Draw:
+def published(items: Sequence[Item], settings: Splits, axes: Axes) -> Draw:
     """Split items (sorted by question_id) at random: round(n * train_share) for training.
 
     If there are at least two items, each side gets at least one; a single one is for testing.
@@ -65,9 +70,9 @@ def published(items: Sequence[Item], settings: Splits) -> Draw:
     return {
         axis: {
             slug: _at_random(own, axis, slug, settings)
-            for slug, own in _by_slug(items, axis).items()
+            for slug, own in _by_slug(items, axis, slugs).items()
         }
-        for axis in AXES
+        for axis, slugs in axes.items()
     }
 
 
@@ -88,8 +93,8 @@ def _cut(items: list[Item], in_train: list[bool]) -> Sides:
     return sides
 
 
-def _by_slug(items: Sequence[Item], axis: str) -> dict[str, list[Item]]:
-    return {slug: [item for item in items if item[_FIELD[axis]] == slug] for slug in AXES[axis]}
+def _by_slug(items: Sequence[Item], axis: str, slugs: Sequence[str]) -> dict[str, list[Item]]:
+    return {slug: [item for item in items if item[_FIELD[axis]] == slug] for slug in slugs}
 
 
 def make_item(record: Record) -> Item:

@@ -18,7 +18,6 @@ import numpy as np
 from stages.corpus.dataset.problems import LETTERS, letter_options, parse_solution
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.draws import Draw, Item, splits_of
-from stages.taxonomy import MODALITIES
 
 if TYPE_CHECKING:
     from stages.corpus.records.records import Reading, Record
@@ -303,11 +302,11 @@ def duplicate_images(images: Sequence[ImageStatistics]) -> Measurement:
 
 
 def statistics(
-    records: Sequence[Record], images: Sequence[ImageStatistics], size: int
+    records: Sequence[Record], images: Sequence[ImageStatistics], size: int, slugs: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-    """Modality -> counts, and mean and standard deviation of image brightness and contrast."""
+    """Modality, in the order of `slugs` -> counts, and mean and standard deviation of image brightness and contrast."""
     questions = Counter(record.modality for record in records)
-    by_modality: dict[str, list[ImageStatistics]] = {slug: [] for slug in MODALITIES}
+    by_modality: dict[str, list[ImageStatistics]] = {slug: [] for slug in slugs}
     for each in images:
         by_modality[each.modality].append(each)
     return {

@@ -13,7 +13,7 @@ from stages.core.outputs import read_json
 from stages.corpus.dataset.split_files import KINDS
 from stages.corpus.splitting.draws import Draw, Split, splits_of
 from stages.corpus.splitting.groups import GroupedImage
-from stages.taxonomy import AXES
+from stages.taxonomy import AXIS_NAMES
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def read_leaks(path: Path) -> dict[str, Leaks]:
     try:
         return {
             kind: {
-                axis: {slug: Leak(**tree[kind][axis][slug]) for slug in AXES[axis]} for axis in AXES
+                axis: {slug: Leak(**leak) for slug, leak in tree[kind][axis].items()}
+                for axis in AXIS_NAMES
             }
             for kind in KINDS
         }

@@ -13,8 +13,8 @@ from stages.core.params import load_params
 from stages.corpus.images import decoding
 from stages.corpus.images.decoding import ImageError, decode
 from stages.corpus.sample.phantoms import draw, sample_phantom
-from stages.taxonomy import MODALITIES
 from tests.conftest import ROOT
+from tests.omnimedvqa import MODALITIES
 
 DEFAULT = load_params(ROOT / "params.yaml").resize
 SIZE = (700, 560)

@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from stages.core.params import load_params
 from stages.corpus.images.hashes import BITS, perceptual_hash, pixel_hash
 from stages.corpus.sample.phantoms import draw, sample_phantom
-from stages.taxonomy import MODALITIES
+from tests.omnimedvqa import MODALITIES
 
 NEAR = load_params().splits.near_duplicates or 0
 

@@ -16,11 +16,11 @@ from stages.corpus.inspection import command as check
 from stages.corpus.inspection import images as inspection_images
 from stages.corpus.quarantine.advice import advise
 from stages.corpus.quarantine.reasons import Reason
-from stages.taxonomy import MODALITIES, QUESTION_TYPES, nearest
 from tests.commands import med_r1
 from tests.conftest import MakeRecord, Raw, image, speckled
 from tests.dicoms import file as dicom_file
 from tests.dicoms import ramp
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES, TAXONOMY
 
 Check = Callable[..., int]
 HEADER = "image,question,options,answer,modality,type\n"
@@ -305,7 +305,7 @@ def test_a_misspelt_modality_in_json_gets_a_suggestion(
     ],
 )
 def test_the_nearest_name_is_suggested_if_one_is_similar(value: str, slug: str | None) -> None:
-    assert nearest(value, MODALITIES) == slug
+    assert TAXONOMY.modalities.nearest(value) == slug
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -14,9 +14,9 @@ from stages.core.yaml_files import load_yaml, read_yaml
 from stages.corpus.records.records import read_record_files
 from stages.corpus.records.table import COLUMNS
 from stages.corpus.records.texts import MAX_TEXT_LENGTH
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.commands import med_r1
 from tests.conftest import ROOT, speckled
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES, TAXONOMY
 
 DOC = (ROOT / "docs/own-data.md").read_text(encoding="utf-8")
 SAMPLE = ROOT / "infra/sample/omnimedvqa-phantoms.zip"
@@ -57,7 +57,7 @@ def test_the_sheet_gives_the_printed_output(ward: Path, capsys: pytest.CaptureFi
 def test_the_corrected_sheet_is_ready(ward: Path) -> None:
     (ward / "ward.csv").write_text(corrected(block("csv")), encoding="utf-8")
     assert med_r1("check", "ward") == 0
-    reading = read_record_files([("ward.csv", (ward / "ward.csv").read_bytes())])
+    reading = read_record_files([("ward.csv", (ward / "ward.csv").read_bytes())], TAXONOMY)
     assert [(record.modality, record.question_type, record.gold) for record in reading.records] == [
         ("ct", "disease-diagnosis", "A"),
         ("ct", "anatomy-identification", "B"),

@@ -30,6 +30,7 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 from stages.corpus.records.records import RefusedRecord, check_record, read_record_files
 from tests.conftest import ROOT, MakeRecord
+from tests.omnimedvqa import TAXONOMY
 
 LIMITS = RefusalLimits(max_refused_share=0.05, max_refused_share_of_set=0.2, min_refused=5, sets={})
 ROWS = [
@@ -186,7 +187,7 @@ def test_each_kind_of_unusable_record_has_its_code(
     make_record: MakeRecord, changes: dict[str, Any], reason: Reason
 ) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(**changes), RecordLocation("here"))
+        check_record(make_record(**changes), RecordLocation("here"), TAXONOMY)
     assert caught.value.reason == reason
 
 
@@ -205,7 +206,7 @@ def test_a_row_has_source_set_and_modality_as_written_or_none_if_they_are_not_te
         None,
         make_record(dataset="", gt_answer="x"),
     ]
-    rows = read_record_files([("a.json", json.dumps(raws).encode())]).rows
+    rows = read_record_files([("a.json", json.dumps(raws).encode())], TAXONOMY).rows
     assert [(row.dataset, row.modality) for row in rows[:3]] == [
         ("Chest CT Scan", "PET"),
         (None, None),

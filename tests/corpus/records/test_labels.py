@@ -11,6 +11,7 @@ from stages.corpus.dataset.problems import LETTERS
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import read_record_files
 from tests.conftest import MakeRecord
+from tests.omnimedvqa import TAXONOMY
 
 MARKS = ("{}) {}", "({}) {}", "{}. {}", "{}.{}", "{}: {}", "{} - {}", "[{}] {}", "{}] {}", "{}, {}")
 FULL_WIDTH = ("\uff21\uff0e{}", "\uff08\uff22\uff09{}")
@@ -36,7 +37,7 @@ def reasons(make_record: MakeRecord, options: list[str], form: str) -> list[Reas
         )
         content = pd.DataFrame([row]).to_csv(index=False)
     name = "a.json" if form == "json" else "a.csv"
-    return [row.reason for row in read_record_files([(name, content.encode())]).rows]
+    return [row.reason for row in read_record_files([(name, content.encode())], TAXONOMY).rows]
 
 
 FORMS = ("json", "cell", "columns")

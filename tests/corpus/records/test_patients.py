@@ -15,9 +15,9 @@ from stages.core import layout
 from stages.core.outputs import read_json, read_json_lines
 from stages.corpus.records.patients import hashed_id, link_patients
 from stages.corpus.records.records import Record, read_record_files
-from stages.taxonomy import MODALITIES
 from tests.conftest import MakeCorpus, MakeRecord, Raw, RunStage
 from tests.dicoms import file
+from tests.omnimedvqa import MODALITIES, TAXONOMY
 
 SECRET = "Doe-1970-4711"
 
@@ -40,7 +40,7 @@ def records(make_record: MakeRecord, *patients: str | None, dataset: str = "Ward
         )
         for number, patient in enumerate(patients)
     ]
-    return read_record_files([("a.json", json.dumps(rows).encode())]).records
+    return read_record_files([("a.json", json.dumps(rows).encode())], TAXONOMY).records
 
 
 def linked(found: list[Record], ids: dict[str, str] | None = None) -> dict[str, str]:
@@ -82,7 +82,7 @@ def test_a_placeholder_is_no_patient(text: str | None, make_record: MakeRecord) 
 def test_a_column_names_the_patient(name: str) -> None:
     header = f"image,question,options,answer,modality,type,{name}"
     text = f"{header}\na.png,What?,x|y,A,ct,lesion-grading,7\n"
-    (record,) = read_record_files([("ward.csv", text.encode())]).records
+    (record,) = read_record_files([("ward.csv", text.encode())], TAXONOMY).records
     assert record.fields["patient"] == "7"
     assert not record.question_id.endswith("7")
 

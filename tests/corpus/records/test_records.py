@@ -21,8 +21,8 @@ from stages.corpus.records.records import (
     read_record_files,
     read_record_lines,
 )
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.conftest import MakeRecord
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES, TAXONOMY
 
 HERE = RecordLocation("here.json", 0, "x")
 
@@ -33,7 +33,9 @@ def test_every_modality_and_type_literal_maps_to_its_slug(
     make_record: MakeRecord, slug: str, kind: str
 ) -> None:
     record = check_record(
-        make_record(modality_type=MODALITIES[slug], question_type=QUESTION_TYPES[kind]), HERE
+        make_record(modality_type=MODALITIES[slug], question_type=QUESTION_TYPES[kind]),
+        HERE,
+        TAXONOMY,
     )
     assert (record.modality, record.question_type) == (slug, kind)
 
@@ -42,7 +44,7 @@ def test_a_record_keeps_all_its_fields_and_gets_the_letter_of_its_gold(
     make_record: MakeRecord,
 ) -> None:
     raw = make_record(option_C="Normal", gt_answer=" Normal ", question=" What? ", source="kept")
-    record = check_record(raw, HERE)
+    record = check_record(raw, HERE, TAXONOMY)
     assert record.fields == raw
     assert (record.question, record.options, record.gold) == (
         "What?",
@@ -92,7 +94,7 @@ def test_a_bad_record_is_refused_with_value_and_reason(
     make_record: MakeRecord, changes: dict[str, Any], what: str, reason: Reason
 ) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(**changes), HERE)
+        check_record(make_record(**changes), HERE, TAXONOMY)
     assert (caught.value.what, caught.value.reason) == (what, reason)
 
 
@@ -103,7 +105,7 @@ def test_a_text_that_the_published_form_cannot_represent_is_refused(
     make_record: MakeRecord, changes: dict[str, str]
 ) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(**changes), HERE)
+        check_record(make_record(**changes), HERE, TAXONOMY)
     assert caught.value.reason == Reason.OPTION_LABEL
 
 
@@ -125,20 +127,22 @@ def test_the_field_and_the_unsafe_characters_in_it_are_named(
     make_record: MakeRecord, changes: dict[str, Any], field: str, character: str
 ) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(**changes), HERE)
+        check_record(make_record(**changes), HERE, TAXONOMY)
     assert caught.value.why.startswith(f"{field} ")
     assert character in caught.value.why
 
 
 def test_newlines_and_tabs_in_questions_and_options_are_accepted(make_record: MakeRecord) -> None:
-    record = check_record(make_record(question="First\r\nsecond:\n\tthird?", option_A="a\nb"), HERE)
+    record = check_record(
+        make_record(question="First\r\nsecond:\n\tthird?", option_A="a\nb"), HERE, TAXONOMY
+    )
     assert (record.question, record.options[0]) == ("First\r\nsecond:\n\tthird?", "a\nb")
 
 
 @pytest.mark.parametrize("raw", [None, "text", 3, []])
 def test_a_record_that_is_not_an_object_is_refused(raw: Any) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(raw, HERE)
+        check_record(raw, HERE, TAXONOMY)
     assert caught.value.reason == Reason.RECORD_FORM
 
 
@@ -172,7 +176,7 @@ def test_an_unreadable_file_is_one_row(
     make_record: MakeRecord, content: bytes, what: str, reason: Reason
 ) -> None:
     reading = read_record_files(
-        [("Bad.json", content), ("Good.json", json.dumps([make_record()]).encode())]
+        [("Bad.json", content), ("Good.json", json.dumps([make_record()]).encode())], TAXONOMY
     )
     assert (reading.read, len(reading.records)) == (2, 1)
     (row,) = reading.rows
@@ -184,7 +188,7 @@ def test_an_unreadable_file_is_one_row(
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_is_accepted(make_record: MakeRecord, encoding: str) -> None:
     content = json.dumps([make_record(question="Größe?")], ensure_ascii=False).encode(encoding)
-    (record,) = read_record_files([("a.json", content)]).records
+    (record,) = read_record_files([("a.json", content)], TAXONOMY).records
     assert record.question == "Größe?"
 
 
@@ -210,7 +214,7 @@ def test_json_that_a_parser_would_silently_accept_is_refused(
 ) -> None:
     good = json.dumps(make_record(question_id="good"))
     bad = f"{json.dumps(make_record(question_id='bad'))[:-1]}, {field}}}"
-    reading = read_record_files([("a.json", f"[{bad},\n {good}]".encode())])
+    reading = read_record_files([("a.json", f"[{bad},\n {good}]".encode())], TAXONOMY)
     assert [record.question_id for record in reading.records] == ["good"]
     (row,) = reading.rows
     assert (row.where, str(row.where)) == (
@@ -227,9 +231,9 @@ def test_further_fields_of_a_record_survive_writing_and_reading(
     raw = make_record(
         source={"list": [1, None, 0.5, {"deep": "\U0001f600"}]}, pages=10**300, note="\u2028"
     )
-    (record,) = read_record_files([("a.json", json.dumps([raw]).encode())]).records
+    (record,) = read_record_files([("a.json", json.dumps([raw]).encode())], TAXONOMY).records
     write_json_lines(tmp_path / "records.jsonl", [record.fields])
-    assert next(iterate_records(tmp_path / "records.jsonl", "remedy")).fields == raw
+    assert next(iterate_records(tmp_path / "records.jsonl", "remedy", TAXONOMY)).fields == raw
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -244,7 +248,8 @@ def test_a_location_names_the_line_in_a_file_of_several_lines(
     ]
     text = json.dumps(raws, indent=1)
     reading = read_record_files(
-        [("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())]
+        [("a.json", text.replace("\n", end).encode()), ("b.json", json.dumps([None]).encode())],
+        TAXONOMY,
     )
     lines = text.split("\n")
     begins = [
@@ -262,7 +267,9 @@ def test_a_location_names_the_line_in_a_file_of_several_lines(
 def test_the_row_of_a_refused_record_has_its_modality_as_written(make_record: MakeRecord) -> None:
     raw = make_record(gt_answer="x")
     del raw["modality_type"]
-    reading = read_record_files([("a.json", json.dumps([raw]).encode())], lambda image_path: "ct")
+    reading = read_record_files(
+        [("a.json", json.dumps([raw]).encode())], TAXONOMY, lambda image_path: "ct"
+    )
     (row,) = reading.rows
     assert (row.reason, row.modality) == (Reason.ANSWER_NOT_OFFERED, None)
 
@@ -272,7 +279,7 @@ def test_of_two_records_with_one_id_the_first_by_file_name_is_kept(
 ) -> None:
     first = json.dumps([make_record(question="First?")]).encode()
     second = json.dumps([make_record(question="Second?")]).encode()
-    reading = read_record_files([("b.json", second), ("a.json", first)])
+    reading = read_record_files([("b.json", second), ("a.json", first)], TAXONOMY)
     assert [record.question for record in reading.records] == ["First?"]
     (row,) = reading.rows
     assert row == Row(
@@ -289,7 +296,7 @@ def test_of_two_records_with_one_id_the_first_by_file_name_is_kept(
 def test_read_is_kept_plus_quarantined_over_many_kinds(make_record: MakeRecord) -> None:
     raws: list[Any] = [make_record(question_id=str(number)) for number in range(5)]
     raws += [make_record(question_id="5", gt_answer=None), None, make_record(question_id="0"), {}]
-    reading = read_record_files([("a.json", json.dumps(raws).encode())])
+    reading = read_record_files([("a.json", json.dumps(raws).encode())], TAXONOMY)
     assert (reading.read, len(reading.records), len(reading.rows)) == (9, 5, 4)
     assert [str(row.where) for row in reading.rows] == [
         "a.json#5 (5)",
@@ -301,7 +308,7 @@ def test_read_is_kept_plus_quarantined_over_many_kinds(make_record: MakeRecord) 
 
 def test_a_long_value_is_truncated_in_its_row(make_record: MakeRecord) -> None:
     with pytest.raises(RefusedRecord) as caught:
-        check_record(make_record(gt_answer="x" * 1_000_000), HERE)
+        check_record(make_record(gt_answer="x" * 1_000_000), HERE, TAXONOMY)
     assert caught.value.what.endswith("x... (1000000 characters)")
     assert len(caught.value.what) < 400
 
@@ -311,7 +318,7 @@ def test_ten_thousand_records_are_read_in_two_seconds(make_record: MakeRecord) -
         [make_record(question_id=str(number)) for number in range(10_000)]
     ).encode()
     start = time.process_time()
-    assert len(read_record_files([("a.json", content)]).records) == 10_000
+    assert len(read_record_files([("a.json", content)], TAXONOMY).records) == 10_000
     assert time.process_time() - start < 2
 
 
@@ -325,8 +332,8 @@ def test_records_of_an_earlier_stage_are_read_back_with_their_lines(
     ]
     write_json_lines(path, records)
     locations = [RecordLocation(path.as_posix(), None, f"q{each}", each + 1) for each in range(3)]
-    iterated = list(iterate_records(path, "remedy"))
-    for read in (iterated, read_record_lines([path], "remedy").records):
+    iterated = list(iterate_records(path, "remedy", TAXONOMY))
+    for read in (iterated, read_record_lines([path], "remedy", TAXONOMY).records):
         assert [record.fields for record in read] == records
         assert [record.location for record in read] == locations
 
@@ -335,7 +342,7 @@ def test_iterating_holds_one_record_in_memory(tmp_path: Path, make_record: MakeR
     path = tmp_path / "records.jsonl"
     write_json_lines(path, (make_record(question_id=f"q{each}") for each in range(3000)))
     tracemalloc.start()
-    assert sum(1 for _ in iterate_records(path, "remedy")) == 3000
+    assert sum(1 for _ in iterate_records(path, "remedy", TAXONOMY)) == 3000
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < path.stat().st_size / 5
@@ -349,11 +356,11 @@ def test_an_unusable_record_of_an_earlier_stage_is_a_row_or_an_error_with_its_li
         paths[0], [make_record(question_id="q1"), make_record(question_id="q2", gt_answer="x")]
     )
     write_json_lines(paths[1], [make_record(question_id="q1")])
-    reading = read_record_lines(reversed(paths), "remedy")
+    reading = read_record_lines(reversed(paths), "remedy", TAXONOMY)
     assert (reading.read, [record.question_id for record in reading.records]) == (3, ["q1"])
     assert [(row.where.file, row.where.line, row.reason) for row in reading.rows] == [
         (paths[0].as_posix(), 2, Reason.ANSWER_NOT_OFFERED),
         (paths[1].as_posix(), 1, Reason.DUPLICATE_ID),
     ]
     with pytest.raises(InputError, match=r"a\.jsonl, line 2 .*'x'.*remedy"):
-        list(iterate_records(paths[0], "remedy"))
+        list(iterate_records(paths[0], "remedy", TAXONOMY))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stages.corpus.records.records import read_record_files
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES, TAXONOMY
 
 Change = tuple[float, int, str | bytes]
 
@@ -134,14 +134,16 @@ edits = st.lists(
 def check(name: str, content: bytes) -> int:
     """Assert the contract of one question file; returns the number of usable records in it."""
     good = {**RAW, "question_id": "the good one"}
-    reading = read_record_files([(name, content), ("zzz.json", json.dumps([good]).encode())])
+    reading = read_record_files(
+        [(name, content), ("zzz.json", json.dumps([good]).encode())], TAXONOMY
+    )
     assert reading.read == len(reading.records) + len(reading.rows)
     others = [record.fields for record in reading.records if record.location.file == "zzz.json"]
     assert others in ([], [good]), "the other file is unaffected"
     assert len({record.question_id for record in reading.records}) == len(reading.records)
     fields = [record.fields for record in reading.records]
     written = json.dumps(fields, ensure_ascii=False, indent=1, allow_nan=False).encode()
-    again = read_record_files([("again.json", written)])
+    again = read_record_files([("again.json", written)], TAXONOMY)
     assert [record.fields for record in again.records] == fields, "records survive a round trip"
     for row in reading.rows:
         assert row.where.file in (name, "zzz.json")

@@ -20,7 +20,7 @@ from stages.corpus.records.labels import check_labels
 from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.records.table import COLUMNS, read_header
 from stages.corpus.records.texts import RefusedRecord, find_text_problem
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES, TAXONOMY
 
 HEADER = ["image", "question", "options", "answer", "modality", "type"]
 ROW = {
@@ -46,7 +46,9 @@ def table(
 
 
 def read(text: str | bytes, name: str = "ward.csv") -> Reading:
-    reading = read_record_files([(name, text.encode() if isinstance(text, str) else text)])
+    reading = read_record_files(
+        [(name, text.encode() if isinstance(text, str) else text)], TAXONOMY
+    )
     assert reading.read == len(reading.records) + len(reading.rows)
     return reading
 
@@ -89,7 +91,9 @@ def test_a_row_becomes_a_record_of_omnimedvqas_form() -> None:
 
 def test_a_csv_and_a_json_file_of_its_records_are_equivalent() -> None:
     record = read_one(table(ROW))
-    from_json = read_record_files([("ward.json", json.dumps([record.fields]).encode())]).records[0]
+    from_json = read_record_files(
+        [("ward.json", json.dumps([record.fields]).encode())], TAXONOMY
+    ).records[0]
     assert (from_json.fields, from_json.options, from_json.gold) == (
         record.fields,
         record.options,
@@ -389,7 +393,10 @@ def test_csv_and_json_files_are_read_together() -> None:
         ("QA_information/Open-access/S.json", json.dumps([fields]).encode()),
         ("W.CSV", table(ROW).encode()),
     ]
-    assert {record.dataset for record in read_record_files(files).records} == {"ward", "W"}
+    assert {record.dataset for record in read_record_files(files, TAXONOMY).records} == {
+        "ward",
+        "W",
+    }
 
 
 texts = st.text(

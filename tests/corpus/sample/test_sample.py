@@ -26,9 +26,9 @@ from stages.corpus.records.records import Reading, Record, read_record_files
 from stages.corpus.sample import build as sample
 from stages.corpus.sample.phantoms import QUESTIONS as WORDINGS
 from stages.corpus.sample.phantoms import VISUAL
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, resize_settings
 from tests.corpus.raw_archives import LIMITS
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES, TAXONOMY
 
 COMMITTED = ROOT / sample.DEFAULT_OUT
 ATTRIBUTE_OF: dict[str, str] = {}
@@ -44,7 +44,7 @@ GoldAndOffered = tuple[Counter[str], Counter[str]]
 def reading() -> Reading:
     with open_corpus(COMMITTED, LIMITS) as archive:
         return read_record_files(
-            archive.read(name for name in archive.names if name.startswith(QUESTIONS))
+            archive.read(name for name in archive.names if name.startswith(QUESTIONS)), TAXONOMY
         )
 
 

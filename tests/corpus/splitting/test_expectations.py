@@ -35,8 +35,8 @@ from stages.corpus.splitting.expectations import (
     statistics,
     unique_images,
 )
-from stages.taxonomy import AXES, MODALITIES, QUESTION_TYPES
 from tests.conftest import ROOT, Raw
+from tests.omnimedvqa import AXES, MODALITIES, QUESTION_TYPES, TAXONOMY
 
 SETTINGS = DataTests.model_validate(read_yaml(ROOT / "params.yaml")["data_tests"])
 RULES = dict(SETTINGS)
@@ -89,7 +89,9 @@ def read(records: list[Raw]) -> Reading:
     for record in records:
         slug = record.get("_file") or slugs.get(record.get("modality_type", ""), "ct")
         by_file[FILE_OF[slug]].append(record)
-    return read_record_files((name, json.dumps(rows).encode()) for name, rows in by_file.items())
+    return read_record_files(
+        ((name, json.dumps(rows).encode()) for name, rows in by_file.items()), TAXONOMY
+    )
 
 
 def draw_of(records: list[Record]) -> Draw:
@@ -358,7 +360,7 @@ def test_results_are_written_with_remedies_and_read_back(tmp_path: Path) -> None
 
 def test_statistics_by_modality_count_each_image_once() -> None:
     records = read(good()).records
-    by_modality = statistics(records, unique_images(records), SIZE)
+    by_modality = statistics(records, unique_images(records), SIZE, MODALITIES)
     assert list(by_modality) == list(MODALITIES)
     assert by_modality["ct"] == {
         "questions": 125,

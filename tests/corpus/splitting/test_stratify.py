@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.corpus.splitting.stratify import Group, Stratum, stratify
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES
 
 STRATA: list[Stratum] = list(product(list(MODALITIES)[:3], list(QUESTION_TYPES)[:3]))
 

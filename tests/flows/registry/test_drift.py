@@ -11,8 +11,8 @@ import pytest
 
 from flows.registry.drift import ALL, Drift, Summary, compare, describe, summarise
 from stages.corpus.records.records import Record, read_record_files
-from stages.taxonomy import MODALITIES, QUESTION_TYPES
 from tests.conftest import Raw
+from tests.omnimedvqa import MODALITIES, QUESTION_TYPES, TAXONOMY
 
 WARN = 0.13
 
@@ -46,7 +46,7 @@ def corpus(
             }
             change(record)
             records.append(record)
-    return read_record_files([("a.json", json.dumps(records).encode())]).records
+    return read_record_files([("a.json", json.dumps(records).encode())], TAXONOMY).records
 
 
 def beyond(old: Summary, new: Summary, limit: float = WARN) -> set[tuple[str, str]]:

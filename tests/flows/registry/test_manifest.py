@@ -27,8 +27,8 @@ from stages.core.params import Retrain
 from stages.core.yaml_files import read_yaml
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.records.records import read_record_files
-from stages.taxonomy import AXES, MODALITIES
 from tests.flows.tiny import REPOSITORY
+from tests.omnimedvqa import AXES, MODALITIES, TAXONOMY
 
 RULE = Retrain.model_validate(read_yaml(REPOSITORY / "params.yaml")["retrain"])
 NONE = Change(0, 0, 0)
@@ -176,7 +176,9 @@ def test_unknown_modalities_are_counted_in_json_and_in_tables(tmp_path: Path) ->
         "option_B": "y",
         "modality_type": "PET",
     }
-    reading = read_record_files([("a.csv", table), ("b.json", json.dumps([record]).encode())])
+    reading = read_record_files(
+        [("a.csv", table), ("b.json", json.dumps([record]).encode())], TAXONOMY
+    )
     folder = tmp_path / layout.QUARANTINE
     path = folder / "download.parquet"
     write_quarantine(path, "download", reading.read, [], reading.rows, {})
@@ -184,4 +186,4 @@ def test_unknown_modalities_are_counted_in_json_and_in_tables(tmp_path: Path) ->
         write_json_lines(tmp_path / layout.records(slug), [])
         path = folder / "resize" / f"{slug}.parquet"
         write_quarantine(path, f"resize@{slug}", 0, [], [], {})
-    assert build_manifest(tmp_path).unknown == {"PET": 2}
+    assert build_manifest(tmp_path, TAXONOMY).unknown == {"PET": 2}

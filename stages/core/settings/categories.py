@@ -1,0 +1,74 @@
+"""Rules between modalities and question types: every slug and every name means one thing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from stages.core.settings.data import Category
+from stages.taxonomy import DICOM_MODALITIES
+
+_SLUG: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_MAX_SLUG: Final = 40
+"""Characters of a slug: it names files and heads columns."""
+_RESERVED: Final = ("all", "base", "macro")
+_SFT: Final = "sft-"
+"""Start of the names of checkpoints by SFT."""
+
+
+def check_categories(
+    modalities: Mapping[str, Category], question_types: Mapping[str, Category]
+) -> None:
+    """ValueError for a bad or ambiguous slug, name or DICOM value."""
+    _check_names("modalities", modalities)
+    _check_names("question_types", question_types)
+    if both := modalities.keys() & question_types.keys():
+        raise ValueError(
+            f"{min(both)} is both a modality and a question type, but a checkpoint of this name"
+            " is of one of them: rename one slug"
+        )
+    _check_dicom(modalities)
+    for slug, category in question_types.items():
+        if category.dicom:
+            raise ValueError(f"question_types.{slug}.dicom: only modalities have DICOM values")
+
+
+def _check_names(group: str, categories: Mapping[str, Category]) -> None:
+    names: dict[str, str] = {}
+    for slug, category in categories.items():
+        _check_slug(f"{group}.{slug}", slug)
+        for name in (slug, *category.names):
+            if name != name.strip():
+                raise ValueError(f"{group}.{slug}.names: {name!r} has outer whitespace")
+            other = names.setdefault(name.casefold(), slug)
+            if other != slug:
+                raise ValueError(
+                    f"{group}: {name!r} names both {other} and {slug}: remove it from one"
+                )
+
+
+def _check_dicom(modalities: Mapping[str, Category]) -> None:
+    codes: dict[str, str] = {}
+    for slug, category in modalities.items():
+        for code in category.dicom:
+            if code not in DICOM_MODALITIES:
+                raise ValueError(
+                    f"modalities.{slug}.dicom: {code!r} is no value of DICOM's Modality; known:"
+                    f" {', '.join(DICOM_MODALITIES)}"
+                )
+            if codes.setdefault(code, slug) != slug:
+                raise ValueError(
+                    f"modalities: DICOM's {code} stands for both {codes[code]} and {slug}: remove"
+                    " it from one"
+                )
+
+
+def _check_slug(key: str, slug: str) -> None:
+    if not _SLUG.fullmatch(slug) or len(slug) > _MAX_SLUG:
+        raise ValueError(
+            f"{key}: a slug names files: use at most {_MAX_SLUG} lower-case letters and digits"
+            " with single hyphens between them, as x-ray"
+        )
+    if slug in _RESERVED or slug.startswith(_SFT):
+        raise ValueError(f"{key}: the slug has a meaning of its own; choose another")

@@ -18,11 +18,11 @@ from typing import Final
 
 import pandas as pd
 
-from stages.comparison.pairs import Cell, Mean, RunPredictions, axes_of, compare
+from stages.comparison.pairs import Cell, Mean, RunPredictions, compare
 from stages.core.params import Retrain
 from stages.reporting.labels import percent, signed
 from stages.scoring.statistics import holm, is_significant
-from stages.taxonomy import AXIS_NAMES
+from stages.scoring.tables import CELLS
 
 _SAME: Final = {"split kind": "the same", "corpus": "the same"}
 """Both sides answer the same questions in the same workspace."""
@@ -124,7 +124,8 @@ def _measure(
     challenger = side("challenger", contest.challenger)
     champion = side("champion", contest.champion)
     left_out = int(contest.challenger["image"].isin(contest.excluded_images).sum())
-    axes = axes_of([challenger, champion], dict.fromkeys(AXIS_NAMES, ()))
+    tested = contest.challenger[CELLS[contest.axis]]
+    axes = {contest.axis: tuple(sorted({contest.cell, *map(str, tested)}))}
     (compared,) = compare(challenger, champion, axes, samples, seed)
     own = next((cell for cell in compared.cells if cell.tested == contest.cell), None)
     return own, compared.means.get("all cells"), tuple(compared.cells), left_out

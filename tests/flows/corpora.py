@@ -26,9 +26,15 @@ from flows.scheduling.schedule import StageResult
 from stages.core.outcome import RUN, outcome_path, read_outcome
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, run
-from tests.omnimedvqa import MODALITIES, QUESTION_TYPES
+from tests.omnimedvqa import MODALITIES as OMNIMEDVQA
+from tests.omnimedvqa import TAXONOMY
 
 Raw = dict[str, Any]
+MODALITIES = {slug: OMNIMEDVQA[slug] for slug in ("ct", "mri", "x-ray")}
+QUESTION_TYPES = {
+    slug: TAXONOMY.question_types.name(slug)
+    for slug in ("disease-diagnosis", "lesion-grading", "modality-recognition")
+}
 CHECKPOINTS = ("ct", "x-ray", "disease-diagnosis", "lesion-grading")
 
 # a question is answered correctly if the hash of its id is below the policy's number: a better
@@ -86,7 +92,7 @@ REPORT = (
 
 
 def make_records(
-    per_type: int = 16,
+    per_type: int = 27,
     modalities: Sequence[str] = tuple(MODALITIES),
     mark: str = "",
     kinds: Sequence[str] = tuple(QUESTION_TYPES),
@@ -172,11 +178,13 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
 
 
 def _params(checkpoints: Sequence[str]) -> str:
-    """params.yaml of the repository with few checkpoints, small images and a small gate."""
+    """params.yaml of the repository with few slugs, small images and a small gate."""
     lines = []
     for line in (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines():
         name = line.strip().partition(":")[0]
         if "axis: " in line and name not in (*checkpoints, "base"):
+            continue
+        if "names: " in line and name not in (*MODALITIES, *QUESTION_TYPES):
             continue
         lines.append(line)
     text = "\n".join(lines) + "\n"

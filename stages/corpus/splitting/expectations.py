@@ -304,7 +304,10 @@ def duplicate_images(images: Sequence[ImageStatistics]) -> Measurement:
 def statistics(
     records: Sequence[Record], images: Sequence[ImageStatistics], size: int, slugs: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-    """Modality, in the order of `slugs` -> counts, and mean and standard deviation of image brightness and contrast."""
+    """Modality -> counts, and mean and standard deviation of image brightness and contrast.
+
+    In the order of `slugs`, without modalities that have no image.
+    """
     questions = Counter(record.modality for record in records)
     by_modality: dict[str, list[ImageStatistics]] = {slug: [] for slug in slugs}
     for each in images:

@@ -52,7 +52,7 @@ def test_runs_end_in_the_state_of_their_decision(
     write_corpus(source, make_records(2))
     refused = retrain(root=str(root), return_state=True)
     assert (refused.name, refused.is_failed()) == ("Refused", True)
-    assert ": all modalities: 80 questions" in str(refused.message)
+    assert ": all modalities: 18 questions" in str(refused.message)
     assert med_r1("retrain") == 0
     assert "RefusedBefore: " in capsys.readouterr().out
 

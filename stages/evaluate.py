@@ -42,7 +42,7 @@ from stages.corpus.dataset.split_files import read_split
 from stages.generation.windows import BLANK, Key, Question, cut_windows, image_rank, row_keys
 from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import ORIGIN, weight_hashes
-from stages.predictions.schema import SCHEMA
+from stages.predictions.schema import LEFT_OUT, SCHEMA
 from stages.prompts.styles import prompt_text
 from stages.taxonomy import AXIS_NAMES
 
@@ -61,6 +61,9 @@ def main() -> None:
     if not folder.is_dir():
         stage = "base" if name == "base" else f"train@{name}"
         raise InputError(f"{folder} is missing: run `dvc repro {stage}`")
+    if layout.left_out(name).is_file():
+        _leave_out(name)
+        return
     from stages.policy.loading import check_policy_files  # imports torch
 
     questions = _questions(items, params)
@@ -102,6 +105,15 @@ def main() -> None:
         )
     work.cache.trim(round(params.cache.answers_gb * 1e9))
     print(f"{name}: {len(rows)} questions answered -> {layout.predictions(name)}")
+
+
+def _leave_out(name: str) -> None:
+    """Write the predictions, none, of a checkpoint that was left out for lack of data."""
+    provenance = collect_provenance({}) | {LEFT_OUT: True}
+    schema = SCHEMA.with_metadata({"provenance": json.dumps(provenance)})
+    with atomic_file(layout.predictions(name)) as path:
+        pq.write_table(schema.empty_table(), path)
+    print(f"{name}: left out, as its split has too little data -> {layout.predictions(name)}")
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -53,9 +53,13 @@ def main() -> None:
 
 def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
     """Blind baselines of an axis; InputError names a missing, empty or malformed split."""
-    slugs = layout.split_slugs(axis, kind)
-    train = {slug: _questions(axis, slug, "train", kind) for slug in slugs}
-    test = {slug: _questions(axis, slug, "test", kind) for slug in slugs}
+    parts = {
+        part: {slug: _questions(axis, slug, part, kind) for slug in layout.split_slugs(axis, kind)}
+        for part in ("train", "test")
+    }
+    # those left out for lack of data have none
+    slugs = [slug for slug, questions in parts["train"].items() if questions]
+    train, test = ({slug: questions[slug] for slug in slugs} for questions in parts.values())
     own = {
         slug: {name: fit_prior(questions, exact=(name == "as_written")) for name in RULES}
         for slug, questions in train.items()
@@ -69,7 +73,8 @@ def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
 
 def _questions(axis: str, slug: str, part: str, kind: str) -> list[Question]:
     path = layout.split(axis, slug, part, kind)
-    return as_questions(read_split(path), str(path))
+    items = read_split(path)
+    return as_questions(items, str(path)) if items else []
 
 
 if __name__ == "__main__":

@@ -51,14 +51,14 @@ def make() -> None:
         inputs.weights[name] = read_json(layout.training_provenance(name), recreate(stage))
     inputs.style = params.prompt.style
     axes = params.taxonomy.axes
-    for axis, slugs in axes.items():
-        for slug in slugs:
-            path = layout.prior(axis, slug)
-            inputs.blind_baselines[axis, slug] = read_blind_baseline(path)
+    inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits.kind, axes)
+    for split in inputs.splits:
+        if split.train:  # otherwise it is left out for lack of data
+            path = layout.prior(split.axis, split.slug)
+            inputs.blind_baselines[split.axis, split.slug] = read_blind_baseline(path)
     for name, target in inputs.targets.items():
         if target.method == "grpo":  # only GRPO logs rewards, KL and groups
             inputs.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
-    inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits.kind, axes)
     leaks, patients = read_leaks(layout.LEAKS), read_patients(layout.LEAKS)
     inputs.leaks = splits_used(params.splits.kind, inputs.splits, leaks, patients)
     accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in params.modalities)]

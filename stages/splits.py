@@ -41,7 +41,7 @@ from stages.corpus.splitting.data_tests import (
     stop_on_errors,
     write_results,
 )
-from stages.corpus.splitting.drawing import check_sides, draw_splits
+from stages.corpus.splitting.drawing import draw_splits
 from stages.corpus.splitting.draws import Draw, splits_of
 from stages.corpus.splitting.leaks import (
     PATIENTS,
@@ -53,6 +53,13 @@ from stages.corpus.splitting.leaks import (
     count_patients,
     total,
 )
+from stages.corpus.splitting.matrix import (
+    LeftOutSplits,
+    check_matrix,
+    find_left_out,
+    without,
+)
+from stages.corpus.splitting.matrix import describe as describe_left_out
 from stages.taxonomy import Taxonomy
 
 OUTPUTS_FORMAT: Final = 1
@@ -70,6 +77,7 @@ def main() -> None:
     provenance = collect_provenance(
         {
             "splits": settings,
+            "matrix": params.matrix,
             "data_tests": params.data_tests,
             "resize.size": str(params.resize.size),
         }
@@ -81,11 +89,13 @@ def main() -> None:
     records = sorted(reading.records, key=lambda record: record.question_id)
     images, group_of, draws = draw_splits(records, settings, params.taxonomy.axes)
     patients = count_patients(images)
+    left_out = {kind: find_left_out(draw, group_of, params.matrix) for kind, draw in draws.items()}
+    draws = {kind: without(draw, left_out[kind]) for kind, draw in draws.items()}
     draw = draws[settings.kind]
     corpus_results = judge_corpus(records, draw, params.resize.size, dict(params.data_tests))
     all_tests = (*results.tests, *corpus_results.tests)
     _report_tests(Results(all_tests, corpus_results.statistics), provenance)
-    check_sides(draw, group_of, settings.kind)
+    check_matrix(draw, left_out[settings.kind], settings.kind, params.matrix)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
     with atomic_directory(layout.SPLITS) as folder:
         for kind, draw in draws.items():
@@ -96,11 +106,17 @@ def main() -> None:
             {kind: as_json(counts) for kind, counts in leaks.items()}
             | {PATIENTS: {name: asdict(each) for name, each in patients.items()}},
         )
+        write_json(
+            folder / layout.LEFT_OUT.relative_to(layout.SPLITS),
+            {kind: _as_json(slugs) for kind, slugs in left_out.items()},
+        )
         # A split file is a bare list, so provenance is a file of its own; it is outside the folders
         # of the kinds, on which later stages depend, so that a new commit alone makes none stale.
         write_json(folder / "provenance.json", collect_provenance({"splits": settings}))
     _print(draws, leaks, group_of, settings)
     _print_patients(patients)
+    for text in describe_left_out(left_out[settings.kind]):
+        print(f"splits: left out, as matrix in params.yaml asks for more data: {text}")
     count = len(records)
     print(f"splits: read {count} records, kept {count}, quarantined 0 -> {layout.SPLITS}")
 
@@ -125,6 +141,13 @@ def _write_draw(folder: Path, kind: str, draw: Draw) -> None:
         for part, items in (("train", train), ("test", test)):
             path = layout.split(axis, slug, part, kind).relative_to(layout.SPLITS)
             write_json(folder / path, items)
+
+
+def _as_json(left_out: LeftOutSplits) -> dict[str, dict[str, dict[str, int]]]:
+    return {
+        axis: {slug: asdict(each) for slug, each in slugs.items()}
+        for axis, slugs in left_out.items()
+    }
 
 
 def _groups_of_several(group_of: Mapping[str, str]) -> list[list[str]]:

@@ -63,6 +63,9 @@ def main() -> None:
         settings["sft"] = params.sft_for(name)
     split = layout.split(checkpoint.axis, checkpoint.split, "train", params.splits.kind)
     rows = [_question(item, split) for item in read_split(split)]
+    if not rows:
+        _leave_out(name, split)
+        return
     check_tracking(params.tracking)
     # Launch before anything initialises CUDA: it reads the visible GPUs only once, and the launcher
     # must not use GPU memory.
@@ -145,6 +148,16 @@ def main() -> None:
         )
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _leave_out(name: str, split: Path) -> None:
+    """Write the outputs of a checkpoint whose split is left out for lack of data."""
+    with atomic_directory(layout.model(name)) as folder:
+        write_json(folder / layout.left_out(name).name, {"split": str(split)})
+    with atomic_file(layout.training_log(name)) as log:
+        log.write_text("", encoding="utf-8")
+    write_json(layout.training_provenance(name), collect_provenance({}))
+    print(f"{name}: left out, as {split} has too little data (matrix in params.yaml)")
 
 
 def _describe(

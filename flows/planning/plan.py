@@ -31,6 +31,7 @@ from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.git import uncommitted_files
 from stages.core.machine import format_bytes
+from stages.core.outputs import read_json
 from stages.core.params import load_params
 from stages.core.provenance import CODE
 
@@ -103,7 +104,7 @@ def make_plan(
         bytes=written,
         bytes_free=free,
         warnings=tuple(_warnings(root, steps, len(gpu_slots.names), written, free)),
-        notes=tuple(_notes(steps)),
+        notes=(*_notes(steps), *_left_out(root)),
     )
 
 
@@ -215,6 +216,26 @@ def _notes(steps: Sequence[Step]) -> list[str]:
             " not in the sum"
         )
     return notes
+
+
+def _left_out(root: Path) -> list[str]:
+    """A note on the checkpoints without enough data, as far as stage splits has run."""
+    path = root / layout.LEFT_OUT
+    if not path.is_file():
+        return []
+    params = load_params(root / layout.PARAMS)
+    left_out = read_json(path, "run `dvc repro splits`")[params.splits.kind]
+    names = [
+        name
+        for name, each in params.checkpoints.items()
+        if each.split in left_out.get(each.axis, {})
+    ]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: left out, as their splits have less data than matrix in params.yaml"
+        " asks for: their stages do nothing"
+    ]
 
 
 def run(root: Path, only: Sequence[str] | None, slots: int | None, *, as_json: bool) -> None:

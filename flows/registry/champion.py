@@ -130,7 +130,11 @@ def promote(root: Path, why: str) -> Champion:
     params = load_params(root / layout.PARAMS)
     check_current(root)
     outputs = store.outputs(root)
-    checkpoints = {name: _entry(root, params, name, outputs) for name in params.checkpoints}
+    checkpoints = {
+        name: _entry(root, params, name, outputs)
+        for name in params.checkpoints
+        if not (root / layout.left_out(name)).is_file()
+    }
     with TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.json"
         write_manifest(path, build_manifest(root, params.taxonomy, params.splits.kind))

@@ -352,7 +352,11 @@ class Retraining:
             same = outputs[str(layout.model(name))] == champion.checkpoints[name].model
             return "as before" if same else "new weights"
 
-        how = {name: compared(name) for name in params.checkpoints}
+        how = {
+            name: compared(name)
+            for name in params.checkpoints
+            if not (self.root / layout.left_out(name)).is_file()
+        }
         names = [name for name, each in how.items() if each == "new weights"]
         contests = {}
         for name, rows in self._evaluate_champion(champion, names).items():
@@ -364,7 +368,7 @@ class Retraining:
             contests[name] = PairedPredictions(
                 checkpoint.axis, checkpoint.split, rows, challenger, frozenset(excluded)
             )
-        gone = [name for name in champion.checkpoints if name not in params.checkpoints]
+        gone = [name for name in champion.checkpoints if name not in how]
         verdict = judge(
             contests,
             params.retrain,

@@ -91,7 +91,7 @@ def small_tests(root: Path, params: Params, stale: Collection[str]) -> list[str]
             continue
         path = layout.split(checkpoint.axis, checkpoint.split, "test", params.splits.kind)
         count = len(read_json(root / path, "run `dvc repro splits`"))
-        if count < minimum:
+        if 0 < count < minimum:  # without any it is left out, and not retrained
             reasons.append(
                 f"{name} would be retrained, but has {count} test questions, and"
                 f" retrain.min_test_questions requires {minimum} to promote it: add data, or lower"

@@ -10,6 +10,8 @@ DATA = Path("data")
 SPLITS = DATA / "splits"
 LEAKS = SPLITS / "leaks.json"
 """How many test questions of each kind of split are known from training (stage splits)."""
+LEFT_OUT = SPLITS / "left-out.json"
+"""Splits of each kind with too little data (stage splits)."""
 QUARANTINE = DATA / "quarantine"
 LOCATIONS = DATA / "locations.parquet"
 """File and line of each usable record in the corpus (stage download)."""
@@ -60,6 +62,11 @@ def frames(modality: str) -> Path:
 def records(modality: str) -> Path:
     """Records of one modality with decodable images, one per line, with metadata (stage resize)."""
     return DATA / "records" / f"{modality}.jsonl"
+
+
+def left_out(name: str) -> Path:
+    """In the folder of a checkpoint that is not trained, as its split has too little data."""
+    return model(name) / "left-out.json"
 
 
 def split_slugs(axis: str, kind: str) -> list[str]:

@@ -26,6 +26,7 @@ from stages.core.settings.data import (
     DataTest,
     DataTests,
     Dicom,
+    Matrix,
     Quarantine,
     Resize,
     Splits,
@@ -115,6 +116,7 @@ class Params(SettingsGroup):
     tracking: Tracking
     dicom: Dicom
     splits: Splits
+    matrix: Matrix
     data_tests: DataTests
     base: Base
     prompt: Prompt

@@ -14,6 +14,9 @@ import pyarrow as pa
 ABLATIONS: Final = ("blank", "shuffled")
 """Variants of a question: with a black image, and with another image of its modality."""
 
+LEFT_OUT: Final = "left_out"
+"""Key in the provenance of predictions, none, of a checkpoint without enough data (`matrix`)."""
+
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)

@@ -80,6 +80,11 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
     """
     checkpoint = params.require_checkpoint(name)
     folder = layout.model(name)
+    if layout.left_out(name).is_file():
+        raise InputError(
+            f"{name} was not trained, as its split has too little data: add data, or lower matrix"
+            " in params.yaml"
+        )
     provenance = _check_finished(name, folder)
     _check_code(str(layout.model(name)), f"train@{name}", provenance, allow_dirty)
     commit = str(provenance.get("git_commit") or "unknown")

@@ -19,6 +19,7 @@ from stages.core.params import Params, load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.quarantine.ledger import Quarantine
 from stages.corpus.splitting.data_tests import Results
+from stages.predictions.schema import LEFT_OUT
 from stages.prompts.styles import Style
 from stages.reporting.evidence import (
     Evidence,
@@ -99,7 +100,8 @@ def rebuild(folder: Path, blind_baselines: Path = layout.PRIOR, out: Path = layo
             f"{folder} contains no predictions of a checkpoint: give a folder with base.parquet and"
             " <checkpoint>.parquet"
         )
-    inputs.missing = [f"predictions of {', '.join(absent)}"] if absent else []
+    if absent:
+        inputs.missing.append(f"predictions of {', '.join(absent)}")
     if blind_baselines.is_dir():
         for axis, slug in sorted({(each.axis, each.cell) for each in inputs.targets.values()}):
             path = blind_baselines / axis / f"{slug}.json"
@@ -146,9 +148,16 @@ def read_inputs(params: Params, paths: dict[str, Path], kind: str | None) -> Rep
     axes = params.taxonomy.axes
     predictions = {}
     origins = {}
+    left_out = []
     for name in ["base", *targets]:
         path = paths[name]
-        predictions[name], origins[name] = read_predictions(path, f"evaluate@{name}")
+        rows, origin = read_predictions(path, f"evaluate@{name}")
+        if origin.get(LEFT_OUT):
+            left_out.append(name)
+            del targets[name]
+            continue
+        predictions[name] = rows
+        origins[name] = origin
         if name == "base":
             check_predictions(predictions[name], name, "all", str(path), axes)
             continue
@@ -159,7 +168,13 @@ def read_inputs(params: Params, paths: dict[str, Path], kind: str | None) -> Rep
     if style not in get_args(Style):
         style = params.prompt.style
     kind = check_same_kind(origins, kind)
-    return ReportInputs(params, targets, predictions, origins, kind, style)
+    inputs = ReportInputs(params, targets, predictions, origins, kind, style)
+    if left_out:
+        inputs.missing.append(
+            f"checkpoints left out, as their splits have too little data (matrix in params.yaml):"
+            f" {', '.join(left_out)}"
+        )
+    return inputs
 
 
 def _collect_evidence(inputs: ReportInputs) -> Evidence:

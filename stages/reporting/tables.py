@@ -256,7 +256,7 @@ def splits(axis: str, sizes: Iterable[SplitSize]) -> Sheet:
     rows = []
     for each in sizes:
         if each.axis == axis:
-            shared = percent(each.shared / each.test)
+            shared = percent(each.shared / each.test if each.test else None)
             rows.append(_row(each.slug, each.train, each.test, each.shared, shared))
     names = ("train", "test", "seen", "seen, %")
     return Sheet((Column(AXIS_LABELS[axis], "slug"), *map(Column, names)), tuple(rows))

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
@@ -26,10 +28,11 @@ from stages.core.params import load_params
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.corpus.quarantine.ledger import RecordLocation, Row, read_quarantine, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
+from stages.predictions.schema import LEFT_OUT
 from stages.reporting import build
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed
-from stages.scoring.tables import Target
+from stages.scoring.tables import CELLS, Target
 from tests.conftest import change_params
 from tests.fakes import (
     CHECKPOINTS,
@@ -699,6 +702,47 @@ def test_fewer_checkpoints_make_a_smaller_report(project: Path) -> None:
     metrics = metrics_of(project)
     assert list(metrics["checkpoints"]) == ["ct"]
     assert list(metrics["base"]) == ["modality"]
+
+
+def leave_out(axis: str, slug: str) -> None:
+    """Empty the split of one slug, as if it had too little data."""
+    for part in ("train", "test"):
+        layout.split(axis, slug, part, "grouped").write_text("[]", encoding="utf-8")
+    leaks = json.loads(layout.LEAKS.read_text(encoding="utf-8"))
+    leaks["grouped"][axis][slug] = dict.fromkeys(leaks["grouped"][axis][slug], 0)
+    layout.LEAKS.write_text(json.dumps(leaks), encoding="utf-8")
+    layout.prior(axis, slug).unlink()
+    for path in layout.PREDICTIONS.glob("*.parquet"):
+        table = pq.read_table(path)
+        rows = table.to_pandas()
+        rows.loc[rows[CELLS[axis]] == slug, f"{axis}_test"] = False
+        tested = [CHECKPOINTS[path.stem]] if path.stem != "base" else [*CELLS]
+        rows = rows[rows[[f"{each}_test" for each in tested]].any(axis=1)]
+        metadata = table.schema.metadata
+        if path.stem == slug:
+            rows = rows[:0]
+            metadata = {b"provenance": json.dumps({LEFT_OUT: True}).encode()}
+        new = pa.Table.from_pandas(rows, schema=table.schema, preserve_index=False)
+        pq.write_table(new.replace_schema_metadata(metadata), path)
+
+
+@pytest.mark.parametrize(("axis", "slug"), [("modality", "oct"), ("task", "lesion-grading")])
+def test_a_checkpoint_without_data_is_left_out_by_name(
+    project: Path, axis: str, slug: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_out(axis, slug)
+    layout.training_log(slug).write_text("", encoding="utf-8")
+    report.make()
+    metrics = metrics_of(project)
+    assert slug not in metrics["checkpoints"]
+    assert len(metrics["checkpoints"]) == 12
+    cells = metrics["base"][axis]["by_modality" if axis == "modality" else "by_question_type"]
+    assert cells[slug] == {"accuracy": None, "n": 0}
+    assert any(
+        "left out, as their splits have too little data" in each for each in metrics["missing"]
+    )
+    assert f"(matrix in params.yaml): {slug}" in capsys.readouterr().out
+    assert f"(matrix in params.yaml): {slug}" in " ".join(page().words().split())
 
 
 def test_a_run_without_a_reference_has_no_kl_to_show(project: Path) -> None:

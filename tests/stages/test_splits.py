@@ -155,7 +155,7 @@ def test_files_are_sorted_and_two_runs_give_the_same_bytes(
 ) -> None:
     run(splits)
     first = tree()
-    assert len(first) == 2 * 26 + 3  # groups, leaks and provenance
+    assert len(first) == 2 * 26 + 4  # groups, leaks, what is left out, provenance
     names = part_ids("modality", "ct", "train", "grouped")
     assert names == sorted(names)
     write_records(records[::-1])
@@ -248,22 +248,61 @@ def test_seed_axis_and_slug_each_change_the_published_draw() -> None:
         ("task", "lesion-grading", "question_type", QUESTION_TYPES["lesion-grading"]),
     ],
 )
-def test_an_empty_split_is_refused_and_the_old_ones_stay(
-    run: RunStage, records: list[Raw], axis: str, slug: str, field: str, literal: str, left: int
+def test_a_split_without_data_is_left_out_or_refused_if_strict(
+    run: RunStage,
+    records: list[Raw],
+    capsys: pytest.CaptureFixture[str],
+    axis: str,
+    slug: str,
+    field: str,
+    literal: str,
+    left: int,
 ) -> None:
     run(splits)
     first = tree()
+    change_params("matrix", strict=True)
     of_slug = [record for record in records if record[field] == literal]
     write_records([record for record in records if record not in of_slug[left:]])
     with pytest.raises(
         InputError,
         match=(
-            rf"split {axis}/{slug} would be empty on one side: {left} usable.*add data of this"
-            rf" {axis}"
+            rf"1 splits have too little data, and matrix.strict is set: {axis}/{slug}: \d to train,"
+            r" \d to test, .*add data"
         ),
     ):
         run(splits)
     assert tree() == first
+    change_params("matrix", strict=False)
+    run(splits)
+    assert f"left out, as matrix in params.yaml asks for more data: {axis}/{slug}" in (
+        capsys.readouterr().out
+    )
+    assert part_ids(axis, slug, "train", "grouped") == part_ids(axis, slug, "test", "grouped")
+    assert not part_ids(axis, slug, "train", "grouped")
+    kinds = json.loads(layout.LEFT_OUT.read_text(encoding="utf-8"))
+    assert [*kinds["grouped"]] == [axis]
+    assert kinds["grouped"][axis][slug]["train"] + kinds["grouped"][axis][slug]["test"] == left
+    other = "task" if axis == "modality" else "modality"
+    kept = [*AXES[other]]
+    trained = [name for name in kept if part_ids(other, name, "train", "grouped")]
+    assert trained == kept, "its questions stay in the splits of the other axis"
+
+
+def test_limits_of_the_matrix_leave_out_what_has_less(run: RunStage, records: list[Raw]) -> None:
+    run(splits)
+    sizes = {slug: len(part_ids("modality", slug, "train", "grouped")) for slug in AXES["modality"]}
+    limit = sorted(sizes.values())[3]
+    change_params("matrix", min_train=limit)
+    run(splits)
+    for slug, size in sizes.items():
+        left = part_ids("modality", slug, "train", "grouped")
+        assert len(left) == (size if size >= limit else 0)
+
+
+def test_a_corpus_without_any_split_is_refused(run: RunStage, records: list[Raw]) -> None:
+    change_params("matrix", min_test=10_000)
+    with pytest.raises(InputError, match=r"no split has enough data .*modality/ct: \d+ to train"):
+        run(splits)
 
 
 def test_no_image_no_copy_and_no_patient_of_a_test_is_in_any_train_split_of_either_axis(
@@ -358,11 +397,12 @@ def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_pub
             for record in records
         ]
     )
+    change_params("matrix", strict=True)
     with pytest.raises(
         InputError,
         match=(
-            r"modality/oct would be empty .* 20 usable question\(s\) in 1 group.*lower"
-            r" splits.near_dup.* published"
+            r"modality/oct: .* about 1 groups of images.*; splits.near_duplicates and"
+            r" splits.patient_patterns decide"
         ),
     ):
         run(splits)
@@ -426,7 +466,12 @@ def test_what_the_tests_of_the_corpus_found_is_written_beside_the_splits(
     facts = json.loads(layout.DATA_TESTS.read_text(encoding="utf-8"))["provenance"]
     params = load_params()
     assert facts == collect_provenance(
-        {"splits": params.splits, "data_tests": params.data_tests, "resize.size": "384"}
+        {
+            "splits": params.splits,
+            "matrix": params.matrix,
+            "data_tests": params.data_tests,
+            "resize.size": "384",
+        }
     )
 
 

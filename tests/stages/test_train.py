@@ -22,8 +22,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from stages import evaluate, train
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
+from stages.core.params import load_params
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.grpo.resume import MANIFEST
+from stages.predictions.schema import LEFT_OUT
+from stages.publishing.bundle import gather
+from stages.reporting.sources import read_predictions
 from tests.omnimedvqa import AXES
 from tests.workspaces import REPOSITORY, small_workspace
 
@@ -195,14 +199,26 @@ def test_a_missing_image_is_named_with_its_question(
         run_train(monkeypatch, tmp_path, "ct")
 
 
-def test_an_empty_or_missing_split_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_checkpoint_without_data_is_left_out_and_a_missing_split_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_workspace(tmp_path)
+    for part in ("train", "test"):
+        path = tmp_path / layout.split("task", "lesion-grading", part, "grouped")
+        path.write_text("[]", encoding="utf-8")
+    run_train(monkeypatch, tmp_path, "lesion-grading")
+    assert "lesion-grading: left out, as " in capsys.readouterr().out
+    for output in ("model", "training_log", "training_provenance"):
+        assert getattr(layout, output)("lesion-grading").exists()
+    assert not list(layout.model("lesion-grading").glob("*.safetensors"))
+    monkeypatch.setattr(sys, "argv", ["evaluate", "lesion-grading"])
+    evaluate.main()
+    rows, origin = read_predictions(layout.predictions("lesion-grading"), "evaluate")
+    assert len(rows) == 0
+    assert origin[LEFT_OUT]
+    with pytest.raises(InputError, match=r"lesion-grading was not trained, as its split has too"):
+        gather("lesion-grading", load_params(), None)
     path = tmp_path / layout.split("task", "lesion-grading", "train", "grouped")
-    path.write_text("[]", encoding="utf-8")
-    with pytest.raises(InputError, match=r"lesion-grading/train.json holds no questions"):
-        run_train(monkeypatch, tmp_path, "lesion-grading")
     path.unlink()
     with pytest.raises(InputError, match=r"lesion-grading/train.json is missing"):
         run_train(monkeypatch, tmp_path, "lesion-grading")

@@ -162,6 +162,17 @@ class Dicom(SettingsGroup):
         return self
 
 
+class Matrix(SettingsGroup):
+    """Stage splits: which splits are trained on and tested, by the data they have."""
+
+    min_train: PositiveInt
+    """Training questions; a split with fewer is left out, and so is its checkpoint."""
+    min_test: PositiveInt
+    """Test questions; likewise."""
+    strict: bool
+    """Refuse the corpus instead."""
+
+
 class Splits(SettingsGroup):
     """Stage splits."""
 

@@ -27,12 +27,13 @@ _REMEDY: Final = "run `dvc repro splits`"
 
 
 def read_split(path: Path) -> list[dict[str, Any]]:
-    """The items of one split file. Raises InputError if it is missing, malformed or empty."""
+    """The items of one split file, none if the split is left out for lack of data.
+
+    Raises InputError if it is missing or malformed.
+    """
     items = read_json(path, _REMEDY)
-    if not isinstance(items, list) or not items:
-        raise InputError(
-            f"{path} holds no questions: check the corpus and data/quarantine/, then {_REMEDY}"
-        )
+    if not isinstance(items, list):
+        raise InputError(f"{path} is not a list of questions: {_REMEDY}")
     for index, item in enumerate(items):
         missing = [field for field in FIELDS if not isinstance(item, dict) or field not in item]
         if missing:

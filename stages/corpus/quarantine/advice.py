@@ -39,9 +39,9 @@ UNUSED_IMAGES: Final = Advice(
 )
 MISSING_SPLITS: Final = Advice(
     "splits without data",
-    f"Each of the 13 splits needs at least {SMALLEST_SPLIT} images that are not copies, hundreds"
-    " for meaningful results; stage splits refuses a corpus without them. Add data, or combine this"
-    " corpus with a complete one: docs/own-data.md.",
+    f"A split needs at least {SMALLEST_SPLIT} images that are not copies, hundreds for meaningful"
+    " results. Those without are left out with their checkpoints (matrix in params.yaml), which is"
+    " fine if the corpus is not about them.",
 )
 
 

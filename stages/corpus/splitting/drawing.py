@@ -14,12 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from stages.core import layout
 from stages.core.params import Splits
 from stages.corpus.dataset.problems import format_problem, format_solution
-from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.records.records import PATIENT, Record
-from stages.corpus.splitting.draws import Draw, Item, splits_of
+from stages.corpus.splitting.draws import Draw, Item
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 from stages.corpus.splitting.stratify import stratify
 from stages.taxonomy import Axes
@@ -132,24 +130,3 @@ def _patient(record: Record, patterns: Sequence[re.Pattern[str]]) -> tuple[str, 
     if first := record.fields.get(PATIENT):
         return "", first  # the name of an image, which no two data sets share
     return patient_of(record.image_path, patterns)
-
-
-def check_sides(draw: Draw, group_of: Mapping[str, str], kind: str) -> None:
-    """Raise RefusedDataError if a split has no question in train or none in test."""
-    for axis, slug, train, test in splits_of(draw):
-        if train and test:
-            continue
-        items = [*train, *test]
-        groups = len({group_of[item["image"]] for item in items})
-        looser = ""
-        if kind == "grouped" and len(items) > 1:
-            looser = (
-                "lower splits.near_duplicates or narrow splits.patient_patterns, set splits.kind to"
-                " published, "
-            )
-        raise RefusedDataError(
-            f"the split {axis}/{slug} would be empty on one side: {len(items)} usable question(s)"
-            f" in {groups} group(s) of images, two are needed; {looser}add data of this {axis} to"
-            f" the corpus, or see {layout.QUARANTINE}/ for refused records",
-            CorpusFault.EMPTY_SPLIT,
-        )

@@ -1,0 +1,97 @@
+"""Splits with too little data are left out: their checkpoints are neither trained nor tested.
+
+Their questions stay in the splits of the other axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from stages.core import layout
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
+from stages.corpus.splitting.draws import Draw, splits_of
+
+
+class MatrixLimits(Protocol):
+    """The group `matrix` of params.yaml."""
+
+    @property
+    def min_train(self) -> int:
+        """Training questions of a split."""
+
+    @property
+    def min_test(self) -> int:
+        """Test questions of a split."""
+
+    @property
+    def strict(self) -> bool:
+        """Refuse the corpus instead of leaving a split out."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Questions of a split that is left out, and groups of images that they are about."""
+
+    train: int
+    test: int
+    groups: int
+
+
+LeftOutSplits = dict[str, dict[str, LeftOut]]
+"""Axis -> slug -> why it is left out; for axes with any."""
+
+
+def find_left_out(draw: Draw, group_of: Mapping[str, str], limits: MatrixLimits) -> LeftOutSplits:
+    """The splits of a draw with fewer questions than the limits; `group_of`: image -> group."""
+    left_out: LeftOutSplits = {}
+    for axis, slug, train, test in splits_of(draw):
+        if len(train) < limits.min_train or len(test) < limits.min_test:
+            groups = {group_of[item["image"]] for item in (*train, *test)}
+            left_out.setdefault(axis, {})[slug] = LeftOut(len(train), len(test), len(groups))
+    return left_out
+
+
+def without(draw: Draw, left_out: LeftOutSplits) -> Draw:
+    """The draw with no questions in the splits that are left out."""
+    return {
+        axis: {
+            slug: ([], []) if slug in left_out.get(axis, {}) else sides
+            for slug, sides in slugs.items()
+        }
+        for axis, slugs in draw.items()
+    }
+
+
+def check_matrix(draw: Draw, left_out: LeftOutSplits, kind: str, limits: MatrixLimits) -> None:
+    """Raise RefusedDataError if a split is left out and `strict`, or if none remains."""
+    remedy = f"add data, lower matrix in params.yaml, or see {layout.QUARANTINE}/ for refusals"
+    if kind == "grouped":
+        remedy += (
+            "; splits.near_duplicates and splits.patient_patterns decide how images are grouped"
+        )
+    named = describe(left_out)
+    if left_out and limits.strict:
+        raise RefusedDataError(
+            f"{len(named)} splits have too little data, and matrix.strict is set:"
+            f" {'; '.join(named)}. Otherwise {remedy}",
+            CorpusFault.EMPTY_SPLIT,
+        )
+    if len(named) == sum(map(len, draw.values())):
+        raise RefusedDataError(
+            f"no split has enough data to train and test: {'; '.join(named)}. Remedy: {remedy}",
+            CorpusFault.EMPTY_SPLIT,
+        )
+
+
+def describe(left_out: Mapping[str, Mapping[str, LeftOut]]) -> list[str]:
+    """Each split that is left out, with its numbers of questions."""
+    texts = []
+    for axis, slugs in left_out.items():
+        for slug, each in slugs.items():
+            texts.append(
+                f"{axis}/{slug}: {each.train} to train, {each.test} to test, about"
+                f" {each.groups} groups of images"
+            )
+    return texts

@@ -74,10 +74,14 @@ def _with_profile(path: Path, profile: Profile, old: dict[Path, str]) -> dict[Pa
     sample, _ = reset(old[layout.PARAMS], layout.PARAMS)
     name = path.stem if path.parent == FOLDER else str(path)
     tree = parse_settings(sample, layout.PARAMS)
-    if profile.params:
+    if unknown := profile.groups.keys() - tree.keys():
+        raise InputError(f"{path}: groups.{min(unknown)} is no group of {layout.PARAMS}")
+    if profile.params or profile.groups:
         # before they are in params.yaml, so that errors name the file to fix
-        check_params(merge(tree, profile.params), path)
-    params = sample if name == SAMPLE else set_values(sample, profile.params, name, layout.PARAMS)
+        check_params(merge(tree | profile.groups, profile.params), path)
+    params = sample
+    if name != SAMPLE:
+        params = set_values(sample, profile.params, name, layout.PARAMS, profile.groups)
     return {
         layout.PARAMS: params,
         layout.DATA_DVC: with_import(old[layout.DATA_DVC], profile.data, Path()),

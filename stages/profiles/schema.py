@@ -69,6 +69,9 @@ class Profile(SettingsGroup):
     model: Model | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     """Keys of params.yaml, nested as there, that differ from the sample."""
+    groups: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Groups of params.yaml that are replaced as a whole, such as the modalities of another corpus.
+    """
 
 
 def load_profile(name: str, folder: Path = FOLDER) -> tuple[Path, Profile]:
@@ -114,6 +117,7 @@ def _load(name: str, folder: Path, extending: list[Path]) -> tuple[Path, Profile
         scale=parent.scale if same_data and "scale" not in own.model_fields_set else own.scale,
         model=parent.model if same_model and "model" not in own.model_fields_set else own.model,
         params=merge(parent.params, own.params),
+        groups=parent.groups | own.groups,
     )
 
 

@@ -8,7 +8,7 @@ edits of other lines.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,30 +27,47 @@ _LINE_BREAKS: Final = re.compile("[\x85\u2028\u2029]")
 """Characters at which YAML ends a line, and which are not written as they are."""
 _REPLACED: Final = "#< "
 _ADDED: Final = "#+ "
+_WHOLE: Final = "#= "
 
 Key = tuple[str, ...]
 """Path of a key from the root."""
 Collection = CommentedMap | CommentedSeq
 
 
-def set_values(text: str, values: dict[str, Any], profile: str, path: Path) -> str:
+def set_values(
+    text: str,
+    values: dict[str, Any],
+    profile: str,
+    path: Path,
+    groups: Mapping[str, dict[str, Any]] | None = None,
+) -> str:
     """The text with (nested) values set, and records of the old ones under the profile's name.
 
     A dict or list is written in braces on the line of its key; a new key goes to the end of its
-    group. Unchanged if the text has these values already. InputError if it cannot be edited, for
-    example because an anchor would break.
+    group. `groups`: top-level groups that are replaced as a whole, with a line per key. Unchanged
+    if the text has these values already. InputError if it cannot be edited, for example because an
+    anchor would break.
     """
+    groups = groups or {}
     tree = load_for_edit(text, path)
     text = dump_edited(tree)
     replaced = CommentedMap()
     added = CommentedSeq()
+    whole = _replace_groups(tree, groups, replaced)
     _set(tree, values, (), replaced, added)
     if not replaced and not added:
         return text
-    records = [*_commented(replaced, _REPLACED), *_commented(added, _ADDED)]
+    records = [
+        *_commented(whole, _WHOLE),
+        *_commented(replaced, _REPLACED),
+        *_commented(added, _ADDED),
+    ]
     edited = f"{dump_edited(tree)}\n{_HEAD}{profile}\n{_NOTE}\n{''.join(records)}"
     edited_tree = load_yaml(edited, path)
-    if merge(edited_tree, values) != edited_tree or reset(edited, path) != (text, profile):
+    is_set = merge(edited_tree, values) == edited_tree and all(
+        edited_tree[name] == group for name, group in groups.items()
+    )
+    if not is_set or reset(edited, path) != (text, profile):
         raise InputError(
             f"{path}: profile {profile} could not be undone: write what it changes without anchors"
         )
@@ -67,18 +84,34 @@ def reset(text: str, path: Path) -> tuple[str, str | None]:
     if not separator:
         return text, None
     profile, _, records = rest.partition("\n")
-    replaced, added = _records(records, path)
+    replaced, added, whole = _records(records, path)
     tree = load_for_edit(body, path)
     for key in reversed(added):
         _remove(_group(tree, key, profile, path), key[-1])
-    for key, old_group in _leaves(replaced, tree, ()):
+    for key, old_group in _leaves(replaced, tree, (), whole):
         _restore(_group(tree, key, profile, path), old_group, key[-1])
     return dump_edited(tree), profile
 
 
 def is_record(line: str) -> bool:
     """Whether a line of params.yaml is a record, below the settings, of what a profile changed."""
-    return line.startswith((_REPLACED, _ADDED))
+    return line.startswith((_REPLACED, _ADDED, _WHOLE))
+
+
+def _replace_groups(
+    tree: CommentedMap, groups: Mapping[str, dict[str, Any]], replaced: CommentedMap
+) -> CommentedSeq:
+    """Replace groups as a whole and record the old ones; the names of those that differ."""
+    names = CommentedSeq()
+    for name, group in groups.items():
+        if tree[name] == group and list(tree[name]) == list(group):
+            continue
+        tail = _take_tail(tree, name)
+        _copy_entry(tree, replaced, name)
+        tree[name] = CommentedMap({key: _in_braces(value) for key, value in group.items()})
+        _put_tail(tree, name, tail)
+        names.append(name)
+    return names
 
 
 def _set(
@@ -145,11 +178,14 @@ def _commented(tree: Collection, mark: str) -> list[str]:
     return [mark + line for line in dump_edited(tree).splitlines(keepends=True)] if tree else []
 
 
-def _records(text: str, path: Path) -> tuple[CommentedMap, list[Key]]:
-    """The values that a profile replaced, and the keys that it added, from the end of the file."""
-    lines: dict[str, list[str]] = {_REPLACED: [], _ADDED: []}
+def _records(text: str, path: Path) -> tuple[CommentedMap, list[Key], list[str]]:
+    """What a profile replaced, the keys that it added, and the groups it replaced as a whole.
+
+    From the end of the file.
+    """
+    lines: dict[str, list[str]] = {_REPLACED: [], _ADDED: [], _WHOLE: []}
     for line in text.splitlines(keepends=True):
-        mark = line[: len(_REPLACED)]  # both marks have three characters
+        mark = line[: len(_REPLACED)]  # all marks have three characters
         if mark in lines:
             lines[mark].append(line.removeprefix(mark))
         elif line.strip() and line.strip() != _NOTE:
@@ -157,7 +193,8 @@ def _records(text: str, path: Path) -> tuple[CommentedMap, list[Key]]:
     try:
         replaced = load_for_edit("".join(lines[_REPLACED]) or "{}\n", path)
         added = load_yaml("".join(lines[_ADDED]), path) or []
-        return replaced, [tuple(key) for key in added]
+        whole = load_yaml("".join(lines[_WHOLE]), path) or []
+        return replaced, [tuple(key) for key in added], [str(name) for name in whole]
     except (InputError, TypeError) as error:
         raise InputError(
             f"{path}: the records below {_HEAD}... are corrupt: restore the last committed file,"
@@ -166,12 +203,15 @@ def _records(text: str, path: Path) -> tuple[CommentedMap, list[Key]]:
 
 
 def _leaves(
-    replaced: CommentedMap, tree: CommentedMap, prefix: Key
+    replaced: CommentedMap, tree: CommentedMap, prefix: Key, whole: Sequence[str] = ()
 ) -> Iterator[tuple[Key, CommentedMap]]:
-    """Key of each replaced value, and the mapping of the records that has it."""
+    """Key of each replaced value, and the mapping of the records that has it.
+
+    `whole`: the keys whose value was replaced as a whole.
+    """
     for name, value in replaced.items():
         present = tree.get(name)
-        if _is_block(value) and isinstance(present, CommentedMap):
+        if name not in whole and _is_block(value) and isinstance(present, CommentedMap):
             yield from _leaves(value, present, (*prefix, name))
         else:
             yield (*prefix, name), replaced

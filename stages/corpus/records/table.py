@@ -282,7 +282,7 @@ def row_record(
     image = row["image"].strip()
     while image.startswith("./"):
         image = image.removeprefix("./")
-    if _ADDRESS.match(image):
+    if is_address(image):
         why = "an address: download the image, and write its path from the CSV's folder"
         raise RefusedRecord(image, why, Reason.IMAGE_PATH)
     if image and not image.startswith(IMAGES) and not unsafe_path(image):
@@ -304,6 +304,11 @@ def row_record(
     if modality.strip():  # otherwise the image's DICOM header may declare it
         record["modality_type"] = modality
     return record
+
+
+def is_address(path: str) -> bool:
+    """Whether an image path is an address, such as https://..., and not a file's."""
+    return _ADDRESS.match(path) is not None
 
 
 def content_id(content: list[Any]) -> str:

@@ -193,7 +193,12 @@ def _question(
 def _cell(role: str, value: Any) -> str:
     """A value as a cell; options may also be a structure of letters."""
     if role == "options" and isinstance(value, dict):
-        value = [text for text in value.values() if text is not None]
+        if "".join(value) != LETTERS[: len(value)]:
+            why = "options are named otherwise than A, B and so on"
+            raise RefusedRecord(list(value), why, Reason.OPTIONS_FORM)
+        value = list(value.values())
+        while value and value[-1] is None:  # of a question with fewer options than others
+            value.pop()
     return json_cell(value)
 
 

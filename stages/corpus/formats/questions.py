@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.dataset.problems import letter_options
+from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.table import content_id
 from stages.corpus.records.texts import RefusedRecord
@@ -39,7 +40,7 @@ class SourceLocation:
 
     def __str__(self) -> str:
         """As in messages: "ward.xlsx, sheet 'Questions', row 3"."""
-        parts = [self.file]
+        parts = [safe_text(self.file)]
         if self.sheet is not None:
             parts.append(f"sheet {self.sheet!r}")
         if self.line is not None:
@@ -56,7 +57,8 @@ class Refusal:
     location: SourceLocation
     value: str
     why: str
-    reason: Reason
+    reason: Reason | None
+    """None if the entry itself has no fault."""
 
     @classmethod
     def of(cls, location: SourceLocation, error: RefusedRecord) -> Refusal:
@@ -139,6 +141,21 @@ class Question:
             image_name=image_name,
             patient=record.get("patient"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImage:
+    """One label of one image, which becomes one question."""
+
+    location: SourceLocation
+    dataset: str
+    modality: str
+    question_type: str
+    column: str
+    label: str
+    image: Path
+    image_name: str
+    patient: str | None = None
 
 
 @dataclass(frozen=True)

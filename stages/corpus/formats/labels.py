@@ -1,0 +1,314 @@
+"""Labels of images: folders named after classes, and sheets with one column per label.
+
+Each label of each image becomes one multiple-choice question about the labels of its column and
+modality (stages/corpus/formats/balance.py). Labels that contradict each other are refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from typing import Final
+
+from stages.core.errors import InputError
+from stages.corpus.formats.balance import Items, build_questions
+from stages.corpus.formats.images import ImageFolder, image_files_below
+from stages.corpus.formats.questions import (
+    DIAGNOSIS,
+    SPLIT_NAMES,
+    ConversionOptions,
+    LabelledImage,
+    Question,
+    Refusal,
+    SourceLocation,
+)
+from stages.corpus.formats.rows import choose_sheet, peek_headers, sheet_files
+from stages.corpus.formats.workbook import TextRow, TextSheet
+from stages.corpus.quarantine.ledger import safe_text
+from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.table import Header
+from stages.corpus.records.texts import RefusedRecord
+
+LABEL_COLUMNS: Final = ("label", "class")
+MAX_NUMBERS: Final = 10
+"""Distinct numbers in a column that may be grades: more are measurements."""
+_CLASS: Final = "class"
+
+Labelled = LabelledImage | Refusal
+
+
+class ClassFolders:
+    """Reader of `<modality>/<label>/*.png`, or `<label>/*.png` with a modality in the options."""
+
+    name = "class-folders"
+    description = "class folders (<modality>/<label>/*.png, or <label>/*.png)"
+
+    def detects(self, path: Path) -> bool:
+        """Whether a folder has images in folders of its folders, or in its folders."""
+        if not path.is_dir():
+            return False
+        return any(_depth(path, file) in (2, 3) for file in image_files_below(path))
+
+    def read(self, path: Path, options: ConversionOptions) -> Iterator[Question | Refusal]:
+        """One question per image, in the order of paths.
+
+        Raises InputError if it is unclear what the folders' names are.
+        """
+        files = image_files_below(path)
+        depth = min((_depth(path, file) for file in files if _depth(path, file) > 1), default=1)
+        tops = {file.relative_to(path).parts[0] for file in files if _depth(path, file) > 1}
+        are_splits = {top.casefold() for top in tops} <= SPLIT_NAMES
+        if depth == 2 and options.modality is None:
+            raise InputError(
+                f"{path} holds folders of images, {', '.join(sorted(tops)[:5])}: name the modality"
+                " of the images, modality=..., or put the folders into one per modality"
+            )
+        if depth == 3 and are_splits == (options.modality is None):
+            names = ", ".join(sorted(tops)[:5])
+            raise InputError(
+                f"{path} holds folders of folders of images, {names}: name the modality of the"
+                " images, modality=..., if these are splits, and only then"
+            )
+        dataset = options.dataset or path.resolve().name
+        yield from _balanced(
+            [_of_file(path, file, depth, dataset, options) for file in files], options
+        )
+
+
+def _depth(root: Path, file: Path) -> int:
+    """Parts of a file's path: 2 in `<label>/a.png`."""
+    return len(file.relative_to(root).parts)
+
+
+def _of_file(
+    root: Path, file: Path, depth: int, dataset: str, options: ConversionOptions
+) -> Labelled:
+    name = file.relative_to(root).as_posix()
+    location = SourceLocation(name)
+    parts = name.split("/")
+    if len(parts) != depth:
+        why = f"an image at another depth than in {'/'.join(['*'] * (depth - 1))}/"
+        return Refusal(location, safe_text(name), why, Reason.IMAGE_PATH)
+    try:
+        image_name, image = ImageFolder(root).find(name)
+    except RefusedRecord as error:
+        return Refusal.of(location, error)
+    return LabelledImage(
+        location=location,
+        dataset=dataset,
+        modality=options.modality or parts[0],
+        question_type=options.question_type or DIAGNOSIS,
+        column=_CLASS,
+        label=parts[-2].strip(),
+        image=image,
+        image_name=image_name,
+    )
+
+
+class LabelSheets:
+    """Reader of sheets with an image and one or several labels per row."""
+
+    name = "label-sheet"
+    description = "a sheet of labels (columns image and label, or those named by labels=)"
+
+    def detects(self, path: Path) -> bool:
+        """Whether a sheet has a column of images, and one of labels or no known question."""
+        headers = chain.from_iterable(map(peek_headers, sheet_files(path)))
+        return any(
+            "image" in header.columns and not {"question", "answer"} & header.columns.keys()
+            for header in headers
+        )
+
+    def read(self, path: Path, options: ConversionOptions) -> Iterator[Question | Refusal]:
+        """One entry per row and label column.
+
+        Raises InputError, with the remedy, for missing columns and for columns of measurements.
+        """
+        folder = ImageFolder(options.images or (path if path.is_dir() else path.parent))
+        entries: list[Labelled] = []
+        for file in sheet_files(path):
+            sheet = choose_sheet(file, options, lambda header: _check(header, options))
+            columns = _label_columns(sheet.header, options)
+            rows = list(sheet.rows)
+            for column, number in columns.items():
+                _check_numbers(sheet, column, [row.cells[number:][:1] for row in rows], options)
+            for row in rows:
+                entries += [
+                    _of_row(sheet, row, column, number, folder, options)
+                    for column, number in columns.items()
+                ]
+        yield from _balanced(entries, options)
+
+
+def _check(header: Header, options: ConversionOptions) -> None:
+    if "image" not in header.columns:
+        why = "the first line lacks the column image"
+        raise RefusedRecord(", ".join(header.names), why, Reason.COLUMN_MISSING)
+    columns = _label_columns(header, options)
+    if unknown := sorted(options.bins.keys() - columns.keys()):
+        why = f"bins= names {', '.join(unknown)}, which is no column of labels"
+        raise RefusedRecord(", ".join(header.names), why, Reason.COLUMN_MISSING)
+
+
+def _label_columns(header: Header, options: ConversionOptions) -> dict[str, int]:
+    """Label column -> its index. Raises RefusedRecord if one of them is missing."""
+    names = [name.strip() for name in header.names]
+    wanted = options.labels or [name for name in names if name.casefold() in LABEL_COLUMNS]
+    missing = [name for name in wanted if name not in names]
+    if missing or not wanted:
+        lacks = ", ".join(missing) or "label"
+        why = f"the first line lacks the column {lacks}: name those of labels, labels=(...)"
+        raise RefusedRecord(", ".join(names), why, Reason.COLUMN_MISSING)
+    return {name: names.index(name) for name in wanted}
+
+
+def _check_numbers(
+    sheet: TextSheet, column: str, cells: Sequence[list[str]], options: ConversionOptions
+) -> None:
+    """Raise InputError for a column of measurements that no bins are given for."""
+    values = {value for cell in cells for value in cell if value.strip()}
+    if column in options.bins or len(values) <= MAX_NUMBERS:
+        return
+    if all(_number(value) is not None for value in values):
+        raise InputError(
+            f"{sheet.label}: column {column!r} holds {len(values)} different numbers: name the"
+            f" lower bounds of ranges, bins={{{column!r}: (0, 40, 60)}}"
+        )
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
+def _of_row(
+    sheet: TextSheet,
+    row: TextRow,
+    column: str,
+    number: int,
+    folder: ImageFolder,
+    options: ConversionOptions,
+) -> Labelled:
+    roles = ("image", "modality", "type", "dataset", "patient")
+    known = {role: at for role, at in sheet.header.columns.items() if role in roles}
+    try:
+        row.check([number, *known.values()])
+        cells = {role: row.cells[at].strip() for role, at in known.items()}
+        label = _label(row.cells[number].strip(), column, options)
+        modality = cells.get("modality") or options.modality
+        if not modality:
+            why = "modality is missing: write it, or give the option modality="
+            raise RefusedRecord("", why, Reason.FIELD_MISSING)
+        name, image = folder.find(cells["image"])
+    except RefusedRecord as error:
+        return Refusal.of(row.location, error)
+    return LabelledImage(
+        location=row.location,
+        dataset=cells.get("dataset") or options.dataset or Path(sheet.file).stem,
+        modality=modality,
+        question_type=cells.get("type") or options.question_type or DIAGNOSIS,
+        column=column,
+        label=label,
+        image=image,
+        image_name=name,
+        patient=cells.get("patient") or None,
+    )
+
+
+def _label(cell: str, column: str, options: ConversionOptions) -> str:
+    """The label of a cell; of a number, its range if bins are given."""
+    if not cell:
+        raise RefusedRecord(cell, f"{column} is empty", Reason.FIELD_EMPTY)
+    bounds = options.bins.get(column)
+    if not bounds:
+        return cell
+    number = _number(cell)
+    reached = [bound for bound in sorted(bounds) if number is not None and bound <= number]
+    if not reached:
+        why = f"{column} is no number from {min(bounds):g} on, where the first range begins"
+        raise RefusedRecord(cell, why, Reason.RECORD_VALUE)
+    above = [bound for bound in sorted(bounds) if bound > reached[-1]]
+    return f"{reached[-1]:g} to below {above[0]:g}" if above else f"{reached[-1]:g} or more"
+
+
+def _balanced(
+    entries: Sequence[Labelled], options: ConversionOptions
+) -> Iterator[Question | Refusal]:
+    """Questions about the labelled images, and the refusals, in the order of the entries."""
+    vocabularies: defaultdict[tuple[str, str], dict[int, LabelledImage]] = defaultdict(dict)
+    results: dict[int, Question | Refusal] = {}
+    for position, entry in enumerate(entries):
+        if isinstance(entry, Refusal):
+            results[position] = entry
+        else:
+            vocabularies[entry.modality, entry.column][position] = entry
+    for items in vocabularies.values():
+        refusals = _repeated(items) | _variants(items)
+        refusals |= _single(_without(items, refusals))
+        results |= refusals
+        results |= build_questions(_without(items, refusals), options)
+    for position in range(len(entries)):
+        yield results[position]
+
+
+def _without(items: Items, refusals: Mapping[int, Refusal]) -> dict[int, LabelledImage]:
+    return {position: item for position, item in items.items() if position not in refusals}
+
+
+def _repeated(items: Items) -> dict[int, Refusal]:
+    """Images with two labels in one column, and all but the first of equal entries."""
+    first: dict[str, int] = {}
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for position, item in items.items():
+        first.setdefault(item.image_name, position)
+        labels[item.image_name].add(item.label)
+    refusals = {}
+    for position, item in items.items():
+        found = sorted(labels[item.image_name])
+        if len(found) > 1:
+            why = f"the image {item.image_name!r} has several labels in one column: {found}"
+            refusals[position] = _refusal(item, why, Reason.ANSWER_AMBIGUOUS)
+        elif first[item.image_name] != position:
+            where = items[first[item.image_name]].location
+            why = f"the image {item.image_name!r} has this label already; kept: {where}"
+            refusals[position] = _refusal(item, why, Reason.DUPLICATE_ID)
+    return refusals
+
+
+def _variants(items: Items) -> dict[int, Refusal]:
+    """Labels that differ only in case or blanks: it is unknown whether one is meant or two."""
+    spellings: defaultdict[str, set[str]] = defaultdict(set)
+    for item in items.values():
+        spellings[_folded(item.label)].add(item.label)
+    refusals = {}
+    for position, item in items.items():
+        found = sorted(spellings[_folded(item.label)])
+        if len(found) > 1:
+            why = f"labels that differ only in case or blanks: {found}; write one of them"
+            refusals[position] = _refusal(item, why, Reason.OPTIONS_EQUAL)
+    return refusals
+
+
+def _folded(label: str) -> str:
+    return " ".join(label.replace("_", " ").replace("-", " ").split()).casefold()
+
+
+def _single(items: Items) -> dict[int, Refusal]:
+    """All images, if they have one label only: a question needs another option."""
+    if len({item.label for item in items.values()}) != 1:
+        return {}
+    why = "the only label of {} in {}: a question needs at least two"
+    return {
+        position: _refusal(item, why.format(item.column, item.modality), Reason.OPTION_COUNT)
+        for position, item in items.items()
+    }
+
+
+def _refusal(item: LabelledImage, why: str, reason: Reason | None) -> Refusal:
+    return Refusal(item.location, safe_text(item.label), why, reason)

@@ -16,7 +16,7 @@ from typing import Final
 
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_directory, write_json
-from stages.corpus.dataset.paths import IMAGES, QUESTIONS, is_left_behind
+from stages.corpus.dataset.paths import QUESTIONS, is_left_behind
 from stages.corpus.formats.balance import BlindAccuracy, blind_accuracy, option_texts
 from stages.corpus.formats.images import ImageStore, file_name
 from stages.corpus.formats.labels import ClassFolders, LabelSheets
@@ -105,8 +105,7 @@ def detect(path: Path) -> str:
 def convert(source: Path, target: Path, options: ConversionOptions) -> Conversion:
     """Write the questions of a source as a corpus folder, and what became of each entry.
 
-    Raises InputError if nothing can be converted, if the target holds anything but an earlier
-    conversion, or if questions built from labels can be answered without their images.
+    Raises InputError if nothing can be converted, if the target holds anything, or if questions built from labels can be answered without their images.
     """
     reader = _reader(source, options)
     _check_target(source, target)
@@ -139,17 +138,13 @@ def _reader(source: Path, options: ConversionOptions) -> Reader:
 
 
 def _check_target(source: Path, target: Path) -> None:
-    """Raise InputError unless the target is free, empty, or an earlier conversion."""
+    """Raise InputError unless the target is free or empty, and apart from the source."""
     resolved = target.resolve()
     root = source.resolve()
     if root == resolved or root.is_relative_to(resolved) or resolved.is_relative_to(root):
         raise InputError(f"{target} and the source {source} contain each other: name another")
-    if not target.exists():
-        return
-    tops = {IMAGES.strip("/"), QUESTIONS.split("/")[0]}
-    others = [] if not target.is_dir() else sorted({each.name for each in target.iterdir()} - tops)
-    if not target.is_dir() or others:
-        raise InputError(f"{target} exists and is no corpus: remove it, or name another")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists: remove it, or name another")
 
 
 def _store(

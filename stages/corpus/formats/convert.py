@@ -105,7 +105,8 @@ def detect(path: Path) -> str:
 def convert(source: Path, target: Path, options: ConversionOptions) -> Conversion:
     """Write the questions of a source as a corpus folder, and what became of each entry.
 
-    Raises InputError if nothing can be converted, if the target holds anything, or if questions built from labels can be answered without their images.
+    Raises InputError if nothing can be converted, if the target holds anything, or if questions
+    built from labels can be answered without their images.
     """
     reader = _reader(source, options)
     _check_target(source, target)

@@ -6,7 +6,7 @@ modality (stages/corpus/formats/balance.py). Labels that contradict each other a
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from math import isfinite
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from stages.core.errors import InputError
-from stages.corpus.formats.balance import Items, build_questions
+from stages.corpus.dataset.paths import IMAGES
+from stages.corpus.formats.balance import MAX_OPTIONS, Items, build_questions
 from stages.corpus.formats.images import ImageFolder, image_files_below
 from stages.corpus.formats.questions import (
     DIAGNOSIS,
@@ -29,6 +30,7 @@ from stages.corpus.formats.rows import choose_sheet, peek_headers, sheet_files
 from stages.corpus.formats.workbook import TextRow, TextSheet
 from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.records.records import FIELDS, OPTIONS, check_texts
 from stages.corpus.records.table import Header
 from stages.corpus.records.texts import RefusedRecord
 
@@ -58,8 +60,9 @@ class ClassFolders:
         Raises InputError if it is unclear what the folders' names are.
         """
         files = image_files_below(path)
-        depth = min((_depth(path, file) for file in files if _depth(path, file) > 1), default=1)
-        tops = {file.relative_to(path).parts[0] for file in files if _depth(path, file) > 1}
+        depths = Counter(_depth(path, file) for file in files if _depth(path, file) > 1)
+        depth = max(depths, key=lambda each: depths[each], default=1)
+        tops = {file.relative_to(path).parts[0] for file in files if _depth(path, file) == depth}
         are_splits = {top.casefold() for top in tops} <= SPLIT_NAMES
         if depth == 2 and options.modality is None:
             raise InputError(
@@ -249,7 +252,10 @@ def _balanced(
         else:
             vocabularies[entry.modality, entry.column][position] = entry
     for items in vocabularies.values():
-        refusals = _repeated(items) | _variants(items)
+        refusals = _unusable(items)
+        # the first reason counts: labels that are unusable contradict nothing
+        for find in (_repeated, _variants):
+            refusals |= find(_without(items, refusals))
         refusals |= _single(_without(items, refusals))
         results |= refusals
         results |= build_questions(_without(items, refusals), options)
@@ -259,6 +265,30 @@ def _balanced(
 
 def _without(items: Items, refusals: Mapping[int, Refusal]) -> dict[int, LabelledImage]:
     return {position: item for position, item in items.items() if position not in refusals}
+
+
+def _unusable(items: Items) -> dict[int, Refusal]:
+    """Labels that no question could offer, at whichever letter: they would spoil those of others."""
+    errors: dict[str, RefusedRecord | None] = {}
+    refusals = {}
+    for position, item in items.items():
+        if item.label not in errors:
+            errors[item.label] = _label_error(item.label)
+        if error := errors[item.label]:
+            refusals[position] = Refusal.of(item.location, error)
+    return refusals
+
+
+def _label_error(label: str) -> RefusedRecord | None:
+    for position in range(MAX_OPTIONS):
+        texts = [f"other option {number}" for number in range(MAX_OPTIONS)]
+        texts[position] = label
+        record = dict.fromkeys(FIELDS, "x") | {"gt_answer": label, "image_path": f"{IMAGES}x"}
+        try:
+            check_texts(record | dict(zip(OPTIONS, texts, strict=False)))
+        except RefusedRecord as error:
+            return error
+    return None
 
 
 def _repeated(items: Items) -> dict[int, Refusal]:

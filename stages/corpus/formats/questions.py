@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
 from stages.corpus.dataset.paths import IMAGES
-from stages.corpus.dataset.problems import letter_options
+from stages.corpus.dataset.problems import LETTERS, letter_options
 from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.table import content_id
@@ -122,8 +122,13 @@ class Question:
     ) -> Question:
         """The question of a record in OmniMedVQA's form.
 
-        Raises RefusedRecord, with the remedy, if it has no modality or no question type.
+        Raises RefusedRecord, with the remedy, if it has no modality, no question type, or a gap
+        between its options, which would otherwise be closed.
         """
+        names = [name for name in record if name.startswith("option_")]
+        if gaps := {f"option_{letter}" for letter in LETTERS[: len(names)]} - {*names}:
+            why = f"a gap in the options: {min(gaps)} is missing"
+            raise RefusedRecord(names, why, Reason.OPTION_GAP)
         for name, option in (("modality_type", "modality"), ("question_type", "question_type")):
             if not record.get(name, "").strip():
                 why = f"{name} is missing: write it, or give the option {option}="
@@ -134,7 +139,7 @@ class Question:
             question_id=record.get("question_id", ""),
             question_type=record["question_type"].strip(),
             question=record["question"].strip(),
-            options=tuple(text for key, text in record.items() if key.startswith("option_")),
+            options=tuple(record[name].strip() for name in sorted(names)),
             answer=record["gt_answer"].strip(),
             modality=record["modality_type"].strip(),
             image=image,

@@ -19,7 +19,7 @@ from stages.core.outputs import atomic_directory, write_json
 from stages.corpus.dataset.paths import QUESTIONS, is_left_behind
 from stages.corpus.formats.balance import BlindAccuracy, blind_accuracy, option_texts
 from stages.corpus.formats.images import ImageStore, file_name
-from stages.corpus.formats.labels import ClassFolders, LabelSheets
+from stages.corpus.formats.labels import ClassFolders
 from stages.corpus.formats.med_r1 import MedR1Files
 from stages.corpus.formats.parquet import HuggingFaceFolder
 from stages.corpus.formats.questions import (
@@ -28,7 +28,7 @@ from stages.corpus.formats.questions import (
     Refusal,
     SourceLocation,
 )
-from stages.corpus.formats.sheets import QuestionSheets
+from stages.corpus.formats.sheets import LabelSheets, QuestionSheets
 from stages.corpus.formats.vlmevalkit import VlmEvalKitTable
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import check_texts

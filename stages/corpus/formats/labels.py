@@ -1,4 +1,4 @@
-"""Labels of images: folders named after classes, and sheets with one column per label.
+"""Class folders, and checks of the labels from which questions are built.
 
 Each label of each image becomes one multiple-choice question about the labels of its column and
 modality (stages/corpus/formats/balance.py). Labels that contradict each other are refused.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
-from math import isfinite
 from pathlib import Path
 from typing import Final
 
@@ -26,17 +24,11 @@ from stages.corpus.formats.questions import (
     Refusal,
     SourceLocation,
 )
-from stages.corpus.formats.rows import choose_sheet, peek_headers, sheet_files
-from stages.corpus.formats.workbook import TextRow, TextSheet
 from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.records import FIELDS, OPTIONS, check_texts
-from stages.corpus.records.table import Header
 from stages.corpus.records.texts import RefusedRecord
 
-LABEL_COLUMNS: Final = ("label", "class")
-MAX_NUMBERS: Final = 10
-"""Distinct numbers in a column that may be grades: more are measurements."""
 _CLASS: Final = "class"
 
 Labelled = LabelledImage | Refusal
@@ -76,7 +68,7 @@ class ClassFolders:
                 " images, modality=..., if these are splits, and only then"
             )
         dataset = options.dataset or path.resolve().name
-        yield from _balanced(
+        yield from balanced_questions(
             [_of_file(path, file, depth, dataset, options) for file in files], options
         )
 
@@ -111,136 +103,7 @@ def _of_file(
     )
 
 
-class LabelSheets:
-    """Reader of sheets with an image and one or several labels per row."""
-
-    name = "label-sheet"
-    description = "a sheet of labels (columns image and label, or those named by labels=)"
-
-    def detects(self, path: Path) -> bool:
-        """Whether a sheet has a column of images, and one of labels or no known question."""
-        headers = chain.from_iterable(map(peek_headers, sheet_files(path)))
-        return any(
-            "image" in header.columns and not {"question", "answer"} & header.columns.keys()
-            for header in headers
-        )
-
-    def read(self, path: Path, options: ConversionOptions) -> Iterator[Question | Refusal]:
-        """One entry per row and label column.
-
-        Raises InputError, with the remedy, for missing columns and for columns of measurements.
-        """
-        folder = ImageFolder(options.images or (path if path.is_dir() else path.parent))
-        entries: list[Labelled] = []
-        for file in sheet_files(path):
-            sheet = choose_sheet(file, options, lambda header: _check(header, options))
-            columns = _label_columns(sheet.header, options)
-            rows = list(sheet.rows)
-            for column, number in columns.items():
-                _check_numbers(sheet, column, [row.cells[number:][:1] for row in rows], options)
-            for row in rows:
-                entries += [
-                    _of_row(sheet, row, column, number, folder, options)
-                    for column, number in columns.items()
-                ]
-        yield from _balanced(entries, options)
-
-
-def _check(header: Header, options: ConversionOptions) -> None:
-    if "image" not in header.columns:
-        why = "the first line lacks the column image"
-        raise RefusedRecord(", ".join(header.names), why, Reason.COLUMN_MISSING)
-    columns = _label_columns(header, options)
-    if unknown := sorted(options.bins.keys() - columns.keys()):
-        why = f"bins= names {', '.join(unknown)}, which is no column of labels"
-        raise RefusedRecord(", ".join(header.names), why, Reason.COLUMN_MISSING)
-
-
-def _label_columns(header: Header, options: ConversionOptions) -> dict[str, int]:
-    """Label column -> its index. Raises RefusedRecord if one of them is missing."""
-    names = [name.strip() for name in header.names]
-    wanted = options.labels or [name for name in names if name.casefold() in LABEL_COLUMNS]
-    missing = [name for name in wanted if name not in names]
-    if missing or not wanted:
-        lacks = ", ".join(missing) or "label"
-        why = f"the first line lacks the column {lacks}: name those of labels, labels=(...)"
-        raise RefusedRecord(", ".join(names), why, Reason.COLUMN_MISSING)
-    return {name: names.index(name) for name in wanted}
-
-
-def _check_numbers(
-    sheet: TextSheet, column: str, cells: Sequence[list[str]], options: ConversionOptions
-) -> None:
-    """Raise InputError for a column of measurements that no bins are given for."""
-    values = {value for cell in cells for value in cell if value.strip()}
-    if column in options.bins or len(values) <= MAX_NUMBERS:
-        return
-    if all(_number(value) is not None for value in values):
-        raise InputError(
-            f"{sheet.label}: column {column!r} holds {len(values)} different numbers: name the"
-            f" lower bounds of ranges, bins={{{column!r}: (0, 40, 60)}}"
-        )
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if isfinite(number) else None
-
-
-def _of_row(
-    sheet: TextSheet,
-    row: TextRow,
-    column: str,
-    number: int,
-    folder: ImageFolder,
-    options: ConversionOptions,
-) -> Labelled:
-    roles = ("image", "modality", "type", "dataset", "patient")
-    known = {role: at for role, at in sheet.header.columns.items() if role in roles}
-    try:
-        row.check([number, *known.values()])
-        cells = {role: row.cells[at].strip() for role, at in known.items()}
-        label = _label(row.cells[number].strip(), column, options)
-        modality = cells.get("modality") or options.modality
-        if not modality:
-            why = "modality is missing: write it, or give the option modality="
-            raise RefusedRecord("", why, Reason.FIELD_MISSING)
-        name, image = folder.find(cells["image"])
-    except RefusedRecord as error:
-        return Refusal.of(row.location, error)
-    return LabelledImage(
-        location=row.location,
-        dataset=cells.get("dataset") or options.dataset or Path(sheet.file).stem,
-        modality=modality,
-        question_type=cells.get("type") or options.question_type or DIAGNOSIS,
-        column=column,
-        label=label,
-        image=image,
-        image_name=name,
-        patient=cells.get("patient") or None,
-    )
-
-
-def _label(cell: str, column: str, options: ConversionOptions) -> str:
-    """The label of a cell; of a number, its range if bins are given."""
-    if not cell:
-        raise RefusedRecord(cell, f"{column} is empty", Reason.FIELD_EMPTY)
-    bounds = options.bins.get(column)
-    if not bounds:
-        return cell
-    number = _number(cell)
-    reached = [bound for bound in sorted(bounds) if number is not None and bound <= number]
-    if not reached:
-        why = f"{column} is no number from {min(bounds):g} on, where the first range begins"
-        raise RefusedRecord(cell, why, Reason.RECORD_VALUE)
-    above = [bound for bound in sorted(bounds) if bound > reached[-1]]
-    return f"{reached[-1]:g} to below {above[0]:g}" if above else f"{reached[-1]:g} or more"
-
-
-def _balanced(
+def balanced_questions(
     entries: Sequence[Labelled], options: ConversionOptions
 ) -> Iterator[Question | Refusal]:
     """Questions about the labelled images, and the refusals, in the order of the entries."""
@@ -268,7 +131,7 @@ def _without(items: Items, refusals: Mapping[int, Refusal]) -> dict[int, Labelle
 
 
 def _unusable(items: Items) -> dict[int, Refusal]:
-    """Labels that no question could offer, at whichever letter: they would spoil those of others."""
+    """Labels that no question can offer, at some letter: they would spoil those of others."""
     errors: dict[str, RefusedRecord | None] = {}
     refusals = {}
     for position, item in items.items():

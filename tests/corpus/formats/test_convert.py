@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import patch
 
@@ -119,4 +119,4 @@ def test_images_are_copied_where_links_are_impossible(sheet: Path, tmp_path: Pat
     ],
 )
 def test_words_are_read_from_paths(path: str, words: tuple[str | None, str | None]) -> None:
-    assert path_words(Path(path)) == words
+    assert path_words(PurePosixPath(path)) == words

@@ -16,7 +16,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from stages.corpus.dataset.paths import IMAGES, is_left_behind, unsafe_path
+from stages.corpus.dataset.paths import (
+    IMAGES,
+    MAX_NAME_BYTES,
+    has_long_name,
+    is_left_behind,
+    unsafe_path,
+)
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.table import is_address
 from stages.corpus.records.texts import RefusedRecord
@@ -51,7 +57,7 @@ class ImageFolder:
         """
         name = _safe_name(written)
         places = {self.root / IMAGES / name, self.root / name}
-        files = sorted(place for place in places if place.exists())
+        files = sorted(place for place in places if os.path.exists(place))
         if len(files) > 1:
             why = f"names two files, one under {IMAGES} and one beside it: rename one"
             raise RefusedRecord(written, why, Reason.IMAGE_PATH)
@@ -178,6 +184,9 @@ def _safe_name(written: str) -> str:
     if problem := unsafe_path(name):
         raise RefusedRecord(written, f"the image's path is {problem}", Reason.IMAGE_PATH)
     name = name.removeprefix(IMAGES)
+    if has_long_name(name):
+        why = f"the image's path has a name longer than {MAX_NAME_BYTES} bytes"
+        raise RefusedRecord(written, why, Reason.IMAGE_PATH)
     if not name or posixpath.normpath(name) != name:
         raise RefusedRecord(written, "the image's path is not a file's", Reason.IMAGE_PATH)
     return name

@@ -30,6 +30,8 @@ from stages.corpus.records.records import FIELDS, OPTIONS, check_texts
 from stages.corpus.records.texts import RefusedRecord
 
 _CLASS: Final = "class"
+_GENERAL: Final = frozenset({"images", "image", "imgs", "data", "dataset", "all"})
+"""Names of folders that are no modalities."""
 
 Labelled = LabelledImage | Refusal
 
@@ -55,7 +57,7 @@ class ClassFolders:
         depths = Counter(_depth(path, file) for file in files if _depth(path, file) > 1)
         depth = max(depths, key=lambda each: depths[each], default=1)
         tops = {file.relative_to(path).parts[0] for file in files if _depth(path, file) == depth}
-        are_splits = {top.casefold() for top in tops} <= SPLIT_NAMES
+        are_splits = {top.casefold() for top in tops} <= SPLIT_NAMES | _GENERAL
         if depth == 2 and options.modality is None:
             raise InputError(
                 f"{path} holds folders of images, {', '.join(sorted(tops)[:5])}: name the modality"
@@ -65,7 +67,7 @@ class ClassFolders:
             names = ", ".join(sorted(tops)[:5])
             raise InputError(
                 f"{path} holds folders of folders of images, {names}: name the modality of the"
-                " images, modality=..., if these are splits, and only then"
+                " images, modality=..., if these are splits or the like, and only then"
             )
         dataset = options.dataset or path.resolve().name
         yield from balanced_questions(

@@ -57,8 +57,11 @@ class _Shard:
 
     def batches(self, columns: Sequence[str], rows: int = BATCH_ROWS) -> Iterator[Any]:
         """Record batches with these columns only, read as a stream."""
-        with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20) as file:
-            yield from file.iter_batches(rows, columns=list(columns), use_threads=False)
+        try:
+            with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=2**20) as file:
+                yield from file.iter_batches(rows, columns=list(columns), use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.path} is damaged or truncated: {error}") from error
 
 
 class HuggingFaceFolder:

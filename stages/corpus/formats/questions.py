@@ -7,6 +7,7 @@ nothing is lost: read = kept + refused. Words of modalities and question types p
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,7 @@ DIAGNOSIS: Final = QUESTION_TYPES["disease-diagnosis"]
 """Question type of labels, unless the options name another."""
 SPLIT_NAMES: Final = frozenset({"train", "training", "test", "testing", "val", "valid", "dev"})
 """Names of folders and files that say which split is in them, and not which modality."""
-_SPLIT_ENDS: Final = tuple(f"{mark}{name}" for name in SPLIT_NAMES for mark in "_-")
+_SPLIT_END: Final = re.compile(rf"[_-](?:{'|'.join(sorted(SPLIT_NAMES))})", re.IGNORECASE)
 _MODALITY_FOLDERS: Final = ("modality", "modalities", "modality_type")
 _TYPE_FOLDERS: Final = ("task", "tasks", "type", "types", "question_type", "question-type")
 
@@ -231,8 +232,8 @@ def path_words(path: PurePosixPath) -> tuple[str | None, str | None]:
 
 
 def _without_split(stem: str) -> str:
-    end = next((end for end in _SPLIT_ENDS if stem.casefold().endswith(end)), "")
-    return stem[: len(stem) - len(end)]
+    mark = max(stem.rfind("_"), stem.rfind("-"), 0)
+    return stem[:mark] if _SPLIT_END.fullmatch(stem[mark:]) else stem
 
 
 def _part_after(parts: list[str], folders: tuple[str, ...]) -> str | None:

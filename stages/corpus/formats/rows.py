@@ -86,7 +86,9 @@ def peek_headers(path: Path, others: Collection[str] = ()) -> list[Header]:
         with path.open("rb") as handle:
             head = handle.read(_HEAD)
         if suffix in LINES_SUFFIXES:
-            names, _ = _parse_line(head.decode(errors="replace").partition("\n")[0])
+            names, _ = _parse_line(
+                head.decode(errors="replace").lstrip("\ufeff\r\n ").partition("\n")[0]
+            )
             return [name_columns(list(names))] if names else []
         is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = head.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
@@ -98,10 +100,12 @@ def peek_headers(path: Path, others: Collection[str] = ()) -> list[Header]:
 def sheet_files(path: Path) -> list[Path]:
     """The file itself, or the sheets directly in a folder, sorted."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
+    # a text beside others is hardly a sheet
+    suffixes = {*SUFFIXES} - ({".txt"} if path.is_dir() else set())
     return [
         file
         for file in files
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not is_left_behind(file.name)
+        if file.suffix.lower() in suffixes and file.is_file() and not is_left_behind(file.name)
     ]
 
 

@@ -7,7 +7,7 @@ which questions are built. A modality and a type may come from the options.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import isfinite
 from pathlib import Path
@@ -56,7 +56,7 @@ class QuestionSheets:
 
         Raises InputError if no sheet has the columns, or for the only sheet if it cannot be read.
         """
-        sheets, refusals = open_usable(path, options)
+        sheets, refusals = open_usable(path, options, _check)
         folder = ImageFolder(options.images or (path if path.is_dir() else path.parent))
         for sheet in sheets:
             for row in sheet.rows:
@@ -67,14 +67,16 @@ class QuestionSheets:
         yield from refusals
 
 
-def open_usable(path: Path, options: ConversionOptions) -> tuple[list[TextSheet], list[Refusal]]:
-    """The sheets of questions of a file or folder; one refusal for each file that holds none."""
+def open_usable(
+    path: Path, options: ConversionOptions, check: Callable[[Header], None]
+) -> tuple[list[TextSheet], list[Refusal]]:
+    """The sheets of a file or folder that pass `check`; one refusal for each file without any."""
     sheets = []
     refusals = []
     errors = []
     for file in sheet_files(path):
         try:
-            sheets.append(choose_sheet(file, options, _check))
+            sheets.append(choose_sheet(file, options, check))
         except InputError as error:
             errors.append(error)
             location = SourceLocation(file.name)
@@ -133,18 +135,20 @@ class LabelSheets:
         """
         folder = ImageFolder(options.images or (path if path.is_dir() else path.parent))
         entries: list[Labelled] = []
-        for file in sheet_files(path):
-            sheet = choose_sheet(file, options, lambda header: _check_labels(header, options))
+        sheets, refusals = open_usable(path, options, lambda header: _check_labels(header, options))
+        for sheet in sheets:
             columns = _label_columns(sheet.header, options)
             rows = list(sheet.rows)
             for column, number in columns.items():
-                _check_numbers(sheet, column, [row.cells[number:][:1] for row in rows], options)
+                _check_numbers(
+                    sheet, column, ["".join(row.cells[number:][:1]) for row in rows], options
+                )
             for row in rows:
                 entries += [
                     _of_row(sheet, row, column, number, folder, options)
                     for column, number in columns.items()
                 ]
-        yield from balanced_questions(entries, options)
+        yield from balanced_questions([*entries, *refusals], options)
 
 
 def _check_labels(header: Header, options: ConversionOptions) -> None:
@@ -170,15 +174,13 @@ def _label_columns(header: Header, options: ConversionOptions) -> dict[str, int]
 
 
 def _check_numbers(
-    sheet: TextSheet, column: str, cells: Sequence[list[str]], options: ConversionOptions
+    sheet: TextSheet, column: str, cells: Iterable[str], options: ConversionOptions
 ) -> None:
     """Raise InputError for a column of measurements that no bins are given for."""
-    values = {value for cell in cells for value in cell if value.strip()}
-    if column in options.bins or len(values) <= MAX_NUMBERS:
-        return
-    if all(_number(value) is not None for value in values):
+    numbers = {number for cell in cells if (number := _number(cell)) is not None}
+    if len(numbers) > MAX_NUMBERS and not options.bins.get(column):
         raise InputError(
-            f"{sheet.label}: column {column!r} holds {len(values)} different numbers: name the"
+            f"{sheet.label}: column {column!r} holds {len(numbers)} different numbers: name the"
             f" lower bounds of ranges, bins={{{column!r}: (0, 40, 60)}}"
         )
 

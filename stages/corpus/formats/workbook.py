@@ -194,6 +194,9 @@ def _cell_text(value: AnyCell, formula: AnyCell, name: str) -> str:
     if isinstance(content, datetime | date | time):
         why = "a date, perhaps made from a text such as 1-2: give the column the format Text"
         raise RefusedRecord(f"{name}: {content}", why, Reason.FIELD_TYPE)
+    if isinstance(content, int | float) and "%" in str(value.number_format):
+        why = "a percentage, stored as a fraction: give the column the format Text"
+        raise RefusedRecord(f"{name}: {content}", why, Reason.FIELD_TYPE)
     if isinstance(content, bool):
         return str(content).upper()
     if isinstance(content, float) and content.is_integer():

@@ -271,10 +271,9 @@ def test_several_columns_of_labels_are_chosen_by_name(scans: Path, tmp_path: Pat
 def test_measurements_need_bins(scans: Path, tmp_path: Path) -> None:
     rows = [row | {"age": 20 + number} for number, row in enumerate(label_rows(60))]
     rows += [label_rows(1)[0] | {"age": "unknown", "image": "scans/0.png"}]
-    sheet = write_csv(scans / "labels.csv", rows[:-1])
+    sheet = write_csv(scans / "labels.csv", rows)
     with pytest.raises(InputError, match=r"'age' holds 60 different numbers.*bins="):
         run(sheet, tmp_path / "out", labels=("age",))
-    write_csv(sheet, rows)
     conversion = run(sheet, tmp_path / "out", labels=("age",), bins={"age": (21, 40, 60)})
     assert conversion.labels == {
         "age": {"21 to below 40": 19, "40 to below 60": 20, "60 or more": 20}
@@ -330,3 +329,18 @@ def test_unknown_columns_are_named(
 ) -> None:
     with pytest.raises(InputError, match=what):
         run(write_csv(scans / "l.csv", label_rows()), tmp_path / "out", **options)
+
+
+def test_a_sheet_without_labels_beside_one_is_one_refusal(scans: Path, tmp_path: Path) -> None:
+    write_csv(scans / "labels.csv", label_rows())
+    write_csv(scans / "staff.csv", [{"name": "Doe"}])
+    (text,) = refusals(run(scans, tmp_path / "out"))
+    assert text.startswith("staff.csv: ")
+
+
+def test_a_folder_named_images_is_no_modality(tmp_path: Path) -> None:
+    names = [f"images/{label}/{n}.png" for label in ("a", "b") for n in range(6)]
+    write_images(tmp_path / "set", *names)
+    with pytest.raises(InputError, match="images: name the modality"):
+        run(tmp_path / "set", tmp_path / "out")
+    assert run(tmp_path / "set", tmp_path / "out", modality="CT").questions == 12

@@ -308,3 +308,26 @@ def test_an_empty_data_set_name_or_one_with_slashes_is_a_file(ward: Path, tmp_pa
     rows = [ROW | {"dataset": name, "question": f"{name}?"} for name in ("a/b", "..", "CON:", "a")]
     run(write_csv(ward / "w.csv", rows), tmp_path / "out")
     assert {record["dataset"] for record in records(tmp_path / "out")} == {"a/b", "..", "CON:", "a"}
+
+
+@pytest.mark.parametrize("image", ["x" * 300, "a/" * 3000 + "x", "a\x00b", "x" * 100_000])
+def test_paths_that_no_file_system_takes_are_refused(
+    ward: Path, tmp_path: Path, image: str
+) -> None:
+    rows = [ROW, ROW | {"image": image}]
+    assert len(run(write_json_lines(ward / "w.jsonl", rows), tmp_path / "out").refusals) == 1
+
+
+def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_percentages_are_refused_by_cell(ward: Path, tmp_path: Path) -> None:
+    path = write_book(ward / "w.xlsx", {"Q": [ROW, ROW | {"question": "How much?"}]})
+    book = openpyxl.load_workbook(path)
+    book["Q"]["D3"] = 0.5
+    book["Q"]["D3"].number_format = "0%"
+    book.save(path)
+    (text,) = refusals(run(path, tmp_path / "out"))
+    assert "'D3: 0.5': a percentage" in text

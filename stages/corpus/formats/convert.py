@@ -144,7 +144,7 @@ def _check_target(source: Path, target: Path) -> None:
     root = source.resolve()
     if root == resolved or root.is_relative_to(resolved) or resolved.is_relative_to(root):
         raise InputError(f"{target} and the source {source} contain each other: name another")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{target} exists: remove it, or name another")
 
 

@@ -1,9 +1,9 @@
 """Hugging Face dataset folders: Parquet files with embedded images, streamed in small batches.
 
-Only the columns that are used are read, a few rows at a time, so that a data set of any size is
-converted in bounded memory. ClassLabel numbers are replaced by their names, which `datasets` stores
-in the schema's metadata. An answer that is a plain number is used only if it is known what it
-counts from.
+Only the columns that are used are read, a few rows at a time, so that the memory is bounded by the
+largest row group (a few times its size), whatever the size of the data set. ClassLabel numbers are
+replaced by their names, which `datasets` stores in the schema's metadata. An answer that is a plain
+number is used only if it is known what it counts from.
 """
 
 from __future__ import annotations

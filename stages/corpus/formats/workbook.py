@@ -18,8 +18,8 @@ import openpyxl
 from openpyxl.cell.cell import Cell
 from openpyxl.cell.read_only import EmptyCell, ReadOnlyCell
 from openpyxl.utils.cell import column_index_from_string, get_column_letter
-from openpyxl.utils.exceptions import InvalidFileException
 
+from stages.core.errors import InputError
 from stages.corpus.formats.questions import SourceLocation
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.table import Header, name_columns
@@ -32,6 +32,7 @@ _MAX_UNPACKED: Final = 4 * 2**30
 _MERGED: Final = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=\"([A-Z0-9:$]{1,40})\"")
 _RANGE: Final = re.compile(r"([A-Z]+)(\d+):([A-Z]+)(\d+)")
 _CHUNK: Final = 2**20
+_DAMAGED: Final = "a workbook that is damaged, or none: save it again as .xlsx"
 
 AnyCell = Cell | ReadOnlyCell | EmptyCell
 
@@ -79,14 +80,24 @@ class TextSheet:
 
 
 def open_book(path: Path) -> list[TextSheet]:
-    """The sheets of a workbook that have cells. Raises RefusedRecord if it cannot be read."""
+    """The sheets of a workbook that have cells. Raises RefusedRecord if it cannot be read.
+
+    Rows are read later, and raise InputError where the workbook is damaged.
+    """
     _check_book(path)
     try:
-        values = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        formulas = openpyxl.load_workbook(path, read_only=True, data_only=False)
-    except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise RefusedRecord(str(error), "not a readable workbook", Reason.FILE_UNREADABLE) from None
-    sheets = []
+        sheets = list(_sheets(path))
+    except Exception as error:  # openpyxl raises errors of any type for a damaged part
+        what = f"{type(error).__name__}: {error}"
+        raise RefusedRecord(what, _DAMAGED, Reason.FILE_UNREADABLE) from error
+    if not sheets:
+        raise RefusedRecord("", "the workbook has no cells", Reason.FILE_EMPTY)
+    return sheets
+
+
+def _sheets(path: Path) -> Iterator[TextSheet]:
+    values = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    formulas = openpyxl.load_workbook(path, read_only=True, data_only=False)
     for worksheet in values.worksheets:
         # the stored dimensions may be wrong, and rows beyond them would be left out
         worksheet.reset_dimensions()
@@ -95,14 +106,18 @@ def open_book(path: Path) -> list[TextSheet]:
         rows = _book_rows(path.name, worksheet, formulas[worksheet.title], merged)
         first = next(rows, None)
         if first is not None:
-            number = first.location.row or 1
-            header = name_columns(first.cells, line=number)
+            header = name_columns(first.cells, line=first.location.row or 1)
             problem = next(iter(first.problems.values()), None)
-            rows = _below(len(first.cells), rows)
-            sheets.append(TextSheet(path.name, header, rows, worksheet.title, problem))
-    if not sheets:
-        raise RefusedRecord("", "the workbook has no cells", Reason.FILE_EMPTY)
-    return sheets
+            rows = _undamaged(path, _below(len(first.cells), rows))
+            yield TextSheet(path.name, header, rows, worksheet.title, problem)
+
+
+def _undamaged(path: Path, rows: Iterator[TextRow]) -> Iterator[TextRow]:
+    """The rows. Raises InputError in place of openpyxl's errors, which are of any type."""
+    try:
+        yield from rows
+    except Exception as error:
+        raise InputError(f"{path}: {_DAMAGED} ({type(error).__name__}: {error})") from error
 
 
 def _below(width: int, rows: Iterator[TextRow]) -> Iterator[TextRow]:
@@ -126,8 +141,8 @@ def _check_book(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(each.file_size for each in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise RefusedRecord(str(error), "not a workbook", Reason.FILE_UNREADABLE) from None
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise RefusedRecord(str(error), _DAMAGED, Reason.FILE_UNREADABLE) from None
     if size > _MAX_UNPACKED:
         why = f"unpacks to more than {_MAX_UNPACKED:,} bytes (possible decompression bomb)"
         raise RefusedRecord(f"{size:,} bytes", why, Reason.FILE_UNREADABLE)

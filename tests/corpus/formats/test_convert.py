@@ -80,7 +80,8 @@ def test_existing_files_are_never_replaced(sheet: Path, tmp_path: Path) -> None:
     (tmp_path / "full/thesis.tex").write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(sheet.parent)
-    for target in ("full", "full/thesis.tex", "ward", "ward/out", ".", "link", "link/out"):
+    (tmp_path / "other").symlink_to(tmp_path / "empty")
+    for target in ("full", "full/thesis.tex", "ward", "ward/out", ".", "link", "link/out", "other"):
         with pytest.raises(InputError, match=r"exists|contain each other"):
             run(sheet.parent, tmp_path / target, format="sheet")
     assert (tmp_path / "full/thesis.tex").exists()

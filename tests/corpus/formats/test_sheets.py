@@ -284,8 +284,8 @@ def test_several_sheets_with_the_columns_must_be_chosen(ward: Path, tmp_path: Pa
     ("content", "what"),
     [
         (b"\xd0\xcf\x11\xe0 old", "without a password"),
-        (b"PK\x03\x04 cut short", "not a workbook"),
-        (b"", "not a workbook"),
+        (b"PK\x03\x04 cut short", "damaged"),
+        (b"", "damaged"),
     ],
 )
 def test_what_is_no_workbook_is_named(ward: Path, content: bytes, what: str) -> None:
@@ -331,3 +331,16 @@ def test_percentages_are_refused_by_cell(ward: Path, tmp_path: Path) -> None:
     book.save(path)
     (text,) = refusals(run(path, tmp_path / "out"))
     assert "'D3: 0.5': a percentage" in text
+
+
+@pytest.mark.parametrize("part", ["xl/workbook.xml", "xl/worksheets/sheet1.xml", "xl/styles.xml"])
+def test_damaged_parts_of_a_workbook_are_named(ward: Path, tmp_path: Path, part: str) -> None:
+    path = write_book(ward / "raw.xlsx", {"Q": [ROW] * 50})
+    damaged = ward / "ward.xlsx"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(damaged, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            target.writestr(name, content[: len(content) * 2 // 3] if name == part else content)
+    with pytest.raises(InputError, match=r"ward\.xlsx.*damaged"):
+        run(damaged, tmp_path / "out", format="sheet")
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ that: it is offered every time, and its share remains the accuracy of a blind ru
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,12 +49,13 @@ def _surplus(items: Items, rng: Random) -> dict[int, Question | Refusal]:
     positions = _positions_by_label(items)
     counts = [len(each) for each in positions.values()]
     size = min(MAX_OPTIONS, len(counts))
-    fits = (
-        limit
-        for limit in range(max(counts, default=0), 0, -1)
-        if limit * size <= sum(min(count, limit) for count in counts)
-    )
-    limit = next(fits, 0)
+
+    def is_revealed(limit: int) -> bool:
+        """Whether the most frequent label has more than its part of all images."""
+        return limit * size > sum(min(count, limit) for count in counts)
+
+    # true from some limit on: the sum grows ever more slowly
+    limit = bisect_left(range(max(counts) + 1), True, key=is_revealed) - 1
     refusals: dict[int, Question | Refusal] = {}
     for label, found in positions.items():
         for position in rng.sample(found, len(found))[limit:]:

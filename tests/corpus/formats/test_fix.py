@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 from pathlib import Path
 
 import openpyxl
@@ -137,3 +138,24 @@ def test_a_sheet_that_cannot_be_copied_is_refused(ward: Path) -> None:
     write_csv(path, [{"a": "b"}])
     with pytest.raises(InputError, match="lacks the columns"):
         fix(path)
+
+
+PIECES = (
+    *("a", "b", "B.", "A)", "(b)", "Cyst", "cyst", "Nodule", "|", ";", ",", "/", " ", "[", "]"),
+    *("'", '"', "\n", "\\", "..", ".", "é", "a.png", "scans", "1", "<answer>"),
+)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_corrected_sheet_needs_no_correction(ward: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(6):
+        changed = draw.sample(sorted(ROW), draw.randint(1, 3))
+        rows.append(
+            ROW | {key: "".join(draw.choices(PIECES, k=draw.randint(0, 4))) for key in changed}
+        )
+    out, again = ward / "fixed.csv", ward / "again.csv"
+    fix_sheet(write_csv(ward / "ward.csv", rows), out)
+    assert not any(each.is_fixed for each in fix_sheet(out, again))
+    assert again.read_bytes() == out.read_bytes()

@@ -122,10 +122,8 @@ def _offered_shares(counts: Mapping[str, int], size: int) -> dict[str, float]:
         capped |= frequent
 
 
-def _draw_options(
-    rng: Random, label: str, shares: Mapping[str, float], size: int
-) -> frozenset[str]:
-    """A set of labels with this one, drawn with the shares as probabilities of inclusion.
+def _draw_options(rng: Random, label: str, shares: Mapping[str, float], size: int) -> list[str]:
+    """Labels with this one, sorted, drawn with the shares as probabilities of inclusion.
 
     Systematic sampling: labels in random order lie on a line as intervals as long as their shares,
     which add up to `size`. A point in the interval of `label` and all points at whole distances
@@ -138,9 +136,9 @@ def _draw_options(
         at = order.index(label)
         point = ends[at] - rng.random() * shares[label]
         hits = (bisect_right(ends, point % 1 + step) for step in range(size))
-        drawn = frozenset(order[min(hit, len(order) - 1)] for hit in hits)
+        drawn = {order[min(hit, len(order) - 1)] for hit in hits}
         if label in drawn and len(drawn) == size:
-            return drawn
+            return sorted(drawn)  # the order of a set differs between processes
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +22,7 @@ from stages.corpus.formats.questions import (
     Refusal,
     SourceLocation,
 )
+from tests.conftest import ROOT
 from tests.corpus.formats.sources import (
     digest,
     records,
@@ -344,3 +348,21 @@ def test_a_folder_named_images_is_no_modality(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images: name the modality"):
         run(tmp_path / "set", tmp_path / "out")
     assert run(tmp_path / "set", tmp_path / "out", modality="CT").questions == 12
+
+
+def test_processes_with_other_hashes_write_the_same_bytes(tmp_path: Path) -> None:
+    names = [f"CT/label {label}/{number}.png" for label in "abcdefg" for number in range(6)]
+    write_images(tmp_path / "set", *names)
+    code = (
+        "import sys; from pathlib import Path; from stages.corpus.formats.convert import convert;"
+        "from stages.corpus.formats.questions import ConversionOptions;"
+        "convert(Path(sys.argv[1]), Path(sys.argv[2]), ConversionOptions())"
+    )
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "set"), str(tmp_path / seed)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            check=True,
+        )
+    assert digest(tmp_path / "1") == digest(tmp_path / "2")

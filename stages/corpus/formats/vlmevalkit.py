@@ -36,7 +36,9 @@ from stages.corpus.records.texts import RefusedRecord
 
 _NAMES: Final = frozenset({"index", "question", "answer", "A", "B"})
 _MODALITY_COLUMNS: Final = ("modality", "modality_type")
-_TYPE_COLUMNS: Final = ("question_type", "type", "category", "l2-category")
+_TYPE_COLUMNS: Final = ("question_type", "type")
+_CATEGORY_COLUMNS: Final = ("category", "l2-category")
+"""What a question is about, in the words of a benchmark: a type only if nothing else names one."""
 _MAX_INDEX: Final = 64
 """Characters of an index: VLMEvalKit takes a longer text for an image."""
 _SUFFIX: Final = re.compile(r"\.[A-Za-z]{3,5}$")
@@ -131,6 +133,7 @@ class _TableReading:
         else:
             name, image = self._folder.find(written)
         modality, kind = path_words(PurePosixPath(self._file.name))
+        kind = _first(row, _TYPE_COLUMNS) or self._options.question_type or kind
         hint = row.get("hint", "").strip()
         question = row["question"].strip()
         cells = {
@@ -138,7 +141,7 @@ class _TableReading:
             "question": f"{hint}\n{question}" if hint else question,
             "answer": row["answer"],
             "modality": _first(row, _MODALITY_COLUMNS) or self._options.modality or modality or "",
-            "type": self._options.question_type or _first(row, _TYPE_COLUMNS) or kind or "",
+            "type": kind or _first(row, _CATEGORY_COLUMNS),
             "id": f"{self._dataset}-{row['index'].strip()}",
             "patient": row.get("patient", ""),
             **{letter: row[letter] for letter in LETTERS if letter in row},

@@ -173,6 +173,15 @@ def test_rows_with_rotated_options_are_no_contradiction(tmp_path: Path) -> None:
     assert run(write_tsv(tmp_path / "B.tsv", rows), tmp_path / "out", modality="CT").questions == 2
 
 
+def test_a_category_is_a_type_unless_another_is_named(tmp_path: Path) -> None:
+    rows = [question(1, encoded(1), type=""), question(2, encoded(2), type="Grading")]
+    path = write_tsv(tmp_path / "B.tsv", rows)
+    first = run(path, tmp_path / "one", modality="CT")
+    assert first.question_types == {"Disease Diagnosis": 1, "Grading": 1}
+    second = run(path, tmp_path / "two", modality="CT", question_type="Other")
+    assert second.question_types == {"Grading": 1, "Other": 1}
+
+
 def test_a_cell_of_20_mb_is_read(tmp_path: Path) -> None:
     content = png() + os.urandom(15_000_000)
     rows = [question(1, base64.b64encode(content).decode())]

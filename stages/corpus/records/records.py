@@ -44,6 +44,7 @@ __all__ = [
     "Record",
     "RefusedRecord",
     "check_record",
+    "check_texts",
     "iterate_records",
     "read_record_files",
     "read_record_lines",
@@ -177,19 +178,7 @@ def refuse(record: Record, what: object, why: str, reason: Reason) -> Row:
 
 def check_record(raw: object, location: RecordLocation, taxonomy: Taxonomy) -> Record:
     """Validate a JSON record. Raises RefusedRecord for the first problem."""
-    if not isinstance(raw, dict):
-        raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
-    option_keys = [key for key in raw if key.startswith("option_") and _OPTION_NAME.fullmatch(key)]
-    text = _texts(raw, [*FIELDS, *option_keys])
-    if raw.get(PATIENT) is not None:
-        _check_text(raw, PATIENT)
-    options = tuple([text[field] for field in _option_fields(option_keys)])
-    check_labels(options)
-    if len(set(options)) < len(options):
-        raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
-    if text["gt_answer"] not in options:
-        why = f"gt_answer is none of the options {safe_text(list(options))}"
-        raise RefusedRecord(text["gt_answer"], why, Reason.ANSWER_NOT_OFFERED)
+    raw, text, options = _check_fields(raw)
     modality = _slug(raw, taxonomy.modalities)
     question_type = _slug(raw, taxonomy.question_types)
     _check_image_path(raw["image_path"])
@@ -206,6 +195,31 @@ def check_record(raw: object, location: RecordLocation, taxonomy: Taxonomy) -> R
         location=location,
         fields=raw,
     )
+
+
+def check_texts(raw: object) -> None:
+    """Raise RefusedRecord for the first problem of a record but an unknown modality or type."""
+    raw, text, options = _check_fields(raw)
+    _check_image_path(raw["image_path"])
+    _check_published_form(text["question"], options)
+
+
+def _check_fields(raw: object) -> tuple[dict[str, Any], dict[str, str], tuple[str, ...]]:
+    """The record, its texts and its options. Raises RefusedRecord for a wrong field or answer."""
+    if not isinstance(raw, dict):
+        raise RefusedRecord(raw, "not an object with the fields of a record", Reason.RECORD_FORM)
+    option_keys = [key for key in raw if key.startswith("option_") and _OPTION_NAME.fullmatch(key)]
+    text = _texts(raw, [*FIELDS, *option_keys])
+    if raw.get(PATIENT) is not None:
+        _check_text(raw, PATIENT)
+    options = tuple([text[field] for field in _option_fields(option_keys)])
+    check_labels(options)
+    if len(set(options)) < len(options):
+        raise RefusedRecord(list(options), "two options are the same", Reason.OPTIONS_EQUAL)
+    if text["gt_answer"] not in options:
+        why = f"gt_answer is none of the options {safe_text(list(options))}"
+        raise RefusedRecord(text["gt_answer"], why, Reason.ANSWER_NOT_OFFERED)
+    return raw, text, options
 
 
 class _Collector:

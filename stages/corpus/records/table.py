@@ -15,9 +15,9 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from stages.corpus.dataset.paths import IMAGES, unsafe_path
 from stages.corpus.dataset.problems import LETTERS, letter_options
@@ -62,6 +62,9 @@ _CELL_TOO_LONG = (
     " path is written in the cell"
 )
 
+NameOf = Callable[[str, str], str]
+"""The name for a cell, given the field of the record; RefusedRecord if it is unknown."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -81,6 +84,24 @@ class Header:
             name for number, name in enumerate(self.names) if number not in used and name.strip()
         ]
 
+    def row(self, cells: Sequence[str]) -> dict[str, str]:
+        """Cells of the known columns: key of COLUMNS, or option letter -> cell."""
+        return {role: cells[number] for role, number in self.columns.items()}
+
+    def check_width(self, cells: list[str]) -> None:
+        """Raise RefusedRecord for cells that belong to no column, or to none with a name."""
+        if len(cells) != len(self.names):
+            delimiter = "tab" if self.delimiter == "\t" else f"'{self.delimiter}'"
+            why = (
+                "a row of another length than the first line: put a cell that contains a"
+                f" {delimiter} in quotation marks"
+            )
+            raise RefusedRecord(cells, why, Reason.ROW_LENGTH)
+        for name, cell in zip(self.names, cells, strict=True):
+            if cell.strip() and not name.strip():
+                why = "a cell in a column without a name: name the column, or remove it"
+                raise RefusedRecord(cell, why, Reason.COLUMN_UNNAMED)
+
 
 def parse_table(text: str, dataset: str, taxonomy: Taxonomy) -> Iterator[RawRecord]:
     """Rows of a CSV as raw records with their lines; `dataset` is the default of that column.
@@ -88,18 +109,44 @@ def parse_table(text: str, dataset: str, taxonomy: Taxonomy) -> Iterator[RawReco
     Empty rows are skipped. Raises RefusedRecord if there is no usable header.
     """
     header = read_header(text)
+    vocabularies: dict[str, Vocabulary] = {
+        each.field: each for each in (taxonomy.modalities, taxonomy.question_types)
+    }
+
+    def name_of(cell: str, field: str) -> str:
+        return _name(cell, vocabularies[field])
+
+    for line, cells, refusal in table_rows(text, header):
+        raw = _id_only(cells, header) if cells else None  # identifies the row if it is refused
+        if refusal is None:
+            try:
+                raw = row_record(header.row(cells), dataset, name_of)
+            except RefusedRecord as error:
+                refusal = error
+        yield RawRecord(None, line, raw, refusal)
+
+
+class TableRow(NamedTuple):
+    """Cells of a row and its line; no cells if the quotation marks do not match."""
+
+    line: int
+    cells: list[str]
+    refusal: RefusedRecord | None
+
+
+def table_rows(text: str, header: Header) -> Iterator[TableRow]:
+    """The rows of a CSV below its header that are not empty."""
     lines = _Lines(text)
     reader = csv.reader(lines, delimiter=header.delimiter, strict=True)
     while True:
         line = reader.line_num + 1
-        raw: Any = None
+        cells: list[str] = []
         refusal = None
         try:
             cells = next(reader)
             if reader.line_num <= header.line or not any(cell.strip() for cell in cells):
                 continue
-            raw = _id_only(cells, header)  # what identifies the row if it is refused
-            raw = _record(cells, header, dataset, taxonomy)
+            header.check_width(cells)
         except StopIteration:
             return
         except csv.Error as error:
@@ -113,15 +160,26 @@ def parse_table(text: str, dataset: str, taxonomy: Taxonomy) -> Iterator[RawReco
                 refusal = RefusedRecord(str(error), _QUOTING, Reason.ROW_QUOTING)
         except RefusedRecord as error:
             refusal = error
-        yield RawRecord(None, line, raw, refusal)
+        yield TableRow(line, cells, refusal)
 
 
 def read_header(text: str) -> Header:
     """Detect delimiter and columns; RefusedRecord names missing and duplicate columns."""
+    header = find_header(text)
+    check_header(header)
+    return header
+
+
+def find_header(text: str, delimiters: str = _DELIMITERS, others: Collection[str] = ()) -> Header:
+    """The header under the delimiter that gives the most known columns, and these `others`."""
     if not text.strip():
         raise RefusedRecord("", "the file is empty", Reason.FILE_EMPTY)
-    headers = [_header(text, delimiter) for delimiter in _DELIMITERS]
-    header = max(headers, key=lambda header: len(header.columns))
+    headers = [_header(text, delimiter) for delimiter in delimiters]
+    return max(headers, key=lambda header: len(header.columns) + len({*header.names} & {*others}))
+
+
+def check_header(header: Header, required: Sequence[str] = _REQUIRED) -> None:
+    """Raise RefusedRecord, naming them, for missing and duplicate columns."""
     names = ", ".join(repr(name) for name in header.names)
     roles = [role for name in header.names if (role := _role(name))]
     if duplicates := sorted({role for role in roles if roles.count(role) > 1}):
@@ -129,7 +187,7 @@ def read_header(text: str) -> Header:
         column = f"option {role}" if len(role) == 1 else role
         why = f"two columns for {column}: remove one"
         raise RefusedRecord(names, why, Reason.COLUMN_DUPLICATE)
-    missing = [name for name in _REQUIRED if name not in header.columns]
+    missing = [name for name in required if name not in header.columns]
     letters = [letter for letter in LETTERS if letter in header.columns]
     if "options" not in header.columns and letters[:2] != ["A", "B"]:
         missing.append("options")
@@ -147,7 +205,6 @@ def read_header(text: str) -> Header:
     if "options" in header.columns and letters[:1] == ["A"]:
         why = "options are in one column and in several: remove the one or the others"
         raise RefusedRecord(names, why, Reason.COLUMN_DUPLICATE)
-    return header
 
 
 def _gap(letters: Sequence[str]) -> str | None:
@@ -162,8 +219,13 @@ def _header(text: str, delimiter: str) -> Header:
         names = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
     except csv.Error:
         names = []
+    return name_columns(names, delimiter, reader.line_num)
+
+
+def name_columns(names: Sequence[str], delimiter: str = ",", line: int = 1) -> Header:
+    """The header of these column names, with the meaning of each."""
     columns = {role: number for number, name in enumerate(names) if (role := _role(name))}
-    return Header(delimiter, tuple(names), columns, reader.line_num)
+    return Header(delimiter, tuple(names), columns, line)
 
 
 def _role(name: str) -> str | None:
@@ -211,28 +273,20 @@ def _id_only(cells: Sequence[str], header: Header) -> dict[str, str]:
     return {"question_id": cells[at].strip()} if at < len(cells) else {}
 
 
-def _record(cells: list[str], header: Header, dataset: str, taxonomy: Taxonomy) -> dict[str, str]:
-    """A row as a raw record. Raises RefusedRecord unless there is exactly one way to read it."""
-    if len(cells) != len(header.names):
-        delimiter = "tab" if header.delimiter == "\t" else f"'{header.delimiter}'"
-        why = (
-            f"a row of another length than the first line: put a cell that contains a {delimiter}"
-            " in quotation marks"
-        )
-        raise RefusedRecord(cells, why, Reason.ROW_LENGTH)
-    for name, cell in zip(header.names, cells, strict=True):
-        if cell.strip() and not name.strip():
-            why = "a cell in a column without a name: name the column, or remove it"
-            raise RefusedRecord(cell, why, Reason.COLUMN_UNNAMED)
-    row = {role: cells[number] for role, number in header.columns.items()}
+def row_record(row: Mapping[str, str], dataset: str, name_of: NameOf) -> dict[str, str]:
+    """A row as a raw record. Raises RefusedRecord unless there is exactly one way to read it.
+
+    `row`: its cells under the keys of COLUMNS and option letters. `name_of` gives the names that
+    the record has for a modality and a question type.
+    """
     options = _options(row)
     answer = _answer(row["answer"], options)
-    modality = _name(row["modality"], taxonomy.modalities)
-    kind = _name(row["type"], taxonomy.question_types)
+    modality = name_of(row["modality"], "modality_type")
+    kind = name_of(row["type"], "question_type")
     image = row["image"].strip()
     while image.startswith("./"):
         image = image.removeprefix("./")
-    if _ADDRESS.match(image):
+    if is_address(image):
         why = "an address: download the image, and write its path from the CSV's folder"
         raise RefusedRecord(image, why, Reason.IMAGE_PATH)
     if image and not image.startswith(IMAGES) and not unsafe_path(image):
@@ -242,7 +296,7 @@ def _record(cells: list[str], header: Header, dataset: str, taxonomy: Taxonomy) 
     content = [own_dataset, kind, question, answer.strip(), image, options, modality]
     record = {
         "dataset": own_dataset or dataset,
-        "question_id": row.get("id", "").strip() or _content_id(content),
+        "question_id": row.get("id", "").strip() or content_id(content),
         "question_type": kind,
         "question": row["question"],
         "gt_answer": answer,
@@ -256,7 +310,12 @@ def _record(cells: list[str], header: Header, dataset: str, taxonomy: Taxonomy) 
     return record
 
 
-def _content_id(content: list[Any]) -> str:
+def is_address(path: str) -> bool:
+    """Whether an image path is an address, such as https://..., and not a file's."""
+    return _ADDRESS.match(path) is not None
+
+
+def content_id(content: list[Any]) -> str:
     """An id that does not depend on the row's position or file."""
     return f"row-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]}"
 

@@ -85,18 +85,28 @@ class Vocabulary:
 
         Compares the number of shared words first, then the similarity of the spelling.
         """
-        folded = value.casefold()
-        if folded.strip() in _OTHERS:
-            return None
+        slug, similarity = self._most_similar(value)
+        return slug if similarity > (0, _SIMILAR) else None
 
-        def similarity(slug: str) -> tuple[int, float]:
-            names = (slug, *(name.casefold() for name in self.categories[slug].names))
+    def nearest_by_word(self, value: str) -> str | None:
+        """The slug that shares most words with an unknown text; None if none shares any."""
+        slug, (shared, _) = self._most_similar(value)
+        return slug if shared else None
+
+    def _most_similar(self, value: str) -> tuple[str, tuple[int, float]]:
+        """A slug, and its similarity: shared words, then the ratio of equal characters."""
+        folded = value.casefold()
+        best = (next(iter(self.categories)), (0, 0.0))
+        if folded.strip() in _OTHERS:
+            return best
+        for slug, category in self.categories.items():
+            names = (slug, *(name.casefold() for name in category.names))
             shared = _words(folded) & _words(" ".join([*names, _SYNONYMS.get(slug, "")]))
             ratios = [difflib.SequenceMatcher(None, folded[:100], name).ratio() for name in names]
-            return len(shared), max(ratios)
-
-        best = max(self.categories, key=similarity)
-        return best if similarity(best) > (0, _SIMILAR) else None
+            similarity = (len(shared), max(ratios))
+            if similarity > best[1]:
+                best = (slug, similarity)
+        return best
 
 
 @dataclass(frozen=True)

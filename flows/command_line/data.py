@@ -27,17 +27,98 @@ def check(
     images: Annotated[bool, Option(help="Decode every image.")] = True,
     strict: Annotated[bool, Option("--strict", help="Exit with 1 for warnings too.")] = False,
     examples: Annotated[int, Option(min=0, metavar="N", help="Examples per kind of finding.")] = 3,
+    fix: Annotated[
+        Path | None,
+        Option(metavar="OUT", help="CORPUS is a sheet: write a corrected copy as CSV."),
+    ] = None,
 ) -> int:
     """Check a corpus before it is used.
 
     Prints what it contains, what would be refused and why, and how to fix it.
-    Writes nothing but FILE.
+    Writes nothing but FILE and OUT, whose changes are listed one by one.
 
     Exit code: 0 every record is usable, 1 some are refused, 2 nothing can be used.
     """
+    if fix:
+        from stages.corpus.formats.fix import fix_sheet
+
+        changes = fix_sheet(corpus, fix)
+        for change in changes:
+            print(change)
+        left = sum(not change.is_fixed for change in changes)
+        print(f"{fix}: {len(changes) - left} cells corrected, {left} left as they are")
+        return 1 if left else 0
     from stages.corpus.inspection.command import run
 
     return run(corpus, json_file=json, images=images, strict=strict, examples=examples)
+
+
+@command(
+    app,
+    "med-r1 use ward",
+    "med-r1 use ward --yes",
+    "med-r1 use scans --modality mri --yes",
+    panel=PANEL,
+)
+def use(
+    corpus: Annotated[
+        Path,
+        Argument(
+            metavar="CORPUS",
+            help="A folder, an archive, or a file: CSV, TSV, XLSX, JSON Lines, JSON, Parquet.",
+        ),
+    ],
+    yes: Annotated[bool, Option("--yes", help="Write the settings, and pin the corpus.")] = False,
+    scale: Annotated[
+        str, Option(metavar="PROFILE", help="sample; or full or full-3b, on GPUs.")
+    ] = "sample",
+    name: Annotated[str | None, Option(help="Of the profile; by default the corpus's.")] = None,
+    elsewhere: Annotated[
+        bool, Option("--elsewhere", help="Write even if this machine cannot run it.")
+    ] = False,
+    modality: Annotated[str | None, Option(help="Of all images, if the source has none.")] = None,
+    question_type: Annotated[
+        str | None, Option(help="Of all questions, if the source has none.")
+    ] = None,
+    encoding: Annotated[str | None, Option(help="Of tables that are not UTF-8 or UTF-16.")] = None,
+    sheet: Annotated[str | None, Option(help="Of a workbook with several.")] = None,
+    label: Annotated[
+        list[str] | None, Option(help="Column of labels to ask about; may be repeated.")
+    ] = None,
+    bins: Annotated[
+        list[str] | None, Option(metavar="COLUMN=A,B,C", help="Bounds for a column of numbers.")
+    ] = None,
+    equalize: Annotated[
+        bool, Option("--equalize", help="Refuse surplus images of frequent labels.")
+    ] = False,
+    accept_blind: Annotated[
+        bool, Option("--accept-blind", help="Accept questions that wording alone answers.")
+    ] = False,
+) -> None:
+    """Use another corpus: what it contains, and the settings that fit it.
+
+    Reads questions from sheets, workbooks, JSON, Parquet or VLMEvalKit's TSV, and makes
+    questions of class folders and label sheets. Writes nothing without --yes;
+    `med-r1 profile sample` reverts it.
+    """
+    from stages.corpus.formats.questions import ConversionOptions
+    from stages.profiles.use import parse_bins, use
+
+    options = ConversionOptions(
+        modality=modality,
+        question_type=question_type,
+        encoding=encoding,
+        sheet=sheet,
+        labels=tuple(label or ()),
+        bins=parse_bins(bins or []),
+        equalize=equalize,
+        accept_blind=accept_blind,
+    )
+    written = use(corpus, scale=scale, name=name, yes=yes, elsewhere=elsewhere, options=options)
+    if written:
+        from flows.source.transfer import run
+
+        run(Path.cwd())
 
 
 @command(app, "med-r1 profile full --dry-run", "med-r1 profile sample", panel=PANEL)

@@ -56,6 +56,11 @@ class CellChange:
         """Whether the cell was corrected."""
         return self.after is not None
 
+    def __str__(self) -> str:
+        """As in messages: place, before, after and why; without control characters."""
+        after = "not corrected" if self.after is None else repr(self.after)
+        return f"row {self.row}, {self.column}: {self.before!r} -> {after}: {self.why}"
+
 
 def fix_sheet(sheet: Path, out: Path, options: ConversionOptions | None = None) -> list[CellChange]:
     """Write a corrected copy of a sheet of questions as CSV in UTF-8, and list the changes.

@@ -73,7 +73,7 @@ def run(
     status = inspection.status(strict)
     if json_file:
         write_json(json_file, {"corpus": str(corpus_path), **as_json(inspection, strict)})
-    _print(corpus_path, inspection, status)
+    print_inspection(corpus_path, inspection, status)
     return EXIT_CODES[status]
 
 
@@ -85,7 +85,8 @@ def plain(text: str) -> str:
     )
 
 
-def _print(path: Path, inspection: Inspection, status: str) -> None:
+def print_inspection(path: Path, inspection: Inspection, status: str) -> None:
+    """Print contents, findings and status of a corpus."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     files = inspection.question_files
     title = f"{path}: {inspection.layout} layout, {len(files)} question file(s): "

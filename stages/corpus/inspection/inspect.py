@@ -65,7 +65,8 @@ class Inspection:
     """Result of an inspection: read = usable + refused.
 
     `questions`: (modality, question type) -> usable ones; `images`: number per modality; `axes`:
-    those of the project.
+    those of the project; `splits`: axis -> slug -> training and test questions of the kind in use,
+    empty if no image was decoded.
     """
 
     layout: str
@@ -75,6 +76,7 @@ class Inspection:
     questions: dict[tuple[str, str], int]
     images: dict[str, int]
     axes: Axes
+    splits: dict[str, dict[str, tuple[int, int]]]
     decoded: bool
     findings: list[CorpusFinding]
 
@@ -104,11 +106,12 @@ def inspect(
         findings.refuse(row)
     _note_ignored_columns(corpus, findings)
     usable = reading.records
+    splits: dict[str, dict[str, tuple[int, int]]] = {}
     _note_unused_images(corpus, set(chain.from_iterable(files.values())), findings)
     if images:
         usable, metadata = decodable(corpus, usable, files, params, findings)
         is_complete = _note_missing_splits(usable, params.taxonomy.axes, findings)
-        _run_data_tests(usable, metadata, params, findings, is_complete=is_complete)
+        splits = _run_data_tests(usable, metadata, params, findings, is_complete=is_complete)
     else:
         _note_missing_splits(usable, params.taxonomy.axes, findings)
     distinct = {(record.modality, record.image_path) for record in usable}
@@ -121,6 +124,7 @@ def inspect(
         questions=dict(Counter((record.modality, record.question_type) for record in usable)),
         images=dict(Counter(modality for modality, _ in distinct)),
         axes=params.taxonomy.axes,
+        splits=splits,
         decoded=images,
         findings=findings.ordered(),
     )
@@ -201,8 +205,8 @@ def _run_data_tests(
     findings: Findings,
     *,
     is_complete: bool,
-) -> None:
-    """Run the data tests of stage splits, on the splits that it would draw.
+) -> dict[str, dict[str, tuple[int, int]]]:
+    """Run the data tests of stage splits on the splits that it would draw; sizes of these.
 
     Those that need questions of all modalities and types count only if the corpus `is_complete`.
     Contradictory labels are listed even if they are within their limit.
@@ -215,7 +219,7 @@ def _run_data_tests(
         for record in sorted(records, key=lambda record: record.question_id)
     ]
     if not full:
-        return
+        return {}
     _, _, draws = draw_splits(full, params.splits, params.taxonomy.axes)
     draw = draws[params.splits.kind]
     for result in judge_corpus(full, draw, params.resize.size, dict(params.data_tests)).tests:
@@ -224,6 +228,10 @@ def _run_data_tests(
             findings.data_test(replace(result, examples=contradictions(full).examples))
         elif is_judged and result.outcome == "failed":
             findings.data_test(result)
+    return {
+        axis: {slug: (len(train), len(test)) for slug, (train, test) in slugs.items()}
+        for axis, slugs in draw.items()
+    }
 
 
 def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:

@@ -210,9 +210,9 @@ def _print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
     if scale == SAMPLE:
         minutes = max(round(len(checkpoints) * _CHECKPOINT_SECONDS / 60), 1)
         print(
-            f"run time: about {minutes} minutes on 2 cores, by the times of the sample. The embedded"
-            " base was trained on drawings: it shows that the pipeline works on your data, and says"
-            " nothing of what a real model would learn from it; --scale full takes one"
+            f"run time: about {minutes} minutes on 2 cores, by the times of the sample. The"
+            " embedded base was trained on drawings: it shows that the pipeline works on your data,"
+            " and says nothing of what a real model would learn from it; --scale full takes one"
         )
 
 

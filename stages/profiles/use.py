@@ -203,9 +203,7 @@ def _print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
         line = f"{name}: {train} questions to train, {test} to test"
         if test < _CONCLUSIVE:
             margin = 196 * math.sqrt(0.25 / test)
-            line += (
-                f"; an accuracy is known to about +-{margin:.0f} points, too few to conclude much"
-            )
+            line += f"; so few leave an accuracy uncertain by about {margin:.0f} points"
         print(line)
     if scale == SAMPLE:
         minutes = max(round(len(checkpoints) * _CHECKPOINT_SECONDS / 60), 1)

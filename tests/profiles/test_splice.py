@@ -159,3 +159,31 @@ def test_an_anchor_that_a_profile_would_break_is_refused() -> None:
     text = "a: &a\n  x: 1\nb: *a\n"
     with pytest.raises(InputError, match=r"params\.yaml"):
         set_values(text, {"a": 1}, "mine", PATH)
+
+
+GROUPS: list[dict[str, dict[str, Any]]] = [
+    {"next": {"other": {"names": ["A: b", "c"]}, "more": 1}},
+    {"last": {"list": [3]}, "grpo": {"rate": 1.0}},
+    {"grpo": {"rate": 2.0e-6, "new": None}, "next": {"deep": {"deeper": 2}}},
+]
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+def test_groups_are_replaced_as_a_whole_and_restored(groups: dict[str, dict[str, Any]]) -> None:
+    text = set_values(TEXT, {}, "own", PATH, groups)
+    assert load_yaml(text, PATH) == load_yaml(TEXT, PATH) | groups
+    assert reset(text, PATH) == (TEXT, "own")
+    assert "# head\n" in text
+    assert "\n# section\n" in text
+
+
+def test_values_of_other_groups_are_set_beside() -> None:
+    groups: dict[str, Any] = {"next": {"more": 1}}
+    text = set_values(TEXT, {"grpo": {"rate": 1.0}}, "own", PATH, groups)
+    assert load_yaml(text, PATH) == merge(load_yaml(TEXT, PATH) | groups, {"grpo": {"rate": 1.0}})
+    assert reset(text, PATH) == (TEXT, "own")
+
+
+def test_a_group_that_is_the_same_is_left_alone() -> None:
+    same = {"next": {"deep": {"deeper": 1}}}
+    assert set_values(TEXT, {}, "own", PATH, same) == TEXT

@@ -1,0 +1,199 @@
+"""`med-r1 use`: from a folder of anybody's to settings, and back without a trace."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.core.errors import InputError
+from stages.core.params import load_params
+from stages.core.yaml_files import read_yaml
+from stages.profiles.use import CONVERTED, parse_bins, use
+from tests.conftest import ROOT
+
+FILES = ("params.yaml", "data.dvc")
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project as the working directory, beside the folder of the corpus."""
+    root = tmp_path / "project"
+    root.mkdir()
+    for name in FILES:
+        shutil.copy(ROOT / name, root)
+    shutil.copytree(ROOT / "infra/profiles", root / "infra/profiles")
+    for name in ("base", "sample"):
+        (root / "infra" / name).symlink_to(ROOT / "infra" / name)
+    monkeypatch.chdir(root)
+    return root
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "infra/base" not in str(path) and "infra/sample" not in str(path)
+    }
+
+
+def noise(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 255, (48, 48), dtype=np.uint8)
+    Image.fromarray(pixels).resize((384, 384)).save(path)
+
+
+def rows(words: dict[str, int], kind: str = "disease-diagnosis") -> list[dict[str, str]]:
+    return [
+        {
+            "image": f"scans/{word}{number}.png",
+            "question": "What is seen?",
+            "options": "Cyst|Nodule|Nothing",
+            "answer": "ABC"[number % 3],
+            "modality": word,
+            "type": kind,
+        }
+        for word, count in words.items()
+        for number in range(count)
+    ]
+
+
+def ward(folder: Path, words: dict[str, int], kind: str = "disease-diagnosis") -> Path:
+    """A CSV and images, so many of each modality's word."""
+    table = rows(words, kind)
+    for number, row in enumerate(table):
+        noise(folder / row["image"], number)
+    with (folder / "ward.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    return folder
+
+
+def test_a_ward_of_two_modalities_is_set_and_reverted(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ward(tmp_path / "Ward 3", {"MRI": 30, "Endoscopy": 30})
+    before = content(root)
+    assert not use(folder)
+    assert content(root) == before
+    printed = capsys.readouterr().out
+    assert "word 'Endoscopy' (30 questions): a new entry endoscopy" in printed
+    assert "checkpoints: mri, endoscopy, disease-diagnosis" in printed
+    assert "uncertain by about" in printed
+    assert use(folder, yes=True)
+    params = load_params()
+    assert params.taxonomy.axes == {
+        "modality": ("mri", "endoscopy"),
+        "task": ("disease-diagnosis",),
+    }
+    assert list(params.checkpoints) == ["mri", "endoscopy", "disease-diagnosis"]
+    assert params.corpus.archive == "data/raw/ward-3"
+    assert read_yaml(root / "data.dvc")["deps"][0]["path"] == str(folder)
+    from stages.profiles.command import apply
+
+    apply("sample", dry_run=False, elsewhere=False)
+    (root / "infra/profiles/ward-3.yaml").unlink()
+    after = content(root)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_word_that_shares_one_with_a_name_is_another_name(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ward(tmp_path / "w", {"CT scan": 12, "X ray": 12, "Pathology": 12})
+    assert use(folder, yes=True)
+    taxonomy = load_params().taxonomy
+    assert taxonomy.axes["modality"] == ("ct", "x-ray", "microscopy")
+    assert taxonomy.modalities.slug_of["CT scan"] == "ct"
+    assert "word 'CT scan' (12 questions): another name of ct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_modality_with_too_little_data_is_named_and_gets_no_checkpoint(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    words = {"MRI": 30} | ({"CT": number} if number else {})
+    assert use(ward(tmp_path / "w", words), yes=True)
+    printed = capsys.readouterr().out
+    has_test = number == 2  # one image on each side
+    assert ("left out for lack of data: modality/ct" in printed) == (number == 1)
+    assert ("ct" in load_params().checkpoints) == has_test
+    assert ("ct" in load_params().modalities) == bool(number)
+
+
+def test_class_folders_become_questions_in_a_corpus_of_the_project(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(60):
+        noise(tmp_path / "lungs" / "x-ray" / "abc"[number % 3] / f"{number}.png", number)
+    before = content(root)
+    assert not use(tmp_path / "lungs")
+    assert content(root) == before
+    assert use(tmp_path / "lungs", yes=True)
+    printed = capsys.readouterr().out
+    assert "60 entries, 60 of them questions about 60 images, 0 refused" in printed
+    assert "chance is 33.3%" in printed
+    (file,) = (CONVERTED / "lungs").rglob("*.json")
+    assert len(json.loads(file.read_text(encoding="utf-8"))) == 60
+    assert read_yaml(root / "data.dvc")["deps"][0]["path"] == "corpora/lungs"
+    assert list(load_params().checkpoints) == ["x-ray", "disease-diagnosis"]
+    assert use(tmp_path / "lungs", yes=True), "again, into the same folder"
+
+
+def test_a_full_size_profile_has_all_settings_of_one(root: Path, tmp_path: Path) -> None:
+    folder = ward(tmp_path / "w", {"MRI": 30})
+    assert use(folder, yes=True, scale="full", elsewhere=True)
+    params = load_params()
+    assert params.base.source == "Qwen/Qwen2-VL-2B-Instruct"
+    assert params.grpo.learning_rate == 1e-6
+    assert params.grpo.max_completion_length == 256
+    assert params.splits.kind == "grouped"
+    assert params.evaluate.ablations
+    assert list(params.checkpoints) == ["mri", "disease-diagnosis"]
+
+
+def test_an_archive_of_the_pipelines_own_layout_is_used_as_it_is(
+    root: Path, tmp_path: Path
+) -> None:
+    folder = ward(tmp_path / "w", {"MRI": 12})
+    archive = tmp_path / "ward.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in sorted(folder.rglob("*")):
+            target.write(path, path.relative_to(folder))
+    assert use(archive, yes=True)
+    assert load_params().corpus.archive == "data/raw/ward.zip"
+
+
+def test_unusable_corpora_change_nothing(root: Path, tmp_path: Path) -> None:
+    folder = ward(tmp_path / "w", {"MRI": 12})
+    before = content(root)
+    cases: list[tuple[dict[str, Any], Path, str]] = [
+        ({}, tmp_path / "none", "neither a file nor a folder"),
+        ({"scale": "fuller"}, folder, "no such profile; known: full, full-3b, sample"),
+        ({"name": "full"}, folder, "full.yaml is another profile"),
+    ]
+    for options, source, why in cases:
+        with pytest.raises(InputError, match=why):
+            use(source, yes=True, **options)
+    (folder / "ward.csv").write_text("image,question,options,answer,modality,type\n", "utf-8")
+    with pytest.raises(InputError, match="no record can be used"):
+        use(folder, yes=True)
+    one = ward(tmp_path / "one", {"MRI": 1})
+    with pytest.raises(InputError, match="no modality and no question type has questions"):
+        use(one, yes=True)
+    assert content(root) == before
+
+
+@pytest.mark.parametrize("text", ["age", "age=", "=1,2", "age=1", "age=2,1", "age=1,1", "age=a,b"])
+def test_bins_of_another_form_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=f"--bins {text}: write a column and rising bounds"):
+        parse_bins([text])
+    assert parse_bins(["age=0,40,60"]) == {"age": (0.0, 40.0, 60.0)}

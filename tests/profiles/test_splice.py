@@ -161,14 +161,14 @@ def test_an_anchor_that_a_profile_would_break_is_refused() -> None:
         set_values(text, {"a": 1}, "mine", PATH)
 
 
-GROUPS: list[dict[str, dict[str, Any]]] = [
+REPLACED: list[dict[str, dict[str, Any]]] = [
     {"next": {"other": {"names": ["A: b", "c"]}, "more": 1}},
     {"last": {"list": [3]}, "grpo": {"rate": 1.0}},
     {"grpo": {"rate": 2.0e-6, "new": None}, "next": {"deep": {"deeper": 2}}},
 ]
 
 
-@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("groups", REPLACED)
 def test_groups_are_replaced_as_a_whole_and_restored(groups: dict[str, dict[str, Any]]) -> None:
     text = set_values(TEXT, {}, "own", PATH, groups)
     assert load_yaml(text, PATH) == load_yaml(TEXT, PATH) | groups

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
 import re
+import shlex
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from openpyxl import Workbook
 
 from stages.core.yaml_files import load_yaml, read_yaml
 from stages.corpus.records.records import read_record_files
@@ -38,7 +44,7 @@ def corrected(sheet: str) -> str:
 def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("scans/0017.png", "scans/0018.png", "skin/a.jpg"), start=5):
-        assert name in block("", 0)
+        assert name in block("", 1)
         path = tmp_path / "ward" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(speckled(number, "JPEG" if name.endswith("jpg") else "PNG"))
@@ -47,11 +53,93 @@ def ward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_sheet_gives_the_printed_output(ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = block("", 1).split()
+    command = block("", 3).split()
     assert command[0] == "med-r1"
     assert med_r1(*command[1:]) == 1
     printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert printed == block("text").splitlines()
+
+
+def proposed(source: Path, *options: str) -> str:
+    """What `med-r1 use` prints of a source; nothing is written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert med_r1("use", source, *options) == 0
+        after = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True)
+        assert status.stdout == after.stdout
+    return out.getvalue()
+
+
+def test_the_sheet_as_json_lines_and_as_a_workbook_is_read(ward: Path) -> None:
+    (ward / "ward.csv").unlink()
+    (ward / "ward.jsonl").write_text(block("jsonl"), encoding="utf-8")
+    printed = proposed(ward / "ward.jsonl")
+    assert "2 entries, 2 of them questions about 2 images, 0 refused" in printed
+    book = Workbook()
+    sheet = book.active
+    assert sheet is not None
+    for row in csv.reader(corrected(block("csv")).splitlines()):
+        sheet.append(row)
+    book.save(ward / "ward.xlsx")
+    (ward / "ward.jsonl").unlink()
+    printed = proposed(ward / "ward.xlsx")
+    assert "4 entries, 4 of them questions about 3 images, 0 refused" in printed
+
+
+def test_med_r1s_published_form_is_read(ward: Path) -> None:
+    (ward / "ward.csv").unlink()
+    (ward / "train.json").write_text(block("json"), encoding="utf-8")
+    options = ("--modality", "ct", "--question-type", "Disease Diagnosis")
+    printed = proposed(ward, *options)
+    assert "med-r1; 2 entries, 2 of them questions about 2 images, 0 refused" in printed
+
+
+def test_vlmevalkits_table_is_read(tmp_path: Path) -> None:
+    (tmp_path / "bench.tsv").write_text(block("tsv"), encoding="utf-8")
+    printed = proposed(tmp_path / "bench.tsv", "--modality", "ct")
+    assert "vlmevalkit; 2 entries, 2 of them questions about 1 images, 0 refused" in printed
+
+
+def test_a_hugging_face_data_set_is_read(ward: Path, tmp_path: Path) -> None:
+    (ward / "hub").mkdir()
+    with contextlib.chdir(ward):
+        exec(compile(block("python"), "own-data.md", "exec"), {})
+    (command,) = re.findall(r"`med-r1 use hub (.*)`", DOC)
+    printed = proposed(ward / "hub", *shlex.split(command))
+    assert "huggingface; 2 entries, 2 of them questions about 2 images, 0 refused" in printed
+
+
+def test_folders_of_classes_become_questions(tmp_path: Path) -> None:
+    labels = {line.rpartition("/")[0] for line in block("", 2).splitlines()}
+    assert len(labels) == 2
+    for number in range(20):
+        for at, folder in enumerate(sorted(labels)):
+            path = tmp_path / folder / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(speckled(2 * number + at, "PNG"))
+    printed = proposed(tmp_path / "lungs")
+    assert "class-folders; 40 entries, 40 of them questions about 40 images" in printed
+    assert "chance is 50.0%" in printed
+
+
+def test_a_sheet_of_labels_becomes_questions(ward: Path) -> None:
+    (ward / "ward.csv").unlink()
+    (ward / "labels.csv").write_text(block("csv", 1), encoding="utf-8")
+    (command,) = re.findall(r"`med-r1 use labels.csv (.*)` asks two", DOC)
+    printed = proposed(ward / "labels.csv", *command.split(), "--accept-blind")
+    assert "label-sheet; 6 entries, 6 of them questions about 3 images, 0 refused" in printed
+
+
+def test_a_corrected_copy_of_the_sheet_lists_its_changes(
+    ward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (command,) = re.findall(r"`med-r1 (check ward.csv --fix fixed.csv)`", DOC)
+    with contextlib.chdir(ward):
+        assert med_r1(*command.split()) == 0
+    assert "'no' -> 'No'" in capsys.readouterr().out
+    assert "No,dermoscopy" in (ward / "fixed.csv").read_text(encoding="utf-8")
 
 
 def test_the_corrected_sheet_is_ready(ward: Path) -> None:

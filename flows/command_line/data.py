@@ -95,7 +95,7 @@ def use(
         bool, Option("--accept-blind", help="Accept questions that wording alone answers.")
     ] = False,
 ) -> None:
-    """Use another corpus: what it contains, and the settings that fit it.
+    """Set everything to another corpus; shows it first.
 
     Reads questions from sheets, workbooks, JSON, Parquet or VLMEvalKit's TSV, and makes
     questions of class folders and label sheets. Writes nothing without --yes;

@@ -217,6 +217,7 @@ ANYWHERE = (("base-commit",), ("check",), ("compare",), ("doctor",), ("fetch-fil
 """Commands that need no project."""
 ARGUMENTS = {
     ("profile",): ["full"],
+    ("use",): ["ward"],
     ("publish",): ["ct"],
     ("champion", "checkout"): ["ct", "weights"],
     ("champion", "promote"): ["--why", "new base"],

@@ -9,6 +9,7 @@ compare accuracies with the baseline question by question.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import chain
 from typing import Final
 
@@ -30,9 +31,10 @@ OUTPUTS_FORMAT: Final = 1
 def main() -> None:
     """Write data/prior/<axis>/<slug>.json for every split of the kind in use, all or nothing."""
     stage_parser("prior", __doc__).parse_args()
-    kind = load_params().splits.kind
+    settings = load_params().splits
+    kind = settings.kind
     blind_baselines = list(
-        chain.from_iterable(axis_blind_baselines(axis, kind) for axis in AXIS_NAMES)
+        chain.from_iterable(axis_blind_baselines(axis, kind, settings.joint) for axis in AXIS_NAMES)
     )
     provenance = collect_provenance({"splits.kind": kind})
     with atomic_directory(layout.PRIOR) as folder:
@@ -51,8 +53,11 @@ def main() -> None:
     print(f"prior: {len(blind_baselines)} splits, {kind} -> {layout.PRIOR}")
 
 
-def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
-    """Blind baselines of an axis; InputError names a missing, empty or malformed split."""
+def axis_blind_baselines(axis: str, kind: str, joint: Collection[str] = ()) -> list[BlindBaseline]:
+    """Blind baselines of an axis; InputError names a missing, empty or malformed split.
+
+    `joint`: names of splits that are unions of others, whose questions count once when pooled.
+    """
     parts = {
         part: {slug: _questions(axis, slug, part, kind) for slug in layout.split_slugs(axis, kind)}
         for part in ("train", "test")
@@ -64,7 +69,8 @@ def axis_blind_baselines(axis: str, kind: str) -> list[BlindBaseline]:
         slug: {name: fit_prior(questions, exact=(name == "as_written")) for name in RULES}
         for slug, questions in train.items()
     }
-    pooled = {name: pool([priors[name] for priors in own.values()]) for name in RULES}
+    parts_only = [priors for slug, priors in own.items() if slug not in joint]
+    pooled = {name: pool([priors[name] for priors in parts_only]) for name in RULES}
     return [
         find_blind_baseline(axis, slug, kind, train[slug], test[slug], own[slug], pooled)
         for slug in slugs

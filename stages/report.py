@@ -56,6 +56,10 @@ def make() -> None:
         if split.train:  # otherwise it is left out for lack of data
             path = layout.prior(split.axis, split.slug)
             inputs.blind_baselines[split.axis, split.slug] = read_blind_baseline(path)
+    for target in inputs.targets.values():
+        if target.joint:
+            path = layout.prior(target.axis, target.cell)
+            inputs.blind_baselines[target.axis, target.cell] = read_blind_baseline(path)
     for name, target in inputs.targets.items():
         if target.method == "grpo":  # only GRPO logs rewards, KL and groups
             inputs.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
@@ -78,7 +82,7 @@ def _accuracies(predictions: pd.DataFrame, axes: Axes) -> dict[str, float]:
     rows = {}
     for axis, slugs in axes.items():
         for slug in slugs:
-            own = in_domain(predictions, axis, slug)
+            own = in_domain(predictions, axis, [slug])
             rows[f"test/{axis}/{slug}"] = own
             for variant in ABLATIONS:
                 ablated = without_image(with_ablation(own, variant), variant)

@@ -42,7 +42,7 @@ from stages.corpus.splitting.data_tests import (
     write_results,
 )
 from stages.corpus.splitting.drawing import draw_splits
-from stages.corpus.splitting.draws import Draw, splits_of
+from stages.corpus.splitting.draws import Draw, splits_of, with_joint
 from stages.corpus.splitting.leaks import (
     PATIENTS,
     KnownPatients,
@@ -97,9 +97,10 @@ def main() -> None:
     _report_tests(Results(all_tests, corpus_results.statistics), provenance)
     check_matrix(draw, left_out[settings.kind], settings.kind, params.matrix)
     leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
+    unions = {name: (each.axis, params.cells_of(name)) for name, each in settings.joint.items()}
     with atomic_directory(layout.SPLITS) as folder:
         for kind, draw in draws.items():
-            _write_draw(folder, kind, draw)
+            _write_draw(folder, kind, with_joint(draw, unions))
         write_json(folder / "groups.json", _groups_of_several(group_of))
         write_json(
             folder / layout.LEAKS.relative_to(layout.SPLITS),

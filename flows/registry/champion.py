@@ -226,8 +226,9 @@ def _entry(root: Path, params: Params, name: str, outputs: dict[str, CachedObjec
             raise InputError(f"dvc.lock has no {path}: run `dvc repro evaluate@{name}`")
     rows, _ = read_predictions(root / layout.predictions(name), f"evaluate@{name}")
     axes = params.taxonomy.axes
-    check_predictions(rows, name, checkpoint.axis, paths["predictions"], axes, checkpoint.split)
-    own = in_domain(rows, checkpoint.axis, checkpoint.split)["correct"]
+    cells = params.cells_of(checkpoint.split)
+    check_predictions(rows, name, checkpoint.axis, paths["predictions"], axes, cells)
+    own = in_domain(rows, checkpoint.axis, cells)["correct"]
     axis_rows = tested(rows, checkpoint.axis)
     mean = macro(scores_by(axis_rows, CELLS[checkpoint.axis], axes[checkpoint.axis]))
     return Entry(

@@ -99,11 +99,11 @@ def build_manifest(root: Path, taxonomy: Taxonomy, kind: str | None = None) -> M
     if kind is None:
         return manifest
     trained: dict[str, dict[str, list[str]]] = {}
-    for axis, slugs in taxonomy.axes.items():
+    for axis in taxonomy.axes:
         trained[axis] = {}
-        for slug in slugs:
-            items = read_split(root / layout.split(axis, slug, "train", kind))
-            trained[axis][slug] = sorted({str(item["image"]) for item in items})
+        for path in sorted((root / layout.SPLITS / kind / axis).glob("*/train.json")):
+            items = read_split(path)
+            trained[axis][path.parent.name] = sorted({str(item["image"]) for item in items})
     groups = read_json(root / layout.SPLITS / "groups.json", "run `dvc repro splits`")
     return replace(manifest, trained=trained, groups=groups)
 
@@ -150,7 +150,7 @@ def seen_by_one_policy(old: Manifest, new: Manifest, axis: str, slug: str) -> se
     old_hash_of: dict[str, str] = {}
     for images in old.images.values():
         old_hash_of.update(images)
-    old_paths = set(old.trained[axis][slug])
+    old_paths = set(old.trained[axis].get(slug, ()))
     new_paths = set(new.trained[axis][slug])
     # the same pixels may have another path in the new corpus
     old_hashes = {old_hash_of[path] for path in old_paths if path in old_hash_of}

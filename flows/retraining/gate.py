@@ -33,7 +33,7 @@ class PairedPredictions:
     """Predictions of one checkpoint's champion and challenger on the test questions of its axis.
 
     `cell`: the cell it was trained on; `excluded_images`: images that exactly one of the two was
-    trained on, left out of the comparison.
+    trained on, left out of the comparison; `joint`: the slugs of a cell that is a union of several.
     """
 
     axis: str
@@ -41,6 +41,7 @@ class PairedPredictions:
     champion: pd.DataFrame
     challenger: pd.DataFrame
     excluded_images: frozenset[str] = frozenset()
+    joint: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,28 @@ def _measure(
     tested = contest.challenger[CELLS[contest.axis]]
     axes = {contest.axis: tuple(sorted({contest.cell, *map(str, tested)}))}
     (compared,) = compare(challenger, champion, axes, samples, seed)
-    own = next((cell for cell in compared.cells if cell.tested == contest.cell), None)
+    cells = compared.cells
+    if contest.joint:
+        (union,) = compare(
+            _as_one_cell(challenger, contest),
+            _as_one_cell(champion, contest),
+            {contest.axis: (contest.cell,)},
+            samples,
+            seed,
+        )
+        cells = union.cells
+    own = next((cell for cell in cells if cell.tested == contest.cell), None)
     return own, compared.means.get("all cells"), tuple(compared.cells), left_out
+
+
+def _as_one_cell(run: RunPredictions, contest: PairedPredictions) -> RunPredictions:
+    """The predictions with one name for all slugs of a joint cell."""
+    rows = run.predictions[contest.cell]
+    column = CELLS[contest.axis]
+    named = rows.assign(
+        **{column: rows[column].where(~rows[column].isin(contest.joint), contest.cell)}
+    )
+    return RunPredictions(run.source, {contest.cell: named}, run.properties)
 
 
 def _against(

@@ -366,7 +366,12 @@ class Retraining:
             )
             excluded = seen_by_one_policy(old, new, checkpoint.axis, checkpoint.split)
             contests[name] = PairedPredictions(
-                checkpoint.axis, checkpoint.split, rows, challenger, frozenset(excluded)
+                checkpoint.axis,
+                checkpoint.split,
+                rows,
+                challenger,
+                frozenset(excluded),
+                params.joint_cells(checkpoint.split),
             )
         gone = [name for name in champion.checkpoints if name not in how]
         verdict = judge(

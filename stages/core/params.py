@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from stages import taxonomy
 from stages.core import layout
 from stages.core.errors import InputError, SettingsError
-from stages.core.settings.categories import check_categories
+from stages.core.settings.categories import check_categories, check_joint
 from stages.core.settings.data import (
     Cache,
     Category,
@@ -26,6 +26,7 @@ from stages.core.settings.data import (
     DataTest,
     DataTests,
     Dicom,
+    JointSplit,
     Matrix,
     Quarantine,
     Resize,
@@ -62,6 +63,7 @@ __all__ = [
     "Evaluate",
     "Evaluation",
     "Grpo",
+    "JointSplit",
     "Lora",
     "Params",
     "Prompt",
@@ -145,6 +147,7 @@ class Params(SettingsGroup):
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
         check_categories(self.modalities, self.question_types)
+        check_joint(self.splits.joint, self.taxonomy.axes)
         for name, checkpoint in self.checkpoints.items():
             self._check_name(name, checkpoint)
             self.grpo_for(name)
@@ -188,7 +191,10 @@ class Params(SettingsGroup):
 
     def _check_name(self, name: str, checkpoint: Checkpoint) -> None:
         axis, split = checkpoint.axis, checkpoint.split
-        allowed = self.taxonomy.axes[axis]
+        allowed = [
+            *self.taxonomy.axes[axis],
+            *(joint for joint, each in self.splits.joint.items() if each.axis == axis),
+        ]
         if split not in allowed:
             where = (
                 f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
@@ -240,6 +246,17 @@ class Params(SettingsGroup):
             vocabulary("modality_type", self.modalities),
             vocabulary("question_type", self.question_types),
         )
+
+    def joint_cells(self, split: str) -> tuple[str, ...]:
+        """The slugs of a joint split; none of another split."""
+        if split not in self.splits.joint:
+            return ()
+        joint = self.splits.joint[split]
+        return self.taxonomy.axes[joint.axis] if joint.of == "all" else tuple(joint.of)
+
+    def cells_of(self, split: str) -> tuple[str, ...]:
+        """The slugs whose questions are in a split: itself, or those of a joint split."""
+        return self.joint_cells(split) or (split,)
 
     def grpo_for(self, checkpoint: str) -> Grpo:
         """`grpo` with one checkpoint's overrides.

@@ -95,7 +95,8 @@ def gather(name: str, params: Params, repo: str | None, *, allow_dirty: bool = F
             f" run `dvc repro evaluate@{name} report`"
         )
     _check_code(str(layout.predictions(name)), f"evaluate@{name}", origin, allow_dirty)
-    _check_report(name, in_domain(table, checkpoint.axis, checkpoint.split)["correct"].tolist())
+    cells = params.cells_of(checkpoint.split)
+    _check_report(name, in_domain(table, checkpoint.axis, cells)["correct"].tolist())
     card_path = CARDS / f"{name}.md"
     if not card_path.is_file():
         raise InputError(f"{card_path} is missing: run `dvc repro report`")

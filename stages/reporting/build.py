@@ -130,14 +130,20 @@ def targets_of(params: Params) -> dict[str, Target]:
     Checkpoints of one cell stay in the order of params.yaml.
     """
     targets = {
-        name: Target(entry.axis, entry.split, entry.method)
+        name: Target(
+            entry.axis,
+            entry.split,
+            entry.method,
+            params.joint_cells(entry.split),
+        )
         for name, entry in params.checkpoints.items()
     }
     axes = params.taxonomy.axes
 
     def position(name: str) -> tuple[int, int]:
         target = targets[name]
-        return AXIS_NAMES.index(target.axis), axes[target.axis].index(target.cell)
+        order = [*axes[target.axis], *params.splits.joint]  # unions behind their parts
+        return AXIS_NAMES.index(target.axis), order.index(target.cell)
 
     return {name: targets[name] for name in sorted(targets, key=position)}
 
@@ -162,7 +168,7 @@ def read_inputs(params: Params, paths: dict[str, Path], kind: str | None) -> Rep
             check_predictions(predictions[name], name, "all", str(path), axes)
             continue
         target = targets[name]
-        check_predictions(predictions[name], name, target.axis, str(path), axes, target.cell)
+        check_predictions(predictions[name], name, target.axis, str(path), axes, target.cells)
         check_same_questions(predictions["base"], predictions[name], target.axis, str(path))
     style = origins["base"].get("params", {}).get("prompt", {}).get("style")
     if style not in get_args(Style):

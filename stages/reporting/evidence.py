@@ -188,7 +188,7 @@ def pick_cases(
     """
     cases = []
     for name, target in targets.items():
-        rows = in_domain(predictions[name], target.axis, target.cell).sort_values("question_id")
+        rows = in_domain(predictions[name], target.axis, target.cells).sort_values("question_id")
         correct = rows["correct"]
         readable = rows["answer"].notna()
         only_without = ~correct & (

@@ -84,7 +84,7 @@ def compute_metrics(
             tested(rows, target.axis), tested(base, target.axis), style
         )
         checkpoints[name] = {
-            **asdict(target),
+            **{name: value for name, value in asdict(target).items() if value},
             "in_domain": _in_domain(rows, base, target, blind_baseline, interval),
             **_results(rows, target.axis, axes),
             "hacking": [asdict(indicator) for indicator in indicators],
@@ -190,7 +190,7 @@ def _gain(visual: Mapping[str, dict[str, Any] | None]) -> float | None:
 
 def _own_questions(rows: pd.DataFrame, target: Target) -> pd.DataFrame:
     """A checkpoint's in-domain predictions, indexed by and sorted by question id."""
-    own = in_domain(rows, target.axis, target.cell)
+    own = in_domain(rows, target.axis, target.cells)
     return own.set_index("question_id", drop=False).sort_index()
 
 

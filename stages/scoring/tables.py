@@ -9,7 +9,7 @@ Published results are unweighted means over cells (macro) as far as the source t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -29,11 +29,20 @@ Measure = Literal["accuracy", "visual gain", "difference to base"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a checkpoint was trained for: a cell (slug) of an axis, by a method."""
+    """What a checkpoint was trained for: a cell (slug) of an axis, by a method.
+
+    `joint`: the slugs of a cell that is the union of several.
+    """
 
     axis: str
     cell: str
     method: str = "grpo"
+    joint: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The slugs of the axis that are in-domain."""
+        return self.joint or (self.cell,)
 
 
 @dataclass(frozen=True)
@@ -107,10 +116,10 @@ def tested(predictions: pd.DataFrame, axis: str) -> pd.DataFrame:
     return predictions[predictions[f"{axis}_test"]]
 
 
-def in_domain(predictions: pd.DataFrame, axis: str, cell: str) -> pd.DataFrame:
-    """The rows in the test split of one modality or question type (slug)."""
+def in_domain(predictions: pd.DataFrame, axis: str, cells: Collection[str]) -> pd.DataFrame:
+    """The rows in the test splits of some modalities or question types (slugs)."""
     rows = tested(predictions, axis)
-    return rows[rows[CELLS[axis]] == cell]
+    return rows[rows[CELLS[axis]].isin(cells)]
 
 
 def cross_table(
@@ -203,7 +212,10 @@ def _crossed(
     own = {
         name: targets[name].cell
         for name in values
-        if targets and name in targets and CELLS[targets[name].axis] == column
+        if targets
+        and name in targets
+        and CELLS[targets[name].axis] == column
+        and not targets[name].joint
     }
     rows = {name: {**row, "macro": mean_of_all(list(row.values()))} for name, row in values.items()}
     questions = {cell: cell_score.n for cell, cell_score in base.items()}
@@ -220,14 +232,14 @@ def check_predictions(
     axis: str,
     source: str,
     axes: Axes,
-    cell: str | None = None,
+    cells: Collection[str] | None = None,
 ) -> None:
     """Validate one checkpoint's predictions on the test questions of its axis ("all" for the base).
 
     Raises InputError, naming `source` (the file), question, value and remedy, for another
     checkpoint's rows, a duplicate question, an unknown modality or question type, a question
     outside the test split, a gold letter that is not offered, an incomplete ablation, or no
-    question of the `cell` that the checkpoint was trained on (by default its name).
+    question of the `cells` that the checkpoint was trained on (by default its name).
     """
     remedy = recreate(f"evaluate@{checkpoint}")
     if predictions.empty:
@@ -239,12 +251,12 @@ def check_predictions(
             raise InputError(
                 f"{source}: question {row['question_id']!r}: {name} {value!r} is {why}; {remedy}"
             )
-    cell = cell or checkpoint
-    if axis in CELLS and in_domain(predictions, axis, cell).empty:
+    cells = cells or (checkpoint,)
+    if axis in CELLS and in_domain(predictions, axis, cells).empty:
         raise InputError(
-            f"{source}: no test question with {CELLS[axis]} {cell!r}, so {checkpoint} cannot be"
-            " evaluated in-domain; remove it from checkpoints in params.yaml, or add such questions"
-            " to the corpus"
+            f"{source}: no test question with {CELLS[axis]} {' or '.join(cells)}, so {checkpoint}"
+            " cannot be evaluated in-domain; remove it from checkpoints in params.yaml, or add such"
+            " questions to the corpus"
         )
 
 

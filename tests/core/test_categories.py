@@ -82,6 +82,44 @@ def test_what_is_ambiguous_or_no_file_name_is_refused_by_name(
         check_params(settings(**groups), PATH)
 
 
+JOINT = {"axis": "modality", "of": ["ct", "mri"]}
+CHECKPOINT = {"axis": "modality", "split": "cross-sectional", "images": "data/images"}
+
+
+def joint_settings(name: str = "cross-sectional", **changes: Any) -> dict[str, Any]:
+    """params.yaml with a joint split and its checkpoint."""
+    tree = settings()
+    tree["splits"] |= {"joint": {name: JOINT | changes}}
+    tree["checkpoints"] |= {name: CHECKPOINT | {"split": name}}
+    tree["evaluations"] |= {name: {"axis": "modality"}}
+    return tree
+
+
+def test_a_joint_split_has_the_slugs_of_its_parts() -> None:
+    params = check_params(joint_settings(), PATH)
+    assert params.cells_of("cross-sectional") == ("ct", "mri")
+    assert params.joint_cells("ct") == ()
+    everything = check_params(joint_settings(of="all"), PATH)
+    assert everything.cells_of("cross-sectional") == everything.taxonomy.axes["modality"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        (joint_settings(of=["ct", "pet"]), "no such modality 'pet'; allowed: ct"),
+        (joint_settings(of=["ct", "ct"]), "a slug is named twice"),
+        (joint_settings(of=["ct"]), "splits.joint.cross-sectional.of"),
+        (joint_settings(axis="task"), "no such task 'ct'"),
+        (joint_settings("ct"), "a modality or question type has this name"),
+        (joint_settings("A b"), "a slug names files"),
+        (joint_settings(axis="task", of="all"), "cross-sectional: no such modality"),
+    ],
+)
+def test_a_joint_split_of_missing_parts_is_refused_by_name(tree: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        check_params(tree, PATH)
+
+
 def test_a_checkpoint_of_a_missing_split_is_named() -> None:
     tree = settings()
     del tree["modalities"]["oct"]

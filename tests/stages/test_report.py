@@ -21,7 +21,7 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from stages import report
+from stages import prior, report
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.params import load_params
@@ -33,7 +33,7 @@ from stages.reporting import build
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed
 from stages.scoring.tables import CELLS, Target
-from tests.conftest import change_params
+from tests.conftest import RunStage, change_params
 from tests.fakes import (
     CHECKPOINTS,
     PROVENANCE,
@@ -702,6 +702,51 @@ def test_fewer_checkpoints_make_a_smaller_report(project: Path) -> None:
     metrics = metrics_of(project)
     assert list(metrics["checkpoints"]) == ["ct"]
     assert list(metrics["base"]) == ["modality"]
+
+
+def add_joint_checkpoint() -> None:
+    """A checkpoint of CT and MRI together, with what the stages before the report would write."""
+    tree = read_yaml(layout.PARAMS)
+    tree["splits"]["joint"] = {"cross-sectional": {"axis": "modality", "of": ["ct", "mri"]}}
+    tree["checkpoints"]["cross-sectional"] = tree["checkpoints"]["ct"] | {
+        "split": "cross-sectional",
+        "images": "data/images",
+    }
+    tree["evaluations"]["cross-sectional"] = {"axis": "modality"}
+    layout.PARAMS.write_text(dump_yaml(tree), encoding="utf-8")
+    for part in ("train", "test"):
+        items = []
+        for slug in ("ct", "mri"):
+            path = layout.split("modality", slug, part, "grouped")
+            items += json.loads(path.read_text(encoding="utf-8"))
+        target = layout.split("modality", "cross-sectional", part, "grouped")
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(json.dumps(items), encoding="utf-8")
+    table = pq.read_table(layout.predictions("ct"))
+    names = pa.array(["cross-sectional"] * len(table))
+    table = table.set_column(0, table.schema.field(0), names)
+    pq.write_table(table, layout.predictions("cross-sectional"))
+    for path_of in (layout.training_log, layout.training_provenance):
+        shutil.copy(path_of("ct"), path_of("cross-sectional"))
+
+
+def test_a_joint_checkpoint_is_tested_on_the_questions_of_all_its_parts(
+    project: Path, run: RunStage
+) -> None:
+    before = {path: path.read_bytes() for path in layout.PRIOR.rglob("*.json")}
+    add_joint_checkpoint()
+    run(prior)
+    report.make()
+    checkpoints = metrics_of(project)["checkpoints"]
+    assert list(checkpoints).index("cross-sectional") == 8, "behind the modalities"
+    joint, ct, mri = (checkpoints[name]["in_domain"] for name in ("cross-sectional", "ct", "mri"))
+    assert joint["n"] == ct["n"] + mri["n"]
+    assert joint["blind_baseline"]["accuracy"] is not None
+    assert checkpoints["cross-sectional"]["joint"] == ["ct", "mri"]
+    assert "Cross sectional" in page().words()
+    for path, content in before.items():
+        one, other = json.loads(content), json.loads(path.read_text(encoding="utf-8"))
+        assert one["rules"] == other["rules"], "a union counts in no pool"
 
 
 def leave_out(axis: str, slug: str) -> None:

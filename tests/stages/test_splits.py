@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,33 @@ def test_a_split_without_data_is_left_out_or_refused_if_strict(
     kept = [*AXES[other]]
     trained = [name for name in kept if part_ids(other, name, "train", "grouped")]
     assert trained == kept, "its questions stay in the splits of the other axis"
+
+
+def test_a_joint_split_is_the_union_of_its_parts_and_changes_no_other(
+    run: RunStage, records: list[Raw]
+) -> None:
+    run(splits)
+    before = tree()
+    change_params(
+        "splits",
+        joint={
+            "cross-sectional": {"axis": "modality", "of": ["ct", "mri"]},
+            "all-types": {"axis": "task", "of": "all"},
+        },
+    )
+    run(splits)
+    for kind, part in product(("grouped", "published"), ("train", "test")):
+        for axis, name, slugs in (
+            ("modality", "cross-sectional", ("ct", "mri")),
+            ("task", "all-types", AXES["task"]),
+        ):
+            ids = [part_ids(axis, slug, part, kind) for slug in slugs]
+            assert part_ids(axis, name, part, kind) == sorted(chain.from_iterable(ids))
+    after = tree()
+    provenance = str(layout.SPLITS / "provenance.json")
+    assert {name: after[name] for name in before if name != provenance} == {
+        name: content for name, content in before.items() if name != provenance
+    }
 
 
 def test_limits_of_the_matrix_leave_out_what_has_less(run: RunStage, records: list[Raw]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final
 
-from stages.core.settings.data import Category
+from stages.core.settings.data import Category, JointSplit
 from stages.taxonomy import DICOM_MODALITIES
 
 _SLUG: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -32,6 +33,24 @@ def check_categories(
     for slug, category in question_types.items():
         if category.dicom:
             raise ValueError(f"question_types.{slug}.dicom: only modalities have DICOM values")
+
+
+def check_joint(joint: Mapping[str, JointSplit], axes: Mapping[str, Sequence[str]]) -> None:
+    """ValueError for a joint split with a bad name, or of a slug that its axis lacks."""
+    slugs = set(chain.from_iterable(axes.values()))
+    for name, each in joint.items():
+        _check_slug(f"splits.joint.{name}", name)
+        if name in slugs:
+            raise ValueError(f"splits.joint.{name}: a modality or question type has this name")
+        if each.of == "all":
+            continue
+        if unknown := [slug for slug in each.of if slug not in axes[each.axis]]:
+            raise ValueError(
+                f"splits.joint.{name}.of: no such {each.axis} {unknown[0]!r}; allowed:"
+                f" {', '.join(axes[each.axis])}"
+            )
+        if len(set(each.of)) < len(each.of):
+            raise ValueError(f"splits.joint.{name}.of: a slug is named twice")
 
 
 def _check_names(group: str, categories: Mapping[str, Category]) -> None:

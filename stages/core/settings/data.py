@@ -173,6 +173,14 @@ class Matrix(SettingsGroup):
     """Refuse the corpus instead."""
 
 
+class JointSplit(SettingsGroup):
+    """A split that is the union of others of one axis, for a checkpoint trained on all of them."""
+
+    axis: Literal["modality", "task"]
+    of: Annotated[list[str], Field(min_length=2)] | Literal["all"]
+    """Slugs of the axis, or all of them."""
+
+
 class Splits(SettingsGroup):
     """Stage splits."""
 
@@ -193,6 +201,8 @@ class Splits(SettingsGroup):
     paths say nothing of patients.
     """
     seed: Seed
+    joint: dict[str, JointSplit] = Field(default_factory=dict)
+    """Name -> a union of splits; a checkpoint that is trained on it has its name."""
 
     @model_validator(mode="after")
     def _patterns_have_a_group(self) -> Self:

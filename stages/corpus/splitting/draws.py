@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 Item = Mapping[str, Any]
@@ -18,6 +19,19 @@ class Split(NamedTuple):
     slug: str
     train: Sequence[Item]
     test: Sequence[Item]
+
+
+def with_joint(draw: Draw, unions: Mapping[str, tuple[str, Sequence[str]]]) -> Draw:
+    """The draw with unions of splits under names of their own: name -> (axis, slugs)."""
+    result = {axis: dict(slugs) for axis, slugs in draw.items()}
+    for name, (axis, slugs) in unions.items():
+        sides = [draw[axis][slug] for slug in slugs]
+        train, test = (
+            sorted(chain.from_iterable(part), key=lambda item: str(item["question_id"]))
+            for part in zip(*sides, strict=True)
+        )
+        result[axis][name] = (train, test)
+    return result
 
 
 def splits_of(draw: Draw) -> Iterator[Split]:

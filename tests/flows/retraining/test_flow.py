@@ -52,6 +52,7 @@ def test_runs_end_in_the_state_of_their_decision(
     write_corpus(source, make_records(2))
     refused = retrain(root=str(root), return_state=True)
     assert (refused.name, refused.is_failed()) == ("Refused", True)
+    assert "NoneType: None" not in capsys.readouterr().err, "a log of an error that is none"
     assert ": all modalities: 18 questions" in str(refused.message)
     assert med_r1("retrain") == 0
     assert "RefusedBefore: " in capsys.readouterr().out

@@ -53,6 +53,17 @@ def test_a_clearly_better_challenger_is_promoted() -> None:
     assert own.n == len(make_predictions(QUESTIONS, "ct").query("modality == 'ct'"))
 
 
+def test_a_joint_checkpoint_is_judged_on_all_its_parts() -> None:
+    joint = contest("ct", 0.4, 0.8)
+    joint = replace(joint, cell="cross-sectional", joint=("ct", "mri"))
+    result = verdict({"cross-sectional": joint})
+    assert result.promote
+    own = result.judgements["cross-sectional"].own
+    parts = make_predictions(QUESTIONS, "ct").query("modality in ('ct', 'mri')")
+    assert own.n == len(parts)
+    assert len(result.judgements["cross-sectional"].cells) == 8
+
+
 def test_one_clearly_worse_checkpoint_blocks_all() -> None:
     result = verdict({"ct": contest("ct", 0.4, 0.8), "mri": contest("mri", 0.8, 0.4)})
     assert not result.promote

@@ -199,14 +199,18 @@ class _Work:
             else:
                 for count in self.answer(0, 1):
                     report(known + count)
+        if any(self.cache.read(key, rows) is None for key, rows in pairs):
+            # deleted meanwhile, by another evaluation that keeps the cache to its limit
+            for _ in self.answer(0, 1):
+                pass
         completions: dict[Key, Completion] = {}
         sizes: set[int] = set()
         for key, rows in pairs:
             answers = self.cache.read(key, rows)
             if answers is None:
                 raise InputError(
-                    f"answers in {layout.ANSWER_CACHE} were deleted or damaged while others were"
-                    " generated: run the same command again, which generates the missing ones"
+                    f"answers in {layout.ANSWER_CACHE} are deleted faster than they are generated:"
+                    " raise cache.answers_gb in params.yaml, and run the same command again"
                 )
             completions |= answers.completions
             sizes.update(answers.batch_sizes)

@@ -88,9 +88,21 @@ class Vocabulary:
         slug, similarity = self._most_similar(value)
         return slug if similarity > (0, _SIMILAR) else None
 
+    def spelled(self, folded: str) -> str | None:
+        """The slug of a case-folded slug or accepted name."""
+        name = self.spellings.get(folded)
+        return self.slug_of[name] if name else None
+
     def nearest_by_word(self, value: str) -> str | None:
-        """The slug that shares most words with an unknown text; None if none shares any."""
-        slug, (shared, _) = self._most_similar(value)
+        """The slug that shares most words with an unknown text; None if none shares any.
+
+        Words such as "images" or "scan" say nothing of a modality and do not count, and a text with
+        the word of another modality, such as "endoscopy images", is like none.
+        """
+        words = _words(value.casefold())
+        if words & _OTHERS:
+            return None
+        slug, (shared, _) = self._most_similar(" ".join(sorted(words - _GENERIC)))
         return slug if shared else None
 
     def _most_similar(self, value: str) -> tuple[str, tuple[int, float]]:
@@ -150,6 +162,15 @@ _OTHERS: Final = frozenset(
     )
 )
 """Modalities that are like none of OmniMedVQA's, however similar their names."""
+_GENERIC: Final = frozenset(
+    (
+        *("image", "images", "imaging", "scan", "scans", "picture", "pictures", "photo", "photos"),
+        *("photography", "tomography", "optical", "digital", "clinical", "medical", "study"),
+        *("identification", "recognition", "diagnosis", "grading", "attributes", "other"),
+        *("question", "questions", "type", "task", "biological"),
+    )
+)
+"""Words that names share without being of one kind."""
 _SIMILAR: Final = 0.6
 """difflib's ratio above which a text may be a misspelt name."""
 

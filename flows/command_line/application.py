@@ -6,6 +6,7 @@ Imports nothing heavy: completion in a shell and `--help` wait for every import.
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -114,9 +115,14 @@ def check_root(folder: Path) -> None:
     """Raise InputError outside the root of a project, before anything is written."""
     if (folder / layout.PARAMS).is_file():
         return
-    roots = (each for each in folder.parents if (each / layout.PARAMS).is_file())
-    root = next(roots, None)
-    remedy = f"run `cd {root}` first" if root else "change to the folder of your clone first"
+    files = (layout.PARAMS, Path("dvc.yaml"))
+    parents = folder.parents
+    root = next((each for each in parents if all((each / file).is_file() for file in files)), None)
+    remedy = (
+        f"run `cd {shlex.quote(str(root))}` first"
+        if root
+        else "change to the folder of your clone first"
+    )
     raise InputError(
         f"{folder} is not the root of a project, as it has no {layout.PARAMS}: {remedy}"
     )

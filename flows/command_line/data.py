@@ -101,8 +101,8 @@ def use(
     questions of class folders and label sheets. Writes nothing without --yes;
     `med-r1 profile sample` reverts it.
     """
-    from stages.corpus.formats.questions import ConversionOptions
-    from stages.profiles.use import parse_bins, use
+    from stages.corpus.formats.questions import ConversionOptions, parse_bins
+    from stages.profiles.use import use
 
     options = ConversionOptions(
         modality=modality,

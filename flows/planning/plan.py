@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from queue import Queue
@@ -104,7 +104,7 @@ def make_plan(
         bytes=written,
         bytes_free=free,
         warnings=tuple(_warnings(root, steps, len(gpu_slots.names), written, free)),
-        notes=(*_notes(steps), *_left_out(root)),
+        notes=(*_notes(steps), *_left_out(root, selected)),
     )
 
 
@@ -218,10 +218,10 @@ def _notes(steps: Sequence[Step]) -> list[str]:
     return notes
 
 
-def _left_out(root: Path) -> list[str]:
-    """A note on the checkpoints without enough data, as far as stage splits has run."""
+def _left_out(root: Path, stale: Collection[str]) -> list[str]:
+    """A note on the checkpoints without enough data, if stage splits is up to date."""
     path = root / layout.LEFT_OUT
-    if not path.is_file():
+    if "splits" in stale or not path.is_file():
         return []
     params = load_params(root / layout.PARAMS)
     left_out = read_json(path, "run `dvc repro splits`")[params.splits.kind]

@@ -74,16 +74,19 @@ def keep_findings(root: Path) -> Path | None:
     Returns the folder, or None if no stage got to read the corpus: data/ then describes the one
     before it. Findings of an earlier refusal are removed.
     """
-    shutil.rmtree(root / REFUSED, ignore_errors=True)
-    quarantine = root / layout.QUARANTINE / "download.parquet"
     saved_at = (root / SNAPSHOT).stat().st_mtime_ns
-    if not quarantine.is_file() or quarantine.stat().st_mtime_ns < saved_at:
+    files = [*(root / layout.QUARANTINE).rglob("*.parquet"), root / layout.LOCATIONS]
+    files.append(root / layout.DATA_TESTS)
+    # others describe the corpus before, or parts that both have
+    new = [path for path in files if path.is_file() and path.stat().st_mtime_ns >= saved_at]
+    if not new:
+        shutil.rmtree(root / REFUSED, ignore_errors=True)
         return None
     with atomic_directory(root / REFUSED) as folder:
-        shutil.copytree(root / layout.QUARANTINE, folder / layout.QUARANTINE.name)
-        for path in (layout.LOCATIONS, layout.DATA_TESTS):
-            if (root / path).is_file():
-                shutil.copyfile(root / path, folder / path.name)
+        for path in new:
+            target = folder / path.relative_to(root / layout.DATA)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
     return REFUSED
 
 

@@ -188,7 +188,10 @@ class Retraining:
                 "fetch and validate it, which shows its new images, and re-run the stages that they"
                 f" affect. At most, {sum_up(plan)}. Then it would decide"
             )
-        return f"re-run what is stale: {sum_up(make_plan(self.root))}. Then it would decide"
+        plan = make_plan(self.root)
+        if not plan.steps:
+            return "re-run nothing, as all stages are up to date, and decide"
+        return f"re-run what is stale: {sum_up(plan)}. Then it would decide"
 
     def _earlier_refusal(self, state: source.Probe) -> Decision | None:
         """The latest decision on this state of the source, if it was a refusal.
@@ -252,7 +255,10 @@ class Retraining:
             new = self._check_corpus(params, champion, old)
         except BaseException as error:
             if fetch and isinstance(error, RefusedDropError):
-                error.findings = snapshot.keep_findings(self.root)
+                try:
+                    error.findings = snapshot.keep_findings(self.root)
+                except OSError as failure:  # a full disk, say: the rollback matters more
+                    self.report(f"the findings of the refused corpus are not kept: {failure}")
             if fetch and (message := snapshot.rollback(self.root)):
                 self.report(message)
             raise

@@ -12,14 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from stages.core.errors import InputError
-from stages.core.outputs import atomic_file
 from stages.corpus.dataset.image_store import identity
 from stages.generation.generate import Answers, Completion
 from stages.generation.windows import BLANK, Key, Question, Window
+
+_INCOMPLETE: Final = ".incomplete"
+_ABANDONED_SECONDS: Final = 3600.0
 
 
 def window_key(policy_key: str, questions: Sequence[Question], window: Window) -> str:
@@ -60,11 +65,17 @@ class AnswerCache:
             "answers": [[each.text, each.ids] for each in completions],
         }
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        path = self._path(key)
+        # a name of its own: two processes may have windows of equal content
+        temporary = path.with_name(f".{key}.{os.getpid()}{_INCOMPLETE}")
         try:
-            with atomic_file(self._path(key)) as path:
-                path.write_text(text, encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
         except PermissionError as error:
             raise self._unwritable(error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def has(self, key: str) -> bool:
         """Whether there is a file of this window."""
@@ -83,17 +94,25 @@ class AnswerCache:
             ]
             sizes = sorted(map(int, content["batch_sizes"]))
             answers = Answers(dict(zip(rows, completions, strict=True)), sizes)
-        except FileNotFoundError:
+        except OSError:  # missing, or unreadable: generated again
             return None
         except (KeyError, TypeError, ValueError):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             return None
         self._mark_used(path)
         return answers
 
     def trim(self, max_bytes: int) -> None:
-        """Delete the least recently used windows until all take at most `max_bytes`."""
+        """Delete the least recently used windows until all take at most `max_bytes`.
+
+        And what killed processes left half-written an hour ago or earlier.
+        """
         files = []
+        for path in self.folder.glob(f"*/.*{_INCOMPLETE}"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
         for path in self.folder.glob("*/*.json"):
             try:
                 status = path.stat()

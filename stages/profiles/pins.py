@@ -24,7 +24,7 @@ def with_import(text: str, data: dict[str, Any] | None, root: Path) -> str:
     if data is None:
         return text
     wanted = DvcFile.model_validate(data)
-    if text and _source(parse_dvc_file(text, layout.DATA_DVC)) == _source(wanted):
+    if text and _import(parse_dvc_file(text, layout.DATA_DVC)) == _import(wanted):
         return text
     saved = root / SAVED_PINS / _file_name(wanted)
     if wanted.outs[0].md5 is None and saved.is_file():
@@ -43,13 +43,14 @@ def save_pin(text: str, root: Path) -> None:
         temporary.write_text(text.removeprefix(_head(text)), encoding="utf-8")
 
 
-def _source(file: DvcFile) -> str:
-    """The path or address that is imported; empty if nothing is."""
-    return file.deps[0].source if file.deps else ""
+def _import(file: DvcFile) -> tuple[str, str]:
+    """The path or address that is imported, empty if nothing is, and where it is put."""
+    source = file.deps[0].source if file.deps else ""
+    return source, file.outs[0].path if file.outs else ""
 
 
 def _file_name(file: DvcFile) -> str:
-    return f"{hashlib.sha256(_source(file).encode()).hexdigest()[:16]}.dvc"
+    return f"{hashlib.sha256(' '.join(_import(file)).encode()).hexdigest()[:16]}.dvc"
 
 
 def _head(text: str) -> str:

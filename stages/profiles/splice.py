@@ -48,7 +48,8 @@ def set_values(
     if the text has these values already. InputError if it cannot be edited, for example because an
     anchor would break.
     """
-    groups = groups or {}
+    groups = {name: merge(each, values.get(name, {})) for name, each in (groups or {}).items()}
+    values = {name: value for name, value in values.items() if name not in groups}
     tree = load_for_edit(text, path)
     text = dump_edited(tree)
     replaced = CommentedMap()

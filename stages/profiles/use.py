@@ -10,51 +10,35 @@ into corpora/<name> first. The profile is infra/profiles/<name>.yaml.
 
 from __future__ import annotations
 
-import math
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import atomic_file
-from stages.core.params import Params, check_params, parse_settings
-from stages.core.yaml_files import dump_yaml, read_text
-from stages.corpus.archives.source import open_corpus
-from stages.corpus.formats.convert import CORPUS, Conversion, convert, detect
+from stages.core.yaml_files import dump_yaml
+from stages.corpus.formats.convert import CORPUS, convert, detect
 from stages.corpus.formats.questions import ConversionOptions
-from stages.corpus.inspection.command import plain, print_inspection
-from stages.corpus.inspection.inspect import Inspection, inspect
 from stages.profiles.command import apply
-from stages.profiles.proposal import Word, groups_for, learn_words
+from stages.profiles.generated import (
+    check_name,
+    check_replaceable,
+    default_name,
+    generated_text,
+    is_archive,
+    original_profiles,
+)
+from stages.profiles.proposal import Proposal, check_usable, propose
 from stages.profiles.schema import FOLDER, SAMPLE, merge
-from stages.profiles.splice import reset
+from stages.profiles.use_printing import print_conversion, print_proposal
 
 CONVERTED: Final = Path("corpora")
 """Folder of converted corpora, one each; git ignores it."""
-_MARK: Final = "# Written by `med-r1 use`; `med-r1 profile sample` reverts it.\n"
-_ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst")
-_EXAMPLES: Final = 3
-_CHECKPOINT_SECONDS: Final = 62
-"""Training and evaluating one checkpoint of the sample on 2 cores: 13 took 13 min 31 s."""
-_CONCLUSIVE: Final = 100
-"""Test questions below which an accuracy says little."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What a corpus needs: its inspection, words that params.yaml lacks, and the profile."""
-
-    inspection: Inspection
-    words: list[Word]
-    profile: dict[str, Any]
-    left_out: list[str]
-    """Splits without questions to train or to test, with their sizes."""
+_RAW: Final = Path("data/raw")
 
 
 def use(
@@ -69,212 +53,119 @@ def use(
     """Inspect a corpus and print the settings that fit it; write them with `yes`.
 
     `elsewhere`: write settings that this machine cannot run, for others. Whether they were written.
-    InputError if the corpus or the settings cannot be used; nothing is then written.
+    InputError if the corpus or the settings cannot be used; nothing is then changed.
     """
-    known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    if scale not in known:
+    if scale not in (known := original_profiles()):
         raise InputError(f"--scale {scale}: no such profile; known: {', '.join(known)}")
     if not source.exists():
         raise InputError(f"{source} is neither a file nor a folder: name the corpus")
-    name = name or _slug(source)
+    name = check_name(name) if name else default_name(source)
     profile_path = FOLDER / f"{name}.yaml"
-    if profile_path.is_file() and not read_text(profile_path).startswith(_MARK):
-        raise InputError(f"{profile_path} is another profile: choose a name with --name")
-    with _as_corpus(source, name, keep=yes, options=options or ConversionOptions()) as corpus:
-        proposal = propose(corpus, name, scale)
-        _print_proposal(corpus, proposal, scale)
-    if not yes:
-        print("nothing was written; repeat it with --yes to set this")
-        return False
-    _check_usable(proposal)
-    with atomic_file(profile_path) as temporary:
-        temporary.write_text(_MARK + dump_yaml(proposal.profile), encoding="utf-8")
-    apply(name, dry_run=False, elsewhere=elsewhere)
+    check_replaceable(profile_path, source)
+    for target in (_RAW / name, CONVERTED / name):
+        _check_apart(source, target)
+    layout.SCRATCH.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="use-", dir=layout.SCRATCH) as work:
+        folder = _converted(source, Path(work) / name, options or ConversionOptions())
+        proposal = propose(folder or source)
+        print_proposal(folder or source, proposal, scale)
+        check_usable(proposal)
+        profile = _profile(CONVERTED / name if folder else source, name, scale, proposal)
+        if not yes:
+            _preview(Path(work), profile, scale)
+            print("nothing was changed; repeat it with --yes to set this")
+            return False
+        with _in_place(folder, CONVERTED / name), _written(profile_path, source, profile):
+            apply(name, dry_run=False, elsewhere=elsewhere)
     return True
 
 
-def propose(corpus_path: Path, name: str, scale: str) -> Proposal:
-    """The settings for a corpus that the pipeline reads. InputError if it cannot be read."""
-    tree = _sample_settings()
-    base = check_params(tree, layout.PARAMS)
-    with (
-        tempfile.TemporaryDirectory(prefix="use-") as scratch,
-        open_corpus(corpus_path, base.corpus.limits, Path(scratch)) as corpus,
-    ):
-        taxonomy, words = learn_words(corpus, base.taxonomy)
-        known = {
-            group: {
-                slug: {"names": list(each.names), "dicom": list(each.dicom)}
-                for slug, each in vocabulary.categories.items()
-            }
-            for group, vocabulary in (
-                ("modalities", taxonomy.modalities),
-                ("question_types", taxonomy.question_types),
-            )
-        }
-        matrix = {"checkpoints": {}, "evaluations": {"base": {"axis": "all"}}}
-        everything = check_params(tree | known | matrix, layout.PARAMS)
-        groups = groups_for(taxonomy, inspect(corpus, everything, images=False))
-        if not groups["modalities"]:
-            inspection = inspect(corpus, everything, images=False)
-            return Proposal(inspection, words, {}, [])
-        params = check_params(tree | groups, layout.PARAMS)
-        inspection = inspect(corpus, params)
-    groups = groups_for(taxonomy, inspection)
-    return Proposal(
-        inspection,
-        words,
-        _profile(corpus_path, name, scale, groups, inspection),
-        _without_data(params, inspection),
-    )
+def _check_apart(source: Path, target: Path) -> None:
+    """InputError if a write to `target` would replace the source or a part of it."""
+    one, other = source.resolve(), target.resolve()
+    if one == other or one.is_relative_to(other) or other.is_relative_to(one):
+        raise InputError(
+            f"{source} overlaps with {target}, which is replaced by what is imported: move it"
+            " elsewhere, or choose another --name"
+        )
 
 
-def _sample_settings() -> dict[str, Any]:
-    """params.yaml without a profile."""
-    text, _ = reset(read_text(layout.PARAMS), layout.PARAMS)
-    return parse_settings(text, layout.PARAMS)
+def _converted(source: Path, folder: Path, options: ConversionOptions) -> Path | None:
+    """The folder that the source was converted into; None for one that is read as it is."""
+    if is_archive(source) or _holds_archives(source) or detect(source) == CORPUS:
+        return None
+    print_conversion(source, convert(source, folder, options))
+    return folder
 
 
-def _profile(
-    corpus: Path, name: str, scale: str, groups: dict[str, Any], inspection: Inspection
-) -> dict[str, Any]:
-    inside = corpus.is_absolute() is False and (Path.cwd() / corpus).is_relative_to(Path.cwd())
-    suffix = "" if corpus.is_dir() else "".join(corpus.suffixes[-2:])
-    target = f"data/raw/{name}{suffix}"
+def _holds_archives(source: Path) -> bool:
+    return source.is_dir() and any(map(is_archive, source.iterdir()))
+
+
+def _profile(corpus: Path, name: str, scale: str, proposal: Proposal) -> dict[str, Any]:
+    resolved = corpus.resolve()
+    is_inside = resolved.is_relative_to(Path.cwd().resolve())
+    path = resolved.relative_to(Path.cwd().resolve()) if is_inside else resolved
+    # the format of an archive is known by its name
+    target = str(_RAW / name) + ("".join(corpus.suffixes[-2:]) if corpus.is_file() else "")
     profile: dict[str, Any] = {
         "extends": scale,
-        "about": f"the corpus {name}: {inspection.usable} questions",
-        "data": {
-            "deps": [{"path": str(corpus if inside else corpus.resolve())}],
-            "outs": [{"path": target}],
-        },
+        "about": f"the corpus {name}: {proposal.inspection.usable} questions",
+        "data": {"deps": [{"path": str(path)}], "outs": [{"path": target}]},
         "params": {"corpus": {"archive": target}},
-        "groups": groups,
+        "groups": proposal.groups,
     }
     if scale != SAMPLE:
         # what the paper leaves open to leaks and to answers without the image
         settings = {"splits": {"kind": "grouped"}, "evaluate": {"ablations": True}}
         profile["params"] = merge(profile["params"], settings)
         profile["scale"] = {
-            "questions": inspection.usable,
-            "images": sum(inspection.images.values()),
+            "questions": proposal.inspection.usable,
+            "images": sum(proposal.inspection.images.values()),
         }
     return profile
 
 
-def _without_data(params: Params, inspection: Inspection) -> list[str]:
-    texts = []
-    for axis, slugs in inspection.splits.items():
-        for slug, (train, test) in slugs.items():
-            if train < params.matrix.min_train or test < params.matrix.min_test:
-                texts.append(f"{axis}/{slug}: {train} to train, {test} to test")
-    return texts
-
-
-def _check_usable(proposal: Proposal) -> None:
-    if not proposal.inspection.usable:
-        raise InputError("no record can be used: correct the corpus; nothing was written")
-    stops = [each.kind for each in proposal.inspection.findings if each.level == "stops"]
-    if stops:
-        raise InputError(
-            f"stage splits would refuse this corpus ({', '.join(stops)}): see above; nothing was"
-            " written"
-        )
-    if not proposal.profile["groups"]["checkpoints"]:
-        raise InputError(
-            "no modality and no question type has questions to train and to test: add images;"
-            " nothing was written"
-        )
-
-
-def _print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
-    inspection = proposal.inspection
-    print_inspection(corpus, inspection, inspection.status())
-    for word in proposal.words:
-        print(plain(f"word {word}"))
-    if not proposal.profile:
-        return
-    checkpoints = proposal.profile["groups"]["checkpoints"]
-    print(f"\ncheckpoints: {', '.join(checkpoints) or 'none'}")
-    for text in proposal.left_out:
-        print(f"left out for lack of data: {text}")
-    for name, each in checkpoints.items():
-        train, test = inspection.splits[each["axis"]][each["split"]]
-        line = f"{name}: {train} questions to train, {test} to test"
-        if test < _CONCLUSIVE:
-            margin = 196 * math.sqrt(0.25 / test)
-            line += f"; so few leave an accuracy uncertain by about {margin:.0f} points"
-        print(line)
+def _preview(folder: Path, profile: dict[str, Any], scale: str) -> None:
+    """Print needs and obstacles of a profile for GPUs."""
     if scale == SAMPLE:
-        minutes = max(round(len(checkpoints) * _CHECKPOINT_SECONDS / 60), 1)
-        print(
-            f"run time: about {minutes} minutes on 2 cores, by the times of the sample. The"
-            " embedded base was trained on drawings: it shows that the pipeline works on your data,"
-            " and says nothing of what a real model would learn from it; --scale full takes one"
-        )
+        return
+    path = folder / "preview.yaml"
+    path.write_text(dump_yaml(profile), encoding="utf-8")
+    apply(str(path), dry_run=True, elsewhere=True)
 
 
 @contextmanager
-def _as_corpus(
-    source: Path, name: str, *, keep: bool, options: ConversionOptions
-) -> Iterator[Path]:
-    """A corpus that the pipeline reads: the source itself, or what it is converted into."""
-    if source.name.lower().endswith(_ARCHIVES) or detect(source) == CORPUS:
-        yield source
+def _in_place(folder: Path | None, target: Path) -> Iterator[None]:
+    """A converted corpus at its place while the settings are written; taken back on an error."""
+    if folder is None:
+        yield
         return
-    with tempfile.TemporaryDirectory(prefix="convert-", dir=Path.cwd() if keep else None) as work:
-        folder = Path(work) / name
-        _print_conversion(source, convert(source, folder, options))
-        if not keep:
-            yield folder
-            return
-        target = CONVERTED / name
-        CONVERTED.mkdir(exist_ok=True)
-        if target.exists():
-            shutil.rmtree(target)
-        folder.replace(target)
-    yield target
+    target.parent.mkdir(exist_ok=True)
+    before = folder.with_name("before")
+    if target.exists():
+        target.replace(before)
+    folder.replace(target)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(target)
+        if before.exists():
+            before.replace(target)
+        raise
 
 
-def _print_conversion(source: Path, conversion: Conversion) -> None:
-    print(
-        f"{source}: {conversion.format}; {conversion.entries} entries, {conversion.questions} of"
-        f" them questions about {conversion.images} images, {len(conversion.refusals)} refused; the"
-        f" patient is known for {conversion.patients_known} images"
-    )
-    for refusal in conversion.refusals[:_EXAMPLES]:
-        print(plain(f"  refused: {refusal}"))
-    if len(conversion.refusals) > _EXAMPLES:
-        print(f"  and {len(conversion.refusals) - _EXAMPLES} more")
-    blind = conversion.blind
-    print(
-        f"  without the image, a rule of the wording answers {blind.highest:.1%}; chance is"
-        f" {blind.chance:.1%}"
-    )
-
-
-def parse_bins(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Column -> bounds, from texts such as "age=0,40,60"; InputError for another form."""
-    bins = {}
-    for text in texts:
-        column, equals, bounds = text.rpartition("=")
-        try:
-            values = [float(bound) for bound in bounds.split(",")]
-        except ValueError:
-            values = []
-        if not column or not equals or values != sorted(set(values)) or len(values) < 2:
-            raise InputError(f"--bins {text}: write a column and rising bounds, as age=0,40,60")
-        bins[column] = tuple(values)
-    return bins
-
-
-def _slug(source: Path) -> str:
-    """A name for files, from that of a folder or file."""
-    stem = source.resolve().name
-    for suffix in _ARCHIVES:
-        stem = stem.removesuffix(suffix)
-    stem = Path(stem).stem if source.is_file() else stem
-    slug = "-".join(re.findall(r"[a-z0-9]+", stem.casefold()))[:40]
-    if not slug:
-        raise InputError(f"{source}: no name can be made of it: give one with --name")
-    return slug
+@contextmanager
+def _written(path: Path, source: Path, profile: dict[str, Any]) -> Iterator[None]:
+    """The profile's file while it is applied; on an error, the one before it."""
+    before = path.read_bytes() if path.is_file() else None
+    with atomic_file(path) as temporary:
+        temporary.write_text(generated_text(source, dump_yaml(profile)), encoding="utf-8")
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
+        raise

@@ -236,7 +236,8 @@ def test_outside_the_root_of_a_project_a_command_says_where_to_go_and_writes_not
     folder = tmp_path / "docs" / "guides"
     folder.mkdir(parents=True)
     if below:
-        (tmp_path / "params.yaml").write_text("{}\n", encoding="utf-8")
+        for name in ("params.yaml", "dvc.yaml"):
+            (tmp_path / name).write_text("{}\n", encoding="utf-8")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(folder)
     assert med_r1(*path, *ARGUMENTS.get(path, [])) == ExitCode.INPUT

@@ -16,7 +16,8 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.core.params import load_params
 from stages.core.yaml_files import read_yaml
-from stages.profiles.use import CONVERTED, parse_bins, use
+from stages.corpus.formats.questions import parse_bins
+from stages.profiles.use import CONVERTED, use
 from tests.conftest import ROOT
 
 FILES = ("params.yaml", "data.dvc")
@@ -53,14 +54,14 @@ def noise(path: Path, number: int) -> None:
 def rows(words: dict[str, int], kind: str = "disease-diagnosis") -> list[dict[str, str]]:
     return [
         {
-            "image": f"scans/{word}{number}.png",
+            "image": f"scans/{at}-{number}.png",
             "question": "What is seen?",
             "options": "Cyst|Nodule|Nothing",
             "answer": "ABC"[number % 3],
             "modality": word,
             "type": kind,
         }
-        for word, count in words.items()
+        for at, (word, count) in enumerate(words.items())
         for number in range(count)
     ]
 
@@ -114,6 +115,40 @@ def test_a_word_that_shares_one_with_a_name_is_another_name(
     assert taxonomy.axes["modality"] == ("ct", "x-ray", "microscopy")
     assert taxonomy.modalities.slug_of["CT scan"] == "ct"
     assert "word 'CT scan' (12 questions): another name of ct" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "slugs"),
+    [
+        (["Endoscopy", "endoscopy"], ["endoscopy"]),
+        (["Endoscopy images", "Gastroscopy images"], ["endoscopy-images", "gastroscopy-images"]),
+        (["PET CT", "CT"], ["ct", "pet-ct"]),
+        (["Clinical photography"], ["clinical-photography"]),
+        (["All", "Base"], ["all-2", "base-2"]),
+        (["SFT-CT"], ["ct"]),
+        (["SFT-PET"], ["pet"]),
+        (["\u5185\u8996\u93e1", "\u7dda"], ["modality", "modality-2"]),
+        (["xray"], ["xray"]),
+    ],
+)
+def test_words_become_slugs_of_their_own_where_they_are_like_none(
+    root: Path, tmp_path: Path, words: list[str], slugs: list[str]
+) -> None:
+    assert use(ward(tmp_path / "w", dict.fromkeys(words, 12)), yes=True)
+    assert sorted(load_params().modalities) == sorted(slugs)
+
+
+def test_a_word_that_is_spelled_like_a_known_one_is_pointed_out(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(ward(tmp_path / "w", {"dermoscpy": 12}))
+    assert "a new entry dermoscpy; did you mean dermoscopy?" in capsys.readouterr().out
+
+
+def test_one_word_may_be_a_modality_and_a_type(root: Path, tmp_path: Path) -> None:
+    assert use(ward(tmp_path / "w", {"Endoscopy": 12}, kind="Endoscopy"), yes=True)
+    axes = load_params().taxonomy.axes
+    assert axes == {"modality": ("endoscopy",), "task": ("endoscopy-2",)}
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -184,12 +219,122 @@ def test_unusable_corpora_change_nothing(root: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=why):
             use(source, yes=True, **options)
     (folder / "ward.csv").write_text("image,question,options,answer,modality,type\n", "utf-8")
-    with pytest.raises(InputError, match="no record can be used"):
-        use(folder, yes=True)
+    for yes in (True, False):
+        with pytest.raises(InputError, match="no record can be used"):
+            use(folder, yes=yes)
     one = ward(tmp_path / "one", {"MRI": 1})
-    with pytest.raises(InputError, match="no modality and no question type has questions"):
+    with pytest.raises(InputError, match="no modality and no question type has enough questions"):
         use(one, yes=True)
     assert content(root) == before
+
+
+@pytest.mark.parametrize("place", ["data/raw/w", "data/raw/w/inner", "data/raw", "corpora/w"])
+def test_a_corpus_where_its_import_would_go_is_refused_and_stays(root: Path, place: str) -> None:
+    folder = ward(root / place, {"MRI": 12})
+    before = content(root)
+    with pytest.raises(InputError, match="overlaps with .*: move it"):
+        use(folder, yes=True, name="w")
+    assert content(root) == before
+
+
+@pytest.mark.parametrize("name", [".", "..", "../x", "a b", "A", "x" * 41, "a--b"])
+def test_a_name_that_is_none_for_files_is_refused(root: Path, tmp_path: Path, name: str) -> None:
+    folder = ward(tmp_path / "w", {"MRI": 12})
+    before = content(root)
+    with pytest.raises(InputError, match=r"--name .*lower-case letters and digits"):
+        use(folder, yes=True, name=name)
+    assert content(root) == before
+
+
+def test_the_same_corpus_under_another_name_is_imported_there(root: Path, tmp_path: Path) -> None:
+    folder = ward(tmp_path / "w", {"MRI": 12})
+    for name in ("one", "two", "one"):
+        assert use(folder, yes=True, name=name)
+        assert load_params().corpus.archive == f"data/raw/{name}"
+        assert read_yaml(root / "data.dvc")["outs"][0]["path"] == f"data/raw/{name}"
+
+
+def test_an_edited_profile_and_that_of_another_corpus_are_kept(root: Path, tmp_path: Path) -> None:
+    assert use(ward(tmp_path / "a" / "w", {"MRI": 12}), yes=True)
+    before = content(root)
+    with pytest.raises(InputError, match=r"w\.yaml is the profile of .*a/w: choose another"):
+        use(ward(tmp_path / "b" / "w", {"CT": 12}), yes=True)
+    with pytest.raises(
+        InputError, match="--scale w: no such profile; known: full, full-3b, sample"
+    ):
+        use(tmp_path / "a" / "w", yes=True, scale="w")
+    assert content(root) == before
+    path = root / "infra/profiles/w.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"w\.yaml was edited, which would be lost: delete it"):
+        use(tmp_path / "a" / "w", yes=True)
+
+
+def test_a_refused_change_of_a_converted_corpus_leaves_the_one_before(
+    root: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "w.jsonl"
+
+    def write(answers: str) -> None:
+        lines = []
+        for number in range(24):
+            noise(tmp_path / f"scans/{number}.png", number)
+            row = rows({"MRI": 24})[number] | {"image": f"scans/{number}.png"}
+            lines.append(json.dumps(row | {"answer": answers[number % len(answers)]}))
+        source.write_text("\n".join(lines), encoding="utf-8")
+
+    write("ABC")
+    assert use(source, yes=True)
+    before = content(root)
+    write("Z")
+    with pytest.raises(InputError):
+        use(source, yes=True)
+    assert content(root) == before
+
+
+def test_a_profile_that_cannot_run_here_changes_nothing(root: Path, tmp_path: Path) -> None:
+    folder = ward(tmp_path / "w", {"MRI": 12})
+    before = content(root)
+    with pytest.raises(InputError, match="a run of it cannot finish here"):
+        use(folder, yes=True, scale="full")
+    assert content(root) == before
+
+
+def test_a_corpus_that_download_would_refuse_is_refused(root: Path, tmp_path: Path) -> None:
+    folder = ward(tmp_path / "w", {"MRI": 40})
+    sheet = folder / "ward.csv"
+    text = sheet.read_text(encoding="utf-8")
+    sheet.write_text(text.replace(",A,", ",Maybe,"), encoding="utf-8")
+    with pytest.raises(InputError, match="refused too many records: 14 of 40"):
+        use(folder, yes=True)
+
+
+def test_the_matrix_of_the_project_decides_what_is_left_out(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = root / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("min_train: 1 ", "min_train: 17"), encoding="utf-8")
+    folder = ward(tmp_path / "w", {"MRI": 40, "CT": 12})
+    assert use(folder, yes=True)
+    assert list(load_params().checkpoints) == ["mri", "disease-diagnosis"]
+    assert "left out for lack of data: modality/ct" in capsys.readouterr().out
+
+
+def test_settings_below_a_replaced_group_can_be_added_to_the_profile(
+    root: Path, tmp_path: Path
+) -> None:
+    from stages.profiles.command import apply
+
+    assert use(ward(tmp_path / "w", {"MRI": 30}), yes=True)
+    path = root / "infra/profiles/w.yaml"
+    text = path.read_text(encoding="utf-8")
+    more = "params:\n  checkpoints: {mri: {grpo: {max_steps: 7}}}\n"
+    path.write_text(text.replace("params:\n", more), encoding="utf-8")
+    apply("w", dry_run=False, elsewhere=False)
+    assert load_params().grpo_for("mri").max_steps == 7
+    apply("sample", dry_run=False, elsewhere=False)
+    assert (root / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
 @pytest.mark.parametrize("text", ["age", "age=", "=1,2", "age=1", "age=2,1", "age=1,1", "age=a,b"])

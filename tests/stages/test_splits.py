@@ -429,7 +429,7 @@ def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_pub
     with pytest.raises(
         InputError,
         match=(
-            r"modality/oct: .* about 1 groups of images.*; splits.near_duplicates and"
+            r"modality/oct: .* of 1 groups of images.*; splits.near_duplicates and"
             r" splits.patient_patterns decide"
         ),
     ):

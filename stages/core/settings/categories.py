@@ -10,11 +10,11 @@ from typing import Final
 from stages.core.settings.data import Category, JointSplit
 from stages.taxonomy import DICOM_MODALITIES
 
-_SLUG: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_MAX_SLUG: Final = 40
+SLUG: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+MAX_SLUG: Final = 40
 """Characters of a slug: it names files and heads columns."""
-_RESERVED: Final = ("all", "base", "macro")
-_SFT: Final = "sft-"
+RESERVED: Final = ("all", "base", "macro")
+SFT: Final = "sft-"
 """Start of the names of checkpoints by SFT."""
 
 
@@ -84,10 +84,10 @@ def _check_dicom(modalities: Mapping[str, Category]) -> None:
 
 
 def _check_slug(key: str, slug: str) -> None:
-    if not _SLUG.fullmatch(slug) or len(slug) > _MAX_SLUG:
+    if not SLUG.fullmatch(slug) or len(slug) > MAX_SLUG:
         raise ValueError(
-            f"{key}: a slug names files: use at most {_MAX_SLUG} lower-case letters and digits"
+            f"{key}: a slug names files: use at most {MAX_SLUG} lower-case letters and digits"
             " with single hyphens between them, as x-ray"
         )
-    if slug in _RESERVED or slug.startswith(_SFT):
+    if slug in RESERVED or slug.startswith(SFT):
         raise ValueError(f"{key}: the slug has a meaning of its own; choose another")

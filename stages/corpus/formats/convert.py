@@ -237,8 +237,8 @@ def _check_blind(conversion: Conversion, options: ConversionOptions) -> None:
     raise InputError(
         f"the questions can be answered without the image: {blind.highest:.1%} are, by chance"
         f" {blind.chance:.1%} would be (limit: chance + {options.blind_margin:.0%}), because some"
-        f" labels are frequent, {_frequent(conversion.labels)}: equalize=True refuses surplus"
-        " images of frequent labels, accept_blind=True accepts the questions as they are"
+        f" labels are frequent, {_frequent(conversion.labels)}: --equalize refuses surplus"
+        " images of frequent labels, --accept-blind accepts the questions as they are"
     )
 
 

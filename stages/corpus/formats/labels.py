@@ -61,13 +61,13 @@ class ClassFolders:
         if depth == 2 and options.modality is None:
             raise InputError(
                 f"{path} holds folders of images, {', '.join(sorted(tops)[:5])}: name the modality"
-                " of the images, modality=..., or put the folders into one per modality"
+                " of the images with --modality, or put the folders into one per modality"
             )
         if depth == 3 and are_splits == (options.modality is None):
             names = ", ".join(sorted(tops)[:5])
             raise InputError(
                 f"{path} holds folders of folders of images, {names}: name the modality of the"
-                " images, modality=..., if these are splits or the like, and only then"
+                " images with --modality if these are splits or the like, and only then"
             )
         dataset = options.dataset or path.resolve().name
         yield from balanced_questions(

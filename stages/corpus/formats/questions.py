@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
+from stages.core.errors import InputError
 from stages.core.params import shipped_taxonomy
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.dataset.problems import LETTERS, letter_options
@@ -131,9 +132,9 @@ class Question:
         if gaps := {f"option_{letter}" for letter in LETTERS[: len(names)]} - {*names}:
             why = f"a gap in the options: {min(gaps)} is missing"
             raise RefusedRecord(names, why, Reason.OPTION_GAP)
-        for name, option in (("modality_type", "modality"), ("question_type", "question_type")):
+        for name, option in (("modality_type", "modality"), ("question_type", "question-type")):
             if not record.get(name, "").strip():
-                why = f"{name} is missing: write it, or give the option {option}="
+                why = f"{name} is missing: write it, or give it with --{option}"
                 raise RefusedRecord("", why, Reason.FIELD_MISSING)
         return cls(
             location=location,
@@ -215,8 +216,25 @@ class Reader(Protocol):
 
 
 def keep_word(cell: str, field_name: str) -> str:
-    """The word of a modality or a question type as written: no list restricts it here."""
-    return cell.strip()
+    """OmniMedVQA's name for a slug or name of its own in any case; other words as written."""
+    known = shipped_taxonomy()
+    vocabulary = known.modalities if field_name == known.modalities.field else known.question_types
+    return vocabulary.spellings.get(cell.strip().casefold(), cell.strip())
+
+
+def parse_bins(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Column -> bounds, from texts such as "age=0,40,60"; InputError for another form."""
+    bins = {}
+    for text in texts:
+        column, equals, bounds = text.rpartition("=")
+        try:
+            values = [float(bound) for bound in bounds.split(",")]
+        except ValueError:
+            values = []
+        if not column or not equals or values != sorted(set(values)) or len(values) < 2:
+            raise InputError(f"--bins {text}: write a column and rising bounds, as age=0,40,60")
+        bins[column] = tuple(values)
+    return bins
 
 
 def path_words(path: PurePosixPath) -> tuple[str | None, str | None]:

@@ -74,7 +74,7 @@ def choose_sheet(
     if not usable:
         raise InputError("; ".join(problems) or f"{path} has no cells")
     names = ", ".join(repr(sheet.name) for sheet in usable)
-    raise InputError(f"{path}: the sheets {names} have the columns: name one, option sheet=")
+    raise InputError(f"{path}: the sheets {names} have the columns: name one with --sheet")
 
 
 def peek_headers(path: Path, others: Collection[str] = ()) -> list[Header]:

@@ -118,7 +118,7 @@ class LabelSheets:
     """Reader of sheets with an image and one or several labels per row."""
 
     name = "label-sheet"
-    description = "a sheet of labels (columns image and label, or those named by labels=)"
+    description = "a sheet of labels (columns image and label, or those named by --label)"
 
     def detects(self, path: Path) -> bool:
         """Whether a sheet has a column of images, and one of labels or no known question."""
@@ -157,7 +157,7 @@ def _check_labels(header: Header, options: ConversionOptions) -> None:
         raise RefusedRecord(", ".join(header.names), why, Reason.COLUMN_MISSING)
     columns = _label_columns(header, options)
     if unknown := sorted(options.bins.keys() - columns.keys()):
-        why = f"bins= names {', '.join(unknown)}, which is no column of labels"
+        why = f"--bins names {', '.join(unknown)}, which is no column of labels"
         raise RefusedRecord(", ".join(header.names), why, Reason.COLUMN_MISSING)
 
 
@@ -168,7 +168,7 @@ def _label_columns(header: Header, options: ConversionOptions) -> dict[str, int]
     missing = [name for name in wanted if name not in names]
     if missing or not wanted:
         lacks = ", ".join(missing) or "label"
-        why = f"the first line lacks the column {lacks}: name those of labels, labels=(...)"
+        why = f"the first line lacks the column {lacks}: name those of labels with --label"
         raise RefusedRecord(", ".join(names), why, Reason.COLUMN_MISSING)
     return {name: names.index(name) for name in wanted}
 
@@ -181,7 +181,7 @@ def _check_numbers(
     if len(numbers) > MAX_NUMBERS and not options.bins.get(column):
         raise InputError(
             f"{sheet.label}: column {column!r} holds {len(numbers)} different numbers: name the"
-            f" lower bounds of ranges, bins={{{column!r}: (0, 40, 60)}}"
+            f" bounds of ranges, --bins {column}=0,40,60"
         )
 
 
@@ -209,7 +209,7 @@ def _of_row(
         label = _label(row.cells[number].strip(), column, options)
         modality = cells.get("modality") or options.modality
         if not modality:
-            why = "modality is missing: write it, or give the option modality="
+            why = "modality is missing: write it, or give it with --modality"
             raise RefusedRecord("", why, Reason.FIELD_MISSING)
         name, image = folder.find(cells["image"])
     except RefusedRecord as error:

@@ -34,6 +34,10 @@ _WIDTH: Final = 132
 """Columns if the output is not a terminal."""
 
 
+_CONVERTED: Final = (".xlsx", ".xlsm", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Suffixes of files that stages.corpus.formats reads."""
+
+
 def run(
     corpus_path: Path,
     *,
@@ -57,6 +61,11 @@ def run(
             raise InputError(
                 f"{corpus_path} is a question file: pass the folder {corpus_path.parent}, which"
                 " contains the images, too"
+            )
+        if corpus_path.is_file() and corpus_path.suffix.lower() in _CONVERTED:
+            raise InputError(
+                f"{corpus_path} is converted before it is used: run `med-r1 use {corpus_path}`,"
+                " which checks it as well and writes nothing"
             )
         if json_file and json_file.is_dir():
             raise InputError(

@@ -91,7 +91,7 @@ def describe(left_out: Mapping[str, Mapping[str, LeftOut]]) -> list[str]:
     for axis, slugs in left_out.items():
         for slug, each in slugs.items():
             texts.append(
-                f"{axis}/{slug}: {each.train} to train, {each.test} to test, about"
-                f" {each.groups} groups of images"
+                f"{axis}/{slug}: {each.train} to train, {each.test} to test, of {each.groups}"
+                " groups of images"
             )
     return texts

@@ -191,7 +191,7 @@ def test_a_modality_with_one_label_is_refused_by_name(classes: Path, tmp_path: P
 
 
 def test_folders_of_labels_need_a_modality(classes: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cyst, mass.*modality="):
+    with pytest.raises(InputError, match=r"cyst, mass.*--modality"):
         run(classes / "CT", tmp_path / "out")
     conversion = run(classes / "CT", tmp_path / "out", modality="CT", question="What is it?")
     assert conversion.modalities == {"CT": 18}
@@ -221,7 +221,7 @@ def test_labels_in_two_spellings_are_refused(classes: Path, tmp_path: Path) -> N
 def test_blind_questions_must_be_accepted(tmp_path: Path) -> None:
     names = [f"CT/common/{number}.png" for number in range(40)]
     write_images(tmp_path / "set", *names, *(f"CT/rare/{number}.png" for number in range(10)))
-    with pytest.raises(InputError, match=r"80\.0%.*chance 50\.0%.*'common' with 80%.*equalize="):
+    with pytest.raises(InputError, match=r"80\.0%.*chance 50\.0%.*'common' with 80%.*--equalize"):
         run(tmp_path / "set", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     assert run(tmp_path / "set", tmp_path / "all", accept_blind=True).questions == 50
@@ -276,7 +276,7 @@ def test_measurements_need_bins(scans: Path, tmp_path: Path) -> None:
     rows = [row | {"age": 20 + number} for number, row in enumerate(label_rows(60))]
     rows += [label_rows(1)[0] | {"age": "unknown", "image": "scans/0.png"}]
     sheet = write_csv(scans / "labels.csv", rows)
-    with pytest.raises(InputError, match=r"'age' holds 60 different numbers.*bins="):
+    with pytest.raises(InputError, match=r"'age' holds 60 different numbers.*--bins"):
         run(sheet, tmp_path / "out", labels=("age",))
     conversion = run(sheet, tmp_path / "out", labels=("age",), bins={"age": (21, 40, 60)})
     assert conversion.labels == {
@@ -291,7 +291,7 @@ def test_measurements_need_bins(scans: Path, tmp_path: Path) -> None:
     ("changes", "what"),
     [
         ({"label": ""}, "label is empty"),
-        ({"modality": ""}, "option modality="),
+        ({"modality": ""}, "--modality"),
         ({"image": "scans/77.png"}, "not in"),
         ({"image": "../x.png"}, "out of its folder"),
         ({"image": "scans/0.png"}, "has this label already"),
@@ -325,7 +325,7 @@ def test_an_image_with_two_labels_is_refused_twice(scans: Path, tmp_path: Path) 
     ("options", "what"),
     [
         ({"labels": ("side",)}, "lacks the column side"),
-        ({"bins": {"age": (1,)}}, "bins= names age"),
+        ({"bins": {"age": (1,)}}, "--bins names age"),
     ],
 )
 def test_unknown_columns_are_named(

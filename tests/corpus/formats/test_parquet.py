@@ -15,6 +15,7 @@ from stages.core.errors import InputError
 from stages.corpus.formats import parquet
 from stages.corpus.formats.convert import detect
 from tests.corpus.formats.sources import digest, png, records, refusals, run
+from tests.omnimedvqa import MODALITIES
 
 WORDS = {"modality": "CT", "question_type": "Disease Diagnosis"}
 
@@ -61,7 +62,7 @@ def test_a_dataset_written_by_datasets_is_read(tmp_path: Path) -> None:
     data.to_parquet(tmp_path / "Chest-VQA/data/train-00000-of-00001.parquet")
     assert detect(tmp_path / "Chest-VQA") == "huggingface"
     conversion = run(tmp_path / "Chest-VQA", tmp_path / "out", question_type="Disease Diagnosis")
-    assert conversion.modalities == {"CT": 3, "X-Ray": 3}
+    assert conversion.modalities == {MODALITIES["ct"]: 3, "X-Ray": 3}
     assert conversion.patients_known == 6
     found = records(tmp_path / "out")
     assert [record["gt_answer"] for record in found[:3]] == ["Cyst", "Nodule", "Mass"]

@@ -60,9 +60,9 @@ def test_an_item_has_the_words_of_all_its_files(med_r1: Path, tmp_path: Path) ->
     }
     assert conversion.entries == 4
     found = refusals(conversion)
-    assert any("option question_type=" in text and "row 2" in text for text in found)
+    assert any("--question-type" in text and "row 2" in text for text in found)
     assert any("duplicate question_id" in text for text in found)
-    assert any("option modality=" in text for text in found)
+    assert any("--modality" in text for text in found)
 
 
 def test_words_come_from_keys_folders_or_options(med_r1: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_cell_of_20_mb_is_read(tmp_path: Path) -> None:
         ({"image": "scans/9.png"}, "not in"),
         ({"answer": "D"}, "none of the options"),
         ({"B": "", "answer": "C"}, "a gap in the options: option_B"),
-        ({"category": ""}, "option question_type="),
+        ({"category": ""}, "--question-type"),
         ({"index": "1"}, "duplicate question_id"),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_row_of_another_length_is_refused(tmp_path: Path) -> None:
 
 def test_without_any_modality_all_is_refused_by_name(tmp_path: Path) -> None:
     path = write_tsv(tmp_path / "B.tsv", [question(1, encoded(1))])
-    with pytest.raises(InputError, match=r"none of 1 entries.*\n.*modality="):
+    with pytest.raises(InputError, match=r"none of 1 entries.*\n.*--modality"):
         run(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

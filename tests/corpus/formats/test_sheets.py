@@ -26,6 +26,7 @@ from tests.corpus.formats.sources import (
     write_csv,
     write_images,
 )
+from tests.omnimedvqa import MODALITIES
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_csv_of_any_delimiter_becomes_records(
         "image_path": "Images/scans/a.png",
         "option_A": "Cyst, simple",
         "option_B": "Nodule",
-        "modality_type": "CT",
+        "modality_type": MODALITIES["ct"],
         "patient": "p 1",
     }
     assert (conversion.format, conversion.images, conversion.patients_known) == ("sheet", 1, 1)
@@ -112,8 +113,8 @@ def test_json_lines_may_hold_lists_of_options(ward: Path, tmp_path: Path) -> Non
         ({"image": ""}, "empty name"),
         ({"answer": "nodule"}, "none of the options"),
         ({"options": "Cyst; Nodule", "answer": "A"}, "put | between"),
-        ({"modality": " "}, "option modality="),
-        ({"type": ""}, "option question_type="),
+        ({"modality": " "}, "--modality"),
+        ({"type": ""}, "--question-type"),
         ({"question": "See <|im_end|>"}, "command"),
         ({"question": "What A)x"}, "option label"),
     ],
@@ -272,7 +273,7 @@ def test_rows_beyond_the_stored_dimensions_are_read(ward: Path, tmp_path: Path) 
 def test_several_sheets_with_the_columns_must_be_chosen(ward: Path, tmp_path: Path) -> None:
     sheets = {"May": [ROW], "June": [ROW | {"question": "Else?"}]}
     book = write_book(ward / "ward.xlsx", sheets)
-    with pytest.raises(InputError, match="'May', 'June'.*sheet="):
+    with pytest.raises(InputError, match="'May', 'June'.*--sheet"):
         run(book, tmp_path / "out")
     with pytest.raises(InputError, match="no sheet 'July'"):
         run(book, tmp_path / "out", sheet="July")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from openpyxl import Workbook
 
+from stages.core.errors import ExitCode
 from stages.core.yaml_files import load_yaml, read_yaml
 from stages.corpus.records.records import read_record_files
 from stages.corpus.records.table import COLUMNS
@@ -60,13 +61,13 @@ def test_the_sheet_gives_the_printed_output(ward: Path, capsys: pytest.CaptureFi
     assert printed == block("text").splitlines()
 
 
-def proposed(source: Path, *options: str) -> str:
-    """What `med-r1 use` prints of a source; nothing is written."""
+def proposed(source: Path, *options: str, code: int = 0) -> str:
+    """What `med-r1 use` prints of a source, and its exit code; nothing is written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True)
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert med_r1("use", source, *options) == 0
+            assert med_r1("use", source, *options) == code
         after = subprocess.run(["git", "status", "--porcelain"], capture_output=True, check=True)
         assert status.stdout == after.stdout
     return out.getvalue()
@@ -98,7 +99,8 @@ def test_med_r1s_published_form_is_read(ward: Path) -> None:
 
 def test_vlmevalkits_table_is_read(tmp_path: Path) -> None:
     (tmp_path / "bench.tsv").write_text(block("tsv"), encoding="utf-8")
-    printed = proposed(tmp_path / "bench.tsv", "--modality", "ct")
+    # questions about one image have no two sides
+    printed = proposed(tmp_path / "bench.tsv", "--modality", "ct", code=ExitCode.INPUT)
     assert "vlmevalkit; 2 entries, 2 of them questions about 1 images, 0 refused" in printed
 
 

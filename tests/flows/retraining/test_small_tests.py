@@ -1,4 +1,7 @@
-"""A test too small for a promotion is a reason against training, and known before it."""
+"""A test too small for a promotion is a reason against training, and known before it.
+
+A checkpoint without any is left out and not trained.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ def write_test(root: Path, name: str, count: int) -> None:
     write_json(path, [{"question_id": str(number)} for number in range(count)])
 
 
-@pytest.mark.parametrize(("count", "refused"), [(0, True), (MINIMUM - 1, True), (MINIMUM, False)])
+@pytest.mark.parametrize(
+    ("count", "refused"), [(0, False), (1, True), (MINIMUM - 1, True), (MINIMUM, False)]
+)
 @pytest.mark.parametrize("name", ["ct", "lesion-grading"])
 def test_a_stale_training_needs_enough_test_questions(
     tmp_path: Path, name: str, count: int, refused: bool

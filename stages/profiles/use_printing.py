@@ -1,0 +1,85 @@
+"""What `med-r1 use` prints: conversion, inspection, words, checkpoints and run time."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from stages.corpus.formats.convert import Conversion
+from stages.corpus.inspection.command import plain, print_inspection
+from stages.profiles.proposal import Proposal
+from stages.profiles.schema import SAMPLE
+
+_EXAMPLES: Final = 3
+_CONCLUSIVE: Final = 100
+"""Test questions below which an accuracy says little."""
+_TRAIN_SECONDS: Final = 50
+"""Training a checkpoint of the sample on 2 cores, start of its processes included."""
+_EVALUATE_SECONDS: Final = 14
+"""Starting an evaluation."""
+_ANSWERS_PER_SECOND: Final = 250
+"""Of the embedded base on 2 cores, with images of their own (docs/evaluate.md)."""
+_VARIANTS: Final = 3
+"""Answers per test question: with its image, a black one and another one."""
+
+
+def print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
+    """Print what is in a corpus and what would be set."""
+    inspection = proposal.inspection
+    print_inspection(corpus, inspection, inspection.status())
+    for word in proposal.words:
+        print(plain(f"word {word}"))
+    if _would_be_added_to_git(corpus):
+        print(f"warning: {corpus} is in this repository and not ignored: `git add` would add it")
+    checkpoints = proposal.groups.get("checkpoints", {})
+    if not checkpoints:
+        return
+    print(f"\ncheckpoints: {', '.join(checkpoints)}")
+    for text in proposal.left_out:
+        print(f"left out for lack of data: {text}")
+    tested = 0
+    for name, each in checkpoints.items():
+        train, test = inspection.splits[each["axis"]][each["split"]]
+        tested += sum(count for _, count in inspection.splits[each["axis"]].values())
+        line = f"{name}: {train} questions to train, {test} to test"
+        if test < _CONCLUSIVE:
+            margin = 196 * math.sqrt(0.25 / test)
+            line += f"; so few leave an accuracy uncertain by about {margin:.0f} points"
+        print(line)
+    if scale == SAMPLE:
+        answering = tested * _VARIANTS / _ANSWERS_PER_SECOND
+        seconds = len(checkpoints) * (_TRAIN_SECONDS + _EVALUATE_SECONDS) + answering
+        print(
+            f"run time: about {max(round(seconds / 60), 1)} minutes on 2 cores, by the times of the"
+            " sample, without decoding the images. The embedded base was trained on drawings: it"
+            " shows that the pipeline works on your data, and says nothing of what a real model"
+            " would learn from it; --scale full takes one"
+        )
+
+
+def print_conversion(source: Path, conversion: Conversion) -> None:
+    """Print what became of the entries of a source, and what wording alone would answer."""
+    print(
+        f"{source}: {conversion.format}; {conversion.entries} entries, {conversion.questions} of"
+        f" them questions about {conversion.images} images, {len(conversion.refusals)} refused; the"
+        f" patient is known for {conversion.patients_known} images"
+    )
+    for refusal in conversion.refusals[:_EXAMPLES]:
+        print(plain(f"  refused: {refusal}"))
+    if len(conversion.refusals) > _EXAMPLES:
+        print(f"  and {len(conversion.refusals) - _EXAMPLES} more")
+    blind = conversion.blind
+    print(
+        f"  without the image, a rule of the wording answers {blind.highest:.1%}; chance is"
+        f" {blind.chance:.1%}"
+    )
+
+
+def _would_be_added_to_git(corpus: Path) -> bool:
+    if not corpus.resolve().is_relative_to(Path.cwd().resolve()):
+        return False
+    command = ["git", "check-ignore", "--quiet", str(corpus)]
+    # 1: not ignored; 128: no repository
+    return subprocess.run(command, capture_output=True, check=False).returncode == 1

@@ -2,8 +2,8 @@
 
 How sums are rounded depends on which rows share a batch, so an answer is reused only together with
 its whole window. A window is therefore cut by a hash of its images' paths, not by position: a
-question that is added or removed changes its own window, which is split or joined with its sibling where it
-must, and leaves the others as they were.
+question that is added or removed changes its own window, which may be split or joined with the one
+beside it, and leaves the others as they were.
 """
 
 from __future__ import annotations

@@ -58,13 +58,16 @@ def axis_blind_baselines(axis: str, kind: str, joint: Collection[str] = ()) -> l
 
     `joint`: names of splits that are unions of others, whose questions count once when pooled.
     """
-    parts = {
-        part: {slug: _questions(axis, slug, part, kind) for slug in layout.split_slugs(axis, kind)}
-        for part in ("train", "test")
-    }
-    # those left out for lack of data have none
-    slugs = [slug for slug, questions in parts["train"].items() if questions]
-    train, test = ({slug: questions[slug] for slug in slugs} for questions in parts.values())
+    train: dict[str, list[Question]] = {}
+    test: dict[str, list[Question]] = {}
+    for slug in layout.split_slugs(axis, kind):
+        paths = [layout.split(axis, slug, part, kind) for part in ("train", "test")]
+        items = [read_split(path) for path in paths]
+        if not any(items):  # left out for lack of data
+            continue
+        train[slug], test[slug] = (
+            as_questions(each, str(path)) for each, path in zip(items, paths, strict=True)
+        )
     own = {
         slug: {name: fit_prior(questions, exact=(name == "as_written")) for name in RULES}
         for slug, questions in train.items()
@@ -73,14 +76,8 @@ def axis_blind_baselines(axis: str, kind: str, joint: Collection[str] = ()) -> l
     pooled = {name: pool([priors[name] for priors in parts_only]) for name in RULES}
     return [
         find_blind_baseline(axis, slug, kind, train[slug], test[slug], own[slug], pooled)
-        for slug in slugs
+        for slug in train
     ]
-
-
-def _questions(axis: str, slug: str, part: str, kind: str) -> list[Question]:
-    path = layout.split(axis, slug, part, kind)
-    items = read_split(path)
-    return as_questions(items, str(path)) if items else []
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def _params(checkpoints: Sequence[str]) -> str:
     lines = []
     for line in (REPOSITORY / "params.yaml").read_text(encoding="utf-8").splitlines():
         name = line.strip().partition(":")[0]
-        if "axis: " in line and name not in (*checkpoints, "base"):
+        if ": {axis: " in line.partition("#")[0] and name not in (*checkpoints, "base"):
             continue
         if "names: " in line and name not in (*MODALITIES, *QUESTION_TYPES):
             continue

@@ -75,15 +75,18 @@ def keep_findings(root: Path) -> Path | None:
     before it. Findings of an earlier refusal are removed.
     """
     saved_at = (root / SNAPSHOT).stat().st_mtime_ns
-    files = [*(root / layout.QUARANTINE).rglob("*.parquet"), root / layout.LOCATIONS]
-    files.append(root / layout.DATA_TESTS)
-    # others describe the corpus before, or parts that both have
-    new = [path for path in files if path.is_file() and path.stat().st_mtime_ns >= saved_at]
+    # what stage download writes first; what it leaves as it was may keep an old time
+    first = [root / layout.QUARANTINE / "download.parquet", root / layout.LOCATIONS]
+    # others that are older describe the corpus before, or parts that both have
+    others = [*(root / layout.QUARANTINE / "resize").glob("*.parquet"), root / layout.DATA_TESTS]
+    new = [
+        path for path in (*first, *others) if path.is_file() and path.stat().st_mtime_ns >= saved_at
+    ]
     if not new:
         shutil.rmtree(root / REFUSED, ignore_errors=True)
         return None
     with atomic_directory(root / REFUSED) as folder:
-        for path in new:
+        for path in {*new, *filter(Path.is_file, first)}:
             target = folder / path.relative_to(root / layout.DATA)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -5,6 +5,8 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PORT ?= 4200
 PROFILE ?= full
+# tests that `make test` runs beside all others, about half of the time
+BESIDE := tests/flows tests/end_to_end tests/profiles
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # nothing here reports home
@@ -53,10 +55,10 @@ check: $(INSTALLED) lint
 	wait $$types || { cat .mypy.log; exit 1; }; exit $$code
 
 test: $(INSTALLED) lint
-	@echo "== Types, and all tests, about 15 minutes on 2 cores: those of flows, which mostly wait, beside the others"
+	@echo "== Types, and all tests, about 15 minutes on 2 cores: some, which mostly wait, beside the others"
 	@mypy > .mypy.log 2>&1 & types=$$!; \
-	python -m pytest -q --ignore tests/flows > .pytest-others.log 2>&1 & others=$$!; \
-	python -m pytest tests/flows; flows=$$?; \
+	python -m pytest -q $(addprefix --ignore ,$(BESIDE)) > .pytest-others.log 2>&1 & others=$$!; \
+	python -m pytest $(BESIDE); flows=$$?; \
 	wait $$others; code=$$?; cat .pytest-others.log; \
 	wait $$types || { cat .mypy.log; exit 1; }; exit $$((flows || code))
 

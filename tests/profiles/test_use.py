@@ -48,7 +48,7 @@ def content(root: Path) -> dict[str, bytes]:
 def noise(path: Path, number: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(number).integers(0, 255, (48, 48), dtype=np.uint8)
-    Image.fromarray(pixels).resize((384, 384)).save(path)
+    Image.fromarray(pixels).save(path)
 
 
 def rows(words: dict[str, int], kind: str = "disease-diagnosis") -> list[dict[str, str]]:

@@ -54,6 +54,9 @@ check: $(INSTALLED) lint
 	python -m pytest -q -m "not slow"; code=$$?; \
 	wait $$types || { cat .mypy.log; exit 1; }; exit $$code
 
+# waiting OpenMP threads sleep: trainings of two tests at once otherwise take several times as long
+test check: export OMP_WAIT_POLICY := PASSIVE
+
 test: $(INSTALLED) lint
 	@echo "== Types, and all tests, about 15 minutes on 2 cores: some, which mostly wait, beside the others"
 	@mypy > .mypy.log 2>&1 & types=$$!; \

@@ -12,7 +12,8 @@ from stages.core.settings.categories import MAX_SLUG, SLUG
 from stages.core.yaml_files import read_text
 from stages.profiles.schema import FOLDER
 
-ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst")
+ARCHIVES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
+"""Suffixes of the archives that stages.corpus.archives opens."""
 _MARK: Final = (
     "# Written by `med-r1 use`; `med-r1 profile sample` restores the sample's settings.\n"
 )

@@ -16,7 +16,9 @@ from PIL import Image
 from stages.core.errors import InputError
 from stages.core.params import load_params
 from stages.core.yaml_files import read_yaml
+from stages.corpus.archives import folder
 from stages.corpus.formats.questions import parse_bins
+from stages.profiles.generated import default_name, is_archive
 from stages.profiles.use import CONVERTED, use
 from tests.conftest import ROOT
 
@@ -205,6 +207,16 @@ def test_an_archive_of_the_pipelines_own_layout_is_used_as_it_is(
             target.write(path, path.relative_to(folder))
     assert use(archive, yes=True)
     assert load_params().corpus.archive == "data/raw/ward.zip"
+
+
+@pytest.mark.parametrize("suffix", folder._SUFFIXES)
+def test_every_kind_of_archive_that_is_opened_is_known_by_its_suffix(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"Ward.2024{suffix}"
+    path.touch()
+    assert is_archive(path)
+    assert default_name(path) == "ward-2024"
 
 
 def test_unusable_corpora_change_nothing(root: Path, tmp_path: Path) -> None:

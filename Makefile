@@ -39,7 +39,8 @@ full: $(INSTALLED)
 	@echo "== Fetching the corpus; resumes where it stopped"
 	@med-r1 fetch
 	@echo "== Keeping both in git, so that results say which commit made them, and can be published"
-	@git diff --quiet HEAD -- params.yaml data.dvc || git commit --quiet --message "Profile $(PROFILE)" -- params.yaml data.dvc \
+	@files=$$(ls params.yaml data.dvc infra/released.dvc 2> /dev/null); git add $$files; \
+	git diff --quiet HEAD -- $$files || git commit --quiet --message "Profile $(PROFILE)" -- $$files \
 	|| echo "git kept nothing: results will be marked as made from a changed working tree"
 	@echo "== Running the pipeline, a training on each GPU; what is up to date is skipped, what was killed goes on"
 	@med-r1 reproduce

@@ -25,6 +25,7 @@ from stages.corpus.splitting.leaks import read_leaks, read_patients
 from stages.predictions.schema import ABLATIONS
 from stages.reporting.build import read_inputs, write_report
 from stages.reporting.evidence import SplitSize, count_split, splits_used
+from stages.reporting.released import summarise_released
 from stages.reporting.sources import read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
 from stages.scoring.tables import in_domain, score, with_ablation, without_image
@@ -65,6 +66,9 @@ def make() -> None:
             inputs.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
     leaks, patients = read_leaks(layout.LEAKS), read_patients(layout.LEAKS)
     inputs.leaks = splits_used(params.splits.kind, inputs.splits, leaks, patients)
+    if params.splits.kind == "released":
+        content = read_json(layout.RELEASED, recreate("splits"))
+        inputs.leaks |= {"released": summarise_released(content)}
     accounts = ["download.parquet", *(f"resize/{slug}.parquet" for slug in params.modalities)]
     inputs.quarantine = [
         locate_in_corpus(read_quarantine(layout.QUARANTINE / name), layout.LOCATIONS)

@@ -2,16 +2,20 @@
 
     python -m stages.splits
 
-Both kinds of split are always written; splits.kind selects the one for training and testing.
+splits.kind selects the kind of split for training and testing; the two that are drawn are always
+written, to compare their leaks.
 
 grouped: all questions about an image, its copies and, if its path names one, its patient stay
 together, with the same draw on both axes: no checkpoint is trained on anything about a question
 that any checkpoint is tested on.
 
-published: random over questions, independently on the two axes, as in Med-R1 (arXiv 2503.13939).
+random: over questions, independently on the two axes, as Med-R1 drew its splits (arXiv 2503.13939).
 Each (axis, slug) has its own generator.
 
 In both, new data of one modality does not change the splits of other modalities.
+
+released: split files of others (splits.released), joined to the corpus by image path and question.
+What does not join is in data/released.json, even if it stops the stage.
 
 This stage is the first to see all modalities and precedes training, so it begins with the data
 tests (data_tests in params.yaml). Their results are in data/data-tests.json, even if they stop the
@@ -21,7 +25,7 @@ stage.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +35,7 @@ from stages.core.cli import run_stage, stage_parser
 from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import Splits, load_params
 from stages.core.provenance import collect_provenance
-from stages.corpus.records.records import Reading, read_record_lines
+from stages.corpus.records.records import Reading, Record, read_record_lines
 from stages.corpus.splitting.data_tests import (
     TESTS,
     Results,
@@ -60,6 +64,14 @@ from stages.corpus.splitting.matrix import (
     without,
 )
 from stages.corpus.splitting.matrix import describe as describe_left_out
+from stages.corpus.splitting.released import read_released
+from stages.corpus.splitting.released_join import (
+    NONE_RELEASED,
+    check_joined,
+    in_train_and_test,
+    join,
+    joined_as_json,
+)
 from stages.taxonomy import Taxonomy
 
 OUTPUTS_FORMAT: Final = 1
@@ -88,6 +100,10 @@ def main() -> None:
     _report_tests(results, provenance)
     records = sorted(reading.records, key=lambda record: record.question_id)
     images, group_of, draws = draw_splits(records, settings, params.taxonomy.axes)
+    if settings.kind == "released":
+        draws["released"] = _join_released(records, settings, params.taxonomy)
+    else:
+        write_json(layout.RELEASED, NONE_RELEASED)
     patients = count_patients(images)
     left_out = {kind: find_left_out(draw, group_of, params.matrix) for kind, draw in draws.items()}
     draws = {kind: without(draw, left_out[kind]) for kind, draw in draws.items()}
@@ -126,6 +142,46 @@ def _read(taxonomy: Taxonomy) -> Reading:
     """The records of all modalities; records that are no longer valid become rows."""
     paths = [layout.records(slug) for slug in taxonomy.modalities]
     return read_record_lines(paths, "run `dvc repro resize`", taxonomy)
+
+
+def _join_released(records: Sequence[Record], settings: Splits, taxonomy: Taxonomy) -> Draw:
+    """The released splits; what does not join is printed and written, and refused if too much."""
+    folder = settings.released.folder
+    released = read_released(Path(folder), taxonomy)
+    joined = join(released, records)
+    draw = joined.draw(taxonomy.axes)
+    write_json(layout.RELEASED, joined_as_json(released, joined, folder, draw))
+    for each in joined.files:
+        print(
+            f"splits: {folder}/{each.file.path}: {len(each.items)} of {len(each.file.questions)}"
+            f" questions joined, {each.file.part} of {each.file.axis}/{each.file.slug}"
+        )
+        if each.not_joined:
+            others = f" and {len(each.not_joined) - 1} more" if each.not_joined[1:] else ""
+            print(f"warning: does not join: {each.not_joined[0]}{others}: {layout.RELEASED}")
+    for unused in released.unused:
+        print(
+            f"warning: {folder}/{unused.path}: its {unused.questions} questions are not used:"
+            f" {unused.why}"
+        )
+    for axis, slugs in in_train_and_test(draw).items():
+        for slug, ids in slugs.items():
+            print(
+                f"warning: {axis}/{slug}: {len(ids)} questions are in both train and test, as"
+                f" released, such as {ids[0]}"
+            )
+    if joined.records_unused:
+        print(
+            f"warning: {joined.records_unused} of {len(records)} questions of the corpus are in no"
+            f" file of {folder}, and are not used"
+        )
+    if joined.other_types:
+        print(
+            f"warning: {joined.other_types} questions have another type in the corpus than in"
+            f" {folder}, whose type is used"
+        )
+    check_joined(joined, settings.released.max_lost, layout.RELEASED)
+    return draw
 
 
 def _report_tests(results: Results, provenance: dict[str, Any]) -> None:

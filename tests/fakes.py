@@ -20,7 +20,7 @@ from PIL import Image
 from stages.core import layout
 from stages.core.outputs import write_json
 from stages.corpus.dataset.problems import LETTERS, format_problem, format_solution
-from stages.corpus.dataset.split_files import KINDS
+from stages.corpus.dataset.split_files import DRAWN
 from stages.corpus.quarantine.ledger import RecordLocation, Row, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.data_tests import CORPUS_TESTS, TESTS, Result, Results, write_results
@@ -74,7 +74,7 @@ def write_project(
     (root / layout.PARAMS).write_text(text, encoding="utf-8")
     drawn = {
         each: make_questions(per_cell=per_cell, dataset=dataset, empty=empty, kind=each)
-        for each in KINDS
+        for each in dict.fromkeys((*DRAWN, kind))
     }
     write_json(
         root / layout.LEAKS,

@@ -28,11 +28,19 @@ from stages.core.outputs import atomic_file
 
 
 def fetch_and_pin(root: Path) -> None:
-    """Fetch the source of data.dvc and pin it.
+    """Fetch the source of data.dvc and pin it; then the split files of infra/released.dvc, if any.
 
     InputError if that fails; data.dvc is then unchanged, as after an interruption, from which the
     next call resumes.
     """
+    _fetch_corpus(root)
+    if (root / layout.RELEASED_DVC).is_file():
+        out = read_dvc_file(root / layout.RELEASED_DVC).outs[0]
+        if out.md5 is None or not (root / out.path).exists():
+            dvc(root, "update", str(layout.RELEASED_DVC))
+
+
+def _fetch_corpus(root: Path) -> None:
     fetched = _fetch(root)
     if fetched is None:
         dvc(root, "update", str(layout.DATA_DVC))

@@ -221,6 +221,13 @@ def _print(
                 " not the same comparison."
             )
         )
+    if (kind := first.properties["split kind"]) != "released":
+        console.print(
+            Text(
+                "Med-R1's test questions are those that it released (splits.kind: released); here"
+                f" they are {kind}: its numbers are about other questions."
+            )
+        )
     console.print(
         Text(
             "\nDifferences are A minus B in percentage points, on the same questions, with 95%"

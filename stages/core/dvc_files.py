@@ -29,6 +29,8 @@ class Repository(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     url: str
+    rev: str | None = None
+    """Commit, tag or branch that is imported; the default branch if there is none."""
 
 
 class Dependency(BaseModel):

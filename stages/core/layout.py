@@ -6,12 +6,16 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 DATA_DVC = Path("data.dvc")
+RELEASED_DVC = Path("infra/released.dvc")
+"""Imports the split files of others that a profile names."""
 DATA = Path("data")
 SPLITS = DATA / "splits"
 LEAKS = SPLITS / "leaks.json"
 """How many test questions of each kind of split are known from training (stage splits)."""
 LEFT_OUT = SPLITS / "left-out.json"
 """Splits of each kind with too little data (stage splits)."""
+RELEASED = DATA / "released.json"
+"""What of the split files of others joined the corpus (stage splits)."""
 QUARANTINE = DATA / "quarantine"
 LOCATIONS = DATA / "locations.parquet"
 """File and line of each usable record in the corpus (stage download)."""
@@ -77,7 +81,7 @@ def split_slugs(axis: str, kind: str) -> list[str]:
 def split(axis: str, slug: str, part: str, kind: str) -> Path:
     """One split file (stage splits).
 
-    Axis "modality" or "task", part "train" or "test", kind "grouped" or "published".
+    Axis "modality" or "task", part "train" or "test", kind "grouped", "random" or "released".
     """
     return SPLITS / kind / axis / slug / f"{part}.json"
 

@@ -1,4 +1,4 @@
-"""Switch params.yaml and data.dvc to a profile; print its needs and what this machine lacks.
+"""Switch params.yaml and .dvc files to a profile; print its needs and what this machine lacks.
 
     med-r1 profile full               the paper's setting; or `full-3b`, `sample`, a YAML file
     med-r1 profile full --dry-run     print everything, write nothing
@@ -21,8 +21,8 @@ from stages.core.machine import format_bytes
 from stages.core.outputs import atomic_file
 from stages.core.params import Params, check_params, parse_settings
 from stages.profiles.checks import Machine, ProfileFinding, describe_needs, findings, read_machine
-from stages.profiles.downloads import Download, downloads
-from stages.profiles.pins import save_pin, with_import
+from stages.profiles.downloads import Download, downloads, split_files
+from stages.profiles.pins import save_pin, with_import, with_released
 from stages.profiles.schema import FOLDER, SAMPLE, Profile, load_profile, merge
 from stages.profiles.splice import is_record, reset, set_values
 
@@ -34,7 +34,8 @@ def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
     InputError if the profile or params.yaml cannot be used, or the run cannot finish.
     """
     path, profile = load_profile(name)
-    old = {file: _read(file) for file in (layout.PARAMS, layout.DATA_DVC)}
+    files = (layout.PARAMS, layout.DATA_DVC, layout.RELEASED_DVC)
+    old = {file: _read(file) for file in files}
     new = _with_profile(path, profile, old)
     tree = parse_settings(new[layout.PARAMS], path)
     params = check_params(tree, path)
@@ -44,6 +45,8 @@ def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
         parse_dvc_file(texts[layout.DATA_DVC], layout.DATA_DVC) for texts in (new, old)
     )
     fetched = downloads(profile, params, pinned, present)
+    if released := new[layout.RELEASED_DVC]:
+        fetched.append(split_files(parse_dvc_file(released, layout.RELEASED_DVC)))
     machine = read_machine()
     problems = findings(profile, params, machine, fetched, Path(), tree)
     _print_needs(profile, params, machine, fetched)
@@ -57,17 +60,21 @@ def apply(name: str, *, dry_run: bool, elsewhere: bool) -> None:
     if dry_run:
         print("dry run: nothing was written")
         return
-    save_pin(old[layout.DATA_DVC], Path())
+    for file in (layout.DATA_DVC, layout.RELEASED_DVC):
+        save_pin(old[file], file, Path())
     for file, text in new.items():
-        if text != old[file]:
+        if not text:
+            file.unlink(missing_ok=True)
+        elif text != old[file]:
             with atomic_file(file) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     unchanged = " (no change)" if new == old else ""
-    print(f"{layout.PARAMS} and {layout.DATA_DVC} are those of {path.stem}{unchanged}")
+    *names, last = [str(file) for file, text in new.items() if text]
+    print(f"{', '.join(names)} and {last} are those of {path.stem}{unchanged}")
 
 
 def _with_profile(path: Path, profile: Profile, old: dict[Path, str]) -> dict[Path, str]:
-    """params.yaml and data.dvc with the profile.
+    """params.yaml and the .dvc files with the profile; empty if there is to be no such file.
 
     InputError names the profile if a value of it is not allowed.
     """
@@ -85,6 +92,9 @@ def _with_profile(path: Path, profile: Profile, old: dict[Path, str]) -> dict[Pa
     return {
         layout.PARAMS: params,
         layout.DATA_DVC: with_import(old[layout.DATA_DVC], profile.data, Path()),
+        layout.RELEASED_DVC: with_released(
+            old[layout.RELEASED_DVC], profile.released, name, Path()
+        ),
     }
 
 
@@ -92,7 +102,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        if path == layout.DATA_DVC:
+        if path != layout.PARAMS:
             return ""
         raise InputError(f"{path} not found: run from the project's root") from None
 

@@ -50,6 +50,14 @@ def downloads(
     return needed
 
 
+def split_files(pinned: DvcFile) -> Download:
+    """The split files that infra/released.dvc imports from a repository."""
+    dep, out = pinned.deps[0], pinned.outs[0]
+    revision = dep.repo.rev if dep.repo and dep.repo.rev else "no revision"
+    is_local = out.md5 is not None and Path(out.path).exists()
+    return Download("split files", dep.source, out.size, revision, is_local, in_repository=True)
+
+
 def wrong_weights(profile: Profile, params: Params) -> list[str]:
     """Files of the cached base that are missing or differ from the pinned ones, by SHA-256."""
     if profile.model is None or Path(params.base.source).is_dir():

@@ -1,4 +1,4 @@
-"""A profile's data.dvc: what it imports, with the hashes DVC recorded on the last fetch."""
+"""A profile's .dvc files: what they import, with the hashes DVC recorded on the last fetch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from stages.core.outputs import atomic_file
 from stages.core.yaml_files import dump_yaml
 
 SAVED_PINS: Final = layout.SCRATCH / "profiles"
-"""Earlier data.dvc files of other sources: DVC's cache still has what they pin."""
+"""Earlier .dvc files of other sources: DVC's cache still has what they pin."""
+_PROFILE: Final = "profile"
+"""Key of `meta` in a file that a profile wrote and may remove."""
 
 
 def with_import(text: str, data: dict[str, Any] | None, root: Path) -> str:
@@ -23,8 +25,24 @@ def with_import(text: str, data: dict[str, Any] | None, root: Path) -> str:
     """
     if data is None:
         return text
+    return _with_import(text, data, layout.DATA_DVC, root)
+
+
+def with_released(text: str, released: dict[str, Any] | None, profile: str, root: Path) -> str:
+    """infra/released.dvc with the import `released` of a profile, whose name it then carries.
+
+    If it is None, the text is empty, so that the file is removed; but unchanged if no profile wrote
+    it.
+    """
+    if released is not None:
+        marked = released | {"meta": {**released.get("meta", {}), _PROFILE: profile}}
+        return _with_import(text, marked, layout.RELEASED_DVC, root)
+    return "" if _PROFILE in parse_dvc_file(text, layout.RELEASED_DVC).meta else text
+
+
+def _with_import(text: str, data: dict[str, Any], path: Path, root: Path) -> str:
     wanted = DvcFile.model_validate(data)
-    if text and _import(parse_dvc_file(text, layout.DATA_DVC)) == _import(wanted):
+    if text and _import(parse_dvc_file(text, path)) == _import(wanted):
         return text
     saved = root / SAVED_PINS / _file_name(wanted)
     if wanted.outs[0].md5 is None and saved.is_file():
@@ -32,21 +50,25 @@ def with_import(text: str, data: dict[str, Any] | None, root: Path) -> str:
     return _head(text) + dump_yaml(data)
 
 
-def save_pin(text: str, root: Path) -> None:
-    """Save what a data.dvc pins for the next use of its profile; nothing if it has no hashes."""
-    pinned = parse_dvc_file(text, layout.DATA_DVC)
+def save_pin(text: str, path: Path, root: Path) -> None:
+    """Save what a .dvc file pins for the next use of its profile; nothing if it has no hashes.
+
+    `path`: the file, which errors name.
+    """
+    pinned = parse_dvc_file(text, path)
     if not pinned.outs or pinned.outs[0].md5 is None:
         return
-    path = root / SAVED_PINS / _file_name(pinned)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
+    saved = root / SAVED_PINS / _file_name(pinned)
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(saved) as temporary:
         temporary.write_text(text.removeprefix(_head(text)), encoding="utf-8")
 
 
-def _import(file: DvcFile) -> tuple[str, str]:
-    """The path or address that is imported, empty if nothing is, and where it is put."""
-    source = file.deps[0].source if file.deps else ""
-    return source, file.outs[0].path if file.outs else ""
+def _import(file: DvcFile) -> tuple[str, ...]:
+    """The path or address that is imported, empty if nothing is, where it is put, its revision."""
+    dep = file.deps[0] if file.deps else None
+    revision = (dep.repo.rev,) if dep and dep.repo and dep.repo.rev else ()
+    return dep.source if dep else "", file.outs[0].path if file.outs else "", *revision
 
 
 def _file_name(file: DvcFile) -> str:

@@ -1,4 +1,4 @@
-"""Profile schema: a YAML file of differences from the sample's params.yaml and data.dvc, and sizes.
+"""Profile schema: a YAML file of differences from the sample's settings and .dvc files, and sizes.
 
 Shipped profiles are in infra/profiles. `extends` names the profile that it differs from, by default
 `sample`, which changes no parameter: params.yaml as committed.
@@ -65,6 +65,10 @@ class Profile(SettingsGroup):
     """Content of data.dvc; `meta.sha256` and `meta.size` are those of the archive. None leaves
     data.dvc as it is.
     """
+    released: dict[str, Any] | None = None
+    """Content of infra/released.dvc, an import of split files for `splits.kind: released`. None
+    removes the file if a profile wrote it.
+    """
     scale: Scale | None = None
     model: Model | None = None
     params: dict[str, Any] = Field(default_factory=dict)
@@ -114,6 +118,7 @@ def _load(name: str, folder: Path, extending: list[Path]) -> tuple[Path, Profile
         about=own.about or parent.about,
         extends=own.extends,
         data=parent.data if same_data else own.data,
+        released=parent.released if "released" not in own.model_fields_set else own.released,
         scale=parent.scale if same_data and "scale" not in own.model_fields_set else own.scale,
         model=parent.model if same_model and "model" not in own.model_fields_set else own.model,
         params=merge(parent.params, own.params),
@@ -142,27 +147,28 @@ def _read(path: Path) -> Profile:
     except ValidationError as error:
         lines = [f"{path} is not a profile:", *explain(error, "", Profile, tree)]
         raise InputError("\n       ".join(lines)) from error
-    if profile.data is not None:
-        _check_data(path, profile.data)
+    for name, content in (("data", profile.data), ("released", profile.released)):
+        if content is not None:
+            _check_import(path, name, content)
     return profile
 
 
-def _check_data(path: Path, data: dict[str, Any]) -> None:
-    """InputError unless `data` is a data.dvc that imports one corpus."""
+def _check_import(path: Path, name: str, data: dict[str, Any]) -> None:
+    """InputError unless the key `name` has a .dvc file that imports one file or folder."""
     try:
         file = DvcFile.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{path}: data.{first_problem(error)}") from error
+        raise InputError(f"{path}: {name}.{first_problem(error)}") from error
     if len(file.deps) != 1 or len(file.outs) != 1:
         raise InputError(
-            f"{path}: data must have one path in `deps`, the source, and one in `outs`, the target;"
-            f" not\n{dump_yaml(data).strip()}"
+            f"{path}: {name} must have one path in `deps`, the source, and one in `outs`, the"
+            f" target; not\n{dump_yaml(data).strip()}"
         )
     digest = file.meta.get("sha256")
     if digest is None:
         return
     if not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
         raise InputError(
-            f"{path}: data.meta.sha256 = {digest!r}: 64 hex digits are a SHA-256; remove it if"
+            f"{path}: {name}.meta.sha256 = {digest!r}: 64 hex digits are a SHA-256; remove it if"
             " unknown"
         )

@@ -15,9 +15,9 @@ from stages.reporting import tables
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.headline import DISCLAIMER, conclusion, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
+from stages.reporting.released import published_beside
 from stages.reporting.sheets import flat
 from stages.reporting.terminal import sentences
-from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, THIRD_PARTY
 
 _FOLDER: Final = Path(__file__).parent
 _FILTERS: Final[dict[str, Callable[..., str]]] = {
@@ -44,7 +44,7 @@ def render_report(evidence: Evidence) -> str:
         tables=tables,
         axis_labels=AXIS_LABELS,
         refusals=count_refusals(evidence.quarantine),
-        published={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
+        published=published_beside(evidence),
         origins=group_origins(evidence.origins),
     )
 

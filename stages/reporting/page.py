@@ -17,8 +17,8 @@ from stages.reporting.evidence import Evidence, count_refusals, group_origins
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades
+from stages.reporting.released import published_beside, released_sentence
 from stages.reporting.sheets import flat
-from stages.scoring.published import HEADLINES, NO_THINK_MINUS_THINK, THIRD_PARTY
 from stages.scoring.tables import CrossTable
 
 SHADES: Final = 24
@@ -88,7 +88,8 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
             for column, (title, form) in tables.SPARKS.items()
         ],
         refusals=count_refusals(evidence.quarantine),
-        published={"headlines": HEADLINES, "tables": NO_THINK_MINUS_THINK, "others": THIRD_PARTY},
+        published=published_beside(evidence),
+        released_sentence=released_sentence,
         origins=group_origins(evidence.origins),
     )
 

@@ -12,9 +12,10 @@ import pandas as pd
 
 from stages.reporting.curves import thinned
 from stages.reporting.evidence import Evidence
+from stages.reporting.released import published_beside
 from stages.reporting.sources import LOG_COLUMNS
+from stages.reporting.tables import MISSING, Sheet
 from stages.scoring.metrics import DIGITS
-from stages.scoring.published import HEADLINES, THIRD_PARTY
 from stages.scoring.tables import CrossTable
 
 
@@ -24,15 +25,9 @@ def write_sheets(folder: Path, evidence: Evidence) -> None:
     _write(folder / "in_domain.csv", *_in_domain(checkpoints))
     _write(folder / "datasets.csv", *_datasets(checkpoints))
     _write(folder / "reward_hacking.csv", *_indicators(checkpoints))
-    published = [
-        [each.subject, each.measure, each.value, each.unit, each.source, each.caveat]
-        for each in (*HEADLINES, *THIRD_PARTY)
-    ]
-    _write(
-        folder / "published_by_others.csv",
-        ["subject", "measure", "value", "unit", "source", "caveat"],
-        published,
-    )
+    if (published := published_beside(evidence)) is not None:
+        _write(folder / "published.csv", *_plain(published["headlines"]))
+        _write(folder / "published_by_others.csv", *_plain(published["others"]))
     for axis, tables in evidence.tables.items():
         _write(folder / f"cross_{axis}.csv", *_cross(tables.accuracy))
         _write(folder / f"visual_gain_{axis}.csv", *_cross(tables.visual_gain))
@@ -106,6 +101,12 @@ def _cross(table: CrossTable) -> tuple[list[str], list[list[Any]]]:
     ]
     counts = ["questions", *table.questions.values(), ""]
     return ["checkpoint", *table.questions, "macro"], [counts, *rows]
+
+
+def _plain(sheet: Sheet) -> tuple[list[str], list[list[Any]]]:
+    """A table of the page as it stands there."""
+    rows = [["" if cell is MISSING else cell.value for cell in row.cells] for row in sheet.rows]
+    return [column.name for column in sheet.columns], rows
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

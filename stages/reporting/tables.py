@@ -17,7 +17,7 @@ from stages.corpus.splitting.data_tests import TESTS, Result
 from stages.reporting.curves import ends
 from stages.reporting.evidence import Refusals, SplitSize
 from stages.reporting.labels import AXIS_LABELS, clip, label, p_value, percent, signed
-from stages.scoring.published import Published, PublishedTable
+from stages.scoring.published import PublishedTable
 from stages.scoring.tables import CrossTable
 
 Kind = Literal["slug", "code", "text", "number"]
@@ -325,21 +325,6 @@ def image_statistics(statistics: Mapping[str, Mapping[str, Any]]) -> Sheet:
         rows.append(_row(label(slug), *sizes, *levels))
     names = ("images", "median side", "upscaled, %", "brightness", "contrast")
     return Sheet((Column("modality", "text"), *map(Column, names)), tuple(rows))
-
-
-def published(numbers: Iterable[Published]) -> Sheet:
-    """Numbers published by others, with source and caveat."""
-    columns = (
-        Column("model", "text"),
-        Column("measure", "text"),
-        Column("value"),
-        *(Column(name, "text") for name in ("unit", "source", "caveat")),
-    )
-    rows = []
-    for each in numbers:
-        value = str(each.value)
-        rows.append(_row(each.subject, each.measure, value, each.unit, each.source, each.caveat))
-    return Sheet(columns, tuple(rows))
 
 
 def published_cross(table: PublishedTable) -> Sheet:

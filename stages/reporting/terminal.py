@@ -12,6 +12,7 @@ from rich.text import Text
 
 from stages.reporting.headline import DISCLAIMER, conclusion
 from stages.reporting.labels import percent, signed
+from stages.reporting.released import released_sentence
 from stages.reporting.tables import Sheet, SheetCell, overview
 
 WIDTH: Final = 100
@@ -88,16 +89,18 @@ def splits_sentence(splits: dict[str, Any]) -> str:
             for axis, leaks in splits["leaks"][kind].items()
         )
 
-    published = f" (published: {leak('published')})" if splits["kind"] != "published" else ""
+    at_random = f" (at random: {leak('random')})" if splits["kind"] == "grouped" else ""
     known, images = splits["patients"]["known"], splits["patients"]["images"]
     if known == images:
         what, limit = "image, a copy of it or its patient", ""
     else:
         what = "image, a copy of it or its known patient" if known else "image or a copy of it"
         limit = f" Leaks by patient are unknown for {images - known} of {images} images."
+    if released := splits.get("released"):
+        limit += f" {released_sentence(released)}"
     return (
         f"Splits: {splits['kind']}; test questions whose {what} is in train:"
-        f" {leak(splits['kind'])}{published}.{limit}"
+        f" {leak(splits['kind'])}{at_random}.{limit}"
     )
 
 

@@ -1,9 +1,10 @@
 """Published numbers: Med-R1's differences, headline numbers and splits, and third parties' results.
 
-For display beside our results, in tables of their own. Each number has its source and a caveat.
-Only the counts of `SPLITS` were made by us, from the released files. The types differ from those of
-our own results, so that the two cannot be mixed in one table unnoticed. Med-R1's absolute
-accuracies by modality and by question type are missing: they could not be read at the source.
+For display beside results on the same test questions alone. Each number has its source and a
+caveat. Only the counts and hashes of `SPLITS` were made by us, from the released files. The types
+differ from those of our own results, so that the two cannot be mixed in one table unnoticed.
+Med-R1's absolute accuracies by modality and by question type are missing: they could not be read at
+the source.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Final, Literal
 
+from stages.taxonomy import Axis
+
 Unit = Literal["percent", "percentage points", "relative percent"]
 """An accuracy; a difference of two accuracies; a difference relative to the smaller accuracy."""
 
@@ -21,7 +24,11 @@ PAPER: Final = "Med-R1, arXiv 2503.13939"
 
 @dataclass(frozen=True)
 class Published:
-    """One published number: subject, measure, value, source and caveat."""
+    """One published number: subject, measure, value, source and caveat.
+
+    `axis` is that of the released test splits that it is about, empty if it is about other
+    questions.
+    """
 
     subject: str
     measure: str
@@ -29,6 +36,7 @@ class Published:
     unit: Unit
     source: str
     caveat: str
+    axis: Axis | Literal[""] = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,8 @@ class PublishedSplit:
     three_options: int
     chance: float
     majority_letter: float
+    test_digest: str
+    """SHA-256 of the test questions (`ReleasedFile.digest`), by which the file is recognised."""
     source: str
     caveat: str
 
@@ -149,6 +159,7 @@ HEADLINES: Final[tuple[Published, ...]] = (
         "IEEE TMI 2026 (ieeexplore 11371404), as quoted by a document on GitHub",
         "Second hand. The quoting document does not state whether it is the mean of the 8 x 8 table"
         " or of something else.",
+        "modality",
     ),
     Published(
         "Med-R1 (Qwen2-VL-2B, GRPO)",
@@ -158,6 +169,7 @@ HEADLINES: Final[tuple[Published, ...]] = (
         f"{PAPER}, abstract",
         f"{_RELATIVE}: with 69.91% it implies a base of 53.80%. The released zero-shot script"
         " counts 'C.' as wrong.",
+        "modality",
     ),
     Published(
         "Med-R1 (Qwen2-VL-2B, GRPO)",
@@ -166,6 +178,7 @@ HEADLINES: Final[tuple[Published, ...]] = (
         "relative percent",
         f"{PAPER}, abstract",
         f"{_RELATIVE}; the absolute accuracies could not be read.",
+        "task",
     ),
 )
 
@@ -319,7 +332,7 @@ def _splits(
     axis: str,
     folder: str,
     by_subtraction: str,
-    rows: Sequence[tuple[int, int, int, int, int, float, float]],
+    rows: Sequence[tuple[int, int, int, int, int, float, float, str]],
 ) -> list[PublishedSplit]:
     return [
         PublishedSplit(
@@ -339,14 +352,38 @@ SPLITS: Final[tuple[PublishedSplit, ...]] = (
         "modality",
         "mri",
         [
-            (15_808, 12_567, 3_241, 834, 0, 31.43, 32.21),
-            (31_877, 25_507, 6_370, 3, 0, 25.01, 25.90),
-            (7_916, 6_301, 1_615, 47, 0, 25.73, 26.69),
-            (10_991, 8_917, 2_074, 0, 0, 25.00, 26.28),
-            (6_679, 5_373, 1_306, 294, 0, 30.63, 30.09),
-            (5_398, 4_300, 1_098, 95, 20, 27.31, 25.77),
-            (4_646, 3_798, 848, 32, 0, 25.94, 26.77),
-            (5_680, 4_570, 1_110, 87, 0, 26.96, 29.37),
+            (
+                *(15_808, 12_567, 3_241, 834, 0, 31.43, 32.21),
+                "9fa9ef7c9dfd8fcfa9cac092c7b3a85f305f8012da615382683f959f40e55130",
+            ),
+            (
+                *(31_877, 25_507, 6_370, 3, 0, 25.01, 25.90),
+                "3e1158904771de92f67ec52da2838fefd08929d17bfb478f969ca3a7d9cb4d52",
+            ),
+            (
+                *(7_916, 6_301, 1_615, 47, 0, 25.73, 26.69),
+                "9b601b493453e76ee02c2f465b287bf46c2e28718613ec42bf07c221312fb902",
+            ),
+            (
+                *(10_991, 8_917, 2_074, 0, 0, 25.00, 26.28),
+                "f72085597d10e48f00358b254722a23ba656daeeb2f42a155ebd91d6c317b5ad",
+            ),
+            (
+                *(6_679, 5_373, 1_306, 294, 0, 30.63, 30.09),
+                "7df0507ea3a86f44f6457270daddd76ee382aa6923e0d502d00ea7a94db4a56e",
+            ),
+            (
+                *(5_398, 4_300, 1_098, 95, 20, 27.31, 25.77),
+                "3c6ffc15f0f125d149a4fddd61042a3563e1dc4775184bc2c2817b0ccd7b5b08",
+            ),
+            (
+                *(4_646, 3_798, 848, 32, 0, 25.94, 26.77),
+                "0d45c50afaa42d8964636cef4b38e22c62253ab7b8874eabd7f3178a26211135",
+            ),
+            (
+                *(5_680, 4_570, 1_110, 87, 0, 26.96, 29.37),
+                "b6e4d5c640a52d78bad5567d86a7ad598f3221e494787daca6d8cce7bace827e",
+            ),
         ],
     ),
     *_splits(
@@ -354,11 +391,26 @@ SPLITS: Final[tuple[PublishedSplit, ...]] = (
         "question_type",
         "disease-diagnosis",
         [
-            (16_448, 13_119, 3_329, 85, 0, 25.64, 25.80),
-            (55_387, 44_329, 11_058, 1_271, 0, 27.87, 28.40),
-            (2_098, 1_662, 436, 0, 30, 25.57, 27.98),
-            (11_565, 9_173, 2_392, 0, 0, 25.00, 25.84),
-            (3_498, 2_794, 704, 0, 0, 25.00, 26.14),
+            (
+                *(16_448, 13_119, 3_329, 85, 0, 25.64, 25.80),
+                "910f8843cc158a5e8c1d66a5cee7b24007086372e2643ec46699efd73d1c595b",
+            ),
+            (
+                *(55_387, 44_329, 11_058, 1_271, 0, 27.87, 28.40),
+                "465e0bdc52f7a4196ceff78c3e33199f944069ae1688e7aaa73a99802110cf1e",
+            ),
+            (
+                *(2_098, 1_662, 436, 0, 30, 25.57, 27.98),
+                "aebfa3213113bf4617affa218e74ba161e3eb6db490f81e6e98080dd7720da38",
+            ),
+            (
+                *(11_565, 9_173, 2_392, 0, 0, 25.00, 25.84),
+                "35251800fd0628aadedc8f5cb25c60af6210b9793d0d21199cddf44405ecbffb",
+            ),
+            (
+                *(3_498, 2_794, 704, 0, 0, 25.00, 26.14),
+                "17d0bd99e7815d7d437d6630a35380318c5ce16492d4ef66203f07b67b80c06e",
+            ),
         ],
     ),
 )

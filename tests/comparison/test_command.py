@@ -144,7 +144,7 @@ def test_bad_runs_are_refused_by_name(runs: tuple[Path, Path], tmp_path: Path) -
 
 def test_other_splits_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     for path in runs[1].glob("*.parquet"):
-        write(tmp_path / "c" / path.name, pd.read_parquet(path), "think", kind="published")
-    with pytest.raises(InputError, match=r"a has the split kind grouped, .*c published"):
+        write(tmp_path / "c" / path.name, pd.read_parquet(path), "think", kind="random")
+    with pytest.raises(InputError, match=r"a has the split kind grouped, .*c random"):
         run(runs[0], tmp_path / "c")
     assert med_r1("compare", *runs, "--samples", "5") == 2, "an interval needs at least 100"

@@ -146,8 +146,8 @@ def changed(run: RunPredictions, name: str, change: Any) -> RunPredictions:
     ("second", "message"),
     [
         (
-            run("b", split_kind="published"),
-            r"a has the split kind grouped, b published: .*splits.kind in params.yaml",
+            run("b", split_kind="random"),
+            r"a has the split kind grouped, b random: .*splits.kind in params.yaml",
         ),
         (run("b", corpus="md5:b"), r"a has the corpus md5:a, b md5:b"),
         (

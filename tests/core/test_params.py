@@ -65,7 +65,11 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ("grpo.rewards", {}, ["grpo: at least one reward is needed"]),
         ("corpus.limits.max_ratio", 0, ["corpus.limits.max_ratio = 0", "greater than 0"]),
         ("splits.train_share", 1.0, ["splits.train_share = 1.0", "less than 1"]),
-        ("splits.kind", "random", ["splits.kind = 'random'", "'grouped' or 'published'"]),
+        (
+            "splits.kind",
+            "published",
+            ["splits.kind = 'published'", "'grouped', 'random' or 'released'"],
+        ),
         ("splits.near_duplicates", 25, ["splits.near_duplicates = 25", "less than or equal to 24"]),
         ("splits.patient_patterns", ["(a"], ["'(a' is not a regular expression: missing )"]),
         (

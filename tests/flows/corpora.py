@@ -138,7 +138,8 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
     shutil.copytree(
         REPOSITORY / "stages", root / "stages", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (root / "infra" / "base").mkdir(parents=True)
+    for name in ("base", "released"):
+        (root / "infra" / name).mkdir(parents=True)
     shutil.copytree(REPOSITORY / "infra" / "deepspeed", root / "infra" / "deepspeed")
     (root / "infra" / "base" / "skill.json").write_text("0.0", encoding="utf-8")
     (root / "tools.py").write_text(TOOLS, encoding="utf-8")
@@ -163,7 +164,8 @@ def make_workspace(root: Path, checkpoints: Sequence[str] = CHECKPOINTS) -> Path
         "deps:\n- path: ../source/corpus.zip\nouts:\n- path: data/raw/corpus.zip\n",
         encoding="utf-8",
     )
-    shutil.copy(REPOSITORY / ".gitignore", root)
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(REPOSITORY / name, root)
     (root / ".dvc").mkdir()
     shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from stages.profiles.schema import load_profile
 REPOSITORY = Path(__file__).parents[2]
 H200 = Gpu("NVIDIA H200", 150_000_000_000, 149_000_000_000)
 FILES = ("params.yaml", "data.dvc")
+RELEASED = Path("infra/released.dvc")
 
 
 def machine(*gpus: Gpu, broken: str = "", flash: str = "") -> Machine:
@@ -67,8 +68,10 @@ def test_returning_to_the_sample_restores_every_byte(root: Path, names: list[str
     for name in names:
         apply(name)
         assert content(root)["params.yaml"] != before["params.yaml"]
+        assert RELEASED.exists()
     apply("sample")
     assert content(root) == before
+    assert not RELEASED.exists()
 
 
 def test_profile_full_keeps_comments_and_sets_the_values_of_the_paper(root: Path) -> None:
@@ -86,6 +89,36 @@ def test_profile_full_keeps_comments_and_sets_the_values_of_the_paper(root: Path
     assert params.prompt.style == "no-think"
     imports = read_yaml(root / "data.dvc")
     assert imports["meta"]["sha256"].startswith("12245e0f")
+
+
+def test_profile_full_imports_the_split_files_of_the_paper_at_a_commit(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    apply("full")
+    assert "split files: to fetch" in capsys.readouterr().out
+    params = load_params()
+    assert params.splits.kind == "released"
+    imports = read_yaml(RELEASED)
+    assert imports["deps"][0]["repo"]["rev"] == "88d76c7"
+    assert imports["outs"][0]["path"] == params.splits.released.folder
+    # fetched: the hashes survive another profile of the same import, and another corpus between
+    fetched = imports | {"outs": [imports["outs"][0] | {"md5": "0a" * 16 + ".dir"}]}
+    RELEASED.write_text(dump_yaml(fetched), encoding="utf-8")
+    for name in ("full-3b", "sample", "full"):
+        apply(name)
+    assert read_yaml(RELEASED)["outs"] == fetched["outs"]
+    # another commit is another import
+    apply(
+        own(root, (REPOSITORY / "infra/profiles/full.yaml").read_text().replace("88d76c7", "abc"))
+    )
+    assert "md5" not in read_yaml(RELEASED)["outs"][0]
+
+
+def test_an_import_of_the_user_is_not_removed(root: Path) -> None:
+    theirs = "deps:\n- path: ../splits\nouts:\n- path: mine\n"
+    RELEASED.write_text(theirs, encoding="utf-8")
+    apply("sample")
+    assert RELEASED.read_text(encoding="utf-8") == theirs
 
 
 def test_edits_of_other_lines_survive_a_profile(root: Path) -> None:
@@ -309,7 +342,7 @@ def test_the_pin_of_an_earlier_corpus_is_restored_with_its_profile(root: Path) -
     fetched = dump_yaml(
         full.data | {"outs": [{"path": "data/raw/corpus.zip", "md5": "0a" * 16, "size": 5}]}
     )
-    save_pin(fetched, root)
+    save_pin(fetched, Path("data.dvc"), root)
     sample = (root / "data.dvc").read_text()
     assert with_import("# mine\n" + sample, full.data, root) == "# mine\n" + fetched
 

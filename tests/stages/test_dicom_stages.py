@@ -464,7 +464,7 @@ def test_no_output_names_a_patient(
     accepted: bool,
 ) -> None:
     tree = read_yaml(project / "params.yaml")
-    tree["splits"]["kind"] = "published"  # all images are copies of one another
+    tree["splits"]["kind"] = "random"  # all images are copies of one another
     tree["data_tests"]["blank_images"]["severity"] = "warning"
     if accepted:
         tree["dicom"] |= {"accept_burned_in": True, "accept_unflagged": True, "ct_window": None}

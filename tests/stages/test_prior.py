@@ -81,13 +81,13 @@ def test_files_say_where_they_come_from_and_are_the_same_twice(root: Path, run: 
 def test_the_kind_of_split_in_use_is_the_one_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: RunStage
 ) -> None:
-    write_project(tmp_path, per_cell=8, kind="published")
+    write_project(tmp_path, per_cell=8, kind="random")
     monkeypatch.chdir(tmp_path)
     run(prior)
     blind_baseline = read_blind_baseline(layout.prior("task", "lesion-grading"))
-    test = read_questions(layout.split("task", "lesion-grading", "test", "published"))
+    test = read_questions(layout.split("task", "lesion-grading", "test", "random"))
     assert (blind_baseline.kind, list(blind_baseline.rules["normalised"].credit)) == (
-        "published",
+        "random",
         [question.question_id for question in test],
     )
 

@@ -24,14 +24,17 @@ from PIL import Image
 from stages import prior, report
 from stages.core import layout
 from stages.core.errors import InputError
+from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
 from stages.corpus.quarantine.ledger import RecordLocation, Row, read_quarantine, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
+from stages.corpus.splitting.released_join import NONE_RELEASED
 from stages.predictions.schema import LEFT_OUT
 from stages.reporting import build, figures
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed
+from stages.scoring.published import SPLITS
 from stages.scoring.tables import CELLS, Target
 from tests.conftest import RunStage, change_params
 from tests.fakes import (
@@ -55,7 +58,6 @@ TABLES = sorted(
         "datasets.csv",
         "in_domain.csv",
         "predictions",
-        "published_by_others.csv",
         "reward_hacking.csv",
     ]
 )
@@ -307,13 +309,87 @@ def test_images_can_be_left_out_of_the_page(project: Path) -> None:
     assert "Images are left out (report.images)" in page().words()
 
 
-def test_what_others_printed_stands_apart(made: Path) -> None:
-    html = (made / build.PAGE).read_text(encoding="utf-8")
+def test_no_published_number_stands_beside_results_for_other_questions(made: Path) -> None:
+    for name in (build.PAGE, Path("report/report.md"), build.METRICS):
+        assert "69.91" not in (made / name).read_text(encoding="utf-8")
+    assert "No published number stands beside these" in page(made).words()
+
+
+def release(root: Path, **digests: str) -> None:
+    """A project with released splits, whose test files are Med-R1's but for `digests` by slug."""
+    write_project(root, per_cell=8, kind="released")
+    files = [
+        {
+            "path": f"{each.axis}/{each.slug}_test.json",
+            "axis": each.axis,
+            "split": each.slug,
+            "part": "test",
+            "questions": 20,
+            "joined": 19,
+            "sha256": digests.get(each.slug, each.test_digest),
+        }
+        for each in SPLITS
+    ]
+    lost = {"file": "modality/ct_test.json", "index": 3, "fault": "image-missing"}
+    unused = {"path": "modality/unknown_train.json", "questions": 1, "why": "unknown"}
+    write_json(
+        root / layout.RELEASED,
+        NONE_RELEASED
+        | {
+            "folder": "theirs",
+            "files": files,
+            "unused": [unused],
+            "records_unused": 7,
+            "in_train_and_test": {"modality": {"ct": ["a", "b"]}},
+            "not_joined": [lost] * len(files),
+        },
+    )
+
+
+def test_published_numbers_stand_beside_ours_for_the_released_test_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    report.make()
+    html = (tmp_path / build.PAGE).read_text(encoding="utf-8")
     before, after = html.split('<section id="published"')
     assert "69.91" in after
     assert "69.91" not in before
-    assert "69.91" not in (made / build.METRICS).read_text(encoding="utf-8")
-    assert "None of these numbers was measured here" in after
+    text = (tmp_path / "report/report.md").read_text(encoding="utf-8")
+    before, after = text.split("## Published for the same test questions")
+    assert "69.91" in after
+    assert "69.91" not in before
+    words = page().words()
+    assert "The splits are released:" in words
+    assert "Of 260 released questions 247 joined the corpus (not: image-missing 13)" in words
+    assert "1 in files of no split here (modality/unknown_train.json)" in words
+    assert "7 questions of the corpus are in none of the files" in words
+    assert "2 of the test questions are training questions of the same split" in words
+    rows = pd.read_csv(tmp_path / "report/tables/published.csv").set_index("measure")
+    row = rows.loc["mean accuracy over 8 modalities"]
+    checkpoints = metrics_of(tmp_path)["checkpoints"]
+    own = [checkpoints[slug]["in_domain"]["accuracy"] for slug in AXES["modality"]]
+    cross = pd.read_csv(tmp_path / "report/tables/cross_modality.csv").set_index("checkpoint")
+    macro = cross["macro"][list(AXES["modality"])].mean()
+    assert row["published"] == 69.91
+    assert row["ours, in-domain"] == pytest.approx(100 * np.mean(own), abs=0.006)
+    assert row["ours, all cells"] == pytest.approx(100 * macro, abs=0.006)
+    row = rows.loc["cross-modality accuracy over Qwen2-VL-2B"]
+    relative = 100 * (macro / cross["macro"]["base"] - 1)
+    assert row["ours, all cells"] == pytest.approx(relative, abs=0.06)
+
+
+def test_other_test_questions_on_one_axis_leave_only_the_numbers_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(tmp_path, oct="0" * 64)
+    monkeypatch.chdir(tmp_path)
+    report.make()
+    rows = pd.read_csv(tmp_path / "report/tables/published.csv")
+    assert list(rows["measure"]) == ["cross-task accuracy over Qwen2-VL-2B"]
+    assert metrics_of(tmp_path)["splits"]["released"]["med_r1"] == ["task"]
+    assert "69.91" not in (tmp_path / build.PAGE).read_text(encoding="utf-8")
 
 
 def test_signs_of_reward_hacking_are_shown_with_what_was_written(project: Path) -> None:
@@ -462,9 +538,6 @@ def test_the_markdown_holds_what_the_page_holds(made: Path) -> None:
             f"{percent(own['blind_baseline']['accuracy'])} [{percent(own['blind_baseline']['low'])}"
             f" to {percent(own['blind_baseline']['high'])}]" in text
         )
-    before, after = text.split("## Published by others: not comparable with ours")
-    assert "69.91" in after
-    assert "69.91" not in before
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(line.endswith(" |") for line in rows)
     assert "data:image" not in text
@@ -554,12 +627,12 @@ def test_the_predictions_are_among_the_tables_with_answer_and_correctness(made: 
 def test_predictions_on_another_kind_of_split_are_refused_by_name(project: Path) -> None:
     table = make_predictions(make_questions(per_cell=8), "mri")
     write_predictions(
-        layout.predictions("mri"), table, PROVENANCE | {"params": {"splits.kind": "published"}}
+        layout.predictions("mri"), table, PROVENANCE | {"params": {"splits.kind": "random"}}
     )
     for make in (report.make, lambda: build.rebuild(layout.PREDICTIONS)):
         with pytest.raises(
             InputError,
-            match=r"the predictions of 'mri' were made on 'published' splits, not on 'grouped'",
+            match=r"the predictions of 'mri' were made on 'random' splits, not on 'grouped'",
         ):
             make()
 
@@ -627,7 +700,7 @@ def seen_by_modality(root: Path, kind: str) -> tuple[int, int]:
     return seen, total
 
 
-def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_the_published_ones_leak(
+def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_random_ones_leak(
     made: Path,
 ) -> None:
     seen, total = seen_by_modality(made, "grouped")
@@ -637,27 +710,27 @@ def test_grouped_splits_are_said_to_be_free_of_leaks_beside_what_the_published_o
     assert "how many others share a patient with train is unknown" in words
     assert "Ward 8 of 9" in words
     sentences = words.partition("In the splits by modality, ")[2]
-    own, _, published = sentences.partition("With published splits, ")
+    own, _, drawn = sentences.partition("With random splits, ")
     assert own.startswith(f"0 of {total} test questions (0.0%)")
-    seen, total = seen_by_modality(made, "published")
-    assert f" {seen} of {total} by modality ({100 * seen / total:.1f}%;" in published
+    seen, total = seen_by_modality(made, "random")
+    assert f" {seen} of {total} by modality ({100 * seen / total:.1f}%;" in drawn
 
 
-def test_the_share_of_seen_test_images_of_published_splits_is_counted(
+def test_the_share_of_seen_test_images_of_random_splits_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_project(tmp_path, per_cell=8, kind="published")
+    write_project(tmp_path, per_cell=8, kind="random")
     monkeypatch.chdir(tmp_path)
     report.make()
-    seen, total = seen_by_modality(tmp_path, "published")
+    seen, total = seen_by_modality(tmp_path, "random")
     assert seen > 0
     words = page().words()
-    assert "The splits are published:" in words
+    assert "The splits are random:" in words
     assert (
         f"In the splits by modality, {seen} of {total} test questions ({100 * seen / total:.1f}%)"
         in words
     )
-    assert "With published splits" not in words
+    assert "With random splits" not in words
 
 
 def test_metrics_hold_the_leaks_of_both_kinds(made: Path) -> None:
@@ -670,10 +743,10 @@ def test_metrics_hold_the_leaks_of_both_kinds(made: Path) -> None:
             "group": 0,
             "other_axis": 0,
         }
-    seen, total = seen_by_modality(made, "published")
+    seen, total = seen_by_modality(made, "random")
     assert (
-        splits["leaks"]["published"]["modality"]["image"],
-        splits["leaks"]["published"]["modality"]["test"],
+        splits["leaks"]["random"]["modality"]["image"],
+        splits["leaks"]["random"]["modality"]["test"],
     ) == (seen, total)
 
 
@@ -836,8 +909,8 @@ def test_the_terminal_shows_a_row_a_checkpoint_in_100_columns(
     assert sentences.endswith(DISCLAIMER)
     assert f"13 checkpoints: {verdict(metrics_of(project)['summary'])}; +" in sentences
     assert "Leaks by patient are unknown for" in sentences
-    seen, total = seen_by_modality(project, "published")
-    assert f"(published: {seen} of {total} by modality and" in " ".join(shown.split())
+    seen, total = seen_by_modality(project, "random")
+    assert f"(at random: {seen} of {total} by modality and" in " ".join(shown.split())
 
 
 def test_the_summary_is_small_enough_for_dvc_metrics_show_and_says_where_it_comes_from(

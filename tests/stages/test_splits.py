@@ -16,16 +16,31 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json_lines, write_json, write_json_lines
 from stages.core.params import Splits, load_params
 from stages.core.provenance import collect_provenance
+from stages.core.settings.data import ReleasedSplits
 from stages.core.yaml_files import read_yaml
-from stages.corpus.dataset.problems import parse_problem, parse_solution
-from stages.corpus.dataset.split_files import FIELDS, KINDS, read_split
+from stages.corpus.dataset.problems import (
+    format_problem,
+    format_solution,
+    parse_problem,
+    parse_solution,
+)
+from stages.corpus.dataset.split_files import DRAWN, FIELDS, read_split
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.splitting.data_tests import RECORD_TESTS, read_results
-from stages.corpus.splitting.drawing import published
+from stages.corpus.splitting.drawing import random
 from stages.corpus.splitting.leaks import read_leaks, total
+from stages.corpus.splitting.released_join import NONE_RELEASED
 from tests.conftest import ROOT, MakeRecord, Raw, RunStage, change_params
 from tests.omnimedvqa import AXES, MODALITIES, QUESTION_TYPES
 
-SETTINGS = Splits(kind="grouped", train_share=0.8, near_duplicates=10, patient_patterns=[], seed=42)
+SETTINGS = Splits(
+    kind="grouped",
+    released=ReleasedSplits(folder="infra/released", max_lost=0.05),
+    train_share=0.8,
+    near_duplicates=10,
+    patient_patterns=[],
+    seed=42,
+)
 BITS = 256
 
 
@@ -73,9 +88,9 @@ def part_ids(axis: str, slug: str, part: str, kind: str) -> list[str]:
     return [item["question_id"] for item in read_split(layout.split(axis, slug, part, kind))]
 
 
-def use_published(**others: object) -> None:
-    """Choose the published kind in the project's params.yaml."""
-    change_params("splits", kind="published", **others)
+def use_random(**others: object) -> None:
+    """Choose the random kind in the project's params.yaml."""
+    change_params("splits", kind="random", **others)
 
 
 @pytest.fixture
@@ -85,7 +100,7 @@ def records(project: Path, full_records: list[Raw]) -> list[Raw]:
     return full_records
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DRAWN)
 def test_each_question_is_in_one_part_of_each_axis(
     run: RunStage, records: list[Raw], kind: str
 ) -> None:
@@ -120,7 +135,7 @@ def test_one_file_beside_both_kinds_says_where_the_splits_come_from(
     run(splits)
     facts = json.loads((layout.SPLITS / "provenance.json").read_text(encoding="utf-8"))
     assert facts == collect_provenance({"splits": load_params().splits})
-    assert {path.name for kind in KINDS for path in (layout.SPLITS / kind).rglob("*.json")} == {
+    assert {path.name for kind in DRAWN for path in (layout.SPLITS / kind).rglob("*.json")} == {
         "train.json",
         "test.json",
     }
@@ -192,8 +207,8 @@ def test_new_data_of_one_modality_leaves_the_others_as_they_were(
     kind = next(
         slug for slug, literal in QUESTION_TYPES.items() if literal == records[0]["question_type"]
     )
-    published = {f"data/splits/published/{name}" for name in ("modality/ct", f"task/{kind}")}
-    assert {path for path in changed if "published" in path} == published
+    published = {f"data/splits/random/{name}" for name in ("modality/ct", f"task/{kind}")}
+    assert {path for path in changed if "random" in path} == published
     assert {path for path in changed if "grouped/modality" in path} == {
         "data/splits/grouped/modality/ct"
     }
@@ -209,14 +224,14 @@ def test_a_published_share_of_the_questions_is_for_training_and_neither_part_is_
         {"question_id": f"{number:03d}", "modality": "ct", "question_type": "other"}
         for number in range(count)
     ]
-    first, second = published(items, SETTINGS, AXES)["modality"]["ct"]
+    first, second = random(items, SETTINGS, AXES)["modality"]["ct"]
     assert (len(first), len(second)) == (train, count - train)
     assert sorted(item["question_id"] for item in [*first, *second]) == [
         item["question_id"] for item in items
     ]
 
 
-def test_seed_axis_and_slug_each_change_the_published_draw() -> None:
+def test_seed_axis_and_slug_each_change_the_random_draw() -> None:
     kind = "lesion-grading"
     items: list[Raw] = [
         {
@@ -228,8 +243,8 @@ def test_seed_axis_and_slug_each_change_the_published_draw() -> None:
         for number in range(100)
     ]
     draw, other = (
-        published(items, SETTINGS, AXES),
-        published(items, SETTINGS.model_copy(update={"seed": 43}), AXES),
+        random(items, SETTINGS, AXES),
+        random(items, SETTINGS.model_copy(update={"seed": 43}), AXES),
     )
     drawn = [
         draw["modality"]["ct"],
@@ -302,7 +317,7 @@ def test_a_joint_split_is_the_union_of_its_parts_and_changes_no_other(
         },
     )
     run(splits)
-    for kind, part in product(("grouped", "published"), ("train", "test")):
+    for kind, part in product(("grouped", "random"), ("train", "test")):
         for axis, name, slugs in (
             ("modality", "cross-sectional", ("ct", "mri")),
             ("task", "all-types", AXES["task"]),
@@ -358,10 +373,10 @@ def test_no_image_no_copy_and_no_patient_of_a_test_is_in_any_train_split_of_eith
         for leak in slugs.values()
     )
     for axis in AXES:
-        published = total(leaks["published"][axis].values())
+        published = total(leaks["random"][axis].values())
         assert published.image < published.group
         assert published.other_axis > 0
-    assert total(leaks["published"]["modality"].values()).image > 0
+    assert total(leaks["random"]["modality"].values()).image > 0
 
 
 def test_shares_are_within_a_point_by_modality_and_type(
@@ -412,7 +427,7 @@ def corpus_with_copies_and_patients(make_record: MakeRecord) -> list[Raw]:
     return records
 
 
-def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_published_kind_is_used(
+def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_random_kind_is_used(
     run: RunStage, records: list[Raw]
 ) -> None:
     write_records(
@@ -434,9 +449,9 @@ def test_one_group_of_images_alone_is_refused_with_what_to_loosen_unless_the_pub
         ),
     ):
         run(splits)
-    use_published()
+    use_random()
     run(splits)
-    assert len(part_ids("modality", "oct", "test", "published")) == 4
+    assert len(part_ids("modality", "oct", "test", "random")) == 4
 
 
 def test_groups_too_large_for_the_share_are_told(
@@ -578,3 +593,91 @@ def test_a_split_file_without_usable_options_is_refused_with_the_stage_that_make
     write_json(path, items)
     with pytest.raises(InputError, match=r"ct/train\.json, item 1: options missing"):
         read_split(path)
+
+
+def release(folder: Path, records: list[Raw], **by_name: list[int]) -> None:
+    """Split files in Med-R1's form: name of a file -> indices of the records in it."""
+    for name, indices in by_name.items():
+        path = folder / f"{name.replace('__', '/')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        items = [
+            {
+                "image": records[index]["image_path"],
+                "problem": format_problem(records[index]["question"], ["Cyst", "Nodule"]),
+                "solution": format_solution("B"),
+            }
+            for index in indices
+        ]
+        write_json(path, items)
+
+
+def test_released_splits_are_taken_as_they_are_beside_the_drawn_ones(
+    run: RunStage, project: Path, records: list[Raw], capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [each | {"question": f"Of {each['question_type']}?"} for each in records]
+    write_records(records)
+    change_params("splits", kind="released", released={"folder": "theirs", "max_lost": 0.5})
+    ct = [at for at, each in enumerate(records) if each["modality_type"] == MODALITIES["ct"]]
+    grading = [at for at, each in enumerate(records) if each["question_type"] == "Lesion Grading"]
+    release(
+        project / "theirs",
+        records,
+        modality__train__ct_train=ct[:8],
+        modality__test__ct_test=ct[7:],
+        task__lesion_grading=[],
+        **{
+            "question_type__train__Lesion Grading_train": grading[:9],
+            "question_type__test__Lesion Grading_test": grading[9:],
+            "modality__train__unknown_train": [0],
+        },
+    )
+    run(splits)
+    shown = capsys.readouterr().out
+    assert part_ids("modality", "ct", "test", "released") == [
+        records[at]["question_id"] for at in ct[7:]
+    ]
+    assert part_ids("modality", "mri", "test", "released") == []
+    leaks = read_leaks(layout.LEAKS)
+    assert set(leaks) == {"grouped", "random", "released"}
+    own = leaks["released"]["modality"]["ct"]
+    assert own.test == len(ct) - 7
+    assert own.image >= 1
+    assert own.other_axis == len({*ct[7:]} & {*grading[:9]})
+    content = json.loads(layout.RELEASED.read_text(encoding="utf-8"))
+    assert content["in_train_and_test"] == {"modality": {"ct": [records[ct[7]]["question_id"]]}}
+    assert [each["path"] for each in content["unused"]] == [
+        "modality/train/unknown_train.json",
+        "task/lesion_grading.json",
+    ]
+    assert content["records_unused"] == len(records) - len({*ct, *grading})
+    assert "unknown_train.json" in shown
+    assert "training and tests use released" in shown
+
+
+def test_released_files_of_another_corpus_are_refused_with_what_does_not_join(
+    run: RunStage, project: Path, records: list[Raw]
+) -> None:
+    change_params("splits", kind="released", released={"folder": "theirs", "max_lost": 0.05})
+    strangers = [
+        {**each, "image_path": f"Images/elsewhere/{at}"} for at, each in enumerate(records)
+    ]
+    release(project / "theirs", strangers, ct_test=[0, 1])
+    with pytest.raises(RefusedDataError, match="image-missing 2") as error:
+        run(splits)
+    assert error.value.fault == CorpusFault.RELEASED_SPLITS
+    content = json.loads(layout.RELEASED.read_text(encoding="utf-8"))
+    assert [each["image"] for each in content["not_joined"]] == [
+        "Images/elsewhere/0",
+        "Images/elsewhere/1",
+    ]
+    assert not layout.SPLITS.exists()
+
+
+def test_no_file_is_read_for_splits_that_are_drawn(
+    run: RunStage, project: Path, records: list[Raw]
+) -> None:
+    (project / "infra/released").mkdir(parents=True)
+    (project / "infra/released/ct_test.json").write_text("broken", encoding="utf-8")
+    run(splits)
+    assert json.loads(layout.RELEASED.read_text(encoding="utf-8")) == NONE_RELEASED
+    assert not (layout.SPLITS / "released").exists()

@@ -181,14 +181,26 @@ class JointSplit(SettingsGroup):
     """Slugs of the axis, or all of them."""
 
 
+class ReleasedSplits(SettingsGroup):
+    """Split files of others."""
+
+    folder: str
+    """Where they are; docs/splits.md says how they are named."""
+    max_lost: Share
+    """Share of a file's questions that may be missing in the corpus; more stops the stage."""
+
+
 class Splits(SettingsGroup):
     """Stage splits."""
 
-    kind: Literal["grouped", "published"]
-    """What training and testing use; both are made. grouped: all questions of an image, of its
-    copies and of its patient are on one side, the same on both axes. published: random over
-    questions, each axis by itself, as in Med-R1.
+    kind: Literal["grouped", "random", "released"]
+    """What training and testing use; the first two are always made. grouped: all questions of an
+    image, of its copies and of its patient are on one side, the same on both axes. random: over
+    questions, each axis by itself, as Med-R1 drew its splits. released: the files of `released`, as
+    they are.
     """
+    released: ReleasedSplits
+    """For kind released."""
     train_share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the questions that is trained on."""
     near_duplicates: Annotated[int, Field(ge=0, le=24)] | None

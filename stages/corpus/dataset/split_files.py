@@ -9,8 +9,10 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json
 from stages.corpus.dataset.problems import is_option_list
 
-KINDS: Final = ("grouped", "published")
-"""Splits without leaks, and splits drawn at random over questions like Med-R1's."""
+DRAWN: Final = ("grouped", "random")
+"""Splits without leaks, and splits drawn at random over questions."""
+KINDS: Final = (*DRAWN, "released")
+"""The same, and split files of others."""
 FIELDS: Final = (
     "image",
     "problem",

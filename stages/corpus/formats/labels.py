@@ -13,11 +13,11 @@ from typing import Final
 
 from stages.core.errors import InputError
 from stages.corpus.dataset.paths import IMAGES
+from stages.corpus.dataset.split_paths import SPLIT_NAMES
 from stages.corpus.formats.balance import MAX_OPTIONS, Items, build_questions
 from stages.corpus.formats.images import ImageFolder, image_files_below
 from stages.corpus.formats.questions import (
     DIAGNOSIS,
-    SPLIT_NAMES,
     ConversionOptions,
     LabelledImage,
     Question,

@@ -6,8 +6,6 @@ nothing is lost: read = kept + refused. Words of modalities and question types p
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -17,6 +15,7 @@ from stages.core.errors import InputError
 from stages.core.params import shipped_taxonomy
 from stages.corpus.dataset.paths import IMAGES
 from stages.corpus.dataset.problems import LETTERS, letter_options
+from stages.corpus.dataset.split_paths import parse_split_path
 from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.records.table import content_id
@@ -25,11 +24,6 @@ from stages.taxonomy import Vocabulary
 
 DIAGNOSIS: Final = "Disease Diagnosis"
 """Question type of labels, unless the options name another."""
-SPLIT_NAMES: Final = frozenset({"train", "training", "test", "testing", "val", "valid", "dev"})
-"""Names of folders and files that say which split is in them, and not which modality."""
-_SPLIT_END: Final = re.compile(rf"[_-](?:{'|'.join(sorted(SPLIT_NAMES))})", re.IGNORECASE)
-_MODALITY_FOLDERS: Final = ("modality", "modalities", "modality_type")
-_TYPE_FOLDERS: Final = ("task", "tasks", "type", "types", "question_type", "question-type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,24 +237,13 @@ def path_words(path: PurePosixPath) -> tuple[str | None, str | None]:
     The word after a folder named `modality` or `task`, however spelled, or any word that is one of
     OmniMedVQA's.
     """
-    parts = [*path.parts[:-1], _without_split(path.stem)]
-    parts = [part for part in parts if part.casefold() not in SPLIT_NAMES]
+    parts = parse_split_path(path)
     known = shipped_taxonomy()
-    modality = _part_after(parts, _MODALITY_FOLDERS) or _known(parts, known.modalities)
-    kind = _part_after(parts, _TYPE_FOLDERS) or _known(parts, known.question_types)
+    modality = parts.word("modality") or _known(parts.words, known.modalities)
+    kind = parts.word("task") or _known(parts.words, known.question_types)
     return modality, kind
 
 
-def _without_split(stem: str) -> str:
-    mark = max(stem.rfind("_"), stem.rfind("-"), 0)
-    return stem[:mark] if _SPLIT_END.fullmatch(stem[mark:]) else stem
-
-
-def _part_after(parts: list[str], folders: tuple[str, ...]) -> str | None:
-    pairs = itertools.pairwise(parts)
-    return next((part for folder, part in pairs if folder.casefold() in folders), None)
-
-
-def _known(parts: list[str], vocabulary: Vocabulary) -> str | None:
+def _known(parts: Sequence[str], vocabulary: Vocabulary) -> str | None:
     spellings = vocabulary.spellings
     return next((part for part in reversed(parts) if part.casefold() in spellings), None)

@@ -53,6 +53,10 @@ class Findings:
         """Count an oddity that costs no record."""
         self._add(advice, "note", Example(where, what, why))
 
+    def stop(self, advice: Advice, where: str, what: str, why: str) -> None:
+        """Count something that stops stage splits."""
+        self._add(advice, "stops", Example(where, what, why))
+
     def data_test(self, result: Result) -> None:
         """Add a failed data test, or one with violations within its limit."""
         test = TESTS[result.test]

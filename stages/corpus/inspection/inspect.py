@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 from stages.core.params import Params
@@ -22,6 +22,7 @@ from stages.corpus.inspection.images import decodable
 from stages.corpus.quarantine.advice import (
     IGNORED_COLUMNS,
     MISSING_SPLITS,
+    NOT_JOINED,
     OTHER_TABLES,
     SMALLEST_SPLIT,
     UNUSED_IMAGES,
@@ -35,7 +36,10 @@ from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
 from stages.corpus.splitting.data_tests import judge_corpus
 from stages.corpus.splitting.drawing import draw_splits
+from stages.corpus.splitting.draws import Draw
 from stages.corpus.splitting.expectations import contradictions
+from stages.corpus.splitting.released import read_released
+from stages.corpus.splitting.released_join import join
 from stages.taxonomy import Axes
 
 Status = Literal["ready", "problems", "unusable"]
@@ -221,6 +225,8 @@ def _run_data_tests(
     if not full:
         return {}
     _, _, draws = draw_splits(full, params.splits, params.taxonomy.axes)
+    if params.splits.kind == "released":
+        draws["released"] = _join_released(full, params, findings, is_complete=is_complete)
     draw = draws[params.splits.kind]
     for result in judge_corpus(full, draw, params.resize.size, dict(params.data_tests)).tests:
         is_judged = is_complete or result.test not in _OF_ALL_SPLITS
@@ -232,6 +238,20 @@ def _run_data_tests(
         axis: {slug: (len(train), len(test)) for slug, (train, test) in slugs.items()}
         for axis, slugs in draw.items()
     }
+
+
+def _join_released(
+    records: Sequence[Record], params: Params, findings: Findings, *, is_complete: bool
+) -> Draw:
+    """The released splits; questions that do not join stop a complete corpus if they are many."""
+    settings = params.splits.released
+    joined = join(read_released(Path(settings.folder), params.taxonomy), records)
+    for each in joined.files:
+        add = findings.stop if is_complete and each.lost > settings.max_lost else findings.note
+        for lost in each.not_joined:
+            where = f"{settings.folder}/{lost.file}, item {lost.index}"
+            add(NOT_JOINED, where, lost.image, f"{lost.fault} {lost.found}".strip())
+    return joined.draw(params.taxonomy.axes)
 
 
 def _note_ignored_columns(corpus: Corpus, findings: Findings) -> None:

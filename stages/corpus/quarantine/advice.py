@@ -43,6 +43,11 @@ MISSING_SPLITS: Final = Advice(
     " results. Those without are left out with their checkpoints (matrix in params.yaml), which is"
     " fine if the corpus is not about them.",
 )
+NOT_JOINED: Final = Advice(
+    "released questions that do not join",
+    "They are left out of train and test. Use the corpus that the split files were made from, or"
+    " correct the files (splits.released in params.yaml).",
+)
 
 
 def advise(reason: Reason) -> Advice:

@@ -129,6 +129,8 @@ class CorpusFault(StrEnum):
     """A test of the data failed with severity error."""
     EMPTY_SPLIT = "empty-split"
     """A split without training or test questions."""
+    RELEASED_SPLITS = "released-splits"
+    """More released questions than splits.released allows are not those of the corpus."""
 
 
 class RefusedDataError(InputError):

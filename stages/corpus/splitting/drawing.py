@@ -1,7 +1,7 @@
 """Drawing train and test questions of every modality and question type, in two kinds of split.
 
 grouped: all questions of an image, its copies and its patient are on one side, the same on both
-axes. published: random over questions, each axis by itself, as in Med-R1 (arXiv 2503.13939).
+axes. random: over questions, each axis by itself, as in Med-R1 (arXiv 2503.13939).
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ _FIELD: Final = {"modality": "modality", "task": "question_type"}
 def draw_splits(
     records: Sequence[Record], settings: Splits, axes: Axes
 ) -> tuple[list[GroupedImage], dict[str, str], dict[str, Draw]]:
-    """Images, image -> group, and kind of split -> draw, of valid records (sorted by id)."""
+    """Images, image -> group, and kind of split -> draw, of valid records (sorted by id).
+
+    The draws are those of the two kinds that are drawn.
+    """
     items = [make_item(record) for record in records]
     images = grouped_images(records, settings)
     group_of = group_images(images, settings.near_duplicates)
     draws = {
         "grouped": grouped(items, group_of, settings, axes),
-        "published": published(items, settings, axes),
+        "random": random(items, settings, axes),
     }
     return images, group_of, draws
 
@@ -60,7 +63,7 @@ def grouped(
     }
 
 
-def published(items: Sequence[Item], settings: Splits, axes: Axes) -> Draw:
+def random(items: Sequence[Item], settings: Splits, axes: Axes) -> Draw:
     """Split items (sorted by question_id) at random: round(n * train_share) for training.
 
     If there are at least two items, each side gets at least one; a single one is for testing.

@@ -107,6 +107,7 @@ def read_leaks(path: Path) -> dict[str, Leaks]:
                 for axis in AXIS_NAMES
             }
             for kind in KINDS
+            if kind in tree
         }
     except (TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a file of leak counts ({error!r}): {_REMEDY}") from error

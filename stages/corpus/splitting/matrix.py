@@ -71,6 +71,8 @@ def check_matrix(draw: Draw, left_out: LeftOutSplits, kind: str, limits: MatrixL
         remedy += (
             "; splits.near_duplicates and splits.patient_patterns decide how images are grouped"
         )
+    if kind == "released":
+        remedy += "; a split needs a train file and a test file in splits.released.folder"
     named = describe(left_out)
     if left_out and limits.strict:
         raise RefusedDataError(

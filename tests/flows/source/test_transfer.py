@@ -138,6 +138,37 @@ def test_a_folder_is_left_to_dvc(tmp_path: Path) -> None:
     assert read_pin(root).md5.endswith(".dir")
 
 
+def test_released_split_files_are_fetched_at_their_commit_and_once(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "source.zip").write_bytes(CONTENT[:100])
+    theirs = tmp_path / "theirs"
+    split = theirs / "Splits/modality/test/CT(Computed Tomography)_test.json"
+    split.parent.mkdir(parents=True)
+    split.write_text("[1]", encoding="utf-8")
+    run("git", "init", "-q", cwd=theirs)
+    run("git", "add", "-A", cwd=theirs)
+    run("git", "commit", "-q", "-m", "first", cwd=theirs)
+    commit = run("git", "rev-parse", "--short", "HEAD", cwd=theirs).strip()
+    split.write_text("[2]", encoding="utf-8")
+    run("git", "commit", "-qam", "second", cwd=theirs)
+    root = workspace(tmp_path / "workspace", "../source.zip")
+    (root / "infra").mkdir()
+    (root / "infra/released.dvc").write_text(
+        "wdir: ..\nfrozen: true\ndeps:\n- path: Splits\n  repo:\n"
+        f"    url: {theirs.as_uri()}\n    rev: '{commit}'\nouts:\n- path: data/released\n",
+        encoding="utf-8",
+    )
+    update(root)
+    fetched = root / "data/released/modality/test" / split.name
+    assert fetched.read_text(encoding="utf-8") == "[1]"
+    assert read_status(root) == {}
+    pinned = (root / "infra/released.dvc").read_bytes()
+    shutil.rmtree(theirs)
+    update(root)
+    assert (root / "infra/released.dvc").read_bytes() == pinned, "it is here, and not asked again"
+
+
 def test_a_failed_transfer_changes_nothing(tmp_path: Path, server: FileServer) -> None:
     root = workspace(tmp_path / "workspace", server.address)
     update(root)

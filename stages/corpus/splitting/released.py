@@ -1,0 +1,190 @@
+"""Split files released by others, as they are: Med-R1's `image`, `problem`, `solution`.
+
+Every `.json` and `.json.gz` below a folder is one part, train or test, of the split of one modality
+or question type, as its path says. Lists of items with more fields, such as our own split files,
+are read too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+from stages.core.errors import InputError
+from stages.corpus.dataset.paths import is_left_behind
+from stages.corpus.dataset.problems import parse_problem, parse_solution
+from stages.corpus.dataset.split_paths import SplitPath, parse_split_path
+from stages.taxonomy import Axis, Taxonomy, Vocabulary
+
+_GZIP: Final = b"\x1f\x8b"
+_FORM: Final = 'a JSON list of {"image", "problem", "solution"}, plain or .gz'
+
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedQuestion:
+    """One item: the texts as they are, and what they mean.
+
+    `options` are the option texts in the order of letters. `fault` says why the item is unusable,
+    with empty texts where it has none; else it is empty.
+    """
+
+    index: int
+    image: str
+    problem: str
+    solution: str
+    question: str = ""
+    options: tuple[str, ...] = ()
+    gold: str = ""
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class ReleasedFile:
+    """One file: path below the folder, and the part of which split it is."""
+
+    path: str
+    axis: Axis
+    slug: str
+    part: Part
+    questions: tuple[ReleasedQuestion, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the items without their order, by which a split is recognised."""
+        items = sorted(
+            json.dumps([each.image, each.problem, each.solution]) for each in self.questions
+        )
+        return hashlib.sha256("\n".join(items).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class UnusedFile:
+    """A file that is the part of no split here, and why."""
+
+    path: str
+    questions: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Released:
+    """All files below a folder, in the order of their paths."""
+
+    files: tuple[ReleasedFile, ...]
+    unused: tuple[UnusedFile, ...]
+
+
+def read_released(folder: Path, taxonomy: Taxonomy) -> Released:
+    """Read all split files below a folder.
+
+    InputError names the file that is not a list of questions, two files of one part, and a folder
+    in which no file is a part of a split.
+    """
+    files: dict[tuple[Axis, str, Part], ReleasedFile] = {}
+    unused: list[UnusedFile] = []
+    for path in _json_files(folder):
+        name = path.relative_to(folder).as_posix()
+        questions = tuple(_question(index, item) for index, item in enumerate(_read_list(path)))
+        place = _place(parse_split_path(PurePosixPath(name)), taxonomy)
+        if isinstance(place, str):
+            unused.append(UnusedFile(name, len(questions), place))
+            continue
+        axis, slug, part = place
+        file = ReleasedFile(name, axis, slug, part, questions)
+        if (first := files.setdefault(place, file)) is not file:
+            raise InputError(
+                f"{folder}: {first.path} and {name} are both the {part} part of {axis}/{slug}: keep"
+                " one of them in the folder"
+            )
+    if not files:
+        found = "; ".join(f"{each.path}: {each.why}" for each in unused) or "no JSON file"
+        raise InputError(
+            f"splits.kind is released, but no file in splits.released.folder, {folder}, is a part"
+            f" of a split ({found}): put split files there, as modality/<modality>_test.json and"
+            " task/<question type>_train.json (docs/splits.md)"
+        )
+    return Released(tuple(files.values()), tuple(unused))
+
+
+def _json_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(
+            f"splits.released.folder, {folder}, is no folder: fetch it (`med-r1 fetch`), or correct"
+            " params.yaml"
+        )
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.json*"))
+    return [
+        folder / name
+        for name in names
+        if name.lower().endswith((".json", ".json.gz")) and not is_left_behind(name)
+    ]
+
+
+def _place(path: SplitPath, taxonomy: Taxonomy) -> tuple[Axis, str, Part] | str:
+    """Axis, slug and part of a file, or why it has none."""
+    vocabularies: dict[Axis, Vocabulary] = {
+        "modality": taxonomy.modalities,
+        "task": taxonomy.question_types,
+    }
+    if path.part is None:
+        return f"its path says neither train nor test, but {', '.join(path.splits) or 'nothing'}"
+    # the folder of an axis decides; otherwise a word that only one of them knows
+    named = {axis: word for axis in vocabularies if (word := path.word(axis)) is not None}
+    found = {
+        (axis, slug)
+        for axis, vocabulary in vocabularies.items()
+        for word in ([named[axis]] if axis in named else [] if named else path.words)
+        if (slug := vocabulary.spelled(word.casefold())) is not None
+    }
+    if len(found) == 1:
+        axis, slug = found.pop()
+        return axis, slug, path.part
+    if found:
+        names = ", ".join(sorted(f"{axis}/{slug}" for axis, slug in found))
+        return f"its path says more than one of {names}"
+    words = ", ".join(map(repr, named.values() or path.words))
+    return f"{words} is no modality and no question type in params.yaml"
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data.startswith(_GZIP) else data).decode("utf-8-sig")
+        items = json.loads(text)
+    # no permission, a corrupt or truncated gzip, another encoding, no JSON
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read as {_FORM} ({error}): fetch it again, or remove it"
+        ) from error
+    if not isinstance(items, list):
+        raise InputError(f"{path} is not {_FORM}, but {items!r:.60}: remove it from the folder")
+    return items
+
+
+def _question(index: int, item: object) -> ReleasedQuestion:
+    texts = item if isinstance(item, dict) else {}
+    image, problem, solution = (
+        value if isinstance(value := texts.get(key), str) else ""
+        for key in ("image", "problem", "solution")
+    )
+    if not (image and problem and solution):
+        fault = f"image, problem or solution is missing in {item!r:.80}"
+        return ReleasedQuestion(index, image, problem, solution, fault=fault)
+    try:
+        question, options = parse_problem(problem)
+        gold = parse_solution(solution)
+    except ValueError as error:
+        return ReleasedQuestion(index, image, problem, solution, fault=str(error))
+    if gold not in options:
+        fault = f"{gold} is not one of the options {', '.join(options)}"
+        return ReleasedQuestion(index, image, problem, solution, fault=fault)
+    return ReleasedQuestion(
+        index, image, problem, solution, question, tuple(options.values()), gold
+    )

@@ -1,0 +1,275 @@
+"""Split files of others: how they are named and read, and what joins the corpus."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+
+from stages.core.errors import InputError
+from stages.core.params import shipped_taxonomy
+from stages.corpus.dataset.problems import format_problem, format_solution
+from stages.corpus.dataset.split_paths import parse_split_path
+from stages.corpus.quarantine.ledger import RecordLocation
+from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
+from stages.corpus.records.records import Record
+from stages.corpus.splitting.released import read_released
+from stages.corpus.splitting.released_join import (
+    Joined,
+    JoinFault,
+    check_joined,
+    in_train_and_test,
+    join,
+)
+from tests.omnimedvqa import AXES
+
+TAXONOMY = shipped_taxonomy()
+Item = dict[str, Any]
+
+
+def item(number: int, **changes: Any) -> Item:
+    """The question of `record(number)` as Med-R1 writes it."""
+    return {
+        "image": f"Images/Set/{number}.png",
+        "problem": format_problem(f"What is seen in {number}?", ["Cyst", "Nodule"]),
+        "solution": format_solution("B"),
+    } | changes
+
+
+def record(number: int, **changes: Any) -> Record:
+    """A valid CT record."""
+    values = {
+        "question_id": f"Set_{number}",
+        "dataset": "Set",
+        "modality": "ct",
+        "question_type": "disease-diagnosis",
+        "question": f"What is seen in {number}?",
+        "options": ("Cyst", "Nodule"),
+        "gold": "B",
+        "image_path": f"Images/Set/{number}.png",
+        "location": RecordLocation("Set.json", number),
+        "fields": {"image": f"data/images/ct/Images/Set/{number}.png"},
+    }
+    return Record(**(values | changes))
+
+
+def write(folder: Path, name: str, items: Any) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = json.dumps(items).encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+
+def joined(folder: Path, *records: Record) -> Joined:
+    return join(read_released(folder, TAXONOMY), records)
+
+
+def faults(result: Joined) -> list[JoinFault]:
+    return [lost.fault for each in result.files for lost in each.not_joined]
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "part"),
+    [
+        # Med-R1's repository
+        ("modality/test/X-Ray_test.json", ("modality", "X-Ray"), "test"),
+        (
+            "modality/train/OCT (Optical Coherence Tomography_train.json",
+            ("modality", "OCT (Optical Coherence Tomography"),
+            "train",
+        ),
+        ("question_type/test/Other B_test.json", ("question_type", "Other B"), "test"),
+        # our own split files, and packed ones
+        ("modality/ct/train.json", ("modality", "ct"), "train"),
+        ("task/lesion-grading.test.json.gz", ("task", "lesion-grading"), "test"),
+        ("X-Ray-testing.json", ("X-Ray",), "test"),
+        # what says neither, or both
+        ("ct.json", ("ct",), None),
+        ("val/ct.json", ("ct",), None),
+        ("train/ct_test.json", ("ct",), None),
+        ("test_set.json", ("test_set",), None),
+    ],
+)
+def test_the_path_of_a_file_says_what_is_in_it(
+    path: str, words: tuple[str, ...], part: str | None
+) -> None:
+    parsed = parse_split_path(PurePosixPath(path))
+    assert (parsed.words, parsed.part) == (words, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("modality/train/CT(Computed Tomography)_train.json", ("modality", "ct", "train")),
+        ("question_type/test/Lesion Grading_test.json", ("task", "lesion-grading", "test")),
+        ("task/modality-recognition/test.json", ("task", "modality-recognition", "test")),
+        ("x-ray.test.json.gz", ("modality", "x-ray", "test")),
+        ("Splits/Anatomy Identification_train.json", ("task", "anatomy-identification", "train")),
+    ],
+)
+def test_a_file_is_one_part_of_one_split(
+    tmp_path: Path, name: str, split: tuple[str, str, str]
+) -> None:
+    write(tmp_path, name, [item(1)])
+    (file,) = read_released(tmp_path, TAXONOMY).files
+    assert (file.axis, file.slug, file.part) == split
+    assert file.questions[0].options == ("Cyst", "Nodule")
+
+
+def test_files_of_no_split_are_named_with_what_is_in_them(tmp_path: Path) -> None:
+    write(tmp_path, "modality/ct_test.json", [item(1)])
+    write(tmp_path, "modality/unknown_train.json", [item(2), item(3)])
+    write(tmp_path, "modality/mri_val.json", [item(4)])
+    write(tmp_path, "._ct_train.json", [item(5)])
+    unused = read_released(tmp_path, TAXONOMY).unused
+    assert {each.path: each.questions for each in unused} == {
+        "modality/mri_val.json": 1,
+        "modality/unknown_train.json": 2,
+    }
+    assert "'unknown'" in unused[1].why
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        ({}, "no JSON file"),
+        ({"unknown_train.json": []}, "unknown_train.json"),
+        ({"modality/ct_test.json": {"image": "a"}}, "ct_test.json"),
+        ({"ct_test.json": [], "modality/ct/test.json": []}, "modality/ct/test.json"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(
+    tmp_path: Path, files: dict[str, Any], named: str
+) -> None:
+    for name, content in files.items():
+        write(tmp_path, name, content)
+    with pytest.raises(InputError, match=named.replace(".", r"\.")):
+        read_released(tmp_path, TAXONOMY)
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08broken", b"[1, 2", b"\xff\xfe[]", b"[" * 10**5])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ct_test.json.gz").write_bytes(content)
+    with pytest.raises(InputError, match=r"ct_test\.json\.gz"):
+        read_released(tmp_path, TAXONOMY)
+
+
+def test_joined_questions_keep_their_texts_and_order(tmp_path: Path) -> None:
+    spaced = item(
+        2, problem="What  is seen in 2?  A) Cyst, B)Nodule", solution="<answer>B</answer>"
+    )
+    write(tmp_path, "modality/ct_test.json", [spaced, item(1)])
+    write(tmp_path, "task/disease-diagnosis_train.json", [item(1)])
+    draw = joined(tmp_path, record(1), record(2)).draw(AXES)
+    train, test = draw["modality"]["ct"]
+    assert list(train) == []
+    assert [each["problem"] for each in test] == [spaced["problem"], item(1)["problem"]]
+    assert [each["solution"] for each in test] == ["<answer>B</answer>", "<answer> B </answer>"]
+    assert [each["question_id"] for each in test] == ["Set_2", "Set_1"]
+    assert test[0]["options"] == ("Cyst", "Nodule")
+    assert test[0]["image"] == "data/images/ct/Images/Set/2.png"
+    assert [each["question_id"] for each in draw["task"]["disease-diagnosis"][0]] == ["Set_1"]
+    assert draw["modality"]["mri"] == ((), ())
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "Images/Set/1.png",
+        "data/images/ct/Images/Set/1.png",
+        "/mnt/OmniMedVQA/Images/Set/1.png",
+        "./Images/Set/1.png",
+    ],
+)
+def test_what_stands_before_the_images_folder_is_not_compared(tmp_path: Path, image: str) -> None:
+    write(tmp_path, "ct_test.json", [item(1, image=image)])
+    assert not faults(joined(tmp_path, record(1)))
+
+
+@pytest.mark.parametrize(
+    ("released", "of_corpus", "fault"),
+    [
+        (item(1, image="Images/Set/9.png"), record(1), JoinFault.IMAGE_MISSING),
+        (item(1, image="Images/Other/1.png"), record(1), JoinFault.IMAGE_MISSING),
+        (item(1), record(1, question="What else?"), JoinFault.QUESTION_MISSING),
+        (item(1), record(1, options=("Nodule", "Cyst")), JoinFault.OPTIONS_DIFFER),
+        (item(1), record(1, options=("Cyst", "Nodule", "Bone")), JoinFault.OPTIONS_DIFFER),
+        (item(1), record(1, gold="A"), JoinFault.ANSWER_DIFFERS),
+        (item(1), record(1, modality="mri"), JoinFault.MODALITY_DIFFERS),
+        (item(1, problem="no options"), record(1), JoinFault.UNREADABLE),
+        (item(1, solution="B"), record(1), JoinFault.UNREADABLE),
+        (item(1, solution="<answer> C </answer>"), record(1), JoinFault.UNREADABLE),
+        (item(1, image=None), record(1), JoinFault.UNREADABLE),
+        ("a text", record(1), JoinFault.UNREADABLE),
+    ],
+)
+def test_a_question_that_does_not_join_is_listed_with_its_fault(
+    tmp_path: Path, released: Any, of_corpus: Record, fault: JoinFault
+) -> None:
+    write(tmp_path, "ct_test.json", [item(2), released])
+    result = joined(tmp_path, of_corpus, record(2))
+    (lost,) = result.files[0].not_joined
+    assert (lost.file, lost.index, lost.fault) == ("ct_test.json", 1, fault)
+    assert [each["question_id"] for each in result.files[0].items] == ["Set_2"]
+
+
+def test_a_repeated_question_joins_as_often_as_the_corpus_has_it(tmp_path: Path) -> None:
+    write(tmp_path, "ct_test.json", [item(1), item(1), item(1)])
+    result = joined(tmp_path, record(1), record(1, question_id="Set_1b"))
+    assert [each["question_id"] for each in result.files[0].items] == ["Set_1", "Set_1b"]
+    assert faults(result) == [JoinFault.REPEATED]
+
+
+def test_of_equal_records_the_one_of_the_same_type_joins(tmp_path: Path) -> None:
+    write(tmp_path, "task/lesion-grading_test.json", [item(1)])
+    other = record(1, question_id="Set_1b", question_type="lesion-grading")
+    result = joined(tmp_path, record(1), other)
+    assert [each["question_id"] for each in result.files[0].items] == ["Set_1b"]
+    assert result.other_types == 0
+
+
+def test_the_released_question_type_is_used_on_both_axes(tmp_path: Path) -> None:
+    write(tmp_path, "ct_test.json", [item(1)])
+    write(tmp_path, "task/lesion-grading_test.json", [item(1)])
+    write(tmp_path, "task/modality-recognition_test.json", [item(1)])
+    result = joined(tmp_path, record(1), record(2))
+    assert {each["question_type"] for file in result.files for each in file.items} == {
+        "lesion-grading"
+    }
+    assert faults(result) == [JoinFault.TWO_TYPES]
+    assert (result.other_types, result.records_unused) == (1, 1)
+
+
+def test_questions_in_train_and_test_are_listed_by_split(tmp_path: Path) -> None:
+    write(tmp_path, "ct_train.json", [item(1), item(2)])
+    write(tmp_path, "ct_test.json", [item(2), item(3)])
+    draw = joined(tmp_path, *map(record, range(4))).draw(AXES)
+    assert in_train_and_test(draw) == {"modality": {"ct": ["Set_2"]}}
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(0.5, False), (0.49, True), (0.0, True)])
+def test_the_share_that_may_be_lost_is_of_each_file(
+    tmp_path: Path, limit: float, refused: bool
+) -> None:
+    write(tmp_path, "ct_train.json", [item(number) for number in range(10)])
+    write(tmp_path, "ct_test.json", [item(1), item(99)])
+    result = joined(tmp_path, *map(record, range(10)))
+    if not refused:
+        check_joined(result, limit, Path("list.json"))
+        return
+    with pytest.raises(RefusedDataError, match=r"ct_test\.json.*image-missing 1") as error:
+        check_joined(result, limit, Path("list.json"))
+    assert error.value.fault == CorpusFault.RELEASED_SPLITS
+
+
+def test_a_file_is_recognised_in_any_order_and_packing_but_not_with_other_texts(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "a", "ct_test.json", [item(1), item(2)])
+    write(tmp_path / "b", "ct_test.json.gz", [item(2), item(1)])
+    write(tmp_path / "c", "ct_test.json", [item(1), item(2, solution="<answer> A </answer>")])
+    digests = [read_released(tmp_path / name, TAXONOMY).files[0].digest for name in "abc"]
+    assert digests[0] == digests[1] != digests[2]

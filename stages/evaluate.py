@@ -44,7 +44,7 @@ from stages.policy.fingerprint import files_hash, fingerprint
 from stages.policy.weights import ORIGIN, weight_hashes
 from stages.predictions.schema import LEFT_OUT, SCHEMA
 from stages.prompts.styles import prompt_text
-from stages.taxonomy import AXIS_NAMES
+from stages.taxonomy import AXIS_NAMES, fold_number
 
 if TYPE_CHECKING:  # imports torch
     from stages.generation.generate import Completion
@@ -56,7 +56,7 @@ def main() -> None:
     name = arguments.checkpoint
     params = load_params()
     evaluation = params.require_evaluation(name)
-    items = read_items(evaluation.axis, params.splits.kind)
+    items = read_items(evaluation.axis, params.splits.kind, fold_number(name))
     folder = layout.model(name)
     if not folder.is_dir():
         stage = "base" if name == "base" else f"train@{name}"
@@ -334,15 +334,16 @@ def _policy_key(folder: Path, params: Params, provenance: Mapping[str, Any]) -> 
     )
 
 
-def read_items(axis: str, kind: str) -> list[dict[str, Any]]:
+def read_items(axis: str, kind: str, fold: int | None = None) -> list[dict[str, Any]]:
     """Distinct test questions of an axis ("modality", "task", "all") in one kind of split.
 
-    Sorted by question_id; each has the added flags `<axis>_test`.
+    Of a cross-validation, those of one fold, or of all for the base. Sorted by question_id; each
+    has the added flags `<axis>_test`.
     """
     test_ids: dict[str, set[str]] = {}
     by_id: dict[str, dict[str, Any]] = {}
     for name in AXIS_NAMES:
-        slugs = layout.split_slugs(name, kind)
+        slugs = [slug for slug in layout.split_slugs(name, kind) if fold_number(slug) == fold]
         splits = [read_split(layout.split(name, slug, "test", kind)) for slug in slugs]
         items = list(chain.from_iterable(splits))
         test_ids[name] = {item["question_id"] for item in items}

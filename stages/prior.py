@@ -9,7 +9,7 @@ compare accuracies with the baseline question by question.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import Final
 
@@ -19,10 +19,16 @@ from stages.core.outputs import atomic_directory, write_json
 from stages.core.params import load_params
 from stages.core.provenance import collect_provenance
 from stages.corpus.dataset.split_files import read_split
-from stages.scoring.blind_baseline import RULES, BlindBaseline, as_json, find_blind_baseline
+from stages.scoring.blind_baseline import (
+    RULES,
+    BlindBaseline,
+    as_json,
+    find_blind_baseline,
+    pool_folds,
+)
 from stages.scoring.prior import fit_prior, pool
 from stages.scoring.questions import Question, as_questions
-from stages.taxonomy import AXIS_NAMES
+from stages.taxonomy import AXIS_NAMES, parse_fold
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -56,11 +62,29 @@ def main() -> None:
 def axis_blind_baselines(axis: str, kind: str, joint: Collection[str] = ()) -> list[BlindBaseline]:
     """Blind baselines of an axis; InputError names a missing, empty or malformed split.
 
-    `joint`: names of splits that are unions of others, whose questions count once when pooled.
+    `joint`: names of splits that are unions of others, whose questions count once when pooled. Of a
+    cross-validation, those of the folds are pooled: every question by the rule of its fold.
     """
+    slugs = layout.split_slugs(axis, kind)
+    folds = {slug: fold for slug in slugs if (fold := parse_fold(slug))}
+    if not folds:
+        return _blind_baselines(axis, kind, slugs, joint)
+    of_split: dict[str, list[BlindBaseline]] = {}
+    for number in sorted({number for _, number in folds.values()}):
+        own = [slug for slug in slugs if slug in folds and folds[slug][1] == number]
+        unions = [slug for slug in own if folds[slug][0] in joint]
+        for each in _blind_baselines(axis, kind, own, unions):
+            of_split.setdefault(folds[each.split][0], []).append(each)
+    return [pool_folds(each, split) for split, each in of_split.items()]
+
+
+def _blind_baselines(
+    axis: str, kind: str, slugs: Sequence[str], joint: Collection[str]
+) -> list[BlindBaseline]:
+    """The same of some splits, among whose train parts priors are pooled."""
     train: dict[str, list[Question]] = {}
     test: dict[str, list[Question]] = {}
-    for slug in layout.split_slugs(axis, kind):
+    for slug in slugs:
         paths = [layout.split(axis, slug, part, kind) for part in ("train", "test")]
         items = [read_split(path) for path in paths]
         if not any(items):  # left out for lack of data

@@ -15,7 +15,7 @@ from stages.core import layout
 from stages.core.cli import run_stage, stage_parser
 from stages.core.errors import InputError, recreate
 from stages.core.outputs import read_json
-from stages.core.params import load_params
+from stages.core.params import Splits, load_params
 from stages.core.services.tracking import check_tracking, tracked
 from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import read_quarantine
@@ -24,12 +24,12 @@ from stages.corpus.splitting.data_tests import read_results
 from stages.corpus.splitting.leaks import read_leaks, read_patients
 from stages.predictions.schema import ABLATIONS
 from stages.reporting.build import read_inputs, write_report
-from stages.reporting.evidence import SplitSize, count_split, splits_used
+from stages.reporting.evidence import SplitSize, count_split, pool_sizes, splits_used
 from stages.reporting.released import summarise_released
-from stages.reporting.sources import read_training_log
+from stages.reporting.sources import mean_log, read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
 from stages.scoring.tables import in_domain, score, with_ablation, without_image
-from stages.taxonomy import Axes
+from stages.taxonomy import Axes, fold_slug
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -48,11 +48,13 @@ def make() -> None:
     check_tracking(params.tracking)
     inputs = read_inputs(params, paths, params.splits.kind)
     for name in inputs.origins:
-        stage = "base" if name == "base" else f"train@{name}"
-        inputs.weights[name] = read_json(layout.training_provenance(name), recreate(stage))
+        first = inputs.targets[name].folds[:1] if name in inputs.targets else ()
+        checkpoint = first[0] if first else name
+        stage = "base" if name == "base" else f"train@{checkpoint}"
+        inputs.weights[name] = read_json(layout.training_provenance(checkpoint), recreate(stage))
     inputs.style = params.prompt.style
     axes = params.taxonomy.axes
-    inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits.kind, axes)
+    inputs.splits, inputs.problems = _splits(inputs.predictions["base"], params.splits, axes)
     for split in inputs.splits:
         if split.train:  # otherwise it is left out for lack of data
             path = layout.prior(split.axis, split.slug)
@@ -63,9 +65,14 @@ def make() -> None:
             inputs.blind_baselines[target.axis, target.cell] = read_blind_baseline(path)
     for name, target in inputs.targets.items():
         if target.method == "grpo":  # only GRPO logs rewards, KL and groups
-            inputs.logs[name] = read_training_log(layout.training_log(name), f"train@{name}")
+            logs = [
+                read_training_log(layout.training_log(each), f"train@{each}")
+                for each in target.folds or (name,)
+            ]
+            inputs.logs[name] = mean_log(logs)
     leaks, patients = read_leaks(layout.LEAKS), read_patients(layout.LEAKS)
     inputs.leaks = splits_used(params.splits.kind, inputs.splits, leaks, patients)
+    inputs.leaks |= {"folds": params.splits.folds}
     if params.splits.kind == "released":
         content = read_json(layout.RELEASED, recreate("splits"))
         inputs.leaks |= {"released": summarise_released(content)}
@@ -95,22 +102,29 @@ def _accuracies(predictions: pd.DataFrame, axes: Axes) -> dict[str, float]:
     return {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
 
 
-def _splits(base: pd.DataFrame, kind: str, axes: Axes) -> tuple[list[SplitSize], dict[str, str]]:
+def _splits(
+    base: pd.DataFrame, settings: Splits, axes: Axes
+) -> tuple[list[SplitSize], dict[str, str]]:
     """Sizes of the splits, and test question texts by id.
 
     Raises InputError if the base's predictions are of other questions.
     """
+    kind, folds = settings.kind, settings.folds
     splits: list[SplitSize] = []
     problems: dict[str, str] = {}
     for axis, slugs in axes.items():
         known: set[str] = set()
         for slug in slugs:
-            train, test = (
-                read_split(layout.split(axis, slug, part, kind)) for part in ("train", "test")
-            )
-            splits.append(count_split(axis, slug, train, test))
-            problems |= {question["question_id"]: question["problem"] for question in test}
-            known |= {question["question_id"] for question in test}
+            sizes = []
+            names = [fold_slug(slug, number) for number in range(1, folds + 1)] if folds else [slug]
+            for name in names:
+                train, test = (
+                    read_split(layout.split(axis, name, part, kind)) for part in ("train", "test")
+                )
+                sizes.append(count_split(axis, slug, train, test))
+                problems |= {question["question_id"]: question["problem"] for question in test}
+                known |= {question["question_id"] for question in test}
+            splits.append(pool_sizes(sizes))
         if differing := sorted(known ^ set(base.loc[base[f"{axis}_test"], "question_id"])):
             raise InputError(
                 f"{layout.predictions('base')}: question {differing[0]!r}, one of {len(differing)},"

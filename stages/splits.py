@@ -12,7 +12,8 @@ that any checkpoint is tested on.
 random: over questions, independently on the two axes, as Med-R1 drew its splits (arXiv 2503.13939).
 Each (axis, slug) has its own generator.
 
-In both, new data of one modality does not change the splits of other modalities.
+In both, new data of one modality does not change the splits of other modalities. With splits.folds,
+grouped is a cross-validation: every question is tested once, by a checkpoint of its fold.
 
 released: split files of others (splits.released), joined to the corpus by image path and question.
 What does not join is in data/released.json, even if it stops the stage.
@@ -45,7 +46,7 @@ from stages.corpus.splitting.data_tests import (
     stop_on_errors,
     write_results,
 )
-from stages.corpus.splitting.drawing import draw_splits
+from stages.corpus.splitting.drawing import cross_validated, draw_folds, draw_splits
 from stages.corpus.splitting.draws import Draw, splits_of, with_joint
 from stages.corpus.splitting.leaks import (
     PATIENTS,
@@ -61,6 +62,7 @@ from stages.corpus.splitting.matrix import (
     LeftOutSplits,
     check_matrix,
     find_left_out,
+    of_folds,
     without,
 )
 from stages.corpus.splitting.matrix import describe as describe_left_out
@@ -99,24 +101,29 @@ def main() -> None:
     results = Results(tuple(judge_records(reading, paths)), {})
     _report_tests(results, provenance)
     records = sorted(reading.records, key=lambda record: record.question_id)
-    images, group_of, draws = draw_splits(records, settings, params.taxonomy.axes)
+    axes = params.taxonomy.axes
+    images, group_of, draws = draw_splits(records, settings, axes)
     if settings.kind == "released":
         draws["released"] = _join_released(records, settings, params.taxonomy)
     else:
         write_json(layout.RELEASED, NONE_RELEASED)
+    folds: dict[str, Sequence[Draw]] = {kind: [draw] for kind, draw in draws.items()}
+    if settings.folds:
+        folds["grouped"] = draw_folds(records, group_of, settings, axes)
     patients = count_patients(images)
-    left_out = {kind: find_left_out(draw, group_of, params.matrix) for kind, draw in draws.items()}
-    draws = {kind: without(draw, left_out[kind]) for kind, draw in draws.items()}
-    draw = draws[settings.kind]
+    left_out = {kind: find_left_out(each, group_of, params.matrix) for kind, each in folds.items()}
+    folds = {kind: [without(draw, left_out[kind]) for draw in each] for kind, each in folds.items()}
+    draw = folds[settings.kind][0]
     corpus_results = judge_corpus(records, draw, params.resize.size, dict(params.data_tests))
     all_tests = (*results.tests, *corpus_results.tests)
     _report_tests(Results(all_tests, corpus_results.statistics), provenance)
     check_matrix(draw, left_out[settings.kind], settings.kind, params.matrix)
-    leaks = {kind: count_leaks(draw, group_of) for kind, draw in draws.items()}
+    leaks = {kind: count_leaks(each, group_of) for kind, each in folds.items()}
     unions = {name: (each.axis, params.cells_of(name)) for name, each in settings.joint.items()}
     with atomic_directory(layout.SPLITS) as folder:
-        for kind, draw in draws.items():
-            _write_draw(folder, kind, with_joint(draw, unions))
+        for kind, each in folds.items():
+            joined = [with_joint(draw, unions) for draw in each]
+            _write_draw(folder, kind, joined[0] if len(joined) == 1 else cross_validated(joined))
         write_json(folder / "groups.json", _groups_of_several(group_of))
         write_json(
             folder / layout.LEAKS.relative_to(layout.SPLITS),
@@ -125,12 +132,17 @@ def main() -> None:
         )
         write_json(
             folder / layout.LEFT_OUT.relative_to(layout.SPLITS),
-            {kind: _as_json(slugs) for kind, slugs in left_out.items()},
+            {
+                kind: _as_json(
+                    slugs if len(folds[kind]) == 1 else of_folds(slugs, len(folds[kind]))
+                )
+                for kind, slugs in left_out.items()
+            },
         )
         # A split file is a bare list, so provenance is a file of its own; it is outside the folders
         # of the kinds, on which later stages depend, so that a new commit alone makes none stale.
         write_json(folder / "provenance.json", collect_provenance({"splits": settings}))
-    _print(draws, leaks, group_of, settings)
+    _print(folds, leaks, group_of, settings)
     _print_patients(patients)
     for text in describe_left_out(left_out[settings.kind]):
         print(f"splits: left out, as matrix in params.yaml asks for more data: {text}")
@@ -216,24 +228,33 @@ def _groups_of_several(group_of: Mapping[str, str]) -> list[list[str]]:
 
 
 def _print(
-    draws: dict[str, Draw], leaks: dict[str, Leaks], group_of: Mapping[str, str], settings: Splits
+    folds: Mapping[str, Sequence[Draw]],
+    leaks: Mapping[str, Leaks],
+    group_of: Mapping[str, str],
+    settings: Splits,
 ) -> None:
-    """Print sizes and leaks of all splits, and which train shares grouping could not meet."""
+    """Print sizes and leaks of all splits, and which train shares grouping could not meet.
+
+    Of a cross-validation, train is the mean over folds and test all that is tested.
+    """
     print(
         f"{'kind':9} {'axis':9} {'slug':28} {'train':>7} {'test':>7} {'train %':>8}"
         f" {'image in train':>15} {'group in train':>15}"
     )
-    for kind, draw in draws.items():
-        for axis, slugs in draw.items():
-            for slug, (train, test) in slugs.items():
+    for kind, draws in folds.items():
+        wanted = settings.train_share if len(draws) == 1 else 1 - 1 / len(draws)
+        for axis, slugs in draws[0].items():
+            for slug in slugs:
                 leak = leaks[kind][axis][slug]
-                share = len(train) / max(len(train) + len(test), 1)
+                train = sum(len(draw[axis][slug][0]) for draw in draws)
+                test = sum(len(draw[axis][slug][1]) for draw in draws)
+                share = train / max(train + test, 1)
                 note = ""
-                if kind == "grouped" and abs(share - settings.train_share) > _SHARE_TOLERANCE:
+                if kind == "grouped" and abs(share - wanted) > _SHARE_TOLERANCE:
                     note = " groups too large for the share"
                 print(
-                    f"{kind:9} {axis:9} {slug:28} {len(train):7} {len(test):7} {100 * share:8.1f}"
-                    f" {leak.image:15} {leak.group:15}{note}"
+                    f"{kind:9} {axis:9} {slug:28} {round(train / len(draws)):7} {test:7}"
+                    f" {100 * share:8.1f} {leak.image:15} {leak.group:15}{note}"
                 )
             leak = total(leaks[kind][axis].values())
             print(
@@ -246,7 +267,8 @@ def _print(
         f"splits: {len(group_of)} images in {len(images)} groups, the largest of {images[largest]}"
         f" images, starting with {largest}"
     )
-    print(f"splits: training and tests use {settings.kind}")
+    how = f", cross-validated in {settings.folds} folds" if settings.folds else ""
+    print(f"splits: training and tests use {settings.kind}{how}")
 
 
 def _print_patients(patients: Mapping[str, KnownPatients]) -> None:

@@ -30,6 +30,24 @@ AXIS_NAMES: Final[tuple[Axis, ...]] = ("modality", "task")
 """The corpus is split by imaging modality and by question type."""
 Axes = Mapping[str, tuple[str, ...]]
 """Axis -> its slugs, in the order of tables."""
+_FOLD: Final = re.compile(r"(.+)-fold-([1-9][0-9]*)")
+
+
+def fold_slug(slug: str, fold: int) -> str:
+    """Name of a split, or of its checkpoint, in one fold of a cross-validation, from 1."""
+    return f"{slug}-fold-{fold}"
+
+
+def parse_fold(slug: str) -> tuple[str, int] | None:
+    """Name and fold of a split or checkpoint; None if it is of none."""
+    match = _FOLD.fullmatch(slug)
+    return (match[1], int(match[2])) if match else None
+
+
+def fold_number(slug: str) -> int | None:
+    """The fold of a split or checkpoint; None if it is of none."""
+    fold = parse_fold(slug)
+    return fold[1] if fold else None
 
 
 @dataclass(frozen=True)

@@ -338,7 +338,7 @@ def _write_splits(root: Path, questions: pd.DataFrame, kind: str) -> dict[str, A
             write_json(root / layout.split(axis, slug, "train", kind), train_items)
             write_json(root / layout.split(axis, slug, "test", kind), test_items)
             draw[axis][slug] = train_items, test_items
-    return as_json(count_leaks(draw, {image: image for image in questions["image"]}))
+    return as_json(count_leaks([draw], {image: image for image in questions["image"]}))
 
 
 def _split_record(question: dict[Any, Any]) -> dict[str, Any]:

@@ -76,6 +76,9 @@ def use(
     elsewhere: Annotated[
         bool, Option("--elsewhere", help="Write even if this machine cannot run it.")
     ] = False,
+    folds: Annotated[
+        int | None, Option(min=2, max=10, help="Cross-validate: every question is tested once.")
+    ] = None,
     modality: Annotated[str | None, Option(help="Of all images, if the source has none.")] = None,
     question_type: Annotated[
         str | None, Option(help="Of all questions, if the source has none.")
@@ -114,7 +117,9 @@ def use(
         equalize=equalize,
         accept_blind=accept_blind,
     )
-    written = use(corpus, scale=scale, name=name, yes=yes, elsewhere=elsewhere, options=options)
+    written = use(
+        corpus, scale=scale, name=name, yes=yes, elsewhere=elsewhere, folds=folds, options=options
+    )
     if written:
         from flows.source.transfer import run
 

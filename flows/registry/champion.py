@@ -121,6 +121,16 @@ def versions(root: Path) -> list[int]:
     return sorted(int(path.stem) for path in (root / HISTORY).glob("*.json") if path.stem.isdigit())
 
 
+def check_no_folds(params: Params) -> None:
+    """InputError for a cross-validation, whose checkpoints are none that could serve."""
+    if params.splits.folds:
+        raise InputError(
+            "splits.folds is set: a cross-validation estimates what training on such data gives,"
+            " and none of its checkpoints is a champion. Set splits.folds to null, with one"
+            " checkpoint for each split"
+        )
+
+
 def promote(root: Path, why: str) -> Champion:
     """Make the current results the champion; InputError if they are not up to date.
 
@@ -128,6 +138,7 @@ def promote(root: Path, why: str) -> Champion:
     moves.
     """
     params = load_params(root / layout.PARAMS)
+    check_no_folds(params)
     check_current(root)
     outputs = store.outputs(root)
     checkpoints = {

@@ -121,6 +121,7 @@ class Retraining:
                 f"{f'; {message}' if message else ''}"
             )
         params = load_params(self.root / layout.PARAMS)
+        champions.check_no_folds(params)
         champion = champions.current(self.root)
         first = None
         if champion is None and not self.options.dry_run and not read_status(self.root):

@@ -48,7 +48,7 @@ from stages.core.settings.learning import (
     Tracking,
 )
 from stages.core.yaml_files import load_yaml, read_text
-from stages.taxonomy import Taxonomy, Vocabulary
+from stages.taxonomy import Taxonomy, Vocabulary, fold_slug, parse_fold
 
 __all__ = [
     "SHIPPED_PARAMS",
@@ -148,6 +148,7 @@ class Params(SettingsGroup):
     def _names_fit(self) -> Self:
         check_categories(self.modalities, self.question_types)
         check_joint(self.splits.joint, self.taxonomy.axes)
+        self._check_folds()
         for name, checkpoint in self.checkpoints.items():
             self._check_name(name, checkpoint)
             self.grpo_for(name)
@@ -195,6 +196,9 @@ class Params(SettingsGroup):
             *self.taxonomy.axes[axis],
             *(joint for joint, each in self.splits.joint.items() if each.axis == axis),
         ]
+        if self.splits.folds:
+            folds = range(1, self.splits.folds + 1)
+            allowed = [fold_slug(each, fold) for each in allowed for fold in folds]
         if split not in allowed:
             where = (
                 f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"
@@ -211,6 +215,16 @@ class Params(SettingsGroup):
                 f"checkpoints.{name}: with the split {split!r} and the method {checkpoint.method}"
                 f" it must be called {wanted}"
             )
+
+    def _check_folds(self) -> None:
+        """ValueError if a checkpoint lacks a fold: a row of the report needs them all."""
+        for row, members in self.rows.items():
+            if self.splits.folds and len(members) < self.splits.folds:
+                raise ValueError(
+                    f"checkpoints: {row} has {len(members)} of the {self.splits.folds} folds of"
+                    f" splits.folds ({', '.join(members)}): name them all, as"
+                    f" {fold_slug(row, 1)}, or none"
+                )
 
     def _check_sft(self, name: str, checkpoint: Checkpoint) -> None:
         """Check an SFT checkpoint's settings.
@@ -246,6 +260,16 @@ class Params(SettingsGroup):
             vocabulary("modality_type", self.modalities),
             vocabulary("question_type", self.question_types),
         )
+
+    @cached_property
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """Row of the report -> its checkpoints: those of all folds, or one of the same name."""
+        rows: dict[str, tuple[str, ...]] = {}
+        for name in self.checkpoints:
+            fold = parse_fold(name) if self.splits.folds else None
+            row = fold[0] if fold else name
+            rows[row] = (*rows.get(row, ()), name)
+        return rows
 
     def joint_cells(self, split: str) -> tuple[str, ...]:
         """The slugs of a joint split; none of another split."""

@@ -27,7 +27,7 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, RefusedDataError
 from stages.corpus.records.reading import find_images, read_questions
 from stages.profiles.splice import reset
-from stages.taxonomy import Category, Taxonomy, Vocabulary
+from stages.taxonomy import Category, Taxonomy, Vocabulary, fold_slug
 
 _MAX_PASSES: Final = 4
 """A record is refused for its first fault, so an unknown type shows when the modality is known."""
@@ -64,10 +64,15 @@ class Proposal:
     """Splits with too little data, and their sizes."""
     too_much_refused: str | None
     """Why stage download would refuse the corpus."""
+    folds: int | None = None
+    """Of a cross-validation; None for one cut into train and test."""
 
 
-def propose(path: Path) -> Proposal:
-    """The settings for a corpus that the pipeline reads. InputError if it cannot be read."""
+def propose(path: Path, folds: int | None = None) -> Proposal:
+    """The settings for a corpus that the pipeline reads. InputError if it cannot be read.
+
+    `folds`: of a cross-validation, for small data.
+    """
     text, _ = reset(read_text(layout.PARAMS), layout.PARAMS)
     tree = parse_settings(text, layout.PARAMS)
     base = check_params(tree, layout.PARAMS)
@@ -99,6 +104,11 @@ def propose(path: Path) -> Proposal:
             # cells of the sample that the corpus may lack
             rule = tree["retrain"] | {"never_worse": []}
             params = check_params(tree | groups | {"retrain": rule}, layout.PARAMS)
+            if folds:
+                groups |= with_folds(groups, folds)
+                splits = tree["splits"] | {"folds": folds}
+                fitting = {"splits": splits, "retrain": rule}
+                params = check_params(tree | groups | fitting, layout.PARAMS)
         inspection = inspect(corpus, params)
     left_out = []
     for axis, slugs in inspection.splits.items():
@@ -106,9 +116,10 @@ def propose(path: Path) -> Proposal:
             if train >= params.matrix.min_train and test >= params.matrix.min_test:
                 continue
             left_out.append(f"{axis}/{slug}: {train} to train, {test} to test")
-            groups["checkpoints"].pop(slug, None)
-            groups["evaluations"].pop(slug, None)
-    return Proposal(inspection, words, groups, left_out, refused)
+            for name in [slug, *(fold_slug(slug, each) for each in range(1, (folds or 0) + 1))]:
+                groups["checkpoints"].pop(name, None)
+                groups["evaluations"].pop(name, None)
+    return Proposal(inspection, words, groups, left_out, refused, folds)
 
 
 def check_usable(proposal: Proposal) -> None:
@@ -177,6 +188,18 @@ def groups_for(
             **{name: {"axis": each["axis"]} for name, each in checkpoints.items()},
         },
     }
+
+
+def with_folds(groups: Mapping[str, dict[str, Any]], folds: int) -> dict[str, dict[str, Any]]:
+    """Checkpoints and evaluations for each fold of a cross-validation, instead of each split."""
+    numbers = range(1, folds + 1)
+    checkpoints = {
+        fold_slug(name, number): {**each, "split": fold_slug(each["split"], number)}
+        for name, each in groups["checkpoints"].items()
+        for number in numbers
+    }
+    evaluations = {name: {"axis": each["axis"]} for name, each in checkpoints.items()}
+    return {"checkpoints": checkpoints, "evaluations": {"base": {"axis": "all"}, **evaluations}}
 
 
 def _settings(vocabulary: Vocabulary, slug: str) -> dict[str, Any]:

@@ -48,11 +48,13 @@ def use(
     name: str | None = None,
     yes: bool = False,
     elsewhere: bool = False,
+    folds: int | None = None,
     options: ConversionOptions | None = None,
 ) -> bool:
     """Inspect a corpus and print the settings that fit it; write them with `yes`.
 
-    `elsewhere`: write settings that this machine cannot run, for others. Whether they were written.
+    `elsewhere`: write settings that this machine cannot run, for others; `folds`: cross-validate.
+    Whether they were written.
     InputError if the corpus or the settings cannot be used; nothing is then changed.
     """
     if scale not in (known := original_profiles()):
@@ -67,7 +69,7 @@ def use(
     layout.SCRATCH.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="use-", dir=layout.SCRATCH) as work:
         folder = _converted(source, Path(work) / name, options or ConversionOptions())
-        proposal = propose(folder or source)
+        proposal = propose(folder or source, folds)
         print_proposal(folder or source, proposal, scale)
         check_usable(proposal)
         profile = _profile(CONVERTED / name if folder else source, name, scale, proposal)
@@ -115,6 +117,8 @@ def _profile(corpus: Path, name: str, scale: str, proposal: Proposal) -> dict[st
         "params": {"corpus": {"archive": target}},
         "groups": proposal.groups,
     }
+    if proposal.folds:
+        profile["params"]["splits"] = {"folds": proposal.folds}
     if scale != SAMPLE:
         # what the paper leaves open to leaks and to answers without the image
         settings = {"splits": {"kind": "grouped"}, "evaluate": {"ablations": True}}

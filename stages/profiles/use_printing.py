@@ -11,6 +11,7 @@ from stages.corpus.formats.convert import Conversion
 from stages.corpus.inspection.command import plain, print_inspection
 from stages.profiles.proposal import Proposal
 from stages.profiles.schema import SAMPLE
+from stages.taxonomy import parse_fold
 
 _EXAMPLES: Final = 3
 _CONCLUSIVE: Final = 100
@@ -39,15 +40,7 @@ def print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
     print(f"\ncheckpoints: {', '.join(checkpoints)}")
     for text in proposal.left_out:
         print(f"left out for lack of data: {text}")
-    tested = 0
-    for name, each in checkpoints.items():
-        train, test = inspection.splits[each["axis"]][each["split"]]
-        tested += sum(count for _, count in inspection.splits[each["axis"]].values())
-        line = f"{name}: {train} questions to train, {test} to test"
-        if test < _CONCLUSIVE:
-            margin = 196 * math.sqrt(0.25 / test)
-            line += f"; so few leave an accuracy uncertain by about {margin:.0f} points"
-        print(line)
+    tested = _print_checkpoints(proposal)
     if scale == SAMPLE:
         answering = tested * _VARIANTS / _ANSWERS_PER_SECOND
         seconds = len(checkpoints) * (_TRAIN_SECONDS + _EVALUATE_SECONDS) + answering
@@ -57,6 +50,31 @@ def print_proposal(corpus: Path, proposal: Proposal, scale: str) -> None:
             " shows that the pipeline works on your data, and says nothing of what a real model"
             " would learn from it; --scale full takes one"
         )
+
+
+def _print_checkpoints(proposal: Proposal) -> int:
+    """Print what each checkpoint has to train and to test; the questions of all evaluations."""
+    splits = proposal.inspection.splits
+    tested = 0
+    small = False
+    for name, each in proposal.groups["checkpoints"].items():
+        fold = parse_fold(each["split"]) if proposal.folds else None
+        train, test = splits[each["axis"]][fold[0] if fold else each["split"]]
+        tested += sum(count for _, count in splits[each["axis"]].values())
+        if fold and fold[1] > 1:
+            continue
+        together = (train + test) if fold else test
+        line = f"{name}: {train} questions to train, {test} to test"
+        if fold:
+            line += f", as in the other folds; {together} are tested in all"
+        if together < _CONCLUSIVE:
+            small = True
+            margin = 196 * math.sqrt(0.25 / max(together, 1))
+            line += f"; so few leave an accuracy uncertain by about {margin:.0f} points"
+        print(line)
+    if small and not proposal.folds:
+        print("--folds 5 tests every question once, with five times the trainings")
+    return tested
 
 
 def print_conversion(source: Path, conversion: Conversion) -> None:

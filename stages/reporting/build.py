@@ -6,6 +6,7 @@ model, a GPU or torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -46,7 +47,7 @@ from stages.scoring.tables import (
     check_predictions,
     check_same_questions,
 )
-from stages.taxonomy import AXIS_NAMES
+from stages.taxonomy import AXIS_NAMES, parse_fold
 
 METRICS = layout.REPORT / "metrics.json"
 SUMMARY = layout.REPORT / "summary.json"
@@ -125,19 +126,18 @@ def show() -> None:
 
 
 def targets_of(params: Params) -> dict[str, Target]:
-    """Checkpoint -> what it was trained on, in table order.
+    """Row of the report -> what its checkpoint was trained on, in table order.
 
-    Checkpoints of one cell stay in the order of params.yaml.
+    Those of one cell stay in the order of params.yaml.
     """
-    targets = {
-        name: Target(
-            entry.axis,
-            entry.split,
-            entry.method,
-            params.joint_cells(entry.split),
+    targets = {}
+    for name, members in params.rows.items():
+        entry = params.checkpoints[members[0]]
+        fold = parse_fold(entry.split) if params.splits.folds else None
+        split = fold[0] if fold else entry.split
+        targets[name] = Target(
+            entry.axis, split, entry.method, params.joint_cells(split), members if fold else ()
         )
-        for name, entry in params.checkpoints.items()
-    }
     axes = params.taxonomy.axes
 
     def position(name: str) -> tuple[int, int]:
@@ -149,15 +149,23 @@ def targets_of(params: Params) -> dict[str, Target]:
 
 
 def read_inputs(params: Params, paths: dict[str, Path], kind: str | None) -> ReportInputs:
-    """Read and check predictions of the base and each checkpoint in `paths`, on one split kind."""
-    targets = {name: target for name, target in targets_of(params).items() if name in paths}
+    """Read and check predictions of the base and each checkpoint in `paths`, on one split kind.
+
+    Of a cross-validation, the checkpoints of all folds are one row, which answers every question.
+    """
+    targets = {
+        name: target
+        for name, target in targets_of(params).items()
+        if all(member in paths for member in target.folds or (name,))
+    }
     axes = params.taxonomy.axes
     predictions = {}
     origins = {}
     left_out = []
     for name in ["base", *targets]:
-        path = paths[name]
-        rows, origin = read_predictions(path, f"evaluate@{name}")
+        members = targets[name].folds if name in targets and targets[name].folds else (name,)
+        path = paths[members[0]]
+        rows, origin = _read_pooled(members, paths, name)
         if origin.get(LEFT_OUT):
             left_out.append(name)
             del targets[name]
@@ -181,6 +189,31 @@ def read_inputs(params: Params, paths: dict[str, Path], kind: str | None) -> Rep
             f" {', '.join(left_out)}"
         )
     return inputs
+
+
+def _read_pooled(
+    members: Sequence[str], paths: Mapping[str, Path], name: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Predictions and provenance of a row: those of one checkpoint, or of all its folds together.
+
+    The provenance of several is the first one's, with the weights of each.
+    """
+    read = [read_predictions(paths[member], f"evaluate@{member}") for member in members]
+    rows, origin = read[0]
+    if len(members) == 1:
+        return rows, origin
+    for member, (_, other) in zip(members, read, strict=True):
+        if any(other.get(key) != origin.get(key) for key in ("params", "corpus")):
+            raise InputError(
+                f"{paths[member]} was made with other settings or another corpus than"
+                f" {paths[members[0]]}: run `dvc repro evaluate@{member}`"
+            )
+    together = pd.concat([each for each, _ in read], ignore_index=True)
+    together = together.sort_values("question_id", kind="stable", ignore_index=True)
+    weights = {
+        member: other.get("weights") for member, (_, other) in zip(members, read, strict=True)
+    }
+    return together.assign(checkpoint=name), origin | {"weights": weights}
 
 
 def _collect_evidence(inputs: ReportInputs) -> Evidence:
@@ -221,6 +254,7 @@ def _collect_evidence(inputs: ReportInputs) -> Evidence:
         synthetic=synthetic_share(inputs.predictions["base"]),
         missing=inputs.missing,
         shows_images=inputs.params.report.images,
+        folds={name: each.folds for name, each in inputs.targets.items() if each.folds},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import pandas as pd
@@ -114,6 +114,8 @@ class Evidence:
     """Share of test questions of synthetic datasets, recognized by the prefix `SYNTHETIC`."""
     missing: list[str]
     """Descriptions of the parts that this report lacks."""
+    folds: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Row of a cross-validation -> its checkpoints."""
     shows_images: bool = True
     """Whether the page contains images of the examples (report.images)."""
 
@@ -125,6 +127,13 @@ def count_split(
     trained = {question["image"] for question in train}
     shared = sum(question["image"] in trained for question in test)
     return SplitSize(axis, slug, len(train), len(test), shared)
+
+
+def pool_sizes(folds: Sequence[SplitSize]) -> SplitSize:
+    """The size of a split in a cross-validation: mean of train, all that is tested."""
+    train = round(sum(each.train for each in folds) / len(folds))
+    test, shared = sum(each.test for each in folds), sum(each.shared for each in folds)
+    return replace(folds[0], train=train, test=test, shared=shared)
 
 
 def splits_used(

@@ -15,6 +15,10 @@ Verdict = Literal[
     "a gain, but no need of the image shown",
     "a gain, and the answers need the image",
 ]
+_MARGIN: Final = 0.05
+"""Half of a gain's interval beyond which a test is called small."""
+_FEW_IMAGES: Final = 20
+"""Images below which resampling them understates the uncertainty."""
 DISCLAIMER: Final = "Not a medical device, not for clinical use."
 
 
@@ -40,6 +44,37 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         if visual[0] > 0
         else "a gain, but no need of the image shown"
     )
+
+
+def small_tests(checkpoints: Mapping[str, Any]) -> str:
+    """Sentences on what tests of this size leave open; empty if all gains are known well enough."""
+    margins = {
+        name: (entry["in_domain"]["high"] - entry["in_domain"]["low"]) / 2
+        for name, entry in checkpoints.items()
+    }
+    wide = [name for name, margin in margins.items() if margin > _MARGIN]
+    if not wide:
+        return ""
+    widest = max(wide, key=margins.__getitem__)
+    own = checkpoints[widest]["in_domain"]
+    text = (
+        f"For {len(wide)} of {len(margins)} checkpoints the 95% interval of the gain is wider than"
+        f" \N{PLUS-MINUS SIGN}{100 * _MARGIN:.0f} points, up to"
+        f" \N{PLUS-MINUS SIGN}{100 * margins[widest]:.1f} ({widest}, {own['n']} questions about"
+        f" {own['images']} images): a smaller gain or loss is neither shown nor excluded."
+    )
+    few = {
+        name: entry["in_domain"]["images"]
+        for name, entry in checkpoints.items()
+        if entry["in_domain"]["images"] < _FEW_IMAGES
+    }
+    if few:
+        names = ", ".join(f"{name} {count}" for name, count in few.items())
+        text += (
+            f" Where images are few ({names}), even these intervals are too narrow, as they"
+            " resample images."
+        )
+    return text
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from stages.core.cards.licence import EMBEDDED, carried_licence
 from stages.core.cards.templating import render_markdown
 from stages.reporting import tables
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
-from stages.reporting.headline import DISCLAIMER, conclusion, verdict
+from stages.reporting.headline import DISCLAIMER, conclusion, small_tests, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.released import published_beside
 from stages.reporting.sheets import flat
@@ -41,6 +41,7 @@ def render_report(evidence: Evidence) -> str:
         sentences=sentences(evidence.metrics),
         conclusion=conclusion(evidence.metrics["summary"]),
         disclaimer=DISCLAIMER,
+        small_tests=small_tests(evidence.metrics["checkpoints"]),
         tables=tables,
         axis_labels=AXIS_LABELS,
         refusals=count_refusals(evidence.quarantine),
@@ -66,6 +67,7 @@ def render_card(name: str, evidence: Evidence) -> str:
         embedded=base == EMBEDDED,
         name=name,
         entry=entry,
+        folds=evidence.folds.get(name, ()),
         checkpoints={name: entry},
         corpus=provenance.get("corpus") or evidence.origins[name].get("corpus") or "not pinned",
         kind=evidence.metrics["provenance"]["params"]["splits.kind"],

@@ -14,7 +14,7 @@ from stages.core.cards.templating import render_html
 from stages.reporting import tables
 from stages.reporting.curves import interval_scale, reward_panels, sparklines
 from stages.reporting.evidence import Evidence, count_refusals, group_origins
-from stages.reporting.headline import DISCLAIMER, verdict
+from stages.reporting.headline import DISCLAIMER, small_tests, verdict
 from stages.reporting.labels import AXIS_LABELS, clip, label, percent, signed
 from stages.reporting.palette import DARK, DIVERGING, DIVERGING_DARK, LIGHT, bounds, max_abs, shades
 from stages.reporting.released import published_beside, released_sentence
@@ -69,6 +69,7 @@ def render_page(evidence: Evidence, images: Mapping[str, str]) -> str:
         base=metrics["base"],
         checkpoints=checkpoints,
         chance=metrics["summary"]["chance"],
+        small_tests=small_tests(checkpoints),
         scale=scale,
         ticks=scale.ticks(5),
         bounds=accuracy_bounds,

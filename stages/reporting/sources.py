@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +90,13 @@ def read_training_log(path: Path, stage: str) -> pd.DataFrame:
     if log["step"].isna().any():
         raise InputError(f"{path}: a row without a step; {remedy}")
     return log.sort_values("step", ignore_index=True)
+
+
+def mean_log(logs: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The mean of training logs, step by step, of those that have a step; one log as it is."""
+    if len(logs) == 1:
+        return logs[0]
+    return pd.concat(logs).groupby("step", as_index=False).mean()
 
 
 def _missing(path: Path, stage: str) -> InputError:

@@ -98,8 +98,11 @@ def splits_sentence(splits: dict[str, Any]) -> str:
         limit = f" Leaks by patient are unknown for {images - known} of {images} images."
     if released := splits.get("released"):
         limit += f" {released_sentence(released)}"
+    kind = splits["kind"]
+    if splits.get("folds"):
+        kind = f"{kind}, {splits['folds']} folds, each tested by a checkpoint trained on the others"
     return (
-        f"Splits: {splits['kind']}; test questions whose {what} is in train:"
+        f"Splits: {kind}; test questions whose {what} is in train:"
         f" {leak(splits['kind'])}{at_random}.{limit}"
     )
 

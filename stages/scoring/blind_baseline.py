@@ -9,8 +9,10 @@ model trained on more than one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from stages.scoring.balanced import balanced_subset
 from stages.scoring.baselines import baselines
 from stages.scoring.prior import Prior, blind_credits, blind_score
 from stages.scoring.questions import Question
+from stages.scoring.statistics import wilson_interval
 
 RULES: Final = ("as_written", "normalised")
 """How option texts are counted; the first is the blind baseline shown beside accuracies."""
@@ -90,6 +93,43 @@ def find_blind_baseline(
         chance=float(simple.chance),
         letter=simple.majority.letter,
         letter_accuracy=simple.majority.score.accuracy or 0.0,
+        rules=rules,
+    )
+
+
+def pool_folds(folds: Sequence[BlindBaseline], split: str) -> BlindBaseline:
+    """The blind baseline of a cross-validation: out of fold, every question once.
+
+    `train` is the mean over folds, `letter` the most frequent one; accuracies are of all questions.
+    """
+    n = sum(each.n for each in folds)
+    letters = Counter(each.letter for each in folds)
+
+    def mean(values: Iterable[float]) -> float:
+        pairs = zip(values, folds, strict=True)
+        return sum(value * each.n for value, each in pairs) / max(n, 1)
+
+    rules = {}
+    for name in RULES:
+        own = [each.rules[name] for each in folds]
+        credit = {key: value for rule in own for key, value in rule.credit.items()}
+        low, high = wilson_interval(sum(credit.values()), n)
+        rules[name] = RuleResult(
+            accuracy=sum(credit.values()) / max(n, 1),
+            low=low,
+            high=high,
+            pooled=mean(rule.pooled for rule in own),
+            balanced=tuple(sorted(chain.from_iterable(rule.balanced for rule in own))),
+            credit=credit,
+        )
+    return replace(
+        folds[0],
+        split=split,
+        train=round(sum(each.train for each in folds) / len(folds)),
+        n=n,
+        chance=mean(each.chance for each in folds),
+        letter=max(sorted(letters), key=letters.__getitem__),
+        letter_accuracy=mean(each.letter_accuracy for each in folds),
         rules=rules,
     )
 

@@ -31,13 +31,15 @@ Measure = Literal["accuracy", "visual gain", "difference to base"]
 class Target:
     """What a checkpoint was trained for: a cell (slug) of an axis, by a method.
 
-    `joint`: the slugs of a cell that is the union of several.
+    `joint`: the slugs of a cell that is the union of several; `folds`: the checkpoints of a
+    cross-validation, each of which answered the questions of its fold.
     """
 
     axis: str
     cell: str
     method: str = "grpo"
     joint: tuple[str, ...] = ()
+    folds: tuple[str, ...] = ()
 
     @property
     def cells(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Final
 
 from stages.core.settings.data import Category, JointSplit
-from stages.taxonomy import DICOM_MODALITIES
+from stages.taxonomy import DICOM_MODALITIES, parse_fold
 
 SLUG: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 MAX_SLUG: Final = 40
@@ -89,5 +89,5 @@ def _check_slug(key: str, slug: str) -> None:
             f"{key}: a slug names files: use at most {MAX_SLUG} lower-case letters and digits"
             " with single hyphens between them, as x-ray"
         )
-    if slug in RESERVED or slug.startswith(SFT):
+    if slug in RESERVED or slug.startswith(SFT) or parse_fold(slug):
         raise ValueError(f"{key}: the slug has a meaning of its own; choose another")

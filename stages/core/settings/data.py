@@ -213,8 +213,19 @@ class Splits(SettingsGroup):
     paths say nothing of patients.
     """
     seed: Seed
+    folds: Annotated[int, Field(ge=2, le=10)] | None = None
+    """For kind grouped: instead of one cut, every group is tested once, by a checkpoint that was
+    trained on the other folds; the checkpoints of a split are `<split>-fold-<number>`. null: one
+    cut.
+    """
     joint: dict[str, JointSplit] = Field(default_factory=dict)
     """Name -> a union of splits; a checkpoint that is trained on it has its name."""
+
+    @model_validator(mode="after")
+    def _folds_are_grouped(self) -> Self:
+        if self.folds is not None and self.kind != "grouped":
+            raise ValueError(f"folds: only splits of kind grouped have folds, not {self.kind}")
+        return self
 
     @model_validator(mode="after")
     def _patterns_have_a_group(self) -> Self:

@@ -35,7 +35,7 @@ from stages.corpus.records.table import read_header
 from stages.corpus.records.texts import RefusedRecord
 from stages.corpus.records.texts import decode as decode_text
 from stages.corpus.splitting.data_tests import judge_corpus
-from stages.corpus.splitting.drawing import draw_splits
+from stages.corpus.splitting.drawing import draw_folds, draw_splits
 from stages.corpus.splitting.draws import Draw
 from stages.corpus.splitting.expectations import contradictions
 from stages.corpus.splitting.released import read_released
@@ -224,7 +224,10 @@ def _run_data_tests(
     ]
     if not full:
         return {}
-    _, _, draws = draw_splits(full, params.splits, params.taxonomy.axes)
+    axes = params.taxonomy.axes
+    _, group_of, draws = draw_splits(full, params.splits, axes)
+    if params.splits.folds:  # all are of about one size
+        draws["grouped"] = draw_folds(full, group_of, params.splits, axes)[0]
     if params.splits.kind == "released":
         draws["released"] = _join_released(full, params, findings, is_complete=is_complete)
     draw = draws[params.splits.kind]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ from stages.corpus.records.records import PATIENT, Record
 from stages.corpus.splitting.draws import Draw, Item
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 from stages.corpus.splitting.stratify import stratify
-from stages.taxonomy import Axes
+from stages.taxonomy import Axes, fold_slug
 
 Sides = tuple[list[Item], list[Item]]
 """(train, test)."""
@@ -50,10 +51,60 @@ def grouped(
     items: Sequence[Item], group_of: Mapping[str, str], settings: Splits, axes: Axes
 ) -> Draw:
     """Split items (sorted by question_id) by groups of images, with the same draw on both axes."""
+    train_groups = stratify(_strata(items, group_of), settings.train_share, settings.seed)
+    return _by_groups(items, group_of, train_groups, axes)
+
+
+def draw_folds(
+    records: Sequence[Record], group_of: Mapping[str, str], settings: Splits, axes: Axes
+) -> list[Draw]:
+    """The draws of splits.folds folds: every group is in the test of one, in train of the others.
+
+    Each fold is a stratified share of the groups that are not in an earlier one.
+    """
+    assert settings.folds, "no cross-validation"
+    items = [make_item(record) for record in records]
+    strata = _strata(items, group_of)
+    draws = []
+    remaining = strata
+    for number in range(settings.folds, 0, -1):
+        share = (number - 1) / number
+        later = stratify(remaining, share, settings.seed) if number > 1 else set()
+        test = remaining.keys() - later
+        draws.append(_by_groups(items, group_of, strata.keys() - test, axes))
+        remaining = {name: group for name, group in strata.items() if name in later}
+    return draws
+
+
+def cross_validated(folds: Sequence[Draw]) -> Draw:
+    """All splits of a cross-validation: of each fold, by `fold_slug`, and what is tested in all.
+
+    The splits of the plain slugs have no train part: no checkpoint is trained on one.
+    """
+    result: dict[str, dict[str, Sides]] = {}
+    for axis, slugs in folds[0].items():
+        result[axis] = {}
+        for slug in slugs:
+            tests = chain.from_iterable(fold[axis][slug][1] for fold in folds)
+            result[axis][slug] = ([], sorted(tests, key=lambda item: str(item["question_id"])))
+            for number, fold in enumerate(folds, 1):
+                train, test = fold[axis][slug]
+                result[axis][fold_slug(slug, number)] = (list(train), list(test))
+    return result
+
+
+def _strata(
+    items: Sequence[Item], group_of: Mapping[str, str]
+) -> dict[str, Counter[tuple[str, str]]]:
     strata: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     for item in items:
         strata[group_of[item["image"]]][item["modality"], item["question_type"]] += 1
-    train_groups = stratify(strata, settings.train_share, settings.seed)
+    return strata
+
+
+def _by_groups(
+    items: Sequence[Item], group_of: Mapping[str, str], train_groups: Set[str], axes: Axes
+) -> Draw:
     return {
         axis: {
             slug: _cut(own, [group_of[item["image"]] in train_groups for item in own])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Final
@@ -37,8 +37,19 @@ Leaks = dict[str, dict[str, Leak]]
 """Axis -> slug -> leak counts."""
 
 
-def count_leaks(draw: Draw, group_of: Mapping[str, str]) -> Leaks:
-    """Count the leaks of each split of a draw; `group_of` is image -> group."""
+def count_leaks(folds: Sequence[Draw], group_of: Mapping[str, str]) -> Leaks:
+    """Count the leaks of each split; `group_of` is image -> group.
+
+    `folds`: the draws of a cross-validation, whose counts are added up, or one draw.
+    """
+    counted = [_count_of_draw(fold, group_of) for fold in folds]
+    return {
+        axis: {slug: total(each[axis][slug] for each in counted) for slug in slugs}
+        for axis, slugs in counted[0].items()
+    }
+
+
+def _count_of_draw(draw: Draw, group_of: Mapping[str, str]) -> Leaks:
     # axis -> ids of the questions that any of its checkpoints is trained on
     trained: dict[str, set[str]] = defaultdict(set)
     for split in splits_of(draw):

@@ -5,13 +5,15 @@ Their questions stay in the splits of the other axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 from stages.core import layout
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.splitting.draws import Draw, splits_of
+from stages.taxonomy import fold_slug
 
 
 class MatrixLimits(Protocol):
@@ -43,14 +45,30 @@ LeftOutSplits = dict[str, dict[str, LeftOut]]
 """Axis -> slug -> why it is left out; for axes with any."""
 
 
-def find_left_out(draw: Draw, group_of: Mapping[str, str], limits: MatrixLimits) -> LeftOutSplits:
-    """The splits of a draw with fewer questions than the limits; `group_of`: image -> group."""
+def find_left_out(
+    folds: Sequence[Draw], group_of: Mapping[str, str], limits: MatrixLimits
+) -> LeftOutSplits:
+    """The splits with fewer questions than the limits in any of the folds, and how many there.
+
+    `folds`: the draws of a cross-validation, or one draw; `group_of`: image -> group.
+    """
     left_out: LeftOutSplits = {}
-    for axis, slug, train, test in splits_of(draw):
+    for axis, slug, train, test in chain.from_iterable(map(splits_of, folds)):
         if len(train) < limits.min_train or len(test) < limits.min_test:
             groups = {group_of[item["image"]] for item in (*train, *test)}
-            left_out.setdefault(axis, {})[slug] = LeftOut(len(train), len(test), len(groups))
+            found = LeftOut(len(train), len(test), len(groups))
+            left_out.setdefault(axis, {}).setdefault(slug, found)
     return left_out
+
+
+def of_folds(left_out: LeftOutSplits, folds: int) -> LeftOutSplits:
+    """The same, with the names of the folds' splits too."""
+    numbers = range(1, folds + 1)
+    return {
+        axis: slugs
+        | {fold_slug(slug, number): each for slug, each in slugs.items() for number in numbers}
+        for axis, slugs in left_out.items()
+    }
 
 
 def without(draw: Draw, left_out: LeftOutSplits) -> Draw:

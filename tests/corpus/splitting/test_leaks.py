@@ -22,7 +22,7 @@ def test_leaks_of_an_image_of_a_copy_and_of_the_other_axis_are_distinguished() -
         "modality": {"ct": (train, [same_image, copy, fresh])},
         "task": {"lesion-grading": ([fresh, same_image], [*train, copy])},
     }
-    leaks = count_leaks(draw, GROUP_OF)
+    leaks = count_leaks([draw], GROUP_OF)
     assert leaks["modality"]["ct"] == Leak(test=3, image=1, group=2, other_axis=2)
     assert leaks["task"]["lesion-grading"] == Leak(test=3, image=1, group=2, other_axis=2)
     assert total([leaks["modality"]["ct"], leaks["task"]["lesion-grading"]]) == Leak(6, 2, 4, 4)
@@ -32,4 +32,5 @@ def test_leaks_of_an_image_of_a_copy_and_of_the_other_axis_are_distinguished() -
 def test_an_empty_test_leaks_nothing(
     parts: tuple[list[dict[str, str]], list[dict[str, str]]],
 ) -> None:
-    assert count_leaks({"modality": {"ct": parts}}, GROUP_OF)["modality"]["ct"] == Leak(0, 0, 0, 0)
+    leaks = count_leaks([{"modality": {"ct": parts}}], GROUP_OF)
+    assert leaks["modality"]["ct"] == Leak(0, 0, 0, 0)

@@ -70,6 +70,18 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
             "published",
             ["splits.kind = 'published'", "'grouped', 'random' or 'released'"],
         ),
+        ("splits.folds", 1, ["splits.folds = 1", "greater than or equal to 2"]),
+        ("splits.folds", 3, ["checkpoints: ct has 1 of the 3 folds", "as ct-fold-1"]),
+        (
+            "splits",
+            {"kind": "random", "folds": 3},
+            ["folds: only splits of kind grouped have folds, not random"],
+        ),
+        (
+            "modalities.ct-fold-1",
+            {"names": ["CT one"]},
+            ["modalities.ct-fold-1: the slug has a meaning of its own"],
+        ),
         ("splits.near_duplicates", 25, ["splits.near_duplicates = 25", "less than or equal to 24"]),
         ("splits.patient_patterns", ["(a"], ["'(a' is not a regular expression: missing )"]),
         (
@@ -229,7 +241,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(
     tree: dict[str, Any], tmp_path: Path, key: str, value: Any, expected: list[str]
 ) -> None:
-    put(tree, key, value)
+    put(tree, key, tree[key] | value if key in tree and isinstance(value, dict) else value)
     if key.startswith("checkpoints.sft"):
         tree["evaluations"]["sft-ct"] = {"axis": "modality"}
     with pytest.raises(InputError) as error:

@@ -108,6 +108,26 @@ def test_a_ward_of_two_modalities_is_set_and_reverted(
     assert {name: after[name] for name in before} == before
 
 
+def test_small_data_can_be_cross_validated(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ward(tmp_path / "ward", {"MRI": 30, "Endoscopy": 30})
+    assert not use(folder)
+    assert "--folds 5 tests every question once" in capsys.readouterr().out
+    assert use(folder, yes=True, folds=3)
+    printed = capsys.readouterr().out
+    assert "mri-fold-1: 20 questions to train, 10 to test" in printed
+    assert "30 are tested in all" in printed
+    params = load_params()
+    assert params.splits.folds == 3
+    assert params.rows["endoscopy"] == ("endoscopy-fold-1", "endoscopy-fold-2", "endoscopy-fold-3")
+    assert params.checkpoints["mri-fold-2"].split == "mri-fold-2"
+    assert params.checkpoints["mri-fold-2"].images == "data/images/mri"
+    # without folds again, from the same source
+    assert use(folder, yes=True)
+    assert load_params().splits.folds is None
+
+
 def test_a_word_that_shares_one_with_a_name_is_another_name(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,13 +21,17 @@ from stages import evaluate
 from stages.core import layout
 from stages.core.distributed.ranks import PROCESSES
 from stages.core.errors import ExitCode, InputError
+from stages.core.outputs import write_json
 from stages.core.yaml_files import dump_yaml, read_yaml
+from stages.corpus.dataset.split_files import read_split
 from stages.generation import generate
 from stages.generation.answer_cache import AnswerCache
 from stages.generation.windows import Key
 from stages.policy import loading as policy
 from stages.predictions.schema import ABLATIONS, SCHEMA
 from stages.reporting.sources import read_predictions
+from stages.taxonomy import fold_slug
+from tests.omnimedvqa import AXES
 from tests.workspaces import REPOSITORY, small_workspace
 
 COMMAND = [sys.executable, "-m", "stages.evaluate", "base"]
@@ -87,6 +91,25 @@ def test_a_checkpoint_is_tested_on_its_own_axis(root: Path) -> None:
     assert removed not in task
     assert task["other"]["task_test"]
     assert not task["other"]["modality_test"]
+
+
+def test_a_checkpoint_of_a_fold_is_tested_on_its_fold_and_the_base_on_all(root: Path) -> None:
+    everything = {item["question_id"] for item in evaluate.read_items("modality", "grouped")}
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            tested = read_split(layout.split(axis, slug, "test", "grouped"))
+            for number in (1, 2):
+                own = [each for each in tested if len(each["image"]) % 2 == number % 2]
+                write_json(layout.split(axis, fold_slug(slug, number), "test", "grouped"), own)
+    first, second = (
+        {item["question_id"] for item in evaluate.read_items("modality", "grouped", number)}
+        for number in (1, 2)
+    )
+    assert first
+    assert second
+    assert first | second == everything
+    assert not first & second
+    assert len(evaluate.read_items("modality", "grouped")) == len(everything)
 
 
 def test_an_untrained_checkpoint_is_named_with_the_command_that_trains_it(

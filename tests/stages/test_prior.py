@@ -9,9 +9,11 @@ from stages import prior
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.outputs import write_json
+from stages.corpus.dataset.split_files import read_split
 from stages.scoring.blind_baseline import RULES, read_blind_baseline
-from stages.scoring.prior import blind_score, fit_prior
-from stages.scoring.questions import read_questions
+from stages.scoring.prior import blind_credits, blind_score, fit_prior
+from stages.scoring.questions import as_questions, read_questions
+from stages.taxonomy import fold_slug
 from tests.conftest import RunStage
 from tests.fakes import write_project
 from tests.omnimedvqa import AXES
@@ -134,3 +136,29 @@ def test_a_blind_baseline_that_lost_questions_is_refused(root: Path, run: RunSta
     write_json(path, found)
     with pytest.raises(InputError, match="its credits are not those of"):
         read_blind_baseline(path)
+
+
+def test_the_baseline_of_folds_answers_each_question_by_the_rule_of_its_fold(
+    root: Path, run: RunStage
+) -> None:
+    expected: dict[str, float] = {}
+    everything = read_split(layout.split("modality", "ct", "test", "grouped"))
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            tested = read_split(layout.split(axis, slug, "test", "grouped"))
+            write_json(layout.split(axis, slug, "train", "grouped"), [])
+            for number in (1, 2):
+                for part, offset in (("train", number), ("test", number - 1)):
+                    path = layout.split(axis, fold_slug(slug, number), part, "grouped")
+                    write_json(path, tested[offset % 2 :: 2])
+    for offset in (0, 1):
+        train, test = (as_questions(everything[at::2], "ct") for at in ((offset + 1) % 2, offset))
+        expected |= blind_credits(fit_prior(train, exact=True), test)
+    run(prior)
+    found = read_blind_baseline(layout.prior("modality", "ct"))
+    assert found.n == len(everything)
+    assert found.rules["as_written"].credit == expected
+    assert found.rules["as_written"].accuracy == pytest.approx(
+        sum(expected.values()) / len(everything)
+    )
+    assert not layout.prior("modality", "ct-fold-1").exists()

@@ -27,15 +27,18 @@ from stages.core.errors import InputError
 from stages.core.outputs import write_json
 from stages.core.params import load_params
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
+from stages.corpus.dataset.split_files import read_split
 from stages.corpus.quarantine.ledger import RecordLocation, Row, read_quarantine, write_quarantine
 from stages.corpus.quarantine.reasons import Reason
 from stages.corpus.splitting.released_join import NONE_RELEASED
 from stages.predictions.schema import LEFT_OUT
+from stages.profiles.proposal import with_folds
 from stages.reporting import build, figures
 from stages.reporting.headline import DISCLAIMER, verdict
 from stages.reporting.labels import percent, signed
 from stages.scoring.published import SPLITS
 from stages.scoring.tables import CELLS, Target
+from stages.taxonomy import fold_slug
 from tests.conftest import RunStage, change_params
 from tests.fakes import (
     CHECKPOINTS,
@@ -390,6 +393,87 @@ def test_other_test_questions_on_one_axis_leave_only_the_numbers_of_the_other(
     assert list(rows["measure"]) == ["cross-task accuracy over Qwen2-VL-2B"]
     assert metrics_of(tmp_path)["splits"]["released"]["med_r1"] == ["task"]
     assert "69.91" not in (tmp_path / build.PAGE).read_text(encoding="utf-8")
+
+
+def cross_validate(root: Path, folds: int) -> None:
+    """The project as if each checkpoint were those of so many folds, with the same answers."""
+    path = root / layout.PARAMS
+    tree = read_yaml(path)
+    groups = with_folds({"checkpoints": tree["checkpoints"]}, folds)
+    tree["splits"]["folds"] = folds
+    path.write_text(dump_yaml(tree | groups), encoding="utf-8")
+
+    def fold_of(image: str) -> int:
+        return int(hashlib.sha256(image.encode()).hexdigest(), 16) % folds + 1
+
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            tested = read_split(layout.split(axis, slug, "test", "grouped"))
+            write_json(layout.split(axis, slug, "train", "grouped"), [])
+            for number in range(1, folds + 1):
+                sides = {
+                    "train": [each for each in tested if fold_of(each["image"]) != number],
+                    "test": [each for each in tested if fold_of(each["image"]) == number],
+                }
+                for part, items in sides.items():
+                    name = fold_slug(slug, number)
+                    write_json(layout.split(axis, name, part, "grouped"), items)
+    for name in CHECKPOINTS:
+        table = pq.read_table(layout.predictions(name))
+        of = [fold_of(image) for image in table.column("image").to_pylist()]
+        for number in range(1, folds + 1):
+            fold = fold_slug(name, number)
+            own = table.filter(pa.array([each == number for each in of]))
+            renamed = pa.array([fold] * len(own), type=own.schema.field("checkpoint").type)
+            at = own.schema.get_field_index("checkpoint")
+            pq.write_table(
+                own.set_column(at, own.schema.field(at), renamed), layout.predictions(fold)
+            )
+            shutil.copy(layout.training_log(name), layout.training_log(fold))
+            shutil.copy(layout.training_provenance(name), layout.training_provenance(fold))
+        layout.predictions(name).unlink()
+
+
+def test_the_checkpoints_of_all_folds_are_one_row(project: Path) -> None:
+    report.make()
+    before = metrics_of(project)
+    sizes = pd.read_csv(project / "report/tables/cross_modality.csv")
+    cross_validate(project, 3)
+    report.make()
+    after = metrics_of(project)
+    for name, entry in after["checkpoints"].items():
+        assert entry.pop("folds") == [fold_slug(name, number) for number in (1, 2, 3)]
+    assert after["checkpoints"] == before["checkpoints"]
+    assert after["summary"] == before["summary"]
+    pd.testing.assert_frame_equal(pd.read_csv(project / "report/tables/cross_modality.csv"), sizes)
+    assert after["splits"]["folds"] == 3
+    words = page().words()
+    assert "A row is 3 checkpoints." in words
+    card = (project / "report/cards/ct.md").read_text(encoding="utf-8")
+    assert "ct-fold-1, ct-fold-2, ct-fold-3" in card
+    assert (project / "report/report.md").read_text(encoding="utf-8").count("A row is 3") == 1
+
+
+def test_a_fold_of_other_settings_or_none_is_refused(project: Path) -> None:
+    cross_validate(project, 2)
+    path = layout.predictions("ct-fold-2")
+    table = pq.read_table(path)
+    other = json.dumps(PROVENANCE | {"corpus": "another"})
+    pq.write_table(table.replace_schema_metadata({"provenance": other}), path)
+    with pytest.raises(InputError, match=r"ct-fold-2\.parquet was made with other settings"):
+        report.make()
+    path.unlink()
+    with pytest.raises(InputError, match=r"ct-fold-2"):
+        report.make()
+
+
+def test_what_small_tests_leave_open_is_said(made: Path) -> None:
+    wide = [
+        name
+        for name, entry in metrics_of(made)["checkpoints"].items()
+        if entry["in_domain"]["high"] - entry["in_domain"]["low"] > 0.1
+    ]
+    assert f"For {len(wide)} of 13 checkpoints the 95% interval of the gain" in page(made).words()
 
 
 def test_signs_of_reward_hacking_are_shown_with_what_was_written(project: Path) -> None:

@@ -17,7 +17,7 @@ from stages.core.outputs import read_json_lines, write_json, write_json_lines
 from stages.core.params import Splits, load_params
 from stages.core.provenance import collect_provenance
 from stages.core.settings.data import ReleasedSplits
-from stages.core.yaml_files import read_yaml
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.dataset.problems import (
     format_problem,
     format_solution,
@@ -30,6 +30,8 @@ from stages.corpus.splitting.data_tests import RECORD_TESTS, read_results
 from stages.corpus.splitting.drawing import random
 from stages.corpus.splitting.leaks import read_leaks, total
 from stages.corpus.splitting.released_join import NONE_RELEASED
+from stages.profiles.proposal import with_folds
+from stages.taxonomy import fold_slug
 from tests.conftest import ROOT, MakeRecord, Raw, RunStage, change_params
 from tests.omnimedvqa import AXES, MODALITIES, QUESTION_TYPES
 
@@ -681,3 +683,95 @@ def test_no_file_is_read_for_splits_that_are_drawn(
     run(splits)
     assert json.loads(layout.RELEASED.read_text(encoding="utf-8")) == NONE_RELEASED
     assert not (layout.SPLITS / "released").exists()
+
+
+def cross_validate(folds: int) -> None:
+    """Set splits.folds, and the checkpoints that go with it."""
+    path = Path("params.yaml")
+    tree = read_yaml(path)
+    tree["splits"]["folds"] = folds
+    groups = with_folds({"checkpoints": tree["checkpoints"]}, folds)
+    path.write_text(dump_yaml(tree | groups), encoding="utf-8")
+
+
+@pytest.mark.parametrize("folds", [2, 3, 4])
+def test_every_question_is_tested_in_one_fold_and_trained_on_in_the_others(
+    run: RunStage, records: list[Raw], folds: int
+) -> None:
+    cross_validate(folds)
+    run(splits)
+    for axis, slugs in AXES.items():
+        for slug in slugs:
+            everything = part_ids(axis, slug, "test", "grouped")
+            assert part_ids(axis, slug, "train", "grouped") == []
+            tested: list[str] = []
+            for number in range(1, folds + 1):
+                name = fold_slug(slug, number)
+                train, test = (part_ids(axis, name, part, "grouped") for part in ("train", "test"))
+                assert sorted([*train, *test]) == everything
+                assert test
+                tested += test
+            assert sorted(tested) == everything
+    leaks = read_leaks(layout.LEAKS)
+    for axis in AXES:
+        counts = total(leaks["grouped"][axis].values())
+        assert (counts.test, counts.image, counts.group) == (len(records), 0, 0)
+        assert counts.other_axis == 0, "the folds of both axes are the same groups"
+    assert not list((layout.SPLITS / "random").rglob("*-fold-*"))
+
+
+def test_images_of_a_patient_are_in_one_fold(run: RunStage, project: Path) -> None:
+    records = [
+        {
+            "dataset": "Set",
+            "question_id": f"q{number:02}",
+            "question_type": QUESTION_TYPES["lesion-grading"],
+            "question": "What is seen?",
+            "gt_answer": "Cyst",
+            "image_path": f"Images/Set/{number}.png",
+            "option_A": "Cyst",
+            "option_B": "Nodule",
+            "modality_type": MODALITIES["ct"],
+            "patient": f"Images/Set/{number // 3}.png",
+        }
+        for number in range(18)
+    ]
+    write_records(records)
+    cross_validate(3)
+    run(splits)
+    fold_of = {
+        name: number
+        for number in range(1, 4)
+        for name in part_ids("modality", fold_slug("ct", number), "test", "grouped")
+    }
+    assert len(fold_of) == 18
+    for patient in range(6):
+        assert len({fold_of[f"q{patient * 3 + each:02}"] for each in range(3)}) == 1
+
+
+def test_a_split_that_lacks_data_in_a_fold_is_left_out_in_all(
+    run: RunStage, records: list[Raw]
+) -> None:
+    few = [each for each in records if each["modality_type"] != MODALITIES["oct"]]
+    few += [each for each in records if each["modality_type"] == MODALITIES["oct"]][:1]
+    write_records(few)
+    cross_validate(3)
+    run(splits)
+    left_out = json.loads(layout.LEFT_OUT.read_text(encoding="utf-8"))["grouped"]
+    assert set(left_out["modality"]) == {"oct", *(fold_slug("oct", each) for each in (1, 2, 3))}
+    for number in range(1, 4):
+        assert part_ids("modality", fold_slug("oct", number), "test", "grouped") == []
+    assert part_ids("modality", "oct", "test", "grouped") == []
+
+
+def test_unions_have_folds_too(run: RunStage, records: list[Raw]) -> None:
+    change_params("splits", joint={"cross-sectional": {"axis": "modality", "of": ["ct", "mri"]}})
+    cross_validate(2)
+    run(splits)
+    for number in (1, 2):
+        union = part_ids("modality", fold_slug("cross-sectional", number), "train", "grouped")
+        parts = [
+            part_ids("modality", fold_slug(slug, number), "train", "grouped")
+            for slug in ("ct", "mri")
+        ]
+        assert union == sorted(chain.from_iterable(parts))

@@ -9,6 +9,8 @@ import pytest
 
 from flows.registry import champion
 from stages.core.errors import ExitCode, InputError
+from stages.core.yaml_files import dump_yaml, read_yaml
+from stages.profiles.proposal import with_folds
 from tests.commands import med_r1
 from tests.flows.corpora import copy_workspace, make_workspace
 from tests.flows.tiny import run
@@ -24,6 +26,15 @@ def root(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     root = copy_workspace(template, tmp_path / "copy")
     monkeypatch.chdir(root)
     return root
+
+
+def test_a_cross_validation_has_no_champion(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["splits"]["folds"] = 2
+    groups = with_folds({"checkpoints": tree["checkpoints"]}, 2)
+    (root / "params.yaml").write_text(dump_yaml(tree | groups), encoding="utf-8")
+    assert med_r1("champion", "promote") == ExitCode.INPUT
+    assert "splits.folds is set" in capsys.readouterr().err
 
 
 def test_promote_rollback_and_checkout_from_the_command_line(

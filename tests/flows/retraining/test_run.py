@@ -19,8 +19,9 @@ from flows.retraining.validate import RefusedDropError
 from flows.scheduling.slots import find_slots
 from stages.core import layout
 from stages.core.errors import InputError
-from stages.core.yaml_files import read_yaml
+from stages.core.yaml_files import dump_yaml, read_yaml
 from stages.corpus.quarantine.ledger import read_quarantine
+from stages.profiles.proposal import with_folds
 from tests.flows.corpora import by_dvc, copy_workspace, make_records, make_workspace, write_corpus
 
 
@@ -70,6 +71,15 @@ def files(root: Path) -> dict[str, bytes]:
         for path in (*tracked, *(root / "data").rglob("*"), *(root / "models").rglob("*"))
         if path.is_file()
     }
+
+
+def test_a_cross_validation_is_not_retrained(root: Path) -> None:
+    tree = read_yaml(root / "params.yaml")
+    tree["splits"]["folds"] = 2
+    groups = with_folds({"checkpoints": tree["checkpoints"]}, 2)
+    (root / "params.yaml").write_text(dump_yaml(tree | groups), encoding="utf-8")
+    with pytest.raises(InputError, match=r"splits\.folds is set"):
+        retrain(root)
 
 
 def test_nothing_new_runs_nothing(root: Path) -> None:

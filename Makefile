@@ -30,7 +30,7 @@ help:
 
 repro: $(INSTALLED)
 	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. About 11 minutes on 2 cores; what is up to date is skipped."
-	@dvc repro
+	@med-r1 reproduce
 	@med-r1 report
 
 full: $(INSTALLED)

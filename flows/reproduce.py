@@ -95,7 +95,8 @@ def reproduce(
     Args:
         only: Stages to bring up to date with all they need, by name, group or glob: train@ct,
             evaluate, train@*. Default: all.
-        slots: GPU stages at once, at most one per GPU. Default on a machine without GPUs: 1.
+        slots: GPU stages at once, at most one per GPU. Default on a machine without GPUs: one for
+            each base.threads cores.
         gpus: Indices of the GPUs to use. Default: all visible GPUs.
         root: Folder of the workspace. Default: the working directory.
     """

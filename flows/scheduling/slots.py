@@ -16,11 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import psutil
 
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import LockedError, exclusive_lock
+from stages.core.yaml_files import read_yaml
 
+_SLOT_BYTES: Final = 2 * 2**30
+"""Memory for a training of the embedded base, which takes 1.1 GB."""
 POLL_SECONDS = 0.2
 """Time between two attempts to lock free slots."""
 
@@ -86,10 +92,11 @@ class Slots:
 
 
 def find_slots(root: Path, count: int | None = None, gpus: Sequence[str] | None = None) -> Slots:
-    """GPU slots of a workspace: one per GPU, or without GPUs `count` (default 1) CPU slots.
+    """GPU slots of a workspace: one per GPU, or without GPUs `count` CPU slots.
 
-    `gpus`: indices to use; if None, all that CUDA_VISIBLE_DEVICES allows. InputError for more slots
-    than GPUs.
+    The default without GPUs is one for each `base.threads` cores, as far as memory allows. `gpus`:
+    indices to use; if None, all that CUDA_VISIBLE_DEVICES allows. InputError for more slots than
+    GPUs.
     """
     devices = list(gpus) if gpus is not None else visible_gpus()
     if devices:
@@ -102,10 +109,22 @@ def find_slots(root: Path, count: int | None = None, gpus: Sequence[str] | None 
     if count is not None and count < 1:
         raise InputError(f"{count} slots: at least one is needed")
     return Slots(
-        tuple(f"cpu-{number}" for number in range(count or 1)),
+        tuple(f"cpu-{number}" for number in range(count or _cpu_slots(root))),
         (root / layout.SCRATCH / "flows" / "slots").resolve(),
         are_gpus=False,
     )
+
+
+def _cpu_slots(root: Path) -> int:
+    """Stages that this machine's cores and memory can run at once, at least one."""
+    path = root / layout.PARAMS
+    base = read_yaml(path).get("base") if path.is_file() else None
+    threads = base.get("threads") if isinstance(base, dict) else None
+    if not isinstance(threads, int):
+        return 1
+    by_cores = len(os.sched_getaffinity(0)) // threads
+    by_memory = psutil.virtual_memory().available // _SLOT_BYTES
+    return max(min(by_cores, by_memory), 1)
 
 
 def host_folder() -> Path:

@@ -24,7 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
-from stages.generation.greedy import COMPACT_BELOW, complete_greedily
+from stages.generation.greedy import COMPACT_BELOW, RepetitionPenalty, complete_greedily
 from stages.generation.image_loader import ProcessedImage, load_images, process_image
 from stages.generation.image_prefill import Prefixes, prefill_images
 from stages.generation.windows import BLANK, Key, Question, Window
@@ -178,9 +178,11 @@ class _Answerer:
         self._batch_size.estimate(
             self._policy, max(prefixes.lengths), max(map(len, suffixes)), self._max_new_tokens
         )
-        return self._answer_rows(prefixes, rows)
+        return self._answer_rows(head, prefixes, rows)
 
-    def _answer_rows(self, prefixes: Prefixes, rows: Sequence[_Row]) -> Answers:
+    def _answer_rows(
+        self, head: Sequence[int], prefixes: Prefixes, rows: Sequence[_Row]
+    ) -> Answers:
         """Answer rows in batches, whose size is halved where one does not fit in memory."""
         completions: dict[Key, Completion] = {}
         sizes = set()
@@ -188,7 +190,7 @@ class _Answerer:
             size = self._batch_size.rows
             batch = rows[len(completions) : len(completions) + size]
             try:
-                answers = self._complete(prefixes, batch)
+                answers = self._complete(head, prefixes, batch)
             except torch.OutOfMemoryError as error:
                 # the frames of its traceback hold the tensors that took the memory
                 self._batch_size.halve(error.with_traceback(None))
@@ -199,8 +201,13 @@ class _Answerer:
             torch.cuda.empty_cache()
         return Answers(completions, sorted(sizes))
 
-    def _complete(self, prefixes: Prefixes, rows: Sequence[_Row]) -> list[Completion]:
-        """Complete B rows, whose prefixes take P columns and whose suffixes take W."""
+    def _complete(
+        self, head: Sequence[int], prefixes: Prefixes, rows: Sequence[_Row]
+    ) -> list[Completion]:
+        """Complete B rows, whose prefixes take P columns and whose suffixes take W.
+
+        `head`: the token ids before the image, which all prefixes share.
+        """
         device = self._policy.device
         selected = torch.tensor([row.prefix_index for row in rows], device=device)  # (B,) of the U
         prefix_lengths = [prefixes.lengths[row.prefix_index] for row in rows]
@@ -247,6 +254,11 @@ class _Answerer:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
+        repetition = None
+        if (penalty := self._policy.generation_config.repetition_penalty or 1.0) != 1.0:
+            image_token = self._processor.image_token_id
+            whole = [[*head, image_token, *row.suffix] for row in rows]
+            repetition = RepetitionPenalty(penalty, whole, logits)
         completion_ids = complete_greedily(
             self._policy,
             layers,
@@ -256,6 +268,7 @@ class _Answerer:
             max_tokens=self._max_new_tokens,
             eos_ids=self._eos_ids,
             suppressed=self._suppressed,
+            repetition=repetition,
             compact_below=self._compact_below,
         )
         texts = self._processor.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)

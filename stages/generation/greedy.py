@@ -18,6 +18,34 @@ Dropping copies the cache of the remaining rows: all at once, this happens a few
 """
 
 
+class RepetitionPenalty:
+    """The repetition penalty of transformers' `generate`, for B rows of a vocabulary of V tokens.
+
+    Scores of tokens that stand in a row, its prompt included, are divided by `penalty` if they are
+    positive, and multiplied by it otherwise.
+    """
+
+    def __init__(self, penalty: float, prompts: Sequence[Sequence[int]], like: Tensor) -> None:
+        """`prompts`: the token ids of each row's prompt; `like`: logits (B, V)."""
+        self._penalty = penalty
+        self._seen = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
+        for row, ids in enumerate(prompts):
+            self._seen[row, torch.tensor(sorted(set(ids)), device=like.device)] = True
+
+    def apply(self, scores: Tensor) -> Tensor:
+        """The penalised scores (B, V)."""
+        penalised = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
+        return torch.where(self._seen, penalised, scores)
+
+    def add(self, chosen: Tensor) -> None:
+        """Add a token (B) to each row."""
+        self._seen[torch.arange(len(chosen), device=chosen.device), chosen] = True
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Drop all rows except these."""
+        self._seen = self._seen[rows]
+
+
 @torch.inference_mode()
 def complete_greedily(
     policy: nn.Module,
@@ -29,6 +57,7 @@ def complete_greedily(
     max_tokens: int,
     eos_ids: Sequence[int],
     suppressed: Sequence[int] = (),
+    repetition: RepetitionPenalty | None = None,
     compact_below: float = COMPACT_BELOW,
 ) -> list[list[int]]:
     """Decode B rows greedily; returns their token ids, end token included.
@@ -42,6 +71,7 @@ def complete_greedily(
         max_tokens: Upper bound of the length of a row.
         eos_ids: Tokens that end a row.
         suppressed: Tokens that are never generated.
+        repetition: Penalty on tokens that a row has already; holds its prompts.
         compact_below: See `COMPACT_BELOW`; 0 never drops a row before all have finished.
     """
     device = logits.device
@@ -60,7 +90,12 @@ def complete_greedily(
     mask = torch.cat([mask, mask.new_ones(len(mask), max_tokens)], dim=1)
     width = mask.shape[1] - max_tokens
     for step in range(max_tokens):
-        chosen = logits.float().index_fill(1, never, -torch.inf).argmax(-1)
+        scores = logits.float()
+        if repetition is not None:
+            scores = repetition.apply(scores)
+        chosen = scores.index_fill(1, never, -torch.inf).argmax(-1)
+        if repetition is not None:
+            repetition.add(chosen)
         output_ids[rows, step] = chosen
         ended = unfinished & torch.isin(chosen, eos)
         lengths[rows[ended]] = step + 1
@@ -76,6 +111,8 @@ def complete_greedily(
             mask = mask[selected]
             positions = positions[:, selected]
             chosen = chosen[selected]
+            if repetition is not None:
+                repetition.select_rows(selected)
             unfinished = unfinished[selected]
         logits = policy(
             input_ids=chosen[:, None],

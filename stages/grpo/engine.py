@@ -23,7 +23,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from stages.core.errors import InputError
 from stages.grpo.resume import ResumableRollout
@@ -92,6 +92,17 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return self.engine_options.engine == "shared-prefix" and bool(self.model.training)
 
     # -- batches -----------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """As TRL's for completions that are drawn for a whole optimiser step at once.
+
+        With `reuse_prompt_pass` they are drawn for each pass; without this, the last step of an
+        epoch could have fewer passes, and an epoch more steps.
+        """
+        sampler = super()._get_train_sampler(dataset)
+        if self.engine_options.reuse_prompt_pass and isinstance(sampler, RepeatSampler):
+            sampler.batch_size *= self.args.gradient_accumulation_steps
+        return sampler
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, but without its shuffle, which would separate the members of a group."""

@@ -26,7 +26,6 @@ from stages.grpo.trainer import (
     check_batch,
     check_prompts,
     lora_config,
-    reuses_prompt_pass,
     shared_arguments,
     with_images,
 )
@@ -141,8 +140,6 @@ def build_sft_trainer(
     )
     if grpo.freeze_vision_tower:
         backbone(policy).visual.requires_grad_(False)
-    # micro-batches per generation of the GRPO twin, which draws their prompts together
-    steps_per_generation = 1 if reuses_prompt_pass(grpo) else grpo.gradient_accumulation_steps
     config = sft_config(grpo, sft, scratch, run_name)
     join_deepspeed(grpo, config)
     trainer = MedSFTTrainer(
@@ -152,7 +149,8 @@ def build_sft_trainer(
         processing_class=processor,
         peft_config=grpo.lora and lora_config(grpo.lora, policy),
         callbacks=[StepProgress(run_name), TrainingWatch(run_name, None)],
-        prompts_per_draw=grpo.prompts_per_device * steps_per_generation,
+        # the GRPO twin draws the prompts of an optimiser step together
+        prompts_per_draw=grpo.prompts_per_device * grpo.gradient_accumulation_steps,
         repeats=grpo.num_iterations,
     )
     if trainer.args.n_gpu > 1:

@@ -107,6 +107,7 @@ def grpo_config(grpo: Grpo, scratch: Path, run_name: str) -> GRPOConfig:
         reward_weights=list(grpo.rewards.values()),
         temperature=grpo.temperature,
         top_p=grpo.top_p,
+        top_k=grpo.top_k,
         max_completion_length=grpo.max_completion_length,
         **vllm_arguments(grpo),
     )

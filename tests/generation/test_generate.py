@@ -81,9 +81,13 @@ def answers(policy: Any, folder: Path, batch_size: int, **options: Any) -> dict[
     return merged(batches(policy, four_questions(folder), batch_size, **options))
 
 
+@pytest.mark.parametrize("penalty", [None, 1.05, 1.7])
 @pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
-def test_answers_equal_those_of_generate_for_each_image(family: str, tmp_path: Path) -> None:
+def test_answers_equal_those_of_generate_for_each_image(
+    family: str, penalty: float | None, tmp_path: Path
+) -> None:
     policy = (embedded_policy() if family == "embedded" else random_policy(family)).eval()
+    policy.generation_config.repetition_penalty = penalty
     completions = answers(policy, tmp_path, 3)
     assert len(completions) == sum(len(each.images) for each in four_questions(tmp_path))
     for index, question in enumerate(four_questions(tmp_path)):
@@ -243,3 +247,13 @@ def test_a_question_with_an_image_token_is_refused(tmp_path: Path) -> None:
     question = Question(f"Scan? {processor().image_token}", {"real": row["image"]})
     with pytest.raises(InputError, match=r"'Scan\? .*' has 2 image tokens, expected 1"):
         batches(embedded_policy(), [question], 1)
+
+
+def test_a_repetition_penalty_changes_answers_and_not_with_the_batch_size(tmp_path: Path) -> None:
+    policy = random_policy("qwen2_5_vl")
+    plain = answers(policy, tmp_path, 4)
+    policy.generation_config.repetition_penalty = 1.7
+    penalised = answers(policy, tmp_path, 4)
+    assert penalised != plain
+    assert penalised == answers(policy, tmp_path, 1)
+    assert penalised == answers(policy, tmp_path, 4, compact_below=0.0)

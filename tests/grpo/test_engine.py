@@ -14,7 +14,7 @@ from stages.core.errors import InputError
 from stages.grpo import engine
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.shared_prefix import score
-from stages.grpo.trainer import save_policy
+from stages.grpo.trainer import build_trainer, save_policy, train_dataset
 from stages.policy.loading import load_policy
 from stages.policy.prompt_batch import PromptBatch, process_prompts
 from stages.policy.vision_features import VisionFeatures
@@ -24,6 +24,7 @@ from tests.grpo.tiny import (
     chats,
     count_processed_images,
     embedded_policy,
+    grpo_settings,
     layer_names,
     parameters,
     processor,
@@ -242,6 +243,44 @@ def test_groups_stay_together_and_images_with_their_prompts(tmp_path: Path) -> N
         tokens = (prompts.ids == processor().image_token_id).sum(1)
         assert tokens.tolist() == (prompts.image_grid_thw.prod(-1) // 4).tolist()
         assert len(prompts.pixel_values) == int(prompts.image_grid_thw.prod())
+
+
+def test_reuse_and_accumulation_see_the_same_batches(tmp_path: Path) -> None:
+    """10 questions, 2 in a pass, 2 passes in a step: an epoch has 2 whole steps either way."""
+    rows = [
+        row | {"problem": f"{number}: {row['problem']}"}
+        for number, row in enumerate(questions(tmp_path) * 5)
+    ]
+    orders, steps, weights = [], [], []
+    for reuse in (True, False):
+        grpo = grpo_settings(
+            num_generations=2,
+            prompts_per_device=2,
+            gradient_accumulation_steps=2,
+            reuse_prompt_pass=reuse,
+            max_steps=-1,
+            num_train_epochs=1.0,
+            save_steps=0,
+        )
+        trainer = build_trainer(
+            embedded_policy(),
+            processor(),
+            train_dataset(rows, "no-think"),
+            grpo,
+            "no-think",
+            scratch=tmp_path / str(reuse),
+            run_name="x",
+        )
+        order = list(trainer._get_train_sampler())
+        orders.append(list(dict.fromkeys(order)))
+        trainer.train()
+        steps.append(trainer.state.global_step)
+        weights.append(parameters(trainer))
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 8
+    assert steps == [2, 2]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_an_image_is_processed_once_per_group(

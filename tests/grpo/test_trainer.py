@@ -36,6 +36,7 @@ def test_med_r1s_published_settings_can_be_expressed(tmp_path: Path) -> None:
         "learning_rate": 1e-6,
         "beta": 0.04,
         "max_completion_length": 256,
+        "top_k": 50,
         "bf16": False,
         "reuse_prompt_pass": False,
     }
@@ -45,6 +46,7 @@ def test_med_r1s_published_settings_can_be_expressed(tmp_path: Path) -> None:
     assert config.beta == 0.04
     assert config.reward_weights == [1.0, 1.0]
     assert config.generation_batch_size == 8
+    assert config.top_k == 50
 
 
 def test_image_tokens_are_suppressed_in_sampling(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ class Grpo(SettingsGroup):
     """Reward name -> weight."""
     temperature: PositiveFloat
     top_p: Annotated[float, Field(gt=0, le=1)]
+    top_k: NonNegativeInt
+    """Tokens of the highest probabilities that are drawn from; 0: all."""
     max_prompt_length: PositiveInt
     """Tokens, those of the image among them."""
     max_completion_length: PositiveInt

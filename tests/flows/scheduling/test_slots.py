@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from flows.scheduling.slots import Slots, find_slots, visible_gpus
@@ -89,3 +92,25 @@ def test_slots_are_the_visible_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         find_slots(tmp_path).acquire(4, never),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "threads", "count"),
+    [(2, 24, 1, 2), (2, 24, 2, 1), (8, 64, 3, 2), (16, 7, 1, 3), (2, 1, 1, 1), (1, 8, 4, 1)],
+)
+def test_without_gpus_cores_and_memory_decide_how_many_stages_run_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    gigabytes: int,
+    threads: int,
+    count: int,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    memory = SimpleNamespace(available=gigabytes * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    (tmp_path / "params.yaml").write_text(f"base: {{threads: {threads}}}\n", encoding="utf-8")
+    assert len(find_slots(tmp_path).names) == count
+    (tmp_path / "params.yaml").write_text("rate: 1\n", encoding="utf-8")
+    assert len(find_slots(tmp_path).names) == 1

@@ -26,11 +26,18 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from stages.core.errors import InputError
+from stages.grpo.drafts import (
+    DraftPass,
+    Drafts,
+    prefill_with_drafts,
+    score_drafted,
+    without_drafts,
+)
 from stages.grpo.resume import ResumableRollout
-from stages.grpo.rollout import Sampling, draws, sample_completions
+from stages.grpo.rollout import Sampling, draws, sample_drafted
 from stages.grpo.shared_prefix import CompletionScorer, concatenate, fits_one_row, score
 from stages.grpo.vllm_rollout import patch_generate
-from stages.policy.prefill import ImageInputs, PromptPass, prefill_prompts
+from stages.policy.prefill import ImageInputs, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
 
@@ -42,13 +49,17 @@ Scores = tuple[Tensor, Tensor | None, Tensor | None]
 class EngineOptions:
     """Options of the engine; none changes a result beyond rounding.
 
-    `engine`: `shared-prefix`, or `trl` for TRL's own path. `reuse_prompt_pass`: the pass over the
+    `engine`: `shared-prefix`, or `trl` for TRL's own path. `draft_nodes`: tokens of likely
+    completions in the pass over the prompts, at first of `draft_seeds`; 0 drafts none.
+    `reuse_prompt_pass`: the pass over the
     prompts that starts a rollout has gradients and serves the loss too. `skip_zero_advantage`:
     groups without advantage are not scored by the policy. `fused_head`: logits are never stored.
     `vision_cache_bytes`: bytes of cached features of a frozen vision tower.
     """
 
     engine: Literal["shared-prefix", "trl"] = "shared-prefix"
+    draft_nodes: int = 0
+    draft_seeds: tuple[tuple[int, ...], ...] = ()
     reuse_prompt_pass: bool = False
     skip_zero_advantage: bool = False
     fused_head: bool = False
@@ -72,9 +83,13 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         # the examples of the generation batch, one per completion, with images
         self._examples: list[dict[str, Any]] = []
         # the policy's pass over the prompts, with gradients, if the loss is to reuse it
-        self._reusable_pass: PromptPass | None = None
+        self._reusable_pass: DraftPass | None = None
         # those of the B groups that the policy scores; None: all
         self._active_groups: list[int] | None = None
+        self._drafts: Drafts | None = None
+        if engine_options.engine == "shared-prefix" and engine_options.draft_nodes:
+            excluded = (*self.eos_token_ids, *(self.generation_config.suppress_tokens or ()))
+            self._drafts = Drafts(engine_options.draft_seeds, excluded, engine_options.draft_nodes)
         if engine_options.engine == "shared-prefix":
             for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
                 embed_patches_by_product(policy)
@@ -187,9 +202,22 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             self.accelerator.autocast(),
         ):
             with nullcontext() if self.engine_options.reuse_prompt_pass else torch.no_grad():
-                prompt_pass = prefill_prompts(policy, prompts, self._image_inputs(policy, prompts))
-            self._reusable_pass = prompt_pass if self.engine_options.reuse_prompt_pass else None
-            return sample_completions(policy, prompts, prompt_pass.detached(), uniform, sampling)
+                draft_pass = self._prefill(policy, prompts)
+            self._reusable_pass = draft_pass if self.engine_options.reuse_prompt_pass else None
+            sampled = sample_drafted(policy, prompts, draft_pass.detached(), uniform, sampling)
+        if self._drafts is not None:
+            self._drafts.learn(sampled.completions)
+        metrics = self._metrics["train"]
+        metrics["rollout/drafted"].append(sampled.drafted / len(sampled.completions))
+        metrics["rollout/forwards"].append(float(sampled.forwards))
+        return sampled.completions
+
+    def _prefill(self, policy: Any, prompts: PromptBatch) -> DraftPass:
+        """The policy's pass over prompts, with the present drafts behind each."""
+        image_inputs = self._image_inputs(policy, prompts)
+        if self._drafts is None or not len(self._drafts.trie):
+            return without_drafts(prefill_prompts(policy, prompts, image_inputs))
+        return prefill_with_drafts(policy, prompts, image_inputs, self._drafts.trie)
 
     def _sampling(self) -> Sampling:
         config = self.generation_config
@@ -291,9 +319,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         with self.accelerator.autocast():
             # without gradients the reference is scored, or the policy before an update
             if self._reusable_pass is not None and torch.is_grad_enabled():
-                logps, entropies = score(
-                    model, prompts, prompts.image_inputs, ids, mask, scorer, self._reusable_pass
-                )
+                logps, entropies = self._score_reused(model, prompts, ids, mask, scorer)
             elif self._active_groups is not None:
                 active = self._active_groups
                 logps, entropies = self._score(model, active, ids, mask, scorer)
@@ -310,6 +336,28 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
                     self._score(model, chunk, ids, mask, scorer) for chunk in chunks
                 )
         return logps, entropies, None
+
+    def _score_reused(
+        self,
+        model: Any,
+        prompts: PromptBatch,
+        ids: Tensor,
+        mask: Tensor,
+        scorer: CompletionScorer,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Score completions (B, G, C) from the rollout's pass: alone, if all of them were drafted.
+
+        With several processes there is always a pass of the wrapped policy, which waits for it.
+        """
+        assert self._reusable_pass is not None
+        if self.accelerator.num_processes == 1 and not scorer.fused:
+            drafted = score_drafted(
+                self._reusable_pass, ids, mask, scorer.temperature, entropy=scorer.entropy
+            )
+            if drafted is not None:
+                return drafted
+        prompt_pass = self._reusable_pass.prompt_pass
+        return score(model, prompts, prompts.image_inputs, ids, mask, scorer, prompt_pass)
 
     def _score(
         self, model: Any, groups: Sequence[int], ids: Tensor, mask: Tensor, scorer: CompletionScorer

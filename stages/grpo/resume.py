@@ -124,7 +124,9 @@ class ResumableRollout(Resumable):
         trainer: Any = self
         accelerator = trainer.accelerator
         rollout = _read_rollout(checkpoint, accelerator.process_index, accelerator.device)
-        trainer._step, trainer._buffered_inputs, metrics = rollout
+        trainer._step, trainer._buffered_inputs, metrics, drafts = rollout
+        if trainer._drafts is not None:
+            trainer._drafts.restore(drafts or [])
         trainer._metrics["train"].update(metrics)
 
 
@@ -176,20 +178,28 @@ def _write_rollout(folder: Path, trainer: Any) -> None:
     save_file(tensors, folder / f"{stem}.safetensors")
     write_json(
         folder / f"{stem}.json",
-        {"step": trainer._step, "others": others, "metrics": dict(trainer._metrics["train"])},
+        {
+            "step": trainer._step,
+            "others": others,
+            "metrics": dict(trainer._metrics["train"]),
+            "drafts": list(trainer._drafts.recent) if trainer._drafts is not None else None,
+        },
     )
 
 
 def _read_rollout(
     folder: Path, process: int, device: torch.device
-) -> tuple[int, list[dict[str, Any]] | None, dict[str, list[float]]]:
-    """Micro-step, micro-batches on `device` (None if none are pending), metrics not yet logged."""
+) -> tuple[int, list[dict[str, Any]] | None, dict[str, list[float]], list[list[int]] | None]:
+    """Micro-step, micro-batches on `device` (None if none are pending), metrics, drafts.
+
+    The metrics are those not yet logged; the drafts are None if there are none.
+    """
     stem = folder / f"rollout-{process}"
     state = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     tensors = load_file(stem.with_suffix(".safetensors"))
     on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
     batches = _unpack(on_device, state["others"])
-    return state["step"], batches or None, state["metrics"]
+    return state["step"], batches or None, state["metrics"], state["drafts"]
 
 
 def _pack(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

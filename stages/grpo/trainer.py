@@ -26,6 +26,7 @@ from stages.core.iteration.progress import progress_reporter
 from stages.core.params import Grpo, Lora
 from stages.core.services.tracking import TrackingRun
 from stages.corpus.dataset.image_store import open_image
+from stages.corpus.dataset.problems import LETTERS, format_solution
 from stages.grpo.engine import EngineOptions, MedGRPOTrainer
 from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
 from stages.grpo.rewards import reward_functions
@@ -188,6 +189,8 @@ def build_trainer(
         callbacks=[StepProgress(run_name), TrainingWatch(run_name, grpo.max_completion_length)],
         engine_options=EngineOptions(
             engine=grpo.engine,
+            draft_nodes=grpo.draft_nodes if grpo.rollout == "policy" else 0,
+            draft_seeds=draft_seeds(processor, dataset, style),
             reuse_prompt_pass=grpo.reuse_prompt_pass,
             skip_zero_advantage=grpo.skip_zero_advantage,
             fused_head=grpo.fused_head,
@@ -196,6 +199,18 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
     return trainer
+
+
+def draft_seeds(processor: Any, dataset: Dataset, style: Style) -> tuple[tuple[int, ...], ...]:
+    """Token ids of completions that are likely from the start: the answer format of each letter.
+
+    With thoughts first, only their beginning is known.
+    """
+    options = max(map(len, dataset.with_format(None)["options"]))
+    texts = [format_solution(letter) for letter in LETTERS[:options]]
+    if style == "think":
+        texts = ["<think>"]
+    return tuple(tuple(ids) for ids in processor.tokenizer(texts)["input_ids"])
 
 
 def lora_config(lora: Lora, policy: PreTrainedModel) -> Any:

@@ -53,7 +53,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
             0.1,
             [
                 "grpo.betta: unknown key; did you mean 'beta'?",
-                "Allowed here: engine, reuse_prompt_pass,",
+                "Allowed here: engine, draft_nodes, reuse_prompt_pass,",
             ],
         ),
         ("grpoo", {}, ["grpoo: unknown key; did you mean 'grpo'?"]),

@@ -38,7 +38,7 @@ def step_differences(
     """Run cases on two ranks and one; the difference of their steps as a share of the step."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     # `step` replaces it in this process, too: restored after the test
-    monkeypatch.setattr(engine, "sample_completions", vars(engine)["sample_completions"])
+    monkeypatch.setattr(engine, "sample_drafted", vars(engine)["sample_drafted"])
     monkeypatch.setattr(shared_prefix, "PACK_MAX_TOKENS", shared_prefix.PACK_MAX_TOKENS)
     launch(["tests.grpo.two_processes", str(folder), *cases], 2, folder / "logs", "see above")
     before = embedded_policy().state_dict()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from stages.core.distributed.launch import processes
 from stages.grpo import engine, shared_prefix
 from stages.grpo.parallel import gather_weights, prepare_deepspeed
+from stages.grpo.rollout import Sampled
 from tests.grpo.tiny import grpo_settings, set_rewards, tiny_trainer
 
 PROMPTS: Final = 2
@@ -95,9 +96,9 @@ def steer(trainer: Any, first: int, case: str) -> None:
             None,
         )
     else:
-        vars(engine)["sample_completions"] = lambda policy, prompts, prompt_pass, uniform, _: [
-            next(completions) for _ in range(len(prompts) * uniform.shape[1])
-        ]
+        vars(engine)["sample_drafted"] = lambda policy, prompts, draft_pass, uniform, _: Sampled(
+            [next(completions) for _ in range(len(prompts) * uniform.shape[1])]
+        )
     set_rewards(trainer, lambda completions, **_: [next(pool) for _ in completions])
 
 

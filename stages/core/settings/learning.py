@@ -81,6 +81,10 @@ class Grpo(SettingsGroup):
     """Compute a prompt and its image once for its group, or once for each completion as TRL does:
     the same numbers.
     """
+    draft_nodes: Annotated[int, Field(ge=0, le=1024)]
+    """Tokens of likely completions that are computed in the prompt's pass, so that they need none
+    of their own; completions are the same. Engine shared-prefix; 0: none.
+    """
     reuse_prompt_pass: bool
     """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a
     fourth less work. It holds the activations of all prompts of a forward pass while completions

@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PORT ?= 4200
 PROFILE ?= full
 # tests that `make test` runs beside all others, about half of the time
-BESIDE := tests/flows
+BESIDE := tests/flows tests/end_to_end
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # nothing here reports home

@@ -196,6 +196,7 @@ def _run(
     def run_stage(stage: str, why: str) -> State[Any]:
         result = site.run(runner, graph.stages[stage], why)
         results[stage] = result
+        tell_progress()
         if result.state == "stopped":
             return Cancelled(name="Stopped", message=result.message)
         if result.state == "failed":
@@ -206,6 +207,21 @@ def _run(
     @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
     def skip_stage(stage: str, why: str) -> State[Any]:
         return Cancelled(name="Skipped", message=why)
+
+    def tell_progress() -> None:
+        left = [name for name in names if name not in results]
+        gpu_stages = [name for name in left if graph.stages[name].gpus]
+        others = [name for name in left if not graph.stages[name].gpus]
+        capacity = site.capacity
+        known = durations.read(root)
+        seconds = durations.estimate_left(
+            gpu_stages, others, known, capacity.gpu_slots, capacity.cpu_jobs
+        )
+        if left:
+            progress = f"{len(results)} of {len(names)} stages done"
+            if seconds is not None:
+                progress += f"; about {durations.format_duration(seconds)} left"
+            logger.info(progress)
 
     def start(name: str) -> None:
         stage = graph.stages[name]

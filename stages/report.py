@@ -29,7 +29,7 @@ from stages.reporting.released import summarise_released
 from stages.reporting.sources import mean_log, read_training_log
 from stages.scoring.blind_baseline import read_blind_baseline
 from stages.scoring.tables import in_domain, score, with_ablation, without_image
-from stages.taxonomy import Axes, fold_slug
+from stages.taxonomy import Axes, fold_slugs
 
 OUTPUTS_FORMAT: Final = 1
 """`stages.core.outputs.FORMAT` of the JSON that this stage writes."""
@@ -116,7 +116,7 @@ def _splits(
         known: set[str] = set()
         for slug in slugs:
             sizes = []
-            names = [fold_slug(slug, number) for number in range(1, folds + 1)] if folds else [slug]
+            names = fold_slugs(slug, folds) if folds else [slug]
             for name in names:
                 train, test = (
                     read_split(layout.split(axis, name, part, kind)) for part in ("train", "test")

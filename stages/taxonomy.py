@@ -38,6 +38,11 @@ def fold_slug(slug: str, fold: int) -> str:
     return f"{slug}-fold-{fold}"
 
 
+def fold_slugs(slug: str, folds: int) -> list[str]:
+    """Names of a split in all folds."""
+    return [fold_slug(slug, number) for number in range(1, folds + 1)]
+
+
 def parse_fold(slug: str) -> tuple[str, int] | None:
     """Name and fold of a split or checkpoint; None if it is of none."""
     match = _FOLD.fullmatch(slug)

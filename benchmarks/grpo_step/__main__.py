@@ -3,12 +3,13 @@
     python -m benchmarks.grpo_step [--quick] [--json FILE] [--chart FILE]
 
 Interleaved on the same policy, reference, optimiser, questions and completion lengths: (a) G copies
-of the prompt, as in Med-R1, one prompt at a time; (b) stock TRL; (c) ours, as set in params.yaml.
-Medians over the repeats and their ratios; seconds by part; peak memory. As a check that (c) is
-exact, the largest difference of its log-probabilities from (a), and the relative one of gradients.
-bfloat16 on a GPU, float32 on a CPU. End tokens are suppressed, so that all completions have the
-same length. The full run takes 9 minutes on 2 cores, --quick less than one. On a GPU: --model
-qwen2-vl-2b.
+of the prompt, as in Med-R1, one prompt at a time; (b) stock TRL, in passes over as many prompts as
+are fastest; (c) ours, as set in params.yaml, without drafts, as no trie foresees the completions of
+a model with random weights. Medians over the repeats and their ratios; seconds by part; peak
+memory. As a check that (c) is exact, the largest difference of its log-probabilities from (a), and
+the relative one of gradients. bfloat16 on a GPU, float32 on a CPU. End tokens are suppressed, so
+that all completions have the same length. The full run takes 9 minutes on 2 cores, --quick less
+than one. On a GPU: --model qwen2-vl-2b.
 """
 
 from __future__ import annotations

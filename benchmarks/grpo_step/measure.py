@@ -82,20 +82,40 @@ class Bench:
         )
         copies = GCopies(self.policy, self.reference, self.processor, generation, group, self.clock)
 
-        def trainer_step(**changes: Any) -> TrainerStep:
+        def trainer_step(prompts: int, **changes: Any) -> TrainerStep:
             return TrainerStep(
                 self.policy,
                 self.reference,
                 self.processor,
                 self.dataset,
-                settings(group, completion, self.plan.prompts, **changes),
+                settings(group, completion, prompts, **changes),
                 self.clock,
                 self.folder / "state",
             )
 
-        trl = trainer_step(engine="trl", reuse_prompt_pass=False)
-        ours = trainer_step(**self.plan.ours)
+        trl = self.fastest(
+            lambda prompts: trainer_step(prompts, engine="trl", reuse_prompt_pass=False)
+        )
+        ours = trainer_step(self.plan.prompts, **self.plan.ours)
         return copies, trl, ours
+
+    def fastest(self, step_of: Callable[[int], TrainerStep]) -> TrainerStep:
+        """The step with the number of prompts a pass that takes least time for a prompt.
+
+        Numbers that divide the prompts of a step are tried, each on one pass after a warm-up.
+        """
+        divisors = [
+            each for each in range(1, self.plan.prompts + 1) if not self.plan.prompts % each
+        ]
+        seconds = {}
+        for prompts in divisors:
+            step = step_of(prompts)
+            for _ in range(2):
+                self.clock.reset()
+                step.backward(self.examples[:prompts])
+                self.update()
+                seconds[prompts] = self.clock.stop()["step"] / prompts
+        return step_of(min(divisors, key=seconds.__getitem__))
 
     def timed(self, step: GCopies | TrainerStep) -> dict[str, float]:
         """Seconds of a whole step, from images to updated weights, by part."""
@@ -184,6 +204,7 @@ def _row(
         "model": plan.model,
         "group_size": group,
         "completion_tokens": completion,
+        "trl_prompts_per_pass": trl.prompts_per_pass,
         **figures(seconds, flops, plan.prompts, group * completion, rate),
         **differences,
         "seconds": seconds,

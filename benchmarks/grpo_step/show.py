@@ -27,6 +27,25 @@ def show(result: dict[str, Any]) -> None:
     )
     console.print(_steps(result["rows"]))
     console.print(_ratios(result["rows"]))
+    for row in result["rows"]:
+        for text in above_bounds(row):
+            console.print(text)
+
+
+def above_bounds(row: dict[str, Any]) -> list[str]:
+    """Why speedups of a row exceed the ratio of FLOPs: how much of the peak either side reaches."""
+    texts = []
+    for way, name in NAMES.items():
+        if way == "shared" or row[f"speedup_vs_{way}"] <= row[f"bound_vs_{way}"]:
+            continue
+        cell = f"G={row['group_size']} C={row['completion_tokens']}"
+        texts.append(
+            f"{cell}: {row[f'speedup_vs_{way}']:.2f}x is above the ratio of FLOPs,"
+            f" {row[f'bound_vs_{way}']:.2f}, as {name} reaches {row['mfu'][way]:.0%} of the peak"
+            f" here and ours {row['mfu']['shared']:.0%}: memory and small products, not the prompt,"
+            " make up the difference"
+        )
+    return texts
 
 
 def _steps(rows: list[dict[str, Any]]) -> Table:
@@ -62,6 +81,7 @@ def _ratios(rows: list[dict[str, Any]]) -> Table:
         "C",
         "over G copies",
         "over TRL",
+        "TRL's prompts a pass",
         "largest difference of log-probabilities",
         "of gradients",
         "largest part of our step",
@@ -74,6 +94,7 @@ def _ratios(rows: list[dict[str, Any]]) -> Table:
             str(row["completion_tokens"]),
             f"{row['speedup_vs_g_copies']:.2f}x ({row['bound_vs_g_copies']:.1f})",
             f"{row['speedup_vs_trl']:.2f}x ({row['bound_vs_trl']:.1f})",
+            str(row["trl_prompts_per_pass"]),
             f"{row['max_logp_diff']:.1e}",
             f"{row['grad_rel_diff']:.1e}",
             f"{largest['part']}, {largest['share']:.0%}",

@@ -24,12 +24,15 @@ from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.trainer import build_trainer
 from stages.policy.vision_features import embed_patches_by_product
 
-EXACT_SETTINGS: Final = ("reuse_prompt_pass", "fused_head", "vision_cache_mb")
+EXACT_SETTINGS: Final = ("draft_nodes", "reuse_prompt_pass", "fused_head", "vision_cache_mb")
 """Keys of `grpo` in params.yaml that may be set for ours: they do not change a step's result."""
 
 
 def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
-    """`grpo` of params.yaml with these sizes and Med-R1's loss; one pass per step."""
+    """`grpo` of params.yaml with these sizes and Med-R1's loss; `prompts` a pass.
+
+    Without drafts: no trie foresees the completions of a model with random weights.
+    """
     grpo = load_params(REPOSITORY / "params.yaml").grpo.model_dump() | {
         "num_generations": group,
         "max_completion_length": completion,
@@ -37,6 +40,7 @@ def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
         "gradient_accumulation_steps": 1,
         "max_steps": 1,
         "save_steps": 0,
+        "draft_nodes": 0,
         "loss_type": "grpo",
         "scale_rewards": "group",
         "temperature": 1.0,
@@ -53,7 +57,7 @@ def suppressed(processor: Any) -> list[int]:
 
 
 class TrainerStep:
-    """The step of a trainer, timed by part.
+    """The step of a trainer, timed by part, in passes over `prompts_per_pass` prompts.
 
     In our engine, the prompt pass of the rollout also serves the loss (`grpo.reuse_prompt_pass`):
     it counts as rollout, and "policy forward" covers the completions only.
@@ -70,6 +74,7 @@ class TrainerStep:
         scratch: Path,
     ) -> None:
         self.clock = clock
+        self.prompts_per_pass = grpo.prompts_per_device
         # each trainer wraps the policy's forward with TRL's head: do not nest them
         vars(policy).pop("forward", None)
         self.trainer = build_trainer(
@@ -121,6 +126,11 @@ class TrainerStep:
         return list(chain.from_iterable(repeated))
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
-        """Sample, score and add the gradients of a step over these examples."""
+        """Sample, score and add the gradients of a step over these examples, pass by pass."""
         self.choose_embedding()
-        self.trainer.training_step(self.trainer.model, self.rows(examples), None)
+        size = self.prompts_per_pass
+        starts = range(0, len(examples), size)
+        self.trainer.current_gradient_accumulation_steps = len(starts)
+        for start in starts:
+            rows = self.rows(examples[start : start + size])
+            self.trainer.training_step(self.trainer.model, rows, None)

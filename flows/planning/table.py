@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flows.dvc_api.stale_reasons import name_groups
 from flows.planning.model import Plan, Step
+from flows.scheduling.durations import format_duration
 from stages.core.machine import format_bytes
 
 MAX_REASON_LENGTH: Final = 110
@@ -59,14 +60,6 @@ def sum_up(plan: Plan) -> str:
         f"{len(plan.steps)} of {len(plan.steps) + len(plan.up_to_date)} stages would run,"
         f" {effort}; {format_bytes(plan.bytes)} written, {format_bytes(plan.bytes_free)} free"
     )
-
-
-def format_duration(seconds: float) -> str:
-    """Human-readable duration: "0 s", "48 s", "12 min", "3 h 05 min"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _table(plan: Plan) -> Table:

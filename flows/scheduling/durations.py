@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -53,6 +54,42 @@ def read(root: Path) -> dict[str, float]:
         return {stage: median(seconds) for stage, seconds in _read(root / FILE).items() if seconds}
     except (OSError, ValueError):
         return {}
+
+
+def estimate_left(
+    gpu_stages: Iterable[str],
+    other_stages: Iterable[str],
+    known: Mapping[str, float],
+    slots: int,
+    cores: int,
+) -> float | None:
+    """Seconds until stages are done, if slots and cores are never idle; None if one is unknown.
+
+    A stage that has never run is like the median of those of its group that have: train@mri is like
+    train@ct.
+    """
+    groups: dict[str, list[float]] = {}
+    for name, seconds in known.items():
+        groups.setdefault(_group(name), []).append(seconds)
+    total = 0.0
+    for stages, workers in ((gpu_stages, slots), (other_stages, cores)):
+        for name in stages:
+            if name not in known and _group(name) not in groups:
+                return None
+            total += (known.get(name) or median(groups[_group(name)])) / max(workers, 1)
+    return total
+
+
+def format_duration(seconds: float) -> str:
+    """Human-readable duration: "0 s", "48 s", "12 min", "3 h 05 min"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _group(stage: str) -> str:
+    return stage.partition("@")[0]
 
 
 def _read(path: Path) -> dict[str, list[float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 
@@ -48,7 +49,7 @@ from stages.core.settings.learning import (
     Tracking,
 )
 from stages.core.yaml_files import load_yaml, read_text
-from stages.taxonomy import Taxonomy, Vocabulary, fold_slug, parse_fold
+from stages.taxonomy import Taxonomy, Vocabulary, fold_slug, fold_slugs, parse_fold
 
 __all__ = [
     "SHIPPED_PARAMS",
@@ -197,8 +198,8 @@ class Params(SettingsGroup):
             *(joint for joint, each in self.splits.joint.items() if each.axis == axis),
         ]
         if self.splits.folds:
-            folds = range(1, self.splits.folds + 1)
-            allowed = [fold_slug(each, fold) for each in allowed for fold in folds]
+            folds = self.splits.folds
+            allowed = list(chain.from_iterable(fold_slugs(each, folds) for each in allowed))
         if split not in allowed:
             where = (
                 f"checkpoints.{name}" if split == name else f"checkpoints.{name}.split = {split!r}"

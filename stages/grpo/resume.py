@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -155,6 +156,35 @@ class _SetSamplerEpoch(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer._sampler.epoch = math.floor(state.epoch or 0)
+
+
+class SaveByTime(TrainerCallback):  # type: ignore[misc]
+    """Save a state when enough minutes have passed since the last one; process 0 decides for all.
+
+    Only after a logged step: what is not yet logged is no part of a state.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self._last = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a state if it is time."""
+        if state.global_step % args.logging_steps:
+            return
+        elapsed = time.monotonic() - self._last
+        due = torch.tensor([int(elapsed >= self._seconds)], device=args.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(due, src=0)
+        control.should_save = control.should_save or bool(due)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock again."""
+        self._last = time.monotonic()
 
 
 class _NoFinalSave(TrainerCallback):  # type: ignore[misc]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def sample_drafted(
         [[not _is_complete(each, sampling) for each in row] for row in written], device=device
     )
     drafted = int((~unfinished).sum())
-    rows = [tokens for row in written for tokens in row]
+    rows = list(chain.from_iterable(written))
     if drafted == len(rows):
         return Sampled(rows, drafted)
     tokens = torch.full(uniform.shape, sampling.pad, device=device)  # (B, G, max_tokens)

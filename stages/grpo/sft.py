@@ -26,6 +26,7 @@ from stages.grpo.trainer import (
     check_batch,
     check_prompts,
     lora_config,
+    save_callbacks,
     shared_arguments,
     with_images,
 )
@@ -148,7 +149,11 @@ def build_sft_trainer(
         train_dataset=dataset,
         processing_class=processor,
         peft_config=grpo.lora and lora_config(grpo.lora, policy),
-        callbacks=[StepProgress(run_name), TrainingWatch(run_name, None)],
+        callbacks=[
+            StepProgress(run_name),
+            TrainingWatch(run_name, None),
+            *save_callbacks(grpo),
+        ],
         # the GRPO twin draws the prompts of an optimiser step together
         prompts_per_draw=grpo.prompts_per_device * grpo.gradient_accumulation_steps,
         repeats=grpo.num_iterations,

@@ -7,6 +7,7 @@ times the group size.
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,7 @@ from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.problems import LETTERS, format_solution
 from stages.grpo.engine import EngineOptions, MedGRPOTrainer
 from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
+from stages.grpo.resume import SaveByTime
 from stages.grpo.rewards import reward_functions
 from stages.grpo.vllm_rollout import generation_kwargs, require_vllm, vllm_arguments
 from stages.grpo.watch import TrainingWatch
@@ -186,7 +188,11 @@ def build_trainer(
         train_dataset=dataset,
         processing_class=processor,
         peft_config=grpo.lora and lora_config(grpo.lora, policy),
-        callbacks=[StepProgress(run_name), TrainingWatch(run_name, grpo.max_completion_length)],
+        callbacks=[
+            StepProgress(run_name),
+            TrainingWatch(run_name, grpo.max_completion_length),
+            *save_callbacks(grpo),
+        ],
         engine_options=EngineOptions(
             engine=grpo.engine,
             draft_nodes=grpo.draft_nodes if grpo.rollout == "policy" else 0,
@@ -199,6 +205,11 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
     return trainer
+
+
+def save_callbacks(grpo: Grpo) -> list[TrainerCallback]:
+    """What saves states by time, if anything does."""
+    return [SaveByTime(grpo.save_minutes)] if grpo.save_minutes else []
 
 
 def draft_seeds(processor: Any, dataset: Dataset, style: Style) -> tuple[tuple[int, ...], ...]:
@@ -377,9 +388,15 @@ class TrackingCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
 
 
 def deterministic(seed: int) -> None:
-    """Seed everything, and use deterministic algorithms; torch warns where it has none."""
+    """Seed everything, and use deterministic algorithms; torch warns where it has none.
+
+    On CUDA, cuBLAS is deterministic with a fixed workspace, which must be set before its first use.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     set_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # otherwise torch fills every new tensor, to show reads of memory that nothing was written to
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def save_policy(trainer: Any, processor: Any, folder: Path) -> None:

@@ -147,7 +147,9 @@ def disk(params: Params, profile: Profile, gpus: int) -> dict[str, int]:
         # A state has weights and Adam's two moments. There are three per training: the last, the
         # one before it, and a new one before the oldest is deleted.
         states = max(gpus, 1) * 3 * 3 * weights
-        written["states to resume from"] = states if params.grpo.save_steps else 0
+        written["states to resume from"] = (
+            states if params.grpo.save_steps or params.grpo.save_minutes else 0
+        )
     return written
 
 

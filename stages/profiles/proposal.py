@@ -27,7 +27,7 @@ from stages.corpus.quarantine.limits import check_refused
 from stages.corpus.quarantine.reasons import UNKNOWN_NAME, RefusedDataError
 from stages.corpus.records.reading import find_images, read_questions
 from stages.profiles.splice import reset
-from stages.taxonomy import Category, Taxonomy, Vocabulary, fold_slug
+from stages.taxonomy import Category, Taxonomy, Vocabulary, fold_slugs
 
 _MAX_PASSES: Final = 4
 """A record is refused for its first fault, so an unknown type shows when the modality is known."""
@@ -116,7 +116,7 @@ def propose(path: Path, folds: int | None = None) -> Proposal:
             if train >= params.matrix.min_train and test >= params.matrix.min_test:
                 continue
             left_out.append(f"{axis}/{slug}: {train} to train, {test} to test")
-            for name in [slug, *(fold_slug(slug, each) for each in range(1, (folds or 0) + 1))]:
+            for name in [slug, *fold_slugs(slug, folds or 0)]:
                 groups["checkpoints"].pop(name, None)
                 groups["evaluations"].pop(name, None)
     return Proposal(inspection, words, groups, left_out, refused, folds)
@@ -192,12 +192,10 @@ def groups_for(
 
 def with_folds(groups: Mapping[str, dict[str, Any]], folds: int) -> dict[str, dict[str, Any]]:
     """Checkpoints and evaluations for each fold of a cross-validation, instead of each split."""
-    numbers = range(1, folds + 1)
-    checkpoints = {
-        fold_slug(name, number): {**each, "split": fold_slug(each["split"], number)}
-        for name, each in groups["checkpoints"].items()
-        for number in numbers
-    }
+    checkpoints: dict[str, Any] = {}
+    for name, each in groups["checkpoints"].items():
+        pairs = zip(fold_slugs(name, folds), fold_slugs(each["split"], folds), strict=True)
+        checkpoints |= {own: {**each, "split": split} for own, split in pairs}
     evaluations = {name: {"axis": each["axis"]} for name, each in checkpoints.items()}
     return {"checkpoints": checkpoints, "evaluations": {"base": {"axis": "all"}, **evaluations}}
 

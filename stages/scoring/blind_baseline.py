@@ -112,7 +112,9 @@ def pool_folds(folds: Sequence[BlindBaseline], split: str) -> BlindBaseline:
     rules = {}
     for name in RULES:
         own = [each.rules[name] for each in folds]
-        credit = {key: value for rule in own for key, value in rule.credit.items()}
+        credit: dict[str, float] = {}
+        for rule in own:
+            credit |= rule.credit
         low, high = wilson_interval(sum(credit.values()), n)
         rules[name] = RuleResult(
             accuracy=sum(credit.values()) / max(n, 1),

@@ -21,7 +21,8 @@ from benchmarks.grpo_step.flops import Costs, Way, costs, per_prompt
 from benchmarks.grpo_step.g_copies import log_probabilities
 from benchmarks.grpo_step.measure import WAYS, Bench, Plan, bench, figures
 from benchmarks.grpo_step.models import SHAPES, build_policy
-from benchmarks.grpo_step.trainers import TrainerStep
+from benchmarks.grpo_step.show import above_bounds
+from benchmarks.grpo_step.trainers import TrainerStep, settings
 from tests.conftest import RunStage
 
 GROUP = 3
@@ -216,9 +217,74 @@ def test_the_command_writes_rows_with_provenance_and_a_chart(tmp_path: Path, run
         assert set(row["seconds"][way]) == {"step", *PARTS}
         assert row["ms_per_prompt"][way] > 0
         assert set(row["peak_memory_bytes"][way]) == {"above_start", "total"}
+    assert row["trl_prompts_per_pass"] == 1
     assert result["ours"] == {"fused_head": True}
     assert {"git_commit", "versions", "params"} <= set(result["provenance"])
     assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_trl_is_measured_with_the_number_of_prompts_a_pass_that_is_fastest(
+    tiny: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    class Step:
+        def __init__(self, prompts: int) -> None:
+            self.prompts_per_pass = prompts
+            tried.append(prompts)
+
+        def backward(self, examples: list[Any]) -> None:
+            assert len(examples) == self.prompts_per_pass
+
+    seconds = iter([9.0, 3.0, 9.0, 4.0])  # warm-up and measured, of one prompt and of two
+    monkeypatch.setattr(tiny, "update", lambda: None)
+    monkeypatch.setattr(tiny.clock, "stop", lambda: {"step": next(seconds)})
+    fastest: Any = tiny.fastest(Step)  # type: ignore[arg-type]
+    assert fastest.prompts_per_pass == 2
+    assert tried == [1, 2, 2]
+
+
+def test_a_step_in_several_passes_has_the_gradients_of_one(tiny: Bench) -> None:
+    gradients = []
+    for prompts in (1, 2):
+        grpo = settings(GROUP, COMPLETION, prompts, engine="trl", reuse_prompt_pass=False)
+        step = TrainerStep(
+            tiny.policy,
+            tiny.reference,
+            tiny.processor,
+            tiny.dataset,
+            grpo,
+            tiny.clock,
+            tiny.folder / "state",
+        )
+        assert step.prompts_per_pass == prompts
+        monkey: Any = step.trainer
+        completions = iter([[5 + number] * COMPLETION for number in range(2 * GROUP)])
+        monkey._generate_single_turn = lambda ids, *_, rows=completions, **__: (
+            [next(rows) for _ in ids],
+            None,
+        )
+        step.backward(tiny.examples)
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in tiny.policy.parameters() if p.grad is not None])
+        )
+        tiny.policy.zero_grad(set_to_none=True)
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
+
+
+def test_a_speedup_above_its_bound_is_explained() -> None:
+    row = {
+        "group_size": 4,
+        "completion_tokens": 150,
+        "speedup_vs_g_copies": 3.4,
+        "bound_vs_g_copies": 3.0,
+        "speedup_vs_trl": 2.0,
+        "bound_vs_trl": 3.0,
+        "mfu": {"g_copies": 0.4, "trl": 0.3, "shared": 0.45},
+    }
+    (text,) = above_bounds(row)
+    assert "3.40x is above" in text
+    assert "40% of the peak here and ours 45%" in text
 
 
 def test_a_setting_that_would_change_the_result_is_refused(run: RunStage) -> None:

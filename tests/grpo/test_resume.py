@@ -45,6 +45,8 @@ BASE_SETTINGS: dict[str, Any] = {
         ({"num_iterations": 2, "reuse_prompt_pass": False, "save_steps": 3, "engine": "trl"}, 4),
         ({"lora": {"rank": 2, "alpha": 4, "dropout": 0.5, "target_modules": ["q_proj"]}}, 5),
         ({"logging_steps": 2, "vision_cache_mb": 10}, 5),
+        ({"save_steps": 0, "save_minutes": 1e-9}, 4),
+        ({"draft_nodes": 0}, 3),
     ],
 )
 def test_weights_and_log_equal_those_of_an_uninterrupted_run(
@@ -93,6 +95,19 @@ def test_the_last_two_checkpoints_are_kept_but_none_of_the_last_step(tmp_path: P
     run(tmp_path, BASE_SETTINGS | {"save_steps": 1})
     names = sorted(path.name for path in (tmp_path / "state").glob("checkpoint-*"))
     assert names == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_states_are_saved_by_time_at_logged_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(0, 10**6, 30))  # half a minute between two looks at the clock
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
+    settings = {"save_steps": 0, "save_minutes": 1.0, "logging_steps": 2, "max_steps": 12}
+    run(tmp_path, BASE_SETTINGS | settings)
+    steps = sorted(int(path.name[11:]) for path in (tmp_path / "state").glob("checkpoint-*"))
+    assert steps
+    assert all(step % 2 == 0 for step in steps)
+    assert len(steps) <= 2
 
 
 def test_no_checkpoint_without_save_steps(tmp_path: Path) -> None:

@@ -180,6 +180,9 @@ class Grpo(SettingsGroup):
     """Address of the server of vllm-server, as http://host:8000."""
     logging_steps: PositiveInt
     save_steps: NonNegativeInt
+    """0: none by steps."""
+    save_minutes: PositiveFloat | None
+    """A state is also saved after so many minutes, at the next logged step; of SFT too."""
     """Optimiser steps between two states of the training, from which a killed run resumes; 0 keeps
     none.
     """

@@ -13,7 +13,7 @@ from typing import Protocol
 from stages.core import layout
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.splitting.draws import Draw, splits_of
-from stages.taxonomy import fold_slug
+from stages.taxonomy import fold_slugs
 
 
 class MatrixLimits(Protocol):
@@ -63,12 +63,12 @@ def find_left_out(
 
 def of_folds(left_out: LeftOutSplits, folds: int) -> LeftOutSplits:
     """The same, with the names of the folds' splits too."""
-    numbers = range(1, folds + 1)
-    return {
-        axis: slugs
-        | {fold_slug(slug, number): each for slug, each in slugs.items() for number in numbers}
-        for axis, slugs in left_out.items()
-    }
+    result: LeftOutSplits = {}
+    for axis, slugs in left_out.items():
+        result[axis] = dict(slugs)
+        for slug, each in slugs.items():
+            result[axis] |= dict.fromkeys(fold_slugs(slug, folds), each)
+    return result
 
 
 def without(draw: Draw, left_out: LeftOutSplits) -> Draw:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import zlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
@@ -136,21 +137,22 @@ def _place(path: SplitPath, taxonomy: Taxonomy) -> tuple[Axis, str, Part] | str:
     if path.part is None:
         return f"its path says neither train nor test, but {', '.join(path.splits) or 'nothing'}"
     # the folder of an axis decides; otherwise a word that only one of them knows
-    named = {axis: word for axis in vocabularies if (word := path.word(axis)) is not None}
-    found = {
-        (axis, slug)
-        for axis, vocabulary in vocabularies.items()
-        for word in ([named[axis]] if axis in named else [] if named else path.words)
-        if (slug := vocabulary.spelled(word.casefold())) is not None
-    }
+    named: dict[Axis, tuple[str, ...]] = {}
+    for axis in vocabularies:
+        if (word := path.word(axis)) is not None:
+            named[axis] = (word,)
+    found: set[tuple[Axis, str]] = set()
+    for axis, words in (named or dict.fromkeys(vocabularies, path.words)).items():
+        slugs = [vocabularies[axis].spelled(word.casefold()) for word in words]
+        found.update((axis, slug) for slug in slugs if slug is not None)
     if len(found) == 1:
         axis, slug = found.pop()
         return axis, slug, path.part
     if found:
         names = ", ".join(sorted(f"{axis}/{slug}" for axis, slug in found))
         return f"its path says more than one of {names}"
-    words = ", ".join(map(repr, named.values() or path.words))
-    return f"{words} is no modality and no question type in params.yaml"
+    unknown = chain.from_iterable(named.values()) if named else path.words
+    return f"{', '.join(map(repr, unknown))} is no modality and no question type in params.yaml"
 
 
 def _read_list(path: Path) -> list[Any]:

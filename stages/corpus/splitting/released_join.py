@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum, unique
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -123,7 +124,8 @@ def join(released: Released, records: Sequence[Record]) -> Joined:
     }
     other = sum(types[record.question_id] != record.question_type for record in index.typed(types))
     files = tuple(by_path[file.path] for file in released.files)
-    used = {item["question_id"] for file in files for item in file.items}
+    items = chain.from_iterable(file.items for file in files)
+    used = {item["question_id"] for item in items}
     return Joined(files, other, len(records) - len(used))
 
 
@@ -174,7 +176,9 @@ def joined_as_json(released: Released, joined: Joined, folder: str, draw: Draw) 
         "other_types": joined.other_types,
         "records_unused": joined.records_unused,
         "in_train_and_test": in_train_and_test(draw),
-        "not_joined": [asdict(lost) for each in joined.files for lost in each.not_joined],
+        "not_joined": [
+            asdict(lost) for lost in chain.from_iterable(each.not_joined for each in joined.files)
+        ],
     }
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from flows.planning.model import Estimate, Plan, Step
-from flows.planning.table import MAX_REASON_LENGTH, format_duration, print_plan, sum_up
+from flows.planning.table import MAX_REASON_LENGTH, print_plan, sum_up
+from flows.scheduling.durations import format_duration
 
 
 def make(devices: bool, *slots: str, why: str = "grpo.beta modified") -> Plan:

@@ -97,7 +97,7 @@ def test_new_data_of_one_modality_retrains_only_that_and_a_better_challenger_is_
     add_records(root, make_records(8, ["ct"], "good", ["disease-diagnosis"]))
     dry = retrain(root, dry_run=True)
     assert dry.name == "DryRun"
-    assert re.search(r"At most, \d+ of \d+ stages would run, in .* on 1 slot", dry.message)
+    assert re.search(r"At most, \d+ of \d+ stages would run, in .* on [0-9]+ slots?", dry.message)
     assert champion.require(root).version == 1
     assert not snapshot.exists(root)
     outcome = retrain(root)

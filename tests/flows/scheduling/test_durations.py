@@ -88,3 +88,21 @@ def test_the_file_is_readable_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / durations.FILE).read_text(encoding="utf-8")) == {
         "train@ct": [1.235]
     }
+
+
+@pytest.mark.parametrize(
+    ("gpu_stages", "others", "seconds"),
+    [
+        (["train@ct", "train@mri"], [], 50.0),
+        # like the median of its group, which is that of all that have run
+        (["train@oct"], ["report"], 25.0 + 1.5),
+        ([], [], 0.0),
+        (["evaluate@ct"], [], None),
+        ([], ["splits"], None),
+    ],
+)
+def test_the_time_left_is_that_of_stages_in_all_slots(
+    gpu_stages: list[str], others: list[str], seconds: float | None
+) -> None:
+    known = {"train@ct": 40.0, "train@mri": 60.0, "report": 6.0}
+    assert durations.estimate_left(gpu_stages, others, known, slots=2, cores=4) == seconds

@@ -214,13 +214,14 @@ def _run(
         others = [name for name in left if not graph.stages[name].gpus]
         capacity = site.capacity
         known = durations.read(root)
-        seconds = durations.estimate_left(
+        seconds, unknown = durations.estimate_left(
             gpu_stages, others, known, capacity.gpu_slots, capacity.cpu_jobs
         )
         if left:
             progress = f"{len(results)} of {len(names)} stages done"
-            if seconds is not None:
-                progress += f"; about {durations.format_duration(seconds)} left"
+            if seconds:
+                bound = "at least" if unknown else "about"
+                progress += f"; {bound} {durations.format_duration(seconds)} left"
             logger.info(progress)
 
     def start(name: str) -> None:

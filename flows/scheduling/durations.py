@@ -62,22 +62,24 @@ def estimate_left(
     known: Mapping[str, float],
     slots: int,
     cores: int,
-) -> float | None:
-    """Seconds until stages are done, if slots and cores are never idle; None if one is unknown.
+) -> tuple[float, int]:
+    """Seconds until stages are done if slots and cores are never idle, and how many are unknown.
 
     A stage that has never run is like the median of those of its group that have: train@mri is like
-    train@ct.
+    train@ct. One of whose group none has run is unknown, and not in the sum.
     """
     groups: dict[str, list[float]] = {}
     for name, seconds in known.items():
         groups.setdefault(_group(name), []).append(seconds)
     total = 0.0
+    unknown = 0
     for stages, workers in ((gpu_stages, slots), (other_stages, cores)):
         for name in stages:
-            if name not in known and _group(name) not in groups:
-                return None
+            if _group(name) not in groups:
+                unknown += 1
+                continue
             total += (known.get(name) or median(groups[_group(name)])) / max(workers, 1)
-    return total
+    return total, unknown
 
 
 def format_duration(seconds: float) -> str:

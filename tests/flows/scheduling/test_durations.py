@@ -91,18 +91,18 @@ def test_the_file_is_readable_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu_stages", "others", "seconds"),
+    ("gpu_stages", "others", "left"),
     [
-        (["train@ct", "train@mri"], [], 50.0),
+        (["train@ct", "train@mri"], [], (50.0, 0)),
         # like the median of its group, which is that of all that have run
-        (["train@oct"], ["report"], 25.0 + 1.5),
-        ([], [], 0.0),
-        (["evaluate@ct"], [], None),
-        ([], ["splits"], None),
+        (["train@oct"], ["report"], (25.0 + 1.5, 0)),
+        ([], [], (0.0, 0)),
+        (["evaluate@ct", "train@ct"], [], (20.0, 1)),
+        ([], ["splits"], (0.0, 1)),
     ],
 )
 def test_the_time_left_is_that_of_stages_in_all_slots(
-    gpu_stages: list[str], others: list[str], seconds: float | None
+    gpu_stages: list[str], others: list[str], left: tuple[float, int]
 ) -> None:
     known = {"train@ct": 40.0, "train@mri": 60.0, "report": 6.0}
-    assert durations.estimate_left(gpu_stages, others, known, slots=2, cores=4) == seconds
+    assert durations.estimate_left(gpu_stages, others, known, slots=2, cores=4) == left

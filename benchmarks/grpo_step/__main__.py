@@ -8,7 +8,7 @@ are fastest; (c) ours, as set in params.yaml, without drafts, as no trie foresee
 a model with random weights. Medians over the repeats and their ratios; seconds by part; peak
 memory. As a check that (c) is exact, the largest difference of its log-probabilities from (a), and
 the relative one of gradients. bfloat16 on a GPU, float32 on a CPU. End tokens are suppressed, so
-that all completions have the same length. The full run takes 9 minutes on 2 cores, --quick less
+that all completions have the same length. The full run takes 15 minutes on 2 cores, --quick less
 than one. On a GPU: --model qwen2-vl-2b.
 """
 

@@ -19,6 +19,7 @@ from statistics import mean, median
 from typing import Any, Final
 
 from benchmarks.command_line import build_parser, silence_libraries
+from stages.core.cli import run_stage
 
 WAYS: Final = ("drafted", "step by step")
 
@@ -41,10 +42,12 @@ def main() -> None:
             f"{way}: {1000 * result['seconds'][way]:.0f} ms a step,"
             f" {result['forwards'][way]:.2f} decoding passes a step"
         )
+    later = ""
+    if result["forwards_later"] is not None:
+        later = f" {result['forwards_later']:.2f} decoding passes a step after step 20;"
     print(
         f"{result['speedup']:.2f} times as fast; {result['drafted']:.2%} of the completions ended"
-        f" in the trie, {result['forwards_later']:.2f} decoding passes a step after step 20;"
-        f" equal rewards in {result['equal_rewards']} of {steps} steps"
+        f" in the trie;{later} equal rewards in {result['equal_rewards']} of {steps} steps"
     )
     if arguments.json:
         write_json(arguments.json, result | {"provenance": collect_provenance({})})
@@ -69,7 +72,7 @@ def measure(checkpoint: str, steps: int) -> dict[str, Any]:
         "seconds": seconds,
         "speedup": seconds["step by step"] / seconds["drafted"],
         "forwards": {way: mean(row["forwards"] for row in rows[way]) for way in WAYS},
-        "forwards_later": mean(row["forwards"] for row in one[min(20, steps - 1) :]),
+        "forwards_later": mean(row["forwards"] for row in one[20:]) if steps > 20 else None,
         "drafted": mean(row["drafted"] for row in one),
         "equal_rewards": sum(a["reward"] == b["reward"] for a, b in zip(one, other, strict=True)),
     }
@@ -82,6 +85,7 @@ def _steps(
     import torch
 
     from stages.core import layout
+    from stages.core.errors import InputError
     from stages.core.params import load_params
     from stages.corpus.dataset.problems import parse_solution
     from stages.corpus.dataset.split_files import read_split
@@ -91,9 +95,15 @@ def _steps(
     params = load_params()
     entry = params.require_checkpoint(checkpoint)
     grpo = params.grpo_for(checkpoint)
-    grpo = grpo.model_copy(
-        update={"draft_nodes": grpo.draft_nodes or 64 if drafted else 0, "save_steps": 0}
-    )
+    if entry.method != "grpo" or grpo.engine != "shared-prefix":
+        raise InputError(
+            f"checkpoints.{checkpoint} is trained by {entry.method} with the engine {grpo.engine}:"
+            " name one by grpo with shared-prefix"
+        )
+    nodes = (grpo.draft_nodes or 64) if drafted else 0
+    # one pass a step: that is what is timed
+    changes = {"draft_nodes": nodes, "save_steps": 0, "gradient_accumulation_steps": 1}
+    grpo = grpo.model_copy(update=changes)
     torch.set_num_threads(params.base.threads)
     deterministic(grpo.seed)
     split = layout.split(entry.axis, entry.split, "train", params.splits.kind)
@@ -143,4 +153,4 @@ def _steps(
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

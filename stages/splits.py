@@ -5,9 +5,9 @@
 splits.kind selects the kind of split for training and testing; the two that are drawn are always
 written, to compare their leaks.
 
-grouped: all questions about an image, its copies and, if its path names one, its patient stay
-together, with the same draw on both axes: no checkpoint is trained on anything about a question
-that any checkpoint is tested on.
+grouped: all questions about an image, its copies and, if it is known, its patient stay together,
+with the same draw on both axes: no checkpoint is trained on anything about a question that any
+checkpoint is tested on.
 
 random: over questions, independently on the two axes, as Med-R1 drew its splits (arXiv 2503.13939).
 Each (axis, slug) has its own generator.
@@ -16,7 +16,8 @@ In both, new data of one modality does not change the splits of other modalities
 grouped is a cross-validation: every question is tested once, by a checkpoint of its fold.
 
 released: split files of others (splits.released), joined to the corpus by image path and question.
-What does not join is in data/released.json, even if it stops the stage.
+What does not join is in data/released.json, even if it stops the stage; a file that cannot be read
+stops it before.
 
 This stage is the first to see all modalities and precedes training, so it begins with the data
 tests (data_tests in params.yaml). Their results are in data/data-tests.json, even if they stop the
@@ -250,7 +251,10 @@ def _print(
                 test = sum(len(draw[axis][slug][1]) for draw in draws)
                 share = train / max(train + test, 1)
                 note = ""
-                if kind == "grouped" and abs(share - wanted) > _SHARE_TOLERANCE:
+                off = abs(train - wanted * (train + test))
+                # less than a question is no matter of groups
+                off_too_far = off > _SHARE_TOLERANCE * (train + test) and round(off, 6) >= 1
+                if kind == "grouped" and off_too_far:
                     note = " groups too large for the share"
                 print(
                     f"{kind:9} {axis:9} {slug:28} {round(train / len(draws)):7} {test:7}"

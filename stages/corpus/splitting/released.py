@@ -20,6 +20,7 @@ from stages.core.errors import InputError
 from stages.corpus.dataset.paths import is_left_behind
 from stages.corpus.dataset.problems import parse_problem, parse_solution
 from stages.corpus.dataset.split_paths import SplitPath, parse_split_path
+from stages.corpus.records.texts import find_name_problem, find_text_problem
 from stages.taxonomy import Axis, Taxonomy, Vocabulary
 
 _GZIP: Final = b"\x1f\x8b"
@@ -92,11 +93,12 @@ def read_released(folder: Path, taxonomy: Taxonomy) -> Released:
     unused: list[UnusedFile] = []
     for path in _json_files(folder):
         name = path.relative_to(folder).as_posix()
-        questions = tuple(_question(index, item) for index, item in enumerate(_read_list(path)))
-        place = _place(parse_split_path(PurePosixPath(name)), taxonomy)
+        # accepted names are compared without their case
+        place = _place(parse_split_path(PurePosixPath(name.lower())), taxonomy)
         if isinstance(place, str):
-            unused.append(UnusedFile(name, len(questions), place))
+            unused.append(UnusedFile(name, _count(path), place))
             continue
+        questions = tuple(_question(index, item) for index, item in enumerate(_read_list(path)))
         axis, slug, part = place
         file = ReleasedFile(name, axis, slug, part, questions)
         if (first := files.setdefault(place, file)) is not file:
@@ -120,11 +122,13 @@ def _json_files(folder: Path) -> list[Path]:
             f"splits.released.folder, {folder}, is no folder: fetch it (`med-r1 fetch`), or correct"
             " params.yaml"
         )
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.json*"))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
     return [
         folder / name
         for name in names
-        if name.lower().endswith((".json", ".json.gz")) and not is_left_behind(name)
+        if name.lower().endswith((".json", ".json.gz"))
+        and not is_left_behind(name)
+        and (folder / name).is_file()
     ]
 
 
@@ -134,8 +138,10 @@ def _place(path: SplitPath, taxonomy: Taxonomy) -> tuple[Axis, str, Part] | str:
         "modality": taxonomy.modalities,
         "task": taxonomy.question_types,
     }
+    if not path.splits:
+        return "its path says neither train nor test"
     if path.part is None:
-        return f"its path says neither train nor test, but {', '.join(path.splits) or 'nothing'}"
+        return f"it is not of train or test alone, as its path says {', '.join(path.splits)}"
     # the folder of an axis decides; otherwise a word that only one of them knows
     named: dict[Axis, tuple[str, ...]] = {}
     for axis in vocabularies:
@@ -153,6 +159,14 @@ def _place(path: SplitPath, taxonomy: Taxonomy) -> tuple[Axis, str, Part] | str:
         return f"its path says more than one of {names}"
     unknown = chain.from_iterable(named.values()) if named else path.words
     return f"{', '.join(map(repr, unknown))} is no modality and no question type in params.yaml"
+
+
+def _count(path: Path) -> int:
+    """Items of a file that is not used, 0 if it is no list of items."""
+    try:
+        return len(_read_list(path))
+    except InputError:
+        return 0
 
 
 def _read_list(path: Path) -> list[Any]:
@@ -179,6 +193,13 @@ def _question(index: int, item: object) -> ReleasedQuestion:
     if not (image and problem and solution):
         fault = f"image, problem or solution is missing in {item!r:.80}"
         return ReleasedQuestion(index, image, problem, solution, fault=fault)
+    for name, problem_found in (
+        ("image", find_name_problem(image)),
+        ("problem", find_text_problem(problem)),
+    ):
+        if problem_found is not None:
+            fault = f"{name} {problem_found.why}"
+            return ReleasedQuestion(index, image, problem, solution, fault=fault)
     try:
         question, options = parse_problem(problem)
         gold = parse_solution(solution)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from stages.corpus.dataset.paths import IMAGES
+from stages.corpus.quarantine.ledger import safe_text
 from stages.corpus.quarantine.reasons import CorpusFault, RefusedDataError
 from stages.corpus.records.records import Record
 from stages.corpus.splitting.drawing import make_item
 from stages.corpus.splitting.draws import Draw, Item
 from stages.corpus.splitting.released import Released, ReleasedFile, ReleasedQuestion
-from stages.taxonomy import Axes
+from stages.taxonomy import AXIS_NAMES, Axes
 
 NONE_RELEASED: Final[dict[str, Any]] = {
     "folder": None,
@@ -116,13 +117,14 @@ class Joined:
 def join(released: Released, records: Sequence[Record]) -> Joined:
     """Join all files to valid records."""
     index = _Index(records)
-    types: dict[str, str] = {}
+    taken = _Taken({}, {axis: set() for axis in AXIS_NAMES})
     # question types first: an item of the other axis has the released type too
     by_path = {
-        file.path: _join_file(file, index, types)
+        file.path: _join_file(file, index, taken)
         for file in sorted(released.files, key=lambda file: file.axis != "task")
     }
-    other = sum(types[record.question_id] != record.question_type for record in index.typed(types))
+    typed = index.typed(taken.types)
+    other = sum(taken.types[record.question_id] != record.question_type for record in typed)
     files = tuple(by_path[file.path] for file in released.files)
     items = chain.from_iterable(file.items for file in files)
     used = {item["question_id"] for item in items}
@@ -194,41 +196,56 @@ class _Index:
                 self._by_image[path].append(record)
 
     def of_image(self, path: str) -> list[Record]:
-        """The records of an image; what stands before `Images/` in a path is not compared."""
-        if path in self._by_image:
-            return self._by_image[path]
-        _, slash, below = f"/{path}".partition(f"/{IMAGES}")
-        return self._by_image.get(f"{IMAGES}{below}", []) if slash else []
+        """The records of an image; what stands before an `Images/` in a path is not compared."""
+        while path not in self._by_image:
+            _, slash, below = f"/{path}".partition(f"/{IMAGES}")
+            if not slash:
+                return []
+            # a path that begins with Images/ and is none: what follows may have it once more
+            path = below if path.startswith(IMAGES) else f"{IMAGES}{below}"
+        return self._by_image[path]
 
     def typed(self, types: Mapping[str, str]) -> list[Record]:
         """The records that have a released type."""
         return [self._by_id[question_id] for question_id in types]
 
 
-def _join_file(file: ReleasedFile, index: _Index, types: dict[str, str]) -> JoinedFile:
-    """`types`: question_id -> the type that a file gave it; a file of one adds to it."""
+class _Taken(NamedTuple):
+    """Records that files have joined so far."""
+
+    types: dict[str, str]
+    """question_id -> the question type that a file gave it."""
+    ids: dict[str, set[str]]
+    """Axis -> the ids that its files have joined."""
+
+
+def _join_file(file: ReleasedFile, index: _Index, taken: _Taken) -> JoinedFile:
+    """Join one file, and add to what is taken."""
     items: list[Item] = []
     lost: list[NotJoined] = []
     used: set[str] = set()
     for question in file.questions:
-        match = _find(question, file, index, used, types)
+        match = _find(question, file, index, used, taken)
         if isinstance(match, _Miss):
-            image, problem = (text[:_EXCERPT] for text in (question.image, question.problem))
+            image, problem = (
+                safe_text(text[:_EXCERPT]) for text in (question.image, question.problem)
+            )
             fault, found = match
             lost.append(NotJoined(file.path, question.index, image, problem, fault, found))
             continue
         record = match
         used.add(record.question_id)
         if file.axis == "task":
-            types[record.question_id] = file.slug
+            taken.types[record.question_id] = file.slug
         items.append(
             {
                 **make_item(record),
                 "problem": question.problem,
                 "solution": question.solution,
-                "question_type": types.get(record.question_id, record.question_type),
+                "question_type": taken.types.get(record.question_id, record.question_type),
             }
         )
+    taken.ids[file.axis] |= used
     return JoinedFile(file, tuple(items), tuple(lost))
 
 
@@ -243,7 +260,7 @@ def _find(
     file: ReleasedFile,
     index: _Index,
     used: set[str],
-    types: Mapping[str, str],
+    taken: _Taken,
 ) -> Record | _Miss:
     """The record of a question of a file, none of `used`."""
     if question.fault:
@@ -264,12 +281,24 @@ def _find(
     unused = [each for each in answered if each.question_id not in used]
     if not unused:
         return _Miss(JoinFault.REPEATED, f"as {answered[0].question_id}")
-    # of equal records, one that the corpus has under the same name
-    record = min(unused, key=lambda each: file.slug not in (each.modality, each.question_type))
-    if file.axis == "modality" and record.modality != file.slug:
+    is_task = file.axis == "task"
+
+    def other_type(record: Record) -> bool:
+        return is_task and taken.types.get(record.question_id, file.slug) != file.slug
+
+    # of equal records, one that is free, and that the corpus has under the same name
+    record = min(
+        unused,
+        key=lambda each: (
+            other_type(each),
+            each.question_id in taken.ids[file.axis],
+            file.slug not in (each.modality, each.question_type),
+        ),
+    )
+    if not is_task and record.modality != file.slug:
         return _Miss(JoinFault.MODALITY_DIFFERS, f"in the corpus: {record.modality}")
-    if file.axis == "task" and (known := types.get(record.question_id, file.slug)) != file.slug:
-        return _Miss(JoinFault.TWO_TYPES, f"also {known}")
+    if other_type(record):
+        return _Miss(JoinFault.TWO_TYPES, f"also {taken.types[record.question_id]}")
     return record
 
 

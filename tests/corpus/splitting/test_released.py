@@ -107,6 +107,7 @@ def test_the_path_of_a_file_says_what_is_in_it(
         ("question_type/test/Lesion Grading_test.json", ("task", "lesion-grading", "test")),
         ("task/modality-recognition/test.json", ("task", "modality-recognition", "test")),
         ("x-ray.test.json.gz", ("modality", "x-ray", "test")),
+        ("X-Ray_TEST.JSON", ("modality", "x-ray", "test")),
         ("Splits/Anatomy Identification_train.json", ("task", "anatomy-identification", "train")),
     ],
 )
@@ -124,12 +125,15 @@ def test_files_of_no_split_are_named_with_what_is_in_them(tmp_path: Path) -> Non
     write(tmp_path, "modality/unknown_train.json", [item(2), item(3)])
     write(tmp_path, "modality/mri_val.json", [item(4)])
     write(tmp_path, "._ct_train.json", [item(5)])
+    write(tmp_path, "leaks.json", {"no": "list"})
+    (tmp_path / "a.json").mkdir()
     unused = read_released(tmp_path, TAXONOMY).unused
     assert {each.path: each.questions for each in unused} == {
+        "leaks.json": 0,
         "modality/mri_val.json": 1,
         "modality/unknown_train.json": 2,
     }
-    assert "'unknown'" in unused[1].why
+    assert "'unknown'" in unused[2].why
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,8 @@ def test_joined_questions_keep_their_texts_and_order(tmp_path: Path) -> None:
         "data/images/ct/Images/Set/1.png",
         "/mnt/OmniMedVQA/Images/Set/1.png",
         "./Images/Set/1.png",
+        "/mnt/Images/OmniMedVQA/Images/Set/1.png",
+        "Images/Images/Set/1.png",
     ],
 )
 def test_what_stands_before_the_images_folder_is_not_compared(tmp_path: Path, image: str) -> None:
@@ -203,6 +209,9 @@ def test_what_stands_before_the_images_folder_is_not_compared(tmp_path: Path, im
         (item(1, solution="B"), record(1), JoinFault.UNREADABLE),
         (item(1, solution="<answer> C </answer>"), record(1), JoinFault.UNREADABLE),
         (item(1, image=None), record(1), JoinFault.UNREADABLE),
+        (item(1, problem="\ud800 A)x, B)y"), record(1), JoinFault.UNREADABLE),
+        (item(1, image="Images/Set/\udcff.png"), record(1), JoinFault.UNREADABLE),
+        (item(1, problem="<|im_end|> A)x, B)y"), record(1), JoinFault.UNREADABLE),
         ("a text", record(1), JoinFault.UNREADABLE),
     ],
 )
@@ -213,6 +222,9 @@ def test_a_question_that_does_not_join_is_listed_with_its_fault(
     result = joined(tmp_path, of_corpus, record(2))
     (lost,) = result.files[0].not_joined
     assert (lost.file, lost.index, lost.fault) == ("ct_test.json", 1, fault)
+    assert str(lost).encode(), "it can be written"
+    assert lost.image.encode() is not None
+    assert lost.problem.encode() is not None
     assert [each["question_id"] for each in result.files[0].items] == ["Set_2"]
 
 
@@ -241,6 +253,17 @@ def test_the_released_question_type_is_used_on_both_axes(tmp_path: Path) -> None
     }
     assert faults(result) == [JoinFault.TWO_TYPES]
     assert (result.other_types, result.records_unused) == (1, 1)
+
+
+def test_of_equal_records_each_file_takes_a_free_one(tmp_path: Path) -> None:
+    write(tmp_path, "task/lesion-grading_test.json", [item(1)])
+    write(tmp_path, "task/modality-recognition_test.json", [item(1)])
+    write(tmp_path, "ct_train.json", [item(1)])
+    write(tmp_path, "ct_test.json", [item(1)])
+    result = joined(tmp_path, record(1), record(1, question_id="Set_1b"))
+    assert not faults(result)
+    assert in_train_and_test(result.draw(AXES)) == {}
+    assert result.records_unused == 0
 
 
 def test_questions_in_train_and_test_are_listed_by_split(tmp_path: Path) -> None:

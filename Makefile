@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 PORT ?= 4200
 PROFILE ?= full
 # tests that `make test` runs beside all others, about half of the time
-BESIDE := tests/flows tests/profiles tests/publishing
+BESIDE := tests/flows
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # nothing here reports home

@@ -114,11 +114,11 @@ def main() -> None:
     patients = count_patients(images)
     left_out = {kind: find_left_out(each, group_of, params.matrix) for kind, each in folds.items()}
     folds = {kind: [without(draw, left_out[kind]) for draw in each] for kind, each in folds.items()}
-    draw = folds[settings.kind][0]
-    corpus_results = judge_corpus(records, draw, params.resize.size, dict(params.data_tests))
+    own_folds = folds[settings.kind]
+    corpus_results = judge_corpus(records, own_folds, params.resize.size, dict(params.data_tests))
     all_tests = (*results.tests, *corpus_results.tests)
     _report_tests(Results(all_tests, corpus_results.statistics), provenance)
-    check_matrix(draw, left_out[settings.kind], settings.kind, params.matrix)
+    check_matrix(own_folds[0], left_out[settings.kind], settings.kind, params.matrix)
     leaks = {kind: count_leaks(each, group_of) for kind, each in folds.items()}
     unions = {name: (each.axis, params.cells_of(name)) for name, each in settings.joint.items()}
     with atomic_directory(layout.SPLITS) as folder:

@@ -24,7 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
-from stages.generation.greedy import COMPACT_BELOW, RepetitionPenalty, complete_greedily
+from stages.generation.greedy import COMPACT_BELOW, complete_greedily
 from stages.generation.image_loader import ProcessedImage, load_images, process_image
 from stages.generation.image_prefill import Prefixes, prefill_images
 from stages.generation.windows import BLANK, Key, Question, Window
@@ -254,11 +254,7 @@ class _Answerer:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        repetition = None
-        if (penalty := self._policy.generation_config.repetition_penalty or 1.0) != 1.0:
-            image_token = self._processor.image_token_id
-            whole = [[*head, image_token, *row.suffix] for row in rows]
-            repetition = RepetitionPenalty(penalty, whole, logits)
+        image_token = self._processor.image_token_id
         completion_ids = complete_greedily(
             self._policy,
             layers,
@@ -268,7 +264,8 @@ class _Answerer:
             max_tokens=self._max_new_tokens,
             eos_ids=self._eos_ids,
             suppressed=self._suppressed,
-            repetition=repetition,
+            repetition_penalty=self._policy.generation_config.repetition_penalty or 1.0,
+            prompt_ids=[[*head, image_token, *row.suffix] for row in rows],
             compact_below=self._compact_below,
         )
         texts = self._processor.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)

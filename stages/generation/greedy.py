@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from stages.policy.kv_cache import PreallocatedLayer
 
@@ -16,34 +18,6 @@ COMPACT_BELOW: Final = 0.5
 
 Dropping copies the cache of the remaining rows: all at once, this happens a few times only.
 """
-
-
-class RepetitionPenalty:
-    """The repetition penalty of transformers' `generate`, for B rows of a vocabulary of V tokens.
-
-    Scores of tokens that stand in a row, its prompt included, are divided by `penalty` if they are
-    positive, and multiplied by it otherwise.
-    """
-
-    def __init__(self, penalty: float, prompts: Sequence[Sequence[int]], like: Tensor) -> None:
-        """`prompts`: the token ids of each row's prompt; `like`: logits (B, V)."""
-        self._penalty = penalty
-        self._seen = torch.zeros(like.shape, dtype=torch.bool, device=like.device)
-        for row, ids in enumerate(prompts):
-            self._seen[row, torch.tensor(sorted(set(ids)), device=like.device)] = True
-
-    def apply(self, scores: Tensor) -> Tensor:
-        """The penalised scores (B, V)."""
-        penalised = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
-        return torch.where(self._seen, penalised, scores)
-
-    def add(self, chosen: Tensor) -> None:
-        """Add a token (B) to each row."""
-        self._seen[torch.arange(len(chosen), device=chosen.device), chosen] = True
-
-    def select_rows(self, rows: Tensor) -> None:
-        """Drop all rows except these."""
-        self._seen = self._seen[rows]
 
 
 @torch.inference_mode()
@@ -57,7 +31,8 @@ def complete_greedily(
     max_tokens: int,
     eos_ids: Sequence[int],
     suppressed: Sequence[int] = (),
-    repetition: RepetitionPenalty | None = None,
+    repetition_penalty: float = 1.0,
+    prompt_ids: Sequence[Sequence[int]] = (),
     compact_below: float = COMPACT_BELOW,
 ) -> list[list[int]]:
     """Decode B rows greedily; returns their token ids, end token included.
@@ -71,7 +46,8 @@ def complete_greedily(
         max_tokens: Upper bound of the length of a row.
         eos_ids: Tokens that end a row.
         suppressed: Tokens that are never generated.
-        repetition: Penalty on tokens that a row has already; holds its prompts.
+        repetition_penalty: As transformers' `generate`, on tokens that a row has already.
+        prompt_ids: The tokens of each row's prompt, for it; each kind of token once is enough.
         compact_below: See `COMPACT_BELOW`; 0 never drops a row before all have finished.
     """
     device = logits.device
@@ -80,6 +56,14 @@ def complete_greedily(
     cache.layers = layers
     eos = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
     never = torch.tensor(list(suppressed), dtype=torch.long, device=device)
+    penalise = None
+    written = torch.zeros(len(logits), 0, dtype=torch.long, device=device)
+    if repetition_penalty != 1.0:
+        penalise = RepetitionPenaltyLogitsProcessor(repetition_penalty)
+        # padded with a token of the row: one that stands there twice is penalised once
+        longest = max(map(len, prompt_ids))
+        padded = [[*ids, *repeat(ids[0], longest - len(ids))] for ids in prompt_ids]
+        written = torch.tensor(padded, device=device)
     # output, one row per prompt; the tensors below hold the rows that are still in the batch
     output_ids = torch.zeros(len(logits), max_tokens, dtype=torch.long, device=device)
     lengths = torch.full((len(logits),), max_tokens, device=device)
@@ -91,11 +75,11 @@ def complete_greedily(
     width = mask.shape[1] - max_tokens
     for step in range(max_tokens):
         scores = logits.float()
-        if repetition is not None:
-            scores = repetition.apply(scores)
+        if penalise is not None:
+            scores = penalise(written, scores)
         chosen = scores.index_fill(1, never, -torch.inf).argmax(-1)
-        if repetition is not None:
-            repetition.add(chosen)
+        if penalise is not None:
+            written = torch.cat([written, chosen[:, None]], dim=1)
         output_ids[rows, step] = chosen
         ended = unfinished & torch.isin(chosen, eos)
         lengths[rows[ended]] = step + 1
@@ -111,8 +95,7 @@ def complete_greedily(
             mask = mask[selected]
             positions = positions[:, selected]
             chosen = chosen[selected]
-            if repetition is not None:
-                repetition.select_rows(selected)
+            written = written[selected]
             unfinished = unfinished[selected]
         logits = policy(
             input_ids=chosen[:, None],

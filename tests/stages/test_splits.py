@@ -775,3 +775,13 @@ def test_unions_have_folds_too(run: RunStage, records: list[Raw]) -> None:
             for slug in ("ct", "mri")
         ]
         assert union == sorted(chain.from_iterable(parts))
+
+
+def test_data_tests_judge_every_fold(run: RunStage, records: list[Raw]) -> None:
+    cross_validate(3)
+    change_params("data_tests", single_answer_tests={"severity": "warning", "limit": 0})
+    run(splits)
+    results = {each.test: each for each in read_results(layout.DATA_TESTS).tests}
+    assert results["single_answer_tests"].outcome == "failed", "all answers are the same here"
+    assert results["single_answer_tests"].checked == 3 * sum(map(len, AXES.values()))
+    assert results["questions_of_modality"].value == len(records) / len(MODALITIES)

@@ -226,12 +226,12 @@ def _run_data_tests(
         return {}
     axes = params.taxonomy.axes
     _, group_of, draws = draw_splits(full, params.splits, axes)
-    if params.splits.folds:  # all are of about one size
-        draws["grouped"] = draw_folds(full, group_of, params.splits, axes)[0]
     if params.splits.kind == "released":
         draws["released"] = _join_released(full, params, findings, is_complete=is_complete)
-    draw = draws[params.splits.kind]
-    for result in judge_corpus(full, draw, params.resize.size, dict(params.data_tests)).tests:
+    folds = [draws[params.splits.kind]]
+    if params.splits.folds:
+        folds = draw_folds(full, group_of, params.splits, axes)
+    for result in judge_corpus(full, folds, params.resize.size, dict(params.data_tests)).tests:
         is_judged = is_complete or result.test not in _OF_ALL_SPLITS
         if result.test == "contradictions" and result.found:
             findings.data_test(replace(result, examples=contradictions(full).examples))
@@ -239,7 +239,7 @@ def _run_data_tests(
             findings.data_test(result)
     return {
         axis: {slug: (len(train), len(test)) for slug, (train, test) in slugs.items()}
-        for axis, slugs in draw.items()
+        for axis, slugs in folds[0].items()  # all are of about one size
     }
 
 

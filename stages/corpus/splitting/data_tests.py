@@ -17,7 +17,7 @@ from stages.core.errors import InputError
 from stages.core.outputs import read_json, write_json
 from stages.corpus.quarantine.reasons import CorpusFault, Reason, RefusedDataError
 from stages.corpus.splitting import expectations
-from stages.corpus.splitting.draws import Draw
+from stages.corpus.splitting.draws import Draw, by_fold
 from stages.corpus.splitting.expectations import Measurement
 
 if TYPE_CHECKING:
@@ -201,13 +201,14 @@ def judge_records(reading: Reading, file_of: Mapping[str, str]) -> list[Result]:
 
 
 def judge_corpus(
-    records: Sequence[Record], draw: Draw, size: int, rules: Mapping[str, Rule]
+    records: Sequence[Record], folds: Sequence[Draw], size: int, rules: Mapping[str, Rule]
 ) -> Results:
     """Run the tests of a corpus on valid records and the splits drawn from them.
 
-    `size`: side of the resized images; `rules`: test -> severity and limit, for all of
-    CORPUS_TESTS.
+    `folds`: the draws of a cross-validation, or one draw; `size`: side of the resized images;
+    `rules`: test -> severity and limit, for all of CORPUS_TESTS.
     """
+    draw, every_split = folds[0], by_fold(folds)
     images = expectations.unique_images(records)
     modalities = Counter(record.modality for record in records)
     types = Counter(record.question_type for record in records)
@@ -215,9 +216,9 @@ def judge_corpus(
         "repeated_questions": expectations.repeated_questions(records),
         "contradictions": expectations.contradictions(records),
         "letter_bias": expectations.letter_bias(records),
-        "majority_letter": expectations.majority_letter(draw),
-        "majority_answer": expectations.majority_answer(draw),
-        "single_answer_tests": expectations.single_answer_tests(draw),
+        "majority_letter": expectations.majority_letter(every_split),
+        "majority_answer": expectations.majority_answer(every_split),
+        "single_answer_tests": expectations.single_answer_tests(every_split),
         "questions_of_modality": expectations.smallest_count(
             {slug: modalities[slug] for slug in draw["modality"]}
         ),

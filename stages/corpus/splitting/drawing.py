@@ -18,10 +18,10 @@ import numpy as np
 from stages.core.params import Splits
 from stages.corpus.dataset.problems import format_problem, format_solution
 from stages.corpus.records.records import PATIENT, Record
-from stages.corpus.splitting.draws import Draw, Item
+from stages.corpus.splitting.draws import Draw, Item, by_fold
 from stages.corpus.splitting.groups import GroupedImage, group_images, patient_of
 from stages.corpus.splitting.stratify import stratify
-from stages.taxonomy import Axes, fold_slug
+from stages.taxonomy import Axes
 
 Sides = tuple[list[Item], list[Item]]
 """(train, test)."""
@@ -81,15 +81,11 @@ def cross_validated(folds: Sequence[Draw]) -> Draw:
 
     The splits of the plain slugs have no train part: no checkpoint is trained on one.
     """
-    result: dict[str, dict[str, Sides]] = {}
+    result = {axis: dict(slugs) for axis, slugs in by_fold(folds).items()}
     for axis, slugs in folds[0].items():
-        result[axis] = {}
         for slug in slugs:
             tests = chain.from_iterable(fold[axis][slug][1] for fold in folds)
             result[axis][slug] = ([], sorted(tests, key=lambda item: str(item["question_id"])))
-            for number, fold in enumerate(folds, 1):
-                train, test = fold[axis][slug]
-                result[axis][fold_slug(slug, number)] = (list(train), list(test))
     return result
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+from stages.taxonomy import fold_slug
+
 Item = Mapping[str, Any]
 """A question of a split file."""
 Draw = Mapping[str, Mapping[str, tuple[Sequence[Item], Sequence[Item]]]]
@@ -31,6 +33,18 @@ def with_joint(draw: Draw, unions: Mapping[str, tuple[str, Sequence[str]]]) -> D
             for part in zip(*sides, strict=True)
         )
         result[axis][name] = (train, test)
+    return result
+
+
+def by_fold(folds: Sequence[Draw]) -> Draw:
+    """The splits of all folds of a cross-validation, by `fold_slug`; one draw as it is."""
+    if len(folds) == 1:
+        return folds[0]
+    result: dict[str, dict[str, tuple[Sequence[Item], Sequence[Item]]]] = {}
+    for number, fold in enumerate(folds, 1):
+        for axis, slugs in fold.items():
+            own = {fold_slug(slug, number): sides for slug, sides in slugs.items()}
+            result[axis] = result.get(axis, {}) | own
     return result
 
 

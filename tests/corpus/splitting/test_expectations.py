@@ -139,7 +139,7 @@ def results(records: list[Raw]) -> dict[str, Result]:
     tests = judge_records(reading, FILE_OF)
     if not any(each.stops for each in tests):
         draw = draw_of(reading.records)
-        tests += judge_corpus(reading.records, draw, SIZE, RULES).tests
+        tests += judge_corpus(reading.records, [draw], SIZE, RULES).tests
     return {each.test: each for each in tests}
 
 
@@ -311,7 +311,7 @@ def test_letter_bias_accounts_for_questions_with_fewer_options() -> None:
 
 
 def test_without_records_only_the_tests_of_a_minimum_fail() -> None:
-    tests = judge_corpus([], draw_of([]), SIZE, RULES).tests
+    tests = judge_corpus([], [draw_of([])], SIZE, RULES).tests
     assert {each.test for each in tests if each.outcome == "failed"} == {
         "questions_of_modality",
         "questions_of_type",
@@ -327,7 +327,7 @@ def test_a_failure_stops_or_not_by_its_severity() -> None:
         rules = RULES | {
             "blank_images": SETTINGS.blank_images.model_copy(update={"severity": severity})
         }
-        return judge_corpus(reading.records, draw_of(reading.records), SIZE, rules)
+        return judge_corpus(reading.records, [draw_of(reading.records)], SIZE, rules)
 
     with pytest.raises(RefusedDataError) as error:
         stop_on_errors(judged("error"), Path("r.json"))
@@ -341,7 +341,7 @@ def test_a_failure_stops_or_not_by_its_severity() -> None:
 
 def test_results_are_written_with_remedies_and_read_back(tmp_path: Path) -> None:
     reading = read(good())
-    corpus = judge_corpus(reading.records, draw_of(reading.records), SIZE, RULES)
+    corpus = judge_corpus(reading.records, [draw_of(reading.records)], SIZE, RULES)
     written = Results((*judge_records(reading, FILE_OF), *corpus.tests), corpus.statistics)
     path = tmp_path / "r.json"
     write_results(path, written, {"corpus": "md5:abc"})

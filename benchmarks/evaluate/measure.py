@@ -24,8 +24,8 @@ from stages.corpus.dataset.problems import format_problem
 from stages.corpus.sample import phantoms
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import answer_greedily
-from stages.generation.greedy import COMPACT_BELOW
 from stages.generation.windows import BLANK, Key, Question, cut_windows
+from stages.policy.decoding import COMPACT_BELOW
 from stages.policy.loading import load_policy, load_processor
 from stages.prompts.styles import Style, chat, prompt_text
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -24,13 +24,15 @@ from transformers import DynamicCache, PreTrainedModel
 
 from stages.core.errors import InputError
 from stages.generation.batch_size import BatchSize
-from stages.generation.greedy import COMPACT_BELOW, complete_greedily
 from stages.generation.image_loader import ProcessedImage, load_images, process_image
 from stages.generation.image_prefill import Prefixes, prefill_images
+from stages.generation.separate_rows import SeparateRows
 from stages.generation.windows import BLANK, Key, Question, Window
+from stages.policy.decoding import COMPACT_BELOW, Decoder, Sampling, decode
 from stages.policy.kv_cache import PreallocatedLayer
 from stages.policy.last_layer import narrow_last_layer
 from stages.policy.loading import vision_token_ids
+from stages.policy.masks import additive
 from stages.policy.vision_features import embed_patches_by_product
 from stages.prompts.styles import chat
 
@@ -153,8 +155,14 @@ class _Answerer:
         self._batch_size = batch_size
         self._compact_below = compact_below
         eos = policy.generation_config.eos_token_id
-        self._eos_ids = eos if isinstance(eos, list) else [eos]
-        self._suppressed = vision_token_ids(processor)
+        self._sampling = Sampling(
+            max_tokens=max_new_tokens,
+            eos_ids=tuple(eos if isinstance(eos, list) else [eos]),
+            pad=processor.tokenizer.pad_token_id,
+            temperature=0.0,
+            suppressed=tuple(vision_token_ids(processor)),
+            repetition_penalty=policy.generation_config.repetition_penalty or 1.0,
+        )
 
     @torch.inference_mode()
     def answer(
@@ -231,7 +239,7 @@ class _Answerer:
         )
         in_prefix = _right_aligned(prefix_lengths, prefix_width, device)  # (B, P)
         in_suffix = _right_aligned(suffix_lengths, suffix_width, device)  # (B, W)
-        # (B, 1, W, P + W); padding queries see the prefix, so no softmax is over nothing
+        # (B, W, P + W); padding queries see the prefix, so no softmax is over nothing
         causal = torch.ones(suffix_width, suffix_width, dtype=torch.bool, device=device).tril()
         mask = torch.cat(
             [
@@ -239,7 +247,7 @@ class _Answerer:
                 causal & in_suffix[:, None, :],
             ],
             dim=2,
-        )[:, None]
+        )
         # (B, W): 0 at the first suffix token, and at the padding before it
         lengths = torch.tensor(suffix_lengths, device=device)
         columns = torch.arange(suffix_width, device=device)
@@ -248,30 +256,44 @@ class _Answerer:
         with narrow_last_layer(self._policy, 1):
             logits = self._policy(
                 input_ids=ids,
-                attention_mask=mask,
+                attention_mask=additive(mask[:, None], self._policy),
                 position_ids=first_positions[..., None] + offsets,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        image_token = self._processor.image_token_id
-        completion_ids = complete_greedily(
+        decoder = SeparateRows(
             self._policy,
             layers,
             torch.cat([in_prefix, in_suffix], dim=1),
             first_positions + lengths,
-            logits,
-            max_tokens=self._max_new_tokens,
-            eos_ids=self._eos_ids,
-            suppressed=self._suppressed,
-            repetition_penalty=self._policy.generation_config.repetition_penalty or 1.0,
-            prompt_ids=[[*head, image_token, *row.suffix] for row in rows],
-            compact_below=self._compact_below,
+            self._max_new_tokens,
         )
+        completion_ids = self._decode(decoder, logits, self._prompt_ids(head, rows))
         texts = self._processor.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
         return [
             Completion(text, tuple(ids)) for text, ids in zip(texts, completion_ids, strict=True)
         ]
+
+    def _decode(self, decoder: Decoder, logits: Tensor, prompt_ids: Tensor) -> list[list[int]]:
+        """Greedy completions of B rows, whose first tokens have the `logits` (B, V)."""
+        sampling = self._sampling
+        scores = sampling.warpers()(prompt_ids, logits.float())
+        unused = torch.zeros(len(logits), sampling.max_tokens, device=logits.device)
+        first = sampling.choose(scores, unused[:, :1]).tolist()
+        completions, _ = decode(
+            decoder, first, prompt_ids, unused, sampling, compact_below=self._compact_below
+        )
+        return completions
+
+    def _prompt_ids(self, head: Sequence[int], rows: Sequence[_Row]) -> Tensor:
+        """The tokens of the prompts (B, L), each kind once, for the repetition penalty."""
+        image_token = self._processor.image_token_id
+        ids = [[*head, image_token, *row.suffix] for row in rows]
+        longest = max(map(len, ids))
+        # padded with a token of the row: one that stands there twice is penalised once
+        padded = [[*each, *repeat(each[0], longest - len(each))] for each in ids]
+        return torch.tensor(padded, device=self._policy.device)
 
     def _black_image(self, size: tuple[int, int]) -> ProcessedImage:
         return process_image(self._processor, Image.new("RGB", size), self._policy.dtype)

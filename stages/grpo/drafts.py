@@ -23,7 +23,8 @@ from transformers import DynamicCache
 from trl.trainer.utils import entropy_from_logits
 
 from stages.policy.last_layer import narrow_last_layer
-from stages.policy.prefill import ImageInputs, PromptPass, include_diagonal
+from stages.policy.masks import additive, include_diagonal
+from stages.policy.prefill import ImageInputs, PromptPass
 from stages.policy.prompt_batch import PromptBatch
 
 MAX_DEPTH: Final = 32
@@ -186,7 +187,7 @@ def prefill_with_drafts(
     with narrow_last_layer(policy, drafted + 1):
         outputs = policy(
             **image_inputs(torch.cat([prompts.ids, tokens.expand(batch, -1)], dim=1)),
-            attention_mask=include_diagonal(sees & real[:, None, :])[:, None],
+            attention_mask=additive(include_diagonal(sees & real[:, None, :])[:, None], policy),
             position_ids=torch.cat(
                 [prompts.positions, prompts.positions[:, :, -1:] + depths], dim=2
             ),

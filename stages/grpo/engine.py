@@ -34,9 +34,10 @@ from stages.grpo.drafts import (
     without_drafts,
 )
 from stages.grpo.resume import ResumableRollout
-from stages.grpo.rollout import Sampling, draws, sample_drafted
+from stages.grpo.rollout import draws, sample_drafted
 from stages.grpo.shared_prefix import CompletionScorer, concatenate, fits_one_row, score
 from stages.grpo.vllm_rollout import patch_generate
+from stages.policy.decoding import Sampling
 from stages.policy.prefill import ImageInputs, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from trl.trainer.utils import entropy_from_logits, selective_log_softmax
 
 from stages.policy.last_layer import narrow_last_layer
-from stages.policy.prefill import ImageInputs, PromptPass, include_diagonal, prefill_prompts
+from stages.policy.masks import additive, include_diagonal
+from stages.policy.prefill import ImageInputs, PromptPass, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, recomputes_activations
 
 PACK_MAX_TOKENS: Final = 256
@@ -123,7 +124,11 @@ def score_packed(
 ) -> tuple[Tensor, Tensor | None]:
     """Score prompt and segments in one row: a single forward pass."""
     rows = pack_rows(prompts, completion_ids, completion_mask)
-    inputs = {"attention_mask": rows.mask, "position_ids": rows.positions, "use_cache": False}
+    inputs = {
+        "attention_mask": additive(rows.mask, policy),
+        "position_ids": rows.positions,
+        "use_cache": False,
+    }
     return scorer.run(policy, image_inputs(rows.input_ids) | inputs, completion_ids)
 
 
@@ -140,7 +145,7 @@ def score_packed_on_cache(
     prefix = prompts.ids.shape[1] - 1
     inputs = {
         "input_ids": rows.input_ids[:, prefix:],
-        "attention_mask": rows.mask[:, :, prefix:],
+        "attention_mask": additive(rows.mask[:, :, prefix:], policy),
         "position_ids": rows.positions[:, :, prefix:],
         "past_key_values": prompt_pass.cache(prefix),
     }
@@ -167,12 +172,11 @@ def score_separately_on_cache(
     real = segment_mask.flatten(0, 1).bool()  # (B * G, C)
     own = include_diagonal(causal & real[:, None, :])  # (B * G, C, C)
     prompt = prompts.mask[:, :-1].bool().repeat_interleave(group, 0)  # (B * G, P - 1)
+    mask = torch.cat([prompt[:, None, :].expand(-1, length, -1), own], dim=2)
     start = prompts.positions[:, :, -1:].repeat_interleave(group, 1)  # (3, B * G, 1)
     inputs = {
         "input_ids": segment_ids.flatten(0, 1),
-        "attention_mask": torch.cat([prompt[:, None, :].expand(-1, length, -1), own], dim=2)[
-            :, None
-        ],
+        "attention_mask": additive(mask[:, None], policy),
         "position_ids": start + torch.arange(length, device=device),
         "past_key_values": prompt_pass.cache(prefix, group),
     }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from stages.policy.last_layer import narrow_last_layer
+from stages.policy.masks import additive, include_diagonal
 from stages.policy.prompt_batch import PromptBatch
 
 ImageInputs = Callable[[Tensor], dict[str, Any]]
@@ -64,7 +65,8 @@ def prefill_prompts(
     if not bool(prompts.mask.all()):
         width = prompts.ids.shape[1]
         causal = torch.ones(width, width, dtype=torch.bool, device=prompts.ids.device).tril()
-        mask = include_diagonal(causal & prompts.mask.bool()[:, None, :])[:, None]  # (B, 1, P, P)
+        seen = include_diagonal(causal & prompts.mask.bool()[:, None, :])
+        mask = additive(seen[:, None], policy)  # (B, 1, P, P)
     with narrow_last_layer(policy, 1):
         outputs = policy(
             **image_inputs(prompts.ids),
@@ -78,11 +80,3 @@ def prefill_prompts(
         tuple((layer.keys, layer.values) for layer in outputs.past_key_values.layers),
         outputs.logits[:, -1],
     )
-
-
-def include_diagonal(mask: Tensor) -> Tensor:
-    """Let every query of a boolean mask (..., T, T) attend to itself, padding too.
-
-    A softmax over nothing would be NaN, and spread.
-    """
-    return mask | torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)

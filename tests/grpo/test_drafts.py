@@ -22,8 +22,9 @@ from stages.grpo.drafts import (
     prefill_with_drafts,
     score_drafted,
 )
-from stages.grpo.rollout import Sampled, Sampling, draws, sample_completions, sample_drafted
+from stages.grpo.rollout import Sampled, draws, sample_completions, sample_drafted
 from stages.grpo.shared_prefix import CompletionScorer, score
+from stages.policy.decoding import Sampling
 from stages.policy.loading import vision_token_ids
 from stages.policy.prefill import prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, process_prompts

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from stages.grpo.rollout import Sampling, draws, sample_completions
+from stages.grpo.rollout import draws, sample_completions
+from stages.policy.decoding import Sampling
 from stages.policy.loading import vision_token_ids
 from stages.policy.prefill import PromptPass, prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, process_prompts
@@ -85,6 +86,8 @@ def test_image_tokens_are_never_sampled(tmp_path: Path) -> None:
 
 class ConstantPolicy:
     """A policy that always returns the same logits."""
+
+    dtype = torch.float32
 
     def __init__(self, logits: list[float]) -> None:
         self.logits = torch.tensor(logits)

@@ -16,16 +16,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.data_utils import prepare_multimodal_messages
 from trl.models import unwrap_model_for_generation
-from trl.trainer.utils import RepeatSampler, split_tensor_dict
+from trl.trainer.utils import RepeatSampler
 
 from stages.core.errors import InputError
+from stages.grpo.batch import (
+    ExampleBatch,
+    PromptCollator,
+    Rollout,
+    images_of,
+    whole_groups,
+    without_images,
+)
 from stages.grpo.drafts import (
     DraftPass,
     Drafts,
@@ -39,7 +47,7 @@ from stages.grpo.shared_prefix import CompletionScorer, concatenate, fits_one_ro
 from stages.grpo.vllm_rollout import patch_generate
 from stages.policy.decoding import Sampling
 from stages.policy.prefill import ImageInputs, prefill_prompts
-from stages.policy.prompt_batch import PromptBatch, backbone, process_prompts
+from stages.policy.prompt_batch import PromptBatch, backbone
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
 
 Scores = tuple[Tensor, Tensor | None, Tensor | None]
@@ -75,18 +83,13 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
     """
 
     _buffered_inputs: list[dict[str, Any]] | None
+    data_collator: Any
 
     def __init__(self, *arguments: Any, engine_options: EngineOptions, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.engine_options = engine_options
-        # the B prompts of the rows that are being generated or scored
-        self._prompts: PromptBatch | None = None
-        # the examples of the generation batch, one per completion, with images
-        self._examples: list[dict[str, Any]] = []
-        # the policy's pass over the prompts, with gradients, if the loss is to reuse it
-        self._reusable_pass: DraftPass | None = None
-        # those of the B groups that the policy scores; None: all
-        self._active_groups: list[int] | None = None
+        # the rows that are being generated or scored
+        self._rollout: Rollout | None = None
         self._drafts: Drafts | None = None
         if engine_options.engine == "shared-prefix" and engine_options.draft_nodes:
             excluded = (*self.eos_token_ids, *(self.generation_config.suppress_tokens or ()))
@@ -107,7 +110,28 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         """Whether this batch takes the shared path: only in training, TRL evaluates by its own."""
         return self.engine_options.engine == "shared-prefix" and bool(self.model.training)
 
+    @property
+    def _current(self) -> Rollout:
+        """What is being generated or scored."""
+        assert self._rollout is not None
+        return self._rollout
+
     # -- batches -----------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        """As TRL's, with prompts that are processed where they are loaded."""
+        if self.engine_options.engine != "shared-prefix":
+            return super().get_train_dataloader()
+        collator: Any = self.data_collator
+        self.data_collator = self._collator()
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
+
+    def _collator(self) -> PromptCollator:
+        policy = self.accelerator.unwrap_model(self.model)
+        return PromptCollator(self.processing_class, policy, self.num_generations)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """As TRL's for completions that are drawn for a whole optimiser step at once.
@@ -128,7 +152,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             self._step % (self.args.steps_per_generation * self.num_iterations) == 0
             or self._buffered_inputs is None
         ):
-            self._buffered_inputs = _whole_groups(
+            self._buffered_inputs = whole_groups(
                 self._generate_and_score_completions(generation_batch),
                 self.args.steps_per_generation,
             )
@@ -137,33 +161,26 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """As TRL's, which gets the examples without images, and so processes none.
 
-        The processed prompts are added to its result as `prompts`.
+        What the loss needs besides is added to its result as `rollout`.
         """
         if not self._uses_shared_prefix:
             return super()._generate_and_score_completions(inputs)
-        self._examples = inputs
+        if not isinstance(inputs, ExampleBatch):  # of a loader that is not ours
+            inputs = self._collator()(inputs).to(self.accelerator.device)
+        self._rollout = Rollout(list(inputs), inputs.prompts)
         scored = super()._generate_and_score_completions(
-            [_without_images(example) for example in inputs]
+            [without_images(example) for example in inputs]
         )
-        return scored | {"prompts": self._prompts}
+        return scored | {"rollout": self._rollout}
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
-        """Process one of the G equal prompts of each group, with its images; N rows of ids."""
+        """Token ids of N rows, from the prompts that the loader has processed."""
         if not self._uses_shared_prefix:
             return super()._tokenize_prompts(prompts)
-        group_size = self.num_generations
-        chats = [
-            prepare_multimodal_messages(prompt, images=_images(example))
-            for prompt, example in zip(
-                prompts[::group_size], self._examples[::group_size], strict=True
-            )
-        ]
-        self._prompts = process_prompts(
-            self.processing_class, self.model, chats, self.accelerator.device
-        )
+        batch = self._current.prompts
         rows: list[list[int]] = []
-        for ids, mask in zip(self._prompts.ids, self._prompts.mask, strict=True):
-            rows += [ids[mask.bool()].tolist()] * group_size
+        for ids, mask in zip(batch.ids.tolist(), batch.mask.bool().tolist(), strict=True):
+            rows += [list(compress(ids, mask))] * self.num_generations
         return rows, None, {}
 
     # -- rollout -----------------------------------------------------------------------------------
@@ -181,17 +198,18 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         if self._uses_shared_prefix and not self.use_vllm:
             return self._sample_groups(), None
         if self._uses_shared_prefix:  # for vLLM: TRL was given the examples without images
-            images = [_images(example) for example in self._examples]
+            images = [images_of(example) for example in self._current.examples]
         return super()._generate_single_turn(
             prompt_ids, images, fields, num_generations, *rest, **options
         )
 
     def _sample_groups(self) -> list[list[int]]:
         """Sample a group per prompt: N lists of token ids."""
-        prompts = self._prompts
-        assert prompts is not None
+        rollout = self._current
+        prompts = rollout.prompts
         sampling = self._sampling()
         uniform = self._draws(len(prompts), sampling.max_tokens)
+        reuses = self.engine_options.reuse_prompt_pass
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -202,9 +220,11 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
         ):
-            with nullcontext() if self.engine_options.reuse_prompt_pass else torch.no_grad():
-                draft_pass = self._prefill(policy, prompts)
-            self._reusable_pass = draft_pass if self.engine_options.reuse_prompt_pass else None
+            with nullcontext() if reuses else torch.no_grad():
+                # a pass that has gradients goes through the wrapped policy, which then waits for
+                # those of all processes
+                draft_pass = self._prefill(self.model_wrapped if reuses else policy, prompts)
+            rollout.draft_pass = draft_pass if reuses else None
             sampled = sample_drafted(policy, prompts, draft_pass.detached(), uniform, sampling)
         if self._drafts is not None:
             self._drafts.learn(sampled.completions)
@@ -251,7 +271,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
 
         Raises InputError for a NaN or missing reward, which TRL would leave out of the sum.
         """
-        inputs = self._examples if self._uses_shared_prefix else inputs
+        inputs = self._current.examples if self._uses_shared_prefix else inputs
         rewards: Tensor = super()._calculate_rewards(
             inputs, prompts, completions, completion_ids_list
         )
@@ -270,17 +290,17 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         if not self._uses_shared_prefix:
             loss: Tensor = super()._compute_loss(model, inputs)
             return loss
-        self._prompts = inputs["prompts"]
+        rollout: Rollout = inputs["rollout"]
+        self._rollout = rollout
         if self.engine_options.skip_zero_advantage:
-            advantages = inputs["advantages"].view(len(self._prompts), -1)  # (B, G)
+            advantages = inputs["advantages"].view(len(rollout.prompts), -1)  # (B, G)
             active = (advantages != 0).any(1).nonzero().flatten().tolist()
             # at least one group: all processes must run the same number of forward passes
-            self._active_groups = active or [0]
+            rollout.active_groups = active or [0]
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._reusable_pass = None
-            self._active_groups = None
+            rollout.draft_pass = None
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -306,8 +326,8 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
                 **fields,
             )
             return scores
-        prompts = self._prompts
-        assert prompts is not None
+        rollout = self._current
+        prompts = rollout.prompts
         group_size = self.num_generations
         ids = input_ids[:, -logits_to_keep:].view(len(prompts), group_size, -1)  # (B, G, C)
         mask = attention_mask[:, -logits_to_keep:].view(len(prompts), group_size, -1)
@@ -319,10 +339,10 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         )
         with self.accelerator.autocast():
             # without gradients the reference is scored, or the policy before an update
-            if self._reusable_pass is not None and torch.is_grad_enabled():
-                logps, entropies = self._score_reused(model, prompts, ids, mask, scorer)
-            elif self._active_groups is not None:
-                active = self._active_groups
+            if rollout.draft_pass is not None and torch.is_grad_enabled():
+                logps, entropies = self._score_reused(model, rollout, ids, mask, scorer)
+            elif rollout.active_groups is not None and torch.is_grad_enabled():
+                active = rollout.active_groups
                 logps, entropies = self._score(model, active, ids, mask, scorer)
                 logps = _scatter_groups(logps, active, len(prompts))
                 if entropies is not None:
@@ -339,33 +359,31 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         return logps, entropies, None
 
     def _score_reused(
-        self,
-        model: Any,
-        prompts: PromptBatch,
-        ids: Tensor,
-        mask: Tensor,
-        scorer: CompletionScorer,
+        self, model: Any, rollout: Rollout, ids: Tensor, mask: Tensor, scorer: CompletionScorer
     ) -> tuple[Tensor, Tensor | None]:
         """Score completions (B, G, C) from the rollout's pass: alone, if all of them were drafted.
 
-        With several processes there is always a pass of the wrapped policy, which waits for it.
+        With several processes, those of all: the wrapped policy's passes are collectives.
         """
-        assert self._reusable_pass is not None
-        if self.accelerator.num_processes == 1 and not scorer.fused:
+        draft_pass, prompts = rollout.draft_pass, rollout.prompts
+        assert draft_pass is not None
+        drafted = None
+        if not scorer.fused:
             drafted = score_drafted(
-                self._reusable_pass, ids, mask, scorer.temperature, entropy=scorer.entropy
+                draft_pass, ids, mask, scorer.temperature, entropy=scorer.entropy
             )
-            if drafted is not None:
-                return drafted
-        prompt_pass = self._reusable_pass.prompt_pass
-        return score(model, prompts, prompts.image_inputs, ids, mask, scorer, prompt_pass)
+        someone_left = self._max_over_processes(int(drafted is None))
+        if drafted is not None and not someone_left:
+            return drafted
+        return score(
+            model, prompts, prompts.image_inputs, ids, mask, scorer, draft_pass.prompt_pass
+        )
 
     def _score(
         self, model: Any, groups: Sequence[int], ids: Tensor, mask: Tensor, scorer: CompletionScorer
     ) -> tuple[Tensor, Tensor | None]:
         """Score some of the groups (B, G, C)."""
-        assert self._prompts is not None
-        prompts = self._prompts.select(groups)
+        prompts = self._current.prompts.select(groups)
         index = torch.tensor(list(groups), device=ids.device)
         image_inputs = self._image_inputs(model, prompts)
         return score(model, prompts, image_inputs, ids[index], mask[index], scorer)
@@ -387,26 +405,6 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         if self._features is not None and frozen:
             return self._features.inputs_for(self.accelerator.unwrap_model(model), prompts)
         return prompts.image_inputs
-
-
-def _whole_groups(scored: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    """Split a generation batch into `count` micro-batches, prompts with their completions."""
-    prompts: PromptBatch = scored.pop("prompts")
-    size = len(prompts) // count
-    return [
-        part | {"prompts": prompts.select(range(number * size, (number + 1) * size))}
-        for number, part in enumerate(split_tensor_dict(scored, count))
-    ]
-
-
-def _without_images(example: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in example.items() if name not in ("image", "images")}
-
-
-def _images(example: dict[str, Any]) -> list[Any]:
-    if example.get("image") is not None:
-        return [example["image"]]
-    return list(example.get("images") or ())
 
 
 def _scatter_groups(values: Tensor, active: list[int], groups: int) -> Tensor:

@@ -24,12 +24,13 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
 from stages.core.outputs import write_json
+from stages.grpo.batch import Rollout
 from stages.policy.prompt_batch import PromptBatch
 
 MANIFEST: Final = "whole.json"
 """Written last into a checkpoint: its files and their sizes in bytes."""
 
-_PROMPTS: Final = "prompts."
+_PROMPTS: Final = "rollout.prompts."
 """Prefix of the fields of a micro-batch's PromptBatch in a saved rollout."""
 
 
@@ -233,7 +234,7 @@ def _read_rollout(
 
 
 def _pack(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """Micro-batches as named tensors ("0.prompt_ids", "0.prompts.ids") and the rest as JSON."""
+    """Micro-batches as named tensors, "0.prompt_ids" and so on, and the rest as JSON."""
     tensors: dict[str, torch.Tensor] = {}
     others: list[dict[str, Any]] = []
     for number, batch in enumerate(batches):
@@ -248,11 +249,14 @@ def _pack(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[
 
 
 def _flatten(batch: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch with the fields of its PromptBatch, "prompts.ids" and so on, as its own."""
+    """A micro-batch with the fields of its prompts, "rollout.prompts.ids" and so on, as its own.
+
+    Its examples are not needed any more: their rewards are known.
+    """
     flat: dict[str, Any] = {}
     for name, value in batch.items():
-        if isinstance(value, PromptBatch):
-            flat |= {f"{name}.{field}": each for field, each in vars(value).items()}
+        if isinstance(value, Rollout):
+            flat |= {f"{_PROMPTS}{field}": each for field, each in vars(value.prompts).items()}
         else:
             flat[name] = value
     return flat
@@ -268,6 +272,7 @@ def _unpack(tensors: dict[str, torch.Tensor], others: list[dict[str, Any]]) -> l
         names = [name for name in batch if name.startswith(_PROMPTS)]
         fields = {name.removeprefix(_PROMPTS): batch.pop(name) for name in names}
         if fields:
-            fields["image_counts"] = tuple(fields["image_counts"])
-            batch["prompts"] = PromptBatch(**fields)
+            for name in ("image_counts", "image_paths"):
+                fields[name] = tuple(fields[name])
+            batch["rollout"] = Rollout([], PromptBatch(**fields))
     return batches

@@ -51,6 +51,8 @@ LOGGED: Final[dict[str, str]] = {
     "entropy": "entropy",
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
+    "rollout/drafted": "drafted",
+    "rollout/forwards": "decode_forwards",
 }
 """TRL's name of each logged number -> its column in the training log."""
 
@@ -136,10 +138,14 @@ def train_dataset(rows: list[dict[str, Any]], style: Style) -> Dataset:
 
 
 def with_images(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Replace the paths in a batch's column `image`, if it has one, by opened images."""
+    """Replace the paths in a batch's column `image`, if it has one, by opened images.
+
+    The paths are kept as `image_path`.
+    """
     if "image" not in batch:
         return batch
-    return batch | {"image": [_cached_image(path) for path in batch["image"]]}
+    paths = batch["image"]
+    return batch | {"image": [_cached_image(path) for path in paths], "image_path": paths}
 
 
 @lru_cache(maxsize=256)

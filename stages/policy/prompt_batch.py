@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ class PromptBatch:
     """B prompts, left-padded to P tokens, with their images.
 
     `ids` and `mask`: (B, P); `positions`: (3, B, P), M-RoPE; `pixel_values`: (patches, features)
-    and `image_grid_thw`: (images, 3), of all prompts in order; `image_counts`: images per prompt.
+    and `image_grid_thw`: (images, 3), of all prompts in order; `image_counts`: images per prompt;
+    `image_paths`: of the prompts with one image, where it is known; empty: of none.
     """
 
     ids: Tensor
@@ -26,10 +27,22 @@ class PromptBatch:
     pixel_values: Tensor
     image_grid_thw: Tensor
     image_counts: tuple[int, ...]
+    image_paths: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         """B."""
         return len(self.ids)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> PromptBatch:
+        """The same batch on a device."""
+        return replace(
+            self,
+            ids=self.ids.to(device, non_blocking=non_blocking),
+            mask=self.mask.to(device, non_blocking=non_blocking),
+            positions=self.positions.to(device, non_blocking=non_blocking),
+            pixel_values=self.pixel_values.to(device, non_blocking=non_blocking),
+            image_grid_thw=self.image_grid_thw.to(device, non_blocking=non_blocking),
+        )
 
     def image_inputs(self, ids: Tensor) -> dict[str, Tensor]:
         """Arguments of a policy's forward for rows (B, T) that begin with these prompts."""
@@ -53,6 +66,7 @@ class PromptBatch:
             torch.cat([patches[row] for row in rows]),
             torch.cat([grids[row] for row in rows]),
             tuple(self.image_counts[row] for row in rows),
+            tuple(self.image_paths[row] for row in rows if self.image_paths),
         )
 
 

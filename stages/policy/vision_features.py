@@ -34,17 +34,26 @@ class VisionFeatures:
     def inputs_for(self, policy: Any, prompts: PromptBatch) -> ImageInputs:
         """As `prompts.image_inputs`, with cached features in place of pixels."""
         patches = torch.split(prompts.pixel_values, prompts.image_grid_thw.prod(-1).tolist())
+        paths = prompts.image_paths or (None,) * len(patches)
         features = [
-            self._features_of(policy, each, grid)
-            for each, grid in zip(patches, prompts.image_grid_thw, strict=True)
+            self._features_of(policy, each, grid, path)
+            for each, grid, path in zip(patches, prompts.image_grid_thw, paths, strict=True)
         ]
         return partial(_with_features, policy, features)
 
-    def _features_of(self, policy: Any, patches: Tensor, grid: Tensor) -> Tensor:
-        """Features (tokens, H), on the CPU, of the patches (N, features) of one image."""
-        key = hashlib.blake2b(
-            patches.cpu().float().numpy().tobytes() + str(grid.tolist()).encode(), digest_size=16
-        ).hexdigest()
+    def _features_of(self, policy: Any, patches: Tensor, grid: Tensor, path: str | None) -> Tensor:
+        """Features (tokens, H), on the CPU, of the patches (N, features) of one image.
+
+        `path` is the image's, or None if it is not known: then its patches are hashed, which copies
+        them from the GPU.
+        """
+        key = (
+            path
+            or hashlib.blake2b(
+                patches.cpu().float().numpy().tobytes() + str(grid.tolist()).encode(),
+                digest_size=16,
+            ).hexdigest()
+        )
         if key in self._features:
             self._features.move_to_end(key)
             return self._features[key]

@@ -132,7 +132,7 @@ def test_the_committed_params_are_valid_and_name_13_checkpoints_and_the_base() -
         ),
         ("grpo.num_iterations", 2, ["reuse_prompt_pass excludes num_iterations above 1"]),
         ("grpo.parallel", "zero1", ["grpo.parallel = 'zero1'", "'zero2' or 'zero3'"]),
-        ("grpo.parallel", "zero2", ["reuse_prompt_pass excludes parallel zero2: set it to false"]),
+        ("grpo.parallel", "zero3", ["reuse_prompt_pass excludes parallel zero3: set it to false"]),
         ("grpo.deepspeed", "x.json", ["grpo.deepspeed: unknown key"]),
         ("grpo.timeout_minutes", 0, ["grpo.timeout_minutes = 0", "greater than 0"]),
         (

@@ -240,7 +240,7 @@ def test_groups_stay_together_and_images_with_their_prompts(tmp_path: Path) -> N
         part = trainer._prepare_inputs(rows)
         assert (part["prompt_ids"] == part["prompt_ids"][0]).all()
         assert part["advantages"].sum().abs() < 1e-4
-        prompts = part["prompts"]
+        prompts = part["rollout"].prompts
         tokens = (prompts.ids == processor().image_token_id).sum(1)
         assert tokens.tolist() == (prompts.image_grid_thw.prod(-1) // 4).tolist()
         assert len(prompts.pixel_values) == int(prompts.image_grid_thw.prod())

@@ -64,7 +64,7 @@ def test_saved_completions_are_restored_to_the_device_of_the_policy(tmp_path: Pa
     _, batches, _, _ = resume._read_rollout(checkpoint, 0, torch.device("meta"))
     assert batches
     for batch in batches:
-        tensors = [*batch.values(), *vars(batch["prompts"]).values()]
+        tensors = [*batch.values(), *vars(batch["rollout"].prompts).values()]
         devices = {each.device.type for each in tensors if isinstance(each, torch.Tensor)}
         assert devices == {"meta"}
 

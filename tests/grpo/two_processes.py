@@ -28,6 +28,10 @@ REWARDS: Final = [0.0, 1.0, 2.0, 0.5, 1.0, 0.0, 0.25, 2.0]
 LORA: Final = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 CASES: Final[dict[str, dict[str, Any]]] = {
     "shared-prefix": {},
+    # all completions are in the trie: no pass but that over the prompts
+    "drafted": {},
+    # those of the second rank are not, so both ranks make one more
+    "drafted on one rank": {},
     "two passes": {"reuse_prompt_pass": False, "loss_type": "dapo"},
     # those of the first rank would fit into one row, those of the second do not
     "unequal lengths": {"reuse_prompt_pass": False},
@@ -42,6 +46,8 @@ CASES: Final[dict[str, dict[str, Any]]] = {
         "reuse_prompt_pass": False,
     },
     "bfloat16": {"bf16": True},
+    "zero2, drafted": {"parallel": "zero2"},
+    "zero2, drafted on one rank": {"parallel": "zero2"},
     "zero2": {"parallel": "zero2", "reuse_prompt_pass": False},
     "zero3": {"parallel": "zero3", "reuse_prompt_pass": False},
     "zero3, trl": {"parallel": "zero3", "engine": "trl"},
@@ -64,6 +70,10 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     rank = int(os.environ.get("RANK", "0"))
     first = rank * len(COMPLETIONS) // processes()
     steer(trainer, first, case)
+    if "drafted" in case:
+        seen = COMPLETIONS[:GROUP] if case.endswith("one rank") else COMPLETIONS
+        trainer._drafts.restore(seen)
+        trainer._drafts.learn = lambda _: None
     if case == "unequal lengths":
         vars(shared_prefix)["PACK_MAX_TOKENS"] = 2 * GROUP
     passes: list[None] = []
@@ -76,6 +86,8 @@ def step(folder: Path, case: str) -> dict[str, torch.Tensor]:
     trainer.train()
     counts = trainer.accelerator.gather(torch.tensor([len(passes)]))
     assert len(set(counts.tolist())) == 1, f"passes of the ranks, each a collective: {counts}"
+    if "drafted" in case:
+        assert len(passes) == (2 if case.endswith("one rank") else 1)
     weights = gather_weights(trainer)
     if not trainer.accelerator.is_main_process:
         return {}

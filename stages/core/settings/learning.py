@@ -217,7 +217,7 @@ class Grpo(SettingsGroup):
             wrong = {
                 "skip_zero_advantage": self.skip_zero_advantage,
                 "gradient_checkpointing": self.gradient_checkpointing,
-                f"parallel {self.parallel}": self.parallel in ("zero2", "zero3"),
+                f"parallel {self.parallel}": self.parallel == "zero3",
                 f"rollout {self.rollout}": self.rollout != "policy",
                 "num_iterations above 1": self.num_iterations > 1,
             }

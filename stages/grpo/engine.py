@@ -13,15 +13,12 @@ completion A = (reward - mean of its group) / (standard deviation of its group +
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import compress
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler
 
@@ -38,44 +35,22 @@ from stages.grpo.drafts import (
     DraftPass,
     Drafts,
     prefill_with_drafts,
-    score_drafted,
     without_drafts,
 )
+from stages.grpo.reference import ReferenceAhead
 from stages.grpo.resume import ResumableRollout
 from stages.grpo.rollout import draws, sample_drafted
-from stages.grpo.shared_prefix import CompletionScorer, concatenate, fits_one_row, score
+from stages.grpo.scoring import EngineOptions, SharedScoring
 from stages.grpo.vllm_rollout import patch_generate
+from stages.policy.compilation import compile_layers, uncompiled
 from stages.policy.decoding import Sampling
-from stages.policy.prefill import ImageInputs, prefill_prompts
+from stages.policy.prefill import prefill_prompts
 from stages.policy.prompt_batch import PromptBatch, backbone
+from stages.policy.vision_attention import batch_images, batches_images
 from stages.policy.vision_features import VisionFeatures, embed_patches_by_product
 
-Scores = tuple[Tensor, Tensor | None, Tensor | None]
-"""What TRL expects of scoring: log-probabilities and entropies (N, C), and an auxiliary loss."""
 
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Options of the engine; none changes a result beyond rounding.
-
-    `engine`: `shared-prefix`, or `trl` for TRL's own path. `draft_nodes`: tokens of likely
-    completions in the pass over the prompts, at first of `draft_seeds`; 0 drafts none.
-    `reuse_prompt_pass`: the pass over the
-    prompts that starts a rollout has gradients and serves the loss too. `skip_zero_advantage`:
-    groups without advantage are not scored by the policy. `fused_head`: logits are never stored.
-    `vision_cache_bytes`: bytes of cached features of a frozen vision tower.
-    """
-
-    engine: Literal["shared-prefix", "trl"] = "shared-prefix"
-    draft_nodes: int = 0
-    draft_seeds: tuple[tuple[int, ...], ...] = ()
-    reuse_prompt_pass: bool = False
-    skip_zero_advantage: bool = False
-    fused_head: bool = False
-    vision_cache_bytes: int = 0
-
-
-class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
+class MedGRPOTrainer(ResumableRollout, SharedScoring):
     """GRPOTrainer that processes, prefills and scores the prompt of a group once.
 
     TRL works on N = B * G rows, one per completion; here the G rows of each of the B prompts stay
@@ -91,12 +66,20 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         # the rows that are being generated or scored
         self._rollout: Rollout | None = None
         self._drafts: Drafts | None = None
+        self._ahead: ReferenceAhead | None = None
+        ahead = engine_options.engine == "shared-prefix" and engine_options.reference_steps > 1
+        if ahead and self.ref_model is not None:
+            self._ahead = ReferenceAhead(engine_options.reference_steps, self.eos_token_ids)
         if engine_options.engine == "shared-prefix" and engine_options.draft_nodes:
             excluded = (*self.eos_token_ids, *(self.generation_config.suppress_tokens or ()))
             self._drafts = Drafts(engine_options.draft_seeds, excluded, engine_options.draft_nodes)
         if engine_options.engine == "shared-prefix":
             for policy in filter(None, (self.accelerator.unwrap_model(self.model), self.ref_model)):
                 embed_patches_by_product(policy)
+                if engine_options.compile:
+                    compile_layers(policy)
+            if self.ref_model is not None and batches_images(self.model):
+                batch_images(self.ref_model)
         if self.use_vllm:
             patch_generate(self.vllm_generation, backbone(self.model).config.image_token_id)
         cache_bytes = engine_options.vision_cache_bytes
@@ -104,17 +87,6 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
         self._tower_frozen = not any(
             p.requires_grad for name, p in self.model.named_parameters() if ".visual." in f".{name}"
         )
-
-    @property
-    def _uses_shared_prefix(self) -> bool:
-        """Whether this batch takes the shared path: only in training, TRL evaluates by its own."""
-        return self.engine_options.engine == "shared-prefix" and bool(self.model.training)
-
-    @property
-    def _current(self) -> Rollout:
-        """What is being generated or scored."""
-        assert self._rollout is not None
-        return self._rollout
 
     # -- batches -----------------------------------------------------------------------------------
 
@@ -128,6 +100,12 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """As transformers', with batches loaded ahead for the reference."""
+        if self._ahead is not None:
+            epoch_iterator = self._ahead.watch(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _collator(self) -> PromptCollator:
         policy = self.accelerator.unwrap_model(self.model)
@@ -225,7 +203,15 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
                 # those of all processes
                 draft_pass = self._prefill(self.model_wrapped if reuses else policy, prompts)
             rollout.draft_pass = draft_pass if reuses else None
-            sampled = sample_drafted(policy, prompts, draft_pass.detached(), uniform, sampling)
+            with uncompiled(self.engine_options.compile):
+                sampled = sample_drafted(
+                    policy,
+                    prompts,
+                    draft_pass.detached(),
+                    uniform,
+                    sampling,
+                    fixed_width=self.engine_options.cuda_graphs,
+                )
         if self._drafts is not None:
             self._drafts.learn(sampled.completions)
         metrics = self._metrics["train"]
@@ -284,7 +270,7 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             )
         return rewards
 
-    # -- scoring -----------------------------------------------------------------------------------
+    # -- loss --------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         if not self._uses_shared_prefix:
@@ -301,120 +287,3 @@ class MedGRPOTrainer(ResumableRollout, GRPOTrainer):  # type: ignore[misc]
             return super()._compute_loss(model, inputs)
         finally:
             rollout.draft_pass = None
-
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **fields: Any,
-    ) -> Scores:
-        """Score completions: (N, C), N = B * G rows in whole groups, C = `logits_to_keep`."""
-        if not self._uses_shared_prefix:
-            scores: Scores = super()._get_per_token_logps_and_entropies(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                batch_size,
-                compute_entropy,
-                compute_aux_loss,
-                **fields,
-            )
-            return scores
-        rollout = self._current
-        prompts = rollout.prompts
-        group_size = self.num_generations
-        ids = input_ids[:, -logits_to_keep:].view(len(prompts), group_size, -1)  # (B, G, C)
-        mask = attention_mask[:, -logits_to_keep:].view(len(prompts), group_size, -1)
-        scorer = CompletionScorer(
-            self.temperature,
-            self.engine_options.fused_head,
-            compute_entropy,
-            packed=fits_one_row(group_size, self._max_over_processes(logits_to_keep)),
-        )
-        with self.accelerator.autocast():
-            # without gradients the reference is scored, or the policy before an update
-            if rollout.draft_pass is not None and torch.is_grad_enabled():
-                logps, entropies = self._score_reused(model, rollout, ids, mask, scorer)
-            elif rollout.active_groups is not None and torch.is_grad_enabled():
-                active = rollout.active_groups
-                logps, entropies = self._score(model, active, ids, mask, scorer)
-                logps = _scatter_groups(logps, active, len(prompts))
-                if entropies is not None:
-                    entropies = _scatter_groups(entropies, active, len(prompts))
-            else:
-                size = max((batch_size or len(input_ids)) // group_size, 1)  # groups per pass
-                chunks = [
-                    range(start, min(start + size, len(prompts)))
-                    for start in range(0, len(prompts), size)
-                ]
-                logps, entropies = concatenate(
-                    self._score(model, chunk, ids, mask, scorer) for chunk in chunks
-                )
-        return logps, entropies, None
-
-    def _score_reused(
-        self, model: Any, rollout: Rollout, ids: Tensor, mask: Tensor, scorer: CompletionScorer
-    ) -> tuple[Tensor, Tensor | None]:
-        """Score completions (B, G, C) from the rollout's pass: alone, if all of them were drafted.
-
-        With several processes, those of all: the wrapped policy's passes are collectives.
-        """
-        draft_pass, prompts = rollout.draft_pass, rollout.prompts
-        assert draft_pass is not None
-        drafted = None
-        if not scorer.fused:
-            drafted = score_drafted(
-                draft_pass, ids, mask, scorer.temperature, entropy=scorer.entropy
-            )
-        someone_left = self._max_over_processes(int(drafted is None))
-        if drafted is not None and not someone_left:
-            return drafted
-        return score(
-            model, prompts, prompts.image_inputs, ids, mask, scorer, draft_pass.prompt_pass
-        )
-
-    def _score(
-        self, model: Any, groups: Sequence[int], ids: Tensor, mask: Tensor, scorer: CompletionScorer
-    ) -> tuple[Tensor, Tensor | None]:
-        """Score some of the groups (B, G, C)."""
-        prompts = self._current.prompts.select(groups)
-        index = torch.tensor(list(groups), device=ids.device)
-        image_inputs = self._image_inputs(model, prompts)
-        return score(model, prompts, image_inputs, ids[index], mask[index], scorer)
-
-    def _max_over_processes(self, number: int) -> int:
-        """The largest value of a number that processes may disagree on.
-
-        What decides the number of forward passes must be equal on all: under DDP and ZeRO-3 each
-        pass is a collective.
-        """
-        if self.accelerator.num_processes == 1:
-            return number
-        numbers = torch.tensor([number], device=self.accelerator.device)
-        return int(self.accelerator.gather(numbers).max())
-
-    def _image_inputs(self, model: Any, prompts: PromptBatch) -> ImageInputs:
-        """Images of prompts for a forward: cached features if the tower is frozen, or pixels."""
-        frozen = self._tower_frozen or model is self.ref_model
-        if self._features is not None and frozen:
-            return self._features.inputs_for(self.accelerator.unwrap_model(model), prompts)
-        return prompts.image_inputs
-
-
-def _scatter_groups(values: Tensor, active: list[int], groups: int) -> Tensor:
-    """Put the scores (A * G, C) of the A active groups in their places among all: (B * G, C).
-
-    The other groups get a placeholder without gradient: the mean over the active groups, padding
-    included. Their advantage is 0, so the loss does not depend on it; a logged mean of it, such as
-    the entropy, is an estimate from the active groups.
-    """
-    values = values.view(len(active), -1, values.shape[1])
-    scattered = values.detach().mean().expand(groups, *values.shape[1:]).clone()
-    scattered[active] = values
-    return scattered.flatten(0, 1)

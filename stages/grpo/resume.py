@@ -25,6 +25,8 @@ from trl.trainer.utils import RepeatSampler
 
 from stages.core.outputs import write_json
 from stages.grpo.batch import Rollout
+from stages.grpo.drafts import DraftTrie
+from stages.grpo.reference import ReferenceTable
 from stages.policy.prompt_batch import PromptBatch
 
 MANIFEST: Final = "whole.json"
@@ -32,6 +34,9 @@ MANIFEST: Final = "whole.json"
 
 _PROMPTS: Final = "rollout.prompts."
 """Prefix of the fields of a micro-batch's PromptBatch in a saved rollout."""
+
+_TABLES: Final = "reference."
+"""Prefix of the tensors of a reference's tables in a saved rollout."""
 
 
 def prune_checkpoints(folder: Path) -> Path | None:
@@ -126,7 +131,9 @@ class ResumableRollout(Resumable):
         trainer: Any = self
         accelerator = trainer.accelerator
         rollout = _read_rollout(checkpoint, accelerator.process_index, accelerator.device)
-        trainer._step, trainer._buffered_inputs, metrics, drafts = rollout
+        trainer._step, trainer._buffered_inputs, metrics, drafts, tables = rollout
+        if trainer._ahead is not None:
+            trainer._ahead.tables.extend(tables)
         if trainer._drafts is not None:
             trainer._drafts.restore(drafts or [])
         trainer._metrics["train"].update(metrics)
@@ -205,6 +212,10 @@ def _write_rollout(folder: Path, trainer: Any) -> None:
     steps_per_rollout = trainer.args.steps_per_generation * trainer.num_iterations
     batches = trainer._buffered_inputs if trainer._step % steps_per_rollout else None
     tensors, others = _pack(batches or [])
+    tables = list(trainer._ahead.tables) if trainer._ahead is not None else []
+    for number, table in enumerate(tables):
+        tensors[f"{_TABLES}{number}.tokens"] = table.tokens.cpu().clone()
+        tensors[f"{_TABLES}{number}.logps"] = table.logps.cpu().clone()
     stem = f"rollout-{trainer.accelerator.process_index}"
     save_file(tensors, folder / f"{stem}.safetensors")
     write_json(
@@ -214,23 +225,35 @@ def _write_rollout(folder: Path, trainer: Any) -> None:
             "others": others,
             "metrics": dict(trainer._metrics["train"]),
             "drafts": list(trainer._drafts.recent) if trainer._drafts is not None else None,
+            "tries": [[table.trie.tokens, table.trie.parents] for table in tables],
         },
     )
 
 
 def _read_rollout(
     folder: Path, process: int, device: torch.device
-) -> tuple[int, list[dict[str, Any]] | None, dict[str, list[float]], list[list[int]] | None]:
-    """Micro-step, micro-batches on `device` (None if none are pending), metrics, drafts.
+) -> tuple[
+    int,
+    list[dict[str, Any]] | None,
+    dict[str, list[float]],
+    list[list[int]] | None,
+    list[ReferenceTable],
+]:
+    """Micro-step, micro-batches on `device` (None if none are pending), metrics, drafts, tables.
 
-    The metrics are those not yet logged; the drafts are None if there are none.
+    The metrics are those not yet logged; the drafts are None if there are none; the tables are the
+    reference's, of the next batches.
     """
     stem = folder / f"rollout-{process}"
     state = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
     tensors = load_file(stem.with_suffix(".safetensors"))
     on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
+    tables = []
+    for number, trie in enumerate(state["tries"]):
+        tokens, logps = (on_device.pop(f"{_TABLES}{number}.{name}") for name in ("tokens", "logps"))
+        tables.append(ReferenceTable(DraftTrie(*map(tuple, trie)), tokens, logps))
     batches = _unpack(on_device, state["others"])
-    return state["step"], batches or None, state["metrics"], state["drafts"]
+    return state["step"], batches or None, state["metrics"], state["drafts"], tables
 
 
 def _pack(batches: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

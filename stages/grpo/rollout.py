@@ -3,10 +3,9 @@
 Completions begin with tokens that were drafted in the prompt's own pass (`stages.grpo.drafts`), as
 far as the draws pick them. The rest of the G completions of a prompt is decoded side by side in one
 row: each step feeds G tokens, one per completion, and a mask lets each attend to the prompt and to
-its own past. So the prompt's keys and
-values are in memory once, not G times, and are not copied. Random numbers belong to a prompt and a
-completion, not to a call: the same seed gives the same completions however many prompts share a
-call, on one process or several.
+its own past. So the prompt's keys and values are in memory once, not G times. Random numbers belong
+to a prompt and a completion, not to a call: the same seed gives the same completions however many
+prompts share a call, on one process or several.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from stages.grpo.drafts import DraftPass, without_drafts
+from stages.policy.compilation import CapturedStep
 from stages.policy.decoding import Sampling, decode
-from stages.policy.kv_cache import PreallocatedLayer
+from stages.policy.kv_cache import FixedWidthLayer, PreallocatedLayer
 from stages.policy.masks import additive
 from stages.policy.prefill import PromptPass
 from stages.policy.prompt_batch import PromptBatch
@@ -44,7 +44,8 @@ def draws(seed: int, prompt_numbers: Sequence[int], group_size: int, tokens: int
 class Sampled:
     """Completions of B * G rows, end token included, and what they took.
 
-    `drafted`: completions that ended within the trie; `forwards`: forward passes of single tokens.
+    `drafted`: completions whose tokens but the last were all in the trie, one that ends at once
+    among them; `forwards`: forward passes of single tokens.
     """
 
     completions: list[list[int]]
@@ -75,10 +76,14 @@ def sample_drafted(
     draft_pass: DraftPass,
     uniform: Tensor,
     sampling: Sampling,
+    *,
+    fixed_width: bool = False,
 ) -> Sampled:
     """Sample B * G completions from a pass over B prompts with drafts, and step by step behind it.
 
-    `draft_pass` is without gradients; `uniform` (B, G, max_tokens) are the draws.
+    `draft_pass` is without gradients; `uniform` (B, G, max_tokens) are the draws. `fixed_width`: a
+    step attends to the columns of all steps, those to come masked, so that on a GPU it is captured
+    once and replayed.
     """
     group = uniform.shape[1]
     uniform = uniform.to(prompts.ids.device)
@@ -89,7 +94,7 @@ def sample_drafted(
     if not unfinished:
         return Sampled(rows, drafted)
     steps = sampling.max_tokens - min(map(len, unfinished))
-    decoder = PackedRows(policy, prompts, draft_pass, path, group, steps)
+    decoder = PackedRows(policy, prompts, draft_pass, path, group, steps, fixed_width=fixed_width)
     prompt_ids = prompts.ids.repeat_interleave(group, 0)
     completions, forwards = decode(decoder, rows, prompt_ids, uniform.flatten(0, 1), sampling)
     return Sampled(completions, drafted, forwards)
@@ -144,8 +149,13 @@ class PackedRows:
         path: Tensor,
         group: int,
         steps: int,
+        *,
+        fixed_width: bool,
     ) -> None:
-        """`path`: (B, G, N), the nodes of the trie that are part of a completion."""
+        """`path`: (B, G, N), the nodes of the trie that are part of a completion.
+
+        `fixed_width`: see `sample_drafted`.
+        """
         device = prompts.ids.device
         batch, self._width = len(prompts), prompts.ids.shape[1] + path.shape[2]
         self._policy = policy
@@ -157,20 +167,38 @@ class PackedRows:
         parts = [sees_prompt, path.to(device), is_own.expand(batch, group, -1)]
         mask = torch.cat(parts, dim=2)[:, None]  # (B, 1, G, P + N + G * steps)
         self._mask = additive(mask, policy)
+        layer_type = FixedWidthLayer if fixed_width else PreallocatedLayer
         self._cache = DynamicCache()
         self._cache.layers = [
-            PreallocatedLayer.from_prefix(keys, values, group * steps)
+            layer_type.from_prefix(keys, values, group * steps)
             for keys, values in draft_pass.keys_values
         ]
         self._last = prompts.positions[:, :, -1:]  # (3, B, 1)
+        self._column = torch.arange(mask.shape[-1], device=device)
+        self._step = CapturedStep(self._forward_fixed) if fixed_width else None
 
     def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
         """Logits (B * G, V) after tokens (B * G,), the `places`-th (from 1) of completions."""
+        tokens = tokens.view(self._shape)
+        positions = self._last + places.view(self._shape)
+        columns = self._column[self._width : self._width + self._shape[1]]
         self._width += self._shape[1]
+        if self._step is not None:
+            return self._step(tokens, positions, columns)
+        return self._forward(tokens, positions, self._mask[..., : self._width])
+
+    def _forward_fixed(self, tokens: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
+        """As `_forward`, of tensors whose shapes do not depend on the step."""
+        for layer in self._cache.layers:
+            layer.columns = columns
+        visible = self._column <= columns[-1]
+        return self._forward(tokens, positions, self._mask.masked_fill(~visible, -torch.inf))
+
+    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         logits: Tensor = self._policy(
-            input_ids=tokens.view(self._shape),
-            attention_mask=self._mask[..., : self._width],
-            position_ids=self._last + places.view(self._shape),
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
         ).logits

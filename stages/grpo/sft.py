@@ -19,12 +19,11 @@ from trl.trainer.utils import RepeatSampler
 from stages.core.errors import InputError
 from stages.core.params import Grpo, Sft
 from stages.corpus.dataset.problems import format_solution
+from stages.grpo.checks import check_batch, check_prompts
 from stages.grpo.parallel import join_deepspeed
 from stages.grpo.resume import Resumable
 from stages.grpo.trainer import (
     StepProgress,
-    check_batch,
-    check_prompts,
     lora_config,
     save_callbacks,
     shared_arguments,

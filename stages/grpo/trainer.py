@@ -20,23 +20,23 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, set_seed
 from trl import GRPOConfig
 
-from stages.answers.formats import SHORTEST
-from stages.core.distributed.launch import processes
 from stages.core.errors import InputError
 from stages.core.iteration.progress import progress_reporter
 from stages.core.params import Grpo, Lora
 from stages.core.services.tracking import TrackingRun
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.problems import LETTERS, format_solution
-from stages.grpo.engine import EngineOptions, MedGRPOTrainer
+from stages.grpo.checks import check_batch, check_completion_length, check_prompts
+from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.parallel import gather_weights, join_deepspeed, parallel_arguments
 from stages.grpo.resume import SaveByTime
 from stages.grpo.rewards import reward_functions
+from stages.grpo.scoring import EngineOptions
 from stages.grpo.vllm_rollout import generation_kwargs, require_vllm, vllm_arguments
 from stages.grpo.watch import TrainingWatch
-from stages.policy.loading import vision_token_ids
 from stages.policy.prompt_batch import backbone
-from stages.prompts.styles import Style, chat, prompt_text
+from stages.policy.vision_attention import batches_images
+from stages.prompts.styles import Style, prompt_text
 
 LOGGED: Final[dict[str, str]] = {
     "loss": "loss",
@@ -84,6 +84,9 @@ def shared_arguments(grpo: Grpo, save_steps: int, scratch: Path, run_name: str) 
         # two: a kill may leave the last one incomplete
         "save_total_limit": 2,
         "disable_tqdm": True,
+        "dataloader_num_workers": grpo.loader_workers,
+        # they open files and share tensors, and keep their images of the epoch before
+        "dataloader_persistent_workers": grpo.loader_workers > 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
         # without it several processes on CPUs do not form a group
         "use_cpu": not torch.cuda.is_available(),
@@ -181,6 +184,8 @@ def build_trainer(
         name: getattr(policy.config, name)._attn_implementation
         for name in ("text_config", "vision_config")
     }
+    if batches_images(policy):
+        implementations["vision_config"] = "sdpa"  # the engine changes it after loading
     if len(set(implementations.values())) > 1:
         # TRL would load the reference with the language model's for both
         config.model_init_kwargs = {"attn_implementation": implementations}
@@ -204,9 +209,12 @@ def build_trainer(
             draft_nodes=grpo.draft_nodes if grpo.rollout == "policy" else 0,
             draft_seeds=draft_seeds(processor, dataset, style),
             reuse_prompt_pass=grpo.reuse_prompt_pass,
+            reference_steps=grpo.reference_steps,
             skip_zero_advantage=grpo.skip_zero_advantage,
             fused_head=grpo.fused_head,
             vision_cache_bytes=grpo.vision_cache_mb * 2**20,
+            compile=grpo.compile,
+            cuda_graphs=grpo.cuda_graphs,
         ),
     )
     trainer.remove_callback(PrinterCallback)  # StepProgress prints the same in one line
@@ -260,68 +268,6 @@ def lora_config(lora: Lora, policy: PreTrainedModel) -> Any:
         target_modules=modules,
         task_type="CAUSAL_LM",
     )
-
-
-def check_batch(grpo: Grpo, prompts: int, run_name: str) -> None:
-    """Raise InputError if there are fewer prompts than one optimiser step takes."""
-    batch = grpo.prompts_per_device * grpo.gradient_accumulation_steps * processes()
-    if prompts < batch:
-        shared = f" x {processes()} processes" if processes() > 1 else ""
-        raise InputError(
-            f"{run_name}: {prompts} training questions are fewer than one step takes ({batch} ="
-            f" grpo.prompts_per_device x grpo.gradient_accumulation_steps{shared}): lower these in"
-            " params.yaml or add questions"
-        )
-
-
-def check_prompts(
-    questions: list[str], image: Image.Image, processor: Any, policy: PreTrainedModel, grpo: Grpo
-) -> None:
-    """Raise InputError for a prompt that is too long or contains an image token.
-
-    Truncating a prompt would truncate its image tokens. `image` is any of the dataset's: the resize
-    stage gave all images one size, so each adds as many tokens.
-    """
-    placeholders = processor.tokenizer.convert_ids_to_tokens(vision_token_ids(processor))
-    for question in questions:
-        if contained := [token for token in placeholders if token in question]:
-            raise InputError(
-                f"the question {question[:80]!r} contains {contained[0]}, which stands for an"
-                " image: remove it from the record"
-            )
-    texts = [
-        processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
-        for question in questions
-    ]
-    # the image adds as many tokens to every text as to the first
-    first = processor(text=[texts[0]], images=[image])["input_ids"][0]
-    extra = len(first) - len(processor.tokenizer(texts[0])["input_ids"])
-    lengths = [len(ids) + extra for ids in processor.tokenizer(texts)["input_ids"]]
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    longest_prompt = f"the prompt of {questions[longest][:80]!r} takes {lengths[longest]} tokens"
-    if lengths[longest] > grpo.max_prompt_length:
-        raise InputError(
-            f"{longest_prompt}, more than grpo.max_prompt_length = {grpo.max_prompt_length}: raise"
-            " it, or lower base.max_pixels"
-        )
-    context = policy.config.get_text_config().max_position_embeddings
-    if lengths[longest] + grpo.max_completion_length > context:
-        raise InputError(
-            f"{longest_prompt} and a completion up to {grpo.max_completion_length}, more than the"
-            f" model's context of {context}: lower grpo.max_completion_length or base.max_pixels"
-        )
-
-
-def check_completion_length(processor: Any, grpo: Grpo, style: Style) -> None:
-    """Raise InputError if the shortest completion in the style's form is longer than allowed."""
-    shortest = processor.tokenizer(SHORTEST[style])["input_ids"]
-    needed = len(shortest) + 1  # and the end of the turn
-    if needed > grpo.max_completion_length:
-        raise InputError(
-            f"grpo.max_completion_length = {grpo.max_completion_length}: with prompt.style {style}"
-            f" the shortest completion, {SHORTEST[style]!r}, takes {needed} tokens, so none would"
-            " ever get the format reward: raise it"
-        )
 
 
 def write_log(history: list[dict[str, Any]], path: Path) -> None:

@@ -1,8 +1,9 @@
 """Attention implementation of each part of a policy, and whether it is usable on this machine.
 
-flash-attn takes the patches of many images in one call, while transformers' other implementations
-loop over images. But it does not support 4-D masks, which shared prompts need in the language
-model. So language model and vision tower may use different implementations.
+flash-attn takes the patches of many images in one call, transformers' other implementations loop
+over images, and `sdpa_batched` (stages.policy.vision_attention) takes those of one size together.
+flash-attn does not support 4-D masks, which shared prompts need in the language model. So language
+model and vision tower may use different implementations.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from stages.core.errors import InputError
 from stages.core.params import Towers
 
 FLASH: Final = "flash_attention_2"
+SDPA_BATCHED: Final = "sdpa_batched"
+"""Not one of transformers' own: see stages.policy.vision_attention."""
 
 
 def choose_attention(
     wanted: str | Towers, dtype: torch.dtype, *, custom_masks: bool
 ) -> dict[str, str]:
-    """Choose transformers' `attn_implementation`: {"text_config": ..., "vision_config": ...}.
+    """Choose the implementations: {"text_config": ..., "vision_config": ...}.
 
     `custom_masks`: the language model is run with 4-D masks, so sdpa always replaces flash-attn
     there. Raises InputError, with the remedy, if flash-attn is set by name for a part that would
@@ -36,10 +39,10 @@ def choose_attention(
         reason = flash_unavailable(dtype)
         if reason and _flash_version():
             print(
-                f"base.attention auto: sdpa for the vision tower, because {reason}",
+                f"base.attention auto: {SDPA_BATCHED} for the vision tower, because {reason}",
                 file=sys.stderr,
             )
-        vision = "sdpa" if reason else FLASH
+        vision = SDPA_BATCHED if reason else FLASH
     if FLASH in (language, vision) and (reason := flash_unavailable(dtype)):
         raise InputError(f"base.attention {FLASH}: {reason}. Or set base.attention to auto or sdpa")
     return {"text_config": language, "vision_config": vision}
@@ -78,7 +81,9 @@ def flash_unavailable(dtype: torch.dtype) -> str | None:
 def _per_tower(wanted: str | Towers) -> tuple[str, str]:
     if isinstance(wanted, Towers):
         return wanted.language, wanted.vision
-    return ("sdpa", "auto") if wanted == "auto" else (wanted, wanted)
+    if wanted == "auto":
+        return "sdpa", "auto"
+    return wanted, SDPA_BATCHED if wanted == "sdpa" else wanted
 
 
 def _flash_version() -> str | None:

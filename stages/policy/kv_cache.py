@@ -52,3 +52,28 @@ def _widened(states: Tensor, more: int) -> Tensor:
     storage = states.new_empty(batch, heads, width + more, dim)
     storage[:, :, :width] = states
     return storage
+
+
+class FixedWidthLayer(PreallocatedLayer):
+    """A cache of which attention always sees all columns: shapes stay the same, step by step.
+
+    The mask must hide the columns that are not filled; `columns` (on the device) says which ones
+    the next update fills.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, filled: int) -> None:
+        """As `PreallocatedLayer`; unfilled columns become zero, as a masked NaN would spread."""
+        super().__init__(keys, values, filled)
+        for storage in self._storage:
+            storage[:, :, filled:] = 0
+        self._set_filled(keys.shape[2])
+        self.columns: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write `columns`; returns all keys and values."""
+        assert self.columns is not None
+        self.keys.index_copy_(2, self.columns, key_states.to(self.keys.dtype))
+        self.values.index_copy_(2, self.columns, value_states.to(self.values.dtype))
+        return self.keys, self.values

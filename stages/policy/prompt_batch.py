@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from stages.core.errors import InputError
 
@@ -68,6 +70,24 @@ class PromptBatch:
             tuple(self.image_counts[row] for row in rows),
             tuple(self.image_paths[row] for row in rows if self.image_paths),
         )
+
+
+def concatenate_prompts(batches: Sequence[PromptBatch]) -> PromptBatch:
+    """The prompts of several batches as one, padded to the longest."""
+    width = max(each.ids.shape[1] for each in batches)
+
+    def padded(name: str) -> list[Tensor]:
+        return [pad(getattr(each, name), (width - each.ids.shape[1], 0)) for each in batches]
+
+    return PromptBatch(
+        ids=torch.cat(padded("ids")),
+        mask=torch.cat(padded("mask")),
+        positions=torch.cat(padded("positions"), dim=1),
+        pixel_values=torch.cat([each.pixel_values for each in batches]),
+        image_grid_thw=torch.cat([each.image_grid_thw for each in batches]),
+        image_counts=tuple(chain.from_iterable(each.image_counts for each in batches)),
+        image_paths=tuple(chain.from_iterable(each.image_paths for each in batches)),
+    )
 
 
 def process_prompts(

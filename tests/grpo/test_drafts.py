@@ -132,6 +132,30 @@ def test_completions_are_those_of_step_by_step_sampling(
             assert found.forwards == max(map(len, expected)) - 1
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
+def test_steps_of_one_width_give_the_same_completions(family: str, tmp_path: Path) -> None:
+    """As on a GPU, where such a step is captured once and replayed."""
+    policy = policy_of(family)
+    prompts = prompts_for(policy, tmp_path)
+    sampling = sampling_of(temperature=1.3)
+    uniform = draws(5, [0, 1], 4, sampling.max_tokens)
+    expected = step_by_step(policy, prompts, uniform, sampling)
+    trie = build_trie([each[:2] for each in expected], EOS_IDS, 100)
+    shapes = set()
+
+    def note(_: Any, __: Any, options: dict[str, Any]) -> None:
+        if options["input_ids"].shape[1] == 4:
+            shapes.add((options["input_ids"].shape, options["attention_mask"].shape))
+
+    with torch.no_grad():
+        draft_pass = prefill_with_drafts(policy, prompts, prompts.image_inputs, trie)
+    policy.register_forward_pre_hook(note, with_kwargs=True)
+    found = sample_drafted(policy, prompts, draft_pass, uniform, sampling, fixed_width=True)
+    assert found.completions == expected
+    assert found.forwards > 2
+    assert len(shapes) == 1
+
+
 def test_many_completions_of_the_trained_policy_need_no_forward_pass(tmp_path: Path) -> None:
     policy = embedded_policy()
     prompts = prompts_for(policy, tmp_path)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from stages.core.errors import InputError
-from stages.grpo import engine
+from stages.grpo import scoring
 from stages.grpo.engine import MedGRPOTrainer
 from stages.grpo.rollout import Sampled
 from stages.grpo.shared_prefix import score
@@ -54,7 +54,7 @@ def steer(
     else:
         monkeypatch.setattr(
             "stages.grpo.engine.sample_drafted",
-            lambda policy, prompts, draft_pass, uniform, sampling: Sampled(
+            lambda policy, prompts, draft_pass, uniform, sampling, **_: Sampled(
                 [next(completions) for _ in range(len(prompts) * uniform.shape[1])]
             ),
         )
@@ -151,7 +151,7 @@ def test_a_group_without_advantage_is_not_scored_by_the_policy(
         scored.append(len(prompts))
         return score(policy, prompts, *rest)
 
-    monkeypatch.setattr(engine, "score", counting)
+    monkeypatch.setattr(scoring, "score", counting)
     settings = {"beta": 0.0, "skip_zero_advantage": True, "reuse_prompt_pass": False}
     trainer = tiny_trainer(tmp_path, **settings)
     steer(trainer, monkeypatch, ONE_GROUP_WITHOUT_ADVANTAGE)
@@ -327,3 +327,50 @@ def test_rewards_get_the_image_and_every_column(tmp_path: Path) -> None:
     sizes = [image.size for image in columns["image"]]
     assert sizes in ([SIZES[0]] * 4 + [SIZES[1]] * 4, [SIZES[1]] * 4 + [SIZES[0]] * 4)
     assert columns["gold"] == ["A"] * 8
+
+
+def weights_after(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
+    small = {"max_steps": 3, "learning_rate": 1e-4, "prompts_per_device": 1, "logging_steps": 1}
+    trainer = tiny_trainer(folder, **small | settings)
+    trainer.train()
+    return parameters(trainer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_loader_workers_change_no_weight(accumulated: int, tmp_path: Path) -> None:
+    more = {"gradient_accumulation_steps": accumulated}
+    here = weights_after(tmp_path, **more)
+    for workers in (1, 2):
+        assert not changed_names(here, weights_after(tmp_path, loader_workers=workers, **more))
+
+
+def test_loader_workers_process_the_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = count_processed_images(monkeypatch)
+    weights_after(tmp_path, loader_workers=1)
+    # one image before the start, for the length of the prompts
+    assert counts == [1]
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = weights_after(tmp_path)
+    compiled: list[str] = []
+
+    def trace(module: torch.nn.Module) -> None:
+        """As torch's, without the compiler of generated code, which takes minutes."""
+        compiled.append(type(module).__name__)
+        original(module, backend="aot_eager")
+
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    found = weights_after(tmp_path, compile=True)
+    layers = embedded_policy().config
+    # policy and reference; the last decoder layer stays as it is
+    assert compiled.count("Qwen2VLVisionBlock") == 2 * layers.vision_config.depth
+    assert compiled.count("Qwen2VLDecoderLayer") == 2 * (layers.text_config.num_hidden_layers - 1)
+    assert usual.keys() == found.keys()
+    for name, weight in usual.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5)

@@ -61,7 +61,7 @@ def test_saved_completions_are_restored_to_the_device_of_the_policy(tmp_path: Pa
         run(tmp_path, settings, stop_after=4)
     checkpoint = prune_checkpoints(tmp_path / "state")
     assert checkpoint
-    _, batches, _, _ = resume._read_rollout(checkpoint, 0, torch.device("meta"))
+    _, batches, *_ = resume._read_rollout(checkpoint, 0, torch.device("meta"))
     assert batches
     for batch in batches:
         tensors = [*batch.values(), *vars(batch["rollout"].prompts).values()]

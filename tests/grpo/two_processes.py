@@ -108,8 +108,8 @@ def steer(trainer: Any, first: int, case: str) -> None:
             None,
         )
     else:
-        vars(engine)["sample_drafted"] = lambda policy, prompts, draft_pass, uniform, _: Sampled(
-            [next(completions) for _ in range(len(prompts) * uniform.shape[1])]
+        vars(engine)["sample_drafted"] = lambda policy, prompts, draft_pass, uniform, _, **__: (
+            Sampled([next(completions) for _ in range(len(prompts) * uniform.shape[1])])
         )
     set_rewards(trainer, lambda completions, **_: [next(pool) for _ in completions])
 

@@ -13,7 +13,7 @@ import torch
 from stages.core.errors import InputError
 from stages.core.params import Towers, load_params
 from stages.grpo.trainer import build_trainer, train_dataset
-from stages.policy.attention import choose_attention
+from stages.policy.attention import SDPA_BATCHED, choose_attention
 from stages.policy.loading import load_policy
 from tests.grpo.tiny import BASE, REPOSITORY, processor, questions
 
@@ -51,7 +51,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_sdpa_without_flash_attn(capsys: pytest.CaptureFixture[str]) -> None:
     assert choose_attention("auto", torch.bfloat16, custom_masks=True) == {
         "text_config": "sdpa",
-        "vision_config": "sdpa",
+        "vision_config": SDPA_BATCHED,
     }
     assert capsys.readouterr().err == ""
 
@@ -64,16 +64,18 @@ def test_auto_uses_flash_attn_for_the_vision_tower_only(
         "text_config": "sdpa",
         "vision_config": "flash_attention_2",
     }
-    assert choose_attention("auto", torch.float32, custom_masks=True)["vision_config"] == "sdpa", (
-        "flash-attn supports 16-bit types only"
-    )
+    assert (
+        choose_attention("auto", torch.float32, custom_masks=True)["vision_config"] == SDPA_BATCHED
+    ), "flash-attn supports 16-bit types only"
 
 
 def test_auto_reports_a_flash_attn_that_does_not_load_and_uses_sdpa(
     tmp_path: Path, gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(tmp_path, BROKEN, monkeypatch)
-    assert choose_attention("auto", torch.bfloat16, custom_masks=True)["vision_config"] == "sdpa"
+    assert (
+        choose_attention("auto", torch.bfloat16, custom_masks=True)["vision_config"] == SDPA_BATCHED
+    )
     assert "flash-attn 2.8.3 was built for another torch than" in capsys.readouterr().err
 
 

@@ -24,9 +24,9 @@ class Towers(SettingsGroup):
     """flash_attention_2 needs grpo.engine trl. Stage evaluate needs a mask per row, which it cannot
     take, and uses sdpa instead.
     """
-    vision: Literal["auto", "eager", "sdpa", "flash_attention_2"]
-    """flash_attention_2 takes all images in one call, where sdpa takes one at a time; auto chooses
-    it where it runs, else sdpa.
+    vision: Literal["auto", "eager", "sdpa", "sdpa_batched", "flash_attention_2"]
+    """flash_attention_2 takes all images in one call, sdpa_batched those of one size, sdpa one at a
+    time; auto chooses the first where it runs, else the second.
     """
 
 
@@ -40,8 +40,8 @@ class Base(SettingsGroup):
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] | Towers
     """One implementation for language model and vision tower, or {language: sdpa, vision: auto}.
-    auto: that combination on a GPU (install flash-attn); sdpa: everywhere; eager: slowest, for
-    comparisons.
+    auto: that combination on a GPU (install flash-attn); sdpa: everywhere, batched in the vision
+    tower; eager: slowest, for comparisons.
     """
     threads: PositiveInt
     """Threads of a CPU that a policy is computed with: with other numbers, sums are rounded in
@@ -89,6 +89,19 @@ class Grpo(SettingsGroup):
     """The pass over a prompt that begins its rollout keeps its gradients and serves the loss too: a
     fourth less work. It holds the activations of all prompts of a forward pass while completions
     are sampled.
+    """
+    reference_steps: Annotated[int, Field(ge=1, le=64)]
+    """Batches whose prompts, with their drafts, the reference takes in one pass, ahead of their
+    steps: fewer and larger passes. Needs reuse_prompt_pass and drafts; it holds their images in
+    memory. 1: each batch after its rollout.
+    """
+    compile: bool
+    """Compile vision tower and layers with torch.compile: minutes at the start, then fewer and
+    larger kernels. Rounding changes. Needs a C++ compiler, on a GPU Triton.
+    """
+    cuda_graphs: bool
+    """Capture a decoding step once and replay it, for completions that drafts do not foresee: on a
+    GPU, where launching a step takes longer than the step. Completions are the same.
     """
     skip_zero_advantage: bool
     """No pass of the policy for groups whose completions were all worth the same. Needs beta 0,
@@ -178,14 +191,17 @@ class Grpo(SettingsGroup):
     """Share of a GPU's memory that vLLM takes beside a training (vllm-colocate)."""
     vllm_server: Annotated[str, Field(pattern=r"^https?://[^/@\s]+$")] | None
     """Address of the server of vllm-server, as http://host:8000."""
+    loader_workers: Annotated[int, Field(ge=0, le=64)]
+    """Processes that open and process images while the step before computes; 0: the training does
+    it itself, in between. Choose 2 where a GPU would wait; results are the same.
+    """
     logging_steps: PositiveInt
     save_steps: NonNegativeInt
-    """0: none by steps."""
+    """Optimiser steps between two states of the training, from which a killed run resumes; 0: none
+    by steps.
+    """
     save_minutes: PositiveFloat | None
     """A state is also saved after so many minutes, at the next logged step; of SFT too."""
-    """Optimiser steps between two states of the training, from which a killed run resumes; 0 keeps
-    none.
-    """
 
     @model_validator(mode="after")
     def _has_rewards(self) -> Self:
@@ -224,6 +240,18 @@ class Grpo(SettingsGroup):
             if refused := [name for name, present in wrong.items() if present]:
                 raise ValueError(
                     f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false"
+                )
+
+        if self.reference_steps > 1:
+            needed = {
+                "reuse_prompt_pass": self.reuse_prompt_pass,
+                "draft_nodes above 0": self.draft_nodes > 0,
+                "no lora": self.lora is None,
+            }
+            if lacking := [name for name, present in needed.items() if not present]:
+                raise ValueError(
+                    f"reference_steps {self.reference_steps} needs {', '.join(lacking)}: set it to"
+                    " 1"
                 )
 
     def _check_parallel(self) -> None:

@@ -1,0 +1,97 @@
+"""Attention of the vision tower over the patches of many images: one call per number of patches.
+
+transformers' sdpa takes the images, and the windows of Qwen2.5-VL, one at a time, and asks the
+device for their lengths in every layer. Here those of one length are a batch, and lengths are asked
+for once per pass. Registered through transformers' AttentionInterface; chosen after loading, as
+transformers would look for a package flash-attn first.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from stages.policy.prompt_batch import backbone
+
+BATCHED: Final = "batched_sdpa_of_flash_lengths"
+"""Its name: transformers passes lengths to implementations that have `flash` in theirs, and checks
+those with `sdpa` for what sdpa needs.
+"""
+
+_IMPLEMENTATION: Final = "_attn_implementation"
+
+_plans = WeakIdKeyDictionary()
+"""Cumulative lengths, the same tensor in all layers of a pass -> `_plan` of it."""
+
+
+def _plan(cumulative: Tensor) -> tuple[list[tuple[int, Tensor]], Tensor]:
+    """(length, places of its patches) for each length, and where each patch stands among these."""
+    if cumulative in _plans:
+        plan: tuple[list[tuple[int, Tensor]], Tensor] = _plans[cumulative]
+        return plan
+    bounds = cumulative.tolist()
+    places: dict[int, list[int]] = {}
+    for start, end in pairwise(bounds):
+        places.setdefault(end - start, []).extend(range(start, end))
+    device = cumulative.device
+    groups = [(length, torch.tensor(each, device=device)) for length, each in places.items()]
+    _plans[cumulative] = groups, torch.cat([each for _, each in groups]).argsort()
+    return groups, _plans[cumulative][1]
+
+
+def attend_by_length(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cu_seq_lens_q: Tensor,
+    max_length_q: int,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each of n images: (1, H, T, D), T patches in all, to (1, T, H, D).
+
+    `cu_seq_lens_q`: (n + 1,), where each image begins, and T; `max_length_q`: patches of the
+    largest.
+    """
+    assert attention_mask is None
+    states = (query[0], key[0], value[0])
+
+    def attend(length: int, *states: Tensor) -> Tensor:
+        """Heads, patches and features (H, n * length, D) to (n * length, H, D)."""
+        images = [each.unflatten(1, (-1, length)).transpose(0, 1) for each in states]
+        attended, _ = sdpa_attention_forward(
+            module, *images, None, dropout=dropout, scaling=scaling, is_causal=False
+        )
+        return attended.flatten(0, 1)
+
+    # no length is above the largest, so all are equal if this is so; it asks the device for nothing
+    if max_length_q * (len(cu_seq_lens_q) - 1) == query.shape[2]:
+        return attend(max_length_q, *states)[None], None
+    groups, order = _plan(cu_seq_lens_q)
+    attended = torch.cat(
+        [attend(length, *(each[:, places] for each in states)) for length, places in groups]
+    )
+    return attended[order][None], None
+
+
+def batch_images(policy: Any) -> None:
+    """Let the vision tower of a policy, loaded with sdpa, take images of one size together."""
+    setattr(backbone(policy).visual.config, _IMPLEMENTATION, BATCHED)
+
+
+def batches_images(policy: Any) -> bool:
+    """Whether it does."""
+    return bool(getattr(backbone(policy).visual.config, _IMPLEMENTATION) == BATCHED)
+
+
+AttentionInterface.register(BATCHED, attend_by_length)

@@ -6,8 +6,8 @@ A step on a large GPU is bound by the host that launches its kernels, so what co
 there are and how long the host takes. Both can be measured without a GPU: a Qwen2-VL of full depth
 (28 decoder layers, 32 vision blocks) and 784 patches an image, but so narrow that a CPU computes
 next to nothing. The setting is that of the published training: 4 prompts, 4 completions, with a
-reference. All draws are equal, so every completion is the same ten tokens, as answers without
-thoughts nearly are.
+reference. The lowest number is drawn every time, so all completions are the same ten tokens, as
+answers without thoughts nearly are.
 
 Each line adds one thing to the line before. Kernels: operations on tensors that are no views, in
 one optimiser step, mean over as many steps as the reference takes at once. Milliseconds: medians of
@@ -72,9 +72,9 @@ def measure(steps: int) -> list[dict[str, Any]]:
     from stages.grpo import engine
 
     torch.set_num_threads(1)
-    # the same draws for every completion
+    # the lowest draw picks the first token, whatever the logits are
     vars(engine)["draws"] = lambda seed, numbers, group, tokens: torch.full(
-        (len(numbers), group, tokens), 0.5, dtype=torch.float64
+        (len(numbers), group, tokens), 0.0, dtype=torch.float64
     )
     settings: dict[str, Any] = {
         "draft_nodes": 0,
@@ -172,7 +172,7 @@ def _steps(folder: Path, settings: dict[str, Any]) -> Iterator[float]:
     rows = question_rows(folder, 64 * PROMPTS)
     trainer: Any = build_trainer(
         policy,
-        build_processor(Clock()),
+        build_processor(Clock(torch.device("cpu"))),
         train_dataset(rows, "no-think"),
         grpo,
         "no-think",
@@ -182,6 +182,7 @@ def _steps(folder: Path, settings: dict[str, Any]) -> Iterator[float]:
     trainer.reward_funcs = [reward]
     trainer.reward_func_names = ["cheap"]
     trainer.reward_weights = torch.ones(1)
+    trainer.reward_processing_classes = [None]
     trainer.create_optimizer_and_scheduler(1000)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()

@@ -152,8 +152,14 @@ SHAPES: Final = {
 }
 
 
-def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedModel:
-    """Build the model with random weights: bfloat16 on a GPU, as in Med-R1, otherwise float32."""
+def build_policy(
+    shape: Shape,
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    attention: str | dict[str, str] = "sdpa",
+) -> PreTrainedModel:
+    """Build the model with random weights: by default bfloat16 on a GPU, otherwise float32."""
     base = AutoConfig.from_pretrained(BASE)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     config = AutoConfig.for_model(
@@ -164,10 +170,11 @@ def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedMod
         **{name: getattr(base, name) for name in names},
     )
     torch.manual_seed(seed)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         policy: PreTrainedModel = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
+            config, dtype=dtype, attn_implementation=attention
         )
     policy.generation_config.eos_token_id = [844, 842]
     policy.generation_config.pad_token_id = 842

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, Final
@@ -39,14 +40,13 @@ def _head(result: Mapping[str, Any]) -> Iterator[str]:
     memory = f", {device['memory_bytes'] / _GIB:.0f} GiB" if "memory_bytes" in device else ""
     yield f"# What the matrix costs on {device['name']}{memory}"
     size = "" if device["name"] == "cpu" else ", full size"
-    yield (
+    yield from _paragraph(
         f"torch {device['torch']}, transformers {device['transformers']}, TRL {device['trl']};"
-        f" random weights{size}. Made by"
+        f" random weights{size}. Made by `python -m benchmarks.gpu`, which also wrote gpu.json."
     )
-    yield "`python -m benchmarks.gpu`, which also wrote gpu.json."
     if device["name"] == "cpu":
         yield ""
-        yield (
+        yield from _paragraph(
             "**No GPU was at hand. These are numbers of a small model on a CPU. They say that the"
             " script runs, and nothing of a GPU: neither hours nor ratios carry over.**"
         )
@@ -95,7 +95,7 @@ def _setting(steps: Mapping[str, Any]) -> Iterator[str]:
         rows,
     )
     yield ""
-    yield (
+    yield from _paragraph(
         "As the profile says, for all implementations. A step is from image files to updated"
         ' weights. All completions have the same number of tokens; with "all drafted" each of them'
         " ends in the trie, as nearly all do in a training without thoughts."
@@ -244,7 +244,7 @@ def _matrix(result: Mapping[str, Any]) -> Iterator[str]:
     header = ["model and style", *training, "evaluate", "train and evaluate"]
     yield from _table(header, rows)
     yield ""
-    yield (
+    yield from _paragraph(
         "Steps and answers alone: completions that run to the limit, saved states and starts of"
         " processes come in addition (`med-r1 profile full` estimates them)."
     )
@@ -258,7 +258,7 @@ def _predictions(result: Mapping[str, Any]) -> Iterator[str]:
         if predicted := result["predicted"].get(f"{profile}-{style}"):
             rows += _compared(result, profile, f"{model}-{style}", predicted)
     if result["device"]["name"] == "cpu":
-        yield (
+        yield from _paragraph(
             "Estimates of `med-r1 profile`. Nothing of it was measured: no GPU was there, and the"
             " model was a small one."
         )
@@ -302,18 +302,23 @@ def _learning(run: Mapping[str, Any] | None) -> Iterator[str]:
     summary = run["summary"]
     yield from ("", "## A true learning run: the embedded sample", "")
     base = f"a base of width {run['width']}" if run["width"] else "the embedded base"
-    yield (
+    yield from _paragraph(
         f"{run['checkpoints']} checkpoints from {base}, {run['together']} at a time: trained in"
         f" {run['train_seconds']:.0f} s, tested in {run['evaluate_seconds']:.0f} s, all stages in"
         f" {run['seconds']:.0f} s."
     )
-    yield (
+    yield from _paragraph(
         f"In-domain accuracy {summary['in_domain_base']:.1%} to {summary['in_domain']:.1%};"
         f" {summary['beat_base']} of {summary['checkpoints']} better than the base,"
         f" {summary['above_zero']} with an interval above zero."
     )
     if run["changes"]:
         yield f"Changed in params.yaml: {', '.join(run['changes'])}."
+
+
+def _paragraph(text: str) -> Iterator[str]:
+    """Lines of at most 120 columns."""
+    yield from textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

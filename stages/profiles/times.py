@@ -101,7 +101,8 @@ def training_parts(
         parts = step_parts(params, model, peak)
     else:
         parts = {"steps": measured.step_seconds}
-    parts["long completions"] = _tail_seconds(params, model, measured)
+    seconds = measured.pass_seconds or token_seconds(model)
+    parts["long completions"] = _waiting_passes(params) * seconds
     parts = {name: steps * seconds for name, seconds in parts.items()}
     state = state_bytes(params, model) / DISK_RATE
     if grpo.save_minutes:
@@ -127,13 +128,12 @@ def step_parts(params: Params, model: Model, peak: Peak) -> Parts:
     products = prompts * _prompt_flops(params, model) / rate
     weights = weight_traffic(params, model) / (BANDWIDTH_SHARE * peak.bandwidth)
     launches = passes * _launch_seconds(params, model)
-    sampled = 0.0 if foresees(params) else _longest(params)
     return {
         "images": prompts * IMAGE_SECONDS,
         "products": products,
         "weights": weights,
         "launches": max(launches - products - weights, 0.0),
-        "sampling": passes * sampled * token_seconds(model),
+        "sampling": passes * _decoded(params) * token_seconds(model),
         "trainer": TRAINER_SECONDS,
     }
 
@@ -191,16 +191,15 @@ def answer_parts(params: Params, model: Model, peak: Peak) -> Parts:
     products = (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9) / rate
     size = params.evaluate.batch_size
     batch = AUTO_BATCH_SIZE if size == "auto" else size
-    longest = min(tokens * LONGEST[params.prompt.style], params.evaluate.max_new_tokens)
-    is_long = 1 - (1 - LONG_SHARE) ** batch
-    rest = max(params.evaluate.max_new_tokens - longest, 0)
+    typical = min(tokens, params.evaluate.max_new_tokens)
+    longest = _expected_longest(params, batch, params.evaluate.max_new_tokens)
     token = token_seconds(model) / batch
     return {
         # threads open images while the GPU computes
         "images": max(IMAGE_SECONDS / LOADER_THREADS - products, 0.0),
         "products": products,
-        "sampling": longest * token,
-        "long answers": is_long * rest * token,
+        "sampling": typical * token,
+        "long answers": (longest - typical) * token,
     }
 
 
@@ -276,21 +275,33 @@ def token_seconds(model: Model) -> float:
     return TOKEN_SECONDS * model.layers / LAYERS
 
 
-def _longest(params: Params) -> float:
-    """Tokens of the longest completion of a step, those aside that run to the limit."""
-    style = params.prompt.style
-    return min(COMPLETION_TOKENS[style] * LONGEST[style], params.grpo.max_completion_length)
+def _decoded(params: Params) -> float:
+    """Passes that sample completions of typical length: none if they end in the prompts' pass."""
+    typical = min(COMPLETION_TOKENS[params.prompt.style], params.grpo.max_completion_length)
+    return 0.0 if foresees(params) else typical
 
 
-def _tail_seconds(params: Params, model: Model, measured: Measured) -> float:
-    """Seconds per step, on average, for completions that run to the limit."""
+def _waiting_passes(params: Params) -> float:
+    """Passes of a step in which it waits for its longest completion, on average."""
     grpo = params.grpo
     completions = grpo.prompts_per_device * grpo.num_generations
-    is_long = 1 - (1 - LONG_SHARE) ** completions
-    already = 0.0 if foresees(params) else _longest(params)
-    seconds = measured.pass_seconds or token_seconds(model)
-    rest = max(grpo.max_completion_length - already, 0)
-    return grpo.gradient_accumulation_steps * is_long * rest * seconds
+    longest = _expected_longest(params, completions, grpo.max_completion_length)
+    waiting = longest - _decoded(params)
+    if foresees(params):  # one that runs to the limit takes all of its passes, the others none
+        waiting = _share_of_long(completions) * grpo.max_completion_length
+    return grpo.gradient_accumulation_steps * waiting
+
+
+def _expected_longest(params: Params, count: int, limit: int) -> float:
+    """Tokens of the longest of `count` completions, on average."""
+    style = params.prompt.style
+    longest = min(COMPLETION_TOKENS[style] * LONGEST[style], limit)
+    return longest + _share_of_long(count) * (limit - longest)
+
+
+def _share_of_long(count: int) -> float:
+    """Probability that one of `count` completions runs to the limit."""
+    return 1 - (1 - LONG_SHARE) ** count
 
 
 def _axes(params: Params) -> list[str]:

@@ -241,7 +241,8 @@ def test_a_measurement_of_another_gpu_or_form_is_not_used(tmp_path: Path) -> Non
     path = write(tmp_path, measurement(params))
     for name in ("NVIDIA H100", "cpu", ""):
         assert read_measured(params, name, path) == Measured()
-    for content in ([], {}, {"device": None}, measurement(params, steps=[1])):
+    unreadable: list[Any] = [[], {}, {"device": None}, measurement(params, steps=[1])]
+    for content in unreadable:
         assert read_measured(params, NAME, write(tmp_path, content)) == Measured()
     path.write_text("{", encoding="utf-8")
     assert read_measured(params, NAME, path) == Measured()

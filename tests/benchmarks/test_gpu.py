@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.comparison import predictions
-from benchmarks.gpu.learning import REPOSITORY, prepare
+from benchmarks.gpu.learning import prepare
 from benchmarks.gpu.matrix import EVALUATED, hours, pass_seconds
 from benchmarks.gpu.page import kernel_columns, page
 from benchmarks.grpo_step.setting import profile_params
@@ -20,6 +20,7 @@ from stages.core.code_version import stage_code
 from stages.core.outputs import read_json
 from stages.core.params import load_params
 from stages.profiles.measured import evaluation_setting, training_setting
+from tests.conftest import ROOT
 
 DEVICE = {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
 
@@ -266,4 +267,4 @@ def test_the_learning_run_uses_the_sample_with_another_base(tmp_path: Path) -> N
     assert not params.evaluate.ablations
     assert (tmp_path / params.corpus.archive).exists()
     for stage in ("train", "evaluate"):
-        assert len(stage_code(stage, tmp_path)) == len(stage_code(stage, REPOSITORY)) > 1
+        assert len(stage_code(stage, tmp_path)) == len(stage_code(stage, ROOT)) > 1

@@ -2,6 +2,7 @@
 
     med-r1 reproduce                                 everything
     med-r1 reproduce --only 'train@*' --slots 2      these and what they need, two trainings at once
+    med-r1 reproduce --slots-per-gpu 2               two trainings on each GPU
 
 DVC decides what is stale and stores the results, which equal those of `dvc repro` hash for hash.
 With PREFECT_API_URL the flow is recorded by that server; without it the flow starts a temporary one
@@ -89,20 +90,23 @@ def reproduce(
     slots: int | None = None,
     gpus: list[str] | None = None,
     root: str | None = None,
+    slots_per_gpu: int = 1,
 ) -> Summary:
     """Run every stale stage as soon as its dependencies are done.
 
     Args:
         only: Stages to bring up to date with all they need, by name, group or glob: train@ct,
             evaluate, train@*. Default: all.
-        slots: GPU stages at once, at most one per GPU. Default on a machine without GPUs: one for
-            each base.threads cores.
+        slots: GPU stages at once, at most `slots_per_gpu` per GPU. Default on a machine without
+            GPUs: one for each base.threads cores.
         gpus: Indices of the GPUs to use. Default: all visible GPUs.
         root: Folder of the workspace. Default: the working directory.
+        slots_per_gpu: Stages that share a GPU, each with its part of the memory.
     """
     try:
         workspace = Path(root or Path.cwd()).resolve()
-        return bring_up_to_date(workspace, only, local_site(find_slots(workspace, slots, gpus)))
+        site = local_site(find_slots(workspace, slots, gpus, slots_per_gpu))
+        return bring_up_to_date(workspace, only, site)
     except (InputError, StagesFailedError) as error:  # user-fixable error: no traceback
         return Failed(message=str(error), data=error)  # type: ignore[return-value]  # the caller of the flow gets the error
 
@@ -321,9 +325,13 @@ def _raise_if_incomplete(summary: Summary) -> None:
         )
 
 
-def run(only: list[str] | None, slots: int | None, gpus: list[str] | None) -> int:
+def run(
+    only: list[str] | None, slots: int | None, gpus: list[str] | None, slots_per_gpu: int
+) -> int:
     """Run the flow in the working directory and print each stage's outcome; the exit code."""
-    return summarize(lambda: reproduce(only=only, slots=slots, gpus=gpus))
+    return summarize(
+        lambda: reproduce(only=only, slots=slots, gpus=gpus, slots_per_gpu=slots_per_gpu)
+    )
 
 
 def summarize(run_flow: Callable[[], Summary]) -> int:

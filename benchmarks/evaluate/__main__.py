@@ -9,6 +9,9 @@ both give the same answers. Rows: a random model of Qwen2-VL's proportions, whos
 and 1, as in nearly all of OmniMedVQA's published test splits. Medians over the repeats and their
 ratio; then the cost of the two ablations, and the gain from removing ended rows from the batch. The
 full run takes 3 minutes on 2 cores, --quick less than one. On a GPU: --model qwen2-vl-2b.
+
+With --model and --profile, both answer in the precision and with the batch size, attention and
+threads of a profile in infra/profiles.
 """
 
 from __future__ import annotations
@@ -76,6 +79,8 @@ def main() -> None:
         "ablations": ablations,
         "leaving": leaving,
         "repeats": repeats,
+        "profile": arguments.profile,
+        "setting": _setting(arguments),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "provenance": collect_provenance({}),
@@ -138,14 +143,41 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
+def _setting(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The settings that decide how many questions are answered in a second; None by default."""
+    from benchmarks.grpo_step.setting import MODEL_OF, profile_params
+    from stages.profiles.measured import evaluation_setting
+
+    if not arguments.profile:
+        return None
+    setting = evaluation_setting(profile_params(arguments.profile, _style(arguments)))
+    if arguments.model != MODEL_OF.get(arguments.profile):
+        setting |= {"source": arguments.model, "revision": None}
+    return setting
+
+
+def _style(arguments: argparse.Namespace) -> Any:
+    return "no-think" if arguments.completions <= 2 * _SHORT else "think"
+
+
 def _cases(arguments: argparse.Namespace) -> list[Any]:
     from benchmarks.evaluate.measure import EMBEDDED, Case
+    from benchmarks.grpo_step.setting import profile_params
 
     if arguments.model:
-        style = "no-think" if arguments.completions <= 2 * _SHORT else "think"
+        options: dict[str, Any] = {}
+        if arguments.profile:
+            params = profile_params(arguments.profile)
+            options = {
+                "dtype": params.evaluate.dtype or params.base.dtype,
+                "attention": params.base.attention,
+                "threads": params.base.threads,
+                "batch_size": params.evaluate.batch_size,
+            }
         answer = None if arguments.model == EMBEDDED else arguments.completions
+        style = _style(arguments)
         return [
-            Case(arguments.model, -(-arguments.questions // each), each, answer, style)  # type: ignore[arg-type]
+            Case(arguments.model, -(-arguments.questions // each), each, answer, style, **options)
             for each in arguments.questions_per_image
         ]
     images = _QUICK if arguments.quick else _IMAGES
@@ -163,6 +195,7 @@ def _arguments() -> argparse.Namespace:
     parser = build_parser("evaluate", __doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images, one repeat")
     parser.add_argument("--model", choices=[EMBEDDED, *SHAPES], help="only this model")
+    parser.add_argument("--profile", help="with --model: test as this profile does, such as full")
     parser.add_argument(
         "--completions",
         type=int,
@@ -185,6 +218,8 @@ def _arguments() -> argparse.Namespace:
     for name in ("completions", "questions", "repeats"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             parser.error(f"--{name} must be 1 or more, not {value}")
+    if arguments.profile and not arguments.model:
+        parser.error("--profile needs --model, which need not be the profile's")
     if min(arguments.questions_per_image) < 1:
         parser.error("--questions-per-image must be 1 or more")
     return arguments

@@ -7,10 +7,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,14 +19,17 @@ from transformers import PreTrainedModel
 from benchmarks.evaluate.published import MAX_NEW_TOKENS, answer_as_published
 from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.models import BASE, SHAPES, SIDE, build_policy, build_processor
+from stages.core.params import Towers
 from stages.corpus.dataset.image_store import open_image
 from stages.corpus.dataset.problems import format_problem
 from stages.corpus.sample import phantoms
 from stages.generation.batch_size import BatchSize
 from stages.generation.generate import answer_greedily
 from stages.generation.windows import BLANK, Key, Question, cut_windows
+from stages.policy.attention import choose_attention
 from stages.policy.decoding import COMPACT_BELOW
 from stages.policy.loading import load_policy, load_processor
+from stages.policy.vision_attention import batch_images
 from stages.prompts.styles import Style, chat, prompt_text
 
 Result = TypeVar("Result")
@@ -37,13 +40,20 @@ EMBEDDED: Final = "base"
 
 @dataclass(frozen=True)
 class Case:
-    """A benchmark case; `answer`: tokens per answer, None lets the model end its answers."""
+    """A benchmark case; `answer`: tokens per answer, None lets the model end its answers.
+
+    `dtype`: None for bfloat16 on a GPU and float32 on a CPU; `threads`: None for torch's default.
+    """
 
     model: str
     images: int
     questions_per_image: int
     answer: int | None = None
     style: Style = "no-think"
+    dtype: str | None = None
+    attention: str | Towers = "sdpa"
+    threads: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
 
     @property
     def max_new_tokens(self) -> int:
@@ -59,26 +69,33 @@ class Bench:
     untouched: PreTrainedModel
     processor: Any
     questions: list[Question]
+    batch_size: int | Literal["auto"] = "auto"
 
 
 def set_up(case: Case, folder: Path) -> Bench:
     """Build the models, and write the images to the folder."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = case.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
     if case.model == EMBEDDED:
-        dtype = "float32" if device.type == "cpu" else "bfloat16"
-        policy = load_policy(BASE, dtype=dtype, attention="sdpa")
+        policy = load_policy(BASE, dtype=dtype, attention=case.attention)
         processor = load_processor(BASE)
         policy.to(device)
     else:
-        policy = build_policy(SHAPES[case.model], device, seed=0)
+        weights = getattr(torch, dtype)
+        attention = choose_attention(case.attention, weights, custom_masks=True)
+        policy = build_policy(SHAPES[case.model], device, 0, weights, attention)
         processor = build_processor(Clock(device))
     processor.tokenizer.padding_side = "left"
     questions = make_questions(folder, case)
     untouched = copy.deepcopy(policy)
+    batch_images(policy)
+    batch_images(untouched, False)
     if case.answer is not None:
         # all answers of random weights get the same length
         policy.generation_config.eos_token_id = untouched.generation_config.eos_token_id = []
-    return Bench(policy, untouched, processor, questions)
+    return Bench(policy, untouched, processor, questions, case.batch_size)
 
 
 def make_questions(folder: Path, case: Case) -> list[Question]:
@@ -126,7 +143,7 @@ def answer(
 ) -> dict[Key, tuple[int, ...]]:
     """Token ids of completions by stage evaluate's code."""
     device = bench.policy.device
-    batch_size = BatchSize("auto", device)
+    batch_size = BatchSize(bench.batch_size, device)
     windows = answer_greedily(
         bench.policy,
         bench.processor,
@@ -179,7 +196,7 @@ def compare(
         if tuple(ids) != ours[at, "real"]
     ]
     return {
-        **asdict(case),
+        **asdict(replace(case, attention=str(case.attention))),
         "questions": len(questions),
         "tokens": {"median": median(lengths), "longest": max(lengths)},
         "seconds": medians,

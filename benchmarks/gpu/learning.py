@@ -27,6 +27,7 @@ from rich.table import Table
 from benchmarks.command_line import build_parser
 from benchmarks.ingest.measured import REPOSITORY, python
 from stages.core import layout
+from stages.core.code_version import PIPELINE
 from stages.core.outputs import write_json
 from stages.core.params import shipped_taxonomy
 from stages.core.yaml_files import dump_yaml, load_yaml, read_yaml
@@ -102,6 +103,9 @@ def prepare(folder: Path, base: Path, changes: Sequence[str]) -> list[str]:
         group, _, name = key.partition(".")
         params[group][name] = load_yaml(value, Path("value"))
     (folder / layout.PARAMS).write_text(dump_yaml(params), encoding="utf-8")
+    # stages hash the code that dvc.yaml lists
+    for name in (PIPELINE.name, "stages"):
+        (folder / name).symlink_to(REPOSITORY / name)
     corpus = folder / params["corpus"]["archive"]
     corpus.parent.mkdir(parents=True)
     shutil.copy(REPOSITORY / "infra" / "sample" / "omnimedvqa-phantoms.zip", corpus)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-STYLES: Final = {"no-think": 10, "think": 150}
+from stages.core.params import Params
+from stages.profiles.times import COMPLETION_TOKENS
+
+STYLES: Final = {style: COMPLETION_TOKENS[style] for style in ("no-think", "think")}
 """Answer style -> tokens per completion: an answer alone, or after thoughts of Med-R1's length."""
 TRAIN_PROMPTS: Final = 142_668
 """One epoch of each of the 13 published train splits: 71,334 by modality (one record has none), and
@@ -19,16 +22,39 @@ TEST_BY_TYPE: Final = 17_919
 EVALUATED: Final = (MODALITIES + 1) * TEST_BY_MODALITY + (TYPES + 1) * TEST_BY_TYPE
 
 
-def hours(steps: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """GPU-hours per `<model>-<style>`: an epoch of training per implementation, and evaluation.
+def hours(
+    steps: Mapping[str, Any], evaluation: Mapping[str, Any], profiles: Mapping[str, Params]
+) -> dict[str, dict[str, float]]:
+    """GPU-hours per `<model>-<style>`: training by each implementation, and evaluation.
 
-    Ablations are off; entries without a measurement are missing.
+    `profiles`: settings by name, for the epochs and ablations. Steps and answers alone, without
+    starts and saved states; entries without a measurement are missing.
     """
     result: dict[str, dict[str, float]] = {}
     for name, measured in steps.items():
         times = measured["rows"][0]["ms_per_prompt"]
-        result[name] = {way: TRAIN_PROMPTS * ms / 3.6e6 for way, ms in times.items()}
+        prompts = TRAIN_PROMPTS * profiles[measured["profile"]].grpo.num_train_epochs
+        result[name] = {way: prompts * ms / 3.6e6 for way, ms in times.items()}
     for name, measured in evaluation.items():
-        seconds = EVALUATED / measured["questions_per_second"]
+        answers = EVALUATED * (3 if profiles[measured["profile"]].evaluate.ablations else 1)
+        seconds = answers / measured["questions_per_second"]
         result.setdefault(name, {})["evaluation"] = seconds / 3600
+    return result
+
+
+def pass_seconds(steps: Mapping[str, Any]) -> dict[str, float]:
+    """Profile -> seconds of a pass that samples one token of each completion.
+
+    From rollouts of both styles without drafts: what each further token takes.
+    """
+    rollouts: dict[str, dict[int, float]] = {}
+    for measured in steps.values():
+        row = measured["rows"][0]
+        passes = row["seconds"]["shared"]["rollout"] / measured["passes"]
+        rollouts.setdefault(measured["profile"], {})[row["completion_tokens"]] = passes
+    result = {}
+    for profile, seconds in rollouts.items():
+        short, long = min(seconds), max(seconds)
+        if short < long:
+            result[profile] = (seconds[long] - seconds[short]) / (long - short)
     return result

@@ -10,6 +10,11 @@ memory. As a check that (c) is exact, the largest difference of its log-probabil
 the relative one of gradients. bfloat16 on a GPU, float32 on a CPU. End tokens are suppressed, so
 that all completions have the same length. The full run takes 15 minutes on 2 cores, --quick less
 than one. On a GPU: --model qwen2-vl-2b.
+
+With --profile, all three train as a profile in infra/profiles does: its precision, prompts, group,
+sampling, KL and threads, its images opened from files. Ours is also measured with drafts that
+foresee every completion, as in a training without thoughts. Reported, too: kernels, and how long
+the GPU is busy with them.
 """
 
 from __future__ import annotations
@@ -34,9 +39,8 @@ def main() -> None:
     plan = _plan(arguments)
     silence_libraries()
     result = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
-    result["provenance"] = collect_provenance(
-        {"grpo": load_params(Path(__file__).parents[2] / "params.yaml").grpo}
-    )
+    grpo = load_params(Path(__file__).parents[2] / "params.yaml").grpo
+    result["provenance"] = collect_provenance({"grpo": plan.setting.grpo if plan.setting else grpo})
     show(result)
     if arguments.json:
         write_json(arguments.json, result)
@@ -46,19 +50,37 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     from benchmarks.grpo_step.models import SHAPES
+    from benchmarks.grpo_step.setting import PRECISIONS
 
     parser = build_parser("grpo_step", __doc__)
     parser.add_argument("--quick", action="store_true", help="only G=4 and 10 tokens, few prompts")
     parser.add_argument("--chart", type=Path, help="plot step times to this PNG")
     parser.add_argument("--model", choices=SHAPES, default="10m")
+    parser.add_argument("--profile", help="train as this profile does, such as full")
     parser.add_argument(
-        "--groups", type=int, nargs="+", default=[4, 8], help="completions per prompt"
+        "--style",
+        choices=("no-think", "think", "think-after"),
+        help="prompt style (default: no-think, or that of the profile)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of weights and computation; autocast: weights in float32 (default: bfloat16 on a GPU,"
+        " float32 on a CPU, or that of the profile)",
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        nargs="+",
+        help="completions per prompt (default: 4 and 8, or as the profile)",
     )
     parser.add_argument(
         "--completions", type=int, nargs="+", default=[10, 150], help="tokens per completion"
     )
     parser.add_argument(
-        "--prompts", type=int, help="prompts per optimiser step (default: 8, with --quick 4)"
+        "--prompts",
+        type=int,
+        help="prompts per optimiser step (default: 8, with --quick 4, or as the profile)",
     )
     parser.add_argument("--repeats", type=int, help="steps per implementation (default: 3)")
     parser.add_argument(
@@ -83,8 +105,11 @@ def _plan(arguments: argparse.Namespace) -> Any:
             f"error: --set takes {', '.join(EXACT_SETTINGS)}, which do not change the result, not"
             f" {', '.join(sorted(wrong))}"
         )
+    setting = _setting(arguments)
+    if setting is not None and setting.profile is not None:
+        return _profile_plan(arguments, setting, ours)
     groups, completions = (
-        ([4], [10]) if arguments.quick else (arguments.groups, arguments.completions)
+        ([4], [10]) if arguments.quick else (arguments.groups or [4, 8], arguments.completions)
     )
     return Plan(
         arguments.model,
@@ -93,6 +118,44 @@ def _plan(arguments: argparse.Namespace) -> Any:
         arguments.repeats or 3,
         arguments.prompts or (4 if arguments.quick else 8),
         ours,
+        setting,
+        style=arguments.style or "no-think",
+    )
+
+
+def _setting(arguments: argparse.Namespace) -> Any:
+    """The setting that the arguments ask for; None for the benchmark's own."""
+    import torch
+
+    from benchmarks.grpo_step.setting import default_setting, profile_setting
+
+    if arguments.profile:
+        setting = profile_setting(arguments.profile, arguments.model, arguments.style)
+    elif arguments.precision:
+        setting = default_setting(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    else:
+        return None
+    return setting.with_precision(arguments.precision) if arguments.precision else setting
+
+
+def _profile_plan(arguments: argparse.Namespace, setting: Any, ours: dict[str, Any]) -> Any:
+    """The plan for a profile: its prompts, passes and group."""
+    from benchmarks.grpo_step.measure import Plan
+
+    grpo = setting.grpo
+    own = {"reuse_prompt_pass": grpo.reuse_prompt_pass, "fused_head": grpo.fused_head}
+    return Plan(
+        arguments.model,
+        tuple(arguments.groups or [grpo.num_generations]),
+        tuple(arguments.completions),
+        arguments.repeats or 3,
+        arguments.prompts or grpo.prompts_per_device * grpo.gradient_accumulation_steps,
+        own | ours,
+        setting,
+        passes=1 if arguments.prompts else grpo.gradient_accumulation_steps,
+        # only answers without thoughts are foreseen to their end
+        drafted=setting.style == "no-think" and setting.uses_drafts,
+        style=setting.style,
     )
 
 

@@ -20,14 +20,15 @@ def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) 
     """
     trainer: Any = ours.trainer
     policy = theirs.policy
-    ours.choose_embedding()
-    batch = trainer._prepare_inputs(ours.rows(examples))
-    reference = ours.scores["reference"]
-    trainer.compute_loss(policy, batch).backward()
+    ours.choose_tower()
+    with ours.prepared():
+        batch = trainer._prepare_inputs(ours.rows(examples))
+        reference = ours.scores["reference"]
+        trainer.compute_loss(policy, batch).backward()
     trainer._step += 1  # otherwise the next step would reuse this batch
     scores = ours.scores["policy forward"]
     gradients = _take_gradients(policy)
-    theirs.choose_embedding()
+    theirs.choose_tower()
     groups = batch["completion_ids"].view(len(examples), theirs.group, -1)
     advantages = batch["advantages"].view(len(examples), theirs.group)
     max_difference = 0.0
@@ -35,7 +36,7 @@ def compare(ours: TrainerStep, theirs: GCopies, examples: list[dict[str, Any]]) 
         prompt = theirs.copies(example["prompt"][0]["content"], example["image"])
         (theirs.loss(prompt, groups[number], advantages[number]) / len(examples)).backward()
         rows = slice(number * theirs.group, (number + 1) * theirs.group)
-        with torch.no_grad():
+        with torch.no_grad(), theirs.autocast():
             for model, our_scores in ((policy, scores), (theirs.reference, reference)):
                 difference = log_probabilities(model, prompt, groups[number]) - our_scores[rows]
                 max_difference = max(max_difference, float(difference.abs().max()))

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import torch
 from transformers import PretrainedConfig
 
-Way = Literal["g_copies", "trl", "shared"]
+Way = Literal["g_copies", "trl", "shared", "drafted"]
 
 PEAKS: Final = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "B200": 2250e12}
 """Substring of a GPU's name -> dense bfloat16 FLOP/s in its data sheet."""
@@ -80,15 +80,22 @@ def _image(vision: Any, width: int, side: int) -> float:
     )
 
 
-def per_prompt(way: Way, model: Costs, prompt: int, completion: int, group: int) -> float:
+def per_prompt(
+    way: Way, model: Costs, prompt: int, completion: int, group: int, nodes: int = 0
+) -> float:
     """FLOPs of a step for one prompt: `prompt` tokens, `group` completions of `completion` tokens.
 
-    `shared` counts our default: the prompt pass of the rollout also serves the loss; the reference
-    has its own prompt pass, tower included; the last layer runs only for tokens that predict one.
+    `shared` counts our engine without drafts: the prompt pass of the rollout also serves the loss;
+    the reference has its own prompt pass, tower included; the last layer runs only for tokens that
+    predict one. `drafted` counts completions that end in a trie of `nodes`: one pass over prompt
+    and trie is rollout and forward, and the reference is that of `shared`.
     """
     completions = group * model.text(completion, behind=prompt, logits=completion)
+    prompt_pass = model.image + model.text(prompt, logits=1) - (prompt - 1) * model.top
+    if way == "drafted":
+        drafted = prompt_pass + model.text(nodes, behind=prompt, logits=nodes)
+        return 3 * drafted + prompt_pass + completions
     if way == "shared":
-        prompt_pass = model.image + model.text(prompt, logits=1) - (prompt - 1) * model.top
         forward = prompt_pass + completions
         # rollout with the prompt pass of the loss, scoring, backward, reference
         return prompt_pass + completions + completions + 2 * forward + prompt_pass + completions

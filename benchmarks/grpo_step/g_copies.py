@@ -12,8 +12,10 @@ beta * KL (k3), without clipping.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +23,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from benchmarks.grpo_step.clock import Clock
 from benchmarks.grpo_step.models import reward
+from benchmarks.grpo_step.setting import BETA
+from stages.policy.vision_attention import batch_images
 from stages.prompts.styles import chat
-
-BETA: Final = 0.04
-"""Med-R1's weight of the KL, used by all three implementations."""
 
 
 def embed_patches_by_convolution(policy: Any) -> None:
@@ -57,7 +58,10 @@ class Copies:
 
 @dataclass(frozen=True)
 class GCopies:
-    """The step of one policy; `generation` samples completions of one fixed length."""
+    """The step of one policy; `generation` samples completions of one fixed length.
+
+    `autocast`: the context of its forward passes.
+    """
 
     policy: PreTrainedModel
     reference: PreTrainedModel
@@ -65,15 +69,18 @@ class GCopies:
     generation: GenerationConfig
     group: int
     clock: Clock
+    beta: float = BETA
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def choose_embedding(self) -> None:
-        """Set the patch embedding of policy and reference, which the other steps share."""
+    def choose_tower(self) -> None:
+        """Set how the vision towers of policy and reference compute, which other steps share."""
         for policy in (self.policy, self.reference):
             embed_patches_by_convolution(policy)
+            batch_images(policy, False)
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
         """Sample, score and accumulate gradients of a step; examples: {"prompt": chat, "image"}."""
-        self.choose_embedding()
+        self.choose_tower()
         for example in examples:
             prompt = self.copies(example["prompt"][0]["content"], example["image"])
             completions = self.sample(prompt)
@@ -101,7 +108,7 @@ class GCopies:
 
         transformers 4.57 copies them for `num_return_sequences` too.
         """
-        with self.clock.part("rollout"):
+        with self.clock.part("rollout"), self.autocast():
             rows = self.policy.generate(
                 **prompt.fields, generation_config=self.generation, logits_to_keep=0
             )
@@ -109,13 +116,13 @@ class GCopies:
 
     def loss(self, prompt: Copies, completions: Tensor, advantages: Tensor) -> Tensor:
         """Loss of one group: completions (G, C), advantages (G,)."""
-        with self.clock.part("policy forward"):
+        with self.clock.part("policy forward"), self.autocast():
             logps = log_probabilities(self.policy, prompt, completions)
-        with self.clock.part("reference"), torch.inference_mode():
+        with self.clock.part("reference"), torch.inference_mode(), self.autocast():
             reference = log_probabilities(self.reference, prompt, completions)
         kl = torch.exp(reference - logps) - (reference - logps) - 1
         gain = torch.exp(logps - logps.detach()) * advantages[:, None]
-        return -(gain - BETA * kl).mean(1).mean()
+        return -(gain - self.beta * kl).mean(1).mean()
 
 
 def log_probabilities(model: PreTrainedModel, prompt: Copies, completions: Tensor) -> Tensor:

@@ -21,8 +21,12 @@ from benchmarks.grpo_step.equivalence import compare
 from benchmarks.grpo_step.flops import Way, costs, peak_rate, per_prompt
 from benchmarks.grpo_step.g_copies import GCopies
 from benchmarks.grpo_step.models import SHAPES, build_policy, build_processor, question_rows
+from benchmarks.grpo_step.setting import Setting, default_setting
+from benchmarks.grpo_step.trace import trace
 from benchmarks.grpo_step.trainers import TrainerStep, settings, suppressed
+from stages.corpus.dataset.image_store import open_image
 from stages.grpo.trainer import train_dataset
+from stages.prompts.styles import Style
 
 WAYS: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")
 LEARNING_RATE: Final = 1e-6
@@ -32,7 +36,11 @@ MAX_GRAD_NORM: Final = 1.0
 
 @dataclass(frozen=True)
 class Plan:
-    """Measurement plan: group sizes x completion lengths, repeats, prompts, settings of ours."""
+    """Measurement plan: group sizes x completion lengths, repeats, prompts, settings of ours.
+
+    `setting`: None for the benchmark's own; `passes`: in which ours computes a step; `drafted`:
+    measure ours with drafts, too.
+    """
 
     model: str
     groups: tuple[int, ...]
@@ -40,6 +48,15 @@ class Plan:
     repeats: int
     prompts: int
     ours: dict[str, Any]
+    setting: Setting | None = None
+    passes: int = 1
+    drafted: bool = False
+    style: Style = "no-think"
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Implementations in the order of measurement."""
+        return (*WAYS, "drafted") if self.drafted else WAYS
 
     def cells(self) -> list[tuple[int, int]]:
         """(G, C) in the order of measurement."""
@@ -55,32 +72,48 @@ class Bench:
         self.folder = folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.clock = Clock(self.device)
-        shape = SHAPES[plan.model]
-        self.policy = build_policy(shape, self.device, seed=0)
+        self.setting = plan.setting or default_setting(self.device)
+        self.setting.prepare_process()
+        self.policy = self._build_policy(seed=0)
         # another seed than the policy's: with equal weights the KL and its gradient would be zero
-        self.reference = build_policy(shape, self.device, seed=1).eval().requires_grad_(False)
+        self.reference = self._build_policy(seed=1).eval().requires_grad_(False)
         add_fused_lm_head(self.reference)  # as TRL does with a reference that it loads
         self.processor = build_processor(self.clock)
-        self.dataset = train_dataset(question_rows(folder, plan.prompts), "no-think")
+        self.dataset = train_dataset(question_rows(folder, plan.prompts), plan.style)
         self.examples = [self.dataset[index] for index in range(plan.prompts)]
         self.optimizer = torch.optim.AdamW(
             self.policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
         )
 
-    def steps(self, group: int, completion: int) -> tuple[GCopies, TrainerStep, TrainerStep]:
-        """The three implementations, in the order of WAYS."""
+    def _build_policy(self, seed: int) -> Any:
+        setting = self.setting
+        shape = SHAPES[self.plan.model]
+        return build_policy(shape, self.device, seed, setting.dtype, setting.attention_by_part)
+
+    def steps(self, group: int, completion: int) -> dict[Way, GCopies | TrainerStep]:
+        """The implementations of the plan, in order."""
+        grpo = self.setting.grpo
         tokenizer = self.processor.tokenizer
         generation = GenerationConfig(
             max_new_tokens=completion,
             do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
+            temperature=grpo.temperature,
+            top_k=grpo.top_k,
+            top_p=grpo.top_p,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             suppress_tokens=suppressed(self.processor),
         )
-        copies = GCopies(self.policy, self.reference, self.processor, generation, group, self.clock)
+        copies = GCopies(
+            self.policy,
+            self.reference,
+            self.processor,
+            generation,
+            group,
+            self.clock,
+            grpo.beta,
+            self.setting.autocast(self.device),
+        )
 
         def trainer_step(prompts: int, **changes: Any) -> TrainerStep:
             return TrainerStep(
@@ -88,16 +121,25 @@ class Bench:
                 self.reference,
                 self.processor,
                 self.dataset,
-                settings(group, completion, prompts, **changes),
+                settings(grpo, group, completion, prompts, **changes),
                 self.clock,
                 self.folder / "state",
+                grpo.beta,
             )
 
         trl = self.fastest(
             lambda prompts: trainer_step(prompts, engine="trl", reuse_prompt_pass=False)
         )
-        ours = trainer_step(self.plan.prompts, **self.plan.ours)
-        return copies, trl, ours
+        own_pass = self.plan.prompts // self.plan.passes
+        steps: dict[Way, GCopies | TrainerStep] = {
+            "g_copies": copies,
+            "trl": trl,
+            "shared": trainer_step(own_pass, **self.plan.ours),
+        }
+        if self.plan.drafted:
+            drafts = {"draft_nodes": grpo.draft_nodes}
+            steps["drafted"] = trainer_step(own_pass, **drafts | self.plan.ours)
+        return steps
 
     def fastest(self, step_of: Callable[[int], TrainerStep]) -> TrainerStep:
         """The step with the number of prompts a pass that takes least time for a prompt.
@@ -118,11 +160,31 @@ class Bench:
         return step_of(min(divisors, key=seconds.__getitem__))
 
     def timed(self, step: GCopies | TrainerStep) -> dict[str, float]:
-        """Seconds of a whole step, from images to updated weights, by part."""
+        """Seconds of a whole step, from images to updated weights, by part.
+
+        With the setting of a profile, `step` is of another step, in which no part waits for the
+        GPU, and images are opened from their files.
+        """
         self.clock.reset()
+        self.step(step)
+        seconds = self.clock.stop()
+        if self.setting.profile is not None:
+            self.clock.by_part = False
+            self.clock.reset()
+            self.step(step)
+            seconds["step"] = self.clock.stop()["step"]
+            self.clock.by_part = True
+        return seconds
+
+    def step(self, step: GCopies | TrainerStep) -> None:
+        """One whole step."""
+        if self.setting.from_files:
+            with self.clock.part("images"):
+                paths = self.dataset.with_format(None)["image"]
+                for example, path in zip(self.examples, paths, strict=True):
+                    example["image"] = open_image(path)
         step.backward(self.examples)
         self.update()
-        return self.clock.stop()
 
     def update(self) -> None:
         """Clip the gradients, update the weights, clear the gradients."""
@@ -154,16 +216,22 @@ def measure(plan: Plan, report: Callable[[str], None]) -> dict[str, Any]:
     """Measure all cells of the plan; rows, and properties of device and model."""
     with bench(plan) as setup:
         device = setup.device
+        setting = setup.setting
         rate, source = peak_rate(device)
         properties = {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "dtype": str(setup.policy.dtype).removeprefix("torch."),
+            "precision": setting.precision,
+            "profile": setting.profile,
+            "setting": setting.own,
             "peak_flops_per_second": rate,
             "peak_source": source,
             "parameters": sum(parameter.numel() for parameter in setup.policy.parameters()),
             "prompt_tokens": setup.prompt_tokens(),
             "prompts_per_step": plan.prompts,
+            "passes": plan.passes,
+            "style": plan.style,
             "repeats": plan.repeats,
             "ours": plan.ours,
         }
@@ -175,41 +243,58 @@ def _row(
     setup: Bench, group: int, completion: int, rate: float, report: Callable[[str], None]
 ) -> dict[str, Any]:
     plan = setup.plan
-    copies, trl, ours = setup.steps(group, completion)
-    steps: dict[Way, GCopies | TrainerStep] = {"g_copies": copies, "trl": trl, "shared": ours}
-    differences = compare(ours, copies, setup.examples[:1])
+    steps: Any = setup.steps(group, completion)
+    differences = compare(steps["shared"], steps["g_copies"], setup.examples[:1])
+    ways = plan.ways
     for step in steps.values():  # warm-up
         step.backward(setup.examples[:1])
         setup.update()
-    times: dict[Way, list[dict[str, float]]] = {way: [] for way in WAYS}
-    memory = {way: {"above_start": 0, "total": 0} for way in WAYS}
+    times: dict[Way, list[dict[str, float]]] = {way: [] for way in ways}
+    memory = {way: {"above_start": 0, "total": 0} for way in ways}
     for repeat in range(plan.repeats):
-        for way in WAYS:
+        for way in ways:
             with PeakMemory(setup.device) as peak:
                 times[way].append(setup.timed(steps[way]))
             memory[way] = {
                 "above_start": max(memory[way]["above_start"], peak.above_start),
                 "total": max(memory[way]["total"], peak.total),
             }
-        progress = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in WAYS)
+        progress = ", ".join(f"{way} {times[way][-1]['step']:.2f} s" for way in ways)
         report(f"G={group} C={completion}, {repeat + 1} of {plan.repeats}: {progress}")
     seconds = {
         way: {part: median(run[part] for run in times[way]) for part in ("step", *PARTS)}
-        for way in WAYS
+        for way in ways
     }
     model = costs(setup.policy.config)
     prompt = round(setup.prompt_tokens())
-    flops = {way: plan.prompts * per_prompt(way, model, prompt, completion, group) for way in WAYS}
+    nodes = steps["drafted"].nodes if plan.drafted else 0
+    flops = {
+        way: plan.prompts * per_prompt(way, model, prompt, completion, group, nodes) for way in ways
+    }
+    details: dict[str, Any] = {}
+    if setup.setting.profile is not None:
+        details["kernels"] = {way: _trace(setup, steps[way]) for way in ways}
+    if plan.drafted:
+        details["drafts"] = {**steps["drafted"].sampled, "nodes": nodes}
     return {
         "model": plan.model,
         "group_size": group,
         "completion_tokens": completion,
-        "trl_prompts_per_pass": trl.prompts_per_pass,
+        "trl_prompts_per_pass": steps["trl"].prompts_per_pass,
         **figures(seconds, flops, plan.prompts, group * completion, rate),
         **differences,
+        **details,
         "seconds": seconds,
         "peak_memory_bytes": memory,
     }
+
+
+def _trace(setup: Bench, step: GCopies | TrainerStep) -> dict[str, float] | None:
+    setup.clock.by_part = False
+    try:
+        return trace(setup.device, lambda: setup.step(step))
+    finally:
+        setup.clock.by_part = True
 
 
 def figures(
@@ -224,17 +309,18 @@ def figures(
     `mfu`: executed FLOPs over the peak in the time of the step; `bound_vs_*`: ratio of FLOPs;
     `largest_in_ours`: the longest part of our step with its share.
     """
-    step = {way: seconds[way]["step"] for way in WAYS}
+    step = {way: each["step"] for way, each in seconds.items()}
     largest = max(PARTS, key=lambda part: seconds["shared"][part])
+    share = seconds["shared"][largest] / sum(seconds["shared"][part] for part in PARTS)
     return {
         "speedup_vs_g_copies": step["g_copies"] / step["shared"],
         "speedup_vs_trl": step["trl"] / step["shared"],
         "bound_vs_g_copies": flops["g_copies"] / flops["shared"],
         "bound_vs_trl": flops["trl"] / flops["shared"],
-        "largest_in_ours": {"part": largest, "share": seconds["shared"][largest] / step["shared"]},
-        "ms_per_prompt": {way: 1000 * step[way] / prompts for way in WAYS},
-        "completion_tokens_per_second": {way: prompts * tokens / step[way] for way in WAYS},
+        "largest_in_ours": {"part": largest, "share": share},
+        "ms_per_prompt": {way: 1000 * step[way] / prompts for way in step},
+        "completion_tokens_per_second": {way: prompts * tokens / step[way] for way in step},
         "flops_per_step": flops,
-        "mfu": {way: flops[way] / (step[way] * rate) for way in WAYS},
-        "matrix_hours": {way: TRAIN_PROMPTS * step[way] / prompts / 3600 for way in WAYS},
+        "mfu": {way: flops[way] / (step[way] * rate) for way in step},
+        "matrix_hours": {way: TRAIN_PROMPTS * step[way] / prompts / 3600 for way in step},
     }

@@ -24,6 +24,7 @@ from transformers import (
 from benchmarks.grpo_step.clock import Clock
 from stages.corpus.sample import phantoms
 from stages.policy.loading import load_processor
+from stages.policy.vision_attention import loadable
 
 REPOSITORY: Final = Path(__file__).parents[2]
 BASE: Final = REPOSITORY / "infra" / "base"
@@ -152,8 +153,14 @@ SHAPES: Final = {
 }
 
 
-def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedModel:
-    """Build the model with random weights: bfloat16 on a GPU, as in Med-R1, otherwise float32."""
+def build_policy(
+    shape: Shape,
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype | None = None,
+    attention: dict[str, str] | None = None,
+) -> PreTrainedModel:
+    """Build the model with random weights: by default bfloat16 on a GPU, otherwise float32."""
     base = AutoConfig.from_pretrained(BASE)
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     config = AutoConfig.for_model(
@@ -164,10 +171,11 @@ def build_policy(shape: Shape, device: torch.device, seed: int) -> PreTrainedMod
         **{name: getattr(base, name) for name in names},
     )
     torch.manual_seed(seed)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         policy: PreTrainedModel = AutoModelForImageTextToText.from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
+            config, dtype=dtype, attn_implementation=loadable(attention) if attention else "sdpa"
         )
     policy.generation_config.eos_token_id = [844, 842]
     policy.generation_config.pad_token_id = 842

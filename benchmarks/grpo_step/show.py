@@ -12,7 +12,14 @@ from rich.table import Table
 from benchmarks.grpo_step.clock import PARTS
 from benchmarks.grpo_step.flops import Way
 
-NAMES: Final[dict[Way, str]] = {"g_copies": "G copies (Med-R1)", "trl": "TRL", "shared": "ours"}
+NAMES: Final[dict[Way, str]] = {
+    "g_copies": "G copies (Med-R1)",
+    "trl": "TRL",
+    "shared": "ours",
+    "drafted": "ours, drafted",
+}
+COMPARED: Final[tuple[Way, ...]] = ("g_copies", "trl", "shared")
+"""Those of the chart: they sample all tokens."""
 
 
 def show(result: dict[str, Any]) -> None:
@@ -20,7 +27,7 @@ def show(result: dict[str, Any]) -> None:
     console = Console(width=max(Console().width, 170))  # narrower, rich truncates column names
     console.print(
         f"{result['rows'][0]['model']}: {result['parameters'] / 1e6:,.1f}M parameters,"
-        f" {result['dtype']}, on {result['device']} ({result['threads']} threads);"
+        f" {_precision(result)}, on {result['device']} ({result['threads']} threads);"
         f" {result['prompts_per_step']} prompts of {result['prompt_tokens']:.0f} tokens per step,"
         f" medians of {result['repeats']}; peak {result['peak_flops_per_second'] / 1e12:.3g}"
         f" TFLOP/s: {result['peak_source']}"
@@ -32,11 +39,20 @@ def show(result: dict[str, Any]) -> None:
             console.print(text)
 
 
+def _precision(result: dict[str, Any]) -> str:
+    """Precision, and the profile that it is of."""
+    if result["precision"] == "autocast":
+        text = "float32 weights in bfloat16 autocast"
+    else:
+        text = str(result["precision"])
+    return f"{text} (profile {result['profile']})" if result["profile"] else text
+
+
 def above_bounds(row: dict[str, Any]) -> list[str]:
     """Why speedups of a row exceed the ratio of FLOPs: how much of the peak either side reaches."""
     texts = []
     for way, name in NAMES.items():
-        if way == "shared" or row[f"speedup_vs_{way}"] <= row[f"bound_vs_{way}"]:
+        if way not in ("g_copies", "trl") or row[f"speedup_vs_{way}"] <= row[f"bound_vs_{way}"]:
             continue
         cell = f"G={row['group_size']} C={row['completion_tokens']}"
         texts.append(
@@ -55,13 +71,14 @@ def _steps(rows: list[dict[str, Any]]) -> Table:
     for name in ("step", *PARTS, "ms/prompt", "tokens/s", "MFU", "peak memory", "matrix"):
         table.add_column(name, justify="right")
     for row in rows:
-        for way, name in NAMES.items():
+        ways = [way for way in NAMES if way in row["seconds"]]
+        for way in ways:
             seconds = row["seconds"][way]
-            last = way == "shared"
+            last = way == ways[-1]
             table.add_row(
                 str(row["group_size"]),
                 str(row["completion_tokens"]),
-                name,
+                NAMES[way],
                 *(f"{seconds[part]:.3f}" for part in ("step", *PARTS)),
                 f"{row['ms_per_prompt'][way]:.0f}",
                 f"{row['completion_tokens_per_second'][way]:.0f}",
@@ -141,10 +158,10 @@ def save_chart(path: Path, result: dict[str, Any]) -> None:
                 key=lambda row: int(row["group_size"]),
             )
             at = np.arange(len(here))
-            for number, (way, name) in enumerate(NAMES.items()):
+            for number, way in enumerate(COMPARED):
                 heights = [row["seconds"][way]["step"] for row in here]
                 bars = panel.bar(
-                    at + (number - 1) * 0.27, heights, 0.25, color=colours[way], label=name
+                    at + (number - 1) * 0.27, heights, 0.25, color=colours[way], label=NAMES[way]
                 )
                 ratios = [1.0 if way == "shared" else row[f"speedup_vs_{way}"] for row in here]
                 texts = [

@@ -8,47 +8,48 @@ activations, as Med-R1 does not (TRL's default does, for a third more forward wo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from datasets import Dataset
 from transformers import PreTrainedModel
 
 from benchmarks.grpo_step.clock import Clock
-from benchmarks.grpo_step.g_copies import BETA, embed_patches_by_convolution
-from benchmarks.grpo_step.models import REPOSITORY, reward
-from stages.core.params import Grpo, load_params
+from benchmarks.grpo_step.g_copies import embed_patches_by_convolution
+from benchmarks.grpo_step.models import reward
+from stages.core.params import Grpo
+from stages.grpo.drafts import Drafts
 from stages.grpo.engine import MedGRPOTrainer
-from stages.grpo.trainer import build_trainer
+from stages.grpo.trainer import build_trainer, draft_seeds
+from stages.policy.vision_attention import batch_images
 from stages.policy.vision_features import embed_patches_by_product
 
 EXACT_SETTINGS: Final = ("draft_nodes", "reuse_prompt_pass", "fused_head", "vision_cache_mb")
 """Keys of `grpo` in params.yaml that may be set for ours: they do not change a step's result."""
+FAVOURED_LOGITS: Final = 60.0
+"""Added to the logit of the token that a foreseen completion consists of."""
 
 
-def settings(group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
-    """`grpo` of params.yaml with these sizes and Med-R1's loss; `prompts` a pass.
-
-    Without drafts: no trie foresees the completions of a model with random weights.
-    """
-    grpo = load_params(REPOSITORY / "params.yaml").grpo.model_dump() | {
+def settings(grpo: Grpo, group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
+    """`grpo` with these sizes, `prompts` a pass, and no drafts."""
+    sizes = {
         "num_generations": group,
         "max_completion_length": completion,
         "prompts_per_device": prompts,
         "gradient_accumulation_steps": 1,
         "max_steps": 1,
         "save_steps": 0,
+        "save_minutes": None,
         "draft_nodes": 0,
-        "loss_type": "grpo",
-        "scale_rewards": "group",
-        "temperature": 1.0,
-        "top_p": 1.0,
         # TRL would load a reference from files: TrainerStep sets beta and the reference
         "beta": 0.0,
     }
-    return Grpo.model_validate(grpo | changes)
+    return Grpo.model_validate(grpo.model_dump() | sizes | changes)
 
 
 def suppressed(processor: Any) -> list[int]:
@@ -61,6 +62,10 @@ class TrainerStep:
 
     In our engine, the prompt pass of the rollout also serves the loss (`grpo.reuse_prompt_pass`):
     it counts as rollout, and "policy forward" covers the completions only.
+
+    With `grpo.draft_nodes`, all completions are foreseen, as nearly all are in a training without
+    thoughts: a large logit makes the policy repeat one token, and the trie learns this from the
+    first step on. Its other nodes are the answer format of each letter, as in a training.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class TrainerStep:
         grpo: Grpo,
         clock: Clock,
         scratch: Path,
+        beta: float,
     ) -> None:
+        """`beta`: weight of the KL, in place of that of `grpo`."""
         self.clock = clock
         self.prompts_per_pass = grpo.prompts_per_device
         # each trainer wraps the policy's forward with TRL's head: do not nest them
@@ -81,7 +88,7 @@ class TrainerStep:
             policy, processor, dataset, grpo, "no-think", scratch=scratch, run_name="benchmark"
         )
         trainer: Any = self.trainer
-        trainer.beta = BETA
+        trainer.beta = beta
         trainer.ref_model = reference
         # TRL >= 1.10 weights the KL with the ratio, which adds to its gradient even where the ratio
         # is 1; Med-R1 does not
@@ -95,7 +102,25 @@ class TrainerStep:
         trainer.reward_processing_classes = [None]
         trainer.current_gradient_accumulation_steps = 1
         self.scores: dict[str, torch.Tensor] = {}
+        self._favoured: int | None = None
+        if grpo.draft_nodes:
+            self._favoured = processor.tokenizer.convert_tokens_to_ids("A")
+            seeds = draft_seeds(processor, dataset, "no-think")
+            excluded = (*trainer.eos_token_ids, *tokens)
+            trainer._drafts = Drafts(seeds, excluded, grpo.draft_nodes)
         self._time(trainer)
+
+    @property
+    def sampled(self) -> dict[str, float]:
+        """How the last rollout went: `drafted`, the share foreseen, and single-token `forwards`."""
+        metrics = self.trainer._metrics["train"]
+        return {name: metrics[f"rollout/{name}"][-1] for name in ("drafted", "forwards")}
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the present trie."""
+        drafts = self.trainer._drafts
+        return 0 if drafts is None else len(drafts.trie)
 
     def _time(self, trainer: MedGRPOTrainer) -> None:
         original = trainer._get_per_token_logps_and_entropies
@@ -113,12 +138,13 @@ class TrainerStep:
         patched._generate_single_turn = self.clock.timed("rollout", trainer._generate_single_turn)
         patched.accelerator.backward = self.clock.timed("backward", trainer.accelerator.backward)
 
-    def choose_embedding(self) -> None:
-        """Set the patch embedding of policy and reference, which the other steps share."""
+    def choose_tower(self) -> None:
+        """Set how the vision towers of policy and reference compute, which other steps share."""
         shared_prefix = self.trainer.engine_options.engine == "shared-prefix"
         embed = embed_patches_by_product if shared_prefix else embed_patches_by_convolution
         for policy in (self.trainer.model, self.trainer.ref_model):
             embed(policy)
+            batch_images(policy, shared_prefix)
 
     def rows(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Each example once per completion, as from TRL's sampler."""
@@ -127,10 +153,50 @@ class TrainerStep:
 
     def backward(self, examples: list[dict[str, Any]]) -> None:
         """Sample, score and add the gradients of a step over these examples, pass by pass."""
-        self.choose_embedding()
+        self.choose_tower()
         size = self.prompts_per_pass
         starts = range(0, len(examples), size)
         self.trainer.current_gradient_accumulation_steps = len(starts)
-        for start in starts:
-            rows = self.rows(examples[start : start + size])
-            self.trainer.training_step(self.trainer.model, rows, None)
+        with self._foreseen(), self.prepared():
+            for start in starts:
+                rows = self.rows(examples[start : start + size])
+                self.trainer.training_step(self.trainer.model, rows, None)
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Let policy and reference compute in the trainer's precision, as accelerate prepares them.
+
+        Only for the block, as G copies share them.
+        """
+        if not self.trainer.args.bf16:
+            yield
+            return
+        models = (self.trainer.model, self.trainer.ref_model)
+        before = [vars(model).get("forward") for model in models]
+        for model in models:
+            compute = self.trainer.accelerator.autocast()(model.forward)
+            model.forward = convert_outputs_to_fp32(compute)
+        try:
+            yield
+        finally:
+            for model, forward in zip(models, before, strict=True):
+                del model.forward
+                if forward is not None:
+                    model.forward = forward
+
+    @contextmanager
+    def _foreseen(self) -> Iterator[None]:
+        """Let the policy repeat one token, if completions are to be foreseen."""
+        if self._favoured is None:
+            yield
+            return
+
+        def favour(_: Any, __: Any, logits: torch.Tensor) -> None:
+            logits[..., self._favoured] += FAVOURED_LOGITS
+
+        policy: Any = self.trainer.model
+        hook = policy.lm_head.register_forward_hook(favour)
+        try:
+            yield
+        finally:
+            hook.remove()

@@ -24,6 +24,10 @@ Only = Annotated[
 Slots = Annotated[
     int | None, Option(metavar="N", help="GPU stages at once; 1 on a machine without GPUs.")
 ]
+SlotsPerGpu = Annotated[
+    int,
+    Option(metavar="N", help="GPU stages that share a GPU, each with a part of its memory."),
+]
 Gpus = Annotated[
     str | None, Option(metavar="0,1", help="Indices of the GPUs to use; by default all visible.")
 ]
@@ -33,6 +37,7 @@ Gpus = Annotated[
 def plan(
     only: Only = None,
     slots: Slots = None,
+    slots_per_gpu: SlotsPerGpu = 1,
     json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what would run, why, in what order and for how long.
@@ -41,11 +46,13 @@ def plan(
     """
     from flows.planning.plan import run
 
-    run(Path.cwd(), only, slots, as_json=json)
+    run(Path.cwd(), only, slots, slots_per_gpu, as_json=json)
 
 
 @command(app, "med-r1 reproduce", "med-r1 reproduce --only 'train@*' --slots 2", panel=PANEL)
-def reproduce(only: Only = None, slots: Slots = None, gpus: Gpus = None) -> int:
+def reproduce(
+    only: Only = None, slots: Slots = None, gpus: Gpus = None, slots_per_gpu: SlotsPerGpu = 1
+) -> int:
     """Bring every result up to date, several stages at a time.
 
     Results are those of `dvc repro`. Re-run after an interruption to resume.
@@ -53,7 +60,7 @@ def reproduce(only: Only = None, slots: Slots = None, gpus: Gpus = None) -> int:
     use_own_prefect(Path.cwd())
     from flows.reproduce import run
 
-    return run(only, slots, _split(gpus))
+    return run(only, slots, _split(gpus), slots_per_gpu)
 
 
 @command(app, "med-r1 workers --only 'train@*'", panel=PANEL)
@@ -65,6 +72,7 @@ def workers(
     deployment: Annotated[
         str, Option(help="Deployment that runs the stages.")
     ] = "run-stage-on-worker/gpu",
+    slots_per_gpu: SlotsPerGpu = 1,
 ) -> int:
     """Bring every result up to date, GPU stages on other hosts.
 
@@ -73,7 +81,7 @@ def workers(
     use_own_prefect(Path.cwd())
     from flows.workers.flow import run
 
-    return run(only, repository, deployment)
+    return run(only, repository, deployment, slots_per_gpu)
 
 
 @command(app, "med-r1 retrain --dry-run", "med-r1 retrain --start-from champion", panel=PANEL)
@@ -90,6 +98,7 @@ def retrain(
     ] = None,
     slots: Slots = None,
     gpus: Gpus = None,
+    slots_per_gpu: SlotsPerGpu = 1,
 ) -> int:
     """Train on new data, and promote the result if it is not worse.
 
@@ -98,7 +107,7 @@ def retrain(
     use_own_prefect(Path.cwd())
     from flows.retraining.flow import run
 
-    return run(dry_run, force, start_from, slots, _split(gpus))
+    return run(dry_run, force, start_from, slots, _split(gpus), slots_per_gpu)
 
 
 def _split(gpus: str | None) -> list[str] | None:

@@ -19,7 +19,7 @@ from flows.doctor.processes import (
     is_stopped,
     lock_holders,
 )
-from flows.scheduling.slots import host_folder
+from flows.scheduling.slots import host_folder, lock_files
 from stages.core import layout
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
@@ -48,19 +48,17 @@ def flow_lock(root: Path) -> list[Finding]:
 
 def slots(root: Path) -> list[Finding]:
     """GPU slots of this host and workspace that are locked although no stage runs in them."""
-    files = [
-        *sorted(host_folder().glob("*.lock")),
-        *sorted((root / FLOWS / "slots").glob("*.lock")),
-    ]
-    suspects = [path for path in files if _leak(path)]
+    files = lock_files(host_folder()) | lock_files(root / FLOWS / "slots")
+    suspects = [path for path, name in files.items() if _leak(path, name)]
     if suspects:
         # a flow locks its slot shortly before the guard of its stage starts: look twice
         time.sleep(STAGE_START_SECONDS)
-    leaks = [leak for path in suspects if (leak := _leak(path))]
+    # a slot of several per GPU has several files
+    leaks = list(dict.fromkeys(leak for path in suspects if (leak := _leak(path, files[path]))))
     used = []
-    for path in files:
+    for path, name in files.items():
         records = filter(None, map(guarded_record, lock_holders(path)))
-        used += [f"{path.stem} by {record.stem}" for record in records]
+        used += [f"{name} by {record.stem}" for record in records]
     what = f"in use: {', '.join(dict.fromkeys(used))}" if used else "all are free"
     return leaks or [Finding("slots", "ok", what)]
 
@@ -191,14 +189,14 @@ def _set_aside(path: Path) -> str:
     return f"moved {PATH_LOCKS} to {aside.name}"
 
 
-def _leak(path: Path) -> Finding | None:
-    """What is wrong with the lock of one slot, if anything is."""
+def _leak(path: Path, name: str) -> Finding | None:
+    """What is wrong with a lock of the slot `name`, if anything is."""
     processes = lock_holders(path)
     if not processes and is_locked(path):
         return Finding(
             "slots",
             "warning",
-            f"slot {path.stem} is held by a process of another user",
+            f"slot {name} is held by a process of another user",
             "run this check as the user who owns it",
         )
     if not processes or any(map(guarded_record, processes)):
@@ -208,7 +206,7 @@ def _leak(path: Path) -> Finding | None:
     return Finding(
         "slots",
         "problem",
-        f"slot {path.stem} is held by {holders}, but no stage runs in it: stages that need a GPU"
+        f"slot {name} is held by {holders}, but no stage runs in it: stages that need a GPU"
         " wait for it",
         f"check what it is, then end it: kill {pids}",
     )

@@ -43,7 +43,8 @@ class Plan:
     `slots`: where GPU stages would run; `devices`: whether those are GPUs. `seconds`: from the
     first start to the last end. `gpu_hours`: of stages that need a GPU. `bytes`: outputs written,
     as far as known; `bytes_free`: space for them. `warnings`: obstacles; `notes`: how reliable the
-    estimates are.
+    estimates are. `slots_per_gpu`: stages that share a GPU; their GPU-hours are divided by it, and
+    their durations are those of earlier runs, whether these shared one or not.
     """
 
     steps: tuple[Step, ...]
@@ -56,3 +57,4 @@ class Plan:
     bytes_free: int
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    slots_per_gpu: int = 1

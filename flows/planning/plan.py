@@ -41,6 +41,7 @@ def make_plan(
     only: Sequence[str] | None = None,
     slots: int | None = None,
     changed: Sequence[str] = (),
+    slots_per_gpu: int = 1,
 ) -> Plan:
     """The plan for the workspace at `root`.
 
@@ -50,13 +51,14 @@ def make_plan(
         slots: GPU stages at once; the default of `flows.reproduce` if None.
         changed: Stages to plan as if they had changed, such as data.dvc before new data is fetched:
             the stages after them are those that may run.
+        slots_per_gpu: Stages that share a GPU.
 
     Raises:
-        InputError: No pipeline, unreadable dvc.lock or params.yaml, unknown stage, or more slots
-            than GPUs.
+        InputError: No pipeline, unreadable dvc.lock or params.yaml, unknown stage, more slots than
+            GPUs have, or no room for a training in its share of one.
     """
     sizes = _check(root)
-    gpu_slots = find_slots(root, slots)
+    gpu_slots = find_slots(root, slots, slots_per_gpu=slots_per_gpu)
     graph = read_graph(root)
     targets = graph.upstream(graph.select(only)) if only else set(graph.stages)
     assumed: dict[str, Reasons] = {name: {"assumed to change": {}} for name in changed}
@@ -100,11 +102,12 @@ def make_plan(
         slots=gpu_slots.names,
         devices=gpu_slots.are_gpus,
         seconds=max((step.start + step.seconds for step in steps), default=0.0),
-        gpu_hours=sum(step.gpus * step.seconds for step in steps) / 3600,
+        gpu_hours=sum(step.gpus * step.seconds for step in steps) / 3600 / slots_per_gpu,
         bytes=written,
         bytes_free=free,
-        warnings=tuple(_warnings(root, steps, len(gpu_slots.names), written, free)),
+        warnings=tuple(_warnings(root, steps, gpu_slots.most_per_stage, written, free)),
         notes=(*_notes(steps), *_left_out(root, selected)),
+        slots_per_gpu=slots_per_gpu,
     )
 
 
@@ -171,6 +174,7 @@ def _estimate(
 
 
 def _warnings(root: Path, steps: Sequence[Step], slots: int, written: int, free: int) -> list[str]:
+    """Obstacles; `slots`: those that one stage can have."""
     warnings = []
     if written > free:
         warnings.append(
@@ -238,9 +242,16 @@ def _left_out(root: Path, stale: Collection[str]) -> list[str]:
     ]
 
 
-def run(root: Path, only: Sequence[str] | None, slots: int | None, *, as_json: bool) -> None:
+def run(
+    root: Path,
+    only: Sequence[str] | None,
+    slots: int | None,
+    slots_per_gpu: int,
+    *,
+    as_json: bool,
+) -> None:
     """Print the plan of a workspace, as a table or as JSON. InputError if none can be made."""
-    plan = make_plan(root, only, slots)
+    plan = make_plan(root, only, slots, slots_per_gpu=slots_per_gpu)
     if as_json:
         print(json.dumps(asdict(plan), ensure_ascii=False, indent=1))
     else:

@@ -47,7 +47,10 @@ def sum_up(plan: Plan) -> str:
     """
     if not plan.steps:
         return f"Nothing would run: all {len(plan.up_to_date)} stages are up to date"
-    units = ("GPU" if plan.devices else "slot") + ("s" if len(plan.slots) > 1 else "")
+    has_gpus = plan.devices and plan.slots_per_gpu == 1
+    units = ("GPU" if has_gpus else "slot") + ("s" if len(plan.slots) > 1 else "")
+    if plan.slots_per_gpu > 1:
+        units += f", {plan.slots_per_gpu} per GPU"
     hours = "GPU-hours" if plan.devices else "hours in slots, no GPU here"
     exact = all(step.estimate == "recorded" for step in plan.steps)
     time = f"{format_duration(plan.seconds)} on {len(plan.slots)} {units}"

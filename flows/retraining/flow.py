@@ -39,6 +39,7 @@ def retrain(
     slots: int | None = None,
     gpus: list[str] | None = None,
     root: str | None = None,
+    slots_per_gpu: int = 1,
 ) -> State[Any]:
     """Fetch new data, retrain what it affects, and promote the result if it passes the gate.
 
@@ -46,9 +47,11 @@ def retrain(
         dry_run: Probe the source and print what a run would do; change nothing.
         force: Continue without new data (compare the current settings) or with data refused before.
         start_from: Initial weights of affected trainings, base or champion. Default: params.yaml.
-        slots: GPU stages at once, at most one per GPU. Default: one per GPU, or one without GPUs.
+        slots: GPU stages at once, at most `slots_per_gpu` per GPU, which is the default. Default
+            without GPUs: one for each base.threads cores.
         gpus: Indices of the GPUs to use. Default: all visible ones.
         root: Folder of the workspace. Default: the current one.
+        slots_per_gpu: Stages that share a GPU, each with its part of the memory.
     """
     from flows.reproduce import reproduce
 
@@ -56,12 +59,14 @@ def retrain(
     logger = get_run_logger()
 
     def bring_up_to_date(only: list[str] | None) -> Sequence[Result]:
-        return reproduce(only=only, slots=slots, gpus=gpus, root=str(workspace)).results
+        return reproduce(
+            only=only, slots=slots, gpus=gpus, root=str(workspace), slots_per_gpu=slots_per_gpu
+        ).results
 
     try:
         with champion_lock(workspace):
             options = RetrainOptions(dry_run, force, start_from)
-            gpu_slots = find_slots(workspace, slots, gpus)
+            gpu_slots = find_slots(workspace, slots, gpus, slots_per_gpu)
             retraining = Retraining(workspace, options, bring_up_to_date, gpu_slots, logger.info)
             outcome = retraining.run()
     except AlreadyRunningError as error:
@@ -93,7 +98,12 @@ def _create_artifact(decision: dict[str, Any]) -> None:
 
 
 def run(
-    dry_run: bool, force: bool, start_from: Start | None, slots: int | None, gpus: list[str] | None
+    dry_run: bool,
+    force: bool,
+    start_from: Start | None,
+    slots: int | None,
+    gpus: list[str] | None,
+    slots_per_gpu: int,
 ) -> int:
     """Run the flow in the working directory and print the outcome; 1 if refused or failed."""
     require_server()
@@ -103,6 +113,7 @@ def run(
         start_from=start_from,
         slots=slots,
         gpus=gpus,
+        slots_per_gpu=slots_per_gpu,
         return_state=True,
     )
     if not state.is_completed():

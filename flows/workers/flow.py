@@ -72,6 +72,7 @@ def run_stage_on_worker(
     commit: str,
     inputs: dict[str, dict[str, Any]],
     versions: dict[str, str | None] | None = None,
+    slots_per_gpu: int = 1,
 ) -> State[Any]:
     """Run one stage in this worker's clone and push its outputs to the shared DVC remote.
 
@@ -81,6 +82,7 @@ def run_stage_on_worker(
         commit: Full id of the commit to run.
         inputs: Stage that produces an input -> its entry in dvc.lock.
         versions: Package versions on the flow's host; a warning is logged where ours differ.
+        slots_per_gpu: Stages that share a GPU of this host, each with its part of the memory.
     """
     logger = get_run_logger()
     local_versions = collect_provenance({})["versions"]
@@ -98,7 +100,7 @@ def run_stage_on_worker(
             (name,) = graph.select([stage])
             clones.pull_inputs(clone, graph, graph.stages[name], inputs)
             clones.clear_run_cache(clone)
-            result = _run(clone, graph.stages[name])
+            result = _run(clone, graph.stages[name], slots_per_gpu)
             if result.state == "failed":
                 logger.error(result.message)
                 if result.code is not None:
@@ -120,14 +122,14 @@ def _set_labels(**labels: int | float | str) -> None:
         client.update_flow_run_labels(UUID(flow_run.id), labels)
 
 
-def _run(clone: clones.Clone, stage: Stage) -> StageResult:
+def _run(clone: clones.Clone, stage: Stage, slots_per_gpu: int) -> StageResult:
     runner = Runner(clone.root)
     try:
         return run_locally(
             runner,
             stage,
             "sent by reproduce-on-workers",
-            find_slots(clone.root),
+            find_slots(clone.root, slots_per_gpu=slots_per_gpu),
             inherit_fds=[clone.lock_fd],
         )
     finally:
@@ -147,6 +149,7 @@ def reproduce_on_workers(
     repository: str | None = None,
     deployment: str = DEPLOYMENT,
     root: str | None = None,
+    slots_per_gpu: int = 1,
 ) -> Summary:
     """Run every stale stage when its dependencies are done: GPU stages on workers, the others here.
 
@@ -156,6 +159,8 @@ def reproduce_on_workers(
         repository: Git repository that workers clone. Default: this workspace's origin.
         deployment: Of the flow run-stage-on-worker, "flow/deployment".
         root: Folder of the workspace. Default: the current one.
+        slots_per_gpu: Stages that share a GPU of a worker's host, each with its part of the memory;
+            as many workers per GPU must run.
     """
     workspace = Path(root or Path.cwd()).resolve()
     try:
@@ -163,7 +168,7 @@ def reproduce_on_workers(
         selected = graph.upstream(graph.select(only)) if only else set(graph.stages)
         gpu_stages = [name for name in selected if graph.stages[name].gpus]
         source = check(workspace, graph, gpu_stages, repository)
-        sender = Sender(workspace, graph, source, _read_deployment(deployment))
+        sender = Sender(workspace, graph, source, _read_deployment(deployment), slots_per_gpu)
         capacity = Capacity(MAX_GPUS_SENT, max(os.cpu_count() or 1, 1))
         site = ExecutionSite(capacity, f"on workers of {deployment}", sender.run)
         return bring_up_to_date(workspace, only, site)
@@ -202,9 +207,15 @@ class Sender:
     """Dispatches a workspace's GPU stages to workers, collects results, runs other stages here."""
 
     def __init__(
-        self, root: Path, graph: Graph, source: CodeSource, deployment: DeploymentResponse
+        self,
+        root: Path,
+        graph: Graph,
+        source: CodeSource,
+        deployment: DeploymentResponse,
+        slots_per_gpu: int = 1,
     ) -> None:
         self._graph = graph
+        self._slots_per_gpu = slots_per_gpu
         self._source = source
         self._deployment = deployment
         self._remote_inputs = RemoteInputs(root, graph)
@@ -229,6 +240,8 @@ class Sender:
                 "inputs": inputs,
                 "versions": self._versions,
             }
+            if self._slots_per_gpu > 1:  # workers of an earlier version do not know it
+                parameters["slots_per_gpu"] = self._slots_per_gpu
             labels, state = self._await(runner, stage, self._send(stage, parameters))
             if not state.is_completed():
                 cause = (state.message or "no reason given").removeprefix(f"{stage.name} failed: ")
@@ -359,7 +372,7 @@ def _replay(runner: Runner, stage: Stage) -> bool:
     return True
 
 
-def run(only: list[str] | None, repository: str | None, deployment: str) -> int:
+def run(only: list[str] | None, repository: str | None, deployment: str, slots_per_gpu: int) -> int:
     """Run the flow in the working directory and print each stage's result; the exit code.
 
     InputError without a server.
@@ -370,5 +383,7 @@ def run(only: list[str] | None, repository: str | None, deployment: str) -> int:
             " use too (docs/hosts.md)"
         )
     return summarize(
-        lambda: reproduce_on_workers(only=only, repository=repository, deployment=deployment)
+        lambda: reproduce_on_workers(
+            only=only, repository=repository, deployment=deployment, slots_per_gpu=slots_per_gpu
+        )
     )

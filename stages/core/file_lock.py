@@ -1,4 +1,4 @@
-"""Exclusive file locks (flock) between processes, and between threads of one."""
+"""Exclusive and shared file locks (flock) between processes, and between threads of one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def exclusive_lock(
         mode: Permissions of a file that is created, before the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _open_locked(path, on_conflict, mode)
+    descriptor = _open_locked(path, on_conflict, mode, fcntl.LOCK_EX)
     try:
         if holder:
             os.truncate(descriptor, 0)
@@ -47,8 +47,23 @@ def exclusive_lock(
         os.close(descriptor)  # no LOCK_UN: that would release a child's lock too
 
 
-def _open_locked(path: Path, on_conflict: Callable[[str], Exception] | None, mode: int) -> int:
-    operation = fcntl.LOCK_EX if on_conflict is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+@contextmanager
+def shared_lock(
+    path: Path, *, on_conflict: Callable[[str], Exception] | None = None, mode: int = 0o666
+) -> Iterator[int]:
+    """Lock a file against `exclusive_lock`, with any number of others; otherwise as that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _open_locked(path, on_conflict, mode, fcntl.LOCK_SH)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)  # as above
+
+
+def _open_locked(
+    path: Path, on_conflict: Callable[[str], Exception] | None, mode: int, kind: int
+) -> int:
+    operation = kind if on_conflict is None else kind | fcntl.LOCK_NB
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
         try:

@@ -33,7 +33,7 @@ class BatchSize:
             self.rows = setting
 
     def estimate(self, policy: Any, prefix: int, suffix: int, answer: int) -> None:
-        """On the first call with `auto` on a GPU, start with what fits its free memory.
+        """On the first call with `auto` on a GPU, start with what fits the memory it may use.
 
         A row has `prefix` cached tokens, `suffix` new prompt tokens and up to `answer` generated
         ones.
@@ -41,12 +41,12 @@ class BatchSize:
         if not self._needs_estimate:
             return
         self._needs_estimate = False
+        free, total = torch.cuda.mem_get_info()
+        # of a GPU that stages share, this process may reserve a part only
+        allowed = round(torch.cuda.get_per_process_memory_fraction() * total)
+        reserved = torch.cuda.memory_reserved()
         # memory that torch has reserved but not allocated is free, too
-        free = (
-            torch.cuda.mem_get_info()[0]
-            + torch.cuda.memory_reserved()
-            - torch.cuda.memory_allocated()
-        )
+        free = min(free, allowed - reserved) + reserved - torch.cuda.memory_allocated()
         config = policy.config.get_text_config()
         self.rows = fitting_rows(
             free, row_bytes(config, policy.dtype.itemsize, prefix, suffix, answer)

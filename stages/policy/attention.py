@@ -17,10 +17,9 @@ import torch
 
 from stages.core.errors import InputError
 from stages.core.params import Towers
+from stages.policy.vision_attention import SETTING as SDPA_BATCHED
 
 FLASH: Final = "flash_attention_2"
-SDPA_BATCHED: Final = "sdpa_batched"
-"""Not one of transformers' own: see stages.policy.vision_attention."""
 
 
 def choose_attention(

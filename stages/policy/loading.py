@@ -13,8 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from stages.core.errors import InputError
 from stages.core.params import Towers
-from stages.policy.attention import SDPA_BATCHED, choose_attention
-from stages.policy.vision_attention import batch_images
+from stages.policy.attention import choose_attention
+from stages.policy.vision_attention import SETTING, batch_images, loadable
 from stages.policy.weights import WEIGHTS, missing_parts
 
 _REQUIRED = ("config.json", "tokenizer_config.json")
@@ -62,16 +62,13 @@ def load_policy(
     Raises InputError if its weights lack a tensor (tied tensors need not be stored).
     """
     implementations = choose_attention(attention, getattr(torch, dtype), custom_masks=custom_masks)
-    batched = implementations["vision_config"] == SDPA_BATCHED
-    if batched:
-        implementations["vision_config"] = "sdpa"
     # progress bars and warnings of the libraries would hide the stage's own output
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     policy, loading_info = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
-        attn_implementation=implementations,
+        attn_implementation=loadable(implementations),
         use_safetensors=True,
         trust_remote_code=False,
         output_loading_info=True,
@@ -82,7 +79,7 @@ def load_policy(
             f"{folder}: its weights lack {len(missing)} tensors, {missing[0]} among them: they"
             " belong to another model, or are corrupt"
         )
-    if batched:
+    if implementations["vision_config"] == SETTING:
         batch_images(policy)
     return policy
 

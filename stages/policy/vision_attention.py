@@ -24,6 +24,8 @@ BATCHED: Final = "batched_sdpa_of_flash_lengths"
 those with `sdpa` for what sdpa needs.
 """
 
+SETTING: Final = "sdpa_batched"
+"""Its name in `base.attention`."""
 _IMPLEMENTATION: Final = "_attn_implementation"
 
 _plans = WeakIdKeyDictionary()
@@ -84,9 +86,16 @@ def attend_by_length(
     return attended[order][None], None
 
 
-def batch_images(policy: Any) -> None:
-    """Let the vision tower of a policy, loaded with sdpa, take images of one size together."""
-    setattr(backbone(policy).visual.config, _IMPLEMENTATION, BATCHED)
+def loadable(implementations: dict[str, str]) -> dict[str, str]:
+    """What transformers can load, of `choose_attention`: sdpa in place of sdpa_batched."""
+    return {part: "sdpa" if each == SETTING else each for part, each in implementations.items()}
+
+
+def batch_images(policy: Any, batched: bool = True) -> None:
+    """Let a vision tower with sdpa take images of one size together, or one at a time again."""
+    config = backbone(policy).visual.config
+    if getattr(config, _IMPLEMENTATION) in ("sdpa", BATCHED):
+        setattr(config, _IMPLEMENTATION, BATCHED if batched else "sdpa")
 
 
 def batches_images(policy: Any) -> bool:

@@ -15,7 +15,8 @@ from stages.core.disk_space import disk_of, find_shortages
 from stages.core.machine import Gpu, Torch, ask_torch, format_bytes, gpu_lines, installed
 from stages.core.params import Params, check_params
 from stages.profiles.downloads import Download, find_obstacle, wrong_weights
-from stages.profiles.needs import OUTPUT_PATHS, disk, memory, needs
+from stages.profiles.measured import FILE, read_measured
+from stages.profiles.needs import OUTPUT_PATHS, Needs, disk, memory, needs
 from stages.profiles.schema import Model, Profile, merge
 
 Level = Literal["note", "stops"]
@@ -296,8 +297,10 @@ def _hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def describe_needs(profile: Profile, params: Params, machine: Machine) -> Iterator[str]:
-    """What the run needs, line by line."""
+def describe_needs(
+    profile: Profile, params: Params, machine: Machine, root: Path = Path()
+) -> Iterator[str]:
+    """What the run needs, line by line; `root` may have measured rates."""
     outputs = disk(params, profile, len(machine.gpus))
     total = format_bytes(sum(outputs.values()))
     yield f"disk: about {total} besides the downloads: {_format_parts(outputs)}"
@@ -309,7 +312,8 @@ def describe_needs(profile: Profile, params: Params, machine: Machine) -> Iterat
             yield f"GPU: no estimate, as the profile has no size of its {unknown}"
         return
     name = machine.gpus[0].name if machine.gpus else ""
-    estimate = needs(params, profile.model, profile.scale, name)
+    measured = read_measured(params, name, root / FILE)
+    estimate = needs(params, profile.model, profile.scale, name, measured)
     parts = _format_parts(estimate.memory)
     yield f"GPU memory: about {format_bytes(estimate.bytes)} per training: {parts}"
     hours = estimate.training + estimate.evaluation
@@ -324,10 +328,33 @@ def describe_needs(profile: Profile, params: Params, machine: Machine) -> Iterat
         f"GPU-hours: about {hours:.1f} ({estimate.training:.1f} to train,"
         f" {estimate.evaluation:.1f} to test), {where}"
     )
-    yield (
-        "These are estimates, right to a factor of about two; stages/profiles/needs.py has the"
-        " assumptions."
+    yield f"  to train: {_format_hours(estimate.training_parts)}"
+    yield f"  to test: {_format_hours(estimate.evaluation_parts)}"
+    yield _source(estimate, name)
+
+
+def _source(estimate: Needs, name: str) -> str:
+    """Whether the hours are measured or estimated."""
+    rates = estimate.measured
+    found = {
+        "steps": rates.step_seconds,
+        "sampling passes": rates.pass_seconds,
+        "answers": rates.questions_per_second,
+    }
+    measured = [what for what, rate in found.items() if rate is not None]
+    if measured:
+        return (
+            f"Measured on {name} ({FILE}): {', '.join(measured)}. All else is estimated;"
+            " stages/profiles/times.py has the assumptions."
+        )
+    return (
+        "These are estimates, right to a factor of about two; stages/profiles/times.py has the"
+        " assumptions. `python -m benchmarks.gpu` measures the rates."
     )
+
+
+def _format_hours(parts: dict[str, float]) -> str:
+    return ", ".join(f"{what} {hours:.2f} h" for what, hours in parts.items() if hours >= 0.005)
 
 
 def _format_parts(sizes: dict[str, int]) -> str:

@@ -11,40 +11,170 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.comparison import predictions
 from benchmarks.gpu.learning import prepare
-from benchmarks.gpu.matrix import EVALUATED, hours
+from benchmarks.gpu.matrix import EVALUATED, hours, pass_seconds
+from benchmarks.gpu.page import kernel_columns, page
+from benchmarks.grpo_step.setting import profile_params
+from stages.core.code_version import stage_code
 from stages.core.outputs import read_json
 from stages.core.params import load_params
+from stages.profiles.measured import evaluation_setting, training_setting
+from tests.conftest import ROOT
+
+DEVICE = {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
 
 
-def steps(ms: float) -> dict[str, Any]:
+FULL = profile_params("full")
+PROFILES = {"full": FULL, "full-3b": profile_params("full-3b")}
+
+
+def steps(ms: float, tokens: int = 10, rollout: float = 0.2, **changes: Any) -> dict[str, Any]:
     """Results of benchmarks.grpo_step, as far as the page needs them."""
-    ways = {"shared": ms, "trl": 4 * ms, "g_copies": 5 * ms}
+    ways = {"drafted": ms / 2, "shared": ms, "trl": 4 * ms, "g_copies": 5 * ms}
     row = {
         "group_size": 4,
-        "completion_tokens": 10,
+        "completion_tokens": tokens,
         "ms_per_prompt": ways,
         "completion_tokens_per_second": dict.fromkeys(ways, 100.0),
         "mfu": dict.fromkeys(ways, 0.5),
+        "flops_per_step": {"drafted": 1e12, "shared": 2e12, "trl": 8e12, "g_copies": 9e12},
         "peak_memory_bytes": {way: {"total": 2**33} for way in ways},
+        "kernels": dict.fromkeys(ways),
+        "seconds": {
+            way: {"step": 4 * each / 1000, "rollout": rollout} for way, each in ways.items()
+        },
         "max_logp_diff": 1e-3,
         "grad_rel_diff": 2e-3,
     }
-    return {"rows": [row]}
+    shared = {
+        "profile": "full",
+        "setting": training_setting(FULL),
+        "precision": "autocast",
+        "prompts_per_step": 4,
+        "passes": 1,
+        "threads": 1,
+    }
+    return {"rows": [row]} | shared | changes
 
 
-EVALUATION = {"questions_per_second": 100.0, "published_questions_per_second": 25.0, "speedup": 4.0}
+EVALUATION = {
+    "questions_per_second": 100.0,
+    "published_questions_per_second": 25.0,
+    "speedup": 4.0,
+    "profile": "full",
+    "setting": evaluation_setting(FULL),
+}
 
 
 def test_hours_follow_from_the_rates() -> None:
     result = hours(
-        {"2b-no-think": steps(20.0)}, {"2b-no-think": EVALUATION, "2b-think": EVALUATION}
+        {"2b-no-think": steps(20.0), "3b": steps(20.0, profile="full-3b")},
+        {"2b-no-think": EVALUATION, "2b-think": EVALUATION},
+        PROFILES,
     )
     assert result["2b-no-think"]["shared"] == pytest.approx(142_668 * 0.020 / 3600)
+    assert result["2b-no-think"]["drafted"] == pytest.approx(142_668 * 0.010 / 3600)
+    # two epochs
+    assert result["3b"]["shared"] == pytest.approx(2 * 142_668 * 0.020 / 3600)
     assert result["2b-no-think"]["evaluation"] == pytest.approx(EVALUATED / 100 / 3600)
     assert set(result["2b-think"]) == {"evaluation"}
     # eight checkpoints answer the tests of modalities, five those of types, and the base both
     assert EVALUATED == 9 * 17_662 + 6 * 17_919
+
+
+def test_a_pass_that_samples_a_token_is_what_a_longer_rollout_takes_more() -> None:
+    both = {"no-think": steps(20.0, rollout=0.3), "think": steps(20.0, tokens=150, rollout=3.1)}
+    assert pass_seconds(both) == {"full": pytest.approx(0.02)}
+    halves = {name: each | {"passes": 2} for name, each in both.items()}
+    assert pass_seconds(halves) == {"full": pytest.approx(0.01)}
+    assert pass_seconds({"no-think": steps(20.0)}) == {}
+
+
+def test_kernels_and_waiting_add_up_to_the_step() -> None:
+    kernels = {"kernels": 5700, "copies": 12, "gpu_seconds": 0.1}
+    assert kernel_columns(kernels, 0.4) == ["5,700", "12", "100.0", "25%", "75%"]
+    assert kernel_columns(None, 0.4) == ["-"] * 5
+
+
+def test_measured_and_estimated_stand_side_by_side_on_a_gpu_only() -> None:
+    predicted = predictions("NVIDIA H200", PROFILES)
+    assert predicted["full-no-think"]["prompts_per_step"] == 4
+    assert predicted["full-no-think"]["step_ms"] == pytest.approx(
+        sum(predicted["full-no-think"]["parts_ms"].values())
+    )
+    assert predicted["full-think"]["step_ms"] > predicted["full-no-think"]["step_ms"]
+    result: dict[str, Any] = {
+        "device": {"name": "NVIDIA H200", "torch": "2", "transformers": "5", "trl": "1"},
+        "steps": {"qwen2-vl-2b-no-think": steps(100.0)},
+        "evaluation": {"qwen2-vl-2b-no-think": EVALUATION},
+        "learning": None,
+        "pass_seconds": {"full": 0.02},
+        "matrix_hours": {},
+        "predicted": predicted,
+        "failed": [],
+        "missing": [],
+    }
+    step = f"{predicted['full-no-think']['step_ms']:.1f}"
+    row = f"| qwen2-vl-2b-no-think | H200 | ms a step | {step} | "
+    assert f"{row}200.00 |" in page(result)
+    question = f"{predicted['full-no-think']['ms_per_question']:.1f}"
+    assert f"| ms a question | {question} | 10.00 |" in page(result)
+    assert "No GPU was at hand" not in page(result)
+    on_cpu = page(result | {"device": result["device"] | {"name": "cpu"}})
+    assert f"{row}- |" in on_cpu
+    assert "No GPU was at hand" in on_cpu
+
+
+def test_a_call_ends_in_time_and_tells_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gpu"
+    measured: list[str] = []
+    slow = True
+
+    def measure(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        path = Path(command[-1])
+        measured.append(path.stem)
+        assert 0 < options["timeout"] <= 60
+        if slow:
+            path.write_text("half")
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        path.write_text(json.dumps(steps(20.0)))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", measure)
+    monkeypatch.setattr(gpu, "device", lambda: dict(DEVICE))
+    monkeypatch.setattr(gpu, "collect_provenance", lambda params: params)
+    arguments = ["gpu", "--models", "tiny", "--parts", "steps", "--out", str(out), "--minutes", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    both = ["steps-tiny-no-think", "steps-tiny-think"]
+    assert gpu.main() == 1
+    assert measured == both
+    result = read_json(out.with_suffix(".json"), "")
+    assert (result["missing"], result["failed"], result["steps"]) == (both, [], {})
+    assert not list(out.iterdir())
+    assert "steps-tiny-think is not measured yet" in out.with_suffix(".md").read_text()
+    slow = False
+    assert gpu.main() == 0
+    assert read_json(out.with_suffix(".json"), "")["missing"] == []
+    monkeypatch.setattr(sys, "argv", [*arguments, "--minutes", "0", "--repeats", "1"])
+    measured.clear()
+    assert gpu.main() == 1
+    assert measured == []
+
+
+def test_each_part_measures_the_profile_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu", "--models", "qwen2.5-vl-3b", "qwen2-vl-2b"])
+    parts = dict(gpu.commands(gpu._arguments()))
+    for model, profile in (("qwen2.5-vl-3b", "full-3b"), ("qwen2-vl-2b", "full")):
+        for style, tokens in (("no-think", "10"), ("think", "150")):
+            shared = ["--model", model, "--profile", profile, "--completions", tokens]
+            words = parts[f"steps-{model}-{style}"]
+            assert words[:7] == ["benchmarks.grpo_step", *shared]
+            assert words[7:9] == ["--style", style]
+            assert parts[f"evaluation-{model}-{style}"][:7] == ["benchmarks.evaluate", *shared]
+    assert parts["learning"] == ["benchmarks.gpu.learning"]
 
 
 def test_existing_results_are_reused_and_failures_reported(
@@ -64,9 +194,7 @@ def test_existing_results_are_reused_and_failures_reported(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", measure)
-    monkeypatch.setattr(
-        gpu, "device", lambda: {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
-    )
+    monkeypatch.setattr(gpu, "device", lambda: dict(DEVICE))
     monkeypatch.setattr(gpu, "collect_provenance", lambda facts: facts)
     monkeypatch.setattr(
         sys,
@@ -80,10 +208,11 @@ def test_existing_results_are_reused_and_failures_reported(
         "steps-tiny-think",
         "evaluation-tiny-think",
     ]
-    page = out.with_suffix(".md").read_text()
-    assert "evaluation-tiny-think failed" in page
-    assert "| tiny-no-think | 4 | 10 | shared-prefix | 20.0 | 100 | 50% | 8.0 | 4.00 |" in page
-    assert "No GPU was at hand" in page
+    text = out.with_suffix(".md").read_text()
+    assert "evaluation-tiny-think failed" in text
+    row = "| tiny-no-think | ours, none drafted | 80.0 | 20.0 | 100 | 50% | 8.0 | 5.00 | 4.50 |"
+    assert row in text
+    assert "No GPU was at hand" in text
     assert read_json(out.with_suffix(".json"), "")["failed"] == [
         "evaluation-tiny-no-think",
         "evaluation-tiny-think",
@@ -92,14 +221,14 @@ def test_existing_results_are_reused_and_failures_reported(
     broken = False
     assert gpu.main() == 0
     assert measured == ["evaluation-tiny-no-think", "evaluation-tiny-think"]
-    assert "| tiny-think | 100.0 | 25.0 | 4.00 |" in out.with_suffix(".md").read_text()
+    assert "| tiny-think | bfloat16 | 100.0 | 25.0 | 4.00 |" in out.with_suffix(".md").read_text()
 
 
 def test_results_of_another_command_or_device_are_not_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    device = {"name": "cpu", "torch": "2", "transformers": "5", "trl": "1"}
+    device = dict(DEVICE)
 
     def measure(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         measured.append(Path(command[-1]).stem)
@@ -137,3 +266,5 @@ def test_the_learning_run_uses_the_sample_with_another_base(tmp_path: Path) -> N
     assert params.grpo.max_steps == 3
     assert not params.evaluate.ablations
     assert (tmp_path / params.corpus.archive).exists()
+    for stage in ("train", "evaluate"):
+        assert len(stage_code(stage, tmp_path)) == len(stage_code(stage, ROOT)) > 1

@@ -7,10 +7,12 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
 from transformers import AutoConfig
 
 from benchmarks.gpu.matrix import TRAIN_PROMPTS
@@ -21,8 +23,11 @@ from benchmarks.grpo_step.flops import Costs, Way, costs, per_prompt
 from benchmarks.grpo_step.g_copies import log_probabilities
 from benchmarks.grpo_step.measure import WAYS, Bench, Plan, bench, figures
 from benchmarks.grpo_step.models import SHAPES, build_policy
+from benchmarks.grpo_step.setting import profile_params, profile_setting
 from benchmarks.grpo_step.show import above_bounds
+from benchmarks.grpo_step.trace import sum_events, trace
 from benchmarks.grpo_step.trainers import TrainerStep, settings
+from stages.profiles.measured import training_setting
 from tests.conftest import RunStage
 
 GROUP = 3
@@ -83,6 +88,16 @@ def test_flops_of_ours_count_each_prompt_pass_once() -> None:
     assert four / 1e12 == pytest.approx(9.79 - 1.833 - 4 * 275 * 92.0e6 / 1e12, abs=0.01)
 
 
+def test_flops_of_drafted_completions_leave_out_the_passes_over_completions() -> None:
+    model = model_costs("qwen2-vl-2b")
+    prompt_pass = model.image + model.text(276, logits=1) - 275 * model.top
+    completions = 4 * model.text(10, behind=276, logits=10)
+    assert per_prompt("drafted", model, 276, 10, 4) == pytest.approx(4 * prompt_pass + completions)
+    nodes = per_prompt("drafted", model, 276, 10, 4, nodes=20) - 4 * prompt_pass - completions
+    # forward, and a backward that counts twice
+    assert nodes == pytest.approx(3 * model.text(20, behind=276, logits=20))
+
+
 def test_the_default_model_has_ten_million_weights_in_the_proportions_of_the_2b() -> None:
     policy = build_policy(SHAPES["10m"], torch.device("cpu"), seed=0)
     assert 8e6 < sum(parameter.numel() for parameter in policy.parameters()) < 12e6
@@ -101,13 +116,19 @@ def _share(model: Costs, part: str, rest: str) -> float:
 def test_figures_follow_from_seconds() -> None:
     steps: dict[Way, float] = {"g_copies": 8.0, "trl": 6.0, "shared": 2.0}
     seconds = {
-        way: {"step": step} | dict.fromkeys(PARTS, 0.0) | {"backward": 0.75 * step}
+        way: dict.fromkeys(PARTS, 0.0)
+        | {"step": step, "backward": 0.75 * step, "other": 0.25 * step}
         for way, step in steps.items()
     }
     flops: dict[Way, float] = {"g_copies": 4e12, "trl": 3e12, "shared": 1e12}
     result = figures(seconds, flops, prompts=4, tokens=40, rate=1e12)
     assert (result["speedup_vs_g_copies"], result["speedup_vs_trl"]) == (4, 3)
     assert (result["bound_vs_g_copies"], result["bound_vs_trl"]) == (4, 3)
+    seconds["drafted"] = seconds["shared"] | {"step": 1.0}
+    flops["drafted"] = 0.5e12
+    drafted = figures(seconds, flops, prompts=4, tokens=40, rate=1e12)
+    assert drafted["ms_per_prompt"] == result["ms_per_prompt"] | {"drafted": 250}
+    assert drafted["mfu"]["drafted"] == 0.5
     assert result["mfu"] == {"g_copies": 0.5, "trl": 0.5, "shared": 0.5}
     assert result["ms_per_prompt"]["shared"] == 500
     assert result["completion_tokens_per_second"]["shared"] == 80
@@ -137,20 +158,20 @@ def test_peak_memory_includes_memory_freed_before_the_end() -> None:
 
 
 def test_copies_and_ours_give_the_same_log_probabilities_and_gradients(tiny: Bench) -> None:
-    copies, _, ours = tiny.steps(GROUP, COMPLETION)
-    differences = compare(ours, copies, tiny.examples)
+    steps: Any = tiny.steps(GROUP, COMPLETION)
+    differences = compare(steps["shared"], steps["g_copies"], tiny.examples)
     assert differences["max_logp_diff"] < 1e-5
     assert differences["grad_rel_diff"] < 1e-5
     assert all(parameter.grad is None for parameter in tiny.policy.parameters())
 
 
 def test_every_implementation_learns_from_completions_of_the_same_length(tiny: Bench) -> None:
-    for step in tiny.steps(GROUP, COMPLETION):
+    for step in tiny.steps(GROUP, COMPLETION).values():
         before = {
             name: parameter.detach().clone() for name, parameter in tiny.policy.named_parameters()
         }
         seconds = tiny.timed(step)
-        assert all(seconds[part] > 0 for part in PARTS)
+        assert all(seconds[part] > 0 for part in PARTS if part != "images")
         assert any(
             not torch.equal(parameter, before[name])
             for name, parameter in tiny.policy.named_parameters()
@@ -165,7 +186,8 @@ def test_every_implementation_learns_from_completions_of_the_same_length(tiny: B
 
 def test_copies_are_computed_separately(tiny: Bench) -> None:
     """G images go through the tower in generation; the prefill has logits at every position."""
-    copies, _, _ = tiny.steps(GROUP, COMPLETION)
+    steps: Any = tiny.steps(GROUP, COMPLETION)
+    copies = steps["g_copies"]
     prompt = copies.copies("Is it?", tiny.examples[0]["image"])
     patches: list[int] = []
     logits: list[tuple[int, ...]] = []
@@ -246,8 +268,10 @@ def test_trl_is_measured_with_the_number_of_prompts_a_pass_that_is_fastest(
 
 def test_a_step_in_several_passes_has_the_gradients_of_one(tiny: Bench) -> None:
     gradients = []
+    own = tiny.setting.grpo
     for prompts in (1, 2):
-        grpo = settings(GROUP, COMPLETION, prompts, engine="trl", reuse_prompt_pass=False)
+        changes = {"engine": "trl", "reuse_prompt_pass": False}
+        grpo = settings(own, GROUP, COMPLETION, prompts, **changes)
         step = TrainerStep(
             tiny.policy,
             tiny.reference,
@@ -256,6 +280,7 @@ def test_a_step_in_several_passes_has_the_gradients_of_one(tiny: Bench) -> None:
             grpo,
             tiny.clock,
             tiny.folder / "state",
+            own.beta,
         )
         assert step.prompts_per_pass == prompts
         monkey: Any = step.trainer
@@ -290,6 +315,92 @@ def test_a_speedup_above_its_bound_is_explained() -> None:
 def test_a_setting_that_would_change_the_result_is_refused(run: RunStage) -> None:
     with pytest.raises(SystemExit, match=r"--set takes .*not beta"):
         run(__main__, "--quick", "--set", "beta=0")
+
+
+@pytest.fixture(scope="module")
+def as_full() -> Iterator[Bench]:
+    """The tiny model in the setting of profile full."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    setting = profile_setting("full", "tiny")
+    plan = Plan("tiny", (4,), (COMPLETION,), 1, 2, {}, setting, drafted=True)
+    with bench(plan) as setup:
+        yield setup
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def test_a_profile_decides_precision_sampling_and_weights(as_full: Bench) -> None:
+    setting = as_full.setting
+    assert (setting.precision, setting.dtype, setting.threads) == ("autocast", torch.float32, 1)
+    assert as_full.policy.dtype == as_full.reference.dtype == torch.float32
+    steps: Any = as_full.steps(4, COMPLETION)
+    assert list(steps) == [*WAYS, "drafted"]
+    assert steps["g_copies"].generation.top_k == 50
+    for way in ("trl", "shared", "drafted"):
+        arguments = steps[way].trainer.args
+        assert (arguments.top_k, arguments.bf16) == (50, True)
+        assert steps[way].trainer.beta == setting.grpo.beta == steps["g_copies"].beta
+    dtypes = []
+    hook = as_full.policy.lm_head.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+    for step in steps.values():
+        seconds = as_full.timed(step)
+        assert min(seconds["step"], seconds["images"]) > 0
+    hook.remove()
+    assert set(dtypes) == {torch.bfloat16}
+    assert all(each.dtype == torch.float32 for each in as_full.policy.parameters())
+
+
+def test_foreseen_completions_take_no_decoding_pass(as_full: Bench) -> None:
+    steps: Any = as_full.steps(4, COMPLETION)
+    drafted = steps["drafted"]
+    drafted.backward(as_full.examples)
+    assert drafted.sampled["forwards"] > 0, "not yet learnt"
+    drafted.backward(as_full.examples)
+    assert drafted.sampled == {"drafted": 1.0, "forwards": 0.0}
+    assert COMPLETION < drafted.nodes < 64
+    as_full.policy.zero_grad(set_to_none=True)
+    steps["shared"].backward(as_full.examples)
+    assert steps["shared"].sampled["forwards"] == COMPLETION - 1
+    as_full.policy.zero_grad(set_to_none=True)
+
+
+def test_settings_of_another_model_are_not_those_of_the_profile() -> None:
+    full = profile_setting("full", "qwen2-vl-2b").own
+    tiny = profile_setting("full", "tiny").own
+    assert full == training_setting(profile_params("full"))
+    assert full is not None
+    assert tiny == full | {"source": "tiny", "revision": None}
+    think = profile_setting("full", "qwen2-vl-2b", "think")
+    assert think.own == full | {"style": "think"}
+    assert think.with_precision("bfloat16").dtype == torch.bfloat16
+    three = profile_setting("full-3b", "qwen2.5-vl-3b").own
+    assert three is not None
+    assert three["source"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+
+
+def test_events_on_the_gpu_are_counted_without_copies_and_ranges() -> None:
+    def event(name: str, device: DeviceType, us: float, annotation: bool = False) -> Any:
+        span = SimpleNamespace(elapsed_us=lambda: us)
+        return SimpleNamespace(
+            name=name, device_type=device, time_range=span, is_user_annotation=annotation
+        )
+
+    gpu = DeviceType.CUDA
+    events = [
+        event("gemm", gpu, 1000.0),
+        event("gemm", gpu, 500.0),
+        event("Memcpy HtoD", gpu, 20.0),
+        event("Memset", gpu, 5.0),
+        event("Optimizer.step", gpu, 1500.0, annotation=True),
+        event("cudaLaunchKernel", DeviceType.CPU, 9.0),
+    ]
+    assert sum_events(events) == {
+        "kernels": 2,
+        "copies": 2,
+        "gpu_seconds": pytest.approx(1525e-6),
+    }
+    assert trace(torch.device("cpu"), lambda: None) is None
 
 
 def test_the_plan_covers_every_size() -> None:

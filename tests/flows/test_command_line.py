@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from flows.command_line.application import (
     make_group,
 )
 from flows.doctor import server
-from flows.workers.flow import DEPLOYMENT
+from flows.reproduce import reproduce
+from flows.retraining.flow import retrain
+from flows.workers.flow import DEPLOYMENT, reproduce_on_workers, run_stage_on_worker
 from stages.core.errors import ExitCode, InputError
 from stages.core.params import load_params
 from stages.profiles import schema
@@ -187,6 +190,41 @@ def test_bad_input_exits_with_the_code_of_input(
     monkeypatch.chdir(tmp_path)
     assert med_r1("profile", "full") == ExitCode.INPUT
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "arguments"),
+    [
+        (["reproduce"], "flows.reproduce", (None, None, None)),
+        (["reproduce", "--slots", "3"], "flows.reproduce", (None, 3, None)),
+        (["retrain"], "flows.retraining.flow", (False, False, None, None, None)),
+        (["workers"], "flows.workers.flow", (None, None, DEPLOYMENT)),
+        (["plan"], "flows.planning.plan", (ROOT, None, None)),
+    ],
+)
+@pytest.mark.parametrize("slots_per_gpu", [1, 2])
+def test_the_slots_per_gpu_reach_every_flow(
+    words: list[str],
+    module: str,
+    arguments: tuple[Any, ...],
+    slots_per_gpu: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    target = importlib.import_module(module)
+    monkeypatch.setattr(target, "run", lambda *given, **_: calls.append(given))
+    monkeypatch.setattr(importlib.import_module("flows.command_line.run"), "use_own_prefect", id)
+    monkeypatch.chdir(ROOT)
+    option = [] if slots_per_gpu == 1 else ["--slots-per-gpu", str(slots_per_gpu)]
+    assert med_r1(*words, *option) == 0
+    assert calls == [(*arguments, slots_per_gpu)]
+
+
+@pytest.mark.parametrize("flow", [reproduce, retrain, reproduce_on_workers, run_stage_on_worker])
+def test_every_flow_that_uses_gpus_has_the_parameter(flow: Any) -> None:
+    parameter = inspect.signature(flow.fn).parameters["slots_per_gpu"]
+    assert parameter.default == 1
+    assert "slots_per_gpu: " in flow.fn.__doc__
 
 
 def test_names_are_completed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +80,42 @@ def test_results_equal_those_of_plain_dvc_and_a_second_run_does_nothing(
     assert run("dvc", "repro", cwd=root).strip().endswith("Data and pipelines are up to date.")
     again = reproduce(root=str(root))
     assert (again.results, again.clean) == ((), True)
+
+
+def test_stages_that_share_a_gpu_run_at_once_with_the_same_results(
+    root: Path,
+    reference: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "host").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "host"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    for key in ("a", "b"):
+        (root / "hold" / key).touch()
+    seen = [root / f"seen-models-{key}.log" for key in ("a", "b")]
+
+    def release() -> None:
+        # both are released only once both run
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not all(path.exists() for path in seen):
+            time.sleep(0.05)
+        both.append(all(path.exists() for path in seen))
+        for key in ("a", "b"):
+            (root / "hold" / key).unlink()
+
+    both: list[bool] = []
+    releasing = threading.Thread(target=release)
+    releasing.start()
+    summary = reproduce(root=str(root), slots_per_gpu=2)
+    releasing.join()
+    assert both == [True]
+    assert summary.clean
+    assert locked(root) == reference
+    assert seen[0].read_text().splitlines() == ["GPUs '3' shared by 2"]
+    assert reproduce(root=str(root), slots_per_gpu=3).results == (), "nothing is stale"
+    with pytest.raises(InputError, match="5 slots per GPU"):
+        reproduce(root=str(root), slots_per_gpu=5)
 
 
 def test_a_failed_stage_skips_only_the_stages_that_need_it(

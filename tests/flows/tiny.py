@@ -25,7 +25,8 @@ ENVIRONMENT = os.environ | {
 WORK = """
 set -e
 echo "$2: step 1 of 2, reward 0.50, 1 s to go"
-echo "GPUs '$CUDA_VISIBLE_DEVICES'" >> "seen-$1-$2.log"
+shared=${MED_R1_SLOTS_PER_GPU:+ shared by $MED_R1_SLOTS_PER_GPU}
+echo "GPUs '$CUDA_VISIBLE_DEVICES'$shared" >> "seen-$1-$2.log"
 while [ -e "hold/$2" ]; do sleep 0.05; done
 if [ -e "fail/$2" ]; then python fail.py "$2" "fail/$2"; fi
 mkdir -p "$1"

@@ -28,6 +28,20 @@ def policy_of_2b() -> Any:
     return SimpleNamespace(config=config, dtype=torch.bfloat16)
 
 
+def set_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    share: float = 1.0,
+    reserved: int = 0,
+    allocated: int = 0,
+) -> None:
+    """A GPU of 141 GiB of which this process may use a share."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 141 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: share)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated)
+
+
 def test_auto_is_a_constant_on_a_cpu_and_a_set_size_is_used_everywhere() -> None:
     assert BatchSize("auto", torch.device("cpu")).rows == CPU_ROWS
     for device in ("cpu", "cuda"):
@@ -41,15 +55,41 @@ def test_auto_is_a_constant_on_a_cpu_and_a_set_size_is_used_everywhere() -> None
 def test_auto_on_a_gpu_starts_with_what_fits_its_free_memory(
     monkeypatch: pytest.MonkeyPatch, free: int, rows: int
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 141 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    set_memory(monkeypatch, free)
     size = BatchSize("auto", torch.device("cuda"))
     size.estimate(policy_of_2b(), prefix=211, suffix=85, answer=256)
     assert size.rows == rows
     size.rows = 2
     size.estimate(policy_of_2b(), prefix=211, suffix=85, answer=256)
     assert size.rows == 2, "estimated once"
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "reserved", "allocated", "rows"),
+    [
+        # 141 / 12 = 11.75 GiB are its share, whatever is free
+        (130 * GIB, 1 / 12, 0, 0, 256),
+        (130 * GIB, 1 / 12, 10 * GIB, 10 * GIB, 32),
+        # what it has reserved and not allocated is free for it
+        (130 * GIB, 1 / 12, 10 * GIB, 0, 256),
+        # another process has nearly all
+        (GIB // 8, 1 / 2, 0, 0, 4),
+        (0, 1 / 2, 4 * GIB, 0, 128),
+        (130 * GIB, 1 / 2, 0, 0, 512),
+    ],
+)
+def test_auto_sees_its_share_of_a_gpu_and_not_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    share: float,
+    reserved: int,
+    allocated: int,
+    rows: int,
+) -> None:
+    set_memory(monkeypatch, free, share, reserved, allocated)
+    size = BatchSize("auto", torch.device("cuda"))
+    size.estimate(policy_of_2b(), prefix=211, suffix=85, answer=256)
+    assert size.rows == rows
 
 
 def test_a_row_takes_at_least_its_kv_cache_and_its_logits() -> None:

@@ -13,8 +13,9 @@ import torch
 from stages.core.errors import InputError
 from stages.core.params import Towers, load_params
 from stages.grpo.trainer import build_trainer, train_dataset
-from stages.policy.attention import SDPA_BATCHED, choose_attention
+from stages.policy.attention import choose_attention
 from stages.policy.loading import load_policy
+from stages.policy.vision_attention import SETTING as SDPA_BATCHED
 from tests.grpo.tiny import BASE, REPOSITORY, processor, questions
 
 BROKEN = 'raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2E")'

@@ -1,14 +1,24 @@
-"""Preflight: fail fast if the assigned GPUs are unusable."""
+"""Preflight: fail fast if the assigned GPUs are unusable; keep to a share of their memory."""
 
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from stages.core.errors import InputError
+
+SLOTS_PER_GPU: Final = "MED_R1_SLOTS_PER_GPU"
+"""Environment variable: number of stages that share a GPU; each may use so much of its memory.
+
+It changes no result: an evaluation's batch size follows from the memory that it finds, with or
+without a share.
+"""
 
 
 def check_gpus(bf16_setting: str | None) -> None:
     """Raise InputError, with a remedy, if the promised GPUs are missing, broken or lack bfloat16.
+
+    Also limits this process to its share of the GPU's memory, if `SLOTS_PER_GPU` says so.
 
     `bf16_setting`: the setting that needs bfloat16, named in the error; None if none does. Without
     a promised or visible GPU nothing is checked: the CPU is used.
@@ -57,3 +67,16 @@ def check_gpus(bf16_setting: str | None) -> None:
             f"{bf16_setting}: {name} has no bfloat16 (it takes compute capability 8.0): compute"
             " in float32"
         )
+    if (number_of_slots := slots_per_gpu()) > 1:
+        torch.cuda.set_per_process_memory_fraction(1 / number_of_slots, device)
+
+
+def slots_per_gpu() -> int:
+    """Number of stages that share a GPU, from `SLOTS_PER_GPU`; InputError if it is not positive."""
+    value = os.environ.get(SLOTS_PER_GPU, "1")
+    if not value.isdecimal() or not int(value):
+        raise InputError(
+            f"{SLOTS_PER_GPU}={value!r} is not a number of stages: set it to 1 or more, or unset it"
+            " if a stage has its GPUs for itself"
+        )
+    return int(value)

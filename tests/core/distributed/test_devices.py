@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from stages.core.distributed.devices import check_gpus
+from stages import evaluate, train
+from stages.core.distributed.devices import SLOTS_PER_GPU, check_gpus, slots_per_gpu
 from stages.core.errors import InputError
+from stages.core.params import load_params
+from stages.core.provenance import collect_provenance
+from tests.conftest import ROOT
 
 WANTED = "grpo.bf16 true"
 
@@ -84,3 +90,61 @@ def test_bfloat16_is_refused_where_the_gpu_has_none(
     ):
         check_gpus(bf16_setting=WANTED)
     check_gpus(bf16_setting=None)
+
+
+@pytest.mark.parametrize(
+    ("slots", "rank", "limits"),
+    [(None, "0", []), ("1", "0", []), ("2", "0", [(0.5, 0)]), ("4", "1", [(0.25, 1)])],
+)
+def test_a_process_is_limited_to_its_share_of_the_memory_of_its_gpu(
+    gpu: None,
+    monkeypatch: pytest.MonkeyPatch,
+    slots: str | None,
+    rank: str,
+    limits: list[tuple[float, int]],
+) -> None:
+    found: list[tuple[float, int]] = []
+
+    def limit(fraction: float, device: torch.device) -> None:
+        found.append((fraction, device.index))
+
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.delenv(SLOTS_PER_GPU, raising=False)
+    if slots is not None:
+        monkeypatch.setenv(SLOTS_PER_GPU, slots)
+    check_gpus(None)
+    assert found == limits
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "half", ""])
+def test_a_number_of_slots_that_is_none_is_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SLOTS_PER_GPU, value)
+    with pytest.raises(InputError, match=f"{SLOTS_PER_GPU}='{value}' is not a number of stages"):
+        slots_per_gpu()
+
+
+def test_a_share_of_a_gpu_is_in_no_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a training resumes, and cached answers are used, under another number of slots."""
+    monkeypatch.chdir(ROOT)  # with the code that both contain
+    params = load_params()
+    split = tmp_path / "train.json"
+    split.write_text("[]", encoding="utf-8")
+    base = ROOT / "infra" / "base"
+    found = set()
+    for slots in (None, "2", "4"):
+        if slots is not None:
+            monkeypatch.setenv(SLOTS_PER_GPU, slots)
+        provenance = collect_provenance({"base": params.base})
+        found.add(
+            (
+                train._fingerprint(params, {"grpo": params.grpo}, split, base),
+                evaluate._policy_key(base, params, provenance),
+            )
+        )
+    assert len(found) == 1

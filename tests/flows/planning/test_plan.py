@@ -124,6 +124,17 @@ def test_durations_are_recorded_or_from_meta_and_the_source_is_named(root: Path)
     assert any("6 of 7 durations are unknown" in each for each in plan.notes)
 
 
+def test_slots_per_gpu_are_planned_with(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_rate(root, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    alone = make_plan(root)
+    shared = make_plan(root, slots_per_gpu=2)
+    assert (len(alone.slots), len(shared.slots), shared.slots_per_gpu) == (1, 2, 2)
+    assert shared.gpu_hours == pytest.approx(alone.gpu_hours / 2)
+    assert shared.seconds < alone.seconds
+    assert [steps(shared)[name].start for name in TRAININGS] == [0.0, 0.0, 120.0]
+
+
 def test_stages_in_the_run_cache_take_no_time(root: Path) -> None:
     set_rate(root, 2)
     run("dvc", "repro", cwd=root)

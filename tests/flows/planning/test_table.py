@@ -49,6 +49,8 @@ def test_the_summary_names_stages_time_slots_gpu_hours_and_disk() -> None:
         " 70 min on 2 GPUs: 1.17 GPU-hours; 7.0 MiB written, 58.0 GiB free"
     )
     assert "on 1 slot: 1.17 hours in slots, no GPU here" in sum_up(make(False, "cpu-0"))
+    shared = replace(make(True, "0 (1 of 2)", "0 (2 of 2)"), slots_per_gpu=2)
+    assert "70 min on 2 slots, 2 per GPU: 1.17 GPU-hours" in sum_up(shared)
 
 
 @pytest.mark.parametrize(

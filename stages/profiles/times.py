@@ -1,0 +1,315 @@
+"""Estimates of time on a GPU, by part: optimiser steps, states, evaluations, starts of processes.
+
+Counted are FLOPs and bytes; how long they take rests on the constants below. Those called measured
+were measured on 2 CPU cores without a GPU (launches: with the layers of Qwen2-VL-2B at tiny
+widths), and are right for a host as slow as that one. Those called assumed were not measured.
+`python -m benchmarks.gpu` measures all of it on a GPU at once, and its rates replace these
+(`stages.profiles.measured`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from stages.core.params import Params
+from stages.profiles.measured import Measured
+from stages.profiles.schema import Model, Scale
+from stages.taxonomy import AXIS_NAMES
+
+
+class Peak(NamedTuple):
+    """Dense FLOP/s and bytes/s of memory of a GPU by its data sheet."""
+
+    bfloat16: float
+    float32: float
+    bandwidth: float
+
+
+PEAKS: Final = {
+    "A100": Peak(312e12, 19.5e12, 2.0e12),
+    "H100": Peak(989e12, 67e12, 3.35e12),
+    "H200": Peak(989e12, 67e12, 4.8e12),
+    "L40S": Peak(362e12, 91.6e12, 0.864e12),
+    "B200": Peak(2250e12, 80e12, 8.0e12),
+}
+"""Part of a GPU's name -> its peak, of the largest variant of that name."""
+REFERENCE: Final = "H200"
+"""The GPU to estimate hours for if there is none, or an unknown one."""
+EFFICIENCY: Final = 0.35
+"""Assumed: share of the peak FLOP rate that passes over many tokens reach."""
+BANDWIDTH_SHARE: Final = 0.8
+"""Assumed: share of the peak bandwidth that element-wise kernels reach."""
+LAYERS: Final = 28
+"""Layers of the language model for which launches were measured; its vision tower has 32."""
+FORWARD_SECONDS: Final = 0.067
+"""Measured: launches of a forward pass over prompts with images, 54 to 80 ms for 1,961 kernels."""
+COMPLETION_SECONDS: Final = 0.048
+"""Measured: launches of a forward pass over completions alone, 36 to 59 ms for 1,230 kernels."""
+BACKWARD_SECONDS: Final = 0.145
+"""Measured: launches of a backward pass, 100 to 190 ms for 5,957 kernels."""
+TRAINER_SECONDS: Final = 0.07
+"""Measured: TRL, transformers and the optimiser's launches per step, 60 to 80 ms."""
+TOKEN_SECONDS: Final = 0.024
+"""Measured: launches of a pass that samples a token of each completion: 9 in 160 to 265 ms."""
+IMAGE_SECONDS: Final = 0.011
+"""Measured: open an image (3.4 to 4.9 ms) and process it (6.8 ms), the GPU waiting."""
+COMPLETION_TOKENS: Final = {"no-think": 10, "think": 150, "think-after": 150}
+"""Prompt style -> typical tokens per completion: an answer, or Med-R1's thoughts and an answer."""
+LONGEST: Final = {"no-think": 1.0, "think": 1.6, "think-after": 1.6}
+"""Prompt style -> the longest completion of a step over the typical one: a step waits for it.
+Answers alone are all alike; for thoughts it is assumed.
+"""
+LONG_SHARE: Final = 0.0006
+"""Share of completions that run to `grpo.max_completion_length`. Measured is that 7 of the 11,520
+completions of a training of the embedded sample left the trie; that they run so long is assumed.
+"""
+DRAFTED_NODES: Final = 19
+"""Tokens of the answer format with each of four letters, in the pass over the prompts."""
+DISK_RATE: Final = 1e9
+"""Assumed: bytes per second that are written to a disk, read from it, or hashed."""
+TRAIN_START_SECONDS: Final = 12.3
+"""Measured: imports of a training."""
+EVALUATE_START_SECONDS: Final = 9.4
+"""Measured: imports of an evaluation."""
+LOADER_THREADS: Final = 8
+"""Assumed: images that an evaluation on a GPU opens and processes at a time."""
+AUTO_BATCH_SIZE: Final = 64
+"""Least batch size of an evaluation with batch_size: auto, on a GPU of 40 GB or more."""
+LORA_SHARE: Final = 0.02
+"""Assumed share of a model's parameters that adapters have, at rank 16 on all projections."""
+
+Parts = dict[str, float]
+"""What takes time -> its seconds; in the sum over all parts nothing is counted twice."""
+
+
+def known_gpu(name: str) -> str:
+    """The key of `PEAKS` for a GPU's name; REFERENCE if it has none."""
+    return next((part for part in PEAKS if part in name), REFERENCE)
+
+
+def training_parts(
+    params: Params, model: Model, scale: Scale, peak: Peak, measured: Measured
+) -> Parts:
+    """Seconds of one GPU to train all checkpoints."""
+    grpo = params.grpo
+    prompts = scale.questions * params.splits.train_share * len(_axes(params))
+    steps = prompts * grpo.num_train_epochs / prompts_per_step(params)
+    if grpo.max_steps > 0:
+        steps = min(steps, len(params.checkpoints) * grpo.max_steps)
+    if measured.step_seconds is None:
+        parts = step_parts(params, model, peak)
+    else:
+        parts = {"steps": measured.step_seconds}
+    seconds = measured.pass_seconds or token_seconds(model)
+    parts["long completions"] = _waiting_passes(params) * seconds
+    parts = {name: steps * seconds for name, seconds in parts.items()}
+    state = state_bytes(params, model) / DISK_RATE
+    if grpo.save_minutes:
+        parts["states"] = sum(parts.values()) / (60 * grpo.save_minutes) * state
+    elif grpo.save_steps:
+        parts["states"] = steps / grpo.save_steps * state
+    weights = model.parameters * weight_size(params)
+    # policy and reference are read; the result is written, and hashed by DVC
+    moved = weights * (2 if grpo.beta and not grpo.lora else 1) + 2 * weights
+    parts["starts"] = len(params.checkpoints) * (TRAIN_START_SECONDS + moved / DISK_RATE)
+    return parts
+
+
+def step_parts(params: Params, model: Model, peak: Peak) -> Parts:
+    """Seconds of an optimiser step on one GPU with completions of typical length.
+
+    Kernels and their launches overlap: `launches` is the time by which these take longer.
+    """
+    grpo = params.grpo
+    passes = grpo.gradient_accumulation_steps
+    prompts = prompts_per_step(params)
+    rate = EFFICIENCY * (peak.bfloat16 if _in_bfloat16(params) else peak.float32)
+    products = prompts * _prompt_flops(params, model) / rate
+    weights = weight_traffic(params, model) / (BANDWIDTH_SHARE * peak.bandwidth)
+    launches = passes * _launch_seconds(params, model)
+    return {
+        "images": prompts * IMAGE_SECONDS,
+        "products": products,
+        "weights": weights,
+        "launches": max(launches - products - weights, 0.0),
+        "sampling": passes * _decoded(params) * token_seconds(model),
+        "trainer": TRAINER_SECONDS,
+    }
+
+
+def weight_traffic(params: Params, model: Model) -> float:
+    """Bytes of weights, gradients and Adam's moments that an optimiser step reads and writes.
+
+    Sampling aside, whose passes take longer to launch than to read the weights.
+    """
+    grpo = params.grpo
+    passes = grpo.gradient_accumulation_steps
+    size = weight_size(params)
+    computed = 2 if _in_bfloat16(params) else size
+    cast = size + computed if computed < size else 0  # read and write
+    reference = 1 if grpo.beta else 0
+    forwards = 1 if foresees(params) else 2  # with the completions in a pass of their own
+    backwards = 1 if foresees(params) else 2
+    read = (forwards + reference) * (cast + computed) + backwards * computed
+    # a gradient is written, read, and written or added to in the weights' type
+    gradients = backwards * (computed + cast) + (passes * backwards - 1) * size / passes
+    # clipping: norm, then read and write; Adam: reads 4 tensors and writes 3
+    update = 3 * size + 7 * size
+    trained = trained_parameters(params, model)
+    return passes * (model.parameters * read + trained * gradients) + trained * update
+
+
+def evaluation_parts(
+    params: Params, model: Model, scale: Scale, peak: Peak, measured: Measured
+) -> Parts:
+    """Seconds of one GPU to test all checkpoints and the base."""
+    # on each axis, every checkpoint of it and the base are tested
+    policies = 0
+    for axis in _axes(params):
+        policies += 1 + sum(entry.axis == axis for entry in params.checkpoints.values())
+    questions = scale.questions * (1 - params.splits.train_share) * policies
+    if params.evaluate.ablations:
+        questions *= 3
+    if measured.questions_per_second is None:
+        parts = answer_parts(params, model, peak)
+    else:
+        parts = {"answers": 1 / measured.questions_per_second}
+    parts = {name: questions * seconds for name, seconds in parts.items()}
+    weights = model.parameters * weight_size(params)
+    # hashed, then loaded
+    start = EVALUATE_START_SECONDS + 2 * weights / DISK_RATE
+    parts["starts"] = len(params.evaluations) * start
+    return parts
+
+
+def answer_parts(params: Params, model: Model, peak: Peak) -> Parts:
+    """Seconds per question of an evaluation."""
+    in_bfloat16 = (params.evaluate.dtype or params.base.dtype) == "bfloat16"
+    rate = EFFICIENCY * (peak.bfloat16 if in_bfloat16 else peak.float32)
+    tokens = COMPLETION_TOKENS[params.prompt.style]
+    products = (model.prompt_tflop * 1e12 + tokens * model.token_gflop * 1e9) / rate
+    size = params.evaluate.batch_size
+    batch = AUTO_BATCH_SIZE if size == "auto" else size
+    typical = min(tokens, params.evaluate.max_new_tokens)
+    longest = _expected_longest(params, batch, params.evaluate.max_new_tokens)
+    token = token_seconds(model) / batch
+    return {
+        # threads open images while the GPU computes
+        "images": max(IMAGE_SECONDS / LOADER_THREADS - products, 0.0),
+        "products": products,
+        "sampling": typical * token,
+        "long answers": (longest - typical) * token,
+    }
+
+
+def foresees(params: Params) -> bool:
+    """Whether completions end in the pass over the prompts: drafted, and without thoughts."""
+    grpo = params.grpo
+    is_drafted = grpo.engine == "shared-prefix" and grpo.draft_nodes > 0
+    return is_drafted and grpo.rollout == "policy" and params.prompt.style == "no-think"
+
+
+def prompts_per_step(params: Params) -> int:
+    """Prompts of an optimiser step on one GPU."""
+    return params.grpo.prompts_per_device * params.grpo.gradient_accumulation_steps
+
+
+def trained_parameters(params: Params, model: Model) -> int:
+    """Parameters that have gradients."""
+    if params.grpo.lora:
+        return round(model.parameters * LORA_SHARE)
+    if params.grpo.freeze_vision_tower:
+        return model.parameters - model.vision_parameters
+    return model.parameters
+
+
+def weight_size(params: Params) -> int:
+    """Bytes per parameter."""
+    return 4 if params.base.dtype == "float32" else 2
+
+
+def state_bytes(params: Params, model: Model) -> int:
+    """Bytes of a saved state: weights and Adam's two moments."""
+    trained = trained_parameters(params, model)
+    weights = trained if params.grpo.lora else model.parameters
+    return (weights + 2 * trained) * weight_size(params)
+
+
+def _in_bfloat16(params: Params) -> bool:
+    return params.grpo.bf16 or params.base.dtype == "bfloat16"
+
+
+def _prompt_flops(params: Params, model: Model) -> float:
+    """FLOPs of a step for one prompt and its completions."""
+    grpo = params.grpo
+    tokens = COMPLETION_TOKENS[params.prompt.style]
+    copies = grpo.num_generations if grpo.engine == "trl" else 1
+    prompt = model.prompt_tflop * 1e12 * copies
+    completions = tokens * grpo.num_generations * model.token_gflop * 1e9
+    reference = 1 if grpo.beta else 0
+    if foresees(params):
+        # one pass is rollout and policy's forward; its backward counts twice
+        drafted = prompt + DRAFTED_NODES * model.token_gflop * 1e9
+        policy_pass = drafted if grpo.reuse_prompt_pass else 2 * drafted
+        return policy_pass + 2 * drafted + reference * (prompt + completions)
+    # sampling, policy, its backward pass and the reference
+    passes = 4 + reference
+    # the policy's pass over a shared prompt can be that of sampling
+    prompt_passes = passes - (grpo.engine == "shared-prefix" and grpo.reuse_prompt_pass)
+    return prompt_passes * prompt + passes * completions
+
+
+def _launch_seconds(params: Params, model: Model) -> float:
+    """Host time of the launches of a pass over `prompts_per_device` prompts, sampling aside."""
+    seconds = FORWARD_SECONDS + BACKWARD_SECONDS
+    if params.grpo.beta:
+        seconds += FORWARD_SECONDS
+    if not foresees(params):
+        seconds += COMPLETION_SECONDS
+    return seconds * model.layers / LAYERS
+
+
+def token_seconds(model: Model) -> float:
+    """Seconds of a pass that samples one token of each completion."""
+    return TOKEN_SECONDS * model.layers / LAYERS
+
+
+def _decoded(params: Params) -> float:
+    """Passes that sample completions of typical length: none if they end in the prompts' pass."""
+    typical = min(COMPLETION_TOKENS[params.prompt.style], params.grpo.max_completion_length)
+    return 0.0 if foresees(params) else typical
+
+
+def _waiting_passes(params: Params) -> float:
+    """Passes of a step in which it waits for its longest completion, on average."""
+    grpo = params.grpo
+    completions = grpo.prompts_per_device * grpo.num_generations
+    longest = _expected_longest(params, completions, grpo.max_completion_length)
+    waiting = longest - _decoded(params)
+    if foresees(params):  # one that runs to the limit takes all of its passes, the others none
+        waiting = _share_of_long(completions) * grpo.max_completion_length
+    return grpo.gradient_accumulation_steps * waiting
+
+
+def _expected_longest(params: Params, count: int, limit: int) -> float:
+    """Tokens of the longest of `count` completions, on average."""
+    style = params.prompt.style
+    longest = min(COMPLETION_TOKENS[style] * LONGEST[style], limit)
+    return longest + _share_of_long(count) * (limit - longest)
+
+
+def _share_of_long(count: int) -> float:
+    """Probability that one of `count` completions runs to the limit."""
+    return 1 - (1 - LONG_SHARE) ** count
+
+
+def _axes(params: Params) -> list[str]:
+    """The axes that have a checkpoint."""
+    trained = {entry.axis for entry in params.checkpoints.values()}
+    return [axis for axis in AXIS_NAMES if axis in trained]
+
+
+def to_hours(parts: Mapping[str, float]) -> Parts:
+    """The same in hours."""
+    return {name: seconds / 3600 for name, seconds in parts.items()}

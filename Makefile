@@ -5,6 +5,8 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 PORT ?= 4200
 PROFILE ?= full
+# seconds since 1970, to tell how long a target took
+STARTED := $(shell date +%s)
 # tests that `make test` runs beside all others, about half of the time
 BESIDE := tests/flows
 
@@ -31,6 +33,7 @@ help:
 repro: $(INSTALLED)
 	@echo "== Running the pipeline: corpus, 13 checkpoints, 14 evaluations, report. About 7 minutes on 2 cores; what is up to date is skipped."
 	@med-r1 reproduce
+	@echo "== make repro took $$(( $$(date +%s) - $(STARTED) )) s, install included"
 	@med-r1 report
 
 full: $(INSTALLED)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from queue import Queue
 
 from flows.dvc_api.client import Reasons, read_status
 from flows.dvc_api.graph import Graph, read_graph
@@ -25,7 +24,8 @@ from flows.dvc_api.stale_reasons import explain_staleness
 from flows.planning.model import Estimate, Plan, Step
 from flows.planning.table import FULL_SCALE, print_plan
 from flows.scheduling import durations
-from flows.scheduling.schedule import Capacity, StageResult, run_ready
+from flows.scheduling.schedule import Capacity
+from flows.scheduling.simulation import simulate
 from flows.scheduling.slots import find_slots
 from stages.core import layout
 from stages.core.errors import InputError
@@ -106,37 +106,6 @@ def make_plan(
         warnings=tuple(_warnings(root, steps, len(gpu_slots.names), written, free)),
         notes=(*_notes(steps), *_left_out(root, selected)),
     )
-
-
-def simulate(
-    graph: Graph, names: Sequence[str], seconds: Mapping[str, float], capacity: Capacity
-) -> dict[str, float]:
-    """Stage -> start time in seconds, by the flow's scheduler on a virtual clock."""
-    clock = _Clock()
-    starts: dict[str, float] = {}
-
-    def start(name: str) -> None:
-        starts[name] = clock.now
-        clock.ends.append((clock.now + seconds[name], name))
-
-    run_ready(graph, names, capacity, start, clock)
-    return starts
-
-
-class _Clock(Queue[StageResult]):
-    """Queue of stage ends in order of time; `get` advances the virtual clock to the next end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.ends: list[tuple[float, str]] = []
-
-    def get(self, block: bool = True, timeout: float | None = None) -> StageResult:
-        """The next end; `now` is then its time."""
-        earliest = min(self.ends)
-        self.ends.remove(earliest)
-        self.now, name = earliest
-        return StageResult(name, "ran")
 
 
 def _check(root: Path) -> OutputSizes:

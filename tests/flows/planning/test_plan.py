@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from flows.dvc_api.graph import Graph, Stage
 from flows.planning.model import Plan, Step
-from flows.planning.plan import make_plan, simulate
+from flows.planning.plan import make_plan
 from flows.scheduling import durations
-from flows.scheduling.schedule import Capacity
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.commands import med_r1
@@ -238,26 +235,3 @@ def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(
     )
     with pytest.raises(InputError, match="learning_rat: unknown key; did you mean 'learning_rate'"):
         make_plan(tmp_path)
-
-
-def test_the_simulation_respects_slots_and_starts_the_most_needed_stage_first() -> None:
-    gpus = {"alone": 1, "first": 1, "second": 1, "third": 1, "cpu": 0, "both": 2}
-    stages = {name: Stage(name, "", (), (), count, 1.0) for name, count in gpus.items()}
-    needs = {name: frozenset[str]() for name in stages} | {
-        "second": frozenset({"first"}),
-        "third": frozenset({"second"}),
-    }
-    starts = simulate(
-        Graph(stages, needs),
-        list(stages),
-        dict.fromkeys(stages, 10.0),
-        Capacity(2, os.cpu_count() or 1),
-    )
-    assert starts == {
-        "first": 0.0,
-        "alone": 0.0,
-        "cpu": 0.0,
-        "second": 10.0,
-        "third": 20.0,
-        "both": 30.0,
-    }

@@ -6,7 +6,7 @@ Clones the repository's last commit into a temporary folder and runs `make insta
 and, with nothing changed, `dvc repro`; with --busy while another process keeps one core busy. The
 machine's matrix-product rate, measured before, makes times on different machines comparable. The
 models and metrics must be the committed ones. CPU time and memory are those of the whole process
-tree, memory as proportional set size, so that shared pages count once, sampled five times a second.
+tree, memory as proportional set size, so that shared pages count once, sampled once a second.
 --durations writes the durations of the stages for the first estimate of a run elsewhere.
 """
 
@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ from stages.core.outputs import write_json
 from stages.core.provenance import collect_provenance, corpus_hash
 
 REPOSITORY = Path(__file__).parents[1]
+SAMPLE_SECONDS = 1.0
+"""Time between two samples of the memory: reading it takes CPU time from what is measured."""
 
 
 def main() -> None:
@@ -105,9 +107,10 @@ def measure(command: list[str], folder: Path, environment: dict[str, str]) -> di
         command, cwd=folder, env=environment, stdout=sys.stderr, stdin=subprocess.DEVNULL
     )
     peak = 0
-    while process.poll() is None:
+    while process.returncode is None:
         peak = max(peak, tree_memory(process.pid))
-        time.sleep(0.2)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=SAMPLE_SECONDS)
     if process.returncode:
         sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
     return {

@@ -124,6 +124,8 @@ def _estimate(
 ) -> tuple[dict[str, float], dict[str, Estimate]]:
     """Stage -> seconds, and stage -> source of that number."""
     recorded = durations.read(root)
+    reference = durations.read_reference(root)
+    shipped = durations.estimate(reference, recorded, reference)
     seconds: dict[str, float] = {}
     estimates: dict[str, Estimate] = {}
     for name in names:
@@ -133,6 +135,9 @@ def _estimate(
         elif name in recorded:
             seconds[name] = recorded[name]
             estimates[name] = "recorded"
+        elif name in shipped:
+            seconds[name] = shipped[name]
+            estimates[name] = "reference"
         else:
             seconds[name] = 60 * graph.stages[name].minutes
             estimates[name] = "meta"
@@ -173,6 +178,11 @@ def _notes(steps: Sequence[Step]) -> list[str]:
         notes.append(
             f"{meta} of {len(steps)} durations are unknown, as no run is recorded here: the plan"
             f" takes those of dvc.yaml, {FULL_SCALE}"
+        )
+    if shipped := count("reference"):
+        notes.append(
+            f"{shipped} of {len(steps)} durations are those of another machine"
+            f" ({durations.REFERENCE}), scaled by the stages recorded here"
         )
     if (cached := count("run-cache")) and cached < len(steps):
         notes.append(

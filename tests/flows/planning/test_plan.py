@@ -12,6 +12,7 @@ import pytest
 from flows.planning.model import Plan, Step
 from flows.planning.plan import make_plan
 from flows.scheduling import durations
+from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.commands import med_r1
@@ -119,6 +120,23 @@ def test_durations_are_recorded_or_from_meta_and_the_source_is_named(root: Path)
     assert planned["report"].start == max(planned[f"evaluate@{key}"].start + 60 for key in "abc")
     assert plan.seconds == planned["report"].start + 60
     assert any("6 of 7 durations are unknown" in each for each in plan.notes)
+
+
+def test_shipped_durations_are_scaled_to_this_machine_and_named(root: Path) -> None:
+    set_rate(root, 2)
+    (root / layout.DATA_DVC).write_text(
+        dump_yaml({"outs": [{"md5": "0" * 32, "path": "corpus.txt.copy"}]}), encoding="utf-8"
+    )
+    (root / durations.REFERENCE).parent.mkdir()
+    reference = {"corpus": "md5:" + "0" * 32, "seconds": {"train@a": 20.0, "train@b": 30.0}}
+    (root / durations.REFERENCE).write_text(json.dumps(reference), encoding="utf-8")
+    durations.record(root, "train@b", 45.0)
+    plan = make_plan(root, ["train@*"], slots=2)
+    planned = steps(plan)
+    assert (planned["train@b"].seconds, planned["train@b"].estimate) == (45.0, "recorded")
+    assert (planned["train@a"].seconds, planned["train@a"].estimate) == (30.0, "reference")
+    assert (planned["train@c"].seconds, planned["train@c"].estimate) == (120.0, "meta")
+    assert any(each.startswith("1 of 3 durations are those of another") for each in plan.notes)
 
 
 def test_stages_in_the_run_cache_take_no_time(root: Path) -> None:

@@ -12,6 +12,7 @@ tree, memory as proportional set size, so that shared pages count once, sampled 
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -35,7 +36,7 @@ from flows.scheduling import durations
 from flows.scheduling.slots import cpu_threads
 from stages.core import layout
 from stages.core.distributed.matrix_product import measure_in_subprocess
-from stages.core.outputs import write_json
+from stages.core.outputs import read_json, write_json
 from stages.core.provenance import collect_provenance, corpus_hash
 
 REPOSITORY = Path(__file__).parents[1]
@@ -140,7 +141,7 @@ def busy_core() -> Iterator[None]:
 
 
 def results(root: Path) -> dict[str, str | None]:
-    """What must not depend on the machine's speed: hashes of all models, and the metrics' text.
+    """What must be the committed: hashes of all models, and the metrics without their provenance.
 
     Other outputs hold the commit that made them.
     """
@@ -149,8 +150,10 @@ def results(root: Path) -> dict[str, str | None]:
         for out in stage.outs:
             if Path(out.path).parts[0] == layout.MODELS.name:
                 hashes[out.path] = out.md5
-    metrics = layout.REPORT / "metrics.json"
-    return hashes | {str(metrics): (root / metrics).read_text(encoding="utf-8")}
+    path = layout.REPORT / "metrics.json"
+    metrics = read_json(root / path, "run `make repro`")
+    del metrics["provenance"]
+    return hashes | {str(path): json.dumps(metrics, sort_keys=True)}
 
 
 def changed_results(one: dict[str, str | None], other: dict[str, str | None]) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from benchmarks.reproduce import busy_core, by_group, changed_results, measure, results
 from tests.conftest import ROOT
@@ -26,7 +27,10 @@ def test_seconds_are_summed_by_group() -> None:
     assert by_group(seconds) == {"train": 5.0, "report": 4.0}
 
 
-def test_cpu_time_of_children_is_measured(tmp_path: Path) -> None:
+def test_cpu_time_and_memory_of_children_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.reproduce.SAMPLE_SECONDS", 0.05)
     work = "import time\nwhile time.process_time() < 0.5: pass"
     command = ["sh", "-c", f"{sys.executable} -c '{work}'; true"]
     measured = measure(command, tmp_path, dict(os.environ))

@@ -4,9 +4,10 @@
 
 Clones the repository's last commit into a temporary folder and runs `make install`, `make repro`
 and, with nothing changed, `dvc repro`; with --busy while another process keeps one core busy. The
-machine's matrix-product rate, measured before, makes times on different machines comparable. The
-models and metrics must be the committed ones. CPU time and memory are those of the whole process
-tree, memory as proportional set size, so that shared pages count once, sampled once a second.
+machine's matrix-product rate, measured before and after, as it drifts on shared hosts, makes times
+on different machines comparable. The models and metrics must be the committed ones. CPU time and
+memory are those of the whole process tree, memory as proportional set size, so that shared pages
+count once, sampled once a second.
 --durations writes the durations of the stages for the first estimate of a run elsewhere.
 """
 
@@ -50,7 +51,8 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
     parser.add_argument("--durations", type=Path, help="write the durations of the stages here")
     arguments = parser.parse_args()
-    rate = measure_in_subprocess(cpu_threads(REPOSITORY) or 1)
+    threads = cpu_threads(REPOSITORY) or 1
+    before = measure_in_subprocess(threads)
     with tempfile.TemporaryDirectory(prefix="reproduce-") as folder:
         clone = Path(folder) / "clone"
         subprocess.run(["git", "clone", "--quiet", REPOSITORY, clone], check=True)
@@ -59,13 +61,14 @@ def main() -> None:
             measured = measure_clone(clone)
         seconds = durations.read(clone)
         changed = changed_results(committed, results(clone))
+    after = measure_in_subprocess(threads)
     result = {
         **measured,
         "busy_cores": int(arguments.busy),
         "stage_seconds": by_group(seconds),
         "changed_results": changed,
         "cores": len(os.sched_getaffinity(0)),
-        "matrix_product": rate and asdict(rate),
+        "matrix_product": {"before": before and asdict(before), "after": after and asdict(after)},
         "provenance": collect_provenance({}),
     }
     show(result)
@@ -200,12 +203,13 @@ def show(result: dict[str, Any]) -> None:
     )
     table.add_row("peak memory", f"{result['peak_memory_bytes'] / 2**30:.2f} GiB", "4 GiB")
     table.add_row("CPU time of make repro", f"{result['pipeline_cpu_seconds']:.0f} s", "")
-    if rate := result["matrix_product"]:
-        table.add_row(
-            f"matrix product, {rate['threads']} CPU threads, on {rate['device']}",
-            f"{rate['flops_per_second'] / 1e12:.3g} TFLOP/s",
-            "",
-        )
+    for when, rate in result["matrix_product"].items():
+        if rate:
+            table.add_row(
+                f"matrix product {when}, {rate['threads']} CPU threads, on {rate['device']}",
+                f"{rate['flops_per_second'] / 1e12:.3g} TFLOP/s",
+                "",
+            )
     for stage, seconds in result["stage_seconds"].items():
         table.add_row(f"  stages {stage}", f"{seconds:.0f} s", "")
     Console().print(table)

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any, Final
@@ -40,7 +42,10 @@ from flows.dvc_api.output_sizes import read_output_sizes
 from flows.dvc_api.stale_reasons import explain_staleness
 from flows.prefect_api import artifacts
 from flows.prefect_api.client import require_server
+from flows.prefect_api.display import show_progress
+from flows.prefect_api.stage_output import ENVIRONMENT, PROGRESS_RECORD, OnProgress, StageOutput
 from flows.scheduling import durations
+from flows.scheduling.run_progress import RunProgress
 from flows.scheduling.schedule import (
     SUCCESSFUL,
     Capacity,
@@ -48,14 +53,17 @@ from flows.scheduling.schedule import (
     StagesFailedError,
     run_ready,
 )
-from flows.scheduling.slots import Slots, find_slots
+from flows.scheduling.slots import Slots, cpu_threads, find_slots
 from stages.core import layout
+from stages.core.distributed.matrix_product import measure_in_subprocess
 from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 
 LOCK: Final = layout.SCRATCH / "flows" / "lock"
 _SKIP_TIMEOUT_SECONDS: Final = 60.0
 """Time for Prefect to record skipped stages."""
+_COMPARABLE_SECONDS: Final = 60.0
+"""Runs from this time on are worth comparing between machines."""
 THREADS: Final[ThreadPoolTaskRunner[Any]] = ThreadPoolTaskRunner(max_workers=64)
 """More threads than stages ever run at once."""
 
@@ -70,11 +78,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class ExecutionSite:
-    """Where stages run: capacity, description of the GPU slots, and how to run one stage."""
+    """Where stages run: capacity, description of the GPU slots, and how to run one stage.
+
+    `run` takes the reason why the stage is stale, and what to call with its progress.
+    """
 
     capacity: Capacity
     description: str
-    run: Callable[[Runner, Stage, str], StageResult]
+    run: Callable[[Runner, Stage, str, OnProgress], StageResult]
 
 
 def _name_run() -> str:
@@ -150,7 +161,7 @@ def local_site(slots: Slots) -> ExecutionSite:
     return ExecutionSite(
         Capacity(len(slots.names), os.cpu_count() or 1),
         f"in slots {', '.join(slots.names)}",
-        lambda runner, stage, why: run_locally(runner, stage, why, slots),
+        lambda runner, stage, why, on_progress: run_locally(runner, stage, why, slots, on_progress),
     )
 
 
@@ -192,15 +203,17 @@ def _run(
     If the flow is cancelled, the stages are stopped before this returns.
     """
     runner = Runner(root)
+    progress = RunProgress(root, graph, names, site.capacity)
     finished = Queue[StageResult]()
     results: dict[str, StageResult] = {}
     skipped: list[PrefectFuture[Any]] = []
 
     @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
     def run_stage(stage: str, why: str) -> State[Any]:
-        result = site.run(runner, graph.stages[stage], why)
+        progress.start(stage)
+        result = site.run(runner, graph.stages[stage], why, partial(progress.report, stage))
         results[stage] = result
-        tell_progress()
+        end(stage)
         if result.state == "stopped":
             return Cancelled(name="Stopped", message=result.message)
         if result.state == "failed":
@@ -212,21 +225,11 @@ def _run(
     def skip_stage(stage: str, why: str) -> State[Any]:
         return Cancelled(name="Skipped", message=why)
 
-    def tell_progress() -> None:
-        left = [name for name in names if name not in results]
-        gpu_stages = [name for name in left if graph.stages[name].gpus]
-        others = [name for name in left if not graph.stages[name].gpus]
-        capacity = site.capacity
-        known = durations.read(root)
-        seconds, unknown = durations.estimate_left(
-            gpu_stages, others, known, capacity.gpu_slots, capacity.cpu_jobs
-        )
-        if left:
-            progress = f"{len(results)} of {len(names)} stages done"
-            if seconds:
-                bound = "at least" if unknown else "about"
-                progress += f"; {bound} {durations.format_duration(seconds)} left"
-            logger.info(progress)
+    def end(name: str) -> None:
+        progress.finish(name)
+        if progress.done < progress.total:
+            done = f"{progress.done} of {progress.total} stages done; {progress.left()}"
+            logger.info(done, extra=PROGRESS_RECORD)
 
     def start(name: str) -> None:
         stage = graph.stages[name]
@@ -236,19 +239,24 @@ def _run(
             tags=[stage.group, "gpu"] if stage.gpus else [stage.group],
         )
         future = submit.submit(name, reasons[name])
-        future.add_done_callback(
-            lambda each: finished.put(results.get(name) or _crashed(name, each))
-        )
+
+        def ended(each: PrefectFuture[Any]) -> None:
+            progress.finish(name)  # again, in case the task crashed
+            finished.put(results.get(name) or _crashed(name, each))
+
+        future.add_done_callback(ended)
 
     def skip(result: StageResult) -> None:
         logger.warning(f"{result.name} {result.message}")
+        progress.finish(result.name)
         group = graph.stages[result.name].group
         skipped.append(
             skip_stage.with_options(name=group, tags=[group]).submit(result.name, result.message)
         )
 
     try:
-        outcomes = run_ready(graph, names, site.capacity, start, finished, skip)
+        with show_progress(progress):
+            outcomes = run_ready(graph, names, site.capacity, start, finished, skip)
         # Prefect marks tasks as crashed that are unfinished when their flow ends
         wait(skipped, timeout=_SKIP_TIMEOUT_SECONDS)
         return outcomes
@@ -257,7 +265,12 @@ def _run(
 
 
 def run_locally(
-    runner: Runner, stage: Stage, why: str, slots: Slots, inherit_fds: Sequence[int] = ()
+    runner: Runner,
+    stage: Stage,
+    why: str,
+    slots: Slots,
+    on_progress: OnProgress,
+    inherit_fds: Sequence[int] = (),
 ) -> StageResult:
     """Run one stage on this host, in GPU slots if it needs some; logs to the current flow run.
 
@@ -265,29 +278,26 @@ def run_locally(
     """
     logger = get_run_logger()
     logger.info(f"{stage.description or stage.name} ({why})")
-    progress = artifacts.ProgressArtifact(stage)
-
-    def report(line: str) -> None:
-        logger.info(line)
-        progress.update(line)
-
+    output = StageOutput(logger, artifacts.ProgressArtifact(stage), on_progress)
     try:
         if stage.gpus:
             with slots.acquire(stage.gpus, lambda: runner.stopped) as (names, lock_fds):
                 logger.info(f"in slot {', '.join(names)}")
                 stage_run = runner.run(
                     stage.name,
-                    report,
-                    extra=slots.environment(names),
+                    output.write,
+                    extra=slots.environment(names) | ENVIRONMENT,
                     inherit_fds=(*lock_fds, *inherit_fds),
                 )
         else:
-            stage_run = runner.run(stage.name, report, inherit_fds=inherit_fds)
+            stage_run = runner.run(
+                stage.name, output.write, extra=ENVIRONMENT, inherit_fds=inherit_fds
+            )
     except (StoppedError, TimeoutError) as error:
         return StageResult(stage.name, "stopped", message=str(error))
     except (StageError, InputError) as error:
         return StageResult(stage.name, "failed", message=str(error), code=error.code)
-    progress.finish()
+    output.finish()
     if stage_run.state == "ran":
         durations.record(runner.root, stage.name, stage_run.seconds)
     return StageResult(stage.name, stage_run.state, stage_run.seconds)
@@ -328,10 +338,23 @@ def _raise_if_incomplete(summary: Summary) -> None:
 def run(
     only: list[str] | None, slots: int | None, gpus: list[str] | None, slots_per_gpu: int
 ) -> int:
-    """Run the flow in the working directory and print each stage's outcome; the exit code."""
-    return summarize(
+    """Run the flow in the working directory and print outcomes and the time; the exit code."""
+    start = time.monotonic()
+    code = summarize(
         lambda: reproduce(only=only, slots=slots, gpus=gpus, slots_per_gpu=slots_per_gpu)
     )
+    if code == 0:
+        print_time(time.monotonic() - start)
+    return code
+
+
+def print_time(seconds: float) -> None:
+    """Print the time of a run; of a long one also how fast this machine is, to compare with."""
+    cores = len(os.sched_getaffinity(0))
+    print(f"Total: {seconds / 60:.1f} min on {cores} cores")
+    threads = cpu_threads(Path.cwd())
+    if seconds >= _COMPARABLE_SECONDS and threads is not None:
+        print(f"This machine: {measure_in_subprocess(threads) or 'matrix products not measured'}")
 
 
 def summarize(run_flow: Callable[[], Summary]) -> int:

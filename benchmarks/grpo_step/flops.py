@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 import torch
 from transformers import PretrainedConfig
 
+from stages.core.distributed.matrix_product import measure_rate
+
 Way = Literal["g_copies", "trl", "shared", "drafted"]
 
 PEAKS: Final = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "B200": 2250e12}
@@ -114,15 +116,8 @@ def peak_rate(device: torch.device) -> tuple[float, str]:
         for part, rate in PEAKS.items():
             if part in name:
                 return rate, f"data sheet of the {part}, bfloat16, dense"
-    from torch.utils.benchmark import Timer
-
-    on_gpu = device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    size = 8192 if on_gpu else 1024
-    left = torch.rand(size, size, device=device, dtype=dtype)
-    timer = Timer("left @ left", globals={"left": left}, num_threads=torch.get_num_threads())
-    fastest = min(timer.blocked_autorange(min_run_time=0.3).times)
+    timed = measure_rate(device.type, torch.get_num_threads())
     return (
-        2 * size**3 / fastest,
-        f"product of {size} x {size} matrices in {str(dtype).removeprefix('torch.')}, timed",
+        timed.flops_per_second,
+        f"product of {timed.size} x {timed.size} matrices in {timed.dtype}, timed",
     )

@@ -28,6 +28,7 @@ import psutil
 
 from stages.core import layout
 from stages.core.errors import ExitCode, InputError
+from stages.core.iteration.progress import read_progress
 from stages.core.outcome import RUN, STAGE, StageOutcome, read_outcome
 
 RECORDS: Final = layout.SCRATCH / "flows" / "running"
@@ -257,6 +258,8 @@ class Runner:
                 if event := read_event(text):
                     events.add(event)
                 if not _NOISE.match(text):
+                    if tail and read_progress(text) and read_progress(tail[-1]):
+                        tail.pop()  # the latest one is enough to explain a failure
                     tail.append(text)
                     report(text)
             code = process.wait()

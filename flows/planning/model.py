@@ -7,9 +7,9 @@ from typing import Literal
 
 from flows.dvc_api.client import Reasons
 
-Estimate = Literal["recorded", "meta", "run-cache"]
-"""Source of a duration: earlier runs here; `meta` of dvc.yaml; or the run cache, which has
-the outputs.
+Estimate = Literal["recorded", "reference", "meta", "run-cache"]
+"""Source of a duration: earlier runs here; the shipped ones of another machine, scaled to this one;
+`meta` of dvc.yaml; or the run cache, which has the outputs.
 """
 
 

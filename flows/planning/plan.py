@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from queue import Queue
 
 from flows.dvc_api.client import Reasons, read_status
 from flows.dvc_api.graph import Graph, read_graph
@@ -25,7 +24,8 @@ from flows.dvc_api.stale_reasons import explain_staleness
 from flows.planning.model import Estimate, Plan, Step
 from flows.planning.table import FULL_SCALE, print_plan
 from flows.scheduling import durations
-from flows.scheduling.schedule import Capacity, StageResult, run_ready
+from flows.scheduling.schedule import Capacity
+from flows.scheduling.simulation import simulate
 from flows.scheduling.slots import find_slots
 from stages.core import layout
 from stages.core.errors import InputError
@@ -111,37 +111,6 @@ def make_plan(
     )
 
 
-def simulate(
-    graph: Graph, names: Sequence[str], seconds: Mapping[str, float], capacity: Capacity
-) -> dict[str, float]:
-    """Stage -> start time in seconds, by the flow's scheduler on a virtual clock."""
-    clock = _Clock()
-    starts: dict[str, float] = {}
-
-    def start(name: str) -> None:
-        starts[name] = clock.now
-        clock.ends.append((clock.now + seconds[name], name))
-
-    run_ready(graph, names, capacity, start, clock)
-    return starts
-
-
-class _Clock(Queue[StageResult]):
-    """Queue of stage ends in order of time; `get` advances the virtual clock to the next end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.ends: list[tuple[float, str]] = []
-
-    def get(self, block: bool = True, timeout: float | None = None) -> StageResult:
-        """The next end; `now` is then its time."""
-        earliest = min(self.ends)
-        self.ends.remove(earliest)
-        self.now, name = earliest
-        return StageResult(name, "ran")
-
-
 def _check(root: Path) -> OutputSizes:
     """Output sizes in dvc.lock; InputError for files that DVC or a stage would reject late."""
     if not (root / "dvc.yaml").is_file():
@@ -158,6 +127,8 @@ def _estimate(
 ) -> tuple[dict[str, float], dict[str, Estimate]]:
     """Stage -> seconds, and stage -> source of that number."""
     recorded = durations.read(root)
+    reference = durations.read_reference(root)
+    shipped = durations.estimate(reference, recorded, reference)
     seconds: dict[str, float] = {}
     estimates: dict[str, Estimate] = {}
     for name in names:
@@ -167,6 +138,9 @@ def _estimate(
         elif name in recorded:
             seconds[name] = recorded[name]
             estimates[name] = "recorded"
+        elif name in shipped:
+            seconds[name] = shipped[name]
+            estimates[name] = "reference"
         else:
             seconds[name] = 60 * graph.stages[name].minutes
             estimates[name] = "meta"
@@ -208,6 +182,11 @@ def _notes(steps: Sequence[Step]) -> list[str]:
         notes.append(
             f"{meta} of {len(steps)} durations are unknown, as no run is recorded here: the plan"
             f" takes those of dvc.yaml, {FULL_SCALE}"
+        )
+    if shipped := count("reference"):
+        notes.append(
+            f"{shipped} of {len(steps)} durations are those of another machine"
+            f" ({durations.REFERENCE}), scaled by the stages recorded here"
         )
     if (cached := count("run-cache")) and cached < len(steps):
         notes.append(

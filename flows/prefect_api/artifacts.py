@@ -29,27 +29,26 @@ from rich.table import Table
 from flows.dvc_api.graph import Stage
 from flows.scheduling.schedule import StageResult
 from stages.core import layout
-from stages.core.iteration.progress import read_progress
+from stages.core.iteration.progress import Progress
 from stages.reporting.labels import label, percent, signed
 
-UPDATE_SECONDS: Final = 3.0
+UPDATE_SECONDS: Final = 10.0
 """Minimum time between two updates of a progress artifact."""
 REPORT_URL: Final = "MED_R1_REPORT_URL"
 """Environment variable: URL at which report/ is served, for the link in the dashboard."""
 
 
 class ProgressArtifact:
-    """Progress artifact of one stage, updated from the lines it prints."""
+    """Progress artifact of one stage, updated with what the stage reports."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._artifact: UUID | None = None
-        self._last_update = 0.0
+        self._last_update = -UPDATE_SECONDS
 
-    def update(self, line: str) -> None:
-        """Update from a line that reports progress; other lines are ignored."""
-        progress = read_progress(line)
-        if progress is None or time.monotonic() - self._last_update < UPDATE_SECONDS:
+    def update(self, progress: Progress) -> None:
+        """Set to the stage's progress, at most once every `UPDATE_SECONDS`."""
+        if time.monotonic() - self._last_update < UPDATE_SECONDS:
             return
         self._last_update = time.monotonic()
         note = f", {progress.note}" if progress.note else ""

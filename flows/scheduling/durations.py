@@ -1,7 +1,8 @@
-"""Recorded durations of stages, from which a plan estimates the next run.
+"""Recorded durations of stages, from which a plan and a run estimate what is left.
 
 `.scratch/flows/durations.json` maps a stage to the seconds of its last runs, newest last. It may be
-deleted at any time.
+deleted at any time. `infra/durations.json` has the durations of one run on the embedded corpus: on
+another machine they are wrong, but by about the same factor, which the first stages show.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from statistics import median
 from typing import Final
 
 from stages.core import layout
+from stages.core.dvc_files import read_dvc_file
+from stages.core.errors import InputError
 from stages.core.file_lock import exclusive_lock
 from stages.core.outputs import write_json
 
 FILE: Final = layout.SCRATCH / "flows" / "durations.json"
+REFERENCE: Final = Path("infra") / "durations.json"
+"""Durations shipped with a corpus: {"corpus": its hash, "seconds": stage -> seconds}."""
 MAX_RUNS: Final = 5
 """Runs recorded per stage."""
 
@@ -56,30 +61,54 @@ def read(root: Path) -> dict[str, float]:
         return {}
 
 
-def estimate_left(
-    gpu_stages: Iterable[str],
-    other_stages: Iterable[str],
-    known: Mapping[str, float],
-    slots: int,
-    cores: int,
-) -> tuple[float, int]:
-    """Seconds until stages are done if slots and cores are never idle, and how many are unknown.
+def read_reference(root: Path) -> dict[str, float]:
+    """Stage -> seconds of the shipped run; empty if it was one on another corpus."""
+    try:
+        reference = json.loads((root / REFERENCE).read_text(encoding="utf-8"))
+        outs = read_dvc_file(root / layout.DATA_DVC).outs
+        if not outs or reference["corpus"] != f"md5:{outs[0].md5}":
+            return {}
+        return {stage: float(seconds) for stage, seconds in reference["seconds"].items()}
+    except (OSError, ValueError, TypeError, KeyError, InputError):
+        return {}
 
-    A stage that has never run is like the median of those of its group that have: train@mri is like
-    train@ct. One of whose group none has run is unknown, and not in the sum.
+
+def estimate(
+    names: Iterable[str], known: Mapping[str, float], reference: Mapping[str, float]
+) -> dict[str, float]:
+    """Stage -> expected seconds, without the stages of which nothing is known.
+
+    Args:
+        names: Stages to estimate.
+        known: Seconds of stages on this machine. Those of a stage itself are its estimate.
+        reference: Seconds of stages elsewhere. Those of a stage are scaled by how much longer the
+            known stages of its group took here, or all known ones if there are none of its group.
+            A stage without them is like the median of the known ones of its group: train@mri is
+            like train@ct.
     """
-    groups: dict[str, list[float]] = {}
-    for name, seconds in known.items():
-        groups.setdefault(_group(name), []).append(seconds)
-    total = 0.0
-    unknown = 0
-    for stages, workers in ((gpu_stages, slots), (other_stages, cores)):
-        for name in stages:
-            if _group(name) not in groups:
-                unknown += 1
-                continue
-            total += (known.get(name) or median(groups[_group(name)])) / max(workers, 1)
-    return total, unknown
+    groups: dict[str, list[str]] = {}
+    for name in known:
+        groups.setdefault(_group(name), []).append(name)
+    overall = _scale(known, known, reference) or 1.0
+    expected: dict[str, float] = {}
+    for name in names:
+        members = groups.get(_group(name), [])
+        if name in known:
+            expected[name] = known[name]
+        elif name in reference:
+            expected[name] = reference[name] * (_scale(members, known, reference) or overall)
+        elif members:
+            expected[name] = median(known[member] for member in members)
+    return expected
+
+
+def _scale(
+    names: Iterable[str], known: Mapping[str, float], reference: Mapping[str, float]
+) -> float | None:
+    """How much longer the stages in both took here than in the reference; None if none is."""
+    shared = [name for name in names if name in known and name in reference]
+    there = sum(reference[name] for name in shared)
+    return sum(known[name] for name in shared) / there if there else None
 
 
 def format_duration(seconds: float) -> str:

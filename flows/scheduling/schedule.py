@@ -52,19 +52,21 @@ def run_ready(
     start: Callable[[str], None],
     finished: Queue[StageResult],
     skip: Callable[[StageResult], None] = lambda result: None,
+    running: Iterable[str] = (),
 ) -> dict[str, StageResult]:
     """Run stages as soon as their dependencies among `names` succeeded and capacity is free.
 
     `start` starts a stage and returns at once; its result arrives in `finished`. All stages that
     need a failed one, directly or not, are skipped and passed to `skip`; the others still run.
-    Among ready stages, the one that most others depend on starts first. Returns name -> result.
+    Among ready stages, the one that most others depend on starts first. Stages in `running`, a
+    subset of `names`, have been started before. Returns name -> result.
     """
-    waiting = graph.in_order(names)
-    selected = set(waiting)
+    started = set(running)
+    waiting = [name for name in graph.in_order(names) if name not in started]
+    selected = {*waiting, *started}
     dependents = {name: len(graph.downstream([name]) & selected) for name in waiting}
     results: dict[str, StageResult] = {}
-    running: set[str] = set()
-    while waiting or running:
+    while waiting or started:
         for name in list(waiting):
             if cause := _failed_dependency(graph, name, results):
                 message = f"not run, because {cause} {_VERBS[results[cause].state]}"
@@ -74,13 +76,13 @@ def run_ready(
         # dependencies outside of `names` are up to date
         ready = [name for name in waiting if graph.needs[name] & selected <= results.keys()]
         for name in sorted(ready, key=lambda name: -dependents[name]):
-            if _fits(graph, name, running, capacity):
+            if _fits(graph, name, started, capacity):
                 waiting.remove(name)
-                running.add(name)
+                started.add(name)
                 start(name)
-        if running:
+        if started:
             result = finished.get()
-            running.discard(result.name)
+            started.discard(result.name)
             results[result.name] = result
     return results
 

@@ -204,14 +204,20 @@ def lock_files(folder: Path) -> dict[Path, str]:
 
 def _cpu_slots(root: Path) -> int:
     """Stages that this machine's cores and memory can run at once, at least one."""
-    path = root / layout.PARAMS
-    base = read_yaml(path).get("base") if path.is_file() else None
-    threads = base.get("threads") if isinstance(base, dict) else None
-    if not isinstance(threads, int):
+    threads = cpu_threads(root)
+    if threads is None:
         return 1
     by_cores = len(os.sched_getaffinity(0)) // threads
     by_memory = psutil.virtual_memory().available // _SLOT_BYTES
     return max(min(by_cores, by_memory), 1)
+
+
+def cpu_threads(root: Path) -> int | None:
+    """`base.threads` of the workspace: CPU threads per stage; None if it is not set."""
+    path = root / layout.PARAMS
+    base = read_yaml(path).get("base") if path.is_file() else None
+    threads = base.get("threads") if isinstance(base, dict) else None
+    return threads if isinstance(threads, int) else None
 
 
 def host_folder() -> Path:

@@ -39,6 +39,7 @@ from prefect.types import KeyValueLabels
 
 from flows.dvc_api.client import Runner, StageError, StoppedError
 from flows.dvc_api.graph import Graph, Stage, read_graph
+from flows.prefect_api.stage_output import OnProgress
 from flows.reproduce import (
     THREADS,
     ExecutionSite,
@@ -130,6 +131,7 @@ def _run(clone: clones.Clone, stage: Stage, slots_per_gpu: int) -> StageResult:
             stage,
             "sent by reproduce-on-workers",
             find_slots(clone.root, slots_per_gpu=slots_per_gpu),
+            lambda progress: None,
             inherit_fds=[clone.lock_fd],
         )
     finally:
@@ -221,10 +223,13 @@ class Sender:
         self._remote_inputs = RemoteInputs(root, graph)
         self._versions = collect_provenance({})["versions"]
 
-    def run(self, runner: Runner, stage: Stage, why: str) -> StageResult:
-        """Run one stage to its end, here or on a worker. Called from a task's thread."""
+    def run(self, runner: Runner, stage: Stage, why: str, on_progress: OnProgress) -> StageResult:
+        """Run one stage to its end, here or on a worker. Called from a task's thread.
+
+        The progress of a stage on a worker is not known here.
+        """
         if not stage.gpus:
-            return run_locally(runner, stage, why, Slots((), runner.root, False))
+            return run_locally(runner, stage, why, Slots((), runner.root, False), on_progress)
         logger = get_run_logger()
         logger.info(f"{stage.description or stage.name} ({why})")
         try:

@@ -22,8 +22,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.dvc_api.client import find_orphans, guarded_processes
 from flows.prefect_api.client import orphaned_servers
-from flows.reproduce import _crashed, reproduce, workspace_lock
+from flows.reproduce import _crashed, print_time, reproduce, workspace_lock
 from flows.scheduling.schedule import StagesFailedError
+from stages.core.distributed.matrix_product import MatrixProductRate
 from stages.core.errors import ExitCode, InputError
 from tests.commands import MED_R1, med_r1
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
@@ -268,3 +269,27 @@ def test_a_task_with_an_unreadable_state_counts_as_failed() -> None:
     assert result.state == "failed"
     assert "train@a" in result.message
     assert "ConnectError: refused" in result.message
+
+
+@pytest.mark.parametrize(("seconds", "measured"), [(59.0, False), (444.0, True)])
+def test_a_long_run_tells_the_speed_of_the_machine(
+    seconds: float,
+    measured: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    threads: list[int] = []
+
+    def measure(count: int) -> MatrixProductRate:
+        threads.append(count)
+        return MatrixProductRate(5e10, 1024, "float32", "cpu", count)
+
+    monkeypatch.setattr("flows.reproduce.measure_in_subprocess", measure)
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("base: {threads: 3}\n", encoding="utf-8")
+    print_time(seconds)
+    printed = capsys.readouterr().out
+    assert threads == [3] * measured
+    assert f"{seconds / 60:.1f} min" in printed
+    assert ("0.05 TFLOP/s" in printed) == measured

@@ -1,7 +1,11 @@
-"""Progress of long work: a bar on a terminal, otherwise a line every ten seconds with the ETA."""
+"""Progress of long work: a bar on a terminal, otherwise a line every ten seconds with the ETA.
+
+`MED_R1_PROGRESS_SECONDS` sets another interval, for a flow that shows the lines of several stages.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -14,7 +18,8 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 EVERY = 10.0
-"""Seconds between two lines."""
+"""Seconds between two lines, by default."""
+EVERY_VARIABLE: Final = "MED_R1_PROGRESS_SECONDS"
 
 
 _LINE: Final = re.compile(
@@ -61,12 +66,15 @@ def counted(items: Iterable[Item], total: int, name: str, unit: str) -> Iterator
 
 
 def progress_reporter(
-    name: str, total: int, unit: str, *, done: int = 0, every: float = EVERY
+    name: str, total: int, unit: str, *, done: int = 0, every: float | None = None
 ) -> Callable[[int, str], None]:
     """A function (count, note) that prints progress at most once every `every` seconds.
 
-    `done`: how much was there before the work began, as when it is resumed.
+    By default every `EVERY` seconds, or as MED_R1_PROGRESS_SECONDS says. `done`: how much was there
+    before the work began, as when it is resumed.
     """
+    if every is None:
+        every = float(os.environ.get(EVERY_VARIABLE) or EVERY)
     start = last = time.monotonic()
 
     def report(count: int, note: str) -> None:

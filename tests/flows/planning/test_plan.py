@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from flows.dvc_api.graph import Graph, Stage
 from flows.planning.model import Plan, Step
-from flows.planning.plan import make_plan, simulate
+from flows.planning.plan import make_plan
 from flows.scheduling import durations
-from flows.scheduling.schedule import Capacity
+from stages.core import layout
 from stages.core.errors import ExitCode, InputError
 from stages.core.yaml_files import dump_yaml, read_yaml
 from tests.commands import med_r1
@@ -135,6 +133,23 @@ def test_slots_per_gpu_are_planned_with(root: Path, monkeypatch: pytest.MonkeyPa
     assert [steps(shared)[name].start for name in TRAININGS] == [0.0, 0.0, 120.0]
 
 
+def test_shipped_durations_are_scaled_to_this_machine_and_named(root: Path) -> None:
+    set_rate(root, 2)
+    (root / layout.DATA_DVC).write_text(
+        dump_yaml({"outs": [{"md5": "0" * 32, "path": "corpus.txt.copy"}]}), encoding="utf-8"
+    )
+    (root / durations.REFERENCE).parent.mkdir()
+    reference = {"corpus": "md5:" + "0" * 32, "seconds": {"train@a": 20.0, "train@b": 30.0}}
+    (root / durations.REFERENCE).write_text(json.dumps(reference), encoding="utf-8")
+    durations.record(root, "train@b", 45.0)
+    plan = make_plan(root, ["train@*"], slots=2)
+    planned = steps(plan)
+    assert (planned["train@b"].seconds, planned["train@b"].estimate) == (45.0, "recorded")
+    assert (planned["train@a"].seconds, planned["train@a"].estimate) == (30.0, "reference")
+    assert (planned["train@c"].seconds, planned["train@c"].estimate) == (120.0, "meta")
+    assert any(each.startswith("1 of 3 durations are those of another") for each in plan.notes)
+
+
 def test_stages_in_the_run_cache_take_no_time(root: Path) -> None:
     set_rate(root, 2)
     run("dvc", "repro", cwd=root)
@@ -249,26 +264,3 @@ def test_a_wrong_key_in_this_projects_parameters_is_refused_before_any_stage(
     )
     with pytest.raises(InputError, match="learning_rat: unknown key; did you mean 'learning_rate'"):
         make_plan(tmp_path)
-
-
-def test_the_simulation_respects_slots_and_starts_the_most_needed_stage_first() -> None:
-    gpus = {"alone": 1, "first": 1, "second": 1, "third": 1, "cpu": 0, "both": 2}
-    stages = {name: Stage(name, "", (), (), count, 1.0) for name, count in gpus.items()}
-    needs = {name: frozenset[str]() for name in stages} | {
-        "second": frozenset({"first"}),
-        "third": frozenset({"second"}),
-    }
-    starts = simulate(
-        Graph(stages, needs),
-        list(stages),
-        dict.fromkeys(stages, 10.0),
-        Capacity(2, os.cpu_count() or 1),
-    )
-    assert starts == {
-        "first": 0.0,
-        "alone": 0.0,
-        "cpu": 0.0,
-        "second": 10.0,
-        "third": 20.0,
-        "both": 30.0,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.dvc_api.lock_file import read_locked_stages
 from flows.scheduling import durations
+from stages.core import layout
 from tests.flows.tiny import REPOSITORY
 
 WRITER = (
@@ -90,19 +93,47 @@ def test_the_file_is_readable_json(tmp_path: Path) -> None:
     }
 
 
+KNOWN = {"train@ct": 40.0, "train@mri": 60.0, "splits": 2.0}
+REFERENCE = {"train@ct": 20.0, "train@oct": 30.0, "evaluate@ct": 10.0, "splits": 1.0}
+
+
 @pytest.mark.parametrize(
-    ("gpu_stages", "others", "left"),
+    ("stage", "known", "reference", "expected"),
     [
-        (["train@ct", "train@mri"], [], (50.0, 0)),
-        # like the median of its group, which is that of all that have run
-        (["train@oct"], ["report"], (25.0 + 1.5, 0)),
-        ([], [], (0.0, 0)),
-        (["evaluate@ct", "train@ct"], [], (20.0, 1)),
-        ([], ["splits"], (0.0, 1)),
+        ("train@ct", KNOWN, REFERENCE, 40.0),
+        # twice as slow here as in the reference: train@ct shows it
+        ("train@oct", KNOWN, REFERENCE, 60.0),
+        # of its group nothing is known here: all known stages were twice as slow
+        ("evaluate@ct", KNOWN, REFERENCE, 20.0),
+        # the scale is that of its own group
+        ("train@oct", KNOWN | {"splits": 100.0}, REFERENCE, 60.0),
+        ("evaluate@ct", {}, REFERENCE, 10.0),
+        ("train@us", KNOWN, REFERENCE, 50.0),
+        ("train@us", KNOWN, {}, 50.0),
+        ("train@us", {}, REFERENCE, None),
+        ("report", KNOWN, REFERENCE, None),
     ],
 )
-def test_the_time_left_is_that_of_stages_in_all_slots(
-    gpu_stages: list[str], others: list[str], left: tuple[float, int]
+def test_an_unknown_duration_is_estimated_from_its_group_and_the_reference(
+    stage: str, known: dict[str, float], reference: dict[str, float], expected: float | None
 ) -> None:
-    known = {"train@ct": 40.0, "train@mri": 60.0, "report": 6.0}
-    assert durations.estimate_left(gpu_stages, others, known, slots=2, cores=4) == left
+    assert durations.estimate([stage], known, reference).get(stage) == expected
+
+
+def test_the_shipped_durations_are_those_of_all_stages_of_the_embedded_corpus() -> None:
+    reference = durations.read_reference(REPOSITORY)
+    assert set(reference) == {*read_locked_stages(REPOSITORY), str(layout.DATA_DVC)}
+    assert all(seconds > 0 for seconds in reference.values())
+
+
+@pytest.mark.parametrize("corpus", ["md5:" + "0" * 32, None])
+def test_durations_of_another_corpus_are_not_used(tmp_path: Path, corpus: str | None) -> None:
+    shutil.copy(REPOSITORY / layout.DATA_DVC, tmp_path)
+    (tmp_path / durations.REFERENCE).parent.mkdir()
+    reference = {"corpus": corpus, "seconds": {"train@ct": 1.0}}
+    (tmp_path / durations.REFERENCE).write_text(json.dumps(reference), encoding="utf-8")
+    assert durations.read_reference(tmp_path) == {}
+
+
+def test_without_shipped_durations_nothing_is_known(tmp_path: Path) -> None:
+    assert durations.read_reference(tmp_path) == {}

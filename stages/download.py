@@ -29,7 +29,7 @@ from stages.core.provenance import collect_provenance
 from stages.corpus.archives.archive import DamagedMemberError
 from stages.corpus.archives.hash_cache import HashCache
 from stages.corpus.archives.source import Corpus, open_corpus
-from stages.corpus.dicom.headers.elements import is_dicom
+from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.quarantine.advice import remedy_of
 from stages.corpus.quarantine.ledger import write_quarantine
 from stages.corpus.quarantine.limits import check_refused

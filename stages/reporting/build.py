@@ -31,10 +31,8 @@ from stages.reporting.evidence import (
     pick_cases,
     synthetic_share,
 )
-from stages.reporting.figures import save_heatmap, save_training
 from stages.reporting.gallery import inline_images
 from stages.reporting.markdown import render_card, render_report
-from stages.reporting.page import render_page
 from stages.reporting.sheets import write_sheets, write_training
 from stages.reporting.sources import check_same_kind, read_predictions
 from stages.reporting.terminal import print_report
@@ -260,6 +258,8 @@ def _collect_evidence(inputs: ReportInputs) -> Evidence:
 
 def write_report(inputs: ReportInputs, folder: Path) -> None:
     """Compute everything, then write all files of the report into `folder`."""
+    from stages.reporting.page import render_page  # imports matplotlib, as in `_write_figures`
+
     evidence = _collect_evidence(inputs)
     provenance = {
         **evidence.metrics["provenance"],
@@ -301,6 +301,9 @@ def _write_figures(
     targets: dict[str, Target],
     provenance: dict[str, Any],
 ) -> None:
+    # imports matplotlib: not before the inputs are read and checked
+    from stages.reporting.figures import save_heatmap, save_training
+
     with atomic_directory(folder) as temporary:
         for axis, tables in evidence.tables.items():
             by = CELLS[axis].replace("_", " ")

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import MaxNLocator
 
 POINTS: Final = 120
 """Maximum points per line; longer logs are drawn as means over equal blocks of steps."""
@@ -35,6 +34,8 @@ class LinearScale:
 
     def ticks(self, count: int) -> list[float]:
         """About `count` round values within the scale."""
+        from matplotlib.ticker import MaxNLocator  # not before something is drawn
+
         ticks = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
         return [float(tick) for tick in ticks if self.low <= tick <= self.high]
 

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Final, Literal
 
 from stages.scoring.questions import Question, chance
 from stages.scoring.tables import Score, score
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Protocol = Literal["zero-shot", "tag", "tag-or-raw"]
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONFIDENCE: Final = 0.95
+QUANTILE: Final = 1.959963984540054
+"""Of the standard normal distribution, at (1 + CONFIDENCE) / 2."""
 SIGNIFICANCE: Final = 0.05
 """Level of the tests: an adjusted p value below it is significant."""
 
@@ -95,6 +98,8 @@ def bootstrap_means(
     drawn is multinomial. Drawing these counts is the same bootstrap, at a cost that grows with the
     number of distinct pairs (a few dozen) and not with n.
     """
+    import pandas as pd  # the blind baselines, which need no intervals by cluster, start without
+
     array = np.asarray(values)
     codes, labels = pd.factorize(np.asarray(clusters))
     if not 0 < len(array) == len(codes):
@@ -134,6 +139,8 @@ def bootstrap_cells(
     """
     if not cells:
         raise ValueError("no cells to resample: give at least one")
+    import pandas as pd
+
     codes, labels = pd.factorize(
         np.concatenate([np.asarray(clusters, dtype=object) for _, clusters in cells])
     )
@@ -169,7 +176,7 @@ def wilson_interval(correct: float, n: int) -> tuple[float, float]:
         raise ValueError(
             f"{correct} correct answers among {n} questions: expected n > 0 and 0 <= correct <= n"
         )
-    z2 = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) ** 2
+    z2 = QUANTILE**2
     wrong = n - correct
     centre = correct + z2 / 2
     half = math.sqrt(z2 * (correct * wrong / n + z2 / 4))
@@ -190,8 +197,11 @@ def mcnemar(after: NDArray[np.bool_], before: NDArray[np.bool_]) -> McNemar:
         raise ValueError(f"{np.shape(after)} answers cannot be paired with {np.shape(before)}")
     won = int(np.sum(after & ~before))
     lost = int(np.sum(~after & before))
-    p = float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    return McNemar(won, lost, p)
+    if not won + lost:
+        return McNemar(won, lost, 1.0)
+    from scipy import stats  # takes most of a second, and only the report compares
+
+    return McNemar(won, lost, float(stats.binomtest(won, won + lost).pvalue))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-import pandas as pd
 
 from stages.core.errors import InputError, recreate
 from stages.corpus.dataset.problems import LETTERS
 from stages.predictions.schema import ABLATIONS
 from stages.taxonomy import AXIS_NAMES, Axes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CELLS: Final[dict[str, str]] = {"modality": "modality", "task": "question_type"}
 """Axis -> the column that holds the cell of a question."""

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from stages.scoring.statistics import (
+    CONFIDENCE,
+    QUANTILE,
     bootstrap_cells,
     bootstrap_means,
     cluster_interval,
@@ -101,6 +103,10 @@ def test_the_interval_has_about_its_nominal_coverage() -> None:
         low, high = paired_interval(won, lost, samples=500, seed=1)
         covered += low <= 0.15 <= high
     assert 0.90 <= covered / 300 <= 0.99
+
+
+def test_the_quantile_of_wilsons_interval_is_scipys() -> None:
+    assert stats.norm.ppf((1 + CONFIDENCE) / 2) == QUANTILE
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (7, 20), (431, 1000)])

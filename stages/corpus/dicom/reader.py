@@ -19,12 +19,12 @@ from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom
 from stages.corpus.dicom.grayscale import Grey, with_range
 from stages.corpus.dicom.header import SeriesPosition, Tags, read_header
-from stages.corpus.dicom.headers.elements import is_dicom
+from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.dicom.pixels import Frames
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
 
-__all__ = ["DicomImage", "Levels", "Tags", "is_dicom", "read_dicom", "representative"]
+__all__ = ["DicomImage", "Levels", "Tags", "read_dicom", "representative"]
 
 Levels = NDArray[np.uint8]
 """(rows, columns) grey or (rows, columns, 3) RGB."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from io import BytesIO
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 # Images are decoded in parallel, each by one thread.
 os.environ.setdefault("VIPS_CONCURRENCY", "1")
@@ -31,11 +31,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.core.iteration.lazy_sequence import LazySequence
 from stages.core.params import Dicom, Resize
-from stages.corpus.dicom.reader import Tags, is_dicom
-from stages.corpus.dicom.series import read_series
+from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.images.rw_lock import ReadWriteLock
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.quarantine.reasons import Reason
+
+if TYPE_CHECKING:
+    from stages.corpus.dicom.reader import Tags
 
 __all__ = [
     "DECODER",
@@ -59,7 +61,6 @@ _DECODERS: Final = (
     "pyjpegls",
     "pylibjpeg-openjpeg",
     "python-gdcm",
-    "scipy",
 )
 _LIBVIPS: Final = f"libvips {'.'.join(str(pyvips.version(part)) for part in range(3))}"
 DECODER: Final = " ".join(
@@ -154,6 +155,9 @@ def decode_files(
         # flag burned-in text, which must not be overlooked.
         if not is_dicom(contents[0]):
             return decode(contents[0], settings)
+    # imports pydicom and its decoders, which a corpus without DICOM does not need
+    from stages.corpus.dicom.series import read_series
+
     series = read_series(contents, dicom, settings.max_megapixels * 10**6)
 
     def resize_frame(index: int) -> Image.Image:

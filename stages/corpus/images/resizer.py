@@ -291,12 +291,13 @@ class ImageResizer:
 
 def describe(image: Decoded) -> dict[str, Any]:
     """Metadata of an image for its records, but for the number of frames."""
+    grey = image.image.convert("L")
     metadata: dict[str, Any] = {
         "source_size": [image.width, image.height],
         "source_mode": image.mode,
-        "brightness": brightness(image.image),
+        "brightness": brightness(grey),
         "pixel_hash": pixel_hash(image.image),
-        "perceptual_hash": perceptual_hash(image.image),
+        "perceptual_hash": perceptual_hash(grey),
     }
     if image.tags is not None:
         metadata["dicom"] = image.tags.as_fields()

@@ -12,35 +12,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from stages.core.errors import InputError
-from stages.core.outputs import atomic_file
+from stages.corpus.quarantine.parquet_rows import write_rows
 from stages.corpus.quarantine.reasons import Reason
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NO_SET: Final = "(no source set)"
 """Source set of a record that names none, and of a question file that cannot be read."""
 
 _MAX_VALUE: Final = 300
 """Characters of an offending value that are recorded."""
-
-_SCHEMA: Final = pa.schema(
-    [
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("record", pa.int64()),
-        pa.field("line", pa.int64()),
-        pa.field("question_id", pa.string()),
-        pa.field("dataset", pa.string()),
-        pa.field("modality", pa.string()),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("what", pa.string(), nullable=False),
-        pa.field("why", pa.string(), nullable=False),
-    ]
-)
 
 
 class RecordLocation(NamedTuple):
@@ -162,10 +147,8 @@ def write_quarantine(
         "provenance": json.dumps(provenance),
     }
     records = [{"stage": stage, **row.where._asdict(), **row._asdict()} for row in quarantine.rows]
-    # from_pylist takes the schema's columns alone, so without `where`
-    table = pa.Table.from_pylist(records, schema=_SCHEMA.with_metadata(metadata))
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    # the schema's columns alone are written, so without `where`
+    write_rows(path, records, _schema().with_metadata(metadata))
     return quarantine
 
 
@@ -174,6 +157,9 @@ def read_quarantine(path: Path) -> Quarantine:
 
     Raises InputError if it is missing, not such a file, or does not add up.
     """
+    import pyarrow as pa  # only where a table is read or written: it takes long to import
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(path)
         summary = json.loads(table.schema.metadata[b"quarantine"])
@@ -206,6 +192,25 @@ def safe_text(value: object) -> str:
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= _MAX_VALUE else f"{text[:_MAX_VALUE]}... ({len(text)} characters)"
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("stage", pa.string(), nullable=False),
+            pa.field("file", pa.string(), nullable=False),
+            pa.field("record", pa.int64()),
+            pa.field("line", pa.int64()),
+            pa.field("question_id", pa.string()),
+            pa.field("dataset", pa.string()),
+            pa.field("modality", pa.string()),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("what", pa.string(), nullable=False),
+            pa.field("why", pa.string(), nullable=False),
+        ]
+    )
 
 
 def _row(fields: dict[str, Any]) -> Row:

@@ -9,33 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from stages.core.errors import InputError
-from stages.core.outputs import atomic_file
 from stages.corpus.quarantine.ledger import Quarantine, RecordLocation
+from stages.corpus.quarantine.parquet_rows import write_rows
 
-_SCHEMA: Final = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("record", pa.int64()),
-        pa.field("line", pa.int64()),
-    ]
-)
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_locations(path: Path, locations: Iterable[tuple[str, RecordLocation]]) -> None:
     """Write the (question_id, location) of each usable record, as parquet sorted by question_id."""
-    rows = [
+    rows = (
         {"question_id": question_id, "file": at.file, "record": at.record, "line": at.line}
         for question_id, at in sorted(locations)
-    ]
-    with atomic_file(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), temporary, compression="zstd")
+    )
+    write_rows(path, rows, _schema())
 
 
 def locate_in_corpus(quarantine: Quarantine, path: Path) -> Quarantine:
@@ -47,8 +37,11 @@ def locate_in_corpus(quarantine: Quarantine, path: Path) -> Quarantine:
     wanted = {row.where.question_id for row in quarantine.rows}
     if not wanted or not path.is_file():
         return quarantine
+    import pyarrow as pa  # only where a table is read: it takes long to import
+    import pyarrow.parquet as pq
+
     try:
-        table = pq.read_table(path, schema=_SCHEMA)
+        table = pq.read_table(path, schema=_schema())
     except (pa.ArrowException, ValueError) as error:
         raise InputError(
             f"{path} is no table of locations ({error}): delete it and run `dvc repro`"
@@ -63,3 +56,16 @@ def locate_in_corpus(quarantine: Quarantine, path: Path) -> Quarantine:
         for row in quarantine.rows
     ]
     return replace(quarantine, rows=tuple(rows))
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("question_id", pa.string(), nullable=False),
+            pa.field("file", pa.string(), nullable=False),
+            pa.field("record", pa.int64()),
+            pa.field("line", pa.int64()),
+        ]
+    )

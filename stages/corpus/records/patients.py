@@ -11,9 +11,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-import networkx as nx
-
-from stages.corpus.dicom.headers.elements import is_dicom, read_elements
+from stages.corpus.dicom.headers.preamble import is_dicom
 from stages.corpus.quarantine.image_errors import ImageError
 from stages.corpus.records.records import PATIENT, Record
 
@@ -43,6 +41,9 @@ def patient_of_file(content: bytes) -> bytes | None:
     """The hashed PatientID of a DICOM file; None if it has none, is damaged or is not DICOM."""
     if not is_dicom(content):
         return None
+    # imports pydicom, which a corpus without DICOM does not need
+    from stages.corpus.dicom.headers.elements import read_elements
+
     try:
         _, elements = read_elements(content, ("PatientID",), _MAX_INFLATED)
         values = elements.codes("PatientID", "LO")
@@ -61,15 +62,19 @@ def link_patients(
     `files`: image -> its files; `patient_of`: file -> hashed PatientID. Ids count within a data
     set: patient 7 of another one is somebody else.
     """
-    graph = nx.Graph()
+    links: list[tuple[str, tuple[str, bytes]]] = []
     for record in records:
         image = record.image_path
         ids = {patient_of[name] for name in files[image] if name in patient_of}
         if own := hashed_id(record.fields.get(PATIENT)):
             ids.add(own)
-        graph.add_edges_from((image, (record.dataset, each)) for each in ids)
+        links += ((image, (record.dataset, each)) for each in ids)
+    if not links:
+        return {}
+    import networkx as nx  # takes a tenth of a second, and few corpora name patients
+
     first_of: dict[str, str] = {}
-    for component in nx.connected_components(graph):
+    for component in nx.connected_components(nx.Graph(links)):
         images = sorted(node for node in component if isinstance(node, str))
         first_of |= dict.fromkeys(images, images[0])
     return first_of

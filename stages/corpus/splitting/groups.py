@@ -12,8 +12,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from stages.corpus.splitting.near_pairs import near_pairs
 
@@ -93,6 +91,10 @@ def _join_all(labels: NDArray[np.intp], batches: Iterable[NDArray[np.intp]]) -> 
 
 def _join(labels: NDArray[np.intp], links: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
     """Merge labels that links connect, directly or through others; the result counts from 0."""
+    # not where only the results of stage splits are read: the import takes a quarter of a second
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     pairs = labels[np.concatenate([*links, np.empty((0, 2), np.intp)])]
     graph = coo_array(
         (np.ones(len(pairs), dtype=np.int32), (pairs[:, 0], pairs[:, 1])),

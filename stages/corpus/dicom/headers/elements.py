@@ -32,8 +32,6 @@ from stages.corpus.quarantine.reasons import Reason
 
 Result = TypeVar("Result")
 
-_PREAMBLE_BYTES: Final = 128
-_PREFIX: Final = b"DICM"
 _UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 _META_GROUP: Final = 0x0002
 _TRANSFER_SYNTAX: Final = 0x00020010
@@ -251,11 +249,6 @@ class Elements:
         if count is not None and len(values) != count:
             raise ImageError(f"{keyword} has the wrong number of values")
         return values
-
-
-def is_dicom(content: bytes) -> bool:
-    """Whether a file has the preamble of PS3.10 section 7.1: any 128 bytes, then "DICM"."""
-    return content[_PREAMBLE_BYTES : _PREAMBLE_BYTES + len(_PREFIX)] == _PREFIX
 
 
 def read_elements(

@@ -57,9 +57,11 @@ class PromptCollator:
             prepare_multimodal_messages(example["prompt"], images=images_of(example))
             for example in examples
         ]
-        paths = tuple(example.get("image_path") for example in examples)
         prompts = process_prompts(self._processor, self._policy, chats, torch.device("cpu"))
-        return replace(prompts, image_paths=paths)
+        paths = [example["image_path"] for example in examples if "image_path" in example]
+        # known for all images or for none
+        known = len(paths) == len(prompts.image_grid_thw)
+        return replace(prompts, image_paths=tuple(paths) if known else ())
 
 
 @dataclass

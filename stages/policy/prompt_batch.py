@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ class PromptBatch:
 
     `ids` and `mask`: (B, P); `positions`: (3, B, P), M-RoPE; `pixel_values`: (patches, features)
     and `image_grid_thw`: (images, 3), of all prompts in order; `image_counts`: images per prompt;
-    `image_paths`: of the prompts with one image, where it is known; empty: of none.
+    `image_paths`: of all images in order, where they are known; empty: of none.
     """
 
     ids: Tensor
@@ -29,7 +29,7 @@ class PromptBatch:
     pixel_values: Tensor
     image_grid_thw: Tensor
     image_counts: tuple[int, ...]
-    image_paths: tuple[str | None, ...] = ()
+    image_paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """B."""
@@ -60,6 +60,8 @@ class PromptBatch:
             return self
         grids = torch.split(self.image_grid_thw, list(self.image_counts))
         patches = torch.split(self.pixel_values, [int(grid.prod(-1).sum()) for grid in grids])
+        names = iter(self.image_paths)
+        paths = [tuple(islice(names, count)) for count in self.image_counts]
         index = torch.tensor(list(rows), device=self.ids.device)
         return PromptBatch(
             self.ids[index],
@@ -68,7 +70,7 @@ class PromptBatch:
             torch.cat([patches[row] for row in rows]),
             torch.cat([grids[row] for row in rows]),
             tuple(self.image_counts[row] for row in rows),
-            tuple(self.image_paths[row] for row in rows if self.image_paths),
+            tuple(chain.from_iterable(paths[row] for row in rows)),
         )
 
 
@@ -79,6 +81,8 @@ def concatenate_prompts(batches: Sequence[PromptBatch]) -> PromptBatch:
     def padded(name: str) -> list[Tensor]:
         return [pad(getattr(each, name), (width - each.ids.shape[1], 0)) for each in batches]
 
+    paths = tuple(chain.from_iterable(each.image_paths for each in batches))
+    known = len(paths) == sum(len(each.image_grid_thw) for each in batches)
     return PromptBatch(
         ids=torch.cat(padded("ids")),
         mask=torch.cat(padded("mask")),
@@ -86,7 +90,7 @@ def concatenate_prompts(batches: Sequence[PromptBatch]) -> PromptBatch:
         pixel_values=torch.cat([each.pixel_values for each in batches]),
         image_grid_thw=torch.cat([each.image_grid_thw for each in batches]),
         image_counts=tuple(chain.from_iterable(each.image_counts for each in batches)),
-        image_paths=tuple(chain.from_iterable(each.image_paths for each in batches)),
+        image_paths=paths if known else (),
     )
 
 

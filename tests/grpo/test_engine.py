@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,24 @@ def test_features_over_the_cache_limit_are_recomputed(tmp_path: Path) -> None:
         torch.testing.assert_close(
             features.inputs_for(policy, prompts)(ids)["inputs_embeds"], expected, rtol=0, atol=1e-5
         )
+
+
+def test_features_are_known_by_the_path_of_their_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = embedded_policy()
+    prompts = process_prompts(processor(), policy, chats(questions(tmp_path)), torch.device("cpu"))
+    named = dataclasses.replace(prompts, image_paths=("a.png", "b.png"))
+    features = VisionFeatures(10**6)
+    with monkeypatch.context() as patch:
+        patch.delattr("stages.policy.vision_features.hashlib")
+        features.inputs_for(policy, named)
+        other = dataclasses.replace(named, pixel_values=torch.zeros_like(named.pixel_values))
+        kept = features.inputs_for(policy, other)(named.ids)["inputs_embeds"]
+    # without paths the pixels say which image it is
+    plain = features.inputs_for(policy, prompts)(prompts.ids)["inputs_embeds"]
+    assert torch.equal(kept, plain)
+    assert len(features._features) == 4
 
 
 def test_cached_features_are_refused_for_a_model_with_deepstack(tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ FAVOURED_LOGITS: Final = 60.0
 
 
 def settings(grpo: Grpo, group: int, completion: int, prompts: int, **changes: Any) -> Grpo:
-    """`grpo` with these sizes, `prompts` a pass, and no drafts."""
+    """`grpo` with these sizes, `prompts` a pass, no drafts, and nothing done ahead of a step.
+
+    A step is what is timed: a reference that takes several at once, or images that workers open
+    meanwhile, would make others look cheaper. `benchmarks.step_kernels` counts what both save.
+    """
     sizes = {
         "num_generations": group,
         "max_completion_length": completion,
@@ -46,6 +50,8 @@ def settings(grpo: Grpo, group: int, completion: int, prompts: int, **changes: A
         "save_steps": 0,
         "save_minutes": None,
         "draft_nodes": 0,
+        "reference_steps": 1,
+        "loader_workers": 0,
         # TRL would load a reference from files: TrainerStep sets beta and the reference
         "beta": 0.0,
     }

@@ -25,6 +25,7 @@ from typing import Any, Final
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import FailedRun, MissingResult
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -341,7 +342,13 @@ def run(
     """Run the flow in the working directory and print outcomes and the time; the exit code."""
     start = time.monotonic()
     code = summarize(
-        lambda: reproduce(only=only, slots=slots, gpus=gpus, slots_per_gpu=slots_per_gpu)
+        lambda: reproduce(
+            only=only,
+            slots=slots,
+            gpus=gpus,
+            slots_per_gpu=slots_per_gpu,
+            return_state=True,
+        )
     )
     if code == 0:
         print_time(time.monotonic() - start)
@@ -357,13 +364,29 @@ def print_time(seconds: float) -> None:
         print(f"This machine: {measure_in_subprocess(threads) or 'matrix products not measured'}")
 
 
-def summarize(run_flow: Callable[[], Summary]) -> int:
-    """Run a flow and print each stage's outcome, or the failures; the exit code."""
+def summarize(run_flow: Callable[[], State[Summary]]) -> int:
+    """Run a flow and print each stage's outcome, or the failures; the exit code.
+
+    `run_flow` returns the final state. Raises the error of a flow that failed for another reason
+    than a failed stage.
+    """
     require_server()
+    state = run_flow()
     try:
-        summary = run_flow()
+        summary = state.result()
     except StagesFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except (MissingResult, FailedRun):
+        # the server, asked twice after a slow answer, returns its copy of the state: without result
+        return _print_state(state)
     artifacts.print_summary(summary.results)
     return 0
+
+
+def _print_state(state: State[Any]) -> int:
+    if state.is_completed():
+        print(f"{state.name}: the outcome of each stage is in Prefect's dashboard and in the log")
+        return 0
+    print(f"error: {state.message}", file=sys.stderr)
+    return 1

@@ -389,6 +389,10 @@ def run(only: list[str] | None, repository: str | None, deployment: str, slots_p
         )
     return summarize(
         lambda: reproduce_on_workers(
-            only=only, repository=repository, deployment=deployment, slots_per_gpu=slots_per_gpu
+            only=only,
+            repository=repository,
+            deployment=deployment,
+            slots_per_gpu=slots_per_gpu,
+            return_state=True,
         )
     )

@@ -18,14 +18,15 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Completed, Failed
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.dvc_api.client import find_orphans, guarded_processes
 from flows.prefect_api.client import orphaned_servers
-from flows.reproduce import _crashed, print_time, reproduce, workspace_lock
+from flows.reproduce import _crashed, print_time, reproduce, summarize, workspace_lock
 from flows.scheduling.schedule import StagesFailedError
 from stages.core.distributed.matrix_product import MatrixProductRate
-from stages.core.errors import ExitCode, InputError
+from stages.core.errors import DiskFullError, ExitCode, InputError
 from tests.commands import MED_R1, med_r1
 from tests.flows.tiny import ENVIRONMENT, REPOSITORY, locked, make_workspace, run
 
@@ -257,6 +258,23 @@ def test_an_unreachable_server_is_named(
     error = capsys.readouterr().err
     assert "http://127.0.0.1:9/api (PREFECT_API_URL)" in error
     assert "make dashboard" in error
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "printed"),
+    [(Failed(message="no stage matches"), 1, "no stage matches"), (Completed(), 0, "Completed")],
+)
+def test_the_servers_copy_of_a_final_state_without_its_result_is_enough(
+    state: Any, code: int, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert summarize(lambda: state) == code
+    output = capsys.readouterr()
+    assert printed in (output.err if code else output.out)
+
+
+def test_the_error_of_a_flow_is_raised_with_its_exit_code() -> None:
+    with pytest.raises(DiskFullError):
+        summarize(lambda: Failed(data=DiskFullError("no space")))
 
 
 def test_a_task_with_an_unreadable_state_counts_as_failed() -> None:

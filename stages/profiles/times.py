@@ -128,14 +128,18 @@ def step_parts(params: Params, model: Model, peak: Peak) -> Parts:
     products = prompts * _prompt_flops(params, model) / rate
     weights = weight_traffic(params, model) / (BANDWIDTH_SHARE * peak.bandwidth)
     launches = passes * _launch_seconds(params, model)
-    return {
-        "images": prompts * IMAGE_SECONDS,
+    parts = {
         "products": products,
         "weights": weights,
         "launches": max(launches - products - weights, 0.0),
         "sampling": passes * _decoded(params) * token_seconds(model),
         "trainer": TRAINER_SECONDS,
     }
+    # workers process the images of a step while the one before computes
+    images = prompts * IMAGE_SECONDS
+    if grpo.loader_workers:
+        images = max(images / grpo.loader_workers - sum(parts.values()), 0.0)
+    return {"images": images} | parts
 
 
 def weight_traffic(params: Params, model: Model) -> float:
@@ -148,7 +152,7 @@ def weight_traffic(params: Params, model: Model) -> float:
     size = weight_size(params)
     computed = 2 if _in_bfloat16(params) else size
     cast = size + computed if computed < size else 0  # read and write
-    reference = 1 if grpo.beta else 0
+    reference = 1 / grpo.batches_ahead if grpo.beta else 0
     forwards = 1 if foresees(params) else 2  # with the completions in a pass of their own
     backwards = 1 if foresees(params) else 2
     read = (forwards + reference) * (cast + computed) + backwards * computed
@@ -263,8 +267,8 @@ def _prompt_flops(params: Params, model: Model) -> float:
 def _launch_seconds(params: Params, model: Model) -> float:
     """Host time of the launches of a pass over `prompts_per_device` prompts, sampling aside."""
     seconds = FORWARD_SECONDS + BACKWARD_SECONDS
-    if params.grpo.beta:
-        seconds += FORWARD_SECONDS
+    if params.grpo.beta:  # several steps may share a pass of the reference
+        seconds += FORWARD_SECONDS / params.grpo.batches_ahead
     if not foresees(params):
         seconds += COMPLETION_SECONDS
     return seconds * model.layers / LAYERS

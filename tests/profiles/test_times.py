@@ -67,8 +67,12 @@ def training(params: Params, measured: Measured | None = None) -> dict[str, floa
     return training_parts(params, MODEL, SCALE, H200, measured or Measured())
 
 
+ALONE = {"reference_steps": 1, "loader_workers": 0}
+"""Settings in which nothing is done ahead of a step."""
+
+
 def test_a_step_of_foreseen_answers_waits_for_images_and_launches() -> None:
-    parts = step_parts(params_with(), MODEL, H200)
+    parts = step_parts(params_with(grpo=ALONE), MODEL, H200)
     assert parts["images"] == pytest.approx(4 * IMAGE_SECONDS)
     assert parts["sampling"] == 0
     # policy and reference forward, and a backward
@@ -81,11 +85,28 @@ def test_a_step_of_foreseen_answers_waits_for_images_and_launches() -> None:
     assert parts["products"] == pytest.approx(4 * 4 * 1.83e12 / (0.35 * 989e12), rel=0.05)
 
 
+def test_what_is_done_ahead_of_a_step_is_not_waited_for() -> None:
+    alone = step_parts(params_with(grpo=ALONE), MODEL, H200)
+    ahead = step_parts(params_with(), MODEL, H200)
+    assert params_with().grpo.batches_ahead == 8
+    assert ahead["images"] == 0, "two workers are faster than a step"
+    saved = FORWARD_SECONDS * 7 / 8
+    host = ("launches", "products", "weights")
+    assert sum(alone[part] - ahead[part] for part in host) == pytest.approx(saved)
+    # workers that are slower than a step are waited for
+    many = params_with(grpo={"prompts_per_device": 400, "loader_workers": 1})
+    slow = step_parts(many, MODEL.model_copy(update={"prompt_tflop": 0.1}), H200)
+    others = sum(seconds for part, seconds in slow.items() if part != "images")
+    assert slow["images"] == pytest.approx(400 * IMAGE_SECONDS - others)
+    assert slow["images"] > 0
+
+
 def test_without_drafts_each_token_takes_a_pass_and_completions_are_scored() -> None:
     drafted = step_parts(params_with(), MODEL, H200)
     parts = step_parts(params_with(grpo={"draft_nodes": 0}), MODEL, H200)
     assert parts["sampling"] == pytest.approx(10 * TOKEN_SECONDS)
     host = parts["launches"] + parts["products"] + parts["weights"]
+    # without drafts the reference takes no several steps at once
     assert host == pytest.approx(2 * FORWARD_SECONDS + COMPLETION_SECONDS + BACKWARD_SECONDS)
     assert parts["weights"] > drafted["weights"]
     assert step_parts(params_with(grpo={"engine": "trl"}), MODEL, H200)["sampling"] > 0
@@ -96,17 +117,21 @@ def test_weight_traffic_is_as_computed_by_hand() -> None:
     # two casts (read 4, write 2) that passes read, and a backward that reads them; a gradient is
     # written, read and written in float32; clipping moves 3 x 4 bytes, Adam 7 x 4
     drafted = 2 * (6 + 2) + 2 + (2 + 2 + 4) + 12 + 28
-    assert weight_traffic(params_with(), MODEL) == pytest.approx(drafted * weights)
+    assert weight_traffic(params_with(grpo=ALONE), MODEL) == pytest.approx(drafted * weights)
+    # of eight steps one reads the reference
+    ahead = drafted - 7 / 8 * (6 + 2)
+    assert weight_traffic(params_with(), MODEL) == pytest.approx(ahead * weights)
     # a pass of its own over the completions: cast, read, backward, and a gradient that is added
     scored = drafted + (6 + 2) + 2 + (2 + 2 + 4) + 4
     assert weight_traffic(params_with(grpo={"draft_nodes": 0}), MODEL) == pytest.approx(
         scored * weights
     )
-    accumulated = params_with(grpo={"prompts_per_device": 2, "gradient_accumulation_steps": 2})
+    sizes = {"prompts_per_device": 2, "gradient_accumulation_steps": 2}
+    accumulated = params_with(grpo=ALONE | sizes)
     # all but the update twice, and the second gradient is added
     twice = 2 * (drafted - 40) + 4 + 40
     assert weight_traffic(accumulated, MODEL) == pytest.approx(twice * weights)
-    frozen = params_with(grpo={"freeze_vision_tower": True})
+    frozen = params_with(grpo=ALONE | {"freeze_vision_tower": True})
     saved = (2 + 2 + 4 + 40) * MODEL.vision_parameters
     assert weight_traffic(frozen, MODEL) == pytest.approx(drafted * weights - saved)
 
@@ -273,7 +298,7 @@ def described(root: Path, params: Params) -> str:
 def test_the_printed_estimate_shows_parts_and_whether_they_are_measured(tmp_path: Path) -> None:
     params = params_with()
     text = described(tmp_path, params)
-    for part in ("images", "launches", "weights", "long completions", "states", "starts"):
+    for part in ("launches", "weights", "long completions", "states", "starts"):
         assert f"{part} 0." in text or f"{part} 1." in text
     assert "These are estimates" in text
     (tmp_path / FILE).parent.mkdir()

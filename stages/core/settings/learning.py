@@ -92,8 +92,8 @@ class Grpo(SettingsGroup):
     """
     reference_steps: Annotated[int, Field(ge=1, le=64)]
     """Batches whose prompts, with their drafts, the reference takes in one pass, ahead of their
-    steps: fewer and larger passes. Needs reuse_prompt_pass and drafts; it holds their images in
-    memory. 1: each batch after its rollout.
+    steps: fewer and larger passes, with the images of all of them in memory. Above 1 it needs
+    reuse_prompt_pass. 1: each batch after its rollout, as always without drafts and with lora.
     """
     compile: bool
     """Compile vision tower and layers with torch.compile: minutes at the start, then fewer and
@@ -203,6 +203,12 @@ class Grpo(SettingsGroup):
     save_minutes: PositiveFloat | None
     """A state is also saved after so many minutes, at the next logged step; of SFT too."""
 
+    @property
+    def batches_ahead(self) -> int:
+        """`reference_steps` where they have an effect, else 1."""
+        drafted = self.engine == "shared-prefix" and self.draft_nodes > 0
+        return self.reference_steps if drafted and self.lora is None else 1
+
     @model_validator(mode="after")
     def _has_rewards(self) -> Self:
         if not self.rewards:
@@ -242,17 +248,10 @@ class Grpo(SettingsGroup):
                     f"reuse_prompt_pass excludes {', '.join(refused)}: set it to false"
                 )
 
-        if self.reference_steps > 1:
-            needed = {
-                "reuse_prompt_pass": self.reuse_prompt_pass,
-                "draft_nodes above 0": self.draft_nodes > 0,
-                "no lora": self.lora is None,
-            }
-            if lacking := [name for name, present in needed.items() if not present]:
-                raise ValueError(
-                    f"reference_steps {self.reference_steps} needs {', '.join(lacking)}: set it to"
-                    " 1"
-                )
+        elif self.reference_steps > 1:
+            raise ValueError(
+                f"reference_steps {self.reference_steps} needs reuse_prompt_pass: set it to 1"
+            )
 
     def _check_parallel(self) -> None:
         if self.parallel == "zero3" and self.lora:

@@ -24,12 +24,9 @@ REQUIRED = {
     "resize": set[str](),
     "splits": set[str](),
     "prior": {"pyarrow"},
-    "report": {"pyarrow", "pandas", "requests"},
+    "report": {"pyarrow", "pandas"},
 }
-"""Stage -> packages of HEAVY that it may import at once: it needs them whatever its inputs are.
-
-pandas itself imports requests if it is there, for its `read_csv` of addresses.
-"""
+"""Stage -> packages of HEAVY that it may import at once: it needs them whatever its inputs are."""
 IN_ALL_RUNS = {"pyarrow"}
 """Packages of HEAVY that download and resize end with: both write parquet."""
 

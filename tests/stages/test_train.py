@@ -488,14 +488,14 @@ def test_the_card_of_a_checkpoint_says_the_licence_of_its_base(
 def test_running_out_of_gpu_memory_says_what_to_lower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stages.grpo import engine
+    from stages.grpo import scoring
 
     small_workspace(tmp_path)
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(engine, "score", full)
+    monkeypatch.setattr(scoring, "score", full)
     with pytest.raises(
         InputError,
         match=(

@@ -53,10 +53,10 @@ def main() -> None:
 
     parser = build_parser("step_kernels", __doc__)
     parser.add_argument("--steps", type=int, default=AHEAD, help="steps that are timed")
-    parser.add_argument("--quick", action="store_true", help="2 steps")
+    parser.add_argument("--quick", action="store_true", help="2 steps, an eighth of the depth")
     arguments = parser.parse_args()
     silence_libraries()
-    rows = measure(2 if arguments.quick else arguments.steps)
+    rows = measure(2, 8) if arguments.quick else measure(arguments.steps)
     width = max(len(row["name"]) for row in rows)
     print(f"{'':{width}}  kernels   ms a step")
     for row in rows:
@@ -65,8 +65,8 @@ def main() -> None:
         write_json(arguments.json, {"rows": rows, "provenance": collect_provenance({})})
 
 
-def measure(steps: int) -> list[dict[str, Any]]:
-    """Kernels and milliseconds of each line."""
+def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
+    """Kernels and milliseconds of each line, at the depth of the 2B divided by `shallower`."""
     import torch
 
     from stages.grpo import engine
@@ -87,7 +87,9 @@ def measure(steps: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="step-kernels-") as folder:
         for number, (name, changes) in enumerate(LINES):
             settings = settings | changes
-            runs.append((name, dict(settings), _steps(Path(folder) / str(number), settings)))
+            runs.append(
+                (name, dict(settings), _steps(Path(folder) / str(number), settings, shallower))
+            )
         kernels: dict[str, list[int]] = {name: [] for name, _, _ in runs}
         seconds: dict[str, list[float]] = {name: [] for name, _, _ in runs}
         for name, chosen, run in runs:
@@ -122,7 +124,7 @@ def _count_kernels(run: Iterator[float]) -> int:
     return counter.count
 
 
-def _steps(folder: Path, settings: dict[str, Any]) -> Iterator[float]:
+def _steps(folder: Path, settings: dict[str, Any], shallower: int) -> Iterator[float]:
     """Train step by step: the seconds of each."""
     import torch
 
@@ -144,8 +146,8 @@ def _steps(folder: Path, settings: dict[str, Any]) -> Iterator[float]:
     shape = Shape(
         "full depth",
         full.family,
-        narrow.text | {"num_hidden_layers": full.text["num_hidden_layers"]},
-        narrow.vision | {"depth": full.vision["depth"]},
+        narrow.text | {"num_hidden_layers": full.text["num_hidden_layers"] // shallower},
+        narrow.vision | {"depth": full.vision["depth"] // shallower},
         std=narrow.std,
     )
     folder.mkdir()

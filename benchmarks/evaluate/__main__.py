@@ -28,7 +28,7 @@ _OF_SAMPLE: Final = 5
 """Questions per image: 1,469 about 305 in the embedded corpus' test splits (17,662 about 17,352 in
 the published ones).
 """
-_QUICK: Final = 24
+_QUICK: Final = 16
 _IMAGES: Final = 64
 _SHORT: Final = 10
 """Tokens of a no-think answer."""

@@ -53,7 +53,9 @@ def _arguments() -> argparse.Namespace:
     from benchmarks.grpo_step.setting import PRECISIONS
 
     parser = build_parser("grpo_step", __doc__)
-    parser.add_argument("--quick", action="store_true", help="only G=4 and 10 tokens, few prompts")
+    parser.add_argument(
+        "--quick", action="store_true", help="only G=4 and 10 tokens, 2 prompts, one repeat"
+    )
     parser.add_argument("--chart", type=Path, help="plot step times to this PNG")
     parser.add_argument("--model", choices=SHAPES, default="10m")
     parser.add_argument("--profile", help="train as this profile does, such as full")
@@ -80,9 +82,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--prompts",
         type=int,
-        help="prompts per optimiser step (default: 8, with --quick 4, or as the profile)",
+        help="prompts per optimiser step (default: 8, with --quick 2, or as the profile)",
     )
-    parser.add_argument("--repeats", type=int, help="steps per implementation (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, help="steps per implementation (default: 3, with --quick 1)"
+    )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -115,8 +119,8 @@ def _plan(arguments: argparse.Namespace) -> Any:
         arguments.model,
         tuple(groups),
         tuple(completions),
-        arguments.repeats or 3,
-        arguments.prompts or (4 if arguments.quick else 8),
+        arguments.repeats or (1 if arguments.quick else 3),
+        arguments.prompts or (2 if arguments.quick else 8),
         ours,
         setting,
         style=arguments.style or "no-think",

@@ -69,6 +69,7 @@ def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
     """Kernels and milliseconds of each line, at the depth of the 2B divided by `shallower`."""
     import torch
 
+    from benchmarks.grpo_step.models import question_rows
     from stages.grpo import engine
 
     torch.set_num_threads(1)
@@ -85,16 +86,21 @@ def measure(steps: int, shallower: int = 1) -> list[dict[str, Any]]:
     }
     runs = []
     with tempfile.TemporaryDirectory(prefix="step-kernels-") as folder:
+        rows = question_rows(Path(folder), (2 + AHEAD + steps) * PROMPTS)
         for number, (name, changes) in enumerate(LINES):
             settings = settings | changes
             runs.append(
-                (name, dict(settings), _steps(Path(folder) / str(number), settings, shallower))
+                (
+                    name,
+                    dict(settings),
+                    _steps(Path(folder) / str(number), rows, settings, shallower),
+                )
             )
         kernels: dict[str, list[int]] = {name: [] for name, _, _ in runs}
         seconds: dict[str, list[float]] = {name: [] for name, _, _ in runs}
         for name, chosen, run in runs:
             next(run)  # drafts learn what is written
-            for _ in range(min(steps, chosen["reference_steps"])):
+            for _ in range(chosen["reference_steps"]):
                 kernels[name].append(_count_kernels(run))
         for _ in range(steps):
             for name, _, run in runs:
@@ -124,8 +130,10 @@ def _count_kernels(run: Iterator[float]) -> int:
     return counter.count
 
 
-def _steps(folder: Path, settings: dict[str, Any], shallower: int) -> Iterator[float]:
-    """Train step by step: the seconds of each."""
+def _steps(
+    folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], shallower: int
+) -> Iterator[float]:
+    """Train on questions, step by step: the seconds of each."""
     import torch
 
     from benchmarks.grpo_step.clock import Clock
@@ -134,7 +142,6 @@ def _steps(folder: Path, settings: dict[str, Any], shallower: int) -> Iterator[f
         Shape,
         build_policy,
         build_processor,
-        question_rows,
         reward,
     )
     from stages.core.params import load_params
@@ -171,7 +178,6 @@ def _steps(folder: Path, settings: dict[str, Any], shallower: int) -> Iterator[f
     }
     grpo = load_params().grpo.model_copy(update=changes)
     deterministic(grpo.seed)
-    rows = question_rows(folder, 64 * PROMPTS)
     trainer: Any = build_trainer(
         policy,
         build_processor(Clock(torch.device("cpu"))),
